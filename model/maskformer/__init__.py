@@ -1,0 +1,1 @@
+"""MaskFormer: mask classification for semantic and panoptic segmentation (NeurIPS 2021)."""

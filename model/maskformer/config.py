@@ -1,0 +1,388 @@
+"""The schema of a recipe, and how a recipe is found, merged and checked.
+
+A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides. Unknown
+keys and wrong types are refused with the nearest valid name, before anything else happens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = tuple[PositiveInt, PositiveInt]
+"""Height, width in pixels."""
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message names each offending key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Section):
+    """A timm `features_only` model whose strides 4, 8, 16, 32 feed the pixel decoder."""
+
+    name: str = "resnet50.tv_in1k"
+    pretrained: bool = True
+    """Start training from timm's ImageNet weights (`maskformer train` only; building never downloads)."""
+    weights: Path | None = None
+    """A local file with the backbone's timm weights; wins over the download."""
+    frozen_norm: bool = True
+    """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
+    drop_path: Fraction = 0.0
+    multi_grid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
+
+
+class PixelDecoderConfig(Section):
+    """The FPN of the paper; `encoder_layers: 6` adds the transformer encoder ("+ 6 Enc")."""
+
+    channels: PositiveInt = 256
+    mask_channels: PositiveInt = 256
+    groups: PositiveInt = 32
+    encoder_layers: NonNegativeInt = 0
+
+
+class DecoderConfig(Section):
+    """The transformer decoder over the coarsest map, and its heads."""
+
+    queries: PositiveInt = 100
+    channels: PositiveInt = 256
+    heads: PositiveInt = 8
+    feedforward: PositiveInt = 2048
+    layers: PositiveInt = 6
+    dropout: Fraction = 0.1
+    enforce_input_projection: bool = False
+
+
+class ModelConfig(Section):
+    architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
+    num_classes: PositiveInt | None = None
+    """K, without "no object"; taken from the data set when left out."""
+    backbone: BackboneConfig = BackboneConfig()
+    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    size_divisibility: NonNegativeInt = 32
+    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+
+
+class CriterionConfig(Section):
+    """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
+
+    class_weight: NonNegative = 1.0
+    mask_weight: NonNegative = 20.0
+    dice_weight: NonNegative = 1.0
+    no_object_weight: NonNegative = 0.1
+    alpha: float = 0.25
+    gamma: NonNegative = 2.0
+
+
+class SemanticAugmentation(Section):
+    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A, semantic sets)."""
+
+    kind: Literal["semantic"] = "semantic"
+    short_sides: tuple[PositiveInt, ...] = (512,)
+    max_side: PositiveInt | None = None
+    crop: Size = (512, 512)
+    single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    color: bool = True
+    flip: bool = True
+    pad_to_crop: bool = True
+
+
+class PanopticAugmentation(Section):
+    """Flip, then resize, half of the time after a first resize and a random crop (DETR's scheme)."""
+
+    kind: Literal["panoptic"] = "panoptic"
+    short_sides: tuple[PositiveInt, ...] = tuple(range(480, 801, 32))
+    max_side: PositiveInt | None = 1333
+    crop_short_sides: tuple[PositiveInt, ...] = (400, 500, 600)
+    crop_range: Size = (384, 600)
+    flip: bool = True
+
+
+Augmentation = Annotated[
+    SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")
+]
+
+
+class DataSection(Section):
+    augmentation: Augmentation = SemanticAugmentation()
+    test_short_side: PositiveInt | None = 512
+    """Evaluation resizes the short side to this; left empty, images keep their size."""
+    test_max_side: PositiveInt | None = 2048
+
+
+class ShapesConfig(DataSection):
+    """Images drawn by the program itself: nothing to download."""
+
+    format: Literal["shapes"] = "shapes"
+    image_size: Size = (96, 96)
+    train_images: PositiveInt = 2000
+    val_images: PositiveInt = 100
+    seed: int = 0
+
+
+class FolderSplit(Section):
+    """One split: two folders that mirror each other, relative to the data root."""
+
+    images: Path
+    labels: Path
+
+
+class FolderConfig(DataSection):
+    """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
+
+    format: Literal["folder"] = "folder"
+    root: Path
+    train: FolderSplit
+    val: FolderSplit
+    image_suffix: str = ".jpg"
+    label_suffix: str = ".png"
+    """Replaces the image suffix to give the name of the label file."""
+    classes: tuple[str, ...] | Path | None = None
+    """Class names, or a text file with one per line; left out, they are numbered from the labels found."""
+    things: tuple[str, ...] = ()
+    label_offset: int = 0
+    """class = value - label_offset."""
+    ignore: tuple[int, ...] = (255,)
+    """Raw values of pixels that belong to no class."""
+
+
+class CocoPanopticSplit(Section):
+    """One split, relative to the data root."""
+
+    images: Path
+    panoptic: Path
+    annotations: Path
+
+
+class CocoPanopticConfig(DataSection):
+    """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
+
+    format: Literal["coco_panoptic"] = "coco_panoptic"
+    root: Path
+    train: CocoPanopticSplit
+    val: CocoPanopticSplit
+    categories: Path | None = None
+    """A categories JSON, for annotation files that carry none."""
+
+
+DataConfig = Annotated[
+    ShapesConfig | FolderConfig | CocoPanopticConfig, Field(discriminator="format")
+]
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule and bookkeeping. A step is one optimiser update; `batch_size` counts all processes."""
+
+    steps: PositiveInt = 160_000
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    """Forward-backward passes per step; the batch is split into this many parts."""
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 1e-4
+    backbone_lr_multiplier: NonNegative = 0.1
+    clip_norm: Positive = 0.01
+    schedule: Literal["poly", "step"] = "poly"
+    poly_power: Positive = 0.9
+    milestones: tuple[PositiveInt, ...] = ()
+    milestone_factor: Positive = 0.1
+    warmup_steps: NonNegativeInt = 0
+    warmup_factor: NonNegative = 1e-6
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: NonNegativeInt = 4
+    seed: int = 0
+    log_every: PositiveInt = 20
+    evaluate_every: PositiveInt = 5000
+    checkpoint_every: PositiveInt = 5000
+
+
+class EvalConfig(Section):
+    """What evaluation measures and the thresholds of panoptic inference (facts: paper §3.4)."""
+
+    semantic: bool = True
+    panoptic: bool = False
+    object_mask_threshold: Fraction = 0.8
+    overlap_threshold: Fraction = 0.8
+    resize_logits: bool = False
+    """Resize mask logits, not scores, to the original size (the official order where panoptic is on)."""
+    batch_size: PositiveInt = 1
+    pictures: NonNegativeInt = 8
+    """How many predictions are drawn for TensorBoard and the run folder."""
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    criterion: CriterionConfig = CriterionConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def config_names() -> list[str]:
+    """Names that `load_config` takes, such as `ade20k/r50`."""
+    files = CONFIG_FOLDER.rglob("*.yaml")
+    names = (file.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for file in files)
+    return sorted(name for name in names if not name.rpartition("/")[2].startswith("_"))
+
+
+def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads, merges and checks a recipe.
+
+    Args:
+        name_or_file: a name out of `config_names()` or a YAML file.
+        overrides: `key=value` pairs with dotted keys; values are YAML.
+
+    Raises:
+        ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
+    """
+    values = _read(_find(str(name_or_file)))
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Checks a nested mapping against the schema; see `load_config`."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Checks the `model` section alone; see `load_config`."""
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, ModelConfig)) from None
+
+
+def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
+    """Replaces values of a model section; nested mappings are merged.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    values = config.model_dump()
+    _merge(values, overrides)
+    return parse_model_config(values)
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The recipe as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _find(name_or_file: str) -> Path:
+    named = CONFIG_FOLDER / f"{name_or_file}.yaml"
+    for file in (Path(name_or_file), named):
+        if file.is_file():
+            return file
+    names = config_names()
+    hint = _nearest(name_or_file, names) or f"; recipes: {', '.join(names)}"
+    raise ConfigError(f"config: no recipe or file named '{name_or_file}'{hint}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {file} is not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: {file} must hold a mapping, got {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    parent = file.parent / str(base)
+    if not parent.is_file():
+        raise ConfigError(f"config: {file} names the base '{base}', which does not exist")
+    merged = _read(parent)
+    _merge(merged, values)
+    return merged
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Overlays `values`; a section that changes its `format` or `kind` starts afresh."""
+    for key, value in values.items():
+        old = into.get(key)
+        if not (isinstance(old, dict) and isinstance(value, Mapping)):
+            into[key] = value
+        elif any(tag in value and value[tag] != old.get(tag) for tag in ("format", "kind")):
+            into[key] = dict(value)
+        else:
+            _merge(old, value)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"config: an override reads key=value, got '{override}'")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
+    lines = []
+    for item in error.errors():
+        path, valid = _locate(item["loc"], root)
+        name = ".".join(path) or "the recipe"
+        if item["type"] == "extra_forbidden":
+            hint = _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+            lines.append(f"{name}: unknown key{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{name}: missing")
+        else:
+            lines.append(f"{name}: {item['msg']}, got {item['input']!r}")
+    return "config: " + "\n        ".join(lines)
+
+
+def _locate(
+    location: tuple[int | str, ...], root: type[BaseModel]
+) -> tuple[list[str], list[str]]:
+    """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
+    unions: dict[str, type[BaseModel]] = {
+        "shapes": ShapesConfig,
+        "folder": FolderConfig,
+        "coco_panoptic": CocoPanopticConfig,
+        "semantic": SemanticAugmentation,
+        "panoptic": PanopticAugmentation,
+    }
+    path: list[str] = []
+    section: type[BaseModel] | None = root
+    for index, part in enumerate(location):
+        if section is None and part in unions:
+            section = unions[str(part)]
+            continue
+        path.append(str(part))
+        if index == len(location) - 1 or section is None:
+            continue
+        annotation = section.model_fields[str(part)].annotation if part in section.model_fields else None
+        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation if is_section else None  # type: ignore[assignment]
+    return path, list(section.model_fields) if section is not None else []
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
