@@ -1,0 +1,24 @@
+"""Shared fixtures: threads, seeds and the optional folder of real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds `camvid/` and `coco_panoptic_sample/`; tests that need it skip without it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MFKERNELS_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("needs real images: set MFKERNELS_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
