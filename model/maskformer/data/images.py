@@ -1,0 +1,97 @@
+"""Reading image and label files, with messages that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from maskformer.data.errors import DatasetError
+
+Labels = NDArray[np.integer]
+
+
+def read_image(file: Path) -> Tensor:
+    """Reads an image as `[3, H, W]` uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        DatasetError: missing, broken or not an image.
+    """
+    image = _load(file, "image")
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 when it converts; keep the upper byte instead.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_labels(file: Path) -> Labels:
+    """Reads a label file (8 or 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+
+    Raises:
+        DatasetError: missing, broken, or coloured pixels instead of one value per pixel.
+    """
+    image = _load(file, "label")
+    bands = image.getbands()
+    if len(bands) != 1 or image.mode == "F":
+        raise DatasetError(
+            f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 bit grey, "
+            "or a palette); convert the colours to class numbers first"
+        )
+    values = np.asarray(image)
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def read_segment_ids(file: Path) -> NDArray[np.int32]:
+    """Reads a COCO panoptic PNG as ids `[H, W]`: R + 256 G + 65536 B.
+
+    Raises:
+        DatasetError: missing, broken or not a colour image.
+    """
+    image = _load(file, "panoptic")
+    if image.mode not in ("RGB", "RGBA"):
+        raise DatasetError(
+            f"panoptic file {file} has {image.mode} pixels, expected RGB with id = R + 256 G + 65536 B"
+        )
+    channels = np.asarray(image)[..., :3].astype(np.int32)
+    ids: NDArray[np.int32] = channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16)
+    return ids
+
+
+def check_same_size(
+    image: Tensor, image_file: Path, labels: NDArray[np.integer], label_file: Path
+) -> None:
+    """Refuses labels that were drawn for another image.
+
+    Raises:
+        DatasetError: the sizes differ.
+    """
+    height, width = image.shape[-2:]
+    if labels.shape == (height, width):
+        return
+    if labels.shape == (width, height):
+        cause = "one of the two is turned by 90 degrees (EXIF orientation of the image is applied)"
+    else:
+        cause = "the label file belongs to another image, or one of the two was resized"
+    raise DatasetError(
+        f"label file {label_file} is {labels.shape[1]}x{labels.shape[0]} pixels, "
+        f"its image {image_file} is {width}x{height}: {cause}"
+    )
+
+
+def _load(file: Path, what: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DatasetError(f"{what} file {file} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"{what} file {file} cannot be read ({error}); it is broken or not an image: "
+            "replace it, or remove it and its partner"
+        ) from None

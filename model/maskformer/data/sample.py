@@ -1,0 +1,121 @@
+"""The one form that every data set has: an image and a partition of it into segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "val"]
+
+
+@dataclass
+class Sample:
+    """An image with its segments.
+
+    Attributes:
+        image: `[3, H, W]` uint8, RGB.
+        segments: `[H, W]` int32, index into `labels`; -1 where no segment is (void).
+        labels: `[T]` int64, class of each segment.
+        crowd: `[T]` bool, segments that stand for a group of objects.
+        name: what messages and pictures call it.
+    """
+
+    image: Tensor
+    segments: Tensor
+    labels: Tensor
+    crowd: Tensor
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.image.shape[-2]), int(self.image.shape[-1])
+
+    def semantic_map(self) -> Tensor:
+        """The class of each pixel, `[H, W]` int64, -1 for void. Crowds carry their class."""
+        return look_up(self.labels, self.segments)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the classes of a data set are.
+
+    Attributes:
+        classes: a name per class.
+        things: the classes whose objects are told apart; the others are stuff.
+        colors: RGB per class.
+        category_ids: the data set's own number of each class.
+
+    Raises:
+        ValueError: the lengths differ, or a thing is no class.
+    """
+
+    classes: tuple[str, ...]
+    things: frozenset[int]
+    colors: tuple[tuple[int, int, int], ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.classes), len(self.colors), len(self.category_ids)}
+        if len(sizes) != 1:
+            raise ValueError(
+                "classes, colors and category_ids must have one entry per class, got "
+                f"{len(self.classes)}, {len(self.colors)} and {len(self.category_ids)}"
+            )
+        outside = sorted(k for k in self.things if not 0 <= k < len(self.classes))
+        if outside:
+            raise ValueError(f"things must lie in 0..{len(self.classes) - 1}, got {outside}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+class Dataset(Protocol):
+    """Map-style access to raw samples; `__getitem__` raises `DatasetError` for files it cannot use."""
+
+    info: DatasetInfo
+
+    @property
+    def num_images(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def look_up(values: Tensor, index: Tensor, fill: int = -1) -> Tensor:
+    """`values[index]`, and `fill` where the index is -1.
+
+    Args:
+        values: `[T]`.
+        index: integer, any shape, in -1..T-1.
+    """
+    # Index -1 reads the last entry of the table.
+    table = torch.cat([values, values.new_full((1,), fill)])
+    return table[index]
+
+
+def keep_segments(segments: Tensor, keep: Tensor) -> Tensor:
+    """Renumbers a segment map after the segments outside `keep` (`[T]` bool) became void."""
+    numbers = torch.where(keep, keep.cumsum(0) - 1, -1).to(segments.dtype)
+    return look_up(numbers, segments)
+
+
+def segment_areas(segments: Tensor, count: int) -> Tensor:
+    """Pixels per segment, `[count]` int64."""
+    return torch.bincount(segments.flatten() + 1, minlength=count + 1)[1:]
+
+
+def check_index(index: int, length: int) -> int:
+    """A position in 0..length-1; negative ones count from the end.
+
+    Raises:
+        IndexError: outside; this also ends a `for` loop over the data set.
+    """
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is outside a data set of {length} images")
+    return index % length
