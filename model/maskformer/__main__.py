@@ -1,0 +1,6 @@
+"""`python -m maskformer`: the command line, also under torchrun."""
+
+from maskformer.cli import main
+
+if __name__ == "__main__":
+    main()

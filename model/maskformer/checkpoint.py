@@ -1,0 +1,217 @@
+"""Checkpoints that are complete or absent, never half.
+
+    checkpoints/
+      step_0001000/     config.json, model.safetensors (what `from_pretrained` reads), recipe.yaml, dataset.json,
+                        training_state.pt, rng_0.pt … one per process
+      last, best        links to the step folders
+
+A folder is written under a temporary name, flushed to disk and renamed; links are replaced atomically. Step
+folders that no link names are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from maskformer.config import Config, ConfigError, load_config, to_yaml
+from maskformer.data import DatasetInfo
+
+RECIPE = "recipe.yaml"
+DATASET = "dataset.json"
+STATE = "training_state.pt"
+LAST, BEST = "last", "best"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or read; the message says what was kept."""
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    state: dict[str, Any],
+    config: Config,
+    info: DatasetInfo,
+    accelerator: Accelerator,
+    *,
+    best: bool = False,
+) -> Path:
+    """Writes `folder/step_N` and points `last` (and `best`) at it; called by every process.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        model: unwrapped, with `save_pretrained`.
+        state: what training needs besides the weights; tensors and plain values only.
+
+    Raises:
+        CheckpointError: on the main process when the disk refuses (full, read-only); earlier checkpoints stay.
+    """
+    target = folder / f"step_{step:07d}"
+    partial = folder / f".{target.name}.partial"
+    problem = ""
+    if accelerator.is_main_process:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            problem = str(error)
+    accelerator.wait_for_everyone()
+    if not problem:
+        try:
+            torch.save(_rng_state(), partial / f"rng_{accelerator.process_index}.pt")
+            if accelerator.is_main_process:
+                model.save_pretrained(partial)  # type: ignore[operator]
+                torch.save(state, partial / STATE)
+                (partial / RECIPE).write_text(to_yaml(config), encoding="utf-8")
+                (partial / DATASET).write_text(info_to_json(info), encoding="utf-8")
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+            problem = str(error)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not problem:
+        try:
+            _flush(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            _link(folder / LAST, target)
+            if best:
+                _link(folder / BEST, target)
+            _remove_unlinked(folder)
+        except OSError as error:
+            problem = str(error)
+    if problem:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = find_checkpoint(folder)
+        raise CheckpointError(
+            f"could not save {target}: {problem}. "
+            + (f"The last complete checkpoint is {kept}." if kept else "There is no earlier one.")
+        )
+    return target
+
+
+def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
+    """The step folder that `last` or `best` names, or None."""
+    link = folder / name
+    return link.resolve() if (link / STATE).is_file() else None
+
+
+def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
+    """Reads the training state and restores this process's random generators.
+
+    Raises:
+        CheckpointError: a missing or unreadable file.
+    """
+    try:
+        state: dict[str, Any] = torch.load(checkpoint / STATE, weights_only=True)
+        rng_file = checkpoint / f"rng_{process_index}.pt"
+        if rng_file.is_file():  # absent when resumed with more processes than before
+            _restore_rng(torch.load(rng_file, weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
+    return state
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step folder.
+
+    A run folder stands for its best checkpoint, or the last where none is best yet.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    for folder in (path / "checkpoints", path):
+        for name in (BEST, LAST):
+            found = find_checkpoint(folder, name)
+            if found:
+                return found
+    if (path / "config.json").is_file():
+        return path.resolve()
+    raise CheckpointError(f"no checkpoint at {path}: expected a run folder or one with a config.json")
+
+
+def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
+    """The recipe that the checkpoint was trained with.
+
+    Raises:
+        CheckpointError: the folder holds none.
+        ConfigError: an override does not fit.
+    """
+    recipe = checkpoint / RECIPE
+    if not recipe.is_file():
+        raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
+    return load_config(recipe, overrides)
+
+
+def load_info(checkpoint: Path) -> DatasetInfo | None:
+    """Class names and colours saved with the checkpoint, if any."""
+    file = checkpoint / DATASET
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return DatasetInfo(
+            classes=tuple(values["classes"]),
+            things=frozenset(values["things"]),
+            colors=tuple(tuple(color) for color in values["colors"]),
+            category_ids=tuple(values["category_ids"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged: {error}") from error
+
+
+def info_to_json(info: DatasetInfo) -> str:
+    values = asdict(info)
+    values["things"] = sorted(info.things)
+    return json.dumps(values, indent=1)
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _flush(folder: Path) -> None:
+    """Forces the files to disk: a rename must not outlive a power cut that the contents did not."""
+    for path in (*folder.iterdir(), folder):
+        with _open_descriptor(path) as descriptor:
+            os.fsync(descriptor)
+
+
+@contextmanager
+def _open_descriptor(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, link)
+
+
+def _remove_unlinked(folder: Path) -> None:
+    kept = {(folder / name).resolve() for name in (LAST, BEST)}
+    for step_folder in folder.glob("step_*"):
+        if step_folder.resolve() not in kept:
+            shutil.rmtree(step_folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""The command line: `maskformer train | evaluate | predict | info`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+
+import mfkernels
+from maskformer.checkpoint import CheckpointError, load_info, load_recipe, resolve_checkpoint
+from maskformer.config import Config, ConfigError, config_names, load_config
+from maskformer.data import DatasetError, EvalLoader, build_dataset, check_dataset
+from maskformer.evaluation import Evaluation, evaluate, write_pictures
+from maskformer.info import summary
+from maskformer.model import MaskFormer, from_pretrained
+from maskformer.predict import find_images, predict_images
+from maskformer.progress import Progress, class_table, metrics_table
+from maskformer.trainer import Trainer, TrainingDiverged, TrainingStopped, prepare_output
+
+app = typer.Typer(
+    help="MaskFormer: train, evaluate and use mask-classification models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Backend = Literal["auto", "reference", "native"]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="A recipe's name (see `maskformer info`) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's.")
+]
+BackendOption = Annotated[Backend, typer.Option(help="Who serves the mfkernels operations.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")]
+CheckpointOption = Annotated[
+    Path, typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder.")
+]
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/<config> unless given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+    ] = None,
+    backend: BackendOption = "auto",
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
+) -> None:
+    """Train a recipe; several processes through `torchrun -m maskformer train …`."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
+    if resume and output is None and config is None:
+        raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
+    if config is None and not resume:
+        raise typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
+    run = output or Path("runs") / Path(str(config)).with_suffix("").as_posix().replace("/", "_")
+    if resume and config is None:
+        recipe = load_recipe(resolve_checkpoint(run), overrides or [])
+    else:
+        recipe = load_config(str(config), overrides or [])
+    prepare_output(run, overwrite=overwrite)
+    trainer = Trainer(recipe, run, resume=resume, weights=weights, backend=backend, cpu=cpu)
+    metrics = trainer.fit()
+    trainer.progress.print(metrics_table(metrics, f"{run} after {trainer.step} steps"))
+    trainer.progress.print(f"figures: {run / 'metrics.json'}   pictures: {run / 'predictions'}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: CheckpointOption,
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write metrics.json and pictures into this folder.")
+    ] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Score a checkpoint on the validation images of its recipe (or of --config)."""
+    folder = resolve_checkpoint(checkpoint)
+    recipe = load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
+    target = _device(device)
+    model = from_pretrained(folder).to(target)
+    dataset = build_dataset(recipe.data, "val")
+    check_dataset(dataset)
+    _check_classes(model, recipe, len(dataset.info.classes))
+    loader = EvalLoader(
+        dataset,
+        recipe.data,
+        model.config,
+        batch_size=recipe.eval.batch_size,
+        workers=recipe.train.workers,
+    )
+    progress = Progress()
+    with mfkernels.use_backend(backend):
+        evaluation = evaluate(model, loader, dataset.info, recipe.eval, target, progress)
+    progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
+    progress.print(metrics_table(evaluation.metrics, str(checkpoint)))
+    if output is not None:
+        _write_evaluation(evaluation, output)
+        progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    checkpoint: CheckpointOption,
+    out: Annotated[Path, typer.Option(help="Where the pictures and label maps go.")],
+    panoptic: Annotated[
+        bool | None, typer.Option(help="Segments instead of classes; the recipe decides unless given.")
+    ] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Segment images: a coloured overlay with a legend and a label PNG for each."""
+    folder = resolve_checkpoint(checkpoint)
+    model = from_pretrained(folder).to(_device(device))
+    recipe = load_recipe(folder, [])
+    info = load_info(folder)
+    files = find_images(images)
+    with mfkernels.use_backend(backend):
+        predict_images(model, files, recipe, info, out, panoptic=panoptic, progress=Progress())
+
+
+@app.command()
+def info(
+    config: Annotated[str | None, typer.Argument(help="A recipe's name or file; all names unless given.")] = None,
+    overrides: Overrides = None,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input for the FLOPs.")] = "512x512",
+) -> None:
+    """Parameters by part, and FLOPs at a size; without a recipe, the list of recipes."""
+    console = Console(highlight=False, soft_wrap=True)
+    if config is None:
+        for name in config_names():
+            console.print(name)
+        return
+    height, cross, width = size.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{size}'")
+    recipe = load_config(config, overrides or [])
+    console.print(summary(recipe, (int(height), int(width))))
+
+
+def main() -> None:
+    """Runs the command line; expected failures end in one clear line and exit code 1."""
+    with _explained_failures():
+        app()
+
+
+@contextmanager
+def _explained_failures() -> Iterator[None]:
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        yield
+    except TrainingStopped as stop:
+        errors.print(str(stop), markup=False)
+        sys.exit(stop.exit_code)
+    except (ConfigError, DatasetError, CheckpointError, TrainingDiverged, FileExistsError) as error:
+        errors.print(f"error: {error}", markup=False, style="red")
+        sys.exit(1)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
+def _check_classes(model: MaskFormer, recipe: Config, count: int) -> None:
+    if model.config.num_classes != count:
+        raise ConfigError(
+            f"the checkpoint knows {model.config.num_classes} classes, the data set {recipe.data.format} "
+            f"has {count}"
+        )
+
+
+def _write_evaluation(evaluation: Evaluation, output: Path) -> None:
+    write_pictures(evaluation, output / "predictions")
+    text = json.dumps({**evaluation.metrics, "per_class": evaluation.per_class}, indent=1) + "\n"
+    (output / "metrics.json").write_text(text, encoding="utf-8")

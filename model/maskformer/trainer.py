@@ -1,0 +1,399 @@
+"""Training: a loop whose every state can be saved, resumed and explained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+import mfkernels
+from maskformer.checkpoint import (
+    LAST,
+    RECIPE,
+    CheckpointError,
+    find_checkpoint,
+    load_training_state,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+from maskformer.config import Config, to_yaml
+from maskformer.data import Batch, EvalLoader, TrainLoader, TrainTransform, build_dataset, check_dataset
+from maskformer.evaluation import Evaluation, evaluate, write_pictures
+from maskformer.model import build_model, load_weights
+from maskformer.criterion import build_criterion
+from maskformer.optimization import build_optimizer, build_scheduler
+from maskformer.progress import Progress, peak_memory
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+STOP_CHECK_EVERY = 10
+"""Steps between agreements on a stop signal, when several processes train together."""
+
+
+class TrainingStopped(RuntimeError):
+    """SIGINT or SIGTERM ended the run after a complete, saved step."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class TrainingDiverged(RuntimeError):
+    """No finite gradient came out of a whole logging interval."""
+
+
+class Trainer:
+    """Trains the model of a recipe in a run folder.
+
+    Args:
+        config: the recipe.
+        output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`, `predictions/` and
+            `metrics.json`.
+        resume: continue the run in `output` from its last checkpoint.
+        weights: a checkpoint or `save_pretrained` folder whose weights training starts from.
+        backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
+
+    Raises:
+        FileExistsError: `output` already holds a run and `resume` is off.
+        CheckpointError: nothing to resume from, or an unreadable checkpoint.
+        DatasetError: data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        *,
+        resume: bool = False,
+        weights: Path | None = None,
+        backend: str = "auto",
+        cpu: bool = False,
+    ) -> None:
+        self.output = output
+        self.checkpoints = output / "checkpoints"
+        if not resume and (output / RECIPE).exists():
+            raise FileExistsError(
+                f"{output} already holds a run: continue it with --resume, replace it with --overwrite, "
+                "or choose another --output"
+            )
+        self.accelerator = Accelerator(
+            mixed_precision=PRECISION[config.train.precision],
+            gradient_accumulation_steps=config.train.accumulate,
+            cpu=cpu,
+            step_scheduler_with_optimizer=False,
+        )
+        self.backend = backend
+        self.progress = Progress(enabled=self.accelerator.is_main_process)
+        set_seed(config.train.seed)
+        self.train_data = build_dataset(config.data, "train")
+        self.val_data = build_dataset(config.data, "val")
+        if self.accelerator.is_main_process:
+            for dataset in (self.train_data, self.val_data):
+                check_dataset(dataset)
+        self.accelerator.wait_for_everyone()
+        self.info = self.train_data.info
+        self.config = _with_classes(config, len(self.info.classes))
+        self.step = 0
+        self.best = float("-inf")
+
+        model = build_model(self.config.model)
+        backbone = self.config.model.backbone
+        if weights is not None:
+            load_weights(model, resolve_checkpoint(weights))
+        elif not resume and (backbone.pretrained or backbone.weights):
+            model.load_backbone_weights(backbone.weights)
+        self.optimizer = build_optimizer(model, self.config.train)
+        checkpoint = self._checkpoint_to_resume() if resume else None
+        if checkpoint is not None:
+            load_weights(model, checkpoint)
+        self.criterion = build_criterion(self.config).to(self.accelerator.device)
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train)
+        set_seed(self.config.train.seed, device_specific=True)
+        if checkpoint is not None:
+            self._restore(load_training_state(checkpoint, self.accelerator.process_index))
+        self.stop_signal = 0
+        self.skipped = torch.zeros((), device=self.accelerator.device)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the last step of the recipe, evaluates, and returns the metrics of the final model.
+
+        Raises:
+            TrainingStopped: a signal came; the step was finished and saved.
+            TrainingDiverged: gradients stopped being finite.
+            CheckpointError: the last checkpoint could not be written.
+        """
+        train = self.config.train
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
+        self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step)
+        self.loader = TrainLoader(
+            self.train_data,
+            TrainTransform(self.config.data, self.config.model.pixel_mean),
+            self.config.model,
+            batch_size=train.batch_size // train.accumulate,
+            seed=train.seed,
+            start_step=self.step * train.accumulate,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=train.workers,
+        )
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with mfkernels.use_backend(self.backend), self.progress.training(self.step, train.steps):
+                metrics = self._loop(iter(self.loader))
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.loader.close()
+            self.board.close()
+        return metrics
+
+    def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
+        train = self.config.train
+        evaluation: Evaluation | None = None
+        window = _Window(self.accelerator.device)
+        while self.step < train.steps:
+            self._train_step(batches, window)
+            self.step += 1
+            done = self.step == train.steps
+            if done or self.step % train.log_every == 0:
+                self._log(window)
+                window = _Window(self.accelerator.device)
+            if not done and self._must_stop():
+                self._save(required=True)
+                raise TrainingStopped(
+                    self.stop_signal,
+                    f"stopped at step {self.step}/{train.steps}; the checkpoint is complete. "
+                    f"Continue with: maskformer train --resume --output {self.output}",
+                )
+            with window.clock_stopped():
+                evaluation = self._evaluate() if done or self.step % train.evaluate_every == 0 else None
+                if evaluation or self.step % train.checkpoint_every == 0:
+                    self._save(evaluation, required=done)
+        return self._finish(evaluation or self._evaluate())
+
+    def _train_step(self, batches: Iterator[Batch], window: _Window) -> None:
+        self.model.train()
+        for _ in range(self.config.train.accumulate):
+            start = time.perf_counter()
+            batch = next(batches).to(self.accelerator.device)
+            window.waited += time.perf_counter() - start
+            with self.accelerator.accumulate(self.model):
+                losses = self.criterion(self.model(batch.pixel_values), batch.targets)
+                loss = self.criterion.total(losses)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), self.config.train.clip_norm
+                    )
+                    self._update(norm)
+                    window.add_norm(norm)
+            window.add_losses(losses, loss, len(batch.names))
+        window.steps += 1
+
+    def _update(self, norm: Tensor) -> None:
+        """One optimiser step, which the fused kernel itself leaves out when the gradient is not finite."""
+        if self.config.train.precision != "fp16":  # there the loss scaler does the same
+            bad = (~torch.isfinite(norm)).float()
+            self.skipped += bad
+            _plain(self.optimizer).found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
+    def _log(self, window: _Window) -> None:
+        values = window.summary(self.accelerator.num_processes)
+        values["lr"] = self.scheduler.get_last_lr()[0]
+        values["skipped_steps"] = self.skipped.item()
+        if isinstance(self.criterion, mfkernels.MaskFormerCriterion):
+            values["bad_costs"] = self.criterion.bad_costs.item()
+        if self.accelerator.is_main_process:
+            for name, value in values.items():
+                self.board.add_scalar(f"train/{name}", value, self.step)
+        self.progress.log(self.step, values)
+        if window.steps > 1 and window.all_norms_bad():
+            raise TrainingDiverged(
+                f"no finite gradient in the {window.steps} steps before step {self.step}; all were skipped. "
+                f"The last checkpoint is {find_checkpoint(self.checkpoints)}. Lower train.lr or train in bf16."
+            )
+
+    def _evaluate(self) -> Evaluation:
+        loader = EvalLoader(
+            self.val_data,
+            self.config.data,
+            self.config.model,
+            batch_size=self.config.eval.batch_size,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=self.config.train.workers,
+        )
+        evaluation = evaluate(
+            self.bare_model, loader, self.info, self.config.eval, self.accelerator.device, self.progress
+        )
+        if self.accelerator.is_main_process:
+            for name, value in evaluation.metrics.items():
+                self.board.add_scalar(f"val/{name}", value, self.step)
+            for name, picture in evaluation.pictures.items():
+                self.board.add_image(f"val/{name}", picture, self.step)
+            write_pictures(evaluation, self.output / "predictions")
+        return evaluation
+
+    def _save(self, evaluation: Evaluation | None = None, *, required: bool) -> None:
+        """Saves the run; a disk that refuses stops training only at its end."""
+        score = evaluation.score if evaluation else float("-inf")
+        best = score > self.best
+        self.best = max(self.best, score)
+        try:
+            save_checkpoint(
+                self.checkpoints,
+                self.step,
+                self.bare_model,
+                self._state(),
+                self.config,
+                self.info,
+                self.accelerator,
+                best=best,
+            )
+        except CheckpointError as error:
+            if required:
+                raise
+            self.progress.warn(f"{error} Training goes on.")
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _checkpoint_to_resume(self) -> Path:
+        checkpoint = find_checkpoint(self.checkpoints, LAST)
+        if checkpoint is None:
+            raise CheckpointError(f"nothing to resume: {self.checkpoints} holds no complete checkpoint")
+        return checkpoint
+
+    def _finish(self, evaluation: Evaluation) -> dict[str, float]:
+        metrics = dict(evaluation.metrics)
+        metrics["step"] = self.step
+        metrics["train_images_per_second"] = self.progress.images_per_second
+        metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
+        if self.accelerator.is_main_process:
+            text = json.dumps(metrics, indent=1) + "\n"
+            (self.output / "metrics.json").write_text(text, encoding="utf-8")
+        return metrics
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal:  # the second one does what it always did
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.stop_signal = number
+        self.progress.warn("stopping after this step (once more to stop at once)")
+
+    def _must_stop(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.stop_signal != 0
+        if self.step % STOP_CHECK_EVERY:
+            return False
+        flag = torch.tensor([self.stop_signal], device=self.accelerator.device)
+        self.stop_signal = int(self.accelerator.gather(flag).max().item())
+        return self.stop_signal != 0
+
+
+class _Window:
+    """What happened since the last log line; sums stay on the device until they are printed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+        self.images = 0
+        self.passes = 0
+        self.sums: dict[str, Tensor] = {}
+        self.norms: list[Tensor] = []
+
+    def add_losses(self, losses: dict[str, Tensor], total: Tensor, images: int) -> None:
+        self.images += images
+        self.passes += 1
+        for name, value in {"loss": total, **losses}.items():
+            previous = self.sums.get(name)
+            value = value.detach()
+            self.sums[name] = value if previous is None else previous + value
+
+    def add_norm(self, norm: Tensor) -> None:
+        self.norms.append(norm.detach())
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Keeps evaluations and checkpoints out of the throughput."""
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
+
+    def all_norms_bad(self) -> bool:
+        return not bool(torch.isfinite(torch.stack(self.norms)).any())
+
+    def summary(self, processes: int) -> dict[str, float]:
+        names = list(self.sums)
+        means = torch.stack([self.sums[name] for name in names]).div(self.passes).tolist()
+        values = dict(zip(names, means, strict=True))
+        values["grad_norm"] = torch.stack(self.norms).mean().item()
+        seconds = time.perf_counter() - self.start
+        values["images_per_second"] = self.images * processes / seconds
+        values["data_wait"] = self.waited / seconds
+        values["peak_memory_mb"] = peak_memory(self.device) / 1e6
+        return values
+
+
+def prepare_output(output: Path, *, overwrite: bool) -> None:
+    """Removes an earlier run when asked to; only what a run writes is touched."""
+    if not (overwrite and (output / RECIPE).exists()):
+        return
+    for name in ("checkpoints", "tensorboard", "predictions"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in (RECIPE, "metrics.json"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimiser inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _with_classes(config: Config, count: int) -> Config:
+    """Fills in the number of classes, or refuses one that contradicts the data."""
+    wanted = config.model.num_classes
+    if wanted not in (None, count):
+        raise ValueError(
+            f"model.num_classes is {wanted}, but the data set has {count} classes; leave it out to take the "
+            "data set's"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": count})})
