@@ -102,6 +102,8 @@ class SemanticAugmentation(Section):
     color: bool = True
     flip: bool = True
     pad_to_crop: bool = True
+    keep_empty: bool = False
+    """Keep segments that were cropped away, as empty masks (the official choice for panoptic training)."""
 
 
 class PanopticAugmentation(Section):
@@ -113,6 +115,8 @@ class PanopticAugmentation(Section):
     crop_short_sides: tuple[PositiveInt, ...] = (400, 500, 600)
     crop_range: Size = (384, 600)
     flip: bool = True
+    keep_empty: bool = True
+    """Keep segments that were cropped away, as empty masks (the official choice for panoptic training)."""
 
 
 Augmentation = Annotated[
