@@ -33,7 +33,8 @@ class Folder:
         split: which pair of folders.
 
     Raises:
-        DatasetError: a folder is missing or empty, images lack their label file, or the classes cannot be found.
+        DatasetError: a folder is missing or empty, images lack their label
+            file, or no classes are found.
     """
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
@@ -44,7 +45,7 @@ class Folder:
             train = self.files if split == "train" else _pair_files(config, "train")
             names = _number_classes(config, [label for _, label in train])
         self.info = _info(names, config)
-        self._split = split
+        self._images = config.root / _folders(config, split).images
         self._table = _class_table(config, len(names))
 
     @property
@@ -65,8 +66,11 @@ class Folder:
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
-            name=image_file.relative_to(self.config.root).with_suffix("").as_posix(),
+            name=self._name(image_file),
         )
+
+    def _name(self, image_file: Path) -> str:
+        return image_file.relative_to(self._images).as_posix()[: -len(self.config.image_suffix)]
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:
         """One message for label values outside the classes, gathered from several files."""
@@ -107,7 +111,7 @@ def _class_table(config: FolderConfig, num_classes: int) -> NDArray[np.int64]:
 
 def _count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The values present and their pixels."""
-    if values.size and 0 <= int(values.min()) and int(values.max()) <= LARGEST_VALUE:
+    if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
         counts = np.bincount(values.ravel())
         present = counts.nonzero()[0]
         return present, counts[present]
@@ -116,36 +120,47 @@ def _count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArr
 
 
 def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
-    folders: FolderSplit = getattr(config, split)
+    folders = _folders(config, split)
     images, labels = config.root / folders.images, config.root / folders.labels
     for folder, key in ((images, "images"), (labels, "labels")):
         if not folder.is_dir():
-            raise DatasetError(f"{split} {key}: there is no folder {folder}; set data.root or data.{split}.{key}")
+            raise DatasetError(
+                f"{split} {key}: there is no folder {folder}; set data.root or data.{split}.{key}"
+            )
     suffix = config.image_suffix.lower()
     found = _relative_files(images)
     stems = sorted(name[: -len(suffix)] for name in found if name.lower().endswith(suffix))
     if not stems:
-        raise DatasetError(_nothing_found(images, f"data.{split}.images", "image_suffix", suffix, found))
+        raise DatasetError(
+            _nothing_found(images, f"data.{split}.images", "image_suffix", suffix, found)
+        )
     image_of = {name[: -len(suffix)]: name for name in found if name.lower().endswith(suffix)}
     present = _relative_files(labels)
     missing = [stem for stem in stems if stem + config.label_suffix not in present]
     if len(missing) == len(stems):
         raise DatasetError(
-            _nothing_found(labels, f"data.{split}.labels", "label_suffix", config.label_suffix, present)
+            _nothing_found(
+                labels, f"data.{split}.labels", "label_suffix", config.label_suffix, present
+            )
             + f" (looked for {missing[0] + config.label_suffix})"
         )
     if missing:
+        first = missing[0]
         raise DatasetError(
-            f"{split}: {len(missing)} of {len(stems)} images have no label file; the first is "
-            f"{images / image_of[missing[0]]}, expected {labels / (missing[0] + config.label_suffix)}: "
+            f"{split}: {len(missing)} of {len(stems)} images have no label file; first: "
+            f"{images / image_of[first]}, expected {labels / first}{config.label_suffix}; "
             "add the label files or remove the images"
         )
     return [(images / image_of[stem], labels / (stem + config.label_suffix)) for stem in stems]
 
 
+def _folders(config: FolderConfig, split: Split) -> FolderSplit:
+    return config.train if split == "train" else config.val
+
+
 def _relative_files(folder: Path) -> set[str]:
     """All files under a folder, as paths relative to it; hidden ones are left out."""
-    found = set()
+    found: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = Path(place).relative_to(folder)
@@ -168,9 +183,12 @@ def _class_names(config: FolderConfig) -> tuple[str, ...] | None:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise DatasetError(
-            f"data.classes: there is no file {places[0]}" + ("" if config.classes.is_absolute() else f" or {places[1]}")
+            f"data.classes: there is no file {places[0]}"
+            + ("" if config.classes.is_absolute() else f" or {places[1]}")
         )
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = tuple(
+        line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
+    )
     if not names:
         raise DatasetError(f"data.classes: {file} is empty, expected one class name per line")
     return names
@@ -186,15 +204,16 @@ def _number_classes(config: FolderConfig, label_files: Sequence[Path]) -> tuple[
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scan = track(pool.map(largest, label_files), len(label_files), "Counting classes")
         top = max(scan) - config.label_offset
+    folder = config.root / config.train.labels
     if top < 0:
         raise DatasetError(
-            f"no class found in {len(label_files)} label files under {config.root / config.train.labels}: every value "
-            f"is ignored or below data.label_offset {config.label_offset}"
+            f"no class found in {len(label_files)} label files under {folder}: every value is "
+            f"ignored or below data.label_offset {config.label_offset}"
         )
     if top > LARGEST_VALUE:
         raise DatasetError(
-            f"label files under {config.root / config.train.labels} hold values up to {top + config.label_offset}, "
-            f"expected class numbers up to {LARGEST_VALUE}"
+            f"label files under {folder} hold values up to {top + config.label_offset}, expected "
+            f"class numbers up to {LARGEST_VALUE}"
         )
     return tuple(f"class {number}" for number in range(top + 1))
 
@@ -204,7 +223,9 @@ def _info(names: tuple[str, ...], config: FolderConfig) -> DatasetInfo:
         raise DatasetError("data.classes is an empty list, expected at least one name")
     unknown = [name for name in config.things if name not in names]
     if unknown:
-        raise DatasetError(f"data.things names {', '.join(unknown)}, which data.classes does not list")
+        raise DatasetError(
+            f"data.things names {', '.join(unknown)}, which data.classes does not list"
+        )
     return DatasetInfo(
         classes=names,
         things=frozenset(names.index(name) for name in config.things),

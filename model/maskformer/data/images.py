@@ -39,8 +39,8 @@ def read_labels(file: Path) -> Labels:
     bands = image.getbands()
     if len(bands) != 1 or image.mode == "F":
         raise DatasetError(
-            f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 bit grey, "
-            "or a palette); convert the colours to class numbers first"
+            f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 "
+            "bit grey, or a palette); convert the colours to class numbers first"
         )
     values = np.asarray(image)
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
@@ -55,11 +55,22 @@ def read_segment_ids(file: Path) -> NDArray[np.int32]:
     image = _load(file, "panoptic")
     if image.mode not in ("RGB", "RGBA"):
         raise DatasetError(
-            f"panoptic file {file} has {image.mode} pixels, expected RGB with id = R + 256 G + 65536 B"
+            f"panoptic file {file} has {image.mode} pixels, expected RGB with "
+            "id = R + 256 G + 65536 B"
         )
-    channels = np.asarray(image)[..., :3].astype(np.int32)
+    return rgb_to_id(np.asarray(image)[..., :3])
+
+
+def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Segment ids of `[..., 3]` colours: R + 256 G + 65536 B."""
+    channels = rgb.astype(np.int32)
     ids: NDArray[np.int32] = channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16)
     return ids
+
+
+def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """The colours that stand for segment ids in 0..2^24-1; the inverse of `rgb_to_id`."""
+    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], -1).astype(np.uint8)
 
 
 def check_same_size(

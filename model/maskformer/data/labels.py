@@ -30,18 +30,23 @@ def explain_label_values(
     first, last = config.label_offset, config.label_offset + num_classes - 1
     listing = ", ".join(f"{value} ({pixels[value]} pixels)" for value in values[:6])
     listing += f" and {len(values) - 6} more" if len(values) > 6 else ""
-    files = f"label file {errors[0].file} has" if len(errors) == 1 else f"{len(errors)} label files have"
+    files = (
+        f"label file {errors[0].file} has"
+        if len(errors) == 1
+        else f"{len(errors)} label files have"
+    )
     where = "" if len(errors) == 1 else f" The first is {errors[0].file}."
     return (
-        f"{files} the value{'s' if len(values) > 1 else ''} {listing}, outside the {num_classes} classes "
-        f"(values {first} to {last}; void is {list(config.ignore)}).{where} "
-        f"Likely cause: {_cause(values, found, config, num_classes)}."
+        f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
+        f"outside the {num_classes} classes (values {first} to {last}; void is "
+        f"{list(config.ignore)}).{where} Likely cause: {_cause(values, found, config, num_classes)}."
     )
 
 
 def _cause(values: list[int], found: set[int], config: FolderConfig, num_classes: int) -> str:
     first, last = config.label_offset, config.label_offset + num_classes - 1
-    ignore_them = f"add {'them' if len(values) > 1 else 'it'} to data.ignore: {sorted({*config.ignore, *values})}"
+    them = "them" if len(values) > 1 else "it"
+    ignore_them = f"add {them} to data.ignore: {sorted({*config.ignore, *values})}"
     if values[0] < 0 or values[-1] > 65535:
         return "these are not class numbers; expected an 8 or 16 bit label image"
     if all(value < first for value in values):
@@ -56,10 +61,12 @@ def _cause(values: list[int], found: set[int], config: FolderConfig, num_classes
     if values == [last + 1] and first == 0:
         shifted = [0, *(value for value in config.ignore if value != 0)]
         return (
-            f"the value stands for void: {ignore_them}; or 0 means unlabelled and classes count from 1: "
-            f"set data.label_offset: 1 and data.ignore: {shifted}"
+            f"the value stands for void: {ignore_them}; or 0 means unlabelled and classes count "
+            f"from 1: set data.label_offset: 1 and data.ignore: {shifted}"
         )
-    needed = max(value for value in values if value not in USUAL_VOID or value == values[0]) - first + 1
+    needed = (
+        max(value for value in values if value not in USUAL_VOID or value == values[0]) - first + 1
+    )
     return (
         f"data.classes lists {num_classes} names and the labels need {needed}, "
         f"or these values stand for void: {ignore_them}"

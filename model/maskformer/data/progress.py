@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """Passes the items on and shows how many of `total` have come, on a terminal's standard error."""
+    """Passes the items on; on a terminal, shows how many of `total` have come."""
     console = Console(stderr=True)
     yield from rich_track(
         items, title, total, console=console, transient=True, disable=not console.is_terminal

@@ -75,7 +75,7 @@ class DatasetInfo:
 
 
 class Dataset(Protocol):
-    """Map-style access to raw samples; `__getitem__` raises `DatasetError` for files it cannot use."""
+    """Map-style access to raw samples; reading raises `DatasetError` for unusable files."""
 
     info: DatasetInfo
 

@@ -1,8 +1,9 @@
 """A data set that is drawn, not downloaded: textured ground with simple objects on it.
 
-Colour, texture and shape all hint at the class, none of them decides alone: light and hue vary, some objects
-have a random hue, objects hide each other, patches of the picture are unlabelled, and a few images hold no
-object or no segment at all. Image `i` of a split depends on the seed, the split and `i` only.
+Colour, texture and shape all hint at the class, none of them decides alone: light and hue vary,
+some objects have a random hue, objects hide each other, patches of the picture are unlabelled, and
+a few images hold no object or no segment at all. Image `i` of a split depends on the seed, the split
+and `i` only.
 """
 
 from __future__ import annotations
@@ -140,8 +141,6 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> _Canvas:
     return canvas
 
 
-
-
 def _paint_ground(rng: np.random.Generator, canvas: _Canvas) -> None:
     """One to three kinds of stuff, divided by wavy lines."""
     y, x = canvas.y, canvas.x
@@ -172,7 +171,9 @@ def _fill(rng: np.random.Generator, canvas: _Canvas, name: str, where: Mask) -> 
     canvas.segments[where] = canvas.add(name)
 
 
-def _shade(rng: np.random.Generator, base: tuple[int, int, int], spread: float, light: Array) -> Array:
+def _shade(
+    rng: np.random.Generator, base: tuple[int, int, int], spread: float, light: Array
+) -> Array:
     color = np.asarray(base, np.float32) + rng.uniform(-spread, spread, 3).astype(np.float32)
     shaded: Array = color + light[:, None]
     return shaded
@@ -193,7 +194,9 @@ def _grass(rng: np.random.Generator, canvas: _Canvas, where: Mask) -> Array:
 
 def _water(rng: np.random.Generator, canvas: _Canvas, where: Mask) -> Array:
     y, x = canvas.y[where], canvas.x[where]
-    ripples = np.sin(np.float32(rng.uniform(45, 75)) * y + 2 * np.sin(np.float32(rng.uniform(4, 9)) * x))
+    ripples = np.sin(
+        np.float32(rng.uniform(45, 75)) * y + 2 * np.sin(np.float32(rng.uniform(4, 9)) * x)
+    )
     return _shade(rng, (60, 110, 160), 18, 16 * ripples)
 
 
@@ -226,8 +229,6 @@ def _paint_void(rng: np.random.Generator, canvas: _Canvas) -> None:
     where = np.abs(across - start + _wave(rng, canvas.y)) < (high - low) * rng.uniform(0.02, 0.07)
     canvas.image[where] = _fog(rng, canvas, where)
     canvas.segments[where] = -1
-
-
 
 
 def _paint_things(rng: np.random.Generator, canvas: _Canvas) -> None:
@@ -276,7 +277,9 @@ def _thing_color(rng: np.random.Generator, name: str) -> Array:
     hue = HUES[THINGS.index(name)] + rng.normal(0, 0.025)
     if rng.random() < RANDOM_HUE_SHARE:
         hue = rng.random()
-    rgb = colorsys.hsv_to_rgb(float(hue) % 1, float(rng.uniform(0.6, 0.95)), float(rng.uniform(0.6, 0.95)))
+    rgb = colorsys.hsv_to_rgb(
+        float(hue) % 1, float(rng.uniform(0.6, 0.95)), float(rng.uniform(0.6, 0.95))
+    )
     return 255 * np.asarray(rgb, np.float32)
 
 
@@ -295,9 +298,9 @@ def _triangle(u: Array, v: Array) -> tuple[Mask, Array]:
 
 
 def _star(u: Array, v: Array) -> tuple[Mask, Array]:
-    distance = np.sqrt(u * u + v * v)
-    reach = 0.64 + 0.34 * np.cos(5 * np.arctan2(v, u))
-    return distance < reach, 1.2 - 2 * distance
+    distance = np.hypot(u, v)
+    reach: Array = 0.64 + 0.34 * np.cos(5 * np.arctan2(v, u))
+    return distance < reach, np.float32(1.2) - 2 * distance
 
 
 def _cross(u: Array, v: Array) -> tuple[Mask, Array]:

@@ -1,0 +1,46 @@
+"""Data sets, augmentation and batches."""
+
+from __future__ import annotations
+
+from maskformer.config import CocoPanopticConfig, FolderConfig, ShapesConfig
+from maskformer.data.check import check_dataset
+from maskformer.data.coco_panoptic import CocoPanoptic
+from maskformer.data.errors import DatasetError, LabelValueError
+from maskformer.data.folder import Folder
+from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
+from maskformer.data.shapes import Shapes
+
+__all__ = [
+    "CocoPanoptic",
+    "Dataset",
+    "DatasetError",
+    "DatasetInfo",
+    "Folder",
+    "LabelValueError",
+    "Sample",
+    "Shapes",
+    "build_dataset",
+    "check_dataset",
+]
+
+
+def build_dataset(
+    config: ShapesConfig | FolderConfig | CocoPanopticConfig, split: Split
+) -> Dataset:
+    """The data set that a recipe's `data` section describes.
+
+    Args:
+        config: `Config.data`.
+        split: `train` or `val`.
+
+    Raises:
+        DatasetError: folders or files that are missing, empty or do not fit each other.
+        ValueError: no such split.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split must be 'train' or 'val', got {split!r}")
+    if isinstance(config, ShapesConfig):
+        return Shapes(config, split)
+    if isinstance(config, FolderConfig):
+        return Folder(config, split)
+    return CocoPanoptic(config, split)

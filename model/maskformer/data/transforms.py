@@ -1,0 +1,190 @@
+"""Augmentation for training and resizing for evaluation (paper appendix A)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from maskformer.config import PanopticAugmentation, SemanticAugmentation
+from maskformer.data.color import distort_color
+from maskformer.data.sample import Sample, keep_segments, look_up, segment_areas
+
+PAD_VALUE = 128
+"""Fills the image where the crop reaches beyond it, before normalisation."""
+
+CROP_TRIES = 10
+
+
+class TrainTransform:
+    """The augmentation of a recipe. Crowds become void.
+
+    The result depends on the sample and the seed only; no global random state is read or changed.
+
+    Args:
+        config: `Config.data.augmentation`.
+    """
+
+    def __init__(self, config: SemanticAugmentation | PanopticAugmentation) -> None:
+        self.config = config
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Augments a sample; `seed` is any integer."""
+        rng = random.Random(seed)
+        sample = _drop(sample, ~sample.crowd)
+        if isinstance(self.config, SemanticAugmentation):
+            sample = _semantic(sample, self.config, rng)
+        else:
+            sample = _panoptic(sample, self.config, rng)
+        if self.config.keep_empty:
+            return sample
+        return _drop(sample, segment_areas(sample.segments, len(sample.labels)) > 0)
+
+
+class EvalTransform:
+    """Resizes the image by the size rule; the ground truth keeps its size.
+
+    Args:
+        short_side: of the result; None leaves images as they are.
+        max_side: bound of the long side; wins over `short_side`.
+    """
+
+    def __init__(self, short_side: int | None, max_side: int | None = None) -> None:
+        self.short_side = short_side
+        self.max_side = max_side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """`[3, H, W]` uint8 to `[3, H', W']` uint8."""
+        if self.short_side is None:
+            return image
+        height, width = image.shape[-2:]
+        return resize_image(image, resized_size((height, width), self.short_side, self.max_side))
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -> tuple[int, int]:
+    """Height and width after the short side became `short_side`.
+
+    Where the long side would exceed `max_side`, it becomes that instead. Sides are rounded half up.
+    """
+    height, width = size
+    scale = short_side / min(size)
+    new_height, new_width = (
+        (float(short_side), width * scale)
+        if height < width
+        else (height * scale, float(short_side))
+    )
+    longest = max(new_height, new_width)
+    if max_side is not None and longest > max_side:
+        new_height, new_width = new_height * max_side / longest, new_width * max_side / longest
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing on uint8, as Pillow does it."""
+    return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
+    """The nearest pixel's segment, by pixel centres."""
+    return F.resize(segments[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
+    short = rng.choice(config.short_sides)
+    sample = _resize(sample, resized_size(sample.size, short, config.max_side))
+    sample = _random_crop(sample, config, rng)
+    if config.color:
+        sample = replace(sample, image=distort_color(sample.image, rng))
+    if config.flip and rng.random() < 0.5:
+        sample = _flip(sample)
+    return _pad(sample, config.crop) if config.pad_to_crop else sample
+
+
+def _panoptic(sample: Sample, config: PanopticAugmentation, rng: random.Random) -> Sample:
+    if config.flip and rng.random() < 0.5:
+        sample = _flip(sample)
+    if rng.random() < 0.5:
+        sample = _resize(
+            sample, resized_size(sample.size, rng.choice(config.crop_short_sides), None)
+        )
+        low, high = config.crop_range
+        height, width = (rng.randint(min(side, low), min(side, high)) for side in sample.size)
+        sample = _crop(sample, *_corner(sample, (height, width), rng), height, width)
+    short = rng.choice(config.short_sides)
+    return _resize(sample, resized_size(sample.size, short, config.max_side))
+
+
+def _random_crop(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
+    """Crops; tries again while one class covers more of the labelled pixels than allowed."""
+    size = (min(sample.size[0], config.crop[0]), min(sample.size[1], config.crop[1]))
+    for _ in range(CROP_TRIES):
+        top, left = _corner(sample, size, rng)
+        if config.single_category_max_area == 1.0:
+            break
+        classes = look_up(
+            sample.labels, sample.segments[top : top + size[0], left : left + size[1]]
+        )
+        counts = torch.bincount(classes[classes >= 0])
+        if (counts > 0).sum() > 1 and counts.max() < counts.sum() * config.single_category_max_area:
+            break
+    return _crop(sample, top, left, *size)
+
+
+def _corner(sample: Sample, size: tuple[int, int], rng: random.Random) -> tuple[int, int]:
+    height, width = sample.size
+    return rng.randint(0, height - size[0]), rng.randint(0, width - size[1])
+
+
+def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    return replace(
+        sample,
+        image=F.crop(sample.image, top, left, height, width),
+        segments=F.crop(sample.segments, top, left, height, width),
+    )
+
+
+def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    if size == sample.size:
+        return sample
+    return replace(
+        sample,
+        image=resize_image(sample.image, size),
+        segments=resize_segments(sample.segments, size),
+    )
+
+
+def _flip(sample: Sample) -> Sample:
+    return replace(
+        sample,
+        image=F.horizontal_flip(sample.image),
+        segments=F.horizontal_flip(sample.segments),
+    )
+
+
+def _pad(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Fills up to `size` on the right and at the bottom."""
+    height, width = sample.size
+    padding = [0, 0, max(size[1] - width, 0), max(size[0] - height, 0)]
+    if not any(padding):
+        return sample
+    return replace(
+        sample,
+        image=F.pad(sample.image, padding, fill=PAD_VALUE),
+        segments=F.pad(sample.segments[None], padding, fill=-1)[0],
+    )
+
+
+def _drop(sample: Sample, keep: Tensor) -> Sample:
+    """Turns the segments outside `keep` into void."""
+    if bool(keep.all()):
+        return sample
+    return replace(
+        sample,
+        segments=keep_segments(sample.segments, keep),
+        labels=sample.labels[keep],
+        crowd=sample.crowd[keep],
+    )
