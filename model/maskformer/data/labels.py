@@ -38,8 +38,9 @@ def explain_label_values(
     where = "" if len(errors) == 1 else f" The first is {errors[0].file}."
     return (
         f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
-        f"outside the {num_classes} classes (values {first} to {last}; void is "
-        f"{list(config.ignore)}).{where} Likely cause: {_cause(values, found, config, num_classes)}."
+        f"outside the {num_classes} classes (values {first} to {last}; void "
+        f"is {list(config.ignore)}).{where} "
+        f"Likely cause: {_cause(values, found, config, num_classes)}."
     )
 
 

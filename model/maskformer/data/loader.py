@@ -117,8 +117,8 @@ class TrainLoader:
     """An endless stream of training batches, the same for the same seed and step.
 
     Step `s` takes the draws from `s * batch_size` on, out of an endless row of permutations of the
-    data set. Process `rank` gets its slice of them: the slices of all processes together are what one
-    process would get.
+    data set. Process `rank` gets its slice of them: the slices of all processes together are what
+    one process would get.
 
     Args:
         dataset: raw samples.

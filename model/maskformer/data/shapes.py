@@ -2,8 +2,8 @@
 
 Colour, texture and shape all hint at the class, none of them decides alone: light and hue vary,
 some objects have a random hue, objects hide each other, patches of the picture are unlabelled, and
-a few images hold no object or no segment at all. Image `i` of a split depends on the seed, the split
-and `i` only.
+a few images hold no object or no segment at all. Image `i` of a split depends on the seed, the
+split and `i` only.
 """
 
 from __future__ import annotations

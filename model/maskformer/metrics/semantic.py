@@ -1,0 +1,87 @@
+"""Mean intersection over union and its companions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+
+class SemanticQuality(Metric):
+    """Scores of label maps, pixels of all images taken together.
+
+    Void ground truth does not count; a void prediction on a labelled pixel is a miss. Classes
+    without ground truth are left out of the means, though predicting them costs the class that is
+    there. Counts are summed over processes.
+
+    Args:
+        num_classes: K.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        # Rows are the truth. One more class stands for void predictions.
+        zeros = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
+        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Adds images.
+
+        Args:
+            prediction: classes, integer, any shape; -1 is void.
+            target: classes, same shape; -1 is void.
+
+        Raises:
+            ValueError: the shapes differ or a class is not in -1..K-1.
+        """
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction must have the shape of target {list(target.shape)}, "
+                f"got {list(prediction.shape)}"
+            )
+        for name, values in (("prediction", prediction), ("target", target)):
+            low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
+            if low < -1 or high >= self.num_classes:
+                raise ValueError(
+                    f"{name} must hold classes in -1..{self.num_classes - 1}, got {low}..{high}"
+                )
+        device = self.confusion.device
+        prediction, target = prediction.to(device).long(), target.to(device).long()
+        self.confusion += multiclass_confusion_matrix(
+            torch.where(prediction < 0, self.num_classes, prediction).flatten(),
+            target.flatten(),
+            self.num_classes + 1,
+            ignore_index=-1,
+            validate_args=False,
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores as fractions, float64.
+
+        Returns:
+            `miou`: mean IoU over the classes with ground truth; `fwiou`: IoU weighted by their
+            pixels; `macc`: mean recall of these classes; `pacc`: share of right pixels;
+            `iou_per_class [K]`, NaN without ground truth. All NaN when no pixel was labelled.
+        """
+        counts = self.confusion.double()
+        right = counts.diagonal()[:-1]
+        truth, predicted = counts.sum(1)[:-1], counts.sum(0)[:-1]
+        present = truth > 0
+        iou = torch.where(present, right / (truth + predicted - right), torch.nan)
+        total = truth.sum()
+        return {
+            "miou": iou[present].mean(),
+            "fwiou": (iou * truth)[present].sum() / total,
+            "macc": (right / truth)[present].mean(),
+            "pacc": right.sum() / total,
+            "iou_per_class": iou,
+        }
