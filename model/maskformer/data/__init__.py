@@ -7,18 +7,27 @@ from maskformer.data.check import check_dataset
 from maskformer.data.coco_panoptic import CocoPanoptic
 from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.folder import Folder
+from maskformer.data.loader import Batch, EvalBatch, EvalLoader, Normalize, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.shapes import Shapes
+from maskformer.data.transforms import EvalTransform, TrainTransform
 
 __all__ = [
+    "Batch",
     "CocoPanoptic",
     "Dataset",
     "DatasetError",
     "DatasetInfo",
+    "EvalBatch",
+    "EvalLoader",
+    "EvalTransform",
     "Folder",
     "LabelValueError",
+    "Normalize",
     "Sample",
     "Shapes",
+    "TrainLoader",
+    "TrainTransform",
     "build_dataset",
     "check_dataset",
 ]
