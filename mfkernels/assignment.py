@@ -33,13 +33,14 @@ __all__ = [
 Counts = Tensor | Sequence[int] | int | None
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
+_CPU = torch.device("cpu")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def linear_sum_assignment(
     cost_matrix: ArrayLike, maximize: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Solve the linear sum assignment problem with `scipy.optimize.linear_sum_assignment`'s contract.
+    """Solve one linear assignment problem with `scipy.optimize.linear_sum_assignment`'s contract.
 
     The indices equal SciPy's, on ties too.
 
@@ -59,8 +60,10 @@ def linear_sum_assignment(
         raise ValueError(f"expected a matrix (2-D array), got a {cost.ndim} array")
     if cost.dtype not in (np.float16, np.float32, np.float64):
         cost = cost.astype(np.float64, casting="safe")
-    if backend.select("assignment", torch.device("cpu"), _numpy_problem()) == "native":
-        rows, columns = backend.numpy_module.linear_sum_assignment(cost, bool(maximize))
+    module = backend.numpy_module
+    problem = None if module is not None else backend.part("numpy").problem
+    if backend.select("assignment", _CPU, problem) == "native" and module is not None:
+        rows, columns = module.linear_sum_assignment(cost, bool(maximize))
         return rows, columns
     cost = cost.astype(np.float64)
     if maximize:
@@ -71,13 +74,6 @@ def linear_sum_assignment(
     if status & STATUS_INFEASIBLE:
         raise ValueError("cost matrix is infeasible")
     return rows, columns
-
-
-def _numpy_problem() -> str | None:
-    if backend.numpy_module is not None:
-        return None
-    part = next(part for part in backend.parts() if part.name == "numpy")
-    return f"the native numpy module is missing: {part.problem}"
 
 
 def batch_linear_assignment(
@@ -93,10 +89,11 @@ def batch_linear_assignment(
     Problem `[R, C]` matches `min(r, c)` of its first r rows and c columns at the least total cost,
     r and c being its counts (else R and C). Few targets and many queries: either may be the rows.
 
-    Costs that are not finite never stop a batch: +inf is no edge; NaN, and the infinity of the wrong
-    sign, count as no edge. Where no complete matching uses real edges only, the missing ones get one
-    finite cost above all others, so that a complete matching with as few of them as possible results.
-    `batch_linear_assignment_with_status` says which problems were affected.
+    Costs that are not finite never stop a batch: +inf is no edge; NaN and -inf count as no edge
+    too. Where no complete matching uses real edges only, the missing ones get one finite cost above
+    all others, so that a complete matching with as few of them as possible results (signs are those
+    of the costs as they are minimised). `batch_linear_assignment_with_status` says which problems
+    were affected.
 
     Args:
         cost: `[..., R, C]`, any strides; fp16, bf16, fp32 or fp64 (integers and bool go to fp64).

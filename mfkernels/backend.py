@@ -35,7 +35,7 @@ OPERATIONS = (
 )
 
 _logger = logging.getLogger(__name__)
-_REQUESTS = get_args(Request)
+_REQUESTS: tuple[Request, ...] = get_args(Request)
 _request: contextvars.ContextVar[Request | None] = contextvars.ContextVar(
     "mfkernels_backend", default=None
 )
@@ -101,9 +101,9 @@ _parts = _load_libraries(_FOLDER)
 numpy_module, _parts["numpy"] = _load_numpy_module(_FOLDER)
 
 
-def parts() -> tuple[Part, ...]:
-    """The pieces of native code: operators for the CPU, operators for CUDA, the NumPy module."""
-    return tuple(_parts.values())
+def part(name: str) -> Part:
+    """A piece of native code: operators for the ``cpu``, operators for ``cuda``, or ``numpy``."""
+    return _parts[name]
 
 
 def requested() -> Request:
@@ -111,12 +111,15 @@ def requested() -> Request:
     request = _request.get()
     if request is not None:
         return request
-    value = os.environ.get("MFKERNELS_BACKEND", "auto")
-    if value not in _REQUESTS:
-        raise ValueError(
-            f"MFKERNELS_BACKEND is {value!r}, expected one of {', '.join(map(repr, _REQUESTS))}"
-        )
-    return value
+    return _checked("MFKERNELS_BACKEND", os.environ.get("MFKERNELS_BACKEND", "auto"))
+
+
+def _checked(name: str, value: str) -> Request:
+    for request in _REQUESTS:
+        if value == request:
+            return request
+    expected = ", ".join(map(repr, _REQUESTS))
+    raise ValueError(f"{name} is {value!r}, expected one of {expected}")
 
 
 @contextlib.contextmanager
@@ -127,11 +130,7 @@ def use_backend(backend: Request) -> Iterator[None]:
         backend: ``"reference"``, ``"native"`` or ``"auto"``. Under ``"native"`` a call that no
             native kernel can serve raises `RuntimeError` with the reason.
     """
-    if backend not in _REQUESTS:
-        raise ValueError(
-            f"backend is {backend!r}, expected one of {', '.join(map(repr, _REQUESTS))}"
-        )
-    token = _request.set(backend)
+    token = _request.set(_checked("backend", backend))
     try:
         yield
     finally:
@@ -142,16 +141,21 @@ def why_not_native(operation: str, device_type: str) -> str | None:
     """Why no native kernel serves `operation` on a kind of device, or None where one does."""
     if operation not in OPERATIONS:
         raise ValueError(f"operation is {operation!r}, expected one of {', '.join(OPERATIONS)}")
-    part = _parts.get(device_type)
-    if part is None:
+    library = _parts.get(device_type)
+    if library is None:
         return f"there are no native kernels for the device type {device_type!r}"
-    if part.problem is not None:
-        return f"the native {part.name} library is missing: {part.problem}"
-    name = f"mfkernels::{operation}"
-    # A FakeTensor or a compiled graph keeps the real device type, so the real key is the right one.
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(name, device_type.upper()):
-        return f"there is no native {device_type} kernel for {operation} yet"
+    if library.problem is not None:
+        return f"the native {library.name} library is missing: {library.problem}"
+    if not _has_kernel(f"mfkernels::{operation}", device_type.upper()):
+        return f"there is no native {device_type} kernel for it yet"
     return None
+
+
+def _has_kernel(name: str, dispatch_key: str) -> bool:
+    namespace, operator = name.split("::")
+    if not hasattr(getattr(torch.ops, namespace), operator):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, dispatch_key)
 
 
 def select(operation: str, device: torch.device, problem: str | None = None) -> Choice:
@@ -256,4 +260,4 @@ def explain() -> Explanation:
                 choice: Choice = "native" if reason is None else "reference"
                 rows.append((operation, device_type, choice, reason or ""))
     build = () if numpy_module is None else tuple(numpy_module.build_info().items())
-    return Explanation(request, parts(), build, tuple(rows))
+    return Explanation(request, tuple(_parts.values()), build, tuple(rows))

@@ -41,7 +41,7 @@ def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 def linear_assignment(
     cost: Tensor, row_counts: Tensor | None, col_counts: Tensor | None, maximize: bool
 ) -> tuple[Tensor, Tensor]:
-    """Solve a batch `[B, R, C]`, of which problem b uses the top left `row_counts[b], col_counts[b]`.
+    """Solve a batch `[B, R, C]`; problem b is its top left `row_counts[b], col_counts[b]` corner.
 
     Returns the column of each row `[B, R]` int64 (-1: none) and the status `[B]` int32.
     """

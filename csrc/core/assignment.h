@@ -1,0 +1,261 @@
+// Minimum-cost assignment by shortest augmenting paths, for one problem and one group of lanes.
+//
+// The group is a template parameter: one lane on a CPU, a warp or several warps on a GPU. Every
+// lane of the group calls the same functions with the same arguments and owns the columns lane,
+// lane + lanes, lane + 2 * lanes, ... Between two steps the group synchronises.
+//
+// Rows are the smaller side. +inf is no edge; costs hold no NaN and no -inf here (see `admit`).
+// Row and column duals are fp64 whatever the costs are: with fp32 duals, costs that someone clamped
+// to 1e10 swallow all the others.
+//
+// A group provides
+//   int lane() const, lanes() const;  void sync() const;
+//   Nearest nearest(Nearest) const;   the least of all lanes' candidates, in every lane;
+//   synchronises static void claim(int32_t* slot, int32_t row);   slot = min(slot, row) as
+//   unsigned, atomically
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/scalar.h"
+
+namespace mfk::assignment {
+
+enum Status : int32_t {
+  kNan = 1,
+  kNegativeInfinity = 2,
+  kPositiveInfinity = 4,
+  kInfeasible = 8,
+};
+
+constexpr int32_t kNone = -1;
+
+MFK_INLINE double infinity() {
+  const uint64_t bits = 0x7ff0000000000000u;
+  double value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// A cost as the search wants it: what is not a number or -inf is no edge; the status says so.
+template <class T>
+MFK_INLINE T admit(T cost, int32_t& status) {
+  if (is_finite(cost)) return cost;
+  status |= cost != cost ? kNan : cost < 0 ? kNegativeInfinity : kPositiveInfinity;
+  return static_cast<T>(infinity());
+}
+
+// A column that the search may go to next. Lower rank wins among equal distances.
+struct Nearest {
+  double distance;
+  int32_t rank;
+  int32_t column;
+};
+
+MFK_INLINE bool operator<(const Nearest& a, const Nearest& b) {
+  return a.distance < b.distance || (a.distance == b.distance && a.rank < b.rank);
+}
+
+// Costs held densely, one row after the other.
+template <class T>
+struct DenseCosts {
+  const T* data;
+  int64_t row_stride;
+
+  MFK_INLINE double operator()(int32_t row, int32_t column) const {
+    return data[row * row_stride + column];
+  }
+};
+
+// One problem with its working memory. All arrays belong to the whole group.
+template <class Costs, class PathIndex = int32_t>
+struct Problem {
+  Costs costs;
+  int32_t rows;
+  int32_t columns;
+  double* row_dual;     // [rows]
+  double* column_dual;  // [columns]; -inf while the column is in the tree, so it is never relaxed
+  double* distance;     // [columns]; +inf while the column is in the tree, so it is never nearest
+  PathIndex* path;      // [columns] row from which the column was reached
+  int32_t* column_of_row;  // [rows]
+  int32_t* row_of_column;  // [columns]
+  int32_t* tree_column;    // [rows] columns of the tree in the order in which they were scanned,
+  double* tree_distance;   // [rows] with their distances
+  double* tree_dual;       // [rows] and the duals they had
+  int32_t* remaining;      // [columns] strict only: columns outside the tree in SciPy's order,
+  int32_t* position;       // [columns] and where each of them stands in it
+};
+
+// How a group looks at a row. CPU groups with vector registers specialise this.
+template <class Group>
+struct Scan {
+  // Relax the edges of `row` and return the nearest column outside the tree. `base` is the length
+  // of the path to `row`. Strict: SciPy's order of additions and its choice among equal distances.
+  template <bool kFirst, bool kStrict, class P>
+  static MFK_HOST_DEVICE Nearest relax(const Group& group, const P& p, int32_t row, double base) {
+    const double row_dual = p.row_dual[row];
+    Nearest best{infinity(), INT32_MAX, kNone};
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      const double cost = p.costs(row, j);
+      const double reduced = kStrict ? base + cost - row_dual - p.column_dual[j]
+                                     : (cost - p.column_dual[j]) + (base - row_dual);
+      double distance;
+      if (kFirst || reduced < p.distance[j]) {
+        p.distance[j] = distance = reduced;
+        p.path[j] = row;
+      } else {
+        distance = p.distance[j];
+      }
+      if (distance > best.distance) continue;
+      const Nearest here{distance, rank<kStrict>(p, j), j};
+      if (here < best) best = here;
+    }
+    return group.nearest(best);
+  }
+
+  // SciPy keeps the columns in a list, in which the last one takes the place of one that leaves.
+  // Among equal distances its last unassigned column wins, else its first assigned one.
+  template <bool kStrict, class P>
+  static MFK_INLINE int32_t rank(const P& p, int32_t column) {
+    if constexpr (!kStrict) {
+      return column;
+    } else {
+      const int32_t position = p.position[column];
+      return p.row_of_column[column] == kNone ? -1 - position : position;
+    }
+  }
+
+  // The least cost of each row becomes its dual; the row claims a column that has it.
+  template <class P>
+  static MFK_HOST_DEVICE void claim_minima(const Group& group, const P& p) {
+    for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
+      double least = infinity();
+      int32_t column = kNone;
+      for (int32_t j = 0; j < p.columns; ++j) {
+        const double cost = p.costs(i, j);
+        if (cost < least) {
+          least = cost;
+          column = j;
+        }
+      }
+      p.row_dual[i] = column == kNone ? 0.0 : least;
+      p.column_of_row[i] = column;
+      if (column != kNone) Group::claim(&p.row_of_column[column], i);
+    }
+  }
+};
+
+// Nothing assigned, column duals 0. Free columns must keep dual 0 on a rectangular problem.
+template <class Group, class P>
+MFK_HOST_DEVICE void reset(const Group& group, const P& p) {
+  for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+    p.column_dual[j] = 0.0;
+    p.row_of_column[j] = kNone;
+  }
+  for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
+    p.row_dual[i] = 0.0;
+    p.column_of_row[i] = kNone;
+  }
+  group.sync();
+}
+
+// Start with every row at its least cost; of the rows that want one column the first gets it.
+template <class Group, class P>
+MFK_HOST_DEVICE void start_at_row_minima(const Group& group, const P& p) {
+  Scan<Group>::claim_minima(group, p);
+  group.sync();
+  for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
+    const int32_t column = p.column_of_row[i];
+    if (column != kNone && p.row_of_column[column] != i) p.column_of_row[i] = kNone;
+  }
+  group.sync();
+}
+
+// Assign row `start` along a shortest augmenting path. False: no path over real edges exists.
+template <bool kStrict, class Group, class P>
+MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
+  int32_t remaining = p.columns;
+  if constexpr (kStrict) {
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      p.remaining[j] = p.columns - 1 - j;
+      p.position[j] = p.columns - 1 - j;
+    }
+    group.sync();
+  }
+
+  Nearest best = Scan<Group>::template relax<true, kStrict>(group, p, start, 0.0);
+  int32_t scanned = 0;
+  bool reached = false;
+  // Each turn but the last puts one assigned column into the tree, and there are fewer than `rows`.
+  while (scanned < p.rows && best.distance < infinity()) {
+    const int32_t row = p.row_of_column[best.column];
+    if (row == kNone) {
+      reached = true;
+      break;
+    }
+    if (group.lane() == 0) {
+      p.tree_column[scanned] = best.column;
+      p.tree_distance[scanned] = best.distance;
+      p.tree_dual[scanned] = p.column_dual[best.column];
+      p.column_dual[best.column] = -infinity();
+      p.distance[best.column] = infinity();
+      if constexpr (kStrict) {
+        const int32_t last = p.remaining[remaining - 1];
+        const int32_t position = p.position[best.column];
+        p.remaining[position] = last;
+        p.position[last] = position;
+      }
+    }
+    group.sync();
+    ++scanned;
+    --remaining;
+    best = Scan<Group>::template relax<false, kStrict>(group, p, row, best.distance);
+  }
+
+  // Columns of the tree get their duals back, lowered by how much nearer than the end they were.
+  for (int32_t k = group.lane(); k < scanned; k += group.lanes()) {
+    const int32_t column = p.tree_column[k];
+    const double slack = reached ? best.distance - p.tree_distance[k] : 0.0;
+    p.row_dual[p.row_of_column[column]] += slack;
+    p.column_dual[column] = p.tree_dual[k] - slack;
+  }
+  group.sync();
+  if (!reached) return false;
+
+  if (group.lane() == 0) {
+    p.row_dual[start] += best.distance;
+    int32_t column = best.column;
+    for (int32_t turn = 0; turn <= scanned; ++turn) {
+      const int32_t row = static_cast<int32_t>(p.path[column]);
+      p.row_of_column[column] = row;
+      const int32_t next = p.column_of_row[row];
+      p.column_of_row[row] = column;
+      if (row == start) break;
+      column = next;
+    }
+  }
+  group.sync();
+  return true;
+}
+
+// Solve the problem. False: infeasible, and the assignment is not complete.
+template <bool kStrict, class Group, class P>
+MFK_HOST_DEVICE bool solve(const Group& group, const P& p) {
+  reset(group, p);
+  if constexpr (!kStrict) start_at_row_minima(group, p);
+  for (int32_t i = 0; i < p.rows; ++i) {
+    if (p.column_of_row[i] == kNone && !augment<kStrict>(group, p, i)) return false;
+  }
+  return true;
+}
+
+// What a missing edge costs when there is no way around it: so much that as few as possible are
+// used.
+MFK_INLINE double substitute(double least, double greatest, int32_t rows, double limit) {
+  const double range = greatest - least > 1.0 ? greatest - least : 1.0;
+  const double cost = greatest + (1.0 + rows) * range;
+  return cost < limit ? cost : limit;
+}
+
+}  // namespace mfk::assignment

@@ -1,0 +1,12 @@
+// What a header needs to serve the host and the device from one source.
+#pragma once
+
+#if defined(__CUDACC__)
+#define MFK_HOST_DEVICE __host__ __device__
+#define MFK_INLINE __host__ __device__ __forceinline__
+#else
+#define MFK_HOST_DEVICE
+// Always inlined: the same header is compiled for several instruction sets, and the linker must not
+// pick one copy for all of them.
+#define MFK_INLINE __attribute__((always_inline)) inline
+#endif

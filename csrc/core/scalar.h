@@ -1,0 +1,72 @@
+// Element types of tensors as plain bits, and what they are worth.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/host_device.h"
+
+namespace mfk {
+
+struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+MFK_INLINE float float_from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+MFK_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+MFK_INLINE uint64_t bits_of(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+MFK_INLINE double widen(double value) { return value; }
+MFK_INLINE float widen(float value) { return value; }
+
+MFK_INLINE float widen(BFloat16 value) {
+  return float_from_bits(static_cast<uint32_t>(value.bits) << 16);
+}
+
+MFK_INLINE float widen(Half value) {
+  // Moved to the place of a float's exponent and mantissa, the value is 2^112 times too small,
+  // which also turns subnormal halves into what they should be. Exponent 31 (infinity, NaN) stays
+  // special.
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const float scaled = float_from_bits(magnitude) * float_from_bits(0x77800000u);
+  const uint32_t finite = bits_of(scaled);
+  const uint32_t special = magnitude | 0x7f800000u;
+  return float_from_bits(sign | ((value.bits & 0x7c00u) == 0x7c00u ? special : finite));
+}
+
+MFK_INLINE bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }
+MFK_INLINE bool is_finite(double value) {
+  return (bits_of(value) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
+}
+
+// The type in which costs, logits and the like are held after loading: fp64 stays, the rest is
+// fp32.
+template <class T>
+struct Widened {
+  using type = float;
+};
+template <>
+struct Widened<double> {
+  using type = double;
+};
+
+}  // namespace mfk

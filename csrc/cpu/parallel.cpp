@@ -1,0 +1,78 @@
+#include "cpu/parallel.h"
+
+#include <pthread.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace mfk::cpu {
+namespace {
+
+class Helpers {
+ public:
+  void run(int threads, const std::function<void()>& work) {
+    // Someone else's job is under way (two Python threads): then this one runs on its own thread.
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock() || threads <= 1) {
+      work();
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (; started_ < threads - 1; ++started_) std::thread([this] { serve(); }).detach();
+      work_ = &work;
+      places_ = threads - 1;
+    }
+    wake_.notify_all();
+    work();
+    // Helpers that have not woken up by now are not waited for.
+    std::unique_lock<std::mutex> lock(mutex_);
+    work_ = nullptr;
+    places_ = 0;
+    idle_.wait(lock, [this] { return running_ == 0; });
+  }
+
+ private:
+  [[noreturn]] void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return places_ > 0; });
+      --places_;
+      ++running_;
+      const std::function<void()>* work = work_;
+      lock.unlock();
+      (*work)();
+      lock.lock();
+      if (--running_ == 0) idle_.notify_one();
+    }
+  }
+
+  std::mutex turn_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  const std::function<void()>* work_ = nullptr;
+  int places_ = 0;
+  int running_ = 0;
+  int started_ = 0;
+};
+
+// Never destroyed: detached threads wait on it until the process ends. A forked child (a data
+// loader worker) has none of them, so it starts with a new one.
+Helpers* helpers = nullptr;
+
+Helpers& instance() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    helpers = new Helpers;
+    pthread_atfork(nullptr, nullptr, [] { helpers = new Helpers; });
+  });
+  return *helpers;
+}
+
+}  // namespace
+
+void run_parallel(int threads, const std::function<void()>& work) { instance().run(threads, work); }
+
+}  // namespace mfk::cpu

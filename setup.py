@@ -1,0 +1,92 @@
+"""Runs CMake and Ninja for the native code; everything else is in pyproject.toml.
+
+The environment variable MFKERNELS_BUILD chooses what to build: `auto` (default: all that this
+machine can), `cpu` (no CUDA) or `none`. Without CMake, Ninja, a C++ compiler, torch or pybind11 the
+package is installed without native code, and `python -m mfkernels` says so.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+PARTS = ("cpu", "cuda", "numpy")
+
+
+def find_compiler():
+    named = os.environ.get("CXX")
+    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def why_not(build):
+    """Why nothing native can be built here, or None."""
+    if build == "none":
+        return "switched off by MFKERNELS_BUILD=none when it was installed"
+    for module in ("torch", "pybind11"):
+        if importlib.util.find_spec(module) is None:
+            return f"the Python package {module} was not there when it was installed"
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            return f"{tool} was not found when it was installed"
+    if find_compiler() is None:
+        return "no C++ compiler was found when it was installed"
+    return None
+
+
+class CMakeBuild(build_ext):
+    """Builds with CMake into the package folder: the source tree if editable, else build_lib."""
+
+    def run(self):
+        build = os.environ.get("MFKERNELS_BUILD", "auto")
+        if build not in ("auto", "cpu", "none"):
+            raise CompileError(f"MFKERNELS_BUILD is {build!r}, expected 'auto', 'cpu' or 'none'")
+        target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "mfkernels"
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in target.glob("_*.so"):
+            stale.unlink()
+        reason = why_not(build)
+        if reason is not None:
+            print(f"mfkernels: installing without native code: {reason}", file=sys.stderr)
+            record = dict.fromkeys(PARTS, reason)
+            (target / "native_build.json").write_text(json.dumps(record) + "\n")
+            return
+        folder = Path(self.build_temp).resolve() / "cmake"
+        folder.mkdir(parents=True, exist_ok=True)
+        # A cache of another environment (pip's isolated ones are deleted) would point nowhere.
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)
+        try:
+            self.cmake(
+                ["-S", ROOT, "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+                + (["-DMFK_CUDA=OFF"] if build == "cpu" else [])
+            )
+            self.cmake(["--build", folder])
+            self.cmake(["--install", folder, "--prefix", target])
+        except subprocess.CalledProcessError as error:
+            raise CompileError(
+                f"the native code of mfkernels did not build (`{' '.join(map(str, error.cmd))}` "
+                f"returned {error.returncode}; its messages are above).\n"
+                "To install without the CUDA kernels set MFKERNELS_BUILD=cpu, "
+                "without any native code MFKERNELS_BUILD=none."
+            ) from None
+
+    def cmake(self, arguments):
+        subprocess.run(["cmake", *map(str, arguments)], check=True)
+
+    def get_outputs(self):
+        folder = Path(self.build_lib) / "mfkernels"
+        return [str(path) for path in (*folder.glob("_*.so"), folder / "native_build.json")]
+
+    def get_output_mapping(self):
+        return {}
+
+
+setup(ext_modules=[Extension("mfkernels._numpy", sources=[])], cmdclass={"build_ext": CMakeBuild})
