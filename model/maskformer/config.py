@@ -19,6 +19,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[PositiveInt, PositiveInt]
 """Height, width in pixels."""
 
@@ -160,6 +161,8 @@ class FolderConfig(DataSection):
     """Replaces the image suffix to give the name of the label file."""
     classes: tuple[str, ...] | Path | None = None
     """Class names, or a text file with one per line; left out, they are numbered from the labels found."""
+    colors: tuple[tuple[Byte, Byte, Byte], ...] | None = None
+    """RGB per class for pictures; left out, a palette serves."""
     things: tuple[str, ...] = ()
     label_offset: int = 0
     """class = value - label_offset."""

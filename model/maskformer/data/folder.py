@@ -226,9 +226,13 @@ def _info(names: tuple[str, ...], config: FolderConfig) -> DatasetInfo:
         raise DatasetError(
             f"data.things names {', '.join(unknown)}, which data.classes does not list"
         )
+    if config.colors is not None and len(config.colors) != len(names):
+        raise DatasetError(
+            f"data.colors must hold one colour per class, got {len(config.colors)} for {len(names)} classes"
+        )
     return DatasetInfo(
         classes=names,
         things=frozenset(names.index(name) for name in config.things),
-        colors=palette(len(names)),
+        colors=config.colors or palette(len(names)),
         category_ids=tuple(number + config.label_offset for number in range(len(names))),
     )

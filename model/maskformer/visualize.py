@@ -1,0 +1,236 @@
+"""Pictures of segmentations: overlays with outlines, side by side, with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from maskformer.data.sample import DatasetInfo, Sample, segment_areas
+from maskformer.palette import Color
+
+Picture = NDArray[np.uint8]
+"""`[H, W, 3]` uint8, RGB."""
+
+PANEL_SIDE = (360, 720)
+"""Bounds for the longer side of a drawn image, in pixels; others are scaled to the nearer one."""
+
+PAPER: Color = (250, 250, 250)
+INK: Color = (35, 35, 35)
+OUTLINE: Color = (255, 255, 255)
+VOID: Color = (50, 50, 50)
+VOID_SHADE = 0.3
+MARGIN = 12
+FONT_SIZE = 15
+LEGEND_ROWS = 6
+SHADES = (0.0, 0.35, -0.3, 0.18, -0.15, 0.5)
+"""How far objects of one class are moved towards white (positive) or black."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What is drawn over an image.
+
+    Attributes:
+        segments: `[H, W]` integer, index into `labels`; -1 is void.
+        labels: `[T]` class of each segment.
+    """
+
+    segments: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_sample(cls, sample: Sample) -> Segmentation:
+        """The ground truth, segment by segment."""
+        return cls(sample.segments, sample.labels)
+
+    @classmethod
+    def from_semantic(cls, label_map: Tensor) -> Segmentation:
+        """A map of classes `[H, W]`, -1 = void."""
+        label_map = label_map.cpu()
+        classes = label_map[label_map >= 0].unique()
+        segments = torch.searchsorted(classes, label_map).where(label_map >= 0, -1)
+        return cls(segments, classes)
+
+    @classmethod
+    def from_panoptic(cls, ids: Tensor, segments_info: Sequence[Mapping[str, Any]]) -> Segmentation:
+        """A map of segment ids `[H, W]`, 0 = void, and their `id` and `category_id` (class)."""
+        ids = ids.cpu()
+        classes = {int(item["id"]): int(item["category_id"]) for item in segments_info}
+        present = ids.unique()
+        present = present[present > 0]
+        segments = torch.searchsorted(present, ids).where(ids > 0, -1)
+        labels = torch.tensor([classes[number] for number in present.tolist()], dtype=torch.int64)
+        return cls(segments, labels)
+
+
+def overlay(
+    image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
+) -> Picture:
+    """The image under the colours of its segments. Void is darkened, segments are outlined.
+
+    Args:
+        image: `[3, H, W]` uint8.
+        segmentation: of the same size.
+        info: classes and colours.
+        opacity: of the colours, 0..1.
+
+    Raises:
+        ValueError: the sizes differ or a class has no name.
+    """
+    segments, labels = segmentation.segments.cpu(), segmentation.labels.cpu()
+    if segments.shape != image.shape[-2:]:
+        raise ValueError(
+            f"segmentation must have the size of the image {list(image.shape[-2:])}, "
+            f"got {list(segments.shape)}"
+        )
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < info.num_classes):
+        raise ValueError(
+            f"segmentation must hold classes in 0..{info.num_classes - 1}, got {labels.tolist()}"
+        )
+    colors = torch.tensor(segment_colors(labels.tolist(), info), dtype=torch.float32)
+    paint = torch.cat([colors.reshape(-1, 3), torch.zeros(1, 3)])[segments.long()]
+    weight = torch.where(segments >= 0, opacity, 1 - VOID_SHADE)[..., None]
+    pixels = image.cpu().permute(1, 2, 0).float() * (1 - weight) + paint * weight
+    pixels[_edges(segments)] = torch.tensor(OUTLINE, dtype=torch.float32)
+    return pixels.round().to(torch.uint8).numpy()
+
+
+def side_by_side(
+    image: Tensor,
+    ground_truth: Segmentation | None,
+    prediction: Segmentation,
+    info: DatasetInfo,
+    *,
+    titles: tuple[str, str, str] = ("image", "ground truth", "prediction"),
+) -> Picture:
+    """Image, ground truth (if there is any) and prediction next to each other, over a legend.
+
+    Args:
+        image: `[3, H, W]` uint8.
+        ground_truth: of the same size.
+        prediction: of the same size.
+        info: classes and colours.
+        titles: above the three panels.
+
+    Raises:
+        ValueError: the sizes differ or a class has no name.
+    """
+    size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
+    scaled = _resize_image(image, size)
+    panels = [(titles[0], scaled.permute(1, 2, 0).numpy())]
+    shown = []
+    for title, segmentation in ((titles[1], ground_truth), (titles[2], prediction)):
+        if segmentation is None:
+            continue
+        if segmentation.segments.shape != image.shape[-2:]:
+            raise ValueError(
+                f"{title} must have the size of the image {list(image.shape[-2:])}, "
+                f"got {list(segmentation.segments.shape)}"
+            )
+        drawn = Segmentation(_resize_map(segmentation.segments, size), segmentation.labels)
+        panels.append((title, overlay(scaled, drawn, info)))
+        shown.append(drawn)
+    picture = _arrange(panels)
+    return np.concatenate([picture, _legend(_entries(shown, info), picture.shape[1])])
+
+
+def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:
+    """A colour per segment: that of its class, lighter or darker for further things of it."""
+    seen: dict[int, int] = {}
+    colors = []
+    for label in labels:
+        number = seen.get(label, 0) if label in info.things else 0
+        seen[label] = number + 1
+        shade = SHADES[number % len(SHADES)]
+        target = 255 if shade > 0 else 0
+        red, green, blue = (round(c + (target - c) * abs(shade)) for c in info.colors[label])
+        colors.append((red, green, blue))
+    return colors
+
+
+def _edges(segments: Tensor) -> Tensor:
+    """Pixels whose right or lower neighbour belongs to another segment."""
+    edges = torch.zeros(segments.shape, dtype=torch.bool)
+    edges[:, :-1] |= segments[:, :-1] != segments[:, 1:]
+    edges[:-1] |= segments[:-1] != segments[1:]
+    return edges
+
+
+def _panel_size(height: int, width: int) -> tuple[int, int]:
+    low, high = PANEL_SIDE
+    longest = max(height, width)
+    scale = min(max(longest, low), high) / longest
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    pixels = Image.fromarray(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()))
+    resized = np.array(pixels.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def _resize_map(segments: Tensor, size: tuple[int, int]) -> Tensor:
+    rows = torch.arange(size[0]) * segments.shape[0] // size[0]
+    columns = torch.arange(size[1]) * segments.shape[1] // size[1]
+    return segments.cpu()[rows][:, columns]
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _arrange(panels: Sequence[tuple[str, Picture]]) -> Picture:
+    """Panels in a row, each under its title."""
+    height, width = panels[0][1].shape[:2]
+    top = FONT_SIZE + 2 * MARGIN
+    sheet = Image.new("RGB", ((width + MARGIN) * len(panels) + MARGIN, top + height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, (title, panel) in enumerate(panels):
+        left = MARGIN + place * (width + MARGIN)
+        draw.text((left, top - MARGIN / 2), title, INK, _font(), anchor="ls")
+        sheet.paste(Image.fromarray(np.ascontiguousarray(panel)), (left, top))
+    return np.array(sheet)
+
+
+def _entries(shown: Sequence[Segmentation], info: DatasetInfo) -> list[tuple[str, Color]]:
+    """The classes drawn, the largest first, then void."""
+    areas = torch.zeros(info.num_classes + 1, dtype=torch.int64)
+    for segmentation in shown:
+        per_segment = segment_areas(segmentation.segments.long(), len(segmentation.labels))
+        areas.index_add_(0, segmentation.labels.cpu().long(), per_segment)
+        areas[-1] += int((segmentation.segments < 0).sum())
+    void = int(areas[-1])
+    order = areas[:-1].argsort(descending=True, stable=True).tolist()
+    entries = [(info.classes[k], info.colors[k]) for k in order if areas[k] > 0]
+    return entries + ([("void", VOID)] if void else [])
+
+
+def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Picture:
+    """Swatches and names, in as many rows as they need, at most `LEGEND_ROWS`."""
+    font, swatch, row_height = _font(), FONT_SIZE - 2, FONT_SIZE + 8
+    places: list[tuple[int, int]] = []
+    left, row = MARGIN, 0
+    for name, _ in entries:
+        needed = swatch + 6 + round(font.getlength(name)) + MARGIN
+        if left + needed > width and left > MARGIN:
+            left, row = MARGIN, row + 1
+        places.append((left, row))
+        left += needed + 4
+    rows = min(row + 1, LEGEND_ROWS)
+    sheet = Image.new("RGB", (width, rows * row_height + 2 * MARGIN - 4), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for (name, color), (left, row) in zip(entries, places, strict=True):
+        if row == LEGEND_ROWS:
+            break
+        top = MARGIN + row * row_height
+        draw.rounded_rectangle((left, top, left + swatch, top + swatch), 3, color, (120, 120, 120))
+        middle = top + swatch / 2
+        draw.text((left + swatch + 6, middle), name, INK, font, anchor="lm")
+    return np.array(sheet)
