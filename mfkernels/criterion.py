@@ -1,0 +1,309 @@
+"""The MaskFormer criterion: match every query to a segment, then class, mask and dice losses."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from mfkernels.assignment import (
+    STATUS_NAN,
+    STATUS_NEGATIVE_INFINITY,
+    STATUS_POSITIVE_INFINITY,
+    batch_linear_assignment_with_status,
+)
+from mfkernels.mask_logits import check_device, check_floating, check_masks, check_targets
+from mfkernels.mask_loss import mask_loss
+from mfkernels.matching_cost import check_focal, matching_cost
+from mfkernels.reference.mask_logits import at_least_float32
+from mfkernels.targets import SegmentTargets
+
+_NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
+_LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
+
+
+class _Layers(NamedTuple):
+    """Predictions of some layers."""
+
+    class_logits: Tensor
+    """`[L, B, Q, K+1]`."""
+    mask_embed: Tensor
+    """`[L, B, Q, C]`, or logits `[L, B, Q, h, w]`."""
+    pixel_features: Tensor | None
+
+
+class MaskFormerCriterion(nn.Module):
+    """Matching and losses of MaskFormer (§3.2 and appendix A), named as in the official code.
+
+    Nothing here waits for the device: matching, losses and the number of masks stay on it.
+    Everything is
+    computed in float32 (float64 if an input is), under autocast too.
+
+    Args:
+        num_classes: K, without "no object".
+        class_weight, mask_weight, dice_weight: weights of the terms, in the matching cost and in
+            `total`.
+        no_object_weight: weight of "no object" in the class loss.
+        alpha: weight of the positives in the focal loss; negative: no weighting.
+        gamma: exponent of the focal loss, at least 0.
+
+    Attributes:
+        weights: the weight of each kind of loss.
+        bad_costs: 0-dim int64 on the device: how many (layer, image) cost matrices held a NaN or an
+            infinity so
+            far. They are matched all the same (see `mfkernels.batch_linear_assignment`).
+    """
+
+    bad_costs: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        class_weight: float = 1.0,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        weights = {
+            "class_weight": class_weight,
+            "mask_weight": mask_weight,
+            "dice_weight": dice_weight,
+            "no_object_weight": no_object_weight,
+        }
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise ValueError(f"{name} must not be negative, got {weight}")
+        check_focal(alpha, gamma)
+        self.num_classes = num_classes
+        self.weights = {
+            "loss_ce": class_weight,
+            "loss_mask": mask_weight,
+            "loss_dice": dice_weight,
+        }
+        self.no_object_weight = no_object_weight
+        self.alpha = alpha
+        self.gamma = gamma
+        self.register_buffer("bad_costs", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._warned = False
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, weights={self.weights}, "
+            f"no_object_weight={self.no_object_weight}, alpha={self.alpha}, gamma={self.gamma}"
+        )
+
+    def forward(
+        self,
+        outputs: Mapping[str, Any],
+        targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """The unweighted losses of every layer.
+
+        Args:
+            outputs: the factored form `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]`,
+                `pixel_features
+                [B, C, h, w]`, whose last layer is the final prediction; or the official form
+                `pred_logits
+                [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted, `aux_outputs`, a list of
+                such dicts. Any
+                floating-point dtype.
+            targets: the segments, or the official list of `{"labels": [T_b], "masks": [T_b, H,
+                W]}`, on the
+                device of the outputs.
+
+        Returns:
+            `loss_ce`, `loss_mask`, `loss_dice` of the final prediction and the same with `_0`,
+            `_1`, … for the
+            earlier layers; 0-dim, attached to the graph. On a GPU, a label outside `[0, K)` that
+            could not be
+            checked before (see `SegmentTargets`) makes every `loss_ce` NaN.
+
+        Raises:
+            TypeError, ValueError: a key is missing, or a dtype, shape, device or label does not
+                fit.
+        """
+        layers, targets = self._check(outputs, targets)
+        device = targets.device
+        with torch.autocast(device.type, enabled=False):
+            assignment = self._match(layers, targets)
+            num_masks = _num_masks(targets)
+            losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
+            start = 0
+            for some in layers:
+                part = assignment[start : start + len(some.class_logits)]
+                start += len(part)
+                loss_mask, loss_dice = mask_loss(
+                    some.mask_embed,
+                    some.pixel_features,
+                    targets,
+                    part,
+                    num_masks=num_masks,
+                    alpha=self.alpha,
+                    gamma=self.gamma,
+                )
+                losses["loss_ce"].extend(self._class_loss(some.class_logits, targets, part))
+                losses["loss_mask"].extend(loss_mask)
+                losses["loss_dice"].extend(loss_dice)
+        return {
+            name if layer == start - 1 else f"{name}_{layer}": losses[name][layer]
+            for layer in (start - 1, *range(start - 1))
+            for name in losses
+        }
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses that `forward` returns."""
+        weighted: list[Tensor] = []
+        for name, loss in losses.items():
+            kind = _LOSS_NAME.fullmatch(name)
+            if kind is None:
+                raise ValueError(
+                    f"losses must have the names that the criterion gives, got {name!r}"
+                )
+            weighted.append(self.weights[kind[1]] * loss)
+        return torch.stack(weighted).sum()
+
+    def match(
+        self,
+        outputs: Mapping[str, Any],
+        targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
+    ) -> Tensor:
+        """`[L, B, T]` int64: the query of each segment in each layer (last: final), −1 for none."""
+        layers, targets = self._check(outputs, targets)
+        return self._match(layers, targets)
+
+    @torch.no_grad()
+    def _match(self, layers: list[_Layers], targets: SegmentTargets) -> Tensor:
+        costs = [
+            matching_cost(
+                *some,
+                targets,
+                class_weight=self.weights["loss_ce"],
+                mask_weight=self.weights["loss_mask"],
+                dice_weight=self.weights["loss_dice"],
+                alpha=self.alpha,
+                gamma=self.gamma,
+            )
+            for some in layers
+        ]
+        cost = torch.cat(costs)
+        queries = cost.shape[2]
+        if targets.max_count > queries and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"an image has {targets.max_count} segments, more than the {queries} queries: "
+                f"only the {queries} that match best are learnt from (this is said once)",
+                stacklevel=3,
+            )
+        # Segments are the rows: few of them, many queries.
+        assignment, status = batch_linear_assignment_with_status(
+            cost.transpose(-1, -2), row_counts=targets.counts_tensor()
+        )
+        if self.bad_costs.device != status.device:
+            self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
+        self.bad_costs += ((status & _NOT_FINITE) != 0).sum()
+        return assignment
+
+    def _class_loss(
+        self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
+    ) -> Tensor:
+        """`[L]`: weighted mean of the cross-entropy over all queries of all images."""
+        layers, images, queries, classes = class_logits.shape
+        logits = at_least_float32(class_logits)
+        labels = targets.padded_labels()
+        possible = (labels >= 0) & (labels < self.num_classes)
+        labels = labels.clamp(0, self.num_classes - 1).expand(layers, -1, -1)
+        # Segments without a query write into one place too many, which is cut off.
+        place = assignment.where(assignment >= 0, queries)
+        target = assignment.new_full((layers, images, queries + 1), self.num_classes)
+        target = target.scatter(2, place, labels)[:, :, :queries]
+        weight = logits.new_ones(classes)
+        weight[self.num_classes] = self.no_object_weight
+        entropy = F.cross_entropy(
+            logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
+        )
+        total_weight = weight[target].flatten(1).sum(1)
+        loss = entropy.unflatten(0, (layers, -1)).sum(1) / total_weight
+        return loss.where(possible.all(), torch.nan)
+
+    def _check(
+        self,
+        outputs: Mapping[str, Any],
+        targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
+    ) -> tuple[list[_Layers], SegmentTargets]:
+        layers = _read_outputs(outputs)
+        if not isinstance(targets, SegmentTargets):
+            targets = _read_targets(targets)
+        for some in layers:
+            masks = check_masks(some.mask_embed, some.pixel_features)
+            check_targets(targets, masks)
+            check_floating("class_logits", some.class_logits)
+            check_device("class_logits", some.class_logits, masks.embed.device)
+            expected = [*masks.embed.shape[:3], self.num_classes + 1]
+            if list(some.class_logits.shape) != expected:
+                raise ValueError(
+                    f"class logits must be {expected} (layers, images, queries, classes + no "
+                    f"object), got {list(some.class_logits.shape)}"
+                )
+        targets.check_labels(self.num_classes)
+        return layers, targets
+
+
+def _read_outputs(outputs: Mapping[str, Any]) -> list[_Layers]:
+    """The predictions, earlier layers first."""
+    if "mask_embed" in outputs:
+        return [
+            _Layers(
+                _need(outputs, "class_logits"),
+                outputs["mask_embed"],
+                _need(outputs, "pixel_features"),
+            )
+        ]
+    predictions = [*(outputs.get("aux_outputs") or ()), outputs]
+    # Dense logits are large: each layer stays where it is, none is copied into a stack.
+    return [
+        _Layers(_need(each, "pred_logits")[None], _need(each, "pred_masks")[None], None)
+        for each in predictions
+    ]
+
+
+def _need(outputs: Mapping[str, Any], key: str) -> Tensor:
+    if key not in outputs:
+        raise ValueError(
+            "outputs must have the keys class_logits, mask_embed and pixel_features, or "
+            f"pred_logits and pred_masks; {key} is missing from {sorted(outputs)}"
+        )
+    tensor = outputs[key]
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"outputs[{key!r}] must be a tensor, got {type(tensor).__name__}")
+    return tensor
+
+
+def _read_targets(targets: Sequence[Mapping[str, Tensor]]) -> SegmentTargets:
+    for image, target in enumerate(targets):
+        if not isinstance(target, Mapping) or not {"labels", "masks"} <= target.keys():
+            raise ValueError(
+                f"targets must be SegmentTargets or dicts with labels and masks; image {image} is "
+                f"{sorted(target) if isinstance(target, Mapping) else type(target).__name__}"
+            )
+    return SegmentTargets.from_masks([t["masks"] for t in targets], [t["labels"] for t in targets])
+
+
+def _num_masks(targets: SegmentTargets) -> Tensor:
+    """Segments per process, averaged over all processes, at least 1; on the device."""
+    count = torch.full((), float(targets.num_segments), device=targets.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        count /= dist.get_world_size()
+    return count.clamp(min=1)

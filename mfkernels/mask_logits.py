@@ -1,0 +1,114 @@
+"""Mask logits from their two factors, and the checks that every operation on masks shares."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfkernels import backend
+from mfkernels.reference import mask_logits as reference
+from mfkernels.targets import SegmentTargets
+
+
+class Masks(NamedTuple):
+    """Checked masks with a layer axis: factors, or dense logits without pixel features."""
+
+    embed: Tensor
+    """`[L, B, Q, C]` embeddings, or `[L, B, Q, h, w]` logits."""
+    features: Tensor | None
+    """`[B, C, h, w]`, or None."""
+    had_layers: bool
+    """Whether the caller gave the layer axis."""
+
+
+def check_masks(mask_embed: Tensor, pixel_features: Tensor | None) -> Masks:
+    """Check the two factors (or dense logits and None) and add the layer axis where it is missing.
+
+    Raises:
+        TypeError: not a floating-point dtype.
+        ValueError: shapes or devices that do not fit together, or no query or pixel at all.
+    """
+    check_floating("mask_embed", mask_embed)
+    shape = list(mask_embed.shape)
+    if pixel_features is None:
+        if mask_embed.ndim not in (4, 5):
+            raise ValueError(
+                "without pixel_features, mask logits [L, B, Q, h, w] or [B, Q, h, w] are "
+                f"expected; got {shape}"
+            )
+        had_layers = mask_embed.ndim == 5
+        queries, pixels = mask_embed.shape[-3], mask_embed.shape[-2] * mask_embed.shape[-1]
+    else:
+        check_floating("pixel_features", pixel_features)
+        if mask_embed.ndim not in (3, 4):
+            raise ValueError(f"mask_embed must be [L, B, Q, C] or [B, Q, C], got {shape}")
+        if pixel_features.ndim != 4:
+            raise ValueError(
+                f"pixel_features must be [B, C, h, w], got {list(pixel_features.shape)}"
+            )
+        had_layers = mask_embed.ndim == 4
+        batch, channels, height, width = pixel_features.shape
+        if (mask_embed.shape[-3], mask_embed.shape[-1]) != (batch, channels):
+            raise ValueError(
+                "mask_embed and pixel_features must agree in B and C: "
+                f"got mask_embed {shape} and pixel_features {list(pixel_features.shape)}"
+            )
+        check_device("pixel_features", pixel_features, mask_embed.device)
+        queries, pixels = mask_embed.shape[-2], height * width
+    if queries == 0 or pixels == 0:
+        given = (
+            "" if pixel_features is None else f" and pixel_features {list(pixel_features.shape)}"
+        )
+        raise ValueError(
+            f"expected at least one query and one pixel, got mask_embed {shape}{given}"
+        )
+    return Masks(mask_embed if had_layers else mask_embed[None], pixel_features, had_layers)
+
+
+def check_targets(targets: SegmentTargets, masks: Masks) -> None:
+    if not isinstance(targets, SegmentTargets):
+        raise TypeError(f"targets must be SegmentTargets, got {type(targets).__name__}")
+    if targets.batch_size != masks.embed.shape[1]:
+        raise ValueError(
+            f"targets hold {targets.batch_size} images, but the predictions {masks.embed.shape[1]}"
+        )
+    check_device("targets", targets.labels, masks.embed.device)
+    if 0 in targets.size:
+        raise ValueError(f"targets must have at least one pixel, got size {targets.size}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} must be on {device} like the predictions, but is on {tensor.device}"
+        )
+
+
+def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
+    """`einsum("lbqc,bchw->lbqhw", mask_embed, pixel_features)` (MaskFormer, §3.3).
+
+    Args:
+        mask_embed: `[L, B, Q, C]` or `[B, Q, C]`, any floating-point dtype.
+        pixel_features: `[B, C, h, w]`. None: `mask_embed` already holds logits and is returned as
+            it is.
+
+    Returns:
+        `[L, B, Q, h, w]` or `[B, Q, h, w]`, in the wider of the two dtypes (autocast applies).
+        Differentiable.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device does not fit.
+    """
+    masks = check_masks(mask_embed, pixel_features)
+    if masks.features is None:
+        return mask_embed
+    backend.select("mask_logits", mask_embed.device)
+    logits = reference.mask_logits(masks.embed, masks.features)
+    return logits if masks.had_layers else logits[0]

@@ -1,0 +1,100 @@
+"""Semantic and panoptic inference, one image at a time, in the order of the official code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+def resize(maps: Tensor, size: Size) -> Tensor:
+    """Bilinear, `align_corners=False`: `[N, h, w]` to `[N, H, W]`; the identity at equal size."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def crop(maps: Tensor, size: Size) -> Tensor:
+    return maps[:, : size[0], : size[1]]
+
+
+def semantic_scores(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    input_size: Size,
+    image_size: Size,
+    size: Size,
+    resize_logits: bool,
+) -> Tensor:
+    """`[K, H, W]` scores of one image from `[Q, K+1]` and `[Q, h, w]`.
+
+    Args:
+        input_size: the padded network input, to which the logits are upsampled first.
+        image_size: the part of it that holds the image.
+        size: the result.
+        resize_logits: go on to `size` with the logits and score there (the order of the panoptic
+            models), or
+            score at the input size and resize the scores (that of the semantic models).
+    """
+    probability = class_logits.softmax(-1)[:, :-1]
+    upsampled = resize(mask_logits, input_size)
+    if resize_logits:
+        upsampled = resize(crop(upsampled, image_size), size)
+        return torch.einsum("qk,qhw->khw", probability, upsampled.sigmoid())
+    scores = torch.einsum("qk,qhw->khw", probability, upsampled.sigmoid())
+    return resize(crop(scores, image_size), size)
+
+
+def panoptic_map(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    input_size: Size,
+    image_size: Size,
+    size: Size,
+    thing_classes: frozenset[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    confident_only: bool,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The panoptic map `[H, W]` int32 of one image and the list of its segments.
+
+    `confident_only`: paint only where the mask itself is at least 0.5 (Mask2Former), or the whole
+    region that
+    a query owns (MaskFormer). The other arguments are those of `mfkernels.panoptic_segmentation`.
+    """
+    scores, labels = class_logits.softmax(-1).max(-1)
+    kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
+    panoptic = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
+    segments: list[dict[str, Any]] = []
+    if not kept.any():
+        return panoptic, segments
+    masks = resize(crop(resize(mask_logits[kept], input_size), image_size), size).sigmoid()
+    owner = (scores[kept][:, None, None] * masks).argmax(0)
+    stuff_ids: dict[int, int] = {}
+    for index, (label, score) in enumerate(
+        zip(labels[kept].tolist(), scores[kept].tolist(), strict=True)
+    ):
+        owned = owner == index
+        confident = masks[index] >= 0.5
+        area, original_area = int(owned.sum()), int(confident.sum())
+        painted = owned & confident if confident_only else owned
+        if original_area == 0 or not painted.any() or area / original_area < overlap_threshold:
+            continue
+        if label in stuff_ids:
+            panoptic[painted] = stuff_ids[label]
+            continue
+        segment_id = len(segments) + 1
+        panoptic[painted] = segment_id
+        is_thing = label in thing_classes
+        if not is_thing:
+            stuff_ids[label] = segment_id
+        segments.append(
+            {"id": segment_id, "isthing": is_thing, "category_id": label, "score": score}
+        )
+    return panoptic, segments

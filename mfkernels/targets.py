@@ -1,0 +1,312 @@
+"""Ground-truth segments of a batch, in the one form that every operation takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentTargets:
+    """The ground-truth segments of B images, `T_b` in image b, `N` in all.
+
+    Exactly one of the two storages is set:
+
+    * `label_map [B, H, W]` int16: each pixel holds the index of its segment inside the image, or −1
+      where there
+      is none (void, padding). For semantic and panoptic targets, whose segments never overlap.
+    * `masks [N, H, W]` bool: one mask per segment, image after image. For targets that may overlap.
+
+    `labels [N]` int64 is the class of each segment, image after image, and `counts` the numbers
+    `T_b`, known on
+    the host so that nobody has to ask a GPU for them. A segment may be empty (all zeros). Void and
+    padding
+    pixels are ordinary negatives of every segment, as in the official code.
+
+    Values are checked only where that needs no synchronisation with a GPU: segment indices at
+    construction when
+    they are on the CPU, labels when the targets were built on the CPU (the range travels along with
+    `to`).
+
+    Raises:
+        ValueError: shapes that do not fit together, or a segment index outside `[-1, T_b)`.
+        TypeError: a wrong dtype.
+    """
+
+    labels: Tensor
+    counts: tuple[int, ...]
+    label_map: Tensor | None = None
+    masks: Tensor | None = None
+    _counts: Tensor = field(init=False)
+    _label_limits: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        if (self.label_map is None) == (self.masks is None):
+            raise ValueError("SegmentTargets takes exactly one of label_map and masks")
+        _check_dtype("labels", self.labels, torch.int64)
+        total = sum(self.counts)
+        if self.labels.shape != (total,):
+            raise ValueError(
+                f"labels must have one entry per segment, shape [{total}] for counts "
+                f"{list(self.counts)}; got {list(self.labels.shape)}"
+            )
+        if any(count < 0 for count in self.counts):
+            raise ValueError(f"counts must not be negative, got {list(self.counts)}")
+        if self.label_map is not None:
+            self._check_label_map(self.label_map)
+        else:
+            self._check_masks(self._storage, total)
+        if self._storage.device != self.labels.device:
+            raise ValueError(
+                f"labels are on {self.labels.device}, but the segments on {self._storage.device}"
+            )
+        # Filled one by one: on a GPU that launches kernels, while copying a host tensor would
+        # synchronise.
+        filled = [self.labels.new_full((), count) for count in self.counts]
+        counts = torch.stack(filled) if filled else self.labels.new_zeros(0)
+        object.__setattr__(self, "_counts", counts)
+        known = holds_values(self.labels) and total > 0
+        limits = (int(self.labels.min()), int(self.labels.max())) if known else None
+        object.__setattr__(self, "_label_limits", limits)
+
+    def __repr__(self) -> str:
+        storage = "label map" if self.masks is None else "masks"
+        return (
+            f"SegmentTargets({storage} of {self.batch_size} images, size={self.size}, "
+            f"counts={list(self.counts)}, device={self.device})"
+        )
+
+    def _check_label_map(self, label_map: Tensor) -> None:
+        _check_dtype("label_map", label_map, torch.int16)
+        if label_map.ndim != 3 or label_map.shape[0] != len(self.counts):
+            raise ValueError(
+                f"label_map must be [B, H, W] with B = {len(self.counts)} (the length of counts), "
+                f"got {list(label_map.shape)}"
+            )
+        if max(self.counts, default=0) > MAX_SEGMENTS_PER_IMAGE:
+            raise ValueError(
+                f"an image can have at most {MAX_SEGMENTS_PER_IMAGE} segments in a label map, "
+                f"got {max(self.counts)}"
+            )
+        if label_map.numel() == 0 or not holds_values(label_map):
+            return
+        flat = label_map.flatten(1)
+        limits = zip(flat.amin(1).tolist(), flat.amax(1).tolist(), self.counts, strict=True)
+        for image, (low, high, count) in enumerate(limits):
+            if low < -1 or high >= count:
+                wrong = low if low < -1 else high
+                raise ValueError(
+                    f"label_map of image {image} holds segment index {wrong}, but the image has "
+                    f"{count} segments: expected −1 (void) or 0..{count - 1}"
+                )
+
+    def _check_masks(self, masks: Tensor, total: int) -> None:
+        _check_dtype("masks", masks, torch.bool)
+        if masks.ndim != 3 or masks.shape[0] != total:
+            raise ValueError(
+                f"masks must be [N, H, W] with N = {total} (the sum of counts), "
+                f"got {list(masks.shape)}"
+            )
+
+    @property
+    def _storage(self) -> Tensor:
+        return cast(Tensor, self.label_map if self.masks is None else self.masks)
+
+    @classmethod
+    def from_label_maps(
+        cls, label_maps: Tensor | Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> SegmentTargets:
+        """Targets from one map per image of segment indices, −1 where there is none.
+
+        `label_maps`: `[B, H, W]`, or B maps `[H_b, W_b]`, which are padded right and below with −1
+        to the
+        largest; any integer dtype. `labels`: per image `[T_b]` classes, any integer dtype.
+        """
+        maps = list(label_maps)
+        _check_lengths("label_maps", maps, labels)
+        for image, label_map in enumerate(maps):
+            _check_integer(f"label_maps[{image}]", label_map)
+            if label_map.ndim != 2:
+                raise ValueError(f"label_maps[{image}] must be [H, W], got {list(label_map.shape)}")
+        size = _largest([(m.shape[0], m.shape[1]) for m in maps])
+        stacked = torch.stack([_pad(_saturate_to_int16(m), size, value=-1) for m in maps])
+        return cls(_join_labels(labels), tuple(len(x) for x in labels), label_map=stacked)
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        size: tuple[int, int] | None = None,
+    ) -> SegmentTargets:
+        """Targets from one stack of binary masks per image, the form of the official code.
+
+        `masks`: per image `[T_b, H_b, W_b]`, bool or numbers that are 0 or 1; `labels`: per image
+        `[T_b]`.
+        Masks are padded right and below with zeros to `size = (H, W)`, by default to the largest
+        image.
+        """
+        _check_lengths("masks", masks, labels)
+        for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+            if mask.ndim != 3:
+                raise ValueError(f"masks[{image}] must be [T, H, W], got {list(mask.shape)}")
+            if mask.shape[0] != len(label):
+                raise ValueError(
+                    f"masks[{image}] has {mask.shape[0]} masks, but labels[{image}] has "
+                    f"{len(label)} entries"
+                )
+            known = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
+            if known and not bool(((mask == 0) | (mask == 1)).all()):
+                raise ValueError(
+                    f"masks[{image}] must hold 0 and 1 only, "
+                    f"got values from {mask.min().item()} to {mask.max().item()}"
+                )
+        largest = _largest([(m.shape[1], m.shape[2]) for m in masks])
+        if size is None:
+            size = largest
+        elif largest[0] > size[0] or largest[1] > size[1]:
+            raise ValueError(f"size {tuple(size)} is smaller than the largest mask {largest}")
+        joined = torch.cat([_pad(mask.bool(), size, value=0) for mask in masks])
+        return cls(_join_labels(labels), tuple(len(x) for x in labels), masks=joined)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.counts)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(H, W)`, in pixels."""
+        height, width = self._storage.shape[-2:]
+        return height, width
+
+    @property
+    def num_segments(self) -> int:
+        """`N`, over all images."""
+        return sum(self.counts)
+
+    @property
+    def max_count(self) -> int:
+        """`T`, the largest number of segments in one image."""
+        return max(self.counts, default=0)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Index of each image's first segment in `labels` and `masks`."""
+        offsets = [0]
+        for count in self.counts[:-1]:
+            offsets.append(offsets[-1] + count)
+        return tuple(offsets[: len(self.counts)])
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SegmentTargets:
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SegmentTargets:
+        """A copy in page-locked memory; a `DataLoader` with `pin_memory=True` calls this."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> SegmentTargets:
+        moved = copy.copy(self)
+        for name in ("labels", "label_map", "masks", "_counts"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                object.__setattr__(moved, name, move(tensor))
+        return moved
+
+    def counts_tensor(self, device: torch.device | str | None = None) -> Tensor:
+        """`counts` as a tensor `[B]` int64, by default where the targets are."""
+        return self._counts if device is None else self._counts.to(device, non_blocking=True)
+
+    def padded_labels(self, fill: int = 0) -> Tensor:
+        """`labels` as `[B, T]` int64; `fill` where an image has fewer than `T` segments."""
+        if self.num_segments == 0:
+            return self.labels.new_full((self.batch_size, self.max_count), fill)
+        counts = self.counts_tensor()[:, None]
+        position = torch.arange(self.max_count, device=self.device)
+        index = counts.cumsum(0) - counts + position
+        labels = self.labels[index.clamp(max=self.num_segments - 1)]
+        return torch.where(position < counts, labels, fill)
+
+    def dense_masks(self, image: int) -> Tensor:
+        """`[T_b, H, W]` bool: the masks of one image."""
+        count = self.counts[image]
+        if self.masks is not None:
+            return self.masks.narrow(0, self.offsets[image], count)
+        label_map = cast(Tensor, self.label_map)[image]
+        segments = torch.arange(count, dtype=torch.int16, device=self.device)
+        return label_map == segments[:, None, None]
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raise ValueError for a label outside `[0, num_classes)`.
+
+        Needs no synchronisation: labels that were already on a GPU when the targets were built pass
+            unchecked.
+        """
+        limits = self._label_limits
+        if limits is not None and (limits[0] < 0 or limits[1] >= num_classes):
+            wrong = limits[0] if limits[0] < 0 else limits[1]
+            raise ValueError(
+                f"labels must be in 0..{num_classes - 1} for {num_classes} classes, got {wrong}; "
+                "is the label offset right, and is the ignore value left out?"
+            )
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether reading values costs nothing: a real tensor (not a fake or traced one) on the CPU."""
+    return (
+        type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
+
+
+def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+
+
+def _check_integer(name: str, tensor: Tensor) -> None:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
+
+
+def _check_lengths(name: str, images: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    if len(images) == 0:
+        raise ValueError(f"{name} must hold at least one image")
+    if len(images) != len(labels):
+        raise ValueError(f"{name} has {len(images)} images, but labels has {len(labels)}")
+    for image, label in enumerate(labels):
+        # An empty list of labels often arrives as an empty float tensor.
+        if len(label) > 0:
+            _check_integer(f"labels[{image}]", label)
+        if label.ndim != 1:
+            raise ValueError(f"labels[{image}] must be [T], got {list(label.shape)}")
+
+
+def _join_labels(labels: Sequence[Tensor]) -> Tensor:
+    return torch.cat([label.long() for label in labels])
+
+
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _saturate_to_int16(label_map: Tensor) -> Tensor:
+    """Convert without wrapping round: an index that is out of range stays out of range."""
+    if label_map.dtype in (torch.int16, torch.int8, torch.uint8):
+        return label_map.to(torch.int16)
+    return label_map.long().clamp(-2, MAX_SEGMENTS_PER_IMAGE).to(torch.int16)
+
+
+def _pad(tensor: Tensor, size: tuple[int, int], value: int) -> Tensor:
+    bottom, right = size[0] - tensor.shape[-2], size[1] - tensor.shape[-1]
+    return F.pad(tensor, (0, right, 0, bottom), value=value) if bottom or right else tensor
