@@ -8,15 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from maskformer.data.sample import DatasetInfo, Sample, segment_areas
 from maskformer.palette import Color
-
-Picture = NDArray[np.uint8]
-"""`[H, W, 3]` uint8, RGB."""
 
 PANEL_SIDE = (360, 720)
 """Bounds for the longer side of a drawn image, in pixels; others are scaled to the nearer one."""
@@ -72,7 +68,7 @@ class Segmentation:
 
 def overlay(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
-) -> Picture:
+) -> Tensor:
     """The image under the colours of its segments. Void is darkened, segments are outlined.
 
     Args:
@@ -80,6 +76,9 @@ def overlay(
         segmentation: of the same size.
         info: classes and colours.
         opacity: of the colours, 0..1.
+
+    Returns:
+        `[3, H, W]` uint8.
 
     Raises:
         ValueError: the sizes differ or a class has no name.
@@ -99,7 +98,7 @@ def overlay(
     weight = torch.where(segments >= 0, opacity, 1 - VOID_SHADE)[..., None]
     pixels = image.cpu().permute(1, 2, 0).float() * (1 - weight) + paint * weight
     pixels[_edges(segments)] = torch.tensor(OUTLINE, dtype=torch.float32)
-    return pixels.round().to(torch.uint8).numpy()
+    return pixels.round().to(torch.uint8).permute(2, 0, 1).contiguous()
 
 
 def side_by_side(
@@ -109,7 +108,7 @@ def side_by_side(
     info: DatasetInfo,
     *,
     titles: tuple[str, str, str] = ("image", "ground truth", "prediction"),
-) -> Picture:
+) -> Tensor:
     """Image, ground truth (if there is any) and prediction next to each other, over a legend.
 
     Args:
@@ -119,12 +118,15 @@ def side_by_side(
         info: classes and colours.
         titles: above the three panels.
 
+    Returns:
+        `[3, H', W']` uint8, scaled so that small images can be seen and large ones fit.
+
     Raises:
         ValueError: the sizes differ or a class has no name.
     """
     size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
     scaled = _resize_image(image, size)
-    panels = [(titles[0], scaled.permute(1, 2, 0).numpy())]
+    panels = [(titles[0], scaled)]
     shown = []
     for title, segmentation in ((titles[1], ground_truth), (titles[2], prediction)):
         if segmentation is None:
@@ -138,7 +140,16 @@ def side_by_side(
         panels.append((title, overlay(scaled, drawn, info)))
         shown.append(drawn)
     picture = _arrange(panels)
-    return np.concatenate([picture, _legend(_entries(shown, info), picture.shape[1])])
+    return torch.cat([picture, _legend(_entries(shown, info), picture.shape[-1])], dim=1)
+
+
+def overlay_with_legend(
+    image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
+) -> Tensor:
+    """`overlay` in the image's own size, over a legend; `[3, H', W]` uint8."""
+    picture = overlay(image, segmentation, info, opacity=opacity)
+    legend = _legend(_entries([segmentation], info), picture.shape[-1])
+    return torch.cat([picture, legend], dim=1)
 
 
 def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:
@@ -171,9 +182,15 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    pixels = Image.fromarray(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()))
-    resized = np.array(pixels.resize((size[1], size[0]), Image.Resampling.BICUBIC))
-    return torch.from_numpy(resized).permute(2, 0, 1)
+    return _from_pillow(_to_pillow(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def _to_pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()))
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _resize_map(segments: Tensor, size: tuple[int, int]) -> Tensor:
@@ -186,17 +203,17 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)
 
 
-def _arrange(panels: Sequence[tuple[str, Picture]]) -> Picture:
+def _arrange(panels: Sequence[tuple[str, Tensor]]) -> Tensor:
     """Panels in a row, each under its title."""
-    height, width = panels[0][1].shape[:2]
+    height, width = panels[0][1].shape[-2:]
     top = FONT_SIZE + 2 * MARGIN
     sheet = Image.new("RGB", ((width + MARGIN) * len(panels) + MARGIN, top + height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, (title, panel) in enumerate(panels):
         left = MARGIN + place * (width + MARGIN)
         draw.text((left, top - MARGIN / 2), title, INK, _font(), anchor="ls")
-        sheet.paste(Image.fromarray(np.ascontiguousarray(panel)), (left, top))
-    return np.array(sheet)
+        sheet.paste(_to_pillow(panel), (left, top))
+    return _from_pillow(sheet)
 
 
 def _entries(shown: Sequence[Segmentation], info: DatasetInfo) -> list[tuple[str, Color]]:
@@ -212,7 +229,7 @@ def _entries(shown: Sequence[Segmentation], info: DatasetInfo) -> list[tuple[str
     return entries + ([("void", VOID)] if void else [])
 
 
-def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Picture:
+def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Tensor:
     """Swatches and names, in as many rows as they need, at most `LEGEND_ROWS`."""
     font, swatch, row_height = _font(), FONT_SIZE - 2, FONT_SIZE + 8
     places: list[tuple[int, int]] = []
@@ -233,4 +250,4 @@ def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Picture:
         draw.rounded_rectangle((left, top, left + swatch, top + swatch), 3, color, (120, 120, 120))
         middle = top + swatch / 2
         draw.text((left + swatch + 6, middle), name, INK, font, anchor="lm")
-    return np.array(sheet)
+    return _from_pillow(sheet)

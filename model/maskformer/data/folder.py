@@ -228,7 +228,8 @@ def _info(names: tuple[str, ...], config: FolderConfig) -> DatasetInfo:
         )
     if config.colors is not None and len(config.colors) != len(names):
         raise DatasetError(
-            f"data.colors must hold one colour per class, got {len(config.colors)} for {len(names)} classes"
+            f"data.colors must hold one colour per class, got {len(config.colors)} "
+            f"for {len(names)} classes"
         )
     return DatasetInfo(
         classes=names,

@@ -95,6 +95,7 @@ class Normalize:
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Normalize:
+        """What the model of a recipe expects."""
         return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:

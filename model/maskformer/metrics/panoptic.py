@@ -17,8 +17,7 @@ from torchmetrics import Metric
 from maskformer.data.sample import Sample, look_up
 
 Segments = tuple[Tensor, Sequence[Mapping[str, Any]]]
-"""`[H, W]` map of segment ids, 0 = void; per segment at least `id` and `category_id` (the
-class)."""
+"""`[H, W]` map of segment ids, 0 = void, and per segment at least `id` and `category_id`."""
 
 
 class PanopticQuality(Metric):
@@ -104,27 +103,25 @@ class PanopticQuality(Metric):
         """The scores as fractions, float64.
 
         Returns:
-            `pq`, `sq`, `rq`: means over the classes that occur in ground truth or prediction; the
-            same with `_things` and `_stuff`; `pq_per_class`, `sq_per_class`, `rq_per_class` `[K]`.
-            NaN where there is nothing to average.
+            `pq`, `sq`, `rq`: means over the classes that occur in ground truth or prediction, NaN if none
+            does; the same with `_things` and `_stuff`, left out where none of them occurs;
+            `pq_per_class`, `sq_per_class`, `rq_per_class` `[K]`, NaN for classes that do not occur.
         """
         hits = self.true_positives.double()
         weight = hits + 0.5 * self.false_positives + 0.5 * self.false_negatives
         counted = weight > 0
-        nan = torch.full_like(self.iou, torch.nan)
         per_class = {
-            "pq": torch.where(counted, self.iou / weight, nan),
-            "sq": torch.where(counted, self.iou / hits.clamp(min=1), nan),
-            "rq": torch.where(counted, hits / weight, nan),
+            "pq": torch.where(counted, self.iou / weight, torch.nan),
+            "sq": torch.where(counted, self.iou / hits.clamp(min=1), torch.nan),
+            "rq": torch.where(counted, hits / weight, torch.nan),
         }
-        is_thing = torch.tensor(
-            [k in self.things for k in range(self.num_classes)], device=counted.device
-        )
-        groups = (("", counted), ("_things", counted & is_thing), ("_stuff", counted & ~is_thing))
+        thing = torch.tensor([k in self.things for k in range(self.num_classes)]).to(counted.device)
+        groups = {"": counted, "_things": counted & thing, "_stuff": counted & ~thing}
         scores = {
             name + suffix: values[group].mean()
-            for suffix, group in groups
+            for suffix, group in groups.items()
             for name, values in per_class.items()
+            if not suffix or bool(group.any())
         }
         return scores | {f"{name}_per_class": values for name, values in per_class.items()}
 
