@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,10 +22,15 @@ ROOT = Path(__file__).resolve().parent
 PARTS = ("cpu", "cuda", "numpy")
 
 
+def find_tool(*names):
+    """Path of the first of these programs, those of this Python environment included."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
+
+
 def find_compiler():
     named = os.environ.get("CXX")
-    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
-    return next(filter(None, map(shutil.which, candidates)), None)
+    return find_tool(named.split()[0]) if named else find_tool("c++", "g++", "clang++")
 
 
 def why_not(build):
@@ -35,7 +41,7 @@ def why_not(build):
         if importlib.util.find_spec(module) is None:
             return f"the Python package {module} was not there when it was installed"
     for tool in ("cmake", "ninja"):
-        if shutil.which(tool) is None:
+        if find_tool(tool) is None:
             return f"{tool} was not found when it was installed"
     if find_compiler() is None:
         return "no C++ compiler was found when it was installed"
@@ -65,11 +71,17 @@ class CMakeBuild(build_ext):
         (folder / "CMakeCache.txt").unlink(missing_ok=True)
         try:
             self.cmake(
-                ["-S", ROOT, "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-                + (["-DMFK_CUDA=OFF"] if build == "cpu" else [])
+                "-S",
+                ROOT,
+                "-B",
+                folder,
+                "-GNinja",
+                f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DMFK_CUDA={'OFF' if build == 'cpu' else 'ON'}",
             )
-            self.cmake(["--build", folder])
-            self.cmake(["--install", folder, "--prefix", target])
+            self.cmake("--build", folder)
+            self.cmake("--install", folder, "--prefix", target)
         except subprocess.CalledProcessError as error:
             raise CompileError(
                 f"the native code of mfkernels did not build (`{' '.join(map(str, error.cmd))}` "
@@ -78,8 +90,8 @@ class CMakeBuild(build_ext):
                 "without any native code MFKERNELS_BUILD=none."
             ) from None
 
-    def cmake(self, arguments):
-        subprocess.run(["cmake", *map(str, arguments)], check=True)
+    def cmake(self, *arguments):
+        subprocess.run([find_tool("cmake"), *map(str, arguments)], check=True)
 
     def get_outputs(self):
         folder = Path(self.build_lib) / "mfkernels"

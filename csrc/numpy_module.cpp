@@ -20,45 +20,33 @@ using mfk::cpu::Element;
 namespace assignment = mfk::assignment;
 
 Element element_of(const py::array& cost) {
-  switch (cost.dtype().itemsize()) {
-    case 2:
-      return Element::kHalf;
-    case 4:
-      return Element::kFloat;
-    default:
-      return Element::kDouble;
-  }
+  const char kind = cost.dtype().kind();
+  const auto size = cost.dtype().itemsize();
+  if (kind == 'f' && size == 2) return Element::kHalf;
+  if (kind == 'f' && size == 4) return Element::kFloat;
+  if (kind == 'f' && size == 8) return Element::kDouble;
+  throw std::invalid_argument("cost must be float16, float32 or float64");
 }
 
-// `cost` is a matrix of native float16, float32 or float64 (the Python side sees to it).
-std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(const py::array& cost,
-                                                                            bool maximize) {
-  if (cost.ndim() != 2 || cost.dtype().kind() != 'f' || cost.dtype().itemsize() > 8) {
-    throw std::invalid_argument("cost must be a float16, float32 or float64 matrix");
-  }
-  const int64_t rows = cost.shape(0), columns = cost.shape(1);
-  const int64_t item = cost.itemsize();
-  if (rows > 0 && columns > 0 && (cost.strides(0) % item != 0 || cost.strides(1) % item != 0)) {
+int64_t stride(const py::array& cost, py::ssize_t axis) {
+  if (cost.size() > 0 && cost.strides(axis) % cost.itemsize() != 0) {
     throw std::invalid_argument("cost has strides that are no multiples of its item size");
   }
+  return cost.strides(axis) / cost.itemsize();
+}
+
+// One problem; `cost` is native floating point (the Python side sees to it).
+std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(const py::array& cost,
+                                                                            bool maximize) {
+  if (cost.ndim() != 2) throw std::invalid_argument("cost must be a matrix");
+  const int64_t rows = cost.shape(0), columns = cost.shape(1);
   std::vector<int64_t> column_of_row(static_cast<std::size_t>(rows));
   int32_t status = 0;
   const mfk::cpu::AssignmentBatch batch{
-      cost.data(),
-      element_of(cost),
-      1,
-      rows,
-      columns,
-      0,
-      cost.strides(0) / item,
-      cost.strides(1) / item,
-      nullptr,
-      nullptr,
-      maximize,
+      cost.data(),          element_of(cost),     1,       rows,    columns,  0,
+      stride(cost, 0),      stride(cost, 1),      nullptr, nullptr, maximize,
       /*strict=*/true,
-      /*substitute=*/false,
-      column_of_row.data(),
-      &status,
+      /*substitute=*/false, column_of_row.data(), &status,
   };
   {
     const py::gil_scoped_release release;
@@ -81,6 +69,48 @@ std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(cons
   return {std::move(row_indices), std::move(column_indices)};
 }
 
+using Counts = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+// The tensor operator's work on NumPy arrays, `[B, R, C]`: (assignment `[B, R]`, status `[B]`).
+std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
+    const py::array& cost, const Counts& row_counts, const Counts& column_counts, bool maximize,
+    bool strict, int threads) {
+  if (cost.ndim() != 3) throw std::invalid_argument("cost must be [B, R, C]");
+  const int64_t problems = cost.shape(0), rows = cost.shape(1), columns = cost.shape(2);
+  if (row_counts.size() != problems || column_counts.size() != problems) {
+    throw std::invalid_argument("row_counts and column_counts must be [B]");
+  }
+  for (int64_t b = 0; b < problems; ++b) {
+    const int64_t r = row_counts.data()[b], c = column_counts.data()[b];
+    if (r < 0 || r > rows || c < 0 || c > columns)
+      throw std::invalid_argument("count out of range");
+  }
+  py::array_t<int64_t> result({problems, rows});
+  py::array_t<int32_t> status(problems);
+  const mfk::cpu::AssignmentBatch batch{
+      cost.data(),
+      element_of(cost),
+      problems,
+      rows,
+      columns,
+      stride(cost, 0),
+      stride(cost, 1),
+      stride(cost, 2),
+      row_counts.data(),
+      column_counts.data(),
+      maximize,
+      strict,
+      /*substitute=*/true,
+      result.mutable_data(),
+      status.mutable_data(),
+  };
+  {
+    const py::gil_scoped_release release;
+    if (problems > 0) mfk::cpu::solve_assignments(batch, threads);
+  }
+  return {std::move(result), std::move(status)};
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = MFK_COMPILER;
@@ -97,5 +127,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_numpy, m) {
   m.doc() = "NumPy entry points of mfkernels.";
   m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost"), py::arg("maximize"));
+  m.def("batch_linear_assignment", &batch_linear_assignment, py::arg("cost"), py::arg("row_counts"),
+        py::arg("column_counts"), py::arg("maximize"), py::arg("strict"), py::arg("threads"));
   m.def("build_info", &build_info);
 }

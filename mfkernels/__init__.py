@@ -7,14 +7,31 @@ from mfkernels.assignment import (
     linear_sum_assignment,
 )
 from mfkernels.backend import explain, use_backend
+from mfkernels.criterion import MaskFormerCriterion
+from mfkernels.focal_dice import dice_loss, focal_dice_loss, sigmoid_focal_loss
+from mfkernels.mask_logits import mask_logits
+from mfkernels.mask_loss import mask_loss
+from mfkernels.matching_cost import matching_cost
+from mfkernels.segmentation import panoptic_segmentation, semantic_segmentation
+from mfkernels.targets import SegmentTargets
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MaskFormerCriterion",
+    "SegmentTargets",
     "assignment_to_indices",
     "batch_linear_assignment",
     "batch_linear_assignment_with_status",
+    "dice_loss",
     "explain",
+    "focal_dice_loss",
     "linear_sum_assignment",
+    "mask_logits",
+    "mask_loss",
+    "matching_cost",
+    "panoptic_segmentation",
+    "semantic_segmentation",
+    "sigmoid_focal_loss",
     "use_backend",
 ]

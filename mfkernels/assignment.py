@@ -60,6 +60,8 @@ def linear_sum_assignment(
         raise ValueError(f"expected a matrix (2-D array), got a {cost.ndim} array")
     if cost.dtype not in (np.float16, np.float32, np.float64):
         cost = cost.astype(np.float64, casting="safe")
+    if any(stride % cost.itemsize for stride in cost.strides):
+        cost = np.ascontiguousarray(cost)
     module = backend.numpy_module
     problem = None if module is not None else backend.part("numpy").problem
     if backend.select("assignment", _CPU, problem) == "native" and module is not None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import importlib
+import importlib.util
 import json
 import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
@@ -86,14 +87,20 @@ def _load_libraries(folder: Path) -> dict[str, Part]:
 
 
 def _load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
-    try:
-        module = importlib.import_module("mfkernels._numpy")
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "mfkernels._numpy"
-        problem = _build_record(folder).get("numpy") if missing else f"cannot be loaded: {error}"
-        problem = problem or "not compiled for this Python (install the package to build it)"
+    # Looked for in this folder only: an editable installation elsewhere must not lend its own.
+    specification = PathFinder.find_spec("mfkernels._numpy", [str(folder)])
+    if specification is None or specification.loader is None:
+        problem = _build_record(folder).get("numpy") or (
+            "not compiled for this Python (install the package to build it)"
+        )
         return None, Part("numpy", None, problem)
-    return module, Part("numpy", Path(str(module.__file__)), None)
+    path = Path(str(specification.origin))
+    try:
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+    except ImportError as error:
+        return None, Part("numpy", path, f"cannot be loaded: {error}")
+    return module, Part("numpy", path, None)
 
 
 _FOLDER = Path(__file__).resolve().parent
