@@ -1,0 +1,78 @@
+"""Small models for tests, and the golden parameter counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskformer.base import SegmentationModel
+from maskformer.config import ModelConfig, merge_model_config
+from maskformer.model import build_model
+
+TINY: dict[str, Any] = {
+    "num_classes": 7,
+    "backbone": {"name": "test_resnet"},
+    "pixel_decoder": {"channels": 32, "mask_channels": 24, "groups": 8},
+    "decoder": {"queries": 9, "channels": 16, "heads": 4, "feedforward": 48, "layers": 3},
+}
+
+PARAMETERS = {
+    # facts §1.8: recipe, number of classes -> trainable parameters
+    ("ade20k/r50", 150): 41_254_743,
+    ("ade20k/r101", 150): 60_194_647,
+    ("ade20k/r50", 171): 41_260_140,
+    ("ade20k/r101", 171): 60_200_044,
+    ("ade20k/r50", 847): 41_433_872,
+    ("ade20k/r101", 847): 60_373_776,
+    ("ade20k/r101", 19): 60_160_980,
+    ("ade20k/r50", 65): 41_232_898,
+    ("coco_panoptic/r50_6enc", 133): 45_012_038,
+    ("coco_panoptic/r101_6enc", 133): 63_951_942,
+    ("ade20k_panoptic/r50_6enc", 150): 45_016_407,
+    ("ade20k_panoptic/r101_6enc", 150): 63_956_311,
+    ("ade20k/swin_t", 150): 41_757_009,
+    ("ade20k/swin_s", 150): 63_074_913,
+    ("ade20k/swin_b", 150): 101_829_391,
+    ("ade20k/swin_l", 150): 211_575_627,
+    ("coco_panoptic/swin_t", 133): 41_752_640,
+    ("coco_panoptic/swin_s", 133): 63_070_544,
+    ("coco_panoptic/swin_b", 133): 101_825_022,
+    ("coco_panoptic/swin_l", 133): 211_571_258,
+    ("ade20k/per_pixel_r50", 150): 31_033_942,
+    ("ade20k/per_pixel_plus_r50", 150): 41_228_736,
+}
+
+
+def tiny_config(**overrides: Any) -> ModelConfig:
+    return merge_model_config(ModelConfig.model_validate(TINY), overrides)
+
+
+def tiny_model(**overrides: Any) -> SegmentationModel:
+    return build_model(tiny_config(**overrides)).eval()
+
+
+def trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest difference, relative to the largest true value."""
+    value, truth = value.detach(), truth.detach()
+    return float((value - truth).abs().max() / truth.abs().max())
+
+
+def randomise(module: nn.Module) -> None:
+    """Gives norms and biases values that tell them apart."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if not tensor.is_floating_point():
+                continue
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.ndim == 1 and name.endswith("weight"):
+                tensor.uniform_(0.3, 1.2)
+            elif tensor.ndim == 1:
+                tensor.normal_(std=0.3)
