@@ -11,7 +11,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder that holds `camvid/` and `coco_panoptic_sample/`; tests that need it skip without it."""
+    """The folder that holds `camvid/` and `coco_panoptic_sample/`; tests that need it skip without
+    it.
+    """
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("MFKERNELS_TEST_DATA", default))
     if not folder.is_dir():

@@ -1,1 +1,26 @@
-"""MaskFormer: mask classification for semantic and panoptic segmentation (NeurIPS 2021)."""
+"""MaskFormer: mask classification for semantic and panoptic segmentation (NeurIPS 2021).
+
+Cheng, Schwing, Kirillov: "Per-Pixel Classification is Not All You Need for Semantic Segmentation".
+"""
+
+from maskformer.config import Config, ConfigError, ModelConfig, config_names, load_config
+from maskformer.model import (
+    MaskFormer,
+    PerPixelBaseline,
+    PerPixelBaselinePlus,
+    SegmentationModel,
+    build_model,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "MaskFormer",
+    "ModelConfig",
+    "PerPixelBaseline",
+    "PerPixelBaselinePlus",
+    "SegmentationModel",
+    "build_model",
+    "config_names",
+    "load_config",
+]

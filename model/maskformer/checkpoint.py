@@ -1,12 +1,13 @@
 """Checkpoints that are complete or absent, never half.
 
     checkpoints/
-      step_0001000/     config.json, model.safetensors (what `from_pretrained` reads), recipe.yaml, dataset.json,
+      step_0001000/     config.json, model.safetensors (what `from_pretrained` reads),
+                        recipe.yaml, dataset.json,
                         training_state.pt, rng_0.pt … one per process
       last, best        links to the step folders
 
-A folder is written under a temporary name, flushed to disk and renamed; links are replaced atomically. Step
-folders that no link names are removed.
+A folder is written under a temporary name, flushed to disk and renamed; links are replaced
+atomically. Step folders that no link names are removed.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from maskformer.config import Config, ConfigError, load_config, to_yaml
+from maskformer.config import Config, load_config, to_yaml
 from maskformer.data import DatasetInfo
+from maskformer.model import SegmentationModel
 
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
@@ -40,7 +41,7 @@ class CheckpointError(RuntimeError):
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: nn.Module,
+    model: SegmentationModel,
     state: dict[str, Any],
     config: Config,
     info: DatasetInfo,
@@ -52,11 +53,12 @@ def save_checkpoint(
 
     Args:
         folder: the run's `checkpoints` folder.
-        model: unwrapped, with `save_pretrained`.
+        model: the bare model, not a wrapper of it.
         state: what training needs besides the weights; tensors and plain values only.
 
     Raises:
-        CheckpointError: on the main process when the disk refuses (full, read-only); earlier checkpoints stay.
+        CheckpointError: on the main process when the disk refuses (full, read-only); earlier
+            checkpoints stay.
     """
     target = folder / f"step_{step:07d}"
     partial = folder / f".{target.name}.partial"
@@ -72,7 +74,7 @@ def save_checkpoint(
         try:
             torch.save(_rng_state(), partial / f"rng_{accelerator.process_index}.pt")
             if accelerator.is_main_process:
-                model.save_pretrained(partial)  # type: ignore[operator]
+                model.save_pretrained(partial)
                 torch.save(state, partial / STATE)
                 (partial / RECIPE).write_text(to_yaml(config), encoding="utf-8")
                 (partial / DATASET).write_text(info_to_json(info), encoding="utf-8")
@@ -82,8 +84,10 @@ def save_checkpoint(
     if accelerator.is_main_process and not problem:
         try:
             _flush(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
+            if not (target / STATE).is_file():  # the same step of the same run is the same state
+                shutil.rmtree(target, ignore_errors=True)
+                partial.replace(target)
+            shutil.rmtree(partial, ignore_errors=True)
             _link(folder / LAST, target)
             if best:
                 _link(folder / BEST, target)
@@ -123,7 +127,8 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step folder.
+    """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
+    folder.
 
     A run folder stands for its best checkpoint, or the last where none is best yet.
 
@@ -137,7 +142,9 @@ def resolve_checkpoint(path: Path) -> Path:
                 return found
     if (path / "config.json").is_file():
         return path.resolve()
-    raise CheckpointError(f"no checkpoint at {path}: expected a run folder or one with a config.json")
+    raise CheckpointError(
+        f"no checkpoint at {path}: expected a run folder or one with a config.json"
+    )
 
 
 def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
@@ -153,21 +160,23 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
     return load_config(recipe, overrides)
 
 
-def load_info(checkpoint: Path) -> DatasetInfo | None:
-    """Class names and colours saved with the checkpoint, if any."""
+def load_info(checkpoint: Path) -> DatasetInfo:
+    """Class names and colours saved with the checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     file = checkpoint / DATASET
-    if not file.is_file():
-        return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         return DatasetInfo(
             classes=tuple(values["classes"]),
             things=frozenset(values["things"]),
-            colors=tuple(tuple(color) for color in values["colors"]),
+            colors=tuple((red, green, blue) for red, green, blue in values["colors"]),
             category_ids=tuple(values["category_ids"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is damaged: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the class names in {file}: {error}") from error
 
 
 def info_to_json(info: DatasetInfo) -> str:
@@ -207,7 +216,7 @@ def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    temporary.replace(link)
 
 
 def _remove_unlinked(folder: Path) -> None:

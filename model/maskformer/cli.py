@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -15,14 +15,21 @@ from rich.console import Console
 
 import mfkernels
 from maskformer.checkpoint import CheckpointError, load_info, load_recipe, resolve_checkpoint
-from maskformer.config import Config, ConfigError, config_names, load_config
-from maskformer.data import DatasetError, EvalLoader, build_dataset, check_dataset
-from maskformer.evaluation import Evaluation, evaluate, write_pictures
-from maskformer.info import summary
-from maskformer.model import MaskFormer, from_pretrained
+from maskformer.config import (
+    Config,
+    ConfigError,
+    config_names,
+    load_config,
+    merge_model_config,
+)
+from maskformer.data import DatasetError, build_dataset, check_dataset
+from maskformer.evaluation import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.info import model_info
+from maskformer.model import MaskFormer, SegmentationModel
 from maskformer.predict import find_images, predict_images
-from maskformer.progress import Progress, class_table, metrics_table
-from maskformer.trainer import Trainer, TrainingDiverged, TrainingStopped, prepare_output
+from maskformer.progress import Progress, class_table, info_table, metrics_table
+from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError, prepare_output
+from mfkernels.backend import Request as Backend
 
 app = typer.Typer(
     help="MaskFormer: train, evaluate and use mask-classification models.",
@@ -32,17 +39,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Backend = Literal["auto", "reference", "native"]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", help="A recipe's name (see `maskformer info`) or a YAML file.")
+    str | None,
+    typer.Option("--config", "-c", help="A recipe's name (see `maskformer info`) or a YAML file."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's."),
 ]
 BackendOption = Annotated[Backend, typer.Option(help="Who serves the mfkernels operations.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")
+]
 CheckpointOption = Annotated[
-    Path, typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder.")
+    Path,
+    typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder."),
 ]
 
 
@@ -54,12 +65,16 @@ def train(
         Path | None, typer.Option(help="The run folder; runs/<config> unless given.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --output.")
+    ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="Start from the weights of this checkpoint.")
     ] = None,
     backend: BackendOption = "auto",
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
+    ] = False,
 ) -> None:
     """Train a recipe; several processes through `torchrun -m maskformer train …`."""
     if resume and overwrite:
@@ -93,19 +108,15 @@ def evaluate_command(
 ) -> None:
     """Score a checkpoint on the validation images of its recipe (or of --config)."""
     folder = resolve_checkpoint(checkpoint)
-    recipe = load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
+    recipe = (
+        load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
+    )
     target = _device(device)
-    model = from_pretrained(folder).to(target)
+    model = MaskFormer.from_pretrained(folder).to(target)
     dataset = build_dataset(recipe.data, "val")
     check_dataset(dataset)
     _check_classes(model, recipe, len(dataset.info.classes))
-    loader = EvalLoader(
-        dataset,
-        recipe.data,
-        model.config,
-        batch_size=recipe.eval.batch_size,
-        workers=recipe.train.workers,
-    )
+    loader = eval_loader(dataset, recipe)
     progress = Progress()
     with mfkernels.use_backend(backend):
         evaluation = evaluate(model, loader, dataset.info, recipe.eval, target, progress)
@@ -122,24 +133,37 @@ def predict(
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Where the pictures and label maps go.")],
     panoptic: Annotated[
-        bool | None, typer.Option(help="Segments instead of classes; the recipe decides unless given.")
+        bool | None,
+        typer.Option(help="Segments instead of classes; the recipe decides unless given."),
     ] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Segment images: a coloured overlay with a legend and a label PNG for each."""
     folder = resolve_checkpoint(checkpoint)
-    model = from_pretrained(folder).to(_device(device))
     recipe = load_recipe(folder, [])
-    info = load_info(folder)
     files = find_images(images)
+    model = MaskFormer.from_pretrained(folder).to(_device(device))
     with mfkernels.use_backend(backend):
-        predict_images(model, files, recipe, info, out, panoptic=panoptic, progress=Progress())
+        failures = predict_images(
+            model,
+            files,
+            recipe,
+            load_info(folder),
+            out,
+            panoptic=recipe.eval.panoptic if panoptic is None else panoptic,
+            progress=Progress(),
+        )
+    Console(highlight=False, soft_wrap=True).print(f"{len(files) - failures} images: {out}")
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
 def info(
-    config: Annotated[str | None, typer.Argument(help="A recipe's name or file; all names unless given.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="A recipe's name or file; all names unless given.")
+    ] = None,
     overrides: Overrides = None,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input for the FLOPs.")] = "512x512",
 ) -> None:
@@ -153,7 +177,11 @@ def info(
     if not (cross and height.isdigit() and width.isdigit()):
         raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{size}'")
     recipe = load_config(config, overrides or [])
-    console.print(summary(recipe, (int(height), int(width))))
+    model = recipe.model
+    if model.num_classes is None:
+        classes = len(build_dataset(recipe.data, "train").info.classes)
+        model = merge_model_config(model, {"num_classes": classes})
+    console.print(info_table(model_info(model, (int(height), int(width))), config))
 
 
 def main() -> None:
@@ -167,10 +195,16 @@ def _explained_failures() -> Iterator[None]:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield
-    except TrainingStopped as stop:
+    except TrainingStoppedError as stop:
         errors.print(str(stop), markup=False)
         sys.exit(stop.exit_code)
-    except (ConfigError, DatasetError, CheckpointError, TrainingDiverged, FileExistsError) as error:
+    except (
+        ConfigError,
+        DatasetError,
+        CheckpointError,
+        TrainingDivergedError,
+        FileExistsError,
+    ) as error:
         errors.print(f"error: {error}", markup=False, style="red")
         sys.exit(1)
 
@@ -187,11 +221,11 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _check_classes(model: MaskFormer, recipe: Config, count: int) -> None:
+def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None:
     if model.config.num_classes != count:
         raise ConfigError(
-            f"the checkpoint knows {model.config.num_classes} classes, the data set {recipe.data.format} "
-            f"has {count}"
+            f"the checkpoint knows {model.config.num_classes} classes, "
+            f"the data set {recipe.data.format} has {count}"
         )
 
 

@@ -1,7 +1,7 @@
 """The schema of a recipe, and how a recipe is found, merged and checked.
 
-A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides. Unknown
-keys and wrong types are refused with the nearest valid name, before anything else happens.
+A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides.
+Unknown keys and wrong types are refused with the nearest valid name, before anything else happens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class BackboneConfig(Section):
 
     name: str = "resnet50.tv_in1k"
     pretrained: bool = True
-    """Start training from timm's ImageNet weights (`maskformer train` only; building never downloads)."""
+    """Start training from timm's ImageNet weights (`maskformer train` only; building never
+    downloads).
+    """
     weights: Path | None = None
     """A local file with the backbone's timm weights; wins over the download."""
     frozen_norm: bool = True
@@ -93,7 +95,9 @@ class CriterionConfig(Section):
 
 
 class SemanticAugmentation(Section):
-    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A, semantic sets)."""
+    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A,
+    semantic sets).
+    """
 
     kind: Literal["semantic"] = "semantic"
     short_sides: tuple[PositiveInt, ...] = (512,)
@@ -104,11 +108,15 @@ class SemanticAugmentation(Section):
     flip: bool = True
     pad_to_crop: bool = True
     keep_empty: bool = False
-    """Keep segments that were cropped away, as empty masks (the official choice for panoptic training)."""
+    """Keep segments that were cropped away, as empty masks (the official choice for panoptic
+    training).
+    """
 
 
 class PanopticAugmentation(Section):
-    """Flip, then resize, half of the time after a first resize and a random crop (DETR's scheme)."""
+    """Flip, then resize, half of the time after a first resize and a random crop (DETR's
+    scheme).
+    """
 
     kind: Literal["panoptic"] = "panoptic"
     short_sides: tuple[PositiveInt, ...] = tuple(range(480, 801, 32))
@@ -117,12 +125,12 @@ class PanopticAugmentation(Section):
     crop_range: Size = (384, 600)
     flip: bool = True
     keep_empty: bool = True
-    """Keep segments that were cropped away, as empty masks (the official choice for panoptic training)."""
+    """Keep segments that were cropped away, as empty masks (the official choice for panoptic
+    training).
+    """
 
 
-Augmentation = Annotated[
-    SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")
-]
+Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")]
 
 
 class DataSection(Section):
@@ -160,7 +168,9 @@ class FolderConfig(DataSection):
     label_suffix: str = ".png"
     """Replaces the image suffix to give the name of the label file."""
     classes: tuple[str, ...] | Path | None = None
-    """Class names, or a text file with one per line; left out, they are numbered from the labels found."""
+    """Class names, or a text file with one per line; left out, they are numbered from the labels
+    found.
+    """
     colors: tuple[tuple[Byte, Byte, Byte], ...] | None = None
     """RGB per class for pictures; left out, a palette serves."""
     things: tuple[str, ...] = ()
@@ -195,7 +205,9 @@ DataConfig = Annotated[
 
 
 class TrainConfig(Section):
-    """Optimiser, schedule and bookkeeping. A step is one optimiser update; `batch_size` counts all processes."""
+    """Optimiser, schedule and bookkeeping. A step is one optimiser update; `batch_size` counts all
+    processes.
+    """
 
     steps: PositiveInt = 160_000
     batch_size: PositiveInt = 16
@@ -227,7 +239,9 @@ class EvalConfig(Section):
     object_mask_threshold: Fraction = 0.8
     overlap_threshold: Fraction = 0.8
     resize_logits: bool = False
-    """Resize mask logits, not scores, to the original size (the official order where panoptic is on)."""
+    """Resize mask logits, not scores, to the original size (the official order where panoptic is
+    on).
+    """
     batch_size: PositiveInt = 1
     pictures: NonNegativeInt = 8
     """How many predictions are drawn for TensorBoard and the run folder."""
@@ -364,9 +378,7 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
     return "config: " + "\n        ".join(lines)
 
 
-def _locate(
-    location: tuple[int | str, ...], root: type[BaseModel]
-) -> tuple[list[str], list[str]]:
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
     """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
     unions: dict[str, type[BaseModel]] = {
         "shapes": ShapesConfig,
@@ -384,7 +396,9 @@ def _locate(
         path.append(str(part))
         if index == len(location) - 1 or section is None:
             continue
-        annotation = section.model_fields[str(part)].annotation if part in section.model_fields else None
+        annotation = (
+            section.model_fields[str(part)].annotation if part in section.model_fields else None
+        )
         is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
         section = annotation if is_section else None  # type: ignore[assignment]
     return path, list(section.model_fields) if section is not None else []

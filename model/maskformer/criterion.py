@@ -18,7 +18,8 @@ VOID = -1
 class PerPixelCriterion(nn.Module):
     """Cross-entropy of up-sampled class logits, for the baselines of the paper (§4.1).
 
-    Every layer weighs the same; void pixels do not count. A batch without labelled pixels gives zero.
+    Every layer weighs the same; void pixels do not count. A batch without labelled pixels gives
+    zero.
     """
 
     def forward(self, outputs: Mapping[str, Tensor], targets: SegmentTargets) -> dict[str, Tensor]:
@@ -53,7 +54,9 @@ def class_maps(targets: SegmentTargets) -> Tensor:
         ValueError: targets stored as overlapping masks.
     """
     if targets.label_map is None:
-        raise ValueError("targets: a per-pixel loss needs disjoint segments (SegmentTargets.from_label_maps)")
+        raise ValueError(
+            "targets: a per-pixel loss needs disjoint segments (SegmentTargets.from_label_maps)"
+        )
     segments = targets.label_map.long()
     if targets.max_count == 0:
         return torch.full_like(segments, VOID)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.io import write_png
 
-from maskformer.config import EvalConfig
-from maskformer.data import DatasetInfo, EvalBatch, EvalLoader, Sample
+from maskformer.config import Config, EvalConfig
+from maskformer.data import (
+    Dataset,
+    DatasetInfo,
+    EvalBatch,
+    EvalLoader,
+    EvalTransform,
+    Normalize,
+)
 from maskformer.inference import panoptic_maps, semantic_maps
-from maskformer.metrics import PanopticQuality, SemanticScores
+from maskformer.metrics import PanopticQuality, SemanticQuality
 from maskformer.progress import Progress, peak_memory
-from maskformer.visualize import panoptic_overlay, semantic_overlay, side_by_side
+from maskformer.visualize import Segmentation, side_by_side
 
 
 @dataclass
@@ -31,6 +37,21 @@ class Evaluation:
     """What "best" means: mIoU, or PQ where only panoptic quality is measured."""
     pictures: dict[str, Tensor] = field(default_factory=dict)
     """uint8 `[3, H, W]` by image name: image, ground truth, prediction."""
+
+
+def eval_loader(
+    dataset: Dataset, config: Config, *, rank: int = 0, world_size: int = 1
+) -> EvalLoader:
+    """The images of a data set as the recipe's evaluation sees them."""
+    return EvalLoader(
+        dataset,
+        EvalTransform(config.data.test_short_side, config.data.test_max_side),
+        batch_size=config.eval.batch_size,
+        rank=rank,
+        world_size=world_size,
+        workers=config.train.workers,
+        normalize=Normalize.from_config(config.model),
+    )
 
 
 @torch.inference_mode()
@@ -49,22 +70,29 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    semantic = SemanticScores(len(info.classes)).to(device) if config.semantic else None
-    panoptic = PanopticQuality(info).to(device) if config.panoptic else None
+    semantic = SemanticQuality(info.num_classes).to(device) if config.semantic else None
+    panoptic = (
+        PanopticQuality(info.num_classes, info.things).to(device) if config.panoptic else None
+    )
     pictures: dict[str, Tensor] = {}
     images, seconds = 0, 0.0
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
             start = time.perf_counter()
-            predictions = _predict(model, batch, info, config, device)
+            predictions = predict_batch(model, batch, info, config, device)
             seconds += time.perf_counter() - start
             for sample, prediction in zip(batch.samples, predictions, strict=True):
-                if semantic is not None:
+                if semantic is not None and prediction.classes is not None:
                     semantic.update(prediction.classes, sample.semantic_map().to(device))
-                if panoptic is not None:
-                    panoptic.update(prediction.segments, prediction.segments_info, sample)
+                if panoptic is not None and prediction.panoptic is not None:
+                    panoptic.update(prediction.panoptic, sample)
                 if len(pictures) < config.pictures:
-                    pictures[sample.name] = draw(sample, prediction, info)
+                    pictures[sample.name] = side_by_side(
+                        sample.image,
+                        Segmentation.from_sample(sample),
+                        prediction.segmentation(),
+                        info,
+                    )
             images += len(batch.samples)
             counter.advance(len(batch.samples))
     model.train(was_training)
@@ -76,56 +104,58 @@ class Prediction:
     """One image's result; a part that was not asked for is None."""
 
     classes: Tensor | None
-    segments: Tensor | None
-    segments_info: list[dict[str, Any]]
+    panoptic: tuple[Tensor, list[dict[str, Any]]] | None
+
+    def segmentation(self) -> Segmentation:
+        """What a picture shows: segments if there are any, else classes.
+
+        Raises:
+            ValueError: neither was asked for.
+        """
+        if self.panoptic is not None:
+            return Segmentation.from_panoptic(*self.panoptic)
+        if self.classes is not None:
+            return Segmentation.from_semantic(self.classes)
+        raise ValueError("nothing to show: eval.semantic and eval.panoptic are both off")
 
 
-def _predict(
+@torch.inference_mode()
+def predict_batch(
     model: nn.Module, batch: EvalBatch, info: DatasetInfo, config: EvalConfig, device: torch.device
 ) -> list[Prediction]:
-    pixel_values = batch.pixel_values.to(device)
+    """Label maps and segments of a batch, in the original sizes."""
+    pixel_values = batch.pixel_values.to(device, non_blocking=True)
     outputs = model(pixel_values)
-    height, width = pixel_values.shape[-2:]
     where: dict[str, Any] = {
-        "input_size": (height, width),
+        "input_size": tuple(pixel_values.shape[-2:]),
         "image_sizes": batch.image_sizes,
         "sizes": batch.original_sizes,
     }
-    count = len(batch.original_sizes)
-    classes: Sequence[Tensor | None] = [None] * count
-    panoptic: Sequence[tuple[Tensor | None, list[dict[str, Any]]]] = [(None, [])] * count
-    if config.semantic:
-        classes = semantic_maps(outputs, **where, resize_logits=config.resize_logits)
-    if config.panoptic:
-        panoptic = panoptic_maps(outputs, **where, thing_classes=sorted(info.things), config=config)
-    return [
-        Prediction(class_map, segments, segments_info)
-        for class_map, (segments, segments_info) in zip(classes, panoptic, strict=True)
-    ]
-
-
-def draw(sample: Sample, prediction: Prediction, info: DatasetInfo) -> Tensor:
-    """Image, ground truth and prediction side by side, uint8 `[3, H', W']`."""
-    if prediction.segments is not None:
-        truth = panoptic_overlay(sample.image, sample.segments, sample.labels.tolist(), info)
-        labels = [segment["category_id"] for segment in prediction.segments_info]
-        result = panoptic_overlay(sample.image, prediction.segments.cpu() - 1, labels, info)
-    else:
-        assert prediction.classes is not None
-        truth = semantic_overlay(sample.image, sample.semantic_map(), info)
-        result = semantic_overlay(sample.image, prediction.classes.cpu(), info)
-    return side_by_side(sample.image, truth, result)
+    nothing = [None] * len(batch.original_sizes)
+    classes = (
+        semantic_maps(outputs, **where, resize_logits=config.resize_logits)
+        if config.semantic
+        else nothing
+    )
+    panoptic = (
+        panoptic_maps(outputs, **where, thing_classes=sorted(info.things), config=config)
+        if config.panoptic
+        else nothing
+    )
+    return [Prediction(*parts) for parts in zip(classes, panoptic, strict=True)]
 
 
 def write_pictures(evaluation: Evaluation, folder: Path) -> None:
     """One PNG per picture, named after the image."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in evaluation.pictures.items():
-        write_png(picture, str(folder / f"{name.replace('/', '_')}.png"))
+        write_png(
+            picture, str(folder / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.png")
+        )
 
 
 def _summarise(
-    semantic: SemanticScores | None,
+    semantic: SemanticQuality | None,
     panoptic: PanopticQuality | None,
     pictures: dict[str, Tensor],
     images_per_second: float,
@@ -133,15 +163,15 @@ def _summarise(
 ) -> Evaluation:
     metrics: dict[str, float] = {}
     per_class: dict[str, list[float]] = {}
-    if semantic is not None:
-        result = semantic.compute()
-        metrics |= result.summary
-        per_class["iou"] = result.iou
-    if panoptic is not None:
-        quality = panoptic.compute()
-        metrics |= quality.summary
-        per_class["pq"] = quality.pq
-    score = metrics["miou"] if semantic is not None else metrics.get("pq", 0.0)
+    for quality in (semantic, panoptic):
+        if quality is None:
+            continue
+        for name, value in quality.compute().items():
+            if value.ndim:
+                per_class[name.removesuffix("_per_class")] = value.tolist()
+            else:
+                metrics[name] = value.item()
+    score = metrics["miou" if semantic is not None else "pq"]
     metrics["eval_images_per_second"] = images_per_second
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
     return Evaluation(metrics, per_class, score, pictures)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mfkernels
-from maskformer.config import EvalConfig
 from torch import Tensor
 from torch.nn import functional as F
+
+import mfkernels
+from maskformer.config import EvalConfig
 
 Outputs = Mapping[str, Tensor]
 Size = tuple[int, int]
@@ -33,7 +34,7 @@ def semantic_maps(
     """
     if "pixel_logits" in outputs:
         return _per_pixel_maps(outputs["pixel_logits"][-1], input_size, image_sizes, sizes)
-    return mfkernels.semantic_segmentation(
+    maps = mfkernels.semantic_segmentation(
         outputs["class_logits"][-1],
         outputs["mask_embed"][-1],
         outputs["pixel_features"],
@@ -42,6 +43,7 @@ def semantic_maps(
         image_sizes=list(image_sizes),
         resize_logits=resize_logits,
     )
+    return list(maps)
 
 
 def panoptic_maps(
@@ -53,7 +55,8 @@ def panoptic_maps(
     thing_classes: Sequence[int],
     config: EvalConfig,
 ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
-    """Segment of every pixel, int32 `[H_b, W_b]`, and what each segment is (paper §3.4, general inference).
+    """Segment of every pixel, int32 `[H_b, W_b]`, and what each segment is (paper §3.4, general
+    inference).
 
     A per-pixel model has no instances: each class present is one segment.
     """

@@ -25,8 +25,9 @@ POSITION_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Sorts the trainable parameters by learning rate and weight decay.
 
-    The backbone learns at `lr * backbone_lr_multiplier`. Norm layers, embeddings and position tables are not
-    decayed; biases of linear and convolution layers are (paper appendix A; official optimiser rules).
+    The backbone learns at `lr * backbone_lr_multiplier`. Norm layers, embeddings and position
+    tables are not decayed; biases of linear and convolution layers are (paper appendix A; official
+    optimiser rules).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()

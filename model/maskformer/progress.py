@@ -19,13 +19,14 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from maskformer.info import ModelInfo
+
 
 class Progress:
     """Reports training and evaluation; silent on all processes but the main one."""
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
         self.console = console or Console(quiet=not enabled, highlight=False, soft_wrap=True)
-        self.images_per_second = 0.0
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -54,7 +55,6 @@ class Progress:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line about the last logging interval, and the note beside the bar."""
-        self.images_per_second = values["images_per_second"]
         note = (
             f"loss {values['loss']:.3f}  {values['images_per_second']:.1f} images/s  "
             f"{values['peak_memory_mb'] / 1e3:.2f} GB"
@@ -118,6 +118,22 @@ def class_table(names: Sequence[str], columns: Mapping[str, Sequence[float]], ti
     for index, name in enumerate(names):
         values = (columns[column][index] for column in columns)
         table.add_row(name, *("" if value != value else f"{value:.3f}" for value in values))
+    return table
+
+
+def info_table(info: ModelInfo, title: str) -> Table:
+    """Parameters and multiply-adds by part of the model."""
+    height, width = info.size
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("part", "total")
+    table.add_column("parameters", f"{info.total_parameters:,}", justify="right")
+    table.add_column(
+        f"multiply-adds at {height}x{width}",
+        f"{info.total_multiply_adds / 1e9:.1f} G",
+        justify="right",
+    )
+    for part, count in info.multiply_adds.items():
+        table.add_row(part, f"{info.parameters.get(part, 0):,}", f"{count / 1e9:.1f} G")
     return table
 
 

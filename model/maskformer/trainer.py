@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import mfkernels
@@ -29,19 +29,27 @@ from maskformer.checkpoint import (
     save_checkpoint,
 )
 from maskformer.config import Config, to_yaml
-from maskformer.data import Batch, EvalLoader, TrainLoader, TrainTransform, build_dataset, check_dataset
-from maskformer.evaluation import Evaluation, evaluate, write_pictures
-from maskformer.model import build_model, load_weights
 from maskformer.criterion import build_criterion
+from maskformer.data import (
+    Batch,
+    Normalize,
+    TrainLoader,
+    TrainTransform,
+    build_dataset,
+    check_dataset,
+)
+from maskformer.evaluation import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.model import SegmentationModel, build_model
 from maskformer.optimization import build_optimizer, build_scheduler
 from maskformer.progress import Progress, peak_memory
+from mfkernels.backend import Request as Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 STOP_CHECK_EVERY = 10
 """Steps between agreements on a stop signal, when several processes train together."""
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStoppedError(RuntimeError):
     """SIGINT or SIGTERM ended the run after a complete, saved step."""
 
     def __init__(self, number: int, message: str) -> None:
@@ -49,7 +57,7 @@ class TrainingStopped(RuntimeError):
         self.exit_code = 128 + number
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """No finite gradient came out of a whole logging interval."""
 
 
@@ -58,8 +66,8 @@ class Trainer:
 
     Args:
         config: the recipe.
-        output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`, `predictions/` and
-            `metrics.json`.
+        output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`,
+            `predictions/` and `metrics.json`.
         resume: continue the run in `output` from its last checkpoint.
         weights: a checkpoint or `save_pretrained` folder whose weights training starts from.
         backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
@@ -77,15 +85,15 @@ class Trainer:
         *,
         resume: bool = False,
         weights: Path | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         cpu: bool = False,
     ) -> None:
         self.output = output
         self.checkpoints = output / "checkpoints"
         if not resume and (output / RECIPE).exists():
             raise FileExistsError(
-                f"{output} already holds a run: continue it with --resume, replace it with --overwrite, "
-                "or choose another --output"
+                f"{output} already holds a run: continue it with --resume, replace it with "
+                "--overwrite, or choose another --output"
             )
         self.accelerator = Accelerator(
             mixed_precision=PRECISION[config.train.precision],
@@ -110,13 +118,13 @@ class Trainer:
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
-            load_weights(model, resolve_checkpoint(weights))
+            model.load_weights(resolve_checkpoint(weights))
         elif not resume and (backbone.pretrained or backbone.weights):
             model.load_backbone_weights(backbone.weights)
         self.optimizer = build_optimizer(model, self.config.train)
         checkpoint = self._checkpoint_to_resume() if resume else None
         if checkpoint is not None:
-            load_weights(model, checkpoint)
+            model.load_weights(checkpoint)
         self.criterion = build_criterion(self.config).to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train)
@@ -125,18 +133,20 @@ class Trainer:
             self._restore(load_training_state(checkpoint, self.accelerator.process_index))
         self.stop_signal = 0
         self.skipped = torch.zeros((), device=self.accelerator.device)
+        self.trained_images, self.trained_seconds = 0, 0.0
 
     @property
-    def bare_model(self) -> nn.Module:
+    def bare_model(self) -> SegmentationModel:
         """The model without the wrappers of distributed training."""
-        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+        return self.accelerator.unwrap_model(self.model)
 
     def fit(self) -> dict[str, float]:
-        """Trains to the last step of the recipe, evaluates, and returns the metrics of the final model.
+        """Trains to the last step of the recipe, evaluates, and returns the metrics of the final
+        model.
 
         Raises:
-            TrainingStopped: a signal came; the step was finished and saved.
-            TrainingDiverged: gradients stopped being finite.
+            TrainingStoppedError: a signal came; the step was finished and saved.
+            TrainingDivergedError: gradients stopped being finite.
             CheckpointError: the last checkpoint could not be written.
         """
         train = self.config.train
@@ -144,25 +154,31 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
         self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step)
-        self.loader = TrainLoader(
+        loader = TrainLoader(
             self.train_data,
-            TrainTransform(self.config.data, self.config.model.pixel_mean),
-            self.config.model,
-            batch_size=train.batch_size // train.accumulate,
-            seed=train.seed,
-            start_step=self.step * train.accumulate,
+            TrainTransform(self.config.data.augmentation),
+            train.batch_size,
+            train.seed,
+            start_step=self.step,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             workers=train.workers,
+            accumulate=train.accumulate,
+            normalize=Normalize.from_config(self.config.model),
         )
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
-            with mfkernels.use_backend(self.backend), self.progress.training(self.step, train.steps):
-                metrics = self._loop(iter(self.loader))
+            with (
+                mfkernels.use_backend(self.backend),
+                self.progress.training(self.step, train.steps),
+            ):
+                metrics = self._loop(iter(loader))
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.loader.close()
             self.board.close()
         return metrics
 
@@ -173,19 +189,24 @@ class Trainer:
         while self.step < train.steps:
             self._train_step(batches, window)
             self.step += 1
+            self.progress.advance(self.step)
             done = self.step == train.steps
             if done or self.step % train.log_every == 0:
                 self._log(window)
+                self.trained_images += window.images * self.accelerator.num_processes
+                self.trained_seconds += window.seconds
                 window = _Window(self.accelerator.device)
             if not done and self._must_stop():
                 self._save(required=True)
-                raise TrainingStopped(
+                raise TrainingStoppedError(
                     self.stop_signal,
                     f"stopped at step {self.step}/{train.steps}; the checkpoint is complete. "
                     f"Continue with: maskformer train --resume --output {self.output}",
                 )
             with window.clock_stopped():
-                evaluation = self._evaluate() if done or self.step % train.evaluate_every == 0 else None
+                evaluation = (
+                    self._evaluate() if done or self.step % train.evaluate_every == 0 else None
+                )
                 if evaluation or self.step % train.checkpoint_every == 0:
                     self._save(evaluation, required=done)
         return self._finish(evaluation or self._evaluate())
@@ -194,7 +215,7 @@ class Trainer:
         self.model.train()
         for _ in range(self.config.train.accumulate):
             start = time.perf_counter()
-            batch = next(batches).to(self.accelerator.device)
+            batch = next(batches).to(self.accelerator.device, non_blocking=True)
             window.waited += time.perf_counter() - start
             with self.accelerator.accumulate(self.model):
                 losses = self.criterion(self.model(batch.pixel_values), batch.targets)
@@ -210,7 +231,9 @@ class Trainer:
         window.steps += 1
 
     def _update(self, norm: Tensor) -> None:
-        """One optimiser step, which the fused kernel itself leaves out when the gradient is not finite."""
+        """One optimiser step, which the fused kernel itself leaves out when the gradient is not
+        finite.
+        """
         if self.config.train.precision != "fp16":  # there the loss scaler does the same
             bad = (~torch.isfinite(norm)).float()
             self.skipped += bad
@@ -221,7 +244,7 @@ class Trainer:
 
     def _log(self, window: _Window) -> None:
         values = window.summary(self.accelerator.num_processes)
-        values["lr"] = self.scheduler.get_last_lr()[0]
+        values["lr"] = float(self.scheduler.get_last_lr()[0])
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.criterion, mfkernels.MaskFormerCriterion):
             values["bad_costs"] = self.criterion.bad_costs.item()
@@ -230,23 +253,26 @@ class Trainer:
                 self.board.add_scalar(f"train/{name}", value, self.step)
         self.progress.log(self.step, values)
         if window.steps > 1 and window.all_norms_bad():
-            raise TrainingDiverged(
-                f"no finite gradient in the {window.steps} steps before step {self.step}; all were skipped. "
-                f"The last checkpoint is {find_checkpoint(self.checkpoints)}. Lower train.lr or train in bf16."
+            raise TrainingDivergedError(
+                f"no finite gradient in the {window.steps} steps before step {self.step}; all were "
+                f"skipped. The last checkpoint is {find_checkpoint(self.checkpoints)}. "
+                "Lower train.lr or train in bf16."
             )
 
     def _evaluate(self) -> Evaluation:
-        loader = EvalLoader(
+        loader = eval_loader(
             self.val_data,
-            self.config.data,
-            self.config.model,
-            batch_size=self.config.eval.batch_size,
+            self.config,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            workers=self.config.train.workers,
         )
         evaluation = evaluate(
-            self.bare_model, loader, self.info, self.config.eval, self.accelerator.device, self.progress
+            self.bare_model,
+            loader,
+            self.info,
+            self.config.eval,
+            self.accelerator.device,
+            self.progress,
         )
         if self.accelerator.is_main_process:
             for name, value in evaluation.metrics.items():
@@ -297,13 +323,15 @@ class Trainer:
     def _checkpoint_to_resume(self) -> Path:
         checkpoint = find_checkpoint(self.checkpoints, LAST)
         if checkpoint is None:
-            raise CheckpointError(f"nothing to resume: {self.checkpoints} holds no complete checkpoint")
+            raise CheckpointError(
+                f"nothing to resume: {self.checkpoints} holds no complete checkpoint"
+            )
         return checkpoint
 
     def _finish(self, evaluation: Evaluation) -> dict[str, float]:
         metrics = dict(evaluation.metrics)
         metrics["step"] = self.step
-        metrics["train_images_per_second"] = self.progress.images_per_second
+        metrics["train_images_per_second"] = self.trained_images / max(self.trained_seconds, 1e-9)
         metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
         if self.accelerator.is_main_process:
             text = json.dumps(metrics, indent=1) + "\n"
@@ -358,6 +386,10 @@ class _Window:
         yield
         self.start += time.perf_counter() - begin
 
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
     def all_norms_bad(self) -> bool:
         return not bool(torch.isfinite(torch.stack(self.norms)).any())
 
@@ -366,9 +398,8 @@ class _Window:
         means = torch.stack([self.sums[name] for name in names]).div(self.passes).tolist()
         values = dict(zip(names, means, strict=True))
         values["grad_norm"] = torch.stack(self.norms).mean().item()
-        seconds = time.perf_counter() - self.start
-        values["images_per_second"] = self.images * processes / seconds
-        values["data_wait"] = self.waited / seconds
+        values["images_per_second"] = self.images * processes / self.seconds
+        values["data_wait"] = self.waited / self.seconds
         values["peak_memory_mb"] = peak_memory(self.device) / 1e6
         return values
 
@@ -393,7 +424,9 @@ def _with_classes(config: Config, count: int) -> Config:
     wanted = config.model.num_classes
     if wanted not in (None, count):
         raise ValueError(
-            f"model.num_classes is {wanted}, but the data set has {count} classes; leave it out to take the "
-            "data set's"
+            f"model.num_classes is {wanted}, but the data set has {count} classes; "
+            "leave it out to take the data set's"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": count})})
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"num_classes": count})}
+    )

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskformer.config import (
+    Config,
+    ConfigError,
+    config_names,
+    load_config,
+    merge_model_config,
+    parse_config,
+    to_yaml,
+)
+
+MINIMAL = {"data": {"format": "shapes"}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    return file
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_a_base_is_overridden_key_by_key(tmp_path: Path, recipe: Path) -> None:
+    recipe.write_text(yaml.safe_dump({**MINIMAL, "train": {"lr": 0.5, "steps": 7}}))
+    child = tmp_path / "child.yaml"
+    child.write_text("base: recipe.yaml\ntrain: {steps: 9}\n")
+    config = load_config(child)
+    assert (config.train.lr, config.train.steps) == (0.5, 9)
+
+
+def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
+    recipe.write_text("data: {format: shapes, val_images: 3}\n")
+    split = "{images: a, labels: b}"
+    overrides = [f"data={{format: folder, root: r, train: {split}, val: {split}}}"]
+    assert load_config(recipe, overrides).data.format == "folder"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", r"train\.stepz: unknown key; did you mean 'steps'\?"),
+        ("data.imagesize=3", r"data\.imagesize: unknown key; did you mean 'image_size'\?"),
+        (
+            "data.augmentation={kind: semantic, cropp: [1, 1]}",
+            r"data\.augmentation\.cropp: .*mean 'crop'\?",
+        ),
+        ("model.backbone.nam=x", r"model\.backbone\.nam: unknown key; did you mean 'name'\?"),
+        ("zzz=1", r"zzz: unknown key; valid here: model, criterion, data, train, eval"),
+        ("train.steps=many", r"train\.steps: .*valid integer.*'many'"),
+        ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
+        ("train.lr=.nan", r"train\.lr: "),
+        ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'"),
+        ("data.format=videos", r"data: .*'shapes', 'folder', 'coco_panoptic'"),
+        ("data.format=folder", r"data\.root: missing"),
+        ("train.steps", "key=value"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(recipe, [override])
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        load_config("quikstart")
+
+
+@pytest.mark.parametrize("text", ["{", "- a\n- b\n", "base: nowhere.yaml\n"])
+def test_a_damaged_file_is_named(recipe: Path, text: str) -> None:
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        load_config(recipe)
+
+
+def test_numbers_may_be_written_in_any_yaml_form(recipe: Path) -> None:
+    assert load_config(recipe, ["train.lr=1e-4"]).train.lr == 1e-4
+
+
+def test_model_overrides_merge_into_sections() -> None:
+    model = Config.model_validate(MINIMAL).model
+    changed = merge_model_config(model, {"num_classes": 3, "decoder": {"queries": 5}})
+    assert (changed.num_classes, changed.decoder.queries, changed.decoder.heads) == (3, 5, 8)
+    with pytest.raises(ConfigError, match=r"decoder\.querys: .*'queries'"):
+        merge_model_config(model, {"decoder": {"querys": 5}})
