@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from maskformer.data.sample import DatasetInfo, Sample, segment_areas
 from maskformer.palette import Color
@@ -146,10 +147,11 @@ def side_by_side(
 def overlay_with_legend(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
 ) -> Tensor:
-    """`overlay` in the image's own size, over a legend; `[3, H', W]` uint8."""
+    """`overlay` in the image's own size, over a legend; `[3, H', W']` uint8."""
     picture = overlay(image, segmentation, info, opacity=opacity)
-    legend = _legend(_entries([segmentation], info), picture.shape[-1])
-    return torch.cat([picture, legend], dim=1)
+    legend = _legend(_entries([segmentation], info), max(picture.shape[-1], PANEL_SIDE[0]))
+    missing = legend.shape[-1] - picture.shape[-1]
+    return torch.cat([F.pad(picture, (0, missing), value=PAPER[0]), legend], dim=1)
 
 
 def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:

@@ -349,6 +349,8 @@ def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetE
 def _raise_errors(batches: Iterator[T | DatasetError]) -> Iterator[T]:
     for batch in batches:
         if isinstance(batch, DatasetError):
+            # The traceback keeps this frame: without the deletion, workers would run on meanwhile.
+            del batches
             raise batch
         yield batch
 

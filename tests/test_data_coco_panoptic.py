@@ -1,0 +1,169 @@
+"""COCO panoptic files: ids, crowds, and JSON that does not fit its PNGs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from maskformer.config import CocoPanopticConfig
+from maskformer.data import DatasetError, build_dataset, check_dataset
+from maskformer.data.images import id_to_rgb, rgb_to_id
+
+CATEGORIES = [
+    {"id": 1, "name": "person", "isthing": 1, "color": [220, 20, 60]},
+    {"id": 7, "name": "train", "isthing": 1},
+    {"id": 200, "name": "rug", "isthing": 0, "color": [250, 141, 255]},
+]
+IDS = np.array([[0, 5, 5, 70_000], [300, 300, 5, 70_000]], np.int32)
+
+
+def segment(number, category, **more):
+    return {
+        "id": number,
+        "category_id": category,
+        "iscrowd": 0,
+        "area": 1,
+        "bbox": [0, 0, 1, 1],
+    } | more
+
+
+SEGMENTS = [segment(70_000, 200), segment(5, 7), segment(300, 7, iscrowd=1)]
+
+
+def write(root, ids=IDS, segments=SEGMENTS, size=None, **content):
+    (root / "images").mkdir(exist_ok=True)
+    (root / "panoptic").mkdir(exist_ok=True)
+    Image.new("RGB", size or ids.shape[::-1]).save(root / "images" / "x1.jpg")
+    Image.fromarray(id_to_rgb(ids)).save(root / "panoptic" / "1.png")
+    annotations = [{"image_id": 1, "file_name": "1.png", "segments_info": segments}]
+    images = [{"id": 1, "file_name": "x1.jpg"}]
+    whole = {"images": images, "annotations": annotations, "categories": CATEGORIES} | content
+    (root / "panoptic.json").write_text(json.dumps(whole))
+
+
+def config(root, **settings):
+    split = {"images": "images", "panoptic": "panoptic", "annotations": "panoptic.json"}
+    return CocoPanopticConfig(**{"root": root, "train": split, "val": split} | settings)
+
+
+def refused(root, match, **settings):
+    with pytest.raises(DatasetError, match=match):
+        check_dataset(build_dataset(config(root, **settings), "val"))
+
+
+@given(st.integers(0, 2**24 - 1))
+def test_ids_are_colours(number):
+    rgb = id_to_rgb(np.array([[number]]))
+    assert number == int(rgb[0, 0, 0]) + 256 * int(rgb[0, 0, 1]) + 65536 * int(rgb[0, 0, 2])
+    assert rgb_to_id(rgb).item() == number
+
+
+def test_sample(tmp_path):
+    write(tmp_path)
+    data = build_dataset(config(tmp_path), "train")
+    sample = data[0]
+    assert sample.name == "x1"
+    assert sample.labels.tolist() == [2, 1, 1]
+    assert sample.crowd.tolist() == [False, False, True]
+    assert sample.segments.tolist() == [[-1, 1, 1, 0], [2, 2, 1, 0]]
+    assert sample.segments.dtype == torch.int32
+    assert data.info.classes == ("person", "train", "rug")
+    assert data.info.things == frozenset({0, 1})
+    assert data.info.category_ids == (1, 7, 200)
+    assert data.info.colors[0] == (220, 20, 60)
+    assert len(set(data.info.colors)) == 3
+    assert data.num_images == 1
+
+
+def test_image_without_segments(tmp_path):
+    write(tmp_path, np.zeros((2, 3), np.int32), [])
+    sample = build_dataset(config(tmp_path), "val")[0]
+    assert sample.labels.shape == (0,)
+    assert (sample.segments == -1).all()
+
+
+def test_image_name_from_the_png(tmp_path):
+    write(tmp_path, images=[])
+    (tmp_path / "images" / "x1.jpg").rename(tmp_path / "images" / "1.jpg")
+    assert build_dataset(config(tmp_path), "val")[0].name == "1"
+
+
+def test_categories_from_a_file(tmp_path):
+    write(tmp_path, categories=[])
+    refused(tmp_path, "carries no categories; set data.categories")
+    (tmp_path / "categories.json").write_text(json.dumps(CATEGORIES))
+    data = build_dataset(config(tmp_path, categories="categories.json"), "val")
+    assert data.info.num_classes == 3
+
+
+def test_the_sample_of_coco(real_data):
+    data = build_dataset(config(real_data / "coco_panoptic_sample"), "val")
+    assert (data.info.num_classes, len(data.info.things), len(data)) == (133, 80, 2)
+    check_dataset(data)
+    content = json.loads((real_data / "coco_panoptic_sample" / "panoptic.json").read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        sample = data[i]
+        areas = sample.segments.flatten().add(1).bincount()[1:].tolist()
+        assert areas == [item["area"] for item in annotation["segments_info"]]
+        wanted = [item["category_id"] for item in annotation["segments_info"]]
+        assert [data.info.category_ids[k] for k in sample.labels] == wanted
+
+
+def test_png_and_json_disagree(tmp_path):
+    write(tmp_path, segments=SEGMENTS[:2])
+    refused(tmp_path, r"1\.png has segment ids that its JSON entry does not list: 300 \(2 pixels\)")
+    write(tmp_path, segments=[*SEGMENTS, segment(9, 1)])
+    refused(tmp_path, r"1\.png lists segments without a pixel: ids \[9\]; PNG and JSON belong to")
+    write(tmp_path, segments=[*SEGMENTS, segment(5, 1)])
+    refused(tmp_path, r"1\.png lists a segment id twice")
+    write(tmp_path, segments=[*SEGMENTS, segment(0, 1)])
+    refused(tmp_path, r"an id below 1: \[0, 5, 300, 70000\]")
+    write(tmp_path, segments=[segment(70_000, 3), *SEGMENTS[1:]])
+    refused(tmp_path, r"segments of the category ids \[3\], which its categories do not list")
+
+
+def test_sizes_disagree(tmp_path):
+    write(tmp_path, size=(8, 4))
+    refused(tmp_path, "is 4x2 pixels, its image .* is 8x4")
+
+
+def test_not_a_panoptic_png(tmp_path):
+    write(tmp_path)
+    Image.new("L", (4, 2)).save(tmp_path / "panoptic" / "1.png")
+    refused(tmp_path, r"1\.png has L pixels, expected RGB with id = R")
+
+
+def test_missing_files(tmp_path):
+    refused(tmp_path, "there is no file .*panoptic.json; set data.root or data.val.annotations")
+    write(tmp_path)
+    (tmp_path / "images" / "x1.jpg").unlink()
+    refused(
+        tmp_path,
+        "1 of 1 files that the JSON names are missing from .*images, first x1.jpg; set data.val",
+    )
+    (tmp_path / "images").rmdir()
+    refused(tmp_path, "there is no folder .*images; set data.root or data.val.images")
+
+
+def test_unusable_json(tmp_path):
+    write(tmp_path)
+    file = tmp_path / "panoptic.json"
+    for content, said in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "has no annotations; expected a COCO panoptic JSON"),
+        ('{"annotations": []}', "has no annotations"),
+    ):
+        file.write_text(content)
+        refused(tmp_path, said)
+    write(tmp_path, annotations=[{"image_id": 1}])
+    refused(tmp_path, "does not follow the COCO panoptic format: KeyError")
+    write(tmp_path, categories=[{"id": 1, "name": "a"}])
+    refused(tmp_path, "must each have id, name and isthing; error at KeyError")
+    write(tmp_path, categories=[*CATEGORIES, CATEGORIES[0]])
+    refused(tmp_path, "list a category id twice")
