@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from maskformer.base import SegmentationModel, build_model
@@ -10,6 +9,7 @@ from maskformer.config import ModelConfig
 from maskformer.heads import MLP
 from maskformer.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer.transformer import QueryDecoder
+from mfkernels import mask_logits
 
 __all__ = [
     "MaskFormer",
@@ -60,7 +60,5 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
             "pixel_features": pixel_features,
         }
         if with_mask_logits:
-            outputs["mask_logits"] = torch.einsum(
-                "lbqc,bchw->lbqhw", outputs["mask_embed"], pixel_features
-            )
+            outputs["mask_logits"] = mask_logits(outputs["mask_embed"], pixel_features)
         return outputs

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from maskformer.base import SegmentationModel
 from maskformer.config import ModelConfig
 from maskformer.heads import MLP
 from maskformer.transformer import QueryDecoder
+from mfkernels import mask_logits
 
 
 class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
@@ -49,4 +49,4 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         pixel_features, memory = self._decode_pixels(pixel_values)
         queries = self.decoder(memory)
         embeddings = self.mask_embed(queries if self.training else queries[-1:])
-        return {"pixel_logits": torch.einsum("lbkc,bchw->lbkhw", embeddings, pixel_features)}
+        return {"pixel_logits": mask_logits(embeddings, pixel_features)}
