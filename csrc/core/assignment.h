@@ -10,9 +10,10 @@
 //
 // A group provides
 //   int lane() const, lanes() const;  void sync() const;
-//   Nearest nearest(Nearest) const;   the least of all lanes' candidates, in every lane;
-//   synchronises static void claim(int32_t* slot, int32_t row);   slot = min(slot, row) as
-//   unsigned, atomically
+//   Nearest nearest(Nearest) const;      the least of all lanes' candidates, in every lane
+//   TwoLeast two_least(TwoLeast) const;  the two least of all lanes' values, in every lane
+//   static void claim(int32_t* slot, int32_t row);  slot = min(slot, row), unsigned and atomic
+// where the two reductions synchronise too.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,9 @@ enum Status : int32_t {
 };
 
 constexpr int32_t kNone = -1;
+
+// From this size the reductions of Jonker and Volgenant pay on square problems.
+constexpr int32_t kSquare = 64;
 
 MFK_INLINE double infinity() {
   const uint64_t bits = 0x7ff0000000000000u;
@@ -57,9 +61,27 @@ MFK_INLINE bool operator<(const Nearest& a, const Nearest& b) {
   return a.distance < b.distance || (a.distance == b.distance && a.rank < b.rank);
 }
 
+// The two least of a row's reduced costs (equal ones count twice) and the column of the least.
+struct TwoLeast {
+  double least;
+  double second;
+  int32_t column;
+
+  MFK_INLINE void add(double value, int32_t where) {
+    if (value < least) {
+      second = least;
+      least = value;
+      column = where;
+    } else if (value < second) {
+      second = value;
+    }
+  }
+};
+
 // Costs held densely, one row after the other.
 template <class T>
 struct DenseCosts {
+  using Cost = T;
   const T* data;
   int64_t row_stride;
 
@@ -71,6 +93,7 @@ struct DenseCosts {
 // One problem with its working memory. All arrays belong to the whole group.
 template <class Costs, class PathIndex = int32_t>
 struct Problem {
+  using Cost = typename Costs::Cost;
   Costs costs;
   int32_t rows;
   int32_t columns;
@@ -144,6 +167,34 @@ struct Scan {
       if (column != kNone) Group::claim(&p.row_of_column[column], i);
     }
   }
+
+  // The two least of `cost - column dual` in a row.
+  template <class P>
+  static MFK_HOST_DEVICE TwoLeast two_least(const Group& group, const P& p, int32_t row) {
+    TwoLeast best{infinity(), infinity(), kNone};
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      best.add(p.costs(row, j) - p.column_dual[j], j);
+    }
+    return group.two_least(best);
+  }
+
+  // The least cost of each column becomes its dual; `path` remembers a row that has it.
+  template <class P>
+  static MFK_HOST_DEVICE void column_minima(const Group& group, const P& p) {
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      double least = infinity();
+      int32_t row = kNone;
+      for (int32_t i = 0; i < p.rows; ++i) {
+        const double cost = p.costs(i, j);
+        if (cost < least) {
+          least = cost;
+          row = i;
+        }
+      }
+      p.column_dual[j] = row == kNone ? 0.0 : least;
+      p.path[j] = row;
+    }
+  }
 };
 
 // Nothing assigned, column duals 0. Free columns must keep dual 0 on a rectangular problem.
@@ -168,6 +219,85 @@ MFK_HOST_DEVICE void start_at_row_minima(const Group& group, const P& p) {
   for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
     const int32_t column = p.column_of_row[i];
     if (column != kNone && p.row_of_column[column] != i) p.column_of_row[i] = kNone;
+  }
+  group.sync();
+}
+
+// The start of Jonker and Volgenant (1987) for square problems: column reduction, then reduction
+// transfer. Every column has to be assigned there, so any column dual will do.
+template <class Group, class P>
+MFK_HOST_DEVICE void start_at_column_minima(const Group& group, const P& p) {
+  Scan<Group>::column_minima(group, p);
+  group.sync();
+  // Of the columns whose least cost is in one row the first gets it; `tree_column` counts them.
+  if (group.lane() == 0) {
+    for (int32_t i = 0; i < p.rows; ++i) p.tree_column[i] = 0;
+    for (int32_t j = 0; j < p.columns; ++j) {
+      const int32_t row = static_cast<int32_t>(p.path[j]);
+      if (row == kNone || p.tree_column[row]++ > 0) continue;
+      p.column_of_row[row] = j;
+      p.row_of_column[j] = row;
+    }
+  }
+  group.sync();
+  for (int32_t i = 0; i < p.rows; ++i) {
+    if (p.tree_column[i] != 1) continue;
+    const int32_t column = p.column_of_row[i];
+    const double dual = p.column_dual[column];
+    group.sync();
+    if (group.lane() == 0) p.column_dual[column] = -infinity();  // out of the way of the minimum
+    group.sync();
+    const double least = Scan<Group>::two_least(group, p, i).least;
+    if (group.lane() == 0) p.column_dual[column] = least < infinity() ? dual - least : dual;
+    group.sync();
+  }
+}
+
+// Augmenting row reduction of Jonker and Volgenant (1987): a free row takes its nearest column, and
+// lowers that column's dual so far that the next one would do as well; who had the column is free
+// again and goes on at once. Free columns keep their dual, so it serves rectangular problems too.
+// `turns` bounds the work; what is still free then is left to augmentation.
+template <class Group, class P>
+MFK_HOST_DEVICE void reduce_rows(const Group& group, const P& p, int32_t turns) {
+  int32_t next = 0;
+  int32_t row = kNone;
+  for (; turns > 0; --turns) {
+    if (row == kNone) {
+      while (next < p.rows && p.column_of_row[next] != kNone) ++next;
+      if (next == p.rows) break;
+      row = next++;
+    }
+    const TwoLeast best = Scan<Group>::two_least(group, p, row);
+    // With fewer than two edges there is no difference to lower the dual by.
+    if (!(best.second < infinity())) {
+      row = kNone;
+      continue;
+    }
+    const double dual = p.column_dual[best.column];
+    const double lowered = dual - (best.second - best.least);
+    const int32_t loser = p.row_of_column[best.column];
+    if (lowered < dual || loser == kNone) {
+      group.sync();
+      if (group.lane() == 0) {
+        p.column_dual[best.column] = lowered;
+        p.column_of_row[row] = best.column;
+        p.row_of_column[best.column] = row;
+        if (loser != kNone) p.column_of_row[loser] = kNone;
+      }
+      group.sync();
+      row = loser;
+    } else {
+      row = kNone;
+    }
+  }
+}
+
+// Row duals that fit the assignment and the column duals: an assigned edge has reduced cost 0.
+template <class Group, class P>
+MFK_HOST_DEVICE void fit_row_duals(const Group& group, const P& p) {
+  for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
+    const int32_t column = p.column_of_row[i];
+    p.row_dual[i] = column == kNone ? 0.0 : p.costs(i, column) - p.column_dual[column];
   }
   group.sync();
 }
@@ -243,7 +373,15 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
 template <bool kStrict, class Group, class P>
 MFK_HOST_DEVICE bool solve(const Group& group, const P& p) {
   reset(group, p);
-  if constexpr (!kStrict) start_at_row_minima(group, p);
+  if constexpr (!kStrict) {
+    if (p.rows == p.columns && p.rows >= kSquare) {
+      start_at_column_minima(group, p);
+      reduce_rows(group, p, 4 * p.rows);
+      fit_row_duals(group, p);
+    } else {
+      start_at_row_minima(group, p);
+    }
+  }
   for (int32_t i = 0; i < p.rows; ++i) {
     if (p.column_of_row[i] == kNone && !augment<kStrict>(group, p, i)) return false;
   }

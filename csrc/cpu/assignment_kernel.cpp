@@ -5,14 +5,7 @@
 #include <cfloat>
 
 #include "core/assignment.h"
-
-#if defined(__AVX512F__)
-#define MFK_VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define MFK_VECTOR_BYTES 32
-#else
-#define MFK_VECTOR_BYTES 16
-#endif
+#include "cpu/vector.h"
 
 namespace mfk::cpu {
 namespace {
@@ -29,37 +22,8 @@ struct VectorLane {
   }
 };
 
-// Rows of costs are padded with +inf to a multiple of this, so that no loop has a tail.
-constexpr int32_t kPadding = 16;
-
-constexpr int32_t padded(int32_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
-
-constexpr int kWidth = MFK_VECTOR_BYTES / 8;
-using Doubles = double __attribute__((vector_size(MFK_VECTOR_BYTES)));
-using Longs = int64_t __attribute__((vector_size(MFK_VECTOR_BYTES)));
-using HalfFloats = float __attribute__((vector_size(MFK_VECTOR_BYTES / 2)));
-
-template <class V, class T>
-MFK_INLINE V load(const T* data) {
-  V value;
-  __builtin_memcpy(&value, data, sizeof(V));
-  return value;
-}
-
-template <class V, class T>
-MFK_INLINE void store(T* data, const V& value) {
-  __builtin_memcpy(data, &value, sizeof(V));
-}
-
-MFK_INLINE Doubles load_costs(const double* data) { return load<Doubles>(data); }
-MFK_INLINE Doubles load_costs(const float* data) {
-  return __builtin_convertvector(load<HalfFloats>(data), Doubles);
-}
-
-MFK_INLINE Longs first_columns() {
-  Longs columns;
-  for (int k = 0; k < kWidth; ++k) columns[k] = k;
-  return columns;
+constexpr int32_t padded(int32_t columns) {
+  return (columns + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
 }  // namespace
@@ -74,39 +38,39 @@ struct Scan<cpu::VectorLane> {
   template <bool kFirst, bool kStrict, class P>
   static Nearest relax(const Group&, const P& p, int32_t row, double base) {
     using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
     const auto* costs = p.costs.data + row * p.costs.row_stride;
+    const double* duals = p.column_dual;
+    double* distances = p.distance;
+    int64_t* path = p.path;
+    const int32_t columns = p.columns;
     const double row_dual = p.row_dual[row];
     const double offset = base - row_dual;
     Doubles least = Doubles{} + infinity();
-    Longs where = Longs{} + kNone;
-    Longs columns = first_columns();
+    Longs where{};
+    Longs indices = lane_indices<double>();
     const Longs from = Longs{} + row;
-    for (int32_t j = 0; j < p.columns; j += kWidth, columns += kWidth) {
-      const Doubles cost = load_costs(costs + j);
-      const Doubles dual = load<Doubles>(p.column_dual + j);
+    for (int32_t j = 0; j < columns; j += kWidth, indices += kWidth) {
+      const Doubles cost = load_doubles(costs + j);
+      const Doubles dual = load<Doubles>(duals + j);
       const Doubles reduced = kStrict ? ((base + cost) - row_dual) - dual : (cost - dual) + offset;
       Doubles distance = reduced;
       if constexpr (kFirst) {
-        store(p.path + j, from);
+        store(path + j, from);
       } else {
-        const Doubles before = load<Doubles>(p.distance + j);
+        const Doubles before = load<Doubles>(distances + j);
         const Longs nearer = reduced < before;
         distance = nearer ? reduced : before;
-        store(p.path + j, nearer ? from : load<Longs>(p.path + j));
+        store(path + j, nearer ? from : load<Longs>(path + j));
       }
-      store(p.distance + j, distance);
+      store(distances + j, distance);
       const Longs better = distance < least;
       least = better ? distance : least;
-      where = better ? columns : where;
+      where = better ? indices : where;
     }
-    Nearest best{infinity(), INT32_MAX, kNone};
-    for (int k = 0; k < kWidth; ++k) {
-      const int32_t column = static_cast<int32_t>(where[k]);
-      const Nearest here{least[k], column, column};
-      if (here < best) best = here;
-    }
-    if constexpr (kStrict) best = choose_as_scipy(p, best);
-    return best;
+    const Least<double> found = least_of<double>(least, where);
+    const Nearest best{found.value, found.index, found.index};
+    return kStrict ? choose_as_scipy(p, best) : best;
   }
 
   template <class P>
@@ -124,26 +88,74 @@ struct Scan<cpu::VectorLane> {
   template <class P>
   static void claim_minima(const Group&, const P& p) {
     using namespace cpu;
+    using T = typename P::Cost;
+    using Vector = typename VectorOf<T>::type;
+    for (int32_t i = 0; i < p.rows; ++i) {
+      const T* costs = p.costs.data + i * p.costs.row_stride;
+      Vector least = Vector{} + static_cast<T>(infinity());
+      typename VectorOf<T>::index where{};
+      auto indices = lane_indices<T>();
+      for (int32_t j = 0; j < p.columns; j += VectorOf<T>::kWidth) {
+        const Vector cost = load<Vector>(costs + j);
+        const auto better = cost < least;
+        least = better ? cost : least;
+        where = better ? indices : where;
+        indices += VectorOf<T>::kWidth;
+      }
+      const Least<T> found = least_of<T>(least, where);
+      const bool edge = is_finite(found.value);
+      p.row_dual[i] = edge ? found.value : 0.0;
+      p.column_of_row[i] = edge ? found.index : kNone;
+      if (edge) Group::claim(&p.row_of_column[found.index], i);
+    }
+  }
+
+  template <class P>
+  static TwoLeast two_least(const Group&, const P& p, int32_t row) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    const auto* costs = p.costs.data + row * p.costs.row_stride;
+    const double* duals = p.column_dual;
+    Doubles least = Doubles{} + infinity();
+    Doubles second = least;
+    Longs where{};
+    Longs indices = lane_indices<double>();
+    for (int32_t j = 0; j < p.columns; j += kWidth, indices += kWidth) {
+      const Doubles reduced = load_doubles(costs + j) - load<Doubles>(duals + j);
+      second = minimum(second, maximum(least, reduced));
+      const Longs better = reduced < least;
+      least = better ? reduced : least;
+      where = better ? indices : where;
+    }
+    TwoLeast best{infinity(), infinity(), kNone};
+    for (int k = 0; k < kWidth; ++k) {
+      best.add(least[k], static_cast<int32_t>(where[k]));
+      best.add(second[k], kNone);
+    }
+    return best;
+  }
+
+  // Row after row, so that memory is read in order.
+  template <class P>
+  static void column_minima(const Group&, const P& p) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    double* duals = p.column_dual;
+    int64_t* path = p.path;
     for (int32_t i = 0; i < p.rows; ++i) {
       const auto* costs = p.costs.data + i * p.costs.row_stride;
-      Doubles least = Doubles{} + infinity();
-      Longs where = Longs{} + kNone;
-      Longs columns = first_columns();
-      for (int32_t j = 0; j < p.columns; j += kWidth, columns += kWidth) {
-        const Doubles cost = load_costs(costs + j);
-        const Longs better = cost < least;
-        least = better ? cost : least;
-        where = better ? columns : where;
+      const Longs from = Longs{} + i;
+      for (int32_t j = 0; j < p.columns; j += kWidth) {
+        const Doubles cost = load_doubles(costs + j);
+        const Doubles before = i == 0 ? Doubles{} + infinity() : load<Doubles>(duals + j);
+        const Longs better = cost < before;
+        store(duals + j, better ? cost : before);
+        store(path + j, better ? from : i == 0 ? Longs{} + kNone : load<Longs>(path + j));
       }
-      Nearest best{infinity(), INT32_MAX, kNone};
-      for (int k = 0; k < kWidth; ++k) {
-        const int32_t column = static_cast<int32_t>(where[k]);
-        const Nearest here{least[k], column, column};
-        if (here < best) best = here;
-      }
-      p.row_dual[i] = best.column == kNone ? 0.0 : best.distance;
-      p.column_of_row[i] = best.column;
-      if (best.column != kNone) Group::claim(&p.row_of_column[best.column], i);
+    }
+    // Columns without an edge, and the padding.
+    for (int32_t j = 0; j < padded(p.columns); ++j) {
+      if (path[j] == kNone || j >= p.columns) duals[j] = 0.0;
     }
   }
 };
@@ -205,35 +217,92 @@ Problem<DenseCosts<T>, int64_t> make_problem(Arena& arena, int32_t rows, int32_t
   return p;
 }
 
-// Copy costs into dense rows, `maximize` as a change of sign. Returns the status bits.
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using type = uint32_t;
+  static constexpr type kExponent = 0x7f800000u;
+  static constexpr type kSign = 0x80000000u;
+};
+template <>
+struct Bits<double> {
+  using type = uint64_t;
+  static constexpr type kExponent = 0x7ff0000000000000u;
+  static constexpr type kSign = 0x8000000000000000u;
+};
+
+// Copies one part of the costs, entry by entry. Notes in `special` whether all were finite.
+template <class S, class T>
+void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
+                  int32_t columns, T* dense, int64_t width, typename Bits<T>::type& special) {
+  using B = Bits<T>;
+  for (int32_t i = 0; i < rows; ++i) {
+    const S* from = source + i * row_stride;
+    T* to = dense + i * width;
+    for (int32_t j = 0; j < columns; ++j) {
+      const T cost = widen(from[j * column_stride]);
+      special |= static_cast<typename B::type>((bits_of(cost) & B::kExponent) == B::kExponent);
+      to[j] = cost;
+    }
+  }
+}
+
+// The same where the source has its rows in columns: tiles are transposed in registers. Tiles at the
+// end overlap those before. Needs at least one whole tile.
+template <class S>
+void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32_t columns,
+                     float* dense, int64_t width, uint32_t& special) {
+  using Words = uint32_t __attribute__((vector_size(4 * kTile)));
+  const Words exponent = Words{} + Bits<float>::kExponent;
+  Words found{};
+  for (int32_t j = 0;; j = j + kTile <= columns - kTile ? j + kTile : columns - kTile) {
+    for (int32_t i = 0;; i = i + kTile <= rows - kTile ? i + kTile : rows - kTile) {
+      Tile tile[kTile];
+      for (int k = 0; k < kTile; ++k) {
+        tile[k] = load_tile_row(source + (j + k) * column_stride + i);
+        found |= Words((Words(tile[k]) & exponent) == exponent);
+      }
+      transpose(tile);
+      for (int k = 0; k < kTile; ++k) store(dense + (i + k) * width + j, tile[k]);
+      if (i + kTile == rows) break;
+    }
+    if (j + kTile == columns) break;
+  }
+  for (int k = 0; k < kTile; ++k) special |= found[k];
+}
+
+// Copy costs into dense rows, `negate` for maximisation. Returns the status bits.
 template <class S, class T>
 int32_t load_dense(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
                    int32_t columns, bool negate, T* dense) {
-  constexpr int32_t kTile = 16;
-  const int32_t width = padded(columns);
-  bool finite = true;
-  for (int32_t j0 = 0; j0 < columns; j0 += kTile) {
-    const int32_t j1 = columns - j0 < kTile ? columns : j0 + kTile;
-    for (int32_t i = 0; i < rows; ++i) {
-      const S* from = source + i * row_stride;
-      T* to = dense + static_cast<int64_t>(i) * width;
-      for (int32_t j = j0; j < j1; ++j) {
-        const T cost = widen(from[j * column_stride]);
-        finite &= is_finite(cost);
-        to[j] = negate ? -cost : cost;
-      }
+  const int64_t width = padded(columns);
+  typename Bits<T>::type special = 0;
+  bool copied = false;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (row_stride == 1 && rows >= kTile && columns >= kTile) {
+      copy_transposed(source, column_stride, rows, columns, dense, width, special);
+      copied = true;
+    }
+  }
+  if (!copied) {
+    if (column_stride == 1) {
+      copy_entries(source, row_stride, 1, rows, columns, dense, width, special);
+    } else {
+      copy_entries(source, row_stride, column_stride, rows, columns, dense, width, special);
     }
   }
   const T infinite = static_cast<T>(assignment::infinity());
-  for (int32_t i = 0; i < rows; ++i) {
-    for (int32_t j = columns; j < width; ++j) dense[static_cast<int64_t>(i) * width + j] = infinite;
-  }
   int32_t status = 0;
-  if (!finite) {
-    for (int32_t i = 0; i < rows; ++i) {
-      T* row = dense + static_cast<int64_t>(i) * width;
+  for (int32_t i = 0; i < rows; ++i) {
+    T* row = dense + i * width;
+    if (negate) {
+      for (int32_t j = 0; j < columns; ++j) row[j] = -row[j];
+    }
+    if (special) {
       for (int32_t j = 0; j < columns; ++j) row[j] = assignment::admit(row[j], status);
     }
+    for (int64_t j = columns; j < width; ++j) row[j] = infinite;
   }
   return status;
 }

@@ -1,0 +1,159 @@
+// The vector registers of the instruction set that this file is compiled for, as GCC and Clang vector
+// types; intrinsics only where the compilers do not find the right instruction by themselves.
+//
+// All functions are always inlined: object files for different instruction sets share no code.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "core/host_device.h"
+#include "core/scalar.h"
+
+#if defined(__AVX512F__)
+#define MFK_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define MFK_VECTOR_BYTES 32
+#else
+#define MFK_VECTOR_BYTES 16
+#endif
+
+namespace mfk::cpu {
+
+// Rows of working memory are padded to this many entries, so that loops over them have no tail.
+constexpr int32_t kRowPadding = 16;
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<double> {
+  static constexpr int kWidth = MFK_VECTOR_BYTES / 8;
+  using type = double __attribute__((vector_size(MFK_VECTOR_BYTES)));
+  using index = int64_t __attribute__((vector_size(MFK_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<float> {
+  static constexpr int kWidth = MFK_VECTOR_BYTES / 4;
+  using type = float __attribute__((vector_size(MFK_VECTOR_BYTES)));
+  using index = int32_t __attribute__((vector_size(MFK_VECTOR_BYTES)));
+};
+
+using Doubles = VectorOf<double>::type;
+using Longs = VectorOf<double>::index;
+
+template <class V, class T>
+MFK_INLINE V load(const T* data) {
+  V value;
+  __builtin_memcpy(&value, data, sizeof(V));
+  return value;
+}
+
+template <class V, class T>
+MFK_INLINE void store(T* data, const V& value) {
+  __builtin_memcpy(data, &value, sizeof(V));
+}
+
+MFK_INLINE Doubles load_doubles(const double* data) { return load<Doubles>(data); }
+
+MFK_INLINE Doubles load_doubles(const float* data) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(_mm256_loadu_ps(data));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_loadu_ps(data));
+#else
+  using Floats = float __attribute__((vector_size(MFK_VECTOR_BYTES / 2)));
+  return __builtin_convertvector(load<Floats>(data), Doubles);
+#endif
+}
+
+template <class V>
+MFK_INLINE V minimum(const V& a, const V& b) {
+  return a < b ? a : b;
+}
+
+template <class V>
+MFK_INLINE V maximum(const V& a, const V& b) {
+  return a > b ? a : b;
+}
+
+// 0, 1, 2, ...
+template <class T>
+MFK_INLINE typename VectorOf<T>::index lane_indices() {
+  typename VectorOf<T>::index indices;
+  for (int k = 0; k < VectorOf<T>::kWidth; ++k) indices[k] = k;
+  return indices;
+}
+
+// The least entry of `values` and, of those equal to it, the lowest of `indices`.
+template <class T>
+struct Least {
+  T value;
+  int32_t index;
+};
+
+template <class T>
+MFK_INLINE Least<T> least_of(const typename VectorOf<T>::type& values,
+                             const typename VectorOf<T>::index& indices) {
+  Least<T> best{values[0], static_cast<int32_t>(indices[0])};
+  for (int k = 1; k < VectorOf<T>::kWidth; ++k) {
+    const int32_t index = static_cast<int32_t>(indices[k]);
+    const bool better = values[k] < best.value || (values[k] == best.value && index < best.index);
+    best.value = better ? values[k] : best.value;
+    best.index = better ? index : best.index;
+  }
+  return best;
+}
+
+// --- Tiles of 8 x 8 ---------------------------------------------------------------------------------
+
+constexpr int kTile = 8;
+
+using Tile = float __attribute__((vector_size(4 * kTile)));
+
+MFK_INLINE Tile load_tile_row(const float* data) { return load<Tile>(data); }
+
+template <class S>
+MFK_INLINE Tile load_tile_row(const S* data) {
+  Tile row;
+  for (int k = 0; k < kTile; ++k) row[k] = widen(data[k]);
+  return row;
+}
+
+#if defined(__AVX2__)
+MFK_INLINE Tile load_tile_row(const Half* data) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+}
+
+MFK_INLINE void transpose(Tile (&rows)[kTile]) {
+  __m256 a[kTile], b[kTile];
+  for (int k = 0; k < kTile; k += 2) {
+    a[k] = _mm256_unpacklo_ps(rows[k], rows[k + 1]);
+    a[k + 1] = _mm256_unpackhi_ps(rows[k], rows[k + 1]);
+  }
+  for (int k = 0; k < kTile; k += 4) {
+    b[k] = _mm256_shuffle_ps(a[k], a[k + 2], 0x44);
+    b[k + 1] = _mm256_shuffle_ps(a[k], a[k + 2], 0xee);
+    b[k + 2] = _mm256_shuffle_ps(a[k + 1], a[k + 3], 0x44);
+    b[k + 3] = _mm256_shuffle_ps(a[k + 1], a[k + 3], 0xee);
+  }
+  for (int k = 0; k < 4; ++k) {
+    rows[k] = _mm256_permute2f128_ps(b[k], b[k + 4], 0x20);
+    rows[k + 4] = _mm256_permute2f128_ps(b[k], b[k + 4], 0x31);
+  }
+}
+#else
+MFK_INLINE void transpose(Tile (&rows)[kTile]) {
+  for (int i = 0; i < kTile; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float swapped = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = swapped;
+    }
+  }
+}
+#endif
+
+}  // namespace mfk::cpu
