@@ -1,4 +1,4 @@
-"""The example whose numbers the official MaskFormer code gives; formulas instead of stored arrays."""
+"""The example whose numbers come from the official code; formulas instead of stored arrays."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ LOSSES_WITHOUT_SEGMENTS = {"loss_ce": 2.814662, "loss_mask": 0.0, "loss_dice": 0
 
 def predictions(phase: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Class logits `[2, 5, 4]` and mask logits `[2, 5, 4, 6]`."""
-    b = torch.arange(2, dtype=dtype)
-    q = torch.arange(5, dtype=dtype)[:, None]
-    c = torch.arange(4, dtype=dtype)
-    i = torch.arange(4, dtype=dtype)[:, None]
-    j = torch.arange(6, dtype=dtype)
+    b = torch.arange(2, dtype=torch.float64)
+    q = torch.arange(5, dtype=torch.float64)[:, None]
+    c = torch.arange(4, dtype=torch.float64)
+    i = torch.arange(4, dtype=torch.float64)[:, None]
+    j = torch.arange(6, dtype=torch.float64)
     logits = 2 * torch.sin(0.7 * q + 1.3 * c + 0.5 * b[:, None, None] + phase)
     masks = 3 * torch.sin(
         0.9 * q[..., None] + 0.8 * i - 0.6 * j + 0.4 * b[:, None, None, None] + phase
     )
-    return logits, masks
+    return logits.to(dtype), masks.to(dtype)
 
 
 def official_outputs(

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mfkernels.reference.focal_dice import focal_dice_loss
@@ -56,8 +55,9 @@ class _UpsampledLosses(torch.autograd.Function):
         return focal, dice
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("mask_loss can be differentiated only once (create_graph=True)")
         focal_slope, dice_slope = ctx.saved_tensors
         gradient = by_focal[:, None, None] * focal_slope + by_dice[:, None, None] * dice_slope
         return gradient, None, None, None

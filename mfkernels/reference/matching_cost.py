@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -39,25 +40,28 @@ def matching_cost(
             logits = logits_of_image(mask_embed[layer, image], features).flatten(1)
             focal = focal_cost(logits, masks.to(logits.dtype), alpha, gamma)
             dice = dice_cost(logits, masks.to(logits.dtype))
-            cost = mask_weight * focal - class_weight * chance[layer]
-            costs.append(F.pad(cost + dice_weight * dice, (0, targets.max_count - count)))
+            cost = mask_weight * focal - class_weight * chance[layer] + dice_weight * dice
+            costs.append(F.pad(cost, (0, targets.max_count - count)))
     return torch.stack(costs).unflatten(0, (images, layers)).transpose(0, 1).contiguous()
 
 
 def focal_cost(logits: Tensor, masks: Tensor, alpha: float, gamma: float) -> Tensor:
     """`[Q, T]`: mean focal loss over the pixels of `[Q, P]` against `[T, P]`."""
     probability = logits.sigmoid()
-    positive = (1 - probability) ** gamma * F.softplus(-logits)
-    negative = probability**gamma * F.softplus(logits)
+    cross_entropy = functools.partial(F.binary_cross_entropy_with_logits, logits, reduction="none")
+    positive = (1 - probability) ** gamma * cross_entropy(torch.ones_like(logits))
+    negative = probability**gamma * cross_entropy(torch.zeros_like(logits))
     if alpha >= 0:
         positive, negative = alpha * positive, (1 - alpha) * negative
-    return (positive @ masks.T + negative @ (1 - masks).T) / logits.shape[1]
+    inside = torch.einsum("qp,tp->qt", positive, masks)
+    outside = torch.einsum("qp,tp->qt", negative, 1 - masks)
+    return (inside + outside) / logits.shape[1]
 
 
 def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:
     """`[Q, T]`: dice loss of `[Q, P]` against `[T, P]`, smoothed by +1 above and below."""
     probability = logits.sigmoid()
-    overlap = 2 * (probability @ masks.T) + 1
+    overlap = 2 * torch.einsum("qp,tp->qt", probability, masks) + 1
     return 1 - overlap / (probability.sum(1)[:, None] + masks.sum(1) + 1)
 
 

@@ -1,0 +1,99 @@
+"""Random predictions and targets for the tests of the mask operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mfkernels import SegmentTargets
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes in the letters of the documentation."""
+
+    layers: int = 2
+    counts: tuple[int, ...] = (3, 2)
+    queries: int = 7
+    classes: int = 4
+    channels: int = 5
+    low: tuple[int, int] = (6, 5)
+    size: tuple[int, int] = (24, 20)
+    overlap: bool = False
+    seed: int = 0
+
+    def predictions(
+        self, dtype: torch.dtype = torch.float32, *, grad: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits, mask embeddings, pixel features."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return values.to(dtype).requires_grad_(grad)
+
+        batch = len(self.counts)
+        return (
+            draw(self.layers, batch, self.queries, self.classes + 1),
+            draw(self.layers, batch, self.queries, self.channels),
+            draw(batch, self.channels, *self.low),
+        )
+
+    def labels(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return [torch.randint(self.classes, (n,), generator=generator) for n in self.counts]
+
+    def label_maps(self) -> Tensor:
+        """`[B, H, W]` with void and, now and then, segments that own no pixel."""
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        maps = [torch.randint(-1, max(n, 1), self.size, generator=generator) for n in self.counts]
+        return torch.stack([m.clamp(max=n - 1) for m, n in zip(maps, self.counts, strict=True)])
+
+    def masks(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed + 3)
+        if self.overlap:
+            return [torch.rand((n, *self.size), generator=generator) < 0.3 for n in self.counts]
+        return [
+            label_map == torch.arange(n)[:, None, None]
+            for label_map, n in zip(self.label_maps(), self.counts, strict=True)
+        ]
+
+    def targets(self) -> SegmentTargets:
+        if self.overlap:
+            return SegmentTargets.from_masks(self.masks(), self.labels())
+        return SegmentTargets.from_label_maps(self.label_maps(), self.labels())
+
+    def official_targets(self) -> list[dict[str, Tensor]]:
+        return [
+            {"labels": labels, "masks": masks}
+            for labels, masks in zip(self.labels(), self.masks(), strict=True)
+        ]
+
+
+def official_outputs(class_logits: Tensor, masks: Tensor) -> dict[str, object]:
+    """Layers `[L, B, Q, …]` as the dictionary of the official code."""
+    *aux, final = (
+        {"pred_logits": logits, "pred_masks": mask}
+        for logits, mask in zip(class_logits, masks, strict=True)
+    )
+    return {**final, "aux_outputs": aux}
+
+
+sides = st.integers(1, 9)
+
+cases = st.builds(
+    Case,
+    layers=st.integers(1, 3),
+    counts=st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple),
+    queries=st.integers(1, 6),
+    classes=st.integers(1, 4),
+    channels=st.integers(1, 4),
+    low=st.tuples(sides, sides),
+    size=st.tuples(st.integers(1, 21), st.integers(1, 21)),
+    overlap=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+"""Everything small and odd, with T > Q and images without segments."""
