@@ -35,7 +35,7 @@ def criterion(
     `targets`: per image `labels [T_b]` and `masks [T_b, H, W]`, of one size.
     """
     num_masks = max(sum(len(target["labels"]) for target in targets), 1)
-    weight = torch.ones(num_classes + 1)
+    weight = torch.ones(num_classes + 1, dtype=outputs["pred_logits"].dtype)
     weight[-1] = no_object_weight
     losses: dict[str, Tensor] = {}
     aux = enumerate(outputs.get("aux_outputs", ()))
@@ -68,7 +68,7 @@ def criterion(
             upsampled.flatten(1), torch.cat(matched_masks).flatten(1), alpha, gamma
         )
         losses[f"loss_ce{suffix}"] = F.cross_entropy(
-            class_logits.transpose(1, 2), classes, weight.to(class_logits)
+            class_logits.transpose(1, 2), classes, weight
         )
         losses[f"loss_mask{suffix}"] = focal.sum() / num_masks
         losses[f"loss_dice{suffix}"] = dice.sum() / num_masks

@@ -31,6 +31,9 @@ def matching_cost(
     costs: list[Tensor] = []
     classes = class_logits.shape[-1] - 1
     for image, (count, offset) in enumerate(zip(targets.counts, targets.offsets, strict=True)):
+        if count == 0:
+            costs += [probability.new_zeros(class_logits.shape[2], targets.max_count)] * layers
+            continue
         labels = targets.labels[offset : offset + count]
         possible = (labels >= 0) & (labels < classes)
         chance = probability[:, image, :, labels.clamp(0, classes - 1)].where(possible, torch.nan)

@@ -1,0 +1,460 @@
+"""The criterion: golden numbers, the official computation, Hugging Face, failures, no waiting."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import Case, cases, official_outputs
+from torch import Tensor
+from torch import multiprocessing as mp
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits
+from mfkernels.reference.criterion import criterion as official
+
+
+def factored(case: Case, dtype: torch.dtype = torch.float32, *, grad: bool = False) -> Any:
+    names = ("class_logits", "mask_embed", "pixel_features")
+    return dict(zip(names, case.predictions(dtype, grad=grad), strict=True))
+
+
+def dense(outputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    masks = mask_logits(outputs["mask_embed"], outputs["pixel_features"])
+    return official_outputs(outputs["class_logits"], masks)
+
+
+def values(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+class TestGoldenNumbers:
+    """Numbers of the official code, to the last printed digit."""
+
+    criterion = MaskFormerCriterion(golden.NUM_CLASSES)
+
+    def test_losses(self) -> None:
+        official_form = golden.targets()
+        ours = SegmentTargets.from_masks(
+            [target["masks"] for target in official_form],
+            [target["labels"] for target in official_form],
+        )
+        for targets in (official_form, ours):
+            losses = values(self.criterion(golden.official_outputs(), targets))
+            assert losses == pytest.approx(golden.LOSSES, abs=1e-6)
+            assert list(losses) == list(golden.LOSSES)
+
+    def test_assignment(self) -> None:
+        assignment = self.criterion.match(golden.official_outputs(), golden.targets())
+        assert assignment.tolist() == [
+            [list(row) for row in golden.AUX_ASSIGNMENT],
+            [list(row) for row in golden.FINAL_ASSIGNMENT],
+        ]
+
+    def test_one_image_emptied(self) -> None:
+        losses = self.criterion(golden.official_outputs(aux=False), golden.targets(empty=(1,)))
+        assert values(losses) == pytest.approx(golden.LOSSES_WITHOUT_IMAGE_1, abs=1e-6)
+
+    def test_both_images_emptied(self) -> None:
+        losses = self.criterion(golden.official_outputs(aux=False), golden.targets(empty=(0, 1)))
+        assert values(losses) == pytest.approx(golden.LOSSES_WITHOUT_SEGMENTS, abs=1e-6)
+
+    def test_restatement(self) -> None:
+        losses = official(golden.official_outputs(), golden.targets(), golden.NUM_CLASSES)
+        assert values(losses) == pytest.approx(golden.LOSSES, abs=1e-6)
+
+    def test_total(self) -> None:
+        losses = self.criterion(golden.official_outputs(), golden.targets())
+        expected = sum(
+            value * {"ce": 1, "mask": 20, "dice": 1}[name.split("_")[1]]
+            for name, value in golden.LOSSES.items()
+        )
+        assert self.criterion.total(losses).item() == pytest.approx(expected, abs=5e-5)
+        with pytest.raises(ValueError, match="names that the criterion gives, got 'loss_box'"):
+            self.criterion.total({"loss_box": torch.ones(())})
+
+
+@given(cases)
+@settings(max_examples=60, deadline=None)
+def test_equals_the_official_computation(case: Case) -> None:
+    """Every loss and gradient, factored and dense, in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # T > Q is drawn on purpose
+        criterion = MaskFormerCriterion(case.classes)
+        results: list[tuple[dict[str, Tensor], list[Tensor | None]]] = []
+        for kind in ("factored", "dense", "official"):
+            outputs = factored(case, torch.float64, grad=True)
+            if kind == "factored":
+                losses = criterion(outputs, case.targets())
+            elif kind == "dense":
+                losses = criterion(dense(outputs), case.official_targets())
+            else:
+                losses = official(dense(outputs), case.official_targets(), case.classes)
+            criterion.total(losses).backward()
+            results.append((dict(sorted(losses.items())), [x.grad for x in outputs.values()]))
+    for ours in results[:2]:
+        torch.testing.assert_close(ours, results[2], rtol=1e-9, atol=1e-11)
+
+
+def test_weights_reach_matching_and_total() -> None:
+    case = Case(counts=(4, 3))
+    weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 3.0}
+    options = {**weights, "no_object_weight": 0.4, "alpha": 0.6, "gamma": 1.0}
+    criterion = MaskFormerCriterion(case.classes, **options)
+    outputs = factored(case)
+    losses = criterion(outputs, case.targets())
+    expected = official(dense(outputs), case.official_targets(), case.classes, **options)
+    assert values(losses) == pytest.approx(values(expected), rel=1e-5)
+    total = sum(
+        {"ce": 2.0, "mask": 5.0, "dice": 3.0}[name.split("_")[1]] * loss
+        for name, loss in values(losses).items()
+    )
+    assert criterion.total(losses).item() == pytest.approx(total, rel=1e-6)
+    assert criterion.weights == {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 3.0}
+    assert "loss_mask" in repr(criterion)
+    assert not criterion.state_dict()
+
+
+def test_names_of_many_layers() -> None:
+    case = Case(layers=12)
+    losses = MaskFormerCriterion(case.classes)(factored(case), case.targets())
+    assert list(losses)[:3] == ["loss_ce", "loss_mask", "loss_dice"]
+    assert list(losses)[3:] == [
+        f"loss_{kind}_{layer}" for layer in range(11) for kind in ("ce", "mask", "dice")
+    ]
+    single = {name: tensor[-1:] for name, tensor in factored(case).items()}
+    single["pixel_features"] = factored(case)["pixel_features"]
+    final = MaskFormerCriterion(case.classes)(single, case.targets())
+    assert values(final) == pytest.approx({name: losses[name].item() for name in final}, rel=1e-5)
+
+
+def test_hugging_face() -> None:
+    """Its matcher and losses, on the same dense logits."""
+    modeling = pytest.importorskip("transformers.models.maskformer.modeling_maskformer")
+    case = Case(layers=1, counts=(3, 5), queries=9, low=(8, 8), size=(32, 32))
+    weights = {"loss_cross_entropy": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
+    matcher = modeling.MaskFormerHungarianMatcher(cost_class=1.0, cost_dice=1.0, cost_mask=20.0)
+    theirs = modeling.MaskFormerLoss(
+        num_labels=case.classes, matcher=matcher, weight_dict=weights, eos_coef=0.1
+    )
+    outputs = dense(factored(case))
+    expected = theirs(
+        outputs["pred_masks"],
+        outputs["pred_logits"],
+        [masks.float() for masks in case.masks()],
+        case.labels(),
+    )
+    losses = MaskFormerCriterion(case.classes)(outputs, case.targets())
+    assert losses["loss_ce"].item() == pytest.approx(expected["loss_cross_entropy"].item(), 1e-5)
+    assert losses["loss_mask"].item() == pytest.approx(expected["loss_mask"].item(), rel=1e-5)
+    assert losses["loss_dice"].item() == pytest.approx(expected["loss_dice"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
+    case = Case()
+    outputs = {name: tensor.to(dtype) for name, tensor in factored(case).items()}
+    wide = {name: tensor.float() for name, tensor in outputs.items()}
+    criterion = MaskFormerCriterion(case.classes)
+    expected = criterion(wide, case.targets())
+    losses = criterion(outputs, case.targets())
+    assert values(losses) == values(expected)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    with torch.autocast("cpu", dtype):
+        assert values(criterion(wide, case.targets())) == values(expected)
+
+
+def test_official_targets_of_different_sizes_are_padded() -> None:
+    case = Case(counts=(2, 2))
+    official_targets = case.official_targets()
+    cropped = [dict(target) for target in official_targets]
+    cropped[0]["masks"] = cropped[0]["masks"][:, :11, :13]
+    padded = torch.zeros_like(official_targets[0]["masks"])
+    padded[:, :11, :13] = cropped[0]["masks"]
+    official_targets[0]["masks"] = padded
+    criterion = MaskFormerCriterion(case.classes)
+    outputs = factored(case)
+    assert values(criterion(outputs, cropped)) == values(criterion(outputs, official_targets))
+
+
+class TestFailures:
+    @pytest.mark.parametrize("empty", [(0, 0), (0, 3)])
+    def test_images_without_segments(self, empty: tuple[int, int]) -> None:
+        case = Case(counts=empty)
+        outputs = factored(case, grad=True)
+        criterion = MaskFormerCriterion(case.classes)
+        losses = criterion(outputs, case.targets())
+        criterion.total(losses).backward()
+        for tensor in outputs.values():
+            assert tensor.grad is not None
+            assert torch.isfinite(tensor.grad).all()
+        if not any(empty):
+            assert losses["loss_mask"].item() == losses["loss_dice_0"].item() == 0
+            assert not outputs["mask_embed"].grad.any()
+
+    def test_more_segments_than_queries(self) -> None:
+        case = Case(counts=(5, 2), queries=3)
+        criterion = MaskFormerCriterion(case.classes)
+        with pytest.warns(UserWarning, match="5 segments, more than the 3 queries"):
+            assignment = criterion.match(factored(case), case.targets())
+        assert (assignment >= 0).sum(-1).tolist() == [[3, 2], [3, 2]]
+        assert all(sorted(row)[-3:] == [0, 1, 2] for row in assignment[:, 0].tolist())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            losses = criterion(factored(case), case.targets())
+        expected = official(dense(factored(case)), case.official_targets(), case.classes)
+        assert values(losses) == pytest.approx(values(expected), rel=1e-5)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("name", ["class_logits", "mask_embed"])
+    def test_bad_logits(self, bad: float, name: str) -> None:
+        case = Case(counts=(3, 2))
+        outputs = factored(case)
+        outputs[name][0, 1, 2] = bad
+        criterion = MaskFormerCriterion(case.classes)
+        assignment = criterion.match(outputs, case.targets())
+        assert criterion.bad_costs.item() == 1
+        # A valid matching all the same, and the bad query is left out: there are enough others.
+        for row, count in zip(assignment.flatten(0, 1), (3, 2) * 2, strict=True):
+            assert row[:count].unique().numel() == count
+            assert (row[:count] >= 0).all()
+        assert not (assignment[0, 1] == 2).any()
+        losses = criterion(outputs, case.targets())
+        assert criterion.bad_costs.item() == 2
+        assert torch.isfinite(torch.stack([losses["loss_ce"], losses["loss_mask"]])).all()
+
+    def test_everything_bad(self) -> None:
+        case = Case(counts=(3, 2))
+        outputs = {name: tensor * torch.nan for name, tensor in factored(case).items()}
+        criterion = MaskFormerCriterion(case.classes)
+        assignment = criterion.match(outputs, case.targets())
+        assert (assignment >= 0).sum(-1).tolist() == [[3, 2], [3, 2]]
+        assert criterion.bad_costs.item() == 4
+        assert criterion(outputs, case.targets()).keys() == {
+            f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0")
+        }
+
+    def test_label_out_of_range(self) -> None:
+        case = Case()
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.0 for 1 classes"):
+            MaskFormerCriterion(1)(
+                {**factored(case), "class_logits": torch.zeros(2, 2, 7, 2)}, case.targets()
+            )
+        # On a GPU nobody can look in time; the class loss says it, and nothing else suffers.
+        targets = case.targets()
+        targets.labels[1] = 255
+        object.__setattr__(targets, "_label_limits", None)
+        outputs = factored(case, grad=True)
+        criterion = MaskFormerCriterion(case.classes)
+        losses = criterion(outputs, targets)
+        assert losses["loss_ce"].isnan()
+        assert losses["loss_ce_0"].isnan()
+        assert torch.isfinite(losses["loss_mask"])
+        assert criterion.bad_costs.item() == 2
+        criterion.total(losses).backward()
+        assert torch.isfinite(outputs["class_logits"].grad).all()
+
+    @pytest.mark.parametrize(
+        ("error", "match", "outputs", "targets"),
+        [
+            (ValueError, "class_logits is missing from", {"class_logits": None}, {}),
+            (ValueError, "pixel_features is missing from", {"pixel_features": None}, {}),
+            (TypeError, "must be a tensor, got float", {"class_logits": 1.0}, {}),
+            (
+                ValueError,
+                r"class logits must be \[2, 2, 7, 5\] .* got \[2, 2, 7, 4\]",
+                {"class_logits": torch.zeros(2, 2, 7, 4)},
+                {},
+            ),
+            (
+                TypeError,
+                "must have a floating",
+                {"class_logits": torch.zeros(2, 2, 7, 5).int()},
+                {},
+            ),
+            (
+                ValueError,
+                "class_logits must be on cpu",
+                {"class_logits": torch.zeros(2, 2, 7, 5, device="meta")},
+                {},
+            ),
+            (ValueError, "agree in B and C", {"pixel_features": torch.zeros(2, 6, 6, 5)}, {}),
+            (ValueError, r"image 0 is \['boxes'\]", {}, [{"boxes": torch.zeros(1)}]),
+            (ValueError, "image 0 is str", {}, ["labels"]),
+            (
+                ValueError,
+                "targets hold 1 images, but the predictions 2",
+                {},
+                Case().official_targets()[:1],
+            ),
+            (ValueError, "targets must be on cpu like", {}, Case().targets().to("meta")),
+        ],
+    )
+    def test_errors(
+        self, error: type[Exception], match: str, outputs: dict[str, Any], targets: Any
+    ) -> None:
+        merged = {**factored(Case()), **outputs}
+        merged = {name: value for name, value in merged.items() if value is not None}
+        with pytest.raises(error, match=match):
+            MaskFormerCriterion(4)(merged, targets or Case().targets())
+
+    def test_missing_keys_of_the_official_form(self) -> None:
+        with pytest.raises(ValueError, match=r"pred_masks is missing from \['pred_logits'\]"):
+            MaskFormerCriterion(4)({"pred_logits": torch.zeros(2, 7, 5)}, Case().targets())
+
+    @pytest.mark.parametrize(
+        ("match", "arguments"),
+        [
+            ("num_classes must be at least 1, got 0", {"num_classes": 0}),
+            ("dice_weight must not be negative", {"num_classes": 3, "dice_weight": -1.0}),
+            ("gamma must be at least 0", {"num_classes": 3, "gamma": -1.0}),
+        ],
+    )
+    def test_settings(self, match: str, arguments: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=match):
+            MaskFormerCriterion(**arguments)
+
+
+class StayOnDevice(TorchDispatchMode):
+    """Refuses whatever makes the host wait for a device, or moves a tensor off it."""
+
+    waits = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten._unique2.default,
+        torch.ops.aten.is_nonzero.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.waits:
+            raise AssertionError(f"{func} waits for the device")
+        result = func(*args, **(kwargs or {}))
+        given, made = (
+            {x.device.type for x in tree_leaves(tree) if isinstance(x, Tensor)}
+            for tree in ((args, kwargs), result)
+        )
+        if "cuda" in given and "cpu" in made:
+            raise AssertionError(f"{func} copies from the device to the host")
+        return result
+
+
+class TestNothingWaits:
+    def test_the_guard_sees_a_copy(self) -> None:
+        with FakeTensorMode(), StayOnDevice():
+            tensor = torch.zeros(3, device="cuda")
+            with pytest.raises(AssertionError, match="copies"):
+                tensor.cpu()
+            with pytest.raises(Exception, match=r"waits|data-dependent|_local_scalar_dense"):
+                tensor.sum().item()
+
+    @pytest.mark.parametrize("form", ["factored", "dense"])
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_on_a_fake_gpu(self, form: str, overlap: bool) -> None:
+        case = Case(counts=(3, 0, 2), overlap=overlap)
+        with FakeTensorMode():
+            criterion = MaskFormerCriterion(case.classes).to("cuda")
+            outputs = {
+                name: torch.empty(tensor.shape, device="cuda")
+                for name, tensor in factored(case).items()
+            }
+            masks = [torch.empty(n, *case.size, dtype=torch.bool) for n in case.counts]
+            labels = [torch.empty(n, dtype=torch.int64) for n in case.counts]
+            maps = torch.empty(3, *case.size, dtype=torch.int16)
+            if overlap:
+                targets = SegmentTargets.from_masks(masks, labels)
+            else:
+                targets = SegmentTargets.from_label_maps(maps, labels)
+            targets = targets.to("cuda")
+            with StayOnDevice():
+                given = outputs if form == "factored" else dense(outputs)
+                losses = criterion(given, targets)
+                total = criterion.total(losses)
+        assert total.device.type == "cuda"
+        assert len(losses) == 6
+
+    def test_targets_built_on_a_fake_gpu(self) -> None:
+        with FakeTensorMode(), StayOnDevice():
+            criterion = MaskFormerCriterion(4)
+            outputs = {k: torch.empty(v.shape, device="cuda") for k, v in factored(Case()).items()}
+            targets = [
+                {
+                    "labels": torch.empty(n, dtype=torch.int64, device="cuda"),
+                    "masks": torch.empty(n, 24, 20, device="cuda"),
+                }
+                for n in (3, 2)
+            ]
+            assert criterion(outputs, targets)["loss_ce"].device.type == "cuda"
+            assert criterion.bad_costs.device.type == "cuda"
+
+    def test_forward_and_backward(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same operations on the CPU, where backward runs too; no checks of values."""
+        case = Case(counts=(3, 0))
+        outputs = factored(case, grad=True)
+        targets = case.targets()
+        criterion = MaskFormerCriterion(case.classes)
+        for module in ("mfkernels.targets", "mfkernels.mask_loss"):
+            # import_module, because the package has a function of the same name.
+            monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
+        with StayOnDevice():
+            criterion.total(criterion(outputs, targets)).backward()
+        assert outputs["pixel_features"].grad is not None
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu(self) -> None:
+        case = Case(counts=(3, 0))
+        criterion = MaskFormerCriterion(case.classes)
+        expected = criterion(factored(case), case.targets())
+        outputs = {name: tensor.cuda() for name, tensor in factored(case).items()}
+        losses = criterion(outputs, case.targets().to("cuda"))
+        assert values(losses) == pytest.approx(values(expected), rel=1e-4)
+
+
+def gradient_of_part(mine: slice) -> Tensor:
+    """The gradient of all mask embeddings from the losses of some images."""
+    case = Case(counts=(4, 3, 0, 0))
+    outputs = factored(case, torch.float64)
+    embed = outputs["mask_embed"].requires_grad_()
+    part = {
+        "class_logits": outputs["class_logits"][:, mine],
+        "mask_embed": embed[:, mine],
+        "pixel_features": outputs["pixel_features"][mine],
+    }
+    losses = MaskFormerCriterion(case.classes)(part, case.official_targets()[mine])
+    (losses["loss_mask"] + losses["loss_dice_0"]).backward()
+    gradient = embed.grad
+    assert gradient is not None
+    return gradient
+
+
+def _process(rank: int, folder: Path) -> None:
+    """Half of the images; gradients averaged as DDP does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    gradient = gradient_of_part(slice(2 * rank, 2 * rank + 2))
+    torch.distributed.all_reduce(gradient)
+    torch.save(gradient / 2, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_number_of_masks_is_that_of_all_processes(tmp_path: Path) -> None:
+    """Two processes, one of them without any segment, give the gradients of one."""
+    expected = gradient_of_part(slice(4))
+    mp.spawn(_process, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        gradient = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
