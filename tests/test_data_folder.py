@@ -134,7 +134,7 @@ def test_colors(tmp_path):
 
 def test_camvid(real_data):
     split = {s: {"images": s, "labels": f"{s}annot"} for s in ("train", "val")}
-    names = tuple(["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "person", "cyclist"])
+    names = tuple(str(k) for k in range(11))
     settings = FolderConfig(root=real_data / "camvid", classes=names, ignore=(11,), **split)
     data = build_dataset(settings, "val")
     assert len(data) == 101

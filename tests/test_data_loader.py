@@ -215,7 +215,7 @@ def test_evaluation_is_shared_out(limit):
     ]
     names = [[s.name for batch in loader for s in batch.samples] for loader in loaders]
     assert [len(part) for part in names] == [loader.num_images for loader in loaders]
-    assert sorted(sum(names, [])) == [SHAPES[k].name for k in range(limit or 13)]
+    assert sorted(itertools.chain(*names)) == [SHAPES[k].name for k in range(limit or 13)]
 
 
 @pytest.mark.parametrize(

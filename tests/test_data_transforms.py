@@ -1,4 +1,4 @@
-"""Augmentation: sizes, geometry shared by image and labels, and the same result for the same seed."""
+"""Augmentation: sizes, geometry that image and labels share, repeatable by the seed."""
 
 from __future__ import annotations
 

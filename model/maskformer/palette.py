@@ -6,9 +6,11 @@ import colorsys
 
 Color = tuple[int, int, int]
 
-GOLDEN_ANGLE = 0.381966
-TONES = ((0.72, 0.92), (0.50, 0.98), (0.85, 0.66), (0.38, 0.78))
-"""Saturation and value; neighbouring classes differ in tone as well as in hue."""
+GOLDEN_ANGLE = (3 - 5**0.5) / 2
+"""Steps of this share of the colour circle never come close to a hue soon after it was used."""
+
+TONES = ((0.75, 0.95), (0.38, 1.0), (0.9, 0.6), (0.35, 0.72), (0.6, 0.8), (0.6, 0.5))
+"""Saturation and value, in turn: the few hues that are close together differ in tone."""
 
 
 def palette(count: int) -> tuple[Color, ...]:
@@ -17,6 +19,9 @@ def palette(count: int) -> tuple[Color, ...]:
 
 
 def _color(k: int) -> Color:
-    saturation, value = TONES[(k + k // len(TONES) ** 2) % len(TONES)]
+    saturation, value = TONES[k % len(TONES)]
+    # Beyond the first rounds hues repeat, so tones shift a little.
+    saturation -= 0.03 * (k // 60 % 5)
+    value -= 0.03 * (k // 60 % 3)
     red, green, blue = colorsys.hsv_to_rgb((0.02 + k * GOLDEN_ANGLE) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,11 @@ def overlay_with_legend(
     legend = _legend(_entries([segmentation], info), max(picture.shape[-1], PANEL_SIDE[0]))
     missing = legend.shape[-1] - picture.shape[-1]
     return torch.cat([F.pad(picture, (0, missing), value=PAPER[0]), legend], dim=1)
+
+
+def save_picture(picture: Tensor, file: Path) -> None:
+    """Writes `[3, H, W]` uint8 as an image file; the suffix decides the format."""
+    _to_pillow(picture).save(file)
 
 
 def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:

@@ -81,17 +81,18 @@ class PanopticQuality(Metric):
         same = classes[:, None] == labels[None, :]
 
         union = area[:, None] + true_area[None, :] - overlap - void[:, None]
-        iou = overlap / union.clamp(min=1)
+        # In double: single precision would round values near one half across the limit.
+        iou = overlap.double() / union.clamp(min=1)
         # At most one pair per segment exceeds one half.
         matched = (iou > 0.5) & same & ~crowd
         pairs = matched.nonzero()
         # A prediction that mostly covers void, or crowd of its own class, is neither right nor
         # wrong.
         unknown = void + (overlap * (same & crowd)).sum(1)
-        wrong = ~matched.any(1) & (unknown / area.clamp(min=1) <= 0.5)
+        wrong = ~matched.any(1) & (2 * unknown <= area)
         missed = ~matched.any(0) & ~crowd
 
-        self.iou.index_add_(0, labels[pairs[:, 1]], iou[matched].to(self.iou.dtype))
+        self.iou.index_add_(0, labels[pairs[:, 1]], iou[matched])
         for state, hits in (
             (self.true_positives, labels[pairs[:, 1]]),
             (self.false_positives, classes[wrong]),
@@ -103,8 +104,8 @@ class PanopticQuality(Metric):
         """The scores as fractions, float64.
 
         Returns:
-            `pq`, `sq`, `rq`: means over the classes that occur in ground truth or prediction, NaN if none
-            does; the same with `_things` and `_stuff`, left out where none of them occurs;
+            `pq`, `sq`, `rq`: means over the classes that occur in ground truth or prediction, NaN
+            if none does; the same with `_things` and `_stuff`, left out where none of them occurs;
             `pq_per_class`, `sq_per_class`, `rq_per_class` `[K]`, NaN for classes that do not occur.
         """
         hits = self.true_positives.double()
