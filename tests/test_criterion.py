@@ -11,7 +11,7 @@ from typing import Any
 import golden
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from strategies import Case, cases, official_outputs
 from torch import Tensor
 from torch import multiprocessing as mp
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits
 from mfkernels.reference.criterion import criterion as official
+from mfkernels.reference.matching_cost import nearest_masks
 
 
 def factored(case: Case, dtype: torch.dtype = torch.float32, *, grad: bool = False) -> Any:
@@ -83,10 +84,21 @@ class TestGoldenNumbers:
             self.criterion.total({"loss_box": torch.ones(())})
 
 
+def all_costs_differ(case: Case) -> bool:
+    """Whether no two segments of an image look the same to the matcher (either may be taken)."""
+    targets = case.targets()
+    for image, labels in enumerate(case.labels()):
+        masks = nearest_masks(targets, image, case.low).flatten(1)
+        if len(torch.cat([masks, labels[:, None]], 1).unique(dim=0)) < len(labels):
+            return False
+    return True
+
+
 @given(cases)
 @settings(max_examples=60, deadline=None)
 def test_equals_the_official_computation(case: Case) -> None:
     """Every loss and gradient, factored and dense, in float64."""
+    assume(all_costs_differ(case))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # T > Q is drawn on purpose
         criterion = MaskFormerCriterion(case.classes)
