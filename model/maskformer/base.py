@@ -234,5 +234,7 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         partial.replace(file)
+    except SafetensorError as error:
+        raise OSError(f"could not write {file}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

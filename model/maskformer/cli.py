@@ -198,13 +198,7 @@ def _explained_failures() -> Iterator[None]:
     except TrainingStoppedError as stop:
         errors.print(str(stop), markup=False)
         sys.exit(stop.exit_code)
-    except (
-        ConfigError,
-        DatasetError,
-        CheckpointError,
-        TrainingDivergedError,
-        FileExistsError,
-    ) as error:
+    except (ConfigError, DatasetError, CheckpointError, TrainingDivergedError, OSError) as error:
         errors.print(f"error: {error}", markup=False, style="red")
         sys.exit(1)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.io import write_png
 
 from maskformer.config import Config, EvalConfig
 from maskformer.data import (
@@ -23,7 +22,7 @@ from maskformer.data import (
 from maskformer.inference import panoptic_maps, semantic_maps
 from maskformer.metrics import PanopticQuality, SemanticQuality
 from maskformer.progress import Progress, peak_memory
-from maskformer.visualize import Segmentation, side_by_side
+from maskformer.visualize import Segmentation, save_picture, side_by_side
 
 
 @dataclass
@@ -149,9 +148,8 @@ def write_pictures(evaluation: Evaluation, folder: Path) -> None:
     """One PNG per picture, named after the image."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in evaluation.pictures.items():
-        write_png(
-            picture, str(folder / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.png")
-        )
+        stem = Path(name).with_suffix("").as_posix().replace("/", "_")
+        save_picture(picture, folder / f"{stem}.png")
 
 
 def _summarise(

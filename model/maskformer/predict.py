@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.io import write_png
 
 from maskformer.config import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
@@ -21,7 +20,7 @@ from maskformer.data.images import id_to_rgb, read_image
 from maskformer.data.sample import Sample
 from maskformer.evaluation import Prediction, predict_batch
 from maskformer.progress import Progress
-from maskformer.visualize import overlay_with_legend
+from maskformer.visualize import overlay_with_legend, save_picture
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -126,7 +125,7 @@ def _output_names(files: Sequence[Path]) -> list[str]:
 
 def _write(stem: Path, sample: Sample, prediction: Prediction, info: DatasetInfo) -> None:
     picture = overlay_with_legend(sample.image, prediction.segmentation(), info)
-    write_png(picture, f"{stem}.png")
+    save_picture(picture, Path(f"{stem}.png"))
     if prediction.classes is not None:
         dtype = np.uint8 if info.num_classes <= 256 else np.uint16
         classes = prediction.classes.cpu().numpy().astype(dtype)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -153,7 +153,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
-        self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step)
+        self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
         loader = TrainLoader(
             self.train_data,
             TrainTransform(self.config.data.augmentation),
@@ -179,7 +179,8 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.board.close()
+            with suppress(OSError):  # a full disk, already reported
+                self.board.close()
         return metrics
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -248,9 +249,7 @@ class Trainer:
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.criterion, mfkernels.MaskFormerCriterion):
             values["bad_costs"] = self.criterion.bad_costs.item()
-        if self.accelerator.is_main_process:
-            for name, value in values.items():
-                self.board.add_scalar(f"train/{name}", value, self.step)
+        self._record("train", values)
         self.progress.log(self.step, values)
         if window.steps > 1 and window.all_norms_bad():
             raise TrainingDivergedError(
@@ -274,13 +273,24 @@ class Trainer:
             self.accelerator.device,
             self.progress,
         )
-        if self.accelerator.is_main_process:
-            for name, value in evaluation.metrics.items():
-                self.board.add_scalar(f"val/{name}", value, self.step)
-            for name, picture in evaluation.pictures.items():
-                self.board.add_image(f"val/{name}", picture, self.step)
-            write_pictures(evaluation, self.output / "predictions")
+        self._record("val", evaluation.metrics, evaluation)
         return evaluation
+
+    def _record(
+        self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
+    ) -> None:
+        """Writes figures and pictures where people look; a full disk does not stop training."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            for name, value in values.items():
+                self.board.add_scalar(f"{prefix}/{name}", value, self.step)
+            if evaluation is not None:
+                for name, picture in evaluation.pictures.items():
+                    self.board.add_image(f"{prefix}/{name}", picture, self.step)
+                write_pictures(evaluation, self.output / "predictions")
+        except OSError as error:
+            self.progress.warn(f"could not record step {self.step}: {error}")
 
     def _save(self, evaluation: Evaluation | None = None, *, required: bool) -> None:
         """Saves the run; a disk that refuses stops training only at its end."""

@@ -368,5 +368,7 @@ def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; workers must live on while the trainer ends its step.
+    # Ctrl-C, `timeout` and job schedulers signal the whole process group; workers must live on
+    # while the trainer ends its step. They notice by themselves when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
