@@ -32,7 +32,7 @@ INFO = DatasetInfo(
         (220, 50, 47),
         (245, 150, 40),
         (150, 80, 200),
-        (250, 225, 60),
+        (60, 215, 195),
         (230, 90, 170),
         (135, 190, 240),
         (85, 160, 60),
@@ -47,7 +47,7 @@ STUFF_ONLY_SHARE = 0.07
 VOID_SHARE = 0.35
 CROWD_SHARE = 0.05
 RANDOM_HUE_SHARE = 0.2
-HUES = (0.0, 0.09, 0.76, 0.16, 0.9)
+HUES = (0.0, 0.1, 0.76, 0.47, 0.89)
 """The usual hue of each thing, as a share of the colour circle."""
 
 
@@ -236,7 +236,7 @@ def _paint_things(rng: np.random.Generator, canvas: _Canvas) -> None:
         _paint_crowd(rng, canvas)
     for _ in range(int(rng.integers(1, 7))):
         name = THINGS[int(rng.integers(len(THINGS)))]
-        radius = float(np.exp(rng.uniform(np.log(0.05), np.log(0.24))))
+        radius = float(np.exp(rng.uniform(np.log(0.055), np.log(0.25))))
         center = rng.uniform(0, 1, 2) * (canvas.y[-1, 0], canvas.x[0, -1])
         _paint_thing(rng, canvas, name, center, radius, canvas.add(name))
 
