@@ -67,9 +67,7 @@ def criterion(
         focal, dice = focal_dice_loss(
             upsampled.flatten(1), torch.cat(matched_masks).flatten(1), alpha, gamma
         )
-        losses[f"loss_ce{suffix}"] = F.cross_entropy(
-            class_logits.transpose(1, 2), classes, weight
-        )
+        losses[f"loss_ce{suffix}"] = F.cross_entropy(class_logits.transpose(1, 2), classes, weight)
         losses[f"loss_mask{suffix}"] = focal.sum() / num_masks
         losses[f"loss_dice{suffix}"] = dice.sum() / num_masks
     return losses

@@ -20,9 +20,8 @@ def upsampled_losses(
     logits: Tensor, masks: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]`: losses of `[M, h, w]` logits, upsampled, against `[M, H, W]` masks."""
-    upsampled = F.interpolate(logits[None], masks.shape[-2:], mode="bilinear", align_corners=False)[
-        0
-    ]
+    size = masks.shape[-2:]
+    upsampled = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     return focal_dice_loss(upsampled.flatten(1), masks.flatten(1).to(logits.dtype), alpha, gamma)
 
 
