@@ -57,11 +57,10 @@ class CMakeBuild(build_ext):
             raise CompileError(f"MFKERNELS_BUILD is {build!r}, expected 'auto', 'cpu' or 'none'")
         target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "mfkernels"
         target.mkdir(parents=True, exist_ok=True)
-        for stale in target.glob("_*.so"):
-            stale.unlink()
         reason = why_not(build)
         if reason is not None:
             print(f"mfkernels: installing without native code: {reason}", file=sys.stderr)
+            self.remove_native(target)
             record = dict.fromkeys(PARTS, reason)
             (target / "native_build.json").write_text(json.dumps(record) + "\n")
             return
@@ -81,6 +80,7 @@ class CMakeBuild(build_ext):
                 f"-DMFK_CUDA={'OFF' if build == 'cpu' else 'ON'}",
             )
             self.cmake("--build", folder)
+            self.remove_native(target)
             self.cmake("--install", folder, "--prefix", target)
         except subprocess.CalledProcessError as error:
             raise CompileError(
@@ -89,6 +89,10 @@ class CMakeBuild(build_ext):
                 "To install without the CUDA kernels set MFKERNELS_BUILD=cpu, "
                 "without any native code MFKERNELS_BUILD=none."
             ) from None
+
+    def remove_native(self, target):
+        for stale in target.glob("_*.so"):
+            stale.unlink()
 
     def cmake(self, *arguments):
         subprocess.run([find_tool("cmake"), *map(str, arguments)], check=True)

@@ -184,7 +184,9 @@ def totals(case: Case, found: Tensor | Pairs, transposed: bool) -> Tensor:
                 (columns[rows < count], rows[rows < count])
                 for (rows, columns), count in zip(found, case.columns, strict=True)
             ]
-    return torch.stack([c[rows, columns].sum() for c, (rows, columns) in zip(cost, found, strict=True)])
+    return torch.stack(
+        [c[rows, columns].sum() for c, (rows, columns) in zip(cost, found, strict=True)]
+    )
 
 
 def run_case(name: str, device: torch.device, seconds: float = 2.0) -> list[Row]:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <new>
 
@@ -36,28 +37,38 @@ Block allocate(int64_t bytes) {
   return Block(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64}));
 }
 
-// Below this many matrix entries a thread costs more to wake than it helps.
-constexpr int64_t kEntriesPerThread = 16 * 1024;
+using Clock = std::chrono::steady_clock;
+
+// Waking a thread takes some 50 microseconds, and it can take long to get it off a busy core again.
+// So work starts on this thread, and others are called when as much as this is behind and before us;
+constexpr std::chrono::microseconds kWorthThreads{100};
+// or at once if there are so many matrix entries that this is clear.
+constexpr int64_t kManyEntries = 1 << 20;
 
 }  // namespace
 
 void solve_assignments(const AssignmentBatch& batch, int threads) {
   const AssignmentKernel& chosen = kernel();
-  const int64_t bytes = chosen.workspace(batch);
-  const int64_t worth = batch.batch * batch.rows * batch.columns / kEntriesPerThread;
-  const int64_t useful = std::min<int64_t>({threads, batch.batch, worth});
-  if (useful <= 1) {
+  const int64_t bytes = (chosen.workspace(batch) + 63) / 64 * 64;
+  int64_t first = 0;
+  if (threads <= 1 || batch.batch * batch.rows * batch.columns < kManyEntries) {
     const Block workspace = allocate(bytes);
-    for (int64_t b = 0; b < batch.batch; ++b) chosen.solve(batch, b, workspace.get());
-    return;
+    const Clock::time_point start = Clock::now();
+    while (first < batch.batch) {
+      chosen.solve(batch, first++, workspace.get());
+      if (threads <= 1) continue;
+      const Clock::duration spent = Clock::now() - start;
+      if (spent >= kWorthThreads && spent / first * (batch.batch - first) >= kWorthThreads) break;
+    }
   }
+  const int64_t useful = std::min<int64_t>(threads, batch.batch - first);
+  if (useful <= 0) return;
   // All the memory is here before the threads start, so they cannot fail.
-  const int64_t stride = (bytes + 63) / 64 * 64;
-  const Block workspace = allocate(stride * useful);
-  std::atomic<int64_t> next_problem{0};
+  const Block workspace = allocate(bytes * useful);
+  std::atomic<int64_t> next_problem{first};
   std::atomic<int64_t> next_workspace{0};
   run_parallel(static_cast<int>(useful), [&] {
-    char* mine = static_cast<char*>(workspace.get()) + stride * next_workspace++;
+    char* mine = static_cast<char*>(workspace.get()) + bytes * next_workspace++;
     for (int64_t b = next_problem++; b < batch.batch; b = next_problem++) {
       chosen.solve(batch, b, mine);
     }

@@ -3,6 +3,7 @@
 #include "cpu/assignment_kernel.h"
 
 #include <cfloat>
+#include <type_traits>
 
 #include "core/assignment.h"
 #include "cpu/vector.h"
@@ -217,6 +218,12 @@ Problem<DenseCosts<T>, int64_t> make_problem(Arena& arena, int32_t rows, int32_t
   return p;
 }
 
+template <class P>
+bool solve(const AssignmentBatch& batch, const P& p) {
+  const VectorLane lane;
+  return batch.strict ? assignment::solve<true>(lane, p) : assignment::solve<false>(lane, p);
+}
+
 template <class T>
 struct Bits;
 template <>
@@ -307,6 +314,41 @@ int32_t load_dense(const S* source, int64_t row_stride, int64_t column_stride, i
   return status;
 }
 
+// Whether all costs are finite, where rows are contiguous.
+template <class T>
+bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t columns) {
+  using B = Bits<T>;
+  for (int32_t i = 0; i < rows; ++i) {
+    typename B::type special = 0;
+    for (int32_t j = 0; j < columns; ++j) {
+      const auto exponent = bits_of(costs[i * row_stride + j]) & B::kExponent;
+      special |= static_cast<typename B::type>(exponent == B::kExponent);
+    }
+    if (special) return false;
+  }
+  return true;
+}
+
+// From this many bytes, costs that lie right are read where they are. Below, a copy in the cache is
+// faster than rows scattered over memory.
+constexpr int64_t kInPlaceBytes = 1 << 18;
+
+template <class S, class P>
+bool solve_in_place(const AssignmentBatch& batch, const S* source, int64_t row_stride,
+                    int64_t column_stride, P& p) {
+  if constexpr (std::is_same_v<S, typename P::Cost>) {
+    const int64_t bytes = static_cast<int64_t>(sizeof(S)) * p.rows * p.columns;
+    if (column_stride != 1 || batch.maximize || p.columns % kRowPadding != 0 ||
+        bytes < kInPlaceBytes || !all_finite(source, row_stride, p.rows, p.columns)) {
+      return false;
+    }
+    p.costs = {source, row_stride};
+    return solve(batch, p);
+  } else {
+    return false;
+  }
+}
+
 template <class T>
 void substitute_missing(T* dense, int32_t rows, int32_t columns) {
   const int32_t width = padded(columns);
@@ -329,12 +371,6 @@ void substitute_missing(T* dense, int32_t rows, int32_t columns) {
   }
 }
 
-template <class P>
-bool solve(const AssignmentBatch& batch, const P& p) {
-  const VectorLane lane;
-  return batch.strict ? assignment::solve<true>(lane, p) : assignment::solve<false>(lane, p);
-}
-
 template <class S>
 void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace) {
   using T = typename Widened<S>::type;
@@ -355,19 +391,21 @@ void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace)
 
   Arena arena(workspace);
   auto p = make_problem<T>(arena, rows, columns);
-  const int32_t width = padded(columns);
-  T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
   const S* source = static_cast<const S*>(batch.cost) + index * batch.batch_stride;
-  int32_t status =
-      load_dense(source, row_stride, column_stride, rows, columns, batch.maximize, dense);
-  p.costs = {dense, width};
-
-  bool complete = solve(batch, p);
+  int32_t status = 0;
+  bool complete = solve_in_place(batch, source, row_stride, column_stride, p);
   if (!complete) {
-    status |= assignment::kInfeasible;
-    if (batch.substitute) {
-      substitute_missing(dense, rows, columns);
-      complete = solve(batch, p);
+    const int32_t width = padded(columns);
+    T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
+    status = load_dense(source, row_stride, column_stride, rows, columns, batch.maximize, dense);
+    p.costs = {dense, width};
+    complete = solve(batch, p);
+    if (!complete) {
+      status |= assignment::kInfeasible;
+      if (batch.substitute) {
+        substitute_missing(dense, rows, columns);
+        complete = solve(batch, p);
+      }
     }
   }
   batch.status[index] = status;

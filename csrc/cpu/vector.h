@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -60,7 +61,8 @@ MFK_INLINE Doubles load_doubles(const double* data) { return load<Doubles>(data)
 
 MFK_INLINE Doubles load_doubles(const float* data) {
 #if defined(__AVX512F__)
-  return _mm512_cvtps_pd(_mm256_loadu_ps(data));
+  // With a mask, because GCC 12 warns about its own header without.
+  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(data));
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(_mm_loadu_ps(data));
 #else
@@ -87,6 +89,25 @@ MFK_INLINE typename VectorOf<T>::index lane_indices() {
   return indices;
 }
 
+template <class T, int kBytes>
+struct VectorOfBytes {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+
+// The least entry of a vector, without branches: it is halved until 16 bytes are left.
+template <class T, int kBytes = MFK_VECTOR_BYTES>
+MFK_INLINE T least_entry(const typename VectorOfBytes<T, kBytes>::type values) {
+  if constexpr (kBytes > 16) {
+    typename VectorOfBytes<T, kBytes / 2>::type halves[2];
+    __builtin_memcpy(halves, &values, kBytes);
+    return least_entry<T, kBytes / 2>(minimum(halves[0], halves[1]));
+  } else if constexpr (sizeof(T) == 8) {
+    return minimum<T>(values[0], values[1]);
+  } else {
+    return minimum<T>(minimum<T>(values[0], values[1]), minimum<T>(values[2], values[3]));
+  }
+}
+
 // The least entry of `values` and, of those equal to it, the lowest of `indices`.
 template <class T>
 struct Least {
@@ -97,14 +118,11 @@ struct Least {
 template <class T>
 MFK_INLINE Least<T> least_of(const typename VectorOf<T>::type& values,
                              const typename VectorOf<T>::index& indices) {
-  Least<T> best{values[0], static_cast<int32_t>(indices[0])};
-  for (int k = 1; k < VectorOf<T>::kWidth; ++k) {
-    const int32_t index = static_cast<int32_t>(indices[k]);
-    const bool better = values[k] < best.value || (values[k] == best.value && index < best.index);
-    best.value = better ? values[k] : best.value;
-    best.index = better ? index : best.index;
-  }
-  return best;
+  using Index = typename VectorOf<T>::index;
+  using I = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const T value = least_entry<T>(values);
+  const Index candidates = values == value ? indices : Index{} + INT32_MAX;
+  return {value, static_cast<int32_t>(least_entry<I>(candidates))};
 }
 
 // --- Tiles of 8 x 8 ---------------------------------------------------------------------------------
