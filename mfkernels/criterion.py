@@ -218,7 +218,11 @@ class MaskFormerCriterion(nn.Module):
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
     ) -> Tensor:
-        """`[L]`: weighted mean of the cross-entropy over all queries of all images."""
+        """`[L]`: weighted mean of the cross-entropy over all queries of all images and processes.
+
+        The official code averages over the images of each process alone, which weighs processes
+        with few segments more.
+        """
         layers, images, queries, classes = class_logits.shape
         logits = at_least_float32(class_logits)
         labels = targets.padded_labels()
@@ -233,7 +237,7 @@ class MaskFormerCriterion(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
         )
-        total_weight = weight[target].flatten(1).sum(1)
+        total_weight = _average_over_processes(weight[target].flatten(1).sum(1))
         loss = entropy.unflatten(0, (layers, -1)).sum(1) / total_weight
         return loss.where(possible.all(), torch.nan)
 
@@ -303,7 +307,12 @@ def _read_targets(targets: Sequence[Mapping[str, Tensor]]) -> SegmentTargets:
 def _num_masks(targets: SegmentTargets) -> Tensor:
     """Segments per process, averaged over all processes, at least 1; on the device."""
     count = torch.full((), float(targets.num_segments), device=targets.device)
+    return _average_over_processes(count).clamp(min=1)
+
+
+def _average_over_processes(value: Tensor) -> Tensor:
+    """The mean over all processes, so that they together weigh what one process would."""
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        count /= dist.get_world_size()
-    return count.clamp(min=1)
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,13 @@ from maskformer.config import (
     merge_model_config,
 )
 from maskformer.data import DatasetError, build_dataset, check_dataset
-from maskformer.evaluation import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.evaluation import (
+    Evaluation,
+    eval_loader,
+    evaluate,
+    metrics_to_json,
+    write_pictures,
+)
 from maskformer.info import model_info
 from maskformer.model import MaskFormer, SegmentationModel
 from maskformer.predict import find_images, predict_images
@@ -225,5 +230,5 @@ def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None
 
 def _write_evaluation(evaluation: Evaluation, output: Path) -> None:
     write_pictures(evaluation, output / "predictions")
-    text = json.dumps({**evaluation.metrics, "per_class": evaluation.per_class}, indent=1) + "\n"
+    text = metrics_to_json({**evaluation.metrics, "per_class": evaluation.per_class})
     (output / "metrics.json").write_text(text, encoding="utf-8")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +147,19 @@ def predict_batch(
     return [Prediction(*parts) for parts in zip(classes, panoptic, strict=True)]
 
 
+def metrics_to_json(values: Mapping[str, Any]) -> str:
+    """Figures as strict JSON: what could not be measured is null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: strict(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [strict(part) for part in value]
+        return value if math.isfinite(value) else None
+
+    return json.dumps(strict(values), indent=1, allow_nan=False) + "\n"
+
+
 def write_pictures(evaluation: Evaluation, folder: Path) -> None:
     """One PNG per picture, named after the image."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +186,7 @@ def _summarise(
             else:
                 metrics[name] = value.item()
     score = metrics["miou" if semantic is not None else "pq"]
+    score = score if math.isfinite(score) else -math.inf  # nothing was labelled
     metrics["eval_images_per_second"] = images_per_second
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
     return Evaluation(metrics, per_class, score, pictures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -38,7 +37,13 @@ from maskformer.data import (
     build_dataset,
     check_dataset,
 )
-from maskformer.evaluation import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.evaluation import (
+    Evaluation,
+    eval_loader,
+    evaluate,
+    metrics_to_json,
+    write_pictures,
+)
 from maskformer.model import SegmentationModel, build_model
 from maskformer.optimization import build_optimizer, build_scheduler
 from maskformer.progress import Progress, peak_memory
@@ -344,8 +349,7 @@ class Trainer:
         metrics["train_images_per_second"] = self.trained_images / max(self.trained_seconds, 1e-9)
         metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
         if self.accelerator.is_main_process:
-            text = json.dumps(metrics, indent=1) + "\n"
-            (self.output / "metrics.json").write_text(text, encoding="utf-8")
+            (self.output / "metrics.json").write_text(metrics_to_json(metrics), encoding="utf-8")
         return metrics
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
