@@ -1,8 +1,48 @@
 // The schema of every operator. Implementations register themselves beside their kernels.
+//
+// Letters: L layers, B images, Q queries, K classes, C channels, h x w mask resolution, H x W that of
+// the targets, N segments in all, T the most of one image, M masks, P elements of one.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mfkernels, m) {
   m.def(
       "assignment(Tensor cost, Tensor? row_counts, Tensor? col_counts, bool maximize, bool strict) "
       "-> (Tensor assignment, Tensor status)");
+
+  // Masks: `mask_embed` [L, B, Q, C] with `pixel_features` [B, C, h, w], or logits [L, B, Q, h, w]
+  // with none. Segments: `counts` [B] int64 and either `label_map` [B, H, W] int16 or `masks`
+  // [N, H, W] bool. Results are fp64 where a floating-point input is, else fp32.
+
+  // `class_logits` [L, B, Q, K+1], `labels` [N] int64, `max_count` T; the cost is [L, B, Q, T], 0
+  // beyond an image's own segments and NaN for a label outside [0, K).
+  m.def(
+      "matching_cost(Tensor class_logits, Tensor mask_embed, Tensor? pixel_features, "
+      "Tensor? label_map, Tensor? masks, Tensor labels, Tensor counts, int max_count, "
+      "float class_weight, float mask_weight, float dice_weight, float alpha, float gamma) "
+      "-> Tensor cost");
+
+  // `assignment` [L, B, T] int64: the query of each segment or -1. `focal` and `dice` [L, B, T]: the
+  // losses of each segment, focal as the mean over H x W; 0 without a query. `sums` [L, B, T, 3] for
+  // the backward pass, over the pixels of H x W: s y, s and y (s = sigmoid of the logit, y = target).
+  m.def(
+      "mask_loss(Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
+      "Tensor counts, Tensor assignment, float alpha, float gamma) "
+      "-> (Tensor focal, Tensor dice, Tensor sums)");
+
+  // Gradients in the shapes and dtypes of `mask_embed` and `pixel_features`; an empty tensor [0] for
+  // one that is not needed or not there.
+  m.def(
+      "mask_loss_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor mask_embed, "
+      "Tensor? pixel_features, Tensor? label_map, Tensor? masks, Tensor counts, "
+      "Tensor assignment, float alpha, float gamma, bool embed_needed, bool features_needed) "
+      "-> (Tensor grad_embed, Tensor grad_features)");
+
+  // The same losses of logits and targets [M, P] (bool, or numbers from 0 to 1): `focal` and `dice`
+  // [M], `sums` [M, 3].
+  m.def(
+      "focal_dice(Tensor logits, Tensor targets, float alpha, float gamma) "
+      "-> (Tensor focal, Tensor dice, Tensor sums)");
+  m.def(
+      "focal_dice_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor logits, "
+      "Tensor targets, float alpha, float gamma) -> Tensor grad_logits");
 }
