@@ -79,6 +79,15 @@ def check_targets(targets: SegmentTargets, masks: Masks) -> None:
         raise ValueError(f"targets must have at least one pixel, got size {targets.size}")
 
 
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where one of the tensors is, else float32: that of losses and costs."""
+    return (
+        torch.float64
+        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        else torch.float32
+    )
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.mask_logits import check_device, check_masks, check_targets
+from mfkernels.mask_logits import check_device, check_masks, check_targets, result_dtype
 from mfkernels.matching_cost import check_focal
 from mfkernels.reference import mask_loss as reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -74,15 +76,81 @@ def mask_loss(
         num_masks = max(targets.num_segments, 1)
     elif isinstance(num_masks, Tensor) and num_masks.ndim > 0:
         raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
-    backend.select("mask_loss", mask_embed.device)
+    layered = assignment if masks.had_layers else assignment[None]
     with torch.autocast(mask_embed.device.type, enabled=False):
-        loss_mask, loss_dice = reference.mask_loss(
-            masks.embed,
-            masks.features,
-            targets,
-            assignment if masks.had_layers else assignment[None],
-            num_masks,
-            alpha,
-            gamma,
-        )
+        if backend.select("mask_loss", mask_embed.device) == "native":
+            focal, dice, _ = torch.ops.mfkernels.mask_loss(
+                masks.embed,
+                masks.features,
+                targets.label_map,
+                targets.masks,
+                targets.counts_tensor(),
+                layered,
+                alpha,
+                gamma,
+            )
+            loss_mask, loss_dice = (each.flatten(1).sum(1) / num_masks for each in (focal, dice))
+        else:
+            loss_mask, loss_dice = reference.mask_loss(
+                masks.embed, masks.features, targets, layered, num_masks, alpha, gamma
+            )
     return (loss_mask, loss_dice) if masks.had_layers else (loss_mask[0], loss_dice[0])
+
+
+def _fake(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = result_dtype(mask_embed, pixel_features)
+    losses = [assignment.new_empty(assignment.shape, dtype=dtype) for _ in range(2)]
+    return losses[0], losses[1], assignment.new_empty((*assignment.shape, 3), dtype=dtype)
+
+
+def _fake_backward(
+    grad_focal: Tensor,
+    grad_dice: Tensor,
+    sums: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+    embed_needed: bool,
+    features_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
+    features = mask_embed if pixel_features is None else pixel_features
+    return embed, features.new_empty(features.shape if features_needed else (0,))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.alpha, ctx.gamma = inputs
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.set_materialize_grads(True)
+
+
+def _backward(ctx: Any, grad_focal: Tensor, grad_dice: Tensor, _: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("mask_loss can be differentiated only once (create_graph=True)")
+    sums, *tensors = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    grads = torch.ops.mfkernels.mask_loss_backward(
+        grad_focal, grad_dice, sums, *tensors, ctx.alpha, ctx.gamma, *needed
+    )
+    used = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+    return (*used, *[None] * 6)
+
+
+if hasattr(torch.ops.mfkernels, "mask_loss"):
+    torch.library.register_fake("mfkernels::mask_loss", _fake)
+    torch.library.register_fake("mfkernels::mask_loss_backward", _fake_backward)
+    torch.library.register_autograd("mfkernels::mask_loss", _backward, setup_context=_setup_context)

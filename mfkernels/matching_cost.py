@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.mask_logits import check_device, check_floating, check_masks, check_targets
+from mfkernels.mask_logits import (
+    check_device,
+    check_floating,
+    check_masks,
+    check_targets,
+    result_dtype,
+)
 from mfkernels.reference import matching_cost as reference
 from mfkernels.targets import SegmentTargets
 
@@ -63,19 +69,23 @@ def matching_cost(
             f"got {list(class_logits.shape)}"
         )
     targets.check_labels(class_logits.shape[-1] - 1)
-    backend.select("matching_cost", mask_embed.device)
+    logits = class_logits if masks.had_layers else class_logits[None]
+    options = (class_weight, mask_weight, dice_weight, alpha, gamma)
     with torch.autocast(mask_embed.device.type, enabled=False):
-        cost = reference.matching_cost(
-            class_logits if masks.had_layers else class_logits[None],
-            masks.embed,
-            masks.features,
-            targets,
-            class_weight,
-            mask_weight,
-            dice_weight,
-            alpha,
-            gamma,
-        )
+        if backend.select("matching_cost", mask_embed.device) == "native":
+            cost = torch.ops.mfkernels.matching_cost(
+                logits,
+                masks.embed,
+                masks.features,
+                targets.label_map,
+                targets.masks,
+                targets.labels,
+                targets.counts_tensor(),
+                targets.max_count,
+                *options,
+            )
+        else:
+            cost = reference.matching_cost(logits, masks.embed, masks.features, targets, *options)
     return cost if masks.had_layers else cost[0]
 
 
@@ -84,3 +94,22 @@ def check_focal(alpha: float, gamma: float) -> None:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
     if not alpha <= 1:
         raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
+
+
+def _fake(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    labels: Tensor,
+    counts: Tensor,
+    max_count: int,
+    *options: float,
+) -> Tensor:
+    dtype = result_dtype(class_logits, mask_embed, pixel_features)
+    return class_logits.new_empty((*class_logits.shape[:3], max_count), dtype=dtype)
+
+
+if hasattr(torch.ops.mfkernels, "matching_cost"):
+    torch.library.register_fake("mfkernels::matching_cost", _fake)
