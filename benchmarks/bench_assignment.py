@@ -132,9 +132,10 @@ def lapx_providers(case: Case) -> dict[str, Callable[[], Pairs]]:
 
     providers: dict[str, Callable[[], Pairs]] = {}
     for name in ("lapjvr", "lapjvh", "lapjvs"):
-        providers[f"lapx {name} loop"] = lambda solver=getattr(lap, name): one(solver)
-        batch_solver = getattr(lap, f"{name}_batch")
-        providers[f"lapx {name}_batch"] = lambda solver=batch_solver: batch(solver)
+        single, many = getattr(lap, name), getattr(lap, f"{name}_batch")
+        providers[f"lapx {name} loop"] = lambda solver=single: one(solver)
+
+        providers[f"lapx {name}_batch"] = lambda solver=many: batch(solver)
     return providers
 
 

@@ -55,6 +55,12 @@ class Part:
     def usable(self) -> bool:
         return self.problem is None
 
+    @property
+    def note(self) -> str:
+        """What else to say about a part that is usable."""
+        idle = self.name == "cuda" and not torch.cuda.is_available()
+        return "idle: torch sees no GPU" if idle else ""
+
 
 def _build_record(folder: Path) -> dict[str, str]:
     """What the build wrote down about each part: an empty string if built, else the reason."""
@@ -226,7 +232,7 @@ class Explanation:
         lines += _table(
             ("native code", "state", "why"),
             [
-                (part.name, "ready" if part.usable else "missing", part.problem or "")
+                (part.name, "ready" if part.usable else "missing", part.problem or part.note)
                 for part in self.parts
             ],
         )

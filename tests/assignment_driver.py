@@ -143,10 +143,11 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100_000)
     parser.add_argument("--largest", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=50, help="problems a call")
     arguments = parser.parse_args()
     start = time.perf_counter()
     solver = load(arguments.module)
-    infeasible = run(solver, arguments.problems, arguments.seed, arguments.largest)
+    infeasible = run(solver, arguments.problems, arguments.seed, arguments.largest, arguments.batch)
     seconds = time.perf_counter() - start
     print(
         f"{arguments.problems} problems up to {arguments.largest} x {arguments.largest}, "

@@ -13,6 +13,7 @@
 //   Nearest nearest(Nearest) const;      the least of all lanes' candidates, in every lane
 //   TwoLeast two_least(TwoLeast) const;  the two least of all lanes' values, in every lane
 //   static void claim(int32_t* slot, int32_t row);  slot = min(slot, row), unsigned and atomic
+//   void write_union(int32_t* word, int32_t bits) const;  *word = the bits of all lanes
 // where the two reductions synchronise too.
 #pragma once
 

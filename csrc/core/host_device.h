@@ -10,3 +10,9 @@
 // pick one copy for all of them.
 #define MFK_INLINE __attribute__((always_inline)) inline
 #endif
+
+#if defined(__CUDA_ARCH__)
+#define MFK_UNROLL _Pragma("unroll")
+#else
+#define MFK_UNROLL
+#endif

@@ -281,8 +281,9 @@ void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32
 
 // Copy costs into dense rows, `negate` for maximisation. Returns the status bits.
 template <class S, class T>
-int32_t load_dense(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
-                   int32_t columns, bool negate, T* dense) {
+int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate, T* dense) {
+  const int32_t rows = shape.rows, columns = shape.columns;
+  const int64_t row_stride = shape.row_stride, column_stride = shape.column_stride;
   const int64_t width = padded(columns);
   typename Bits<T>::type special = 0;
   bool copied = false;
@@ -334,15 +335,15 @@ bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t column
 constexpr int64_t kInPlaceBytes = 1 << 18;
 
 template <class S, class P>
-bool solve_in_place(const AssignmentBatch& batch, const S* source, int64_t row_stride,
-                    int64_t column_stride, P& p) {
+bool solve_in_place(const AssignmentBatch& batch, const S* source, const assignment::Shape& shape,
+                    P& p) {
   if constexpr (std::is_same_v<S, typename P::Cost>) {
     const int64_t bytes = static_cast<int64_t>(sizeof(S)) * p.rows * p.columns;
-    if (column_stride != 1 || batch.maximize || p.columns % kRowPadding != 0 ||
-        bytes < kInPlaceBytes || !all_finite(source, row_stride, p.rows, p.columns)) {
+    if (shape.column_stride != 1 || batch.maximize || p.columns % kRowPadding != 0 ||
+        bytes < kInPlaceBytes || !all_finite(source, shape.row_stride, p.rows, p.columns)) {
       return false;
     }
-    p.costs = {source, row_stride};
+    p.costs = {source, shape.row_stride};
     return solve(batch, p);
   } else {
     return false;
@@ -378,26 +379,18 @@ void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace)
   for (int64_t i = 0; i < batch.rows; ++i) result[i] = assignment::kNone;
   batch.status[index] = 0;
 
-  const int32_t row_count =
-      static_cast<int32_t>(batch.row_counts ? batch.row_counts[index] : batch.rows);
-  const int32_t column_count =
-      static_cast<int32_t>(batch.column_counts ? batch.column_counts[index] : batch.columns);
-  if (row_count == 0 || column_count == 0) return;
-  const bool transposed = row_count > column_count;
-  const int32_t rows = transposed ? column_count : row_count;
-  const int32_t columns = transposed ? row_count : column_count;
-  const int64_t row_stride = transposed ? batch.column_stride : batch.row_stride;
-  const int64_t column_stride = transposed ? batch.row_stride : batch.column_stride;
-
+  const assignment::Shape shape = assignment::shape_of(batch, index);
+  const int32_t rows = shape.rows, columns = shape.columns;
+  if (rows == 0) return;
   Arena arena(workspace);
   auto p = make_problem<T>(arena, rows, columns);
   const S* source = static_cast<const S*>(batch.cost) + index * batch.batch_stride;
   int32_t status = 0;
-  bool complete = solve_in_place(batch, source, row_stride, column_stride, p);
+  bool complete = solve_in_place(batch, source, shape, p);
   if (!complete) {
     const int32_t width = padded(columns);
     T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
-    status = load_dense(source, row_stride, column_stride, rows, columns, batch.maximize, dense);
+    status = load_dense(source, shape, batch.maximize, dense);
     p.costs = {dense, width};
     complete = solve(batch, p);
     if (!complete) {
@@ -410,7 +403,7 @@ void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace)
   }
   batch.status[index] = status;
   if (!complete) return;
-  if (transposed) {
+  if (shape.transposed) {
     for (int32_t j = 0; j < columns; ++j) result[j] = p.row_of_column[j];
   } else {
     for (int32_t i = 0; i < rows; ++i) result[i] = p.column_of_row[i];

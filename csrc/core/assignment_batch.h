@@ -1,0 +1,193 @@
+// A batch of assignment problems, and how a lane group takes one of them from tensor to tensor.
+#pragma once
+
+#include <cstdint>
+
+#include "core/assignment.h"
+
+namespace mfk::assignment {
+
+enum class Element : int32_t { kHalf, kBFloat16, kFloat, kDouble };
+
+struct Batch {
+  const void* cost;
+  Element element;
+  int64_t batch, rows, columns;
+  int64_t batch_stride, row_stride, column_stride;  // in elements
+  const int64_t* row_counts;                        // [batch], or null: all
+  const int64_t* column_counts;
+  bool maximize;
+  bool strict;          // SciPy's indices on ties
+  bool substitute;      // give missing edges a finite cost where a problem is infeasible without
+  int64_t* assignment;  // [batch, rows] out: column of each row, -1 for none
+  int32_t* status;      // [batch] out: Status bits
+};
+
+// One problem of a batch with the smaller side as rows.
+struct Shape {
+  int32_t rows;
+  int32_t columns;
+  int64_t row_stride;
+  int64_t column_stride;
+  bool transposed;
+};
+
+MFK_INLINE int32_t clamp_count(const int64_t* counts, int64_t index, int64_t limit) {
+  const int64_t count = counts ? counts[index] : limit;
+  return static_cast<int32_t>(count < 0 ? 0 : count > limit ? limit : count);
+}
+
+MFK_INLINE Shape shape_of(const Batch& batch, int64_t index) {
+  const int32_t rows = clamp_count(batch.row_counts, index, batch.rows);
+  const int32_t columns = clamp_count(batch.column_counts, index, batch.columns);
+  if (rows <= columns) return {rows, columns, batch.row_stride, batch.column_stride, false};
+  return {columns, rows, batch.column_stride, batch.row_stride, true};
+}
+
+// Working memory of one problem, one block: 8-byte arrays first.
+MFK_INLINE int64_t array_bytes(int64_t rows, int64_t columns, bool strict) {
+  return (rows * 32 + columns * (strict ? 32 : 24) + 15) / 16 * 16;
+}
+
+template <class T>
+MFK_INLINE Problem<DenseCosts<T>> carve(char* memory, int32_t rows, int32_t columns, bool strict) {
+  Problem<DenseCosts<T>> p;
+  p.rows = rows;
+  p.columns = columns;
+  double* doubles = reinterpret_cast<double*>(memory);
+  p.row_dual = doubles;
+  p.tree_distance = p.row_dual + rows;
+  p.tree_dual = p.tree_distance + rows;
+  p.column_dual = p.tree_dual + rows;
+  p.distance = p.column_dual + columns;
+  int32_t* integers = reinterpret_cast<int32_t*>(p.distance + columns);
+  p.column_of_row = integers;
+  p.tree_column = p.column_of_row + rows;
+  p.path = p.tree_column + rows;
+  p.row_of_column = p.path + columns;
+  p.remaining = strict ? p.row_of_column + columns : nullptr;
+  p.position = strict ? p.remaining + columns : nullptr;
+  return p;
+}
+
+// An odd row stride lets lanes walk down a column of shared memory without bank conflicts.
+MFK_INLINE int64_t dense_stride(int64_t columns) { return columns | 1; }
+
+// Copy the costs into dense rows, along the direction that is contiguous in memory; several loads are
+// under way at a time. Returns this lane's status bits.
+template <class S, class T, class Group>
+MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Shape& shape,
+                                   bool negate, T* dense, int64_t stride) {
+  constexpr int kInFlight = 8;
+  const bool down = shape.row_stride < shape.column_stride;
+  const int32_t inner = down ? shape.rows : shape.columns;
+  const int32_t outer = down ? shape.columns : shape.rows;
+  const int64_t from_inner = down ? shape.row_stride : shape.column_stride;
+  const int64_t from_outer = down ? shape.column_stride : shape.row_stride;
+  const int64_t to_inner = down ? stride : 1;
+  const int64_t to_outer = down ? 1 : stride;
+  int32_t status = 0;
+  int32_t o = group.lane() / inner;
+  int32_t i = group.lane() % inner;
+  while (o < outer) {
+    S costs[kInFlight];
+    int64_t places[kInFlight];
+    MFK_UNROLL
+    for (int k = 0; k < kInFlight; ++k) {
+      // Past the end the last entry is read again and goes nowhere.
+      const bool inside = o < outer;
+      const int64_t safe_o = inside ? o : outer - 1;
+      costs[k] = source[safe_o * from_outer + i * from_inner];
+      places[k] = inside ? o * to_outer + i * to_inner : -1;
+      for (i += group.lanes(); i >= inner; i -= inner) ++o;
+    }
+    MFK_UNROLL
+    for (int k = 0; k < kInFlight; ++k) {
+      if (places[k] < 0) continue;
+      const T cost = widen(costs[k]);
+      dense[places[k]] = admit(negate ? -cost : cost, status);
+    }
+  }
+  return status;
+}
+
+template <class T, class Group>
+MFK_HOST_DEVICE int32_t load_dense(const Group& group, const Batch& batch, int64_t index,
+                                   const Shape& shape, T* dense, int64_t stride) {
+  const int64_t first = index * batch.batch_stride;
+  const auto copy = [&](const auto* source) {
+    return copy_costs(group, source + first, shape, batch.maximize, dense, stride);
+  };
+  int32_t status;
+  if constexpr (sizeof(T) == sizeof(double)) {
+    status = copy(static_cast<const double*>(batch.cost));
+  } else if (batch.element == Element::kHalf) {
+    status = copy(static_cast<const Half*>(batch.cost));
+  } else if (batch.element == Element::kBFloat16) {
+    status = copy(static_cast<const BFloat16*>(batch.cost));
+  } else {
+    status = copy(static_cast<const float*>(batch.cost));
+  }
+  group.sync();
+  return status;
+}
+
+// Give every missing edge one finite cost above all others.
+template <class Group, class P>
+MFK_HOST_DEVICE void substitute_missing(const Group& group, const P& p, typename P::Cost* dense) {
+  using T = typename P::Cost;
+  const int64_t stride = p.costs.row_stride;
+  double least = infinity();
+  double negative_greatest = infinity();
+  for (int32_t i = 0; i < p.rows; ++i) {
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      const double cost = dense[i * stride + j];
+      if (!is_finite(cost)) continue;
+      if (cost < least) least = cost;
+      if (-cost < negative_greatest) negative_greatest = -cost;
+    }
+  }
+  least = group.nearest({least, group.lane(), group.lane()}).distance;
+  negative_greatest = group.nearest({negative_greatest, group.lane(), group.lane()}).distance;
+  const bool none = !(least < infinity());
+  const double limit = sizeof(T) == sizeof(float) ? 3.4028234663852886e38 : 1.7976931348623157e308;
+  const T cost = static_cast<T>(none ? 1.0 : substitute(least, -negative_greatest, p.rows, limit));
+  for (int32_t i = 0; i < p.rows; ++i) {
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      T& entry = dense[i * stride + j];
+      if (!is_finite(entry)) entry = cost;
+    }
+  }
+  group.sync();
+}
+
+// Problem `index` from costs to assignment and status. `memory` and `dense` belong to the group.
+template <bool kStrict, class T, class Group>
+MFK_HOST_DEVICE void solve_problem(const Group& group, const Batch& batch, int64_t index,
+                                   char* memory, T* dense) {
+  const Shape shape = shape_of(batch, index);
+  int64_t* result = batch.assignment + index * batch.rows;
+  int32_t status = 0;
+  bool complete = true;
+  Problem<DenseCosts<T>> p = carve<T>(memory, shape.rows, shape.columns, kStrict);
+  if (shape.rows > 0) {
+    p.costs = {dense, dense_stride(shape.columns)};
+    status = load_dense(group, batch, index, shape, dense, p.costs.row_stride);
+    // At most twice, in a loop so that the code of the search exists once.
+    for (;;) {
+      complete = solve<kStrict>(group, p);
+      if (complete || !batch.substitute || (status & kInfeasible)) break;
+      status |= kInfeasible;
+      substitute_missing(group, p, dense);
+    }
+    if (!complete) status |= kInfeasible;
+  }
+  const int32_t used = shape.transposed ? shape.columns : shape.rows;
+  for (int64_t i = group.lane(); i < batch.rows; i += group.lanes()) {
+    const bool known = complete && shape.rows > 0 && i < used;
+    result[i] = !known ? kNone : shape.transposed ? p.row_of_column[i] : p.column_of_row[i];
+  }
+  group.write_union(batch.status + index, status);
+}
+
+}  // namespace mfk::assignment
