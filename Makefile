@@ -39,7 +39,6 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	@echo "== creating $(VENV) (the first time this downloads PyTorch, some GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "could not create a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja
 	@echo "== installing mfkernels (builds the native code)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +19,7 @@ from maskformer.config import (
     load_config,
     merge_model_config,
 )
-from maskformer.data import DatasetError, build_dataset, check_dataset
+from maskformer.data import build_dataset, check_dataset
 from maskformer.evaluation import (
     Evaluation,
     eval_loader,
@@ -60,6 +58,15 @@ CheckpointOption = Annotated[
     Path,
     typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder."),
 ]
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the program an error arose.")
+    ] = False,
+) -> None:
+    """Options of every command; `main` reads them."""
 
 
 @app.command()
@@ -191,19 +198,15 @@ def info(
 
 def main() -> None:
     """Runs the command line; expected failures end in one clear line and exit code 1."""
-    with _explained_failures():
-        app()
-
-
-@contextmanager
-def _explained_failures() -> Iterator[None]:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        yield
+        app()
     except TrainingStoppedError as stop:
         errors.print(str(stop), markup=False)
         sys.exit(stop.exit_code)
-    except (ConfigError, DatasetError, CheckpointError, TrainingDivergedError, OSError) as error:
+    except (ValueError, OSError, CheckpointError, TrainingDivergedError) as error:
+        if "--traceback" in sys.argv:
+            raise
         errors.print(f"error: {error}", markup=False, style="red")
         sys.exit(1)
 

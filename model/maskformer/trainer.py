@@ -79,7 +79,7 @@ class Trainer:
 
     Raises:
         FileExistsError: `output` already holds a run and `resume` is off.
-        CheckpointError: nothing to resume from, or an unreadable checkpoint.
+        CheckpointError: nothing to resume from, an unreadable checkpoint, or no ImageNet weights.
         DatasetError: data that cannot be trained on.
     """
 
@@ -125,7 +125,10 @@ class Trainer:
         if weights is not None:
             model.load_weights(resolve_checkpoint(weights))
         elif not resume and (backbone.pretrained or backbone.weights):
-            model.load_backbone_weights(backbone.weights)
+            try:
+                model.load_backbone_weights(backbone.weights)
+            except RuntimeError as error:
+                raise CheckpointError(str(error)) from error
         self.optimizer = build_optimizer(model, self.config.train)
         checkpoint = self._checkpoint_to_resume() if resume else None
         if checkpoint is not None:

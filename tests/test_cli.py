@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from recipes import TINY, write_recipe
+
+from maskformer.cli import main
+from maskformer.config import ConfigError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command line; gives back the exit code and what was printed."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 2}})
+    arguments = ["train", "--cpu", "--config", recipe, "--output", folder / "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return folder / "run"
+
+
+def test_evaluate_repeats_the_figures_of_training(run: Run, trained: Path, tmp_path: Path) -> None:
+    code, out, err = run(
+        "evaluate", "--checkpoint", trained, "--output", tmp_path, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert "miou" in out
+    assert "triangle" in out  # the table by class
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    before = json.loads((trained / "metrics.json").read_text())
+    assert again["miou"] == pytest.approx(before["miou"])
+    assert len(again["per_class"]["iou"]) == 9
+
+
+def test_a_longer_run_resumes_with_its_own_recipe(run: Run, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for item in trained.iterdir():
+        item.rename(copy / item.name)
+    try:
+        code, out, err = run("train", "--cpu", "--resume", "--output", copy, "train.steps=3")
+        assert code == 0, err
+        assert "after 3 steps" in out
+    finally:
+        for item in copy.iterdir():
+            item.rename(trained / item.name)
+
+
+@pytest.mark.parametrize("panoptic", [True, False])
+def test_predict_writes_pictures_and_maps(
+    run: Run, trained: Path, tmp_path: Path, panoptic: bool
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "a.png")
+    Image.fromarray(noise[:64, :64]).save(photos / "a.jpg")
+    (photos / "broken.jpg").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    kind = "--panoptic" if panoptic else "--no-panoptic"
+    code, text, _ = run("predict", photos, "--checkpoint", trained, "--out", out, kind)
+    assert code == 1  # one image could not be read
+    assert "broken.jpg" in text
+    assert "2 images" in text
+    names = {path.name for path in out.iterdir()}
+    if panoptic:
+        assert names >= {"a_segments.png", "a_2_segments.png", "a_segments.json"}
+        ids = np.asarray(Image.open(out / "a_2_segments.png")).astype(int)
+        segments = json.loads((out / "a_2_segments.json").read_text())
+        present = set(np.unique(ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2])) - {0}
+        assert present == {segment["id"] for segment in segments}
+    else:
+        classes = np.asarray(Image.open(out / "a_2_classes.png"))
+        assert classes.shape == (70, 90)
+        assert classes.max() < 9
+
+
+def test_info_lists_recipes_and_sizes(run: Run) -> None:
+    code, out, _ = run("info")
+    assert code == 0
+    assert {"quickstart", "camvid", "ade20k/r50"} <= set(out.split())
+    code, out, _ = run("info", "ade20k/r50")
+    assert code == 0
+    assert "41,254,743" in out  # parameters, paper table 1
+    code, out, _ = run("info", "quickstart", "--size", "96x96")
+    assert code == 0
+    assert "backbone" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--config is needed; recipes: "),
+        (["train", "--resume"], "--resume needs the run"),
+        (["train", "--config", "x", "--resume", "--overwrite"], "choose one"),
+        (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
+        (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'steps'?"),
+        (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),
+        (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+        (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
+        (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
+        (["evaluate", "--checkpoint", "RUN", "--config", "camvid", "data.root=x"], "x"),
+        (["info", "quickstart", "--size", "96"], "HEIGHTxWIDTH"),
+        (["train", "--config", "quickstart", "--output", "RUN"], "--overwrite"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(
+    run: Run, trained: Path, arguments: list[str], message: str
+) -> None:
+    code, _, err = run(*[str(trained) if a == "RUN" else a for a in arguments])
+    assert code != 0
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["maskformer", "--traceback", "train", "--config", "quikstart"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(ConfigError):
+        main()
+
+
+def test_a_damaged_checkpoint_is_named(run: Run, trained: Path, tmp_path: Path) -> None:
+    source = (trained / "checkpoints" / "best").resolve()
+    for name in ("config.json", "recipe.yaml", "dataset.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
+    code, _, err = run("evaluate", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "model.safetensors" in err
+    (tmp_path / "dataset.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    code, _, err = run("predict", tmp_path / "config.json", "--checkpoint", tmp_path, "--out", "x")
+    assert code == 1
+    assert "dataset.json" in err
+    (tmp_path / "recipe.yaml").unlink()
+    code, _, err = run("evaluate", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "--config" in err
+
+
+def test_evaluating_on_other_classes_is_refused(run: Run, trained: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "labels" / "a.png")
+    split = "{images: images, labels: labels}"
+    recipe = tmp_path / "folder.yaml"
+    recipe.write_text(
+        f"data: {{format: folder, root: {tmp_path}, train: {split}, val: {split}, classes: [one]}}"
+    )
+    code, _, err = run("evaluate", "--checkpoint", trained, "--config", recipe)
+    assert code == 1
+    assert "9 classes" in err
