@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -353,6 +354,14 @@ class TestOperator:
         finally:
             torch.set_num_threads(before)
         assert torch.equal(*results)
+
+    def test_threads_sleep_between_calls(self) -> None:
+        for _ in range(3):
+            mfkernels.batch_linear_assignment(torch.rand(8, 300, 400))
+        time.sleep(0.02)
+        before = time.process_time()
+        time.sleep(0.4)
+        assert time.process_time() - before < 0.05
 
     def test_works_in_a_forked_child(self) -> None:
         cost = torch.randn(64, 50, 60)

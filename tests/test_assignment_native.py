@@ -51,9 +51,9 @@ def build(tmp_path: Path) -> Build:
 def test_device_code_on_an_emulated_warp_equals_scipy(build: Build) -> None:
     """32 and 64 lanes, three orders of lanes between barriers, memory poisoned with NaN."""
     solver = load(build("mfk_emulated_warp", "_emulated_warp", "-DMFK_EMULATION=ON"))
-    assert run(solver, 6_000, seed=1) > 30
+    assert run(solver, 4_000, seed=1) > 20
     # Square and large enough for the reductions of Jonker and Volgenant.
-    run(solver, 24, seed=2, largest=130, batch=2)
+    run(solver, 16, seed=2, largest=130, batch=2)
 
 
 @needs_build
@@ -63,7 +63,8 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(build: Build) -> 
         "mfk_numpy",
         "_numpy",
         "-DMFK_SANITIZE=address,undefined",
-        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_BUILD_TYPE=Sanitize",
+        "-DCMAKE_CXX_FLAGS_SANITIZE=-O1",
     )
     compiler = shutil.which(os.environ.get("CXX", "c++")) or "c++"
     libraries = [
