@@ -23,8 +23,8 @@ PARTS = ("cpu", "cuda", "numpy")
 
 
 def find_tool(*names):
-    """Path of the first of these programs, those of this Python environment included."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    """Path of the first of these programs; those of this Python environment come first."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
 
