@@ -171,7 +171,8 @@ __global__ void __launch_bounds__(32, 1) solve_warp(const Batch batch, const Off
 constexpr int kWarps = 8;
 
 template <class T, bool kStrict>
-__global__ void __launch_bounds__(32 * kWarps, 1) solve_block(const Batch batch, const OffChip off) {
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    solve_block(const Batch batch, const OffChip off) {
   __shared__ typename Block<kWarps>::Slots slots;
   const int64_t problem = blockIdx.x;
   char* memory =
