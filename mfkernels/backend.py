@@ -23,6 +23,8 @@ from typing import Literal, get_args
 
 import torch
 
+from mfkernels.triton import registration
+
 Request = Literal["reference", "native", "auto"]
 Choice = Literal["reference", "native"]
 
@@ -58,7 +60,7 @@ class Part:
     @property
     def note(self) -> str:
         """What else to say about a part that is usable."""
-        idle = self.name == "cuda" and not torch.cuda.is_available()
+        idle = self.name in ("cuda", "triton") and not torch.cuda.is_available()
         return "idle: torch sees no GPU" if idle else ""
 
 
@@ -112,10 +114,11 @@ def _load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
 _FOLDER = Path(__file__).resolve().parent
 _parts = _load_libraries(_FOLDER)
 numpy_module, _parts["numpy"] = _load_numpy_module(_FOLDER)
+_parts["triton"] = Part("triton", _FOLDER / "triton", registration.register())
 
 
 def part(name: str) -> Part:
-    """A piece of native code: operators for the ``cpu``, operators for ``cuda``, or ``numpy``."""
+    """A piece of native code: operators of C++ for ``cpu`` and ``cuda``, ``triton``, ``numpy``."""
     return _parts[name]
 
 
@@ -157,11 +160,14 @@ def why_not_native(operation: str, device_type: str) -> str | None:
     library = _parts.get(device_type)
     if library is None:
         return f"there are no native kernels for the device type {device_type!r}"
+    if _has_kernel(f"mfkernels::{operation}", device_type.upper()):
+        return None
+    triton = _parts["triton"]
+    if device_type == "cuda" and operation in registration.OPERATORS and triton.problem:
+        return f"the Triton kernels cannot be used: {triton.problem}"
     if library.problem is not None:
         return f"the native {library.name} library is missing: {library.problem}"
-    if not _has_kernel(f"mfkernels::{operation}", device_type.upper()):
-        return f"there is no native {device_type} kernel for it yet"
-    return None
+    return f"there is no native {device_type} kernel for it yet"
 
 
 def _has_kernel(name: str, dispatch_key: str) -> bool:

@@ -1,0 +1,28 @@
+"""How every Triton kernel is started: on the device of its tensors, on the caller's stream."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Start `kernel` on `grid` programs, if there are any."""
+    if 0 in grid:
+        return
+    device = next(each.device for each in arguments if isinstance(each, Tensor))
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with guard:
+        kernel[grid](*arguments, **options)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int, at_least: int = 1) -> int:
+    """The smallest power of 2 that is neither below `n` nor below `at_least`."""
+    return max(1 << max(n - 1, 0).bit_length(), at_least)

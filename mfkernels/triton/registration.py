@@ -1,0 +1,42 @@
+"""Serve operators on CUDA tensors with the Triton kernels of this folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OPERATORS = {"matching_cost": "matching_cost"}
+"""Each operator, and the file that has a function of its name."""
+
+_libraries: list[torch.library.Library] = []
+
+
+def register() -> str | None:
+    """Register every operator once, or say why none can be. Imports no kernel."""
+    problem = _problem()
+    if problem is None and not _libraries:
+        library = torch.library.Library("mfkernels", "IMPL")
+        _libraries.append(library)
+        for operator, file in OPERATORS.items():
+            library.impl(operator, _imported_on_first_call(operator, file), "CUDA")
+    return problem
+
+
+def _problem() -> str | None:
+    if torch.version.cuda is None:
+        return "PyTorch is built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.mfkernels, name)]
+    return f"the cpu library does not define {', '.join(missing)}" if missing else None
+
+
+def _imported_on_first_call(operator: str, file: str) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"mfkernels.triton.{file}"), operator)(*arguments)
+
+    return kernel

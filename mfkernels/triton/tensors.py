@@ -1,0 +1,52 @@
+"""What launch functions ask of tensors before they hand them to a kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def with_flat_pixels(tensor: Tensor) -> Tensor:
+    """`[..., h, w]` whose pixels have one stride, copied only if they do not have one yet."""
+    height, width = tensor.shape[-2:]
+    row, column = tensor.stride()[-2:]
+    if height == 1 or width == 1 or row == width * column:
+        return tensor
+    return tensor.contiguous()
+
+
+def pixel_stride(tensor: Tensor) -> int:
+    """Elements from one pixel of `[..., h, w]` to the next, in row-major order of the pixels."""
+    return tensor.stride(-1) if tensor.shape[-1] > 1 else tensor.stride(-2)
+
+
+def stored_segments(label_map: Tensor | None, masks: Tensor | None) -> Tensor:
+    """The storage of the segments, contiguous: int16 `[B, H, W]`, or uint8 `[N, H, W]`."""
+    if label_map is not None:
+        return label_map.contiguous()
+    assert masks is not None
+    return masks.contiguous().view(torch.uint8)
+
+
+def check_floats(operation: str, *given: Tensor | None) -> None:
+    """Raise for a dtype that the kernels do not take; they compute in float32."""
+    for tensor in given:
+        if tensor is not None and tensor.dtype not in (*HALVES, torch.float32):
+            raise TypeError(
+                f"{operation} on a GPU takes float32, bfloat16 and float16, got {tensor.dtype}"
+            )
+
+
+def focal_weights(alpha: float) -> tuple[float, float]:
+    """Weight of the focal loss where the target is 1, and where it is 0."""
+    return (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+
+
+def float32_precision() -> str:
+    """How products of float32 matrices are formed: split in three, or TF32 if the user allows it.
+
+    Three TF32 products of the leading and trailing halves are about as exact as float32 is.
+    """
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"

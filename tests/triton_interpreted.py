@@ -1,0 +1,170 @@
+"""Triton kernels in Triton's interpreter, against the oracles in float64; no GPU is needed.
+
+Run by test_triton_interpreter.py in a process with TRITON_INTERPRET=1, which has to be set before
+Triton is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from strategies import Case
+from torch import Tensor
+from triton.runtime import interpreter
+
+from mfkernels import SegmentTargets
+from mfkernels.reference.matching_cost import matching_cost as matching_cost_oracle
+from mfkernels.triton.matching_cost import matching_cost as matching_cost_kernel
+
+
+@pytest.fixture(autouse=True)
+def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as integers, multiplies them as such, and rounds wrongly."""
+    handle = interpreter.TensorHandle
+    builder = interpreter.InterpreterBuilder
+    dot, cast = builder.create_dot, builder.cast_impl
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return handle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(self, widened(a), widened(b), *others)
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        if target.scalar != tl.bfloat16 or source.dtype.scalar != tl.float32:
+            return cast(self, source, target)
+        rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+        return handle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(builder, "create_dot", create_dot)
+    monkeypatch.setattr(builder, "cast_impl", cast_impl)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory is full of NaN, so that reading before writing shows."""
+    original = Tensor.new_empty
+
+    def new_empty(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        tensor = original(self, *arguments, **options)
+        return tensor.fill_(torch.nan) if tensor.dtype.is_floating_point else tensor
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
+
+
+def dense(embed: Tensor, features: Tensor) -> Tensor:
+    return torch.einsum("lbqc,bchw->lbqhw", embed, features)
+
+
+def double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
+
+
+CASES = [
+    Case(),
+    Case(counts=(1,), queries=1, channels=1, low=(1, 1), size=(1, 1), layers=1),
+    Case(counts=(0, 3, 1), queries=5, channels=20, low=(7, 11), size=(13, 29)),
+    Case(counts=(2, 4), queries=2, low=(9, 5), size=(4, 3), overlap=True),
+    Case(counts=(3,), queries=9, channels=40, low=(8, 8), size=(24, 40), overlap=True),
+    Case(counts=(70, 0), queries=50, channels=3, low=(6, 7), size=(60, 70)),
+]
+"""Label maps and masks, T > Q, images without segments, up- and downsampling, several tiles."""
+
+
+def matching_cost(
+    inputs: tuple[Tensor, Tensor, Tensor | None], targets: SegmentTargets, *options: float
+) -> Tensor:
+    return matching_cost_kernel(
+        *inputs,
+        targets.label_map,
+        targets.masks,
+        targets.labels,
+        targets.counts_tensor(),
+        targets.max_count,
+        *options,
+    )
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("options", [(1.0, 20.0, 1.0, 0.25, 2.0), (2.0, 5.0, 3.0, -1.0, 0.5)])
+@pytest.mark.parametrize("case", CASES)
+def test_matching_cost(case: Case, options: tuple[float, ...], factored: bool) -> None:
+    class_logits, embed, features = case.predictions()
+    inputs = (class_logits, embed, features)
+    if not factored:
+        inputs = (class_logits, dense(embed, features), None)
+    targets = case.targets()
+    truth = matching_cost_oracle(
+        class_logits.double(), inputs[1].double(), double(inputs[2]), targets, *options
+    )
+    plain = matching_cost_oracle(*inputs, targets, *options)
+    cost = matching_cost(inputs, targets, *options)
+    assert cost.shape == truth.shape
+    # Slack: two roundings of the largest term.
+    slack = 2 * 2**-24 * truth.abs().max()
+    assert (cost - truth).abs().max() <= 1.5 * (plain - truth).abs().max() + slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_matching_cost_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    class_logits, embed, features = (x.to(dtype) for x in CASES[2].predictions())
+    targets, options = CASES[2].targets(), (1.0, 20.0, 1.0, 0.25, 2.0)
+    cost = matching_cost((class_logits, embed, features), targets, *options)
+    wide = (class_logits.float(), embed.float(), features.float())
+    torch.testing.assert_close(cost, matching_cost(wide, targets, *options), rtol=0, atol=2e-5)
+    mixed = matching_cost((class_logits, embed.float(), features), targets, *options)
+    torch.testing.assert_close(cost, mixed, rtol=0, atol=2e-5)
+
+
+def test_matching_cost_of_strided_inputs() -> None:
+    case, options = CASES[2], (1.0, 20.0, 1.0, 0.25, 2.0)
+    class_logits, embed, features = case.predictions()
+    targets = case.targets()
+    cost = matching_cost((class_logits, embed, features), targets, *options)
+    strided = (
+        class_logits.transpose(0, 1).contiguous().transpose(0, 1),
+        embed.transpose(0, 3).contiguous().transpose(0, 3),
+        features.to(memory_format=torch.channels_last),
+    )
+    assert torch.equal(cost, matching_cost(strided, targets, *options))
+    logits = dense(embed, features)
+    turned = logits.transpose(3, 4).contiguous().transpose(3, 4)
+    expected = matching_cost((class_logits, logits, None), targets, *options)
+    assert torch.equal(expected, matching_cost((class_logits, turned, None), targets, *options))
+
+
+def test_matching_cost_of_many_channels_and_pixels() -> None:
+    """More channels than a tile holds, more pixels than a program takes."""
+    case = Case(layers=1, counts=(2,), queries=3, channels=70, low=(50, 43), size=(100, 86))
+    class_logits, embed, features = case.predictions()
+    targets, options = case.targets(), (1.0, 20.0, 1.0, 0.25, 2.0)
+    doubles = (class_logits.double(), embed.double(), features.double())
+    truth = matching_cost_oracle(*doubles, targets, *options)
+    plain = matching_cost_oracle(class_logits, embed, features, targets, *options)
+    cost = matching_cost((class_logits, embed, features), targets, *options)
+    assert (cost - truth).abs().max() <= 1.5 * (plain - truth).abs().max() + 1e-5
+
+
+def test_matching_cost_without_segments_and_of_impossible_labels() -> None:
+    case = Case(counts=(0, 0))
+    options = (1.0, 20.0, 1.0, 0.25, 2.0)
+    assert matching_cost(case.predictions(), case.targets(), *options).shape == (2, 2, 7, 0)
+    case = Case(counts=(3, 2))
+    targets = case.targets()
+    targets.labels[1] = case.classes
+    cost = matching_cost(case.predictions(), targets, *options)
+    assert cost[:, 0, :, 1].isnan().all()
+    cost[:, 0, :, 1] = 0
+    assert torch.isfinite(cost).all()
+
+
+def test_matching_cost_refuses_float64() -> None:
+    class_logits, embed, features = CASES[0].predictions(torch.float64)
+    with pytest.raises(TypeError, match="takes float32, bfloat16 and float16, got"):
+        matching_cost((class_logits, embed, features), CASES[0].targets(), 1, 1, 1, 0.25, 2)
