@@ -34,7 +34,7 @@ enum Status : int32_t {
 constexpr int32_t kNone = -1;
 
 // From this size the reductions of Jonker and Volgenant pay on square problems.
-constexpr int32_t kSquare = 64;
+constexpr int32_t kSquare = 8;
 
 MFK_INLINE double infinity() {
   const uint64_t bits = 0x7ff0000000000000u;
