@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,48 @@ def test_a_longer_run_resumes_with_its_own_recipe(run: Run, trained: Path, tmp_p
             item.rename(trained / item.name)
 
 
+def test_resuming_takes_the_recipe_of_the_last_checkpoint(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, symlinks=True)
+    code, _, err = run("train", "--cpu", "--resume", "--output", copy, "train.steps=3")
+    assert code == 0, err
+    steps = copy / "checkpoints"
+    (steps / "best").unlink()
+    shutil.copytree(trained / "checkpoints" / "best", steps / "step_0000002", dirs_exist_ok=True)
+    (steps / "best").symlink_to("step_0000002")  # the best one ended at step 2
+    code, out, err = run("train", "--cpu", "--resume", "--output", copy)
+    assert code == 0, err
+    assert "after 3 steps" in out
+    assert "steps: 3" in (copy / "recipe.yaml").read_text()
+
+
+def test_nothing_is_overwritten_by_a_prediction(run: Run, trained: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    before = photo.read_bytes()
+    code, _, err = run("predict", photo, "--checkpoint", trained, "--out", tmp_path)
+    assert code == 1
+    assert "photo.png is one of the images" in err
+    assert photo.read_bytes() == before
+    code, _, err = run("predict", photo, "--checkpoint", trained, "--out", photo)
+    assert code == 1
+    assert "photo.png is a file" in err
+
+
+def test_brackets_in_names_are_no_markup(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[b]photos[/red]"
+    (folder / "folder.png").mkdir(parents=True)  # not an image either
+    Image.new("CMYK", (1, 1)).save(folder / "tiny.jpg")
+    Image.new("LA", (300, 2)).save(folder / "wide.png")
+    (folder / "broken[i].png").write_bytes(b"")
+    code, text, err = run("predict", folder, "--checkpoint", trained, "--out", folder / "out")
+    assert code == 1, err
+    assert f"image file {folder}/broken[i].png cannot be read" in text
+    assert f"2 images: {folder}/out" in text
+
+
 @pytest.mark.parametrize("panoptic", [True, False])
 def test_predict_writes_pictures_and_maps(
     run: Run, trained: Path, tmp_path: Path, panoptic: bool
@@ -125,12 +168,19 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["evaluate", "--checkpoint", "RUN", "--config", "camvid", "data.root=x"], "x"),
         (["info", "quickstart", "--size", "96"], "HEIGHTxWIDTH"),
         (["train", "--config", "quickstart", "--output", "RUN"], "--overwrite"),
+        (["train", "--config", "quickstart", "--output", "RUN/recipe.yaml/x"], "is a file"),
+        (["train", "--resume", "--output", "nowhere"], "nothing to resume: nowhere/checkpoints"),
+        (["evaluate", "--checkpoint", "RUN", "--output", "RUN/recipe.yaml"], "is a file"),
+        (
+            ["train", "--config", "quickstart", "--cpu", "train.precision=fp16", "--output", "x"],
+            "fp16",
+        ),
     ],
 )
 def test_mistakes_end_in_one_clear_line(
     run: Run, trained: Path, arguments: list[str], message: str
 ) -> None:
-    code, _, err = run(*[str(trained) if a == "RUN" else a for a in arguments])
+    code, _, err = run(*[a.replace("RUN", str(trained)) for a in arguments])
     assert code != 0
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err

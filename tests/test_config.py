@@ -83,6 +83,13 @@ def test_a_damaged_file_is_named(recipe: Path, text: str) -> None:
         load_config(recipe)
 
 
+def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
+    recipe.write_text("base: other.yaml\n")
+    (recipe.parent / "other.yaml").write_text(f"base: {recipe.name}\n")
+    with pytest.raises(ConfigError, match="its own base"):
+        load_config(recipe)
+
+
 def test_numbers_may_be_written_in_any_yaml_form(recipe: Path) -> None:
     assert load_config(recipe, ["train.lr=1e-4"]).train.lr == 1e-4
 

@@ -154,12 +154,10 @@ def test_normalisation_and_padding():
         colors = {tuple(c) for c in image.flatten(1).T.tolist()}
         assert colors <= {(0.0, 25.0, 25.0), (-50.0, 0.0, 12.5), (0.0, 0.0, 0.0)}
         assert len(colors) == 2
-    assert Normalize(size_divisibility=0)([blank(5, 7).image, blank(6, 3).image]).shape == (
-        2,
-        3,
-        6,
-        7,
-    )
+    unpadded = Normalize(size_divisibility=0)
+    assert unpadded([blank(35, 47).image, blank(46, 33).image]).shape == (2, 3, 46, 47)
+    # A model takes nothing smaller.
+    assert unpadded([blank(5, 47).image]).shape == (1, 3, 32, 47)
     config = ModelConfig(pixel_mean=(1, 2, 3), pixel_std=(4, 5, 6), size_divisibility=0)
     assert Normalize.from_config(config) == Normalize((1, 2, 3), (4, 5, 6), 0)
 

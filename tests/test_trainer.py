@@ -4,6 +4,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,17 @@ from recipes import TINY, tiny_recipe, write_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskformer import MaskFormer
-from maskformer.checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
-from maskformer.config import parse_config
-from maskformer.trainer import (
-    Trainer,
-    TrainingDivergedError,
-    TrainingStoppedError,
-    prepare_output,
+from maskformer.checkpoint import (
+    BEST,
+    STATE,
+    CheckpointError,
+    find_checkpoint,
+    mark_best,
+    resolve_checkpoint,
 )
+from maskformer.config import parse_config
+from maskformer.data import Dataset, DatasetError, Sample
+from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
 
@@ -61,16 +65,33 @@ def test_a_run_leaves_figures_pictures_and_a_checkpoint_to_use(finished_run: Pat
     assert all(math.isfinite(v) for v in scalars(finished_run, "train/loss_mask_0").values())
 
 
-def test_a_run_is_not_overwritten_by_accident(finished_run: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten_by_accident(finished_run: Path) -> None:
     with pytest.raises(FileExistsError, match=r"--resume.*--overwrite"):
         Trainer(tiny_recipe(), finished_run, cpu=True)
+
+
+def test_overwriting_waits_until_the_new_run_can_start(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
+    shutil.copytree(finished_run, run, symlinks=True)
     (run / "mine.txt").write_text("keep")
-    (run / "recipe.yaml").write_text("")
-    (run / "checkpoints").mkdir()
-    prepare_output(run, overwrite=True)
-    assert [path.name for path in run.iterdir()] == ["mine.txt"]
+    wrong = parse_config({**TINY, "model": {**TINY["model"], "num_classes": 4}})
+    with pytest.raises(ValueError, match=r"model\.num_classes"):
+        Trainer(wrong, run, overwrite=True, cpu=True)
+    with pytest.raises(ValueError, match="batch_size"):
+        Trainer(tiny_recipe(accumulate=3), run, overwrite=True, cpu=True).fit()
+    assert find_checkpoint(run / "checkpoints") is not None
+    # Its own weights may start the run that replaces it.
+    trainer = Trainer(tiny_recipe(steps=1), run, overwrite=True, weights=run, cpu=True)
+    trainer.fit()
+    assert (run / "mine.txt").read_text() == "keep"
+    assert {p.name for p in (run / "checkpoints").glob("step_*")} == {"step_0000001"}
+
+
+@pytest.mark.parametrize("below", [".", "deeper/still"])
+def test_an_output_that_cannot_be_a_folder_is_refused_at_once(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is a file"):
+        Trainer(tiny_recipe(), tmp_path / "file" / below, cpu=True)
 
 
 def stop_after(trainer: Trainer, steps: int, number: int = signal.SIGTERM) -> None:
@@ -103,6 +124,138 @@ def test_resuming_gives_the_very_same_run(finished_run: Path, tmp_path: Path) ->
     ]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
+
+
+def test_resuming_a_finished_run_evaluates_it(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    before = json.loads((run / "metrics.json").read_text())
+    Trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
+    after = json.loads((run / "metrics.json").read_text())
+    assert after["train_images_per_second"] is None
+    assert {k: after[k] for k in ("step", "miou", "pq")} == {
+        k: before[k] for k in ("step", "miou", "pq")
+    }
+
+
+def test_a_changed_recipe_counts_after_resuming(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    recipe = tiny_recipe(steps=12, lr=0.004, weight_decay=0.3, batch_size=4)
+    trainer = Trainer(recipe, run, resume=True, cpu=True)
+    groups = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    rates = {round(group["lr"] / 0.5**0.9, 9) for group in groups}
+    assert rates == {0.004, 0.0004}
+    assert trainer.optimizer.state_dict()["state"][0]["step"] == 6
+    trainer.fit()
+    assert trainer.step == 12
+    with pytest.raises(CheckpointError, match=r"groups the parameters differently"):
+        Trainer(tiny_recipe(weight_decay=0.0), run, resume=True, cpu=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_checkpoint_is_named(finished_run: Path, tmp_path: Path, damage: Any) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    state = run / "checkpoints" / "last" / STATE
+    state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000006: "):
+        Trainer(tiny_recipe(), run, resume=True, cpu=True)
+
+
+def test_a_copy_without_links_resumes(finished_run: Path, tmp_path: Path) -> None:
+    for links in ("lost", "followed"):
+        run = tmp_path / links
+        shutil.copytree(finished_run, run)  # links become folders
+        if links == "lost":
+            shutil.rmtree(run / "checkpoints" / "last")
+            shutil.rmtree(run / "checkpoints" / "best")
+        trainer = Trainer(tiny_recipe(steps=7), run, resume=True, cpu=True)
+        assert trainer.step == 6
+        trainer.fit()
+        last = run / "checkpoints" / "last"
+        assert last.is_symlink()
+        assert last.resolve().name == "step_0000007"
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / "run" / "checkpoints" / ".step_0000003.partial"
+    leftover.mkdir(parents=True)
+    Trainer(tiny_recipe(steps=1), tmp_path / "run", cpu=True).fit()
+    assert not leftover.exists()
+
+
+def test_best_is_the_step_with_the_highest_score(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    trainer = Trainer(tiny_recipe(steps=4, evaluate_every=1), tmp_path / "run", cpu=True)
+    scores = iter([0.3, 0.2, math.nan, 0.25])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "maskformer.trainer.mark_best",
+            lambda place, step, score: mark_best(place, step, next(scores)),
+        )
+        trainer.fit()
+    best = find_checkpoint(folder, BEST)
+    assert best is not None
+    assert best.name == "step_0000001"
+    assert sorted(p.name for p in folder.glob("step_*")) == ["step_0000001", "step_0000004"]
+    # A resumed run still knows the best score.
+    assert not mark_best(folder, 4, 0.29)
+    assert mark_best(folder, 4, 0.31)
+    assert not mark_best(folder, 3, 0.9)  # never saved, or removed
+    assert [p.name for p in folder.glob("step_*")] == ["step_0000004"]
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path, steps: int) -> None:
+    """At the end of training and in the middle of it."""
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(steps=steps, evaluate_every=2), run, cpu=True)
+    stop = trainer._stop_evaluation
+
+    def signalled() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        stop()
+
+    trainer._stop_evaluation = signalled  # type: ignore[method-assign]
+    with pytest.raises(TrainingStoppedError, match=rf"step 2/{steps}.*--resume"):
+        trainer.fit()
+    resumed = Trainer(tiny_recipe(steps=steps), run, resume=True, cpu=True)
+    assert resumed.step == 2
+    assert resumed.fit()["step"] == steps
+
+
+class Spoilt:
+    """A data set whose sixth sample read is the first that cannot be used."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.info = dataset.info
+        self.read = 0
+
+    @property
+    def num_images(self) -> int:
+        return self.dataset.num_images
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read += 1
+        if self.read >= 6:
+            raise DatasetError("a broken image")
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unusable_image_costs_no_step(tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(workers=workers), run, cpu=True)
+    trainer.train_data = Spoilt(trainer.train_data)
+    with pytest.raises(DatasetError, match=r"(?s)a broken image.Step 2 is saved.*--resume"):
+        trainer.fit()
+    assert Trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
 
 
 def test_the_signal_handlers_of_the_caller_come_back(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@
       step_0001000/     config.json, model.safetensors (what `from_pretrained` reads),
                         recipe.yaml, dataset.json,
                         training_state.pt, rng_0.pt … one per process
-      last, best        links to the step folders
+      last, best        links to the step folders; best also holds score.json
 
 A folder is written under a temporary name, flushed to disk and renamed; links are replaced
-atomically. Step folders that no link names are removed.
+atomically. Step folders that no link names are removed. The folder must be on a file system that
+all processes share.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +34,7 @@ from maskformer.model import SegmentationModel
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
 STATE = "training_state.pt"
+SCORE = "score.json"
 LAST, BEST = "last", "best"
 
 
@@ -46,10 +50,8 @@ def save_checkpoint(
     config: Config,
     info: DatasetInfo,
     accelerator: Accelerator,
-    *,
-    best: bool = False,
 ) -> Path:
-    """Writes `folder/step_N` and points `last` (and `best`) at it; called by every process.
+    """Writes `folder/step_N` and points `last` at it; called by every process.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -57,10 +59,9 @@ def save_checkpoint(
         state: what training needs besides the weights; tensors and plain values only.
 
     Raises:
-        CheckpointError: on the main process when the disk refuses (full, read-only); earlier
-            checkpoints stay.
+        CheckpointError: the disk refuses (full, read-only) this process; earlier checkpoints stay.
     """
-    target = folder / f"step_{step:07d}"
+    target = _step_folder(folder, step)
     partial = folder / f".{target.name}.partial"
     problem = ""
     if accelerator.is_main_process:
@@ -84,13 +85,12 @@ def save_checkpoint(
     if accelerator.is_main_process and not problem:
         try:
             _flush(partial)
-            if not (target / STATE).is_file():  # the same step of the same run is the same state
+            # A linked folder of this step holds this very state. One without a link is left over
+            # from a run that was resumed at an earlier step, perhaps with another recipe.
+            if target.resolve() not in _linked(folder):
                 shutil.rmtree(target, ignore_errors=True)
                 partial.replace(target)
-            shutil.rmtree(partial, ignore_errors=True)
             _link(folder / LAST, target)
-            if best:
-                _link(folder / BEST, target)
             _remove_unlinked(folder)
         except OSError as error:
             problem = str(error)
@@ -104,10 +104,54 @@ def save_checkpoint(
     return target
 
 
+def mark_best(folder: Path, step: int, score: float) -> bool:
+    """Points `best` at `folder/step_N` if its score exceeds that of the best one so far.
+
+    Returns:
+        Whether it did; not for a score that is not finite, nor for a step that was not saved.
+
+    Raises:
+        CheckpointError: the disk refuses; the earlier best checkpoint stays.
+    """
+    target = _step_folder(folder, step)
+    if not ((target / STATE).is_file() and math.isfinite(score) and score > _best_score(folder)):
+        return False
+    try:
+        partial = target / f".{SCORE}.partial"
+        partial.write_text(json.dumps({"score": score}) + "\n", encoding="utf-8")
+        partial.replace(target / SCORE)
+        _link(folder / BEST, target)
+        _remove_unlinked(folder)
+    except OSError as error:
+        raise CheckpointError(f"could not make {target} the best checkpoint: {error}.") from error
+    return True
+
+
 def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
-    """The step folder that `last` or `best` names, or None."""
-    link = folder / name
-    return link.resolve() if (link / STATE).is_file() else None
+    """The step folder that `last` or `best` names, or None.
+
+    Where copying a run has lost the links, the newest step folder is the last.
+    """
+    if (folder / name / STATE).is_file():
+        return (folder / name).resolve()
+    if name == LAST:
+        found = [place.parent for place in folder.glob(f"step_*/{STATE}")]
+        return max(found).resolve() if found else None
+    return None
+
+
+def checkpoint_to_resume(run: Path) -> Path:
+    """The last complete checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    checkpoint = find_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"nothing to resume: {run / 'checkpoints'} holds no complete checkpoint"
+        )
+    return checkpoint
 
 
 def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
@@ -117,12 +161,16 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
         CheckpointError: a missing or unreadable file.
     """
     try:
-        state: dict[str, Any] = torch.load(checkpoint / STATE, weights_only=True)
+        # To the CPU first: every process would otherwise load the tensors of GPU 0 onto GPU 0.
+        state: dict[str, Any] = torch.load(
+            checkpoint / STATE, map_location="cpu", weights_only=True
+        )
         rng_file = checkpoint / f"rng_{process_index}.pt"
         if rng_file.is_file():  # absent when resumed with more processes than before
-            _restore_rng(torch.load(rng_file, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
+            _restore_rng(torch.load(rng_file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"cannot resume from {checkpoint}: {reason}") from error
     return state
 
 
@@ -212,15 +260,34 @@ def _open_descriptor(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:07d}"
+
+
+def _best_score(folder: Path) -> float:
+    try:
+        values = json.loads((folder / BEST / SCORE).read_text(encoding="utf-8"))
+        return float(values["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+
+
 def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
+    if link.is_dir() and not link.is_symlink():  # a copy of the run that followed its links
+        shutil.rmtree(link)
     temporary.replace(link)
 
 
+def _linked(folder: Path) -> set[Path]:
+    return {(folder / name).resolve() for name in (LAST, BEST)}
+
+
 def _remove_unlinked(folder: Path) -> None:
-    kept = {(folder / name).resolve() for name in (LAST, BEST)}
-    for step_folder in folder.glob("step_*"):
+    """Removes superseded step folders and what killed processes left half written."""
+    kept = _linked(folder)
+    for step_folder in (*folder.glob("step_*"), *folder.glob(".step_*.partial")):
         if step_folder.resolve() not in kept:
             shutil.rmtree(step_folder, ignore_errors=True)

@@ -11,7 +11,13 @@ import typer
 from rich.console import Console
 
 import mfkernels
-from maskformer.checkpoint import CheckpointError, load_info, load_recipe, resolve_checkpoint
+from maskformer.checkpoint import (
+    CheckpointError,
+    checkpoint_to_resume,
+    load_info,
+    load_recipe,
+    resolve_checkpoint,
+)
 from maskformer.config import (
     Config,
     ConfigError,
@@ -29,9 +35,10 @@ from maskformer.evaluation import (
 )
 from maskformer.info import model_info
 from maskformer.model import MaskFormer, SegmentationModel
+from maskformer.output import check_output_folder
 from maskformer.predict import find_images, predict_images
 from maskformer.progress import Progress, class_table, info_table, metrics_table
-from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError, prepare_output
+from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
 from mfkernels.backend import Request as Backend
 
 app = typer.Typer(
@@ -97,11 +104,18 @@ def train(
         raise typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
     run = output or Path("runs") / Path(str(config)).with_suffix("").as_posix().replace("/", "_")
     if resume and config is None:
-        recipe = load_recipe(resolve_checkpoint(run), overrides or [])
+        recipe = load_recipe(checkpoint_to_resume(run), overrides or [])
     else:
         recipe = load_config(str(config), overrides or [])
-    prepare_output(run, overwrite=overwrite)
-    trainer = Trainer(recipe, run, resume=resume, weights=weights, backend=backend, cpu=cpu)
+    trainer = Trainer(
+        recipe,
+        run,
+        resume=resume,
+        overwrite=overwrite,
+        weights=weights,
+        backend=backend,
+        cpu=cpu,
+    )
     metrics = trainer.fit()
     trainer.progress.print(metrics_table(metrics, f"{run} after {trainer.step} steps"))
     trainer.progress.print(f"figures: {run / 'metrics.json'}   pictures: {run / 'predictions'}")
@@ -119,6 +133,8 @@ def evaluate_command(
     device: DeviceOption = None,
 ) -> None:
     """Score a checkpoint on the validation images of its recipe (or of --config)."""
+    if output is not None:
+        check_output_folder(output)
     folder = resolve_checkpoint(checkpoint)
     recipe = (
         load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
@@ -126,10 +142,11 @@ def evaluate_command(
     target = _device(device)
     model = MaskFormer.from_pretrained(folder).to(target)
     dataset = build_dataset(recipe.data, "val")
-    check_dataset(dataset)
     _check_classes(model, recipe, len(dataset.info.classes))
-    loader = eval_loader(dataset, recipe)
     progress = Progress()
+    for warning in check_dataset(dataset):
+        progress.warn(warning)
+    loader = eval_loader(dataset, recipe)
     with mfkernels.use_backend(backend):
         evaluation = evaluate(model, loader, dataset.info, recipe.eval, target, progress)
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
@@ -156,6 +173,7 @@ def predict(
     recipe = load_recipe(folder, [])
     files = find_images(images)
     model = MaskFormer.from_pretrained(folder).to(_device(device))
+    progress = Progress()
     with mfkernels.use_backend(backend):
         failures = predict_images(
             model,
@@ -164,9 +182,9 @@ def predict(
             load_info(folder),
             out,
             panoptic=recipe.eval.panoptic if panoptic is None else panoptic,
-            progress=Progress(),
+            progress=progress,
         )
-    Console(highlight=False, soft_wrap=True).print(f"{len(files) - failures} images: {out}")
+    progress.print(f"{len(files) - failures} images: {out}")
     if failures:
         raise typer.Exit(1)
 
@@ -180,10 +198,10 @@ def info(
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input for the FLOPs.")] = "512x512",
 ) -> None:
     """Parameters by part, and FLOPs at a size; without a recipe, the list of recipes."""
-    console = Console(highlight=False, soft_wrap=True)
+    progress = Progress()
     if config is None:
         for name in config_names():
-            console.print(name)
+            progress.print(name)
         return
     height, cross, width = size.partition("x")
     if not (cross and height.isdigit() and width.isdigit()):
@@ -193,22 +211,39 @@ def info(
     if model.num_classes is None:
         classes = len(build_dataset(recipe.data, "train").info.classes)
         model = merge_model_config(model, {"num_classes": classes})
-    console.print(info_table(model_info(model, (int(height), int(width))), config))
+    progress.print(info_table(model_info(model, (int(height), int(width))), config))
 
 
 def main() -> None:
     """Runs the command line; expected failures end in one clear line and exit code 1."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         app()
     except TrainingStoppedError as stop:
-        errors.print(str(stop), markup=False)
+        errors.print(str(stop))
         sys.exit(stop.exit_code)
     except (ValueError, OSError, CheckpointError, TrainingDivergedError) as error:
         if "--traceback" in sys.argv:
             raise
-        errors.print(f"error: {error}", markup=False, style="red")
+        errors.print(f"error: {error}", style="red")
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if "--traceback" in sys.argv or not _out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        errors.print(
+            f"error: out of memory; lower train.batch_size (or raise train.accumulate), the crop "
+            f"or the test size: {reason}",
+            style="red",
+        )
+        sys.exit(1)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    # On a CPU, PyTorch raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error)
+    )
 
 
 def _device(name: str | None) -> torch.device:

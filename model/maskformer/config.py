@@ -78,7 +78,7 @@ class ModelConfig(Section):
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     size_divisibility: NonNegativeInt = 32
-    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only."""
+    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
 
@@ -212,7 +212,9 @@ class TrainConfig(Section):
     steps: PositiveInt = 160_000
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
-    """Forward-backward passes per step; the batch is split into this many parts."""
+    """Forward-backward passes per step; the batch is split into this many parts. The step takes the
+    mean of the parts' losses, each normalised by its own segments.
+    """
     lr: Positive = 1e-4
     weight_decay: NonNegative = 1e-4
     backbone_lr_multiplier: NonNegative = 0.1
@@ -272,7 +274,7 @@ def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Conf
     Raises:
         ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
     """
-    values = _read(_find(str(name_or_file)))
+    values = _read(_find(str(name_or_file)), ())
     for override in overrides:
         _merge(values, _parse_override(override))
     return parse_config(values)
@@ -320,7 +322,10 @@ def _find(name_or_file: str) -> Path:
     raise ConfigError(f"config: no recipe or file named '{name_or_file}'{hint}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file over those of its base; `above` are the files that led here."""
+    if file.resolve() in above:
+        raise ConfigError(f"config: {file} is, in the end, its own base")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -333,7 +338,7 @@ def _read(file: Path) -> dict[str, Any]:
     parent = file.parent / str(base)
     if not parent.is_file():
         raise ConfigError(f"config: {file} names the base '{base}', which does not exist")
-    merged = _read(parent)
+    merged = _read(parent, (*above, file.resolve()))
     _merge(merged, values)
     return merged
 

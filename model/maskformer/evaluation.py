@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,14 @@ def evaluate(
     config: EvalConfig,
     device: torch.device,
     progress: Progress,
+    *,
+    between_batches: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Runs the model over the loader; every process sees its share, the figures cover all.
+
+    Args:
+        model: a model of this package, on `device`.
+        between_batches: called after each batch; may raise to end the evaluation.
 
     Raises:
         DatasetError: an image or annotation that cannot be used.
@@ -82,6 +88,8 @@ def evaluate(
         for batch in loader:
             start = time.perf_counter()
             predictions = predict_batch(model, batch, info, config, device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # or only the launches would be timed
             seconds += time.perf_counter() - start
             for sample, prediction in zip(batch.samples, predictions, strict=True):
                 if semantic is not None and prediction.classes is not None:
@@ -97,6 +105,8 @@ def evaluate(
                     )
             images += len(batch.samples)
             counter.advance(len(batch.samples))
+            if between_batches is not None:
+                between_batches()
     model.train(was_training)
     return _summarise(semantic, panoptic, pictures, images / max(seconds, 1e-9), device)
 
@@ -164,8 +174,7 @@ def write_pictures(evaluation: Evaluation, folder: Path) -> None:
     """One PNG per picture, named after the image."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in evaluation.pictures.items():
-        stem = Path(name).with_suffix("").as_posix().replace("/", "_")
-        save_picture(picture, folder / f"{stem}.png")
+        save_picture(picture, folder / f"{name.replace('/', '_')}.png")
 
 
 def _summarise(

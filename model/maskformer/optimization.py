@@ -51,9 +51,31 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
-    """Learning rate of step t: warm-up times polynomial decay or the steps' factors."""
-    return LambdaLR(optimizer, partial(learning_rate_factor, config=config))
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, start_step: int = 0
+) -> LambdaLR:
+    """Learning rate of step t: warm-up times polynomial decay or the steps' factors.
+
+    The rate follows from the recipe and the step alone, so resuming is starting at a step.
+    """
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return LambdaLR(optimizer, partial(learning_rate_factor, config=config), start_step - 1)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over the moments of a saved `state_dict`; the recipe's rates and decays stay.
+
+    Raises:
+        ValueError: the parameters were grouped differently, so that the moments would go astray.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [g["params"] for g in state["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError(
+            "the saved optimizer groups the parameters differently: train.weight_decay or "
+            "train.backbone_lr_multiplier became, or ceased to be, 0 or 1; keep those of the run"
+        )
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

@@ -19,6 +19,7 @@ from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform,
 from maskformer.data.images import id_to_rgb, read_image
 from maskformer.data.sample import Sample
 from maskformer.evaluation import Prediction, predict_batch
+from maskformer.output import check_output_folder
 from maskformer.progress import Progress
 from maskformer.visualize import overlay_with_legend, save_picture
 
@@ -35,12 +36,14 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(
+                f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+            )
         elif path.is_file():
             found = [path]
         else:
             names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns too)
-            found = sorted(map(Path, names))
+            found = sorted(f for f in map(Path, names) if f.is_file())
         if not found:
             raise DatasetError(f"no image at '{pattern}': expected a file, a folder or a pattern")
         files.extend(found)
@@ -68,7 +71,17 @@ def predict_images(
 
     Raises:
         OSError: `out` cannot be written.
+        ValueError: a picture would take the place of one of the images.
     """
+    check_output_folder(out)
+    names = _output_names(files)
+    inputs = {file.resolve() for file in files}
+    for name in names:
+        if (out / f"{name}.png").resolve() in inputs:
+            raise ValueError(
+                f"{out / name}.png is one of the images and would be overwritten: choose another "
+                "--out"
+            )
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     transform = EvalTransform(config.data.test_short_side, config.data.test_max_side)
@@ -77,7 +90,7 @@ def predict_images(
     failures = 0
     model.eval()
     with progress.counting("predicting", len(files)) as counter:
-        for file, name in zip(files, _output_names(files), strict=True):
+        for file, name in zip(files, names, strict=True):
             try:
                 batch = _load(file, transform, normalize)
             except DatasetError as error:

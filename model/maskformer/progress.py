@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from maskformer.info import ModelInfo
 
@@ -26,7 +27,10 @@ class Progress:
     """Reports training and evaluation; silent on all processes but the main one."""
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
-        self.console = console or Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        # Paths and error messages may hold brackets and colons: they are no markup.
+        self.console = console or Console(
+            quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -80,7 +84,7 @@ class Progress:
         self.console.print(message)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {message}")
+        self.console.print(Text.assemble(("warning: ", "yellow"), message))
 
 
 class Counter:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 import shutil
 import signal
 import time
@@ -19,11 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 import mfkernels
 from maskformer.checkpoint import (
-    LAST,
     RECIPE,
     CheckpointError,
+    checkpoint_to_resume,
     find_checkpoint,
     load_training_state,
+    mark_best,
     resolve_checkpoint,
     save_checkpoint,
 )
@@ -31,6 +35,7 @@ from maskformer.config import Config, to_yaml
 from maskformer.criterion import build_criterion
 from maskformer.data import (
     Batch,
+    DatasetError,
     Normalize,
     TrainLoader,
     TrainTransform,
@@ -45,7 +50,8 @@ from maskformer.evaluation import (
     write_pictures,
 )
 from maskformer.model import SegmentationModel, build_model
-from maskformer.optimization import build_optimizer, build_scheduler
+from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
+from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
 from mfkernels.backend import Request as Backend
 
@@ -74,11 +80,14 @@ class Trainer:
         output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`,
             `predictions/` and `metrics.json`.
         resume: continue the run in `output` from its last checkpoint.
+        overwrite: `fit` replaces the run that `output` may hold.
         weights: a checkpoint or `save_pretrained` folder whose weights training starts from.
         backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
+        cpu: use the CPU even if there is a GPU.
 
     Raises:
-        FileExistsError: `output` already holds a run and `resume` is off.
+        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off.
+        NotADirectoryError, PermissionError: `output` cannot be written.
         CheckpointError: nothing to resume from, an unreadable checkpoint, or no ImageNet weights.
         DatasetError: data that cannot be trained on.
     """
@@ -89,17 +98,21 @@ class Trainer:
         output: Path,
         *,
         resume: bool = False,
+        overwrite: bool = False,
         weights: Path | None = None,
         backend: Backend = "auto",
         cpu: bool = False,
     ) -> None:
         self.output = output
         self.checkpoints = output / "checkpoints"
-        if not resume and (output / RECIPE).exists():
+        self.overwrite = overwrite
+        check_output_folder(output)
+        if not (resume or overwrite) and (output / RECIPE).exists():
             raise FileExistsError(
                 f"{output} already holds a run: continue it with --resume, replace it with "
                 "--overwrite, or choose another --output"
             )
+        checkpoint = checkpoint_to_resume(output) if resume else None
         self.accelerator = Accelerator(
             mixed_precision=PRECISION[config.train.precision],
             gradient_accumulation_steps=config.train.accumulate,
@@ -112,13 +125,15 @@ class Trainer:
         self.train_data = build_dataset(config.data, "train")
         self.val_data = build_dataset(config.data, "val")
         if self.accelerator.is_main_process:
-            for dataset in (self.train_data, self.val_data):
-                check_dataset(dataset)
+            for split, dataset in (("train", self.train_data), ("val", self.val_data)):
+                for warning in check_dataset(dataset, title=f"Checking {split} data"):
+                    self.progress.warn(f"{split} data: {warning}")
         self.accelerator.wait_for_everyone()
         self.info = self.train_data.info
+        if self.val_data.info.classes != self.info.classes:
+            raise DatasetError("the train and the val data do not have the same list of classes")
         self.config = _with_classes(config, len(self.info.classes))
         self.step = 0
-        self.best = float("-inf")
 
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
@@ -130,15 +145,14 @@ class Trainer:
             except RuntimeError as error:
                 raise CheckpointError(str(error)) from error
         self.optimizer = build_optimizer(model, self.config.train)
-        checkpoint = self._checkpoint_to_resume() if resume else None
         if checkpoint is not None:
             model.load_weights(checkpoint)
         self.criterion = build_criterion(self.config).to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train)
         set_seed(self.config.train.seed, device_specific=True)
         if checkpoint is not None:
-            self._restore(load_training_state(checkpoint, self.accelerator.process_index))
+            self._restore(checkpoint)
+        self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
         self.stop_signal = 0
         self.skipped = torch.zeros((), device=self.accelerator.device)
         self.trained_images, self.trained_seconds = 0, 0.0
@@ -158,10 +172,6 @@ class Trainer:
             CheckpointError: the last checkpoint could not be written.
         """
         train = self.config.train
-        if self.accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
-        self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
         loader = TrainLoader(
             self.train_data,
             TrainTransform(self.config.data.augmentation),
@@ -173,7 +183,15 @@ class Trainer:
             workers=train.workers,
             accumulate=train.accumulate,
             normalize=Normalize.from_config(self.config.model),
+            pin_memory=self.accelerator.device.type == "cuda",
         )
+        self.board: SummaryWriter | None = None
+        if self.accelerator.is_main_process:
+            if self.overwrite:
+                remove_run(self.output)
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
+            self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -187,8 +205,9 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            with suppress(OSError):  # a full disk, already reported
-                self.board.close()
+            if self.board is not None:
+                with suppress(OSError):  # a full disk, already reported
+                    self.board.close()
         return metrics
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -196,7 +215,7 @@ class Trainer:
         evaluation: Evaluation | None = None
         window = _Window(self.accelerator.device)
         while self.step < train.steps:
-            self._train_step(batches, window)
+            self._train_step_or_save(batches, window)
             self.step += 1
             self.progress.advance(self.step)
             done = self.step == train.steps
@@ -205,20 +224,30 @@ class Trainer:
                 self.trained_images += window.images * self.accelerator.num_processes
                 self.trained_seconds += window.seconds
                 window = _Window(self.accelerator.device)
-            if not done and self._must_stop():
-                self._save(required=True)
-                raise TrainingStoppedError(
-                    self.stop_signal,
-                    f"stopped at step {self.step}/{train.steps}; the checkpoint is complete. "
-                    f"Continue with: maskformer train --resume --output {self.output}",
-                )
             with window.clock_stopped():
-                evaluation = (
-                    self._evaluate() if done or self.step % train.evaluate_every == 0 else None
-                )
-                if evaluation or self.step % train.checkpoint_every == 0:
-                    self._save(evaluation, required=done)
+                due = done or self.step % train.evaluate_every == 0
+                stop = self._must_stop(now=due)
+                # Before an evaluation, which may take long: whatever ends it, the step is saved.
+                if stop or due or self.step % train.checkpoint_every == 0:
+                    self._save(required=stop or done)
+                if stop:
+                    raise self._stopped()
+                if due:
+                    evaluation = self._evaluate()
         return self._finish(evaluation or self._evaluate())
+
+    def _train_step_or_save(self, batches: Iterator[Batch], window: _Window) -> None:
+        """A step; a sample that cannot be used costs none of the steps before it."""
+        try:
+            self._train_step(batches, window)
+        except DatasetError as error:
+            # Other processes may have got their samples: they would not come to save together.
+            if self.step == 0 or self.accelerator.num_processes > 1:
+                raise
+            self._save(required=True)
+            raise DatasetError(
+                f"{error}\nStep {self.step} is saved; mend the data, then {self._how_to_resume()}"
+            ) from error
 
     def _train_step(self, batches: Iterator[Batch], window: _Window) -> None:
         self.model.train()
@@ -273,6 +302,8 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        # One process alone must not leave the others waiting for its figures.
+        alone = self.accelerator.num_processes == 1
         evaluation = evaluate(
             self.bare_model,
             loader,
@@ -280,15 +311,25 @@ class Trainer:
             self.config.eval,
             self.accelerator.device,
             self.progress,
+            between_batches=self._stop_evaluation if alone else None,
         )
         self._record("val", evaluation.metrics, evaluation)
+        if self.accelerator.is_main_process:
+            try:
+                mark_best(self.checkpoints, self.step, evaluation.score)
+            except CheckpointError as error:
+                self.progress.warn(f"{error} Training goes on.")
         return evaluation
+
+    def _stop_evaluation(self) -> None:
+        if self.stop_signal:
+            raise self._stopped()
 
     def _record(
         self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
     ) -> None:
         """Writes figures and pictures where people look; a full disk does not stop training."""
-        if not self.accelerator.is_main_process:
+        if self.board is None:
             return
         try:
             for name, value in values.items():
@@ -300,11 +341,8 @@ class Trainer:
         except OSError as error:
             self.progress.warn(f"could not record step {self.step}: {error}")
 
-    def _save(self, evaluation: Evaluation | None = None, *, required: bool) -> None:
-        """Saves the run; a disk that refuses stops training only at its end."""
-        score = evaluation.score if evaluation else float("-inf")
-        best = score > self.best
-        self.best = max(self.best, score)
+    def _save(self, *, required: bool) -> None:
+        """Saves the run; a disk that refuses ends training only where this is `required`."""
         try:
             save_checkpoint(
                 self.checkpoints,
@@ -314,7 +352,6 @@ class Trainer:
                 self.config,
                 self.info,
                 self.accelerator,
-                best=best,
             )
         except CheckpointError as error:
             if required:
@@ -325,31 +362,26 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
-            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.step, self.best = state["step"], state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+    def _restore(self, checkpoint: Path) -> None:
+        state = load_training_state(checkpoint, self.accelerator.process_index)
+        try:
+            self.step = int(state["step"])
+            load_optimizer_state(_plain(self.optimizer), state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _checkpoint_to_resume(self) -> Path:
-        checkpoint = find_checkpoint(self.checkpoints, LAST)
-        if checkpoint is None:
-            raise CheckpointError(
-                f"nothing to resume: {self.checkpoints} holds no complete checkpoint"
-            )
-        return checkpoint
 
     def _finish(self, evaluation: Evaluation) -> dict[str, float]:
         metrics = dict(evaluation.metrics)
         metrics["step"] = self.step
-        metrics["train_images_per_second"] = self.trained_images / max(self.trained_seconds, 1e-9)
+        metrics["train_images_per_second"] = (
+            self.trained_images / self.trained_seconds if self.trained_images else math.nan
+        )
         metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
         if self.accelerator.is_main_process:
             (self.output / "metrics.json").write_text(metrics_to_json(metrics), encoding="utf-8")
@@ -360,16 +392,29 @@ class Trainer:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.stop_signal = number
-        self.progress.warn("stopping after this step (once more to stop at once)")
+        if self.accelerator.is_main_process:
+            # Not through the console: the signal may have come in the middle of one of its lines.
+            os.write(2, b"\nstopping after this step (once more to stop at once)\n")
 
-    def _must_stop(self) -> bool:
+    def _must_stop(self, *, now: bool) -> bool:
+        """Whether a signal came to any process; several ask each other every few steps or `now`."""
         if self.accelerator.num_processes == 1:
             return self.stop_signal != 0
-        if self.step % STOP_CHECK_EVERY:
+        if not now and self.step % STOP_CHECK_EVERY:
             return False
         flag = torch.tensor([self.stop_signal], device=self.accelerator.device)
         self.stop_signal = int(self.accelerator.gather(flag).max().item())
         return self.stop_signal != 0
+
+    def _stopped(self) -> TrainingStoppedError:
+        return TrainingStoppedError(
+            self.stop_signal,
+            f"stopped at step {self.step}/{self.config.train.steps}; the checkpoint is complete. "
+            f"Continue with: {self._how_to_resume()}",
+        )
+
+    def _how_to_resume(self) -> str:
+        return f"maskformer train --resume --output {shlex.quote(str(self.output))}"
 
 
 class _Window:
@@ -421,9 +466,9 @@ class _Window:
         return values
 
 
-def prepare_output(output: Path, *, overwrite: bool) -> None:
-    """Removes an earlier run when asked to; only what a run writes is touched."""
-    if not (overwrite and (output / RECIPE).exists()):
+def remove_run(output: Path) -> None:
+    """Removes an earlier run; only what a run writes is touched."""
+    if not (output / RECIPE).exists():
         return
     for name in ("checkpoints", "tensorboard", "predictions"):
         shutil.rmtree(output / name, ignore_errors=True)

@@ -26,6 +26,9 @@ from maskformer.data.sample import Dataset, Sample
 from maskformer.data.transforms import EvalTransform, TrainTransform
 from mfkernels.targets import SegmentTargets
 
+MIN_SIDE = 32
+"""The coarsest stride of a backbone, in pixels."""
+
 T = TypeVar("T")
 Triple = tuple[float, float, float]
 
@@ -86,7 +89,8 @@ class Normalize:
 
     Args:
         mean, std: per channel, in units of 0..255.
-        size_divisibility: height and width become multiples of it; 0: of the largest image.
+        size_divisibility: height and width become multiples of it; 0: those of the largest image.
+            Never less than 32, the smallest input of a model.
     """
 
     mean: Triple = (123.675, 116.28, 103.53)
@@ -110,7 +114,7 @@ class Normalize:
     def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """The height and width that hold images of these sizes."""
         step = max(self.size_divisibility, 1)
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
+        height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
         return -(-height // step) * step, -(-width // step) * step
 
 
