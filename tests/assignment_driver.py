@@ -60,6 +60,8 @@ def batches(problems: int, seed: int, largest: int = 40, batch: int = 50) -> Ite
     rng = np.random.default_rng(seed)
     for _ in range(0, problems, batch):
         rows, columns = rng.integers(0, largest + 1, 2)
+        if rng.random() < 0.25:
+            columns = rows
         cost = draw_costs(rng, str(rng.choice(DISTRIBUTIONS)), (batch, rows, columns))
         missing = rng.choice([0.0, 0.0, 0.2, 0.7])
         maximize = bool(rng.random() < 0.25)

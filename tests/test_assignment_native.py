@@ -53,7 +53,7 @@ def test_device_code_on_an_emulated_warp_equals_scipy(build: Build) -> None:
     solver = load(build("mfk_emulated_warp", "_emulated_warp", "-DMFK_EMULATION=ON"))
     assert run(solver, 4_000, seed=1) > 20
     # Square and large enough for the reductions of Jonker and Volgenant.
-    run(solver, 16, seed=2, largest=130, batch=2)
+    run(solver, 40, seed=3, largest=130, batch=2)
 
 
 @needs_build
