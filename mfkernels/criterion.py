@@ -42,8 +42,7 @@ class MaskFormerCriterion(nn.Module):
     """Matching and losses of MaskFormer (§3.2 and appendix A), named as in the official code.
 
     Nothing here waits for the device: matching, losses and the number of masks stay on it.
-    Everything is
-    computed in float32 (float64 if an input is), under autocast too.
+    Everything is computed in float32 (float64 if an input is), under autocast too.
 
     Args:
         num_classes: K, without "no object".
@@ -56,8 +55,8 @@ class MaskFormerCriterion(nn.Module):
     Attributes:
         weights: the weight of each kind of loss.
         bad_costs: 0-dim int64 on the device: how many (layer, image) cost matrices held a NaN or an
-            infinity so
-            far. They are matched all the same (see `mfkernels.batch_linear_assignment`).
+            infinity so far. They are matched all the same (see
+            `mfkernels.batch_linear_assignment`).
     """
 
     bad_costs: Tensor
@@ -113,22 +112,17 @@ class MaskFormerCriterion(nn.Module):
 
         Args:
             outputs: the factored form `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]`,
-                `pixel_features
-                [B, C, h, w]`, whose last layer is the final prediction; or the official form
-                `pred_logits
-                [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted, `aux_outputs`, a list of
-                such dicts. Any
-                floating-point dtype.
-            targets: the segments, or the official list of `{"labels": [T_b], "masks": [T_b, H,
-                W]}`, on the
-                device of the outputs.
+                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; or the
+                official form `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted,
+                `aux_outputs`, a list of such dicts. Any floating-point dtype.
+            targets: the segments, or the official list of `{"labels": [T_b], "masks":
+                [T_b, H, W]}`, on the device of the outputs.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction and the same with `_0`,
-            `_1`, … for the
-            earlier layers; 0-dim, attached to the graph. On a GPU, a label outside `[0, K)` that
-            could not be
-            checked before (see `SegmentTargets`) makes every `loss_ce` NaN.
+            `_1`, … for the earlier layers; 0-dim, attached to the graph. On a GPU, a label outside
+            `[0, K)` that could not be checked before (see `SegmentTargets`) makes every `loss_ce`
+            NaN.
 
         Raises:
             TypeError, ValueError: a key is missing, or a dtype, shape, device or label does not
@@ -163,7 +157,11 @@ class MaskFormerCriterion(nn.Module):
         }
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the losses that `forward` returns."""
+        """The weighted sum, 0-dim, of the losses that `forward` returns.
+
+        Raises:
+            ValueError: `losses` has a name that `forward` does not give.
+        """
         weighted: list[Tensor] = []
         for name, loss in losses.items():
             kind = _LOSS_NAME.fullmatch(name)
@@ -179,7 +177,10 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """`[L, B, T]` int64: the query of each segment in each layer (last: final), −1 for none."""
+        """`[L, B, T]` int64: the query of each segment in each layer (last: final), −1 for none.
+
+        Arguments and errors are those of `forward`. Differentiates nothing.
+        """
         layers, targets = self._check(outputs, targets)
         return self._match(layers, targets)
 

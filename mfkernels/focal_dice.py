@@ -75,8 +75,7 @@ def focal_dice_loss(
     """The two mask losses of the official criterion, for logits at the size of the targets.
 
     The focal loss is a mean over the elements of each mask; both are summed over masks and divided
-    by
-    `num_masks`. Sampled points (Mask2Former) go through here as `[M, P]`.
+    by `num_masks`. Sampled points (Mask2Former) go through here as `[M, P]`.
 
     Args:
         logits: `[M, ...]`, any floating-point dtype.

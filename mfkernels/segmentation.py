@@ -69,19 +69,17 @@ def semantic_segmentation(
 ) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
     """The best class of every pixel: `argmax_k Σ_q softmax(class_logits)[q, k] · sigmoid(mask)[q]`.
 
-    Semantic inference of MaskFormer (§3.4).     Mask logits are upsampled bilinearly to the padded
-    network input, scored there, cropped to the
-    image and
-    the scores resized to `size`. "No object" is never an answer. Computed in float32 (float64 if an
-    input is).
+    Semantic inference of MaskFormer (§3.4). Mask logits are upsampled bilinearly to the padded
+    network input and scored there; the scores are cropped to the image and resized to `size`. "No
+    object" is never an answer. Computed in float32 (float64 if an input is).
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
         size: `(H, W)` of every result, or one `(H_b, W_b)` an image.
-        input_size: the padded network input. None: `size` if that is a single pair, else `(4h,
-            4w)`.
+        input_size: the padded network input. None: `size` if that is a single pair, else
+            `(4h, 4w)`.
         image_sizes: the part of the input that each image fills, from the top left. None: all of
             it.
         resize_logits: crop and resize the logits instead of the scores (slower; official with
@@ -90,8 +88,8 @@ def semantic_segmentation(
 
     Returns:
         Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` where `size` is one pair an
-            image. With
-        `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of `[K, H_b, W_b]`.
+        image. With `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of
+        `[K, H_b, W_b]`.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or size does not fit.
@@ -139,12 +137,10 @@ def panoptic_segmentation(
     """Panoptic maps by the official rules (MaskFormer, §3.4).
 
     Queries whose best class is real and scores more than `object_mask_threshold` are kept. Each
-    pixel belongs
-    to the kept query with the largest score · sigmoid(mask). In query order, a query becomes a
-    segment
-    unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it owns are fewer than
-    `overlap_threshold` of those where its mask is at least 0.5. Stuff of one class shares one
-    segment.
+    pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
+    becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
+    owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
+    class shares one segment.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
@@ -154,19 +150,17 @@ def panoptic_segmentation(
         thing_classes: the classes whose segments are told apart; all others are stuff.
         object_mask_threshold: strict lower bound of a kept query's class probability.
         overlap_threshold: lower bound of a segment's visible part.
-        input_size: the padded network input. None: `size` if that is a single pair, else `(4h,
-            4w)`.
+        input_size: the padded network input. None: `size` if that is a single pair, else
+            `(4h, 4w)`.
         image_sizes: the part of the input that each image fills, from the top left. None: all of
             it.
         paint: `"maskformer"` paints every pixel that a query owns; `"mask2former"` only those where
-            its mask is
-            at least 0.5, and drops a query that has none.
+            its mask is at least 0.5, and drops a query that has none.
 
     Returns:
         Per image the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with one
-        dict a
-        segment: `id`, `isthing`, `category_id` (class index), `score` (class probability of its
-            first query).
+        dict a segment: `id`, `isthing`, `category_id` (class index), `score` (class probability of
+        its first query).
 
     Raises:
         TypeError, ValueError: a dtype, shape, device, size, class or `paint` does not fit.

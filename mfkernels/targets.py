@@ -21,20 +21,18 @@ class SegmentTargets:
     Exactly one of the two storages is set:
 
     * `label_map [B, H, W]` int16: each pixel holds the index of its segment inside the image, or −1
-      where there
-      is none (void, padding). For semantic and panoptic targets, whose segments never overlap.
+      where there is none (void, padding). For semantic and panoptic targets, whose segments never
+      overlap.
     * `masks [N, H, W]` bool: one mask per segment, image after image. For targets that may overlap.
 
     `labels [N]` int64 is the class of each segment, image after image, and `counts` the numbers
-    `T_b`, known on
-    the host so that nobody has to ask a GPU for them. A segment may be empty (all zeros). Void and
-    padding
-    pixels are ordinary negatives of every segment, as in the official code.
+    `T_b`, known on the host so that nobody has to ask a GPU for them. A segment may be empty (all
+    zeros). Void and padding pixels are ordinary negatives of every segment, as in the official
+    code.
 
     Values are checked only where that needs no synchronisation with a GPU: segment indices at
-    construction when
-    they are on the CPU, labels when the targets were built on the CPU (the range travels along with
-    `to`).
+    construction when they are on the CPU, labels when the targets were built on the CPU (the range
+    travels along with `to`).
 
     Raises:
         ValueError: shapes that do not fit together, or a segment index outside `[-1, T_b)`.
@@ -126,9 +124,13 @@ class SegmentTargets:
     ) -> SegmentTargets:
         """Targets from one map per image of segment indices, −1 where there is none.
 
-        `label_maps`: `[B, H, W]`, or B maps `[H_b, W_b]`, which are padded right and below with −1
-        to the
-        largest; any integer dtype. `labels`: per image `[T_b]` classes, any integer dtype.
+        Args:
+            label_maps: `[B, H, W]`, or B maps `[H_b, W_b]`, which are padded right and below with
+                −1 to the largest; any integer dtype.
+            labels: per image `[T_b]` classes, any integer dtype.
+
+        Raises:
+            TypeError, ValueError: a dtype, shape or segment index does not fit.
         """
         maps = list(label_maps)
         _check_lengths("label_maps", maps, labels)
@@ -149,10 +151,14 @@ class SegmentTargets:
     ) -> SegmentTargets:
         """Targets from one stack of binary masks per image, the form of the official code.
 
-        `masks`: per image `[T_b, H_b, W_b]`, bool or numbers that are 0 or 1; `labels`: per image
-        `[T_b]`.
-        Masks are padded right and below with zeros to `size = (H, W)`, by default to the largest
-        image.
+        Args:
+            masks: per image `[T_b, H_b, W_b]`, bool or numbers that are 0 or 1.
+            labels: per image `[T_b]` classes, any integer dtype.
+            size: `(H, W)`, to which masks are padded right and below with zeros; by default that of
+                the largest image.
+
+        Raises:
+            TypeError, ValueError: a dtype, shape or mask value does not fit.
         """
         _check_lengths("masks", masks, labels)
         for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
@@ -251,7 +257,7 @@ class SegmentTargets:
         """Raise ValueError for a label outside `[0, num_classes)`.
 
         Needs no synchronisation: labels that were already on a GPU when the targets were built pass
-            unchecked.
+        unchecked.
         """
         limits = self._label_limits
         if limits is not None and (limits[0] < 0 or limits[1] >= num_classes):

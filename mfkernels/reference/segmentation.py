@@ -38,8 +38,7 @@ def semantic_scores(
         image_size: the part of it that holds the image.
         size: the result.
         resize_logits: go on to `size` with the logits and score there (the order of the panoptic
-            models), or
-            score at the input size and resize the scores (that of the semantic models).
+            models), or score at the input size and resize the scores (that of the semantic models).
     """
     probability = class_logits.softmax(-1)[:, :-1]
     upsampled = resize(mask_logits, input_size)
@@ -65,8 +64,8 @@ def panoptic_map(
     """The panoptic map `[H, W]` int32 of one image and the list of its segments.
 
     `confident_only`: paint only where the mask itself is at least 0.5 (Mask2Former), or the whole
-    region that
-    a query owns (MaskFormer). The other arguments are those of `mfkernels.panoptic_segmentation`.
+    region that a query owns (MaskFormer). The other arguments are those of
+    `mfkernels.panoptic_segmentation`.
     """
     scores, labels = class_logits.softmax(-1).max(-1)
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)

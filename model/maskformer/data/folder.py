@@ -33,8 +33,8 @@ class Folder:
         split: which pair of folders.
 
     Raises:
-        DatasetError: a folder is missing or empty, images lack their label
-            file, or no classes are found.
+        DatasetError: a folder is missing or empty, images lack their label file, or no classes are
+            found.
     """
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
