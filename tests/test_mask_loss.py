@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from strategies import Case, cases
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels import SegmentTargets, focal_dice_loss, mask_logits, mask_loss
+from mfkernels import SegmentTargets, focal_dice_loss, mask_logits, mask_loss, use_backend
+from mfkernels.backend import why_not_native
 from mfkernels.reference import mask_loss as reference
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with both backends."""
+    reason = why_not_native("mask_loss", "cpu")
+    if request.param == "native" and reason is not None:
+        pytest.skip(reason)
+    # Other operations of a test may have no native kernel yet: those are not forced.
+    with use_backend("auto" if request.param == "native" else "reference"):
+        yield request.param
+
+
+native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
 
 
 def random_assignment(case: Case) -> Tensor:
@@ -48,7 +67,11 @@ def restated(
 
 
 @given(cases)
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_equals_the_restatement_with_its_gradients(case: Case) -> None:
     assignment = random_assignment(case)
     weight = torch.rand(2, case.layers, dtype=torch.float64)
@@ -201,3 +224,198 @@ def test_errors() -> None:
         mask_loss(embed, features, targets, good, num_masks=torch.ones(1))
     with pytest.raises(ValueError, match="alpha must be at most 1"):
         mask_loss(embed, features, targets, good, alpha=1.5)
+
+
+def arguments(case: Case, *, dense: bool = False, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Of the operator, with gradients."""
+    _, embed, features = case.predictions(dtype, grad=True)
+    targets = case.targets()
+    if dense:
+        embed = mask_logits(embed, features).detach().requires_grad_()
+    return [
+        embed,
+        None if dense else features,
+        targets.label_map,
+        targets.masks,
+        targets.counts_tensor(),
+        random_assignment(case),
+        0.25,
+        2.0,
+    ]
+
+
+@native_only
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
+    given = arguments(Case(overlap=overlap), dense=dense)
+    torch.library.opcheck(torch.ops.mfkernels.mask_loss.default, given)
+    with torch.no_grad():
+        focal, dice, sums = torch.ops.mfkernels.mask_loss(*given)
+        backward = (torch.rand_like(focal), torch.rand_like(dice), sums, *given, True, not dense)
+        torch.library.opcheck(torch.ops.mfkernels.mask_loss_backward.default, backward)
+
+
+@given(cases)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@native_only
+def test_backends_agree_in_float32(case: Case) -> None:
+    results: list[list[Tensor]] = []
+    for backend, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        _, embed, features = case.predictions(dtype, grad=True)
+        with use_backend(backend):
+            losses = mask_loss(embed, features, case.targets(), random_assignment(case), gamma=0.7)
+        torch.stack(losses).sum().backward()
+        results.append([*losses, *(x.grad for x in (embed, features) if x.grad is not None)])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=2e-5, atol=2e-6)
+
+
+@native_only
+def test_neither_threads_nor_uninitialised_memory_change_a_bit() -> None:
+    """Deterministic mode fills new tensors with NaN."""
+    case = Case(counts=(5, 0, 3), queries=30, channels=40, low=(60, 50), size=(90, 110))
+    threads = torch.get_num_threads()
+    results: list[list[Tensor]] = []
+    try:
+        for count, deterministic in ((1, False), (2, False), (3, True)):
+            torch.set_num_threads(count)
+            torch.use_deterministic_algorithms(deterministic)
+            _, embed, features = case.predictions(grad=True)
+            losses = mask_loss(embed, features, case.targets(), random_assignment(case))
+            torch.stack(losses).sum().backward()
+            assert embed.grad is not None
+            assert features.grad is not None
+            results.append([*losses, embed.grad, features.grad])
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradients_of_one_factor_only() -> None:
+    case = Case()
+    whole = case.predictions(grad=True)
+    assignment = random_assignment(case)
+    mask_loss(*whole[1:], case.targets(), assignment)[0].sum().backward()
+    for kept in (1, 2):
+        some = [x.detach().requires_grad_(i == kept) for i, x in enumerate(whole)]
+        mask_loss(some[1], some[2], case.targets(), assignment)[0].sum().backward()
+        assert some[kept].grad is not None
+        assert some[3 - kept].grad is None
+        torch.testing.assert_close(some[kept].grad, whole[kept].grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_query_of_two_segments_gets_both_gradients(dense: bool) -> None:
+    case = Case(layers=1, counts=(3,))
+    given = arguments(case, dense=dense, dtype=torch.float64)
+    embed, features = given[:2]
+    inputs = [embed] if dense else [embed, features]
+    gradients = []
+    for assignment in ([1, 4, 1], [1, -1, -1], [-1, 4, -1], [-1, -1, 1]):
+        losses = mask_loss(embed, features, case.targets(), torch.tensor([[assignment]]))
+        gradients.append(torch.autograd.grad(losses[0].sum() + 2 * losses[1].sum(), inputs))
+    for whole, *parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, sum(parts), rtol=1e-10, atol=1e-14)
+
+
+def test_any_strides() -> None:
+    case = Case(counts=(3, 2), channels=9, low=(7, 20), size=(30, 41))
+    _, embed, features = case.predictions(torch.float64)
+    targets = case.targets()
+    assignment = random_assignment(case)
+    assert targets.label_map is not None
+    results: list[list[Tensor]] = []
+    for strided in (False, True):
+        inputs = [x.clone() for x in (embed, features)]
+        label_map = targets.label_map
+        if strided:
+            inputs[0] = embed.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+            inputs[1] = features.repeat(1, 1, 2, 2)[:, :, ::2, :20]
+            inputs[1].copy_(features)
+            label_map = label_map.mT.contiguous().mT
+        odd = SegmentTargets(targets.labels, targets.counts, label_map=label_map)
+        for x in inputs:
+            x.requires_grad_()
+        losses = mask_loss(inputs[0], inputs[1], odd, assignment)
+        torch.stack(losses).sum().backward()
+        results.append([*losses, *(x.grad for x in inputs if x.grad is not None)])
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_logits_stay_where_they_are(bad: float) -> None:
+    """A layer with a NaN or infinity leaves the others and the process alone."""
+    case = Case(layers=2, counts=(3, 2), size=(24, 23))
+    given = arguments(case)
+    with torch.no_grad():
+        given[0][0] = bad
+    for inputs in (given[:2], [mask_logits(*given[:2]).detach().requires_grad_(), None]):
+        losses = mask_loss(*inputs, case.targets(), given[5])
+        torch.stack(losses).sum().backward()
+        assert torch.isfinite(torch.stack(losses)[:, 1]).all()
+        assert inputs[0].grad is not None
+        assert torch.isfinite(inputs[0].grad[1]).all()
+        if bad != bad:
+            assert losses[0][0].isnan()
+
+
+@native_only
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_in_half_precision_are_those_of_float32_rounded(
+    dtype: torch.dtype, dense: bool
+) -> None:
+    case = Case()
+    small = arguments(case, dense=dense, dtype=dtype)[: 1 if dense else 2]
+    wide = [x.detach().float().requires_grad_() for x in small]
+    for inputs in (small, wide):
+        features = None if dense else inputs[1]
+        losses = mask_loss(inputs[0], features, case.targets(), random_assignment(case))
+        torch.stack(losses).sum().backward()
+    for ours, truth in zip(small, wide, strict=True):
+        assert ours.grad is not None
+        assert truth.grad is not None
+        assert torch.equal(ours.grad, truth.grad.to(dtype))
+
+
+@native_only
+def test_little_is_saved_for_the_backward_pass() -> None:
+    case = Case(counts=(4, 6), queries=20, channels=8, low=(24, 24), size=(96, 96))
+    _, embed, features = case.predictions(grad=True)
+    targets = case.targets()
+    assert targets.label_map is not None
+    known = {x.data_ptr() for x in (embed, features, targets.label_map)}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in known:
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        mask_loss(embed, features, targets, random_assignment(case))
+    # Three sums a mask, the assignment, the counts and the divisor.
+    assert sum(saved.values()) <= 2 * 2 * 6 * (3 * 4 + 8) + 64
+
+
+@native_only
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set(
+    instruction_set: str, monkeypatch: pytest.MonkeyPatch, served_by: str
+) -> None:
+    """In a process of its own, because the choice is made once."""
+    monkeypatch.setenv("MFKERNELS_ISA", instruction_set)
+    names = "agree_in_float32 or restatement or definition or float32_is or strides"
+    tests = ["tests/test_mask_loss.py", "tests/test_matching_cost.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    options = ["-k", f"native and ({names})", "--rootdir", "."]
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([*command, *options], cwd=root, check=True, timeout=300)

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import golden
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from strategies import Case, cases
 from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import SegmentTargets, mask_logits, matching_cost, use_backend
+from mfkernels.backend import why_not_native
 from mfkernels.reference.matching_cost import matching_cost as reference
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with both backends."""
+    reason = why_not_native("matching_cost", "cpu")
+    if request.param == "native" and reason is not None:
+        pytest.skip(reason)
+    # Other operations of a test may have no native kernel yet: those are not forced.
+    with use_backend("auto" if request.param == "native" else "reference"):
+        yield request.param
+
+
+native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
 
 
 def official_targets() -> SegmentTargets:
@@ -77,7 +93,11 @@ def test_golden_numbers_in_float64() -> None:
 
 
 @given(cases)
-@settings(max_examples=40, deadline=None)
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_equals_the_definition(case: Case) -> None:
     class_logits, embed, features = case.predictions(torch.float64)
     expected = restated(class_logits, mask_logits(embed, features), case)
@@ -178,7 +198,8 @@ def test_forms_agree() -> None:
         cost, matching_cost(class_logits, embed, strided, label_maps), rtol=1e-5, atol=1e-5
     )
     with use_backend("reference"):
-        assert torch.equal(cost, matching_cost(class_logits, embed, features, label_maps))
+        expected = matching_cost(class_logits, embed, features, label_maps)
+    torch.testing.assert_close(cost, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_oracle_is_differentiable_and_the_public_function_is_not() -> None:
@@ -233,3 +254,108 @@ def test_errors() -> None:
     empty = SegmentTargets.from_label_maps(torch.zeros(2, 0, 3).long(), case.labels())
     with pytest.raises(ValueError, match=r"at least one pixel, got size \(0, 3\)"):
         matching_cost(class_logits, embed, features, empty)
+
+
+@native_only
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
+    case = Case(overlap=overlap)
+    class_logits, embed, features = case.predictions()
+    targets = case.targets()
+    given = (
+        class_logits,
+        mask_logits(embed, features) if dense else embed,
+        None if dense else features,
+        targets.label_map,
+        targets.masks,
+        targets.labels,
+        targets.counts_tensor(),
+        targets.max_count,
+        *(1.0, 20.0, 1.0, 0.25, 2.0),
+    )
+    torch.library.opcheck(torch.ops.mfkernels.matching_cost.default, given)
+
+
+@given(cases)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@native_only
+def test_backends_agree_in_float32(case: Case) -> None:
+    class_logits, embed, features = case.predictions()
+    targets = case.targets()
+    for masks in ((embed, features), (mask_logits(embed, features), None)):
+        cost = matching_cost(class_logits, *masks, targets, gamma=1.3)
+        with use_backend("reference"):
+            truth = matching_cost(
+                class_logits.double(), embed.double(), features.double(), targets, gamma=1.3
+            )
+        torch.testing.assert_close(cost.double(), truth, rtol=3e-6, atol=3e-6)
+
+
+@native_only
+@pytest.mark.parametrize("overlap", [False, True])
+def test_neither_threads_nor_uninitialised_memory_change_a_bit(overlap: bool) -> None:
+    """Deterministic mode fills new tensors with NaN."""
+    sizes = {"low": (60, 50), "size": (90, 110)}
+    case = Case(counts=(5, 0, 3), queries=30, channels=600, overlap=overlap, **sizes)
+    threads = torch.get_num_threads()
+    costs: list[Tensor] = []
+    try:
+        for count, deterministic in ((1, False), (2, False), (3, True)):
+            torch.set_num_threads(count)
+            torch.use_deterministic_algorithms(deterministic)
+            costs.append(matching_cost(*case.predictions(), case.targets()))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(costs[0], costs[1])
+    assert torch.equal(costs[0], costs[2])
+    with use_backend("reference"):
+        expected = matching_cost(*case.predictions(), case.targets())
+    torch.testing.assert_close(costs[0], expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_any_strides(overlap: bool) -> None:
+    case = Case(channels=9, low=(7, 20), size=(30, 41), overlap=overlap)
+    class_logits, embed, features = case.predictions(torch.float64)
+    cost = matching_cost(class_logits, embed, features, case.targets())
+    odd_embed = embed.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    odd_features = features.repeat(1, 1, 2, 2)[:, :, ::2, :20]
+    odd_features.copy_(features)
+    odd_classes = class_logits.mT.contiguous().mT
+    odd = matching_cost(odd_classes, odd_embed, odd_features, case.targets())
+    torch.testing.assert_close(odd, cost, rtol=1e-12, atol=1e-12)
+    logits = mask_logits(embed, features)
+    strided = logits.mT.contiguous().mT
+    ours = matching_cost(class_logits, strided, None, case.targets())
+    torch.testing.assert_close(ours, cost, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_logits_stay_in_their_query(bad: float, overlap: bool) -> None:
+    case = Case(overlap=overlap)
+    class_logits, embed, features = case.predictions()
+    expected = matching_cost(class_logits, embed, features, case.targets())
+    logits = mask_logits(embed, features)
+    logits[1, 0, 2] = bad
+    cost = matching_cost(class_logits, logits, None, case.targets())
+    if bad != bad:
+        assert cost[1, 0, 2].isnan().all()
+    cost[1, 0, 2] = expected[1, 0, 2]
+    torch.testing.assert_close(cost, expected, rtol=1e-5, atol=1e-5)
+
+
+@native_only
+def test_empty_batch() -> None:
+    given = (torch.zeros(2, 0, 3, 5), torch.zeros(2, 0, 3, 4), torch.zeros(0, 4, 2, 2))
+    label_map = torch.zeros(0, 8, 8, dtype=torch.int16)
+    empty = torch.zeros(0, dtype=torch.int64)
+    options = (0, 1.0, 20.0, 1.0, 0.25, 2.0)
+    cost = torch.ops.mfkernels.matching_cost(*given, label_map, None, empty, empty, *options)
+    assert cost.shape == (2, 0, 3, 0)

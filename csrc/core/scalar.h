@@ -53,6 +53,48 @@ MFK_INLINE float widen(Half value) {
   return float_from_bits(sign | ((value.bits & 0x7c00u) == 0x7c00u ? special : finite));
 }
 
+// Rounded to the nearest, ties to even; NaN stays NaN.
+template <class S, class T>
+MFK_INLINE S narrow(T value) {
+  return static_cast<S>(value);
+}
+
+template <>
+MFK_INLINE BFloat16 narrow(float value) {
+  const uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+template <>
+MFK_INLINE Half narrow(float value) {
+  const uint32_t bits = bits_of(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t result;
+  if (magnitude > 0x7f800000u) {
+    result = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
+    result = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 leaves the rounded value, in units of 2^-24, in the lowest bits.
+    result = bits_of(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    result = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | result)};
+}
+
+template <>
+MFK_INLINE BFloat16 narrow(double value) {
+  return narrow<BFloat16>(static_cast<float>(value));
+}
+
+template <>
+MFK_INLINE Half narrow(double value) {
+  return narrow<Half>(static_cast<float>(value));
+}
+
 MFK_INLINE bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }
 MFK_INLINE bool is_finite(double value) {
   return (bits_of(value) & 0x7ff0000000000000u) != 0x7ff0000000000000u;

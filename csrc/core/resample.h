@@ -1,0 +1,34 @@
+// Where the pixels of a resized image come from, as torch.nn.functional.interpolate has it.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace mfk {
+
+// Bilinear, align_corners=False: (1 - weight) * x[low] + weight * x[high].
+struct Tap {
+  int64_t low, high;
+  double weight;
+};
+
+MFK_INLINE Tap bilinear_tap(int64_t index, int64_t size, int64_t new_size) {
+  const double scale = static_cast<double>(size) / static_cast<double>(new_size);
+  const double source = scale * (static_cast<double>(index) + 0.5) - 0.5;
+  const double inside = source < 0 ? 0 : source;
+  int64_t low = static_cast<int64_t>(inside);
+  if (low > size - 1) low = size - 1;
+  const int64_t high = low + 1 < size ? low + 1 : low;
+  const double weight = inside - static_cast<double>(low);
+  return {low, high, weight > 1 ? 1 : weight};
+}
+
+// Nearest, with the scale in fp32, whose rounding decides which pixel is taken.
+MFK_INLINE int64_t nearest_source(int64_t index, int64_t size, int64_t new_size) {
+  const float scale = static_cast<float>(size) / static_cast<float>(new_size);
+  const int64_t source = static_cast<int64_t>(static_cast<float>(index) * scale);
+  return source < size ? source : size - 1;
+}
+
+}  // namespace mfk
