@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from triton_ahead import Launch, compile_launch, recorded
 
+from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
 from mfkernels.triton.matching_cost import matching_cost
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
@@ -77,3 +78,54 @@ def test_matching_cost(
     check(sums, architecture, tensor_cores=True)
     if channels == 256:
         check(cost, architecture, tensor_cores=False)
+
+
+def launches_of_mask_loss(
+    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float
+) -> list[Launch]:
+    shape = (LAYERS, IMAGES, count)
+    inputs = (
+        *predictions(dtype, channels),
+        *segments(count, label_map),
+        meta(IMAGES, dtype=torch.int64),
+        meta(*shape, dtype=torch.int64),
+        *(0.25, gamma),
+    )
+    with recorded() as launches:
+        sums = mask_loss(*inputs)[2]
+        mask_loss_backward(meta(*shape), meta(*shape), sums, *inputs, True, channels > 0)
+    return launches
+
+
+MULTIPLY = {"logits_kernel", "embed_kernel", "features_kernel"}
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "count", "label_map", "gamma"),
+    [
+        (torch.float32, 256, 12, True, 2.0),
+        (torch.bfloat16, 256, 12, False, 2.0),
+        (torch.bfloat16, 0, 12, True, 1.5),
+    ],
+)
+def test_mask_loss(
+    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float, architecture: int
+) -> None:
+    launches = launches_of_mask_loss(dtype, channels, count, label_map, gamma)
+    kernels = {launch.name: launch for launch in launches}
+    assert kernels.keys() >= (MULTIPLY if channels else {"scatter_kernel"})
+    for name, launch in kernels.items():
+        check(launch, architecture, tensor_cores=name in MULTIPLY)
+
+
+def test_number_of_launches() -> None:
+    """At batch 16 of ADE20K; what is larger goes in groups of images."""
+    cost = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
+    loss = launches_of_mask_loss(torch.bfloat16, 256, 12, True, 2.0)
+    assert [launch.name for launch in cost] == ["sums_kernel", "cost_kernel"]
+    assert [launch.name for launch in loss] == [
+        *("logits_kernel", "loss_kernel", "totals_kernel"),
+        *("logits_kernel", "slopes_kernel", "embed_kernel", "features_kernel", "embed_sum_kernel"),
+    ]
+    assert len(launches_of_mask_loss(torch.bfloat16, 256, 60, True, 2.0)) > len(loss)

@@ -17,7 +17,9 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from mfkernels import SegmentTargets
+from mfkernels.reference.mask_loss import mask_loss as mask_loss_oracle
 from mfkernels.reference.matching_cost import matching_cost as matching_cost_oracle
+from mfkernels.triton import mask_loss as mask_loss_kernels
 from mfkernels.triton.matching_cost import matching_cost as matching_cost_kernel
 
 
@@ -168,3 +170,129 @@ def test_matching_cost_refuses_float64() -> None:
     class_logits, embed, features = CASES[0].predictions(torch.float64)
     with pytest.raises(TypeError, match="takes float32, bfloat16 and float16, got"):
         matching_cost((class_logits, embed, features), CASES[0].targets(), 1, 1, 1, 0.25, 2)
+
+
+def random_assignment(case: Case) -> Tensor:
+    """`[L, B, T]`: distinct queries, now and then none, and nonsense beyond an image's segments."""
+    shape = (case.layers, len(case.counts), max(case.counts))
+    assignment = torch.full(shape, case.queries + 5)
+    for layer in range(case.layers):
+        for image, count in enumerate(case.counts):
+            queries = torch.randperm(max(case.queries, count) + 1)[:count]
+            assignment[layer, image, :count] = queries.where(queries < case.queries, -1)
+    return assignment
+
+
+def losses_and_gradients(
+    embed: Tensor,
+    features: Tensor | None,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    weights: Tensor,
+    alpha: float,
+    gamma: float,
+) -> list[Tensor]:
+    """Of the oracle, in the dtype of its inputs: weighted sums `[L]`, gradients."""
+    inputs = [x.clone().requires_grad_() for x in (embed, features) if x is not None]
+    pair = inputs if len(inputs) == 2 else (inputs[0], None)
+    masks = mask_loss_oracle(*pair, targets, assignment, 1.0, alpha, gamma)
+    sum((loss * weight).sum() for loss, weight in zip(masks, weights, strict=True)).backward()
+    return [*(loss.detach() for loss in masks), *(x.grad for x in inputs)]
+
+
+def mask_loss(
+    embed: Tensor,
+    features: Tensor | None,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    weights: Tensor,
+    *options: float,
+) -> list[Tensor]:
+    """The same of the kernels."""
+    segments = (targets.label_map, targets.masks, targets.counts_tensor())
+    inputs = (embed, features, *segments, assignment, *options)
+    focal, dice, sums = mask_loss_kernels.mask_loss(*inputs)
+    slopes = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
+    gradients = mask_loss_kernels.mask_loss_backward(
+        *slopes, sums, *inputs, True, features is not None
+    )
+    assert features is not None or gradients[1].shape == (0,)
+    found = gradients if features is not None else gradients[:1]
+    return [focal.sum((1, 2)), dice.sum((1, 2)), *found]
+
+
+MASK_CASES = [
+    Case(layers=1, counts=(1,), queries=1, channels=1, low=(1, 1), size=(1, 1)),
+    Case(counts=(0, 3), queries=2, channels=20, low=(3, 5), size=(7, 6), overlap=True),
+    Case(counts=(2, 1), queries=4, low=(9, 5), size=(4, 3)),
+    Case(layers=1, counts=(2, 3), queries=5, channels=40, low=(5, 7), size=(20, 21)),
+]
+
+
+def assert_as_exact(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> None:
+    """No further from the truth than plain PyTorch is at the same precision, plus a few ulps."""
+    for some, same_precision, exact in zip(ours, plain, truth, strict=True):
+        slack = 4 * 2**-23 * exact.abs().max() + 1e-9
+        assert (some - exact).abs().max() <= 2 * (same_precision - exact).abs().max() + slack
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("options", [(0.25, 2.0), (-1.0, 0.5)])
+@pytest.mark.parametrize("case", MASK_CASES)
+def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> None:
+    _, embed, features = case.predictions()
+    embed, features = (embed, features) if factored else (dense(embed, features), None)
+    targets, assignment = case.targets(), random_assignment(case)
+    weights = torch.rand(2, case.layers, dtype=torch.float64)
+    given = (targets, assignment.clamp(max=case.queries - 1), weights, *options)
+    truth = losses_and_gradients(embed.double(), double(features), *given)
+    plain = losses_and_gradients(embed, features, *given)
+    ours = mask_loss(embed, features, targets, assignment, weights, *options)
+    assert_as_exact(ours, plain, truth)
+
+
+def test_mask_loss_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of cells, strips of rows, stretches of pixels and groups of images."""
+    case = Case(layers=2, counts=(2, 1), queries=2, channels=3, low=(5, 6), size=(10, 12))
+    _, embed, features = case.predictions()
+    given = (case.targets(), random_assignment(case), torch.rand(2, 2), 0.25, 2.0)
+    whole = mask_loss(embed, features, *given)
+    monkeypatch.setattr(mask_loss_kernels, "CELLS_OF_A_PROGRAM", 16)
+    monkeypatch.setattr(mask_loss_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
+    monkeypatch.setattr(mask_loss_kernels, "PIXELS_OF_A_PROGRAM", 32)
+    monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
+    for some, same in zip(mask_loss(embed, features, *given), whole, strict=True):
+        torch.testing.assert_close(some, same, rtol=1e-5, atol=1e-6)
+
+
+def test_mask_loss_of_a_query_matched_twice() -> None:
+    case = Case(layers=1, counts=(2,), queries=2, channels=3, low=(2, 3), size=(4, 6))
+    _, embed, features = case.predictions()
+    assignment = torch.tensor([[[1, 1]]])
+    given = (case.targets(), assignment, torch.rand(2, 1, dtype=torch.float64), 0.25, 2.0)
+    for factors in ((embed, features), (dense(embed, features), None)):
+        truth = losses_and_gradients(factors[0].double(), double(factors[1]), *given)
+        for some, exact in zip(mask_loss(*factors, *given), truth, strict=True):
+            torch.testing.assert_close(some.double(), exact, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mask_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    case = Case(layers=1, counts=(2,), queries=3, channels=5, low=(3, 4), size=(6, 8))
+    embed, features = (x.to(dtype) for x in case.predictions()[1:])
+    given = (case.targets(), random_assignment(case), torch.rand(2, 1), 0.25, 2.0)
+    wide = mask_loss(embed.float(), features.float(), *given)
+    for some, same in zip(mask_loss(embed, features, *given), wide, strict=True):
+        torch.testing.assert_close(some.float(), same.to(some.dtype).float(), rtol=1e-2, atol=1e-6)
+    strided = features.to(memory_format=torch.channels_last)
+    for some, same in zip(
+        mask_loss(embed, strided, *given), mask_loss(embed, features, *given), strict=True
+    ):
+        assert torch.equal(some, same)
+
+
+def test_mask_loss_without_segments() -> None:
+    case = Case(layers=1, counts=(0, 0))
+    _, embed, features = case.predictions()
+    given = (case.targets(), torch.zeros(1, 2, 0).long(), torch.rand(2, 1), 0.25, 2.0)
+    assert all((part == 0).all() for part in mask_loss(embed, features, *given))

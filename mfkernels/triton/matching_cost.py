@@ -343,8 +343,6 @@ def matching_cost(
     block_c = power_of_2(channels, 16) if all_channels else 32
     # As many pixels as the registers hold without spilling; tests/test_triton_compilation.py.
     block_p = 16 if block_t == 64 else 32
-    if half and all_channels and block_t == 16 and label_map is not None:
-        block_p = 64
     # New memory is never read before it was written: every program stores all of its part.
     sums = cost.new_empty((stretches, images, rows, 2 * max_count + 2))
     areas = cost.new_empty((stretches, images, max_count))
@@ -390,7 +388,7 @@ def matching_cost(
         BLOCK_B=block_b,
         PIXELS=PIXELS_OF_A_PROGRAM,
         num_warps=8,
-        num_stages=2 if all_channels else 3,
+        num_stages=3,
     )
     cost_rows = 16
     launcher.launch(

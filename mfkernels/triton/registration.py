@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
-OPERATORS = {"matching_cost": "matching_cost"}
+OPERATORS = {
+    "matching_cost": "matching_cost",
+    "mask_loss": "mask_loss",
+    "mask_loss_backward": "mask_loss",
+}
 """Each operator, and the file that has a function of its name."""
 
 _libraries: list[torch.library.Library] = []
