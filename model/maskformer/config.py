@@ -37,9 +37,7 @@ class BackboneConfig(Section):
 
     name: str = "resnet50.tv_in1k"
     pretrained: bool = True
-    """Start training from timm's ImageNet weights (`maskformer train` only; building never
-    downloads).
-    """
+    """Start training from timm's ImageNet weights in `train`; building never downloads."""
     weights: Path | None = None
     """A local file with the backbone's timm weights; wins over the download."""
     frozen_norm: bool = True
@@ -95,9 +93,7 @@ class CriterionConfig(Section):
 
 
 class SemanticAugmentation(Section):
-    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A,
-    semantic sets).
-    """
+    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
 
     kind: Literal["semantic"] = "semantic"
     short_sides: tuple[PositiveInt, ...] = (512,)
@@ -108,15 +104,11 @@ class SemanticAugmentation(Section):
     flip: bool = True
     pad_to_crop: bool = True
     keep_empty: bool = False
-    """Keep segments that were cropped away, as empty masks (the official choice for panoptic
-    training).
-    """
+    """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
 
 
 class PanopticAugmentation(Section):
-    """Flip, then resize, half of the time after a first resize and a random crop (DETR's
-    scheme).
-    """
+    """Flip, then resize, half of the time after a resize and a random crop (as DETR does)."""
 
     kind: Literal["panoptic"] = "panoptic"
     short_sides: tuple[PositiveInt, ...] = tuple(range(480, 801, 32))
@@ -125,9 +117,7 @@ class PanopticAugmentation(Section):
     crop_range: Size = (384, 600)
     flip: bool = True
     keep_empty: bool = True
-    """Keep segments that were cropped away, as empty masks (the official choice for panoptic
-    training).
-    """
+    """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
 
 
 Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")]
@@ -168,9 +158,7 @@ class FolderConfig(DataSection):
     label_suffix: str = ".png"
     """Replaces the image suffix to give the name of the label file."""
     classes: tuple[str, ...] | Path | None = None
-    """Class names, or a text file with one per line; left out, they are numbered from the labels
-    found.
-    """
+    """Class names, or a text file with one per line; left out, the labels found are numbered."""
     colors: tuple[tuple[Byte, Byte, Byte], ...] | None = None
     """RGB per class for pictures; left out, a palette serves."""
     things: tuple[str, ...] = ()

@@ -1,6 +1,4 @@
-"""Segments images that have no ground truth, and writes what a person and a program want to
-read.
-"""
+"""Segments images that have no ground truth, and writes what people and programs want to read."""
 
 from __future__ import annotations
 
