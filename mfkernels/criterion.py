@@ -162,14 +162,16 @@ class MaskFormerCriterion(nn.Module):
         Raises:
             ValueError: `losses` has a name that `forward` does not give.
         """
-        weighted: list[Tensor] = []
+        kinds: dict[str, list[Tensor]] = {}
         for name, loss in losses.items():
             kind = _LOSS_NAME.fullmatch(name)
             if kind is None:
                 raise ValueError(
                     f"losses must have the names that the criterion gives, got {name!r}"
                 )
-            weighted.append(self.weights[kind[1]] * loss)
+            kinds.setdefault(kind[1], []).append(loss)
+        # One product a kind of loss, not one a layer: each is a launch on a GPU, twice.
+        weighted = [self.weights[kind] * torch.stack(some).sum() for kind, some in kinds.items()]
         return torch.stack(weighted).sum()
 
     def match(

@@ -88,6 +88,14 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     )
 
 
+def native_problem(*tensors: Tensor | None) -> str | None:
+    """Why native kernels cannot take these tensors, or None: those for GPUs have no float64."""
+    for tensor in tensors:
+        if tensor is not None and tensor.is_cuda and tensor.dtype == torch.float64:
+            return "the kernels for GPUs do not compute in float64"
+    return None
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.mask_logits import check_device, check_masks, check_targets, result_dtype
+from mfkernels.mask_logits import (
+    check_device,
+    check_masks,
+    check_targets,
+    native_problem,
+    result_dtype,
+)
 from mfkernels.matching_cost import check_focal
 from mfkernels.reference import mask_loss as reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -78,7 +84,8 @@ def mask_loss(
         raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
     layered = assignment if masks.had_layers else assignment[None]
     with torch.autocast(mask_embed.device.type, enabled=False):
-        if backend.select("mask_loss", mask_embed.device) == "native":
+        problem = native_problem(masks.embed, masks.features)
+        if backend.select("mask_loss", mask_embed.device, problem) == "native":
             focal, dice, _ = torch.ops.mfkernels.mask_loss(
                 masks.embed,
                 masks.features,

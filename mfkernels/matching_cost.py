@@ -11,6 +11,7 @@ from mfkernels.mask_logits import (
     check_floating,
     check_masks,
     check_targets,
+    native_problem,
     result_dtype,
 )
 from mfkernels.reference import matching_cost as reference
@@ -72,7 +73,8 @@ def matching_cost(
     logits = class_logits if masks.had_layers else class_logits[None]
     options = (class_weight, mask_weight, dice_weight, alpha, gamma)
     with torch.autocast(mask_embed.device.type, enabled=False):
-        if backend.select("matching_cost", mask_embed.device) == "native":
+        problem = native_problem(logits, masks.embed, masks.features)
+        if backend.select("matching_cost", mask_embed.device, problem) == "native":
             cost = torch.ops.mfkernels.matching_cost(
                 logits,
                 masks.embed,
