@@ -186,6 +186,29 @@ def test_mistakes_end_in_one_clear_line(
     assert "Traceback" not in err
 
 
+def test_an_interruption_outside_of_training_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskformer.trainer.check_dataset", interrupt)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == 130
+    assert err.strip() == "interrupted; nothing was left to save"
+
+
+def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9")
+
+    monkeypatch.setattr("maskformer.trainer.check_dataset", fail)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == 1
+    assert "out of memory; lower train.batch_size" in err
+    assert "allocate 9" not in err
+
+
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["maskformer", "--traceback", "train", "--config", "quikstart"]
     monkeypatch.setattr("sys.argv", arguments)

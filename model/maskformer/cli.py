@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +66,10 @@ CheckpointOption = Annotated[
     Path,
     typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder."),
 ]
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C where no training runs."""
 
 
 @app.callback()
@@ -219,6 +224,10 @@ def main() -> None:
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interrupted; nothing was left to save")
+        raise
     except TrainingStoppedError as stop:
         errors.print(str(stop))
         sys.exit(stop.exit_code)

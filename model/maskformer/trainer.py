@@ -314,6 +314,9 @@ class Trainer:
             between_batches=self._stop_evaluation if alone else None,
         )
         self._record("val", evaluation.metrics, evaluation)
+        scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
+        figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
+        self.progress.print(f"step {self.step}/{self.config.train.steps}  {figures}")
         if self.accelerator.is_main_process:
             try:
                 mark_best(self.checkpoints, self.step, evaluation.score)
