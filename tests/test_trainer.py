@@ -43,9 +43,14 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 def scalars(run: Path, name: str) -> dict[int, float]:
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    return {event.step: event.value for event in events.Scalars(name)}
+    """The curve that TensorBoard shows: a resumed run adds a file, whose steps count."""
+    values: dict[int, float] = {}
+    files = sorted((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:  # TensorBoard's own order mixes up files of the same second
+        events = EventAccumulator(str(file))
+        events.Reload()
+        values |= {event.step: event.value for event in events.Scalars(name)}
+    return values
 
 
 @pytest.fixture(scope="module")
