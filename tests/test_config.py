@@ -100,3 +100,8 @@ def test_model_overrides_merge_into_sections() -> None:
     assert (changed.num_classes, changed.decoder.queries, changed.decoder.heads) == (3, 5, 8)
     with pytest.raises(ConfigError, match=r"decoder\.querys: .*'queries'"):
         merge_model_config(model, {"decoder": {"querys": 5}})
+
+
+def test_a_data_root_may_start_at_home() -> None:
+    config = load_config("camvid", ["data.root=~/camvid"])
+    assert config.data.root == Path.home() / "camvid"

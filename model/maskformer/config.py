@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -20,6 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
 Size = tuple[PositiveInt, PositiveInt]
 """Height, width in pixels."""
 
@@ -151,7 +160,7 @@ class FolderConfig(DataSection):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
-    root: Path
+    root: DataRoot
     train: FolderSplit
     val: FolderSplit
     image_suffix: str = ".jpg"
@@ -180,7 +189,7 @@ class CocoPanopticConfig(DataSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
-    root: Path
+    root: DataRoot
     train: CocoPanopticSplit
     val: CocoPanopticSplit
     categories: Path | None = None
