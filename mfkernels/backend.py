@@ -32,6 +32,7 @@ OPERATIONS = (
     "assignment",
     "matching_cost",
     "mask_loss",
+    "class_loss",
     "focal_dice",
     "mask_logits",
     "segmentation",

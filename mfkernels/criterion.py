@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from mfkernels.assignment import (
     STATUS_NAN,
@@ -18,10 +17,10 @@ from mfkernels.assignment import (
     STATUS_POSITIVE_INFINITY,
     batch_linear_assignment_with_status,
 )
+from mfkernels.class_loss import class_loss
 from mfkernels.mask_logits import check_device, check_floating, check_masks, check_targets
 from mfkernels.mask_loss import mask_loss
 from mfkernels.matching_cost import check_focal, matching_cost
-from mfkernels.reference.mask_logits import at_least_float32
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
@@ -170,9 +169,18 @@ class MaskFormerCriterion(nn.Module):
                     f"losses must have the names that the criterion gives, got {name!r}"
                 )
             kinds.setdefault(kind[1], []).append(loss)
-        # One product a kind of loss, not one a layer: each is a launch on a GPU, twice.
-        weighted = [self.weights[kind] * torch.stack(some).sum() for kind, some in kinds.items()]
-        return torch.stack(weighted).sum()
+        # Few operators: on a GPU each is a launch, twice. Every kind has the same layers, but for
+        # a caller who took some out.
+        if len({len(some) for some in kinds.values()}) == 1:
+            stacked = torch.stack([loss for some in kinds.values() for loss in some])
+            sums = stacked.view(len(kinds), -1).sum(1).unbind()
+        else:
+            sums = tuple(torch.stack(some).sum() for some in kinds.values())
+        first, *others = kinds
+        total = self.weights[first] * sums[0]
+        for other, loss in zip(others, sums[1:], strict=True):
+            total = torch.add(total, loss, alpha=self.weights[other])
+        return total
 
     def match(
         self,
@@ -200,7 +208,7 @@ class MaskFormerCriterion(nn.Module):
             )
             for some in layers
         ]
-        cost = torch.cat(costs)
+        cost = torch.cat(costs) if len(costs) > 1 else costs[0]
         queries = cost.shape[2]
         if targets.max_count > queries and not self._warned:
             self._warned = True
@@ -226,23 +234,8 @@ class MaskFormerCriterion(nn.Module):
         The official code averages over the images of each process alone, which weighs processes
         with few segments more.
         """
-        layers, images, queries, classes = class_logits.shape
-        logits = at_least_float32(class_logits)
-        labels = targets.padded_labels()
-        possible = (labels >= 0) & (labels < self.num_classes)
-        labels = labels.clamp(0, self.num_classes - 1).expand(layers, -1, -1)
-        # Segments without a query write into one place too many, which is cut off.
-        place = assignment.where(assignment >= 0, queries)
-        target = assignment.new_full((layers, images, queries + 1), self.num_classes)
-        target = target.scatter(2, place, labels)[:, :, :queries]
-        weight = logits.new_ones(classes)
-        weight[self.num_classes] = self.no_object_weight
-        entropy = F.cross_entropy(
-            logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
-        )
-        total_weight = _average_over_processes(weight[target].flatten(1).sum(1))
-        loss = entropy.unflatten(0, (layers, -1)).sum(1) / total_weight
-        return loss.where(possible.all(), torch.nan)
+        loss, weight = class_loss(class_logits, targets, assignment, self.no_object_weight)
+        return loss / _average_over_processes(weight)
 
     def _check(
         self,
@@ -309,13 +302,19 @@ def _read_targets(targets: Sequence[Mapping[str, Tensor]]) -> SegmentTargets:
 
 def _num_masks(targets: SegmentTargets) -> Tensor:
     """Segments per process, averaged over all processes, at least 1; on the device."""
+    if not _in_parallel():
+        return torch.full((), max(targets.num_segments, 1.0), device=targets.device)
     count = torch.full((), float(targets.num_segments), device=targets.device)
     return _average_over_processes(count).clamp(min=1)
 
 
+def _in_parallel() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _average_over_processes(value: Tensor) -> Tensor:
     """The mean over all processes, so that they together weigh what one process would."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_parallel():
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return value

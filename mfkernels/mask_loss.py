@@ -96,7 +96,8 @@ def mask_loss(
                 alpha,
                 gamma,
             )
-            loss_mask, loss_dice = (each.flatten(1).sum(1) / num_masks for each in (focal, dice))
+            losses = torch.stack((focal, dice)).sum((2, 3)) / num_masks
+            loss_mask, loss_dice = losses.unbind()
         else:
             loss_mask, loss_dice = reference.mask_loss(
                 masks.embed, masks.features, targets, layered, num_masks, alpha, gamma
@@ -142,13 +143,19 @@ def _fake_backward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.alpha, ctx.gamma = inputs
     ctx.save_for_backward(output[2], *tensors)
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_focal: Tensor, grad_dice: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("mask_loss can be differentiated only once (create_graph=True)")
     sums, *tensors = ctx.saved_tensors
+    if grad_focal is None:
+        grad_focal = torch.zeros_like(sums[..., 0])
+    if grad_dice is None:
+        grad_dice = torch.zeros_like(sums[..., 0])
     needed = ctx.needs_input_grad[:2]
     grads = torch.ops.mfkernels.mask_loss_backward(
         grad_focal, grad_dice, sums, *tensors, ctx.alpha, ctx.gamma, *needed

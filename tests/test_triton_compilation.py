@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from triton_ahead import Launch, compile_launch, recorded
 
+from mfkernels.triton.class_loss import class_loss, class_loss_backward
 from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
 from mfkernels.triton.matching_cost import matching_cost
 
@@ -119,6 +120,22 @@ def test_mask_loss(
         check(launch, architecture, tensor_cores=name in MULTIPLY)
 
 
+def launches_of_class_loss() -> list[Launch]:
+    class_logits = meta(LAYERS, IMAGES, QUERIES, CLASSES + 1)
+    labels, counts = meta(IMAGES * 12, dtype=torch.int64), meta(IMAGES, dtype=torch.int64)
+    assignment = meta(LAYERS, IMAGES, 12, dtype=torch.int64)
+    with recorded() as launches:
+        _, _, *saved = class_loss(class_logits, labels, counts, assignment, 0.1)
+        class_loss_backward(meta(LAYERS), class_logits, *saved, 0.1)
+    return launches
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_class_loss(architecture: int) -> None:
+    for launch in launches_of_class_loss():
+        check(launch, architecture, tensor_cores=False)
+
+
 def test_number_of_launches() -> None:
     """At batch 16 of ADE20K; what is larger goes in groups of images."""
     cost = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
@@ -128,4 +145,5 @@ def test_number_of_launches() -> None:
         *("logits_kernel", "loss_kernel", "totals_kernel"),
         *("logits_kernel", "slopes_kernel", "embed_kernel", "features_kernel", "embed_sum_kernel"),
     ]
+    assert len(launches_of_class_loss()) == 3
     assert len(launches_of_mask_loss(torch.bfloat16, 256, 60, True, 2.0)) > len(loss)

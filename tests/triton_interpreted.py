@@ -17,8 +17,10 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from mfkernels import SegmentTargets
+from mfkernels.reference.class_loss import class_loss as class_loss_oracle
 from mfkernels.reference.mask_loss import mask_loss as mask_loss_oracle
 from mfkernels.reference.matching_cost import matching_cost as matching_cost_oracle
+from mfkernels.triton import class_loss as class_loss_kernels
 from mfkernels.triton import mask_loss as mask_loss_kernels
 from mfkernels.triton.matching_cost import matching_cost as matching_cost_kernel
 
@@ -296,3 +298,37 @@ def test_mask_loss_without_segments() -> None:
     _, embed, features = case.predictions()
     given = (case.targets(), torch.zeros(1, 2, 0).long(), torch.rand(2, 1), 0.25, 2.0)
     assert all((part == 0).all() for part in mask_loss(embed, features, *given))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(counts=(0, 3), queries=5, classes=300),
+        Case(layers=1, counts=(70, 2), queries=7),
+        Case(counts=(0,), queries=1, classes=1),
+    ],
+)
+def test_class_loss(case: Case) -> None:
+    targets, assignment = case.targets(), random_assignment(case).clamp(max=case.queries)
+    assignment = assignment.where(assignment < case.queries, -1)
+    class_logits = case.predictions()[0]
+    exact = class_logits.double().requires_grad_()
+    truth, weight = class_loss_oracle(exact, targets, assignment, 0.1)
+    slopes = torch.rand(case.layers, dtype=torch.float64)
+    (truth * slopes).sum().backward()
+    given = (targets.labels, targets.counts_tensor(), assignment, 0.1)
+    loss, total, *saved = class_loss_kernels.class_loss(class_logits, *given)
+    gradient = class_loss_kernels.class_loss_backward(slopes.float(), class_logits, *saved, 0.1)
+    torch.testing.assert_close(loss.double(), truth.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(total.double(), weight, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_class_loss_of_an_impossible_label_is_nan() -> None:
+    case = Case(layers=1)
+    targets = case.targets()
+    targets.labels[1] = case.classes
+    assignment = torch.full((1, 2, 3), -1)
+    given = (targets.labels, targets.counts_tensor(), assignment, 0.1)
+    loss, *_ = class_loss_kernels.class_loss(case.predictions()[0], *given)
+    assert loss.isnan().all()

@@ -327,6 +327,12 @@ def slopes_kernel(
     logits_image,
     logits_query,
     logits_pixel,
+    focal_layer,
+    focal_image,
+    focal_segment,
+    dice_layer,
+    dice_image,
+    dice_segment,
     positive_weight,
     negative_weight,
     gamma,
@@ -359,8 +365,10 @@ def slopes_kernel(
         )
         matched = query >= 0
         target_pixels = tl.full([], target_height, tl.float32) * target_width
-        by_focal = tl.load(grad_focal + place, mask=matched, other=0.0) / target_pixels
-        by_dice = tl.load(grad_dice + place, mask=matched, other=0.0)
+        at = grad_focal + layer * focal_layer + image * focal_image + segment * focal_segment
+        by_focal = tl.load(at, mask=matched, other=0.0) / target_pixels
+        at = grad_dice + layer * dice_layer + image * dice_image + segment * dice_segment
+        by_dice = tl.load(at, mask=matched, other=0.0)
         both = tl.load(sums + place * 3, mask=matched, other=0.0)
         union = tl.load(sums + place * 3 + 1, mask=matched, other=0.0) + 1.0
         union += tl.load(sums + place * 3 + 2, mask=matched, other=0.0)
@@ -861,7 +869,6 @@ def mask_loss_backward(
         return grad_embed, grad_features
     if problem.rows == 0:
         return grad_embed.zero_(), grad_features.zero_()
-    grad_focal, grad_dice = grad_focal.contiguous(), grad_dice.contiguous()
     stretches = cdiv(problem.pixels, PIXELS_OF_A_PROGRAM)
     partial = sums.new_empty(
         (stretches, *assignment.shape, problem.channels)
@@ -890,6 +897,8 @@ def mask_loss_backward(
             *problem.row_sizes,
             *problem.sampling,
             *problem.logits_strides,
+            *grad_focal.stride(),
+            *grad_dice.stride(),
             *problem.focal,
             **problem.options,
             MASK_ROWS=MASK_ROWS_OF_A_PROGRAM,
