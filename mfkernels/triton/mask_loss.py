@@ -820,6 +820,7 @@ def mask_loss(
             **problem.options,
             BLOCK=CELLS_OF_A_PROGRAM,
             num_warps=4,
+            maxnreg=128,  # as for the slopes
         )
     launcher.launch(
         totals_kernel,
