@@ -37,19 +37,23 @@ def _synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    providers: dict[str, Callable[[], object]], device: torch.device, seconds: float = 2.0
+    providers: dict[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float = 2.0,
+    least: int = 7,
+    warm_up: int = 2,
 ) -> dict[str, list[float]]:
     """Milliseconds of many calls of each provider, in turns, after a warm-up.
 
-    The number of rounds is what fits into `seconds`, at least 7.
+    The number of rounds is what fits into `seconds`, at least `least`.
     """
     for provider in providers.values():
-        for _ in range(2):
+        for _ in range(warm_up):
             provider()
     _synchronize(device)
     times: dict[str, list[float]] = {name: [] for name in providers}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 7:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, provider in providers.items():
             start = time.perf_counter()
             provider()

@@ -336,6 +336,24 @@ class TestFailures:
             MaskFormerCriterion(**arguments)
 
 
+def test_compiles_into_one_graph_with_its_backward_pass() -> None:
+    case = Case(counts=(3, 2))
+    results: list[list[Tensor]] = []
+    for compiled in (False, True):
+        criterion = MaskFormerCriterion(case.classes)
+
+        def total(outputs: Any, targets: SegmentTargets, criterion: Any = criterion) -> Tensor:
+            return criterion.total(criterion(outputs, targets))
+
+        outputs = factored(case, grad=True)
+        # No generated code: inductor would spend its time on the small operations around.
+        call = torch.compile(total, fullgraph=True, backend="aot_eager") if compiled else total
+        loss = call(outputs, case.targets())
+        loss.backward()
+        results.append([loss.detach(), *(x.grad for x in outputs.values())])
+    torch.testing.assert_close(results[1], results[0])
+
+
 class StayOnDevice(TorchDispatchMode):
     """Refuses whatever makes the host wait for a device, or moves a tensor off it."""
 
