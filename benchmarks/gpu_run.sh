@@ -34,4 +34,6 @@ else
 fi
 
 echo "== benchmarks"
-"$python" benchmarks/bench_assignment.py --device cuda --json "$out/assignment_$gpu.json"
+for operation in assignment matching_cost mask_loss criterion; do
+  "$python" "benchmarks/bench_$operation.py" --device cuda --json "$out/${operation}_$gpu.json"
+done

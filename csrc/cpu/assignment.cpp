@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <memory>
-#include <new>
 
 #include "cpu/assignment_kernel.h"
+#include "cpu/block.h"
 #include "cpu/instruction_set.h"
 #include "cpu/parallel.h"
 
@@ -25,16 +24,6 @@ const AssignmentKernel& kernel() {
   }
 #endif
   return assignment_baseline;
-}
-
-struct AlignedDelete {
-  void operator()(void* block) const { ::operator delete(block, std::align_val_t{64}); }
-};
-
-using Block = std::unique_ptr<void, AlignedDelete>;
-
-Block allocate(int64_t bytes) {
-  return Block(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64}));
 }
 
 using Clock = std::chrono::steady_clock;
