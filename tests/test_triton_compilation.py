@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from triton_ahead import Launch, compile_launch, recorded
 
+from mfkernels.triton import focal_dice
 from mfkernels.triton.class_loss import class_loss, class_loss_backward
 from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
 from mfkernels.triton.matching_cost import matching_cost
@@ -133,6 +134,26 @@ def launches_of_class_loss() -> list[Launch]:
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_class_loss(architecture: int) -> None:
     for launch in launches_of_class_loss():
+        check(launch, architecture, tensor_cores=False)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "targets_dtype", "gamma"),
+    [(torch.float32, torch.bool, 2.0), (torch.bfloat16, torch.float32, 1.5)],
+)
+def test_focal_dice(
+    dtype: torch.dtype, targets_dtype: torch.dtype, gamma: float, architecture: int
+) -> None:
+    logits, targets = (meta(864, 512 * 512, dtype=kind) for kind in (dtype, targets_dtype))
+    options = (targets, 0.25, gamma)
+    with recorded() as launches:
+        focal, dice, sums = focal_dice.focal_dice(logits, *options)
+        focal_dice.focal_dice_backward(focal, dice, sums, logits, *options)
+        loss = focal_dice.sigmoid_focal_loss(logits, *options)
+        focal_dice.sigmoid_focal_loss_backward(loss, logits, *options)
+    assert len(launches) == 5
+    for launch in launches:
         check(launch, architecture, tensor_cores=False)
 
 

@@ -13,6 +13,8 @@ OPERATORS = {
     "matching_cost": "matching_cost",
     "mask_loss": "mask_loss",
     "mask_loss_backward": "mask_loss",
+    "focal_dice": "focal_dice",
+    "focal_dice_backward": "focal_dice",
     "class_loss": "class_loss",
     "class_loss_backward": "class_loss",
 }
