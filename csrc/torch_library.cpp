@@ -45,4 +45,26 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   m.def(
       "focal_dice_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor logits, "
       "Tensor targets, float alpha, float gamma) -> Tensor grad_logits");
+
+  // Inference on one image. `geometry`: of each view of it the height and width of the padded input,
+  // those of the image inside it, and (semantic only) whether the view is mirrored left to right, 0
+  // or 1. Masks are resized from h x w to the input, cut to the image, resized to the result
+  // (`height`, `width`), all bilinearly, and mirrored back.
+
+  // `probability` [Q, K] of each view, fp32 or fp64, whose scores are added up; masks as above, each
+  // without L and B, and no `pixel_features` where they are logits. The sigmoid is taken at the size
+  // of the input or, with `resize_logits`, of the result. `labels` [H, W] int64: the first class of
+  // the largest score. `scores` [K, H, W], or [0] where they are not wanted.
+  m.def(
+      "semantic_segmentation(Tensor[] probability, Tensor[] mask_embed, Tensor[] pixel_features, "
+      "int[] geometry, int height, int width, bool resize_logits, bool return_scores) "
+      "-> (Tensor labels, Tensor scores)");
+
+  // `scores` [Q], fp32 or fp64, negative for a query that is left out. `owners` [H, W] int32: the
+  // first query of the largest score * sigmoid(mask), which NaN never is; -1: none or, with
+  // `confident_only`, one whose sigmoid is below 0.5. `counts` [Q, 3] int64: the pixels that a query
+  // owns (confident or not), those where its sigmoid is at least 0.5, and those of `owners`.
+  m.def(
+      "panoptic_owners(Tensor scores, Tensor mask_embed, Tensor? pixel_features, int[] geometry, "
+      "int height, int width, bool confident_only) -> (Tensor owners, Tensor counts)");
 }

@@ -12,20 +12,31 @@ from mfkernels.focal_dice import dice_loss, focal_dice_loss, sigmoid_focal_loss
 from mfkernels.mask_logits import mask_logits
 from mfkernels.mask_loss import mask_loss
 from mfkernels.matching_cost import matching_cost
-from mfkernels.segmentation import panoptic_segmentation, semantic_segmentation
+from mfkernels.segmentation import (
+    Instances,
+    SegmentationView,
+    average_semantic_segmentation,
+    instance_segmentation,
+    panoptic_segmentation,
+    semantic_segmentation,
+)
 from mfkernels.targets import SegmentTargets
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Instances",
     "MaskFormerCriterion",
     "SegmentTargets",
+    "SegmentationView",
     "assignment_to_indices",
+    "average_semantic_segmentation",
     "batch_linear_assignment",
     "batch_linear_assignment_with_status",
     "dice_loss",
     "explain",
     "focal_dice_loss",
+    "instance_segmentation",
     "linear_sum_assignment",
     "mask_logits",
     "mask_loss",

@@ -35,7 +35,8 @@ OPERATIONS = (
     "class_loss",
     "focal_dice",
     "mask_logits",
-    "segmentation",
+    "semantic_segmentation",
+    "panoptic_owners",
 )
 
 _logger = logging.getLogger(__name__)

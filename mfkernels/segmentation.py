@@ -1,4 +1,4 @@
-"""Semantic and panoptic inference from class logits and factored masks."""
+"""Semantic, panoptic and instance inference from class logits and factored masks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.mask_logits import Masks, check_device, check_floating, check_masks
+from mfkernels.mask_logits import (
+    Masks,
+    check_device,
+    check_floating,
+    check_masks,
+    native_problem,
+    result_dtype,
+)
 from mfkernels.reference import segmentation as reference
-from mfkernels.reference.mask_logits import at_least_float32, logits_of_image
+from mfkernels.reference.mask_logits import logits_of_image
 
 Size = tuple[int, int]
 """Height, width in pixels."""
@@ -19,12 +26,71 @@ Sizes = Size | Sequence[Size]
 
 PAINTS = ("maskformer", "mask2former")
 
+_CHUNK_PIXELS = 1 << 22
+"""Pixels of the masks that instance inference holds as logits at a time."""
+
+
+class SegmentationView(NamedTuple):
+    """Predictions for a batch of images, shown to the network at some scale, mirrored or not.
+
+    The fields are the arguments of `semantic_segmentation` of the same names.
+    """
+
+    class_logits: Tensor
+    """`[B, Q, K+1]`; index K is "no object"."""
+    mask_embed: Tensor
+    """`[B, Q, C]`; or mask logits `[B, Q, h, w]`."""
+    pixel_features: Tensor | None
+    """`[B, C, h, w]`; None for mask logits."""
+    input_size: Size | None = None
+    image_sizes: Sequence[Size] | None = None
+    flipped: bool = False
+    """The images were mirrored left to right; their results are mirrored back."""
+
+
+class Instances(NamedTuple):
+    """The instances of one image, by falling class probability."""
+
+    masks: Tensor
+    """`[N, H, W]` bool."""
+    labels: Tensor
+    """`[N]` int64 class indices."""
+    scores: Tensor
+    """`[N]`: class probability times the mean sigmoid inside the mask."""
+    boxes: Tensor
+    """`[N, 4]` float32: left, top, right, bottom of the mask in pixels, the last two exclusive;
+    zeros for an empty mask."""
+
 
 class _Sizes(NamedTuple):
     input: Size
     images: list[Size]
     results: list[Size]
     stacked: bool
+
+
+class _View(NamedTuple):
+    """A checked view."""
+
+    class_logits: Tensor
+    masks: Masks
+    sizes: _Sizes
+    flipped: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.class_logits, self.masks.embed, self.masks.features
+
+    def logits(self, image: int) -> Tensor:
+        """`[Q, h, w]`, at least float32."""
+        return logits_of_image(self.masks.embed[0, image], self.features(image))
+
+    def features(self, image: int) -> Tensor | None:
+        return None if self.masks.features is None else self.masks.features[image]
+
+    def geometry(self, image: int) -> list[int]:
+        """As the operators take it."""
+        return [*self.sizes.input, *self.sizes.images[image]]
 
 
 @overload
@@ -55,7 +121,6 @@ def semantic_segmentation(
 ) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]: ...
 
 
-@torch.no_grad()
 def semantic_segmentation(
     class_logits: Tensor,
     mask_embed: Tensor,
@@ -71,7 +136,8 @@ def semantic_segmentation(
 
     Semantic inference of MaskFormer (§3.4). Mask logits are upsampled bilinearly to the padded
     network input and scored there; the scores are cropped to the image and resized to `size`. "No
-    object" is never an answer. Computed in float32 (float64 if an input is).
+    object" is never an answer. Computed in float32 (float64 if an input is). Native kernels hold
+    neither masks nor scores in memory.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
@@ -82,8 +148,8 @@ def semantic_segmentation(
             `(4h, 4w)`.
         image_sizes: the part of the input that each image fills, from the top left. None: all of
             it.
-        resize_logits: crop and resize the logits instead of the scores (slower; official with
-            panoptic models).
+        resize_logits: crop and resize the logits instead of the scores (official with panoptic
+            models).
         return_scores: also return the scores.
 
     Returns:
@@ -94,30 +160,115 @@ def semantic_segmentation(
     Raises:
         TypeError, ValueError: a dtype, shape, device or size does not fit.
     """
-    masks = _check(class_logits, mask_embed, pixel_features)
-    sizes = _check_sizes(masks, size, input_size, image_sizes)
-    backend.select("segmentation", mask_embed.device)
+    view = SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes)
+    return _semantic([view], size, resize_logits, return_scores)
+
+
+@overload
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: Literal[False] = False,
+) -> Tensor | list[Tensor]: ...
+
+
+@overload
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: Literal[True],
+) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]: ...
+
+
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: bool = False,
+) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """The best class of every pixel by the scores averaged over views: test-time augmentation.
+
+    MaskFormer's appendix A and the official `SemanticSegmentorWithTTA`: scores of each view at
+    `size`, mirrored back where the view was mirrored, then their mean.
+
+    Args:
+        views: predictions for the same B images, with any number of queries and any resolution.
+            Either all have pixel features or none.
+        size, resize_logits, return_scores: as in `semantic_segmentation`.
+
+    Returns:
+        As `semantic_segmentation`.
+
+    Raises:
+        TypeError, ValueError: there is no view, views differ in B, K or device, or a dtype, shape,
+            device or size does not fit.
+    """
+    return _semantic(views, size, resize_logits, return_scores)
+
+
+@torch.no_grad()
+def _semantic(
+    views: Sequence[SegmentationView], size: Sizes, resize_logits: bool, return_scores: bool
+) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+    checked = _check_views(views, size)
+    device = checked[0].class_logits.device
+    tensors = [tensor for view in checked for tensor in view.tensors]
+    sizes = checked[0].sizes
     labels: list[Tensor] = []
     scores: list[Tensor] = []
-    with torch.autocast(mask_embed.device.type, enabled=False):
-        for image, (image_size, result_size) in enumerate(
-            zip(sizes.images, sizes.results, strict=True)
-        ):
-            image_scores = reference.semantic_scores(
-                at_least_float32(class_logits[image]),
-                _logits(masks, image),
-                input_size=sizes.input,
-                image_size=image_size,
-                size=result_size,
-                resize_logits=resize_logits,
-            )
-            labels.append(image_scores.argmax(0))
+    with torch.autocast(device.type, enabled=False):
+        native = backend.select("semantic_segmentation", device, native_problem(*tensors))
+        dtype = result_dtype(*tensors)
+        # Scores are linear in the probabilities: dividing these gives their mean.
+        probability = [
+            view.class_logits.to(dtype).softmax(-1)[..., :-1] / len(checked) for view in checked
+        ]
+        for image, result_size in enumerate(sizes.results):
+            if native == "native":
+                image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
+                    [chances[image] for chances in probability],
+                    [view.masks.embed[0, image] for view in checked],
+                    [x for view in checked if (x := view.features(image)) is not None],
+                    [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
+                    *result_size,
+                    resize_logits,
+                    return_scores,
+                )
+            else:
+                image_scores = _mean_scores(checked, image, resize_logits)
+                image_labels = image_scores.argmax(0)
+            labels.append(image_labels)
             if return_scores:
                 scores.append(image_scores)
     if not sizes.stacked:
         return (labels, scores) if return_scores else labels
-    stacked = torch.stack(labels)
-    return (stacked, torch.stack(scores)) if return_scores else stacked
+    return (_stack(labels), _stack(scores)) if return_scores else _stack(labels)
+
+
+def _mean_scores(views: list[_View], image: int, resize_logits: bool) -> Tensor:
+    scores = [
+        reference.semantic_scores(
+            view.class_logits[image],
+            view.logits(image),
+            input_size=view.sizes.input,
+            image_size=view.sizes.images[image],
+            size=view.sizes.results[image],
+            resize_logits=resize_logits,
+            flipped=view.flipped,
+        )
+        for view in views
+    ]
+    return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Without a copy of a single image."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 @torch.no_grad()
@@ -140,7 +291,8 @@ def panoptic_segmentation(
     pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
     becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
     owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
-    class shares one segment.
+    class shares one segment. Native kernels hold no masks in memory and copy to the host once an
+    image.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
@@ -165,55 +317,212 @@ def panoptic_segmentation(
     Raises:
         TypeError, ValueError: a dtype, shape, device, size, class or `paint` does not fit.
     """
-    masks = _check(class_logits, mask_embed, pixel_features)
-    sizes = _check_sizes(masks, size, input_size, image_sizes)
-    classes = class_logits.shape[-1] - 1
-    things = frozenset(int(thing) for thing in thing_classes)
-    if any(not 0 <= thing < classes for thing in things):
-        raise ValueError(f"thing_classes must be in 0..{classes - 1}, got {sorted(things)}")
+    view = _check_view(
+        SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
+    )
+    things = _check_things(thing_classes, class_logits.shape[-1] - 1)
     if paint not in PAINTS:
         raise ValueError(f"paint must be one of {', '.join(map(repr, PAINTS))}, got {paint!r}")
-    backend.select("segmentation", mask_embed.device)
+    confident_only = paint == "mask2former"
+    device = mask_embed.device
+    is_thing = torch.tensor([label in things for label in range(class_logits.shape[-1])])
+    is_thing = is_thing.to(device)
+    results = []
+    with torch.autocast(device.type, enabled=False):
+        native = backend.select("panoptic_owners", device, native_problem(*view.tensors))
+        for image, result_size in enumerate(view.sizes.results):
+            if native == "native":
+                probability = class_logits[image].to(result_dtype(*view.tensors)).softmax(-1)
+                scores, labels = probability.max(-1)
+                kept = (labels != class_logits.shape[-1] - 1) & (scores > object_mask_threshold)
+                owners, counts = torch.ops.mfkernels.panoptic_owners(
+                    torch.where(kept, scores, -1),
+                    view.masks.embed[0, image],
+                    view.features(image),
+                    view.geometry(image),
+                    *result_size,
+                    confident_only,
+                )
+                results.append(
+                    _segments(owners, counts, scores, labels, kept, is_thing, overlap_threshold)
+                )
+            else:
+                results.append(
+                    reference.panoptic_map(
+                        class_logits[image],
+                        view.logits(image),
+                        input_size=view.sizes.input,
+                        image_size=view.sizes.images[image],
+                        size=result_size,
+                        thing_classes=things,
+                        object_mask_threshold=object_mask_threshold,
+                        overlap_threshold=overlap_threshold,
+                        confident_only=confident_only,
+                    )
+                )
+    return results
+
+
+def _segments(
+    owners: Tensor,
+    counts: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    things: Tensor,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """What becomes a segment, decided on the device; one copy to the host."""
+    owned, confident, painted = counts.unbind(1)
+    segment = kept & (confident > 0) & (painted > 0)
+    segment &= ~(owned.double() / confident < overlap_threshold)
+    is_thing = things[labels]
+    # Stuff joins the first segment of its class.
+    order = torch.arange(len(labels), device=labels.device)
+    same = (labels[:, None] == labels) & (segment & ~is_thing)
+    first = torch.where(is_thing, order, same.int().argmax(1))
+    new = segment & (first == order)
+    ids = torch.where(segment, new.cumsum(0)[first], 0)
+    table = torch.cat((ids.new_zeros(1), ids)).int()
+    panoptic = table.index_select(0, (owners + 1).flatten()).view_as(owners)
+    packed = torch.stack((torch.where(new, ids, 0), is_thing, labels, scores.double())).tolist()
+    return panoptic, [
+        {"id": int(number), "isthing": bool(thing), "category_id": int(label), "score": score}
+        for number, thing, label, score in zip(*packed, strict=True)
+        if number > 0
+    ]
+
+
+@torch.no_grad()
+def instance_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    top_k: int = 100,
+    thing_classes: Collection[int] | None = None,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+) -> list[Instances]:
+    """The `top_k` most probable pairs of query and class, each with the query's mask.
+
+    Instance inference of Mask2Former (official code; it is not in the papers): a mask is where the
+    resized logit is positive, and the class probability is multiplied by the mean sigmoid inside.
+    Masks are computed some at a time; this is plain PyTorch with every backend.
+
+    Args:
+        class_logits: `[B, Q, K+1]`; index K is "no object".
+        mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` an image.
+        top_k: the most instances of an image. A query may appear with several classes.
+        thing_classes: keep only these classes, of the `top_k`. None: all.
+        input_size, image_sizes: as in `semantic_segmentation`. Logits are cropped and resized.
+
+    Returns:
+        The instances of each image; see `Instances`.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device, size, class or `top_k` does not fit.
+    """
+    view = _check_view(
+        SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
+    )
+    classes = class_logits.shape[-1] - 1
+    things = None if thing_classes is None else _check_things(thing_classes, classes)
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    results = []
     with torch.autocast(mask_embed.device.type, enabled=False):
-        return [
-            reference.panoptic_map(
-                at_least_float32(class_logits[image]),
-                _logits(masks, image),
-                input_size=sizes.input,
-                image_size=image_size,
-                size=result_size,
-                thing_classes=things,
-                object_mask_threshold=object_mask_threshold,
-                overlap_threshold=overlap_threshold,
-                confident_only=paint == "mask2former",
-            )
-            for image, (image_size, result_size) in enumerate(
-                zip(sizes.images, sizes.results, strict=True)
-            )
-        ]
+        probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
+        for image, chances in enumerate(probability):
+            scores, pairs = chances.topk(min(top_k, len(chances)))
+            if things is not None:
+                wanted = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
+                keep = torch.isin(pairs % classes, wanted)
+                scores, pairs = scores[keep], pairs[keep]
+            masks, means = _instance_masks(view, image, pairs // classes)
+            results.append(Instances(masks, pairs % classes, scores * means, _boxes(masks)))
+    return results
 
 
-def _check(class_logits: Tensor, mask_embed: Tensor, pixel_features: Tensor | None) -> Masks:
-    masks = check_masks(mask_embed, pixel_features)
+def _instance_masks(view: _View, image: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks `[N, H, W]` of some queries and the mean sigmoid inside each."""
+    sizes = view.sizes
+    size = sizes.results[image]
+    masks = torch.empty((len(queries), *size), dtype=torch.bool, device=queries.device)
+    means = queries.new_empty(len(queries), dtype=result_dtype(*view.tensors))
+    at_a_time = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
+    for start in range(0, len(queries), at_a_time):
+        some = slice(start, start + at_a_time)
+        rows = view.masks.embed[0, image, queries[some]]
+        logits = logits_of_image(rows, view.features(image))
+        logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
+        inside = torch.gt(logits, 0, out=masks[some])
+        total = (logits.sigmoid_() * inside).sum((1, 2))
+        means[some] = total / (inside.sum((1, 2)) + 1e-6)
+    return masks, means
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """The tightest boxes around masks."""
+    ends = []
+    for axis in (1, 2):  # over rows: left and right; over columns: top and bottom
+        filled = masks.any(axis)
+        first = filled.byte().argmax(1)
+        last = filled.shape[1] - filled.flip(1).byte().argmax(1)
+        ends.append((first, torch.where(filled.any(1), last, 0)))
+    (left, right), (top, bottom) = ends
+    return torch.stack((left, top, right, bottom), 1).float()
+
+
+def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
+    checked = [_check_view(view, size) for view in views]
+    if not checked:
+        raise ValueError("views must hold at least one view")
+    first = checked[0]
+    for index, view in enumerate(checked):
+        if view.class_logits.device != first.class_logits.device:
+            raise ValueError(
+                f"views must be on one device; the first is on {first.class_logits.device}, "
+                f"view {index} on {view.class_logits.device}"
+            )
+        if view.class_logits.shape[::2] != first.class_logits.shape[::2]:
+            raise ValueError(
+                "views must agree in images and classes: class_logits of the first are "
+                f"{list(first.class_logits.shape)}, of view {index} {list(view.class_logits.shape)}"
+            )
+        if (view.masks.features is None) != (first.masks.features is None):
+            raise ValueError("either all views must have pixel_features or none")
+    return checked
+
+
+def _check_view(view: SegmentationView, size: Sizes) -> _View:
+    masks = check_masks(view.mask_embed, view.pixel_features)
     if masks.had_layers:
         raise ValueError(
             "inference takes the final layer only, without a layer axis; "
-            f"got mask_embed {list(mask_embed.shape)}"
+            f"got mask_embed {list(view.mask_embed.shape)}"
         )
+    class_logits = view.class_logits
     check_floating("class_logits", class_logits)
-    check_device("class_logits", class_logits, mask_embed.device)
-    images, queries = mask_embed.shape[:2]
+    check_device("class_logits", class_logits, view.mask_embed.device)
+    images, queries = view.mask_embed.shape[:2]
     if class_logits.shape[:-1] != (images, queries) or class_logits.shape[-1] < 2:
         raise ValueError(
             f"class_logits must be [{images}, {queries}, K+1] to fit the masks, "
             f"got {list(class_logits.shape)}"
         )
-    return masks
+    sizes = _check_sizes(masks, size, view.input_size, view.image_sizes)
+    return _View(class_logits, masks, sizes, view.flipped)
 
 
-def _logits(masks: Masks, image: int) -> Tensor:
-    features = None if masks.features is None else masks.features[image]
-    return logits_of_image(masks.embed[0, image], features)
+def _check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
+    things = frozenset(int(thing) for thing in thing_classes)
+    if any(not 0 <= thing < classes for thing in things):
+        raise ValueError(f"thing_classes must be in 0..{classes - 1}, got {sorted(things)}")
+    return things
 
 
 def _check_sizes(
@@ -251,3 +560,37 @@ def _as_size(size: Any) -> Size | None:
     except (TypeError, ValueError):
         return None
     return (height, width) if height > 0 and width > 0 else None
+
+
+def _fake_semantic(
+    probability: list[Tensor],
+    mask_embed: list[Tensor],
+    pixel_features: list[Tensor],
+    geometry: list[int],
+    height: int,
+    width: int,
+    resize_logits: bool,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(*probability, *mask_embed, *pixel_features)
+    shape = (probability[0].shape[1], height, width) if return_scores else (0,)
+    labels = probability[0].new_empty((height, width), dtype=torch.int64)
+    return labels, probability[0].new_empty(shape, dtype=dtype)
+
+
+def _fake_owners(
+    scores: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    geometry: list[int],
+    height: int,
+    width: int,
+    confident_only: bool,
+) -> tuple[Tensor, Tensor]:
+    owners = scores.new_empty((height, width), dtype=torch.int32)
+    return owners, scores.new_empty((len(scores), 3), dtype=torch.int64)
+
+
+if hasattr(torch.ops.mfkernels, "panoptic_owners"):
+    torch.library.register_fake("mfkernels::semantic_segmentation", _fake_semantic)
+    torch.library.register_fake("mfkernels::panoptic_owners", _fake_owners)

@@ -22,6 +22,11 @@ def crop(maps: Tensor, size: Size) -> Tensor:
     return maps[:, : size[0], : size[1]]
 
 
+def resize_twice(maps: Tensor, input_size: Size, image_size: Size, size: Size) -> Tensor:
+    """To the padded input, cut to the image inside it, to the result."""
+    return resize(crop(resize(maps, input_size), image_size), size)
+
+
 def semantic_scores(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -30,6 +35,7 @@ def semantic_scores(
     image_size: Size,
     size: Size,
     resize_logits: bool,
+    flipped: bool = False,
 ) -> Tensor:
     """`[K, H, W]` scores of one image from `[Q, K+1]` and `[Q, h, w]`.
 
@@ -39,14 +45,19 @@ def semantic_scores(
         size: the result.
         resize_logits: go on to `size` with the logits and score there (the order of the panoptic
             models), or score at the input size and resize the scores (that of the semantic models).
+        flipped: the image was mirrored left to right, which is undone at the end.
     """
-    probability = class_logits.softmax(-1)[:, :-1]
-    upsampled = resize(mask_logits, input_size)
+    dtype = torch.promote_types(class_logits.dtype, mask_logits.dtype)
+    probability = class_logits.to(dtype).softmax(-1)[:, :-1]
+    masks = mask_logits.to(dtype)
     if resize_logits:
-        upsampled = resize(crop(upsampled, image_size), size)
-        return torch.einsum("qk,qhw->khw", probability, upsampled.sigmoid())
-    scores = torch.einsum("qk,qhw->khw", probability, upsampled.sigmoid())
-    return resize(crop(scores, image_size), size)
+        masks = resize_twice(masks, input_size, image_size, size).sigmoid()
+        scores = torch.einsum("qk,qhw->khw", probability, masks)
+    else:
+        masks = resize(masks, input_size).sigmoid()
+        scores = torch.einsum("qk,qhw->khw", probability, masks)
+        scores = resize(crop(scores, image_size), size)
+    return scores.flip(-1) if flipped else scores
 
 
 def panoptic_map(
@@ -67,13 +78,14 @@ def panoptic_map(
     region that a query owns (MaskFormer). The other arguments are those of
     `mfkernels.panoptic_segmentation`.
     """
-    scores, labels = class_logits.softmax(-1).max(-1)
+    dtype = torch.promote_types(class_logits.dtype, mask_logits.dtype)
+    scores, labels = class_logits.to(dtype).softmax(-1).max(-1)
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
     panoptic = torch.zeros(size, dtype=torch.int32, device=mask_logits.device)
     segments: list[dict[str, Any]] = []
     if not kept.any():
         return panoptic, segments
-    masks = resize(crop(resize(mask_logits[kept], input_size), image_size), size).sigmoid()
+    masks = resize_twice(mask_logits[kept].to(dtype), input_size, image_size, size).sigmoid()
     owner = (scores[kept][:, None, None] * masks).argmax(0)
     stuff_ids: dict[int, int] = {}
     for index, (label, score) in enumerate(
