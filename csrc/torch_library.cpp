@@ -46,6 +46,22 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "focal_dice_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor logits, "
       "Tensor targets, float alpha, float gamma) -> Tensor grad_logits");
 
+  // The same at `points` [M, P, 2] (x and y, the image from 0 to 1) of logits [M, h, w] and targets
+  // [M, H, W], both read bilinearly with zeros outside.
+  m.def(
+      "point_loss(Tensor logits, Tensor targets, Tensor points, float alpha, float gamma) "
+      "-> (Tensor focal, Tensor dice, Tensor sums)");
+  m.def(
+      "point_loss_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor logits, "
+      "Tensor targets, Tensor points, float alpha, float gamma) -> Tensor grad_logits");
+
+  // The focal loss of each element, in the shape and dtype of `logits`.
+  m.def(
+      "sigmoid_focal_loss(Tensor logits, Tensor targets, float alpha, float gamma) "
+      "-> Tensor losses");
+  m.def(
+      "sigmoid_focal_loss_backward(Tensor grad_losses, Tensor logits, Tensor targets, "
+      "float alpha, float gamma) -> Tensor grad_logits");
   // Inference on one image. `geometry`: of each view of it the height and width of the padded input,
   // those of the image inside it, and (semantic only) whether the view is mirrored left to right, 0
   // or 1. Masks are resized from h x w to the input, cut to the image, resized to the result

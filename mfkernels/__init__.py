@@ -8,7 +8,7 @@ from mfkernels.assignment import (
 )
 from mfkernels.backend import explain, use_backend
 from mfkernels.criterion import MaskFormerCriterion
-from mfkernels.focal_dice import dice_loss, focal_dice_loss, sigmoid_focal_loss
+from mfkernels.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss
 from mfkernels.mask_logits import mask_logits
 from mfkernels.mask_loss import mask_loss
 from mfkernels.matching_cost import matching_cost
@@ -42,6 +42,7 @@ __all__ = [
     "mask_loss",
     "matching_cost",
     "panoptic_segmentation",
+    "point_loss",
     "semantic_segmentation",
     "sigmoid_focal_loss",
     "use_backend",

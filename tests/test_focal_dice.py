@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from mfkernels import dice_loss, focal_dice_loss, sigmoid_focal_loss
+from mfkernels import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss, use_backend
+from mfkernels.backend import why_not_native
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with both backends."""
+    reason = why_not_native("focal_dice", "cpu")
+    if request.param == "native" and reason is not None:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield request.param
+
+
+native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
 
 
 def pair(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -38,15 +55,26 @@ def test_at_zero() -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_is_torchvisions(alpha: float, gamma: float, reduction: str) -> None:
+    """As close to float64 as torchvision's in float32, in values and gradients."""
     logits, targets = pair(3, 4, 5)
-    results: list[tuple[Tensor, Tensor]] = []
-    for function in (sigmoid_focal_loss, torchvision_focal_loss):
-        x = logits.clone().requires_grad_()
-        loss = function(x, targets.float(), alpha, gamma, reduction)
-        loss.sum().backward()
+    factors = torch.arange(1.0, 61).view(3, 4, 5) if reduction == "none" else torch.tensor(2.0)
+
+    def results(function: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        x = logits.to(dtype).clone().requires_grad_()
+        loss = function(x, targets.to(dtype), alpha, gamma, reduction)
+        assert loss.dtype == dtype
+        (loss * factors).sum().backward()
         assert x.grad is not None
-        results.append((loss.detach(), x.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-7)
+        return loss.detach().double(), x.grad.double()
+
+    truth = results(torchvision_focal_loss, torch.float64)
+    theirs = results(torchvision_focal_loss, torch.float32)
+    for ours, plain, exact in zip(
+        results(sigmoid_focal_loss, torch.float32), theirs, truth, strict=True
+    ):
+        assert ours.shape == exact.shape
+        allowed = 2 * (plain - exact).norm() + 3e-7 * exact.norm()
+        assert (ours - exact).norm() <= allowed
 
 
 @given(
@@ -55,7 +83,7 @@ def test_is_torchvisions(alpha: float, gamma: float, reduction: str) -> None:
     alpha=st.sampled_from([-1.0, 0.25, 0.9]),
     gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0]),
 )
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_against_scalar_arithmetic(x: float, y: float, alpha: float, gamma: float) -> None:
     loss = sigmoid_focal_loss(
         torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64), alpha, gamma
@@ -133,6 +161,220 @@ def test_nothing_to_compare() -> None:
     assert loss_mask.item() == loss_dice.item() == 0
     assert logits.grad is not None
     assert sigmoid_focal_loss(torch.zeros(0), torch.zeros(0), reduction="sum").item() == 0
+
+
+def random_points(masks: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Some of them at the edges and beyond."""
+    generator = torch.Generator().manual_seed(3)
+    points = 1.4 * torch.rand(masks, count, 2, generator=generator, dtype=torch.float64) - 0.2
+    points[:, 0] = torch.tensor([0.0, 1.0])
+    return points.to(dtype)
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+@pytest.mark.parametrize("low", [(5, 7), (1, 1), (9, 2)])
+def test_points_are_sampled_as_grid_sample_does(boolean: bool, low: tuple[int, int]) -> None:
+    logits, _ = pair(3, *low, dtype=torch.float64)
+    targets = pair(3, 11, 8, seed=1)[1]
+    values = targets if boolean else targets * 0.7
+    points = random_points(3, 40, torch.float64)
+    grid = (2 * points - 1)[:, :, None]
+
+    def sampled(images: Tensor) -> Tensor:
+        images = images[:, None].double()
+        return torch.nn.functional.grid_sample(images, grid, align_corners=False)[:, 0, :, 0]
+
+    x, y = (logits.clone().requires_grad_() for _ in range(2))
+    ours = point_loss(x, values, points, 2.5, 0.25, 2.0)
+    exact = focal_dice_loss(sampled(y), sampled(values), 2.5, 0.25, 2.0)
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-14)
+    for losses in (ours, exact):
+        (losses[0] + 3 * losses[1]).backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-9, atol=1e-14)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(sampled(y), sampled(values))
+    torch.testing.assert_close(point_loss(x, values, points)[0], plain, rtol=1e-10, atol=0)
+
+
+def test_points_in_float32_and_half_precision() -> None:
+    logits, _ = pair(4, 16, 20)
+    targets = pair(4, 50, 61, seed=1)[1]
+    points = random_points(4, 700)
+    exact = point_loss(logits.double(), targets, points)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = logits.to(dtype).clone().requires_grad_()
+        losses = point_loss(x, targets, points)
+        sum(losses).backward()
+        assert x.grad is not None
+        assert x.grad.dtype == dtype
+        for ours, truth in zip(losses, exact, strict=True):
+            assert ours.dtype == torch.float32
+            precision = 2e-6 if dtype == torch.float32 else 5e-3
+            assert ours.item() == pytest.approx(truth.item(), rel=precision)
+
+
+def test_a_point_that_is_no_number_is_outside(served_by: str) -> None:
+    logits, targets = pair(1, 4, 4)
+    points = torch.tensor([[[float("nan"), 0.5], [float("inf"), 0.5], [1e30, -1e30]]])
+    loss_mask, _ = point_loss(logits, targets, points)
+    if served_by == "native":
+        assert loss_mask.item() == pytest.approx(math.log(2))
+
+
+def test_targets_that_need_a_gradient_are_served_in_plain_pytorch(served_by: str) -> None:
+    logits, targets = pair(2, 5)
+    soft = (targets * 0.5).requires_grad_()
+    if served_by == "native":
+        with pytest.raises(RuntimeError, match="targets need a gradient"):
+            focal_dice_loss(logits, soft)
+    with use_backend("auto"):
+        sum(focal_dice_loss(logits, soft)).backward()
+    assert soft.grad is not None
+
+
+@native_only
+def test_operators_are_well_made() -> None:
+    logits, targets = pair(3, 50)
+    for y in (targets, targets.float()):
+        x = logits.clone().requires_grad_()
+        torch.library.opcheck(torch.ops.mfkernels.focal_dice.default, (x, y, 0.25, 2.0))
+        torch.library.opcheck(torch.ops.mfkernels.sigmoid_focal_loss.default, (x, y, 0.25, 2.0))
+    images = pair(3, 4, 5)[0].requires_grad_()
+    arguments = (images, pair(3, 9, 8)[1], random_points(3, 6), -1.0, 0.0)
+    torch.library.opcheck(torch.ops.mfkernels.point_loss.default, arguments)
+    grads = torch.rand(2, 3)
+    with torch.no_grad():
+        sums = torch.ops.mfkernels.focal_dice(logits, targets, 0.25, 2.0)[2]
+        backward = (*grads, sums, logits, targets, 0.25, 2.0)
+        torch.library.opcheck(torch.ops.mfkernels.focal_dice_backward.default, backward)
+        each = (torch.rand_like(logits), logits, targets, 0.25, 2.0)
+        torch.library.opcheck(torch.ops.mfkernels.sigmoid_focal_loss_backward.default, each)
+        sums = torch.ops.mfkernels.point_loss(*arguments)[2]
+        torch.library.opcheck(
+            torch.ops.mfkernels.point_loss_backward.default, (*grads, sums, *arguments)
+        )
+
+
+@native_only
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("shape", [(5, 1), (3, 511), (2, 40_000)])
+def test_native_is_as_exact_as_plain_pytorch(gamma: float, shape: tuple[int, int]) -> None:
+    logits, targets = pair(*shape)
+    for values in (targets, targets * 0.9, targets.to(torch.float16)):
+        results: list[list[Tensor]] = []
+        for dtype, backend in (
+            (torch.float64, "reference"),
+            (torch.float32, "reference"),
+            (torch.float32, "native"),
+        ):
+            x = logits.to(dtype).clone().requires_grad_()
+            with use_backend(backend):
+                losses = focal_dice_loss(x, values, 1.0, gamma=gamma)
+            sum(losses).backward()
+            assert x.grad is not None
+            results.append([*losses, x.grad])
+        for exact, plain, ours in zip(*results, strict=True):
+            allowed = 2 * (plain - exact).norm() + 2e-6 * exact.norm()
+            assert (ours - exact).norm() <= allowed
+
+
+@native_only
+def test_neither_threads_nor_uninitialised_memory_change_a_bit() -> None:
+    """Deterministic mode fills new tensors with NaN."""
+    logits, targets = pair(3, 100_003)
+    images, points = pair(3, 30, 40)[0], random_points(3, 500)
+    threads = torch.get_num_threads()
+    results: list[list[Tensor]] = []
+    try:
+        for count, deterministic in ((1, False), (2, False), (3, True)):
+            torch.set_num_threads(count)
+            torch.use_deterministic_algorithms(deterministic)
+            x, z = (values.clone().requires_grad_() for values in (logits, images))
+            each = sigmoid_focal_loss(x, targets)
+            losses = [*focal_dice_loss(x, targets), *point_loss(z, images > 0, points)]
+            (torch.stack(losses).sum() + each.sum()).backward()
+            assert x.grad is not None
+            assert z.grad is not None
+            results.append([*losses, each, x.grad, z.grad])
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_loss_alone_has_the_same_gradient() -> None:
+    logits, targets = pair(2, 30, dtype=torch.float64)
+    gradients = []
+    for chosen in (lambda pair: pair[0], lambda pair: pair[1], sum):
+        x = logits.clone().requires_grad_()
+        chosen(focal_dice_loss(x, targets)).backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0] + gradients[1], gradients[2])
+
+
+@native_only
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, focal_dice_loss, point_loss])
+def test_a_second_derivative_is_refused(loss: Callable[..., object]) -> None:
+    images, targets = pair(2, 3, 4)
+    x = images.requires_grad_()
+    more = (random_points(2, 5),) if loss is point_loss else ()
+    result = loss(x, targets, *more)
+    total = sum(part.sum() for part in result) if isinstance(result, tuple) else result.sum()
+    with pytest.raises(RuntimeError, match="only once"):
+        torch.autograd.grad(total, x, create_graph=True)
+
+
+@native_only
+def test_compiles_into_one_graph() -> None:
+    images, targets = pair(2, 6, 7)
+    points = random_points(2, 9)
+
+    def losses(x: Tensor) -> Tensor:
+        pairs = focal_dice_loss(x, targets), point_loss(x, targets, points)
+        return sum(map(sum, pairs)) + sigmoid_focal_loss(x, targets).mean()
+
+    results = []
+    for function in (losses, torch.compile(losses, fullgraph=True, backend="aot_eager")):
+        x = images.clone().requires_grad_()
+        total = function(x)
+        total.backward()
+        results.append((total.detach(), x.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@native_only
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set(
+    instruction_set: str, monkeypatch: pytest.MonkeyPatch, served_by: str
+) -> None:
+    """In a process of its own, because the choice is made once."""
+    monkeypatch.setenv("MFKERNELS_ISA", instruction_set)
+    names = "torchvisions or exact or sampled or gradients"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    root = Path(__file__).resolve().parents[1]
+    options = ["-k", f"native and ({names})", "--rootdir", "."]
+    subprocess.run([*command, *options], cwd=root, check=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (
+            ValueError,
+            r"logits must be \[M, height, width\]",
+            lambda x, y, p: point_loss(x[0], y, p),
+        ),
+        (ValueError, "hold 2 masks like logits, got 1", lambda x, y, p: point_loss(x, y[:1], p)),
+        (ValueError, r"points must be \[2, P, 2\]", lambda x, y, p: point_loss(x, y, p[:, :0])),
+        (TypeError, "points must have a floating", lambda x, y, p: point_loss(x, y, p.long())),
+        (ValueError, "points must be on cpu", lambda x, y, p: point_loss(x, y, p.to("meta"))),
+    ],
+)
+def test_errors_of_points(
+    error: type[Exception], match: str, call: Callable[[Tensor, Tensor, Tensor], object]
+) -> None:
+    with pytest.raises(error, match=match):
+        call(torch.zeros(2, 3, 4), torch.zeros(2, 6, 6), torch.zeros(2, 5, 2))
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,10 @@
 
 #include "cpu/assignment_kernel.h"
 #include "cpu/block.h"
-#include "cpu/instruction_set.h"
 #include "cpu/parallel.h"
 
 namespace mfk::cpu {
 namespace {
-
-const AssignmentKernel& kernel() {
-#ifdef MFK_X86_VARIANTS
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return assignment_avx512;
-    case InstructionSet::kAvx2:
-      return assignment_avx2;
-    case InstructionSet::kBaseline:
-      break;
-  }
-#endif
-  return assignment_baseline;
-}
 
 using Clock = std::chrono::steady_clock;
 
@@ -37,7 +22,7 @@ constexpr int64_t kManyEntries = 1 << 20;
 }  // namespace
 
 void solve_assignments(const AssignmentBatch& batch, int threads) {
-  const AssignmentKernel& chosen = kernel();
+  const AssignmentKernel& chosen = MFK_BEST_KERNEL(assignment);
   const int64_t bytes = (chosen.workspace(batch) + 63) / 64 * 64;
   int64_t first = 0;
   if (threads <= 1 || batch.batch * batch.rows * batch.columns < kManyEntries) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/assignment.h"
+#include "cpu/instruction_set.h"
 
 namespace mfk::cpu {
 
@@ -13,10 +14,6 @@ struct AssignmentKernel {
   void (*solve)(const AssignmentBatch& batch, int64_t index, void* workspace);
 };
 
-extern const AssignmentKernel assignment_baseline;
-#ifdef MFK_X86_VARIANTS
-extern const AssignmentKernel assignment_avx2;
-extern const AssignmentKernel assignment_avx512;
-#endif
+MFK_DECLARE_KERNEL(AssignmentKernel, assignment);
 
 }  // namespace mfk::cpu

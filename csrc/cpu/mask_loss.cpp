@@ -1,12 +1,9 @@
 #include "cpu/mask_loss.h"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "core/resample.h"
-#include "cpu/block.h"
-#include "cpu/instruction_set.h"
 #include "cpu/mask_loss_kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/pixels.h"
@@ -14,29 +11,15 @@
 namespace mfk::cpu {
 namespace {
 
-const MaskLossKernel& kernel() {
-#ifdef MFK_X86_VARIANTS
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return mask_loss_avx512;
-    case InstructionSet::kAvx2:
-      return mask_loss_avx2;
-    case InstructionSet::kBaseline:
-      break;
-  }
-#endif
-  return mask_loss_baseline;
-}
-
 template <class T>
 const MaskLossTasks<T>& tasks();
 template <>
 const MaskLossTasks<float>& tasks() {
-  return kernel().narrow;
+  return MFK_BEST_KERNEL(mask_loss).narrow;
 }
 template <>
 const MaskLossTasks<double>& tasks() {
-  return kernel().wide;
+  return MFK_BEST_KERNEL(mask_loss).wide;
 }
 
 // Low-resolution pixels of a strip and tasks of a batch. Neither depends on the number of threads,
@@ -277,27 +260,9 @@ class Batch {
     }
   }
 
-  template <class F>
-  static void for_each(int64_t count, int threads, const F& f) {
-    std::atomic<int64_t> next{0};
-    run_parallel(static_cast<int>(std::min<int64_t>(threads, count)), [&] {
-      for (int64_t i = next++; i < count; i = next++) f(i);
-    });
-  }
-
   void run(void (*task)(const MaskLossPlan<T>&, int64_t, int64_t, void*), int64_t bytes) const {
-    const int64_t count = loss_.masks.images * plan_.chunks;
-    const int threads = static_cast<int>(std::min<int64_t>(threads_, count));
-    if (threads == 0) return;
-    // All the memory is here before the threads start, so they cannot fail.
-    const Block workspace = allocate(bytes * threads);
-    std::atomic<int64_t> next_task{0};
-    std::atomic<int64_t> next_workspace{0};
-    run_parallel(threads, [&] {
-      char* mine = static_cast<char*>(workspace.get()) + bytes * next_workspace++;
-      for (int64_t i = next_task++; i < count; i = next_task++) {
-        task(plan_, i / plan_.chunks, i % plan_.chunks, mine);
-      }
+    for_each(loss_.masks.images * plan_.chunks, threads_, bytes, [&](int64_t i, void* memory) {
+      task(plan_, i / plan_.chunks, i % plan_.chunks, memory);
     });
   }
 

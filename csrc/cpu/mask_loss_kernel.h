@@ -6,6 +6,7 @@
 // stored for each and summed in order afterwards, so results do not depend on threads.
 #pragma once
 
+#include "cpu/instruction_set.h"
 #include "cpu/mask_loss.h"
 
 namespace mfk::cpu {
@@ -56,10 +57,6 @@ struct MaskLossKernel {
   MaskLossTasks<double> wide;
 };
 
-extern const MaskLossKernel mask_loss_baseline;
-#ifdef MFK_X86_VARIANTS
-extern const MaskLossKernel mask_loss_avx2;
-extern const MaskLossKernel mask_loss_avx512;
-#endif
+MFK_DECLARE_KERNEL(MaskLossKernel, mask_loss);
 
 }  // namespace mfk::cpu

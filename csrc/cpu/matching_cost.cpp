@@ -1,14 +1,11 @@
 #include "cpu/matching_cost.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "core/resample.h"
-#include "cpu/block.h"
-#include "cpu/instruction_set.h"
 #include "cpu/matching_cost_kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/pixels.h"
@@ -16,29 +13,15 @@
 namespace mfk::cpu {
 namespace {
 
-const MatchingKernel& kernel() {
-#ifdef MFK_X86_VARIANTS
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return matching_cost_avx512;
-    case InstructionSet::kAvx2:
-      return matching_cost_avx2;
-    case InstructionSet::kBaseline:
-      break;
-  }
-#endif
-  return matching_cost_baseline;
-}
-
 template <class T>
 const MatchingTasks<T>& tasks();
 template <>
 const MatchingTasks<float>& tasks() {
-  return kernel().narrow;
+  return MFK_BEST_KERNEL(matching_cost).narrow;
 }
 template <>
 const MatchingTasks<double>& tasks() {
-  return kernel().wide;
+  return MFK_BEST_KERNEL(matching_cost).wide;
 }
 
 // Feature entries of a tile (half of a usual second-level cache), its most pixels, and the tasks of a
@@ -78,7 +61,7 @@ class Batch {
 
   void run() {
     images_.resize(masks_.images);
-    for_each(masks_.images, [&](int64_t b) { sort_pixels(b); });
+    for_each(masks_.images, threads_, [&](int64_t b) { sort_pixels(b); });
     gather_embeddings();
     std::vector<PixelOrder> orders;
     for (Image& image : images_) {
@@ -94,19 +77,11 @@ class Batch {
     plan_.embed = embed_.data();
     plan_.orders = orders.data();
     run_tasks();
-    for_each(masks_.images * masks_.layers,
+    for_each(masks_.images * masks_.layers, threads_,
              [&](int64_t i) { write_costs(i / masks_.layers, i % masks_.layers); });
   }
 
  private:
-  template <class F>
-  void for_each(int64_t count, const F& f) const {
-    std::atomic<int64_t> next{0};
-    run_parallel(static_cast<int>(std::min<int64_t>(threads_, count)), [&] {
-      for (int64_t i = next++; i < count; i = next++) f(i);
-    });
-  }
-
   // Segment of every low-resolution pixel; where masks overlap, all of them into `image.masks`.
   std::vector<int32_t> subsample(int64_t b, Image& image) const {
     const Segments& segments = cost_.segments;
@@ -212,20 +187,9 @@ class Batch {
   }
 
   void run_tasks() const {
-    const int64_t count = masks_.images * chunks_;
-    const int threads = static_cast<int>(std::min<int64_t>(threads_, count));
-    if (threads == 0) return;
-    // All the memory is here before the threads start, so they cannot fail.
-    const int64_t bytes = tasks<T>().bytes(plan_);
-    const Block workspace = allocate(bytes * threads);
-    std::atomic<int64_t> next_task{0};
-    std::atomic<int64_t> next_workspace{0};
-    run_parallel(threads, [&] {
-      char* mine = static_cast<char*>(workspace.get()) + bytes * next_workspace++;
-      for (int64_t i = next_task++; i < count; i = next_task++) {
-        tasks<T>().run(plan_, i / chunks_, i % chunks_, mine);
-      }
-    });
+    for_each(
+        masks_.images * chunks_, threads_, tasks<T>().bytes(plan_),
+        [&](int64_t i, void* memory) { tasks<T>().run(plan_, i / chunks_, i % chunks_, memory); });
   }
 
   void write_costs(int64_t b, int64_t layer) const {

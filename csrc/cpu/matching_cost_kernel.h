@@ -6,6 +6,7 @@
 // what tasks add up to is stored for each and summed in order afterwards.
 #pragma once
 
+#include "cpu/instruction_set.h"
 #include "cpu/matching_cost.h"
 
 namespace mfk::cpu {
@@ -55,10 +56,6 @@ struct MatchingKernel {
   MatchingTasks<double> wide;
 };
 
-extern const MatchingKernel matching_cost_baseline;
-#ifdef MFK_X86_VARIANTS
-extern const MatchingKernel matching_cost_avx2;
-extern const MatchingKernel matching_cost_avx512;
-#endif
+MFK_DECLARE_KERNEL(MatchingKernel, matching_cost);
 
 }  // namespace mfk::cpu

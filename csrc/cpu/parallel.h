@@ -1,7 +1,12 @@
 // Run work on several threads that sleep, not spin, while there is none.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <functional>
+
+#include "cpu/block.h"
 
 namespace mfk::cpu {
 
@@ -9,5 +14,29 @@ namespace mfk::cpu {
 // once. Returns when all calls have returned. `work` takes its share of the whole from a counter of
 // its own, so it is right whatever the number of calls. It must not throw.
 void run_parallel(int threads, const std::function<void()>& work);
+
+// Call f(i) for 0 <= i < count, in any order. f must not throw.
+template <class F>
+void for_each(int64_t count, int threads, const F& f) {
+  std::atomic<int64_t> next{0};
+  run_parallel(static_cast<int>(std::min<int64_t>(threads, count)), [&] {
+    for (int64_t i = next++; i < count; i = next++) f(i);
+  });
+}
+
+// The same with f(i, memory): `bytes` of working memory, which one call at a time uses.
+template <class F>
+void for_each(int64_t count, int threads, int64_t bytes, const F& f) {
+  const int workers = static_cast<int>(std::min<int64_t>(threads, count));
+  if (workers == 0) return;
+  // All the memory is here before the threads start, so they cannot fail.
+  const Block memory = allocate(bytes * workers);
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> next_worker{0};
+  run_parallel(workers, [&] {
+    char* mine = static_cast<char*>(memory.get()) + bytes * next_worker++;
+    for (int64_t i = next++; i < count; i = next++) f(i, mine);
+  });
+}
 
 }  // namespace mfk::cpu

@@ -1,0 +1,283 @@
+// Runs of elements on one thread. The build compiles this file once for each instruction set, with
+// MFK_KERNEL as the name of its one public object.
+#include "cpu/focal_dice_kernel.h"
+
+#include <cmath>
+
+#include "cpu/pixels.h"
+#include "cpu/vector_math.h"
+
+namespace mfk::cpu {
+namespace {
+
+// Elements that are brought into the working type at once.
+constexpr int64_t kRun = 512;
+
+// Where a point is read: four pixels, and the weight of each, 0 outside of the image.
+template <class T>
+struct Corners {
+  int64_t place[4];
+  T weight[4];
+};
+
+template <class T>
+MFK_INLINE Corners<T> corners_at(const T* point, int64_t height, int64_t width) {
+  Corners<T> corners{};
+  const T x = point[0] * static_cast<T>(width) - T(0.5);
+  const T y = point[1] * static_cast<T>(height) - T(0.5);
+  // Written so that NaN is outside.
+  if (!(x > -1 && x < static_cast<T>(width) && y > -1 && y < static_cast<T>(height))) {
+    return corners;
+  }
+  const T left = std::floor(x), top = std::floor(y);
+  for (int corner = 0; corner < 4; ++corner) {
+    const int64_t column = static_cast<int64_t>(left) + corner % 2;
+    const int64_t row = static_cast<int64_t>(top) + corner / 2;
+    if (column < 0 || column >= width || row < 0 || row >= height) continue;
+    const T across = corner % 2 == 0 ? left + 1 - x : x - left;
+    const T down = corner / 2 == 0 ? top + 1 - y : y - top;
+    corners.place[corner] = row * width + column;
+    corners.weight[corner] = across * down;
+  }
+  return corners;
+}
+
+template <class T, class S>
+MFK_INLINE T sample(const S* image, const Corners<T>& corners) {
+  T sum = 0;
+  for (int corner = 0; corner < 4; ++corner) {
+    sum += corners.weight[corner] * static_cast<T>(widen(image[corners.place[corner]]));
+  }
+  return sum;
+}
+
+using mfk::widen;
+
+struct Bool {
+  uint8_t byte;
+};
+MFK_INLINE float widen(Bool value) { return value.byte != 0 ? 1.0f : 0.0f; }
+
+// f(the targets as an array of their type).
+template <class F>
+MFK_INLINE void with_targets(const FocalDice& loss, F f) {
+  if (loss.targets_are_bool) return f(static_cast<const Bool*>(loss.targets));
+  with_element(loss.targets_element,
+               [&](auto kind) { f(static_cast<const decltype(kind)*>(loss.targets)); });
+}
+
+template <class T>
+class Run {
+ public:
+  // Elements [first, first + count) of a mask.
+  Run(const FocalDice& loss, int64_t mask, int64_t first, int64_t count) : count_(count) {
+    if (loss.points != nullptr) {
+      read_points(loss, mask, first);
+    } else {
+      with_element(loss.logits_element, [&](auto kind) {
+        const auto* source = static_cast<const decltype(kind)*>(loss.logits);
+        copy_strided(source + mask * loss.elements + first, 1, count, logits);
+      });
+      with_targets(loss, [&](const auto* source) {
+        source += mask * loss.elements + first;
+        for (int64_t i = 0; i < count; ++i) targets[i] = static_cast<T>(widen(source[i]));
+      });
+    }
+    for (int64_t i = count; i < round_up(count, VectorOf<T>::kWidth); ++i) {
+      logits[i] = targets[i] = 0;
+    }
+  }
+
+  // f(first lane, logits, targets, which lanes are elements).
+  template <class F>
+  MFK_INLINE void for_vectors(F f) const {
+    using V = VectorFor<T>;
+    for (int64_t i = 0; i < count_; i += VectorOf<T>::kWidth) {
+      const int left = static_cast<int>(count_ - i);
+      f(i, load<V>(logits + i), load<V>(targets + i), lane_indices<T>() < left);
+    }
+  }
+
+  alignas(64) T logits[kRun];
+  alignas(64) T targets[kRun];
+
+ private:
+  void read_points(const FocalDice& loss, int64_t mask, int64_t first) {
+    const T* points = static_cast<const T*>(loss.points) + 2 * (mask * loss.elements + first);
+    with_element(loss.logits_element, [&](auto kind) {
+      const auto* image =
+          static_cast<const decltype(kind)*>(loss.logits) + mask * loss.height * loss.width;
+      for (int64_t i = 0; i < count_; ++i) {
+        logits[i] = sample(image, corners_at(points + 2 * i, loss.height, loss.width));
+      }
+    });
+    with_targets(loss, [&](const auto* image) {
+      image += mask * loss.target_height * loss.target_width;
+      for (int64_t i = 0; i < count_; ++i) {
+        targets[i] =
+            sample(image, corners_at(points + 2 * i, loss.target_height, loss.target_width));
+      }
+    });
+  }
+
+  int64_t count_;
+};
+
+template <class T, class F>
+MFK_INLINE void for_runs(const FocalDice& loss, int64_t mask, int64_t first, int64_t last, F f) {
+  for (int64_t start = first; start < last; start += kRun) {
+    const int64_t count = last - start < kRun ? last - start : kRun;
+    f(Run<T>(loss, mask, start, count), start, count);
+  }
+}
+
+template <class V>
+MFK_INLINE V general_power(V base, typename std::remove_reference<decltype(V{}[0])>::type gamma) {
+  for (int k = 0; k < static_cast<int>(sizeof(V) / sizeof(gamma)); ++k) {
+    base[k] = std::pow(base[k], gamma);
+  }
+  return base;
+}
+
+// The focal loss of logits x with targets y from 0 to 1: weight * miss^gamma * entropy.
+template <int kGamma, class T>
+struct Focal {
+  using V = VectorFor<T>;
+  Sigmoid<V> s;
+  V y, miss, power, entropy, weight;
+
+  MFK_INLINE Focal(const V& x, const V& targets, double alpha, T gamma)
+      : s(sigmoid(x)), y(targets) {
+    miss = s.p * (1 - y) + s.q * y;
+    entropy = s.up * (1 - y) + s.down * y;
+    if constexpr (kGamma == 0) power = V{} + 1;
+    if constexpr (kGamma == 1) power = miss;
+    if constexpr (kGamma == 2) power = miss * miss;
+    if constexpr (kGamma < 0) power = general_power(miss, gamma);
+    weight = V{} + 1;
+    if (alpha >= 0) weight = static_cast<T>(1 - alpha) + static_cast<T>(2 * alpha - 1) * y;
+  }
+
+  MFK_INLINE V loss() const { return weight * power * entropy; }
+
+  // By x. miss' / miss, which is never more than 1, keeps it finite for gamma < 1.
+  MFK_INLINE V slope(T gamma) const {
+    if constexpr (kGamma == 0) return weight * (s.p - y);
+    const V relative = s.p * s.q * (1 - 2 * y) / maximum(miss, broadcast(least()));
+    return weight * power * (s.p - y + gamma * relative * entropy);
+  }
+
+  static constexpr T least() { return sizeof(T) == 8 ? T(2.3e-308) : T(1.2e-38); }
+};
+
+template <class T>
+FocalDiceSums sums(const FocalDice& loss, int64_t mask, int64_t first, int64_t last) {
+  using V = VectorFor<T>;
+  FocalDiceSums total;
+  const T exponent = static_cast<T>(loss.gamma);
+  with_gamma(loss.gamma, [&](auto gamma) {
+    for_runs<T>(loss, mask, first, last, [&](const Run<T>& run, int64_t, int64_t) {
+      V focal{}, overlap{}, probability{}, area{};
+      run.for_vectors([&](int64_t, const V& x, const V& y, const IndexFor<T>& inside) {
+        const Focal<decltype(gamma)::value, T> f(x, y, loss.alpha, exponent);
+        focal += inside ? f.loss() : V{};
+        probability += inside ? f.s.p : V{};
+        overlap += f.s.p * y;
+        area += y;
+      });
+      total.focal += sum_of<T>(focal);
+      total.overlap += sum_of<T>(overlap);
+      total.probability += sum_of<T>(probability);
+      total.area += sum_of<T>(area);
+    });
+  });
+  return total;
+}
+
+// f(first element of a run, its slopes, how many).
+template <class T, class F>
+MFK_INLINE void for_slopes(const FocalDice& loss, int64_t mask, int64_t first, int64_t last,
+                           const FocalDiceSlopes<T>& slopes, F f) {
+  using V = VectorFor<T>;
+  const T exponent = static_cast<T>(loss.gamma);
+  alignas(64) T result[kRun];
+  with_gamma(loss.gamma, [&](auto gamma) {
+    for_runs<T>(loss, mask, first, last, [&](const Run<T>& run, int64_t start, int64_t count) {
+      run.for_vectors([&](int64_t i, const V& x, const V& y, const IndexFor<T>&) {
+        const Focal<decltype(gamma)::value, T> focal(x, y, loss.alpha, exponent);
+        const V dice = (slopes.dice + slopes.dice_change * y) * focal.s.p * focal.s.q;
+        store(result + i, multiply_add(broadcast(slopes.focal), focal.slope(exponent), dice));
+      });
+      f(start, result, count);
+    });
+  });
+}
+
+template <class T>
+void write_slopes(const FocalDice& loss, int64_t mask, int64_t first, int64_t last,
+                  const FocalDiceSlopes<T>& slopes) {
+  for_slopes(loss, mask, first, last, slopes, [&](int64_t start, const T* values, int64_t count) {
+    store_run(loss.logits_element, loss.grad_logits, mask * loss.elements + start, count, values);
+  });
+}
+
+template <class T>
+void write_slopes_at_points(const FocalDice& loss, int64_t mask, const FocalDiceSlopes<T>& slopes,
+                            void* memory) {
+  const int64_t pixels = loss.height * loss.width;
+  T* image = static_cast<T*>(memory);
+  for (int64_t p = 0; p < pixels; ++p) image[p] = 0;
+  const T* points = static_cast<const T*>(loss.points) + 2 * mask * loss.elements;
+  for_slopes(loss, mask, 0, loss.elements, slopes,
+             [&](int64_t start, const T* values, int64_t count) {
+               for (int64_t i = 0; i < count; ++i) {
+                 const auto corners = corners_at(points + 2 * (start + i), loss.height, loss.width);
+                 for (int corner = 0; corner < 4; ++corner) {
+                   image[corners.place[corner]] += corners.weight[corner] * values[i];
+                 }
+               }
+             });
+  store_run(loss.logits_element, loss.grad_logits, mask * pixels, pixels, image);
+}
+
+template <class T>
+void write_losses(const FocalLoss& loss, int64_t first, int64_t last) {
+  using V = VectorFor<T>;
+  const FocalDice& pair = loss.pair;
+  const T exponent = static_cast<T>(pair.gamma);
+  alignas(64) T result[kRun];
+  with_gamma(pair.gamma, [&](auto gamma) {
+    for_runs<T>(pair, 0, first, last, [&](const Run<T>& run, int64_t start, int64_t count) {
+      run.for_vectors([&](int64_t i, const V& x, const V& y, const IndexFor<T>&) {
+        store(result + i, Focal<decltype(gamma)::value, T>(x, y, pair.alpha, exponent).loss());
+      });
+      store_run(pair.logits_element, loss.losses, start, count, result);
+    });
+  });
+}
+
+template <class T>
+void write_loss_slopes(const FocalLoss& loss, int64_t first, int64_t last) {
+  const FocalDice& pair = loss.pair;
+  alignas(64) T factors[kRun];
+  for_slopes<T>(pair, 0, first, last, {1, 0, 0}, [&](int64_t start, T* values, int64_t count) {
+    with_element(pair.logits_element, [&](auto kind) {
+      copy_strided(static_cast<const decltype(kind)*>(loss.grad_losses) + start, 1, count, factors);
+    });
+    for (int64_t i = 0; i < count; ++i) values[i] *= factors[i];
+    store_run(pair.logits_element, pair.grad_logits, start, count, values);
+  });
+}
+
+template <class T>
+constexpr FocalDiceTasks<T> tasks() {
+  return {sums<T>, write_slopes<T>, write_slopes_at_points<T>, write_losses<T>,
+          write_loss_slopes<T>};
+}
+
+}  // namespace
+
+extern const FocalDiceKernel MFK_KERNEL;
+const FocalDiceKernel MFK_KERNEL = {tasks<float>(), tasks<double>()};
+
+}  // namespace mfk::cpu
