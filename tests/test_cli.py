@@ -12,6 +12,7 @@ from recipes import TINY, write_recipe
 
 from maskformer.cli import main
 from maskformer.config import ConfigError
+from maskformer.data.images import read_segment_ids
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -123,20 +124,22 @@ def test_predict_writes_pictures_and_maps(
     Image.fromarray(noise[:64, :64]).save(photos / "a.jpg")
     (photos / "broken.jpg").write_bytes(b"not an image")
     out = tmp_path / "out"
-    kind = "--panoptic" if panoptic else "--no-panoptic"
+    kind = "--mode=panoptic" if panoptic else "--mode=semantic"
     code, text, _ = run("predict", photos, "--checkpoint", trained, "--out", out, kind)
     assert code == 1  # one image could not be read
     assert "broken.jpg" in text
     assert "2 images" in text
     names = {path.name for path in out.iterdir()}
     if panoptic:
-        assert names >= {"a_segments.png", "a_2_segments.png", "a_segments.json"}
-        ids = np.asarray(Image.open(out / "a_2_segments.png")).astype(int)
-        segments = json.loads((out / "a_2_segments.json").read_text())
-        present = set(np.unique(ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2])) - {0}
-        assert present == {segment["id"] for segment in segments}
+        assert names == {"a.png", "a_2.png", "panoptic", "panoptic.json"}
+        content = json.loads((out / "panoptic.json").read_text())
+        assert [entry["image_id"] for entry in content["annotations"]] == ["a", "a_2"]
+        ids = read_segment_ids(out / "panoptic" / "a_2.png")
+        present = set(np.unique(ids)) - {0}
+        assert present == {s["id"] for s in content["annotations"][1]["segments_info"]}
     else:
-        classes = np.asarray(Image.open(out / "a_2_classes.png"))
+        assert names == {"a.png", "a_2.png", "classes"}
+        classes = np.asarray(Image.open(out / "classes" / "a_2.png"))
         assert classes.shape == (70, 90)
         assert classes.max() < 9
 

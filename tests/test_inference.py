@@ -82,5 +82,5 @@ def test_figures_that_do_not_exist_become_null() -> None:
 
 
 def test_a_picture_needs_a_prediction() -> None:
-    with pytest.raises(ValueError, match=r"eval\.semantic"):
-        Prediction(None, None).segmentation()
+    with pytest.raises(ValueError, match="nothing to show"):
+        Prediction().segmentation()

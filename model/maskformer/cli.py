@@ -1,9 +1,12 @@
-"""The command line: `maskformer train | evaluate | predict | info`."""
+"""The command line: `maskformer train | evaluate | predict | info | convert`."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +15,12 @@ import typer
 from rich.console import Console
 
 import mfkernels
+from maskformer.base import Format
 from maskformer.checkpoint import (
     CheckpointError,
     checkpoint_to_resume,
     load_info,
+    load_prediction_recipe,
     load_recipe,
     resolve_checkpoint,
 )
@@ -26,9 +31,11 @@ from maskformer.config import (
     load_config,
     merge_model_config,
 )
-from maskformer.data import build_dataset, check_dataset
+from maskformer.convert import convert
+from maskformer.data import Sample, build_dataset, check_dataset
 from maskformer.evaluation import (
     Evaluation,
+    Prediction,
     eval_loader,
     evaluate,
     metrics_to_json,
@@ -37,8 +44,9 @@ from maskformer.evaluation import (
 from maskformer.info import model_info
 from maskformer.model import MaskFormer, SegmentationModel
 from maskformer.output import check_output_folder
-from maskformer.predict import find_images, predict_images
+from maskformer.predict import Mode, find_images, predict_images
 from maskformer.progress import Progress, class_table, info_table, metrics_table
+from maskformer.results import ResultWriter
 from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
 from mfkernels.backend import Request as Backend
 
@@ -61,6 +69,10 @@ Overrides = Annotated[
 BackendOption = Annotated[Backend, typer.Option(help="Who serves the mfkernels operations.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")
+]
+TtaOption = Annotated[
+    bool,
+    typer.Option("--tta", help="Average class scores over sizes and mirror images (eval.tta)."),
 ]
 CheckpointOption = Annotated[
     Path,
@@ -132,14 +144,24 @@ def evaluate_command(
     overrides: Overrides = None,
     config: ConfigOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write metrics.json and pictures into this folder.")
+        Path | None,
+        typer.Option(
+            help="Write metrics.json, pictures and, with eval.panoptic, COCO panoptic results "
+            "(panoptic/, panoptic.json) into this folder."
+        ),
     ] = None,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Also write the label maps into OUTPUT/classes.")
+    ] = False,
+    tta: TtaOption = False,
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Score a checkpoint on the validation images of its recipe (or of --config)."""
     if output is not None:
         check_output_folder(output)
+    elif save_maps:
+        raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
     folder = resolve_checkpoint(checkpoint)
     recipe = (
         load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
@@ -148,12 +170,26 @@ def evaluate_command(
     model = MaskFormer.from_pretrained(folder).to(target)
     dataset = build_dataset(recipe.data, "val")
     _check_classes(model, recipe, len(dataset.info.classes))
+    recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
     for warning in check_dataset(dataset):
         progress.warn(warning)
-    loader = eval_loader(dataset, recipe)
-    with mfkernels.use_backend(backend):
-        evaluation = evaluate(model, loader, dataset.info, recipe.eval, target, progress)
+    with ExitStack() as stack:
+        stack.enter_context(mfkernels.use_backend(backend))
+        each = None
+        if output is not None:
+            results = stack.enter_context(ResultWriter(output, dataset.info))
+            each = partial(_write_results, results, save_maps)
+        evaluation = evaluate(
+            model,
+            eval_loader(dataset, recipe),
+            dataset.info,
+            recipe.eval,
+            target,
+            progress,
+            tta=tta,
+            each=each,
+        )
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
     progress.print(metrics_table(evaluation.metrics, str(checkpoint)))
     if output is not None:
@@ -166,27 +202,28 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Where the pictures and label maps go.")],
-    panoptic: Annotated[
-        bool | None,
-        typer.Option(help="Segments instead of classes; the recipe decides unless given."),
+    mode: Annotated[
+        Mode | None, typer.Option(help="What to predict; the recipe decides unless given.")
     ] = None,
+    tta: TtaOption = False,
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Segment images: a coloured overlay with a legend and a label PNG for each."""
+    """Segment images: an overlay with a legend for each; classes, panoptic or instances to read."""
     folder = resolve_checkpoint(checkpoint)
-    recipe = load_recipe(folder, [])
     files = find_images(images)
     model = MaskFormer.from_pretrained(folder).to(_device(device))
+    recipe = load_prediction_recipe(folder, model)
     progress = Progress()
     with mfkernels.use_backend(backend):
         failures = predict_images(
             model,
             files,
             recipe,
-            load_info(folder),
+            load_info(folder, model),
             out,
-            panoptic=recipe.eval.panoptic if panoptic is None else panoptic,
+            mode=mode or ("panoptic" if recipe.eval.panoptic and not tta else "semantic"),
+            tta=tta,
             progress=progress,
         )
     progress.print(f"{len(files) - failures} images: {out}")
@@ -217,6 +254,21 @@ def info(
         classes = len(build_dataset(recipe.data, "train").info.classes)
         model = merge_model_config(model, {"num_classes": classes})
     progress.print(info_table(model_info(model, (int(height), int(width))), config))
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        str, typer.Argument(help="A folder, an official .pkl or .pth file, or a hub id.")
+    ],
+    target: Annotated[Path, typer.Argument(help="A folder; for official also a .pkl file.")],
+    to: Annotated[Format, typer.Option(help="The format to write.")],
+) -> None:
+    """Write a checkpoint in another format: transformers', the authors' or our own."""
+    check_output_folder(target if target.suffix != ".pkl" else target.parent)
+    model = convert(source, target, to)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    Progress().print(f"{parameters:,} parameters: {target}")
 
 
 def main() -> None:
@@ -273,6 +325,14 @@ def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None
             f"the checkpoint knows {model.config.num_classes} classes, "
             f"the data set {recipe.data.format} has {count}"
         )
+
+
+def _write_results(
+    results: ResultWriter, with_maps: bool, sample: Sample, prediction: Prediction
+) -> None:
+    if not with_maps:
+        prediction = replace(prediction, classes=None)
+    results.add(sample.name, sample.image_id, prediction)
 
 
 def _write_evaluation(evaluation: Evaluation, output: Path) -> None:

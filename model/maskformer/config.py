@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -54,6 +55,10 @@ class BackboneConfig(Section):
     drop_path: Fraction = 0.0
     multi_grid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
+    options: dict[str, int | float | tuple[int, ...]] = {}
+    """Sizes other than the named model's, in timm's words: `layers` and `channels` of a ResNet,
+    `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
+    """
 
 
 class PixelDecoderConfig(Section):
@@ -230,8 +235,22 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 5000
 
 
+class ViewsConfig(Section):
+    """Test-time augmentation: one view of an image per short side, and its mirror image.
+
+    The class scores of all views are averaged. Only `evaluate --tta` and `predict --tta` do so.
+    """
+
+    short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(
+        range(400, 1201, 100)
+    )
+    max_side: PositiveInt | None = 4000
+    """Bound of the long side; wins over the short side."""
+    flip: bool = True
+
+
 class EvalConfig(Section):
-    """What evaluation measures and the thresholds of panoptic inference (facts: paper §3.4)."""
+    """What evaluation measures and the thresholds of panoptic inference (paper §3.4)."""
 
     semantic: bool = True
     panoptic: bool = False
@@ -242,8 +261,18 @@ class EvalConfig(Section):
     on).
     """
     batch_size: PositiveInt = 1
+    """Images read together. Those of one padded size also run together: results do not depend on
+    the batch size.
+    """
+    tta: ViewsConfig = ViewsConfig()
     pictures: NonNegativeInt = 8
     """How many predictions are drawn for TensorBoard and the run folder."""
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvalConfig:
+        if not (self.semantic or self.panoptic):
+            raise ValueError("semantic and panoptic are both off, expected at least one of them")
+        return self
 
 
 class Config(Section):
@@ -375,6 +404,8 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             lines.append(f"{name}: unknown key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
+        elif item["type"] == "value_error":  # a section's own check; its input would say too much
+            lines.append(f"{name}: {item['ctx']['error']}")
         else:
             lines.append(f"{name}: {item['msg']}, got {item['input']!r}")
     return "config: " + "\n        ".join(lines)

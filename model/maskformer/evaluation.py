@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskformer.config import Config, EvalConfig
+import mfkernels
+from maskformer.config import Config, ConfigError, EvalConfig
 from maskformer.data import (
     Dataset,
     DatasetInfo,
@@ -21,10 +22,13 @@ from maskformer.data import (
     EvalLoader,
     EvalTransform,
     Normalize,
+    Sample,
 )
-from maskformer.inference import panoptic_maps, semantic_maps
+from maskformer.inference import Size, instances, panoptic_maps, semantic_maps
 from maskformer.metrics import PanopticQuality, SemanticQuality
+from maskformer.model import SegmentationModel
 from maskformer.progress import Progress, peak_memory
+from maskformer.tta import semantic_map_of_views
 from maskformer.visualize import Segmentation, save_picture, side_by_side
 
 
@@ -58,24 +62,31 @@ def eval_loader(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    model: SegmentationModel,
     loader: EvalLoader,
     info: DatasetInfo,
     config: EvalConfig,
     device: torch.device,
     progress: Progress,
     *,
+    tta: bool = False,
+    each: Callable[[Sample, Prediction], None] | None = None,
     between_batches: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Runs the model over the loader; every process sees its share, the figures cover all.
 
     Args:
-        model: a model of this package, on `device`.
+        model: on `device`.
+        tta: score the mean over the views of `config.tta`; segments come from the plain image.
+        each: called with every image's sample and prediction.
         between_batches: called after each batch; may raise to end the evaluation.
 
     Raises:
+        ConfigError: `tta` without `config.semantic`.
         DatasetError: an image or annotation that cannot be used.
     """
+    if tta and not config.semantic:
+        raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
     was_training = model.training
     model.eval()
     semantic = SemanticQuality(info.num_classes).to(device) if config.semantic else None
@@ -87,7 +98,7 @@ def evaluate(
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
             start = time.perf_counter()
-            predictions = predict_batch(model, batch, info, config, device)
+            predictions = predict_batch(model, batch, info, config, device, tta=tta)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # or only the launches would be timed
             seconds += time.perf_counter() - start
@@ -96,6 +107,8 @@ def evaluate(
                     semantic.update(prediction.classes, sample.semantic_map().to(device))
                 if panoptic is not None and prediction.panoptic is not None:
                     panoptic.update(prediction.panoptic, sample)
+                if each is not None:
+                    each(sample, prediction)
                 if len(pictures) < config.pictures:
                     pictures[sample.name] = side_by_side(
                         sample.image,
@@ -115,46 +128,90 @@ def evaluate(
 class Prediction:
     """One image's result; a part that was not asked for is None."""
 
-    classes: Tensor | None
-    panoptic: tuple[Tensor, list[dict[str, Any]]] | None
+    classes: Tensor | None = None
+    """`[H, W]` int64."""
+    panoptic: tuple[Tensor, list[dict[str, Any]]] | None = None
+    """`[H, W]` int32 segment ids and what each segment is."""
+    instances: mfkernels.Instances | None = None
 
-    def segmentation(self) -> Segmentation:
-        """What a picture shows: segments if there are any, else classes.
+    def segmentation(self, min_score: float = 0.0) -> Segmentation:
+        """What a picture shows: segments if there are any, else instances, else classes.
+
+        Args:
+            min_score: instances below it are left out.
 
         Raises:
-            ValueError: neither was asked for.
+            ValueError: nothing was asked for.
         """
         if self.panoptic is not None:
             return Segmentation.from_panoptic(*self.panoptic)
+        if self.instances is not None:
+            found = self.instances
+            return Segmentation.from_instances(found.masks, found.labels, found.scores, min_score)
         if self.classes is not None:
             return Segmentation.from_semantic(self.classes)
-        raise ValueError("nothing to show: eval.semantic and eval.panoptic are both off")
+        raise ValueError("nothing to show: the prediction is empty")
 
 
 @torch.inference_mode()
 def predict_batch(
-    model: nn.Module, batch: EvalBatch, info: DatasetInfo, config: EvalConfig, device: torch.device
+    model: SegmentationModel,
+    batch: EvalBatch,
+    info: DatasetInfo,
+    config: EvalConfig,
+    device: torch.device,
+    *,
+    tta: bool = False,
+    with_instances: bool = False,
 ) -> list[Prediction]:
-    """Label maps and segments of a batch, in the original sizes."""
-    pixel_values = batch.pixel_values.to(device, non_blocking=True)
-    outputs = model(pixel_values)
-    where: dict[str, Any] = {
-        "input_size": tuple(pixel_values.shape[-2:]),
-        "image_sizes": batch.image_sizes,
-        "sizes": batch.original_sizes,
-    }
-    nothing = [None] * len(batch.original_sizes)
-    classes = (
-        semantic_maps(outputs, **where, resize_logits=config.resize_logits)
-        if config.semantic
-        else nothing
-    )
-    panoptic = (
-        panoptic_maps(outputs, **where, thing_classes=sorted(info.things), config=config)
-        if config.panoptic
-        else nothing
-    )
-    return [Prediction(*parts) for parts in zip(classes, panoptic, strict=True)]
+    """Label maps, segments and instances of a batch, in the original sizes.
+
+    Images run together only if each would be padded to the same size alone: padding reaches the
+    convolutions and the attention, so that results would otherwise depend on the company.
+
+    Args:
+        model: on `device`, in evaluation mode.
+        config: `semantic` and `panoptic` say what is wanted.
+        tta: average the class scores over the views of `config.tta`.
+        with_instances: also give instances of the thing classes.
+    """
+    predictions = [Prediction() for _ in batch.samples]
+    if config.panoptic or with_instances or not tta:
+        pixel_values = batch.pixel_values.to(device, non_blocking=True)
+        for (height, width), indices in _same_input(batch).items():
+            outputs = model(pixel_values[indices, :, :height, :width].contiguous())
+            where: dict[str, Any] = {
+                "input_size": (height, width),
+                "image_sizes": [batch.image_sizes[index] for index in indices],
+                "sizes": [batch.original_sizes[index] for index in indices],
+            }
+            group = [predictions[index] for index in indices]
+            if config.semantic and not tta:
+                maps = semantic_maps(outputs, **where, resize_logits=config.resize_logits)
+                for prediction, classes in zip(group, maps, strict=True):
+                    prediction.classes = classes
+            where["thing_classes"] = sorted(info.things)
+            if config.panoptic:
+                found = panoptic_maps(outputs, **where, config=config)
+                for prediction, segments in zip(group, found, strict=True):
+                    prediction.panoptic = segments
+            if with_instances:
+                for prediction, objects in zip(group, instances(outputs, **where), strict=True):
+                    prediction.instances = objects
+    if config.semantic and tta:
+        for sample, prediction in zip(batch.samples, predictions, strict=True):
+            prediction.classes = semantic_map_of_views(
+                model, sample.image, config.tta, device, resize_logits=config.resize_logits
+            )
+    return predictions
+
+
+def _same_input(batch: EvalBatch) -> dict[Size, list[int]]:
+    """The images of each input size."""
+    together: dict[Size, list[int]] = {}
+    for index, size in enumerate(batch.input_sizes):
+        together.setdefault(size, []).append(index)
+    return together
 
 
 def metrics_to_json(values: Mapping[str, Any]) -> str:

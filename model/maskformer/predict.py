@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import nn
 
 from maskformer.config import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
-from maskformer.data.images import id_to_rgb, read_image
+from maskformer.data.images import read_image
 from maskformer.data.sample import Sample
-from maskformer.evaluation import Prediction, predict_batch
+from maskformer.evaluation import predict_batch
+from maskformer.model import SegmentationModel
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress
+from maskformer.results import ResultWriter
 from maskformer.visualize import overlay_with_legend, save_picture
+
+Mode = Literal["semantic", "panoptic", "instance"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -49,28 +50,41 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 
 def predict_images(
-    model: nn.Module,
+    model: SegmentationModel,
     files: Sequence[Path],
     config: Config,
     info: DatasetInfo,
     out: Path,
     *,
-    panoptic: bool,
+    mode: Mode,
     progress: Progress,
+    tta: bool = False,
 ) -> int:
-    """Writes, for each image, `NAME.png` (overlay and legend) and a map of the original size.
+    """Writes `NAME.png` (overlay and legend) for each image, and what `ResultWriter` writes.
 
-    Semantic: `NAME_classes.png`, class numbers in grey (16 bit beyond 256 classes). Panoptic:
-    `NAME_segments.png`, ids as R + 256 G + 65536 B, and `NAME_segments.json`. An image that cannot
-    be read is reported and left out.
+    An image that cannot be read is reported and left out. In the JSON files an image's id is its
+    name, as a number where it is one (COCO's custom).
+
+    Args:
+        model: on its device.
+        config: thresholds, sizes and views; its `eval.semantic` and `eval.panoptic` do not count.
+        info: classes of the model.
+        mode: what to predict; `"instance"` draws what scores above `eval.object_mask_threshold`
+            and writes all.
+        tta: average the class scores over the views of `eval.tta`.
 
     Returns:
         The number of images left out.
 
     Raises:
         OSError: `out` cannot be written.
-        ValueError: a picture would take the place of one of the images.
+        ValueError: a picture would take the place of one of the images, or model and classes do
+            not allow the mode.
     """
+    if tta and mode != "semantic":
+        raise ValueError(
+            f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
+        )
     check_output_folder(out)
     names = _output_names(files)
     inputs = {file.resolve() for file in files}
@@ -83,40 +97,48 @@ def predict_images(
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     transform = EvalTransform(config.data.test_short_side, config.data.test_max_side)
-    normalize = Normalize.from_config(config.model)
-    what = config.eval.model_copy(update={"semantic": not panoptic, "panoptic": panoptic})
+    normalize = Normalize.from_config(model.config)
+    what = config.eval.model_copy(
+        update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
+    )
     failures = 0
     model.eval()
-    with progress.counting("predicting", len(files)) as counter:
+    with (
+        progress.counting("predicting", len(files)) as counter,
+        ResultWriter(out, info) as results,
+    ):
         for file, name in zip(files, names, strict=True):
             try:
-                batch = _load(file, transform, normalize)
+                sample = _load(file)
             except DatasetError as error:
                 progress.warn(str(error))
                 failures += 1
             else:
-                [prediction] = predict_batch(model, batch, info, what, device)
-                _write(out / name, batch.samples[0], prediction, info)
+                [prediction] = predict_batch(
+                    model,
+                    EvalBatch.from_samples([sample], transform, normalize),
+                    info,
+                    what,
+                    device,
+                    tta=tta,
+                    with_instances=mode == "instance",
+                )
+                drawn = prediction.segmentation(config.eval.object_mask_threshold)
+                save_picture(overlay_with_legend(sample.image, drawn, info), out / f"{name}.png")
+                results.add(name, int(name) if name.isdecimal() else name, prediction)
             counter.advance(1)
     return failures
 
 
-def _load(file: Path, transform: EvalTransform, normalize: Normalize) -> EvalBatch:
+def _load(file: Path) -> Sample:
     image = read_image(file)
-    resized = transform(image)
     nothing = torch.zeros(0)
-    sample = Sample(
+    return Sample(
         image=image,
         segments=torch.full(image.shape[-2:], -1, dtype=torch.int32),
         labels=nothing.long(),
         crowd=nothing.bool(),
         name=file.name,
-    )
-    return EvalBatch(
-        pixel_values=normalize([resized]),
-        image_sizes=((resized.shape[-2], resized.shape[-1]),),
-        original_sizes=(sample.size,),
-        samples=(sample,),
     )
 
 
@@ -132,24 +154,3 @@ def _output_names(files: Sequence[Path]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
-
-
-def _write(stem: Path, sample: Sample, prediction: Prediction, info: DatasetInfo) -> None:
-    picture = overlay_with_legend(sample.image, prediction.segmentation(), info)
-    save_picture(picture, Path(f"{stem}.png"))
-    if prediction.classes is not None:
-        dtype = np.uint8 if info.num_classes <= 256 else np.uint16
-        classes = prediction.classes.cpu().numpy().astype(dtype)
-        Image.fromarray(classes).save(f"{stem}_classes.png")
-    if prediction.panoptic is not None:
-        ids, segments = prediction.panoptic
-        Image.fromarray(id_to_rgb(ids.cpu().numpy())).save(f"{stem}_segments.png")
-        entries = [
-            {
-                **segment,
-                "class": info.classes[segment["category_id"]],
-                "category_id": info.category_ids[segment["category_id"]],
-            }
-            for segment in segments
-        ]
-        Path(f"{stem}_segments.json").write_text(json.dumps(entries, indent=1) + "\n")

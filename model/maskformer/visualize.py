@@ -67,6 +67,20 @@ class Segmentation:
         labels = torch.tensor([classes[number] for number in present.tolist()], dtype=torch.int64)
         return cls(segments, labels)
 
+    @classmethod
+    def from_instances(
+        cls, masks: Tensor, labels: Tensor, scores: Tensor, min_score: float = 0.0
+    ) -> Segmentation:
+        """Masks `[N, H, W]` bool with classes and scores `[N]`; the best lie on top, those that
+        score less than `min_score` are left out.
+        """
+        order = scores.cpu().argsort()
+        order = order[scores.cpu()[order] >= min_score]
+        segments = torch.full(masks.shape[-2:], -1)
+        for place, index in enumerate(order.tolist()):
+            segments[masks[index].cpu()] = place
+        return cls(segments, labels.cpu()[order])
+
 
 def overlay(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6

@@ -58,10 +58,11 @@ class CocoPanoptic:
     ) -> None:
         image_names = {image["id"]: image["file_name"] for image in content.get("images", ())}
         annotations = content["annotations"]
+        self._image_ids: list[int | str] = [annotation["image_id"] for annotation in annotations]
         self._png_names: list[str] = [annotation["file_name"] for annotation in annotations]
         self._image_names: list[str] = [
-            image_names.get(annotation["image_id"], Path(name).with_suffix(".jpg").name)
-            for annotation, name in zip(annotations, self._png_names, strict=True)
+            image_names.get(number, Path(name).with_suffix(".jpg").as_posix())
+            for number, name in zip(self._image_ids, self._png_names, strict=True)
         ]
         # Flat arrays: a million small dicts would be copied into every worker process.
         counts = [len(annotation["segments_info"]) for annotation in annotations]
@@ -98,6 +99,7 @@ class CocoPanoptic:
             labels=torch.from_numpy(self._classes[rows].copy()),
             crowd=torch.from_numpy(self._crowd[rows].copy()),
             name=Path(self._image_names[index]).with_suffix("").as_posix(),
+            image_id=self._image_ids[index],
         )
 
 

@@ -67,14 +67,30 @@ class EvalBatch:
     Attributes:
         pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
         image_sizes: height and width of each image inside the padded input.
+        input_sizes: height and width to which each image would be padded if it were alone.
         original_sizes: height and width of each image on disk, and of its ground truth.
         samples: as the data set gives them, always on the CPU.
     """
 
     pixel_values: Tensor
     image_sizes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...]
     original_sizes: tuple[tuple[int, int], ...]
     samples: tuple[Sample, ...]
+
+    @classmethod
+    def from_samples(
+        cls, samples: Sequence[Sample], transform: EvalTransform, normalize: Normalize
+    ) -> EvalBatch:
+        images = [transform(sample.image) for sample in samples]
+        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        return cls(
+            pixel_values=normalize(images),
+            image_sizes=sizes,
+            input_sizes=tuple(normalize.padded_size([size]) for size in sizes),
+            original_sizes=tuple(sample.size for sample in samples),
+            samples=tuple(samples),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EvalBatch:
         return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=non_blocking))
@@ -331,13 +347,7 @@ class _EvalCollate:
         usable = _usable(samples)
         if isinstance(usable, DatasetError):
             return usable
-        images = [self.transform(sample.image) for sample in usable]
-        return EvalBatch(
-            pixel_values=self.normalize(images),
-            image_sizes=tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images),
-            original_sizes=tuple(sample.size for sample in usable),
-            samples=tuple(usable),
-        )
+        return EvalBatch.from_samples(usable, self.transform, self.normalize)
 
 
 def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetError:

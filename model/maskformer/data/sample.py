@@ -21,6 +21,7 @@ class Sample:
         labels: `[T]` int64, class of each segment.
         crowd: `[T]` bool, segments that stand for a group of objects.
         name: what messages and pictures call it.
+        image_id: the data set's own number of the image, or else its name.
     """
 
     image: Tensor
@@ -28,6 +29,11 @@ class Sample:
     labels: Tensor
     crowd: Tensor
     name: str
+    image_id: int | str = ""
+
+    def __post_init__(self) -> None:
+        if self.image_id == "":
+            self.image_id = self.name
 
     @property
     def size(self) -> tuple[int, int]:

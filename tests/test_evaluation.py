@@ -1,0 +1,266 @@
+"""Batches, views and the figures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from model_cases import randomise, tiny_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskformer.base import SegmentationModel
+from maskformer.config import ConfigError, EvalConfig, ViewsConfig
+from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
+from maskformer.evaluation import Prediction, evaluate, predict_batch
+from maskformer.palette import palette
+from maskformer.progress import Progress
+from maskformer.tta import _kept, semantic_map_of_views
+
+CPU = torch.device("cpu")
+THINGS = frozenset({1, 4, 5})
+INFO = DatasetInfo(tuple("abcdefg"), THINGS, palette(7), tuple(range(10, 80, 10)))
+SIZES = [(48, 70), (61, 40), (64, 64), (33, 95), (50, 66), (64, 96), (96, 96), (40, 40)]
+EVAL = EvalConfig(panoptic=True, object_mask_threshold=0.0, overlap_threshold=0.3)
+
+
+class Images:
+    """A data set of noise."""
+
+    info = INFO
+
+    def __len__(self) -> int:
+        return len(SIZES)
+
+    @property
+    def num_images(self) -> int:
+        return len(self)
+
+    def __getitem__(self, index: int) -> Sample:
+        random = torch.Generator().manual_seed(index)
+        size = SIZES[index]
+        rows = torch.arange(size[0])[:, None] * 3 // size[0]
+        return Sample(
+            image=torch.randint(0, 256, (3, *size), generator=random, dtype=torch.uint8),
+            segments=(rows + torch.zeros(size, dtype=torch.int64)).int() - 1,
+            labels=torch.tensor([1, 2]),
+            crowd=torch.tensor([False, False]),
+            name=f"folder/{index}",
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def build(architecture: str) -> SegmentationModel:
+    """An untrained model whose queries differ, in double precision: there, sums in another order
+    change no class.
+    """
+    torch.manual_seed(3)
+    model = tiny_model(architecture=architecture).double()
+    randomise(model)
+    for name, spread in (("class_embed", 3.0), ("mask_embed", 1.0)):
+        if hasattr(model, name):
+            queries = 9 if architecture == "maskformer" else 7
+            offset = spread * torch.randn(queries, 8 if name == "class_embed" else 24)
+            getattr(model, name).register_forward_hook(
+                lambda _, __, output, offset=offset: output + offset
+            )
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["maskformer", "per_pixel", "per_pixel_plus"])
+def model(request: pytest.FixtureRequest) -> SegmentationModel:
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def maskformer() -> SegmentationModel:
+    return build("maskformer")
+
+
+def predict(
+    model: SegmentationModel, batch_size: int, *, short_side: int | None = None, step: int = 32
+) -> list[Prediction]:
+    normalize = Normalize(size_divisibility=step)
+    loader = EvalLoader(Images(), EvalTransform(short_side, 120), batch_size, normalize=normalize)
+    return [
+        prediction
+        for batch in loader
+        for prediction in predict_batch(model, batch, INFO, EVAL, CPU)
+    ]
+
+
+@pytest.mark.parametrize("step", [32, 0])
+@pytest.mark.parametrize("short_side", [None, 56])
+def test_batched_results_equal_those_of_single_images(
+    model: SegmentationModel, short_side: int | None, step: int
+) -> None:
+    alone = predict(model, 1, short_side=short_side, step=step)
+    assert any(len(prediction.classes.unique()) > 1 for prediction in alone)  # type: ignore[union-attr]
+    for batch_size in (3, 8):
+        together = predict(model, batch_size, short_side=short_side, step=step)
+        for one, other, size in zip(alone, together, SIZES, strict=True):
+            assert one.classes is not None
+            assert one.panoptic is not None
+            assert other.panoptic is not None
+            assert one.classes.shape == size
+            assert torch.equal(one.classes, other.classes)
+            assert torch.equal(one.panoptic[0], other.panoptic[0])
+            assert [s["category_id"] for s in one.panoptic[1]] == [
+                s["category_id"] for s in other.panoptic[1]
+            ]
+
+
+def test_the_same_input_size_runs_in_one_batch(maskformer: SegmentationModel) -> None:
+    seen: list[tuple[int, ...]] = []
+    hook = maskformer.register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape))
+    )
+    try:
+        predict(maskformer, 8)
+    finally:
+        hook.remove()
+    normalize = Normalize()
+    inputs = [normalize.padded_size([size]) for size in SIZES]
+    assert inputs.count((64, 96)) == 4
+    assert sorted(seen) == sorted((inputs.count(size), 3, *size) for size in set(inputs))
+
+
+def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """`[K, H, W]`, as the official code has it (facts §3.1): every query and class in full size."""
+    height, width = image.shape[-2:]
+    pixel_values = Normalize()([image])
+    with torch.no_grad():
+        outputs = model(pixel_values)
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+    if "pixel_logits" in outputs:
+        scores = resize(outputs["pixel_logits"][-1], pixel_values.shape[-2:])
+    else:
+        embed, features = outputs["mask_embed"][-1], outputs["pixel_features"]
+        logits = torch.einsum("bqc,bchw->bqhw", embed, features)
+        masks = resize(logits, pixel_values.shape[-2:]).sigmoid()
+        classes = outputs["class_logits"][-1].softmax(-1)[..., :-1]
+        scores = torch.einsum("bqk,bqhw->bkhw", classes, masks)
+    return resize(scores[..., :height, :width], size)[0]
+
+
+@pytest.mark.parametrize("index", [0, 3, 6])
+def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> None:
+    config = ViewsConfig(short_sides=(40, 56, 90), max_side=130)
+    image = Images()[index].image
+    mean = torch.zeros(7, *SIZES[index])
+    for short_side in config.short_sides:
+        resized = EvalTransform(short_side, config.max_side)(image)
+        mean = mean + scores_of(model, resized, SIZES[index])
+        mean = mean + scores_of(model, resized.flip(-1), SIZES[index]).flip(-1)
+    found = semantic_map_of_views(model, image, config, CPU, resize_logits=False)
+    assert len(found.unique()) > 1
+    assert torch.equal(found, mean.argmax(0))
+
+
+def test_one_plain_view_is_no_augmentation(maskformer: SegmentationModel) -> None:
+    views = ViewsConfig(short_sides=(56,), max_side=120, flip=False)
+    config = EVAL.model_copy(update={"tta": views, "panoptic": False})
+    [batch] = EvalLoader(Images(), EvalTransform(56, 120), 8)
+    plain, viewed = (
+        predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (False, True)
+    )
+    for one, other in zip(plain, viewed, strict=True):
+        assert one.classes is not None
+        assert other.classes is not None
+        assert torch.equal(one.classes, other.classes)
+        assert other.panoptic is None
+
+
+def test_segments_come_from_the_plain_image(maskformer: SegmentationModel) -> None:
+    config = EVAL.model_copy(update={"tta": ViewsConfig(short_sides=(40,))})
+    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    plain, viewed = (
+        predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (False, True)
+    )
+    for one, other in zip(plain, viewed, strict=True):
+        assert one.panoptic is not None
+        assert other.panoptic is not None
+        assert torch.equal(one.panoptic[0], other.panoptic[0])
+    assert any(not torch.equal(a.classes, b.classes) for a, b in zip(plain, viewed, strict=True))  # type: ignore[arg-type]
+
+
+def test_many_queries_wait_as_embeddings() -> None:
+    """All views stay until the last one ran: in the smaller form."""
+    few, many = (
+        _kept(
+            {
+                "class_logits": torch.zeros(3, 1, queries, 5),
+                "mask_embed": torch.randn(3, 1, queries, 4),
+                "pixel_features": torch.randn(1, 4, 6, 8),
+            }
+        )
+        for queries in (4, 5)
+    )
+    assert few["mask_logits"].shape == (1, 1, 4, 6, 8)
+    assert set(many) == {"class_logits", "mask_embed", "pixel_features"}
+    assert many["mask_embed"].shape == (1, 1, 5, 4)
+
+
+def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> None:
+    loader = EvalLoader(Images(), EvalTransform(None), 3)
+    seen = []
+    evaluation = evaluate(
+        maskformer,
+        loader,
+        INFO,
+        EVAL,
+        CPU,
+        Progress(enabled=False),
+        each=lambda sample, prediction: seen.append((sample.name, prediction)),
+    )
+    assert [name for name, _ in seen] == [f"folder/{index}" for index in range(len(SIZES))]
+    assert all(prediction.classes is not None for _, prediction in seen)
+    assert {"miou", "pq", "pq_things", "pq_stuff"} <= set(evaluation.metrics)
+    assert len(evaluation.pictures) == 8
+
+
+def test_views_without_scores_are_refused(maskformer: SegmentationModel) -> None:
+    config = EVAL.model_copy(update={"semantic": False})
+    loader = EvalLoader(Images(), EvalTransform(None))
+    with pytest.raises(ConfigError, match=r"eval\.semantic is off"):
+        evaluate(maskformer, loader, INFO, config, CPU, Progress(enabled=False), tta=True)
+
+
+def test_instances_of_a_batch(maskformer: SegmentationModel) -> None:
+    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    nothing = EVAL.model_copy(update={"semantic": False, "panoptic": False})
+    found = predict_batch(maskformer, batch, INFO, nothing, CPU, with_instances=True)
+    for prediction, size in zip(found, SIZES, strict=True):
+        assert prediction.classes is None
+        assert prediction.panoptic is None
+        assert prediction.instances is not None
+        assert prediction.instances.masks.shape[1:] == size
+        assert set(prediction.instances.labels.tolist()) <= THINGS
+        drawn = prediction.segmentation(min_score=0.1)
+        assert len(drawn.labels) == int((prediction.instances.scores >= 0.1).sum())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "things", "message"),
+    [
+        ("per_pixel", THINGS, "need a model with masks"),
+        ("maskformer", frozenset(), "need thing classes"),
+    ],
+)
+def test_instances_that_cannot_be(architecture: str, things: frozenset[int], message: str) -> None:
+    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    with pytest.raises(ValueError, match=message):
+        predict_batch(
+            build(architecture),
+            batch,
+            replace(INFO, things=things),
+            EVAL.model_copy(update={"panoptic": False}),
+            CPU,
+            with_instances=True,
+        )
