@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskformer.base import SegmentationModel
-from maskformer.config import ConfigError, EvalConfig, ViewsConfig
+from maskformer.config import ConfigError, EvalConfig, load_config
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
 from maskformer.evaluation import Prediction, evaluate, predict_batch
 from maskformer.palette import palette
 from maskformer.progress import Progress
-from maskformer.tta import _kept, semantic_map_of_views
+from maskformer.tta import Views, _kept, semantic_map_of_views
 
 CPU = torch.device("cpu")
 THINGS = frozenset({1, 4, 5})
@@ -151,24 +151,47 @@ def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) ->
 
 @pytest.mark.parametrize("index", [0, 3, 6])
 def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> None:
-    config = ViewsConfig(short_sides=(40, 56, 90), max_side=130)
+    views = Views((0.8, 1.0, 1.6), flip=True, short_side=50, max_side=80)
     image = Images()[index].image
     mean = torch.zeros(7, *SIZES[index])
-    for short_side in config.short_sides:
-        resized = EvalTransform(short_side, config.max_side)(image)
+    for short_side in (40, 50, 80):
+        resized = EvalTransform(short_side, 128)(image)
         mean = mean + scores_of(model, resized, SIZES[index])
         mean = mean + scores_of(model, resized.flip(-1), SIZES[index]).flip(-1)
-    found = semantic_map_of_views(model, image, config, CPU, resize_logits=False)
+    found = semantic_map_of_views(model, image, views, CPU, resize_logits=False)
     assert len(found.unique()) > 1
     assert torch.equal(found, mean.argmax(0))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "short_sides", "max_side"),
+    [
+        ("ade20k/r50", [256, 384, 512, 640, 768, 896], 3584),
+        ("ade20k/swin_b", [320, 480, 640, 800, 960, 1120], 4480),
+    ],
+)
+def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) -> None:
+    """Facts §3.5."""
+    views = Views.from_config(load_config(recipe))
+    square, long = torch.zeros(3, 64, 64).byte(), torch.zeros(3, 8, 8000).byte()
+    sizes = [resized.shape[-2:] for resized, _ in views(square)]
+    assert sizes == [(side, side) for side in short_sides for _ in range(2)]
+    assert {resized.shape[-1] for resized, _ in views(long)} == {max_side}
+    assert [flipped for _, flipped in views(square)] == [False, True] * 6
+
+
+def test_images_of_their_own_size_are_scaled_by_it() -> None:
+    views = Views((0.5, 2.0), flip=False, short_side=None, max_side=30)
+    sizes = [tuple(resized.shape[-2:]) for resized, _ in views(torch.zeros(3, 20, 31).byte())]
+    assert sizes == [(10, 16), (40, 62)]
+
+
 def test_one_plain_view_is_no_augmentation(maskformer: SegmentationModel) -> None:
-    views = ViewsConfig(short_sides=(56,), max_side=120, flip=False)
-    config = EVAL.model_copy(update={"tta": views, "panoptic": False})
+    views = Views((1.0,), flip=False, short_side=56, max_side=120)
+    config = EVAL.model_copy(update={"panoptic": False})
     [batch] = EvalLoader(Images(), EvalTransform(56, 120), 8)
     plain, viewed = (
-        predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (False, True)
+        predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (None, views)
     )
     for one, other in zip(plain, viewed, strict=True):
         assert one.classes is not None
@@ -178,10 +201,10 @@ def test_one_plain_view_is_no_augmentation(maskformer: SegmentationModel) -> Non
 
 
 def test_segments_come_from_the_plain_image(maskformer: SegmentationModel) -> None:
-    config = EVAL.model_copy(update={"tta": ViewsConfig(short_sides=(40,))})
+    views = Views((0.5,), flip=True, short_side=None)
     [batch] = EvalLoader(Images(), EvalTransform(None), 8)
     plain, viewed = (
-        predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (False, True)
+        predict_batch(maskformer, batch, INFO, EVAL, CPU, tta=tta) for tta in (None, views)
     )
     for one, other in zip(plain, viewed, strict=True):
         assert one.panoptic is not None
@@ -228,8 +251,9 @@ def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> Non
 def test_views_without_scores_are_refused(maskformer: SegmentationModel) -> None:
     config = EVAL.model_copy(update={"semantic": False})
     loader = EvalLoader(Images(), EvalTransform(None))
+    views = Views((1.0,), flip=True, short_side=None)
     with pytest.raises(ConfigError, match=r"eval\.semantic is off"):
-        evaluate(maskformer, loader, INFO, config, CPU, Progress(enabled=False), tta=True)
+        evaluate(maskformer, loader, INFO, config, CPU, Progress(enabled=False), tta=views)
 
 
 def test_instances_of_a_batch(maskformer: SegmentationModel) -> None:

@@ -48,6 +48,7 @@ from maskformer.predict import Mode, find_images, predict_images
 from maskformer.progress import Progress, class_table, info_table, metrics_table
 from maskformer.results import ResultWriter
 from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
+from maskformer.tta import Views
 from mfkernels.backend import Request as Backend
 
 app = typer.Typer(
@@ -187,7 +188,7 @@ def evaluate_command(
             recipe.eval,
             target,
             progress,
-            tta=tta,
+            tta=Views.from_config(recipe) if tta else None,
             each=each,
         )
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))

@@ -236,16 +236,14 @@ class TrainConfig(Section):
 
 
 class ViewsConfig(Section):
-    """Test-time augmentation: one view of an image per short side, and its mirror image.
-
-    The class scores of all views are averaged. Only `evaluate --tta` and `predict --tta` do so.
+    """Test-time augmentation (`--tta`): an image in several sizes, and their mirror images; the
+    class scores of all of them are averaged.
     """
 
-    short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(
-        range(400, 1201, 100)
-    )
-    max_side: PositiveInt | None = 4000
-    """Bound of the long side; wins over the short side."""
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
+    the largest scale. The official sizes are these.
+    """
     flip: bool = True
 
 

@@ -28,7 +28,7 @@ from maskformer.inference import Size, instances, panoptic_maps, semantic_maps
 from maskformer.metrics import PanopticQuality, SemanticQuality
 from maskformer.model import SegmentationModel
 from maskformer.progress import Progress, peak_memory
-from maskformer.tta import semantic_map_of_views
+from maskformer.tta import Views, semantic_map_of_views
 from maskformer.visualize import Segmentation, save_picture, side_by_side
 
 
@@ -69,7 +69,7 @@ def evaluate(
     device: torch.device,
     progress: Progress,
     *,
-    tta: bool = False,
+    tta: Views | None = None,
     each: Callable[[Sample, Prediction], None] | None = None,
     between_batches: Callable[[], None] | None = None,
 ) -> Evaluation:
@@ -77,7 +77,7 @@ def evaluate(
 
     Args:
         model: on `device`.
-        tta: score the mean over the views of `config.tta`; segments come from the plain image.
+        tta: average the class scores over these views; segments come from the plain image.
         each: called with every image's sample and prediction.
         between_batches: called after each batch; may raise to end the evaluation.
 
@@ -85,7 +85,7 @@ def evaluate(
         ConfigError: `tta` without `config.semantic`.
         DatasetError: an image or annotation that cannot be used.
     """
-    if tta and not config.semantic:
+    if tta is not None and not config.semantic:
         raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
     was_training = model.training
     model.eval()
@@ -161,7 +161,7 @@ def predict_batch(
     config: EvalConfig,
     device: torch.device,
     *,
-    tta: bool = False,
+    tta: Views | None = None,
     with_instances: bool = False,
 ) -> list[Prediction]:
     """Label maps, segments and instances of a batch, in the original sizes.
@@ -172,11 +172,11 @@ def predict_batch(
     Args:
         model: on `device`, in evaluation mode.
         config: `semantic` and `panoptic` say what is wanted.
-        tta: average the class scores over the views of `config.tta`.
+        tta: average the class scores over these views.
         with_instances: also give instances of the thing classes.
     """
     predictions = [Prediction() for _ in batch.samples]
-    if config.panoptic or with_instances or not tta:
+    if config.panoptic or with_instances or tta is None:
         pixel_values = batch.pixel_values.to(device, non_blocking=True)
         for (height, width), indices in _same_input(batch).items():
             outputs = model(pixel_values[indices, :, :height, :width].contiguous())
@@ -186,7 +186,7 @@ def predict_batch(
                 "sizes": [batch.original_sizes[index] for index in indices],
             }
             group = [predictions[index] for index in indices]
-            if config.semantic and not tta:
+            if config.semantic and tta is None:
                 maps = semantic_maps(outputs, **where, resize_logits=config.resize_logits)
                 for prediction, classes in zip(group, maps, strict=True):
                     prediction.classes = classes
@@ -198,10 +198,10 @@ def predict_batch(
             if with_instances:
                 for prediction, objects in zip(group, instances(outputs, **where), strict=True):
                     prediction.instances = objects
-    if config.semantic and tta:
+    if config.semantic and tta is not None:
         for sample, prediction in zip(batch.samples, predictions, strict=True):
             prediction.classes = semantic_map_of_views(
-                model, sample.image, config.tta, device, resize_logits=config.resize_logits
+                model, sample.image, tta, device, resize_logits=config.resize_logits
             )
     return predictions
 

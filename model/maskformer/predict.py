@@ -18,6 +18,7 @@ from maskformer.model import SegmentationModel
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress
 from maskformer.results import ResultWriter
+from maskformer.tta import Views
 from maskformer.visualize import overlay_with_legend, save_picture
 
 Mode = Literal["semantic", "panoptic", "instance"]
@@ -120,7 +121,7 @@ def predict_images(
                     info,
                     what,
                     device,
-                    tta=tta,
+                    tta=Views.from_config(config) if tta else None,
                     with_instances=mode == "instance",
                 )
                 drawn = prediction.segmentation(config.eval.object_mask_threshold)

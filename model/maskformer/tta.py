@@ -4,20 +4,57 @@ images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from maskformer.config import ViewsConfig
+from maskformer.config import Config
 from maskformer.data import EvalTransform, Normalize
 from maskformer.inference import Outputs, View, averaged_semantic_map
 from maskformer.model import SegmentationModel
 from mfkernels import mask_logits
 
 
+@dataclass(frozen=True)
+class Views:
+    """What is seen of an image.
+
+    Args:
+        scales: sizes in terms of `short_side`, or of the image where that is None.
+        flip: also mirror each size left to right.
+        short_side, max_side: those of plain evaluation; the largest scale stretches `max_side`.
+    """
+
+    scales: tuple[float, ...]
+    flip: bool
+    short_side: int | None
+    max_side: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> Views:
+        """The views of a recipe."""
+        data = config.data
+        tta = config.eval.tta
+        return cls(tta.scales, tta.flip, data.test_short_side, data.test_max_side)
+
+    def __call__(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """From `[3, H, W]` uint8, each size `[3, H', W']` uint8, and whether it is mirrored."""
+        short_side = self.short_side or min(image.shape[-2:])
+        bounded = self.short_side is not None and self.max_side is not None
+        max_side = int(max(self.scales) * (self.max_side or 0) + 0.5) if bounded else None
+        for scale in self.scales:
+            resized = EvalTransform(max(int(scale * short_side + 0.5), 1), max_side)(image)
+            yield resized, False
+            if self.flip:
+                yield resized.flip(-1), True
+
+
 def semantic_map_of_views(
     model: SegmentationModel,
     image: Tensor,
-    config: ViewsConfig,
+    views: Views,
     device: torch.device,
     *,
     resize_logits: bool,
@@ -30,29 +67,25 @@ def semantic_map_of_views(
     Args:
         model: on `device`, in evaluation mode.
         image: `[3, H, W]` uint8, as it was read.
-        config: which views.
         resize_logits: as in `mfkernels.semantic_segmentation`.
 
     Returns:
         `[H, W]` int64.
     """
     normalize = Normalize.from_config(model.config)
-    views = []
-    for short_side in config.short_sides:
-        resized = EvalTransform(short_side, config.max_side)(image)
-        for flipped in (False, True)[: 1 + config.flip]:
-            pixel_values = normalize([resized.flip(-1) if flipped else resized]).to(device)
-            views.append(
-                View(
-                    _kept(model(pixel_values)),
-                    input_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
-                    image_size=(resized.shape[-2], resized.shape[-1]),
-                    flipped=flipped,
-                )
+    seen = []
+    for resized, flipped in views(image):
+        pixel_values = normalize([resized]).to(device)
+        seen.append(
+            View(
+                _kept(model(pixel_values)),
+                input_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
+                image_size=(resized.shape[-2], resized.shape[-1]),
+                flipped=flipped,
             )
-    return averaged_semantic_map(
-        views, (image.shape[-2], image.shape[-1]), resize_logits=resize_logits
-    )
+        )
+    size = (image.shape[-2], image.shape[-1])
+    return averaged_semantic_map(seen, size, resize_logits=resize_logits)
 
 
 def _kept(outputs: Outputs) -> Outputs:
