@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from triton_ahead import Launch, compile_launch, recorded
 
-from mfkernels.triton import focal_dice
+from mfkernels.triton import focal_dice, segmentation
 from mfkernels.triton.class_loss import class_loss, class_loss_backward
 from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
 from mfkernels.triton.matching_cost import matching_cost
@@ -155,6 +155,75 @@ def test_focal_dice(
     assert len(launches) == 5
     for launch in launches:
         check(launch, architecture, tensor_cores=False)
+
+
+def launches_of_semantic(
+    dtype: torch.dtype,
+    classes: int,
+    *,
+    resized: bool = False,
+    scores: bool = False,
+    views: int = 1,
+    factored: bool = True,
+) -> list[Launch]:
+    """At 1024x2048 with 100 queries."""
+    pixels = (256, 512)
+    embed = meta(QUERIES, *((256,) if factored else pixels), dtype=dtype)
+    features = [meta(256, *pixels, dtype=dtype)] * views if factored else []
+    image = (1024 - resized, 2048)
+    with recorded() as launches:
+        segmentation.semantic_segmentation(
+            [meta(QUERIES, classes)] * views,
+            [embed] * views,
+            features,
+            [1024, 2048, *image, 0] * views,
+            *(1024, 2048, False, scores),
+        )
+    return launches
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "classes", "options"),
+    [
+        (torch.float32, 150, {}),
+        (torch.bfloat16, 19, {"resized": True}),
+        (torch.float32, 847, {"resized": True, "views": 2}),
+        (torch.float16, 150, {"scores": True, "factored": False}),
+    ],
+)
+def test_semantic_segmentation(
+    dtype: torch.dtype, classes: int, options: dict[str, bool], architecture: int
+) -> None:
+    launches = launches_of_semantic(dtype, classes, **options)
+    names = [launch.name for launch in launches]
+    per_view = ["bounds_kernel", "prepare_kernel", "by_pixel_kernel"]
+    assert names == per_view * options.get("views", 1) + ["semantic_kernel"]
+    multiply = {"semantic_kernel"} | (
+        {"by_pixel_kernel"} if options.get("factored", True) else set()
+    )
+    for launch in {launch.name: launch for launch in launches}.values():
+        check(launch, architecture, tensor_cores=launch.name in multiply)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(("dtype", "resized"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -> None:
+    with recorded() as launches:
+        segmentation.panoptic_owners(
+            meta(QUERIES),
+            meta(QUERIES, 256, dtype=dtype),
+            meta(256, 200, 272, dtype=dtype),
+            [800, 1088, 800 - resized, 1088],
+            *(800, 1088, resized),
+        )
+    assert [launch.name for launch in launches] == [
+        "keep_kernel",
+        "by_pixel_kernel",
+        "owners_kernel",
+    ]
+    for launch in launches:
+        check(launch, architecture, tensor_cores=launch.name == "by_pixel_kernel")
 
 
 def test_number_of_launches() -> None:

@@ -14,20 +14,23 @@ _ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
 
 
 @triton.jit
-def exp_of_negative(x):
-    """exp(x) for x ≤ 0: one instruction after the change of base; below 2⁻¹²⁶ it is 0.
+def exp2(x):
+    """2^x in one instruction; results below 2⁻¹²⁶ are 0.
 
-    Where it may be small, Triton's own scales up and down again, four instructions more.
+    Where they may be small, Triton's own scales up and down again, four instructions more.
     """
     if _ASSEMBLY:
         return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;",
-            "=f,f",
-            [x * 1.4426950408889634],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+    return tl.exp2(x)
+
+
+@triton.jit
+def exp_of_negative(x):
+    """exp(x) for x ≤ 0."""
+    if _ASSEMBLY:
+        return exp2(x * 1.4426950408889634)
     return tl.exp(x)
 
 
@@ -75,6 +78,25 @@ def sigmoid_both(x):
     small = e * large
     positive = x >= 0
     return tl.where(positive, large, small), tl.where(positive, small, large), log1p_of_fraction(e)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(−x)); 0 below −87, where the exponential overflows."""
+    return reciprocal(1.0 + exp2(x * -1.4426950408889634))
+
+
+@triton.jit
+def neighbours(position, low, high):
+    """What bilinear interpolation from `low` to `high` elements reads for one of the latter.
+
+    Index of the first and of the second element, and the weight of the second; in float32, as
+    PyTorch does it.
+    """
+    step = tl.div_rn(low.to(tl.float32), high.to(tl.float32))
+    place = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
+    first = tl.minimum(place.to(tl.int32), low - 1)
+    return first, tl.minimum(first + 1, low - 1), place - first.to(tl.float32)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mfkernels.triton import launcher
 from mfkernels.triton.device import exp_of_negative, reciprocal, sigmoid_both
-from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import check_floats, focal_weights
 
 ELEMENTS_OF_A_PROGRAM = 8192
@@ -67,17 +67,18 @@ def sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """`partial [M, chunks, 4]`: Σ focal, Σ s y, Σ s, Σ y of a chunk of a row."""
-    row, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    logits += row.to(tl.int64) * elements
-    targets += row.to(tl.int64) * elements
+    row, begin = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
+    begin = begin.to(tl.int64) * ELEMENTS
+    logits += row * elements + begin
+    targets += row * elements + begin
+    number = tl.minimum(elements - begin, ELEMENTS).to(tl.int32)
     focal = tl.zeros([BLOCK], tl.float32)
     both = tl.zeros([BLOCK], tl.float32)
     all_sigmoid = tl.zeros([BLOCK], tl.float32)
     all_target = tl.zeros([BLOCK], tl.float32)
-    begin = chunk * ELEMENTS
-    for start in range(begin, tl.minimum(begin + ELEMENTS, elements), BLOCK):
+    for start in range(0, number, BLOCK):
         p = start + tl.arange(0, BLOCK)
-        inside = p < elements
+        inside = p < number
         x = tl.load(logits + p, mask=inside, other=0.0).to(tl.float32)
         y = tl.load(targets + p, mask=inside, other=0).to(tl.float32)
         sigmoid, other, log1p = sigmoid_both(x)
@@ -95,25 +96,26 @@ def sums_kernel(
 
 
 @triton.jit
-def totals_kernel(partial, focal, dice, sums, rows, chunks, elements, BLOCK: tl.constexpr):
-    """`focal` and `dice [M]`, `sums [M, 3]` from the partial sums."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    known = row < rows
-    total = tl.zeros([BLOCK], tl.float32)
-    both = tl.zeros([BLOCK], tl.float32)
-    sigmoid = tl.zeros([BLOCK], tl.float32)
-    target = tl.zeros([BLOCK], tl.float32)
-    for chunk in range(chunks):
-        line = partial + (row.to(tl.int64) * chunks + chunk) * 4
-        total += tl.load(line, mask=known, other=0.0)
-        both += tl.load(line + 1, mask=known, other=0.0)
-        sigmoid += tl.load(line + 2, mask=known, other=0.0)
-        target += tl.load(line + 3, mask=known, other=0.0)
-    tl.store(focal + row, total / elements, mask=known)
-    tl.store(dice + row, 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0), mask=known)
-    tl.store(sums + row * 3, both, mask=known)
-    tl.store(sums + row * 3 + 1, sigmoid, mask=known)
-    tl.store(sums + row * 3 + 2, target, mask=known)
+def totals_kernel(partial, focal, dice, sums, chunks, elements, BLOCK: tl.constexpr):
+    """`focal` and `dice [M]`, `sums [M, 3]` from the partial sums, a row each program."""
+    row = tl.program_id(0).to(tl.int64)
+    all_focal = tl.zeros([BLOCK], tl.float32)
+    all_both = tl.zeros([BLOCK], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK], tl.float32)
+    all_target = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, chunks, BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        line = partial + (row * chunks + chunk) * 4
+        all_focal += tl.load(line, mask=chunk < chunks, other=0.0)
+        all_both += tl.load(line + 1, mask=chunk < chunks, other=0.0)
+        all_sigmoid += tl.load(line + 2, mask=chunk < chunks, other=0.0)
+        all_target += tl.load(line + 3, mask=chunk < chunks, other=0.0)
+    both, sigmoid, target = tl.sum(all_both), tl.sum(all_sigmoid), tl.sum(all_target)
+    tl.store(focal + row, tl.sum(all_focal) / elements)
+    tl.store(dice + row, 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0))
+    tl.store(sums + row * 3, both)
+    tl.store(sums + row * 3 + 1, sigmoid)
+    tl.store(sums + row * 3 + 2, target)
 
 
 @triton.jit
@@ -142,16 +144,18 @@ def gradient_kernel(
     union += tl.load(sums + row * 3 + 2)
     by_all = by_dice * (2.0 * both + 1.0) / (union * union)
     by_member = -2.0 * by_dice / union
-    p = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
-    start = row * elements
-    x = tl.load(logits + start + p, mask=p < elements, other=0.0).to(tl.float32)
-    y = tl.load(targets + start + p, mask=p < elements, other=0).to(tl.float32)
+    begin = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    start = row * elements + begin
+    p = tl.arange(0, BLOCK)
+    inside = p < elements - begin
+    x = tl.load(logits + start + p, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(targets + start + p, mask=inside, other=0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
     slope = by_focal * focal_slope(
         x, y, sigmoid, other, log1p, positive_weight, negative_weight, gamma, SQUARE
     )
     slope += sigmoid * other * (by_all + by_member * y)
-    tl.store(grad_logits + start + p, slope, mask=p < elements)
+    tl.store(grad_logits + start + p, slope, mask=inside)
 
 
 @triton.jit
@@ -236,16 +240,15 @@ def focal_dice(
     )
     launcher.launch(
         totals_kernel,
-        (cdiv(rows, 32),),
+        (rows,),
         partial,
         focal,
         dice,
         sums,
-        rows,
         chunks,
         float(elements),
-        BLOCK=32,
-        num_warps=1,
+        BLOCK=min(power_of_2(chunks), 1024),
+        num_warps=1 if chunks <= 128 else 4,
     )
     return focal, dice, sums
 

@@ -15,6 +15,8 @@ OPERATORS = {
     "mask_loss_backward": "mask_loss",
     "focal_dice": "focal_dice",
     "focal_dice_backward": "focal_dice",
+    "sigmoid_focal_loss": "focal_dice",
+    "sigmoid_focal_loss_backward": "focal_dice",
     "class_loss": "class_loss",
     "class_loss_backward": "class_loss",
 }

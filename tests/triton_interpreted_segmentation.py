@@ -1,0 +1,252 @@
+"""Triton kernels of segmentation in the interpreter, against the oracle in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfkernels.reference.segmentation import crop, resize, semantic_scores
+from mfkernels.triton import segmentation as kernels
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the network saw it; `image` lies in the upper left of `padded`."""
+
+    queries: int = 5
+    low: Size = (4, 5)
+    padded: Size = (16, 20)
+    image: Size = (16, 20)
+    flipped: bool = False
+    seed: int = 0
+
+    @property
+    def geometry(self) -> list[int]:
+        return [*self.padded, *self.image, int(self.flipped)]
+
+    def inputs(self, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits, mask embeddings, pixel features."""
+        generator = torch.Generator().manual_seed(self.seed)
+        class_logits = 2 * torch.randn(self.queries, classes + 1, generator=generator)
+        embed = torch.randn(self.queries, 20, generator=generator)
+        return class_logits, embed, torch.randn(20, *self.low, generator=generator)
+
+
+def average_scores(views: list[View], classes: int, size: Size, resize_logits: bool) -> Tensor:
+    total = torch.zeros(classes, *size, dtype=torch.float64)
+    for view in views:
+        class_logits, embed, features = (x.double() for x in view.inputs(classes))
+        scores = semantic_scores(
+            class_logits,
+            torch.einsum("qc,chw->qhw", embed, features),
+            input_size=view.padded,
+            image_size=view.image,
+            size=size,
+            resize_logits=resize_logits,
+        )
+        total += (scores.flip(2) if view.flipped else scores) / len(views)
+    return total
+
+
+def semantic(
+    views: list[View], classes: int, size: Size, *options: bool, dense: bool = False
+) -> tuple[Tensor, Tensor]:
+    inputs = [view.inputs(classes) for view in views]
+    probability = [x.softmax(1)[:, :-1] / len(views) for x, _, _ in inputs]
+    embed, features = [x for _, x, _ in inputs], [x for _, _, x in inputs]
+    if dense:
+        embed = [torch.einsum("qc,chw->qhw", e, f) for e, f in zip(embed, features, strict=True)]
+        features = []
+    geometry = [number for view in views for number in view.geometry]
+    return kernels.semantic_segmentation(probability, embed, features, geometry, *size, *options)
+
+
+def assert_best(labels: Tensor, scores: Tensor) -> None:
+    """The label of each pixel has the best score, or one less than 1e-6 below it."""
+    assert labels.dtype == torch.int64
+    found = scores.gather(0, labels[None])[0]
+    assert (found >= scores.amax(0) - 1e-6).all()
+
+
+SEMANTIC_CASES: list[tuple[list[View], int, Size]] = [
+    ([View()], 4, (16, 20)),
+    ([View(queries=1, low=(1, 1), padded=(1, 1), image=(1, 1))], 1, (1, 1)),
+    ([View(queries=40, low=(3, 7), padded=(12, 25), image=(9, 21), seed=1)], 20, (13, 10)),
+    ([View(low=(9, 8), padded=(5, 6), image=(4, 6), flipped=True, seed=2)], 3, (7, 11)),
+    ([View(seed=3), View(3, (5, 3), (10, 6), (9, 6), True, 4), View(33, seed=5)], 6, (16, 20)),
+]
+"""Padding, cropping, up- and downsampling, one class and query, several chunks and views."""
+
+
+@pytest.mark.parametrize("resize_logits", [False, True])
+@pytest.mark.parametrize(("views", "classes", "size"), SEMANTIC_CASES)
+def test_semantic(views: list[View], classes: int, size: Size, resize_logits: bool) -> None:
+    truth = average_scores(views, classes, size, resize_logits)
+    labels, scores = semantic(views, classes, size, resize_logits, True)
+    torch.testing.assert_close(scores.double(), truth, rtol=1e-6, atol=1e-6)
+    assert_best(labels, truth)
+    guessed, none = semantic(views, classes, size, resize_logits, False)
+    assert_best(guessed, truth)
+    assert none.shape == (0,)
+    assert torch.equal(guessed, semantic(views, classes, size, resize_logits, False, dense=True)[0])
+
+
+def sharp(view: View, classes: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of a model that is sure, with many queries for nothing; and dense logits."""
+    generator = torch.Generator().manual_seed(view.seed)
+    class_logits = torch.randn(view.queries, classes + 1, generator=generator)
+    class_logits[:, -1] += 9
+    live = torch.randperm(view.queries, generator=generator)[:classes]
+    class_logits[live] = 9 * torch.eye(classes, classes + 1)
+    logits = 4 * torch.randn(view.queries, *view.low, generator=generator)
+    return class_logits.softmax(1)[:, :-1], logits
+
+
+def test_the_guess_of_a_sure_model_is_right_and_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, classes = View(queries=100, low=(3, 4), padded=(12, 16), image=(12, 16)), 6
+    probability, logits = sharp(view, classes)
+    given = ([probability], [logits], [], view.geometry, *view.padded, False, False)
+    described: list[Tensor] = []
+    original = kernels.launcher.launch
+
+    def launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
+        original(kernel, grid, *arguments, **options)
+        if kernel is kernels.semantic_kernel:
+            described.extend(arguments[2:4])
+
+    monkeypatch.setattr(kernels.launcher, "launch", launch)
+    labels, _ = kernels.semantic_segmentation(*given)
+    scores = torch.einsum(
+        "qk,qhw->khw", probability.double(), resize(logits.double(), view.padded).sigmoid()
+    )
+    assert_best(labels, scores)
+    description, ignored = described
+    used = int(description[0, -1])
+    bounds = probability.amax(1).sort(descending=True).values
+    assert classes <= used < 32
+    assert 0 < ignored[0] <= kernels.IGNORED
+    torch.testing.assert_close(ignored[0], bounds[used:].sum())
+    assert bounds[used - 1 :].sum() > kernels.IGNORED
+
+    # A guess that ignores what matters is found out, at every pixel.
+    monkeypatch.setattr(kernels, "IGNORED", 1e9)
+    assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
+
+
+def test_semantic_of_near_ties_is_computed_in_full() -> None:
+    """Two classes closer to each other than half precision can tell."""
+    probability = torch.tensor([[0.3, 0.3001], [0.4, 0.4], [0.1, 0.0999]])
+    logits = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels, _ = kernels.semantic_segmentation(
+        [probability], [logits], [], [16, 16, 16, 16, 0], 16, 16, False, False
+    )
+    masks = resize(logits.double(), (16, 16)).sigmoid()
+    scores = torch.einsum("qk,qhw->khw", probability.double(), masks)
+    assert_best(labels, scores)
+    assert labels.unique().tolist() == [0, 1]
+
+
+def test_the_first_of_equal_classes_wins() -> None:
+    probability = torch.tensor([[0.1, 0.4, 0.4], [0.2, 0.3, 0.3]]).repeat(1, 100)
+    given = ([probability], [torch.zeros(2, 2, 2)], [], [8, 8, 8, 8, 0], 8, 8, False)
+    assert kernels.semantic_segmentation(*given, False)[0].unique().tolist() == [1]
+    assert kernels.semantic_segmentation(*given, True)[0].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    class_logits, embed, features = (x.to(dtype) for x in View().inputs(4))
+    probability = class_logits.float().softmax(1)[:, :-1]
+    given = ([16, 20, 16, 20, 0], 16, 20, False, True)
+    wide = kernels.semantic_segmentation(
+        [probability], [embed.float()], [features.float()], *given
+    )[1]
+    strided = features.to(memory_format=torch.preserve_format).transpose(1, 2).contiguous()
+    ours = kernels.semantic_segmentation([probability], [embed], [strided.transpose(1, 2)], *given)[
+        1
+    ]
+    torch.testing.assert_close(ours, wide, rtol=0, atol=2e-6)
+
+
+def test_logits_that_are_not_numbers_give_some_label() -> None:
+    class_logits, embed, features = View().inputs(4)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        probability, broken = class_logits.softmax(1)[:, :-1], features.clone()
+        probability[2, 1] = bad
+        broken[0, 1, 2] = bad
+        labels, _ = kernels.semantic_segmentation(
+            [probability], [embed], [broken], [16, 20, 16, 20, 0], 16, 20, False, False
+        )
+        assert ((labels >= 0) & (labels < 4)).all()
+
+
+def owners_by_hand(scores: Tensor, masks: Tensor, confident_only: bool) -> tuple[Tensor, Tensor]:
+    """Owner map and counts from masks `[Q, H, W]` after the sigmoid."""
+    kept = scores >= 0
+    counts = torch.zeros(len(scores), 3, dtype=torch.int64)
+    if not kept.any():
+        return torch.full(masks.shape[1:], -1, dtype=torch.int32), counts
+    owner = torch.where(kept[:, None, None], scores[:, None, None] * masks, -1).argmax(0)
+    confident = masks >= 0.5
+    sure = confident.gather(0, owner[None])[0]
+    for query in range(len(scores)):
+        owned = owner == query
+        painted = owned & sure if confident_only else owned
+        if kept[query]:
+            counts[query] = torch.stack([owned.sum(), confident[query].sum(), painted.sum()])
+    return (owner.where(sure, -1) if confident_only else owner).int(), counts
+
+
+@pytest.mark.parametrize("confident_only", [False, True])
+@pytest.mark.parametrize(
+    ("view", "size"),
+    [
+        (View(), (16, 20)),
+        (View(1, (1, 1), (1, 1), (1, 1)), (1, 1)),
+        (View(70, (3, 7), (12, 25), (9, 21), seed=1), (13, 10)),
+    ],
+)
+def test_panoptic_owners(view: View, size: Size, confident_only: bool) -> None:
+    _, embed, features = view.inputs(1)
+    generator = torch.Generator().manual_seed(9)
+    scores = torch.rand(view.queries, generator=generator)
+    scores[1:] = scores[1:].where(scores[1:] > 0.3, -1)
+    logits = torch.einsum("qc,chw->qhw", embed, features)
+    masks = resize(crop(resize(logits.double(), view.padded), view.image), size).sigmoid()
+    owners, counts = owners_by_hand(scores.double(), masks, confident_only)
+    geometry = view.geometry[:4]
+    for pair in ((embed, features), (logits, None)):
+        ours = kernels.panoptic_owners(scores, *pair, geometry, *size, confident_only)
+        assert [part.dtype for part in ours] == [torch.int32, torch.int64]
+        assert torch.equal(ours[0], owners)
+        assert torch.equal(ours[1], counts)
+
+
+@pytest.mark.parametrize("confident_only", [False, True])
+def test_panoptic_owners_without_kept_queries_and_of_ties(confident_only: bool) -> None:
+    logits, geometry = torch.zeros(40, 2, 2), [4, 4, 4, 4]
+    none = torch.full((40,), -1.0)
+    owners, counts = kernels.panoptic_owners(none, logits, None, geometry, 4, 4, confident_only)
+    assert (owners == -1).all()
+    assert (counts == 0).all()
+    some = none.index_fill(0, torch.tensor([3, 7, 39]), 0.5)
+    owners, counts = kernels.panoptic_owners(some, logits, None, geometry, 4, 4, confident_only)
+    assert (owners == 3).all()
+    assert counts[3].tolist() == [16, 16, 16]
+    assert counts[39].tolist() == [0, 16, 0]
+
+
+def test_float64_is_refused() -> None:
+    _, embed, features = (x.double() for x in View().inputs(2))
+    with pytest.raises(TypeError, match="panoptic_owners on a GPU takes float32, bfloat16 and"):
+        kernels.panoptic_owners(torch.ones(5), embed, features, [4, 4, 4, 4], 4, 4, False)
+    with pytest.raises(TypeError, match="semantic_segmentation on a GPU takes float32"):
+        kernels.semantic_segmentation(
+            [torch.ones(5, 2)], [embed], [features], [4, 4, 4, 4, 0], 4, 4, False, False
+        )
