@@ -1,0 +1,139 @@
+// The tensor operators of semantic and panoptic inference on the CPU.
+#include "cpu/segmentation.h"
+
+#include <tuple>
+#include <utility>
+
+#include "cpu/tensors.h"
+
+namespace {
+
+using mfk::cpu::Masks;
+using mfk::cpu::PanopticOwners;
+using mfk::cpu::ScalarType;
+using mfk::cpu::SegmentationView;
+using mfk::cpu::SemanticSegmentation;
+using mfk::cpu::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Masks masks_of_image(const Tensor& embed, const OptionalTensor& features) {
+  const int64_t dims = features.has_value() ? 2 : 3;
+  STD_TORCH_CHECK(embed.is_cpu() && embed.dim() == dims, "mask_embed must be ",
+                  features.has_value() ? "[Q, C]" : "[Q, h, w]", " on the CPU, got ", embed.dim(),
+                  " dimensions");
+  Masks masks{};
+  masks.embed = embed.const_data_ptr();
+  masks.embed_element = mfk::cpu::element_of("mask_embed", embed);
+  for (int64_t i = 0; i < dims; ++i) masks.embed_stride[2 + i] = embed.stride(i);
+  masks.layers = masks.images = 1;
+  masks.queries = embed.size(0);
+  if (features.has_value()) {
+    STD_TORCH_CHECK(
+        features->is_cpu() && features->dim() == 3 && features->size(0) == embed.size(1),
+        "pixel_features must be [", embed.size(1), ", h, w] on the CPU");
+    masks.features = features->const_data_ptr();
+    masks.features_element = mfk::cpu::element_of("pixel_features", *features);
+    for (int64_t i = 0; i < 3; ++i) masks.features_stride[1 + i] = features->stride(i);
+    masks.channels = features->size(0);
+  }
+  const Tensor& pixels = features.has_value() ? *features : embed;
+  masks.height = pixels.size(1);
+  masks.width = pixels.size(2);
+  STD_TORCH_CHECK(masks.queries > 0 && masks.height > 0 && masks.width > 0,
+                  "masks must have queries and pixels");
+  return masks;
+}
+
+SegmentationView view_of(const Tensor& embed, const OptionalTensor& features,
+                         const int64_t* geometry) {
+  for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(geometry[i] > 0, "geometry must be positive");
+  STD_TORCH_CHECK(geometry[2] <= geometry[0] && geometry[3] <= geometry[1],
+                  "geometry: the image must fit into the input");
+  return {
+      masks_of_image(embed, features), geometry[0], geometry[1], geometry[2], geometry[3], false};
+}
+
+bool is_wide(const Tensor& embed, const OptionalTensor& features) {
+  return mfk::cpu::is_wide(embed) || (features.has_value() && mfk::cpu::is_wide(*features));
+}
+
+ScalarType type_of(bool wide) { return wide ? ScalarType::Double : ScalarType::Float; }
+
+Tensor in_type(const char* name, const Tensor& tensor, bool wide) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  return torch::stable::contiguous(torch::stable::to(tensor, type_of(wide)));
+}
+
+int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+std::tuple<Tensor, Tensor> semantic_segmentation(std::vector<Tensor> probability,
+                                                 std::vector<Tensor> embed,
+                                                 std::vector<Tensor> features,
+                                                 std::vector<int64_t> geometry, int64_t height,
+                                                 int64_t width, bool resize_logits,
+                                                 bool return_scores) {
+  constexpr int64_t kFields = 5;
+  const size_t views = probability.size();
+  STD_TORCH_CHECK(views > 0 && embed.size() == views && geometry.size() == kFields * views &&
+                      (features.empty() || features.size() == views),
+                  "probability, mask_embed, geometry and pixel_features must be of the same views");
+  STD_TORCH_CHECK(height > 0 && width > 0, "height and width must be positive");
+  SemanticSegmentation task{};
+  task.height = height;
+  task.width = width;
+  task.resize_logits = resize_logits;
+  for (size_t v = 0; v < views; ++v) {
+    const OptionalTensor pixels = features.empty() ? OptionalTensor{} : features[v];
+    task.wide |= mfk::cpu::is_wide(probability[v]) || is_wide(embed[v], pixels);
+    task.views.push_back(view_of(embed[v], pixels, geometry.data() + kFields * v));
+    task.views.back().flipped = geometry[kFields * v + 4] != 0;
+    STD_TORCH_CHECK(probability[v].dim() == 2 && probability[v].size(0) == embed[v].size(0) &&
+                        probability[v].size(1) == probability[0].size(1) &&
+                        probability[v].size(1) > 0,
+                    "probability must be [Q, K] of each view");
+  }
+  task.classes = probability[0].size(1);
+  for (Tensor& chances : probability) {
+    chances = in_type("probability", chances, task.wide);
+    task.probability.push_back(chances.const_data_ptr());
+  }
+  Tensor labels = torch::stable::new_empty(probability[0], {height, width}, ScalarType::Long);
+  Tensor scores = return_scores
+                      ? torch::stable::new_empty(probability[0], {task.classes, height, width})
+                      : torch::stable::new_empty(probability[0], {0});
+  task.labels = labels.mutable_data_ptr<int64_t>();
+  task.scores = return_scores ? scores.mutable_data_ptr() : nullptr;
+  mfk::cpu::semantic_segmentation(task, threads());
+  return {std::move(labels), std::move(scores)};
+}
+
+std::tuple<Tensor, Tensor> panoptic_owners(const Tensor& scores, const Tensor& embed,
+                                           const OptionalTensor& features,
+                                           std::vector<int64_t> geometry, int64_t height,
+                                           int64_t width, bool confident_only) {
+  STD_TORCH_CHECK(geometry.size() == 4, "geometry must hold 4 numbers");
+  STD_TORCH_CHECK(height > 0 && width > 0, "height and width must be positive");
+  PanopticOwners task{};
+  task.views.push_back(view_of(embed, features, geometry.data()));
+  task.height = height;
+  task.width = width;
+  task.wide = mfk::cpu::is_wide(scores) || is_wide(embed, features);
+  task.confident_only = confident_only;
+  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == embed.size(0), "scores must be [",
+                  embed.size(0), "]");
+  const Tensor chances = in_type("scores", scores, task.wide);
+  task.scores = chances.const_data_ptr();
+  Tensor owners = torch::stable::new_empty(scores, {height, width}, ScalarType::Int);
+  Tensor counts = torch::stable::new_empty(scores, {scores.size(0), 3}, ScalarType::Long);
+  task.owners = owners.mutable_data_ptr<int32_t>();
+  task.counts = counts.mutable_data_ptr<int64_t>();
+  mfk::cpu::panoptic_owners(task, threads());
+  return {std::move(owners), std::move(counts)};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mfkernels, CPU, m) {
+  m.impl("semantic_segmentation", TORCH_BOX(&semantic_segmentation));
+  m.impl("panoptic_owners", TORCH_BOX(&panoptic_owners));
+}
+
+}  // namespace
