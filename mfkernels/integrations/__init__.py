@@ -1,0 +1,1 @@
+"""Drop-in patches and replacements for other people's models."""

@@ -1,0 +1,182 @@
+"""Matching cost and mask losses at sampled points (Mask2Former, §3.3), for logits `[B, Q, h, w]`.
+
+Points are `[..., 2]` in 0..1, x before y, as a fraction of the image; values are bilinear and zero
+outside of the image. The random numbers are those of the official code, in its order, so that a
+seed gives the same points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mfkernels.focal_dice import focal_dice_loss
+from mfkernels.integrations.matching import Pair
+from mfkernels.mask_logits import result_dtype
+
+
+class Sampling(NamedTuple):
+    """How many points a mask loss takes, and where."""
+
+    num_points: int
+    oversample_ratio: float
+    importance_sample_ratio: float
+
+
+def sample(maps: Tensor, points: Tensor) -> Tensor:
+    """`[N, P]`: values of `maps [N, h, w]` at `points [N, P, 2]`, or `[1, P, 2]` for all maps."""
+    if not maps.dtype.is_floating_point:
+        return _gather(maps, points)
+    # One map at a time stays in the cache, unlike the same points of all maps as channels.
+    grid = (2 * points - 1)[:, None].expand(len(maps), -1, -1, -1)
+    return F.grid_sample(maps[:, None].to(points.dtype), grid, align_corners=False)[:, 0, 0]
+
+
+def _gather(maps: Tensor, points: Tensor) -> Tensor:
+    """`sample` of masks that are not floating-point, without a floating-point copy of them."""
+    count, height, width = maps.shape
+    x, y = (points * points.new_tensor((width, height)) - 0.5).unbind(-1)
+    left, top = x.floor(), y.floor()
+    values = points.new_zeros(count, points.shape[1])
+    for column, across in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, down in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = torch.where(inside, row * width + column, 0).long().expand(count, -1)
+            weight = torch.where(inside, across * down, 0)
+            values += weight * maps.flatten(1).gather(1, index)
+    return values
+
+
+class _Rows(torch.autograd.Function):
+    """`logits[index]` for an index without repetition: a gradient is written, not added."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = len(logits)
+        return logits[index]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.rows, *gradient.shape[1:])
+        whole[index] = gradient
+        return whole, None
+
+
+@torch.no_grad()
+def matching_cost(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    masks: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    num_points: int,
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Tensor:
+    """`[B, Q, T]` of class, binary cross-entropy and dice cost; 0 beyond an image's own segments.
+
+    All masks of an image share `num_points` uniformly random points. The cross-entropy of all pairs
+    is one product, because it is linear in the target: `softplus(x) − x·t`.
+
+    Args:
+        class_logits: `[B, Q, K+1]`.
+        mask_logits: `[B, Q, h, w]`.
+        masks: per image `[T_b, H_b, W_b]`, any dtype.
+        labels: per image `[T_b]`.
+        num_points: P.
+        class_weight, mask_weight, dice_weight: weights of the three terms.
+    """
+    device = mask_logits.device
+    dtype = result_dtype(class_logits, mask_logits)
+    with torch.autocast(device.type, enabled=False):
+        probability = class_logits.to(dtype).softmax(-1)
+        longest = max((len(label) for label in labels), default=0)
+        costs = []
+        for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+            points = torch.rand(1, num_points, 2, device=device).to(dtype)
+            x = sample(mask_logits[image], points)
+            t = sample(mask.to(device), points)
+            overlap = x @ t.T
+            # log(1 + exp(x)) in terms of operators that are vectorised.
+            entropy = x.relu().sum(1) - x.abs().sigmoid_().log_().sum(1)
+            s = x.sigmoid_()
+            dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
+            cost = mask_weight * (entropy[:, None] - overlap) / num_points + dice_weight * dice
+            cost -= class_weight * probability[image][:, label.to(device)]
+            costs.append(F.pad(cost, (0, longest - len(label))))
+        return torch.stack(costs)
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, sampling: Sampling) -> Tensor:
+    """`[N, P, 2]`: for each map of `logits [N, h, w]` the random points that are least certain.
+
+    Of `oversample_ratio · P` uniformly random points the `importance_sample_ratio · P` with the
+    smallest |logit| are kept; the rest are fresh random points. They come in no particular order.
+    """
+    count, device = logits.shape[0], logits.device
+    candidates = torch.rand(
+        count, int(sampling.num_points * sampling.oversample_ratio), 2, device=device
+    ).to(result_dtype(logits))
+    values = sample(logits, candidates)
+    chosen = int(sampling.importance_sample_ratio * sampling.num_points)
+    index = values.abs_().topk(chosen, dim=1, largest=False, sorted=False).indices
+    points = candidates.gather(1, index[..., None].expand(-1, -1, 2))
+    if chosen < sampling.num_points:
+        fresh = torch.rand(count, sampling.num_points - chosen, 2, device=device)
+        points = torch.cat((points, fresh.to(points.dtype)), dim=1)
+    return points
+
+
+def mask_losses(
+    mask_logits: Tensor,
+    masks: Sequence[Tensor],
+    indices: Sequence[Pair],
+    sampling: Sampling,
+) -> tuple[Tensor, Tensor]:
+    """Sums over all matched masks of the binary cross-entropy (mean over points) and the dice loss.
+
+    Args:
+        mask_logits: `[B, Q, h, w]`.
+        masks: per image `[T_b, H_b, W_b]`, any dtype. Images smaller than the largest stand for
+            themselves padded right and below with zeros.
+        indices: per image the matched queries and their segments, from `matching.pairs` or the
+            official matcher.
+        sampling: where the points are.
+
+    Returns:
+        Both 0-dim, float32 (float64 for float64 logits), attached to the graph.
+    """
+    device = mask_logits.device
+    flat = mask_logits.flatten(0, 1)
+    starts = range(0, len(flat), mask_logits.shape[1])
+    rows = [query.to(device) + start for (query, _), start in zip(indices, starts, strict=True)]
+    logits = _Rows.apply(flat, torch.cat(rows))
+    points = uncertain_points(logits.detach(), sampling)
+    size = [max(mask.shape[axis] for mask in masks) for axis in (2, 1)]
+    per_image = zip(masks, indices, points.split([len(row) for row in rows]), strict=True)
+    targets = [
+        _target_values(mask.to(device), segment.to(device), some, size)
+        for mask, (_, segment), some in per_image
+    ]
+    values = sample(logits, points)
+    return focal_dice_loss(values, torch.cat(targets), 1.0, alpha=-1.0, gamma=0.0)
+
+
+@torch.no_grad()
+def _target_values(mask: Tensor, segment: Tensor, points: Tensor, size: list[int]) -> Tensor:
+    """`[n, P]`: row i is the mask `segment[i]` at `points[i]`, fractions of `size`, (W, H)."""
+    count, height, width = mask.shape
+    if [width, height] != size:
+        points = points * points.new_tensor(size) / points.new_tensor((width, height))
+    if len(segment) < count:
+        return sample(mask[segment], points)
+    # Points are far smaller than masks: they are brought into the order of the masks, and back.
+    return sample(mask, points[segment.argsort()])[segment]

@@ -1,0 +1,203 @@
+"""Replacements for matchers and losses of `transformers`, each built around the original."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels.integrations import points
+from mfkernels.integrations.matching import (
+    Pair,
+    assign,
+    binary_targets,
+    dense_cost,
+    from_pairs,
+    pairs,
+)
+from mfkernels.mask_loss import mask_loss
+from mfkernels.targets import SegmentTargets
+
+Method = Callable[..., Any]
+ORIGINAL = "_mfkernels_original"
+"""The attribute of a replacement that holds what it replaces."""
+
+_logger = logging.getLogger(__name__)
+_logged: set[str] = set()
+
+
+def is_replacement(method: Any) -> bool:
+    return hasattr(method, ORIGINAL)
+
+
+def dense_matcher(original: Method) -> Method:
+    """MaskFormer's matcher: `[B, Q, h, w]` logits against masks at that size."""
+
+    @torch.no_grad()
+    def forward(
+        self: Any,
+        masks_queries_logits: Tensor,
+        class_queries_logits: Tensor,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+    ) -> list[Pair]:
+        targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
+        if targets is None:
+            matched: list[Pair] = original(
+                self, masks_queries_logits, class_queries_logits, mask_labels, class_labels
+            )
+            return matched
+        cost = _dense_cost(self, masks_queries_logits, class_queries_logits, targets, mask_labels)
+        return pairs(assign(cost, targets.counts), targets.counts, cost.shape[1])
+
+    return forward
+
+
+def point_matcher(original: Method) -> Method:
+    """Mask2Former's matcher: logits and masks at random points, drawn image after image."""
+
+    @torch.no_grad()
+    def forward(
+        self: Any,
+        masks_queries_logits: Tensor,
+        class_queries_logits: Tensor,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+    ) -> list[Pair]:
+        cost = points.matching_cost(
+            class_queries_logits,
+            masks_queries_logits,
+            mask_labels,
+            class_labels,
+            self.num_points,
+            class_weight=self.cost_class,
+            mask_weight=self.cost_mask,
+            dice_weight=self.cost_dice,
+        )
+        counts = [len(label) for label in class_labels]
+        return pairs(assign(cost, counts), counts, cost.shape[1])
+
+    return forward
+
+
+def dense_criterion(original: Method) -> Method:
+    """MaskFormer's losses; the matching of all layers is one call."""
+
+    def forward(
+        self: Any,
+        masks_queries_logits: Tensor,
+        class_queries_logits: Tensor,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+        auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
+        if targets is None:
+            losses: dict[str, Tensor] = original(
+                self,
+                masks_queries_logits,
+                class_queries_logits,
+                mask_labels,
+                class_labels,
+                auxiliary_predictions,
+            )
+            return losses
+        layers = [(masks_queries_logits, class_queries_logits)]
+        layers += [
+            (each["masks_queries_logits"], each["class_queries_logits"])
+            for each in auxiliary_predictions or ()
+        ]
+        losses = {}
+        matches = _match(self, layers, targets, mask_labels, class_labels)
+        for layer, (assignment, indices) in enumerate(matches):
+            mask_logits, class_logits = layers[layer]
+            # Once a layer, as in the original: all processes must take part equally often.
+            num_masks = self.get_num_masks(class_labels, device=class_labels[0].device)
+            loss_mask, loss_dice = mask_loss(mask_logits, None, targets, assignment, num_masks=1.0)
+            of_layer = {
+                "loss_mask": loss_mask / num_masks,
+                "loss_dice": loss_dice / num_masks,
+                **self.loss_labels(class_logits, class_labels, indices),
+            }
+            suffix = f"_{layer - 1}" if layer else ""
+            losses.update({name + suffix: loss for name, loss in of_layer.items()})
+        return losses
+
+    return forward
+
+
+def point_losses(original: Method) -> Method:
+    """Mask2Former's mask losses at uncertain points."""
+
+    def loss_masks(
+        self: Any,
+        masks_queries_logits: Tensor,
+        mask_labels: Sequence[Tensor],
+        indices: Sequence[Pair],
+        num_masks: Tensor,
+    ) -> dict[str, Tensor]:
+        sampling = points.Sampling(
+            self.num_points, self.oversample_ratio, self.importance_sample_ratio
+        )
+        loss_mask, loss_dice = points.mask_losses(
+            masks_queries_logits, mask_labels, indices, sampling
+        )
+        return {"loss_mask": loss_mask / num_masks, "loss_dice": loss_dice / num_masks}
+
+    return loss_masks
+
+
+def _match(
+    criterion: Any,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    targets: SegmentTargets,
+    mask_labels: Sequence[Tensor],
+    class_labels: Sequence[Tensor],
+) -> list[tuple[Tensor, list[Pair]]]:
+    """The assignment `[B, T]` of each layer, and the same as pairs."""
+    matcher = criterion.matcher
+    if not is_replacement(matcher.forward):
+        found = [matcher(*layer, mask_labels, class_labels) for layer in layers]
+        return [(from_pairs(each, targets.max_count, targets.device), each) for each in found]
+    with torch.no_grad():
+        cost = torch.stack([_dense_cost(matcher, *layer, targets, mask_labels) for layer in layers])
+        assignment = assign(cost, targets.counts)
+    return [(each, pairs(each, targets.counts, cost.shape[2])) for each in assignment]
+
+
+def _dense_cost(
+    matcher: Any,
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    targets: SegmentTargets,
+    mask_labels: Sequence[Tensor],
+) -> Tensor:
+    return dense_cost(
+        class_logits,
+        mask_logits,
+        targets,
+        [(mask.shape[-2], mask.shape[-1]) for mask in mask_labels],
+        class_weight=matcher.cost_class,
+        mask_weight=matcher.cost_mask,
+        dice_weight=matcher.cost_dice,
+    )
+
+
+def _targets(
+    masks: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device
+) -> SegmentTargets | None:
+    """The segments, or None, said once, where the original has to do the work."""
+    targets = binary_targets(masks, labels)
+    if targets is None:
+        reason = (
+            "a mask holds values other than 0 and 1 (ignore_index padding?); "
+            "transformers' own criterion serves such calls"
+        )
+        if reason not in _logged:
+            _logged.add(reason)
+            _logger.warning(reason)
+        return None
+    return targets.to(device)

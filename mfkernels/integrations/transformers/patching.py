@@ -1,0 +1,278 @@
+"""What is replaced in `transformers`, how, and whether the installed version allows it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mfkernels.integrations.transformers import losses, post_processing
+from mfkernels.integrations.transformers.losses import ORIGINAL, Method, is_replacement
+
+Feature = Literal["criterion", "matcher", "post_processing"]
+
+SUPPORTED = ((5, 23), (6, 0))
+"""The first version that is supported and the first that is not."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One method of one class, and what takes its place."""
+
+    feature: Feature
+    module: str
+    owner: str
+    attribute: str
+    build: Callable[[Method], Method]
+
+    def find(self, load: bool = True) -> type | None:
+        """The class; None if its module is not loaded and `load` is off."""
+        name = f"transformers.models.{self.module}"
+        if not load and name not in sys.modules:
+            return None
+        try:
+            return getattr(importlib.import_module(name), self.owner)
+        except (ImportError, AttributeError) as error:
+            raise RuntimeError(
+                f"transformers {_version()} has no {name}.{self.owner}: {error}"
+            ) from error
+
+    def original(self) -> Method:
+        """What the class had before any patch, with the signature that the replacement has."""
+        current = vars(self.find() or object).get(self.attribute)
+        if not callable(current):
+            raise RuntimeError(
+                f"transformers {_version()}: {self.owner} has no method {self.attribute}"
+            )
+        found: Method = getattr(current, ORIGINAL, current)
+        expected = list(inspect.signature(self.build(found)).parameters)
+        given = list(inspect.signature(found).parameters)
+        if given != expected:
+            raise RuntimeError(
+                f"transformers {_version()}: {self.owner}.{self.attribute} takes "
+                f"({', '.join(given)}), expected ({', '.join(expected)})"
+            )
+        return found
+
+    def replacement(self) -> Method:
+        original = self.original()
+        method = functools.wraps(original)(self.build(original))
+        setattr(method, ORIGINAL, original)
+        return method
+
+
+@dataclass(frozen=True)
+class Family:
+    """The replacements of one model."""
+
+    name: str
+    replacements: tuple[Replacement, ...]
+    make_criterion: Callable[[Any], nn.Module]
+    """A small criterion from the modelling module."""
+
+
+def _family(folder: str, prefix: str, *, dense: bool = False, processors: bool = True) -> Family:
+    modelling = f"{folder}.modeling_{folder}"
+    matcher = losses.dense_matcher if dense else losses.point_matcher
+    replacements = [
+        Replacement("matcher", modelling, f"{prefix}HungarianMatcher", "forward", matcher),
+        Replacement("criterion", modelling, f"{prefix}Loss", "forward", losses.dense_criterion)
+        if dense
+        else Replacement(
+            "criterion", modelling, f"{prefix}Loss", "loss_masks", losses.point_losses
+        ),
+    ]
+    first_size = (384, 384) if folder == "mask2former" else None
+    for middle, ending in (("", ""), ("pil_", "Pil")) if processors else ():
+        module = f"{folder}.image_processing_{middle}{folder}"
+        owner = f"{prefix}ImageProcessor{ending}"
+        semantic = panoptic = post_processing.interpolate
+        if folder == "oneformer":
+            panoptic = post_processing.torchvision_resize
+            semantic = semantic if ending else panoptic
+        for attribute, build in (
+            ("post_process_semantic_segmentation", post_processing.semantic(semantic)),
+            ("post_process_panoptic_segmentation", post_processing.panoptic(panoptic, first_size)),
+        ):
+            replacements.append(Replacement("post_processing", module, owner, attribute, build))
+    return Family(folder, tuple(replacements), functools.partial(_small_criterion, prefix=prefix))
+
+
+def _small_criterion(module: Any, prefix: str) -> nn.Module:
+    matcher = getattr(module, f"{prefix}HungarianMatcher")
+    criterion = getattr(module, f"{prefix}Loss")
+    if prefix == "MaskFormer":
+        return criterion(4, matcher(1.0, 20.0, 1.0), {}, 0.1)
+    if prefix == "OneFormer":
+        return criterion(4, matcher(2.0, 5.0, 5.0, 12), {}, 0.1, 12, 3.0, 0.75)
+    config = SimpleNamespace(
+        num_labels=4,
+        no_object_weight=0.1,
+        class_weight=2.0,
+        mask_weight=5.0,
+        dice_weight=5.0,
+        train_num_points=12,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    return criterion(config, {})
+
+
+FAMILIES = (
+    _family("maskformer", "MaskFormer", dense=True),
+    _family("mask2former", "Mask2Former"),
+    _family("oneformer", "OneFormer"),
+    _family("eomt", "Eomt", processors=False),
+    _family("eomt_dinov3", "EomtDinov3", processors=False),
+)
+
+
+def _version() -> str:
+    version: str = importlib.import_module("transformers").__version__
+    return version
+
+
+def check_version() -> None:
+    """Raise RuntimeError unless the installed version is supported."""
+    first, end = SUPPORTED
+    version = _version()
+    major, minor = version.split(".")[:2]
+    if not first <= (int(major), int(minor)) < end:
+        raise RuntimeError(
+            f"mfkernels.integrations.transformers supports transformers >={_dotted(first)},"
+            f"<{_dotted(end)}; {version} is installed"
+        )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def chosen(features: frozenset[str]) -> Iterator[tuple[Family, Replacement]]:
+    for family in FAMILIES:
+        for each in family.replacements:
+            if each.feature in features:
+                yield family, each
+
+
+def patch_class(replacement: Replacement) -> None:
+    owner = replacement.find()
+    if not is_replacement(vars(owner or object).get(replacement.attribute)):
+        setattr(owner, replacement.attribute, replacement.replacement())
+
+
+def unpatch_class(replacement: Replacement) -> None:
+    owner = replacement.find(load=False)
+    current = vars(owner or object).get(replacement.attribute)
+    if is_replacement(current):
+        setattr(owner, replacement.attribute, getattr(current, ORIGINAL))
+
+
+def patch_instance(module: nn.Module, replacement: Replacement) -> None:
+    if not is_replacement(vars(module).get(replacement.attribute)):
+        # Straight into __dict__: a module's own __setattr__ has nothing to add.
+        vars(module)[replacement.attribute] = MethodType(replacement.replacement(), module)
+
+
+def unpatch_instance(module: nn.Module, replacement: Replacement) -> None:
+    if is_replacement(vars(module).get(replacement.attribute)):
+        del vars(module)[replacement.attribute]
+
+
+@functools.cache
+def check_family(family: Family, features: frozenset[str]) -> None:
+    """Raise RuntimeError if the replacements do not compute what the installed classes compute.
+
+    A small problem is solved by both, so that a version whose signatures are the same and whose
+    losses are not is refused too.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if features - {"post_processing"}:
+                _compare_losses(family)
+            if "post_processing" in features:
+                _compare_maps(family)
+    except RuntimeError:
+        raise
+    except Exception as error:
+        raise _refusal(family, f"{type(error).__name__}: {error}") from error
+
+
+def _refusal(family: Family, reason: str) -> RuntimeError:
+    return RuntimeError(
+        f"{family.name} of transformers {_version()} is not what mfkernels replaces: {reason}"
+    )
+
+
+def _compare_losses(family: Family) -> None:
+    replacements = {each.feature: each for each in family.replacements}
+    criterion = family.make_criterion(
+        importlib.import_module(f"transformers.models.{replacements['criterion'].module}")
+    )
+    # No process group takes part in this.
+    vars(criterion)["get_num_masks"] = lambda class_labels, device: torch.full((), 3.0)
+    torch.manual_seed(0)
+    masks = [torch.rand(count, 16, 20).gt(0.6).float() for count in (2, 1)]
+    labels = [torch.tensor([3, 0]), torch.tensor([2])]
+    mask_logits, class_logits = 3 * torch.randn(2, 5, 4, 5), 2 * torch.randn(2, 5, 5)
+    names = list(inspect.signature(criterion.forward).parameters)
+    arguments = dict.fromkeys(names)
+    arguments |= {
+        "masks_queries_logits": mask_logits,
+        "class_queries_logits": class_logits,
+        "mask_labels": masks,
+        "class_labels": labels,
+    }
+    if "calculate_contrastive_loss" in names:
+        arguments["calculate_contrastive_loss"] = False
+    results: list[dict[str, Tensor]] = []
+    for ours in (False, True):
+        for each, owner in (
+            (replacements["criterion"], criterion),
+            (replacements["matcher"], criterion.matcher),
+        ):
+            method = each.replacement() if ours else each.original()
+            vars(owner)[each.attribute] = MethodType(method, owner)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            results.append(criterion(**arguments))
+    theirs, ours_ = results
+    if list(theirs) != list(ours_):
+        raise _refusal(family, f"its losses are {list(theirs)}, expected {list(ours_)}")
+    for name, loss in theirs.items():
+        if not torch.allclose(loss, ours_[name], rtol=1e-3, atol=1e-5):
+            raise _refusal(
+                family, f"its {name} of a test problem is {loss}, expected {ours_[name]}"
+            )
+
+
+def _compare_maps(family: Family) -> None:
+    torch.manual_seed(0)
+    outputs = SimpleNamespace(
+        class_queries_logits=3 * torch.randn(1, 6, 5),
+        masks_queries_logits=3 * torch.randn(1, 6, 4, 5),
+    )
+    for each in family.replacements:
+        if each.feature != "post_processing":
+            continue
+        processor: Any = object.__new__(each.find() or object)
+        fused = {"label_ids_to_fuse": {0}} if "panoptic" in each.attribute else {}
+        theirs, ours = (
+            method(processor, outputs, target_sizes=[(9, 3)], **fused)[0]
+            for method in (each.original(), each.replacement())
+        )
+        if fused:
+            same = theirs["segments_info"] == ours["segments_info"]
+            theirs, ours = theirs["segmentation"], ours["segmentation"]
+        else:
+            same = True
+        if not (same and torch.equal(theirs, ours)):
+            raise _refusal(family, f"{each.owner}.{each.attribute} gives another map")

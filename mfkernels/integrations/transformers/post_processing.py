@@ -1,0 +1,192 @@
+"""Post-processing of `transformers` with full-size scores in small portions.
+
+Semantic maps: the original multiplies at mask resolution and resizes the K score maps afterwards,
+which is another function than the official one (`mfkernels.semantic_segmentation`), so that no
+kernel fits. A few classes at a time are resized by the same resize, and a running maximum is kept;
+panoptic maps do the same with the kept queries. The results are the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Method = Callable[..., Any]
+Resize = Callable[[Tensor, tuple[int, int]], Tensor]
+"""`[1, N, h, w]` to `[1, N, H, W]`."""
+
+PIXELS_AT_ONCE = 1 << 22
+"""Resized scores hold about this many values."""
+
+_logger = logging.getLogger(__name__)
+
+
+def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def torchvision_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    bilinear = functional.InterpolationMode.BILINEAR
+    return functional.resize(maps, size=list(size), interpolation=bilinear)
+
+
+def semantic(resize: Resize) -> Callable[[Method], Method]:
+    """Label maps without K score maps of full size, unless they are asked for."""
+
+    def build(original: Method) -> Method:
+        def post_process_semantic_segmentation(
+            self: Any,
+            outputs: Any,
+            target_sizes: Sequence[tuple[int, int]] | None = None,
+            return_segmentation_scores: bool = False,
+        ) -> Any:
+            fits = target_sizes is not None and len(target_sizes) == len(
+                outputs.class_queries_logits
+            )
+            if target_sizes is None or not fits or return_segmentation_scores:
+                return original(self, outputs, target_sizes, return_segmentation_scores)
+            small = original(self, outputs, None, True)
+            return [
+                _largest(item.segmentation_scores, size, resize)
+                for item, size in zip(small, target_sizes, strict=True)
+            ]
+
+        return post_process_semantic_segmentation
+
+    return build
+
+
+def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Method], Method]:
+    """Panoptic maps without the kept queries at full size, and one transfer to the host an image.
+
+    Args:
+        resize: from mask resolution (or `first_size`) to the target size.
+        first_size: what all mask logits are brought to first.
+    """
+
+    def build(original: Method) -> Method:
+        def post_process_panoptic_segmentation(
+            self: Any,
+            outputs: Any,
+            threshold: float = 0.5,
+            mask_threshold: float = 0.5,
+            overlap_mask_area_threshold: float = 0.8,
+            label_ids_to_fuse: set[int] | None = None,
+            target_sizes: Sequence[tuple[int, int]] | None = None,
+        ) -> list[dict[str, Any]]:
+            if label_ids_to_fuse is None:
+                _logger.warning("label_ids_to_fuse is not given: no segments are fused")
+                label_ids_to_fuse = set()
+            scores, labels = F.softmax(outputs.class_queries_logits, dim=-1).max(-1)
+            no_object = outputs.class_queries_logits.shape[-1] - 1
+            results = []
+            for image, logits in enumerate(outputs.masks_queries_logits):
+                kept = labels[image].ne(no_object) & (scores[image] > threshold)
+                logits = logits[kept]
+                size = None if target_sizes is None else target_sizes[image]
+                if len(logits) == 0:
+                    height, width = size or first_size or logits.shape[1:]
+                    nothing = torch.zeros((height, width)) - 1
+                    results.append({"segmentation": nothing, "segments_info": []})
+                    continue
+                if first_size is not None:
+                    logits = interpolate(logits[None], first_size)[0]
+                score, label = scores[image][kept], labels[image][kept]
+                owner, area = _owners(logits.sigmoid(), score, mask_threshold, size, resize)
+                owned = owner.flatten().bincount(minlength=len(score))
+                # float32 quotients, against the threshold as Python has it.
+                large = (owned / area).double() > overlap_mask_area_threshold
+                exists = (owned > 0) & (area > 0) & large
+                ids, segments = _segments(exists, score, label, label_ids_to_fuse)
+                table = torch.tensor(ids, dtype=torch.int32).to(owner.device, non_blocking=True)
+                results.append({"segmentation": table[owner], "segments_info": segments})
+            return results
+
+        return post_process_panoptic_segmentation
+
+    return build
+
+
+def _largest(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """`[H, W]`: which of the maps `[K, h, w]`, resized, is the largest."""
+    best: Tensor | None = None
+    for start, some in _portions(scores, size):
+        value, index = resize(some[None], size)[0].max(0)
+        if best is None:
+            best, label = value, index
+            continue
+        better = value > best
+        best = torch.where(better, value, best)
+        label = torch.where(better, index + start, label)
+    return label
+
+
+def _owners(
+    probability: Tensor,
+    score: Tensor,
+    mask_threshold: float,
+    size: tuple[int, int] | None,
+    resize: Resize,
+) -> tuple[Tensor, Tensor]:
+    """The query of each pixel `[H, W]`, and how many pixels each query would like to have `[n]`."""
+    best: Tensor | None = None
+    areas = []
+    for start, some in _portions(probability, size or probability.shape[1:]):
+        if size is not None:
+            some = resize(some[None], size)[0]
+        weighted = some * score[start : start + len(some), None, None]
+        areas.append((weighted >= mask_threshold).sum((1, 2)))
+        value, index = weighted.max(0)
+        if best is None:
+            best, owner = value, index
+            continue
+        better = value > best
+        best = torch.where(better, value, best)
+        owner = torch.where(better, index + start, owner)
+    return owner, torch.cat(areas)
+
+
+def _portions(maps: Tensor, size: Sequence[int]) -> list[tuple[int, Tensor]]:
+    some = max(2, PIXELS_AT_ONCE // (size[0] * size[1]))
+    return [(start, maps[start : start + some]) for start in range(0, len(maps), some)]
+
+
+def _segments(
+    exists: Tensor, score: Tensor, label: Tensor, fused: set[int]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """The identifier of each query (0: none) and the description of the segments.
+
+    As in the original, a segment that is fused into an earlier one is listed again, and the
+    numbering goes on from the identifier of that earlier one.
+    """
+    # float64 holds scores and labels exactly; stacked, they come over in one transfer.
+    rows = torch.stack((exists.double(), score.double(), label.double()), 1).tolist()
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    of_class: dict[int, int] = {}
+    current = 0
+    for there, value, name in rows:
+        if not there:
+            ids.append(0)
+            continue
+        kind = int(name)
+        current = of_class.get(kind, current + 1)
+        ids.append(current)
+        segments.append(
+            {
+                "id": current,
+                "label_id": kind,
+                "was_fused": kind in fused,
+                "score": round(value, 6),
+            }
+        )
+        if kind in fused:
+            of_class[kind] = current
+    return ids, segments
