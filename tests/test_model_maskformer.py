@@ -17,7 +17,6 @@ from model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer import base
 from maskformer.config import ConfigError
 from maskformer.model import (
     MaskFormer,
@@ -26,6 +25,7 @@ from maskformer.model import (
     SegmentationModel,
     build_model,
 )
+from maskformer.weights import files
 
 SWIN = {"name": "swin_tiny_patch4_window7_224"}
 ARCHITECTURES = ["maskformer", "per_pixel", "per_pixel_plus"]
@@ -260,7 +260,7 @@ class TestSaving:
             file.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(base, "save_file", fill_disk)
+        monkeypatch.setattr(files, "save_file", fill_disk)
         with pytest.raises(OSError, match="No space left"):
             model.save_pretrained(tmp_path)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -303,14 +303,18 @@ class TestSaving:
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
             MaskFormer.from_pretrained(tmp_path)
-        with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
+        with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.pkl"):
+            MaskFormer.from_pretrained("models/none.pkl")
+        with pytest.raises(ValueError, match="is a file; give the folder"):
             MaskFormer.from_pretrained(tmp_path / "config.json")
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ('{"model"', "is damaged"),
-            ('{"model_type": "maskformer"}', "not written by save_pretrained"),
+            ("[]", "must hold a mapping, got list"),
+            ('{"model_type": "detr"}', "its model_type is 'detr', expected 'maskformer'"),
+            ('{"model_type": "maskformer"}', "its decoder_config has the model_type 'None'"),
             ('{"library": "maskformer"}', "describes no model of this version"),
             ('{"library": "maskformer", "model": {"x": 1}}', "x: unknown key"),
         ],
@@ -331,7 +335,9 @@ class TestSaving:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert MaskFormer.from_pretrained("someone/maskformer").config == model.config
-        assert asked == [("someone/maskformer", ["config.json", "model.safetensors"])]
+        [(repo, patterns)] = asked
+        assert repo == "someone/maskformer"
+        assert {"config.json", "*.safetensors"} <= set(patterns)
 
     def test_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> str:

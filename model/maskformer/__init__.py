@@ -4,6 +4,7 @@ Cheng, Schwing, Kirillov: "Per-Pixel Classification is Not All You Need for Sema
 """
 
 from maskformer.config import Config, ConfigError, ModelConfig, config_names, load_config
+from maskformer.image_processor import ImageProcessor
 from maskformer.model import (
     MaskFormer,
     PerPixelBaseline,
@@ -11,15 +12,19 @@ from maskformer.model import (
     SegmentationModel,
     build_model,
 )
+from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
     "Config",
     "ConfigError",
+    "ImageProcessor",
+    "LoadReport",
     "MaskFormer",
     "ModelConfig",
     "PerPixelBaseline",
     "PerPixelBaselinePlus",
     "SegmentationModel",
+    "WeightsMismatchError",
     "build_model",
     "config_names",
     "load_config",

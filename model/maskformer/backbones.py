@@ -10,6 +10,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers.format import Format
+from timm.models import clean_state_dict
 from timm.models._features import FeatureInfo
 from timm.models.resnet import Bottleneck
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -18,6 +19,9 @@ from torch.nn import functional
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskformer.config import BackboneConfig
+from maskformer.weights.files import read_tensors
+from maskformer.weights.names import Names
+from maskformer.weights.official import resnet_table
 
 STRIDES = (4, 8, 16, 32)
 
@@ -108,7 +112,12 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self._options = _timm_options(config) | options
-        self.body = timm.create_model(config.name, pretrained=False, **self._options)
+        try:
+            self.body = timm.create_model(config.name, pretrained=False, **self._options)
+        except TypeError as error:
+            raise ValueError(
+                f"model.backbone.options: '{config.name}' does not take them: {error}"
+            ) from error
         info = cast(FeatureInfo, self.body.feature_info)
         self._levels = _find_levels(config.name, info.reduction())
         channels = info.channels()
@@ -139,8 +148,9 @@ class Backbone(nn.Module):
         """Loads ImageNet weights.
 
         Args:
-            file: weights in timm's naming (`.safetensors`, or `.pth` without pickled objects);
-                left out, they are fetched from the Hugging Face hub or its local cache.
+            file: weights in timm's, torchvision's, the Swin authors' or detectron2's naming
+                (`.safetensors`, `.pth`, `.pkl`; code pickled in them is never run); left out, they
+                are fetched from the Hugging Face hub or its local cache.
 
         Raises:
             RuntimeError: the hub cannot be reached, or the file's entries do not fit this backbone.
@@ -168,7 +178,7 @@ class Backbone(nn.Module):
         if not file.is_file():
             raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
         try:
-            state = timm.models.load_state_dict(str(file))
+            state = self._rename(read_tensors(file))
             # timm renames entries of several layouts, then skips in silence what it does not
             # find. A copy of the file that holds only NaN shows what that is.
             probe = self._create_from(
@@ -187,6 +197,15 @@ class Backbone(nn.Module):
                 f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
             )
         return source
+
+    def _rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From detectron2's names, where they are those, to timm's."""
+        if "stem.conv1.weight" not in state:
+            return clean_state_dict(state)
+        wanted = {f"backbone.{name}": entry for name, entry in self.state_dict().items()}
+        names = Names(resnet_table(deep_stem="stem.conv2.weight" in state, theirs=""))
+        found, _ = names.to_ours(state, wanted, "")
+        return {name.removeprefix("backbone.body."): entry for name, entry in found.items()}
 
     def _create_from(self, state: dict[str, Tensor]) -> nn.Module:
         overlay = {"state_dict": state}
@@ -214,7 +233,7 @@ def _timm_options(config: BackboneConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"features_only": True, **_FAMILY_OPTIONS.get(family, {})}
     if config.drop_path or family in _FAMILY_OPTIONS:  # timm's Swin has a default of its own, 0.1
         options["drop_path_rate"] = config.drop_path
-    return options
+    return options | config.options
 
 
 def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
+import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import huggingface_hub
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskformer.backbones import STRIDES, Backbone
-from maskformer.config import (
-    ConfigError,
-    ModelConfig,
-    load_config,
-    merge_model_config,
-    parse_model_config,
-)
+from maskformer.config import ModelConfig, load_config, merge_model_config
 from maskformer.pixel_decoders import PixelDecoder
+from maskformer.weights import Checkpoint, LoadReport, WeightsMismatchError, open_checkpoint
+from maskformer.weights.checkpoint import native_config
+from maskformer.weights.files import write_json, write_tensors
+from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE, write_huggingface
+from maskformer.weights.official import write_official
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LISTED = 5
+Format = Literal["native", "hf", "official"]
 
 
 class SegmentationModel(nn.Module):
     """A backbone and a pixel decoder; subclasses add their head and `forward`.
+
+    `class_names` are the names of the K classes where a checkpoint brought them, else None; they
+    are saved with the model.
 
     Raises:
         ValueError: no number of classes, or sizes that do not fit each other.
@@ -49,6 +43,8 @@ class SegmentationModel(nn.Module):
                 "model.num_classes: a model needs the number of classes; pass num_classes=K"
             )
         self.config = config
+        self.class_names: tuple[str, ...] | None = None
+        self._leftovers: dict[str, Tensor] = {}
         self.num_classes: int = config.num_classes
         self.backbone = Backbone(config.backbone)
         self.pixel_decoder = PixelDecoder(
@@ -72,52 +68,105 @@ class SegmentationModel(nn.Module):
         return build_model(merge_model_config(load_config(name_or_file).model, overrides))
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> SegmentationModel:
-        """A model saved by `save_pretrained`, in evaluation mode.
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        **overrides: Any,
+    ) -> SegmentationModel:
+        """A trained model, in evaluation mode. Code in a file is never run.
+
+        Reads folders of `save_pretrained`; folders and hub models of `transformers` (MaskFormer
+        with a ResNet or Swin backbone); and the authors' `.pkl` and `.pth` files, whose
+        architecture is read off the weights. Images are padded as the authors' semantic models
+        want it unless the folder says otherwise (`size_divisibility=0` for COCO panoptic).
 
         Args:
-            path_or_hub_id: a folder, or an id `owner/name` on the Hugging Face hub.
+            path_or_hub_id: a folder, a file, or an id `owner/name` on the Hugging Face hub.
+            strict: refuse missing and unexpected entries; otherwise what is missing keeps its
+                random start, and a warning lists it.
+            ignore_mismatched_sizes: entries of another shape, such as a head for other classes,
+                keep their random start, and a warning lists them.
+            overrides: values of the `model` section that replace the checkpoint's, such as
+                `num_classes=20`.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
             RuntimeError: the hub cannot be reached or has no such model.
-            ValueError: a file is damaged, or the weights do not fit the configuration.
+            ConfigError: unknown keys or wrong types in `overrides`.
+            ValueError: a file is damaged, holds code, or belongs to another architecture.
+            WeightsMismatchError: the weights do not fit the configuration; a `ValueError` with
+                the full `report`.
         """
-        folder = _find_folder(str(path_or_hub_id))
-        model = build_model(_read_config(folder / CONFIG_FILE))
-        model.load_weights(folder)
+        checkpoint = open_checkpoint(path_or_hub_id)
+        model = build_model(merge_model_config(checkpoint.config, overrides))
+        model._take_over(checkpoint, strict, ignore_mismatched_sizes)
+        if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
+            model.class_names = checkpoint.classes
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`; each is complete or absent.
+    def save_pretrained(self, folder: str | Path, format: Format = "native") -> None:  # noqa: A002
+        """Writes the model; each file is complete or absent.
+
+        Args:
+            folder: where to; made if need be. An official checkpoint may also name its file.
+            format: `"native"` is `config.json` and `model.safetensors`. `"hf"` is a folder that
+                `transformers.MaskFormerForInstanceSegmentation` loads. `"official"` is a
+                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What these hold
+                besides the model's weights is a constant, or, where the model came from a
+                checkpoint of the same kind, what that held.
 
         Raises:
+            ValueError: the format cannot express this model; the message says why.
             OSError: the folder cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()
-        }
-        text = json.dumps(
-            {"library": "maskformer", "model": self.config.model_dump(mode="json")}, indent=2
-        )
-        _replace(
-            folder / WEIGHTS_FILE, lambda file: save_file(weights, file, metadata={"format": "pt"})
-        )
-        _replace(folder / CONFIG_FILE, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+        weights = self.state_dict()
+        if format == "official":
+            write_official(folder, self.config, weights, self._leftovers)
+        elif format == "hf":
+            write_huggingface(folder, self.config, weights, self.class_names, self._leftovers)
+        elif format == "native":
+            folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(folder / WEIGHTS_FILE, weights)
+            write_json(folder / CONFIG_FILE, native_config(self.config, self.class_names))
+        else:
+            raise ValueError(f"format must be 'native', 'hf' or 'official', got {format!r}")
 
-    def load_weights(self, folder: str | Path) -> None:
-        """Takes over the weights of a folder that `save_pretrained` wrote for an equal model.
+    def load_weights(
+        self,
+        path: str | Path,
+        *,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+    ) -> LoadReport:
+        """Takes over the weights of a checkpoint of any kind that `from_pretrained` reads.
+
+        Returns:
+            What was not taken over; empty unless an argument allows it.
 
         Raises:
-            FileNotFoundError: the folder holds no weights.
-            ValueError: the file is damaged, or its weights do not fit this model.
+            FileNotFoundError, RuntimeError, ValueError: as in `from_pretrained`.
         """
-        file = Path(folder) / WEIGHTS_FILE
-        weights = _read_weights(file)
-        _check_weights(weights, self.state_dict(), file)
-        self.load_state_dict(weights)
+        return self._take_over(open_checkpoint(path), strict, ignore_mismatched_sizes)
+
+    def _take_over(
+        self, checkpoint: Checkpoint, strict: bool, ignore_mismatched_sizes: bool
+    ) -> LoadReport:
+        found, report = checkpoint.match(self.state_dict())
+        if report.mismatched and not ignore_mismatched_sizes:
+            raise WeightsMismatchError(
+                report, "ignore_mismatched_sizes=True starts entries of another shape anew"
+            )
+        if strict and (report.missing or report.unexpected):
+            raise WeightsMismatchError(report, "strict=False accepts what is there")
+        if report.missing or report.unexpected or report.mismatched:
+            warnings.warn(str(report), stacklevel=3)
+        self.load_state_dict(found, strict=False)
+        self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
+        return report
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""
@@ -151,90 +200,3 @@ def _check_images(pixel_values: Tensor) -> None:
         raise ValueError(
             f"pixel_values must have at least {STRIDES[-1]} rows and columns, got {list(shape)}"
         )
-
-
-def _find_folder(path_or_hub_id: str) -> Path:
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(
-            f"{folder} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
-    if not _HUB_ID.fullmatch(path_or_hub_id):
-        raise FileNotFoundError(f"no such folder: {folder}")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                path_or_hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"'{path_or_hub_id}' is no local folder, and the Hugging Face hub failed: {error}"
-        ) from error
-
-
-def _read_config(file: Path) -> ModelConfig:
-    _check_exists(file)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(values, Mapping) or values.get("library") != "maskformer":
-        raise ValueError(
-            f'{file} was not written by save_pretrained: it lacks "library": "maskformer"'
-        )
-    try:
-        return parse_model_config(values["model"])
-    except (KeyError, ConfigError) as error:
-        raise ValueError(f"{file} describes no model of this version: {error}") from error
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    _check_exists(file)
-    try:
-        weights: dict[str, Tensor] = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged: {error}"
-        ) from error
-    return weights
-
-
-def _check_exists(file: Path) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} holds no {file.name}")
-
-
-def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
-    misshaped = [
-        f"{name} {list(given[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
-    ]
-    problems = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": misshaped,
-    }
-    lines = [f"  {len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if lines:
-        head = f"{file} does not fit the model that {CONFIG_FILE} describes:"
-        raise ValueError("\n".join([head, *lines]))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED] + ["..."] * (len(names) > _LISTED))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `file`, then puts the result in its place."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"could not write {file}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

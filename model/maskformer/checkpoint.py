@@ -27,9 +27,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maskformer.config import Config, load_config, to_yaml
+from maskformer.config import Config, ShapesConfig, load_config, to_yaml
 from maskformer.data import DatasetInfo
+from maskformer.image_processor import ImageProcessor
 from maskformer.model import SegmentationModel
+from maskformer.palette import palette
+from maskformer.weights.files import WEIGHT_SUFFIXES
 
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
@@ -176,7 +179,7 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
 
 def resolve_checkpoint(path: Path) -> Path:
     """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
-    folder.
+    folder. Other folders of models and weight files stand for themselves.
 
     A run folder stands for its best checkpoint, or the last where none is best yet.
 
@@ -188,10 +191,11 @@ def resolve_checkpoint(path: Path) -> Path:
             found = find_checkpoint(folder, name)
             if found:
                 return found
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path.is_file() and path.suffix in WEIGHT_SUFFIXES):
         return path.resolve()
     raise CheckpointError(
-        f"no checkpoint at {path}: expected a run folder or one with a config.json"
+        f"no checkpoint at {path}: expected a run folder, one with a config.json, or a weight file "
+        f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
     )
 
 
@@ -208,13 +212,35 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
     return load_config(recipe, overrides)
 
 
-def load_info(checkpoint: Path) -> DatasetInfo:
+def load_prediction_recipe(checkpoint: Path, model: SegmentationModel) -> Config:
+    """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
+
+    Raises:
+        ConfigError: the recipe does not fit this version.
+        ValueError: the folder's pre-processing cannot be followed.
+    """
+    if (checkpoint / RECIPE).is_file():
+        return load_recipe(checkpoint, [])
+    processor = ImageProcessor.from_pretrained(checkpoint)
+    data = ShapesConfig(test_short_side=processor.short_side, test_max_side=processor.max_side)
+    return Config(model=model.config, data=data)
+
+
+def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
     """Class names and colours saved with the checkpoint.
+
+    Args:
+        checkpoint: its folder.
+        model: tells the classes where the checkpoint is from elsewhere; all of them are stuff.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     file = checkpoint / DATASET
+    if model is not None and not file.is_file():
+        count = model.num_classes
+        classes = model.class_names or tuple(f"class {index}" for index in range(count))
+        return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         return DatasetInfo(

@@ -1,0 +1,34 @@
+"""Checkpoints from one format into another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.base import Format, SegmentationModel
+from maskformer.checkpoint import DATASET, load_info
+from maskformer.image_processor import ImageProcessor
+
+
+def convert(source: str | Path, target: str | Path, format: Format) -> SegmentationModel:  # noqa: A002
+    """Writes a checkpoint in another format, with class names and pre-processing where it can.
+
+    Args:
+        source: whatever `MaskFormer.from_pretrained` reads.
+        target: a folder; for `"official"` also a `.pkl` file.
+        format: see `MaskFormer.save_pretrained`.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError, RuntimeError, ValueError: as in `from_pretrained` and `save_pretrained`.
+        OSError: the target cannot be written.
+    """
+    model = SegmentationModel.from_pretrained(source)
+    if model.class_names is None and (Path(source) / DATASET).is_file():
+        model.class_names = load_info(Path(source)).classes
+    processor = ImageProcessor.from_pretrained(source)
+    model.save_pretrained(target, format)
+    if format != "official":
+        processor.save_pretrained(target)
+    return model

@@ -1,0 +1,376 @@
+"""Folders of `transformers`: `MaskFormerForInstanceSegmentation` with a ResNet or a Swin (§7.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskformer.config import ModelConfig, parse_model_config
+from maskformer.weights.files import (
+    read_json,
+    read_sharded,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from maskformer.weights.names import Names, add_position_indexes, restore
+from maskformer.weights.official import no_object_weights
+from maskformer.weights.sizes import (
+    ResNetSizes,
+    Sizes,
+    SwinSizes,
+    backbone_config,
+    backbone_sizes,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHT_FILES = (
+    WEIGHTS_FILE,
+    f"{WEIGHTS_FILE}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+_PIXELS = "model.pixel_level_module."
+_ENCODER = f"{_PIXELS}encoder."
+_SWIN = f"{_ENCODER}model."
+_FPN = f"{_PIXELS}decoder.fpn."
+_QUERIES = "model.transformer_module."
+_FINAL_NORM = f"{_SWIN}layernorm."
+_CLASS_WEIGHTS = "criterion.empty_weight"
+_UNUSED = rf"criterion\.empty_weight|.*\.relative_position_index|{_FINAL_NORM}(weight|bias)"
+# In memory, transformers 5 calls some entries otherwise than on disk.
+_ALIASES = {
+    r"(transformer_module\.decoder\..*)\.o_proj\.": r"\1.out_proj.",
+    r"(transformer_module\.decoder\..*)\.mlp\.fc(\d)\.": r"\1.fc\2.",
+}
+
+# Values that `transformers` leaves open and this package does not.
+_FIXED: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "embedding_size": 64,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    },
+    "swin": {
+        "patch_size": 4,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "use_absolute_embeddings": False,
+        "layer_norm_eps": 1e-5,
+    },
+    "detr": {"activation_function": "relu"},
+}
+
+
+def _table() -> dict[str, str]:
+    table = {
+        "backbone.body.conv1.": f"{_ENCODER}embedder.embedder.convolution.",
+        "backbone.body.bn1.": f"{_ENCODER}embedder.embedder.normalization.",
+        "backbone.body.patch_embed.proj.": f"{_SWIN}embeddings.patch_embeddings.projection.",
+        "backbone.body.patch_embed.norm.": f"{_SWIN}embeddings.norm.",
+        "backbone.norms.": f"{_PIXELS}encoder.hidden_states_norms.",
+        "pixel_decoder.outputs.3.conv.": f"{_FPN}stem.0.",
+        "pixel_decoder.outputs.3.norm.": f"{_FPN}stem.1.",
+        "pixel_decoder.mask_features.": f"{_PIXELS}decoder.mask_projection.",
+    }
+    for stage in (0, 1, 2, 3):
+        block, target = (
+            f"backbone.body.layer{stage + 1}.#.",
+            f"{_ENCODER}encoder.stages.{stage}.layers.#.",
+        )
+        for conv in (1, 2, 3):
+            table[f"{block}conv{conv}."] = f"{target}layer.{conv - 1}.convolution."
+            table[f"{block}bn{conv}."] = f"{target}layer.{conv - 1}.normalization."
+        table[f"{block}downsample.0."] = f"{target}shortcut.convolution."
+        table[f"{block}downsample.1."] = f"{target}shortcut.normalization."
+
+        block, target = (
+            f"backbone.body.layers_{stage}.blocks.#.",
+            f"{_SWIN}encoder.layers.{stage}.blocks.#.",
+        )
+        attention = f"{target}attention."
+        table |= {
+            f"{block}norm1.": f"{target}layernorm_before.",
+            f"{block}norm2.": f"{target}layernorm_after.",
+            f"{block}attn.qkv.": f"{attention}self.{{query,key,value}}.",
+            f"{block}attn.proj.": f"{attention}output.dense.",
+            f"{block}attn.": f"{attention}self.",
+            f"{block}mlp.fc1.": f"{target}intermediate.dense.",
+            f"{block}mlp.fc2.": f"{target}output.dense.",
+            # timm merges patches at the start of a stage, they do at the end of the one before.
+            f"backbone.body.layers_{stage + 1}.downsample.": (
+                f"{_SWIN}encoder.layers.{stage}.downsample."
+            ),
+        }
+    for level in (0, 1, 2):
+        target = f"{_FPN}layers.{2 - level}."
+        table |= {
+            f"pixel_decoder.laterals.{level}.conv.": f"{target}proj.0.",
+            f"pixel_decoder.laterals.{level}.norm.": f"{target}proj.1.",
+            f"pixel_decoder.outputs.{level}.conv.": f"{target}block.0.",
+            f"pixel_decoder.outputs.{level}.norm.": f"{target}block.1.",
+        }
+    layer, target = "decoder.layers.#.", f"{_QUERIES}decoder.layers.#."
+    for ours, theirs in (("self_attn", "self_attn"), ("cross_attn", "encoder_attn")):
+        table[f"{layer}{ours}.in_proj_"] = f"{target}{theirs}.{{q,k,v}}_proj."
+        table[f"{layer}{ours}."] = f"{target}{theirs}."
+    return table | {
+        f"{layer}linear": f"{target}fc",
+        f"{layer}norm1.": f"{target}self_attn_layer_norm.",
+        f"{layer}norm2.": f"{target}encoder_attn_layer_norm.",
+        f"{layer}norm3.": f"{target}final_layer_norm.",
+        "decoder.norm.": f"{_QUERIES}decoder.layernorm.",
+        "decoder.query_embed.": f"{_QUERIES}queries_embedder.",
+        "decoder.input_proj.": f"{_QUERIES}input_projection.",
+        "class_embed.": "class_predictor.",
+        "mask_embed.layers.#.": "mask_embedder.#.0.",
+    }
+
+
+def huggingface_names() -> Names:
+    """The names in files that `transformers` wrote, and in its memory."""
+    return Names(_table(), _UNUSED, _ALIASES)
+
+
+def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The weight file of a folder (of several, the first in `WEIGHT_FILES`) and its entries.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged or holds code.
+    """
+    for name in WEIGHT_FILES:
+        file = folder / name
+        if file.is_file():
+            return file, read_sharded(file) if file.suffix == ".json" else read_tensors(file)
+    raise FileNotFoundError(f"{folder} holds no {WEIGHTS_FILE} (nor {', '.join(WEIGHT_FILES[1:])})")
+
+
+def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> ModelConfig:
+    """The model that a `config.json` describes.
+
+    Args:
+        values: of `config.json`.
+        preprocessor: of `preprocessor_config.json`, for the normalisation of images.
+
+    Raises:
+        ValueError: another model, or something that this package's model does not have.
+    """
+    if values.get("model_type") != "maskformer":
+        raise ValueError(
+            f"its model_type is '{values.get('model_type')}', expected 'maskformer' (or the "
+            "config.json of this package)"
+        )
+    decoder = _section(values, "decoder_config", ("detr", "maskformer-detr"), "detr")
+    defaults = ModelConfig()
+    model: dict[str, Any] = {
+        "num_classes": len(class_names(values)),
+        "backbone": _read_backbone(values),
+        "pixel_decoder": {
+            "channels": values.get("fpn_feature_size", 256),
+            "mask_channels": values.get("mask_feature_size", 256),
+        },
+        "decoder": {
+            "queries": decoder.get("num_queries", 100),
+            "channels": decoder.get("d_model", 256),
+            "heads": decoder.get("decoder_attention_heads", 8),
+            "feedforward": decoder.get("decoder_ffn_dim", 2048),
+            "layers": decoder.get("decoder_layers", 6),
+            "dropout": decoder.get("dropout", defaults.decoder.dropout),
+        },
+    }
+    if preprocessor:
+        model |= image_values(preprocessor)
+    return parse_model_config(model)
+
+
+def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Normalisation and padding in a `preprocessor_config.json`, as values of a model section."""
+    values: dict[str, Any] = {}
+    scale = 1 / preprocessor.get("rescale_factor", 1 / 255)
+    for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
+        if preprocessor.get(theirs):
+            values[ours] = tuple(round(value * scale, 6) for value in preprocessor[theirs])
+    if preprocessor.get("size_divisor") is not None:
+        values["size_divisibility"] = preprocessor["size_divisor"]
+    return values
+
+
+def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels in a `config.json`, in order."""
+    labels = values.get("id2label")
+    if labels:
+        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
+
+
+def write_huggingface(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    classes: Sequence[str] | None,
+    leftovers: Mapping[str, Tensor],
+) -> None:
+    """Writes `config.json` and `model.safetensors` as `transformers` does.
+
+    What its model has and ours has not (the unused final norm of Swin, the batch counters, the
+    index tables) starts as it does there, unless the model came from such a folder.
+
+    Args:
+        config: of the model.
+        weights: its entries under our names.
+        classes: their names.
+        leftovers: unused entries of the checkpoint that it came from, written back as they were.
+
+    Raises:
+        ValueError: `transformers` has no such model.
+        OSError: the folder cannot be written.
+    """
+    sizes = _check_expressible(config)
+    renamed = huggingface_names().to_theirs(weights)
+    assert config.num_classes is not None
+    renamed[_CLASS_WEIGHTS] = no_object_weights(config.num_classes)
+    for name in [name for name in renamed if name.endswith("running_var")]:
+        counter = name.removesuffix("running_var") + "num_batches_tracked"
+        renamed[counter] = torch.zeros((), dtype=torch.int64)
+    if isinstance(sizes, SwinSizes):
+        last = renamed[f"{_PIXELS}encoder.hidden_states_norms.3.weight"]
+        renamed[f"{_FINAL_NORM}weight"] = torch.ones_like(last)
+        renamed[f"{_FINAL_NORM}bias"] = torch.zeros_like(last)
+    add_position_indexes(renamed)
+    restore(renamed, leftovers)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_FILE, renamed)
+    values = _write_config(config, sizes, classes)
+    values["no_object_weight"] = round(float(renamed[_CLASS_WEIGHTS][-1]), 6)
+    write_json(folder / CONFIG_FILE, values)
+
+
+def _section(
+    values: Mapping[str, Any], name: str, types: Sequence[str], kind: str
+) -> Mapping[str, Any]:
+    section = values.get(name) or {}
+    if section.get("model_type") not in types:
+        raise ValueError(
+            f"its {name} has the model_type '{section.get('model_type')}', expected {types[0]}"
+        )
+    for key, wanted in _FIXED[kind].items():
+        if section.get(key, wanted) not in (wanted, [wanted, wanted]):
+            raise ValueError(
+                f"its {name} has {key} = {section[key]!r}, which this package's model does not "
+                f"have; expected {wanted!r}"
+            )
+    return section
+
+
+def _read_backbone(values: Mapping[str, Any]) -> Any:
+    name = "backbone_config"
+    if (values.get(name) or {}).get("model_type") == "resnet":
+        section = _section(values, name, ("resnet",), "resnet")
+        return backbone_config(
+            ResNetSizes(
+                depths=tuple(section.get("depths", (3, 4, 6, 3))),
+                channels=tuple(section.get("hidden_sizes", (256, 512, 1024, 2048))),
+                bottleneck=section.get("layer_type", "bottleneck") == "bottleneck",
+            )
+        )
+    section = _section(values, name, ("swin", "maskformer-swin"), "swin")
+    return backbone_config(
+        SwinSizes(
+            embed_dim=section.get("embed_dim", 96),
+            depths=tuple(section.get("depths", (2, 2, 6, 2))),
+            heads=tuple(section.get("num_heads", (3, 6, 12, 24))),
+            window=section.get("window_size", 7),
+            mlp_ratio=section.get("mlp_ratio", 4.0),
+        ),
+        drop_path=section.get("drop_path_rate", 0.1),
+    )
+
+
+def _check_expressible(config: ModelConfig) -> Sizes:
+    """The backbone's sizes.
+
+    Raises:
+        ValueError: `transformers` cannot express the model; the message says why.
+    """
+    sizes = backbone_sizes(config.backbone)
+    coarsest = sizes.channels[-1] if isinstance(sizes, ResNetSizes) else 8 * sizes.embed_dim
+    reasons = {
+        f"its architecture is {config.architecture}": config.architecture != "maskformer",
+        "its pixel decoder has a transformer encoder (+6 Enc)": config.pixel_decoder.encoder_layers,
+        "its ResNet has a stem of three convolutions (R101c)": (
+            isinstance(sizes, ResNetSizes) and sizes.deep_stem
+        ),
+        "its last stage is dilated (multi_grid)": config.backbone.multi_grid,
+        "its pixel decoder's norms have not 32 groups": config.pixel_decoder.groups != 32,
+        "it projects features that have the decoder's width already": (
+            config.decoder.enforce_input_projection and coarsest == config.decoder.channels
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(f"transformers' MaskFormer cannot express this model: {reason}")
+    return sizes
+
+
+def _write_config(
+    config: ModelConfig, sizes: Sizes, classes: Sequence[str] | None
+) -> dict[str, Any]:
+    decoder = config.decoder
+    names = list(classes or (f"LABEL_{index}" for index in range(config.num_classes or 0)))
+    return {
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        "model_type": "maskformer",
+        "dtype": "float32",
+        "backbone_config": _write_backbone(sizes, config.backbone.drop_path),
+        "decoder_config": {
+            "model_type": "detr",
+            "num_queries": decoder.queries,
+            "d_model": decoder.channels,
+            "decoder_layers": decoder.layers,
+            "decoder_attention_heads": decoder.heads,
+            "decoder_ffn_dim": decoder.feedforward,
+            "encoder_attention_heads": decoder.heads,
+            "dropout": decoder.dropout,
+        },
+        "fpn_feature_size": config.pixel_decoder.channels,
+        "mask_feature_size": config.pixel_decoder.mask_channels,
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _write_backbone(sizes: Sizes, drop_path: float) -> dict[str, Any]:
+    if isinstance(sizes, ResNetSizes):
+        return {
+            "model_type": "resnet",
+            "depths": list(sizes.depths),
+            "hidden_sizes": list(sizes.channels),
+            "embedding_size": 64,
+            "layer_type": "bottleneck" if sizes.bottleneck else "basic",
+            "out_features": _STAGES,
+        }
+    return {
+        "model_type": "swin",
+        "embed_dim": sizes.embed_dim,
+        "depths": list(sizes.depths),
+        "num_heads": list(sizes.heads),
+        "window_size": sizes.window,
+        "mlp_ratio": sizes.mlp_ratio,
+        "drop_path_rate": drop_path,
+        "out_features": _STAGES,
+    }
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """The values of `preprocessor_config.json`, None where there is none."""
+    file = folder / "preprocessor_config.json"
+    return read_json(file) if file.is_file() else None

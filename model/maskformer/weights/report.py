@@ -1,0 +1,49 @@
+"""What a checkpoint brought, and what it did not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How the entries of a checkpoint met those of a model. Names are the checkpoint's.
+
+    Attributes:
+        origin: the file or folder.
+        missing: entries that the model needs and the checkpoint lacks.
+        unexpected: entries that the model has no place for.
+        mismatched: entries of another shape, each with both shapes.
+        unused: entries known to carry nothing that the model needs, such as index tables.
+    """
+
+    origin: str
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.mismatched,
+        }
+        lines = [f"  {len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+        if not lines:
+            return f"{self.origin} fits the model"
+        return "\n".join([f"{self.origin} does not fit the model:", *lines])
+
+
+class WeightsMismatchError(ValueError):
+    """Weights that do not fit the model; `report` holds the full lists."""
+
+    def __init__(self, report: LoadReport, advice: str) -> None:
+        super().__init__(f"{report}\n{advice}")
+        self.report = report
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_LISTED] + ("...",) * (len(names) > _LISTED))
