@@ -121,7 +121,7 @@ class ImageProcessor:
             ValueError: no images, or one of another shape or dtype.
             DatasetError: a file that is no image.
         """
-        if isinstance(images, ImageLike):
+        if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
         if not images:
             raise ValueError("images: expected at least one, got none")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -46,7 +48,8 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resizes the image by the size rule; the ground truth keeps its size.
+    """Resizes the image by the size rule, to the very bits of Pillow; the ground truth keeps its
+    size.
 
     Args:
         short_side: of the result; None leaves images as they are.
@@ -62,7 +65,8 @@ class EvalTransform:
         if self.short_side is None:
             return image
         height, width = image.shape[-2:]
-        return resize_image(image, resized_size((height, width), self.short_side, self.max_side))
+        size = resized_size((height, width), self.short_side, self.max_side)
+        return image if size == (height, width) else _resize_with_pillow(image, size)
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -> tuple[int, int]:
@@ -84,13 +88,19 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing on uint8, as Pillow does it."""
+    """Bilinear with antialiasing on uint8, within two levels of Pillow and four times as fast."""
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
 def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
     """The nearest pixel's segment, by pixel centres."""
     return F.resize(segments[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+def _resize_with_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
+    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    resized = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
 def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
