@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_format import check_panoptic
 from PIL import Image
 from recipes import TINY, write_recipe
 
+from maskformer.checkpoint import load_info, load_recipe, resolve_checkpoint
 from maskformer.cli import main
 from maskformer.config import ConfigError
+from maskformer.data import build_dataset
 from maskformer.data.images import read_segment_ids
+from maskformer.evaluation import Prediction
+from maskformer.metrics import ground_truth_as_panoptic
+from maskformer.results import ResultWriter
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -144,6 +150,97 @@ def test_predict_writes_pictures_and_maps(
         assert classes.max() < 9
 
 
+def test_predict_writes_instances(run: Run, trained: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 70), (200, 30, 30)).save(tmp_path / "000042.jpg")
+    out = tmp_path / "out"
+    code, _, err = run(
+        "predict", tmp_path / "*.jpg", "--checkpoint", trained, "--out", out, "--mode", "instance"
+    )
+    assert code == 0, err
+    assert {path.name for path in out.iterdir()} == {"000042.png", "instances.json"}
+    entries = json.loads((out / "instances.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {42}
+    assert all(entry["segmentation"]["size"] == [70, 90] for entry in entries)
+
+
+def test_views_change_the_label_maps(run: Run, trained: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    for name, option in (("plain", "--mode=semantic"), ("views", "--tta")):
+        code, _, err = run(
+            "predict", tmp_path / "a.png", "--checkpoint", trained, "--out", tmp_path / name, option
+        )
+        assert code == 0, err
+        assert (tmp_path / name / "classes" / "a.png").is_file()
+
+
+def shapes_on_disk(trained: Path, folder: Path) -> str:
+    """The recipe's validation images as files; returns the start of a data section for them."""
+    recipe = load_recipe(resolve_checkpoint(trained), [])
+    data = build_dataset(recipe.data, "val")
+    (folder / "images").mkdir()
+    for sample in data:
+        picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+        picture.save(folder / "images" / f"{sample.name}.jpg", quality=95)
+    return f"root: {folder}, test_short_side: null"
+
+
+def test_panoptic_results_read_as_ground_truth_score_one(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    """What `evaluate --output` writes is a valid data set, and the prediction itself."""
+    every = ["eval.object_mask_threshold=0", "eval.overlap_threshold=0"]
+    start = shapes_on_disk(trained, tmp_path)
+    with ResultWriter(tmp_path / "truth", load_info(resolve_checkpoint(trained))) as truth:
+        for sample in build_dataset(load_recipe(resolve_checkpoint(trained), []).data, "val"):
+            ids, segments = ground_truth_as_panoptic(sample)
+            listed = [{**segment, "score": 1.0} for segment in segments]
+            truth.add(sample.name, sample.name, Prediction(panoptic=(ids, listed)))
+    for ground_truth, out in (("truth", "first"), ("first", "second")):
+        split = (
+            f"{{images: images, panoptic: {ground_truth}/panoptic, "
+            f"annotations: {ground_truth}/panoptic.json}}"
+        )
+        recipe = tmp_path / f"{out}.yaml"
+        recipe.write_text(
+            f"data: {{format: coco_panoptic, {start}, train: {split}, val: {split}}}\n"
+            "eval: {panoptic: true, batch_size: 3}\n"
+        )
+        code, _, err = run(
+            "evaluate", "--checkpoint", trained, "--config", recipe, "--output", tmp_path / out,
+            *every,
+        )  # fmt: skip
+        assert code == 0, err
+        entries = check_panoptic(tmp_path / out / "panoptic.json", tmp_path / out / "panoptic")
+        assert len(entries) == 4
+        assert any(entry["segments_info"] for entry in entries)
+    metrics = json.loads((tmp_path / "second" / "metrics.json").read_text())
+    assert metrics["pq"] == 1
+    assert json.loads((tmp_path / "first" / "metrics.json").read_text())["pq"] < 1
+
+
+def test_label_maps_read_as_labels_score_one(run: Run, trained: Path, tmp_path: Path) -> None:
+    start = shapes_on_disk(trained, tmp_path)
+    names = list(load_info(resolve_checkpoint(trained)).classes)
+    for labels, out in (("first/classes", "second"), ("blank", "first"))[::-1]:
+        split = f"{{images: images, labels: {labels}}}"
+        recipe = tmp_path / f"{out}.yaml"
+        recipe.write_text(
+            f"data: {{format: folder, {start}, train: {split}, val: {split}, classes: {names}}}"
+        )
+        if labels == "blank":
+            (tmp_path / "blank").mkdir()
+            for image in (tmp_path / "images").iterdir():
+                Image.new("L", (64, 64)).save(tmp_path / "blank" / f"{image.stem}.png")
+        code, _, err = run(
+            "evaluate", "--checkpoint", trained, "--config", recipe, "--output", tmp_path / out,
+            "--save-maps", "--tta",
+        )  # fmt: skip
+        assert code == 0, err
+    metrics = json.loads((tmp_path / "second" / "metrics.json").read_text())
+    assert metrics["miou"] == 1
+
+
 def test_info_lists_recipes_and_sizes(run: Run) -> None:
     code, out, _ = run("info")
     assert code == 0
@@ -168,6 +265,24 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
         (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
+        (["evaluate", "--checkpoint", "RUN", "--save-maps"], "--output FOLDER"),
+        (
+            ["evaluate", "--checkpoint", "RUN", "--tta", "eval.semantic=false"],
+            "eval.semantic is off",
+        ),
+        (
+            ["evaluate", "--checkpoint", "RUN", "eval.semantic=false", "eval.panoptic=false"],
+            "expected at least one of them",
+        ),
+        (["evaluate", "--checkpoint", "RUN", "eval.tta.scales=[]"], "eval.tta.scales"),
+        (
+            ["predict", "RUN/metrics.json", "--checkpoint", "RUN", "--out", "x", "--mode", "class"],
+            "'semantic', 'panoptic', 'instance'",
+        ),
+        (
+            ["predict", "RUN", "--checkpoint", "RUN", "--out", "x", "--tta", "--mode", "panoptic"],
+            "expected mode 'semantic', got 'panoptic'",
+        ),
         (["evaluate", "--checkpoint", "RUN", "--config", "camvid", "data.root=x"], "x"),
         (["info", "quickstart", "--size", "96"], "HEIGHTxWIDTH"),
         (["train", "--config", "quickstart", "--output", "RUN"], "--overwrite"),

@@ -16,6 +16,7 @@ from maskformer.palette import palette
 from maskformer.visualize import (
     OUTLINE,
     PANEL_SIDE,
+    VOID,
     Segmentation,
     overlay,
     overlay_with_legend,
@@ -131,10 +132,35 @@ def test_long_legends_wrap_and_end():
     assert heights[0] < heights[1] < heights[2] < 600
 
 
-def test_small_pictures_get_a_wide_enough_legend():
+def test_small_pictures_are_enlarged_and_large_ones_keep_their_size():
     drawn = Segmentation.from_semantic(torch.zeros(20, 30, dtype=torch.int64))
     picture = overlay_with_legend(torch.zeros(3, 20, 30, dtype=torch.uint8), drawn, INFO)
     assert picture.shape[2] == PANEL_SIDE[0]
+    assert picture.shape[1] > 240
+    assert picture[:, 239, 359].any()  # the overlay reaches its corner
+    drawn = Segmentation.from_semantic(torch.zeros(90, 1000, dtype=torch.int64))
+    picture = overlay_with_legend(torch.zeros(3, 90, 1000, dtype=torch.uint8), drawn, INFO)
+    assert picture.shape[2] == 1000
+
+
+def test_instances_lie_over_each_other_and_leave_the_rest_alone():
+    masks = torch.zeros(3, 4, 9, dtype=torch.bool)
+    masks[0, :, :6] = masks[1, :, 3:] = masks[2] = True
+    drawn = Segmentation.from_instances(
+        masks, torch.tensor([0, 2, 1]), torch.tensor([0.9, 0.8, 0.1]), min_score=0.5
+    )
+    assert drawn.labels[drawn.segments][0].tolist() == [0] * 6 + [2] * 3
+    picture = overlay(torch.full((3, 4, 9), 100, dtype=torch.uint8), drawn, INFO, opacity=0.5)
+    assert picture[:, 1, 0].tolist() == [150, 50, 50]
+    assert picture[:, 1, 7].tolist() == [50, 50, 150]
+    few = Segmentation.from_instances(masks[:1], torch.tensor([0]), torch.tensor([0.9]))
+    image = torch.full((3, 4, 9), 100, dtype=torch.uint8)
+    assert overlay(image, few, INFO)[:, 1, 8].tolist() == [100, 100, 100]
+    legend = overlay_with_legend(image, few, INFO)[:, 160:]  # 4 x 9 became 160 x 360
+    assert has_color(legend, (200, 0, 0))
+    assert not has_color(legend, VOID)
+    none = Segmentation.from_instances(masks[:0], torch.zeros(0).long(), torch.zeros(0))
+    assert torch.equal(overlay(image, none, INFO), image)
 
 
 def test_impossible_pictures():

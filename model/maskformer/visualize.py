@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,12 @@ class Segmentation:
     Attributes:
         segments: `[H, W]` integer, index into `labels`; -1 is void.
         labels: `[T]` class of each segment.
+        covers_all: pixels of no segment are void. Else they are what nobody looked for.
     """
 
     segments: Tensor
     labels: Tensor
+    covers_all: bool = True
 
     @classmethod
     def from_sample(cls, sample: Sample) -> Segmentation:
@@ -79,7 +81,7 @@ class Segmentation:
         segments = torch.full(masks.shape[-2:], -1)
         for place, index in enumerate(order.tolist()):
             segments[masks[index].cpu()] = place
-        return cls(segments, labels.cpu()[order])
+        return cls(segments, labels.cpu()[order], covers_all=False)
 
 
 def overlay(
@@ -111,7 +113,8 @@ def overlay(
         )
     colors = torch.tensor(segment_colors(labels.tolist(), info), dtype=torch.float32)
     paint = torch.cat([colors.reshape(-1, 3), torch.zeros(1, 3)])[segments.long()]
-    weight = torch.where(segments >= 0, opacity, 1 - VOID_SHADE)[..., None]
+    void = 1 - VOID_SHADE if segmentation.covers_all else 0.0
+    weight = torch.where(segments >= 0, opacity, void)[..., None]
     pixels = image.cpu().permute(1, 2, 0).float() * (1 - weight) + paint * weight
     pixels[_edges(segments)] = torch.tensor(OUTLINE, dtype=torch.float32)
     return pixels.round().to(torch.uint8).permute(2, 0, 1).contiguous()
@@ -152,7 +155,7 @@ def side_by_side(
                 f"{title} must have the size of the image {list(image.shape[-2:])}, "
                 f"got {list(segmentation.segments.shape)}"
             )
-        drawn = Segmentation(_resize_map(segmentation.segments, size), segmentation.labels)
+        drawn = _scale(segmentation, size)
         panels.append((title, overlay(scaled, drawn, info)))
         shown.append(drawn)
     picture = _arrange(panels)
@@ -162,7 +165,10 @@ def side_by_side(
 def overlay_with_legend(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
 ) -> Tensor:
-    """`overlay` in the image's own size, over a legend; `[3, H', W']` uint8."""
+    """`overlay` over a legend, `[3, H', W']` uint8; small images are enlarged."""
+    if max(image.shape[-2:]) < PANEL_SIDE[0]:
+        size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
+        image, segmentation = _resize_image(image, size), _scale(segmentation, size)
     picture = overlay(image, segmentation, info, opacity=opacity)
     legend = _legend(_entries([segmentation], info), max(picture.shape[-1], PANEL_SIDE[0]))
     missing = legend.shape[-1] - picture.shape[-1]
@@ -215,10 +221,11 @@ def _from_pillow(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _resize_map(segments: Tensor, size: tuple[int, int]) -> Tensor:
-    rows = torch.arange(size[0]) * segments.shape[0] // size[0]
-    columns = torch.arange(size[1]) * segments.shape[1] // size[1]
-    return segments.cpu()[rows][:, columns]
+def _scale(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
+    height, width = segmentation.segments.shape
+    rows = torch.arange(size[0]) * height // size[0]
+    columns = torch.arange(size[1]) * width // size[1]
+    return replace(segmentation, segments=segmentation.segments.cpu()[rows][:, columns])
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -244,7 +251,8 @@ def _entries(shown: Sequence[Segmentation], info: DatasetInfo) -> list[tuple[str
     for segmentation in shown:
         per_segment = segment_areas(segmentation.segments.long(), len(segmentation.labels))
         areas.index_add_(0, segmentation.labels.cpu().long(), per_segment)
-        areas[-1] += int((segmentation.segments < 0).sum())
+        if segmentation.covers_all:
+            areas[-1] += int((segmentation.segments < 0).sum())
     void = int(areas[-1])
     order = areas[:-1].argsort(descending=True, stable=True).tolist()
     entries = [(info.classes[k], info.colors[k]) for k in order if areas[k] > 0]
