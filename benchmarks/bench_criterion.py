@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import CASES, EAGER, FusedRow, Inputs, Provider, main, make_inputs, run_case
+from mask_cases import (
+    CASES,
+    EAGER,
+    Floor,
+    FusedRow,
+    Inputs,
+    Provider,
+    loss_floor,
+    main,
+    make_inputs,
+    matching_floor,
+    run_case,
+)
 from torch import Tensor
 
 from mfkernels import MaskFormerCriterion
@@ -47,6 +59,11 @@ def step(losses: Losses, inputs: Inputs, criterion: MaskFormerCriterion) -> list
     return [total.detach(), *gradients]
 
 
+def criterion_floor(name: str) -> Floor:
+    matching, loss = matching_floor(name), loss_floor(name)
+    return Floor(matching.flops + loss.flops, matching.bytes + loss.bytes)
+
+
 def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
     inputs = make_inputs(name, device)
     criterion = MaskFormerCriterion(CASES[name].classes).to(device)
@@ -58,7 +75,17 @@ def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list
     for provider, each in losses.items():
         providers[provider] = lambda each=each: step(each, inputs, criterion)
         forwards[provider] = lambda each=each: criterion.total(each(inputs, criterion))
-    return run_case("criterion", name, device, inputs, providers, forwards, seconds, 1e-4)
+    return run_case(
+        "criterion",
+        name,
+        device,
+        inputs.tensors,
+        providers,
+        forwards,
+        seconds,
+        1e-4,
+        criterion_floor(name),
+    )
 
 
 @pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])

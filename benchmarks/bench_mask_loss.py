@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import CASES, EAGER, FusedRow, Inputs, Provider, main, make_inputs, run_case
+from mask_cases import (
+    CASES,
+    EAGER,
+    FusedRow,
+    Inputs,
+    Provider,
+    loss_floor,
+    main,
+    make_inputs,
+    run_case,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,7 +79,17 @@ def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list
     for provider, each in losses.items():
         providers[provider] = lambda each=each: step(each, inputs, matches)
         forwards[provider] = lambda each=each: each(inputs, matches)
-    return run_case("mask_loss", name, device, inputs, providers, forwards, seconds, 1e-4)
+    return run_case(
+        "mask_loss",
+        name,
+        device,
+        inputs.tensors,
+        providers,
+        forwards,
+        seconds,
+        1e-4,
+        loss_floor(name),
+    )
 
 
 @pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])

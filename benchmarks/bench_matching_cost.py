@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import CASES, EAGER, FusedRow, Inputs, Provider, main, make_inputs, run_case
+from mask_cases import (
+    CASES,
+    EAGER,
+    FusedRow,
+    Inputs,
+    Provider,
+    main,
+    make_inputs,
+    matching_floor,
+    run_case,
+)
 from torch import Tensor
 
 from mfkernels import matching_cost, use_backend
@@ -36,7 +46,17 @@ def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list
     if compiled:
         graph = torch.compile(eager)
         providers["torch.compile"] = lambda: graph(inputs)
-    return run_case("matching_cost", name, device, inputs, providers, {}, seconds, 1e-5)
+    return run_case(
+        "matching_cost",
+        name,
+        device,
+        inputs.tensors,
+        providers,
+        {},
+        seconds,
+        1e-5,
+        matching_floor(name),
+    )
 
 
 @pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])

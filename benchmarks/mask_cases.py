@@ -7,13 +7,13 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, Row, interleaved, rows, write
+from measure import RESULTS, Row, count_launches, interleaved, machine_rates, rows, write
 from torch import Tensor
 
 from mfkernels import SegmentTargets
@@ -62,6 +62,13 @@ class Inputs:
         return [self.class_logits, self.mask_embed, self.pixel_features]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that a provider is given."""
+        given = [*self.leaves, self.targets.labels, self.targets.label_map]
+        given += [tensor for target in self.official_targets for tensor in target.values()]
+        return [tensor for tensor in given if tensor is not None]
+
+    @property
     def factored(self) -> dict[str, Tensor]:
         return {
             "class_logits": self.class_logits,
@@ -103,11 +110,9 @@ def make_inputs(name: str, device: torch.device) -> Inputs:
     )
 
 
-def saved_bytes(inputs: Inputs, forward: Callable[[], Any]) -> int:
+def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> int:
     """What a forward pass keeps for the backward pass, without the inputs themselves."""
-    given = [*inputs.leaves, inputs.targets.labels, inputs.targets.label_map]
-    given += [tensor for target in inputs.official_targets for tensor in target.values()]
-    known = {x.untyped_storage().data_ptr() for x in given if x is not None}
+    known = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -147,10 +152,46 @@ def _status(name: str) -> int:
 
 @dataclass(frozen=True)
 class FusedRow(Row):
-    """Times with memory, in bytes; -1 where it cannot be measured."""
+    """Times with what explains them; -1 where it cannot be measured."""
 
     peak: int
+    """Bytes."""
     saved: int
+    """Bytes."""
+    launches: int
+    syncs: int
+    floor: float
+    """Milliseconds: products and bytes that cannot be avoided at the rates of the machine."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What no implementation can avoid."""
+
+    flops: float
+    """Of matrix products; the arithmetic on single elements is not counted."""
+    bytes: float
+    """Inputs once for each pass over them, and results."""
+
+    def milliseconds(self, device: torch.device) -> float:
+        flops, bandwidth = machine_rates(device)
+        return 1e3 * max(self.flops / flops, self.bytes / bandwidth)
+
+
+def matching_floor(name: str) -> Floor:
+    """Logits of all layers, from features that are read once."""
+    sizes = CASES[name]
+    pixels = sizes.images * sizes.low[0] * sizes.low[1]
+    features = 4 * pixels * sizes.channels
+    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * pixels, features)
+
+
+def loss_floor(name: str) -> Floor:
+    """Logits of matched masks, twice, and both gradients; features read twice and written once."""
+    sizes = CASES[name]
+    pixels = sizes.images * sizes.low[0] * sizes.low[1]
+    features = 4 * pixels * sizes.channels
+    return Floor(4 * 2 * sizes.layers * sizes.segments * sizes.channels * pixels, 3 * features)
 
 
 Provider = Callable[[], list[Tensor]]
@@ -161,11 +202,12 @@ def run_case(
     operation: str,
     name: str,
     device: torch.device,
-    inputs: Inputs,
+    given: Sequence[Tensor],
     providers: dict[str, Provider],
     forwards: dict[str, Callable[[], Any]],
     seconds: float,
     tolerance: float,
+    floor: Floor,
 ) -> list[FusedRow]:
     """Check every provider against float32 plain PyTorch, then time those that are right."""
     expected = providers[EAGER]()
@@ -184,14 +226,23 @@ def run_case(
     times = interleaved(right, device, seconds, least=3, warm_up=0)
     plain = rows(operation, name, device, times, EAGER)
     keeps_pages = device.type == "cpu" and "GLIBC_TUNABLES" in os.environ
-    return [
-        FusedRow(
-            **asdict(row),
-            peak=-1 if keeps_pages else peak_bytes(device, right[row.provider]),
-            saved=saved_bytes(inputs, forwards[row.provider]) if row.provider in forwards else -1,
+    result = []
+    for row in plain:
+        call = right[row.provider]
+        launches, syncs = count_launches(device, call)
+        result.append(
+            FusedRow(
+                **asdict(row),
+                peak=-1 if keeps_pages else peak_bytes(device, call),
+                saved=saved_bytes(given, forwards[row.provider])
+                if row.provider in forwards
+                else -1,
+                launches=launches,
+                syncs=syncs,
+                floor=floor.milliseconds(device),
+            )
         )
-        for row in plain
-    ]
+    return result
 
 
 def show(result: Iterable[FusedRow]) -> None:
@@ -205,11 +256,18 @@ def show(result: Iterable[FusedRow]) -> None:
             line += f"   peak {row.peak / 1e6:8.1f} MB (/{base.peak / max(row.peak, 1):.1f})"
         if row.saved >= 0:
             line += f"   saved {row.saved / 1e6:8.2f} MB (/{base.saved / max(row.saved, 1):.0f})"
+        line += f"   {row.launches} launches"
+        line += f", {row.syncs} syncs" if row.syncs >= 0 else ""
+        line += f"   floor {row.floor:.2f} ms"
         print(line)
     sys.stdout.flush()
 
 
-def main(description: str, run: Callable[[str, torch.device, float, bool], list[FusedRow]]) -> None:
+def main(
+    description: str,
+    run: Callable[[str, torch.device, float, bool], list[FusedRow]],
+    cases: Iterable[str] = CASES,
+) -> None:
     """The command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -225,7 +283,7 @@ def main(description: str, run: Callable[[str, torch.device, float, bool], list[
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     result: list[FusedRow] = []
-    for name in CASES:
+    for name in cases:
         if not arguments.cases or name.split()[0] in arguments.cases:
             some = run(name, device, arguments.seconds, arguments.compile)
             show(some)

@@ -46,7 +46,8 @@ def sigmoid_focal_loss(
             loss = loss.sum() if reduction == "mean" else loss.sum() * logits.numel()
         else:
             loss = _each_focal(logits, targets, alpha, gamma)
-            loss = {"none": lambda x: x, "mean": torch.mean, "sum": torch.sum}[reduction](loss)
+            if reduction != "none":  # of nothing
+                loss = loss.mean() if reduction == "mean" else loss.sum()
     return loss.to(logits.dtype)
 
 

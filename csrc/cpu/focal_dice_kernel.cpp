@@ -13,43 +13,48 @@ namespace {
 // Elements that are brought into the working type at once.
 constexpr int64_t kRun = 512;
 
-// Where a point is read: four pixels, and the weight of each, 0 outside of the image.
+// The four pixels around each of some points, and their weights, 0 outside of the image.
 template <class T>
 struct Corners {
-  int64_t place[4];
-  T weight[4];
+  int32_t place[4][kRun];
+  T weight[4][kRun];
+
+  Corners(const T* points, int64_t count, int64_t height, int64_t width) {
+    Axis x(points, count, width), y(points + 1, count, height);
+    const int32_t pitch = static_cast<int32_t>(width);
+    for (int corner = 0; corner < 4; ++corner) {
+      const int right = corner % 2, bottom = corner / 2;
+      for (int64_t i = 0; i < count; ++i) {
+        place[corner][i] = y.source[bottom][i] * pitch + x.source[right][i];
+        weight[corner][i] = y.weight[bottom][i] * x.weight[right][i];
+      }
+    }
+  }
+
+ private:
+  // The two sources of each coordinate along one axis. No branches: loops become vectors.
+  struct Axis {
+    int32_t source[2][kRun];
+    T weight[2][kRun];
+
+    Axis(const T* points, int64_t count, int64_t size) {
+      const T end = static_cast<T>(size);
+      const int32_t last = static_cast<int32_t>(size) - 1;
+      for (int64_t i = 0; i < count; ++i) {
+        const T wanted = points[2 * i] * end - T(0.5);
+        // Written so that NaN is outside.
+        const bool inside = wanted > -1 && wanted < end;
+        const T place = inside ? wanted : 0;
+        const int32_t low = static_cast<int32_t>(place + 1) - 1;
+        const T beyond = place - static_cast<T>(low);
+        source[0][i] = low < 0 ? 0 : low;
+        source[1][i] = low < last ? low + 1 : last;
+        weight[0][i] = inside && low >= 0 ? 1 - beyond : 0;
+        weight[1][i] = inside && low < last ? beyond : 0;
+      }
+    }
+  };
 };
-
-template <class T>
-MFK_INLINE Corners<T> corners_at(const T* point, int64_t height, int64_t width) {
-  Corners<T> corners{};
-  const T x = point[0] * static_cast<T>(width) - T(0.5);
-  const T y = point[1] * static_cast<T>(height) - T(0.5);
-  // Written so that NaN is outside.
-  if (!(x > -1 && x < static_cast<T>(width) && y > -1 && y < static_cast<T>(height))) {
-    return corners;
-  }
-  const T left = std::floor(x), top = std::floor(y);
-  for (int corner = 0; corner < 4; ++corner) {
-    const int64_t column = static_cast<int64_t>(left) + corner % 2;
-    const int64_t row = static_cast<int64_t>(top) + corner / 2;
-    if (column < 0 || column >= width || row < 0 || row >= height) continue;
-    const T across = corner % 2 == 0 ? left + 1 - x : x - left;
-    const T down = corner / 2 == 0 ? top + 1 - y : y - top;
-    corners.place[corner] = row * width + column;
-    corners.weight[corner] = across * down;
-  }
-  return corners;
-}
-
-template <class T, class S>
-MFK_INLINE T sample(const S* image, const Corners<T>& corners) {
-  T sum = 0;
-  for (int corner = 0; corner < 4; ++corner) {
-    sum += corners.weight[corner] * static_cast<T>(widen(image[corners.place[corner]]));
-  }
-  return sum;
-}
 
 using mfk::widen;
 
@@ -105,19 +110,30 @@ class Run {
   void read_points(const FocalDice& loss, int64_t mask, int64_t first) {
     const T* points = static_cast<const T*>(loss.points) + 2 * (mask * loss.elements + first);
     with_element(loss.logits_element, [&](auto kind) {
-      const auto* image =
-          static_cast<const decltype(kind)*>(loss.logits) + mask * loss.height * loss.width;
-      for (int64_t i = 0; i < count_; ++i) {
-        logits[i] = sample(image, corners_at(points + 2 * i, loss.height, loss.width));
-      }
+      const auto* image = static_cast<const decltype(kind)*>(loss.logits);
+      read(image + mask * loss.height * loss.width, points, loss.height, loss.width, logits);
     });
     with_targets(loss, [&](const auto* image) {
       image += mask * loss.target_height * loss.target_width;
-      for (int64_t i = 0; i < count_; ++i) {
-        targets[i] =
-            sample(image, corners_at(points + 2 * i, loss.target_height, loss.target_width));
-      }
+      read(image, points, loss.target_height, loss.target_width, targets);
     });
+  }
+
+  // Neighbouring points are far apart in memory: all of it is on its way before the first is needed.
+  template <class S>
+  void read(const S* image, const T* points, int64_t height, int64_t width, T* result) {
+    const Corners<T> corners(points, count_, height, width);
+    for (int64_t i = 0; i < count_; ++i) {
+      __builtin_prefetch(image + corners.place[0][i]);
+      __builtin_prefetch(image + corners.place[2][i]);
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      T sum = 0;
+      for (int k = 0; k < 4; ++k) {
+        sum += corners.weight[k][i] * static_cast<T>(widen(image[corners.place[k][i]]));
+      }
+      result[i] = sum;
+    }
   }
 
   int64_t count_;
@@ -230,10 +246,10 @@ void write_slopes_at_points(const FocalDice& loss, int64_t mask, const FocalDice
   const T* points = static_cast<const T*>(loss.points) + 2 * mask * loss.elements;
   for_slopes(loss, mask, 0, loss.elements, slopes,
              [&](int64_t start, const T* values, int64_t count) {
+               const Corners<T> corners(points + 2 * start, count, loss.height, loss.width);
                for (int64_t i = 0; i < count; ++i) {
-                 const auto corners = corners_at(points + 2 * (start + i), loss.height, loss.width);
-                 for (int corner = 0; corner < 4; ++corner) {
-                   image[corners.place[corner]] += corners.weight[corner] * values[i];
+                 for (int k = 0; k < 4; ++k) {
+                   image[corners.place[k][i]] += corners.weight[k][i] * values[i];
                  }
                }
              });

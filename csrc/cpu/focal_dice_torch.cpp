@@ -1,4 +1,5 @@
 // The tensor operators of focal and dice loss on given logits, on the CPU.
+#include <cstdint>
 #include <tuple>
 
 #include "cpu/focal_dice.h"
@@ -62,6 +63,9 @@ FocalDice images_of(const Tensor& logits, const Tensor& targets, const Tensor& p
   loss.target_width = targets.size(2);
   STD_TORCH_CHECK(loss.height * loss.width > 0 && loss.target_height * loss.target_width > 0,
                   "logits and targets must have pixels");
+  STD_TORCH_CHECK(
+      loss.height * loss.width <= INT32_MAX && loss.target_height * loss.target_width <= INT32_MAX,
+      "a mask must have fewer than 2^31 pixels");
   return loss;
 }
 
