@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mfkernels.focal_dice import focal_dice_loss
@@ -49,23 +50,6 @@ def _gather(maps: Tensor, points: Tensor) -> Tensor:
             weight = torch.where(inside, across * down, 0)
             values += weight * maps.flatten(1).gather(1, index)
     return values
-
-
-class _Rows(torch.autograd.Function):
-    """`logits[index]` for an index without repetition: a gradient is written, not added."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.rows = len(logits)
-        return logits[index]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        whole = gradient.new_zeros(ctx.rows, *gradient.shape[1:])
-        whole[index] = gradient
-        return whole, None
 
 
 @torch.no_grad()
@@ -152,22 +136,50 @@ def mask_losses(
         sampling: where the points are.
 
     Returns:
-        Both 0-dim, float32 (float64 for float64 logits), attached to the graph.
+        Both 0-dim, float32 (float64 for float64 logits). Attached to the graph, differentiable
+        once.
     """
     device = mask_logits.device
-    flat = mask_logits.flatten(0, 1)
+    flat = mask_logits.flatten(0, 1)  # rows of all images
     starts = range(0, len(flat), mask_logits.shape[1])
     rows = [query.to(device) + start for (query, _), start in zip(indices, starts, strict=True)]
-    logits = _Rows.apply(flat, torch.cat(rows))
-    points = uncertain_points(logits.detach(), sampling)
+    index = torch.cat(rows)
+    points = uncertain_points(flat[index], sampling)
     size = [max(mask.shape[axis] for mask in masks) for axis in (2, 1)]
     per_image = zip(masks, indices, points.split([len(row) for row in rows]), strict=True)
     targets = [
         _target_values(mask.to(device), segment.to(device), some, size)
         for mask, (_, segment), some in per_image
     ]
-    values = sample(logits, points)
-    return focal_dice_loss(values, torch.cat(targets), 1.0, alpha=-1.0, gamma=0.0)
+    loss_mask, loss_dice = _Losses.apply(flat, index, points, torch.cat(targets))
+    return loss_mask, loss_dice
+
+
+class _Losses(torch.autograd.Function):
+    """The losses of rows `index [N]` of `logits [R, h, w]`; keeps nothing of size `[N, h, w]`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, index: Tensor, points: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, index, points, targets)
+        return _losses(logits[index], points, targets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_mask: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, index, points, targets = ctx.saved_tensors
+        rows = logits[index].requires_grad_()
+        with torch.enable_grad():
+            losses = _losses(rows, points, targets)
+        (gradient,) = torch.autograd.grad(losses, rows, (by_mask, by_dice))
+        whole = torch.zeros_like(logits)
+        whole[index] = gradient
+        return whole, None, None, None
+
+
+def _losses(rows: Tensor, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return focal_dice_loss(sample(rows, points), targets, 1.0, alpha=-1.0, gamma=0.0)
 
 
 @torch.no_grad()
