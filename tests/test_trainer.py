@@ -31,6 +31,7 @@ from maskformer.checkpoint import (
 from maskformer.config import parse_config
 from maskformer.data import Dataset, DatasetError, Sample
 from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
+from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
 
@@ -58,6 +59,28 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
     Trainer(tiny_recipe(), run, cpu=True).fit()
     return run
+
+
+def test_both_backends_learn_the_same(tmp_path: Path) -> None:
+    """Rounding differs, and grows from step to step; the curves must stay together all the same."""
+    if (reason := why_not_native("mask_loss", "cpu")) is not None:
+        pytest.skip(reason)
+    curves: dict[str, dict[str, list[float]]] = {}
+    for backend in ("native", "reference"):
+        run = tmp_path / backend
+        recipe = tiny_recipe(steps=40, lr=3e-4, evaluate_every=100)
+        Trainer(recipe, run, backend=backend, cpu=True).fit()
+        curves[backend] = {
+            name: list(scalars(run, f"train/{name}").values())
+            for name in ("loss", "loss_ce", "loss_mask", "loss_dice", "loss_mask_0", "bad_costs")
+        }
+    native, reference = curves["native"], curves["reference"]
+    assert len(native["loss"]) == 40
+    assert sum(native["loss"][-5:]) < 0.9 * sum(native["loss"][:5])
+    assert native["bad_costs"] == reference["bad_costs"] == [0] * 40
+    for name in ("loss", "loss_ce", "loss_mask", "loss_dice", "loss_mask_0"):
+        assert native[name][:3] == pytest.approx(reference[name][:3], rel=1e-4)
+        assert native[name] == pytest.approx(reference[name], rel=0.02)
 
 
 def test_a_run_leaves_figures_pictures_and_a_checkpoint_to_use(finished_run: Path) -> None:
