@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from maskformer import ImageProcessor, MaskFormer
 from maskformer.checkpoint import DATASET, CheckpointError, info_to_json, resolve_checkpoint
-from maskformer.cli import app
+from maskformer.cli import app, main
 from maskformer.data import DatasetInfo
 from maskformer.palette import palette
 
@@ -85,6 +86,23 @@ def test_refusals(official: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "hf").exists()
     with pytest.raises(NotADirectoryError, match="is a file"):
         run("convert", official, official / "x", "--to", "native")
+
+
+def test_unreachable_hub_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    command = ["maskformer", "convert", "someone/model", str(tmp_path / "x"), "--to", "hf"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == (
+        "error: 'someone/model' is no local folder, and the Hugging Face hub failed: name or "
+        "service not known\n"
+    )
 
 
 class TestPrediction:

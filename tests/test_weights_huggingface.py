@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from model_cases import randomise, relative_error, tiny_model, trainable
@@ -168,6 +170,23 @@ def test_what_ours_lacks_starts_as_it_does_there(tmp_path: Path) -> None:
     assert not after[f"{prefix}.bias"].any()
 
 
+def test_half_precision_and_trained_norms(tmp_path: Path) -> None:
+    theirs = save("resnet_small", tmp_path / "theirs")
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(7)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = MaskFormer.from_pretrained(tmp_path / "theirs", backbone={"frozen_norm": False})
+    ours.save_pretrained(tmp_path / "ours")  # keeps the counters
+    MaskFormer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "back", format="hf")
+    assert_same_files(tmp_path / "back", tmp_path / "theirs")
+    assert_same_outputs(ours, theirs)
+    ours.half().save_pretrained(tmp_path / "half", format="hf")
+    loaded = transformers.MaskFormerForInstanceSegmentation.from_pretrained(tmp_path / "half")
+    assert loaded.dtype == torch.float16
+    assert torch.equal(loaded.class_predictor.weight, theirs.class_predictor.weight.half())
+
+
 class TestFiles:
     def test_shards(self, tmp_path: Path) -> None:
         theirs = make("swin_small")
@@ -193,6 +212,31 @@ class TestFiles:
         index.write_text("{}")
         with pytest.raises(ValueError, match="it has no weight_map"):
             MaskFormer.from_pretrained(tmp_path)
+
+    def test_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Safetensors first; pickles only where there are none."""
+        theirs = save("resnet_small", tmp_path / "hub")
+        state = load_file(tmp_path / "hub" / "model.safetensors")
+        torch.save(state, tmp_path / "hub" / "pytorch_model.bin")
+        asked: list[list[str]] = []
+
+        def download(repo: str, allow_patterns: list[str]) -> str:
+            assert repo == "someone/maskformer"
+            asked.append(allow_patterns)
+            here = tmp_path / "cache"
+            here.mkdir(exist_ok=True)
+            for file in (tmp_path / "hub").iterdir():
+                if any(file.match(pattern) for pattern in allow_patterns):
+                    shutil.copy(file, here)
+            return str(here)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert_same_outputs(MaskFormer.from_pretrained("someone/maskformer"), theirs)
+        assert len(asked) == 1
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "hub" / "model.safetensors").unlink()
+        assert_same_outputs(MaskFormer.from_pretrained("someone/maskformer"), theirs)
+        assert len(asked) == 3
 
     @pytest.mark.parametrize("in_memory_names", [False, True])
     def test_bin(self, in_memory_names: bool, tmp_path: Path) -> None:

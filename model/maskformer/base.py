@@ -80,8 +80,7 @@ class SegmentationModel(nn.Module):
 
         Reads folders of `save_pretrained`; folders and hub models of `transformers` (MaskFormer
         with a ResNet or Swin backbone); and the authors' `.pkl` and `.pth` files, whose
-        architecture is read off the weights. Images are padded as the authors' semantic models
-        want it unless the folder says otherwise (`size_divisibility=0` for COCO panoptic).
+        architecture is read off the weights.
 
         Args:
             path_or_hub_id: a folder, a file, or an id `owner/name` on the Hugging Face hub.
@@ -94,7 +93,7 @@ class SegmentationModel(nn.Module):
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
-            RuntimeError: the hub cannot be reached or has no such model.
+            HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
             ConfigError: unknown keys or wrong types in `overrides`.
             ValueError: a file is damaged, holds code, or belongs to another architecture.
             WeightsMismatchError: the weights do not fit the configuration; a `ValueError` with
@@ -148,7 +147,7 @@ class SegmentationModel(nn.Module):
             What was not taken over; empty unless an argument allows it.
 
         Raises:
-            FileNotFoundError, RuntimeError, ValueError: as in `from_pretrained`.
+            FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
         """
         return self._take_over(open_checkpoint(path), strict, ignore_mismatched_sizes)
 

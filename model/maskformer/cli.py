@@ -49,6 +49,7 @@ from maskformer.progress import Progress, class_table, info_table, metrics_table
 from maskformer.results import ResultWriter
 from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
 from maskformer.tta import Views
+from maskformer.weights import HubError
 from mfkernels.backend import Request as Backend
 
 app = typer.Typer(
@@ -284,7 +285,7 @@ def main() -> None:
     except TrainingStoppedError as stop:
         errors.print(str(stop))
         sys.exit(stop.exit_code)
-    except (ValueError, OSError, CheckpointError, TrainingDivergedError) as error:
+    except (ValueError, OSError, CheckpointError, HubError, TrainingDivergedError) as error:
         if "--traceback" in sys.argv:
             raise
         errors.print(f"error: {error}", style="red")

@@ -21,7 +21,7 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
         The model.
 
     Raises:
-        FileNotFoundError, RuntimeError, ValueError: as in `from_pretrained` and `save_pretrained`.
+        FileNotFoundError, HubError, ValueError: as in `from_pretrained` and `save_pretrained`.
         OSError: the target cannot be written.
     """
     model = SegmentationModel.from_pretrained(source)

@@ -70,7 +70,7 @@ class ImageProcessor:
 
         Raises:
             FileNotFoundError: nothing there.
-            RuntimeError: the hub cannot be reached or has no such model.
+            HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
             ValueError: a file is damaged or asks for a fixed height and width.
         """
         path = find(path_or_hub_id)

@@ -23,6 +23,10 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+class HubError(RuntimeError):
+    """The Hugging Face hub cannot be reached or has no such model."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk.
@@ -51,7 +55,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: nothing there, or a file is missing.
-        RuntimeError: the hub cannot be reached or has no such model.
+        HubError: the hub cannot be reached or has no such model.
         ValueError: a file is damaged, holds code, or belongs to another architecture.
     """
     path = find(path_or_hub_id)
@@ -86,7 +90,7 @@ def find(path_or_hub_id: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: nothing there.
-        RuntimeError: the hub cannot be reached or has no such model.
+        HubError: the hub cannot be reached or has no such model.
     """
     path = Path(path_or_hub_id)
     if path.exists():
@@ -98,7 +102,7 @@ def find(path_or_hub_id: str | Path) -> Path:
     try:
         return _download(str(path_or_hub_id))
     except (OSError, ValueError) as error:
-        raise RuntimeError(
+        raise HubError(
             f"'{path_or_hub_id}' is no local folder, and the Hugging Face hub failed: {error}"
         ) from error
 

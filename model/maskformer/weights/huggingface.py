@@ -17,7 +17,7 @@ from maskformer.weights.files import (
     write_json,
     write_tensors,
 )
-from maskformer.weights.names import Names, add_position_indexes, restore
+from maskformer.weights.names import COUNTER, Names, add_position_indexes, restore
 from maskformer.weights.official import no_object_weights
 from maskformer.weights.sizes import (
     ResNetSizes,
@@ -239,8 +239,8 @@ def write_huggingface(
     assert config.num_classes is not None
     renamed[_CLASS_WEIGHTS] = no_object_weights(config.num_classes)
     for name in [name for name in renamed if name.endswith("running_var")]:
-        counter = name.removesuffix("running_var") + "num_batches_tracked"
-        renamed[counter] = torch.zeros((), dtype=torch.int64)
+        counter = name.removesuffix("running_var") + COUNTER
+        renamed.setdefault(counter, torch.zeros((), dtype=torch.int64))
     if isinstance(sizes, SwinSizes):
         last = renamed[f"{_PIXELS}encoder.hidden_states_norms.3.weight"]
         renamed[f"{_FINAL_NORM}weight"] = torch.ones_like(last)
@@ -250,6 +250,7 @@ def write_huggingface(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, renamed)
     values = _write_config(config, sizes, classes)
+    values["dtype"] = str(renamed["class_predictor.weight"].dtype).removeprefix("torch.")
     values["no_object_weight"] = round(float(renamed[_CLASS_WEIGHTS][-1]), 6)
     write_json(folder / CONFIG_FILE, values)
 
@@ -329,7 +330,6 @@ def _write_config(
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
-        "dtype": "float32",
         "backbone_config": _write_backbone(sizes, config.backbone.drop_path),
         "decoder_config": {
             "model_type": "detr",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskformer.weights.report import LoadReport
 
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 """Batch norm counts its batches; nothing that this package builds ever reads the count."""
 
 
@@ -67,7 +67,7 @@ class Names:
             used.update(parts)
             absent = [part for part in parts if part not in weights]
             if absent:
-                missing += [part for part in absent if not part.endswith(_COUNTER)]
+                missing += [part for part in absent if not part.endswith(COUNTER)]
                 continue
             tensor = _join([weights[part] for part in parts])
             if tensor is not None and tensor.shape == target.shape:
@@ -77,26 +77,25 @@ class Names:
                 shape[:1] = [size // len(parts) for size in shape[:1]]
                 mismatched += [f"{p} {list(weights[p].shape)}, expected {shape}" for p in parts]
         left = [name for name in weights if name not in used]
-        unused = [name for name in left if name.endswith(_COUNTER) or self._unused.fullmatch(name)]
+        unused = [name for name in left if name.endswith(COUNTER) or self._unused.fullmatch(name)]
         unexpected = tuple(name for name in left if name not in set(unused))
         return found, LoadReport(
             origin, tuple(missing), unexpected, tuple(mismatched), tuple(unused)
         )
 
     def to_theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our entries under their names, except the counters of batch norm.
+        """Our entries under their names.
 
         Raises:
             ValueError: an entry that they have no name for.
         """
         renamed: dict[str, Tensor] = {}
         for name, tensor in weights.items():
-            if name.endswith(_COUNTER):
-                continue
             parts = self.theirs(name)
             if not parts:
                 raise ValueError(f"this format has no place for the entry {name}")
-            renamed |= zip(parts, tensor.chunk(len(parts)), strict=True)
+            pieces = (tensor,) if len(parts) == 1 else tensor.chunk(len(parts))
+            renamed |= zip(parts, pieces, strict=True)
         return renamed
 
     def _spell(self, name: str) -> str:

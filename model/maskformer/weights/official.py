@@ -3,7 +3,8 @@
 The files hold no configuration: the architecture and all sizes are read off the names and shapes.
 What leaves no trace in them is what every published model shares: eight attention heads, 32 groups
 in the norms of the pixel decoder, and dilations 1, 2, 4 in the last stage of a ResNet whose stem
-has three convolutions (R101c).
+has three convolutions (R101c). Images are padded to multiples of 32 but for COCO panoptic, the one
+set of 133 classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maskformer.config import (
@@ -24,6 +26,7 @@ from maskformer.config import (
 )
 from maskformer.weights.files import replace_file
 from maskformer.weights.names import (
+    COUNTER,
     Names,
     add_position_indexes,
     count_parts,
@@ -42,6 +45,7 @@ from maskformer.weights.sizes import (
 DEFAULT_FILE = "model_final.pkl"
 _NO_OBJECT_WEIGHT = 0.1
 _SWIN_DROP_PATH = 0.3
+_COCO_CLASSES = 133
 _HEAD = "sem_seg_head."
 _PIXELS = "sem_seg_head.pixel_decoder."
 _QUERIES = "sem_seg_head.predictor."
@@ -193,6 +197,7 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
         "architecture": "maskformer",
         "num_classes": len(classifier) - 1,
         "decoder": decoder | {"queries": queries},
+        "size_divisibility": 0 if len(classifier) - 1 == _COCO_CLASSES else 32,
     }
 
 
@@ -251,12 +256,14 @@ def write_official(
     """
     file = path if path.suffix == ".pkl" else path / DEFAULT_FILE
     _refuse_unrecorded(config)
-    renamed = official_names(config, zoo=True).to_theirs(weights)
+    renamed = official_names(config, zoo=True).to_theirs(
+        {name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)}
+    )
     add_position_indexes(renamed)
     if config.architecture == "maskformer" and config.num_classes is not None:
         renamed["criterion.empty_weight"] = no_object_weights(config.num_classes)
     restore(renamed, leftovers)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in renamed.items()}
+    arrays = {name: _to_numpy(tensor) for name, tensor in renamed.items()}
     values = {"model": arrays, "__author__": "mfkernels"}
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, lambda partial: partial.write_bytes(pickle.dumps(values, protocol=4)))
@@ -267,6 +274,14 @@ def no_object_weights(num_classes: int) -> Tensor:
     weights = torch.ones(num_classes + 1)
     weights[-1] = _NO_OBJECT_WEIGHT
     return weights
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # which NumPy lacks
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.numpy()
+    return array
 
 
 def _refuse_unrecorded(config: ModelConfig) -> None:
