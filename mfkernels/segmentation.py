@@ -230,10 +230,11 @@ def _semantic(
         ]
         for image, result_size in enumerate(sizes.results):
             if native == "native":
+                features = [view.features(image) for view in checked]
                 image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
                     [chances[image] for chances in probability],
                     [view.masks.embed[0, image] for view in checked],
-                    [x for view in checked if (x := view.features(image)) is not None],
+                    [x for x in features if x is not None],
                     [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
                     *result_size,
                     resize_logits,

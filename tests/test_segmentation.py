@@ -1,20 +1,46 @@
-"""Semantic and panoptic inference: restatements, hand-made cases for each rule, errors."""
+"""Semantic, panoptic and instance inference: restatements, hand-made cases, errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import Case
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels import mask_logits, panoptic_segmentation, semantic_segmentation
+from mfkernels import (
+    SegmentationView,
+    average_semantic_segmentation,
+    instance_segmentation,
+    mask_logits,
+    panoptic_segmentation,
+    semantic_segmentation,
+    use_backend,
+)
+from mfkernels.backend import why_not_native
 
 Size = tuple[int, int]
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with both backends."""
+    reason = why_not_native("semantic_segmentation", "cpu")
+    if request.param == "native" and reason is not None:
+        pytest.skip(reason)
+    # The product that tests compare with may have no native kernel: that is not forced.
+    with use_backend("auto" if request.param == "native" else "reference"):
+        yield request.param
+
+
+hypothesis_settings = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 sides = st.integers(1, 12)
 sizes = st.tuples(sides, sides)
 
@@ -71,7 +97,7 @@ def restated_scores(
 
 class TestSemantic:
     @given(inference_cases(), st.booleans())
-    @settings(max_examples=60, deadline=None)
+    @hypothesis_settings
     def test_equals_the_restatement(
         self, drawn: tuple[Case, Size, list[Size], list[Size]], resize: bool
     ) -> None:
@@ -175,6 +201,154 @@ class TestSemantic:
         labels = semantic_segmentation(class_logits, embed, features, (24, 20))
         assert isinstance(labels, Tensor)
         assert labels.max() < 4
+
+
+class TestViews:
+    @given(inference_cases(), inference_cases(), st.booleans(), st.booleans())
+    @hypothesis_settings
+    def test_equals_the_mean_of_restated_scores(
+        self,
+        first: tuple[Case, Size, list[Size], list[Size]],
+        second: tuple[Case, Size, list[Size], list[Size]],
+        resize: bool,
+        dense: bool,
+    ) -> None:
+        results = first[3]
+        views, expected = [], [torch.zeros(())] * len(results)
+        for (case, padded, images, _), flipped in ((first, False), (second, True)):
+            # The same images and classes; queries, resolution and padding are the view's own.
+            same = Case(
+                layers=1,
+                counts=first[0].counts,
+                queries=case.queries,
+                classes=first[0].classes,
+                channels=case.channels,
+                low=case.low,
+                seed=case.seed,
+            )
+            images = [images[i % len(images)] for i in range(len(results))]
+            class_logits, embed, features = inputs(same, torch.float64)
+            logits = mask_logits(embed, features)
+            masks = (logits, None) if dense else (embed, features)
+            views.append(SegmentationView(class_logits, *masks, padded, images, flipped))
+            for index, size in enumerate(results):
+                scores = restated_scores(
+                    class_logits[index], logits[index], padded, images[index], size, resize
+                )
+                expected[index] = expected[index] + (scores.flip(2) if flipped else scores) / 2
+        labels, scores = average_semantic_segmentation(
+            views, results, resize_logits=resize, return_scores=True
+        )
+        for index in range(len(results)):
+            torch.testing.assert_close(scores[index], expected[index], rtol=1e-9, atol=1e-12)
+            assert torch.equal(labels[index], scores[index].argmax(0))
+
+    def test_one_view_is_semantic_segmentation(self) -> None:
+        view = SegmentationView(*inputs(Case()), (24, 20), [(20, 20), (24, 13)])
+        found = average_semantic_segmentation([view], (31, 17))
+        expected = semantic_segmentation(
+            *view[:3], (31, 17), input_size=view.input_size, image_sizes=view.image_sizes
+        )
+        assert isinstance(found, Tensor)
+        assert isinstance(expected, Tensor)
+        assert torch.equal(found, expected)
+
+    def test_a_mirrored_view_of_mirrored_masks_changes_nothing(self) -> None:
+        class_logits, embed, features = inputs(Case(), torch.float64)
+        plain = SegmentationView(class_logits, embed, features, (24, 20))
+        mirrored = plain._replace(pixel_features=features.flip(-1), flipped=True)
+        for size in ((24, 20), (40, 33)):
+            expected = average_semantic_segmentation([plain], size, return_scores=True)[1]
+            for views in ([mirrored], [plain, mirrored]):
+                found = average_semantic_segmentation(views, size, return_scores=True)[1]
+                torch.testing.assert_close(found, expected)
+
+    def test_errors(self) -> None:
+        class_logits, embed, features = inputs(Case())
+        view = SegmentationView(class_logits, embed, features)
+        with pytest.raises(ValueError, match="at least one view"):
+            average_semantic_segmentation([], (3, 3))
+        fewer_classes = view._replace(class_logits=class_logits[..., 1:])
+        with pytest.raises(ValueError, match=r"agree in images and classes: .* view 1 \[2, 7, 4\]"):
+            average_semantic_segmentation([view, fewer_classes], (3, 3))
+        fewer_images = SegmentationView(class_logits[:1], embed[:1], features[:1])
+        with pytest.raises(ValueError, match="agree in images"):
+            average_semantic_segmentation([view, fewer_images], (3, 3))
+        dense = SegmentationView(class_logits, mask_logits(embed, features), None)
+        with pytest.raises(ValueError, match="either all views must have pixel_features or none"):
+            average_semantic_segmentation([view, dense], (3, 3))
+        with pytest.raises(ValueError, match="views must be on one device"):
+            average_semantic_segmentation(
+                [view, SegmentationView(*(x.to("meta") for x in view[:3]))], (3, 3)
+            )
+        with pytest.raises(ValueError, match="size must be 2 pairs"):
+            average_semantic_segmentation([view], [(3, 3)])
+
+
+class TestInstances:
+    @given(inference_cases(), st.integers(1, 40), st.booleans())
+    @hypothesis_settings
+    def test_equals_the_restatement(
+        self, drawn: tuple[Case, Size, list[Size], list[Size]], top_k: int, only_things: bool
+    ) -> None:
+        case, padded, images, results = drawn
+        class_logits, embed, features = inputs(case, torch.float64)
+        things = set(range(0, case.classes, 2))
+        found = instance_segmentation(
+            class_logits,
+            embed,
+            features,
+            results,
+            top_k=top_k,
+            thing_classes=things if only_things else None,
+            input_size=padded,
+            image_sizes=images,
+        )
+        logits = mask_logits(embed, features)
+        for index, (size, (masks, labels, scores, boxes)) in enumerate(
+            zip(results, found, strict=True)
+        ):
+            upsampled = bilinear(logits[index], padded)
+            upsampled = bilinear(upsampled[:, : images[index][0], : images[index][1]], size)
+            chances = class_logits[index].softmax(1).tolist()
+            pairs = sorted(
+                ((q, k) for q in range(case.queries) for k in range(case.classes)),
+                key=lambda pair: -chances[pair[0]][pair[1]],
+            )[:top_k]
+            pairs = [(q, k) for q, k in pairs if not only_things or k in things]
+            assert labels.tolist() == [k for _, k in pairs]
+            assert masks.shape == (len(pairs), *size)
+            for (q, k), mask, score, box in zip(pairs, masks, scores, boxes, strict=True):
+                inside = upsampled[q] > 0
+                assert torch.equal(mask, inside)
+                mean = upsampled[q][inside].sigmoid().sum() / (inside.sum() + 1e-6)
+                assert score.item() == pytest.approx(chances[q][k] * mean.item())
+                rows, columns = inside.nonzero().unbind(1)
+                tight = [0, 0, 0, 0]
+                if len(rows):
+                    tight = [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
+                assert box.tolist() == tight
+
+    def test_masks_some_at_a_time_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        predictions = inputs(Case())
+        (whole, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
+        monkeypatch.setattr("mfkernels.segmentation._CHUNK_PIXELS", 1000)
+        (pieces, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
+        for some, all_at_once in zip(pieces, whole, strict=True):
+            torch.testing.assert_close(some, all_at_once)
+
+    def test_inputs_are_left_alone(self) -> None:
+        class_logits, embed, features = inputs(Case())
+        logits = mask_logits(embed, features)
+        before = logits.clone()
+        instance_segmentation(class_logits, logits, None, [(6, 5), (6, 5)], input_size=(6, 5))
+        assert torch.equal(logits, before)
+
+    def test_errors(self) -> None:
+        with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+            instance_segmentation(*inputs(Case()), (3, 3), top_k=0)
+        with pytest.raises(ValueError, match=r"thing_classes must be in 0\.\.3, got \[-1\]"):
+            instance_segmentation(*inputs(Case()), (3, 3), thing_classes=[-1])
 
 
 BIG = 50.0
@@ -374,7 +548,7 @@ class TestPanoptic:
         st.sampled_from([0.0, 0.5, 0.8]),
         st.booleans(),
     )
-    @settings(max_examples=80, deadline=None)
+    @hypothesis_settings
     def test_equals_the_restatement(
         self,
         drawn: tuple[Case, Size, list[Size], list[Size]],
