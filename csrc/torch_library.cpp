@@ -13,6 +13,9 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // with none. Segments: `counts` [B] int64 and either `label_map` [B, H, W] int16 or `masks`
   // [N, H, W] bool. Results are fp64 where a floating-point input is, else fp32.
 
+  // [L, B, Q, h, w], in the type that both factors have.
+  m.def("mask_logits(Tensor mask_embed, Tensor pixel_features) -> Tensor logits");
+
   // `class_logits` [L, B, Q, K+1], `labels` [N] int64, `max_count` T; the cost is [L, B, Q, T], 0
   // beyond an image's own segments and NaN for a label outside [0, K).
   m.def(
@@ -62,6 +65,7 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   m.def(
       "sigmoid_focal_loss_backward(Tensor grad_losses, Tensor logits, Tensor targets, "
       "float alpha, float gamma) -> Tensor grad_logits");
+
   // Inference on one image. `geometry`: of each view of it the height and width of the padded input,
   // those of the image inside it, and (semantic only) whether the view is mirrored left to right, 0
   // or 1. Masks are resized from h x w to the input, cut to the image, resized to the result

@@ -39,6 +39,9 @@ OPERATIONS = (
     "panoptic_owners",
 )
 
+BY_PYTORCH = frozenset({("mask_logits", "cuda"), ("class_loss", "cpu")})
+"""Where PyTorch's own kernels are the native ones: nothing here would be faster."""
+
 _logger = logging.getLogger(__name__)
 _REQUESTS: tuple[Request, ...] = get_args(Request)
 _request: contextvars.ContextVar[Request | None] = contextvars.ContextVar(
@@ -162,6 +165,8 @@ def why_not_native(operation: str, device_type: str) -> str | None:
     library = _parts.get(device_type)
     if library is None:
         return f"there are no native kernels for the device type {device_type!r}"
+    if (operation, device_type) in BY_PYTORCH:
+        return None
     if _has_kernel(f"mfkernels::{operation}", device_type.upper()):
         return None
     triton = _parts["triton"]

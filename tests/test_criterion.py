@@ -213,6 +213,31 @@ class TestFailures:
             assert losses["loss_mask"].item() == losses["loss_dice_0"].item() == 0
             assert not outputs["mask_embed"].grad.any()
 
+    @pytest.mark.parametrize("what", ["void", "one pixel", "everything", "one-pixel images"])
+    def test_extreme_segments(self, what: str) -> None:
+        case = Case(counts=(2, 1), size=(1, 1) if what == "one-pixel images" else (24, 20))
+        label_maps = torch.full((2, *case.size), 0 if what == "everything" else -1)
+        if what == "one pixel":
+            label_maps[:, 3, 7] = 0
+        labels = [torch.tensor([1, 2]), torch.tensor([0])]
+        targets = SegmentTargets.from_label_maps(label_maps, labels)
+        official_targets = [
+            {"labels": some, "masks": targets.dense_masks(image)}
+            for image, some in enumerate(labels)
+        ]
+        outputs = factored(case, torch.float64, grad=True)
+        outputs["pixel_features"] = outputs["pixel_features"].to(memory_format=torch.channels_last)
+        criterion = MaskFormerCriterion(case.classes)
+        inputs = list(outputs.values())
+        results = []
+        for losses in (
+            criterion(outputs, targets),
+            official(dense(outputs), official_targets, case.classes),
+        ):
+            total = criterion.total(losses)
+            results.append((total, torch.autograd.grad(total, inputs, retain_graph=True)))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
+
     def test_more_segments_than_queries(self) -> None:
         case = Case(counts=(5, 2), queries=3)
         criterion = MaskFormerCriterion(case.classes)

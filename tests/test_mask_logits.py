@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from strategies import Case
+from hypothesis import HealthCheck, given, settings
+from strategies import Case, cases
 from torch import Tensor
 
-from mfkernels import mask_logits, matching_cost
+from mfkernels import mask_logits, matching_cost, use_backend
+from mfkernels.backend import why_not_native
 from mfkernels.reference.mask_logits import logits_of_image
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with both backends."""
+    reason = why_not_native("mask_logits", "cpu")
+    if request.param == "native" and reason is not None:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield request.param
+
+
+native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
 
 
 def test_is_the_sum_over_channels() -> None:
@@ -37,6 +54,51 @@ def test_dtypes() -> None:
     assert logits_of_image(embed[0, 0].half(), None).dtype == torch.float32
 
 
+@given(cases)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@native_only
+def test_native_is_as_exact_as_plain_pytorch(case: Case) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        _, embed, features = case.predictions(dtype)
+        exact = torch.einsum("lbqc,bchw->lbqhw", embed.double(), features.double())
+        error, plain = (
+            (logits.double() - exact).norm()
+            for logits in (
+                mask_logits(embed, features),
+                torch.einsum("lbqc,bchw->lbqhw", embed, features),
+            )
+        )
+        assert error <= 2 * plain + torch.finfo(dtype).eps * exact.norm()
+
+
+def test_any_strides_and_more_pixels_than_a_task_holds() -> None:
+    case = Case(layers=3, counts=(1, 1), queries=17, channels=300, low=(31, 45))
+    _, embed, features = case.predictions(torch.float64)
+    logits = mask_logits(embed, features)
+    torch.testing.assert_close(logits, torch.einsum("lbqc,bchw->lbqhw", embed, features))
+    odd = embed.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        other = features.contiguous(memory_format=memory_format)
+        torch.testing.assert_close(mask_logits(odd, other), logits)
+
+
+@native_only
+def test_operator_is_well_made_and_compiles() -> None:
+    _, embed, features = Case().predictions(grad=True)
+    torch.library.opcheck(torch.ops.mfkernels.mask_logits.default, (embed, features))
+    compiled = torch.compile(mask_logits, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(embed, features), mask_logits(embed, features))
+
+
+@native_only
+def test_no_image_no_layer_no_channel() -> None:
+    assert mask_logits(torch.zeros(2, 0, 3, 4), torch.zeros(0, 4, 5, 6)).shape == (2, 0, 3, 5, 6)
+    assert mask_logits(torch.zeros(0, 1, 3, 4), torch.zeros(1, 4, 5, 6)).shape == (0, 1, 3, 5, 6)
+    assert not mask_logits(torch.ones(1, 1, 3, 0), torch.ones(1, 0, 5, 6)).any()
+
+
 E = torch.zeros(1, 2, 3, 4)
 F = torch.zeros(2, 4, 5, 6)
 
@@ -60,5 +122,5 @@ F = torch.zeros(2, 4, 5, 6)
 def test_errors(error: type[Exception], match: str, embed: Tensor, features: Tensor | None) -> None:
     with pytest.raises(error, match=match):
         mask_logits(embed, features)
-    with pytest.raises(error, match=match):
+    with use_backend("auto"), pytest.raises(error, match=match):
         matching_cost(torch.zeros(1, 2, 3, 5), embed, features, Case().targets())
