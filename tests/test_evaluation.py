@@ -11,6 +11,8 @@ import torch
 from model_cases import randomise, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from maskformer.base import SegmentationModel
 from maskformer.config import ConfigError, EvalConfig, load_config
@@ -19,6 +21,7 @@ from maskformer.evaluation import Prediction, evaluate, predict_batch
 from maskformer.palette import palette
 from maskformer.progress import Progress
 from maskformer.tta import Views, _kept, semantic_map_of_views
+from mfkernels import backend, use_backend
 
 CPU = torch.device("cpu")
 THINGS = frozenset({1, 4, 5})
@@ -288,3 +291,42 @@ def test_instances_that_cannot_be(architecture: str, things: frozenset[int], mes
             CPU,
             with_instances=True,
         )
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for part in tree_leaves(result):
+            if isinstance(part, Tensor):
+                self.elements = max(self.elements, part.numel())
+        return result
+
+
+@pytest.mark.parametrize("tta", [None, Views((0.5, 1.0), flip=True, short_side=None)])
+@pytest.mark.parametrize("architecture", ["maskformer", "per_pixel"])
+def test_no_tensor_of_classes_by_pixels(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, tta: Views | None
+) -> None:
+    """Not in the model's inference, not in the metrics; native kernels hold panels of pixels."""
+    reason = backend.why_not_native("semantic_segmentation", "cpu")
+    if architecture == "maskformer" and reason is not None:
+        pytest.skip(f"needs the native kernels: {reason}")
+    monkeypatch.setattr("maskformer.inference.ELEMENTS_AT_ONCE", 2**16)
+    classes, size = 300, (192, 256)
+    info = DatasetInfo(
+        tuple(map(str, range(classes))), frozenset({3}), palette(classes), tuple(range(classes))
+    )
+    model = tiny_model(architecture=architecture, num_classes=classes)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    segments = torch.zeros(size, dtype=torch.int32)
+    sample = Sample(image, segments, torch.tensor([7]), torch.tensor([False]), "one")
+    loader = EvalLoader([sample], EvalTransform(None))  # type: ignore[arg-type]
+    config = EVAL.model_copy(update={"pictures": 0})
+    with use_backend("auto"), LargestTensor() as largest:
+        evaluate(model, loader, info, config, CPU, Progress(enabled=False), tta=tta)
+    assert largest.elements >= classes  # it did look
+    assert largest.elements < classes * size[0] * size[1] / 8
