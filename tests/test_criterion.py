@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits
+from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits, use_backend
 from mfkernels.reference.criterion import criterion as official
 from mfkernels.reference.matching_cost import nearest_masks
 
@@ -115,6 +115,43 @@ def test_equals_the_official_computation(case: Case) -> None:
             results.append((dict(sorted(losses.items())), [x.grad for x in outputs.values()]))
     for ours in results[:2]:
         torch.testing.assert_close(ours, results[2], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matches_structured_predictions_as_float64_does(dtype: torch.dtype) -> None:
+    """Several queries want each segment, some of them almost equally well."""
+    generator = torch.Generator().manual_seed(0)
+    layers, images, queries, segments, channels, classes = 6, 3, 100, 12, 64, 20
+    height, width = 48, 64
+    grid = torch.stack(
+        torch.meshgrid(torch.arange(4 * height), torch.arange(4 * width), indexing="ij"), -1
+    )
+    maps, labels = [], []
+    for _ in range(images):
+        centers = torch.rand(segments, 2, generator=generator) * torch.tensor([192.0, 256.0])
+        maps.append(torch.cdist(grid.flatten(0, 1).float(), centers).argmin(1).view(192, 256))
+        labels.append(torch.randint(classes, (segments,), generator=generator))
+    targets = SegmentTargets.from_label_maps(torch.stack(maps), labels)
+    wanted = torch.randint(segments, (layers, images, queries), generator=generator)
+    strength = 1 + 3 * torch.rand(layers, images, queries, 1, generator=generator)
+    inside = torch.nn.functional.one_hot(torch.stack(maps)[:, ::4, ::4], channels)
+    features = 2.0 * inside.movedim(-1, 1) - 0.5
+    features += 0.3 * torch.randn(features.shape, generator=generator)
+    embed = strength * torch.nn.functional.one_hot(wanted, channels)
+    embed += 0.1 * torch.randn(embed.shape, generator=generator)
+    likely = torch.stack(labels).expand(layers, -1, -1).gather(-1, wanted)
+    class_logits = 4.0 * torch.nn.functional.one_hot(likely, classes + 1)
+    class_logits += torch.randn(class_logits.shape, generator=generator)
+    outputs = {
+        "class_logits": class_logits.to(dtype),
+        "mask_embed": embed.to(dtype),
+        "pixel_features": features.to(dtype),
+    }
+    criterion = MaskFormerCriterion(classes)
+    with use_backend("reference"):
+        exact = criterion.match({name: x.double() for name, x in outputs.items()}, targets)
+    assert (exact >= 0).all()
+    assert torch.equal(criterion.match(outputs, targets), exact)
 
 
 def test_weights_reach_matching_and_total() -> None:
