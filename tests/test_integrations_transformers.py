@@ -279,6 +279,22 @@ class TestTargets:
         assert all(loss.device.type == "cuda" for loss in result.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["maskformer", "mask2former"])
+def test_on_a_gpu(name: str) -> None:
+    module = criterion(name).cuda()
+    layers = [{k: v.cuda() for k, v in layer.items()} for layer in predictions()]
+    targets = {k: [v.cuda() for v in some] for k, some in models.targets((3, 0)).items()}
+    theirs, their_gradients = run(module, layers, targets)
+    patch(module)
+    ours, our_gradients = run(module, layers, targets)
+    for key, loss in theirs.items():
+        torch.testing.assert_close(ours[key], loss, rtol=1e-5, atol=1e-6, msg=key)
+    for mine, gradient in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(mine, gradient, rtol=1e-3, atol=1e-6)
+
+
 class StayOnDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -387,6 +403,27 @@ class TestPatching:
         patch(module)
         assert not losses.is_replacement(module.loss_masks)
         assert losses.is_replacement(module.matcher.forward)
+
+    @pytest.mark.parametrize(
+        ("name", "part"),
+        [
+            ("maskformer", "loss_masks"),
+            ("mask2former", "calculate_uncertainty"),
+            ("mask2former", "sample_points_using_uncertainty"),
+        ],
+    )
+    def test_a_part_that_a_subclass_changes_is_still_used(self, name: str, part: str) -> None:
+        calls = []
+
+        def own(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(part)
+            return getattr(super(type(self), self), part)(*args, **kwargs)
+
+        module = criterion(name)
+        module.__class__ = type("Mine", (type(module),), {part: own})
+        patch(module)
+        run(module, predictions(layers=2), models.targets((2, 1)))
+        assert len(calls) == 2
 
     def test_what_is_no_supported_model(self) -> None:
         with pytest.raises(TypeError, match=r"torch\.nn\.Module or None, got str"):

@@ -40,7 +40,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 def _gather(maps: Tensor, points: Tensor) -> Tensor:
     """`sample` of masks that are not floating-point, without a floating-point copy of them."""
     count, height, width = maps.shape
-    x, y = (points * points.new_tensor((width, height)) - 0.5).unbind(-1)
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
     values = points.new_zeros(count, points.shape[1])
     for column, across in ((left, left + 1 - x), (left + 1, x - left)):
@@ -187,7 +187,8 @@ def _target_values(mask: Tensor, segment: Tensor, points: Tensor, size: list[int
     """`[n, P]`: row i is the mask `segment[i]` at `points[i]`, fractions of `size`, (W, H)."""
     count, height, width = mask.shape
     if [width, height] != size:
-        points = points * points.new_tensor(size) / points.new_tensor((width, height))
+        x, y = points.unbind(-1)
+        points = torch.stack((x * (size[0] / width), y * (size[1] / height)), -1)
     if len(segment) < count:
         return sample(mask[segment], points)
     # Points are far smaller than masks: they are brought into the order of the masks, and back.
