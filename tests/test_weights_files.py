@@ -83,6 +83,18 @@ class TestPickle:
         with pytest.raises(ValueError, match=r"is refused|truncated or damaged"):
             read_pickle(tmp_path / "x.pkl")
 
+    def test_a_dtype_cannot_be_made_another(self, tmp_path: Path) -> None:
+        """NumPy itself would take the flags, and read numbers as pointers to objects."""
+        state = b"(I3\nS'|'\nNNNI-1\nI-1\nI63\ntb"
+        fill = (
+            b"(I1\n(I1\nt" + b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR" + state + b"I00\nS'AAAAAAAA'\ntb."
+        )
+        start = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        (tmp_path / "x.pkl").write_bytes(start + fill)
+        array = read_pickle(tmp_path / "x.pkl")
+        assert array.dtype == np.float64
+        assert not array.dtype.hasobject
+
     def test_attributes_of_named_things_do_not_last(self, tmp_path: Path) -> None:
         """A pickle that gives `numpy.dtype` an attribute finds a function of this file alone."""
         (tmp_path / "x.pkl").write_bytes(b"cnumpy\ndtype\n(dS'mark'\nI1\nsb.")

@@ -43,6 +43,29 @@ class _RefusedError(Exception):
     pass
 
 
+class _Dtype:
+    """What a pickle may say of a dtype: which numbers, in which byte order."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        value = np.dtype(code) if isinstance(code, str) else None
+        if value is None or value.kind not in _NUMERIC:
+            raise _RefusedError(f"it holds an array of {code!r}; expected numbers")
+        self.value: np.dtype[Any] = value
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that checks what it is filled with before NumPy sees it."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        values: Any = (1, tuple(shape), dtype.value, bool(fortran), bytes(memoryview(raw)))
+        super().__setstate__(values)
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows a handful of names, each bound to a function of ours that makes only data.
 
@@ -53,8 +76,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(stream, encoding="latin1")
         self._known: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": OrderedDict,
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": lambda code, *_: _dtype(code),
+            "numpy.ndarray": lambda *_: _empty_array(),
+            "numpy.dtype": lambda *parts: _Dtype(*parts),
             "builtins.bytes": lambda: b"",  # old protocols call it for empty arrays
             "__builtin__.bytes": lambda: b"",
             "_codecs.encode": lambda text, encoding: _encode(text, encoding),
@@ -65,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
             self._known[f"{module}._reconstruct"] = lambda *_: _empty_array()
             self._known[f"{module}.scalar"] = lambda dtype, data: _scalar(dtype, data)
         for module in ("numpy.core.numeric", "numpy._core.numeric"):
-            self._known[f"{module}._frombuffer"] = lambda *parts: _array(*parts)
+            self._known[f"{module}._frombuffer"] = lambda *parts: _from_buffer(*parts)
 
     def find_class(self, module: str, name: str) -> Any:
         known = self._known.get(f"{module}.{name}")
@@ -79,25 +102,17 @@ class _Unpickler(pickle.Unpickler):
 
 def _empty_array() -> NDArray[Any]:
     """The array that the pickle fills next; the shape that comes with it is always a stand-in."""
-    return np.empty(0, np.int8)
+    return _Array(0, np.int8)
 
 
-def _array(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+def _from_buffer(data: Any, dtype: _Dtype, shape: Any, order: Any) -> NDArray[Any]:
     """How protocol 5 writes arrays."""
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
+    return np.frombuffer(data, dtype.value).reshape(shape, order=order)
 
 
-def _dtype(code: Any) -> np.dtype[Any]:
-    # A copy: the pickle goes on to set its byte order.
-    dtype = np.dtype(code, copy=True) if isinstance(code, str) else None
-    if dtype is None or dtype.kind not in _NUMERIC:
-        raise _RefusedError(f"it holds an array of {code!r}; expected numbers")
-    return dtype
-
-
-def _scalar(dtype: np.dtype[Any], data: Any) -> Any:
+def _scalar(dtype: _Dtype, data: Any) -> Any:
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype, count=1)[0]
+    return np.frombuffer(raw, dtype.value, count=1)[0]
 
 
 def _encode(text: str, encoding: str) -> bytes:
