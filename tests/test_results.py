@@ -152,6 +152,15 @@ def test_label_maps_are_a_data_set_of_their_own(tmp_path: Path) -> None:
         assert torch.equal(again[0].semantic_map(), classes)
 
 
+@pytest.mark.parametrize("numbers", [(-1, 0, 1), (1, 2, 65536)])
+def test_class_numbers_that_no_label_file_holds(
+    tmp_path: Path, numbers: tuple[int, int, int]
+) -> None:
+    info = DatasetInfo(("a", "b", "c"), frozenset(), palette(3), numbers)
+    with pytest.raises(ValueError, match=f"the classes have {numbers[0]}..{numbers[2]}"):
+        ResultWriter(tmp_path, info).add("x", 1, Prediction(classes=torch.zeros(2, 2).long()))
+
+
 def test_instances_follow_the_results_format(tmp_path: Path) -> None:
     masks = torch.zeros(3, 6, 8, dtype=torch.bool)
     masks[0, 1:4, 2:7] = True

@@ -295,8 +295,8 @@ def main() -> None:
             raise
         reason = str(error).partition("\n")[0]
         errors.print(
-            f"error: out of memory; lower train.batch_size (or raise train.accumulate), the crop "
-            f"or the test size: {reason}",
+            f"error: out of memory; lower train.batch_size (or raise train.accumulate), "
+            f"eval.batch_size, the crop or the test size: {reason}",
             style="red",
         )
         sys.exit(1)

@@ -61,11 +61,10 @@ class ResultWriter:
 
         Raises:
             OSError: the folder cannot be written.
+            ValueError: the numbers of the classes do not fit into a label file.
         """
         if prediction.classes is not None:
-            numbers = np.asarray(self.info.category_ids)
-            dtype = np.uint8 if numbers.max() < 256 else np.uint16
-            labels = numbers.astype(dtype)[prediction.classes.cpu().numpy()]
+            labels = label_numbers(self.info)[prediction.classes.cpu().numpy()]
             _save_png(labels, self.folder / "classes" / f"{name}.png")
         if prediction.panoptic is not None:
             ids, segments = prediction.panoptic
@@ -127,6 +126,14 @@ def describe_segments(
         }
         for segment in segments
     ]
+
+
+def label_numbers(info: DatasetInfo) -> NDArray[np.unsignedinteger]:
+    """The data set's own number of each class, in 8 bit if they fit, else in 16."""
+    low, high = min(info.category_ids), max(info.category_ids)
+    if low < 0 or high >= 2**16:
+        raise ValueError(f"a label file holds the numbers 0..65535, the classes have {low}..{high}")
+    return np.asarray(info.category_ids, np.uint8 if high < 2**8 else np.uint16)
 
 
 def categories(info: DatasetInfo) -> list[dict[str, Any]]:
