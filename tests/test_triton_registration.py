@@ -20,7 +20,10 @@ needs_registration = pytest.mark.skipif(
 
 
 @needs_registration
-@pytest.mark.parametrize("operation", ["matching_cost", "mask_loss", "focal_dice"])
+@pytest.mark.parametrize(
+    "operation",
+    ["matching_cost", "mask_loss", "focal_dice", "semantic_segmentation", "panoptic_owners"],
+)
 def test_kernels_are_found(operation: str) -> None:
     assert backend.why_not_native(operation, "cuda") is None
 

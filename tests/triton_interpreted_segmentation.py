@@ -97,46 +97,45 @@ def test_semantic(views: list[View], classes: int, size: Size, resize_logits: bo
     assert torch.equal(guessed, semantic(views, classes, size, resize_logits, False, dense=True)[0])
 
 
-def sharp(view: View, classes: int) -> tuple[Tensor, Tensor]:
-    """Probabilities of a model that is sure, with many queries for nothing; and dense logits."""
-    generator = torch.Generator().manual_seed(view.seed)
-    class_logits = torch.randn(view.queries, classes + 1, generator=generator)
+def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six queries of 100 matter, and each has a stripe of the image of its own."""
+    classes, size = 6, (8, 96)
+    generator = torch.Generator().manual_seed(0)
+    class_logits = torch.randn(100, classes + 1, generator=generator)
     class_logits[:, -1] += 9
-    live = torch.randperm(view.queries, generator=generator)[:classes]
+    live = torch.randperm(100, generator=generator)[:classes]
     class_logits[live] = 9 * torch.eye(classes, classes + 1)
-    logits = 4 * torch.randn(view.queries, *view.low, generator=generator)
-    return class_logits.softmax(1)[:, :-1], logits
-
-
-def test_the_guess_of_a_sure_model_is_right_and_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    view, classes = View(queries=100, low=(3, 4), padded=(12, 16), image=(12, 16)), 6
-    probability, logits = sharp(view, classes)
-    given = ([probability], [logits], [], view.geometry, *view.padded, False, False)
-    described: list[Tensor] = []
+    logits = torch.randn(100, 2, 24, generator=generator)
+    logits[live] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
+    probability = class_logits.softmax(1)[:, :-1]
+    given = ([probability], [logits], [], [*size, *size, 0], *size, False, False)
+    launches: list[tuple[Any, ...]] = []
     original = kernels.launcher.launch
 
     def launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
         original(kernel, grid, *arguments, **options)
         if kernel is kernels.semantic_kernel:
-            described.extend(arguments[2:4])
+            launches.append((options["IN_FULL"], *arguments))
 
     monkeypatch.setattr(kernels.launcher, "launch", launch)
     labels, _ = kernels.semantic_segmentation(*given)
-    scores = torch.einsum(
-        "qk,qhw->khw", probability.double(), resize(logits.double(), view.padded).sigmoid()
-    )
-    assert_best(labels, scores)
-    description, ignored = described
+    masks = resize(logits.double(), size).sigmoid()
+    assert_best(labels, torch.einsum("qk,qhw->khw", probability.double(), masks))
+    assert [each[0] for each in launches] == [False, True]
+    description, ignored, unsure = launches[0][3:6]
     used = int(description[0, -1])
     bounds = probability.amax(1).sort(descending=True).values
     assert classes <= used < 32
     assert 0 < ignored[0] <= kernels.IGNORED
     torch.testing.assert_close(ignored[0], bounds[used:].sum())
     assert bounds[used - 1 :].sum() > kernels.IGNORED
+    # Where stripes meet, the tile is computed in full.
+    assert 0 < int(unsure.sum()) < len(unsure) == 12
 
-    # A guess that ignores what matters is found out, at every pixel.
+    # A guess that ignores what matters is found out everywhere.
     monkeypatch.setattr(kernels, "IGNORED", 1e9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
+    assert launches[-1][5].all()
 
 
 def test_semantic_of_near_ties_is_computed_in_full() -> None:
@@ -240,6 +239,18 @@ def test_panoptic_owners_without_kept_queries_and_of_ties(confident_only: bool) 
     assert (owners == 3).all()
     assert counts[3].tolist() == [16, 16, 16]
     assert counts[39].tolist() == [0, 16, 0]
+
+
+def test_a_mask_that_is_not_a_number_owns_nothing() -> None:
+    logits = torch.zeros(3, 2, 2)
+    logits[1] = torch.nan
+    given = (None, [4, 4, 4, 4], 4, 4, False)
+    owners, counts = kernels.panoptic_owners(torch.tensor([0.1, 0.9, 0.5]), logits, *given)
+    assert (owners == 2).all()
+    assert counts.tolist() == [[0, 16, 0], [0, 0, 0], [16, 16, 16]]
+    owners, counts = kernels.panoptic_owners(torch.tensor([-1.0, 0.9, -1.0]), logits, *given)
+    assert (owners == -1).all()
+    assert (counts == 0).all()
 
 
 def test_float64_is_refused() -> None:

@@ -17,6 +17,8 @@ OPERATORS = {
     "focal_dice_backward": "focal_dice",
     "sigmoid_focal_loss": "focal_dice",
     "sigmoid_focal_loss_backward": "focal_dice",
+    "semantic_segmentation": "segmentation",
+    "panoptic_owners": "segmentation",
     "class_loss": "class_loss",
     "class_loss_backward": "class_loss",
 }

@@ -152,33 +152,33 @@ def scores_of_tile(
     y,
     x,
     k,
-    in_full,
     views,
     all_columns,
     class_columns,
     result_height,
     result_width,
+    IN_FULL: tl.constexpr,
     RESIZED: tl.constexpr,
     RESIZE_LOGITS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Scores `[P, K]` of some classes at some pixels, all views together; guessed or in full."""
+    """Scores `[P, K]` of some classes at some pixels, all views together; in full or guessed."""
     total = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
     for view in range(views):
         fields = description + view * FIELDS
         chunks = tl.load(fields + 2).to(tl.int32)
-        guessed = tl.cdiv(tl.load(fields + FIELDS - 1).to(tl.int32), CHUNK)
+        used = chunks if IN_FULL else tl.cdiv(tl.load(fields + FIELDS - 1).to(tl.int32), CHUNK)
         view_logits = logits + tl.load(fields) * CHUNK
-        row = tl.load(fields + 1)
+        row = tl.load(fields + 1).to(tl.int32)
         height, width = tl.load(fields + 3).to(tl.int32), tl.load(fields + 4).to(tl.int32)
         input_height = tl.load(fields + 5).to(tl.int32)
         input_width = tl.load(fields + 6).to(tl.int32)
         image_height = tl.load(fields + 7).to(tl.int32)
         image_width = tl.load(fields + 8).to(tl.int32)
         column = tl.where(tl.load(fields + 9) != 0, result_width - 1 - x, x)
-        for chunk in range(tl.where(in_full, chunks, guessed)):
+        for chunk in range(used):
             q = chunk * CHUNK + tl.arange(0, CHUNK)
             values = mask_values(
                 view_logits,
@@ -201,7 +201,7 @@ def scores_of_tile(
             large = values.to(tl.float16)
             small = (values - large.to(tl.float32)).to(tl.float16)
             # Large · large alone, or with the two products that matter next.
-            for product in range(tl.where(in_full, 3, 1)):
+            for product in range(3 if IN_FULL else 1):
                 first_row = row + tl.where(product == 2, all_columns, 0)
                 at = ((first_row + q) * class_columns)[:, None] + k[None, :]
                 some = tl.where(product == 1, small, large)
@@ -215,6 +215,7 @@ def semantic_kernel(
     parts,
     description,
     ignored,
+    unsure,
     labels,
     scores,
     views,
@@ -223,6 +224,7 @@ def semantic_kernel(
     class_columns,
     result_height,
     result_width,
+    IN_FULL: tl.constexpr,
     SCORES: tl.constexpr,
     RESIZED: tl.constexpr,
     RESIZE_LOGITS: tl.constexpr,
@@ -231,54 +233,58 @@ def semantic_kernel(
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """`labels [H, W]` of a tile of pixels, and `scores [K, H, W]` if they are asked for."""
-    BLOCK_P: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
-    y, x, inside = pixels_of_tile(result_height, result_width, TILE_HEIGHT, TILE_WIDTH)
-    doubt = 1e-6
-    for view in range(views):
-        doubt += tl.load(ignored + view)
+    """`labels [H, W]` of a tile of pixels, and `scores [K, H, W]` if they are asked for.
 
-    sure = False
+    `unsure [tiles]`: written by the guess; the tiles that are computed IN_FULL.
+    """
+    BLOCK_P: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
+    if IN_FULL and not SCORES:  # noqa: SIM102 (`and` would load in either case)
+        if tl.load(unsure + tl.program_id(0)) == 0:
+            return
+    y, x, inside = pixels_of_tile(result_height, result_width, TILE_HEIGHT, TILE_WIDTH)
     label = tl.zeros([BLOCK_P], tl.int32)
-    for attempt in range(1 if SCORES else 0, 2):
-        if not sure:
-            label = tl.zeros([BLOCK_P], tl.int32)
-            best = tl.full([BLOCK_P], float("-inf"), tl.float32)
-            second = tl.full([BLOCK_P], float("-inf"), tl.float32)
-            for start in range(0, class_columns, BLOCK_K):
-                k = start + tl.arange(0, BLOCK_K)
-                found = scores_of_tile(
-                    logits,
-                    parts,
-                    description,
-                    y,
-                    x,
-                    k,
-                    attempt == 1,
-                    views,
-                    all_columns,
-                    class_columns,
-                    result_height,
-                    result_width,
-                    RESIZED,
-                    RESIZE_LOGITS,
-                    BLOCK_P,
-                    BLOCK_K,
-                    CHUNK,
-                )
-                if SCORES:
-                    plane = tl.full([], result_height, tl.int64) * result_width
-                    at = (y.to(tl.int64) * result_width + x)[:, None] + (k * plane)[None, :]
-                    tl.store(scores + at, found, mask=inside[:, None] & (k < classes)[None, :])
-                found = tl.where((k < classes)[None, :], found, float("-inf"))
-                most = tl.max(found, 1)
-                # The first one of equals wins.
-                index = tl.min(tl.where(found == most[:, None], k[None, :], class_columns), 1)
-                others = tl.where(k[None, :] == index[:, None], float("-inf"), found)
-                second = tl.maximum(tl.maximum(second, tl.minimum(best, most)), tl.max(others, 1))
-                label = tl.where(most > best, index, label)
-                best = tl.maximum(best, most)
-            sure = tl.min((best - second > best * _DOUBT + doubt).to(tl.int32)) == 1
+    best = tl.full([BLOCK_P], float("-inf"), tl.float32)
+    second = tl.full([BLOCK_P], float("-inf"), tl.float32)
+    for start in range(0, class_columns, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        found = scores_of_tile(
+            logits,
+            parts,
+            description,
+            y,
+            x,
+            k,
+            views,
+            all_columns,
+            class_columns,
+            result_height,
+            result_width,
+            IN_FULL,
+            RESIZED,
+            RESIZE_LOGITS,
+            BLOCK_P,
+            BLOCK_K,
+            CHUNK,
+        )
+        if SCORES:
+            plane = tl.full([], result_height, tl.int64) * result_width
+            at = (y.to(tl.int64) * result_width + x)[:, None] + (k * plane)[None, :]
+            tl.store(scores + at, found, mask=inside[:, None] & (k < classes)[None, :])
+        found = tl.where((k < classes)[None, :], found, float("-inf"))
+        most = tl.max(found, 1)
+        # The first one of equals wins.
+        index = tl.min(tl.where(found == most[:, None], k[None, :], class_columns), 1)
+        if not IN_FULL:
+            others = tl.where(k[None, :] == index[:, None], float("-inf"), found)
+            second = tl.maximum(tl.maximum(second, tl.minimum(best, most)), tl.max(others, 1))
+        label = tl.where(most > best, index, label)
+        best = tl.maximum(best, most)
+    if not IN_FULL:
+        doubt = best * _DOUBT + 1e-6
+        for view in range(views):
+            doubt += tl.load(ignored + view)
+        sure = tl.min((best - second > doubt).to(tl.int32))
+        tl.store(unsure + tl.program_id(0), 1 - sure)
     tl.store(labels + y.to(tl.int64) * result_width + x, label.to(tl.int64), mask=inside)
 
 
@@ -372,7 +378,9 @@ def owners_kernel(
         query = tl.load(order + q)
         tl.atomic_add(counts + query * 3 + 1, pixels.to(tl.int64), mask=pixels > 0)
 
-        weighted = tl.where((q < kept)[None, :], tl.load(weights + q)[None, :] * values, -1.0)
+        # What is not a number owns nothing.
+        possible = (q < kept)[None, :] & (values == values)
+        weighted = tl.where(possible, tl.load(weights + q)[None, :] * values, -1.0)
         most, place = tl.max(weighted, 1, return_indices=True)
         value = tl.sum(tl.where(index[None, :] == place[:, None], values, 0.0), 1)
         # The first one of equals wins.
@@ -411,8 +419,10 @@ def semantic_segmentation(
     views = len(probability)
     first = probability[0]
     classes = first.shape[1]
+    resized = any(geometry[5 * view + 2 : 5 * view + 4] != [height, width] for view in range(views))
     # As many classes as the registers hold without spilling; tests/test_triton_compilation.py.
-    block_k = min(power_of_2(classes, 16), 128 if return_scores else 256)
+    most_classes = 256 if not return_scores else 64 if resized else 128
+    block_k = min(power_of_2(classes, 16), most_classes)
     class_columns = cdiv(classes, block_k) * block_k
     labels = first.new_empty((height, width), dtype=torch.int64)
     scores = first.new_empty(
@@ -426,11 +436,10 @@ def semantic_segmentation(
     parts = first.new_empty((2, sum(columns), class_columns), dtype=torch.float16)
     description = first.new_empty((views, FIELDS.value), dtype=torch.int64)
     ignored = first.new_empty(views, dtype=torch.float32)
-    row, place, resized = 0, 0, False
+    row, place = 0, 0
     for view, (p, embed) in enumerate(zip(probability, mask_embed, strict=True)):
         (low_height, low_width), view_columns = sizes[view], columns[view]
         *view_geometry, flipped = geometry[5 * view : 5 * view + 5]
-        resized = resized or view_geometry[2:] != [height, width]
         bounds = p.new_empty(p.shape[0], dtype=torch.float32)
         order = p.new_empty(view_columns, dtype=torch.int32)
         p = p.float().contiguous()
@@ -476,31 +485,39 @@ def semantic_segmentation(
             logits[place:end].view(low_height * low_width, view_columns),
         )
         row, place = row + view_columns, end
-    launcher.launch(
-        semantic_kernel,
-        (cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH),),
-        logits,
-        parts,
-        description,
-        ignored,
-        labels,
-        scores,
-        views,
-        classes,
-        sum(columns),
-        class_columns,
-        height,
-        width,
-        SCORES=return_scores,
-        RESIZED=resized,
-        RESIZE_LOGITS=resize_logits,
-        TILE_HEIGHT=TILE_HEIGHT,
-        TILE_WIDTH=TILE_WIDTH,
-        BLOCK_K=block_k,
-        CHUNK=CHUNK,
-        num_warps=8,
-        num_stages=1,
-    )
+    # 16 warps hide more of the latency, where their registers suffice.
+    warps = 16 if block_k >= 128 and not resized else 8
+    tiles = cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH)
+    unsure = first.new_empty(tiles, dtype=torch.uint8)
+    for in_full in (True,) if return_scores else (False, True):
+        launcher.launch(
+            semantic_kernel,
+            (tiles,),
+            logits,
+            parts,
+            description,
+            ignored,
+            unsure,
+            labels,
+            scores,
+            views,
+            classes,
+            sum(columns),
+            class_columns,
+            height,
+            width,
+            IN_FULL=in_full,
+            SCORES=return_scores,
+            RESIZED=resized,
+            RESIZE_LOGITS=resize_logits,
+            TILE_HEIGHT=TILE_HEIGHT,
+            TILE_WIDTH=TILE_WIDTH,
+            BLOCK_K=block_k,
+            CHUNK=CHUNK,
+            num_warps=warps,
+            num_stages=2,
+            maxnreg=128 if warps == 16 else 255,
+        )
     return labels, scores
 
 
