@@ -265,7 +265,9 @@ def main() -> None:
         if not arguments.cases or name.split()[0] in arguments.cases:
             some = run(name, device, arguments.seconds)
             show(some)
-            print("  peak " + ", ".join(f"{row.provider} {row.peak / 1e6:.1f} MB" for row in some))
+            for row in some:
+                if row.peak >= 0:
+                    print(f"  {row.provider:<28} {row.peak / 1e6:9.1f} MB above the rest")
             result += some
     if arguments.json:
         write(arguments.json, result, device)
