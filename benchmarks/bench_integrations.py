@@ -32,7 +32,7 @@ from transformers.models.maskformer.modeling_maskformer import (
 
 from mfkernels.integrations.transformers import patch, unpatch
 
-OURS = "patched"
+OURS = "mfkernels"
 TOLERANCE = 1e-4
 
 
@@ -220,7 +220,7 @@ def run(name: str, device: torch.device, seconds: float) -> list[StepRow]:
         for a, b in zip(patched(), original(), strict=True)
     )
     if not worst <= TOLERANCE:
-        print(f"integrations {name}: {OURS} is wrong by {worst:.2g}")
+        print(f"{name}: {OURS} is wrong by {worst:.2g}")
         del providers[OURS]
     times = interleaved(providers, device, seconds, least=3, warm_up=1)
     keeps_pages = device.type == "cpu" and "GLIBC_TUNABLES" in os.environ
@@ -229,7 +229,7 @@ def run(name: str, device: torch.device, seconds: float) -> list[StepRow]:
             **asdict(row),
             peak=-1 if keeps_pages else peak_bytes(device, providers[row.provider]),
         )
-        for row in rows("integrations", name, device, times, EAGER)
+        for row in rows("patched transformers", name, device, times, EAGER)
     ]
 
 
