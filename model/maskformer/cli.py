@@ -213,7 +213,7 @@ def predict(
 ) -> None:
     """Segment images: an overlay with a legend for each; classes, panoptic or instances to read."""
     folder = resolve_checkpoint(checkpoint)
-    files = find_images(images)
+    files = find_images(images, out)
     model = MaskFormer.from_pretrained(folder).to(_device(device))
     recipe = load_prediction_recipe(folder, model)
     progress = Progress()

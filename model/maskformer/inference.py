@@ -149,7 +149,7 @@ def instances(
     if "pixel_logits" in outputs:
         raise ValueError("instances need a model with masks, got a per-pixel one")
     if not thing_classes:
-        raise ValueError("instances need thing classes, but the data set lists none")
+        raise ValueError("instances need thing classes, but the data set has none: see data.things")
     return mfkernels.instance_segmentation(
         outputs["class_logits"][-1],
         outputs["mask_embed"][-1],

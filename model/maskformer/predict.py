@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +26,13 @@ Mode = Literal["semantic", "panoptic", "instance"]
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
+def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
+
+    Args:
+        patterns: as on the command line.
+        out: where results go. What folders and patterns find in it comes from an earlier run and
+            is left out.
 
     Raises:
         DatasetError: a pattern that stands for nothing.
@@ -35,19 +40,23 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            found = sorted(
-                f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-            )
-        elif path.is_file():
+        if path.is_file():
             found = [path]
+        elif path.is_dir():
+            images = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            found = _inputs(images, out)
         else:
             names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns too)
-            found = sorted(f for f in map(Path, names) if f.is_file())
+            found = _inputs(map(Path, names), out)
         if not found:
             raise DatasetError(f"no image at '{pattern}': expected a file, a folder or a pattern")
         files.extend(found)
     return list(dict.fromkeys(files))
+
+
+def _inputs(files: Iterable[Path], out: Path | None) -> list[Path]:
+    results = None if out is None else out.resolve()
+    return sorted(f for f in files if f.is_file() and results not in f.resolve().parents)
 
 
 def predict_images(
