@@ -192,3 +192,29 @@ def test_an_interrupted_run_lists_what_is_complete(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stop()
     check_panoptic(tmp_path / "panoptic.json", tmp_path / "panoptic")
+
+
+def test_coco_describes_its_own_segments_alike(real_data: Path, tmp_path: Path) -> None:
+    """Ids, areas and boxes of the published annotations."""
+    root = real_data / "coco_panoptic_sample"
+    places = {"images": "images", "panoptic": "panoptic", "annotations": "panoptic.json"}
+    data = CocoPanoptic(CocoPanopticConfig(root=root, train=places, val=places), "val")
+    with ResultWriter(tmp_path, data.info) as results:
+        for sample in data:
+            ids, segments = ground_truth_as_panoptic(sample)
+            found = [{**segment, "score": 1.0} for segment in segments]
+            results.add(sample.name, sample.image_id, Prediction(panoptic=(ids, found)))
+    written = check_panoptic(tmp_path / "panoptic.json", tmp_path / "panoptic")
+    published = json.loads((root / "panoptic.json").read_text())["annotations"]
+    for ours, theirs in zip(written, published, strict=True):
+        assert ours["image_id"] == theirs["image_id"]
+        assert ours["file_name"] == theirs["file_name"]
+        expected = [
+            {name: segment[name] for name in ("category_id", "area", "bbox", "iscrowd")}
+            for segment in theirs["segments_info"]
+            if not segment["iscrowd"]
+        ]
+        assert [
+            {name: segment[name] for name in ("category_id", "area", "bbox", "iscrowd")}
+            for segment in ours["segments_info"]
+        ] == expected
