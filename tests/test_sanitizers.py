@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from native_builds import ROOT, native_build, needs_build
 
-OPERATIONS = ("focal_dice", "mask_logits", "matching_cost", "mask_loss")
+OPERATIONS = ("focal_dice", "mask_logits", "matching_cost", "mask_loss", "segmentation_native")
 
 pytestmark = [
     needs_build,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -437,7 +438,10 @@ def test_fake_tensors_have_the_shapes() -> None:
             assert fake.dtype == tensor.dtype
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux" or "LD_PRELOAD" in os.environ,
+    reason="needs /proc and a heap without instruments",
+)
 def test_memory() -> None:
     """Far less than masks (100 MB) or scores (200 MB) at the size of the result."""
     problem = random_problem(100, 200, (64, 128), (256, 512), (256, 512), (512, 1024), 64)
