@@ -81,7 +81,8 @@ class Trainer:
             `predictions/` and `metrics.json`.
         resume: continue the run in `output` from its last checkpoint.
         overwrite: `fit` replaces the run that `output` may hold.
-        weights: a checkpoint or `save_pretrained` folder whose weights training starts from.
+        weights: a run, or any checkpoint that `from_pretrained` reads, whose weights training
+            starts from; what another number of classes makes unusable starts anew, with a warning.
         backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
         cpu: use the CPU even if there is a GPU.
 
@@ -138,7 +139,8 @@ class Trainer:
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
-            model.load_weights(resolve_checkpoint(weights))
+            # Another number of classes is the usual reason to start from a checkpoint.
+            model.load_weights(resolve_checkpoint(weights), ignore_mismatched_sizes=True)
         elif not resume and (backbone.pretrained or backbone.weights):
             try:
                 model.load_backbone_weights(backbone.weights)
