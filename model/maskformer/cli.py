@@ -203,7 +203,7 @@ def evaluate_command(
 def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option(help="Where the pictures and label maps go.")],
+    out: Annotated[Path, typer.Option(help="Where the pictures and results go.")],
     mode: Annotated[
         Mode | None, typer.Option(help="What to predict; the recipe decides unless given.")
     ] = None,
@@ -211,7 +211,9 @@ def predict(
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Segment images: an overlay with a legend for each; classes, panoptic or instances to read."""
+    """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
+    COCO instances, as --mode says.
+    """
     folder = resolve_checkpoint(checkpoint)
     files = find_images(images, out)
     model = MaskFormer.from_pretrained(folder).to(_device(device))
