@@ -169,6 +169,20 @@ class TestTargets:
         said = [r for r in caplog.records if "other than 0 and 1" in r.message]
         assert len(said) == (name == "maskformer")
 
+    def test_the_processes_talk_as_often_as_before(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = criterion(name)
+        calls = []
+        count = module.get_num_masks
+        monkeypatch.setattr(
+            module, "get_num_masks", lambda *a, **k: calls.append(1) or count(*a, **k)
+        )
+        run(module, predictions(layers=3), models.targets((3, 2)))
+        patch(module)
+        run(module, predictions(layers=3), models.targets((3, 2)))
+        assert len(calls) == 2 * 3
+
     def test_each_feature_alone(self, name: str) -> None:
         layers, targets = predictions(), models.targets((3, 2))
         theirs, _ = run(criterion(name), layers, targets)
@@ -517,10 +531,10 @@ class TestPostProcessing:
         )
         return object.__new__(found.find())
 
-    def outputs(self, confidence: float = 4.0) -> SimpleNamespace:
+    def outputs(self) -> SimpleNamespace:
         generator = torch.Generator().manual_seed(0)
         return SimpleNamespace(
-            class_queries_logits=confidence * torch.randn(2, 11, 8, generator=generator),
+            class_queries_logits=4 * torch.randn(2, 11, 8, generator=generator).requires_grad_(),
             masks_queries_logits=3 * torch.randn(2, 11, 8, 10, generator=generator),
         )
 

@@ -2,8 +2,9 @@
 
 Semantic maps: the original multiplies at mask resolution and resizes the K score maps afterwards,
 which is another function than the official one (`mfkernels.semantic_segmentation`), so that no
-kernel fits. A few classes at a time are resized by the same resize, and a running maximum is kept;
-panoptic maps do the same with the kept queries. The results are the same bits.
+kernel fits. A few classes at a time are resized by the same resize, and a running maximum is kept:
+the maps are the same bits. Panoptic maps do the same with the kept queries, equal to the rounding
+of a sigmoid.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Method = Callable[..., Any]
 Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 """`[1, N, h, w]` to `[1, N, H, W]`."""
 
-PIXELS_AT_ONCE = 1 << 22
+PIXELS_AT_ONCE = 1 << 21
 """Resized scores hold about this many values."""
 
 _logger = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
             )
             if target_sizes is None or not fits or return_segmentation_scores:
                 return original(self, outputs, target_sizes, return_segmentation_scores)
-            small = original(self, outputs, None, True)
-            return [
-                _largest(item.segmentation_scores, size, resize)
-                for item, size in zip(small, target_sizes, strict=True)
-            ]
+            with torch.no_grad():
+                small = original(self, outputs, None, True)
+                return [
+                    _semantic_map(item.segmentation_scores, size, resize)
+                    for item, size in zip(small, target_sizes, strict=True)
+                ]
 
         return post_process_semantic_segmentation
 
@@ -72,6 +74,7 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
     """
 
     def build(original: Method) -> Method:
+        @torch.no_grad()
         def post_process_panoptic_segmentation(
             self: Any,
             outputs: Any,
@@ -89,17 +92,18 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
             results = []
             for image, logits in enumerate(outputs.masks_queries_logits):
                 kept = labels[image].ne(no_object) & (scores[image] > threshold)
-                logits = logits[kept]
+                queries = kept.nonzero().flatten()
                 size = None if target_sizes is None else target_sizes[image]
-                if len(logits) == 0:
-                    height, width = size or first_size or logits.shape[1:]
+                height, width = size or first_size or logits.shape[1:]
+                if len(queries) == 0:
                     nothing = torch.zeros((height, width)) - 1
                     results.append({"segmentation": nothing, "segments_info": []})
                     continue
-                if first_size is not None:
-                    logits = interpolate(logits[None], first_size)[0]
-                score, label = scores[image][kept], labels[image][kept]
-                owner, area = _owners(logits.sigmoid(), score, mask_threshold, size, resize)
+                score, label = scores[image][queries], labels[image][queries]
+
+                owner, area = _owners(
+                    logits, queries, score, mask_threshold, (height, width), first_size, resize
+                )
                 owned = owner.flatten().bincount(minlength=len(score))
                 # float32 quotients, against the threshold as Python has it.
                 large = (owned / area).double() > overlap_mask_area_threshold
@@ -114,48 +118,63 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
     return build
 
 
-def _largest(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """`[H, W]`: which of the maps `[K, h, w]`, resized, is the largest."""
-    best: Tensor | None = None
-    for start, some in _portions(scores, size):
-        value, index = resize(some[None], size)[0].max(0)
-        if best is None:
-            best, label = value, index
-            continue
-        better = value > best
-        best = torch.where(better, value, best)
-        label = torch.where(better, index + start, label)
-    return label
+class _Largest:
+    """Which of the maps `[N, H, W]` that come in portions is the largest, and its value there."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self.index = torch.empty(0)
+        self._count = 0
+
+    def add(self, maps: Tensor) -> None:
+        value, index = maps.max(0)
+        if self.value is None:
+            self.value, self.index = value, index
+        else:
+            index += self._count
+            better = value > self.value
+            torch.where(better, value, self.value, out=self.value)
+            torch.where(better, index, self.index, out=self.index)
+        self._count += len(maps)
+
+
+def _semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """`[H, W]`: the class of each pixel, from scores `[K, h, w]`."""
+    largest = _Largest()
+    for some in scores.split(_at_once(size)):
+        largest.add(resize(some[None], size)[0])
+    return largest.index
 
 
 def _owners(
-    probability: Tensor,
+    logits: Tensor,
+    queries: Tensor,
     score: Tensor,
     mask_threshold: float,
-    size: tuple[int, int] | None,
+    size: tuple[int, int],
+    first_size: tuple[int, int] | None,
     resize: Resize,
 ) -> tuple[Tensor, Tensor]:
-    """The query of each pixel `[H, W]`, and how many pixels each query would like to have `[n]`."""
-    best: Tensor | None = None
+    """Which of `queries [n]` owns each pixel, `[H, W]`, and how many each would like, `[n]`."""
+    largest = _Largest()
     areas = []
-    for start, some in _portions(probability, size or probability.shape[1:]):
-        if size is not None:
-            some = resize(some[None], size)[0]
-        weighted = some * score[start : start + len(some), None, None]
-        areas.append((weighted >= mask_threshold).sum((1, 2)))
-        value, index = weighted.max(0)
-        if best is None:
-            best, owner = value, index
-            continue
-        better = value > best
-        best = torch.where(better, value, best)
-        owner = torch.where(better, index + start, owner)
-    return owner, torch.cat(areas)
+    for some, weight in zip(
+        queries.split(_at_once(size)), score.split(_at_once(size)), strict=True
+    ):
+        maps = logits[some]
+        if first_size is not None:
+            maps = interpolate(maps[None], first_size)[0]
+        maps = maps.sigmoid()
+        if maps.shape[1:] != size:
+            maps = resize(maps[None], size)[0]
+        maps = maps * weight[:, None, None]
+        areas.append((maps >= mask_threshold).sum((1, 2)))
+        largest.add(maps)
+    return largest.index, torch.cat(areas)
 
 
-def _portions(maps: Tensor, size: Sequence[int]) -> list[tuple[int, Tensor]]:
-    some = max(2, PIXELS_AT_ONCE // (size[0] * size[1]))
-    return [(start, maps[start : start + some]) for start in range(0, len(maps), some)]
+def _at_once(size: tuple[int, int]) -> int:
+    return max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
 
 
 def _segments(
