@@ -342,7 +342,8 @@ def matching_cost(
     all_channels = not factored or (half and channels <= 256)
     block_c = power_of_2(channels, 16) if all_channels else 32
     # As many pixels as the registers hold without spilling; tests/test_triton_compilation.py.
-    block_p = 16 if block_t == 64 else 32
+    crowded = block_t == 64 or (block_t == 32 and masks is not None and not half)
+    block_p = 16 if crowded else 32
     # New memory is never read before it was written: every program stores all of its part.
     sums = cost.new_empty((stretches, images, rows, 2 * max_count + 2))
     areas = cost.new_empty((stretches, images, max_count))
@@ -389,6 +390,7 @@ def matching_cost(
         PIXELS=PIXELS_OF_A_PROGRAM,
         num_warps=8,
         num_stages=3,
+        maxnreg=255,  # shared memory allows one program at a time anyway
     )
     cost_rows = 16
     launcher.launch(
