@@ -327,6 +327,13 @@ def test_masks_of_bool_and_float_give_the_same_points() -> None:
         torch.testing.assert_close(points.sample(masks, some), expected, rtol=0, atol=1e-12)
 
 
+def test_masks_with_more_pixels_than_float32_counts() -> None:
+    masks = torch.zeros(1, 5000, 5000, dtype=torch.bool)
+    masks[0, 4998, 4997] = True
+    where = (torch.tensor([[[4997, 4998], [4998, 4998]]]) + 0.5) / 5000
+    assert points.sample(masks, where)[0].tolist() == pytest.approx([1, 0], abs=1e-2)
+
+
 def originals() -> list[Any]:
     return [
         vars(each.find())[each.attribute]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mfkernels.focal_dice import focal_dice_loss
@@ -46,7 +45,7 @@ def _gather(maps: Tensor, points: Tensor) -> Tensor:
     for column, across in ((left, left + 1 - x), (left + 1, x - left)):
         for row, down in ((top, top + 1 - y), (top + 1, y - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = torch.where(inside, row * width + column, 0).long().expand(count, -1)
+            index = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
             weight = torch.where(inside, across * down, 0)
             values += weight * maps.flatten(1).gather(1, index)
     return values
@@ -166,8 +165,9 @@ class _Losses(torch.autograd.Function):
         return _losses(logits[index], points, targets)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_mask: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("mask_losses can be differentiated only once (create_graph=True)")
         logits, index, points, targets = ctx.saved_tensors
         rows = logits[index].requires_grad_()
         with torch.enable_grad():

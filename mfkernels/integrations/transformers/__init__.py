@@ -15,8 +15,8 @@ configuration, outputs.
   full size; Mask2Former's and its relatives' are taken at the sampled points without copies of the
   targets. Both compute in float32 under autocast. Masks with values other than 0 and 1 (the padding
   of an image processor with `ignore_index`) go through transformers' own MaskFormer criterion,
-  which is logged once; looking for them reads one flag back from a GPU. The point losses need no
-  such case.
+  which is logged once; looking for them reads one flag back from a GPU. The losses at points take
+  such masks as they are. Parts that a subclass changes are called as before.
 * post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
   MaskFormer, Mask2Former and OneFormer give the same maps without holding all classes or all kept
   queries at full size. These functions are not the official ones, which `mfkernels` has kernels
