@@ -207,6 +207,38 @@ def test_owners_and_counts(confident_only: bool) -> None:
             assert row == [int(x) for x in sums]
 
 
+@pytest.mark.parametrize("confidence", [4.0, 6.0, 9.0])
+@pytest.mark.parametrize("views", [1, 3])
+def test_queries_left_out_change_no_label(views: int, confidence: float) -> None:
+    """With scores every query counts, without them most are left out where that is safe."""
+    shown = []
+    for seed in range(views):
+        problem = random_problem(queries=60, size=(64, 300), seed=seed)
+        idle = torch.arange(60) % 7 > 0
+        problem.class_logits[:, idle, -1] += confidence
+        problem.class_logits[:, ~idle, seed] += 5
+        shown.append(
+            SegmentationView(*problem[:3], *problem.options.values(), flipped=bool(seed % 2))
+        )
+    labels = average_semantic_segmentation(shown, problem.size)
+    every, _ = average_semantic_segmentation(shown, problem.size, return_scores=True)
+    assert isinstance(labels, Tensor)
+    assert isinstance(every, Tensor)
+    assert torch.equal(labels, every)
+    assert len(labels.unique()) > 1
+
+
+def test_many_idle_queries_can_outvote_a_live_one() -> None:
+    """Ten of 0.04 and one of 0.3, which leads by less in the middle."""
+    chance = torch.tensor([[0.3, 1e-9, 0.7], *[[1e-9, 0.04, 0.96]] * 10])
+    logits = torch.full((1, 11, 1, 96), 9.0)
+    logits[:, 1:, :, :32] = -9.0
+    logits[:, 1:9, :, 64:] = -9.0
+    labels = semantic_segmentation(chance.log()[None], logits, None, (1, 96))
+    assert isinstance(labels, Tensor)
+    assert labels[0, 0].tolist() == [0] * 32 + [1] * 32 + [0] * 32
+
+
 def test_nothing_but_void() -> None:
     problem = structured_problem()
     problem.class_logits[..., -1] += 60

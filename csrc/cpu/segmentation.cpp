@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -85,13 +86,18 @@ std::vector<T> pack(int64_t rows, int64_t depth, F entry) {
   return packed;
 }
 
+// The queries of a view that take part, the live ones first.
+struct Queries {
+  std::vector<int32_t> indices;
+  int64_t live;
+};
+
 template <class T>
 class View {
  public:
-  View(const Segmentation& task, const SegmentationView& view, std::vector<int32_t> queries,
-       int64_t first)
+  View(const Segmentation& task, const SegmentationView& view, Queries queries)
       : height_(task.height),
-        queries_(std::move(queries)),
+        queries_(std::move(queries.indices)),
         twice_(view.image_height != task.height || view.image_width != task.width),
         rows_(view.masks.height, view.input_height, view.image_height),
         columns_(view.masks.width, view.input_width, view.image_width),
@@ -116,7 +122,7 @@ class View {
     plan_.masks = &masks;
     plan_.queries = queries_.data();
     plan_.count = static_cast<int64_t>(queries_.size());
-    plan_.first = first;
+    plan_.live = queries.live;
     plan_.embed = masks.features == nullptr ? nullptr : embed_.data();
     plan_.twice = twice_;
     plan_.mask_columns = mask_columns_.data();
@@ -125,6 +131,15 @@ class View {
     plan_.mask_stride = padded(most);
     plan_.input_stride = padded(most_inputs);
   }
+
+  // Where its queries come in a panel.
+  void place(int64_t live, int64_t rest) {
+    plan_.live_place = live;
+    plan_.rest_place = rest;
+  }
+
+  int64_t live() const { return plan_.live; }
+  int64_t rest() const { return plan_.count - plan_.live; }
 
   // The rows of logits that `step` rows of the result need.
   int64_t ring(int64_t step) const {
@@ -176,16 +191,32 @@ class View {
   ViewPlan<T> plan_{};
 };
 
+// Infinity if one of them is NaN.
+template <class T>
+T largest(const T* probability, int64_t classes) {
+  T most = 0;
+  for (int64_t k = 0; k < classes; ++k) {
+    if (!(probability[k] <= most)) most = probability[k];
+    if (most != most) return std::numeric_limits<T>::infinity();
+  }
+  return most;
+}
+
 template <class T>
 class Run {
  public:
   // `queries` of each view.
-  Run(const Segmentation& task, std::vector<std::vector<int32_t>> queries, int threads)
-      : threads_(threads) {
+  Run(const Segmentation& task, std::vector<Queries> queries, int threads) : threads_(threads) {
     for (size_t v = 0; v < task.views.size(); ++v) {
-      const int64_t count = static_cast<int64_t>(queries[v].size());
-      views_.emplace_back(task, task.views[v], std::move(queries[v]), plan_.queries);
-      plan_.queries += count;
+      views_.emplace_back(task, task.views[v], std::move(queries[v]));
+      plan_.live += views_.back().live();
+    }
+    int64_t live = 0;
+    plan_.queries = plan_.live;
+    for (View<T>& view : views_) {
+      view.place(live, plan_.queries);
+      live += view.live();
+      plan_.queries += view.rest();
     }
     plan_.height = task.height;
     plan_.width = task.width;
@@ -201,13 +232,19 @@ class Run {
   }
 
   void semantic(const SemanticSegmentation& task) {
-    std::vector<const T*> rows;  // [queries][K]
+    std::vector<const T*> rows(plan_.queries);  // [K] each
     for (size_t v = 0; v < views_.size(); ++v) {
-      const T* probability = static_cast<const T*>(task.probability[v]);
-      for (int64_t q = 0; q < view_plans_[v].count; ++q) {
-        rows.push_back(probability + q * task.classes);
+      const ViewPlan<T>& view = view_plans_[v];
+      for (int64_t i = 0; i < view.count; ++i) {
+        const int64_t place = i < view.live ? view.live_place + i : view.rest_place + i - view.live;
+        rows[place] = static_cast<const T*>(task.probability[v]) + view.queries[i] * task.classes;
       }
     }
+    std::vector<T> weights;
+    for (int64_t i = plan_.live; i < plan_.queries; ++i) {
+      weights.push_back(largest(rows[i], task.classes));
+    }
+    plan_.weights = weights.data();
     const std::vector<T> packed =
         pack<T>(task.classes, plan_.queries, [&](int64_t k, int64_t q) { return rows[q][k]; });
     plan_.probability = packed.data();
@@ -255,14 +292,43 @@ class Run {
   int64_t bands_;
 };
 
+// The rest are the queries of least weight, as many as can come to kRest together: less than the lead
+// of the best class of most pixels, once a model is trained.
+constexpr double kRest = 0.5;
+
+template <class T>
+std::vector<Queries> live_queries(const SemanticSegmentation& task) {
+  std::vector<std::vector<T>> weights;
+  std::vector<T> sorted;
+  for (size_t v = 0; v < task.views.size(); ++v) {
+    weights.emplace_back();
+    const T* probability = static_cast<const T*>(task.probability[v]);
+    for (int64_t q = 0; q < task.views[v].masks.queries; ++q) {
+      weights[v].push_back(largest(probability + q * task.classes, task.classes));
+    }
+    sorted.insert(sorted.end(), weights[v].begin(), weights[v].end());
+  }
+  std::sort(sorted.begin(), sorted.end());
+  double total = 0;
+  size_t rest = 0;
+  while (rest < sorted.size() && (total += sorted[rest]) <= kRest) ++rest;
+  // With little to leave out, trying is not worth it.
+  const T limit = 2 * rest < sorted.size() || rest == sorted.size() ? T{0} : sorted[rest];
+  std::vector<Queries> queries;
+  for (const std::vector<T>& own : weights) {
+    Queries of_view{std::vector<int32_t>(own.size()), 0};
+    std::iota(of_view.indices.begin(), of_view.indices.end(), 0);
+    const auto end = std::stable_partition(of_view.indices.begin(), of_view.indices.end(),
+                                           [&](int32_t q) { return own[q] >= limit; });
+    of_view.live = end - of_view.indices.begin();
+    queries.push_back(std::move(of_view));
+  }
+  return queries;
+}
+
 template <class T>
 void run_semantic(const SemanticSegmentation& task, int threads) {
-  std::vector<std::vector<int32_t>> queries;
-  for (const SegmentationView& view : task.views) {
-    queries.emplace_back(view.masks.queries);
-    std::iota(queries.back().begin(), queries.back().end(), 0);
-  }
-  Run<T>(task, std::move(queries), threads).semantic(task);
+  Run<T>(task, live_queries<T>(task), threads).semantic(task);
 }
 
 template <class T>
@@ -281,7 +347,8 @@ void run_owners(const PanopticOwners& task, int threads) {
     std::fill_n(task.owners, task.height * task.width, -1);
     return;
   }
-  Run<T>(task, {std::move(kept)}, threads).owners(task, chances);
+  const int64_t live = static_cast<int64_t>(kept.size());
+  Run<T>(task, {{std::move(kept), live}}, threads).owners(task, chances);
 }
 
 }  // namespace

@@ -169,16 +169,8 @@ class View {
 
   // A panel of the row, from column x on, of all queries.
   void write_panel(int64_t x, T* panel) const {
-    panel += view_.first * kPanel<T>;
-    if (!view_.twice) {
-      stretch<true>(view_.columns, x, kPanel<T>, mask_row_, view_.mask_stride,
-                    view_.mask_columns[chunk_].begin, view_.count, panel, kPanel<T>);
-      return;
-    }
-    (plan_.resize_logits ? stretch<true, T> : stretch<false, T>)(view_.second_columns, x, kPanel<T>,
-                                                                 input_row_, view_.input_stride,
-                                                                 view_.input_columns[chunk_].begin,
-                                                                 view_.count, panel, kPanel<T>);
+    write_queries(x, 0, view_.live, panel + view_.live_place * kPanel<T>);
+    write_queries(x, view_.live, view_.count, panel + view_.rest_place * kPanel<T>);
   }
 
  private:
@@ -219,6 +211,20 @@ class View {
     }
   }
 
+  void write_queries(int64_t x, int64_t begin, int64_t end, T* panel) const {
+    if (!view_.twice) {
+      stretch<true>(view_.columns, x, kPanel<T>, mask_row_ + begin * view_.mask_stride,
+                    view_.mask_stride, view_.mask_columns[chunk_].begin, end - begin, panel,
+                    kPanel<T>);
+      return;
+    }
+    (plan_.resize_logits ? stretch<true, T>
+                         : stretch<false, T>)(view_.second_columns, x, kPanel<T>,
+                                              input_row_ + begin * view_.input_stride,
+                                              view_.input_stride, view_.input_columns[chunk_].begin,
+                                              end - begin, panel, kPanel<T>);
+  }
+
   // Row y of what masks are resized to first, before its columns are.
   void blend_masks(int64_t y) const {
     const Resample<T>& rows = view_.rows;
@@ -256,10 +262,12 @@ class View {
   T* input_row_ = nullptr;  // and of one between them
 };
 
-// The best class of each pixel.
+// The best class of each pixel. Where the lead of the best class of the live queries is more than the
+// rest could make up for, the rest are left out; the labels are the same to the last bit.
 template <class T>
 class Semantic {
   using V = VectorFor<T>;
+  using Index = IndexFor<T>;
   static constexpr int kWidth = VectorOf<T>::kWidth;
 
  public:
@@ -271,18 +279,40 @@ class Semantic {
 
   // `count` pixels of a row from `place` on.
   void take(const T* panel, int64_t place, int64_t count) {
-    V best[2];
-    IndexFor<T> labels[2] = {};
-    best[0] = best[1] = broadcast(-std::numeric_limits<T>::infinity());
+    const bool some = plan_.live < plan_.queries && plan_.scores == nullptr;
+    // Trying costs time where it fails too often.
+    if (some && (tried_ < kTrials || 2 * failed_ < tried_)) {
+      ++tried_;
+      score<true>(panel, plan_.live, place, count);
+      if (is_certain(panel, count)) return write_labels(place, count);
+      ++failed_;
+    }
+    score<false>(panel, plan_.queries, place, count);
+    write_labels(place, count);
+  }
+
+ private:
+  static constexpr int64_t kTrials = 16;
+
+  // By the first `depth` queries.
+  template <bool kSecond>
+  void score(const T* panel, int64_t depth, int64_t place, int64_t count) {
+    V best[2], second[2];
+    Index labels[2] = {};
+    for (int j = 0; j < 2; ++j) {
+      best[j] = second[j] = broadcast(-std::numeric_limits<T>::infinity());
+    }
     for (int64_t k = 0; k < plan_.classes; k += kTileRows) {
       const int64_t rows = smaller(kTileRows, plan_.classes - k);
-      multiply<false>(rows, packed_rows(plan_.probability, k, plan_.queries), panel, plan_.queries,
-                      sums_, kPanel<T>);
+      multiply<false>(rows, packed_rows(plan_.probability, k, plan_.queries), panel, depth, sums_,
+                      kPanel<T>);
       for (int64_t i = 0; i < rows; ++i) {
         for (int j = 0; j < 2; ++j) {
-          const V score = load<V>(sums_ + i * kPanel<T> + j * kWidth);
-          labels[j] = score > best[j] ? IndexFor<T>{} + static_cast<int>(k + i) : labels[j];
-          best[j] = score > best[j] ? score : best[j];
+          const V sum = load<V>(sums_ + i * kPanel<T> + j * kWidth);
+          if (kSecond) second[j] = maximum(second[j], minimum(sum, best[j]));
+          const Index better = sum > best[j];
+          labels[j] = better ? Index{} + static_cast<int>(k + i) : labels[j];
+          best[j] = better ? sum : best[j];
         }
       }
       if (plan_.scores == nullptr) continue;
@@ -291,14 +321,40 @@ class Semantic {
         for (int64_t x = 0; x < count; ++x) scores[x] = sums_[i * kPanel<T> + x];
       }
     }
-    for (int64_t x = 0; x < count; ++x) {
-      plan_.labels[place + x] = labels[x / kWidth][x % kWidth];
+    for (int j = 0; j < 2; ++j) {
+      labels_[j] = labels[j];
+      best_[j] = best[j];
+      second_[j] = second[j];
     }
   }
 
- private:
+  // Whether the rest of the queries, and rounding, leave the labels as they are.
+  bool is_certain(const T* panel, int64_t count) const {
+    const T rounding = static_cast<T>(3 * plan_.queries) * std::numeric_limits<T>::epsilon();
+    bool certain = true;
+    for (int j = 0; j < 2; ++j) {
+      V rest{};
+      for (int64_t i = plan_.live; i < plan_.queries; ++i) {
+        const V mask = load<V>(panel + i * kPanel<T> + j * kWidth);
+        rest = multiply_add(broadcast(plan_.weights[i - plan_.live]), mask, rest);
+      }
+      const Index leads = best_[j] - second_[j] > rest + rounding * (best_[j] + rest);
+      for (int x = 0; x < kWidth; ++x) certain &= leads[x] != 0 || j * kWidth + x >= count;
+    }
+    return certain;
+  }
+
+  void write_labels(int64_t place, int64_t count) const {
+    for (int64_t x = 0; x < count; ++x) {
+      plan_.labels[place + x] = labels_[x / kWidth][x % kWidth];
+    }
+  }
+
   const SegmentationPlan<T>& plan_;
   T* sums_;  // [kTileRows, kPanel]
+  V best_[2], second_[2];
+  Index labels_[2];
+  int64_t tried_ = 0, failed_ = 0;
 };
 
 // The query that owns each pixel.
