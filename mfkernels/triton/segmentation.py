@@ -32,14 +32,16 @@ FIELDS = tl.constexpr(11)
 
 _SCALE = tl.constexpr(1024.0)
 # Half precision of both factors is off by at most 2^-11 each, relatively: best and second together
-# by less than 2^-9 of the best. The scale keeps all that matters out of the denormals.
-_DOUBT = tl.constexpr(0.00196)
+# by 2^-9 of the best; the rest is for the rounding of sums. The scale avoids denormal numbers.
+_DOUBT = tl.constexpr(0.002)
 
 
 @triton.jit
 def pixels_of_tile(height, width, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
-    """Row and column of each pixel of this program's tile, and whether it is inside; if not, the
-    place of one that is."""
+    """Row and column of each pixel of this program's tile, and whether it is inside.
+
+    Pixels outside have the place of one that is inside.
+    """
     across = tl.cdiv(width, TILE_WIDTH)
     p = tl.arange(0, TILE_HEIGHT * TILE_WIDTH)
     y = (tl.program_id(0) // across) * TILE_HEIGHT + p // TILE_WIDTH
@@ -49,13 +51,13 @@ def pixels_of_tile(height, width, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.cons
 
 
 @triton.jit
-def bounds_kernel(probability, bounds, classes, BLOCK: tl.constexpr):
+def bounds_kernel(probability, bounds, classes, step, BLOCK: tl.constexpr):
     """`bounds [Q]`: the most that a query can add to the score of any class."""
     query = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, classes, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        p = tl.load(probability + query * classes + k, mask=k < classes, other=0.0)
+        p = tl.load(probability + query * step + k, mask=k < classes, other=0.0)
         largest = tl.maximum(largest, tl.where(p == p, p, float("inf")))
     tl.store(bounds + query, tl.max(largest))
 
@@ -70,6 +72,7 @@ def prepare_kernel(
     ignored,
     queries,
     classes,
+    step,
     all_columns,
     class_columns,
     most_ignored,
@@ -132,7 +135,7 @@ def prepare_kernel(
     for start in range(0, class_columns, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         p = tl.load(
-            probability + query.to(tl.int64) * classes + k,
+            probability + query.to(tl.int64) * step + k,
             mask=(k < classes) & (query < queries),
             other=0.0,
         )
@@ -442,13 +445,14 @@ def semantic_segmentation(
         *view_geometry, flipped = geometry[5 * view : 5 * view + 5]
         bounds = p.new_empty(p.shape[0], dtype=torch.float32)
         order = p.new_empty(view_columns, dtype=torch.int32)
-        p = p.float().contiguous()
+        p = p.float() if p.stride(1) == 1 else p.float().contiguous()
         launcher.launch(
             bounds_kernel,
             (p.shape[0],),
             p,
             bounds,
             classes,
+            p.stride(0),
             BLOCK=min(power_of_2(classes), 1024),
             num_warps=1,
         )
@@ -463,6 +467,7 @@ def semantic_segmentation(
             ignored[view:],
             p.shape[0],
             classes,
+            p.stride(0),
             sum(columns),
             class_columns,
             IGNORED / views,
