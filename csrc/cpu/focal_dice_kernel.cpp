@@ -3,6 +3,7 @@
 #include "cpu/focal_dice_kernel.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/pixels.h"
 #include "cpu/vector_math.h"
@@ -16,42 +17,52 @@ constexpr int64_t kRun = 512;
 // The four pixels around each of some points, and their weights, 0 outside of the image.
 template <class T>
 struct Corners {
-  int32_t place[4][kRun];
+  using V = VectorFor<T>;
+  using Index = IndexFor<T>;
+  using I = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  static constexpr int kWidth = VectorOf<T>::kWidth;
+
+  I place[4][kRun];
   T weight[4][kRun];
 
   Corners(const T* points, int64_t count, int64_t height, int64_t width) {
-    Axis x(points, count, width), y(points + 1, count, height);
-    const int32_t pitch = static_cast<int32_t>(width);
-    for (int corner = 0; corner < 4; ++corner) {
-      const int right = corner % 2, bottom = corner / 2;
-      for (int64_t i = 0; i < count; ++i) {
-        place[corner][i] = y.source[bottom][i] * pitch + x.source[right][i];
-        weight[corner][i] = y.weight[bottom][i] * x.weight[right][i];
+    alignas(64) T coordinates[2][kRun];
+    for (int64_t i = 0; i < count; ++i) {
+      coordinates[0][i] = points[2 * i];
+      coordinates[1][i] = points[2 * i + 1];
+    }
+    for (int64_t i = count; i < round_up(count, kWidth); ++i) {
+      coordinates[0][i] = coordinates[1][i] = 0;
+    }
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const Axis x(load<V>(coordinates[0] + i), width), y(load<V>(coordinates[1] + i), height);
+      for (int corner = 0; corner < 4; ++corner) {
+        const int right = corner % 2, bottom = corner / 2;
+        store(place[corner] + i, y.source[bottom] * static_cast<I>(width) + x.source[right]);
+        store(weight[corner] + i, y.weight[bottom] * x.weight[right]);
       }
     }
   }
 
  private:
-  // The two sources of each coordinate along one axis. No branches: loops become vectors.
+  // The two sources of coordinates along one axis.
   struct Axis {
-    int32_t source[2][kRun];
-    T weight[2][kRun];
+    Index source[2];
+    V weight[2];
 
-    Axis(const T* points, int64_t count, int64_t size) {
-      const T end = static_cast<T>(size);
-      const int32_t last = static_cast<int32_t>(size) - 1;
-      for (int64_t i = 0; i < count; ++i) {
-        const T wanted = points[2 * i] * end - T(0.5);
-        // Written so that NaN is outside.
-        const bool inside = wanted > -1 && wanted < end;
-        const T place = inside ? wanted : 0;
-        const int32_t low = static_cast<int32_t>(place + 1) - 1;
-        const T beyond = place - static_cast<T>(low);
-        source[0][i] = low < 0 ? 0 : low;
-        source[1][i] = low < last ? low + 1 : last;
-        weight[0][i] = inside && low >= 0 ? 1 - beyond : 0;
-        weight[1][i] = inside && low < last ? beyond : 0;
-      }
+    MFK_INLINE Axis(const V& coordinate, int64_t size) {
+      const V wanted = coordinate * static_cast<T>(size) - T(0.5);
+      // NaN compares as outside.
+      const Index inside = (wanted > T(-1)) & (wanted < static_cast<T>(size));
+      const V place = inside ? wanted : V{};
+      const Index low = __builtin_convertvector(place + 1, Index) - 1;
+      const V beyond = place - __builtin_convertvector(low, V);
+      const I last = static_cast<I>(size) - 1;
+      const Index first = low >= 0, second = low < last;
+      source[0] = low & first;
+      source[1] = second ? low + 1 : Index{} + last;
+      weight[0] = (inside & first) ? 1 - beyond : V{};
+      weight[1] = (inside & second) ? beyond : V{};
     }
   };
 };
@@ -61,7 +72,10 @@ using mfk::widen;
 struct Bool {
   uint8_t byte;
 };
-MFK_INLINE float widen(Bool value) { return value.byte != 0 ? 1.0f : 0.0f; }
+// Without a branch, which random points would make the processor guess wrong.
+MFK_INLINE float widen(Bool value) {
+  return float_from_bits(0x3f800000u & -static_cast<uint32_t>(value.byte != 0));
+}
 
 // f(the targets as an array of their type).
 template <class F>
