@@ -49,8 +49,15 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "focal_dice_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor logits, "
       "Tensor targets, float alpha, float gamma) -> Tensor grad_logits");
 
-  // The same at `points` [M, P, 2] (x and y, the image from 0 to 1) of logits [M, h, w] and targets
-  // [M, H, W], both read bilinearly with zeros outside.
+  // `images` [M, h, w] (bool or floating point) at `points` [M, P, 2], or [1, P, 2] for all (x and y,
+  // the image from 0 to 1), bilinearly with zeros outside: [M, P] in the type of `points`, fp32 or
+  // fp64. The gradient has the type of `images`.
+  m.def("sample_points(Tensor images, Tensor points) -> Tensor values");
+  m.def(
+      "sample_points_backward(Tensor grad_values, Tensor images, Tensor points) "
+      "-> Tensor grad_images");
+
+  // Focal and dice loss at `points` [M, P, 2] of logits [M, h, w] and targets [M, H, W], both read so.
   m.def(
       "point_loss(Tensor logits, Tensor targets, Tensor points, float alpha, float gamma) "
       "-> (Tensor focal, Tensor dice, Tensor sums)");

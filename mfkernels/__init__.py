@@ -12,6 +12,7 @@ from mfkernels.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid
 from mfkernels.mask_logits import mask_logits
 from mfkernels.mask_loss import mask_loss
 from mfkernels.matching_cost import matching_cost
+from mfkernels.sample_points import sample_points
 from mfkernels.segmentation import (
     Instances,
     SegmentationView,
@@ -43,6 +44,7 @@ __all__ = [
     "matching_cost",
     "panoptic_segmentation",
     "point_loss",
+    "sample_points",
     "semantic_segmentation",
     "sigmoid_focal_loss",
     "use_backend",

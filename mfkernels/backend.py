@@ -35,11 +35,12 @@ OPERATIONS = (
     "class_loss",
     "focal_dice",
     "mask_logits",
+    "sample_points",
     "semantic_segmentation",
     "panoptic_owners",
 )
 
-BY_PYTORCH = frozenset({("mask_logits", "cuda"), ("class_loss", "cpu")})
+BY_PYTORCH = frozenset({("mask_logits", "cuda"), ("sample_points", "cuda"), ("class_loss", "cpu")})
 """Where PyTorch's own kernels are the native ones: nothing here would be faster."""
 
 _logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from mfkernels.mask_logits import check_device, check_floating, native_problem, 
 from mfkernels.matching_cost import check_focal
 from mfkernels.reference import focal_dice as reference
 from mfkernels.reference.mask_logits import at_least_float32
+from mfkernels.reference.sample_points import sample_points
 
 
 def sigmoid_focal_loss(
@@ -156,9 +157,9 @@ def point_loss(
                 logits, _values(targets, logits), points, alpha, gamma
             )
         else:
-            x = reference.sample_points(at_least_float32(logits), points)
+            x = sample_points(at_least_float32(logits), points)
             with torch.no_grad():
-                y = reference.sample_points(targets.to(x.dtype), points)
+                y = sample_points(targets.to(x.dtype), points)
             focal, dice = _focal_and_dice(x, y, alpha, gamma)
         return _summed(focal, dice, num_masks)
 

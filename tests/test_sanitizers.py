@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from native_builds import ROOT, native_build, needs_build
 
-OPERATIONS = ("focal_dice", "mask_logits", "matching_cost", "mask_loss", "segmentation_native")
+OPERATIONS = (
+    "focal_dice",
+    "mask_logits",
+    "matching_cost",
+    "mask_loss",
+    "sample_points",
+    "segmentation_native",
+)
 
 pytestmark = [
     needs_build,

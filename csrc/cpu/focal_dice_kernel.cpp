@@ -3,86 +3,19 @@
 #include "cpu/focal_dice_kernel.h"
 
 #include <cmath>
-#include <type_traits>
 
-#include "cpu/pixels.h"
-#include "cpu/vector_math.h"
+#include "cpu/points.h"
 
 namespace mfk::cpu {
 namespace {
 
 // Elements that are brought into the working type at once.
-constexpr int64_t kRun = 512;
-
-// The four pixels around each of some points, and their weights, 0 outside of the image.
-template <class T>
-struct Corners {
-  using V = VectorFor<T>;
-  using Index = IndexFor<T>;
-  using I = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  static constexpr int kWidth = VectorOf<T>::kWidth;
-
-  I place[4][kRun];
-  T weight[4][kRun];
-
-  Corners(const T* points, int64_t count, int64_t height, int64_t width) {
-    alignas(64) T coordinates[2][kRun];
-    for (int64_t i = 0; i < count; ++i) {
-      coordinates[0][i] = points[2 * i];
-      coordinates[1][i] = points[2 * i + 1];
-    }
-    for (int64_t i = count; i < round_up(count, kWidth); ++i) {
-      coordinates[0][i] = coordinates[1][i] = 0;
-    }
-    for (int64_t i = 0; i < count; i += kWidth) {
-      const Axis x(load<V>(coordinates[0] + i), width), y(load<V>(coordinates[1] + i), height);
-      for (int corner = 0; corner < 4; ++corner) {
-        const int right = corner % 2, bottom = corner / 2;
-        store(place[corner] + i, y.source[bottom] * static_cast<I>(width) + x.source[right]);
-        store(weight[corner] + i, y.weight[bottom] * x.weight[right]);
-      }
-    }
-  }
-
- private:
-  // The two sources of coordinates along one axis.
-  struct Axis {
-    Index source[2];
-    V weight[2];
-
-    MFK_INLINE Axis(const V& coordinate, int64_t size) {
-      const V wanted = coordinate * static_cast<T>(size) - T(0.5);
-      // NaN compares as outside.
-      const Index inside = (wanted > T(-1)) & (wanted < static_cast<T>(size));
-      const V place = inside ? wanted : V{};
-      const Index low = __builtin_convertvector(place + 1, Index) - 1;
-      const V beyond = place - __builtin_convertvector(low, V);
-      const I last = static_cast<I>(size) - 1;
-      const Index first = low >= 0, second = low < last;
-      source[0] = low & first;
-      source[1] = second ? low + 1 : Index{} + last;
-      weight[0] = (inside & first) ? 1 - beyond : V{};
-      weight[1] = (inside & second) ? beyond : V{};
-    }
-  };
-};
-
-using mfk::widen;
-
-struct Bool {
-  uint8_t byte;
-};
-// Without a branch, which random points would make the processor guess wrong.
-MFK_INLINE float widen(Bool value) {
-  return float_from_bits(0x3f800000u & -static_cast<uint32_t>(value.byte != 0));
-}
+constexpr int64_t kRun = kPoints;
 
 // f(the targets as an array of their type).
 template <class F>
 MFK_INLINE void with_targets(const FocalDice& loss, F f) {
-  if (loss.targets_are_bool) return f(static_cast<const Bool*>(loss.targets));
-  with_element(loss.targets_element,
-               [&](auto kind) { f(static_cast<const decltype(kind)*>(loss.targets)); });
+  with_values(loss.targets, loss.targets_are_bool, loss.targets_element, f);
 }
 
 template <class T>
@@ -125,29 +58,13 @@ class Run {
     const T* points = static_cast<const T*>(loss.points) + 2 * (mask * loss.elements + first);
     with_element(loss.logits_element, [&](auto kind) {
       const auto* image = static_cast<const decltype(kind)*>(loss.logits);
-      read(image + mask * loss.height * loss.width, points, loss.height, loss.width, logits);
+      sample(image + mask * loss.height * loss.width, points, count_, loss.height, loss.width,
+             logits);
     });
     with_targets(loss, [&](const auto* image) {
       image += mask * loss.target_height * loss.target_width;
-      read(image, points, loss.target_height, loss.target_width, targets);
+      sample(image, points, count_, loss.target_height, loss.target_width, targets);
     });
-  }
-
-  // Neighbouring points are far apart in memory: all of it is on its way before the first is needed.
-  template <class S>
-  void read(const S* image, const T* points, int64_t height, int64_t width, T* result) {
-    const Corners<T> corners(points, count_, height, width);
-    for (int64_t i = 0; i < count_; ++i) {
-      __builtin_prefetch(image + corners.place[0][i]);
-      __builtin_prefetch(image + corners.place[2][i]);
-    }
-    for (int64_t i = 0; i < count_; ++i) {
-      T sum = 0;
-      for (int k = 0; k < 4; ++k) {
-        sum += corners.weight[k][i] * static_cast<T>(widen(image[corners.place[k][i]]));
-      }
-      result[i] = sum;
-    }
   }
 
   int64_t count_;
@@ -260,12 +177,7 @@ void write_slopes_at_points(const FocalDice& loss, int64_t mask, const FocalDice
   const T* points = static_cast<const T*>(loss.points) + 2 * mask * loss.elements;
   for_slopes(loss, mask, 0, loss.elements, slopes,
              [&](int64_t start, const T* values, int64_t count) {
-               const Corners<T> corners(points + 2 * start, count, loss.height, loss.width);
-               for (int64_t i = 0; i < count; ++i) {
-                 for (int k = 0; k < 4; ++k) {
-                   image[corners.place[k][i]] += corners.weight[k][i] * values[i];
-                 }
-               }
+               scatter(values, points + 2 * start, count, loss.height, loss.width, image);
              });
   store_run(loss.logits_element, loss.grad_logits, mask * pixels, pixels, image);
 }

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mfkernels.focal_dice import focal_dice_loss
 from mfkernels.integrations.matching import Pair
 from mfkernels.mask_logits import result_dtype
+from mfkernels.sample_points import sample_points
 
 
 class Sampling(NamedTuple):
@@ -28,27 +29,10 @@ class Sampling(NamedTuple):
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """`[N, P]`: values of `maps [N, h, w]` at `points [N, P, 2]`, or `[1, P, 2]` for all maps."""
-    if not maps.dtype.is_floating_point:
-        return _gather(maps, points)
-    # One map at a time stays in the cache, unlike the same points of all maps as channels.
-    grid = (2 * points - 1)[:, None].expand(len(maps), -1, -1, -1)
-    return F.grid_sample(maps[:, None].to(points.dtype), grid, align_corners=False)[:, 0, 0]
-
-
-def _gather(maps: Tensor, points: Tensor) -> Tensor:
-    """`sample` of masks that are not floating-point, without a floating-point copy of them."""
-    count, height, width = maps.shape
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    values = points.new_zeros(count, points.shape[1])
-    for column, across in ((left, left + 1 - x), (left + 1, x - left)):
-        for row, down in ((top, top + 1 - y), (top + 1, y - top)):
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
-            weight = torch.where(inside, across * down, 0)
-            values += weight * maps.flatten(1).gather(1, index)
-    return values
+    """`[N, P]`: values of `maps [N, h, w]`, any dtype, at `points`; see `sample_points`."""
+    if not (maps.dtype == torch.bool or maps.dtype.is_floating_point):
+        maps = maps.to(points.dtype)  # padding of an image processor has other values than 0 and 1
+    return sample_points(maps, points)
 
 
 @torch.no_grad()

@@ -35,12 +35,3 @@ def focal_dice_loss(
     """`[M]` and `[M]`: focal loss (mean over `P`) and dice loss of each row of `[M, P]`."""
     focal = sigmoid_focal_loss(logits, targets, alpha, gamma).mean(1)
     return focal, dice_loss(logits, targets)
-
-
-def sample_points(images: Tensor, points: Tensor) -> Tensor:
-    """`[M, P]`: each of `[M, h, w]` read bilinearly at its points `[M, P, 2]`.
-
-    Points are x and y, 0 to 1 from edge to edge; beyond the edge is zero.
-    """
-    grid = (2 * points - 1)[:, None]
-    return F.grid_sample(images[:, None], grid, mode="bilinear", align_corners=False)[:, 0, 0]
