@@ -128,14 +128,23 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     assert classes <= used < 32
     assert 0 < ignored[0] <= kernels.IGNORED
     torch.testing.assert_close(ignored[0], bounds[used:].sum())
-    assert bounds[used - 1 :].sum() > kernels.IGNORED
+    assert bounds[used] <= kernels.NEGLIGIBLE
+    last_is_needed = bounds[used - 1] > kernels.NEGLIGIBLE
+    assert last_is_needed or bounds[used - 1 :].sum() > kernels.IGNORED
     # Where stripes meet, the tile is computed in full.
     assert 0 < int(unsure.sum()) < len(unsure) == 12
 
     # A guess that ignores what matters is found out everywhere.
     monkeypatch.setattr(kernels, "IGNORED", 1e9)
+    monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
     assert launches[-1][5].all()
+
+    # Nothing is ignored where every query matters.
+    monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e-9)
+    assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
+    assert launches[-1][3][0, -1] == 100
+    assert launches[-1][4] == 0
 
 
 def test_semantic_of_near_ties_is_computed_in_full() -> None:

@@ -24,8 +24,8 @@ from mfkernels.triton.queries import CHUNK, columns_of, logits_by_pixel, mask_va
 from mfkernels.triton.tensors import check_floats
 
 TILE_HEIGHT, TILE_WIDTH = 8, 8
-IGNORED = 0.1
-"""The most that queries without part in the guess may add to a score."""
+IGNORED, NEGLIGIBLE = 0.1, 0.01
+"""The most that the queries without part in the guess may add to a score: together, and each."""
 
 FIELDS = tl.constexpr(11)
 """Numbers that describe a view: see `prepare_kernel`."""
@@ -76,6 +76,7 @@ def prepare_kernel(
     all_columns,
     class_columns,
     most_ignored,
+    negligible,
     first_chunk,
     first_row,
     chunks,
@@ -101,6 +102,7 @@ def prepare_kernel(
     rank = tl.zeros([BLOCK_Q], tl.int32)
     after = tl.zeros([BLOCK_Q], tl.float32)
     after_and_own = tl.zeros([BLOCK_Q], tl.float32)
+    next_bounds = tl.zeros([BLOCK_Q], tl.float32)
     for start in range(0, queries, BLOCK_Q):
         q = start + tl.arange(0, BLOCK_Q)
         other = tl.load(bounds + q, mask=q < queries, other=-1.0)
@@ -108,16 +110,19 @@ def prepare_kernel(
         rank += ((q < queries) & earlier).to(tl.int32)
         follows = (q < queries) & ~earlier
         after += tl.where(follows & (q != query), other, 0.0)
+        next_bounds = tl.maximum(next_bounds, tl.where(follows & (q != query), other, 0.0))
         after_and_own += tl.where(follows, other, 0.0)
     place = tl.where(query < queries, tl.sum(rank), query)
     rest, rest_and_own = tl.sum(after), tl.sum(after_and_own)
     tl.store(order + place, tl.where(query < queries, query, -1))
 
-    # The last query of the guess: without those behind it not much is missing, without it too much.
-    if (rest <= most_ignored) & (rest_and_own > most_ignored) & (query < queries):
+    # The last query of the guess is the one that is needed while the next one is not.
+    needed = (rest_and_own > most_ignored) | (bound > negligible)
+    next_needed = (rest > most_ignored) | (tl.max(next_bounds) > negligible)
+    if needed & ~next_needed & (query < queries):
         tl.store(description + FIELDS - 1, place + 1)
         tl.store(ignored, rest)
-    if (place == 0) & (rest_and_own <= most_ignored):
+    if ~needed & (place == 0):
         tl.store(description + FIELDS - 1, 0)
         tl.store(ignored, rest_and_own)
     if query == 0:
@@ -471,6 +476,7 @@ def semantic_segmentation(
             sum(columns),
             class_columns,
             IGNORED / views,
+            NEGLIGIBLE / views,
             place // CHUNK,
             row,
             view_columns // CHUNK,
