@@ -34,6 +34,6 @@ else
 fi
 
 echo "== benchmarks"
-for operation in assignment matching_cost mask_loss focal_dice criterion segmentation; do
+for operation in assignment matching_cost mask_loss focal_dice criterion segmentation integrations; do
   "$python" "benchmarks/bench_$operation.py" --device cuda --json "$out/${operation}_$gpu.json"
 done

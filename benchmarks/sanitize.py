@@ -1,4 +1,4 @@
-"""Small calls of every CUDA kernel, for compute-sanitizer."""
+"""Small calls of every kernel for GPUs, for compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,48 @@ def assignment() -> None:
                 mfkernels.batch_linear_assignment(cost, counts, strict=strict)
 
 
+def criterion() -> None:
+    """Matching cost, mask and class losses with gradients; an image without segments."""
+    maps = torch.randint(-1, 3, (2, 37, 50))
+    maps[1] = -1
+    labels = [torch.tensor([1, 0, 1]), torch.tensor([], dtype=torch.int64)]
+    targets = mfkernels.SegmentTargets.from_label_maps(maps, labels).to(torch.device("cuda"))
+    loss = mfkernels.MaskFormerCriterion(2).cuda()
+    for dtype in (torch.float32, torch.bfloat16):
+        shapes = {"class_logits": (2, 2, 7, 3), "mask_embed": (2, 2, 7, 20)}
+        shapes["pixel_features"] = (2, 20, 9, 13)
+        outputs = {
+            name: torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+            for name, shape in shapes.items()
+        }
+        loss.total(loss(outputs, targets)).backward()
+
+
+def focal_dice() -> None:
+    for elements in (1, 77, 5000):
+        logits = torch.randn(3, elements, device="cuda", requires_grad=True)
+        masks = torch.rand(3, elements, device="cuda") < 0.3
+        (sum(mfkernels.focal_dice_loss(logits, masks))).backward()
+        mfkernels.sigmoid_focal_loss(logits, masks.float()).sum().backward()
+
+
+def segmentation() -> None:
+    """Few and many classes; resized once and twice."""
+    embed = torch.randn(2, 9, 20, device="cuda")
+    features = torch.randn(2, 20, 11, 13, device="cuda")
+    for classes in (1, 5, 300):
+        logits = torch.randn(2, 9, classes + 1, device="cuda")
+        for size in ((44, 52), (31, 67)):
+            arguments = (logits, embed, features, size)
+            mfkernels.semantic_segmentation(*arguments, input_size=(44, 52))
+            mfkernels.panoptic_segmentation(
+                *arguments, input_size=(44, 52), thing_classes=[0], object_mask_threshold=0.1
+            )
+
+
 if __name__ == "__main__":
     with mfkernels.use_backend("native"):
-        assignment()
+        for check in (assignment, criterion, focal_dice, segmentation):
+            check()
     torch.cuda.synchronize()
     print("done")
