@@ -80,7 +80,8 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
 
   // `probability` [Q, K] of each view, fp32 or fp64, whose scores are added up; masks as above, each
   // without L and B, and no `pixel_features` where they are logits. The sigmoid is taken at the size
-  // of the input or, with `resize_logits`, of the result. `labels` [H, W] int64: the first class of
+  // of the input or, with `resize_logits`, of the result. A query too improbable to change a label may
+  // be left out, also one whose mask is NaN. `labels` [H, W] int64: the first class of
   // the largest score. `scores` [K, H, W], or [0] where they are not wanted.
   m.def(
       "semantic_segmentation(Tensor[] probability, Tensor[] mask_embed, Tensor[] pixel_features, "

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.mask_logits import check_device, check_floating, native_problem, result_dtype
+from mfkernels.mask_logits import (
+    check_device,
+    check_floating,
+    check_tensor,
+    native_problem,
+    result_dtype,
+)
 from mfkernels.matching_cost import check_focal
 from mfkernels.reference import focal_dice as reference
 from mfkernels.reference.mask_logits import at_least_float32
@@ -136,6 +142,7 @@ def point_loss(
     """
     check_floating("logits", logits)
     check_floating("points", points)
+    check_tensor("targets", targets)
     for name, images in (("logits", logits), ("targets", targets)):
         if images.ndim != 3 or 0 in images.shape[1:]:
             raise ValueError(f"{name} must be [M, height, width], got {list(images.shape)}")
@@ -150,16 +157,15 @@ def point_loss(
     check_device("points", points, logits.device)
     check_focal(alpha, gamma)
     with torch.autocast(logits.device.type, enabled=False):
-        points = points.to(result_dtype(logits))
-        chosen = backend.select("focal_dice", logits.device, _problem(logits, targets))
+        targets, points = targets.detach(), points.detach().to(result_dtype(logits))
+        chosen = backend.select("focal_dice", logits.device, native_problem(logits))
         if chosen == "native" and not logits.is_cuda:
             focal, dice, _ = torch.ops.mfkernels.point_loss(
                 logits, _values(targets, logits), points, alpha, gamma
             )
         else:
             x = sample_points(at_least_float32(logits), points)
-            with torch.no_grad():
-                y = sample_points(targets.to(x.dtype), points)
+            y = sample_points(targets.to(x.dtype), points)
             focal, dice = _focal_and_dice(x, y, alpha, gamma)
         return _summed(focal, dice, num_masks)
 
@@ -207,6 +213,7 @@ def _values(targets: Tensor, logits: Tensor) -> Tensor:
 
 def _check_pair(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> None:
     check_floating("logits", logits)
+    check_tensor("targets", targets)
     if targets.shape != logits.shape:
         raise ValueError(
             f"targets must have the shape of logits, {list(logits.shape)}, "

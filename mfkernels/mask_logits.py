@@ -97,11 +97,18 @@ def native_problem(*tensors: Tensor | None) -> str | None:
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
 
 
+def check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    check_tensor(name, tensor)
     if tensor.device != device:
         raise ValueError(
             f"{name} must be on {device} like the predictions, but is on {tensor.device}"

@@ -33,19 +33,17 @@ def mask_loss(
     """Focal and dice loss of the matched masks at target size (MaskFormer, §3.2, appendix A).
 
     For every matched segment the logits are upsampled bilinearly (`align_corners=False`) to the
-    size of the
-    targets; the focal loss is a mean over pixels, the dice loss is smoothed by +1 above and below.
-    Both are
-    summed over the segments and divided by `num_masks`. Computed in float32 (float64 if an input
-    is), under
-    autocast too. Differentiable once.
+    size of the targets; the focal loss is a mean over pixels, the dice loss is smoothed by +1 above
+    and below. Both are summed over the segments and divided by `num_masks`. Computed in float32
+    (float64 if an input is), under autocast too. Differentiable once.
 
     Args:
         mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or `[B, Q, h,
             w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
         targets: the segments of the B images.
-        assignment: `[L, B, T]` (or `[B, T]`) int64: the query of each segment, or −1 for none.
+        assignment: `[L, B, T]` (or `[B, T]`) int64: the query of each segment, or −1 for none, as
+            `batch_linear_assignment(cost.mT, row_counts=targets.counts_tensor())` gives it.
         num_masks: the divisor, a number or a 0-dim tensor. None: the number of segments, at least
             1.
         alpha: weight of the positives in the focal loss; negative: no weighting.
@@ -69,7 +67,10 @@ def mask_loss(
     if assignment.dtype != torch.int64:
         raise TypeError(f"assignment must be torch.int64, got {assignment.dtype}")
     if list(assignment.shape) != expected:
-        raise ValueError(f"assignment must be {expected}, got {list(assignment.shape)}")
+        raise ValueError(
+            f"assignment must be {expected}, the query of each segment, "
+            f"got {list(assignment.shape)}"
+        )
     check_device("assignment", assignment, mask_embed.device)
     if assignment.numel() and holds_values(assignment):
         low, high = int(assignment.min()), int(assignment.max())

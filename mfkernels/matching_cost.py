@@ -33,11 +33,9 @@ def matching_cost(
 ) -> Tensor:
     """`class_weight · (−p[label]) + mask_weight · focal + dice_weight · dice`.
 
-    The matching cost of MaskFormer (§3.2 and appendix A).     Focal and dice cost are taken at mask
-    resolution; targets are subsampled to it as
-    `F.interpolate(mode="nearest")` does. Computed in float32 (float64 if an input is), under
-    autocast too.
-    Nothing is differentiated.
+    The matching cost of MaskFormer (§3.2 and appendix A). Focal and dice cost are taken at mask
+    resolution; targets are subsampled to it as `F.interpolate(mode="nearest")` does. Computed in
+    float32 (float64 if an input is), under autocast too. Nothing is differentiated.
 
     Args:
         class_logits: `[L, B, Q, K+1]` or `[B, Q, K+1]`; index K is "no object".

@@ -39,7 +39,7 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
         )
     check_device("points", points, images.device)
     with torch.autocast(images.device.type, enabled=False):
-        points = points.to(torch.promote_types(points.dtype, torch.float32))
+        points = points.detach().to(torch.promote_types(points.dtype, torch.float32))
         if backend.select("sample_points", images.device) == "native" and not images.is_cuda:
             values: Tensor = torch.ops.mfkernels.sample_points(images, points)
             return values

@@ -500,6 +500,8 @@ def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
 
 
 def _check_view(view: SegmentationView, size: Sizes) -> _View:
+    if not isinstance(view, SegmentationView):
+        raise TypeError(f"views must hold SegmentationView, got {type(view).__name__}")
     masks = check_masks(view.mask_embed, view.pixel_features)
     if masks.had_layers:
         raise ValueError(
@@ -510,6 +512,10 @@ def _check_view(view: SegmentationView, size: Sizes) -> _View:
     check_floating("class_logits", class_logits)
     check_device("class_logits", class_logits, view.mask_embed.device)
     images, queries = view.mask_embed.shape[:2]
+    if images == 0:
+        raise ValueError(
+            f"expected at least one image, got mask_embed {list(view.mask_embed.shape)}"
+        )
     if class_logits.shape[:-1] != (images, queries) or class_logits.shape[-1] < 2:
         raise ValueError(
             f"class_logits must be [{images}, {queries}, K+1] to fit the masks, "
@@ -547,10 +553,13 @@ def _check_sizes(
 
 
 def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
-    pairs = [_as_size(size) for size in sizes]
+    pairs = [_as_size(size) for size in sizes] if isinstance(sizes, Sequence) else []
     good = [pair for pair in pairs if pair is not None]
     if len(good) != count or len(pairs) != count:
-        raise ValueError(f"{name} must be {count} pairs of positive (height, width), got {sizes!r}")
+        one = "one pair or " if name == "size" else ""
+        raise ValueError(
+            f"{name} must be {one}{count} pairs of positive (height, width), got {sizes!r}"
+        )
     return good
 
 

@@ -212,12 +212,23 @@ def test_points_in_float32_and_half_precision() -> None:
             assert ours.item() == pytest.approx(truth.item(), rel=precision)
 
 
-def test_a_point_that_is_no_number_is_outside(served_by: str) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1])
+def test_nan_stays_nan_whatever_its_bits(bits: int) -> None:
+    nan = torch.tensor([[bits & 0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)
+    assert nan.isnan().all()
+    targets = torch.ones(1, 1)
+    assert sigmoid_focal_loss(nan, targets).isnan().all()
+    assert all(loss.isnan() for loss in focal_dice_loss(nan, targets, gamma=0.5))
+
+
+@native_only
+def test_a_point_that_is_no_number_gives_no_number() -> None:
     logits, targets = pair(1, 4, 4)
-    points = torch.tensor([[[float("nan"), 0.5], [float("inf"), 0.5], [1e30, -1e30]]])
-    loss_mask, _ = point_loss(logits, targets, points)
-    if served_by == "native":
-        assert loss_mask.item() == pytest.approx(math.log(2))
+    outside = torch.tensor([[[torch.inf, 0.5], [1e30, -1e30]]])
+    loss_mask, _ = point_loss(logits, targets, outside)
+    assert loss_mask.item() == pytest.approx(math.log(2))
+    nowhere = torch.tensor([[[torch.nan, 0.5], [0.5, 0.5]]])
+    assert all(loss.isnan() for loss in point_loss(logits, targets, nowhere))
 
 
 def test_targets_that_need_a_gradient_are_served_in_plain_pytorch(served_by: str) -> None:
@@ -383,6 +394,11 @@ def test_errors_of_points(
         (TypeError, "logits must have a floating", lambda x, y: sigmoid_focal_loss(x.long(), y)),
         (ValueError, r"shape of logits, \[2, 3\], got \[2\]", lambda x, y: dice_loss(x, y[:, 0])),
         (ValueError, "targets must be on cpu", lambda x, y: dice_loss(x, y.to("meta"))),
+        (
+            TypeError,
+            "targets must be a torch.Tensor, got ndarray",
+            lambda x, y: dice_loss(x, y.numpy()),
+        ),
         (ValueError, "gamma must be at least 0", lambda x, y: sigmoid_focal_loss(x, y, 0.25, -1)),
         (ValueError, "alpha must be at most 1", lambda x, y: focal_dice_loss(x, y, alpha=2)),
         (ValueError, "reduction must be", lambda x, y: sigmoid_focal_loss(x, y, reduction="max")),

@@ -215,7 +215,7 @@ def test_errors() -> None:
     good = random_assignment(case)
     with pytest.raises(TypeError, match=r"assignment must be torch\.int64, got torch\.int32"):
         mask_loss(embed, features, targets, good.int())
-    with pytest.raises(ValueError, match=r"assignment must be \[2, 2, 3\], got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"must be \[2, 2, 3\], the query .*, got \[2, 3\]"):
         mask_loss(embed, features, targets, good[0])
     with pytest.raises(ValueError, match="assignment must be on cpu"):
         mask_loss(embed, features, targets, good.to("meta"))

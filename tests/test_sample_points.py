@@ -103,6 +103,21 @@ def test_strides_do_not_matter() -> None:
     torch.testing.assert_close(sample_points(odd, points), sample_points(images, points))
 
 
+def test_what_lies_outside_is_not_read() -> None:
+    images = torch.full((1, 3, 4), torch.inf)
+    points = torch.tensor([[[2.0, 2.0], [-1.0, 0.5]]])
+    assert sample_points(images, points).tolist() == [[0.0, 0.0]]
+    corner = torch.zeros(1, 2, 2)
+    corner[0, 0, 0] = torch.inf
+    assert sample_points(corner, torch.tensor([[[0.01, 0.01]]])).isinf().all()
+
+
+def test_points_have_no_gradient() -> None:
+    images, points = draw(2, 3, 4), points_in(2, 5).requires_grad_()
+    assert not sample_points(images, points).requires_grad
+    assert not sample_points(images > 0, points).requires_grad
+
+
 @native_only
 def test_threads_do_not_change_a_bit() -> None:
     images, points = draw(5, 30, 40).float(), points_in(5, 2000).float()

@@ -625,7 +625,8 @@ class TestPanoptic:
 @pytest.mark.parametrize(
     ("error", "match", "size", "options"),
     [
-        (ValueError, r"size must be 2 pairs of positive .* got \[\(3, 3\)\]", [(3, 3)], {}),
+        (ValueError, r"size must be one pair or 2 pairs .* got \[\(3, 3\)\]", [(3, 3)], {}),
+        (ValueError, r"size must be one pair or 2 pairs .* got 64", 64, {}),
         (ValueError, "size must be 2 pairs", (0, 3), {}),
         (ValueError, "size must be 2 pairs", [(3, 3), (3, -1)], {}),
         (ValueError, "input_size must be 1 pairs", (3, 3), {"input_size": (3, 0)}),
@@ -651,6 +652,10 @@ def test_errors() -> None:
     class_logits, embed, features = inputs(Case())
     with pytest.raises(ValueError, match="without a layer axis; got mask_embed"):
         semantic_segmentation(class_logits, embed[None], features, (3, 3))
+    with pytest.raises(ValueError, match=r"at least one image, got mask_embed \[0, 7, 5\]"):
+        semantic_segmentation(class_logits[:0], embed[:0], features[:0], (3, 3))
+    with pytest.raises(TypeError, match="views must hold SegmentationView, got tuple"):
+        average_semantic_segmentation([(class_logits, embed, features)], (3, 3))  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"class_logits must be \[2, 7, K\+1\]"):
         semantic_segmentation(class_logits[:, :6], embed, features, (3, 3))
     with pytest.raises(TypeError, match="class_logits must have a floating"):

@@ -3,6 +3,7 @@
 #include "cpu/focal_dice_kernel.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/points.h"
 

@@ -49,17 +49,17 @@ struct Corners {
 
     MFK_INLINE Axis(const V& coordinate, int64_t size) {
       const V wanted = coordinate * static_cast<T>(size) - T(0.5);
-      // NaN compares as outside.
       const Index inside = (wanted > T(-1)) & (wanted < static_cast<T>(size));
       const V place = inside ? wanted : V{};
       const Index low = __builtin_convertvector(place + 1, Index) - 1;
       const V beyond = place - __builtin_convertvector(low, V);
       const I last = static_cast<I>(size) - 1;
-      const Index first = low >= 0, second = low < last;
+      const Index first = (low >= 0) & (low <= last), second = low < last;
       source[0] = low & first;
       source[1] = second ? low + 1 : Index{} + last;
       weight[0] = (inside & first) ? 1 - beyond : V{};
       weight[1] = (inside & second) ? beyond : V{};
+      for (V& each : weight) each = wanted == wanted ? each : wanted;  // NaN stays NaN
     }
   };
 };
@@ -95,7 +95,10 @@ void sample(const S* image, const T* points, int64_t count, int64_t height, int6
   for (int64_t i = 0; i < count; ++i) {
     T sum = 0;
     for (int k = 0; k < 4; ++k) {
-      sum += corners.weight[k][i] * static_cast<T>(widen(image[corners.place[k][i]]));
+      const T weight = corners.weight[k][i];
+      const T part = weight * static_cast<T>(widen(image[corners.place[k][i]]));
+      // Outside of the image, what is read is another pixel, perhaps not finite.
+      sum += !std::is_same_v<S, Bool> && weight == 0 ? T{0} : part;
     }
     result[i] = sum;
   }

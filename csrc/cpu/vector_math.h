@@ -77,7 +77,8 @@ MFK_INLINE Floats exp_negative(const Floats& x) {
                                  1.66664198e-1f, 4.99999911e-1f, 1.0f, 1.0f);
   // n goes into the exponent.
   const Bits bits = reinterpret_cast<Bits>(mantissa) + (reinterpret_cast<Bits>(shifted) << 23);
-  return reinterpret_cast<Floats>(bits);
+  // What was added to the bits of a NaN may have made a number of it.
+  return x == x ? reinterpret_cast<Floats>(bits) : x;
 }
 
 MFK_INLINE Doubles exp_negative(const Doubles& x) {

@@ -65,6 +65,8 @@ def by_pixel_kernel(
                     e = e.to(tl.float32)
                     f = f.to(tl.float32)
                 x = tl.dot(f, e, x, input_precision=PRECISION)
+            # Infinite features would make NaN of a column without a query.
+            x = tl.where((query >= 0)[None, :], x, 0.0)
         else:
             # `embed_channel` is the step from pixel to pixel where embed holds logits.
             x = tl.load(
