@@ -39,6 +39,28 @@ def test_a_base_is_overridden_key_by_key(tmp_path: Path, recipe: Path) -> None:
     assert (config.train.lr, config.train.steps) == (0.5, 9)
 
 
+@pytest.mark.parametrize("base", ["camvid_r50.yaml", "camvid_r50", "ade20k/r50"])
+def test_a_base_may_be_a_recipe_of_the_package(tmp_path: Path, base: str) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text(f"base: {base}\ntrain: {{steps: 9}}\n")
+    expected = load_config(base.removesuffix(".yaml"), ["train.steps=9"])
+    assert load_config(child) == expected
+
+
+def test_a_file_beside_comes_before_a_recipe_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "camvid.yaml").write_text(yaml.safe_dump({**MINIMAL, "train": {"steps": 7}}))
+    child = tmp_path / "child.yaml"
+    child.write_text("base: camvid.yaml\n")
+    assert load_config(child).train.steps == 7
+
+
+def test_a_base_that_is_nowhere(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("base: camvid_r5.yaml\n")
+    with pytest.raises(ConfigError, match=r"neither the file .*camvid_r5\.yaml.*'camvid_r50'\?"):
+        load_config(child)
+
+
 def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
     recipe.write_text("data: {format: shapes, val_images: 3}\n")
     split = "{images: a, labels: b}"

@@ -292,7 +292,8 @@ def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Conf
     """Reads, merges and checks a recipe.
 
     Args:
-        name_or_file: a name out of `config_names()` or a YAML file.
+        name_or_file: a name out of `config_names()` or a YAML file, whose `base` is another file
+            (relative to this one) or such a name, with or without `.yaml`.
         overrides: `key=value` pairs with dotted keys; values are YAML.
 
     Raises:
@@ -359,12 +360,24 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    parent = file.parent / str(base)
-    if not parent.is_file():
-        raise ConfigError(f"config: {file} names the base '{base}', which does not exist")
-    merged = _read(parent, (*above, file.resolve()))
+    merged = _read(_find_base(str(base), file), (*above, file.resolve()))
     _merge(merged, values)
     return merged
+
+
+def _find_base(base: str, child: Path) -> Path:
+    """A file beside the one that names it, else a recipe of the package."""
+    recipe = base.removesuffix(".yaml")
+    beside, named = child.parent / base, CONFIG_FOLDER / f"{recipe}.yaml"
+    for file in (beside, named):
+        if file.is_file():
+            return file
+    names = config_names()
+    hint = _nearest(recipe, names) or f"; recipes: {', '.join(names)}"
+    raise ConfigError(
+        f"config: {child} names the base '{base}', which is neither the file {beside} nor a recipe "
+        f"of the package{hint}"
+    )
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
