@@ -281,7 +281,7 @@ class TestViews:
             average_semantic_segmentation(
                 [view, SegmentationView(*(x.to("meta") for x in view[:3]))], (3, 3)
             )
-        with pytest.raises(ValueError, match="size must be 2 pairs"):
+        with pytest.raises(ValueError, match="size must be one pair or 2 pairs"):
             average_semantic_segmentation([view], [(3, 3)])
 
 
@@ -627,8 +627,8 @@ class TestPanoptic:
     [
         (ValueError, r"size must be one pair or 2 pairs .* got \[\(3, 3\)\]", [(3, 3)], {}),
         (ValueError, r"size must be one pair or 2 pairs .* got 64", 64, {}),
-        (ValueError, "size must be 2 pairs", (0, 3), {}),
-        (ValueError, "size must be 2 pairs", [(3, 3), (3, -1)], {}),
+        (ValueError, "size must be one pair or 2 pairs", (0, 3), {}),
+        (ValueError, "size must be one pair or 2 pairs", [(3, 3), (3, -1)], {}),
         (ValueError, "input_size must be 1 pairs", (3, 3), {"input_size": (3, 0)}),
         (ValueError, "image_sizes must be 2 pairs", (3, 3), {"image_sizes": [(3, 3)]}),
         (
