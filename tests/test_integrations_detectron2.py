@@ -62,6 +62,45 @@ def test_any_matcher_of_the_official_signature() -> None:
         assert float(loss.detach()) == pytest.approx(golden.LOSSES[name], abs=2e-6), name
 
 
+def test_a_forward_that_a_subclass_changes_is_called() -> None:
+    class Mine(HungarianMatcher):
+        def forward(self, outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
+            calls.append(self)
+            return super().forward(outputs, targets)
+
+    calls: list[nn.Module] = []
+    hooked = HungarianMatcher(1, 20, 1)
+    hooked.register_forward_hook(lambda module, *_: calls.append(module))
+    for matcher in (Mine(1, 20, 1), hooked):
+        losses = maskformer(matcher)(golden.official_outputs(), golden.targets())
+        assert calls == [matcher] * 2
+        calls.clear()
+        for name, loss in losses.items():
+            assert float(loss.detach()) == pytest.approx(golden.LOSSES[name], abs=2e-6), name
+
+
+@pytest.mark.parametrize("num_points", [0, 20])
+def test_a_matcher_must_match_one_to_one(num_points: int) -> None:
+    class Twice(nn.Module):
+        def forward(self, outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
+            return [(torch.tensor([0, 2]), torch.tensor([1, 1]))] * len(targets)
+
+    criterion = maskformer(Twice(), num_points=num_points)
+    with pytest.raises(ValueError, match=r"one-to-one; .* segment more than once: \[1, 1\]"):
+        criterion(golden.official_outputs(), golden.targets())
+
+
+def test_a_matcher_may_leave_segments_out() -> None:
+    class Some(nn.Module):
+        def forward(self, outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
+            return [(torch.tensor([2]), torch.tensor([0]))] * len(targets)
+
+    outputs, targets = golden.official_outputs(aux=False), golden.targets()
+    for num_points in (0, 20):
+        losses = maskformer(Some(), num_points=num_points)(outputs, targets)
+        assert all(bool(loss.isfinite()) for loss in losses.values())
+
+
 def test_some_losses_only() -> None:
     outputs, targets = golden.official_outputs(), golden.targets()
     assert list(maskformer(losses=["labels"])(outputs, targets)) == ["loss_ce", "loss_ce_0"]

@@ -102,13 +102,53 @@ def test_losses_at_points_are_differentiable_once() -> None:
     indices = [(torch.tensor([0, 2]), torch.tensor([1, 0]))]
     masks = [torch.rand(2, 12, 16).round()]
     sampling = points.Sampling(20, 3.0, 0.75)
-    loss_mask, loss_dice = points.mask_losses(logits, masks, indices, sampling)
+    loss_mask, loss_dice = points.mask_losses(logits, masks, indices, sampling, unique=True)
     total = loss_mask + loss_dice
     (gradient,) = torch.autograd.grad(total, logits, retain_graph=True)
     assert bool((gradient[0, 1] == 0).all())
     assert bool((gradient[0, [0, 2]] != 0).any())
     with pytest.raises(RuntimeError, match="only once"):
         torch.autograd.grad(total, logits, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("query", "segment", "unique"),
+    [
+        ([1, 4], [1, 0], True),
+        ([1, 4], [1, 0], False),
+        ([1, 4], [1, 1], False),
+        ([1, 1], [0, 1], False),
+        ([0, 1, 2, 4], [0, 1, 0, 1], False),
+    ],
+)
+def test_losses_at_points_of_any_pairs(query: list[int], segment: list[int], unique: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 6, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = torch.rand(2, 16, 16, generator=generator) > 0.5
+    sampling = points.Sampling(32, 3.0, 0.75)
+    indices = [(torch.tensor(query), torch.tensor(segment))]
+    torch.manual_seed(1)
+    losses = points.mask_losses(logits, [mask], indices, sampling, unique=unique)
+    rows = logits[0][query]
+    torch.manual_seed(1)
+    where = points.uncertain_points(rows, sampling)
+    x, t = definition(rows, where), definition(mask[segment].double(), where)
+    s = x.sigmoid()
+    dice = 1 - (2 * (s * t).sum(1) + 1) / (s.sum(1) + t.sum(1) + 1)
+    entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1)
+    expected = entropy.sum(), dice.sum()
+    torch.testing.assert_close(losses, expected, rtol=1e-11, atol=1e-11)
+    mine, truth = (torch.autograd.grad(sum(some), logits)[0] for some in (losses, expected))
+    torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("query", "segment"), [([0, 2], [1, 1]), ([2, 2], [0, 1])])
+def test_pairs_that_are_not_one_to_one_have_no_inverse(
+    query: list[int], segment: list[int]
+) -> None:
+    indices = [(torch.tensor(query), torch.tensor(segment))]
+    with pytest.raises(ValueError, match="must match one-to-one; for image 0 it gave a"):
+        from_pairs(indices, 2, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,6 +211,29 @@ class TestTargets:
         # Mask2Former's random points are drawn in the order of the layers: one call each.
         assert len(calls) == (1 if name == "maskformer" else 3)
 
+    def test_a_matcher_that_is_not_one_to_one(self, name: str) -> None:
+        class Twice(nn.Module):
+            def forward(self, _: Tensor, __: Tensor, masks: list[Tensor], ___: Any) -> Any:
+                return [(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 0]))] * len(masks)
+
+        layers, targets = predictions(), models.targets((3, 3))
+        module = criterion(name)
+        module.matcher = Twice()
+        theirs, their_gradients = run(module, layers, targets)
+        patch(module)
+        ours, our_gradients = run(module, layers, targets)
+        for key, loss in theirs.items():
+            torch.testing.assert_close(ours[key], loss, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-4, atol=1e-7)
+
+    def test_hooks_of_the_matcher_are_called(self, name: str) -> None:
+        module = criterion(name)
+        calls = []
+        module.matcher.register_forward_hook(lambda *_: calls.append(1))
+        patch(module)
+        run(module, predictions(layers=3), models.targets((3, 2)))
+        assert len(calls) == 3
+
     def test_indices_are_the_official_ones(self, name: str) -> None:
         module = criterion(name).matcher
         targets = models.targets((4, 0, 6))
@@ -414,6 +438,18 @@ class TestPatching:
             for key, loss in run(each, layers, targets)[0].items():
                 torch.testing.assert_close(loss, expected[key])
 
+    def test_a_pickled_model_comes_back_to_its_classes(self) -> None:
+        module = criterion("mask2former")
+        patch(module)
+        for bring in (unpatch, patch):
+            loaded = pickle.loads(pickle.dumps(module))
+            assert "loss_masks" in vars(loaded)
+            patch()
+            bring(loaded)
+            assert losses.is_replacement(loaded.loss_masks)
+            unpatch()
+            assert losses.is_replacement(loaded.loss_masks) == (bring is patch)
+
     def test_a_subclass_keeps_its_own_method(self) -> None:
         class Mine(mask2former.Mask2FormerLoss):
             def loss_masks(self, *_: Any) -> dict[str, Tensor]:
@@ -509,10 +545,32 @@ class TestRefusals:
         monkeypatch.delattr(mask2former.Mask2FormerLoss, "loss_masks")
         self.refused("Mask2FormerLoss has no method loss_masks")
 
+    def test_any_other_error_is_a_refusal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mask2former, "dice_loss", lambda *_: torch.zeros(2) @ torch.zeros(3))
+        self.refused("mask2former of transformers .* not what mfkernels replaces: RuntimeError")
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_another_default_dtype(self, dtype: torch.dtype) -> None:
+        torch.set_default_dtype(dtype)
+        try:
+            patch()
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_random_numbers_are_left_alone(self) -> None:
         before = torch.get_rng_state()
         patch()
         assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_first_nan_is_the_largest() -> None:
+    maps = torch.randn(9, 40)
+    maps[[4, 6, 8, 1], [0, 0, 1, 2]] = torch.nan
+    largest = post_processing._Largest()
+    for some in maps.split(2):
+        largest.add(some)
+    assert torch.equal(largest.index, maps.argmax(0))
 
 
 PROCESSORS = [
@@ -561,6 +619,19 @@ class TestPostProcessing:
             for mine, expected in zip(ours, theirs, strict=True):
                 assert mine.dtype == expected.dtype
                 assert torch.equal(mine, expected)
+
+    def test_sizes_in_a_tensor(self, owner: str) -> None:
+        patch()
+        for method in ("semantic", "panoptic"):
+            process = getattr(self.processor(owner), f"post_process_{method}_segmentation")
+            some, same = (
+                process(self.outputs(), target_sizes=sizes)
+                for sizes in (self.SIZES, torch.tensor(self.SIZES))
+            )
+            for one, other in zip(some, same, strict=True):
+                if method == "panoptic":
+                    one, other = one["segmentation"], other["segmentation"]
+                assert torch.equal(one, other)
 
     def test_semantic_scores(self, owner: str) -> None:
         theirs, ours = self.both(

@@ -17,7 +17,14 @@ from torch import Tensor, distributed, nn
 
 from mfkernels.class_loss import class_loss
 from mfkernels.integrations import points
-from mfkernels.integrations.matching import Pair, assign, dense_cost, from_pairs, pairs
+from mfkernels.integrations.matching import (
+    Pair,
+    assign,
+    dense_cost,
+    from_pairs,
+    has_hooks,
+    pairs,
+)
 from mfkernels.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
@@ -121,7 +128,8 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K, without "no object".
-        matcher: a `HungarianMatcher`, or any module with its `forward`.
+        matcher: a `HungarianMatcher`, or any module with its `forward` that matches one-to-one;
+            another one, or one with hooks, is called layer after layer.
         weight_dict: the weight of each loss by name. It is only kept, as in the official code,
             whose models multiply by it and drop the losses that are not in it.
         eos_coef: weight of "no object" in the class loss.
@@ -176,6 +184,9 @@ class SetCriterion(nn.Module):
             `_1`, … for `aux_outputs`; 0-dim, differentiable once. The mask losses are divided by
             the number of segments, averaged over all processes, at least 1; the class loss by the
             weights of this process.
+
+        Raises:
+            ValueError: the matcher gave a query or a segment of an image more than once.
         """
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
@@ -199,16 +210,9 @@ class SetCriterion(nn.Module):
         segments: SegmentTargets,
         num_masks: Tensor,
     ) -> list[dict[str, Tensor]]:
-        if isinstance(self.matcher, HungarianMatcher):
-            assignment = self.matcher.assign(layers, targets, segments)
-        else:
-            each_layer = [
-                from_pairs(self.matcher(each, targets), segments.max_count, segments.device)
-                for each in layers
-            ]
-            assignment = torch.stack(each_layer)
         result = []
-        for each, matched in zip(layers, assignment, strict=True):
+        matches = self._match(layers, targets, segments)
+        for each, (matched, indices) in zip(layers, matches, strict=True):
             some: dict[str, Tensor] = {}
             if "labels" in self.losses:
                 loss, weight = class_loss(
@@ -216,14 +220,36 @@ class SetCriterion(nn.Module):
                 )
                 some["loss_ce"] = loss[0] / weight[0]
             if "masks" in self.losses:
-                loss_mask, loss_dice = self._mask_losses(each["pred_masks"], segments, matched)
+                loss_mask, loss_dice = self._mask_losses(
+                    each["pred_masks"], segments, matched, indices
+                )
                 some["loss_mask"] = loss_mask / num_masks
                 some["loss_dice"] = loss_dice / num_masks
             result.append(some)
         return result
 
+    def _match(
+        self, layers: Sequence[Outputs], targets: Targets, segments: SegmentTargets
+    ) -> list[tuple[Tensor, list[Pair]]]:
+        """The assignment `[B, T]` of each layer, and the same as pairs."""
+        forward = getattr(self.matcher.forward, "__func__", None)
+        if (
+            isinstance(self.matcher, HungarianMatcher)
+            and forward is HungarianMatcher.forward
+            and not has_hooks(self.matcher)
+        ):
+            assignment = self.matcher.assign(layers, targets, segments)
+            queries = layers[0]["pred_logits"].shape[1]
+            return [(each, pairs(each, segments.counts, queries)) for each in assignment]
+        found = [self.matcher(each, targets) for each in layers]
+        return [(from_pairs(each, segments.max_count, segments.device), each) for each in found]
+
     def _mask_losses(
-        self, mask_logits: Tensor, segments: SegmentTargets, matched: Tensor
+        self,
+        mask_logits: Tensor,
+        segments: SegmentTargets,
+        matched: Tensor,
+        indices: Sequence[Pair],
     ) -> tuple[Tensor, Tensor]:
         if not self.num_points:
             return mask_loss(mask_logits, None, segments, matched, num_masks=1.0)
@@ -231,8 +257,7 @@ class SetCriterion(nn.Module):
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
         masks = [segments.dense_masks(image) for image in range(segments.batch_size)]
-        indices = pairs(matched, segments.counts, mask_logits.shape[1])
-        return points.mask_losses(mask_logits, masks, indices, sampling)
+        return points.mask_losses(mask_logits, masks, indices, sampling, unique=True)
 
 
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mfkernels.assignment import batch_linear_assignment
@@ -34,10 +34,7 @@ def dense_cost(
     mask_logits: Tensor,
     targets: SegmentTargets,
     sizes: Sequence[tuple[int, int]],
-    *,
-    class_weight: float,
-    mask_weight: float,
-    dice_weight: float,
+    **weights: float,
 ) -> Tensor:
     """`[B, Q, T]`: MaskFormer's cost, every image's masks subsampled from its own size.
 
@@ -46,13 +43,8 @@ def dense_cost(
         mask_logits: `[B, Q, h, w]`.
         targets: the segments, padded to one size.
         sizes: `(H_b, W_b)` before the padding.
-        class_weight, mask_weight, dice_weight: weights of the three terms.
+        weights: `class_weight`, `mask_weight` and `dice_weight`.
     """
-    weights = {
-        "class_weight": class_weight,
-        "mask_weight": mask_weight,
-        "dice_weight": dice_weight,
-    }
     if all(size == targets.size for size in sizes):
         return matching_cost(class_logits, mask_logits, None, targets, **weights)
     costs = []
@@ -83,6 +75,11 @@ def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
     return inverse[..., :segments]
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]:
     """The official form of `assignment [B, T]`, on its device and without waiting for it."""
     ordered, segment = assignment.where(assignment >= 0, queries).sort(-1)
@@ -93,8 +90,18 @@ def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]
 
 
 def from_pairs(indices: Sequence[Pair], max_count: int, device: torch.device) -> Tensor:
-    """`[B, T]` int64: the inverse of `pairs`."""
+    """`[B, T]` int64: the inverse of `pairs`. Indices on a GPU are waited for.
+
+    Raises:
+        ValueError: a query or a segment is in more than one pair of an image.
+    """
     assignment = torch.full((len(indices), max_count), -1, device=device)
-    for row, (query, segment) in zip(assignment, indices, strict=True):
+    for image, (row, (query, segment)) in enumerate(zip(assignment, indices, strict=True)):
+        for name, index in (("query", query), ("segment", segment)):
+            if len(index.unique()) < len(index):
+                raise ValueError(
+                    f"the matcher must match one-to-one; for image {image} it gave a {name} more "
+                    f"than once: {index.tolist()}"
+                )
         row[segment.to(device)] = query.to(device)
     return assignment

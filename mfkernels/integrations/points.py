@@ -107,6 +107,8 @@ def mask_losses(
     masks: Sequence[Tensor],
     indices: Sequence[Pair],
     sampling: Sampling,
+    *,
+    unique: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sums over all matched masks of the binary cross-entropy (mean over points) and the dice loss.
 
@@ -114,9 +116,9 @@ def mask_losses(
         mask_logits: `[B, Q, h, w]`.
         masks: per image `[T_b, H_b, W_b]`, any dtype. Images smaller than the largest stand for
             themselves padded right and below with zeros.
-        indices: per image the matched queries and their segments, from `matching.pairs` or the
-            official matcher.
+        indices: per image the matched queries and their segments.
         sampling: where the points are.
+        unique: whether no segment of an image is matched twice, which saves copies of masks.
 
     Returns:
         Both 0-dim, float32 (float64 for float64 logits). Attached to the graph, differentiable
@@ -131,7 +133,7 @@ def mask_losses(
     size = [max(mask.shape[axis] for mask in masks) for axis in (2, 1)]
     per_image = zip(masks, indices, points.split([len(row) for row in rows]), strict=True)
     targets = [
-        _target_values(mask.to(device), segment.to(device), some, size)
+        _target_values(mask.to(device), segment.to(device), some, size, unique)
         for mask, (_, segment), some in per_image
     ]
     loss_mask, loss_dice = _Losses.apply(flat, index, points, torch.cat(targets))
@@ -157,9 +159,8 @@ class _Losses(torch.autograd.Function):
         with torch.enable_grad():
             losses = _losses(rows, points, targets)
         (gradient,) = torch.autograd.grad(losses, rows, (by_mask, by_dice))
-        whole = torch.zeros_like(logits)
-        whole[index] = gradient
-        return whole, None, None, None
+        # A query may be matched more than once.
+        return torch.zeros_like(logits).index_add_(0, index, gradient), None, None, None
 
 
 def _losses(rows: Tensor, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,13 +168,15 @@ def _losses(rows: Tensor, points: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def _target_values(mask: Tensor, segment: Tensor, points: Tensor, size: list[int]) -> Tensor:
+def _target_values(
+    mask: Tensor, segment: Tensor, points: Tensor, size: list[int], unique: bool
+) -> Tensor:
     """`[n, P]`: row i is the mask `segment[i]` at `points[i]`, fractions of `size`, (W, H)."""
     count, height, width = mask.shape
     if [width, height] != size:
         x, y = points.unbind(-1)
         points = torch.stack((x * (size[0] / width), y * (size[1] / height)), -1)
-    if len(segment) < count:
+    if not unique or len(segment) < count:
         return sample(mask[segment], points)
     # Points are far smaller than masks: they are brought into the order of the masks, and back.
     return sample(mask, points[segment.argsort()])[segment]

@@ -16,7 +16,8 @@ configuration, outputs.
   targets. Both compute in float32 under autocast. Masks with values other than 0 and 1 (the padding
   of an image processor with `ignore_index`) go through transformers' own MaskFormer criterion,
   which is logged once; looking for them reads one flag back from a GPU. The losses at points take
-  such masks as they are. Parts that a subclass changes are called as before.
+  such masks as they are. Parts that a subclass changes are called as before, and MaskFormer's own
+  criterion where the matcher is another one or has hooks.
 * post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
   MaskFormer, Mask2Former and OneFormer give the same maps without holding all classes or all kept
   queries at full size. These functions are not the official ones, which `mfkernels` has kernels
@@ -41,6 +42,9 @@ def patch(
     post_processing: bool = True,
 ) -> None:
     """Replace methods of the supported models. A second call changes nothing.
+
+    A copy of a patched model is patched. A patched model that is pickled whole comes back unpatched
+    and does not follow the classes; `patch(model)` or `unpatch(model)` brings it back.
 
     Args:
         model: a model with one of the supported criteria in it; only this instance changes. None:

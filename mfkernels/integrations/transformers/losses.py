@@ -16,6 +16,7 @@ from mfkernels.integrations.matching import (
     binary_targets,
     dense_cost,
     from_pairs,
+    has_hooks,
     pairs,
 )
 from mfkernels.mask_loss import mask_loss
@@ -95,7 +96,7 @@ def dense_criterion(original: Method) -> Method:
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
-        if not _customised(self, "forward", "loss_masks"):
+        if not _customised(self, "forward", "loss_masks") and _one_to_one(self.matcher, original):
             targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
         if targets is None:
             losses: dict[str, Tensor] = original(
@@ -152,7 +153,11 @@ def point_losses(original: Method) -> Method:
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
         loss_mask, loss_dice = points.mask_losses(
-            masks_queries_logits, mask_labels, indices, sampling
+            masks_queries_logits,
+            mask_labels,
+            indices,
+            sampling,
+            unique=_is_of(original, self) and _one_to_one(self.matcher, original),
         )
         return {"loss_mask": loss_mask / num_masks, "loss_dice": loss_dice / num_masks}
 
@@ -168,6 +173,16 @@ def _customised(module: Any, method: str, *parts: str) -> bool:
         return next(kind for kind in type(module).__mro__ if name in vars(kind))
 
     return any(home(part) is not home(method) for part in parts)
+
+
+def _one_to_one(matcher: Any, original: Method) -> bool:
+    """Whether a call of `matcher` is the official matching, patched or not, and nothing else."""
+    return _is_of(original, matcher) and not has_hooks(matcher)
+
+
+def _is_of(original: Method, module: Any) -> bool:
+    """Whether the `forward` of `module`, patched or not, is of the file that `original` is from."""
+    return getattr(getattr(module, "forward", None), "__module__", None) == original.__module__
 
 
 def _match(

@@ -23,6 +23,10 @@ SUPPORTED = ((5, 23), (6, 0))
 """The first version that is supported and the first that is not."""
 
 
+class RefusedError(RuntimeError):
+    """The installed transformers is not what the replacements stand for."""
+
+
 @dataclass(frozen=True)
 class Replacement:
     """One method of one class, and what takes its place."""
@@ -41,7 +45,7 @@ class Replacement:
         try:
             return getattr(importlib.import_module(name), self.owner)
         except (ImportError, AttributeError) as error:
-            raise RuntimeError(
+            raise RefusedError(
                 f"transformers {_version()} has no {name}.{self.owner}: {error}"
             ) from error
 
@@ -49,14 +53,14 @@ class Replacement:
         """What the class had before any patch, with the signature that the replacement has."""
         current = vars(self.find() or object).get(self.attribute)
         if not callable(current):
-            raise RuntimeError(
+            raise RefusedError(
                 f"transformers {_version()}: {self.owner} has no method {self.attribute}"
             )
         found: Method = getattr(current, ORIGINAL, current)
         expected = list(inspect.signature(self.build(found)).parameters)
         given = list(inspect.signature(found).parameters)
         if given != expected:
-            raise RuntimeError(
+            raise RefusedError(
                 f"transformers {_version()}: {self.owner}.{self.attribute} takes "
                 f"({', '.join(given)}), expected ({', '.join(expected)})"
             )
@@ -141,12 +145,12 @@ def _version() -> str:
 
 
 def check_version() -> None:
-    """Raise RuntimeError unless the installed version is supported."""
+    """Raise RefusedError unless the installed version is supported."""
     first, end = SUPPORTED
     version = _version()
     major, minor = version.split(".")[:2]
     if not first <= (int(major), int(minor)) < end:
-        raise RuntimeError(
+        raise RefusedError(
             f"mfkernels.integrations.transformers supports transformers >={_dotted(first)},"
             f"<{_dotted(end)}; {version} is installed"
         )
@@ -183,31 +187,45 @@ def patch_instance(module: nn.Module, replacement: Replacement) -> None:
 
 
 def unpatch_instance(module: nn.Module, replacement: Replacement) -> None:
-    if is_replacement(vars(module).get(replacement.attribute)):
+    """Pickling leaves the class's own method behind, bound; it is dropped too."""
+    current = vars(module).get(replacement.attribute)
+    of_class = getattr(type(module), replacement.attribute)
+    left = isinstance(current, MethodType) and current.__func__ is getattr(
+        of_class, ORIGINAL, of_class
+    )
+    if left or is_replacement(current):
         del vars(module)[replacement.attribute]
 
 
 @functools.cache
 def check_family(family: Family, features: frozenset[str]) -> None:
-    """Raise RuntimeError if the replacements do not compute what the installed classes compute.
+    """Raise RefusedError if the replacements do not compute what the installed classes compute.
 
     A small problem is solved by both, so that a version whose signatures are the same and whose
     losses are not is refused too.
     """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device("cpu"),
+            torch.autocast("cpu", enabled=False),
+        ):
             if features - {"post_processing"}:
                 _compare_losses(family)
             if "post_processing" in features:
                 _compare_maps(family)
-    except RuntimeError:
+    except RefusedError:
         raise
     except Exception as error:
         raise _refusal(family, f"{type(error).__name__}: {error}") from error
+    finally:
+        torch.set_default_dtype(dtype)
 
 
-def _refusal(family: Family, reason: str) -> RuntimeError:
-    return RuntimeError(
+def _refusal(family: Family, reason: str) -> RefusedError:
+    return RefusedError(
         f"{family.name} of transformers {_version()} is not what mfkernels replaces: {reason}"
     )
 

@@ -56,8 +56,8 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
             with torch.no_grad():
                 small = original(self, outputs, None, True)
                 return [
-                    _semantic_map(item.segmentation_scores, size, resize)
-                    for item, size in zip(small, target_sizes, strict=True)
+                    _semantic_map(item.segmentation_scores, (int(height), int(width)), resize)
+                    for item, (height, width) in zip(small, target_sizes, strict=True)
                 ]
 
         return post_process_semantic_segmentation
@@ -94,7 +94,9 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
                 kept = labels[image].ne(no_object) & (scores[image] > threshold)
                 queries = kept.nonzero().flatten()
                 size = None if target_sizes is None else target_sizes[image]
-                height, width = size or first_size or logits.shape[1:]
+                if size is None:
+                    size = first_size or logits.shape[1:]
+                height, width = map(int, size)  # tensors too
                 if len(queries) == 0:
                     nothing = torch.zeros((height, width)) - 1
                     results.append({"segmentation": nothing, "segments_info": []})
@@ -132,7 +134,8 @@ class _Largest:
             self.value, self.index = value, index
         else:
             index += self._count
-            better = value > self.value
+            # As in argmax, the first NaN wins.
+            better = (value > self.value) | (value.isnan() & ~self.value.isnan())
             torch.where(better, value, self.value, out=self.value)
             torch.where(better, index, self.index, out=self.index)
         self._count += len(maps)
