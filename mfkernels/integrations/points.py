@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mfkernels.focal_dice import focal_dice_loss
 from mfkernels.integrations.matching import Pair
 from mfkernels.mask_logits import result_dtype
+from mfkernels.reference import sample_points as reference
 from mfkernels.sample_points import sample_points
 
 
@@ -30,9 +31,10 @@ class Sampling(NamedTuple):
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
     """`[N, P]`: values of `maps [N, h, w]`, any dtype, at `points`; see `sample_points`."""
-    if not (maps.dtype == torch.bool or maps.dtype.is_floating_point):
-        maps = maps.to(points.dtype)  # padding of an image processor has other values than 0 and 1
-    return sample_points(maps, points)
+    if maps.dtype == torch.bool:
+        return sample_points(maps, points)
+    # Here maps come from memory, not from a cache, and `grid_sample` is the faster one.
+    return reference.sample_points(maps.to(points.dtype), points)
 
 
 @torch.no_grad()
