@@ -79,6 +79,42 @@ def test_class_names_of_a_run(tmp_path: Path) -> None:
     assert tuple(labels[str(index)] for index in range(7)) == names
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_a_run_stands_for_its_best_checkpoint(tmp_path: Path, best: bool) -> None:
+    steps = tmp_path / "run" / "checkpoints"
+    model = tiny_model(backbone={"name": "resnet18"}, pixel_decoder={"groups": 32})
+    weight = next(model.parameters())
+    for step, link in ((2, "best"), (4, "last")):
+        with torch.no_grad():
+            weight.fill_(step)
+        model.save_pretrained(steps / f"step_{step:07d}")
+        ImageProcessor(32 * step, None).save_pretrained(steps / f"step_{step:07d}")
+        (steps / f"step_{step:07d}" / "training_state.pt").touch()
+        if best or link == "last":
+            (steps / link).symlink_to(f"step_{step:07d}")
+    expected = 2 if best else 4
+    for path in (tmp_path / "run", steps):
+        found = MaskFormer.from_pretrained(path)
+        assert next(found.parameters()).eq(expected).all()
+        assert ImageProcessor.from_pretrained(path).short_side == 32 * expected
+        assert resolve_checkpoint(path) == (steps / f"step_{expected:07d}").resolve()
+    run("convert", tmp_path / "run", tmp_path / "native", "--to", "native")
+    converted = MaskFormer.from_pretrained(tmp_path / "native")
+    assert next(converted.parameters()).eq(expected).all()
+    assert ImageProcessor.from_pretrained(tmp_path / "native").short_side == 32 * expected
+
+
+def test_an_official_folder_is_read_back(official: Path, tmp_path: Path) -> None:
+    model = MaskFormer.from_pretrained(official)
+    model.save_pretrained(tmp_path / "folder", format="official")
+    again = MaskFormer.from_pretrained(tmp_path / "folder").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    assert ImageProcessor.from_pretrained(tmp_path / "folder") == ImageProcessor()
+    (tmp_path / "folder" / "other.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"folder holds no config\.json"):
+        MaskFormer.from_pretrained(tmp_path / "folder")
+
+
 def test_refusals(official: Path, tmp_path: Path) -> None:
     write_zoo(official, replace(OFFICIAL, head="per_pixel").state(zoo=True))
     with pytest.raises(ValueError, match="cannot express this model: its architecture"):

@@ -237,6 +237,13 @@ class TestFolders:
         found = ImageProcessor.from_pretrained(tmp_path)
         assert (found.short_side, found.max_side) == expected
 
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="holds no checkpoint: expected"):
+            ImageProcessor.from_pretrained(tmp_path)
+        (tmp_path / "notes.txt").write_text("x")
+        with pytest.raises(ValueError, match=r"notes\.txt is a file; give the folder"):
+            ImageProcessor.from_pretrained(tmp_path / "notes.txt")
+
     def test_fixed_size(self, tmp_path: Path) -> None:
         values = {"size": {"height": 512, "width": 512}}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))

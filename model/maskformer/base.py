@@ -78,7 +78,8 @@ class SegmentationModel(nn.Module):
     ) -> SegmentationModel:
         """A trained model, in evaluation mode. Code in a file is never run.
 
-        Reads folders of `save_pretrained`; folders and hub models of `transformers` (MaskFormer
+        Reads folders of `save_pretrained`; run folders, of which it takes the best checkpoint, or
+        the last where none is best yet; folders and hub models of `transformers` (MaskFormer
         with a ResNet or Swin backbone); and the authors' `.pkl` and `.pth` files, whose
         architecture is read off the weights.
 

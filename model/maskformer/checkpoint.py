@@ -33,12 +33,12 @@ from maskformer.image_processor import ImageProcessor
 from maskformer.model import SegmentationModel
 from maskformer.palette import palette
 from maskformer.weights.files import WEIGHT_SUFFIXES
+from maskformer.weights.runs import BEST, LAST, STATE, find_local
+from maskformer.weights.runs import find_checkpoint as find_checkpoint
 
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
-STATE = "training_state.pt"
 SCORE = "score.json"
-LAST, BEST = "last", "best"
 
 
 class CheckpointError(RuntimeError):
@@ -130,19 +130,6 @@ def mark_best(folder: Path, step: int, score: float) -> bool:
     return True
 
 
-def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
-    """The step folder that `last` or `best` names, or None.
-
-    Where copying a run has lost the links, the newest step folder is the last.
-    """
-    if (folder / name / STATE).is_file():
-        return (folder / name).resolve()
-    if name == LAST:
-        found = [place.parent for place in folder.glob(f"step_*/{STATE}")]
-        return max(found).resolve() if found else None
-    return None
-
-
 def checkpoint_to_resume(run: Path) -> Path:
     """The last complete checkpoint of a run folder.
 
@@ -179,20 +166,14 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
 
 def resolve_checkpoint(path: Path) -> Path:
     """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
-    folder. Other folders of models and weight files stand for themselves.
-
-    A run folder stands for its best checkpoint, or the last where none is best yet.
+    folder. Other folders of models and weight files stand for themselves; see `find_local`.
 
     Raises:
         CheckpointError: nothing there.
     """
-    for folder in (path / "checkpoints", path):
-        for name in (BEST, LAST):
-            found = find_checkpoint(folder, name)
-            if found:
-                return found
-    if (path / "config.json").is_file() or (path.is_file() and path.suffix in WEIGHT_SUFFIXES):
-        return path.resolve()
+    found = find_local(path)
+    if found:
+        return found.resolve()
     raise CheckpointError(
         f"no checkpoint at {path}: expected a run folder, one with a config.json, or a weight file "
         f"({', '.join(sorted(WEIGHT_SUFFIXES))})"

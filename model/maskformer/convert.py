@@ -7,6 +7,7 @@ from pathlib import Path
 from maskformer.base import Format, SegmentationModel
 from maskformer.checkpoint import DATASET, load_info
 from maskformer.image_processor import ImageProcessor
+from maskformer.weights.checkpoint import find
 
 
 def convert(source: str | Path, target: str | Path, format: Format) -> SegmentationModel:  # noqa: A002
@@ -24,10 +25,11 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
         FileNotFoundError, HubError, ValueError: as in `from_pretrained` and `save_pretrained`.
         OSError: the target cannot be written.
     """
-    model = SegmentationModel.from_pretrained(source)
-    if model.class_names is None and (Path(source) / DATASET).is_file():
-        model.class_names = load_info(Path(source)).classes
-    processor = ImageProcessor.from_pretrained(source)
+    found = find(source)
+    model = SegmentationModel.from_pretrained(found)
+    if model.class_names is None and (found / DATASET).is_file():
+        model.class_names = load_info(found).classes
+    processor = ImageProcessor.from_pretrained(found)
     model.save_pretrained(target, format)
     if format != "official":
         processor.save_pretrained(target)

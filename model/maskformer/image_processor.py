@@ -16,7 +16,7 @@ from maskformer.config import Config, EvalConfig, load_config, parse_model_confi
 from maskformer.data import EvalTransform, Normalize
 from maskformer.data.images import read_image
 from maskformer.inference import panoptic_maps, semantic_maps
-from maskformer.weights.checkpoint import LIBRARY, PREPROCESSOR_FILE, find
+from maskformer.weights.checkpoint import LIBRARY, PREPROCESSOR_FILE, check_weight_file, find
 from maskformer.weights.files import read_json, write_json
 from maskformer.weights.huggingface import CONFIG_FILE, image_values, read_preprocessor
 
@@ -66,14 +66,21 @@ class ImageProcessor:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> ImageProcessor:
-        """What the folder of a model says; of an official file, which says nothing, the default.
+        """What the folder of a model says; of a weight file, which says nothing, the default.
+
+        Args:
+            path_or_hub_id: as in `MaskFormer.from_pretrained`, or a folder that holds only
+                `preprocessor_config.json`. A weight file is not opened.
 
         Raises:
-            FileNotFoundError: nothing there.
+            FileNotFoundError: nothing there, or nothing in the folder that belongs to a model.
             HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
-            ValueError: a file is damaged or asks for a fixed height and width.
+            ValueError: a file is damaged, is no weight file, or asks for a fixed height and width.
         """
         path = find(path_or_hub_id)
+        if path.is_file():
+            check_weight_file(path)
+            return cls()
         preprocessor = read_preprocessor(path)
         if preprocessor is not None:
             return _from_preprocessor(preprocessor, path / PREPROCESSOR_FILE)
@@ -83,7 +90,11 @@ class ImageProcessor:
             values = read_json(path / CONFIG_FILE)
             if values.get("library") == LIBRARY:
                 return cls(normalize=Normalize.from_config(parse_model_config(values["model"])))
-        return cls()
+            return cls()
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
+            "one .pkl or .pth file"
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `preprocessor_config.json`, which `transformers` reads too.
@@ -116,6 +127,11 @@ class ImageProcessor:
         Args:
             images: one or several of: a file, a Pillow image (both are turned as their EXIF
                 orientation says), an array `[H,W,3]` uint8 RGB, a tensor `[3,H,W]` uint8 RGB.
+
+        Returns:
+            A dict of `pixel_values`, float32 `[B,3,H,W]`: the resized images, normalised, with
+            zeros right and below; `image_sizes`, (height, width) of each resized image in it;
+            and `original_sizes`, (height, width) of each image as it came.
 
         Raises:
             ValueError: no images, or one of another shape or dtype.

@@ -17,6 +17,7 @@ from maskformer.weights.files import WEIGHT_SUFFIXES, read_json, read_tensors
 from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE
 from maskformer.weights.names import Names, identity_names
 from maskformer.weights.report import LoadReport
+from maskformer.weights.runs import find_local
 
 LIBRARY = "maskformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -86,7 +87,8 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
 
 
 def find(path_or_hub_id: str | Path) -> Path:
-    """A local file or folder, or the hub's files in the local cache.
+    """A local file or folder (of a run, that of its checkpoint; see `find_local`), or the hub's
+    files in the local cache.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -94,7 +96,7 @@ def find(path_or_hub_id: str | Path) -> Path:
     """
     path = Path(path_or_hub_id)
     if path.exists():
-        return path
+        return find_local(path) or path
     if path.suffix in WEIGHT_SUFFIXES:
         raise FileNotFoundError(f"no such file: {path}")
     if not _HUB_ID.fullmatch(str(path_or_hub_id)):
@@ -123,12 +125,21 @@ def native_config(config: ModelConfig, classes: tuple[str, ...] | None) -> dict[
     return values if classes is None else values | {"classes": list(classes)}
 
 
-def _open_official(file: Path) -> Checkpoint:
+def check_weight_file(file: Path) -> None:
+    """Refuses a file that cannot hold weights, by its name.
+
+    Raises:
+        ValueError: another suffix.
+    """
     if file.suffix not in WEIGHT_SUFFIXES:
         raise ValueError(
             f"{file} is a file; give the folder that holds {CONFIG_FILE}, or a weight file "
             f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
         )
+
+
+def _open_official(file: Path) -> Checkpoint:
+    check_weight_file(file)
     weights = read_tensors(file)
     config = official.infer_config(weights, str(file))
     names = official.official_names(config, official.is_zoo_layout(weights))
