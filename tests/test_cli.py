@@ -56,11 +56,26 @@ def test_evaluate_repeats_the_figures_of_training(run: Run, trained: Path, tmp_p
     )
     assert code == 0, err
     assert "miou" in out
+    assert "(step_0000002)" in out  # which checkpoint of the run it was
     assert "triangle" in out  # the table by class
     again = json.loads((tmp_path / "metrics.json").read_text())
     before = json.loads((trained / "metrics.json").read_text())
     assert again["miou"] == pytest.approx(before["miou"])
     assert len(again["per_class"]["iou"]) == 9
+
+
+def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
+    code, _, err = run("evaluate", "--checkpoint", trained, "model.num_classes=12")
+    assert code == 1
+    assert "'model.num_classes=12' cannot replace it" in err
+
+
+def test_predict_without_any_readable_image_fails(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    arguments = ["--checkpoint", trained, "--out", tmp_path / "out"]
+    code, _, err = run("predict", tmp_path / "text.png", *arguments)
+    assert code == 1
+    assert "error: none of 1 images could be read" in err
 
 
 def test_a_longer_run_resumes_with_its_own_recipe(run: Run, trained: Path, tmp_path: Path) -> None:

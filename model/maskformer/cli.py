@@ -32,7 +32,7 @@ from maskformer.config import (
     merge_model_config,
 )
 from maskformer.convert import convert
-from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data import DatasetError, Sample, build_dataset, check_dataset
 from maskformer.evaluation import (
     Evaluation,
     Prediction,
@@ -78,7 +78,9 @@ TtaOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Path,
-    typer.Option("--checkpoint", help="A run folder, a checkpoint or a save_pretrained folder."),
+    typer.Option(
+        "--checkpoint", help="A run folder (its best checkpoint), a checkpoint or a model."
+    ),
 ]
 
 
@@ -164,6 +166,9 @@ def evaluate_command(
         check_output_folder(output)
     elif save_maps:
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
+    for override in overrides or []:
+        if override.startswith("model."):
+            raise ConfigError(f"the checkpoint decides the model: '{override}' cannot replace it")
     folder = resolve_checkpoint(checkpoint)
     recipe = (
         load_config(config, overrides or []) if config else load_recipe(folder, overrides or [])
@@ -193,7 +198,8 @@ def evaluate_command(
             each=each,
         )
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
-    progress.print(metrics_table(evaluation.metrics, str(checkpoint)))
+    scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
+    progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
     if output is not None:
         _write_evaluation(evaluation, output)
         progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
@@ -230,6 +236,8 @@ def predict(
             tta=tta,
             progress=progress,
         )
+    if failures == len(files):
+        raise DatasetError(f"none of {len(files)} images could be read")
     progress.print(f"{len(files) - failures} images: {out}")
     if failures:
         raise typer.Exit(1)

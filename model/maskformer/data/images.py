@@ -104,5 +104,5 @@ def _load(file: Path, what: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(
             f"{what} file {file} cannot be read ({error}); it is broken or not an image: "
-            "replace it, or remove it and its partner"
+            "replace or remove it"
         ) from None
