@@ -41,7 +41,7 @@ OPERATIONS = (
 )
 
 BY_PYTORCH = frozenset({("mask_logits", "cuda"), ("sample_points", "cuda"), ("class_loss", "cpu")})
-"""Where PyTorch's own kernels are the native ones: nothing here would be faster."""
+"""Where PyTorch's own kernels stand for native ones, so that asking for those is no error."""
 
 _logger = logging.getLogger(__name__)
 _REQUESTS: tuple[Request, ...] = get_args(Request)
@@ -281,6 +281,8 @@ def explain() -> Explanation:
     for operation in OPERATIONS:
         for device_type in ("cpu", "cuda"):
             reason = _native[operation, device_type]
+            if (operation, device_type) in BY_PYTORCH:
+                reason = "PyTorch's own kernels serve it, also where native is asked for"
             if request == "reference":
                 rows.append((operation, device_type, "reference", "the reference was asked for"))
             else:
