@@ -24,10 +24,14 @@ const FocalDiceTasks<double>& tasks() {
   return MFK_BEST_KERNEL(focal_dice).wide;
 }
 
+int64_t tasks_of_mask(const FocalDice& loss) {
+  return (loss.elements + kTaskElements - 1) / kTaskElements;
+}
+
 // f(mask, task within it, first element, last element).
 template <class F>
 void for_tasks(const FocalDice& loss, int threads, const F& f) {
-  const int64_t each = (loss.elements + kTaskElements - 1) / kTaskElements;
+  const int64_t each = tasks_of_mask(loss);
   for_each(loss.masks * each, threads, [&](int64_t i) {
     const int64_t first = i % each * kTaskElements;
     f(i / each, i % each, first, std::min(loss.elements, first + kTaskElements));
@@ -36,7 +40,7 @@ void for_tasks(const FocalDice& loss, int threads, const F& f) {
 
 template <class T>
 void forward(const FocalDice& loss, int threads) {
-  const int64_t each = (loss.elements + kTaskElements - 1) / kTaskElements;
+  const int64_t each = tasks_of_mask(loss);
   std::vector<FocalDiceSums> parts(loss.masks * each);
   for_tasks(loss, threads, [&](int64_t mask, int64_t task, int64_t first, int64_t last) {
     parts[mask * each + task] = tasks<T>().sums(loss, mask, first, last);
@@ -81,7 +85,7 @@ void backward(const FocalDice& loss, int threads) {
     return;
   }
   // A whole mask at a time: its points share pixels.
-  const int64_t bytes = (loss.height * loss.width * sizeof(T) + 63) / 64 * 64;
+  const int64_t bytes = loss.height * loss.width * static_cast<int64_t>(sizeof(T));
   for_each(loss.masks, threads, bytes, [&](int64_t mask, void* memory) {
     tasks<T>().slopes_at_points(loss, mask, slopes_of<T>(loss, mask), memory);
   });

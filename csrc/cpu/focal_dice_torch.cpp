@@ -12,8 +12,6 @@ using mfk::cpu::FocalLoss;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
 ScalarType type_of(const FocalDice& loss) {
   return loss.wide ? ScalarType::Double : ScalarType::Float;
 }
@@ -76,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> run(FocalDice loss, const Tensor& like) {
   loss.focal = focal.mutable_data_ptr();
   loss.dice = dice.mutable_data_ptr();
   loss.sums = sums.mutable_data_ptr();
-  mfk::cpu::focal_dice(loss, threads());
+  mfk::cpu::focal_dice(loss, mfk::cpu::threads());
   return {focal, dice, sums};
 }
 
@@ -96,7 +94,7 @@ Tensor run_backward(FocalDice loss, const Tensor& grad_focal, const Tensor& grad
   loss.sums = const_cast<void*>(saved.const_data_ptr());
   Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
   loss.grad_logits = grad_logits.mutable_data_ptr();
-  mfk::cpu::focal_dice_backward(loss, threads());
+  mfk::cpu::focal_dice_backward(loss, mfk::cpu::threads());
   return grad_logits;
 }
 
@@ -142,7 +140,7 @@ Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& targets, double al
   FocalLoss loss = elements_of(x, y, alpha, gamma);
   Tensor losses = torch::stable::new_empty(x, x.sizes());
   loss.losses = losses.mutable_data_ptr();
-  mfk::cpu::sigmoid_focal_loss(loss, threads());
+  mfk::cpu::sigmoid_focal_loss(loss, mfk::cpu::threads());
   return losses;
 }
 
@@ -157,7 +155,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_losses, const Tensor& logi
   Tensor grad_logits = torch::stable::new_empty(x, x.sizes());
   loss.pair.grad_logits = grad_logits.mutable_data_ptr();
   loss.grad_losses = factors.const_data_ptr();
-  mfk::cpu::sigmoid_focal_loss_backward(loss, threads());
+  mfk::cpu::sigmoid_focal_loss_backward(loss, mfk::cpu::threads());
   return grad_logits;
 }
 

@@ -19,7 +19,7 @@ Tensor mask_logits(const Tensor& embed, const Tensor& features) {
       embed, {masks.layers, masks.images, masks.queries, masks.height, masks.width});
   task.logits = logits.mutable_data_ptr();
   if (logits.numel() > 0) {
-    mfk::cpu::mask_logits(task, static_cast<int>(torch::stable::get_num_threads()));
+    mfk::cpu::mask_logits(task, mfk::cpu::threads());
   }
   return logits;
 }

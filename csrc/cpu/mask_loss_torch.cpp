@@ -48,8 +48,6 @@ MaskLoss loss_of(const Tensor& embed, const OptionalTensor& features, const Targ
   return loss;
 }
 
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
 std::tuple<Tensor, Tensor, Tensor> mask_loss(const Tensor& embed, const OptionalTensor& features,
                                              const OptionalTensor& label_map,
                                              const OptionalTensor& masks, const Tensor& counts,
@@ -65,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_loss(const Tensor& embed, const Optional
   loss.focal = focal.mutable_data_ptr();
   loss.dice = dice.mutable_data_ptr();
   loss.sums = sums.mutable_data_ptr();
-  mfk::cpu::mask_loss(loss, threads());
+  mfk::cpu::mask_loss(loss, mfk::cpu::threads());
   return {focal, dice, sums};
 }
 
@@ -99,7 +97,7 @@ std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Te
       wanted ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_empty(like, {0});
   loss.grad_embed = embed_needed ? grad_embed.mutable_data_ptr() : nullptr;
   loss.grad_features = wanted ? grad_features.mutable_data_ptr() : nullptr;
-  mfk::cpu::mask_loss_backward(loss, threads());
+  mfk::cpu::mask_loss_backward(loss, mfk::cpu::threads());
   return {grad_embed, grad_features};
 }
 

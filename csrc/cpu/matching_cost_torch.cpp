@@ -50,7 +50,7 @@ Tensor matching_cost(const Tensor& class_logits, const Tensor& embed,
                                            cost.wide ? ScalarType::Double : ScalarType::Float);
   cost.cost = result.mutable_data_ptr();
   if (result.numel() > 0) {
-    mfk::cpu::matching_cost(cost, static_cast<int>(torch::stable::get_num_threads()));
+    mfk::cpu::matching_cost(cost, mfk::cpu::threads());
   }
   return result;
 }

@@ -20,8 +20,7 @@ void sample_points(const SamplePoints& task, int threads) {
 
 void sample_points_backward(const SamplePoints& task, int threads) {
   const int64_t size = task.wide ? sizeof(double) : sizeof(float);
-  const int64_t bytes = (task.height * task.width * size + 63) / 64 * 64;
-  for_each(task.count, threads, bytes,
+  for_each(task.count, threads, task.height * task.width * size,
            [&](int64_t image, void* memory) { tasks(task).backward(task, image, memory); });
 }
 

@@ -9,8 +9,6 @@ using mfk::cpu::SamplePoints;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
 // Both must be contiguous and outlive the result.
 SamplePoints task_of(const Tensor& images, const Tensor& points) {
   STD_TORCH_CHECK(images.dim() == 3 && points.dim() == 3 && points.size(2) == 2 &&
@@ -39,7 +37,7 @@ Tensor sample_points(const Tensor& images, const Tensor& points) {
   SamplePoints task = task_of(x, at);
   Tensor values = torch::stable::new_empty(at, {task.count, task.each});
   task.values = values.mutable_data_ptr();
-  mfk::cpu::sample_points(task, threads());
+  mfk::cpu::sample_points(task, mfk::cpu::threads());
   return values;
 }
 
@@ -55,7 +53,7 @@ Tensor sample_points_backward(const Tensor& grad_values, const Tensor& images,
   task.values = const_cast<void*>(grad.const_data_ptr());
   Tensor grad_images = torch::stable::new_empty(images, images.sizes());
   task.grad_images = grad_images.mutable_data_ptr();
-  mfk::cpu::sample_points_backward(task, threads());
+  mfk::cpu::sample_points_backward(task, mfk::cpu::threads());
   return grad_images;
 }
 

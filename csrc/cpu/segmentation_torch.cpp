@@ -64,8 +64,6 @@ Tensor in_type(const char* name, const Tensor& tensor, bool wide) {
   return torch::stable::contiguous(torch::stable::to(tensor, type_of(wide)));
 }
 
-int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
 std::tuple<Tensor, Tensor> semantic_segmentation(std::vector<Tensor> probability,
                                                  std::vector<Tensor> embed,
                                                  std::vector<Tensor> features,
@@ -103,7 +101,7 @@ std::tuple<Tensor, Tensor> semantic_segmentation(std::vector<Tensor> probability
                       : torch::stable::new_empty(probability[0], {0});
   task.labels = labels.mutable_data_ptr<int64_t>();
   task.scores = return_scores ? scores.mutable_data_ptr() : nullptr;
-  mfk::cpu::semantic_segmentation(task, threads());
+  mfk::cpu::semantic_segmentation(task, mfk::cpu::threads());
   return {std::move(labels), std::move(scores)};
 }
 
@@ -127,7 +125,7 @@ std::tuple<Tensor, Tensor> panoptic_owners(const Tensor& scores, const Tensor& e
   Tensor counts = torch::stable::new_empty(scores, {scores.size(0), 3}, ScalarType::Long);
   task.owners = owners.mutable_data_ptr<int32_t>();
   task.counts = counts.mutable_data_ptr<int64_t>();
-  mfk::cpu::panoptic_owners(task, threads());
+  mfk::cpu::panoptic_owners(task, mfk::cpu::threads());
   return {std::move(owners), std::move(counts)};
 }
 

@@ -15,6 +15,8 @@ namespace mfk::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
 inline Element element_of(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Half:
