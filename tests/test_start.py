@@ -60,6 +60,13 @@ def test_answers_without_pytorch(arguments: str, code: int, text: str) -> None:
     assert result.stderr.endswith("imported:\n")
 
 
+def test_a_command_in_a_process_of_its_own() -> None:
+    """Other tests have imported everything long before a command runs."""
+    result = command_line("info", "quickstart", "--size", "96x96")
+    assert result.returncode == 0, result.stderr
+    assert "backbone" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
