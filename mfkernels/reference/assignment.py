@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 STATUS_NAN = 1
@@ -21,6 +20,9 @@ def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
     Returns the row and column indices, and the status bits.
     """
+    # SciPy is slow to import, and nothing else needs it.
+    from scipy.optimize import linear_sum_assignment
+
     status = 0
     status |= STATUS_NAN if np.isnan(cost).any() else 0
     status |= STATUS_NEGATIVE_INFINITY if np.isneginf(cost).any() else 0

@@ -184,6 +184,8 @@ def build_model(config: ModelConfig) -> SegmentationModel:
     Raises:
         ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
     """
+    import maskformer.model  # noqa: F401  (its classes enter the table; it imports this module)
+
     return SegmentationModel._architectures[config.architecture](config)
 
 
