@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig
+from maskformer.config import CocoPanopticConfig
 from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import Color, palette
+from maskformer.recipes import CONFIG_FOLDER
 
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
