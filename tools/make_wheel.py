@@ -67,6 +67,8 @@ def make(folder: Path) -> Path:
     run("-m", "auditwheel", *repair, "--wheel-dir", folder / "repaired", built)
     (repaired,) = (folder / "repaired").glob("*.whl")
     (ROOT / "dist").mkdir(exist_ok=True)
+    for stale in (ROOT / "dist").glob("*.whl"):
+        stale.unlink()
     return Path(shutil.copy(repaired, ROOT / "dist"))
 
 

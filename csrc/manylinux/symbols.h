@@ -1,8 +1,8 @@
 // Included ahead of every file of a wheel: old versions of symbols that have newer ones here.
 //
-// manylinux_2_28 means glibc 2.28 and the libstdc++ of GCC 8. The old versions behave the same;
-// glibc 2.34 only moved the POSIX functions between its libraries, and pow and exp of 2.29 no longer
-// call a hook for errors.
+// manylinux_2_28 means glibc 2.28 and the libstdc++ of GCC 8. The old versions behave the same: glibc
+// 2.34 moved the POSIX functions into libc.so.6 (older systems have them in libpthread and libdl,
+// which Python has loaded), and exp and pow of 2.29 no longer call a hook for errors.
 #pragma once
 
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
