@@ -10,9 +10,10 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+AVIF = ("AVIF",) if features.check("avif") else ()
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA", *AVIF)
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
@@ -58,9 +59,24 @@ def _damaged(kind: str) -> dict[str, bytes]:
     return cases
 
 
+def _damaged_avif() -> dict[str, bytes]:
+    """What makes the decoder raise RuntimeError and ZeroDivisionError."""
+    still = encoded("AVIF")
+    data, places = still.index(b"mdat") + 4, still.index(b"iloc") + 4
+    moving = encoded("AVIF", save_all=True, append_images=[Image.new("RGB", (40, 24))])
+    scale = moving.index(b"mdhd") + (24 if moving[moving.index(b"mdhd") + 4] else 16)
+    return {
+        "avif of empty data": still[:data] + bytes(len(still) - data),
+        "avif of empty places": still[:places] + bytes(12) + still[places + 12 :],
+        "avif without time": moving[:scale] + bytes(4) + moving[scale + 4 :],
+    }
+
+
 def contents() -> dict[str, bytes]:
     """What is written into files, by name of the case."""
     cases = {name: data for kind in FORMATS for name, data in _damaged(kind).items()}
+    if AVIF:
+        cases |= _damaged_avif()
     jpeg = encoded("JPEG")
     exif = b"\xff\xe1\0\x14Exif\0\0II*\0\xff\xff\xff\xff____"
     return cases | {
