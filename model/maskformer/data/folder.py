@@ -67,6 +67,7 @@ class Folder:
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
             name=self._name(image_file),
+            file_name=image_file.relative_to(self._images).as_posix(),
         )
 
     def _name(self, image_file: Path) -> str:
