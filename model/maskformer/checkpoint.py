@@ -29,6 +29,7 @@ from accelerate import Accelerator
 
 from maskformer.config import Config, ShapesConfig, load_config, to_yaml
 from maskformer.data import DatasetInfo
+from maskformer.errors import CheckpointError
 from maskformer.image_processor import ImageProcessor
 from maskformer.model import SegmentationModel
 from maskformer.palette import palette
@@ -52,10 +53,6 @@ DATASET = "dataset.json"
 SCORE = "score.json"
 _SMALL_FILES = 200_000
 """Bytes for everything in a checkpoint but its tensors, roughly."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; the message says what was kept."""
 
 
 def save_checkpoint(

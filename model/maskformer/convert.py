@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.base import Format, SegmentationModel
+from maskformer.base import SegmentationModel
 from maskformer.checkpoint import DATASET, load_info
+from maskformer.choices import Format
 from maskformer.image_processor import ImageProcessor
 from maskformer.weights.checkpoint import find
 

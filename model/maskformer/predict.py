@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from maskformer.choices import Mode
 from maskformer.config import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
 from maskformer.data.images import read_image
@@ -22,8 +22,6 @@ from maskformer.results import ResultWriter
 from maskformer.text import escape
 from maskformer.tta import Views
 from maskformer.visualize import overlay_with_legend, save_picture
-
-Mode = Literal["semantic", "panoptic", "instance"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 

@@ -23,7 +23,6 @@ from torch.utils.tensorboard import SummaryWriter
 import mfkernels
 from maskformer.checkpoint import (
     RECIPE,
-    CheckpointError,
     checkpoint_to_resume,
     find_checkpoint,
     load_training_state,
@@ -42,6 +41,7 @@ from maskformer.data import (
     build_dataset,
     check_dataset,
 )
+from maskformer.errors import CheckpointError, TrainingDivergedError, TrainingStoppedError
 from maskformer.evaluation import (
     Evaluation,
     eval_loader,
@@ -58,18 +58,6 @@ from mfkernels.backend import Request as Backend
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 STOP_CHECK_EVERY = 10
 """Steps between agreements on a stop signal, when several processes train together."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """SIGINT or SIGTERM ended the run after a complete, saved step."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-class TrainingDivergedError(RuntimeError):
-    """No finite gradient came out of a whole logging interval."""
 
 
 class Trainer:

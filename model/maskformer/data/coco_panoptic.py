@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig
+from maskformer.config import CocoPanopticConfig
 from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import Color, palette
 from maskformer.paths import missing_files, name_inside
+from maskformer.recipes import CONFIG_FOLDER
 from maskformer.text import escape
 
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
