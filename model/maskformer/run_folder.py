@@ -186,32 +186,18 @@ def lock_run(folder: Path) -> Iterator[str]:
     Raises:
         RunInUseError: another process has it; the message names it.
     """
-    file = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
-    status = file.stat() if file.exists() else None
-    if status and (status.st_dev, status.st_ino) in _locked:
-        # Opening the file once more would end this process's own lock when it is closed.
-        raise RunInUseError(f"this process already trains in {folder}")
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    status = os.fstat(descriptor)
-    identity = status.st_dev, status.st_ino
-    problem = ""
-    try:
-        try:
-            # A record lock: forked data workers must not keep it when this process dies.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise RunInUseError(_in_use(folder, descriptor)) from None
-            problem = str(error)
+    with _open_lock(folder, os.O_RDWR | os.O_CREAT) as descriptor:
+        problem = _lock(descriptor, fcntl.LOCK_EX, folder)
+        identity = _identity(os.fstat(descriptor))
         _locked.add(identity)
-        with suppress(OSError):  # the name in the message is a courtesy
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
-        yield problem
-    finally:
-        _locked.discard(identity)
-        os.close(descriptor)
+        try:
+            with suppress(OSError):  # the name in the message is a courtesy
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+            yield problem
+        finally:
+            _locked.discard(identity)
 
 
 def check_not_in_use(folder: Path) -> None:
@@ -221,8 +207,36 @@ def check_not_in_use(folder: Path) -> None:
         RunInUseError: one does.
     """
     if (folder / LOCK).is_file():
-        with lock_run(folder):
-            pass
+        with _open_lock(folder, os.O_RDONLY) as descriptor:
+            _lock(descriptor, fcntl.LOCK_SH, folder)  # several processes may ask at once
+
+
+@contextmanager
+def _open_lock(folder: Path, flags: int) -> Iterator[int]:
+    file = folder / LOCK
+    if file.exists() and _identity(file.stat()) in _locked:
+        # Opening the file once more would end this process's own lock when it is closed.
+        raise RunInUseError(f"{folder} is in use: this process already trains there")
+    descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, folder: Path) -> str:
+    try:
+        # A record lock: forked data workers must not keep it when this process dies.
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return str(error)
+        raise RunInUseError(_in_use(folder, descriptor)) from None
+    return ""
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _myself() -> dict[str, object]:
