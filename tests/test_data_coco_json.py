@@ -98,7 +98,7 @@ def test_image_ids(root: Path, value: Any) -> None:
     assert "annotations[0].image_id: " in message
 
 
-@pytest.mark.parametrize("value", ["", ".", "/", 5, None, ["x.jpg"], ...], ids=repr)
+@pytest.mark.parametrize("value", [5, None, ["x.jpg"], ...], ids=repr)
 def test_file_names(root: Path, value: Any) -> None:
     assert "images[0].file_name: " in refusal(root, changed(("images", 0, "file_name"), value))
     path = ("annotations", 0, "file_name")

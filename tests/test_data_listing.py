@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskformer.data import DatasetError
-from maskformer.data.listing import list_files, missing_files
+from maskformer.data.listing import list_files
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -46,10 +46,3 @@ def test_loops(tmp_path: Path) -> None:
 def test_unreadable(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"folder .*nowhere cannot be read"):
         list_files(tmp_path / "nowhere")
-
-
-def test_missing_files(tmp_path: Path) -> None:
-    make(tmp_path, "a.png", "deep/b.png")
-    (tmp_path / "link").symlink_to("deep")
-    names = ["a.png", "deep/b.png", "link/b.png", "c.png", "no/d.png", "\0/e.png", "x" * 300 + "/f"]
-    assert missing_files(tmp_path, names) == names[3:]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,14 +31,7 @@ def _check_image_id(value: Any) -> Any:
     raise PydanticCustomError("image_id", "Input should be text or an integer in 0..2^63-1")
 
 
-def _check_name(name: str) -> str:
-    if not PurePath(name).name:
-        raise PydanticCustomError("file_name", "Input should name a file")
-    return name
-
-
 ImageId = Annotated[int | str, PlainValidator(_check_image_id)]
-FileName = Annotated[str, AfterValidator(_check_name)]
 CategoryId = Annotated[int, Strict(), Field(ge=0, le=LARGEST_ID)]
 SegmentId = Annotated[int, Strict(), Field(ge=1, lt=2**24)]
 """What a colour can say; 0 is void."""
@@ -53,7 +45,7 @@ class Entry(BaseModel):
 
 class ImageEntry(Entry):
     id: ImageId
-    file_name: FileName
+    file_name: str
 
 
 class Segment(Entry):
@@ -65,7 +57,7 @@ class Segment(Entry):
 
 class Annotation(Entry):
     image_id: ImageId
-    file_name: FileName
+    file_name: str
     segments_info: list[Segment]
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig
+from maskformer.config import CocoPanopticConfig
 from maskformer.data.coco_json import Annotation, Category, ImageEntry, entries, read_content
 from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
-from maskformer.data.listing import missing_files
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import palette
+from maskformer.paths import missing_files, name_inside
+from maskformer.recipes import CONFIG_FOLDER
+from maskformer.text import escape
 
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
@@ -44,14 +46,14 @@ class CocoPanoptic:
         if not isinstance(content, dict) or not content.get("annotations"):
             raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
         self.info = _info(*_categories(config, content, file))
-        self._read_annotations(content, file)
         self._images, self._panoptic = config.root / places.images, config.root / places.panoptic
-        _check_present(self._images, self._image_names, f"data.{split}.images")
-        _check_present(self._panoptic, self._png_names, f"data.{split}.panoptic")
+        self._read_annotations(content, file)
+        _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
+        _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
 
     def _read_annotations(self, content: Mapping[str, Any], file: Path) -> None:
         class_of = {number: k for k, number in enumerate(self.info.category_ids)}
-        image_names = _image_names(content.get("images") or [], file)
+        image_names = self._names_by_id(content.get("images") or [], file)
         self._image_ids: list[int | str] = []
         self._png_names: list[str] = []
         self._image_names: list[str] = []
@@ -59,7 +61,7 @@ class CocoPanoptic:
         starts, ids, classes, crowd = [0], array("q"), array("q"), array("b")
         unknown: set[int] = set()
         for annotation in entries(content["annotations"], Annotation, "annotations", file):
-            png = annotation.file_name
+            png = name_inside(self._panoptic, annotation.file_name, f"{file}: the file_name")
             self._image_ids.append(annotation.image_id)
             self._png_names.append(png)
             self._image_names.append(
@@ -85,6 +87,25 @@ class CocoPanoptic:
         self._classes = np.array(classes, np.int64)
         self._crowd = np.array(crowd, np.bool_)
 
+    def _names_by_id(self, values: Any, file: Path) -> dict[int | str, str]:
+        names: dict[int | str, str] = {}
+        for image in entries(values, ImageEntry, "images", file):
+            name = name_inside(self._images, image.file_name, f"{file}: the file_name")
+            if names.setdefault(image.id, name) != name:
+                raise DatasetError(
+                    f"{file} gives the image id {image.id!r} to {escape(names[image.id])} and to "
+                    f"{escape(name)}"
+                )
+        return names
+
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """Each image file and its PNG."""
+        return [
+            (self._images / image, self._panoptic / png)
+            for image, png in zip(self._image_names, self._png_names, strict=True)
+        ]
+
     @property
     def num_images(self) -> int:
         return len(self._png_names)
@@ -107,6 +128,7 @@ class CocoPanoptic:
             crowd=torch.from_numpy(self._crowd[rows].copy()),
             name=Path(self._image_names[index]).with_suffix("").as_posix(),
             image_id=self._image_ids[index],
+            file_name=self._image_names[index],
         )
 
 
@@ -148,18 +170,6 @@ def _list_ids(values: NDArray[np.integer], counts: NDArray[np.integer]) -> str:
     return listing + (f" and {len(values) - 6} more" if len(values) > 6 else "")
 
 
-def _image_names(values: Any, file: Path) -> dict[int | str, str]:
-    """The file name of each image id."""
-    names: dict[int | str, str] = {}
-    for image in entries(values, ImageEntry, "images", file):
-        if names.setdefault(image.id, image.file_name) != image.file_name:
-            raise DatasetError(
-                f"{file} gives the image id {image.id!r} to {names[image.id]} and to "
-                f"{image.file_name}"
-            )
-    return names
-
-
 def _categories(
     config: CocoPanopticConfig, content: Mapping[str, Any], file: Path
 ) -> tuple[list[Category], Path]:
@@ -192,12 +202,12 @@ def _info(categories: Sequence[Category], file: Path) -> DatasetInfo:
     )
 
 
-def _check_present(folder: Path, names: Sequence[str], key: str) -> None:
+def _check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
-    missing = missing_files(folder, names)
+    missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
         raise DatasetError(
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
-            f"first {missing[0]}; set {key}, or take the entries out of the JSON"
+            f"first {escape(missing[0])}; set {key}, or take the entries out of the JSON"
         )

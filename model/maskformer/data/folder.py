@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, FolderConfig, FolderSplit
+from maskformer.config import FolderConfig, FolderSplit
 from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.images import check_same_size, read_image, read_labels
 from maskformer.data.labels import explain_label_values
-from maskformer.data.listing import list_files, missing_files
+from maskformer.data.listing import list_files
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import palette
 from maskformer.reading import TEXT_LIMIT, read_regular
+from maskformer.recipes import CONFIG_FOLDER
 
 LARGEST_VALUE = 2**16 - 1
 
@@ -69,6 +70,7 @@ class Folder:
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
             name=self._name(image_file),
+            file_name=image_file.relative_to(self._images).as_posix(),
         )
 
     def _name(self, image_file: Path) -> str:
@@ -138,9 +140,15 @@ def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
         )
     image_of = {name[: -len(suffix)]: name for name in found if name.lower().endswith(suffix)}
     label_suffix = config.label_suffix
-    missing = missing_files(labels, [stem + label_suffix for stem in stems])
+    present = list_files(labels)
+    listed = set(present)
+    # Each folder is listed under one name; a link may give it another.
+    missing = [
+        stem + label_suffix
+        for stem in stems
+        if stem + label_suffix not in listed and not os.path.lexists(labels / (stem + label_suffix))
+    ]
     if len(missing) == len(stems):
-        present = list_files(labels)
         raise DatasetError(
             _nothing_found(labels, f"data.{split}.labels", "label_suffix", label_suffix, present)
             + f" (looked for {missing[0]})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 
 from maskformer.data.errors import DatasetError
@@ -45,29 +44,6 @@ def list_files(folder: Path) -> list[str]:
             else:
                 places.append(path)
     return sorted(found)
-
-
-def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of some relative names that are not in a folder."""
-    # One listing per folder: asking for each of 100,000 files is slow on network drives.
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        place, _, last = name.rpartition("/")
-        if place not in listings:
-            listings[place] = _names_in(folder / place)
-        if last not in listings[place]:
-            missing.append(name)
-    return missing
-
-
-def _names_in(folder: Path) -> set[str]:
-    """The names in one folder; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-        return set()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
