@@ -12,8 +12,16 @@ from hostile_images import SPECIAL, contents, encoded, eps, png, write_special
 from PIL import EpsImagePlugin, Image
 
 from maskformer import ImageProcessor
-from maskformer.config import FolderConfig
-from maskformer.data import DatasetError, build_dataset, check_dataset
+from maskformer.config import FolderConfig, SemanticAugmentation
+from maskformer.data import (
+    DatasetError,
+    EvalLoader,
+    EvalTransform,
+    TrainLoader,
+    TrainTransform,
+    build_dataset,
+    check_dataset,
+)
 from maskformer.data.images import read_image, read_labels, read_segment_ids
 from maskformer.reading import open_regular, read_json, read_regular
 
@@ -112,6 +120,24 @@ def test_narrow_images_stay_small(tmp_path: Path) -> None:
         ImageProcessor(short_side=512, max_side=None)(file)
     Image.new("L", (1, 1)).save(file)
     assert read_image(file).shape == (3, 1, 1)
+
+
+def test_narrow_images_are_named(tmp_path: Path) -> None:
+    config = folder(tmp_path)
+    Image.new("RGB", (65_500, 1)).save(tmp_path / "images" / "a.jpg")
+    Image.new("L", (65_500, 1)).save(tmp_path / "labels" / "a.png")
+    data = build_dataset(config, "train")
+    said = "image a: 65500x1 pixels would become 33536000x512"
+    with pytest.raises(DatasetError, match=said):
+        next(iter(EvalLoader(data, EvalTransform(512), workers=1)))
+    with pytest.raises(DatasetError, match=said):
+        next(iter(TrainLoader(data, TrainTransform(SemanticAugmentation()), 1, seed=0)))
+
+
+def test_messages_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a\nerror: \x1b[2J.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"a\\x0aerror: \\x1b\[2J\.png cannot be read"):
+        read_image(tmp_path / "a\nerror: \x1b[2J.png")
 
 
 def test_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

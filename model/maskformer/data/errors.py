@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from maskformer.text import escape
+
 
 class DatasetError(ValueError):
     """A file or a folder that cannot be used; the message names it, the cause and the remedy."""
@@ -42,4 +44,4 @@ def naming(image: str) -> Iterator[None]:
     try:
         yield
     except DatasetError as error:
-        raise DatasetError(f"image {image}: {error}") from None
+        raise DatasetError(f"image {escape(image)}: {error}") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maskformer.data.errors import DatasetError
 from maskformer.reading import open_regular
+from maskformer.text import escape
 
 Labels = NDArray[np.integer]
 
@@ -111,6 +112,7 @@ def check_same_size(
 @contextmanager
 def _opened(file: Path, what: str) -> Iterator[Image.Image]:
     """The pixels of a file; whatever goes wrong with them becomes a `DatasetError`."""
+    name = escape(file)
     try:
         with (
             open_regular(file, FILE_LIMIT) as stream,
@@ -123,10 +125,10 @@ def _opened(file: Path, what: str) -> Iterator[Image.Image]:
     except DatasetError:
         raise
     except FileNotFoundError:
-        raise DatasetError(f"{what} file {file} does not exist") from None
+        raise DatasetError(f"{what} file {name} does not exist") from None
     except Exception as error:  # broken files make decoders raise any type
         raise DatasetError(
-            f"{what} file {file} cannot be read ({_reason(error)}); it is broken or not an image: "
+            f"{what} file {name} cannot be read ({_reason(error)}); it is broken or not an image: "
             "replace or remove it"
         ) from None
 
@@ -143,5 +145,4 @@ def _reason(error: Exception) -> str:
         return f"its content is none of {', '.join(_formats())}"
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
-    # One line: some reasons of decoders have several.
-    return " ".join(str(error).split()) or type(error).__name__
+    return escape(error) or type(error).__name__
