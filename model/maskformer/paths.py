@@ -150,7 +150,7 @@ class OutputNames:
         return not taken and self._files.isdisjoint(_above(key))
 
     def _safe(self, name: str) -> str:
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        parts = [part for part in name.replace("\\", "_").split("/") if part not in ("", ".")]
         parts = [UNSAFE.sub(_percent, part) for part in parts] or ["image"]
         parts = ["__" if part == ".." else part for part in parts]
         parts[0] = _DRIVE_ALONE.sub("_", parts[0])

@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import mfkernels
+from maskformer.board import Board
 from maskformer.checkpoint import (
     RECIPE,
     check_room,
@@ -158,6 +158,7 @@ class Trainer:
             self._restore(checkpoint)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
         self.stop_signal = 0
+        self.board = Board(output / "tensorboard", self.progress.warn)
         self.unsaved = False
         self.score: float | None = None
         self.skipped = torch.zeros((), device=self.accelerator.device)
@@ -199,7 +200,6 @@ class Trainer:
             normalize=Normalize.from_config(self.config.model),
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        self.board: SummaryWriter | None = None
         if self.accelerator.is_main_process:
             needed = checkpoint_size(self.bare_model)
             if warning := check_room(self.output, needed, overwrite=self.overwrite):
@@ -209,8 +209,6 @@ class Trainer:
             remove_leftovers(self.output)
             mark_run(self.output)
             write_text(self.output / RECIPE, to_yaml(self.config))
-            with self._reporting("TensorBoard"):
-                self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -218,15 +216,13 @@ class Trainer:
         try:
             with (
                 mfkernels.use_backend(self.backend),
+                self.board.open(),
                 self.progress.training(self.step, train.steps),
             ):
                 metrics = self._loop(iter(loader))
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            if self.board is not None:
-                with suppress(Exception):  # such as a full disk, already reported
-                    self.board.close()
         return metrics
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -362,23 +358,15 @@ class Trainer:
     def _record(
         self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
     ) -> None:
-        """Writes figures and pictures where people look; nothing that fails there ends training."""
-        if self.board is not None:
-            with self._reporting(f"step {self.step} for TensorBoard"):
-                for name, value in values.items():
-                    self.board.add_scalar(f"{prefix}/{name}", value, self.step)
-                for name, picture in (evaluation.pictures if evaluation else {}).items():
-                    self.board.add_image(f"{prefix}/{name}", picture, self.step)
-        if evaluation is not None and self.accelerator.is_main_process:
-            with self._reporting(f"the pictures of step {self.step}"):
+        """Writes figures and pictures where people look; what fails there does not end training."""
+        if not self.accelerator.is_main_process:
+            return
+        self.board.add(prefix, values, self.step, evaluation.pictures if evaluation else None)
+        if evaluation is not None:
+            try:
                 mark_run(self.output, write_pictures(evaluation, self.output / "predictions"))
-
-    @contextmanager
-    def _reporting(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.progress.warn(f"could not record {what}: {error}")
+            except (OSError, ValueError) as error:
+                self.progress.warn(f"no pictures of step {self.step}: {error}")
 
     def _save(self, *, required: bool, again: bool = False) -> None:
         """Saves the run.
