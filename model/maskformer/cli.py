@@ -22,6 +22,7 @@ from maskformer.errors import (
 )
 from maskformer.output import check_output_folder
 from maskformer.recipes import config_names
+from maskformer.text import escape, make_streams_safe
 
 if TYPE_CHECKING:
     from maskformer.config import Config
@@ -227,6 +228,7 @@ def convert(
 
 def main() -> None:
     """Runs the command line; expected failures end in one clear line and exit code 1."""
+    make_streams_safe()
     try:
         app()
     except SystemExit as end:
@@ -266,7 +268,7 @@ def _print_error(message: str, style: str | None = None) -> None:
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    errors.print(message, style=style)
+    errors.print(escape(message, newlines=True), style=style)
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,17 +17,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import mfkernels
+from maskformer.board import Board
 from maskformer.checkpoint import (
     RECIPE,
+    check_room,
+    checkpoint_size,
     checkpoint_to_resume,
     find_checkpoint,
     load_training_state,
     mark_best,
     resolve_checkpoint,
     save_checkpoint,
+    save_weights,
 )
 from maskformer.config import Config, to_yaml
 from maskformer.criterion import build_criterion
@@ -49,10 +51,21 @@ from maskformer.evaluation import (
     metrics_to_json,
     write_pictures,
 )
+from maskformer.inputs import check_output_beside_data
 from maskformer.model import SegmentationModel, build_model
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
+from maskformer.run_folder import (
+    check_not_in_use,
+    check_run_folder,
+    is_run,
+    lock_run,
+    mark_run,
+    remove_leftovers,
+    remove_run,
+)
+from maskformer.writing import write_text
 from mfkernels.backend import Request as Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -75,7 +88,10 @@ class Trainer:
         cpu: use the CPU even if there is a GPU.
 
     Raises:
-        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off.
+        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
+            files in the way that are no run's.
+        RunInUseError: another process trains in `output`.
+        ValueError: `output` is or holds data of the recipe.
         NotADirectoryError, PermissionError: `output` cannot be written.
         CheckpointError: nothing to resume from, an unreadable checkpoint, or no ImageNet weights.
         DatasetError: data that cannot be trained on.
@@ -96,11 +112,8 @@ class Trainer:
         self.checkpoints = output / "checkpoints"
         self.overwrite = overwrite
         check_output_folder(output)
-        if not (resume or overwrite) and (output / RECIPE).exists():
-            raise FileExistsError(
-                f"{output} already holds a run: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output"
-            )
+        check_run_folder(output, resume=resume, overwrite=overwrite)
+        check_not_in_use(output)
         checkpoint = checkpoint_to_resume(output) if resume else None
         self.accelerator = Accelerator(
             mixed_precision=PRECISION[config.train.precision],
@@ -113,6 +126,7 @@ class Trainer:
         set_seed(config.train.seed)
         self.train_data = build_dataset(config.data, "train")
         self.val_data = build_dataset(config.data, "val")
+        check_output_beside_data(output, config.data, self.train_data, self.val_data)
         if self.accelerator.is_main_process:
             for split, dataset in (("train", self.train_data), ("val", self.val_data)):
                 for warning in check_dataset(dataset, title=f"Checking {split} data"):
@@ -144,6 +158,9 @@ class Trainer:
             self._restore(checkpoint)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
         self.stop_signal = 0
+        self.board = Board(output / "tensorboard", self.progress.warn)
+        self.unsaved = False
+        self.score: float | None = None
         self.skipped = torch.zeros((), device=self.accelerator.device)
         self.trained_images, self.trained_seconds = 0, 0.0
 
@@ -160,7 +177,15 @@ class Trainer:
             TrainingStoppedError: a signal came; the step was finished and saved.
             TrainingDivergedError: gradients stopped being finite.
             CheckpointError: the last checkpoint could not be written.
+            DiskFullError: there is no room for a checkpoint; nothing was trained.
+            RunInUseError: another process trains in the run folder.
         """
+        with lock_run(self.output) if self.accelerator.is_main_process else nullcontext("") as why:
+            if why:
+                self.progress.warn(f"{self.output} cannot be locked against other runs: {why}")
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
         train = self.config.train
         loader = TrainLoader(
             self.train_data,
@@ -175,13 +200,15 @@ class Trainer:
             normalize=Normalize.from_config(self.config.model),
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        self.board: SummaryWriter | None = None
         if self.accelerator.is_main_process:
-            if self.overwrite:
+            needed = checkpoint_size(self.bare_model)
+            if warning := check_room(self.output, needed, overwrite=self.overwrite):
+                self.progress.warn(warning)
+            if self.overwrite and is_run(self.output):
                 remove_run(self.output)
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
-            self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
+            remove_leftovers(self.output)
+            mark_run(self.output)
+            write_text(self.output / RECIPE, to_yaml(self.config))
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -189,20 +216,17 @@ class Trainer:
         try:
             with (
                 mfkernels.use_backend(self.backend),
+                self.board.open(),
                 self.progress.training(self.step, train.steps),
             ):
                 metrics = self._loop(iter(loader))
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            if self.board is not None:
-                with suppress(OSError):  # a full disk, already reported
-                    self.board.close()
         return metrics
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train = self.config.train
-        evaluation: Evaluation | None = None
         window = _Window(self.accelerator.device)
         while self.step < train.steps:
             self._train_step_or_save(batches, window)
@@ -219,12 +243,24 @@ class Trainer:
                 stop = self._must_stop(now=due)
                 # Before an evaluation, which may take long: whatever ends it, the step is saved.
                 if stop or due or self.step % train.checkpoint_every == 0:
-                    self._save(required=stop or done)
+                    self._save(required=stop, again=done)
                 if stop:
                     raise self._stopped()
-                if due:
-                    evaluation = self._evaluate()
-        return self._finish(evaluation or self._evaluate())
+                if due and not done:
+                    self._evaluate()
+        with self._saved_in_the_end():
+            return self._finish(self._evaluate())
+
+    @contextmanager
+    def _saved_in_the_end(self) -> Iterator[None]:
+        """Whatever comes of the last evaluation: a model that found no room gets another chance."""
+        try:
+            yield
+        finally:
+            if self.unsaved:
+                self._save(required=True)
+                if self.score is not None:
+                    mark_best(self.checkpoints, self.step, self.score)
 
     def _train_step_or_save(self, batches: Iterator[Batch], window: _Window) -> None:
         """A step; a sample that cannot be used costs none of the steps before it."""
@@ -303,6 +339,7 @@ class Trainer:
             self.progress,
             between_batches=self._stop_evaluation if alone else None,
         )
+        self.score = evaluation.score
         self._record("val", evaluation.metrics, evaluation)
         scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
         figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
@@ -321,21 +358,23 @@ class Trainer:
     def _record(
         self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
     ) -> None:
-        """Writes figures and pictures where people look; a full disk does not stop training."""
-        if self.board is None:
+        """Writes figures and pictures where people look; what fails there does not end training."""
+        if not self.accelerator.is_main_process:
             return
-        try:
-            for name, value in values.items():
-                self.board.add_scalar(f"{prefix}/{name}", value, self.step)
-            if evaluation is not None:
-                for name, picture in evaluation.pictures.items():
-                    self.board.add_image(f"{prefix}/{name}", picture, self.step)
-                write_pictures(evaluation, self.output / "predictions")
-        except OSError as error:
-            self.progress.warn(f"could not record step {self.step}: {error}")
+        self.board.add(prefix, values, self.step, evaluation.pictures if evaluation else None)
+        if evaluation is not None:
+            try:
+                mark_run(self.output, write_pictures(evaluation, self.output / "predictions"))
+            except (OSError, ValueError) as error:
+                self.progress.warn(f"no pictures of step {self.step}: {error}")
 
-    def _save(self, *, required: bool) -> None:
-        """Saves the run; a disk that refuses ends training only where this is `required`."""
+    def _save(self, *, required: bool, again: bool = False) -> None:
+        """Saves the run.
+
+        Args:
+            required: a disk that refuses ends training; at least the weights are kept somewhere.
+            again: it will be tried again after the evaluation.
+        """
         try:
             save_checkpoint(
                 self.checkpoints,
@@ -346,10 +385,27 @@ class Trainer:
                 self.info,
                 self.accelerator,
             )
+            self.unsaved = False
         except CheckpointError as error:
-            if required:
-                raise
-            self.progress.warn(f"{error} Training goes on.")
+            if again and self.accelerator.num_processes == 1:
+                self.unsaved = True
+                self.progress.warn(f"{error} It is tried again after the evaluation.")
+            elif required or again:
+                raise CheckpointError(f"{error} {self._save_weights()}") from error
+            else:
+                self.progress.warn(f"{error} Training goes on.")
+
+    def _save_weights(self) -> str:
+        """The last resort; tells what to do next."""
+        try:
+            folder = save_weights(self.output, self.step, self.bare_model, self.config, self.info)
+        except CheckpointError as error:
+            return f"{error} Free room on the disk, then {self._how_to_resume()}"
+        return (
+            f"The model of step {self.step}, without the training state, is in {folder}: evaluate "
+            "and predict take it with --checkpoint, a new run with --weights. Free room on the "
+            "disk before the next run"
+        )
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -377,7 +433,7 @@ class Trainer:
         )
         metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
         if self.accelerator.is_main_process:
-            (self.output / "metrics.json").write_text(metrics_to_json(metrics), encoding="utf-8")
+            write_text(self.output / "metrics.json", metrics_to_json(metrics))
         return metrics
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -457,16 +513,6 @@ class _Window:
         values["data_wait"] = self.waited / self.seconds
         values["peak_memory_mb"] = peak_memory(self.device) / 1e6
         return values
-
-
-def remove_run(output: Path) -> None:
-    """Removes an earlier run; only what a run writes is touched."""
-    if not (output / RECIPE).exists():
-        return
-    for name in ("checkpoints", "tensorboard", "predictions"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in (RECIPE, "metrics.json"):
-        (output / name).unlink(missing_ok=True)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

@@ -21,10 +21,13 @@ from maskformer.evaluation import (
     metrics_to_json,
     write_pictures,
 )
+from maskformer.inputs import check_output_beside_data, check_output_beside_model
 from maskformer.model import MaskFormer, SegmentationModel
+from maskformer.output import check_subfolders
 from maskformer.progress import Progress, class_table, metrics_table
 from maskformer.results import ResultWriter
 from maskformer.tta import Views
+from maskformer.writing import write_text
 
 
 def run(
@@ -46,6 +49,10 @@ def run(
     target = choose_device(device)
     model = MaskFormer.from_pretrained(folder).to(target)
     dataset = build_dataset(recipe.data, "val")
+    if output is not None:
+        check_output_beside_data(output, recipe.data, dataset)
+        check_output_beside_model(output, folder)
+        check_subfolders(output, ["predictions"])
     _check_classes(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
@@ -88,10 +95,10 @@ def _write_results(
 ) -> None:
     if not with_maps:
         prediction = replace(prediction, classes=None)
-    results.add(sample.name, sample.image_id, prediction)
+    results.add(sample.name, sample.image_id, prediction, sample.file_name)
 
 
 def _write_evaluation(evaluation: Evaluation, output: Path) -> None:
     write_pictures(evaluation, output / "predictions")
     text = metrics_to_json({**evaluation.metrics, "per_class": evaluation.per_class})
-    (output / "metrics.json").write_text(text, encoding="utf-8")
+    write_text(output / "metrics.json", text)

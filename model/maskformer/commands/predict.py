@@ -11,6 +11,7 @@ from maskformer.checkpoint import load_info, load_prediction_recipe, resolve_che
 from maskformer.choices import Backend, Mode
 from maskformer.commands.device import choose_device
 from maskformer.data import DatasetError
+from maskformer.inputs import check_output_beside_model
 from maskformer.model import MaskFormer
 from maskformer.predict import find_images, predict_images
 from maskformer.progress import Progress
@@ -29,6 +30,7 @@ def run(
     """Predicts; the recipe decides the mode unless given."""
     folder = resolve_checkpoint(checkpoint)
     files = find_images(images, out)
+    check_output_beside_model(out, folder)
     model = MaskFormer.from_pretrained(folder).to(choose_device(device))
     recipe = load_prediction_recipe(folder, model)
     progress = Progress()
