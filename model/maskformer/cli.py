@@ -19,6 +19,7 @@ from maskformer.base import Format
 from maskformer.checkpoint import (
     CheckpointError,
     checkpoint_to_resume,
+    known_classes,
     load_info,
     load_prediction_recipe,
     load_recipe,
@@ -33,6 +34,7 @@ from maskformer.config import (
 )
 from maskformer.convert import convert
 from maskformer.data import DatasetError, Sample, build_dataset, check_dataset
+from maskformer.data.names import class_change
 from maskformer.evaluation import (
     Evaluation,
     Prediction,
@@ -45,6 +47,7 @@ from maskformer.info import model_info
 from maskformer.model import MaskFormer, SegmentationModel
 from maskformer.output import check_output_folder
 from maskformer.predict import Mode, find_images, predict_images
+from maskformer.processes import one_voice
 from maskformer.progress import Progress, class_table, info_table, metrics_table
 from maskformer.results import ResultWriter
 from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
@@ -98,6 +101,7 @@ def options(
 
 
 @app.command()
+@one_voice()
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -116,7 +120,11 @@ def train(
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
     ] = False,
 ) -> None:
-    """Train a recipe; several processes through `torchrun -m maskformer train …`."""
+    """Train a recipe; several processes through `torchrun -m maskformer train …`.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and stop; a second one stops at once.
+    SIGUSR1 (Slurm: sbatch --signal=USR1@90) saves after the step and goes on.
+    """
     if resume and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
     if resume and output is None and config is None:
@@ -179,6 +187,13 @@ def evaluate_command(
     _check_classes(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
+    if change := class_change(known_classes(folder), dataset.info.classes):
+        if change.reordered:
+            raise ConfigError(
+                f"the classes of {checkpoint} are those of the data in another order: "
+                f"{change.text}; bring data.classes into the order of the checkpoint"
+            )
+        progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
     for warning in check_dataset(dataset):
         progress.warn(warning)
     with ExitStack() as stack:
@@ -189,7 +204,7 @@ def evaluate_command(
             each = partial(_write_results, results, save_maps)
         evaluation = evaluate(
             model,
-            eval_loader(dataset, recipe),
+            eval_loader(dataset, recipe, warn=progress.warn),
             dataset.info,
             recipe.eval,
             target,

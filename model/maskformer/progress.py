@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskformer.info import ModelInfo
+from maskformer.signals import silence_lost_output
 
 
 class Progress:
@@ -66,7 +67,7 @@ class Progress:
         if self._training is not None:
             self._bars.update(self._training, note=note)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}")
+            self.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}")
         for name in ("skipped_steps", "bad_costs"):
             if values.get(name):
                 self.warn(f"{name.replace('_', ' ')} since the start: {values[name]:.0f}")
@@ -80,11 +81,14 @@ class Progress:
             with self._bars:
                 yield Counter(self._bars, description, total)
 
-    def print(self, message: str | Table) -> None:
-        self.console.print(message)
+    def print(self, message: str | Table | Text) -> None:
+        try:
+            self.console.print(message)
+        except OSError:  # whoever read the output is gone, which must not end the work
+            silence_lost_output()
 
     def warn(self, message: str) -> None:
-        self.console.print(Text.assemble(("warning: ", "yellow"), message))
+        self.print(Text.assemble(("warning: ", "yellow"), message))
 
 
 class Counter:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,13 +22,17 @@ from maskformer.checkpoint import (
     RECIPE,
     CheckpointError,
     checkpoint_to_resume,
+    count_processes,
     find_checkpoint,
+    known_classes,
+    load_recipe,
     load_training_state,
     mark_best,
     resolve_checkpoint,
     save_checkpoint,
+    was_evaluated,
 )
-from maskformer.config import Config, to_yaml
+from maskformer.config import Config, ConfigError, changed_values, to_yaml
 from maskformer.criterion import build_criterion
 from maskformer.data import (
     Batch,
@@ -39,9 +40,11 @@ from maskformer.data import (
     Normalize,
     TrainLoader,
     TrainTransform,
+    WorkerError,
     build_dataset,
     check_dataset,
 )
+from maskformer.data.names import class_change
 from maskformer.evaluation import (
     Evaluation,
     eval_loader,
@@ -53,15 +56,25 @@ from maskformer.model import SegmentationModel, build_model
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
+from maskformer.signals import Interrupted, Signals
 from mfkernels.backend import Request as Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-STOP_CHECK_EVERY = 10
-"""Steps between agreements on a stop signal, when several processes train together."""
+AGREE_STEPS, AGREE_SECONDS = 10, 2.0
+"""At most so far apart, processes that train together ask each other whether a signal came."""
+UNCHANGED_LEARNING = (
+    "train.workers",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "eval.",
+    "data.root",
+)
+"""Values of a recipe that a resumed run may replace and still learn the very same."""
 
 
 class TrainingStoppedError(RuntimeError):
-    """SIGINT or SIGTERM ended the run after a complete, saved step."""
+    """SIGINT, SIGTERM or SIGHUP ended the run after a complete, saved step."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -89,7 +102,8 @@ class Trainer:
     Raises:
         FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off.
         NotADirectoryError, PermissionError: `output` cannot be written.
-        CheckpointError: nothing to resume from, an unreadable checkpoint, or no ImageNet weights.
+        CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
+            other classes, or no ImageNet weights.
         DatasetError: data that cannot be trained on.
     """
 
@@ -113,7 +127,8 @@ class Trainer:
                 f"{output} already holds a run: continue it with --resume, replace it with "
                 "--overwrite, or choose another --output"
             )
-        checkpoint = checkpoint_to_resume(output) if resume else None
+        notes: list[str] = []
+        checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
         self.accelerator = Accelerator(
             mixed_precision=PRECISION[config.train.precision],
             gradient_accumulation_steps=config.train.accumulate,
@@ -122,6 +137,8 @@ class Trainer:
         )
         self.backend = backend
         self.progress = Progress(enabled=self.accelerator.is_main_process)
+        for note in notes:
+            self.progress.warn(note)
         set_seed(config.train.seed)
         self.train_data = build_dataset(config.data, "train")
         self.val_data = build_dataset(config.data, "val")
@@ -135,27 +152,37 @@ class Trainer:
             raise DatasetError("the train and the val data do not have the same list of classes")
         self.config = _with_classes(config, len(self.info.classes))
         self.step = 0
+        self.saved_step: int | None = None
 
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
             # Another number of classes is the usual reason to start from a checkpoint.
-            model.load_weights(resolve_checkpoint(weights), ignore_mismatched_sizes=True)
+            source = resolve_checkpoint(weights)
+            model.load_weights(source, ignore_mismatched_sizes=True)
+            self._compare_classes(known_classes(source), source)
         elif not resume and (backbone.pretrained or backbone.weights):
             try:
                 model.load_backbone_weights(backbone.weights)
             except RuntimeError as error:
                 raise CheckpointError(str(error)) from error
         self.optimizer = build_optimizer(model, self.config.train)
+        self.evaluation_due = False
         if checkpoint is not None:
+            self._compare_classes(known_classes(checkpoint), checkpoint, resume=True)
+            self._compare_recipes(checkpoint)
             model.load_weights(checkpoint)
+            self.evaluation_due = not was_evaluated(checkpoint)
         self.criterion = build_criterion(self.config).to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         set_seed(self.config.train.seed, device_specific=True)
         if checkpoint is not None:
             self._restore(checkpoint)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
-        self.stop_signal = 0
+        # Several processes also get SIGTERM from their launcher, when one of them has failed.
+        self.signals = Signals(verbose=self.accelerator.num_processes == 1)
+        self._next_agreement = 0
+        self._agreed = (self.step, time.monotonic())
         self.skipped = torch.zeros((), device=self.accelerator.device)
         self.trained_images, self.trained_seconds = 0, 0.0
 
@@ -169,9 +196,10 @@ class Trainer:
         model.
 
         Raises:
-            TrainingStoppedError: a signal came; the step was finished and saved.
+            TrainingStoppedError: a signal came; the last finished step was saved.
             TrainingDivergedError: gradients stopped being finite.
             CheckpointError: the last checkpoint could not be written.
+            DatasetError, WorkerError: no batch could be had; the last finished step was saved.
         """
         train = self.config.train
         loader = TrainLoader(
@@ -186,6 +214,7 @@ class Trainer:
             accumulate=train.accumulate,
             normalize=Normalize.from_config(self.config.model),
             pin_memory=self.accelerator.device.type == "cuda",
+            warn=self.progress.warn,
         )
         self.board: SummaryWriter | None = None
         if self.accelerator.is_main_process:
@@ -194,19 +223,14 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
             self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
-        previous = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
         try:
             with (
+                self.signals,
                 mfkernels.use_backend(self.backend),
                 self.progress.training(self.step, train.steps),
             ):
                 metrics = self._loop(iter(loader))
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             if self.board is not None:
                 with suppress(OSError):  # a full disk, already reported
                     self.board.close()
@@ -215,9 +239,11 @@ class Trainer:
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train = self.config.train
         evaluation: Evaluation | None = None
+        if self.evaluation_due and self.step > 0 and self.step % train.evaluate_every == 0:
+            evaluation = self._evaluate()  # something ended it before the run was resumed
         window = _Window(self.accelerator.device)
         while self.step < train.steps:
-            self._train_step_or_save(batches, window)
+            self._train_step(self._wait_for_batches(batches, window), window)
             self.step += 1
             self.progress.advance(self.step)
             done = self.step == train.steps
@@ -228,9 +254,10 @@ class Trainer:
                 window = _Window(self.accelerator.device)
             with window.clock_stopped():
                 due = done or self.step % train.evaluate_every == 0
-                stop = self._must_stop(now=due)
+                self._agree_on_signals(now=due)
+                stop = self.signals.stop != 0
                 # Before an evaluation, which may take long: whatever ends it, the step is saved.
-                if stop or due or self.step % train.checkpoint_every == 0:
+                if stop or due or self.signals.save or self.step % train.checkpoint_every == 0:
                     self._save(required=stop or done)
                 if stop:
                     raise self._stopped()
@@ -238,25 +265,29 @@ class Trainer:
                     evaluation = self._evaluate()
         return self._finish(evaluation or self._evaluate())
 
-    def _train_step_or_save(self, batches: Iterator[Batch], window: _Window) -> None:
-        """A step; a sample that cannot be used costs none of the steps before it."""
+    def _wait_for_batches(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
+        """All batches of a step, before it changes anything: what goes wrong in this wait, a signal
+        or a sample that cannot be used, costs none of the steps before.
+        """
+        start = time.perf_counter()
+        # Other processes may have got their batches: they would not come to save together.
+        alone = self.accelerator.num_processes == 1
         try:
-            self._train_step(batches, window)
-        except DatasetError as error:
-            # Other processes may have got their samples: they would not come to save together.
-            if self.step == 0 or self.accelerator.num_processes > 1:
+            with self.signals.interruptible(alone):
+                parts = [next(batches) for _ in range(self.config.train.accumulate)]
+        except Interrupted:
+            raise self._stopped() from None
+        except (DatasetError, WorkerError) as error:
+            if self.step == 0 or not alone:
                 raise
-            self._save(required=True)
-            raise DatasetError(
-                f"{error}\nStep {self.step} is saved; mend the data, then {self._how_to_resume()}"
-            ) from error
+            raise self._with_advice(error) from error
+        window.waited += time.perf_counter() - start
+        return parts
 
-    def _train_step(self, batches: Iterator[Batch], window: _Window) -> None:
+    def _train_step(self, parts: list[Batch], window: _Window) -> None:
         self.model.train()
-        for _ in range(self.config.train.accumulate):
-            start = time.perf_counter()
-            batch = next(batches).to(self.accelerator.device, non_blocking=True)
-            window.waited += time.perf_counter() - start
+        for part in parts:
+            batch = part.to(self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.model):
                 losses = self.criterion(self.model(batch.pixel_values), batch.targets)
                 loss = self.criterion.total(losses)
@@ -303,18 +334,27 @@ class Trainer:
             self.config,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            warn=self.progress.warn,
         )
         # One process alone must not leave the others waiting for its figures.
         alone = self.accelerator.num_processes == 1
-        evaluation = evaluate(
-            self.bare_model,
-            loader,
-            self.info,
-            self.config.eval,
-            self.accelerator.device,
-            self.progress,
-            between_batches=self._stop_evaluation if alone else None,
-        )
+        try:
+            with self.signals.interruptible(alone):
+                evaluation = evaluate(
+                    self.bare_model,
+                    loader,
+                    self.info,
+                    self.config.eval,
+                    self.accelerator.device,
+                    self.progress,
+                    between_batches=self._stop_evaluation if alone else None,
+                )
+        except Interrupted:
+            raise self._stopped() from None
+        except (DatasetError, WorkerError) as error:
+            if not alone:
+                raise
+            raise self._with_advice(error) from error
         self._record("val", evaluation.metrics, evaluation)
         scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
         figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
@@ -327,7 +367,7 @@ class Trainer:
         return evaluation
 
     def _stop_evaluation(self) -> None:
-        if self.stop_signal:
+        if self.signals.stop:
             raise self._stopped()
 
     def _record(
@@ -348,6 +388,7 @@ class Trainer:
 
     def _save(self, *, required: bool) -> None:
         """Saves the run; a disk that refuses ends training only where this is `required`."""
+        asked_for, self.signals.save = self.signals.save, False
         try:
             save_checkpoint(
                 self.checkpoints,
@@ -362,6 +403,15 @@ class Trainer:
             if required:
                 raise
             self.progress.warn(f"{error} Training goes on.")
+            return
+        self.saved_step = self.step
+        if asked_for:
+            self.progress.print(f"saved step {self.step}/{self.config.train.steps} (SIGUSR1)")
+
+    def _save_if_missing(self) -> None:
+        """The last chance: no process may still be in the middle of a step."""
+        if self.saved_step != self.step:
+            self._save(required=True)
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -376,6 +426,7 @@ class Trainer:
         try:
             self.step = int(state["step"])
             load_optimizer_state(_plain(self.optimizer), state["optimizer"])
+            self.saved_step = self.step
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
         if state["scaler"] is not None and self.accelerator.scaler is not None:
@@ -392,31 +443,71 @@ class Trainer:
             (self.output / "metrics.json").write_text(metrics_to_json(metrics), encoding="utf-8")
         return metrics
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal:  # the second one does what it always did
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.stop_signal = number
-        if self.accelerator.is_main_process:
-            # Not through the console: the signal may have come in the middle of one of its lines.
-            os.write(2, b"\nstopping after this step (once more to stop at once)\n")
+    def _compare_classes(
+        self, known: tuple[str, ...] | None, source: Path, *, resume: bool = False
+    ) -> None:
+        """Weights know classes by index: names that moved would be learnt anew, one as another."""
+        change = class_change(known, self.info.classes)
+        if change is None or not (resume or change.same_count):
+            return  # weights of another number of classes: their head starts anew, which is said
+        if resume and (change.reordered or not change.same_count):
+            raise CheckpointError(
+                f"cannot resume from {source} with other classes: {change.text}; restore "
+                "data.classes, or start a new run with --weights"
+            )
+        self.progress.warn(
+            f"the classes of {source} are not those of the data: {change.text}. "
+            "Weights follow the index of a class, not its name"
+        )
 
-    def _must_stop(self, *, now: bool) -> bool:
-        """Whether a signal came to any process; several ask each other every few steps or `now`."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal != 0
-        if not now and self.step % STOP_CHECK_EVERY:
-            return False
-        flag = torch.tensor([self.stop_signal], device=self.accelerator.device)
-        self.stop_signal = int(self.accelerator.gather(flag).max().item())
-        return self.stop_signal != 0
+    def _compare_recipes(self, checkpoint: Path) -> None:
+        """Says what a resumed run does not do as before."""
+        try:
+            before = load_recipe(checkpoint, [])
+        except (ConfigError, CheckpointError):  # of another version, or lost
+            return
+        changes = changed_values(before, self.config)
+        processes = count_processes(checkpoint), self.accelerator.num_processes
+        if processes[0] != processes[1]:
+            changes["processes"] = processes
+        if not changes:
+            return
+        text = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+        if all(name.startswith(UNCHANGED_LEARNING) for name in changes):
+            self.progress.print(f"resumed with {text}")
+        else:
+            self.progress.warn(
+                f"resumed with {text}: the results will not be those of an uninterrupted run"
+            )
+
+    def _agree_on_signals(self, *, now: bool) -> None:
+        """Every few steps or `now`, several processes adopt the signals that came to any."""
+        if self.accelerator.num_processes == 1 or not (now or self.step >= self._next_agreement):
+            return
+        step, start = self._agreed
+        self._agreed = self.step, time.monotonic()
+        pace = (self._agreed[1] - start) / max(self.step - step, 1)
+        wishes = [self.signals.stop, float(self.signals.save), pace]
+        mine = torch.tensor([wishes], device=self.accelerator.device)
+        stop, save, slowest = self.accelerator.gather(mine).amax(dim=0).tolist()
+        self.signals.stop, self.signals.save = int(stop), bool(save)
+        self._next_agreement = self.step + max(
+            1, min(AGREE_STEPS, int(AGREE_SECONDS / max(slowest, 1e-3)))
+        )
 
     def _stopped(self) -> TrainingStoppedError:
+        self._save_if_missing()
         return TrainingStoppedError(
-            self.stop_signal,
+            self.signals.stop,
             f"stopped at step {self.step}/{self.config.train.steps}; the checkpoint is complete. "
             f"Continue with: {self._how_to_resume()}",
         )
+
+    def _with_advice(self, error: DatasetError | WorkerError) -> DatasetError | WorkerError:
+        self._save_if_missing()
+        kind = WorkerError if isinstance(error, WorkerError) else DatasetError
+        remedy = "then" if kind is WorkerError else "mend the data, then"
+        return kind(f"{error}\nStep {self.step} is saved; {remedy} {self._how_to_resume()}")
 
     def _how_to_resume(self) -> str:
         return f"maskformer train --resume --output {shlex.quote(str(self.output))}"
