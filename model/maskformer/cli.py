@@ -122,8 +122,9 @@ def train(
 ) -> None:
     """Train a recipe; several processes through `torchrun -m maskformer train …`.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and stop; a second one stops at once.
-    SIGUSR1 (Slurm: sbatch --signal=USR1@90) saves after the step and goes on.
+    SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=USR1@90) finish the step, save and
+    stop with exit code 130, 143, 129 and 138; a second SIGINT or SIGTERM stops at once. SIGUSR2
+    finishes the step, saves and goes on.
     """
     if resume and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")

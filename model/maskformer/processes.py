@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
+import torch.distributed as dist
 
 from maskformer.trainer import TrainingStoppedError
 
@@ -36,7 +37,7 @@ def one_voice() -> Iterator[None]:
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        if not torch.distributed.is_initialized():
+        if not dist.is_initialized():
             # Most likely all found the same mistake, such as a wrong recipe.
             if _rank() > 0:
                 time.sleep(GRACE_SECONDS)
@@ -63,7 +64,7 @@ def _rank() -> int:
 
 
 def _lost_connection(error: Exception) -> bool:
-    return isinstance(error, torch.distributed.DistError) or (
+    return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_CONNECTION)
     )
 
@@ -83,5 +84,5 @@ def _was_told() -> bool:
         return False
 
 
-def _store() -> torch.distributed.Store:
-    return torch.distributed.distributed_c10d._get_default_store()
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

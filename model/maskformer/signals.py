@@ -1,11 +1,12 @@
 """Signals as wishes that training reads between its steps.
 
-SIGINT (Ctrl-C), SIGTERM (job schedulers) and SIGHUP (a closed terminal) ask to save and stop,
-SIGUSR1 (Slurm's `--signal`) to save and go on.
+SIGINT (Ctrl-C), SIGTERM (job schedulers), SIGHUP (a closed terminal) and SIGUSR1 (Slurm's
+`--signal`) ask to save and stop, SIGUSR2 to save and go on.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -15,8 +16,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
+INSISTENT = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (*INSISTENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SAME_WISH_SECONDS = 1.0
 """`timeout`, `torchrun` and others signal the process and its group: one wish that comes twice."""
 
@@ -28,7 +29,8 @@ class Interrupted(BaseException):
 class Signals:
     """While entered, notes signals instead of ending the process.
 
-    The second stop signal does what it would do without us: it ends the process at once.
+    A second SIGINT or SIGTERM does what it would do without us: it ends the process at once. Not so
+    the one that a scheduler sends some time after SIGUSR1: the save may be on its way.
 
     Args:
         verbose: tell on standard error what the first stop signal leads to.
@@ -42,7 +44,7 @@ class Signals:
         self.stop = 0
         self.save = False
         self._verbose = verbose
-        self._since = 0.0
+        self._insisted = math.inf
         self._interruptible = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -73,17 +75,19 @@ class Signals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             silence_lost_output()
-        if number == signal.SIGUSR1:
+        if number == signal.SIGUSR2:
             self.save = True
             return
-        if self.stop and time.monotonic() - self._since > SAME_WISH_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        if number in INSISTENT:
+            now = time.monotonic()
+            if now - self._insisted > SAME_WISH_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self._insisted = min(self._insisted, now)
         if not self.stop:
-            self.stop, self._since = number, time.monotonic()
+            self.stop = number
             if self._verbose:
-                # Not through the console: the signal may have come in the middle of one of its
-                # lines.
+                # Not through the console: the signal may have come amid one of its lines.
                 with suppress(OSError):
                     os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         if self._interruptible:

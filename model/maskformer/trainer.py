@@ -74,7 +74,7 @@ UNCHANGED_LEARNING = (
 
 
 class TrainingStoppedError(RuntimeError):
-    """SIGINT, SIGTERM or SIGHUP ended the run after a complete, saved step."""
+    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the run after a complete, saved step."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -406,7 +406,7 @@ class Trainer:
             return
         self.saved_step = self.step
         if asked_for:
-            self.progress.print(f"saved step {self.step}/{self.config.train.steps} (SIGUSR1)")
+            self.progress.print(f"saved step {self.step}/{self.config.train.steps} (SIGUSR2)")
 
     def _save_if_missing(self) -> None:
         """The last chance: no process may still be in the middle of a step."""
