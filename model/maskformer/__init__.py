@@ -3,16 +3,21 @@
 Cheng, Schwing, Kirillov: "Per-Pixel Classification is Not All You Need for Semantic Segmentation".
 """
 
-from maskformer.config import Config, ConfigError, ModelConfig, config_names, load_config
-from maskformer.image_processor import ImageProcessor
-from maskformer.model import (
-    MaskFormer,
-    PerPixelBaseline,
-    PerPixelBaselinePlus,
-    SegmentationModel,
-    build_model,
-)
-from maskformer.weights import LoadReport, WeightsMismatchError
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from maskformer.config import Config, ConfigError, ModelConfig, load_config
+    from maskformer.image_processor import ImageProcessor
+    from maskformer.model import (
+        MaskFormer,
+        PerPixelBaseline,
+        PerPixelBaselinePlus,
+        SegmentationModel,
+        build_model,
+    )
+    from maskformer.recipes import config_names
+    from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
     "Config",
@@ -29,3 +34,30 @@ __all__ = [
     "config_names",
     "load_config",
 ]
+
+if not TYPE_CHECKING:
+    # Imported when first used: the command line, which is in this package, answers without PyTorch.
+    _MODULES = {
+        "config": ("Config", "ConfigError", "ModelConfig", "load_config"),
+        "image_processor": ("ImageProcessor",),
+        "model": (
+            "MaskFormer",
+            "PerPixelBaseline",
+            "PerPixelBaselinePlus",
+            "SegmentationModel",
+            "build_model",
+        ),
+        "recipes": ("config_names",),
+        "weights": ("LoadReport", "WeightsMismatchError"),
+    }
+
+    def __getattr__(name):
+        for module, names in _MODULES.items():
+            if name in names:
+                value = getattr(import_module(f"{__name__}.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from maskformer.backbones import STRIDES, Backbone
+from maskformer.choices import Format
 from maskformer.config import ModelConfig, load_config, merge_model_config
 from maskformer.pixel_decoders import PixelDecoder
 from maskformer.weights import Checkpoint, LoadReport, WeightsMismatchError, open_checkpoint
@@ -16,8 +17,6 @@ from maskformer.weights.checkpoint import native_config
 from maskformer.weights.files import write_json, write_tensors
 from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE, write_huggingface
 from maskformer.weights.official import write_official
-
-Format = Literal["native", "hf", "official"]
 
 
 class SegmentationModel(nn.Module):

@@ -7,8 +7,9 @@
       last, best        links to the step folders; those evaluated also hold score.json
 
 A folder is written under a temporary name, flushed to disk and renamed; links are replaced
-atomically. Step folders that no link names are removed. The folder must be on a file system that
-all processes share.
+atomically. Where the file system has no links, `last` and `best` are files that hold the name of
+the step folder. Step folders that no link names are removed. The folder must be on a file system
+that all processes share.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import json
 import math
 import os
 import pickle
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,31 @@ from accelerate import Accelerator
 from maskformer.checksums import find_damage, write_checksums
 from maskformer.config import Config, ShapesConfig, load_config, to_yaml
 from maskformer.data import DatasetInfo
+from maskformer.errors import CheckpointError
 from maskformer.image_processor import ImageProcessor
 from maskformer.model import SegmentationModel
 from maskformer.palette import palette
+from maskformer.run_folder import remove_checkpoint, remove_link, size_of
 from maskformer.weights.files import WEIGHT_SUFFIXES, read_json
 from maskformer.weights.huggingface import CONFIG_FILE, class_names
-from maskformer.weights.runs import BEST, LAST, STATE, find_local
+from maskformer.weights.runs import BEST, LAST, STATE, find_local, follow
 from maskformer.weights.runs import find_checkpoint as find_checkpoint
+from maskformer.writing import (
+    check_space,
+    free_bytes,
+    free_megabytes,
+    megabytes,
+    sync,
+    sync_folder,
+    write_json,
+    write_text,
+)
 
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
 SCORE = "score.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; the message says what was kept."""
+_SMALL_FILES = 200_000
+"""Bytes for everything in a checkpoint but its tensors, roughly."""
 
 
 def save_checkpoint(
@@ -64,14 +74,17 @@ def save_checkpoint(
         state: what training needs besides the weights; tensors and plain values only.
 
     Raises:
-        CheckpointError: the disk refuses (full, read-only) this process; earlier checkpoints stay.
+        CheckpointError: the disk refuses (full, read-only) this process; earlier checkpoints stay,
+            but where both `last` and `best` are there, `last` makes room for this one.
     """
     target = _step_folder(folder, step)
     partial = folder / f".{target.name}.partial"
+    needed = checkpoint_size(model, state["optimizer"])
     problem = ""
     if accelerator.is_main_process:
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove_unlinked(folder)
+            _make_room(folder, needed)
             partial.mkdir(parents=True)
         except OSError as error:
             problem = str(error)
@@ -82,8 +95,8 @@ def save_checkpoint(
             if accelerator.is_main_process:
                 model.save_pretrained(partial)
                 torch.save(state, partial / STATE)
-                (partial / RECIPE).write_text(to_yaml(config), encoding="utf-8")
-                (partial / DATASET).write_text(info_to_json(info), encoding="utf-8")
+                write_text(partial / RECIPE, to_yaml(config))
+                write_text(partial / DATASET, info_to_json(info))
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
             problem = str(error)
     accelerator.wait_for_everyone()
@@ -94,17 +107,19 @@ def save_checkpoint(
             # A linked folder of this step holds this very state. One without a link is left over
             # from a run that was resumed at an earlier step, perhaps with another recipe.
             if target.resolve() not in _linked(folder):
-                shutil.rmtree(target, ignore_errors=True)
+                _clear(target)
                 partial.replace(target)
+                sync_folder(folder)
             _link(folder / LAST, target)
             _remove_unlinked(folder)
         except OSError as error:
             problem = str(error)
     if problem:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_checkpoint(partial)
         kept = find_checkpoint(folder)
         raise CheckpointError(
-            f"could not save {target}: {problem}. "
+            f"could not save {target}: {problem}. {megabytes(needed)} are needed, "
+            f"{free_megabytes(folder)} are free. "
             + (f"The last complete checkpoint is {kept}." if kept else "There is no earlier one.")
         )
     return target
@@ -125,10 +140,7 @@ def mark_best(folder: Path, step: int, score: float) -> bool:
         return False
     better = math.isfinite(score) and score > _best_score(folder)
     try:
-        partial = target / f".{SCORE}.partial"
-        value = score if math.isfinite(score) else None
-        partial.write_text(json.dumps({"score": value}) + "\n", encoding="utf-8")
-        partial.replace(target / SCORE)
+        write_json(target / SCORE, {"score": score if math.isfinite(score) else None})
         if not better:
             return False
         _link(folder / BEST, target)
@@ -136,6 +148,90 @@ def mark_best(folder: Path, step: int, score: float) -> bool:
     except OSError as error:
         raise CheckpointError(f"could not make {target} the best checkpoint: {error}.") from error
     return True
+
+
+def save_weights(
+    run: Path, step: int, model: SegmentationModel, config: Config, info: DatasetInfo
+) -> Path:
+    """The last resort where a checkpoint finds no room: the model without the training state, which
+    takes a third; in the run folder, or else in that for temporary files or the user's home.
+
+    Returns:
+        The folder, which `evaluate`, `predict` and `train --weights` take.
+
+    Raises:
+        CheckpointError: no room anywhere.
+    """
+    needed = weights_size(model)
+    problems = []
+    for place in (run, Path(tempfile.gettempdir()), Path.home()):
+        target = place / f"weights_step_{step:07d}"
+        if place != run:
+            target = target.with_name(f"maskformer_{run.resolve().name}_{target.name}")
+        partial = target.with_name(f".step_{step:07d}.{os.getpid()}.partial")
+        try:
+            check_space(place, needed, "the model alone")
+            partial.mkdir(parents=True)
+            model.save_pretrained(partial)
+            write_text(partial / RECIPE, to_yaml(config))
+            write_text(partial / DATASET, info_to_json(info))
+            _clear(target)
+            partial.replace(target)
+            sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:
+            remove_checkpoint(partial)
+            problems.append(f"{place}: {error}")
+        else:
+            return target
+    raise CheckpointError(f"could not save the model alone either: {'; '.join(problems)}.")
+
+
+def weights_size(model: torch.nn.Module) -> int:
+    """Bytes of a file with the model's weights."""
+    tensors = model.state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + _SMALL_FILES
+
+
+def checkpoint_size(model: torch.nn.Module, optimizer: Mapping[str, Any] | None = None) -> int:
+    """Bytes of a checkpoint, of AdamW's two moments before it has any."""
+    moments = [
+        value
+        for entry in (optimizer or {}).get("state", {}).values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor)
+    ] or [p for p in model.parameters() if p.requires_grad for _ in range(2)]
+    return weights_size(model) + sum(t.numel() * t.element_size() for t in moments)
+
+
+def check_room(run: Path, needed: int, *, overwrite: bool) -> str:
+    """Refuses to train what could not be saved.
+
+    Args:
+        run: the run folder.
+        needed: bytes of a checkpoint.
+        overwrite: an earlier run in the folder will be removed.
+
+    Returns:
+        A warning where there is room for fewer checkpoints than a run keeps, else "".
+
+    Raises:
+        DiskFullError: no room for one checkpoint.
+    """
+    folder = run / "checkpoints"
+    free = free_bytes(run)
+    if free is None:
+        return ""
+    held = sum(size_of(step) for step in folder.glob("step_*"))
+    removable = held if overwrite else _size_of_superseded(folder)
+    purpose = "a checkpoint of this model"
+    if free + removable < needed:
+        check_space(run, needed, purpose)
+    if free + held < 3 * needed:
+        return (
+            f"{purpose} needs {megabytes(needed)}, {megabytes(free)} are free: too little for the "
+            "best, the last and a new one"
+        )
+    return ""
 
 
 def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -> Path:
@@ -150,8 +246,8 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
     folder = run / "checkpoints"
     problems: dict[str, str] = {}
     last = find_checkpoint(folder)
-    places = sorted((place.resolve() for place in folder.glob("step_*")), reverse=True)
-    for place in sorted(places, key=lambda place: place != last):
+    others = {place.resolve() for place in folder.glob("step_*")} - {last}
+    for place in [*filter(None, [last]), *sorted(others, reverse=True)]:
         problem = find_damage(place)
         if not problem:
             if warn is not None:
@@ -302,24 +398,16 @@ def _restore_rng(state: dict[str, Any]) -> None:
 
 def _flush(folder: Path) -> None:
     """Forces the files to disk: a rename must not outlive a power cut that the contents did not."""
-    for path in (*folder.iterdir(), folder):
-        with _open_descriptor(path) as descriptor:
-            os.fsync(descriptor)
-
-
-@contextmanager
-def _open_descriptor(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    for file in folder.iterdir():
+        sync(file)
+    sync_folder(folder)
 
 
 def _unfinished(folder: Path, taken: Path) -> dict[str, str]:
     """Saves after that of `taken` that something ended before they were complete."""
     names = (place.name for place in folder.glob(".step_*.partial"))
-    return {name: "its save was not finished" for name in names if name[1:] > taken.name}
+    text = "its save was not finished"
+    return {name: text for name in names if name[1:] > taken.name >= "step_"}
 
 
 def _step_folder(folder: Path, step: int) -> Path:
@@ -328,7 +416,7 @@ def _step_folder(folder: Path, step: int) -> Path:
 
 def _best_score(folder: Path) -> float:
     try:
-        values = json.loads((folder / BEST / SCORE).read_text(encoding="utf-8"))
+        values = json.loads((follow(folder / BEST) / SCORE).read_text(encoding="utf-8"))
         return float(values["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return -math.inf
@@ -337,14 +425,30 @@ def _best_score(folder: Path) -> float:
 def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
     if link.is_dir() and not link.is_symlink():  # a copy of the run that followed its links
-        shutil.rmtree(link)
-    temporary.replace(link)
+        _clear(link)
+    try:
+        temporary.symlink_to(target.name)
+        temporary.replace(link)
+        sync_folder(link.parent)
+    except OSError:  # exFAT, some network drives
+        temporary.unlink(missing_ok=True)
+        write_text(link, f"{target.name}\n")
 
 
 def _linked(folder: Path) -> set[Path]:
-    return {(folder / name).resolve() for name in (LAST, BEST)}
+    return {follow(folder / name).resolve() for name in (LAST, BEST)}
+
+
+def _clear(target: Path) -> None:
+    """Makes way for a folder: removes a checkpoint, sets aside what the user put there."""
+    remove_checkpoint(target)
+    number = 1
+    while target.exists():
+        aside = target.with_name(f"kept_{target.name}_{number}")
+        if not aside.exists():
+            target.rename(aside)
+        number += 1
 
 
 def _remove_unlinked(folder: Path) -> None:
@@ -352,4 +456,25 @@ def _remove_unlinked(folder: Path) -> None:
     kept = _linked(folder)
     for step_folder in (*folder.glob("step_*"), *folder.glob(".step_*.partial")):
         if step_folder.resolve() not in kept:
-            shutil.rmtree(step_folder, ignore_errors=True)
+            remove_checkpoint(step_folder)
+
+
+def _make_room(folder: Path, needed: int) -> None:
+    """Removes the last checkpoint where it is not the best and takes the room of a new one.
+
+    Raises:
+        DiskFullError: there is too little room all the same.
+    """
+    free = free_bytes(folder)
+    if free is not None and free < needed <= free + _size_of_superseded(folder):
+        last = find_checkpoint(folder)
+        assert last is not None
+        remove_link(folder / LAST)
+        remove_checkpoint(last)
+    check_space(folder, needed, "a checkpoint")
+
+
+def _size_of_superseded(folder: Path) -> int:
+    """Bytes of the last checkpoint, if the best is another."""
+    last, best = find_checkpoint(folder), find_checkpoint(folder, BEST)
+    return size_of(last) if last and best and last != best else 0

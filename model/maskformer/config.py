@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
+from maskformer.recipes import CONFIG_FOLDER, config_names
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -279,13 +279,6 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-
-
-def config_names() -> list[str]:
-    """Names that `load_config` takes, such as `ade20k/r50`."""
-    files = CONFIG_FOLDER.rglob("*.yaml")
-    names = (file.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for file in files)
-    return sorted(name for name in names if not name.rpartition("/")[2].startswith("_"))
 
 
 def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:

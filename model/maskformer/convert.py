@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.base import Format, SegmentationModel
+from maskformer.base import SegmentationModel
 from maskformer.checkpoint import DATASET, load_info
+from maskformer.choices import Format
 from maskformer.image_processor import ImageProcessor
+from maskformer.inputs import check_output_beside_model
+from maskformer.run_folder import is_run
 from maskformer.weights.checkpoint import find
+from maskformer.weights.official import DEFAULT_FILE
+from maskformer.weights.runs import STATE
 
 
 def convert(source: str | Path, target: str | Path, format: Format) -> SegmentationModel:  # noqa: A002
@@ -23,9 +28,12 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
 
     Raises:
         FileNotFoundError, HubError, ValueError: as in `from_pretrained` and `save_pretrained`.
+        ValueError: the target would overwrite the source, or is a run.
         OSError: the target cannot be written.
     """
     found = find(source)
+    target = Path(target)
+    _check_target(found, target, format)
     model = SegmentationModel.from_pretrained(found)
     if model.class_names is None and (found / DATASET).is_file():
         model.class_names = load_info(found).classes
@@ -34,3 +42,14 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
     if format != "official":
         processor.save_pretrained(target)
     return model
+
+
+def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: A002
+    """Refuses a target whose files the conversion reads, or that training writes."""
+    if source.is_dir():
+        check_output_beside_model(target, source)
+    file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
+    if format == "official" and file.exists() and file.samefile(source):
+        raise ValueError(f"{target} is the checkpoint that is read: choose another target")
+    if format != "official" and (is_run(target) or (target / STATE).exists()):
+        raise ValueError(f"{target} is a training run: choose another target")

@@ -28,6 +28,7 @@ from maskformer.data import (
 from maskformer.inference import Size, instances, panoptic_maps, semantic_maps
 from maskformer.metrics import PanopticQuality, SemanticQuality
 from maskformer.model import SegmentationModel
+from maskformer.paths import OutputNames
 from maskformer.progress import Progress, peak_memory
 from maskformer.tta import Views, semantic_map_of_views
 from maskformer.visualize import Segmentation, save_picture, side_by_side
@@ -43,7 +44,9 @@ class Evaluation:
     score: float
     """What "best" means: mIoU, or PQ where only panoptic quality is measured."""
     pictures: dict[str, Tensor] = field(default_factory=dict)
-    """uint8 `[3, H, W]` by image name: image, ground truth, prediction."""
+    """uint8 `[3, H, W]` by the image's name as `OutputNames` makes it: image, ground truth,
+    prediction.
+    """
 
 
 def eval_loader(
@@ -101,6 +104,7 @@ def evaluate(
         PanopticQuality(info.num_classes, info.things).to(device) if config.panoptic else None
     )
     pictures: dict[str, Tensor] = {}
+    names = OutputNames()
     images, seconds = 0, 0.0
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
@@ -117,7 +121,7 @@ def evaluate(
                 if each is not None:
                     each(sample, prediction)
                 if len(pictures) < config.pictures:
-                    pictures[sample.name] = side_by_side(
+                    pictures[names.take(sample.name)] = side_by_side(
                         sample.image,
                         Segmentation.from_sample(sample),
                         prediction.segmentation(),
@@ -234,11 +238,22 @@ def metrics_to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(strict(values), indent=1, allow_nan=False) + "\n"
 
 
-def write_pictures(evaluation: Evaluation, folder: Path) -> None:
-    """One PNG per picture, named after the image."""
+def write_pictures(evaluation: Evaluation, folder: Path) -> list[str]:
+    """One PNG per picture, named after the image.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    names = OutputNames()
+    written = []
     for name, picture in evaluation.pictures.items():
-        save_picture(picture, folder / f"{name.replace('/', '_')}.png")
+        written.append(f"{names.take(name.replace('/', '_'))}.png")
+        save_picture(picture, folder / written[-1])
+    return written
 
 
 def _summarise(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from maskformer.choices import Mode
 from maskformer.config import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
 from maskformer.data.images import read_image
@@ -16,12 +16,12 @@ from maskformer.data.sample import Sample
 from maskformer.evaluation import predict_batch
 from maskformer.model import SegmentationModel
 from maskformer.output import check_output_folder
+from maskformer.paths import OutputNames, find_input_in, image_ids, places_of
 from maskformer.progress import Progress
 from maskformer.results import ResultWriter
+from maskformer.text import escape
 from maskformer.tta import Views
 from maskformer.visualize import overlay_with_legend, save_picture
-
-Mode = Literal["semantic", "panoptic", "instance"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -73,7 +73,7 @@ def predict_images(
     """Writes `NAME.png` (overlay and legend) for each image, and what `ResultWriter` writes.
 
     An image that cannot be read is reported and left out. In the JSON files an image's id is its
-    name, as a number where it is one (COCO's custom).
+    name, as a number where it is one that no other name is too (COCO's custom).
 
     Args:
         model: on its device.
@@ -88,22 +88,17 @@ def predict_images(
 
     Raises:
         OSError: `out` cannot be written.
-        ValueError: a picture would take the place of one of the images, or model and classes do
-            not allow the mode.
+        ValueError: `out` is or holds the folder of an image, or model and classes do not allow the
+            mode.
     """
     if tta and mode != "semantic":
         raise ValueError(
             f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
         )
     check_output_folder(out)
+    _check_beside_images(out, files)
     names = _output_names(files)
-    inputs = {file.resolve() for file in files}
-    for name in names:
-        if (out / f"{name}.png").resolve() in inputs:
-            raise ValueError(
-                f"{out / name}.png is one of the images and would be overwritten: choose another "
-                "--out"
-            )
+    ids = image_ids(names)
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     transform = EvalTransform(config.data.test_short_side, config.data.test_max_side)
@@ -117,7 +112,7 @@ def predict_images(
         progress.counting("predicting", len(files)) as counter,
         ResultWriter(out, info) as results,
     ):
-        for file, name in zip(files, names, strict=True):
+        for file, name, image_id in zip(files, names, ids, strict=True):
             try:
                 sample = _load(file)
             except DatasetError as error:
@@ -135,7 +130,7 @@ def predict_images(
                 )
                 drawn = prediction.segmentation(config.eval.object_mask_threshold)
                 save_picture(overlay_with_legend(sample.image, drawn, info), out / f"{name}.png")
-                results.add(name, int(name) if name.isdecimal() else name, prediction)
+                results.add(name, image_id, prediction, file.name)
             counter.advance(1)
     return failures
 
@@ -152,15 +147,17 @@ def _load(file: Path) -> Sample:
     )
 
 
+def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
+    place = find_input_in(out, places_of(files))
+    if place is not None:
+        file = next(file for file in files if place in (file, file.parent))
+        raise ValueError(
+            f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
+            "so that results could overwrite images: choose another --out"
+        )
+
+
 def _output_names(files: Sequence[Path]) -> list[str]:
-    """File stems, numbered where several images share one."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for file in files:
-        name, number = file.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{file.stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
+    """File stems that can be names in one folder, numbered where several images share one."""
+    names = OutputNames()
+    return [names.take(file.stem) for file in files]

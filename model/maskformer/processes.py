@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from maskformer.trainer import TrainingStoppedError
+from maskformer.errors import TrainingStoppedError
 
 GRACE_SECONDS = 3.0
 """How long a process whose failure another one may explain waits to be ended by its launcher."""
@@ -37,6 +37,8 @@ def one_voice() -> Iterator[None]:
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
+        import torch.distributed as dist
+
         if not dist.is_initialized():
             # Most likely all found the same mistake, such as a wrong recipe.
             if _rank() > 0:
@@ -64,6 +66,7 @@ def _rank() -> int:
 
 
 def _lost_connection(error: Exception) -> bool:
+
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_CONNECTION)
     )
@@ -85,4 +88,6 @@ def _was_told() -> bool:
 
 
 def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import IO, cast
 
 import torch
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskformer.info import ModelInfo
-from maskformer.signals import silence_lost_output
+from maskformer.text import StandardOutput, escape
 
 
 class Progress:
@@ -30,7 +31,12 @@ class Progress:
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
         # Paths and error messages may hold brackets and colons: they are no markup.
         self.console = console or Console(
-            quiet=not enabled, highlight=False, soft_wrap=True, markup=False, emoji=False
+            quiet=not enabled,
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+            emoji=False,
+            file=cast(IO[str], StandardOutput()),
         )
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -81,14 +87,13 @@ class Progress:
             with self._bars:
                 yield Counter(self._bars, description, total)
 
-    def print(self, message: str | Table | Text) -> None:
-        try:
-            self.console.print(message)
-        except OSError:  # whoever read the output is gone, which must not end the work
-            silence_lost_output()
+    def print(self, message: str | Table) -> None:
+        """Shows a line or a table; names in it may hold anything, and no terminal is too poor."""
+        self.console.print(escape(message, newlines=True) if isinstance(message, str) else message)
 
     def warn(self, message: str) -> None:
-        self.print(Text.assemble(("warning: ", "yellow"), message))
+        text = escape(message, newlines=True)
+        self.console.print(Text.assemble(("warning: ", "yellow"), text))
 
 
 class Counter:
@@ -108,7 +113,7 @@ class Counter:
 
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
     """Two columns: what was measured, and the figure."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
@@ -119,20 +124,20 @@ def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
 
 def class_table(names: Sequence[str], columns: Mapping[str, Sequence[float]], title: str) -> Table:
     """One row per class; figures that do not exist (a class that never occurs) stay empty."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("class")
     for column in columns:
         table.add_column(column, justify="right")
     for index, name in enumerate(names):
         values = (columns[column][index] for column in columns)
-        table.add_row(name, *("" if value != value else f"{value:.3f}" for value in values))
+        table.add_row(escape(name), *("" if value != value else f"{value:.3f}" for value in values))
     return table
 
 
 def info_table(info: ModelInfo, title: str) -> Table:
     """Parameters and multiply-adds by part of the model."""
     height, width = info.size
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(title=escape(title), title_justify="left", show_footer=True)
     table.add_column("part", "total")
     table.add_column("parameters", f"{info.total_parameters:,}", justify="right")
     table.add_column(

@@ -16,6 +16,11 @@ import mfkernels
 from maskformer.data import DatasetInfo
 from maskformer.data.images import id_to_rgb
 from maskformer.evaluation import Prediction
+from maskformer.output import check_inside, check_subfolders
+from maskformer.paths import OutputNames
+from maskformer.text import encodable
+from maskformer.visualize import save_image
+from maskformer.writing import write_json
 
 
 class ResultWriter:
@@ -25,14 +30,25 @@ class ResultWriter:
         panoptic/NAME.png, panoptic.json  COCO panoptic format; id = R + 256 G + 65536 B, 0 is void
         instances.json                    COCO results format, masks run-length encoded
 
+    Every image gets a NAME and an id of its own, see `OutputNames`; `images` in `panoptic.json` and
+    `file_name` in `instances.json` say which image that is. Nothing is written outside of the
+    folder, and each file is complete or absent.
+
     Args:
         folder: where they go; made if need be.
         info: classes of the predictions.
+
+    Raises:
+        ValueError: one of the subfolders is a link to somewhere else.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        check_subfolders(folder, ("classes", "panoptic"))
         self.folder = folder
         self.info = info
+        self._names = OutputNames()
+        self._ids: set[str] = set()
+        self._images: list[dict[str, Any]] = []
         self._panoptic: list[dict[str, Any]] | None = None
         self._instances: list[dict[str, Any]] | None = None
 
@@ -47,30 +63,45 @@ class ResultWriter:
     ) -> None:
         """Writes the JSON files, after an interruption too: what they list is complete."""
         if self._panoptic is not None:
-            content = {"annotations": self._panoptic, "categories": categories(self.info)}
-            _write_json(content, self.folder / "panoptic.json")
+            content = {
+                "images": self._images,
+                "annotations": self._panoptic,
+                "categories": categories(self.info),
+            }
+            write_json(self.folder / "panoptic.json", content)
         if self._instances is not None:
-            _write_json(self._instances, self.folder / "instances.json")
+            write_json(self.folder / "instances.json", self._instances)
 
-    def add(self, name: str, image_id: int | str, prediction: Prediction) -> None:
+    def add(
+        self, name: str, image_id: int | str, prediction: Prediction, file_name: str = ""
+    ) -> None:
         """Writes whatever the prediction holds.
 
         Args:
-            name: of the files, without suffix; may hold folders.
-            image_id: what the JSON files call the image.
+            name: of the files, without suffix; may hold folders. A name that is taken, or could not
+                be that of a file in the folder, is changed.
+            image_id: what the JSON files call the image. An id that is taken becomes a text.
+            file_name: of the image; `name` with `.jpg` unless given.
 
         Raises:
             OSError: the folder cannot be written.
             ValueError: the numbers of the classes do not fit into a label file.
         """
+        name = self._names.take(name)
+        image_id = self._unique_id(image_id, name)
+        file_name = encodable(file_name or f"{name}.jpg")
         if prediction.classes is not None:
             labels = label_numbers(self.info)[prediction.classes.cpu().numpy()]
-            _save_png(labels, self.folder / "classes" / f"{name}.png")
+            self._save_png(labels, "classes", name)
         if prediction.panoptic is not None:
             ids, segments = prediction.panoptic
             numbers = ids.cpu().numpy()
-            _save_png(id_to_rgb(numbers), self.folder / "panoptic" / f"{name}.png")
+            self._save_png(id_to_rgb(numbers), "panoptic", name)
             self._panoptic = self._panoptic or []
+            height, width = numbers.shape
+            self._images.append(
+                {"id": image_id, "file_name": file_name, "height": height, "width": width}
+            )
             self._panoptic.append(
                 {
                     "image_id": image_id,
@@ -80,10 +111,26 @@ class ResultWriter:
             )
         if prediction.instances is not None:
             self._instances = self._instances or []
-            self._instances.extend(self._describe_instances(image_id, prediction.instances))
+            self._instances.extend(
+                self._describe_instances(image_id, file_name, prediction.instances)
+            )
+
+    def _unique_id(self, image_id: int | str, name: str) -> int | str:
+        wanted: int | str = encodable(image_id) if isinstance(image_id, str) else image_id
+        number = 1
+        while json.dumps(wanted) in self._ids:
+            wanted = name if number == 1 else f"{name}_{number}"
+            number += 1
+        self._ids.add(json.dumps(wanted))
+        return wanted
+
+    def _save_png(self, pixels: NDArray[np.integer], kind: str, name: str) -> None:
+        file = self.folder / kind / f"{name}.png"
+        check_inside(self.folder, file.parent)
+        save_image(Image.fromarray(pixels), file)
 
     def _describe_instances(
-        self, image_id: int | str, found: mfkernels.Instances
+        self, image_id: int | str, file_name: str, found: mfkernels.Instances
     ) -> Iterator[dict[str, Any]]:
         for mask, label, score, (left, top, right, bottom) in zip(
             found.masks.cpu().numpy(),
@@ -95,6 +142,7 @@ class ResultWriter:
             if mask.any():
                 yield {
                     "image_id": image_id,
+                    "file_name": file_name,
                     "category_id": self.info.category_ids[label],
                     "score": score,
                     "bbox": [left, top, right - left, bottom - top],
@@ -139,7 +187,12 @@ def label_numbers(info: DatasetInfo) -> NDArray[np.unsignedinteger]:
 def categories(info: DatasetInfo) -> list[dict[str, Any]]:
     """The `categories` of the COCO formats."""
     return [
-        {"id": number, "name": name, "isthing": int(k in info.things), "color": list(color)}
+        {
+            "id": number,
+            "name": encodable(name),
+            "isthing": int(k in info.things),
+            "color": list(color),
+        }
         for k, (number, name, color) in enumerate(
             zip(info.category_ids, info.classes, info.colors, strict=True)
         )
@@ -179,13 +232,3 @@ def _boxes(ids: NDArray[np.integer], count: int) -> list[list[int]]:
         ends.append(np.where(seen.any(1), (first, last - first), 0)[:, 1:])
     (left, width), (top, height) = ends
     return np.stack([left, top, width, height], -1).tolist()
-
-
-def _save_png(pixels: NDArray[np.integer], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
-
-
-def _write_json(content: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n", encoding="utf-8")

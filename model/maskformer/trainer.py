@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 import mfkernels
 from maskformer.checkpoint import (
     RECIPE,
-    CheckpointError,
+    check_room,
+    checkpoint_size,
     checkpoint_to_resume,
     count_processes,
     find_checkpoint,
@@ -30,6 +30,7 @@ from maskformer.checkpoint import (
     mark_best,
     resolve_checkpoint,
     save_checkpoint,
+    save_weights,
     was_evaluated,
 )
 from maskformer.config import Config, ConfigError, changed_values, to_yaml
@@ -45,6 +46,7 @@ from maskformer.data import (
     check_dataset,
 )
 from maskformer.data.names import class_change
+from maskformer.errors import CheckpointError, TrainingDivergedError, TrainingStoppedError
 from maskformer.evaluation import (
     Evaluation,
     eval_loader,
@@ -52,11 +54,22 @@ from maskformer.evaluation import (
     metrics_to_json,
     write_pictures,
 )
+from maskformer.inputs import check_output_beside_data
 from maskformer.model import SegmentationModel, build_model
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
+from maskformer.run_folder import (
+    check_not_in_use,
+    check_run_folder,
+    is_run,
+    lock_run,
+    mark_run,
+    remove_leftovers,
+    remove_run,
+)
 from maskformer.signals import Interrupted, Signals
+from maskformer.writing import write_text
 from mfkernels.backend import Request as Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -71,18 +84,6 @@ UNCHANGED_LEARNING = (
     "data.root",
 )
 """Values of a recipe that a resumed run may replace and still learn the very same."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the run after a complete, saved step."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-class TrainingDivergedError(RuntimeError):
-    """No finite gradient came out of a whole logging interval."""
 
 
 class Trainer:
@@ -100,7 +101,10 @@ class Trainer:
         cpu: use the CPU even if there is a GPU.
 
     Raises:
-        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off.
+        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
+            files in the way that are no run's.
+        RunInUseError: another process trains in `output`.
+        ValueError: `output` is or holds data of the recipe.
         NotADirectoryError, PermissionError: `output` cannot be written.
         CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
             other classes, or no ImageNet weights.
@@ -122,11 +126,8 @@ class Trainer:
         self.checkpoints = output / "checkpoints"
         self.overwrite = overwrite
         check_output_folder(output)
-        if not (resume or overwrite) and (output / RECIPE).exists():
-            raise FileExistsError(
-                f"{output} already holds a run: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output"
-            )
+        check_run_folder(output, resume=resume, overwrite=overwrite)
+        check_not_in_use(output)
         notes: list[str] = []
         checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
         self.accelerator = Accelerator(
@@ -142,6 +143,7 @@ class Trainer:
         set_seed(config.train.seed)
         self.train_data = build_dataset(config.data, "train")
         self.val_data = build_dataset(config.data, "val")
+        check_output_beside_data(output, config.data, self.train_data, self.val_data)
         if self.accelerator.is_main_process:
             for split, dataset in (("train", self.train_data), ("val", self.val_data)):
                 for warning in check_dataset(dataset, title=f"Checking {split} data"):
@@ -183,6 +185,8 @@ class Trainer:
         self.signals = Signals(verbose=self.accelerator.num_processes == 1)
         self._next_agreement = 0
         self._agreed = (self.step, time.monotonic())
+        self.unsaved = False
+        self.score: float | None = None
         self.skipped = torch.zeros((), device=self.accelerator.device)
         self.trained_images, self.trained_seconds = 0, 0.0
 
@@ -200,7 +204,15 @@ class Trainer:
             TrainingDivergedError: gradients stopped being finite.
             CheckpointError: the last checkpoint could not be written.
             DatasetError, WorkerError: no batch could be had; the last finished step was saved.
+            DiskFullError: there is no room for a checkpoint; nothing was trained.
+            RunInUseError: another process trains in the run folder.
         """
+        with lock_run(self.output) if self.accelerator.is_main_process else nullcontext("") as why:
+            if why:
+                self.progress.warn(f"{self.output} cannot be locked against other runs: {why}")
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
         train = self.config.train
         loader = TrainLoader(
             self.train_data,
@@ -218,11 +230,16 @@ class Trainer:
         )
         self.board: SummaryWriter | None = None
         if self.accelerator.is_main_process:
-            if self.overwrite:
+            needed = checkpoint_size(self.bare_model)
+            if warning := check_room(self.output, needed, overwrite=self.overwrite):
+                self.progress.warn(warning)
+            if self.overwrite and is_run(self.output):
                 remove_run(self.output)
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / RECIPE).write_text(to_yaml(self.config), encoding="utf-8")
-            self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
+            remove_leftovers(self.output)
+            mark_run(self.output)
+            write_text(self.output / RECIPE, to_yaml(self.config))
+            with self._reporting("TensorBoard"):
+                self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
         try:
             with (
                 self.signals,
@@ -232,15 +249,15 @@ class Trainer:
                 metrics = self._loop(iter(loader))
         finally:
             if self.board is not None:
-                with suppress(OSError):  # a full disk, already reported
+                with suppress(Exception):  # such as a full disk, already reported
                     self.board.close()
         return metrics
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train = self.config.train
-        evaluation: Evaluation | None = None
-        if self.evaluation_due and self.step > 0 and self.step % train.evaluate_every == 0:
-            evaluation = self._evaluate()  # something ended it before the run was resumed
+        due = self.step % train.evaluate_every == 0 and 0 < self.step < train.steps
+        if self.evaluation_due and due:
+            self._evaluate()  # something ended it before the run was resumed
         window = _Window(self.accelerator.device)
         while self.step < train.steps:
             self._train_step(self._wait_for_batches(batches, window), window)
@@ -258,12 +275,24 @@ class Trainer:
                 stop = self.signals.stop != 0
                 # Before an evaluation, which may take long: whatever ends it, the step is saved.
                 if stop or due or self.signals.save or self.step % train.checkpoint_every == 0:
-                    self._save(required=stop or done)
+                    self._save(required=stop, again=done and not stop)
                 if stop:
                     raise self._stopped()
-                if due:
-                    evaluation = self._evaluate()
-        return self._finish(evaluation or self._evaluate())
+                if due and not done:
+                    self._evaluate()
+        with self._saved_in_the_end():
+            return self._finish(self._evaluate())
+
+    @contextmanager
+    def _saved_in_the_end(self) -> Iterator[None]:
+        """Whatever comes of the last evaluation: a model that found no room gets another chance."""
+        try:
+            yield
+        finally:
+            if self.unsaved:
+                self._save(required=True)
+                if self.score is not None:
+                    mark_best(self.checkpoints, self.step, self.score)
 
     def _wait_for_batches(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
         """All batches of a step, before it changes anything: what goes wrong in this wait, a signal
@@ -355,6 +384,7 @@ class Trainer:
             if not alone:
                 raise
             raise self._with_advice(error) from error
+        self.score = evaluation.score
         self._record("val", evaluation.metrics, evaluation)
         scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
         figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
@@ -373,21 +403,31 @@ class Trainer:
     def _record(
         self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
     ) -> None:
-        """Writes figures and pictures where people look; a full disk does not stop training."""
-        if self.board is None:
-            return
-        try:
-            for name, value in values.items():
-                self.board.add_scalar(f"{prefix}/{name}", value, self.step)
-            if evaluation is not None:
-                for name, picture in evaluation.pictures.items():
+        """Writes figures and pictures where people look; nothing that fails there ends training."""
+        if self.board is not None:
+            with self._reporting(f"step {self.step} for TensorBoard"):
+                for name, value in values.items():
+                    self.board.add_scalar(f"{prefix}/{name}", value, self.step)
+                for name, picture in (evaluation.pictures if evaluation else {}).items():
                     self.board.add_image(f"{prefix}/{name}", picture, self.step)
-                write_pictures(evaluation, self.output / "predictions")
-        except OSError as error:
-            self.progress.warn(f"could not record step {self.step}: {error}")
+        if evaluation is not None and self.accelerator.is_main_process:
+            with self._reporting(f"the pictures of step {self.step}"):
+                mark_run(self.output, write_pictures(evaluation, self.output / "predictions"))
 
-    def _save(self, *, required: bool) -> None:
-        """Saves the run; a disk that refuses ends training only where this is `required`."""
+    @contextmanager
+    def _reporting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.progress.warn(f"could not record {what}: {error}")
+
+    def _save(self, *, required: bool, again: bool = False) -> None:
+        """Saves the run.
+
+        Args:
+            required: a disk that refuses ends training; at least the weights are kept somewhere.
+            again: it will be tried again after the evaluation.
+        """
         asked_for, self.signals.save = self.signals.save, False
         try:
             save_checkpoint(
@@ -399,10 +439,15 @@ class Trainer:
                 self.info,
                 self.accelerator,
             )
+            self.unsaved = False
         except CheckpointError as error:
-            if required:
-                raise
-            self.progress.warn(f"{error} Training goes on.")
+            if again and self.accelerator.num_processes == 1:
+                self.unsaved = True
+                self.progress.warn(f"{error} It is tried again after the evaluation.")
+            elif required or again:
+                raise CheckpointError(f"{error} {self._save_weights()}") from error
+            else:
+                self.progress.warn(f"{error} Training goes on.")
             return
         self.saved_step = self.step
         if asked_for:
@@ -410,8 +455,20 @@ class Trainer:
 
     def _save_if_missing(self) -> None:
         """The last chance: no process may still be in the middle of a step."""
-        if self.saved_step != self.step:
+        if self.saved_step != self.step and not self.unsaved:
             self._save(required=True)
+
+    def _save_weights(self) -> str:
+        """The last resort; tells what to do next."""
+        try:
+            folder = save_weights(self.output, self.step, self.bare_model, self.config, self.info)
+        except CheckpointError as error:
+            return f"{error} Free room on the disk, then {self._how_to_resume()}"
+        return (
+            f"The model of step {self.step}, without the training state, is in {folder}: evaluate "
+            "and predict take it with --checkpoint, a new run with --weights. Free room on the "
+            "disk before the next run"
+        )
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -440,7 +497,7 @@ class Trainer:
         )
         metrics["peak_memory_mb"] = peak_memory(self.accelerator.device) / 1e6
         if self.accelerator.is_main_process:
-            (self.output / "metrics.json").write_text(metrics_to_json(metrics), encoding="utf-8")
+            write_text(self.output / "metrics.json", metrics_to_json(metrics))
         return metrics
 
     def _compare_classes(
@@ -560,16 +617,6 @@ class _Window:
         values["data_wait"] = self.waited / self.seconds
         values["peak_memory_mb"] = peak_memory(self.device) / 1e6
         return values
-
-
-def remove_run(output: Path) -> None:
-    """Removes an earlier run; only what a run writes is touched."""
-    if not (output / RECIPE).exists():
-        return
-    for name in ("checkpoints", "tensorboard", "predictions"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in (RECIPE, "metrics.json"):
-        (output / name).unlink(missing_ok=True)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from maskformer.data.sample import DatasetInfo, Sample, segment_areas
 from maskformer.palette import Color
+from maskformer.text import escape
+from maskformer.writing import replace_file
 
 PANEL_SIDE = (360, 720)
 """Bounds for the longer side of a drawn image, in pixels; others are scaled to the nearer one."""
@@ -27,6 +29,7 @@ VOID_SHADE = 0.3
 MARGIN = 12
 FONT_SIZE = 15
 LEGEND_ROWS = 6
+LONGEST_NAME = 60
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.15, 0.5)
 """How far objects of one class are moved towards white (positive) or black."""
 
@@ -176,8 +179,19 @@ def overlay_with_legend(
 
 
 def save_picture(picture: Tensor, file: Path) -> None:
-    """Writes `[3, H, W]` uint8 as an image file; the suffix decides the format."""
-    _to_pillow(picture).save(file)
+    """Writes `[3, H, W]` uint8 as an image file that is complete or absent; the suffix decides the
+    format.
+
+    Raises:
+        OSError: the file cannot be written; an old one stays.
+    """
+    save_image(_to_pillow(picture), file)
+
+
+def save_image(image: Image.Image, file: Path) -> None:
+    """`save_picture` for an image of Pillow."""
+    form = Image.registered_extensions()[file.suffix.lower()]
+    replace_file(file, lambda partial: image.save(partial, format=form))
 
 
 def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:
@@ -256,7 +270,13 @@ def _entries(shown: Sequence[Segmentation], info: DatasetInfo) -> list[tuple[str
     void = int(areas[-1])
     order = areas[:-1].argsort(descending=True, stable=True).tolist()
     entries = [(info.classes[k], info.colors[k]) for k in order if areas[k] > 0]
+    entries = [(_legible(name), color) for name, color in entries]
     return entries + ([("void", VOID)] if void else [])
+
+
+def _legible(name: str) -> str:
+    name = escape(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
 
 
 def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Tensor:

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig
+from maskformer.config import CocoPanopticConfig
 from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import Color, palette
+from maskformer.paths import missing_files, name_inside
+from maskformer.recipes import CONFIG_FOLDER
+from maskformer.text import escape
 
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
@@ -43,23 +46,30 @@ class CocoPanoptic:
         categories = _categories(config, content, file)
         self.info = _info(categories, file)
         class_of = {number: k for k, number in enumerate(self.info.category_ids)}
+        self._images, self._panoptic = config.root / places.images, config.root / places.panoptic
         try:
             self._read_annotations(content, class_of, file)
         except (KeyError, TypeError) as error:
             raise DatasetError(
                 f"{file} does not follow the COCO panoptic format: {error!r}"
             ) from error
-        self._images, self._panoptic = config.root / places.images, config.root / places.panoptic
-        _check_present(self._images, self._image_names, f"data.{split}.images")
-        _check_present(self._panoptic, self._png_names, f"data.{split}.panoptic")
+        _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
+        _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
 
     def _read_annotations(
         self, content: Mapping[str, Any], class_of: Mapping[int, int], file: Path
     ) -> None:
-        image_names = {image["id"]: image["file_name"] for image in content.get("images", ())}
+        entry = f"{file}: the file_name"
+        image_names = {
+            image["id"]: name_inside(self._images, image["file_name"], entry)
+            for image in content.get("images", ())
+        }
         annotations = content["annotations"]
         self._image_ids: list[int | str] = [annotation["image_id"] for annotation in annotations]
-        self._png_names: list[str] = [annotation["file_name"] for annotation in annotations]
+        self._png_names: list[str] = [
+            name_inside(self._panoptic, annotation["file_name"], entry)
+            for annotation in annotations
+        ]
         self._image_names: list[str] = [
             image_names.get(number, Path(name).with_suffix(".jpg").as_posix())
             for number, name in zip(self._image_ids, self._png_names, strict=True)
@@ -77,6 +87,14 @@ class CocoPanoptic:
         self._ids = np.array([item["id"] for item in segments], np.int64)
         self._classes = np.array([class_of[item["category_id"]] for item in segments], np.int64)
         self._crowd = np.array([bool(item.get("iscrowd", 0)) for item in segments], np.bool_)
+
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """Each image file and its PNG."""
+        return [
+            (self._images / image, self._panoptic / png)
+            for image, png in zip(self._image_names, self._png_names, strict=True)
+        ]
 
     @property
     def num_images(self) -> int:
@@ -100,6 +118,7 @@ class CocoPanoptic:
             crowd=torch.from_numpy(self._crowd[rows].copy()),
             name=Path(self._image_names[index]).with_suffix("").as_posix(),
             image_id=self._image_ids[index],
+            file_name=self._image_names[index],
         )
 
 
@@ -192,24 +211,12 @@ def _color(rgb: Sequence[int]) -> Color:
     return int(red), int(green), int(blue)
 
 
-def _names_in(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _check_present(folder: Path, names: Sequence[str], key: str) -> None:
+def _check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
-    # One listing per folder: asking for each of 100,000 files is slow on network drives.
-    listings: dict[Path, set[str]] = {}
-    missing = []
-    for name in names:
-        path = folder / name
-        if path.parent not in listings:
-            listings[path.parent] = _names_in(path.parent)
-        if path.name not in listings[path.parent]:
-            missing.append(name)
+    missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
         raise DatasetError(
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
-            f"first {missing[0]}; set {key}, or take the entries out of the JSON"
+            f"first {escape(missing[0])}; set {key}, or take the entries out of the JSON"
         )

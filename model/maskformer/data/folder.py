@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config import CONFIG_FOLDER, FolderConfig, FolderSplit
+from maskformer.config import FolderConfig, FolderSplit
 from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.images import check_same_size, read_image, read_labels
 from maskformer.data.labels import explain_label_values
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import palette
+from maskformer.recipes import CONFIG_FOLDER
 
 LARGEST_VALUE = 2**16 - 1
 
@@ -67,6 +68,7 @@ class Folder:
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
             name=self._name(image_file),
+            file_name=image_file.relative_to(self._images).as_posix(),
         )
 
     def _name(self, image_file: Path) -> str:

@@ -22,6 +22,7 @@ class Sample:
         crowd: `[T]` bool, segments that stand for a group of objects.
         name: what messages and pictures call it.
         image_id: the data set's own number of the image, or else its name.
+        file_name: of the image, relative to the data set's folder; empty where there is no file.
     """
 
     image: Tensor
@@ -30,6 +31,7 @@ class Sample:
     crowd: Tensor
     name: str
     image_id: int | str = ""
+    file_name: str = ""
 
     def __post_init__(self) -> None:
         if self.image_id == "":

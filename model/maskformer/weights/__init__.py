@@ -9,7 +9,8 @@ huggingface  folders of `transformers`
 checkpoint   one door to all of them
 """
 
-from maskformer.weights.checkpoint import Checkpoint, HubError, open_checkpoint
+from maskformer.errors import HubError
+from maskformer.weights.checkpoint import Checkpoint, open_checkpoint
 from maskformer.weights.report import LoadReport, WeightsMismatchError
 
 __all__ = ["Checkpoint", "HubError", "LoadReport", "WeightsMismatchError", "open_checkpoint"]

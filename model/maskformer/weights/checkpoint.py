@@ -12,6 +12,7 @@ import huggingface_hub
 from torch import Tensor
 
 from maskformer.config import ConfigError, ModelConfig, parse_model_config
+from maskformer.errors import HubError
 from maskformer.weights import huggingface, official
 from maskformer.weights.files import WEIGHT_SUFFIXES, read_json, read_tensors
 from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE
@@ -22,10 +23,6 @@ from maskformer.weights.runs import find_local
 LIBRARY = "maskformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class HubError(RuntimeError):
-    """The Hugging Face hub cannot be reached or has no such model."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maskformer import writing
 from maskformer.weights.unpickle import read_pickle
+from maskformer.writing import replace_file as replace_file
 
 _SECTIONS = ("model_ema", "state_dict_ema", "model", "state_dict")
 _HARMLESS: list[Any] = [
@@ -99,7 +102,15 @@ def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }
-    replace_file(file, lambda partial: save_file(ready, partial, metadata={"format": "pt"}))
+
+    def save(partial: Path) -> None:
+        try:
+            save_file(ready, partial, metadata={"format": "pt"})
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+
+    replace_file(file, save)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
@@ -108,20 +119,7 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written; an old one stays.
     """
-    text = json.dumps(values, indent=2) + "\n"
-    replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `file`, then puts the result in its place."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"could not write {file}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    writing.write_json(file, values, indent=2)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

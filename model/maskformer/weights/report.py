@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskformer.text import escape
+
 _LISTED = 5
 
 
@@ -46,4 +48,4 @@ class WeightsMismatchError(ValueError):
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_LISTED] + ("...",) * (len(names) > _LISTED))
+    return ", ".join(tuple(map(escape, names[:_LISTED])) + ("...",) * (len(names) > _LISTED))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from maskformer.weights.files import WEIGHT_SUFFIXES
@@ -10,6 +11,7 @@ from maskformer.weights.huggingface import CONFIG_FILE
 STATE = "training_state.pt"
 LAST, BEST = "last", "best"
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
+_STEP_FOLDER = re.compile(rb"(step_\d+)\n?")
 
 
 def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
@@ -20,12 +22,35 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
     Args:
         folder: the run's `checkpoints` folder.
     """
-    if (folder / name / STATE).is_file():
-        return (folder / name).resolve()
+    target = follow(folder / name)
+    if (target / STATE).is_file():
+        return target.resolve()
     if name == LAST:
         found = [place.parent for place in folder.glob(f"step_*/{STATE}")]
         return max(found).resolve() if found else None
     return None
+
+
+def follow(link: Path) -> Path:
+    """The step folder beside it that a small file names, which stands for a link where the file
+    system has none; everything else as it is.
+    """
+    return link.with_name(name) if (name := _named_in(link)) else link
+
+
+def is_link(path: Path) -> bool:
+    """Whether it is a link, or a file that stands for one."""
+    return path.is_symlink() or _named_in(path) is not None
+
+
+def _named_in(file: Path) -> str | None:
+    try:
+        if file.name not in (LAST, BEST) or not file.is_file() or file.stat().st_size > 64:
+            return None
+        found = _STEP_FOLDER.fullmatch(file.read_bytes())
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def find_local(path: Path) -> Path | None:
@@ -35,6 +60,7 @@ def find_local(path: Path) -> Path | None:
     none is best yet. A folder of a model and a weight file stand for themselves; a folder without
     `config.json` stands for the one `.pkl` or `.pth` file in it.
     """
+    path = follow(path)
     for folder in (path / "checkpoints", path):
         for name in (BEST, LAST):
             found = find_checkpoint(folder, name)

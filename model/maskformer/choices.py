@@ -1,0 +1,14 @@
+"""Words that the command line and the library share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Mode = Literal["semantic", "panoptic", "instance"]
+"""What `predict` predicts."""
+
+Format = Literal["native", "hf", "official"]
+"""Of a checkpoint: our own, that of `transformers`, the authors'."""
+
+Backend = Literal["reference", "native", "auto"]
+"""`mfkernels.backend.Request`, without the import of PyTorch."""

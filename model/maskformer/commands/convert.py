@@ -1,0 +1,16 @@
+"""`maskformer convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.choices import Format
+from maskformer.convert import convert
+from maskformer.progress import Progress
+
+
+def run(source: str, target: Path, to: Format) -> None:
+    """Converts, and says how many parameters there are."""
+    model = convert(source, target, to)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    Progress().print(f"{parameters:,} parameters: {target}")

@@ -1,0 +1,112 @@
+"""`maskformer evaluate`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import mfkernels
+from maskformer.checkpoint import known_classes, load_recipe, resolve_checkpoint
+from maskformer.choices import Backend
+from maskformer.commands.device import choose_device
+from maskformer.config import Config, ConfigError
+from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data.names import class_change
+from maskformer.evaluation import (
+    Evaluation,
+    Prediction,
+    eval_loader,
+    evaluate,
+    metrics_to_json,
+    write_pictures,
+)
+from maskformer.inputs import check_output_beside_data, check_output_beside_model
+from maskformer.model import MaskFormer, SegmentationModel
+from maskformer.output import check_subfolders
+from maskformer.progress import Progress, class_table, metrics_table
+from maskformer.results import ResultWriter
+from maskformer.tta import Views
+from maskformer.writing import write_text
+
+
+def run(
+    checkpoint: Path,
+    recipe: Config | None,
+    overrides: list[str],
+    output: Path | None,
+    *,
+    save_maps: bool,
+    tta: bool,
+    backend: Backend,
+    device: str | None,
+) -> None:
+    """Scores on the images of the recipe; without one, on those that the checkpoint was trained
+    with.
+    """
+    folder = resolve_checkpoint(checkpoint)
+    recipe = recipe or load_recipe(folder, overrides)
+    target = choose_device(device)
+    model = MaskFormer.from_pretrained(folder).to(target)
+    dataset = build_dataset(recipe.data, "val")
+    if output is not None:
+        check_output_beside_data(output, recipe.data, dataset)
+        check_output_beside_model(output, folder)
+        check_subfolders(output, ["predictions"])
+    _check_classes(model, recipe, len(dataset.info.classes))
+    recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
+    progress = Progress()
+    if change := class_change(known_classes(folder), dataset.info.classes):
+        if change.reordered:
+            raise ConfigError(
+                f"the classes of {checkpoint} are those of the data in another order: "
+                f"{change.text}; bring data.classes into the order of the checkpoint"
+            )
+        progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
+    for warning in check_dataset(dataset):
+        progress.warn(warning)
+    with ExitStack() as stack:
+        stack.enter_context(mfkernels.use_backend(backend))
+        each = None
+        if output is not None:
+            results = stack.enter_context(ResultWriter(output, dataset.info))
+            each = partial(_write_results, results, save_maps)
+        evaluation = evaluate(
+            model,
+            eval_loader(dataset, recipe, warn=progress.warn),
+            dataset.info,
+            recipe.eval,
+            target,
+            progress,
+            tta=Views.from_config(recipe) if tta else None,
+            each=each,
+        )
+    progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
+    scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
+    progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
+    if output is not None:
+        _write_evaluation(evaluation, output)
+        progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+
+
+def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None:
+    if model.config.num_classes != count:
+        raise ConfigError(
+            f"the checkpoint knows {model.config.num_classes} classes, "
+            f"the data set {recipe.data.format} has {count}"
+        )
+
+
+def _write_results(
+    results: ResultWriter, with_maps: bool, sample: Sample, prediction: Prediction
+) -> None:
+    if not with_maps:
+        prediction = replace(prediction, classes=None)
+    results.add(sample.name, sample.image_id, prediction, sample.file_name)
+
+
+def _write_evaluation(evaluation: Evaluation, output: Path) -> None:
+    write_pictures(evaluation, output / "predictions")
+    text = metrics_to_json({**evaluation.metrics, "per_class": evaluation.per_class})
+    write_text(output / "metrics.json", text)

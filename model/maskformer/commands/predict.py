@@ -1,0 +1,52 @@
+"""`maskformer predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+import mfkernels
+from maskformer.checkpoint import load_info, load_prediction_recipe, resolve_checkpoint
+from maskformer.choices import Backend, Mode
+from maskformer.commands.device import choose_device
+from maskformer.data import DatasetError
+from maskformer.inputs import check_output_beside_model
+from maskformer.model import MaskFormer
+from maskformer.predict import find_images, predict_images
+from maskformer.progress import Progress
+
+
+def run(
+    images: list[str],
+    checkpoint: Path,
+    out: Path,
+    *,
+    mode: Mode | None,
+    tta: bool,
+    backend: Backend,
+    device: str | None,
+) -> None:
+    """Predicts; the recipe decides the mode unless given."""
+    folder = resolve_checkpoint(checkpoint)
+    files = find_images(images, out)
+    check_output_beside_model(out, folder)
+    model = MaskFormer.from_pretrained(folder).to(choose_device(device))
+    recipe = load_prediction_recipe(folder, model)
+    progress = Progress()
+    with mfkernels.use_backend(backend):
+        failures = predict_images(
+            model,
+            files,
+            recipe,
+            load_info(folder, model),
+            out,
+            mode=mode or ("panoptic" if recipe.eval.panoptic and not tta else "semantic"),
+            tta=tta,
+            progress=progress,
+        )
+    if failures == len(files):
+        raise DatasetError(f"none of {len(files)} images could be read")
+    progress.print(f"{len(files) - failures} images: {out}")
+    if failures:
+        raise typer.Exit(1)

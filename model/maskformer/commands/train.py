@@ -1,0 +1,39 @@
+"""`maskformer train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.checkpoint import checkpoint_to_resume, load_recipe
+from maskformer.choices import Backend
+from maskformer.config import Config
+from maskformer.progress import metrics_table
+from maskformer.trainer import Trainer
+
+
+def run(
+    recipe: Config | None,
+    overrides: list[str],
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    weights: Path | None,
+    backend: Backend,
+    cpu: bool,
+) -> None:
+    """Trains in the run folder `output`; without a recipe, with the one of the run to resume."""
+    trainer = Trainer(
+        recipe or load_recipe(checkpoint_to_resume(output), overrides),
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        weights=weights,
+        backend=backend,
+        cpu=cpu,
+    )
+    metrics = trainer.fit()
+    trainer.progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
+    trainer.progress.print(
+        f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}"
+    )
