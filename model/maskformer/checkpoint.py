@@ -251,7 +251,7 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
         problem = find_damage(place)
         if not problem:
             if warn is not None:
-                problems |= _unfinished(folder, place)
+                problems = _unfinished(folder, place) | problems
                 for name, text in problems.items():
                     warn(f"passed over {folder / name}: {text}; resuming from {place.name}")
             return place
@@ -404,10 +404,10 @@ def _flush(folder: Path) -> None:
 
 
 def _unfinished(folder: Path, taken: Path) -> dict[str, str]:
-    """Saves after that of `taken` that something ended before they were complete."""
-    names = (place.name for place in folder.glob(".step_*.partial"))
-    text = "its save was not finished"
-    return {name: text for name in names if name[1:] > taken.name >= "step_"}
+    """What lies after `taken` and was not completed, or has lost files."""
+    found = {place.name: "its save was not finished" for place in folder.glob(".step_*.partial")}
+    found |= {place.name: find_damage(place) for place in folder.glob("step_*")}
+    return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name >= "step_"}
 
 
 def _step_folder(folder: Path, step: int) -> Path:
