@@ -47,6 +47,7 @@ def one_voice() -> Iterator[None]:
         if not _lost_connection(error):
             if not _is_first():
                 sys.exit(1)
+            _let_others_end(dist.get_backend(), dist.get_world_size())
             raise
         # It follows from another one's failure, which is the one to tell.
         deadline = time.monotonic() + GRACE_SECONDS
@@ -78,6 +79,20 @@ def _is_first() -> bool:
         return _store().add(_TOLD, 1) == 1
     except RuntimeError:  # the process that kept the store is gone
         return True
+
+
+def _let_others_end(backend: str, count: int) -> None:
+    """Without `torchrun`, the first process keeps the store by which the others learn who told."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if agent or _rank() > 0 or backend != "gloo":
+        return
+    import torch.distributed as dist
+
+    store = _store()
+    dist.destroy_process_group()  # whoever waits for this process notices
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and store.add(_TOLD, 0) < count:
+        time.sleep(0.05)
 
 
 def _was_told() -> bool:
