@@ -42,5 +42,9 @@ def tests(session: nox.Session, versions: str) -> None:
     session.run("uv", "pip", "freeze", silent=False)
     # A safe path keeps the source tree, which is the working directory, out of the imports.
     session.run(
-        "pytest", "-n", "auto", *session.posargs, env={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+        "pytest",
+        "-n",
+        "auto",
+        *session.posargs,
+        env={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
     )

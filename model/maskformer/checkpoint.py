@@ -3,8 +3,8 @@
     checkpoints/
       step_0001000/     config.json, model.safetensors (what `from_pretrained` reads),
                         recipe.yaml, dataset.json,
-                        training_state.pt, rng_0.pt … one per process
-      last, best        links to the step folders; best also holds score.json
+                        training_state.pt, rng_0.pt … one per process, SHA256SUMS
+      last, best        links to the step folders; those evaluated also hold score.json
 
 A folder is written under a temporary name, flushed to disk and renamed; links are replaced
 atomically. Where the file system has no links, `last` and `best` are files that hold the name of
@@ -19,7 +19,7 @@ import math
 import pickle
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from maskformer.checksums import find_damage, write_checksums
 from maskformer.config import Config, ShapesConfig, load_config, to_yaml
 from maskformer.data import DatasetInfo
 from maskformer.errors import CheckpointError
@@ -34,7 +35,8 @@ from maskformer.image_processor import ImageProcessor
 from maskformer.model import SegmentationModel
 from maskformer.palette import palette
 from maskformer.run_folder import remove_checkpoint, remove_link, size_of
-from maskformer.weights.files import WEIGHT_SUFFIXES
+from maskformer.weights.files import WEIGHT_SUFFIXES, read_json
+from maskformer.weights.huggingface import CONFIG_FILE, class_names
 from maskformer.weights.runs import BEST, LAST, STATE, find_local, follow
 from maskformer.weights.runs import find_checkpoint as find_checkpoint
 from maskformer.writing import (
@@ -126,6 +128,7 @@ def _write_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and problem is None:
         try:
+            write_checksums(partial)
             _flush(partial)
             # A linked folder of this step holds this very state. One without a link is left over
             # from a run that was resumed at an earlier step, perhaps with another recipe.
@@ -150,7 +153,8 @@ def _is_full_disk(error: Exception | None) -> bool:
 
 
 def mark_best(folder: Path, step: int, score: float) -> bool:
-    """Points `best` at `folder/step_N` if its score exceeds that of the best one so far.
+    """Notes the score of `folder/step_N`, which says that it was evaluated, and points `best` there
+    if the score exceeds that of the best one so far.
 
     Returns:
         Whether it did; not for a score that is not finite, nor for a step that was not saved.
@@ -159,10 +163,13 @@ def mark_best(folder: Path, step: int, score: float) -> bool:
         CheckpointError: the disk refuses; the earlier best checkpoint stays.
     """
     target = _step_folder(folder, step)
-    if not ((target / STATE).is_file() and math.isfinite(score) and score > _best_score(folder)):
+    if not (target / STATE).is_file():
         return False
+    better = math.isfinite(score) and score > _best_score(folder)
     try:
-        write_json(target / SCORE, {"score": score})
+        write_json(target / SCORE, {"score": score if math.isfinite(score) else None})
+        if not better:
+            return False
         _link(folder / BEST, target)
         _remove_unlinked(folder)
     except OSError as error:
@@ -257,18 +264,41 @@ def check_room(run: Path, needed: int, *, overwrite: bool) -> str:
     return ""
 
 
-def checkpoint_to_resume(run: Path) -> Path:
-    """The last complete checkpoint of a run folder.
+def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -> Path:
+    """The last complete and undamaged checkpoint of a run folder.
+
+    Args:
+        warn: told which newer ones are passed over, and why.
 
     Raises:
         CheckpointError: there is none.
     """
-    checkpoint = find_checkpoint(run / "checkpoints")
-    if checkpoint is None:
-        raise CheckpointError(
-            f"nothing to resume: {run / 'checkpoints'} holds no complete checkpoint"
-        )
-    return checkpoint
+    folder = run / "checkpoints"
+    problems: dict[str, str] = {}
+    last = find_checkpoint(folder)
+    others = {place.resolve() for place in folder.glob("step_*")} - {last}
+    for place in [*filter(None, [last]), *sorted(others, reverse=True)]:
+        problem = find_damage(place)
+        if not problem:
+            if warn is not None:
+                problems = _unfinished(folder, place) | problems
+                for name, text in problems.items():
+                    warn(f"passed over {folder / name}: {text}; resuming from {place.name}")
+            return place
+        problems[place.name] = problem
+    for name, problem in problems.items():
+        raise CheckpointError(f"cannot resume from {folder / name}: {problem}")
+    raise CheckpointError(f"nothing to resume: {folder} holds no complete checkpoint")
+
+
+def was_evaluated(checkpoint: Path) -> bool:
+    """Whether the evaluation at this step came to its end."""
+    return (checkpoint / SCORE).is_file()
+
+
+def count_processes(checkpoint: Path) -> int:
+    """How many processes trained together when it was saved."""
+    return len(list(checkpoint.glob("rng_*.pt")))
 
 
 def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
@@ -289,6 +319,24 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"cannot resume from {checkpoint}: {reason}") from error
     return state
+
+
+def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
+    """The class names that a run, a model of ours or one of `transformers` brings, or None.
+
+    Raises:
+        CheckpointError: the file with the names is damaged.
+        ValueError: the model's configuration is.
+    """
+    if (checkpoint / DATASET).is_file():
+        return load_info(checkpoint).classes
+    if not (checkpoint / CONFIG_FILE).is_file():
+        return None
+    values = read_json(checkpoint / CONFIG_FILE)
+    names = values.get("classes") or (class_names(values) if "id2label" in values else None)
+    if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None  # transformers' own names for classes without any
+    return tuple(names)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -383,6 +431,13 @@ def _flush(folder: Path) -> None:
     for file in folder.iterdir():
         sync(file)
     sync_folder(folder)
+
+
+def _unfinished(folder: Path, taken: Path) -> dict[str, str]:
+    """What lies after `taken` and was not completed, or has lost files."""
+    found = {place.name: "its save was not finished" for place in folder.glob(".step_*.partial")}
+    found |= {place.name: find_damage(place) for place in folder.glob("step_*")}
+    return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name >= "step_"}
 
 
 def _step_folder(folder: Path, step: int) -> Path:

@@ -21,6 +21,7 @@ from maskformer.errors import (
     TrainingStoppedError,
 )
 from maskformer.output import check_output_folder
+from maskformer.processes import one_voice
 from maskformer.recipes import config_names
 from maskformer.text import escape, make_streams_safe
 
@@ -83,6 +84,7 @@ def options(
 
 
 @app.command()
+@one_voice()
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -101,7 +103,12 @@ def train(
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
     ] = False,
 ) -> None:
-    """Train a recipe; several processes through `torchrun -m maskformer train …`."""
+    """Train a recipe; several processes through `torchrun -m maskformer train …`.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=USR1@90) finish the step, save and
+    stop with exit code 130, 143, 129 and 138; a second SIGINT or SIGTERM stops at once. SIGUSR2
+    finishes the step, saves and goes on.
+    """
     if resume and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
     if resume and output is None and config is None:

@@ -330,6 +330,24 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """What two recipes do not share, by dotted key: the old and the new value."""
+    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
+    names = [*old, *(name for name in new if name not in old)]
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return flat
+
+
 def _find(name_or_file: str) -> Path:
     named = CONFIG_FOLDER / f"{name_or_file}.yaml"
     for file in (Path(name_or_file), named):

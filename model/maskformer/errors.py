@@ -12,7 +12,7 @@ class HubError(RuntimeError):
 
 
 class TrainingStoppedError(RuntimeError):
-    """SIGINT or SIGTERM ended the run after a complete, saved step."""
+    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the run after a complete, saved step."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

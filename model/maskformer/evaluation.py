@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +51,14 @@ class Evaluation:
 
 
 def eval_loader(
-    dataset: Dataset, config: Config, *, rank: int = 0, world_size: int = 1
+    dataset: Dataset,
+    config: Config,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> EvalLoader:
-    """The images of a data set as the recipe's evaluation sees them."""
+    """The images of a data set as the recipe's evaluation sees them; see `EvalLoader`."""
     return EvalLoader(
         dataset,
         EvalTransform(config.data.test_short_side, config.data.test_max_side),
@@ -61,6 +67,7 @@ def eval_loader(
         world_size=world_size,
         workers=config.train.workers,
         normalize=Normalize.from_config(config.model),
+        warn=warn,
     )
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,14 +22,18 @@ from maskformer.checkpoint import (
     check_room,
     checkpoint_size,
     checkpoint_to_resume,
+    count_processes,
     find_checkpoint,
+    known_classes,
+    load_recipe,
     load_training_state,
     mark_best,
     resolve_checkpoint,
     save_checkpoint,
     save_weights,
+    was_evaluated,
 )
-from maskformer.config import Config, to_yaml
+from maskformer.config import Config, ConfigError, changed_values, to_yaml
 from maskformer.criterion import build_criterion
 from maskformer.data import (
     Batch,
@@ -40,9 +41,11 @@ from maskformer.data import (
     Normalize,
     TrainLoader,
     TrainTransform,
+    WorkerError,
     build_dataset,
     check_dataset,
 )
+from maskformer.data.names import class_change
 from maskformer.errors import CheckpointError, TrainingDivergedError, TrainingStoppedError
 from maskformer.evaluation import (
     Evaluation,
@@ -65,12 +68,22 @@ from maskformer.run_folder import (
     remove_leftovers,
     remove_run,
 )
+from maskformer.signals import Interrupted, Signals
 from maskformer.writing import write_text
 from mfkernels.backend import Request as Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-STOP_CHECK_EVERY = 10
-"""Steps between agreements on a stop signal, when several processes train together."""
+AGREE_STEPS, AGREE_SECONDS = 10, 2.0
+"""At most so far apart, processes that train together ask each other whether a signal came."""
+UNCHANGED_LEARNING = (
+    "train.workers",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "eval.",
+    "data.root",
+)
+"""Values of a recipe that a resumed run may replace and still learn the very same."""
 
 
 class Trainer:
@@ -93,7 +106,8 @@ class Trainer:
         RunInUseError: another process trains in `output`.
         ValueError: `output` is or holds data of the recipe.
         NotADirectoryError, PermissionError: `output` cannot be written.
-        CheckpointError: nothing to resume from, an unreadable checkpoint, or no ImageNet weights.
+        CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
+            other classes, or no ImageNet weights.
         DatasetError: data that cannot be trained on.
     """
 
@@ -114,7 +128,8 @@ class Trainer:
         check_output_folder(output)
         check_run_folder(output, resume=resume, overwrite=overwrite)
         check_not_in_use(output)
-        checkpoint = checkpoint_to_resume(output) if resume else None
+        notes: list[str] = []
+        checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
         self.accelerator = Accelerator(
             mixed_precision=PRECISION[config.train.precision],
             gradient_accumulation_steps=config.train.accumulate,
@@ -123,6 +138,8 @@ class Trainer:
         )
         self.backend = backend
         self.progress = Progress(enabled=self.accelerator.is_main_process)
+        for note in notes:
+            self.progress.warn(note)
         set_seed(config.train.seed)
         self.train_data = build_dataset(config.data, "train")
         self.val_data = build_dataset(config.data, "val")
@@ -137,28 +154,38 @@ class Trainer:
             raise DatasetError("the train and the val data do not have the same list of classes")
         self.config = _with_classes(config, len(self.info.classes))
         self.step = 0
+        self.saved_step: int | None = None
 
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
             # Another number of classes is the usual reason to start from a checkpoint.
-            model.load_weights(resolve_checkpoint(weights), ignore_mismatched_sizes=True)
+            source = resolve_checkpoint(weights)
+            model.load_weights(source, ignore_mismatched_sizes=True)
+            self._compare_classes(known_classes(source), source)
         elif not resume and (backbone.pretrained or backbone.weights):
             try:
                 model.load_backbone_weights(backbone.weights)
             except RuntimeError as error:
                 raise CheckpointError(str(error)) from error
         self.optimizer = build_optimizer(model, self.config.train)
+        self.evaluation_due = False
         if checkpoint is not None:
+            self._compare_classes(known_classes(checkpoint), checkpoint, resume=True)
+            self._compare_recipes(checkpoint)
             model.load_weights(checkpoint)
+            self.evaluation_due = not was_evaluated(checkpoint)
         self.criterion = build_criterion(self.config).to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         set_seed(self.config.train.seed, device_specific=True)
         if checkpoint is not None:
             self._restore(checkpoint)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
-        self.stop_signal = 0
         self.board = Board(output / "tensorboard", self.progress.warn)
+        # Several processes also get SIGTERM from their launcher, when one of them has failed.
+        self.signals = Signals(verbose=self.accelerator.num_processes == 1)
+        self._next_agreement = 0
+        self._agreed = (self.step, time.monotonic())
         self.unsaved = False
         self.score: float | None = None
         self.skipped = torch.zeros((), device=self.accelerator.device)
@@ -174,9 +201,10 @@ class Trainer:
         model.
 
         Raises:
-            TrainingStoppedError: a signal came; the step was finished and saved.
+            TrainingStoppedError: a signal came; the last finished step was saved.
             TrainingDivergedError: gradients stopped being finite.
             CheckpointError: the last checkpoint could not be written.
+            DatasetError, WorkerError: no batch could be had; the last finished step was saved.
             DiskFullError: there is no room for a checkpoint; nothing was trained.
             RunInUseError: another process trains in the run folder.
         """
@@ -199,6 +227,7 @@ class Trainer:
             accumulate=train.accumulate,
             normalize=Normalize.from_config(self.config.model),
             pin_memory=self.accelerator.device.type == "cuda",
+            warn=self.progress.warn,
         )
         if self.accelerator.is_main_process:
             needed = checkpoint_size(self.bare_model)
@@ -209,27 +238,22 @@ class Trainer:
             remove_leftovers(self.output)
             mark_run(self.output)
             write_text(self.output / RECIPE, to_yaml(self.config))
-        previous = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            with (
-                mfkernels.use_backend(self.backend),
-                self.board.open(),
-                self.progress.training(self.step, train.steps),
-            ):
-                metrics = self._loop(iter(loader))
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return metrics
+        with (
+            self.signals,
+            mfkernels.use_backend(self.backend),
+            self.board.open(),
+            self.progress.training(self.step, train.steps),
+        ):
+            return self._loop(iter(loader))
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train = self.config.train
+        due = self.step % train.evaluate_every == 0 and 0 < self.step < train.steps
+        if self.evaluation_due and due:
+            self._evaluate()  # something ended it before the run was resumed
         window = _Window(self.accelerator.device)
         while self.step < train.steps:
-            self._train_step_or_save(batches, window)
+            self._train_step(self._wait_for_batches(batches, window), window)
             self.step += 1
             self.progress.advance(self.step)
             done = self.step == train.steps
@@ -240,10 +264,11 @@ class Trainer:
                 window = _Window(self.accelerator.device)
             with window.clock_stopped():
                 due = done or self.step % train.evaluate_every == 0
-                stop = self._must_stop(now=due)
+                self._agree_on_signals(now=due)
+                stop = self.signals.stop != 0
                 # Before an evaluation, which may take long: whatever ends it, the step is saved.
-                if stop or due or self.step % train.checkpoint_every == 0:
-                    self._save(required=stop, again=done)
+                if stop or due or self.signals.save or self.step % train.checkpoint_every == 0:
+                    self._save(required=stop, again=done and not stop)
                 if stop:
                     raise self._stopped()
                 if due and not done:
@@ -262,25 +287,29 @@ class Trainer:
                 if self.score is not None:
                     mark_best(self.checkpoints, self.step, self.score)
 
-    def _train_step_or_save(self, batches: Iterator[Batch], window: _Window) -> None:
-        """A step; a sample that cannot be used costs none of the steps before it."""
+    def _wait_for_batches(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
+        """All batches of a step, before it changes anything: what goes wrong in this wait, a signal
+        or a sample that cannot be used, costs none of the steps before.
+        """
+        start = time.perf_counter()
+        # Other processes may have got their batches: they would not come to save together.
+        alone = self.accelerator.num_processes == 1
         try:
-            self._train_step(batches, window)
-        except DatasetError as error:
-            # Other processes may have got their samples: they would not come to save together.
-            if self.step == 0 or self.accelerator.num_processes > 1:
+            with self.signals.interruptible(alone):
+                parts = [next(batches) for _ in range(self.config.train.accumulate)]
+        except Interrupted:
+            raise self._stopped() from None
+        except (DatasetError, WorkerError) as error:
+            if self.step == 0 or not alone:
                 raise
-            self._save(required=True)
-            raise DatasetError(
-                f"{error}\nStep {self.step} is saved; mend the data, then {self._how_to_resume()}"
-            ) from error
+            raise self._with_advice(error) from error
+        window.waited += time.perf_counter() - start
+        return parts
 
-    def _train_step(self, batches: Iterator[Batch], window: _Window) -> None:
+    def _train_step(self, parts: list[Batch], window: _Window) -> None:
         self.model.train()
-        for _ in range(self.config.train.accumulate):
-            start = time.perf_counter()
-            batch = next(batches).to(self.accelerator.device, non_blocking=True)
-            window.waited += time.perf_counter() - start
+        for part in parts:
+            batch = part.to(self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.model):
                 losses = self.criterion(self.model(batch.pixel_values), batch.targets)
                 loss = self.criterion.total(losses)
@@ -327,18 +356,27 @@ class Trainer:
             self.config,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            warn=self.progress.warn,
         )
         # One process alone must not leave the others waiting for its figures.
         alone = self.accelerator.num_processes == 1
-        evaluation = evaluate(
-            self.bare_model,
-            loader,
-            self.info,
-            self.config.eval,
-            self.accelerator.device,
-            self.progress,
-            between_batches=self._stop_evaluation if alone else None,
-        )
+        try:
+            with self.signals.interruptible(alone):
+                evaluation = evaluate(
+                    self.bare_model,
+                    loader,
+                    self.info,
+                    self.config.eval,
+                    self.accelerator.device,
+                    self.progress,
+                    between_batches=self._stop_evaluation if alone else None,
+                )
+        except Interrupted:
+            raise self._stopped() from None
+        except (DatasetError, WorkerError) as error:
+            if not alone:
+                raise
+            raise self._with_advice(error) from error
         self.score = evaluation.score
         self._record("val", evaluation.metrics, evaluation)
         scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
@@ -352,7 +390,7 @@ class Trainer:
         return evaluation
 
     def _stop_evaluation(self) -> None:
-        if self.stop_signal:
+        if self.signals.stop:
             raise self._stopped()
 
     def _record(
@@ -375,6 +413,7 @@ class Trainer:
             required: a disk that refuses ends training; at least the weights are kept somewhere.
             again: it will be tried again after the evaluation.
         """
+        asked_for, self.signals.save = self.signals.save, False
         try:
             save_checkpoint(
                 self.checkpoints,
@@ -394,6 +433,15 @@ class Trainer:
                 raise CheckpointError(f"{error} {self._save_weights()}") from error
             else:
                 self.progress.warn(f"{error} Training goes on.")
+            return
+        self.saved_step = self.step
+        if asked_for:
+            self.progress.print(f"saved step {self.step}/{self.config.train.steps} (SIGUSR2)")
+
+    def _save_if_missing(self) -> None:
+        """The last chance: no process may still be in the middle of a step."""
+        if self.saved_step != self.step and not self.unsaved:
+            self._save(required=True)
 
     def _save_weights(self) -> str:
         """The last resort; tells what to do next."""
@@ -420,6 +468,7 @@ class Trainer:
         try:
             self.step = int(state["step"])
             load_optimizer_state(_plain(self.optimizer), state["optimizer"])
+            self.saved_step = self.step
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
         if state["scaler"] is not None and self.accelerator.scaler is not None:
@@ -436,31 +485,71 @@ class Trainer:
             write_text(self.output / "metrics.json", metrics_to_json(metrics))
         return metrics
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal:  # the second one does what it always did
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.stop_signal = number
-        if self.accelerator.is_main_process:
-            # Not through the console: the signal may have come in the middle of one of its lines.
-            os.write(2, b"\nstopping after this step (once more to stop at once)\n")
+    def _compare_classes(
+        self, known: tuple[str, ...] | None, source: Path, *, resume: bool = False
+    ) -> None:
+        """Weights know classes by index: names that moved would be learnt anew, one as another."""
+        change = class_change(known, self.info.classes)
+        if change is None or not (resume or change.same_count):
+            return  # weights of another number of classes: their head starts anew, which is said
+        if resume and (change.reordered or not change.same_count):
+            raise CheckpointError(
+                f"cannot resume from {source} with other classes: {change.text}; restore "
+                "data.classes, or start a new run with --weights"
+            )
+        self.progress.warn(
+            f"the classes of {source} are not those of the data: {change.text}. "
+            "Weights follow the index of a class, not its name"
+        )
 
-    def _must_stop(self, *, now: bool) -> bool:
-        """Whether a signal came to any process; several ask each other every few steps or `now`."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal != 0
-        if not now and self.step % STOP_CHECK_EVERY:
-            return False
-        flag = torch.tensor([self.stop_signal], device=self.accelerator.device)
-        self.stop_signal = int(self.accelerator.gather(flag).max().item())
-        return self.stop_signal != 0
+    def _compare_recipes(self, checkpoint: Path) -> None:
+        """Says what a resumed run does not do as before."""
+        try:
+            before = load_recipe(checkpoint, [])
+        except (ConfigError, CheckpointError):  # of another version, or lost
+            return
+        changes = changed_values(before, self.config)
+        processes = count_processes(checkpoint), self.accelerator.num_processes
+        if processes[0] != processes[1]:
+            changes["processes"] = processes
+        if not changes:
+            return
+        text = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+        if all(name.startswith(UNCHANGED_LEARNING) for name in changes):
+            self.progress.print(f"resumed with {text}")
+        else:
+            self.progress.warn(
+                f"resumed with {text}: the results will not be those of an uninterrupted run"
+            )
+
+    def _agree_on_signals(self, *, now: bool) -> None:
+        """Every few steps or `now`, several processes adopt the signals that came to any."""
+        if self.accelerator.num_processes == 1 or not (now or self.step >= self._next_agreement):
+            return
+        step, start = self._agreed
+        self._agreed = self.step, time.monotonic()
+        pace = (self._agreed[1] - start) / max(self.step - step, 1)
+        wishes = [self.signals.stop, float(self.signals.save), pace]
+        mine = torch.tensor([wishes], device=self.accelerator.device)
+        stop, save, slowest = self.accelerator.gather(mine).amax(dim=0).tolist()
+        self.signals.stop, self.signals.save = int(stop), bool(save)
+        self._next_agreement = self.step + max(
+            1, min(AGREE_STEPS, int(AGREE_SECONDS / max(slowest, 1e-3)))
+        )
 
     def _stopped(self) -> TrainingStoppedError:
+        self._save_if_missing()
         return TrainingStoppedError(
-            self.stop_signal,
+            self.signals.stop,
             f"stopped at step {self.step}/{self.config.train.steps}; the checkpoint is complete. "
             f"Continue with: {self._how_to_resume()}",
         )
+
+    def _with_advice(self, error: DatasetError | WorkerError) -> DatasetError | WorkerError:
+        self._save_if_missing()
+        kind = WorkerError if isinstance(error, WorkerError) else DatasetError
+        remedy = "then" if kind is WorkerError else "mend the data, then"
+        return kind(f"{error}\nStep {self.step} is saved; {remedy} {self._how_to_resume()}")
 
     def _how_to_resume(self) -> str:
         return f"maskformer train --resume --output {shlex.quote(str(self.output))}"

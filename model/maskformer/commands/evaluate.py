@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import mfkernels
-from maskformer.checkpoint import load_recipe, resolve_checkpoint
+from maskformer.checkpoint import known_classes, load_recipe, resolve_checkpoint
 from maskformer.choices import Backend
 from maskformer.commands.device import choose_device
 from maskformer.config import Config, ConfigError
 from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data.names import class_change
 from maskformer.evaluation import (
     Evaluation,
     Prediction,
@@ -56,6 +57,13 @@ def run(
     _check_classes(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
+    if change := class_change(known_classes(folder), dataset.info.classes):
+        if change.reordered:
+            raise ConfigError(
+                f"the classes of {checkpoint} are those of the data in another order: "
+                f"{change.text}; bring data.classes into the order of the checkpoint"
+            )
+        progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
     for warning in check_dataset(dataset):
         progress.warn(warning)
     with ExitStack() as stack:
@@ -66,7 +74,7 @@ def run(
             each = partial(_write_results, results, save_maps)
         evaluation = evaluate(
             model,
-            eval_loader(dataset, recipe),
+            eval_loader(dataset, recipe, warn=progress.warn),
             dataset.info,
             recipe.eval,
             target,

@@ -11,6 +11,7 @@ from maskformer.data.loader import Batch, EvalBatch, EvalLoader, Normalize, Trai
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.shapes import Shapes
 from maskformer.data.transforms import EvalTransform, TrainTransform
+from maskformer.data.workers import WorkerError
 
 __all__ = [
     "Batch",
@@ -28,6 +29,7 @@ __all__ = [
     "Shapes",
     "TrainLoader",
     "TrainTransform",
+    "WorkerError",
     "build_dataset",
     "check_dataset",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from maskformer.config import ModelConfig
 from maskformer.data.errors import DatasetError, naming
 from maskformer.data.sample import Dataset, Sample
 from maskformer.data.transforms import EvalTransform, TrainTransform
+from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
+from maskformer.signals import SIGNALS
 from mfkernels.targets import SegmentTargets
 
 MIN_SIDE = 32
@@ -160,10 +163,12 @@ class TrainLoader:
         accumulate: parts a step is divided into; a step is this many consecutive batches.
         normalize: mean, deviation and padding.
         pin_memory: page-locked batches for fast copies; by default where a GPU is present.
+        warn: told when batches cannot come through shared memory.
 
     Raises:
         ValueError: the batch size cannot be divided, or numbers are out of range.
         DatasetError: (while iterating) a sample cannot be used.
+        WorkerError: (while iterating) a worker cannot be started, died or is stuck.
     """
 
     def __init__(
@@ -180,6 +185,7 @@ class TrainLoader:
         accumulate: int = 1,
         normalize: Normalize | None = None,
         pin_memory: bool | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         shares = world_size * accumulate
         if batch_size < 1 or accumulate < 1 or batch_size % shares:
@@ -193,16 +199,17 @@ class TrainLoader:
             raise ValueError(f"start_step must not be negative, got {start_step}")
         if len(dataset) == 0:
             raise DatasetError("the data set holds no image")
+        self._warn = warn
         draws = _Draws(len(dataset), batch_size, seed, start_step, rank, world_size, accumulate)
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Augmented(dataset, transform),
             batch_sampler=draws,
-            collate_fn=_TrainCollate(normalize or Normalize()),
+            collate_fn=SharedCollate(_TrainCollate(normalize or Normalize())),
             **_worker_options(workers, pin_memory),
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return _raise_errors(iter(self._loader))
+        return _raise_errors(iterate(self._loader, self._warn))
 
 
 class EvalLoader:
@@ -217,9 +224,11 @@ class EvalLoader:
         limit: only the first so many images of the data set.
         normalize: mean, deviation and padding.
         pin_memory: page-locked batches for fast copies; by default where a GPU is present.
+        warn: told when batches cannot come through shared memory.
 
     Raises:
         DatasetError: (while iterating) a sample cannot be used.
+        WorkerError: (while iterating) a worker cannot be started, died or is stuck.
     """
 
     def __init__(
@@ -234,6 +243,7 @@ class EvalLoader:
         limit: int | None = None,
         normalize: Normalize | None = None,
         pin_memory: bool | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -241,13 +251,14 @@ class EvalLoader:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
         length = len(dataset) if limit is None else min(limit, len(dataset))
         indices = range(rank, length, world_size)
+        self._warn = warn
         self.num_images = len(indices)
         """Images of this process."""
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Raw(dataset),
             batch_size=batch_size,
             sampler=indices,
-            collate_fn=_EvalCollate(transform, normalize or Normalize()),
+            collate_fn=SharedCollate(_EvalCollate(transform, normalize or Normalize())),
             **_worker_options(workers, pin_memory),
         )
 
@@ -255,7 +266,7 @@ class EvalLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return _raise_errors(iter(self._loader))
+        return _raise_errors(iterate(self._loader, self._warn))
 
 
 def derive_seed(*parts: object) -> int:
@@ -383,8 +394,10 @@ def _raise_errors(batches: Iterator[T | DatasetError]) -> Iterator[T]:
 def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
+    workers = min(workers, os.cpu_count() or 1)
     return {
-        "num_workers": min(workers, os.cpu_count() or 1),
+        "num_workers": workers,
+        "timeout": POLL_SECONDS if workers else 0,
         "worker_init_fn": _start_worker,
         "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
         # Without its own generator, each iterator would draw from the global one.
@@ -395,5 +408,5 @@ def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
 def _start_worker(_: int) -> None:
     # Ctrl-C, `timeout` and job schedulers signal the whole process group; workers must live on
     # while the trainer ends its step. They notice by themselves when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

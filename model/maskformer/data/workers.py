@@ -1,0 +1,220 @@
+"""Batches out of worker processes: a full /dev/shm, a worker that dies and one that stalls."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+POLL_SECONDS = 5
+PATIENCE_POLLS = 120
+"""Polls without any batch before workers count as stuck: ten minutes. Polls are counted, not the
+clock read: a job that the scheduler suspends must not fail when it goes on.
+"""
+SHARED_MEMORY = "/dev/shm"
+OFTEN_OUT_OF_MEMORY = "most often the machine or the container is out of memory"
+REASONS = {
+    signal.SIGKILL: OFTEN_OUT_OF_MEMORY,
+    signal.SIGBUS: f"{SHARED_MEMORY} is full: a container gets more with --shm-size",
+}
+
+T = TypeVar("T")
+
+
+class WorkerError(ChildProcessError):
+    """A process that prepares batches died or gives none; the message says which, of what."""
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A batch for which shared memory had no room; it came through a pipe."""
+
+    content: bytes
+    free: int
+    """Bytes that `/dev/shm` still had."""
+
+
+@dataclass(frozen=True)
+class SharedCollate(Generic[T]):
+    """Collates samples and, in a worker, moves the tensors into shared memory.
+
+    PyTorch would do so later, in a thread whose failure nobody sees: the batch is lost and the
+    trainer waits for it without end.
+    """
+
+    collate: Callable[[Sequence[Any]], T]
+
+    def __call__(self, samples: Sequence[Any]) -> T | Pickled:
+        batch = self.collate(samples)
+        if get_worker_info() is None:
+            return batch
+        try:
+            for tensor in _tensors(batch):
+                tensor.share_memory_()
+        except RuntimeError:  # no room, no such folder, or too many open files
+            return Pickled(pickle.dumps(batch), _free_bytes(SHARED_MEMORY))
+        return batch
+
+
+def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[Any]:
+    """The batches of a loader whose `collate_fn` is a `SharedCollate`; workers start at once.
+
+    Args:
+        loader: with workers, its `timeout` must be `POLL_SECONDS`.
+        warn: told once when shared memory is too small.
+
+    Raises:
+        WorkerError: workers cannot be started; (while iterating) one died, or all are stuck.
+    """
+    previous = _sigchld_handler()
+    try:
+        iterator = iter(loader)
+    except OSError as error:
+        raise WorkerError(
+            f"{loader.num_workers} worker processes cannot be started: {error}; "
+            "lower train.workers (0 reads in the training process), or give a container more "
+            f"{SHARED_MEMORY} with --shm-size"
+        ) from error
+    finally:
+        # PyTorch's handler raises wherever the program happens to be, even within a save.
+        _set_sigchld_handler(previous)
+    workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+    return _unpickle(_watch(iterator, workers), loader, warn)
+
+
+def _watch(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[Any]:
+    polls = 0
+    try:
+        while True:
+            try:
+                with _dead_workers_raise(workers):
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                polls += 1
+                if polls >= PATIENCE_POLLS:
+                    _skip_orderly_end(iterator)
+                    raise WorkerError(
+                        f"no batch came for {polls * POLL_SECONDS} s from {len(workers)} workers, "
+                        "which are alive: can the data be read (a network file system)? "
+                        "train.workers=0 reads in the training process"
+                    ) from None
+            except BaseException:  # a dead worker, or a signal while one may be stuck
+                _skip_orderly_end(iterator)
+                raise
+            else:
+                polls = 0
+                yield batch
+    finally:
+        del iterator  # ends the workers that are able to
+        for worker in workers:
+            worker.kill()
+
+
+def _unpickle(
+    batches: Iterator[Any], loader: DataLoader[Any], warn: Callable[[str], None]
+) -> Iterator[Any]:
+    warned = False
+    for batch in batches:
+        if not isinstance(batch, Pickled):
+            yield batch
+            continue
+        if not warned:
+            warned = True
+            needed = len(batch.content) * (loader.prefetch_factor or 1) * loader.num_workers
+            warn(
+                f"{SHARED_MEMORY} is too small for the batches of {loader.num_workers} workers "
+                f"(needed: {needed / 1e6:.0f} MB, free: {batch.free / 1e6:.0f} MB): they go "
+                "through pipes, which is slower; give the container more with --shm-size, or "
+                "lower train.workers"
+            )
+        unpickled = pickle.loads(batch.content)
+        yield unpickled.pin_memory() if loader.pin_memory else unpickled
+
+
+@contextmanager
+def _dead_workers_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """A worker that died, or dies in this block, raises `WorkerError`.
+
+    One killed while it writes leaves half a message, for whose rest a read would wait for ever:
+    only a signal handler gets out of that.
+    """
+
+    def check(*_: object, alive: tuple[int | None, ...] = (None, 0)) -> None:
+        for index, worker in enumerate(workers):
+            if worker.exitcode not in alive:
+                raise WorkerError(_describe_death(index, workers))
+
+    previous = _sigchld_handler()
+    _set_sigchld_handler(check)
+    try:
+        check()
+        yield
+    except RuntimeError as error:
+        if "exited unexpectedly" in str(error):  # PyTorch noticed first
+            check(alive=(None,))
+        raise
+    finally:
+        _set_sigchld_handler(previous)
+
+
+def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
+    code = workers[index].exitcode or 0
+    if code < 0:
+        number = signal.Signals(-code)
+        reason = f"was killed by {number.name}"
+        if number in REASONS:
+            reason += f" ({REASONS[number]})"
+    else:
+        reason = f"ended with exit code {code}"
+    return (
+        f"worker {index + 1} of {len(workers)}, which prepares batches (process "
+        f"{workers[index].pid}), {reason}; lower train.workers or the size of the batches"
+    )
+
+
+def _skip_orderly_end(iterator: Iterator[Any]) -> None:
+    """It could wait for locks that a dead worker holds, or for a worker that is stuck."""
+    iterator._shutdown = True  # type: ignore[attr-defined]
+
+
+def _sigchld_handler() -> Any:
+    return signal.getsignal(signal.SIGCHLD)
+
+
+def _set_sigchld_handler(handler: Any) -> None:
+    # Python sets handlers in the main thread only; PyTorch sets none elsewhere either.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in a batch of nested dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _free_bytes(folder: str) -> int:
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize

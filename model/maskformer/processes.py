@@ -1,0 +1,108 @@
+"""Several processes that train together: one of them says why they ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from maskformer.errors import TrainingStoppedError
+
+GRACE_SECONDS = 3.0
+"""How long a process whose failure another one may explain waits to be ended by its launcher."""
+_TOLD = "maskformer/failures"
+_LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Lets the error of the process that failed first through; the others end without a word.
+
+    Does nothing where one process trains alone.
+
+    Raises:
+        SystemExit: in place of an error that another process has told.
+    """
+    try:
+        yield
+    except TrainingStoppedError as stop:  # all processes agreed on it
+        if _rank() > 0:
+            sys.exit(stop.exit_code)
+        raise
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            # Most likely all found the same mistake, such as a wrong recipe.
+            if _rank() > 0:
+                time.sleep(GRACE_SECONDS)
+            raise
+        if not _lost_connection(error):
+            if not _is_first():
+                sys.exit(1)
+            _let_others_end(dist.get_backend(), dist.get_world_size())
+            raise
+        # It follows from another one's failure, which is the one to tell.
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and not _was_told():
+            time.sleep(0.1)
+        if not _is_first():
+            sys.exit(1)
+        reason = str(error).partition("\n")[0]
+        raise ConnectionError(
+            f"process {_rank()} lost the connection to another one, which was killed or ended "
+            f"without a message; continue with --resume: {reason}"
+        ) from error
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _lost_connection(error: Exception) -> bool:
+
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_CONNECTION)
+    )
+
+
+def _is_first() -> bool:
+    """Whether no other process has asked this before."""
+    try:
+        return _store().add(_TOLD, 1) == 1
+    except RuntimeError:  # the process that kept the store is gone
+        return True
+
+
+def _let_others_end(backend: str, count: int) -> None:
+    """Without `torchrun`, the first process keeps the store by which the others learn who told."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if agent or _rank() > 0 or backend != "gloo":
+        return
+    import torch.distributed as dist
+
+    store = _store()
+    dist.destroy_process_group()  # whoever waits for this process notices
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and store.add(_TOLD, 0) < count:
+        time.sleep(0.05)
+
+
+def _was_told() -> bool:
+    try:
+        return _store().check([_TOLD])
+    except RuntimeError:
+        return False
+
+
+def _store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()

@@ -1,0 +1,149 @@
+"""Two processes that train together: one of them says why they end, and both end soon."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from recipes import TINY, write_recipe
+from test_distributed import free_port, join_processes
+
+from maskformer import processes
+from maskformer.checkpoint import find_checkpoint
+from maskformer.cli import main
+from maskformer.data import Batch, DatasetError
+from maskformer.errors import TrainingDivergedError
+from maskformer.trainer import Trainer, _Window
+
+Fault = Callable[[int], None]
+
+
+def command(rank: int, port: int, folder: Path, fault: Fault, arguments: list[str]) -> None:
+    """What `torchrun` starts; the output goes to a file."""
+    output = os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    join_processes(rank, 2, port)
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    train_step = Trainer._train_step
+
+    def faulty(trainer: Trainer, parts: list[Batch], window: _Window) -> None:
+        train_step(trainer, parts, window)
+        if trainer.step == 3:
+            fault(rank)
+
+    Trainer._train_step = faulty  # type: ignore[method-assign]
+    sys.argv = ["maskformer", *arguments]
+    main()
+
+
+def together(
+    folder: Path, fault: Fault, *changes: str, recipe: str = "tiny.yaml"
+) -> tuple[list[int | None], str]:
+    """Trains with two processes.
+
+    Returns:
+        Their exit codes, and what both said besides the steps.
+    """
+    write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 100_000}})
+    arguments = [
+        "train",
+        "--cpu",
+        "--config",
+        str(folder / recipe),
+        "--output",
+        str(folder / "run"),
+    ]
+    port = free_port()
+    context = multiprocessing.get_context("fork")
+    both = [
+        context.Process(target=command, args=(rank, port, folder, fault, [*arguments, *changes]))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    try:
+        for process in both:
+            process.join(30)
+        codes = [process.exitcode for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    said = "".join((folder / f"{rank}.txt").read_text() for rank in range(2))
+    return codes, "".join(line for line in said.splitlines(True) if not line.startswith("step"))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_process_that_failed_says_why(tmp_path: Path, failing: int) -> None:
+    def fault(rank: int) -> None:
+        if rank == failing:
+            raise DatasetError("a broken image")
+
+    started = time.monotonic()
+    codes, said = together(tmp_path, fault)
+    assert codes == [1, 1]
+    assert said.strip() == "error: a broken image"
+    assert time.monotonic() - started < 20
+
+
+def test_what_all_processes_find_is_said_once(tmp_path: Path) -> None:
+    def fault(rank: int) -> None:
+        raise TrainingDivergedError("no finite gradient")
+
+    codes, said = together(tmp_path, fault)
+    assert codes == [1, 1]
+    assert said.strip() == "error: no finite gradient"
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_loss_of_a_killed_process_is_said(
+    tmp_path: Path, killed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
+
+    def fault(rank: int) -> None:
+        if rank == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    codes, said = together(tmp_path, fault)
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 1
+    assert f"error: process {1 - killed} lost the connection to another one" in said
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+
+
+def test_a_mistake_in_the_command_is_said_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher ends the others when the first has failed; here, nobody does."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 100.0)
+    monkeypatch.setattr(processes.time, "sleep", lambda _: os._exit(9))
+    codes, said = together(tmp_path, lambda _: None, recipe="none.yaml")
+    assert codes == [1, 9]
+    assert said.count("error: ") == 1
+
+
+def test_a_signal_to_one_process_stops_and_saves_both(tmp_path: Path) -> None:
+    def fault(rank: int) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    codes, said = together(tmp_path, fault)
+    assert codes == [143, 143]
+    assert said.startswith("stopped at step ")
+    assert said.count("\n") == 1
+    saved = find_checkpoint(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert len(list(saved.glob("rng_*.pt"))) == 2
+    assert torch.load(saved / "training_state.pt")["step"] >= 4
