@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _LISTED = 5
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,10 @@ class WeightsMismatchError(ValueError):
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_LISTED] + ("...",) * (len(names) > _LISTED))
+    return ", ".join([*map(printable, names[:_LISTED]), *["..."] * (len(names) > _LISTED)])
+
+
+def printable(name: str) -> str:
+    """A name out of a file, which may be long or hold control characters, for a terminal."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
