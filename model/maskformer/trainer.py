@@ -49,7 +49,7 @@ from maskformer.evaluation import (
     metrics_to_json,
     write_pictures,
 )
-from maskformer.model import SegmentationModel, build_model
+from maskformer.model import SegmentationModel, build_model, check_size
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
@@ -136,6 +136,7 @@ class Trainer:
         self.config = _with_classes(config, len(self.info.classes))
         self.step = 0
 
+        check_size(self.config.model)
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:

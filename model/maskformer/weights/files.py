@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maskformer.documents import ConfigError, parse_json, read_text
 from maskformer.weights.machine import kind
 from maskformer.weights.report import printable
 from maskformer.weights.unpickle import read_pickle
@@ -53,11 +54,12 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in where.values()}):
         if Path(name).name != name:
-            raise ValueError(f"{index} names the file '{name}' outside its folder")
+            raise ValueError(f"{index} names the file '{printable(name)}' outside its folder")
         weights |= read_tensors(index.parent / name)
     absent = sorted(set(where) - set(weights))
     if absent:
-        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {absent[0]}")
+        some = printable(str(absent[0]))
+        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {some}")
     return weights
 
 
@@ -66,16 +68,16 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged or holds something else.
+        ConfigError: it is damaged, too long or too deep, or holds something else.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {file.name}")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        values = parse_json(read_text(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a mapping, got {type(values).__name__}")
+        raise ConfigError(f"{file} must hold a mapping, got {type(values).__name__}")
     return values
 
 
