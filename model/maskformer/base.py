@@ -69,7 +69,7 @@ class SegmentationModel(nn.Module):
                 `decoder={"queries": 50}`.
 
         Raises:
-            ConfigError: no such recipe, unknown keys or wrong types, or a model of no sensible size.
+            ConfigError: no such recipe, unknown keys, wrong types, or sizes without sense.
             ValueError: the number of classes is left to the data set, and it is not given.
         """
         config = merge_model_config(load_config(name_or_file).model, overrides)

@@ -19,6 +19,7 @@ from maskformer.weights.report import printable
 from maskformer.weights.unpickle import read_pickle
 
 _SECTIONS = ("model_ema", "state_dict_ema", "model", "state_dict")
+_MAX_NAME = 200
 _MAX_HEADER = 4 << 20
 """Bytes that describe the entries of a `.safetensors` file: 30,000 of them."""
 
@@ -53,7 +54,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} is damaged: it has no weight_map")
     weights: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in where.values()}):
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > _MAX_NAME:
             raise ValueError(f"{index} names the file '{printable(name)}' outside its folder")
         weights |= read_tensors(index.parent / name)
     absent = sorted(set(where) - set(weights))
