@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maskformer.documents import ConfigError, parse_json, read_text
+from maskformer.documents import ConfigError, one_line, parse_json, read_text
 from maskformer.weights.machine import kind
 from maskformer.weights.report import printable
 from maskformer.weights.unpickle import read_pickle
@@ -126,7 +126,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{_described(file)} is truncated or damaged: {error}") from error
+        raise ValueError(
+            f"{_described(file)} is truncated or damaged: {one_line(error)}"
+        ) from error
     return weights
 
 

@@ -168,8 +168,8 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
     """
     if values.get("model_type") != "maskformer":
         raise ValueError(
-            f"its model_type is {shown(str(values.get('model_type')))}, expected 'maskformer' (or the "
-            "config.json of this package)"
+            f"its model_type is {shown(str(values.get('model_type')))}, expected 'maskformer' (or "
+            "the config.json of this package)"
         )
     decoder = _section(values, "decoder_config", ("detr", "maskformer-detr"), "detr")
     head = check(HeadPart, values)
@@ -264,7 +264,8 @@ def _section(
     section = section if isinstance(section, dict) else {}
     if section.get("model_type") not in types:
         raise ValueError(
-            f"its {name} has the model_type {shown(str(section.get('model_type')))}, expected {types[0]}"
+            f"its {name} has the model_type {shown(str(section.get('model_type')))}, "
+            f"expected {types[0]}"
         )
     for key, wanted in _FIXED[kind].items():
         if section.get(key, wanted) not in (wanted, [wanted, wanted]):

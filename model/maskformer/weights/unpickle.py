@@ -10,6 +10,7 @@ with limits would add a second way to fail and a copy of all weights, and has no
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from maskformer.documents import one_line
 from maskformer.weights.machine import Budget, Machine, RefusedError
 from maskformer.weights.rebuild import TOKENS, Storage, known_names, storage_type
 
@@ -46,10 +48,11 @@ def read_pickle(file: Path) -> Any:
             return _read_plain(memoryview(stream.read()))
     except RefusedError as error:
         raise ValueError(f"{file} is refused: it {error}") from None
-    except OSError:
-        raise
     except Exception as error:  # a broken file raises any type
-        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        # An archive may send its reader to a place before its start.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = one_line(str(error) or type(error).__name__)
         raise ValueError(
             f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged: {reason}"
         ) from error
