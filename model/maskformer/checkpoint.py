@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
@@ -39,6 +38,7 @@ from maskformer.weights.files import WEIGHT_SUFFIXES, read_json
 from maskformer.weights.huggingface import CONFIG_FILE, class_names
 from maskformer.weights.runs import BEST, LAST, STATE, find_local, follow
 from maskformer.weights.runs import find_checkpoint as find_checkpoint
+from maskformer.weights.unpickle import read_pickle
 from maskformer.writing import (
     FULL_DISK,
     DiskFullError,
@@ -308,14 +308,11 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
         CheckpointError: a missing or unreadable file.
     """
     try:
-        # To the CPU first: every process would otherwise load the tensors of GPU 0 onto GPU 0.
-        state: dict[str, Any] = torch.load(
-            checkpoint / STATE, map_location="cpu", weights_only=True
-        )
+        state: dict[str, Any] = read_pickle(checkpoint / STATE)
         rng_file = checkpoint / f"rng_{process_index}.pt"
         if rng_file.is_file():  # absent when resumed with more processes than before
-            _restore_rng(torch.load(rng_file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            _restore_rng(read_pickle(rng_file))
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"cannot resume from {checkpoint}: {reason}") from error
     return state
@@ -398,7 +395,7 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         return DatasetInfo(
             classes=tuple(values["classes"]),
             things=frozenset(values["things"]),

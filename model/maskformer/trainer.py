@@ -55,7 +55,7 @@ from maskformer.evaluation import (
     write_pictures,
 )
 from maskformer.inputs import check_output_beside_data
-from maskformer.model import SegmentationModel, build_model
+from maskformer.model import SegmentationModel, build_model, check_size
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
@@ -156,6 +156,7 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
 
+        check_size(self.config.model)
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
