@@ -41,7 +41,8 @@ def pythons() -> list[str]:
             continue
         running = version == f"{sys.version_info.major}.{sys.version_info.minor}"
         name = sys.executable if running else f"python{version}"
-        if shutil.which(name) and not subprocess.run([name, "-c", HAS_HEADERS]).returncode:
+        check = [name, "-c", HAS_HEADERS]
+        if shutil.which(name) and not subprocess.run(check, stderr=subprocess.DEVNULL).returncode:
             found.append(name)
         else:
             print(f"no NumPy module for Python {version}: there is no {name} with headers here")
@@ -49,7 +50,7 @@ def pythons() -> list[str]:
 
 
 def make(folder: Path) -> Path:
-    """Build and repair the wheel in a folder of its own; returns its place in dist/."""
+    """Build and repair the wheel in a folder of its own; returns its path."""
     environment = {
         **os.environ,
         "MFKERNELS_PYTHONS": os.environ.get("MFKERNELS_PYTHONS") or " ".join(pythons()),
@@ -66,10 +67,7 @@ def make(folder: Path) -> Path:
     repair = ("repair", "--plat", PLATFORM, "--only-plat", "--strip", *excluded)
     run("-m", "auditwheel", *repair, "--wheel-dir", folder / "repaired", built)
     (repaired,) = (folder / "repaired").glob("*.whl")
-    (ROOT / "dist").mkdir(exist_ok=True)
-    for stale in (ROOT / "dist").glob("*.whl"):
-        stale.unlink()
-    return Path(shutil.copy(repaired, ROOT / "dist"))
+    return repaired
 
 
 def problems(library: Path, floor: Version) -> list[str]:
@@ -106,11 +104,15 @@ def main() -> None:
             if path.name.startswith("_torch_")
             for problem in problems(path, floor)
         ]
-    print(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB")
+        if faults:
+            sys.exit("\n".join(faults))
+        (ROOT / "dist").mkdir(exist_ok=True)
+        for stale in (ROOT / "dist").glob("*.whl"):
+            stale.unlink()
+        shutil.copy(wheel, ROOT / "dist")
+        print(f"dist/{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB")
     for file in libraries:
         print(f"  {file}")
-    if faults:
-        sys.exit("\n".join(faults))
     print(f"torch {floor} and newer: yes, by the audit of its stable ABI")
 
 
