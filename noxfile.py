@@ -14,37 +14,46 @@ import nox
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["wheel", "tests"]
+nox.options.sessions = ["wheel", "smoke", "tests"]
 
-LOWEST = ("--resolution", "lowest-direct")
 VERSIONS = {
-    "lowest": LOWEST,
+    "lowest": ("--resolution", "lowest-direct"),
     "pinned": ("--constraint", "requirements/py{}{}.txt".format(*sys.version_info)),
     "newest": ("--upgrade",),
 }
 """Options of `uv pip install` that choose the versions."""
 
-BUILD_REQUIRES = nox.project.load_toml("pyproject.toml")["build-system"]["requires"]
+PROJECT = nox.project.load_toml("pyproject.toml")
+BUILD_REQUIRES = PROJECT["build-system"]["requires"]
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Builds the wheel of this Python with the lowest torch, and audits it."""
+    """Builds the wheel with the lowest torch into dist/, and audits it."""
+    session.install(*VERSIONS["lowest"], *BUILD_REQUIRES)
+    session.install(*PROJECT["project"]["optional-dependencies"]["release"])
+    session.run("python", "tools/make_wheel.py")
 
 
 @nox.session
 @nox.parametrize("versions", list(VERSIONS), ids=list(VERSIONS))
 def tests(session: nox.Session, versions: str) -> None:
     """Runs the tests on the installed wheel."""
-    (built,) = Path("dist").glob("*.whl")
     session.install(*VERSIONS[versions], "-r", "pyproject.toml", "--extra", "test", *BUILD_REQUIRES)
-    session.install("--no-deps", "--reinstall", str(built))
-    session.run("uv", "pip", "freeze", silent=False)
+    session.install("--no-deps", "--reinstall", str(built_wheel()))
     # A safe path keeps the source tree, which is the working directory, out of the imports.
-    session.run(
-        "pytest",
-        "-n",
-        "auto",
-        *session.posargs,
-        env={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-    )
+    environment = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "auto", *session.posargs, env=environment)
+
+
+@nox.session
+@nox.parametrize("python,torch", [("3.12", "2.11.0"), ("3.13", "2.14.1")])
+def smoke(session: nox.Session, torch: str) -> None:
+    """Uses the wheel in a bare environment, where no compiler is found."""
+    session.install(f"torch=={torch}", str(built_wheel()))
+    session.run("python", "tests/wheel_smoke.py")
+
+
+def built_wheel() -> Path:
+    (wheel,) = Path("dist").glob("*.whl")
+    return wheel
