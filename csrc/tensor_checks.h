@@ -38,6 +38,7 @@ inline std::string text(std::initializer_list<Size> sizes) {
 }
 
 inline std::string text(const Tensor& tensor) {
+  if (!tensor.defined()) return "None";
   std::string text = torch::headeronly::toString(tensor.scalar_type());
   text += " [";
   for (int64_t i = 0; i < tensor.dim(); ++i) {
@@ -48,7 +49,7 @@ inline std::string text(const Tensor& tensor) {
 }
 
 inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<Size> sizes) {
-  bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
+  bool fits = tensor.defined() && tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t i = 0;
   for (const Size& size : sizes) {
     fits = fits && (size.letter != nullptr || tensor.size(i) == size.value);
@@ -81,6 +82,7 @@ inline assignment::Element element_of(const char* name, const Tensor& tensor) {
 
 // That working on a tensor takes memory of the order of its own.
 inline void check_memory(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.defined(), name, " must be a tensor, got None");
   STD_TORCH_CHECK(!is_inflated(tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
                                static_cast<int64_t>(tensor.element_size())),
                   name, " is a view that repeats a little memory too often to be worked on, got ",

@@ -17,6 +17,7 @@ MOST_SIDE = 1 << 24
 """The longest side of masks and results: float32, in which they are resized, counts no further."""
 MOST_ROWS = torch.iinfo(torch.int32).max // 2
 """Rows and columns of an assignment problem."""
+MOST_PROBLEMS = 1 << 26
 
 Sizes = Sequence[int | str]
 """The sizes that are wanted; a letter stands for any."""
@@ -65,8 +66,10 @@ def _check(
     dtype: torch.dtype | None = None,
 ) -> None:
     """`dtype`: the one that is needed, or any floating-point one."""
+    if not isinstance(tensor, Tensor):  # what is None counts as an undefined tensor
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     check_shape(name, tensor, sizes)
-    if tensor.device != like.device:
+    if isinstance(like, Tensor) and tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, but is on {tensor.device}")
     if dtype is None and not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
@@ -125,9 +128,10 @@ def assignment(
     strict: bool = False,
 ) -> None:
     _check("cost", cost, ("B", "R", "C"), cost)
-    for name, size in zip(("rows", "columns"), cost.shape[1:], strict=True):
-        if size > MOST_ROWS:
-            raise ValueError(f"cost must have at most {MOST_ROWS} {name}, got {size}")
+    limits = {"problems": MOST_PROBLEMS, "rows": MOST_ROWS, "columns": MOST_ROWS}
+    for (name, most), size in zip(limits.items(), cost.shape, strict=True):
+        if size > most:
+            raise ValueError(f"cost must have at most {most} {name}, got {size}")
     for name, counts in (("row_counts", row_counts), ("col_counts", col_counts)):
         if counts is not None:
             _check(name, counts, (cost.shape[0],), cost, torch.int64)
@@ -207,10 +211,13 @@ def mask_loss_backward(
     _check("sums", sums, (*assignment.shape, 3), mask_embed, dtype)
 
 
+def _bool_if_it_is(tensor: Tensor) -> torch.dtype | None:
+    return torch.bool if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else None
+
+
 def _check_pair(logits: Tensor, targets: Tensor, sizes: Sizes) -> None:
     _check("logits", logits, sizes, logits)
-    dtype = torch.bool if targets.dtype == torch.bool else None
-    _check("targets", targets, logits.shape, logits, dtype)
+    _check("targets", targets, logits.shape, logits, _bool_if_it_is(targets))
 
 
 def focal_dice(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> None:
@@ -241,8 +248,7 @@ def _check_sums(grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, logits: Ten
 def point_loss(logits: Tensor, targets: Tensor, points: Tensor, alpha: float, gamma: float) -> None:
     _check_images("logits", logits)
     masks = logits.shape[0]
-    dtype = torch.bool if targets.dtype == torch.bool else None
-    _check("targets", targets, (masks, "H", "W"), logits, dtype)
+    _check("targets", targets, (masks, "H", "W"), logits, _bool_if_it_is(targets))
     _check_images("targets", targets)
     _check("points", points, (masks, "P", 2), logits, _wide(logits))
     _check_focal(alpha, gamma)
@@ -263,9 +269,7 @@ def point_loss_backward(
 
 
 def _check_images(name: str, images: Tensor) -> None:
-    _check(
-        name, images, ("M", "h", "w"), images, torch.bool if images.dtype == torch.bool else None
-    )
+    _check(name, images, ("M", "h", "w"), images, _bool_if_it_is(images))
     if 0 in images.shape[1:]:
         raise ValueError(f"{name} must have pixels, got {list(images.shape)}")
 

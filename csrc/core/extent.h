@@ -12,6 +12,7 @@ namespace mfk {
 constexpr int64_t kMostSide = 1 << 24;
 // Rows and columns of an assignment problem, whose indices have 32 bits, and padding.
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() / 2;
+constexpr int64_t kMostProblems = 1 << 26;
 // Channels, and masks of all layers of an image: working memory for them is taken at once.
 constexpr int64_t kMostChannels = 1 << 20;
 constexpr int64_t kMostMasks = 1 << 26;

@@ -34,6 +34,7 @@ std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Te
   mfk::check_shape("cost", cost, {"B", "R", "C"});
   mfk::check_memory("cost", cost);
   const int64_t batch = cost.size(0), rows = cost.size(1), columns = cost.size(2);
+  mfk::check_at_most("cost: problems", batch, mfk::kMostProblems);
   mfk::check_at_most("cost: rows", rows, mfk::kMostRows);
   mfk::check_at_most("cost: columns", columns, mfk::kMostRows);
   Tensor result = torch::stable::new_empty(cost, {batch, rows}, ScalarType::Long);

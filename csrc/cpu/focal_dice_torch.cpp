@@ -40,7 +40,7 @@ struct Pair {
 
  private:
   static Tensor on_cpu(const Tensor& targets) {
-    STD_TORCH_CHECK(targets.is_cpu(), "targets must be on the CPU, like the other arguments");
+    mfk::cpu::check_on_cpu("targets", targets);
     return torch::stable::contiguous(targets);
   }
 };
@@ -130,6 +130,8 @@ Tensor point_loss_backward(const Tensor& grad_focal, const Tensor& grad_dice, co
 }
 
 void check_same_shape(const char* name, const Tensor& tensor, const Tensor& logits) {
+  mfk::cpu::check_on_cpu(name, tensor);
+  mfk::cpu::check_on_cpu("logits", logits);
   const auto sizes = tensor.sizes(), expected = logits.sizes();
   STD_TORCH_CHECK(
       sizes.size() == expected.size() && std::equal(sizes.begin(), sizes.end(), expected.begin()),
@@ -157,7 +159,6 @@ Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& targets, double al
 Tensor sigmoid_focal_loss_backward(const Tensor& grad_losses, const Tensor& logits,
                                    const Tensor& targets, double alpha, double gamma) {
   const Pair pair = elements_of(logits, targets, alpha, gamma);
-  STD_TORCH_CHECK(grad_losses.is_cpu(), "grad_losses must be on the CPU, like the other arguments");
   check_same_shape("grad_losses", grad_losses, logits);
   mfk::check_type("grad_losses", grad_losses, logits.scalar_type());
   const Tensor factors = torch::stable::contiguous(grad_losses);

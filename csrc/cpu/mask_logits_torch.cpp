@@ -8,9 +8,9 @@ namespace {
 using mfk::cpu::Tensor;
 
 Tensor mask_logits(const Tensor& embed, const Tensor& features) {
-  mfk::check_type("pixel_features", features, embed.scalar_type());
   mfk::cpu::MaskLogits task{};
   task.masks = mfk::cpu::masks_of(embed, features);
+  mfk::check_type("pixel_features", features, embed.scalar_type());
   task.wide = mfk::cpu::is_wide(embed);
   task.element = task.masks.embed_element;
   const mfk::cpu::Masks& masks = task.masks;

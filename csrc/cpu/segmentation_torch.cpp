@@ -98,11 +98,11 @@ std::tuple<Tensor, Tensor> semantic_segmentation(std::vector<Tensor> probability
   task.resize_logits = resize_logits;
   for (size_t v = 0; v < views; ++v) {
     const OptionalTensor pixels = features.empty() ? OptionalTensor{} : features[v];
-    task.wide |= mfk::cpu::is_wide(probability[v]) || is_wide(embed[v], pixels);
     task.views.push_back(view_of(embed[v], pixels, geometry.data() + kFields * v));
     task.views.back().flipped = geometry[kFields * v + 4] != 0;
     mfk::check_shape("probability", probability[v], {embed[v].size(0), "K"});
     mfk::check_shape("probability", probability[v], {"Q", probability[0].size(1)});
+    task.wide |= mfk::cpu::is_wide(probability[v]) || is_wide(embed[v], pixels);
     STD_TORCH_CHECK(probability[v].size(1) > 0, "probability must have classes, got ",
                     mfk::text(probability[v]));
   }
@@ -127,6 +127,7 @@ std::tuple<Tensor, Tensor> panoptic_owners(const Tensor& scores, const Tensor& e
                                            int64_t width, bool confident_only) {
   STD_TORCH_CHECK(geometry.size() == 4, "geometry must hold 4 numbers, got ", geometry.size());
   check_result(height, width);
+  mfk::check_shape("scores", scores, {"Q"});
   PanopticOwners task{};
   task.views.push_back(view_of(embed, features, geometry.data()));
   task.height = height;

@@ -20,9 +20,13 @@ inline int threads() { return static_cast<int>(torch::stable::get_num_threads())
 
 inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
 
+inline void check_on_cpu(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), name, " must be a tensor on the CPU");
+}
+
 // What holds for every argument.
 inline void check_argument(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the other arguments");
+  check_on_cpu(name, tensor);
   check_memory(name, tensor);
 }
 
@@ -39,7 +43,7 @@ inline OptionalTensor contiguous(const char* name, const OptionalTensor& tensor)
 // A gradient or what was saved for it. It may repeat its memory: results are as large.
 inline Tensor saved(const char* name, const Tensor& tensor, ScalarType type,
                     std::initializer_list<Size> sizes) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the other arguments");
+  check_on_cpu(name, tensor);
   check_shape(name, tensor, sizes);
   check_type(name, tensor, type);
   return torch::stable::contiguous(tensor);
