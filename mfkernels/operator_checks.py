@@ -58,6 +58,11 @@ def check_shape(name: str, tensor: Tensor, sizes: Sizes) -> None:
     raise ValueError(f"{name} must be [{', '.join(map(str, sizes))}], got {list(shape)}")
 
 
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):  # the dispatcher lets None pass as an undefined tensor
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
 def _check(
     name: str,
     tensor: Tensor,
@@ -66,8 +71,7 @@ def _check(
     dtype: torch.dtype | None = None,
 ) -> None:
     """`dtype`: the one that is needed, or any floating-point one."""
-    if not isinstance(tensor, Tensor):  # what is None counts as an undefined tensor
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    _check_tensor(name, tensor)
     check_shape(name, tensor, sizes)
     if isinstance(like, Tensor) and tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, but is on {tensor.device}")
@@ -290,6 +294,7 @@ def sample_points_backward(grad_values: Tensor, images: Tensor, points: Tensor) 
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> None:
+    _check_tensor("logits", logits)
     _check_pair(logits, targets, logits.shape)
     _check_focal(alpha, gamma)
 

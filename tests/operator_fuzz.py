@@ -1,7 +1,8 @@
 """Random arguments, right and wrong, for every CPU operator of `torch.ops.mfkernels`.
 
-`python operator_fuzz.py CALLS SEED` prints how the calls ended. Whatever the arguments are, a call
-gives a result or one of `EXPECTED`; a crash ends this process, and `LAST` names the call.
+`python operator_fuzz.py CALLS SEED [FILE]` prints how the calls ended. Whatever the arguments are,
+a call gives a result or one of `EXPECTED`; a crash ends this process, and FILE says how to repeat
+the call. Memory is limited, but with `--no-limit` (under sanitizers, which map much) it is not.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def run(calls: int, seed: int, last: Path | None) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     every = operators()
     for call in range(calls):
-        name = sorted(every)[call % len(every)]
+        name = sorted(every)[(seed + call) % len(every)]
         draw = Draw(seed + call)
         try:
             arguments = getattr(draw, name)()
@@ -275,7 +276,7 @@ def run(calls: int, seed: int, last: Path | None) -> Counter[str]:
         if name == "assignment_reference" and is_long(arguments[0]):
             continue
         if last is not None:
-            last.write_text(f"{name}, seed {seed + call}: {arguments!r:.2000}\n")
+            last.write_text(f"{name}: operator_fuzz.py 1 {seed + call}\n")
         try:
             every[name](*arguments)
             outcomes["results"] += 1
@@ -287,7 +288,7 @@ def run(calls: int, seed: int, last: Path | None) -> Counter[str]:
 
 def main() -> None:
     calls, seed = int(sys.argv[1]), int(sys.argv[2])
-    last = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    last = Path(sys.argv[3]) if len(sys.argv) > 3 and sys.argv[3] != "--no-limit" else None
     if "--no-limit" not in sys.argv:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), resource.RLIM_INFINITY))

@@ -32,7 +32,7 @@ def test_no_arguments_crash_an_operator(tmp_path: Path) -> None:
     program = Path(__file__).with_name("operator_fuzz.py")
     last = tmp_path / "last.txt"
     result = subprocess.run(
-        [sys.executable, str(program), "600", "7", str(last)],
+        [sys.executable, str(program), "480", "7", str(last)],
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -42,7 +42,7 @@ def test_no_arguments_crash_an_operator(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:] + last.read_text()
     outcomes, names = result.stdout.strip().rsplit("\n", 1)[-1].split("} [")
     counts = ast.literal_eval(outcomes + "}")
-    assert counts["calls"] > 500
+    assert counts["calls"] > 400
     assert counts["results"] > 100
     assert "mask_loss_backward" in names
 
