@@ -53,6 +53,8 @@ def linear_assignment(
     col_list = _checked("col_counts", col_counts, batch, columns)
     assignment = torch.full((batch, rows), -1, dtype=torch.int64)
     status = torch.zeros(batch, dtype=torch.int32)
+    if cost.numel() == 0:
+        return assignment.to(cost.device), status.to(cost.device)
     for b, (r, c) in enumerate(zip(row_list, col_list, strict=True)):
         matrix = matrices[b, :r, :c]
         row_index, col_index, status[b] = solve(-matrix if maximize else matrix)
