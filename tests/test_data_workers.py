@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +175,18 @@ def test_all_workers_end_with_the_iteration() -> None:
     while _children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not set(_children()) & set(pids)
+
+
+def test_an_error_does_not_hang_at_the_end_of_the_program() -> None:
+    """Its traceback keeps the iteration, and so the workers, to the end."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_data_workers import SHAPES
+from maskformer.data import EvalLoader, EvalTransform
+for batch in EvalLoader(SHAPES, EvalTransform(None), workers=1):
+    raise RuntimeError("while the workers are busy")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode == 1
+    assert b"while the workers are busy" in ended.stderr

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -88,10 +89,15 @@ def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[An
         # PyTorch's handler raises wherever the program happens to be, even within a save.
         _set_sigchld_handler(previous)
     workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
-    return _unpickle(_watch(iterator, workers), loader, warn)
+    # Where an error keeps the iteration alive to the end of the program, `multiprocessing` would
+    # send SIGTERM, which workers ignore, and wait for them.
+    end = Finalize(None, _kill, args=(workers,), exitpriority=0)
+    return _unpickle(_watch(iterator, workers, end), loader, warn)
 
 
-def _watch(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[Any]:
+def _watch(
+    iterator: Iterator[Any], workers: Sequence[BaseProcess], end: Callable[[], None]
+) -> Iterator[Any]:
     polls = 0
     try:
         while True:
@@ -119,8 +125,7 @@ def _watch(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[
                 yield batch
     finally:
         del iterator  # ends the workers that are able to
-        for worker in workers:
-            worker.kill()
+        end()
 
 
 def _unpickle(
@@ -188,6 +193,11 @@ def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
 def _skip_orderly_end(iterator: Iterator[Any]) -> None:
     """It could wait for locks that a dead worker holds, or for a worker that is stuck."""
     iterator._shutdown = True  # type: ignore[attr-defined]
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _sigchld_handler() -> Any:
