@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 POLL_SECONDS = 5
 PATIENCE_POLLS = 120
@@ -102,23 +104,25 @@ def _watch(
     try:
         while True:
             try:
-                with _dead_workers_raise(workers):
+                with _deaths_end_the_read(iterator, workers) as deaths:
                     batch = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader timed out" not in str(error):
-                    raise
+            except Exception as error:
+                if isinstance(error, OSError | EOFError):  # may be how a death shows first
+                    _wait_for_death(workers)
+                unexpected = "exited unexpectedly" in str(error)  # PyTorch noticed first
+                deaths = deaths or _find_deaths(workers, (None,) if unexpected else (None, 0))
                 polls += 1
-                if polls >= PATIENCE_POLLS:
-                    _skip_orderly_end(iterator)
-                    raise WorkerError(
-                        f"no batch came for {polls * POLL_SECONDS} s from {len(workers)} workers, "
-                        "which are alive: can the data be read (a network file system)? "
-                        "train.workers=0 reads in the training process"
-                    ) from None
-            except BaseException:  # a dead worker, or a signal while one may be stuck
-                _skip_orderly_end(iterator)
+                stuck = "DataLoader timed out" in str(error)
+                if stuck and not deaths and polls < PATIENCE_POLLS:
+                    continue
+                if not (stuck or deaths):
+                    raise
+                _abandon(iterator, workers)
+                raise WorkerError(deaths[0] if deaths else _describe_stall(workers)) from None
+            except BaseException:  # a signal, while a worker may be stuck
+                _abandon(iterator, workers)
                 raise
             else:
                 polls = 0
@@ -150,29 +154,53 @@ def _unpickle(
 
 
 @contextmanager
-def _dead_workers_raise(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """A worker that died, or dies in this block, raises `WorkerError`.
+def _deaths_end_the_read(
+    iterator: Iterator[Any], workers: Sequence[BaseProcess]
+) -> Iterator[list[str]]:
+    """A worker that dies ends the wait for a batch; the list says which, of what.
 
-    One killed while it writes leaves half a message, for whose rest a read would wait for ever:
-    only a signal handler gets out of that.
+    One killed while it writes leaves half a message, for whose rest a read would wait for ever. The
+    signal handler raises nothing, since it may interrupt anything: it sees to it that nobody is
+    left who could write, so that the read itself comes to an end.
     """
+    deaths: list[str] = []
 
-    def check(*_: object, alive: tuple[int | None, ...] = (None, 0)) -> None:
-        for index, worker in enumerate(workers):
-            if worker.exitcode not in alive:
-                raise WorkerError(_describe_death(index, workers))
+    def end_the_read(*_: object) -> None:
+        deaths.extend(_find_deaths(workers, (None, 0)) if not deaths else ())
+        if deaths:
+            _kill(workers)
+            iterator._worker_result_queue._writer.close()  # type: ignore[attr-defined]
 
     previous = _sigchld_handler()
-    _set_sigchld_handler(check)
+    _set_sigchld_handler(end_the_read)
     try:
-        check()
-        yield
-    except RuntimeError as error:
-        if "exited unexpectedly" in str(error):  # PyTorch noticed first
-            check(alive=(None,))
-        raise
+        end_the_read()
+        yield deaths
     finally:
         _set_sigchld_handler(previous)
+
+
+def _wait_for_death(workers: Sequence[BaseProcess]) -> None:
+    ended = wait([worker.sentinel for worker in workers], timeout=1)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()
+
+
+def _find_deaths(workers: Sequence[BaseProcess], alive: tuple[int | None, ...]) -> list[str]:
+    return [
+        _describe_death(index, workers)
+        for index, worker in enumerate(workers)
+        if worker.exitcode not in alive
+    ]
+
+
+def _describe_stall(workers: Sequence[BaseProcess]) -> str:
+    return (
+        f"no batch came for {PATIENCE_POLLS * POLL_SECONDS} s from {len(workers)} workers, "
+        "which are alive: can the data be read (a network file system)? "
+        "train.workers=0 reads in the training process"
+    )
 
 
 def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
@@ -190,9 +218,12 @@ def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
     )
 
 
-def _skip_orderly_end(iterator: Iterator[Any]) -> None:
-    """It could wait for locks that a dead worker holds, or for a worker that is stuck."""
-    iterator._shutdown = True  # type: ignore[attr-defined]
+def _abandon(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> None:
+    """PyTorch's orderly end could wait for a worker that is stuck, or for locks of a dead one."""
+    _kill(workers)
+    if workers and not iterator._shutdown:  # type: ignore[attr-defined]
+        iterator._shutdown = True  # type: ignore[attr-defined]
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
