@@ -1,21 +1,26 @@
 # make train   train the built-in example, from nothing to metrics and pictures
 # make test    format, lint, types, native build and all tests
-# Both create .venv on their first run and reuse it afterwards.
+# Both create .venv on their first run and reuse it afterwards, with the versions that
+# requirements/ pins; `make test CONSTRAINTS=` takes the newest that there are.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
+PINNED := $(shell $(PYTHON) -c 'import sys; print("requirements/py%d%d.txt" % sys.version_info[:2])')
+CONSTRAINTS ?= $(wildcard $(PINNED))
+INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constraint ,$(CONSTRAINTS))
+STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
+BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test check format bench clean
+.PHONY: train test test-versions check format bench lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
 	$(BIN)/maskformer train --config quickstart --output runs/quickstart --overwrite
 
 test: check
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 check: $(STAMP)
 	@echo "== format, lint, types"
@@ -23,6 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -30,20 +36,43 @@ format: $(STAMP)
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 bench: $(STAMP)
-	$(BIN)/pip install --quiet --no-build-isolation -e '.[bench]'
+	$(INSTALL) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-# PyTorch comes first and the build uses it as it is (no second copy in an isolated build environment).
-$(STAMP): pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+# The build requirements come first and the build uses them as they are: an isolated build
+# environment would download a second PyTorch.
+$(STAMP): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(NATIVE)
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
 	@echo "== creating $(VENV) (the first time this downloads PyTorch, some GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "could not create a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja
+	@rm -f $(VENV)/installed-*
+	$(INSTALL) $(BUILD_REQUIRES) torchvision
 	@echo "== installing mfkernels (builds the native code)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(INSTALL) --no-build-isolation --editable '.[test]'
 	$(BIN)/python -m mfkernels
 	@touch $@
 
+# The newest versions but for PyTorch, whose release requirements/torch.in names.
+lock: $(STAMP)
+	$(INSTALL) uv
+	for version in 3.11 3.12 3.13; do \
+	  printf '%s\n' $(BUILD_REQUIRES) | $(BIN)/uv pip compile --quiet --upgrade pyproject.toml - \
+	    --extra test --extra versions --extra release --constraint requirements/torch.in \
+	    --python-version $$version --python-platform x86_64-manylinux_2_28 --annotation-style line \
+	    --custom-compile-command 'make lock' --output-file requirements/py$${version%.*}$${version#*.}.txt \
+	    || exit 1; \
+	done
+
+# One wheel for torch from our floor on; its NumPy module is built for those of CPython 3.11, 3.12
+# and 3.13 that are on the PATH with headers.
+wheel: $(STAMP)
+	$(INSTALL) nox uv
+	$(BIN)/nox --session wheel
+
+test-versions: $(STAMP)
+	$(INSTALL) nox uv
+	$(BIN)/nox
+
 clean:
-	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info mfkernels/*.so
+	rm -rf build dist .nox $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info mfkernels/*.so

@@ -3,6 +3,12 @@
 The environment variable MFKERNELS_BUILD chooses what to build: `auto` (default: all that this
 machine can), `cpu` (no CUDA) or `none`. Without CMake, Ninja, a C++ compiler, torch or pybind11 the
 package is installed without native code, and `python -m mfkernels` says so.
+
+With MFKERNELS_PYTHONS, names or paths of interpreters, the wheel is one to give away: it uses only
+those symbols of the C and C++ libraries that manylinux_2_28 has, and serves every Python 3. The
+libraries of operators do not depend on Python; the NumPy module does and is built for each of these
+interpreters. With any other, `linear_sum_assignment` is served by SciPy, and `python -m mfkernels`
+says so.
 """
 
 import importlib.util
@@ -15,11 +21,13 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 PARTS = ("cpu", "cuda", "numpy")
+PYTHONS = os.environ.get("MFKERNELS_PYTHONS", "").split()
 
 
 def find_tool(*names):
@@ -64,6 +72,12 @@ class CMakeBuild(build_ext):
             record = dict.fromkeys(PARTS, reason)
             (target / "native_build.json").write_text(json.dumps(record) + "\n")
             return
+        portable = []
+        if PYTHONS:
+            missing = [name for name in PYTHONS if find_tool(name) is None]
+            if missing:
+                raise CompileError(f"MFKERNELS_PYTHONS: not found: {', '.join(missing)}")
+            portable = ["-DMFK_MANYLINUX=ON", f"-DMFK_PYTHONS={';'.join(map(find_tool, PYTHONS))}"]
         folder = Path(self.build_temp).resolve() / "cmake"
         folder.mkdir(parents=True, exist_ok=True)
         # A cache of another environment (pip's isolated ones are deleted) would point nowhere.
@@ -78,6 +92,7 @@ class CMakeBuild(build_ext):
                 f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DMFK_CUDA={'OFF' if build == 'cpu' else 'ON'}",
+                *portable,
             )
             self.cmake("--build", folder)
             self.remove_native(target)
@@ -105,4 +120,13 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("mfkernels._numpy", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if PYTHONS else (python, abi, platform)
+
+
+setup(
+    ext_modules=[Extension("mfkernels._numpy", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/assignment.h"
+#include "core/extent.h"
 #include "cpu/assignment.h"
 #include "cpu/instruction_set.h"
 
@@ -35,11 +36,33 @@ int64_t stride(const py::array& cost, py::ssize_t axis) {
   return cost.strides(axis) / cost.itemsize();
 }
 
+// Before memory is taken for the last two axes, a matrix.
+void check_extent(const py::array& cost) {
+  const py::ssize_t axes = cost.ndim();
+  for (const py::ssize_t axis : {axes - 2, axes - 1}) {
+    if (cost.shape(axis) > mfk::kMostRows) {
+      throw std::invalid_argument("cost must have at most " + std::to_string(mfk::kMostRows) +
+                                  " rows and columns, got " + std::to_string(cost.shape(axis)));
+    }
+  }
+  std::vector<int64_t> sizes, strides;
+  for (py::ssize_t axis = 0; axis < axes; ++axis) {
+    sizes.push_back(cost.shape(axis));
+    strides.push_back(stride(cost, axis));
+  }
+  if (mfk::is_inflated(axes, sizes.data(), strides.data(), cost.itemsize())) {
+    throw std::invalid_argument(
+        "cost is a view that repeats a little memory too often to be worked on; copy it first");
+  }
+}
+
 // One problem; `cost` is native floating point (the Python side sees to it).
 std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(const py::array& cost,
                                                                             bool maximize) {
   if (cost.ndim() != 2) throw std::invalid_argument("cost must be a matrix");
+  check_extent(cost);
   const int64_t rows = cost.shape(0), columns = cost.shape(1);
+  if (rows == 0 || columns == 0) return {py::array_t<int64_t>(0), py::array_t<int64_t>(0)};
   std::vector<int64_t> column_of_row(static_cast<std::size_t>(rows));
   int32_t status = 0;
   const mfk::cpu::AssignmentBatch batch{
@@ -76,6 +99,7 @@ std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
     const py::array& cost, const Counts& row_counts, const Counts& column_counts, bool maximize,
     bool strict, int threads) {
   if (cost.ndim() != 3) throw std::invalid_argument("cost must be [B, R, C]");
+  check_extent(cost);
   const int64_t problems = cost.shape(0), rows = cost.shape(1), columns = cost.shape(2);
   if (row_counts.size() != problems || column_counts.size() != problems) {
     throw std::invalid_argument("row_counts and column_counts must be [B]");

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.reference import assignment as reference
 from mfkernels.reference.assignment import (
     STATUS_INFEASIBLE,
@@ -58,9 +59,10 @@ def linear_sum_assignment(
     cost = np.asarray(cost_matrix)
     if cost.ndim != 2:
         raise ValueError(f"expected a matrix (2-D array), got a {cost.ndim} array")
+    _check_extent(cost)
     if cost.dtype not in (np.float16, np.float32, np.float64):
         cost = cost.astype(np.float64, casting="safe")
-    if any(stride % cost.itemsize for stride in cost.strides):
+    if not cost.flags.aligned or any(stride % cost.itemsize for stride in cost.strides):
         cost = np.ascontiguousarray(cost)
     module = backend.numpy_module
     problem = None if module is not None else backend.part("numpy").problem
@@ -76,6 +78,19 @@ def linear_sum_assignment(
     if status & STATUS_INFEASIBLE:
         raise ValueError("cost matrix is infeasible")
     return rows, columns
+
+
+def _check_extent(cost: NDArray[Any]) -> None:
+    """Refuse a matrix whose indices or working memory would not fit."""
+    most = operator_checks.MOST_ROWS
+    if max(cost.shape) > most:
+        raise ValueError(f"expected at most {most} rows and columns, got shape {cost.shape}")
+    strides = [stride // max(cost.itemsize, 1) for stride in cost.strides]
+    if operator_checks.is_inflated(cost.shape, strides, cost.itemsize):
+        raise ValueError(
+            "expected a matrix with memory of its own, got a view of shape "
+            f"{cost.shape} that repeats a little memory too often; copy it if it is meant"
+        )
 
 
 def batch_linear_assignment(
@@ -145,6 +160,7 @@ def batch_linear_assignment_with_status(
         raise TypeError(f"cost must be a real tensor, got {kind}")
     if cost.dim() < 2:
         raise ValueError(f"cost must be [..., R, C], got shape {tuple(cost.shape)}")
+    operator_checks.check_memory("cost", cost)
     leading, (rows, columns) = cost.shape[:-2], cost.shape[-2:]
     matrices = cost.detach()
     if matrices.dtype not in _FLOATS:
@@ -221,6 +237,8 @@ _SCHEMA = "(Tensor cost, Tensor? row_counts, Tensor? col_counts, bool maximize) 
 def _reference_operator(
     cost: Tensor, row_counts: Tensor | None, col_counts: Tensor | None, maximize: bool
 ) -> tuple[Tensor, Tensor]:
+    operator_checks.assignment(cost, row_counts, col_counts, maximize)
+    operator_checks.check_memory("cost", cost)
     return reference.linear_assignment(cost, row_counts, col_counts, maximize)
 
 
@@ -228,6 +246,7 @@ def _reference_operator(
 def _fake_reference(
     cost: Tensor, row_counts: Tensor | None, col_counts: Tensor | None, maximize: bool
 ) -> tuple[Tensor, Tensor]:
+    operator_checks.assignment(cost, row_counts, col_counts, maximize)
     batch, rows, _ = cost.shape
     return cost.new_empty((batch, rows), dtype=torch.int64), cost.new_empty(
         (batch,), dtype=torch.int32

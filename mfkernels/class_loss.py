@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import native_problem
 from mfkernels.reference import class_loss as reference
 from mfkernels.targets import SegmentTargets
@@ -50,6 +50,7 @@ def _fake(
     assignment: Tensor,
     no_object_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    operator_checks.class_loss(class_logits, labels, counts, assignment, no_object_weight)
     shape = class_logits.shape
     loss, weight = (class_logits.new_empty(shape[:1], dtype=torch.float32) for _ in range(2))
     return (
@@ -67,6 +68,9 @@ def _fake_backward(
     target: Tensor,
     no_object_weight: float,
 ) -> Tensor:
+    operator_checks.class_loss_backward(
+        grad_loss, class_logits, normalizer, target, no_object_weight
+    )
     return class_logits.new_empty(class_logits.shape)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import (
     check_device,
     check_floating,
@@ -146,6 +146,7 @@ def point_loss(
     for name, images in (("logits", logits), ("targets", targets)):
         if images.ndim != 3 or 0 in images.shape[1:]:
             raise ValueError(f"{name} must be [M, height, width], got {list(images.shape)}")
+        operator_checks.check_memory(name, images)
     masks = logits.shape[0]
     if len(targets) != masks:
         raise ValueError(f"targets must hold {masks} masks like logits, got {len(targets)}")
@@ -223,23 +224,37 @@ def _check_pair(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> 
     check_focal(alpha, gamma)
 
 
-def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows, dtype = logits.shape[0], result_dtype(logits)
-    focal, dice = (logits.new_empty(rows, dtype=dtype) for _ in range(2))
-    return focal, dice, logits.new_empty((rows, 3), dtype=dtype)
+def _fake_of(name: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    check = getattr(operator_checks, name)
+
+    def fake(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        check(logits, *others)
+        rows, dtype = logits.shape[0], result_dtype(logits)
+        focal, dice = (logits.new_empty(rows, dtype=dtype) for _ in range(2))
+        return focal, dice, logits.new_empty((rows, 3), dtype=dtype)
+
+    return fake
 
 
-def _fake_backward(
-    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, logits: Tensor, *_: Any
-) -> Tensor:
+def _fake_backward_of(name: str) -> Callable[..., Tensor]:
+    check = getattr(operator_checks, f"{name}_backward")
+
+    def fake(
+        grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, logits: Tensor, *others: Any
+    ) -> Tensor:
+        check(grad_focal, grad_dice, sums, logits, *others)
+        return logits.new_empty(logits.shape)
+
+    return fake
+
+
+def _fake_each(logits: Tensor, *others: Any) -> Tensor:
+    operator_checks.sigmoid_focal_loss(logits, *others)
     return logits.new_empty(logits.shape)
 
 
-def _fake_each(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _fake_each_backward(grad_losses: Tensor, logits: Tensor, *_: Any) -> Tensor:
+def _fake_each_backward(grad_losses: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    operator_checks.sigmoid_focal_loss_backward(grad_losses, logits, *others)
     return logits.new_empty(logits.shape)
 
 
@@ -289,8 +304,8 @@ def _backward_each(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
 
 if hasattr(torch.ops.mfkernels, "focal_dice"):
     for _name in ("focal_dice", "point_loss"):
-        torch.library.register_fake(f"mfkernels::{_name}", _fake)
-        torch.library.register_fake(f"mfkernels::{_name}_backward", _fake_backward)
+        torch.library.register_fake(f"mfkernels::{_name}", _fake_of(_name))
+        torch.library.register_fake(f"mfkernels::{_name}_backward", _fake_backward_of(_name))
         torch.library.register_autograd(
             f"mfkernels::{_name}", _backward_of(_name), setup_context=_setup_context
         )

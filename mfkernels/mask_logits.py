@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.reference import mask_logits as reference
 from mfkernels.targets import SegmentTargets
 
@@ -77,6 +77,10 @@ def check_targets(targets: SegmentTargets, masks: Masks) -> None:
     check_device("targets", targets.labels, masks.embed.device)
     if 0 in targets.size:
         raise ValueError(f"targets must have at least one pixel, got size {targets.size}")
+    for name in ("label_map", "masks"):
+        segments = getattr(targets, name)
+        if segments is not None:
+            operator_checks.check_memory(name, segments)
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -100,6 +104,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    operator_checks.check_memory(name, tensor)
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
@@ -146,6 +151,7 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
 
 
 def _fake(mask_embed: Tensor, pixel_features: Tensor) -> Tensor:
+    operator_checks.mask_logits(mask_embed, pixel_features)
     return mask_embed.new_empty((*mask_embed.shape[:3], *pixel_features.shape[2:]))
 
 

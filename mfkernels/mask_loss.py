@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import (
     check_device,
     check_masks,
@@ -116,6 +116,9 @@ def _fake(
     alpha: float,
     gamma: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    operator_checks.mask_loss(
+        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
+    )
     dtype = result_dtype(mask_embed, pixel_features)
     losses = [assignment.new_empty(assignment.shape, dtype=dtype) for _ in range(2)]
     return losses[0], losses[1], assignment.new_empty((*assignment.shape, 3), dtype=dtype)
@@ -136,6 +139,21 @@ def _fake_backward(
     embed_needed: bool,
     features_needed: bool,
 ) -> tuple[Tensor, Tensor]:
+    operator_checks.mask_loss_backward(
+        grad_focal,
+        grad_dice,
+        sums,
+        mask_embed,
+        pixel_features,
+        label_map,
+        masks,
+        counts,
+        assignment,
+        alpha,
+        gamma,
+        embed_needed,
+        features_needed,
+    )
     embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
     features = mask_embed if pixel_features is None else pixel_features
     return embed, features.new_empty(features.shape if features_needed else (0,))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import (
     check_device,
     check_floating,
@@ -94,6 +96,9 @@ def check_focal(alpha: float, gamma: float) -> None:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
     if not alpha <= 1:
         raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
+    for name, value in (("alpha", alpha), ("gamma", gamma)):
+        if abs(value) == math.inf:
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _fake(
@@ -107,6 +112,17 @@ def _fake(
     max_count: int,
     *options: float,
 ) -> Tensor:
+    operator_checks.matching_cost(
+        class_logits,
+        mask_embed,
+        pixel_features,
+        label_map,
+        masks,
+        labels,
+        counts,
+        max_count,
+        *options,
+    )
     dtype = result_dtype(class_logits, mask_embed, pixel_features)
     return class_logits.new_empty((*class_logits.shape[:3], max_count), dtype=dtype)
 

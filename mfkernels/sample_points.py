@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import check_device, check_floating
 from mfkernels.reference import sample_points as reference
 
@@ -30,6 +30,7 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
     """
     if images.dtype != torch.bool:
         check_floating("images", images)
+    operator_checks.check_memory("images", images)
     check_floating("points", points)
     if images.ndim != 3 or 0 in images.shape[1:]:
         raise ValueError(f"images must be [M, height, width], got {list(images.shape)}")
@@ -47,10 +48,12 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
 
 
 def _fake(images: Tensor, points: Tensor) -> Tensor:
+    operator_checks.sample_points(images, points)
     return points.new_empty((images.shape[0], points.shape[1]))
 
 
 def _fake_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> Tensor:
+    operator_checks.sample_points_backward(grad_values, images, points)
     return images.new_empty(images.shape)
 
 

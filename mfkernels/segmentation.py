@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, operator_checks
 from mfkernels.mask_logits import (
     Masks,
     check_device,
@@ -582,6 +582,16 @@ def _fake_semantic(
     resize_logits: bool,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor]:
+    operator_checks.semantic_segmentation(
+        probability,
+        mask_embed,
+        pixel_features,
+        geometry,
+        height,
+        width,
+        resize_logits,
+        return_scores,
+    )
     dtype = result_dtype(*probability, *mask_embed, *pixel_features)
     shape = (probability[0].shape[1], height, width) if return_scores else (0,)
     labels = probability[0].new_empty((height, width), dtype=torch.int64)
@@ -597,6 +607,9 @@ def _fake_owners(
     width: int,
     confident_only: bool,
 ) -> tuple[Tensor, Tensor]:
+    operator_checks.panoptic_owners(
+        scores, mask_embed, pixel_features, geometry, height, width, confident_only
+    )
     owners = scores.new_empty((height, width), dtype=torch.int32)
     return owners, scores.new_empty((len(scores), 3), dtype=torch.int64)
 

@@ -392,7 +392,7 @@ class TestOperator:
 
     def test_refuses_what_python_never_sends(self) -> None:
         operator = torch.ops.mfkernels.assignment
-        with pytest.raises(RuntimeError, match=r"cost must be \[B, R, C\], got 2 dimensions"):
+        with pytest.raises(RuntimeError, match=r"cost must be \[B, R, C\], got Float \[2, 2\]"):
             operator(torch.zeros(2, 2), None, None, False, False)
         with pytest.raises(RuntimeError, match="cost must be float16, bfloat16"):
             operator(torch.zeros(1, 2, 2, dtype=torch.int32), None, None, False, False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from mfkernels import backend
 
@@ -57,6 +60,27 @@ def record(folder: Path) -> dict[str, str]:
     return json.loads((folder / "mfkernels" / "native_build.json").read_text())
 
 
+def cpu_library() -> Path:
+    path = backend.part("cpu").path
+    assert path is not None
+    return path
+
+
+def undefined_symbols(library: Path) -> str:
+    command = [str(NM), "-D", "-C", "--undefined-only", str(library)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def newer_than_manylinux_2_28(symbols: str) -> list[str]:
+    newest = {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11", "GCC": "7.0.0"}
+    return [
+        line
+        for line in symbols.splitlines()
+        for library, version in re.findall(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)", line)
+        if Version(version) > Version(newest[library])
+    ]
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
@@ -77,7 +101,9 @@ def test_without_native_code_the_build_succeeds_and_says_why(
     assert shown.stdout.count(reason) >= len(PARTS)
 
 
-@pytest.mark.skipif(not backend.part("cpu").usable, reason="no native build here")
+@pytest.mark.skipif(
+    not backend.part("cpu").usable or NM is None, reason="needs a native build and nm"
+)
 class TestWithCompiler:
     def test_compile_error_names_the_way_around_it(self, sources: Path) -> None:
         (sources / "csrc" / "torch_library.cpp").write_text("this is not C++")
@@ -86,18 +112,32 @@ class TestWithCompiler:
         assert "MFKERNELS_BUILD=none" in result.stderr
         assert "torch_library.cpp" in result.stdout + result.stderr
 
-    def test_unknown_choice_is_refused(self, sources: Path) -> None:
-        result = build(sources, MFKERNELS_BUILD="fast")
+    @pytest.mark.parametrize(
+        ("environment", "message"),
+        [
+            ({"MFKERNELS_BUILD": "fast"}, "MFKERNELS_BUILD is 'fast'"),
+            ({"MFKERNELS_PYTHONS": "python3 no-such"}, "MFKERNELS_PYTHONS: not found: no-such"),
+        ],
+    )
+    def test_unknown_choice_is_refused(
+        self, sources: Path, environment: dict[str, str], message: str
+    ) -> None:
+        result = build(sources, **environment)
         assert result.returncode != 0
-        assert "MFKERNELS_BUILD is 'fast'" in result.stderr
+        assert message in result.stderr
 
-    def test_builds_without_warnings_and_records_why_there_is_no_cuda(self, sources: Path) -> None:
-        result = build(sources, "bdist_wheel", MFKERNELS_BUILD="cpu")
+    def test_wheel_holds_everything_for_every_python_and_old_libraries(self, sources: Path) -> None:
+        choices = {"MFKERNELS_BUILD": "cpu", "MFKERNELS_PYTHONS": sys.executable}
+        result = build(sources, "bdist_wheel", **choices)
         assert result.returncode == 0, result.stderr
         assert not re.findall(r"\.(?:cpp|h):\d+.*warning:.*", result.stdout + result.stderr)
         (wheel,) = (sources / "dist").glob("*.whl")
+        assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
+            libraries = [
+                Path(archive.extract(name, sources)) for name in names if name.endswith(".so")
+            ]
             reasons = json.loads(archive.read("mfkernels/native_build.json"))
         assert reasons == {"cpu": "", "cuda": "switched off when it was built", "numpy": ""}
         assert "mfkernels/_torch_cpu.so" in names
@@ -110,6 +150,12 @@ class TestWithCompiler:
         }
         assert configs <= {Path(name).name for name in names}
         assert not [name for name in names if name.startswith(("tests/", "csrc/", "benchmarks/"))]
+        for library in libraries:
+            needed = undefined_symbols(library)
+            if platform.machine() == "x86_64":
+                assert "GLIBC_" in needed
+                assert not newer_than_manylinux_2_28(needed)
+            assert ("PyObject_" in needed) == library.name.startswith("_numpy.")
 
     def test_source_distribution_holds_what_the_build_needs(self, sources: Path) -> None:
         result = build(sources, "sdist", MFKERNELS_BUILD="none")
@@ -121,15 +167,21 @@ class TestWithCompiler:
         assert native | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= names
         assert not [name for name in names if name.endswith(".so")]
 
-    @pytest.mark.skipif(NM is None, reason="needs nm")
     def test_tensor_library_uses_the_stable_abi_only(self) -> None:
-        path = backend.part("cpu").path
-        listing = subprocess.run(
-            [NM, "-D", "-C", "--undefined-only", path], capture_output=True, text=True, check=True
-        ).stdout
+        listing = undefined_symbols(cpu_library())
         assert "aoti_torch_" in listing
         unstable = [line for line in listing.splitlines() if re.search(r"\b(at|c10|torch)::", line)]
         assert not unstable
+
+    def test_audit_names_symbols_that_the_oldest_torch_lacks(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("torch_abi_audit")
+        monkeypatch.syspath_prepend(ROOT / "tools")
+        make_wheel = importlib.import_module("make_wheel")
+        assert make_wheel.problems(cpu_library(), Version("2.11")) == []
+        (problem,) = make_wheel.problems(cpu_library(), Version("2.10"))
+        assert problem.startswith("needs torch 2.11.0 for ")
 
 
 def test_algorithms_include_no_torch_header() -> None:

@@ -122,6 +122,34 @@ def test_nothing_is_overwritten_by_a_prediction(run: Run, trained: Path, tmp_pat
     assert "photo.png is a file" in err
 
 
+def test_outputs_keep_off_what_is_read(run: Run, trained: Path, tmp_path: Path) -> None:
+    """No command writes into a folder that is or holds its images or its checkpoint."""
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, symlinks=True)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.jpg")
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")  # not predicted, but the user's
+    (tmp_path / "way").symlink_to("photos")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    photo, step = tmp_path / "photos" / "a.jpg", copy / "checkpoints" / "step_0000002"
+    for arguments in (
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path / "photos"],
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path / "way"],
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path],
+        ["predict", photo, "--checkpoint", copy, "--out", copy],
+        ["evaluate", "--checkpoint", copy, "--output", copy],
+        ["evaluate", "--checkpoint", copy, "--output", step],
+        ["convert", copy, copy, "--to", "native"],
+        ["convert", step, step, "--to", "native"],
+        ["convert", step, tmp_path, "--to", "native"],
+        ["convert", trained, copy, "--to", "native"],
+    ):
+        code, _, err = run(*arguments)
+        assert code == 1, arguments
+        assert "choose another" in err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 def test_brackets_in_names_are_no_markup(run: Run, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "[b]photos[/red]"
     (folder / "folder.png").mkdir(parents=True)  # not an image either

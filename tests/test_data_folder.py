@@ -175,6 +175,20 @@ def test_suffixes_match_in_any_case(tmp_path):
     assert build_dataset(config(tmp_path), "train")[0].name == "a"
 
 
+def test_links_to_folders_and_back(tmp_path):
+    write(tmp_path, "day/a", grid(0))
+    for name in ("images", "labels"):
+        (tmp_path / name / "back").symlink_to(".")
+        (tmp_path / name / "day" / "up").symlink_to("..")
+    assert [data.name for data in build_dataset(config(tmp_path), "train")] == ["day/a"]
+    # Two sights of the same place share their labels.
+    write(tmp_path, "fog/a", grid(0))
+    (tmp_path / "labels" / "fog" / "a.png").unlink()
+    (tmp_path / "labels" / "fog").rmdir()
+    (tmp_path / "labels" / "fog").symlink_to("day")
+    assert [data.name for data in build_dataset(config(tmp_path), "train")] == ["day/a", "fog/a"]
+
+
 def test_missing_label_file(tmp_path):
     write(tmp_path, "a", grid(0))
     write(tmp_path, "b", grid(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from maskformer.evaluation import Prediction
 from maskformer.metrics import PanopticQuality, ground_truth_as_panoptic
 from maskformer.palette import palette
 from maskformer.results import ResultWriter, describe_segments, encode_mask
+from maskformer.writing import DiskFullError
 from mfkernels import Instances
 
 INFO = DatasetInfo(("car", "road", "sky"), frozenset({0}), palette(3), (3, 184, 200))
@@ -177,6 +179,63 @@ def test_instances_follow_the_results_format(tmp_path: Path) -> None:
     assert [entry["bbox"] for entry in entries] == [[2, 1, 5, 3], [2, 2, 1, 4]]
     for entry, mask in zip(entries, masks[:2], strict=True):
         assert np.array_equal(decode_mask(entry["segmentation"]), mask.numpy())
+
+
+def test_images_that_share_name_and_id_are_told_apart(tmp_path: Path) -> None:
+    ids = torch.ones(4, 5, dtype=torch.int32)
+    segments = [{"id": 1, "category_id": 0, "isthing": True, "score": 0.9}]
+    masks = torch.ones(1, 4, 5, dtype=torch.bool)
+    found = Instances(masks, torch.tensor([0]), torch.tensor([0.5]), torch.tensor([[0.0, 0, 5, 4]]))
+    with ResultWriter(tmp_path, INFO) as results:
+        for file_name in ("x.jpg", "x.png", "X.jpg"):
+            results.add("x", 1, Prediction(panoptic=(ids, segments), instances=found), file_name)
+    entries = check_panoptic(tmp_path / "panoptic.json", tmp_path / "panoptic")
+    assert [entry["file_name"] for entry in entries] == ["x.png", "x_2.png", "x_3.png"]
+    assert [entry["image_id"] for entry in entries] == [1, "x_2", "x_3"]
+    images = json.loads((tmp_path / "panoptic.json").read_text())["images"]
+    assert images == [
+        {"id": number, "file_name": name, "height": 4, "width": 5}
+        for number, name in ((1, "x.jpg"), ("x_2", "x.png"), ("x_3", "X.jpg"))
+    ]
+    instances = json.loads((tmp_path / "instances.json").read_text())
+    assert [(i["image_id"], i["file_name"]) for i in instances] == [
+        (1, "x.jpg"), ("x_2", "x.png"), ("x_3", "X.jpg"),
+    ]  # fmt: skip
+
+
+def test_links_lead_no_result_out_of_the_folder(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    for folder in (out, mine):
+        folder.mkdir()
+    (out / "panoptic").symlink_to(mine)
+    with pytest.raises(ValueError, match="panoptic leads out of the output folder"):
+        ResultWriter(out, INFO)
+    (out / "panoptic").unlink()
+    results = ResultWriter(out, INFO)
+    (out / "classes").mkdir()
+    (out / "classes" / "city").symlink_to(mine)
+    (mine / "a.png").write_text("mine")
+    classes = Prediction(classes=torch.zeros(2, 2).long())
+    with pytest.raises(ValueError, match="city leads out of the output folder"):
+        results.add("city/a", 1, classes)
+    (out / "classes" / "b.png").symlink_to(mine / "a.png")
+    results.add("b", 2, classes)  # takes the place of the link
+    assert (mine / "a.png").read_text() == "mine"
+    assert not (out / "classes" / "b.png").is_symlink()
+
+
+def test_a_full_disk_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    results = ResultWriter(tmp_path, INFO)
+    results.add("a", 1, Prediction(classes=torch.zeros(2, 2).long()))
+    before = (tmp_path / "classes" / "a.png").read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskFullError, match=r"a\.png: No space left on device; .* MB are free"):
+        ResultWriter(tmp_path, INFO).add("a", 1, Prediction(classes=torch.ones(2, 2).long()))
+    assert (tmp_path / "classes" / "a.png").read_bytes() == before
+    assert [file.name for file in tmp_path.rglob("*.p*")] == ["a.png"]
 
 
 def test_an_interrupted_run_lists_what_is_complete(tmp_path: Path) -> None:

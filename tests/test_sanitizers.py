@@ -68,7 +68,10 @@ def run(package: Path, libraries: str, isa: str, *command: str) -> str:
         env={
             **os.environ,
             "LD_PRELOAD": libraries,
-            "ASAN_OPTIONS": "detect_leaks=0",
+            # Too much memory is an error as usual, of 4 GiB or more.
+            "ASAN_OPTIONS": (
+                "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096"
+            ),
             "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
             "PYTHONPATH": str(package),
             "MFKERNELS_ISA": isa,
@@ -107,3 +110,9 @@ def test_operators_on_masks(package: Path, libraries: str, isa: str, names: str)
     chosen = f"native and ({names})"
     shown = run(package, libraries, isa, "-m", "pytest", "-q", *tests, "-k", chosen)
     assert " passed" in shown
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx512"])
+def test_operators_on_any_arguments(package: Path, libraries: str, isa: str) -> None:
+    shown = run(package, libraries, isa, "tests/operator_fuzz.py", "320", "1", "--no-limit")
+    assert "'results'" in shown

@@ -522,7 +522,7 @@ SEMANTIC: dict[str, Any] = {
         ("geometry must be positive", {"geometry": [20, 24, 0, 24, 0]}),
         ("image must fit", {"geometry": [20, 24, 21, 24, 0]}),
         ("height and width must be positive", {"width": 0}),
-        (r"probability must be \[Q, K\]", {"probability": [torch.rand(2, 2)]}),
+        (r"probability must be \[3, K\]", {"probability": [torch.rand(2, 2)]}),
         (r"pixel_features must be \[4, h, w\]", {"pixel_features": [torch.rand(5, 5, 6)]}),
         (r"mask_embed must be \[Q, C\]", {"mask_embed": [torch.rand(3)]}),
         (r"mask_embed must be \[Q, h, w\]", {"pixel_features": []}),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
-from triton_ahead import Launch, compile_launch, recorded
+import triton
+from triton_ahead import (
+    ARCHITECTURES,
+    SHARED_MEMORY,
+    SPILLED_ELSEWHERE,
+    Launch,
+    compile_launch,
+    is_pinned,
+    recorded,
+)
 
 from mfkernels.triton import focal_dice, segmentation
 from mfkernels.triton.class_loss import class_loss, class_loss_backward
 from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
 from mfkernels.triton.matching_cost import matching_cost
-
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes that one program may have, by architecture (CUDA programming guide)."""
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 
@@ -56,12 +64,16 @@ def launches_of_matching_cost(
 
 def check(launch: Launch, architecture: int, *, tensor_cores: bool) -> None:
     compiled = compile_launch(launch, architecture)
-    assert compiled.spilled == 0, f"{launch.name} spills {compiled.spilled} bytes"
+    if compiled.spilled > 0:
+        message = f"{launch.name} spills {compiled.spilled} bytes on sm_{architecture}"
+        assert not is_pinned(), message
+        assert compiled.spilled <= SPILLED_ELSEWHERE, message
+        warnings.warn(f"{message} with Triton {triton.__version__}", stacklevel=2)
     assert compiled.shared <= SHARED_MEMORY[architecture]
     assert compiled.tensor_cores or not tensor_cores, f"{launch.name} has no matrix instruction"
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "channels", "count", "label_map", "gamma"),
     [
@@ -102,7 +114,7 @@ def launches_of_mask_loss(
 MULTIPLY = {"logits_kernel", "embed_kernel", "features_kernel"}
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "channels", "count", "label_map", "gamma"),
     [
@@ -131,13 +143,13 @@ def launches_of_class_loss() -> list[Launch]:
     return launches
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_class_loss(architecture: int) -> None:
     for launch in launches_of_class_loss():
         check(launch, architecture, tensor_cores=False)
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "targets_dtype", "gamma"),
     [(torch.float32, torch.bool, 2.0), (torch.bfloat16, torch.float32, 1.5)],
@@ -182,7 +194,7 @@ def launches_of_semantic(
     return launches
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "classes", "options"),
     [
@@ -208,7 +220,7 @@ def test_semantic_segmentation(
         check(launch, architecture, tensor_cores=launch.name in multiply)
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "resized"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -> None:
     with recorded() as launches:
@@ -226,6 +238,11 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
     ]
     for launch in launches:
         check(launch, architecture, tensor_cores=launch.name == "by_pixel_kernel")
+
+
+def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
+    launches = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
+    assert [launch.options["enable_fp_fusion"] for launch in launches] == [True, True]
 
 
 def test_number_of_launches() -> None:

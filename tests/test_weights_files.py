@@ -95,13 +95,12 @@ class TestPickle:
         assert array.dtype == np.float64
         assert not array.dtype.hasobject
 
-    def test_attributes_of_named_things_do_not_last(self, tmp_path: Path) -> None:
-        """A pickle that gives `numpy.dtype` an attribute finds a function of this file alone."""
+    def test_named_things_cannot_be_changed(self, tmp_path: Path) -> None:
+        """Neither with attributes of `numpy.dtype` nor with those of what stands for it here."""
         (tmp_path / "x.pkl").write_bytes(b"cnumpy\ndtype\n(dS'mark'\nI1\nsb.")
-        assert read_pickle(tmp_path / "x.pkl").mark == 1
+        with pytest.raises(ValueError, match=r"is refused: it changes numpy\.dtype"):
+            read_pickle(tmp_path / "x.pkl")
         assert not hasattr(np.dtype, "mark")
-        (tmp_path / "y.pkl").write_bytes(b"cnumpy\ndtype\n.")
-        assert not hasattr(read_pickle(tmp_path / "y.pkl"), "mark")
 
     @given(
         array=hnp.arrays(
@@ -157,7 +156,7 @@ class TestPickle:
         changed = stream.getvalue().replace(b"K\x03\x85", b"K\x7f\x85")
         assert changed != stream.getvalue()
         (tmp_path / "t.pkl").write_bytes(changed)
-        with pytest.raises(ValueError, match="truncated or damaged"):
+        with pytest.raises(ValueError, match="reaches outside its storage"):
             read_pickle(tmp_path / "t.pkl")
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

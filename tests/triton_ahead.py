@@ -20,6 +20,23 @@ from triton.compiler import ASTSource
 
 from mfkernels.triton import launcher
 
+ARCHITECTURES = (80, 90, 100)
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes that one program may have, by architecture (CUDA programming guide)."""
+
+SPILLED_ELSEWHERE = 64
+"""Bytes that a kernel may spill with another Triton than the pinned one."""
+
+PINS = Path(__file__).resolve().parents[1] / "requirements" / "py311.txt"
+
+
+def is_pinned() -> bool:
+    """Whether this is the Triton of `requirements/`, with which no kernel may spill."""
+    found = re.search(r"^triton==(\S+)", PINS.read_text(), re.MULTILINE)
+    assert found is not None, f"{PINS} does not pin Triton"
+    return triton.__version__ == found[1]
+
+
 TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -49,14 +66,13 @@ def recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        if 0 not in grid:
-            launches.append(Launch(kernel, grid, arguments, options))
+        launches.append(Launch(kernel, grid, arguments, options))
 
-    original, launcher.launch = launcher.launch, record
+    original, launcher.start = launcher.start, record
     try:
         yield launches
     finally:
-        launcher.launch = original
+        launcher.start = original
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,8 @@ class Compiled:
 
     @property
     def tensor_cores(self) -> bool:
-        return re.search(r"\b(mma|wgmma\.mma_async)\.sync", self.ptx) is not None
+        pattern = r"\b((mma|wgmma\.mma_async)\.sync|tcgen05\.mma)"
+        return re.search(pattern, self.ptx) is not None
 
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:

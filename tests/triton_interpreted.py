@@ -42,6 +42,24 @@ def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def masks_of_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter refuses other masks from Triton 3.9 on; so do the tests with an older one."""
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def masked_load(self: Any, pointers: Any, mask: Any, *others: Any, **named: Any) -> Any:
+        assert mask.data.dtype == np.bool_, f"the mask of a load is {mask.data.dtype}"
+        return load(self, pointers, mask, *others, **named)
+
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        assert mask.data.dtype == np.bool_, f"the mask of a store is {mask.data.dtype}"
+        return store(self, pointers, value, mask, *others)
+
+    monkeypatch.setattr(builder, "create_masked_load", masked_load)
+    monkeypatch.setattr(builder, "create_masked_store", masked_store)
+
+
+@pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory is full of NaN, so that reading before writing shows."""
     original = Tensor.new_empty

@@ -424,6 +424,7 @@ void solve_any(const AssignmentBatch& batch, int64_t index, void* workspace) {
 }
 
 int64_t workspace_bytes(const AssignmentBatch& batch) {
+  if (batch.rows == 0 || batch.columns == 0) return 0;
   const bool transposed = batch.rows > batch.columns;
   const int32_t least = static_cast<int32_t>(transposed ? batch.columns : batch.rows);
   const int32_t most = static_cast<int32_t>(transposed ? batch.rows : batch.columns);

@@ -8,10 +8,9 @@ namespace {
 using mfk::cpu::Tensor;
 
 Tensor mask_logits(const Tensor& embed, const Tensor& features) {
-  STD_TORCH_CHECK(embed.scalar_type() == features.scalar_type(),
-                  "mask_embed and pixel_features must have the same type");
   mfk::cpu::MaskLogits task{};
   task.masks = mfk::cpu::masks_of(embed, features);
+  mfk::check_type("pixel_features", features, embed.scalar_type());
   task.wide = mfk::cpu::is_wide(embed);
   task.element = task.masks.embed_element;
   const mfk::cpu::Masks& masks = task.masks;

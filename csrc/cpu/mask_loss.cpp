@@ -97,7 +97,6 @@ class Batch {
   }
 
   void forward() {
-    const Masks& masks = loss_.masks;
     std::vector<double> partial_sums(3 * rows_.size() * plan_.chunks);
     plan_.partial_sums = partial_sums.data();
     run(tasks<T>().forward, tasks<T>().forward_bytes(plan_));
@@ -105,10 +104,6 @@ class Batch {
     T* const focal = static_cast<T*>(loss_.focal);
     T* const dice = static_cast<T*>(loss_.dice);
     T* const sums = static_cast<T*>(loss_.sums);
-    const int64_t count = masks.layers * masks.images * loss_.segments.max_count;
-    std::fill_n(focal, count, T{0});
-    std::fill_n(dice, count, T{0});
-    std::fill_n(sums, 3 * count, T{0});
     for_rows([&](int64_t image, int64_t row, const MatchedRow& matched) {
       const double total = total_of(partial_sums.data(), image, row, 0);
       const double overlap = total_of(partial_sums.data(), image, row, 1);

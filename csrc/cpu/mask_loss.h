@@ -12,9 +12,9 @@ struct MaskLoss {
   double alpha, gamma;
   bool wide;  // in fp64; else fp32, and so are all pointers to void below
 
-  void* focal;  // [L, B, T] out
-  void* dice;   // [L, B, T] out
-  void* sums;   // [L, B, T, 3]: out of the forward pass, into the backward pass
+  void* focal;  // [L, B, T] out, zeros
+  void* dice;   // [L, B, T] out, zeros
+  void* sums;   // [L, B, T, 3]: out of the forward pass (zeros), into the backward pass
 
   // The backward pass only.
   const void* grad_focal;  // [L, B, T]

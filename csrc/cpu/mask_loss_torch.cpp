@@ -1,4 +1,5 @@
 // The tensor operators `mask_loss` and `mask_loss_backward` on the CPU.
+#include <algorithm>
 #include <tuple>
 
 #include "cpu/mask_loss.h"
@@ -7,59 +8,69 @@
 namespace {
 
 using mfk::cpu::MaskLoss;
+using mfk::cpu::OptionalTensor;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
-// Contiguous versions of the arguments that are read without strides.
-struct Targets {
-  OptionalTensor label_map, masks;
-  Tensor counts, assignment;
-
-  Targets(const OptionalTensor& label_map, const OptionalTensor& masks, const Tensor& counts,
-          const Tensor& assignment)
-      : label_map(mfk::cpu::contiguous(label_map)),
-        masks(mfk::cpu::contiguous(masks)),
-        counts(torch::stable::contiguous(counts)),
-        assignment(torch::stable::contiguous(assignment)) {}
-};
-
-MaskLoss loss_of(const Tensor& embed, const OptionalTensor& features, const Targets& targets,
-                 double alpha, double gamma) {
+// The loss, and the memory that its targets are read from.
+struct StoredLoss {
+  mfk::cpu::Masks predicted;
+  Tensor assignment;
+  mfk::cpu::StoredSegments segments;
   MaskLoss loss{};
-  loss.masks = mfk::cpu::masks_of(embed, features);
-  const mfk::cpu::Masks& masks = loss.masks;
-  const Tensor& assignment = targets.assignment;
-  STD_TORCH_CHECK(assignment.is_cpu() && assignment.scalar_type() == ScalarType::Long &&
-                      assignment.dim() == 3 && assignment.size(0) == masks.layers &&
-                      assignment.size(1) == masks.images,
-                  "assignment must be an int64 CPU tensor [", masks.layers, ", ", masks.images,
-                  ", T]");
-  loss.segments = mfk::cpu::segments_of(targets.label_map, targets.masks, targets.counts,
-                                        assignment.size(2), masks.images);
-  loss.assignment = assignment.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < assignment.numel(); ++i) {
-    STD_TORCH_CHECK(loss.assignment[i] < masks.queries, "assignment holds query ",
-                    loss.assignment[i], ", expected less than ", masks.queries);
+
+  StoredLoss(const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
+             const OptionalTensor& masks, const Tensor& counts, const Tensor& given_assignment,
+             double alpha, double gamma)
+      : predicted(mfk::cpu::masks_of(embed, features)),
+        assignment(checked_assignment(given_assignment, predicted)),
+        segments(label_map, masks, counts, assignment.size(2), predicted.images) {
+    mfk::check_focal(alpha, gamma);
+    check_pixels(predicted);
+    loss.masks = predicted;
+    loss.segments = segments.segments;
+    loss.assignment = assignment.const_data_ptr<int64_t>();
+    loss.alpha = alpha;
+    loss.gamma = gamma;
+    loss.wide = mfk::cpu::is_wide(embed) || (features.has_value() && mfk::cpu::is_wide(*features));
   }
-  loss.alpha = alpha;
-  loss.gamma = gamma;
-  loss.wide = mfk::cpu::is_wide(embed) || (features.has_value() && mfk::cpu::is_wide(*features));
-  return loss;
-}
+
+  // Whether any segment has a query. Without one there is nothing to compute.
+  bool matched() const {
+    const int64_t* end = loss.assignment + assignment.numel();
+    return segments.total > 0 &&
+           std::any_of(loss.assignment, end, [](int64_t query) { return query >= 0; });
+  }
+
+  ScalarType type() const { return loss.wide ? ScalarType::Double : ScalarType::Float; }
+
+ private:
+  static Tensor checked_assignment(const Tensor& given, const mfk::cpu::Masks& masks) {
+    const Tensor assignment = mfk::cpu::contiguous("assignment", given);
+    mfk::check_shape("assignment", assignment, {masks.layers, masks.images, "T"});
+    mfk::check_type("assignment", assignment, ScalarType::Long);
+    const int64_t* queries = assignment.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < assignment.numel(); ++i) {
+      STD_TORCH_CHECK(queries[i] >= -1 && queries[i] < masks.queries, "assignment holds query ",
+                      queries[i], ", expected -1 to ", masks.queries - 1);
+    }
+    return assignment;
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor> mask_loss(const Tensor& embed, const OptionalTensor& features,
                                              const OptionalTensor& label_map,
                                              const OptionalTensor& masks, const Tensor& counts,
                                              const Tensor& assignment, double alpha, double gamma) {
-  const Targets targets(label_map, masks, counts, assignment);
-  MaskLoss loss = loss_of(embed, features, targets, alpha, gamma);
+  const StoredLoss stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
+  MaskLoss loss = stored.loss;
   const int64_t layers = loss.masks.layers, images = loss.masks.images;
   const int64_t segments = loss.segments.max_count;
-  const ScalarType type = loss.wide ? ScalarType::Double : ScalarType::Float;
-  Tensor focal = torch::stable::new_empty(embed, {layers, images, segments}, type);
-  Tensor dice = torch::stable::new_empty(embed, {layers, images, segments}, type);
-  Tensor sums = torch::stable::new_empty(embed, {layers, images, segments, 3}, type);
+  const ScalarType type = stored.type();
+  Tensor focal = torch::stable::new_zeros(embed, {layers, images, segments}, type);
+  Tensor dice = torch::stable::new_zeros(embed, {layers, images, segments}, type);
+  Tensor sums = torch::stable::new_zeros(embed, {layers, images, segments, 3}, type);
+  if (!stored.matched()) return {focal, dice, sums};
   loss.focal = focal.mutable_data_ptr();
   loss.dice = dice.mutable_data_ptr();
   loss.sums = sums.mutable_data_ptr();
@@ -74,18 +85,15 @@ std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Te
                                               const OptionalTensor& masks, const Tensor& counts,
                                               const Tensor& assignment, double alpha, double gamma,
                                               bool embed_needed, bool features_needed) {
-  const Targets targets(label_map, masks, counts, assignment);
-  MaskLoss loss = loss_of(embed, features, targets, alpha, gamma);
-  const ScalarType type = loss.wide ? ScalarType::Double : ScalarType::Float;
-  const Tensor by_focal = torch::stable::contiguous(grad_focal);
-  const Tensor by_dice = torch::stable::contiguous(grad_dice);
-  const Tensor saved = torch::stable::contiguous(sums);
-  for (const Tensor* tensor : {&by_focal, &by_dice, &saved}) {
-    const int64_t each = tensor == &saved ? 3 : 1;
-    STD_TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == type &&
-                        tensor->numel() == each * targets.assignment.numel(),
-                    "grad_focal, grad_dice and sums must fit the losses in type and size");
-  }
+  const StoredLoss stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
+  MaskLoss loss = stored.loss;
+  const ScalarType type = stored.type();
+  const int64_t layers = loss.masks.layers, images = loss.masks.images;
+  const int64_t segments = loss.segments.max_count;
+  const Tensor by_focal =
+      mfk::cpu::saved("grad_focal", grad_focal, type, {layers, images, segments});
+  const Tensor by_dice = mfk::cpu::saved("grad_dice", grad_dice, type, {layers, images, segments});
+  const Tensor saved = mfk::cpu::saved("sums", sums, type, {layers, images, segments, int64_t{3}});
   loss.grad_focal = by_focal.const_data_ptr();
   loss.grad_dice = by_dice.const_data_ptr();
   loss.sums = const_cast<void*>(saved.const_data_ptr());
@@ -93,10 +101,15 @@ std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Te
                                    : torch::stable::new_empty(embed, {0});
   const Tensor& like = features.has_value() ? *features : embed;
   const bool wanted = features_needed && features.has_value();
+  if (!stored.matched()) {
+    return {grad_embed, wanted ? torch::stable::new_zeros(like, like.sizes())
+                               : torch::stable::new_empty(like, {0})};
+  }
   Tensor grad_features =
       wanted ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_empty(like, {0});
-  loss.grad_embed = embed_needed ? grad_embed.mutable_data_ptr() : nullptr;
-  loss.grad_features = wanted ? grad_features.mutable_data_ptr() : nullptr;
+  // Without channels there is nothing to write.
+  loss.grad_embed = grad_embed.numel() > 0 ? grad_embed.mutable_data_ptr() : nullptr;
+  loss.grad_features = grad_features.numel() > 0 ? grad_features.mutable_data_ptr() : nullptr;
   mfk::cpu::mask_loss_backward(loss, mfk::cpu::threads());
   return {grad_embed, grad_features};
 }

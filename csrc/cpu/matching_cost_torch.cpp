@@ -5,35 +5,39 @@
 
 namespace {
 
+// The most pixels of padding behind a segment.
+constexpr int64_t kPadding = 64;
+
 using mfk::cpu::MatchingCost;
+using mfk::cpu::OptionalTensor;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 Tensor matching_cost(const Tensor& class_logits, const Tensor& embed,
                      const OptionalTensor& features, const OptionalTensor& label_map,
                      const OptionalTensor& masks, const Tensor& labels, const Tensor& counts,
                      int64_t max_count, double class_weight, double mask_weight, double dice_weight,
                      double alpha, double gamma) {
-  const OptionalTensor maps = mfk::cpu::contiguous(label_map);
-  const OptionalTensor dense = mfk::cpu::contiguous(masks);
-  const Tensor lengths = torch::stable::contiguous(counts);
-  const Tensor classes = torch::stable::contiguous(labels);
   MatchingCost cost{};
   cost.masks = mfk::cpu::masks_of(embed, features);
-  const int64_t layers = cost.masks.layers, images = cost.masks.images;
-  const int64_t queries = cost.masks.queries;
-  cost.segments = mfk::cpu::segments_of(maps, dense, lengths, max_count, images);
-  int64_t total = 0;
-  for (int64_t b = 0; b < images; ++b) total += cost.segments.counts[b];
-  STD_TORCH_CHECK(classes.is_cpu() && classes.scalar_type() == ScalarType::Long &&
-                      classes.dim() == 1 && classes.size(0) == total,
-                  "labels must be an int64 CPU tensor of shape [", total, "]");
-  STD_TORCH_CHECK(class_logits.is_cpu() && class_logits.dim() == 4 &&
-                      class_logits.size(0) == layers && class_logits.size(1) == images &&
-                      class_logits.size(2) == queries && class_logits.size(3) >= 1,
-                  "class_logits must be [", layers, ", ", images, ", ", queries, ", K + 1]");
-  STD_TORCH_CHECK(cost.masks.height > 0 && cost.masks.width > 0, "masks must have pixels");
+  const mfk::cpu::Masks& predicted = cost.masks;
+  const int64_t layers = predicted.layers, images = predicted.images, queries = predicted.queries;
+  mfk::check_focal(alpha, gamma);
+  const mfk::cpu::StoredSegments stored(label_map, masks, counts, max_count, images);
+  cost.segments = stored.segments;
+  const Tensor classes = mfk::cpu::contiguous("labels", labels);
+  mfk::check_type("labels", classes, ScalarType::Long);
+  mfk::check_shape("labels", classes, {stored.total});
+  mfk::cpu::check_argument("class_logits", class_logits);
+  mfk::check_shape("class_logits", class_logits, {layers, images, queries, "K + 1"});
+  STD_TORCH_CHECK(class_logits.size(3) >= 1, "class_logits must have classes, got ",
+                  mfk::text(class_logits));
+  check_pixels(predicted);
+  // Every segment and chunk of an image starts at a place of its own, counted in 32 bits.
+  STD_TORCH_CHECK(predicted.height * predicted.width + kPadding * (max_count + 2) <=
+                      std::numeric_limits<int32_t>::max(),
+                  "masks must have fewer than 2^31 pixels, got ", predicted.height, " x ",
+                  predicted.width, " for ", max_count, " segments");
   cost.class_logits = class_logits.const_data_ptr();
   cost.class_element = mfk::cpu::element_of("class_logits", class_logits);
   for (int64_t i = 0; i < 4; ++i) cost.class_stride[i] = class_logits.stride(i);

@@ -2,8 +2,11 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace mfk::cpu {
@@ -20,9 +23,9 @@ class Helpers {
     }
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (; started_ < threads - 1; ++started_) std::thread([this] { serve(); }).detach();
+      start(threads - 1);
       work_ = &work;
-      places_ = threads - 1;
+      places_ = std::min(threads - 1, started_);
     }
     wake_.notify_all();
     work();
@@ -34,6 +37,14 @@ class Helpers {
   }
 
  private:
+  // As many as the system grants: fewer do the same work.
+  void start(int helpers) {
+    try {
+      for (; started_ < helpers; ++started_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
   [[noreturn]] void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -73,6 +84,19 @@ Helpers& instance() {
 
 }  // namespace
 
-void run_parallel(int threads, const std::function<void()>& work) { instance().run(threads, work); }
+void run_parallel(int threads, const std::function<void()>& work) {
+  // An exception must not leave a helper, nor this thread while helpers still work.
+  std::mutex mutex;
+  std::exception_ptr failure;
+  instance().run(threads, [&] {
+    try {
+      work();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (failure == nullptr) failure = std::current_exception();
+    }
+  });
+  if (failure != nullptr) std::rethrow_exception(failure);
+}
 
 }  // namespace mfk::cpu

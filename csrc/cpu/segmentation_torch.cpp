@@ -9,48 +9,60 @@
 namespace {
 
 using mfk::cpu::Masks;
+using mfk::cpu::OptionalTensor;
 using mfk::cpu::PanopticOwners;
 using mfk::cpu::ScalarType;
 using mfk::cpu::SegmentationView;
 using mfk::cpu::SemanticSegmentation;
 using mfk::cpu::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 Masks masks_of_image(const Tensor& embed, const OptionalTensor& features) {
-  const int64_t dims = features.has_value() ? 2 : 3;
-  STD_TORCH_CHECK(embed.is_cpu() && embed.dim() == dims, "mask_embed must be ",
-                  features.has_value() ? "[Q, C]" : "[Q, h, w]", " on the CPU, got ", embed.dim(),
-                  " dimensions");
+  mfk::cpu::check_argument("mask_embed", embed);
   Masks masks{};
-  masks.embed = embed.const_data_ptr();
-  masks.embed_element = mfk::cpu::element_of("mask_embed", embed);
-  for (int64_t i = 0; i < dims; ++i) masks.embed_stride[2 + i] = embed.stride(i);
-  masks.layers = masks.images = 1;
-  masks.queries = embed.size(0);
   if (features.has_value()) {
-    STD_TORCH_CHECK(
-        features->is_cpu() && features->dim() == 3 && features->size(0) == embed.size(1),
-        "pixel_features must be [", embed.size(1), ", h, w] on the CPU");
+    mfk::check_shape("mask_embed", embed, {"Q", "C"});
+    mfk::cpu::check_argument("pixel_features", *features);
+    mfk::check_shape("pixel_features", *features, {embed.size(1), "h", "w"});
     masks.features = features->const_data_ptr();
-    masks.features_element = mfk::cpu::element_of("pixel_features", *features);
+    masks.features_element = mfk::element_of("pixel_features", *features);
     for (int64_t i = 0; i < 3; ++i) masks.features_stride[1 + i] = features->stride(i);
     masks.channels = features->size(0);
+  } else {
+    mfk::check_shape("mask_embed", embed, {"Q", "h", "w"});
   }
+  masks.embed = embed.const_data_ptr();
+  masks.embed_element = mfk::element_of("mask_embed", embed);
+  for (int64_t i = 0; i < embed.dim(); ++i) masks.embed_stride[2 + i] = embed.stride(i);
+  masks.layers = masks.images = 1;
+  masks.queries = embed.size(0);
   const Tensor& pixels = features.has_value() ? *features : embed;
   masks.height = pixels.size(1);
   masks.width = pixels.size(2);
   STD_TORCH_CHECK(masks.queries > 0 && masks.height > 0 && masks.width > 0,
-                  "masks must have queries and pixels");
+                  "masks must have queries and pixels, got ", masks.queries, " queries of ",
+                  masks.height, " x ", masks.width);
+  mfk::cpu::finish(masks, features.has_value());
   return masks;
 }
 
 SegmentationView view_of(const Tensor& embed, const OptionalTensor& features,
                          const int64_t* geometry) {
-  for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(geometry[i] > 0, "geometry must be positive");
+  for (int i = 0; i < 4; ++i) {
+    STD_TORCH_CHECK(geometry[i] > 0, "geometry must be positive, got ", geometry[i]);
+    mfk::check_at_most("geometry", geometry[i], mfk::kMostSide);
+  }
   STD_TORCH_CHECK(geometry[2] <= geometry[0] && geometry[3] <= geometry[1],
-                  "geometry: the image must fit into the input");
+                  "geometry: the image must fit into the input, got ", geometry[2], " x ",
+                  geometry[3], " in ", geometry[0], " x ", geometry[1]);
   return {
       masks_of_image(embed, features), geometry[0], geometry[1], geometry[2], geometry[3], false};
+}
+
+void check_result(int64_t height, int64_t width) {
+  STD_TORCH_CHECK(height > 0 && width > 0, "height and width must be positive, got ", height, " x ",
+                  width);
+  mfk::check_at_most("height", height, mfk::kMostSide);
+  mfk::check_at_most("width", width, mfk::kMostSide);
 }
 
 bool is_wide(const Tensor& embed, const OptionalTensor& features) {
@@ -60,7 +72,8 @@ bool is_wide(const Tensor& embed, const OptionalTensor& features) {
 ScalarType type_of(bool wide) { return wide ? ScalarType::Double : ScalarType::Float; }
 
 Tensor in_type(const char* name, const Tensor& tensor, bool wide) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  mfk::cpu::check_argument(name, tensor);
+  mfk::element_of(name, tensor);
   return torch::stable::contiguous(torch::stable::to(tensor, type_of(wide)));
 }
 
@@ -74,21 +87,24 @@ std::tuple<Tensor, Tensor> semantic_segmentation(std::vector<Tensor> probability
   const size_t views = probability.size();
   STD_TORCH_CHECK(views > 0 && embed.size() == views && geometry.size() == kFields * views &&
                       (features.empty() || features.size() == views),
-                  "probability, mask_embed, geometry and pixel_features must be of the same views");
-  STD_TORCH_CHECK(height > 0 && width > 0, "height and width must be positive");
+                  "probability, mask_embed, geometry and pixel_features must be of the same views, "
+                  "got ",
+                  views, ", ", embed.size(), ", ", geometry.size(), " numbers and ",
+                  features.size());
+  check_result(height, width);
   SemanticSegmentation task{};
   task.height = height;
   task.width = width;
   task.resize_logits = resize_logits;
   for (size_t v = 0; v < views; ++v) {
     const OptionalTensor pixels = features.empty() ? OptionalTensor{} : features[v];
-    task.wide |= mfk::cpu::is_wide(probability[v]) || is_wide(embed[v], pixels);
     task.views.push_back(view_of(embed[v], pixels, geometry.data() + kFields * v));
     task.views.back().flipped = geometry[kFields * v + 4] != 0;
-    STD_TORCH_CHECK(probability[v].dim() == 2 && probability[v].size(0) == embed[v].size(0) &&
-                        probability[v].size(1) == probability[0].size(1) &&
-                        probability[v].size(1) > 0,
-                    "probability must be [Q, K] of each view");
+    mfk::check_shape("probability", probability[v], {embed[v].size(0), "K"});
+    mfk::check_shape("probability", probability[v], {"Q", probability[0].size(1)});
+    task.wide |= mfk::cpu::is_wide(probability[v]) || is_wide(embed[v], pixels);
+    STD_TORCH_CHECK(probability[v].size(1) > 0, "probability must have classes, got ",
+                    mfk::text(probability[v]));
   }
   task.classes = probability[0].size(1);
   for (Tensor& chances : probability) {
@@ -109,16 +125,16 @@ std::tuple<Tensor, Tensor> panoptic_owners(const Tensor& scores, const Tensor& e
                                            const OptionalTensor& features,
                                            std::vector<int64_t> geometry, int64_t height,
                                            int64_t width, bool confident_only) {
-  STD_TORCH_CHECK(geometry.size() == 4, "geometry must hold 4 numbers");
-  STD_TORCH_CHECK(height > 0 && width > 0, "height and width must be positive");
+  STD_TORCH_CHECK(geometry.size() == 4, "geometry must hold 4 numbers, got ", geometry.size());
+  check_result(height, width);
+  mfk::check_shape("scores", scores, {"Q"});
   PanopticOwners task{};
   task.views.push_back(view_of(embed, features, geometry.data()));
   task.height = height;
   task.width = width;
   task.wide = mfk::cpu::is_wide(scores) || is_wide(embed, features);
   task.confident_only = confident_only;
-  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == embed.size(0), "scores must be [",
-                  embed.size(0), "]");
+  mfk::check_shape("scores", scores, {embed.size(0)});
   const Tensor chances = in_type("scores", scores, task.wide);
   task.scores = chances.const_data_ptr();
   Tensor owners = torch::stable::new_empty(scores, {height, width}, ScalarType::Int);

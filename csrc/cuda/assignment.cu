@@ -9,11 +9,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <tuple>
 
 #include "core/assignment_batch.h"
+#include "tensor_checks.h"
 
 namespace {
 
@@ -238,22 +238,6 @@ void solve(const Tensor& cost, const Batch& batch, int device, cudaStream_t stre
   }
 }
 
-Element element_of(const Tensor& cost) {
-  switch (cost.scalar_type()) {
-    case ScalarType::Half:
-      return Element::kHalf;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    default:
-      STD_TORCH_CHECK(false, "cost must be float16, bfloat16, float32 or float64");
-      return Element::kDouble;
-  }
-}
-
 // Values are clamped on the device: looking at them here would wait for it.
 const int64_t* checked_counts(const char* name, const std::optional<Tensor>& counts,
                               const Tensor& cost) {
@@ -262,25 +246,26 @@ const int64_t* checked_counts(const char* name, const std::optional<Tensor>& cou
                       counts->scalar_type() == ScalarType::Long && counts->dim() == 1 &&
                       counts->size(0) == cost.size(0) && counts->is_contiguous(),
                   name, " must be a contiguous int64 tensor of shape [", cost.size(0),
-                  "] on the device of cost");
+                  "] on the device of cost, got ", mfk::text(*counts));
   return counts->const_data_ptr<int64_t>();
 }
 
 std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Tensor>& row_counts,
                                       const std::optional<Tensor>& col_counts, bool maximize,
                                       bool strict) {
-  STD_TORCH_CHECK(cost.dim() == 3, "cost must be [B, R, C], got ", cost.dim(), " dimensions");
+  mfk::check_shape("cost", cost, {"B", "R", "C"});
+  mfk::check_memory("cost", cost);
   const int64_t batch = cost.size(0), rows = cost.size(1), columns = cost.size(2);
-  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() / 2;
-  STD_TORCH_CHECK(batch <= kLimit && rows <= kLimit && columns <= kLimit, "cost of ", batch, " x ",
-                  rows, " x ", columns, " is too large");
+  mfk::check_at_most("cost: problems", batch, mfk::kMostProblems);
+  mfk::check_at_most("cost: rows", rows, mfk::kMostRows);
+  mfk::check_at_most("cost: columns", columns, mfk::kMostRows);
   const int32_t device = cost.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   Tensor result = torch::stable::new_empty(cost, {batch, rows}, ScalarType::Long);
   Tensor status = torch::stable::new_empty(cost, {batch}, ScalarType::Int);
   const Batch work{
       cost.const_data_ptr(),
-      element_of(cost),
+      mfk::element_of("cost", cost),
       batch,
       rows,
       columns,
@@ -297,7 +282,7 @@ std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Te
   };
   if (batch > 0) {
     void* handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
     const cudaStream_t stream = static_cast<cudaStream_t>(handle);
     const bool wide = work.element == Element::kDouble;
     if (wide && strict) solve<double, true>(cost, work, device, stream);

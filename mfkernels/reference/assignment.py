@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 STATUS_NAN = 1
@@ -21,6 +20,9 @@ def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
     Returns the row and column indices, and the status bits.
     """
+    # SciPy is slow to import, and nothing else needs it.
+    from scipy.optimize import linear_sum_assignment
+
     status = 0
     status |= STATUS_NAN if np.isnan(cost).any() else 0
     status |= STATUS_NEGATIVE_INFINITY if np.isneginf(cost).any() else 0
@@ -51,6 +53,8 @@ def linear_assignment(
     col_list = _checked("col_counts", col_counts, batch, columns)
     assignment = torch.full((batch, rows), -1, dtype=torch.int64)
     status = torch.zeros(batch, dtype=torch.int32)
+    if cost.numel() == 0:
+        return assignment.to(cost.device), status.to(cost.device)
     for b, (r, c) in enumerate(zip(row_list, col_list, strict=True)):
         matrix = matrices[b, :r, :c]
         row_index, col_index, status[b] = solve(-matrix if maximize else matrix)

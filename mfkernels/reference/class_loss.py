@@ -29,5 +29,5 @@ def class_loss(
     entropy = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
     )
-    loss = entropy.unflatten(0, (layers, -1)).sum(1)
+    loss = entropy.reshape(layers, images * queries).sum(1)
     return loss.where(possible.all(), torch.nan), weight[target].flatten(1).sum(1)

@@ -81,7 +81,7 @@ def mask_loss(
     features = [None] * images if pixel_features is None else pixel_features.unbind()
     totals: list[tuple[Tensor, Tensor]] = [(zero, zero)]
     for image, rows in enumerate(mask_embed.unbind(1)):
-        if targets.counts[image] == 0:
+        if targets.counts[image] == 0 or layers == 0:
             continue
         masks = targets.dense_masks(image)
         query = assignment[:, image, : targets.counts[image]]

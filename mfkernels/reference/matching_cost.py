@@ -28,6 +28,8 @@ def matching_cost(
     layers, images = class_logits.shape[:2]
     size = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
     probability = at_least_float32(class_logits).softmax(-1)
+    if layers * images == 0:
+        return probability.new_zeros(layers, images, class_logits.shape[2], targets.max_count)
     costs: list[Tensor] = []
     classes = class_logits.shape[-1] - 1
     for image, (count, offset) in enumerate(zip(targets.counts, targets.offsets, strict=True)):

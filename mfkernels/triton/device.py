@@ -14,6 +14,15 @@ _ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
 
 
 @triton.jit
+def if_also(mask, condition):
+    """`mask & condition`, one condition for all elements.
+
+    The interpreter would broadcast the condition as int32; Triton 3.9 refuses such a mask.
+    """
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def exp2(x):
     """2^x in one instruction; results below 2⁻¹²⁶ are 0.
 

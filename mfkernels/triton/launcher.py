@@ -11,8 +11,13 @@ from torch import Tensor
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start `kernel` on `grid` programs, if there are any."""
-    if 0 in grid:
-        return
+    if 0 not in grid:
+        # Products and sums are fused, for speed and one rounding less; Triton's default until 3.9.
+        start(kernel, grid, *arguments, enable_fp_fusion=True, **options)
+
+
+def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """`launch`, sure of work to do; tests replace it to record what is started."""
     device = next(each.device for each in arguments if isinstance(each, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:

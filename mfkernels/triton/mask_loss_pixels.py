@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mfkernels.triton.device import power_of_sigmoid, segments_of_image, sigmoid_both
+from mfkernels.triton.device import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
 from mfkernels.triton.mask_loss_rows import matched_rows
 
 
@@ -330,7 +330,7 @@ def slopes_kernel(
                     x, weight_x, exists = fine_pixel(
                         cell_x, first_x, phase_x, width, target_width, step_x, start_x, WHOLE
                     )
-                    exists = exists & exists_y & matched
+                    exists = if_also(exists & matched, exists_y)
                     logit = x_left + weight_x * x_step
                     value = tl.load(line_y + x, mask=exists, other=-1 if LABEL_MAP else 0)
                     target = value == segment if LABEL_MAP else value != 0
@@ -360,4 +360,5 @@ def slopes_kernel(
             upper, upper_right = total - lower, total_right - lower_right
             here = above + (upper - upper_right) + tl.gather(upper_right, before, 0)
             above = (lower - lower_right) + tl.gather(lower_right, before, 0)
-            tl.store(slopes_row + cell_y * width + cell_x, here, mask=stored & (cell_y >= begin))
+            written = if_also(stored, cell_y >= begin)
+            tl.store(slopes_row + cell_y * width + cell_x, here, mask=written)

@@ -413,7 +413,7 @@ def matching_cost(
         float(dice_weight),
         BLOCK_R=cost_rows,
         BLOCK_T=block_t,
-        BLOCK_K=min(power_of_2(classes), 256),
+        BLOCK_K=min(power_of_2(classes), 128),
         BLOCK_B=block_b,
         num_warps=4,
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mfkernels import operator_checks
+
 OPERATORS = {
     "matching_cost": "matching_cost",
     "mask_loss": "mask_loss",
@@ -60,6 +62,7 @@ def _problem() -> str | None:
 
 def _imported_on_first_call(operator: str, file: str) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
+        getattr(operator_checks, operator)(*arguments)
         return getattr(importlib.import_module(f"mfkernels.triton.{file}"), operator)(*arguments)
 
     return kernel

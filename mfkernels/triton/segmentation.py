@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
+from mfkernels.triton.device import if_also
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.queries import CHUNK, columns_of, logits_by_pixel, mask_values
 from mfkernels.triton.tensors import check_floats
@@ -141,7 +142,7 @@ def prepare_kernel(
         k = start + tl.arange(0, BLOCK_K)
         p = tl.load(
             probability + query.to(tl.int64) * step + k,
-            mask=(k < classes) & (query < queries),
+            mask=if_also(k < classes, query < queries),
             other=0.0,
         )
         part = (p * _SCALE).to(tl.float16)
@@ -171,8 +172,12 @@ def scores_of_tile(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    """Scores `[P, K]` of some classes at some pixels, all views together; in full or guessed."""
+    """Scores `[P, K]` of some classes at some pixels, all views together; in full or guessed.
+
+    STEP queries at a time, a divisor of CHUNK.
+    """
     total = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
     for view in range(views):
         fields = description + view * FIELDS
@@ -186,8 +191,8 @@ def scores_of_tile(
         image_height = tl.load(fields + 7).to(tl.int32)
         image_width = tl.load(fields + 8).to(tl.int32)
         column = tl.where(tl.load(fields + 9) != 0, result_width - 1 - x, x)
-        for chunk in range(used):
-            q = chunk * CHUNK + tl.arange(0, CHUNK)
+        for start in range(0, used * CHUNK, STEP):
+            q = start + tl.arange(0, STEP)
             values = mask_values(
                 view_logits,
                 chunks * CHUNK,
@@ -240,6 +245,7 @@ def semantic_kernel(
     TILE_WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """`labels [H, W]` of a tile of pixels, and `scores [K, H, W]` if they are asked for.
 
@@ -273,6 +279,7 @@ def semantic_kernel(
             BLOCK_P,
             BLOCK_K,
             CHUNK,
+            STEP,
         )
         if SCORES:
             plane = tl.full([], result_height, tl.int64) * result_width
@@ -525,6 +532,7 @@ def semantic_segmentation(
             TILE_WIDTH=TILE_WIDTH,
             BLOCK_K=block_k,
             CHUNK=CHUNK,
+            STEP=CHUNK // 2 if in_full else CHUNK,  # three products take more registers
             num_warps=warps,
             num_stages=2,
             maxnreg=128 if warps == 16 else 255,
@@ -564,6 +572,7 @@ def panoptic_owners(
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
+    resized = geometry[2:] != [height, width]
     launcher.launch(
         owners_kernel,
         (cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH),),
@@ -580,10 +589,10 @@ def panoptic_owners(
         height,
         width,
         CONFIDENT_ONLY=confident_only,
-        RESIZED=geometry[2:] != [height, width],
+        RESIZED=resized,
         TILE_HEIGHT=TILE_HEIGHT,
         TILE_WIDTH=TILE_WIDTH,
-        CHUNK=CHUNK,
+        CHUNK=CHUNK // 2 if resized else CHUNK,  # four places of each pixel take more registers
         num_warps=8,
         num_stages=1,
     )

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from maskformer.backbones import STRIDES, Backbone
 from maskformer.choices import Format
-from maskformer.config import ModelConfig, load_config, merge_model_config
+from maskformer.config import ConfigError, ModelConfig, load_config, merge_model_config
 from maskformer.pixel_decoders import PixelDecoder
 from maskformer.weights import Checkpoint, LoadReport, WeightsMismatchError, open_checkpoint
 from maskformer.weights.checkpoint import native_config
 from maskformer.weights.files import write_json, write_tensors
 from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE, write_huggingface
 from maskformer.weights.official import write_official
+
+MAX_SIZE = 1 << 33
+"""Bytes of an untrained model: ten times the largest one that was published."""
+GROWTH, SLACK = 4, 1 << 28
+"""How much more memory a model may take than the weights that it is built for."""
 
 
 class SegmentationModel(nn.Module):
@@ -61,10 +68,12 @@ class SegmentationModel(nn.Module):
                 `decoder={"queries": 50}`.
 
         Raises:
-            ConfigError: no such recipe, unknown keys or wrong types.
+            ConfigError: no such recipe, unknown keys, wrong types, or sizes without sense.
             ValueError: the number of classes is left to the data set, and it is not given.
         """
-        return build_model(merge_model_config(load_config(name_or_file).model, overrides))
+        config = merge_model_config(load_config(name_or_file).model, overrides)
+        check_size(config)
+        return build_model(config)
 
     @classmethod
     def from_pretrained(
@@ -100,8 +109,14 @@ class SegmentationModel(nn.Module):
                 the full `report`.
         """
         checkpoint = open_checkpoint(path_or_hub_id)
-        model = build_model(merge_model_config(checkpoint.config, overrides))
-        model._take_over(checkpoint, strict, ignore_mismatched_sizes)
+        config = merge_model_config(checkpoint.config, overrides)
+        # What fits is known before any memory is taken for it.
+        shapes = _build_shapes(config)
+        found, report = _fit(checkpoint, shapes, strict, ignore_mismatched_sizes)
+        taken = sum(weight.nbytes for weight in checkpoint.weights.values())
+        _check_bytes(shapes, GROWTH * taken + SLACK, f"its weights take {taken:,}")
+        model = build_model(config)
+        model._take_over(checkpoint, found, report)
         if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
             model.class_names = checkpoint.classes
         return model.eval()
@@ -149,23 +164,16 @@ class SegmentationModel(nn.Module):
         Raises:
             FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
         """
-        return self._take_over(open_checkpoint(path), strict, ignore_mismatched_sizes)
+        checkpoint = open_checkpoint(path)
+        found, report = _fit(checkpoint, self, strict, ignore_mismatched_sizes)
+        self._take_over(checkpoint, found, report)
+        return report
 
     def _take_over(
-        self, checkpoint: Checkpoint, strict: bool, ignore_mismatched_sizes: bool
-    ) -> LoadReport:
-        found, report = checkpoint.match(self.state_dict())
-        if report.mismatched and not ignore_mismatched_sizes:
-            raise WeightsMismatchError(
-                report, "ignore_mismatched_sizes=True starts entries of another shape anew"
-            )
-        if strict and (report.missing or report.unexpected):
-            raise WeightsMismatchError(report, "strict=False accepts what is there")
-        if report.missing or report.unexpected or report.mismatched:
-            warnings.warn(str(report), stacklevel=3)
+        self, checkpoint: Checkpoint, found: Mapping[str, Tensor], report: LoadReport
+    ) -> None:
         self.load_state_dict(found, strict=False)
         self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
-        return report
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""
@@ -184,7 +192,46 @@ def build_model(config: ModelConfig) -> SegmentationModel:
     Raises:
         ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
     """
+    import maskformer.model  # noqa: F401  (its classes enter the table; it imports this module)
+
     return SegmentationModel._architectures[config.architecture](config)
+
+
+def check_size(config: ModelConfig) -> None:
+    """Refuses a model that no computer should be asked for, before it takes memory.
+
+    Raises:
+        ConfigError: its weights would take more than `MAX_SIZE` bytes.
+        ValueError: as `build_model`.
+    """
+    _check_bytes(_build_shapes(config), MAX_SIZE, "no known model takes a tenth of that")
+
+
+def _build_shapes(config: ModelConfig) -> SegmentationModel:
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
+    needed = sum(entry.nbytes for entry in (*shapes.parameters(), *shapes.buffers()))
+    if needed > most:
+        raise ConfigError(f"model: its sizes ask for {needed:,} bytes of memory, but {reason}")
+
+
+def _fit(
+    checkpoint: Checkpoint, model: nn.Module, strict: bool, ignore_mismatched_sizes: bool
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The entries of a model in a checkpoint; warns of what does not fit where that is allowed."""
+    found, report = checkpoint.match(model.state_dict())
+    if report.mismatched and not ignore_mismatched_sizes:
+        raise WeightsMismatchError(
+            report, "ignore_mismatched_sizes=True starts entries of another shape anew"
+        )
+    if strict and (report.missing or report.unexpected):
+        raise WeightsMismatchError(report, "strict=False accepts what is there")
+    if report.missing or report.unexpected or report.mismatched:
+        warnings.warn(str(report), stacklevel=3)
+    return found, report
 
 
 def _check_images(pixel_values: Tensor) -> None:

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
+import secrets
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -39,7 +38,10 @@ from maskformer.weights.files import WEIGHT_SUFFIXES, read_json
 from maskformer.weights.huggingface import CONFIG_FILE, class_names
 from maskformer.weights.runs import BEST, LAST, STATE, find_local, follow
 from maskformer.weights.runs import find_checkpoint as find_checkpoint
+from maskformer.weights.unpickle import read_pickle
 from maskformer.writing import (
+    FULL_DISK,
+    DiskFullError,
     check_space,
     free_bytes,
     free_megabytes,
@@ -53,8 +55,6 @@ from maskformer.writing import (
 RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
 SCORE = "score.json"
-_SMALL_FILES = 200_000
-"""Bytes for everything in a checkpoint but its tensors, roughly."""
 
 
 def save_checkpoint(
@@ -78,18 +78,44 @@ def save_checkpoint(
             but where both `last` and `best` are there, `last` makes room for this one.
     """
     target = _step_folder(folder, step)
-    partial = folder / f".{target.name}.partial"
     needed = checkpoint_size(model, state["optimizer"])
-    problem = ""
+    error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
+    if _is_full_disk(error) and accelerator.num_processes == 1 and _size_of_superseded(folder):
+        _remove_superseded(folder)  # a quota does not show in the free room
+        error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
+    if error is not None:
+        room = f" {megabytes(needed)} are needed, {free_megabytes(folder)} are free."
+        kept = find_checkpoint(folder)
+        raise CheckpointError(
+            f"could not save {target}: {error}."
+            + ("" if isinstance(error, DiskFullError) else room)
+            + (f" The last complete checkpoint is {kept}." if kept else " There is no earlier one.")
+        )
+    return target
+
+
+def _write_checkpoint(
+    target: Path,
+    needed: int,
+    model: SegmentationModel,
+    state: dict[str, Any],
+    config: Config,
+    info: DatasetInfo,
+    accelerator: Accelerator,
+) -> Exception | None:
+    """Returns what went wrong in this process; nothing is left of it then."""
+    folder = target.parent
+    partial = folder / f".{target.name}.partial"
+    problem: Exception | None = None
     if accelerator.is_main_process:
         try:
             _remove_unlinked(folder)
             _make_room(folder, needed)
             partial.mkdir(parents=True)
         except OSError as error:
-            problem = str(error)
+            problem = error
     accelerator.wait_for_everyone()
-    if not problem:
+    if problem is None:
         try:
             torch.save(_rng_state(), partial / f"rng_{accelerator.process_index}.pt")
             if accelerator.is_main_process:
@@ -98,9 +124,9 @@ def save_checkpoint(
                 write_text(partial / RECIPE, to_yaml(config))
                 write_text(partial / DATASET, info_to_json(info))
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            problem = str(error)
+            problem = error
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not problem:
+    if accelerator.is_main_process and problem is None:
         try:
             write_checksums(partial)
             _flush(partial)
@@ -113,16 +139,17 @@ def save_checkpoint(
             _link(folder / LAST, target)
             _remove_unlinked(folder)
         except OSError as error:
-            problem = str(error)
-    if problem:
+            problem = error
+    if problem is not None:
         remove_checkpoint(partial)
-        kept = find_checkpoint(folder)
-        raise CheckpointError(
-            f"could not save {target}: {problem}. {megabytes(needed)} are needed, "
-            f"{free_megabytes(folder)} are free. "
-            + (f"The last complete checkpoint is {kept}." if kept else "There is no earlier one.")
-        )
-    return target
+    return problem
+
+
+def _is_full_disk(error: Exception | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    # What torch.save makes of it.
+    return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
 
 
 def mark_best(folder: Path, step: int, score: float) -> bool:
@@ -165,21 +192,24 @@ def save_weights(
     needed = weights_size(model)
     problems = []
     for place in (run, Path(tempfile.gettempdir()), Path.home()):
-        target = place / f"weights_step_{step:07d}"
-        if place != run:
-            target = target.with_name(f"maskformer_{run.resolve().name}_{target.name}")
-        partial = target.with_name(f".step_{step:07d}.{os.getpid()}.partial")
+        partial: Path | None = None
         try:
             check_space(place, needed, "the model alone")
-            partial.mkdir(parents=True)
+            partial = Path(tempfile.mkdtemp(".partial", f".step_{step:07d}.", place))
             model.save_pretrained(partial)
             write_text(partial / RECIPE, to_yaml(config))
             write_text(partial / DATASET, info_to_json(info))
-            _clear(target)
+            name = f"weights_step_{step:07d}"
+            if place == run:
+                target = run / name
+                _clear(target)
+            else:
+                target = place / f"maskformer_{name}_{secrets.token_hex(4)}"
             partial.replace(target)
-            sync_folder(target.parent)
+            sync_folder(place)
         except (OSError, RuntimeError) as error:
-            remove_checkpoint(partial)
+            if partial is not None:
+                remove_checkpoint(partial)
             problems.append(f"{place}: {error}")
         else:
             return target
@@ -189,7 +219,7 @@ def save_weights(
 def weights_size(model: torch.nn.Module) -> int:
     """Bytes of a file with the model's weights."""
     tensors = model.state_dict().values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + _SMALL_FILES
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def checkpoint_size(model: torch.nn.Module, optimizer: Mapping[str, Any] | None = None) -> int:
@@ -229,7 +259,7 @@ def check_room(run: Path, needed: int, *, overwrite: bool) -> str:
     if free + held < 3 * needed:
         return (
             f"{purpose} needs {megabytes(needed)}, {megabytes(free)} are free: too little for the "
-            "best, the last and a new one"
+            "best, the last and a new one, so that the last is removed before a new one is written"
         )
     return ""
 
@@ -278,14 +308,11 @@ def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
         CheckpointError: a missing or unreadable file.
     """
     try:
-        # To the CPU first: every process would otherwise load the tensors of GPU 0 onto GPU 0.
-        state: dict[str, Any] = torch.load(
-            checkpoint / STATE, map_location="cpu", weights_only=True
-        )
+        state: dict[str, Any] = read_pickle(checkpoint / STATE)
         rng_file = checkpoint / f"rng_{process_index}.pt"
         if rng_file.is_file():  # absent when resumed with more processes than before
-            _restore_rng(torch.load(rng_file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            _restore_rng(read_pickle(rng_file))
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"cannot resume from {checkpoint}: {reason}") from error
     return state
@@ -368,7 +395,7 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         return DatasetInfo(
             classes=tuple(values["classes"]),
             things=frozenset(values["things"]),
@@ -467,11 +494,15 @@ def _make_room(folder: Path, needed: int) -> None:
     """
     free = free_bytes(folder)
     if free is not None and free < needed <= free + _size_of_superseded(folder):
-        last = find_checkpoint(folder)
-        assert last is not None
+        _remove_superseded(folder)
+    check_space(folder, needed, "a checkpoint")
+
+
+def _remove_superseded(folder: Path) -> None:
+    last = find_checkpoint(folder)
+    if last is not None:
         remove_link(folder / LAST)
         remove_checkpoint(last)
-    check_space(folder, needed, "a checkpoint")
 
 
 def _size_of_superseded(folder: Path) -> int:

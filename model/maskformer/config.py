@@ -17,25 +17,63 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from maskformer.documents import (
+    MAX_DEPTH,
+    joined,
+    one_line,
+    parse_yaml,
+    read_text,
+    shown,
+)
+from maskformer.documents import ConfigError as ConfigError
 from maskformer.recipes import CONFIG_FOLDER, config_names
+
+_MAX_BASES = 16
+_LISTED = 10
+_MAX_NAME = 200
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+
+# Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, le=1 << 15)]
+"""Of an image, in pixels."""
+Channels = Annotated[int, Field(gt=0, le=1 << 14)]
+Wide = Annotated[int, Field(gt=0, le=1 << 16)]
+"""Classes, queries and the like."""
+Layers = Annotated[int, Field(ge=0, le=64)]
+Dilation = Annotated[int, Field(gt=0, le=64)]
+Name = Annotated[str, Field(max_length=1000)]
+Option = (
+    Annotated[int, Field(ge=0, le=1 << 14)]
+    | Annotated[float, Field(ge=0, le=1 << 14)]
+    | Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 14)], ...], Field(max_length=16)]
+)
+_OURS_TO_SET = frozenset(
+    {
+        *("cache_dir", "checkpoint_path", "exportable", "feature_cfg", "features_only"),
+        *("in_chans", "num_classes", "out_indices", "output_stride", "pretrained"),
+        *("pretrained_cfg", "pretrained_cfg_overlay", "scriptable"),
+    }
+)
+"""Arguments of `timm.create_model` that decide more than sizes."""
+MAX_CLASSES = 1 << 16
+MAX_BLOCKS = 512
+
 DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
-Size = tuple[PositiveInt, PositiveInt]
+Size = tuple[Side, Side]
 """Height, width in pixels."""
-
-
-class ConfigError(ValueError):
-    """A recipe that cannot be used; the message names each offending key."""
 
 
 class Section(BaseModel):
@@ -45,7 +83,7 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """A timm `features_only` model whose strides 4, 8, 16, 32 feed the pixel decoder."""
 
-    name: str = "resnet50.tv_in1k"
+    name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
     pretrained: bool = True
     """Start training from timm's ImageNet weights in `train`; building never downloads."""
     weights: Path | None = None
@@ -53,45 +91,57 @@ class BackboneConfig(Section):
     frozen_norm: bool = True
     """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
     drop_path: Fraction = 0.0
-    multi_grid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    multi_grid: tuple[Dilation, Dilation, Dilation] | None = None
     """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
-    options: dict[str, int | float | tuple[int, ...]] = {}
+    options: Annotated[dict[Name, Option], Field(max_length=32)] = {}
     """Sizes other than the named model's, in timm's words: `layers` and `channels` of a ResNet,
     `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
     """
+
+    @field_validator("options")
+    @classmethod
+    def _sizes_only(cls, options: dict[str, Option]) -> dict[str, Option]:
+        for name in _OURS_TO_SET & set(options):
+            raise ValueError(f"{name} is no size of a backbone")
+        for name, most in (("layers", MAX_BLOCKS), ("depths", MAX_BLOCKS), ("window_size", 64)):
+            given = options.get(name, 0)
+            total = sum(given) if isinstance(given, tuple) else given
+            if total > most:
+                raise ValueError(f"{name} of {shown(given)} are more than {most}")
+        return options
 
 
 class PixelDecoderConfig(Section):
     """The FPN of the paper; `encoder_layers: 6` adds the transformer encoder ("+ 6 Enc")."""
 
-    channels: PositiveInt = 256
-    mask_channels: PositiveInt = 256
-    groups: PositiveInt = 32
-    encoder_layers: NonNegativeInt = 0
+    channels: Channels = 256
+    mask_channels: Channels = 256
+    groups: Channels = 32
+    encoder_layers: Layers = 0
 
 
 class DecoderConfig(Section):
     """The transformer decoder over the coarsest map, and its heads."""
 
-    queries: PositiveInt = 100
-    channels: PositiveInt = 256
-    heads: PositiveInt = 8
-    feedforward: PositiveInt = 2048
-    layers: PositiveInt = 6
+    queries: Wide = 100
+    channels: Channels = 256
+    heads: Channels = 8
+    feedforward: Wide = 2048
+    layers: Annotated[Layers, Field(gt=0)] = 6
     dropout: Fraction = 0.1
     enforce_input_projection: bool = False
 
 
 class ModelConfig(Section):
     architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
-    num_classes: PositiveInt | None = None
+    num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)] | None = None
     """K, without "no object"; taken from the data set when left out."""
     backbone: BackboneConfig = BackboneConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    size_divisibility: NonNegativeInt = 32
+    size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[Finite, Finite, Finite] = (123.675, 116.28, 103.53)
     pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
 
 
@@ -102,7 +152,7 @@ class CriterionConfig(Section):
     mask_weight: NonNegative = 20.0
     dice_weight: NonNegative = 1.0
     no_object_weight: NonNegative = 0.1
-    alpha: float = 0.25
+    alpha: Finite = 0.25
     gamma: NonNegative = 2.0
 
 
@@ -110,8 +160,8 @@ class SemanticAugmentation(Section):
     """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
 
     kind: Literal["semantic"] = "semantic"
-    short_sides: tuple[PositiveInt, ...] = (512,)
-    max_side: PositiveInt | None = None
+    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (512,)
+    max_side: Side | None = None
     crop: Size = (512, 512)
     single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
     color: bool = True
@@ -125,9 +175,9 @@ class PanopticAugmentation(Section):
     """Flip, then resize, half of the time after a resize and a random crop (as DETR does)."""
 
     kind: Literal["panoptic"] = "panoptic"
-    short_sides: tuple[PositiveInt, ...] = tuple(range(480, 801, 32))
-    max_side: PositiveInt | None = 1333
-    crop_short_sides: tuple[PositiveInt, ...] = (400, 500, 600)
+    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = tuple(range(480, 801, 32))
+    max_side: Side | None = 1333
+    crop_short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (400, 500, 600)
     crop_range: Size = (384, 600)
     flip: bool = True
     keep_empty: bool = True
@@ -139,9 +189,9 @@ Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(disc
 
 class DataSection(Section):
     augmentation: Augmentation = SemanticAugmentation()
-    test_short_side: PositiveInt | None = 512
+    test_short_side: Side | None = 512
     """Evaluation resizes the short side to this; left empty, images keep their size."""
-    test_max_side: PositiveInt | None = 2048
+    test_max_side: Side | None = 2048
 
 
 class ShapesConfig(DataSection):
@@ -151,7 +201,7 @@ class ShapesConfig(DataSection):
     image_size: Size = (96, 96)
     train_images: PositiveInt = 2000
     val_images: PositiveInt = 100
-    seed: int = 0
+    seed: Integer = 0
 
 
 class FolderSplit(Section):
@@ -171,14 +221,16 @@ class FolderConfig(DataSection):
     image_suffix: str = ".jpg"
     label_suffix: str = ".png"
     """Replaces the image suffix to give the name of the label file."""
-    classes: tuple[str, ...] | Path | None = None
+    classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
     """Class names, or a text file with one per line; left out, the labels found are numbered."""
-    colors: tuple[tuple[Byte, Byte, Byte], ...] | None = None
+    colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
+        None
+    )
     """RGB per class for pictures; left out, a palette serves."""
-    things: tuple[str, ...] = ()
-    label_offset: int = 0
+    things: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] = ()
+    label_offset: Integer = 0
     """class = value - label_offset."""
-    ignore: tuple[int, ...] = (255,)
+    ignore: Annotated[tuple[Integer, ...], Field(max_length=MAX_CLASSES)] = (255,)
     """Raw values of pixels that belong to no class."""
 
 
@@ -223,13 +275,13 @@ class TrainConfig(Section):
     clip_norm: Positive = 0.01
     schedule: Literal["poly", "step"] = "poly"
     poly_power: Positive = 0.9
-    milestones: tuple[PositiveInt, ...] = ()
+    milestones: Annotated[tuple[PositiveInt, ...], Field(max_length=1000)] = ()
     milestone_factor: Positive = 0.1
     warmup_steps: NonNegativeInt = 0
     warmup_factor: NonNegative = 1e-6
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: NonNegativeInt = 4
-    seed: int = 0
+    workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
+    seed: Integer = 0
     log_every: PositiveInt = 20
     evaluate_every: PositiveInt = 5000
     checkpoint_every: PositiveInt = 5000
@@ -240,7 +292,9 @@ class ViewsConfig(Section):
     class scores of all of them are averaged.
     """
 
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    scales: Annotated[
+        tuple[Annotated[Positive, Field(le=64)], ...], Field(min_length=1, max_length=100)
+    ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
     """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
     the largest scale. The official sizes are these.
     """
@@ -355,16 +409,18 @@ def _find(name_or_file: str) -> Path:
             return file
     names = config_names()
     hint = _nearest(name_or_file, names) or f"; recipes: {', '.join(names)}"
-    raise ConfigError(f"config: no recipe or file named '{name_or_file}'{hint}")
+    raise ConfigError(f"config: no recipe or file named '{one_line(name_or_file)}'{hint}")
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a file over those of its base; `above` are the files that led here."""
     if file.resolve() in above:
         raise ConfigError(f"config: {file} is, in the end, its own base")
+    if len(above) >= _MAX_BASES:
+        raise ConfigError(f"config: {file} is the base of more than {_MAX_BASES} recipes in a row")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(read_text(file))
+    except ConfigError as error:
         raise ConfigError(f"config: {file} is not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"config: {file} must hold a mapping, got {type(values).__name__}")
@@ -378,6 +434,8 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _find_base(base: str, child: Path) -> Path:
     """A file beside the one that names it, else a recipe of the package."""
+    if len(base) > _MAX_NAME:
+        raise ConfigError(f"config: {child} names a base of {len(base):,} characters")
     recipe = base.removesuffix(".yaml")
     beside, named = child.parent / base, CONFIG_FOLDER / f"{recipe}.yaml"
     for file in (beside, named):
@@ -408,9 +466,11 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"config: an override reads key=value, got '{override}'")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ConfigError:
         value = text
+    if key.count(".") > MAX_DEPTH:
+        raise ConfigError(f"config: {shown(key)} has more than {MAX_DEPTH} parts")
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
@@ -418,9 +478,10 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
     lines = []
-    for item in error.errors():
+    found = error.errors(include_url=False)
+    for item in found[:_LISTED]:
         path, valid = _locate(item["loc"], root)
-        name = ".".join(path) or "the recipe"
+        name = one_line(".".join(path)) or "the recipe"
         if item["type"] == "extra_forbidden":
             hint = _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
             lines.append(f"{name}: unknown key{hint}")
@@ -429,8 +490,8 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         elif item["type"] == "value_error":  # a section's own check; its input would say too much
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
-            lines.append(f"{name}: {item['msg']}, got {item['input']!r}")
-    return "config: " + "\n        ".join(lines)
+            lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
+    return "config: " + joined(lines, len(found))
 
 
 def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
@@ -460,5 +521,5 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[lis
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

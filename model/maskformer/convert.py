@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.base import SegmentationModel
 from maskformer.checkpoint import DATASET, load_info
 from maskformer.choices import Format
 from maskformer.image_processor import ImageProcessor
 from maskformer.inputs import check_output_beside_model
+from maskformer.model import SegmentationModel
 from maskformer.run_folder import is_run
 from maskformer.weights.checkpoint import find
 from maskformer.weights.official import DEFAULT_FILE

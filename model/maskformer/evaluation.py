@@ -25,6 +25,7 @@ from maskformer.data import (
     Normalize,
     Sample,
 )
+from maskformer.data.errors import naming
 from maskformer.inference import Size, instances, panoptic_maps, semantic_maps
 from maskformer.metrics import PanopticQuality, SemanticQuality
 from maskformer.model import SegmentationModel
@@ -211,9 +212,10 @@ def predict_batch(
                     prediction.instances = objects
     if config.semantic and tta is not None:
         for sample, prediction in zip(batch.samples, predictions, strict=True):
-            prediction.classes = semantic_map_of_views(
-                model, sample.image, tta, device, resize_logits=config.resize_logits
-            )
+            with naming(sample.name):
+                prediction.classes = semantic_map_of_views(
+                    model, sample.image, tta, device, resize_logits=config.resize_logits
+                )
     return predictions
 
 

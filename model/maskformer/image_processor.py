@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +13,29 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from maskformer.config import Config, EvalConfig, load_config, parse_model_config
+from maskformer.config import Config, EvalConfig, load_config
 from maskformer.data import EvalTransform, Normalize
 from maskformer.data.images import read_image
+from maskformer.documents import ConfigError, check, shown
 from maskformer.inference import panoptic_maps, semantic_maps
-from maskformer.weights.checkpoint import LIBRARY, PREPROCESSOR_FILE, check_weight_file, find
+from maskformer.weights.checkpoint import (
+    LIBRARY,
+    PREPROCESSOR_FILE,
+    check_weight_file,
+    find,
+    read_native_config,
+)
 from maskformer.weights.files import read_json, write_json
 from maskformer.weights.huggingface import CONFIG_FILE, image_values, read_preprocessor
+from maskformer.weights.schemas import PreprocessorPart, SizePart
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 _RECIPE_FILE = "recipe.yaml"
 _BILINEAR = 2
 """Pillow's number of it."""
+_MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
+_MAX_LEVEL = 1e6
+"""Of a mean or a deviation; pixels reach 255."""
 
 
 class ProcessedImages(TypedDict):
@@ -49,11 +61,32 @@ class ImageProcessor:
         short_side: of the resized image; None leaves images as they are.
         max_side: bound of the long side; wins over `short_side`.
         normalize: mean, deviation and padding.
+
+    Raises:
+        ValueError: a side, a mean, a deviation or a padding that no image can have.
     """
 
     short_side: int | None = 512
     max_side: int | None = 2048
     normalize: Normalize = field(default_factory=Normalize)
+
+    def __post_init__(self) -> None:
+        for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
+            if side is not None:
+                _check_number(name, side, 1, _MAX_SIDE, whole=True)
+        normalize = self.normalize
+        if not isinstance(normalize, Normalize):
+            raise ValueError(f"normalize must be a Normalize, got {shown(normalize)}")
+        for name, values, low in (
+            ("mean", normalize.mean, -_MAX_LEVEL),
+            ("std", normalize.std, 1 / _MAX_LEVEL),
+        ):
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise ValueError(f"normalize.{name} must be three numbers, got {shown(values)}")
+            for value in values:
+                _check_number(f"normalize.{name}", value, low, _MAX_LEVEL, whole=False)
+        step = normalize.size_divisibility
+        _check_number("normalize.size_divisibility", step, 0, _MAX_STEP, whole=True)
 
     @classmethod
     def from_config(cls, config: Config) -> ImageProcessor:
@@ -75,7 +108,9 @@ class ImageProcessor:
         Raises:
             FileNotFoundError: nothing there, or nothing in the folder that belongs to a model.
             HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
-            ValueError: a file is damaged, is no weight file, or asks for a fixed height and width.
+            ConfigError: a file is damaged, or asks for what this pipeline does not do, such as a
+                fixed height and width; a `ValueError`.
+            ValueError: a file is no weight file.
         """
         path = find(path_or_hub_id)
         if path.is_file():
@@ -89,7 +124,8 @@ class ImageProcessor:
         if (path / CONFIG_FILE).is_file():
             values = read_json(path / CONFIG_FILE)
             if values.get("library") == LIBRARY:
-                return cls(normalize=Normalize.from_config(parse_model_config(values["model"])))
+                config, _ = read_native_config(values, path / CONFIG_FILE)
+                return cls(normalize=Normalize.from_config(config))
             return cls()
         raise FileNotFoundError(
             f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
@@ -210,23 +246,33 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 
 def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
-    size = values.get("size", {"shortest_edge": 800, "longest_edge": 1333})
-    if isinstance(size, int):  # as old versions of transformers write it
-        size = {"shortest_edge": size, "longest_edge": values.get("max_size")}
-    if "shortest_edge" not in size and values.get("do_resize", True):
-        raise ValueError(
-            f"{file} asks for the size {size}; this pipeline keeps the aspect ratio and needs "
-            "'shortest_edge'"
+    try:
+        part = check(PreprocessorPart, values)
+        # As old versions of transformers write it, one number.
+        size = SizePart(shortest_edge=part.size) if isinstance(part.size, int) else part.size
+        if size.shortest_edge is None and part.do_resize:
+            raise ConfigError(
+                f"it asks for the size {shown(values.get('size'))}; this pipeline keeps the aspect "
+                "ratio and needs 'shortest_edge'"
+            )
+        image = image_values(values)
+        default = Normalize()
+        return ImageProcessor(
+            short_side=size.shortest_edge if part.do_resize else None,
+            max_side=(size.longest_edge or part.max_size) if part.do_resize else None,
+            normalize=Normalize(
+                image.get("pixel_mean", default.mean),
+                image.get("pixel_std", default.std),
+                image.get("size_divisibility", default.size_divisibility),
+            ),
         )
-    resizes = values.get("do_resize", True)
-    image = image_values(values)
-    default = Normalize()
-    return ImageProcessor(
-        short_side=size["shortest_edge"] if resizes else None,
-        max_side=size.get("longest_edge", values.get("max_size")) if resizes else None,
-        normalize=Normalize(
-            image.get("pixel_mean", default.mean),
-            image.get("pixel_std", default.std),
-            image.get("size_divisibility", default.size_divisibility),
-        ),
-    )
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be followed: {error}") from error
+
+
+def _check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+    """Refuses what is no finite number from `low` to `high`; not a bool, not a text."""
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not fits or isinstance(value, bool) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} from {low:g} to {high:g}, got {shown(value)}")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskformer.base import build_model
 from maskformer.config import ModelConfig
+from maskformer.model import build_model
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from maskformer.base import SegmentationModel, build_model
+from maskformer.base import SegmentationModel, build_model, check_size
 from maskformer.config import ModelConfig
 from maskformer.heads import MLP
 from maskformer.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
@@ -17,6 +17,7 @@ __all__ = [
     "PerPixelBaselinePlus",
     "SegmentationModel",
     "build_model",
+    "check_size",
 ]
 
 

@@ -131,14 +131,18 @@ class OutputNames:
         self.suffix = suffix
         self._files: set[str] = set()
         self._folders: set[str] = set()
+        self._numbers: dict[str, int] = {}
 
     def take(self, name: str) -> str:
         """The name of a file, without suffix; may hold folders where the given one does."""
         name = self._safe(name)
-        free, number = name, 1
+        if not self._files.isdisjoint(_above(_key(name))):  # a folder is the name of a file already
+            name = self._shorten(name.replace("/", "_"), "")
+        free, number = name, self._numbers.get(name, 1)
         while not self._is_free(free):
             number += 1
             free = self._shorten(name, f"_{number}")
+        self._numbers[name] = number  # of many images with one name, each would try all numbers
         key = _key(free + self.suffix)
         self._files.add(key)
         self._folders.update(_above(key))
@@ -146,11 +150,10 @@ class OutputNames:
 
     def _is_free(self, name: str) -> bool:
         key = _key(name + self.suffix)
-        taken = key in self._files or key in self._folders
-        return not taken and self._files.isdisjoint(_above(key))
+        return key not in self._files and key not in self._folders
 
     def _safe(self, name: str) -> str:
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        parts = [part for part in name.replace("\\", "_").split("/") if part not in ("", ".")]
         parts = [UNSAFE.sub(_percent, part) for part in parts] or ["image"]
         parts = ["__" if part == ".." else part for part in parts]
         parts[0] = _DRIVE_ALONE.sub("_", parts[0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from maskformer.choices import Mode
 from maskformer.config import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
 from maskformer.data.images import read_image
+from maskformer.data.listing import list_files
 from maskformer.data.sample import Sample
 from maskformer.evaluation import predict_batch
 from maskformer.model import SegmentationModel
@@ -29,6 +33,9 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
+    Folders, and patterns with `**`, follow the rules of `data.listing`, as training does: hidden
+    names are left out, links are followed, every folder is read once.
+
     Args:
         patterns: as on the command line.
         out: where results go. What folders and patterns find in it comes from an earlier run and
@@ -37,26 +44,73 @@ def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
     Raises:
         DatasetError: a pattern that stands for nothing.
     """
-    files: list[Path] = []
+    files: dict[tuple[str, str], Path] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            images = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-            found = _inputs(images, out)
-        else:
-            names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns too)
-            found = _inputs(map(Path, names), out)
+        found = [path] if path.is_file() else _outside(_expand(pattern), out)
         if not found:
-            raise DatasetError(f"no image at '{pattern}': expected a file, a folder or a pattern")
-        files.extend(found)
-    return list(dict.fromkeys(files))
+            raise DatasetError(_nothing_found(pattern, out))
+        for file in found:
+            # The same file under another name of its folder is not predicted twice.
+            files.setdefault((os.path.realpath(file.parent), file.name), file)
+    return list(files.values())
 
 
-def _inputs(files: Iterable[Path], out: Path | None) -> list[Path]:
-    results = None if out is None else out.resolve()
-    return sorted(f for f in files if f.is_file() and results not in f.resolve().parents)
+def _expand(pattern: str) -> list[Path]:
+    """What a folder or a pattern stands for, sorted."""
+    path = Path(pattern)
+    if path.is_dir():
+        names = list_files(path)
+        return [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if "**" not in path.parts:
+        names = glob.glob(pattern)  # noqa: PTH207 (absolute patterns too)
+        return sorted(file for file in map(Path, names) if not file.is_dir())
+    # The `**` of `glob` never returns from two links that lead back.
+    first = path.parts.index("**")
+    tops = glob.glob(str(Path(*path.parts[:first])))  # noqa: PTH207
+    return [
+        Path(top, name)
+        for top in sorted(tops)
+        if Path(top).is_dir()
+        for name in list_files(Path(top))
+        if _matches(name.split("/"), path.parts[first:])
+    ]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a pattern, where `**` is any number of folders."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        rest = patterns[1:] or ["*"]
+        return any(_matches(names[start:], rest) for start in range(len(names)))
+    return (
+        bool(names)
+        and fnmatch.fnmatchcase(names[0], patterns[0])
+        and _matches(names[1:], patterns[1:])
+    )
+
+
+def _outside(files: Iterable[Path], out: Path | None) -> list[Path]:
+    if out is None:
+        return list(files)
+    results = os.path.realpath(out)
+    return [file for file in files if Path(results) not in Path(os.path.realpath(file)).parents]
+
+
+def _nothing_found(pattern: str, out: Path | None) -> str:
+    message = f"no image at '{pattern}': expected a file, a folder or a pattern"
+    results = len(_expand(pattern))
+    if results:
+        return f"{message}; all {results} lie in --out {out}, where results go"
+    if not Path(pattern).is_dir():
+        return message
+    suffixes = Counter(Path(name).suffix or "no suffix" for name in list_files(Path(pattern)))
+    listing = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    return (
+        f"{message}; the folder holds {listing or 'no file'}, and images are "
+        f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+    )
 
 
 def predict_images(
@@ -115,10 +169,6 @@ def predict_images(
         for file, name, image_id in zip(files, names, ids, strict=True):
             try:
                 sample = _load(file)
-            except DatasetError as error:
-                progress.warn(str(error))
-                failures += 1
-            else:
                 [prediction] = predict_batch(
                     model,
                     EvalBatch.from_samples([sample], transform, normalize),
@@ -128,6 +178,10 @@ def predict_images(
                     tta=Views.from_config(config) if tta else None,
                     with_instances=mode == "instance",
                 )
+            except DatasetError as error:
+                progress.warn(str(error))
+                failures += 1
+            else:
                 drawn = prediction.segmentation(config.eval.object_mask_threshold)
                 save_picture(overlay_with_legend(sample.image, drawn, info), out / f"{name}.png")
                 results.add(name, image_id, prediction, file.name)

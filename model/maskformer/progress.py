@@ -101,7 +101,7 @@ class Counter:
 
     def __init__(self, bars: Bars, description: str, total: int) -> None:
         self._bars = bars
-        self._task = bars.add_task(description, total=total, note="")
+        self._task = bars.add_task(escape(description), total=total, note="")
         self._left = total
 
     def advance(self, count: int) -> None:

@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import mfkernels
+from maskformer.board import Board
 from maskformer.checkpoint import (
     RECIPE,
     check_room,
@@ -55,7 +55,7 @@ from maskformer.evaluation import (
     write_pictures,
 )
 from maskformer.inputs import check_output_beside_data
-from maskformer.model import SegmentationModel, build_model
+from maskformer.model import SegmentationModel, build_model, check_size
 from maskformer.optimization import build_optimizer, build_scheduler, load_optimizer_state
 from maskformer.output import check_output_folder
 from maskformer.progress import Progress, peak_memory
@@ -156,6 +156,7 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
 
+        check_size(self.config.model)
         model = build_model(self.config.model)
         backbone = self.config.model.backbone
         if weights is not None:
@@ -181,6 +182,7 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
         self.scheduler = build_scheduler(_plain(self.optimizer), self.config.train, self.step)
+        self.board = Board(output / "tensorboard", self.progress.warn)
         # Several processes also get SIGTERM from their launcher, when one of them has failed.
         self.signals = Signals(verbose=self.accelerator.num_processes == 1)
         self._next_agreement = 0
@@ -228,7 +230,6 @@ class Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
             warn=self.progress.warn,
         )
-        self.board: SummaryWriter | None = None
         if self.accelerator.is_main_process:
             needed = checkpoint_size(self.bare_model)
             if warning := check_room(self.output, needed, overwrite=self.overwrite):
@@ -238,20 +239,13 @@ class Trainer:
             remove_leftovers(self.output)
             mark_run(self.output)
             write_text(self.output / RECIPE, to_yaml(self.config))
-            with self._reporting("TensorBoard"):
-                self.board = SummaryWriter(self.output / "tensorboard", purge_step=self.step + 1)
-        try:
-            with (
-                self.signals,
-                mfkernels.use_backend(self.backend),
-                self.progress.training(self.step, train.steps),
-            ):
-                metrics = self._loop(iter(loader))
-        finally:
-            if self.board is not None:
-                with suppress(Exception):  # such as a full disk, already reported
-                    self.board.close()
-        return metrics
+        with (
+            self.signals,
+            mfkernels.use_backend(self.backend),
+            self.board.open(),
+            self.progress.training(self.step, train.steps),
+        ):
+            return self._loop(iter(loader))
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train = self.config.train
@@ -403,23 +397,15 @@ class Trainer:
     def _record(
         self, prefix: str, values: dict[str, float], evaluation: Evaluation | None = None
     ) -> None:
-        """Writes figures and pictures where people look; nothing that fails there ends training."""
-        if self.board is not None:
-            with self._reporting(f"step {self.step} for TensorBoard"):
-                for name, value in values.items():
-                    self.board.add_scalar(f"{prefix}/{name}", value, self.step)
-                for name, picture in (evaluation.pictures if evaluation else {}).items():
-                    self.board.add_image(f"{prefix}/{name}", picture, self.step)
-        if evaluation is not None and self.accelerator.is_main_process:
-            with self._reporting(f"the pictures of step {self.step}"):
+        """Writes figures and pictures where people look; what fails there does not end training."""
+        if not self.accelerator.is_main_process:
+            return
+        self.board.add(prefix, values, self.step, evaluation.pictures if evaluation else None)
+        if evaluation is not None:
+            try:
                 mark_run(self.output, write_pictures(evaluation, self.output / "predictions"))
-
-    @contextmanager
-    def _reporting(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.progress.warn(f"could not record {what}: {error}")
+            except (OSError, ValueError) as error:
+                self.progress.warn(f"no pictures of step {self.step}: {error}")
 
     def _save(self, *, required: bool, again: bool = False) -> None:
         """Saves the run.

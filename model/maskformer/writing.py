@@ -124,7 +124,8 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise DiskFullError(
-            f"{purpose} needs {megabytes(needed)} in {folder}, {megabytes(free)} are free"
+            f"{purpose} needs {megabytes(needed)} in {folder}, {megabytes(free)} are free: free "
+            "room or choose another folder"
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from maskformer.config import CocoPanopticConfig
+from maskformer.data.coco_json import Annotation, Category, ImageEntry, entries, read_content
 from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
-from maskformer.palette import Color, palette
+from maskformer.palette import palette
 from maskformer.paths import missing_files, name_inside
 from maskformer.recipes import CONFIG_FOLDER
 from maskformer.text import escape
@@ -40,53 +42,61 @@ class CocoPanoptic:
         self.config = config
         places = config.train if split == "train" else config.val
         file = config.root / places.annotations
-        content = _read_json(file, f"data.{split}.annotations")
+        content = read_content(file, f"data.{split}.annotations")
         if not isinstance(content, dict) or not content.get("annotations"):
             raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
-        categories = _categories(config, content, file)
-        self.info = _info(categories, file)
-        class_of = {number: k for k, number in enumerate(self.info.category_ids)}
+        self.info = _info(*_categories(config, content, file))
         self._images, self._panoptic = config.root / places.images, config.root / places.panoptic
-        try:
-            self._read_annotations(content, class_of, file)
-        except (KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{file} does not follow the COCO panoptic format: {error!r}"
-            ) from error
+        self._read_annotations(content, file)
         _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
         _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
 
-    def _read_annotations(
-        self, content: Mapping[str, Any], class_of: Mapping[int, int], file: Path
-    ) -> None:
-        entry = f"{file}: the file_name"
-        image_names = {
-            image["id"]: name_inside(self._images, image["file_name"], entry)
-            for image in content.get("images", ())
-        }
-        annotations = content["annotations"]
-        self._image_ids: list[int | str] = [annotation["image_id"] for annotation in annotations]
-        self._png_names: list[str] = [
-            name_inside(self._panoptic, annotation["file_name"], entry)
-            for annotation in annotations
-        ]
-        self._image_names: list[str] = [
-            image_names.get(number, Path(name).with_suffix(".jpg").as_posix())
-            for number, name in zip(self._image_ids, self._png_names, strict=True)
-        ]
-        # Flat arrays: a million small dicts would be copied into every worker process.
-        counts = [len(annotation["segments_info"]) for annotation in annotations]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        segments = [item for annotation in annotations for item in annotation["segments_info"]]
-        unknown = sorted({item["category_id"] for item in segments} - set(class_of))
+    def _read_annotations(self, content: Mapping[str, Any], file: Path) -> None:
+        class_of = {number: k for k, number in enumerate(self.info.category_ids)}
+        image_names = self._names_by_id(content.get("images") or [], file)
+        self._image_ids: list[int | str] = []
+        self._png_names: list[str] = []
+        self._image_names: list[str] = []
+        # Flat arrays: a million small objects would be copied into every worker process.
+        starts, ids, classes, crowd = [0], array("q"), array("q"), array("b")
+        unknown: set[int] = set()
+        for annotation in entries(content["annotations"], Annotation, "annotations", file):
+            png = name_inside(self._panoptic, annotation.file_name, f"{file}: the file_name")
+            self._image_ids.append(annotation.image_id)
+            self._png_names.append(png)
+            self._image_names.append(
+                image_names.get(annotation.image_id) or PurePath(png).with_suffix(".jpg").as_posix()
+            )
+            for segment in annotation.segments_info:
+                ids.append(segment.id)
+                classes.append(class_of.get(segment.category_id, -1))
+                crowd.append(segment.iscrowd)
+                if classes[-1] < 0:
+                    unknown.add(segment.category_id)
+            starts.append(len(ids))
         if unknown:
             raise DatasetError(
-                f"{file} has segments of the category ids {unknown[:8]}, which its categories do "
-                "not list; set data.categories to the JSON that does"
+                f"{file} has segments of the category ids {sorted(unknown)[:8]}, which its "
+                "categories do not list; set data.categories to the JSON that does"
             )
-        self._ids = np.array([item["id"] for item in segments], np.int64)
-        self._classes = np.array([class_of[item["category_id"]] for item in segments], np.int64)
-        self._crowd = np.array([bool(item.get("iscrowd", 0)) for item in segments], np.bool_)
+        twice = [number for number, count in Counter(self._image_ids).items() if count > 1]
+        if twice:
+            raise DatasetError(f"{file} has several annotations of the image ids {twice[:8]}")
+        self._starts = np.array(starts)
+        self._ids = np.array(ids, np.int64)
+        self._classes = np.array(classes, np.int64)
+        self._crowd = np.array(crowd, np.bool_)
+
+    def _names_by_id(self, values: Any, file: Path) -> dict[int | str, str]:
+        names: dict[int | str, str] = {}
+        for image in entries(values, ImageEntry, "images", file):
+            name = name_inside(self._images, image.file_name, f"{file}: the file_name")
+            if names.setdefault(image.id, name) != name:
+                raise DatasetError(
+                    f"{file} gives the image id {image.id!r} to {escape(names[image.id])} and to "
+                    f"{escape(name)}"
+                )
+        return names
 
     @property
     def files(self) -> list[tuple[Path, Path]]:
@@ -160,55 +170,36 @@ def _list_ids(values: NDArray[np.integer], counts: NDArray[np.integer]) -> str:
     return listing + (f" and {len(values) - 6} more" if len(values) > 6 else "")
 
 
-def _read_json(file: Path, key: str) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(f"there is no file {file}; set data.root or {key}") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{file} cannot be read as JSON: {error}") from None
-
-
 def _categories(
     config: CocoPanopticConfig, content: Mapping[str, Any], file: Path
-) -> Sequence[Mapping[str, Any]]:
+) -> tuple[list[Category], Path]:
+    """The categories, and the file that has them."""
     if config.categories is None:
-        categories = content.get("categories")
-        if not categories:
-            raise DatasetError(
-                f"{file} carries no categories; set data.categories to a JSON that does"
-            )
-        return list(categories)
-    places = [config.root / config.categories, CONFIG_FOLDER / config.categories]
-    found = next((place for place in places if place.is_file()), places[0])
-    categories = _read_json(found, "data.categories")
-    return list(categories["categories"] if isinstance(categories, dict) else categories)
+        values = content.get("categories")
+    else:
+        places = [config.root / config.categories, CONFIG_FOLDER / config.categories]
+        file = next((place for place in places if place.is_file()), places[0])
+        values = read_content(file, "data.categories")
+        if isinstance(values, dict):
+            values = values.get("categories")
+    if not values:
+        raise DatasetError(f"{file} carries no categories; set data.categories to a JSON that does")
+    return list(entries(values, Category, "categories", file)), file
 
 
-def _info(categories: Sequence[Mapping[str, Any]], file: Path) -> DatasetInfo:
-    try:
-        colors = palette(len(categories))
-        info = DatasetInfo(
-            classes=tuple(str(item["name"]) for item in categories),
-            things=frozenset(k for k, item in enumerate(categories) if item["isthing"]),
-            colors=tuple(
-                _color(item["color"]) if "color" in item else colors[k]
-                for k, item in enumerate(categories)
-            ),
-            category_ids=tuple(int(item["id"]) for item in categories),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"the categories of {file} must each have id, name and isthing; error at {error!r}"
-        ) from error
-    if len(set(info.category_ids)) != len(info.category_ids):
+def _info(categories: Sequence[Category], file: Path) -> DatasetInfo:
+    colors = palette(len(categories))
+    ids = tuple(category.id for category in categories)
+    if len(set(ids)) != len(ids):
         raise DatasetError(f"the categories of {file} list a category id twice")
-    return info
-
-
-def _color(rgb: Sequence[int]) -> Color:
-    red, green, blue = rgb
-    return int(red), int(green), int(blue)
+    return DatasetInfo(
+        classes=tuple(category.name for category in categories),
+        things=frozenset(k for k, category in enumerate(categories) if category.isthing),
+        colors=tuple(
+            category.color or color for category, color in zip(categories, colors, strict=True)
+        ),
+        category_ids=ids,
+    )
 
 
 def _check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:

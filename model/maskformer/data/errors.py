@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from maskformer.text import escape
+
 
 class DatasetError(ValueError):
     """A file or a folder that cannot be used; the message names it, the cause and the remedy."""
@@ -31,3 +36,12 @@ class LabelValueError(DatasetError):
     def __reduce__(self) -> tuple[type[LabelValueError], tuple[object, ...]]:
         """Keeps the attributes on the way out of a worker process."""
         return type(self), (str(self), self.file, self.values, self.found)
+
+
+@contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Puts the image's name before what is wrong with its pixels."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"image {escape(image)}: {error}") from None

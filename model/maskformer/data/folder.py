@@ -16,9 +16,11 @@ from maskformer.config import FolderConfig, FolderSplit
 from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.images import check_same_size, read_image, read_labels
 from maskformer.data.labels import explain_label_values
+from maskformer.data.listing import list_files
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.palette import palette
+from maskformer.reading import TEXT_LIMIT, read_regular
 from maskformer.recipes import CONFIG_FOLDER
 
 LARGEST_VALUE = 2**16 - 1
@@ -130,47 +132,42 @@ def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
                 f"{split} {key}: there is no folder {folder}; set data.root or data.{split}.{key}"
             )
     suffix = config.image_suffix.lower()
-    found = _relative_files(images)
+    found = list_files(images)
     stems = sorted(name[: -len(suffix)] for name in found if name.lower().endswith(suffix))
     if not stems:
         raise DatasetError(
             _nothing_found(images, f"data.{split}.images", "image_suffix", suffix, found)
         )
     image_of = {name[: -len(suffix)]: name for name in found if name.lower().endswith(suffix)}
-    present = _relative_files(labels)
-    missing = [stem for stem in stems if stem + config.label_suffix not in present]
+    label_suffix = config.label_suffix
+    present = list_files(labels)
+    listed = set(present)
+    # Each folder is listed under one name; a link may give it another.
+    missing = [
+        stem + label_suffix
+        for stem in stems
+        if stem + label_suffix not in listed and not os.path.lexists(labels / (stem + label_suffix))
+    ]
     if len(missing) == len(stems):
         raise DatasetError(
-            _nothing_found(
-                labels, f"data.{split}.labels", "label_suffix", config.label_suffix, present
-            )
-            + f" (looked for {missing[0] + config.label_suffix})"
+            _nothing_found(labels, f"data.{split}.labels", "label_suffix", label_suffix, present)
+            + f" (looked for {missing[0]})"
         )
     if missing:
-        first = missing[0]
+        image = image_of[missing[0].removesuffix(label_suffix)]
         raise DatasetError(
             f"{split}: {len(missing)} of {len(stems)} images have no label file; first: "
-            f"{images / image_of[first]}, expected {labels / first}{config.label_suffix}; "
-            "add the label files or remove the images"
+            f"{images / image}, expected {labels / missing[0]}; add the label files or remove the "
+            "images"
         )
-    return [(images / image_of[stem], labels / (stem + config.label_suffix)) for stem in stems]
+    return [(images / image_of[stem], labels / (stem + label_suffix)) for stem in stems]
 
 
 def _folders(config: FolderConfig, split: Split) -> FolderSplit:
     return config.train if split == "train" else config.val
 
 
-def _relative_files(folder: Path) -> set[str]:
-    """All files under a folder, as paths relative to it; hidden ones are left out."""
-    found: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(place).relative_to(folder)
-        found.update((prefix / name).as_posix() for name in names if not name.startswith("."))
-    return found
-
-
-def _nothing_found(folder: Path, key: str, suffix_key: str, suffix: str, found: set[str]) -> str:
+def _nothing_found(folder: Path, key: str, suffix_key: str, suffix: str, found: list[str]) -> str:
     if not found:
         return f"{folder} is empty; set {key} to the folder that holds the files"
     suffixes = Counter(Path(name).suffix or "no suffix" for name in found)
@@ -188,9 +185,14 @@ def _class_names(config: FolderConfig) -> tuple[str, ...] | None:
             f"data.classes: there is no file {places[0]}"
             + ("" if config.classes.is_absolute() else f" or {places[1]}")
         )
-    names = tuple(
-        line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-    )
+    try:
+        text = read_regular(file, TEXT_LIMIT).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"data.classes: {file} cannot be read ({error}), expected UTF-8 text, one class name "
+            "per line"
+        ) from None
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
         raise DatasetError(f"data.classes: {file} is empty, expected one class name per line")
     return names

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from maskformer.data.errors import DatasetError
+from maskformer.reading import open_regular
+from maskformer.text import escape
 
 Labels = NDArray[np.integer]
+
+FORMATS = (
+    "JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA"
+)  # fmt: skip
+"""What images and labels may be, whatever their suffix says. Among the others that Pillow opens are
+some that start programs, as EPS does. TGA is the last because it has no mark to know it by."""
+FILE_LIMIT = 1024**3
+"""Bytes of an image file; some decoders read it whole."""
 
 
 def read_image(file: Path) -> Tensor:
     """Reads an image as `[3, H, W]` uint8 RGB, turned as its EXIF orientation says.
 
+    Of several frames, the first.
+
     Raises:
-        DatasetError: missing, broken or not an image.
+        DatasetError: missing, broken, not an image, or larger than `FILE_LIMIT` or than Pillow
+            allows (178 million pixels).
     """
-    image = _load(file, "image")
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 255 when it converts; keep the upper byte instead.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    with _opened(file, "image") as image:
+        if image.mode.startswith("I"):
+            # Pillow clips 16-bit grey to 255 when it converts; keep the upper byte instead.
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        pixels = np.array(image.convert("RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_labels(file: Path) -> Labels:
@@ -35,15 +51,14 @@ def read_labels(file: Path) -> Labels:
     Raises:
         DatasetError: missing, broken, or coloured pixels instead of one value per pixel.
     """
-    image = _load(file, "label")
-    bands = image.getbands()
-    if len(bands) != 1 or image.mode == "F":
-        raise DatasetError(
-            f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 "
-            "bit grey, or a palette); convert the colours to class numbers first"
-        )
-    values = np.asarray(image)
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+    with _opened(file, "label") as image:
+        if len(image.getbands()) != 1 or image.mode == "F":
+            raise DatasetError(
+                f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or "
+                "16 bit grey, or a palette); convert the colours to class numbers first"
+            )
+        values = np.asarray(image)
+        return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def read_segment_ids(file: Path) -> NDArray[np.int32]:
@@ -52,13 +67,13 @@ def read_segment_ids(file: Path) -> NDArray[np.int32]:
     Raises:
         DatasetError: missing, broken or not a colour image.
     """
-    image = _load(file, "panoptic")
-    if image.mode not in ("RGB", "RGBA"):
-        raise DatasetError(
-            f"panoptic file {file} has {image.mode} pixels, expected RGB with "
-            "id = R + 256 G + 65536 B"
-        )
-    return rgb_to_id(np.asarray(image)[..., :3])
+    with _opened(file, "panoptic") as image:
+        if image.mode not in ("RGB", "RGBA"):
+            raise DatasetError(
+                f"panoptic file {file} has {image.mode} pixels, expected RGB with "
+                "id = R + 256 G + 65536 B"
+            )
+        return rgb_to_id(np.asarray(image)[..., :3])
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -94,15 +109,40 @@ def check_same_size(
     )
 
 
-def _load(file: Path, what: str) -> Image.Image:
+@contextmanager
+def _opened(file: Path, what: str) -> Iterator[Image.Image]:
+    """The pixels of a file; whatever goes wrong with them becomes a `DatasetError`."""
+    name = escape(file)
     try:
-        with Image.open(file) as image:
+        with (
+            open_regular(file, FILE_LIMIT) as stream,
+            Image.open(stream, formats=_formats()) as image,
+        ):
+            if 0 in image.size:
+                raise ValueError(f"it has {image.width}x{image.height} pixels")
             image.load()
-            return ImageOps.exif_transpose(image)
+            yield ImageOps.exif_transpose(image)
+    except DatasetError:
+        raise
     except FileNotFoundError:
-        raise DatasetError(f"{what} file {file} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{what} file {name} does not exist") from None
+    except Exception as error:  # broken files make decoders raise any type
         raise DatasetError(
-            f"{what} file {file} cannot be read ({error}); it is broken or not an image: "
+            f"{what} file {name} cannot be read ({_reason(error)}); it is broken or not an image: "
             "replace or remove it"
         ) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"its content is none of {', '.join(_formats())}"
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
+    return escape(error) or type(error).__name__

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from maskformer.config import ModelConfig
-from maskformer.data.errors import DatasetError
+from maskformer.data.errors import DatasetError, naming
 from maskformer.data.sample import Dataset, Sample
 from maskformer.data.transforms import EvalTransform, TrainTransform
 from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
@@ -85,7 +85,15 @@ class EvalBatch:
     def from_samples(
         cls, samples: Sequence[Sample], transform: EvalTransform, normalize: Normalize
     ) -> EvalBatch:
-        images = [transform(sample.image) for sample in samples]
+        """Resizes, normalises and pads.
+
+        Raises:
+            DatasetError: an image is so narrow that it would not fit into memory.
+        """
+        images = []
+        for sample in samples:
+            with naming(sample.name):
+                images.append(transform(sample.image))
         sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
         return cls(
             pixel_values=normalize(images),
@@ -358,7 +366,10 @@ class _EvalCollate:
         usable = _usable(samples)
         if isinstance(usable, DatasetError):
             return usable
-        return EvalBatch.from_samples(usable, self.transform, self.normalize)
+        try:
+            return EvalBatch.from_samples(usable, self.transform, self.normalize)
+        except DatasetError as error:
+            return error
 
 
 def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetError:

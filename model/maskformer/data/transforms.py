@@ -14,12 +14,16 @@ from torchvision.transforms.v2 import functional as F
 
 from maskformer.config import PanopticAugmentation, SemanticAugmentation
 from maskformer.data.color import distort_color
+from maskformer.data.errors import DatasetError, naming
 from maskformer.data.sample import Sample, keep_segments, look_up, segment_areas
 
 PAD_VALUE = 128
 """Fills the image where the crop reaches beyond it, before normalisation."""
 
 CROP_TRIES = 10
+
+MAX_PIXELS = 178_956_970
+"""Of a resized image: as many as Pillow reads."""
 
 
 class TrainTransform:
@@ -35,13 +39,18 @@ class TrainTransform:
         self.config = config
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """Augments a sample; `seed` is any integer."""
+        """Augments a sample; `seed` is any integer.
+
+        Raises:
+            DatasetError: the image is so narrow that it would not fit into memory.
+        """
         rng = random.Random(seed)
         sample = _drop(sample, ~sample.crowd)
-        if isinstance(self.config, SemanticAugmentation):
-            sample = _semantic(sample, self.config, rng)
-        else:
-            sample = _panoptic(sample, self.config, rng)
+        with naming(sample.name):
+            if isinstance(self.config, SemanticAugmentation):
+                sample = _semantic(sample, self.config, rng)
+            else:
+                sample = _panoptic(sample, self.config, rng)
         if self.config.keep_empty:
             return sample
         return _drop(sample, segment_areas(sample.segments, len(sample.labels)) > 0)
@@ -61,7 +70,11 @@ class EvalTransform:
         self.max_side = max_side
 
     def __call__(self, image: Tensor) -> Tensor:
-        """`[3, H, W]` uint8 to `[3, H', W']` uint8."""
+        """`[3, H, W]` uint8 to `[3, H', W']` uint8.
+
+        Raises:
+            DatasetError: as `resized_size` does.
+        """
         if self.short_side is None:
             return image
         height, width = image.shape[-2:]
@@ -73,6 +86,9 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
     """Height and width after the short side became `short_side`.
 
     Where the long side would exceed `max_side`, it becomes that instead. Sides are rounded half up.
+
+    Raises:
+        DatasetError: a narrow image would get more than `MAX_PIXELS`.
     """
     height, width = size
     scale = short_side / min(size)
@@ -84,7 +100,14 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
     longest = max(new_height, new_width)
     if max_side is not None and longest > max_side:
         new_height, new_width = new_height * max_side / longest, new_width * max_side / longest
-    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+    height_out, width_out = max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+    if height_out * width_out > MAX_PIXELS:
+        raise DatasetError(
+            f"{width}x{height} pixels would become {width_out}x{height_out} with a short side of "
+            f"{short_side}, expected at most {MAX_PIXELS:,} pixels: limit the long side (max_side) "
+            "or remove the image"
+        )
+    return height_out, width_out
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

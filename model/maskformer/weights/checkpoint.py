@@ -12,6 +12,7 @@ import huggingface_hub
 from torch import Tensor
 
 from maskformer.config import ConfigError, ModelConfig, parse_model_config
+from maskformer.documents import check
 from maskformer.errors import HubError
 from maskformer.weights import huggingface, official
 from maskformer.weights.files import WEIGHT_SUFFIXES, read_json, read_tensors
@@ -19,6 +20,7 @@ from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE
 from maskformer.weights.names import Names, identity_names
 from maskformer.weights.report import LoadReport
 from maskformer.weights.runs import find_local
+from maskformer.weights.schemas import NativeConfig
 
 LIBRARY = "maskformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -54,6 +56,7 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError: nothing there, or a file is missing.
         HubError: the hub cannot be reached or has no such model.
+        ConfigError: the configuration is damaged or that of another model.
         ValueError: a file is damaged, holds code, or belongs to another architecture.
     """
     path = find(path_or_hub_id)
@@ -62,23 +65,14 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     values = read_json(path / CONFIG_FILE)
     file = path / CONFIG_FILE
     if values.get("library") == LIBRARY:
-        try:
-            config = parse_model_config(values["model"])
-        except (KeyError, ConfigError) as error:
-            raise ValueError(f"{file} describes no model of this version: {error}") from error
-        classes = values.get("classes")
-        return Checkpoint(
-            path / WEIGHTS_FILE,
-            config,
-            read_tensors(path / WEIGHTS_FILE),
-            identity_names(),
-            None if classes is None else tuple(classes),
-        )
+        config, classes = read_native_config(values, file)
+        weights = read_tensors(path / WEIGHTS_FILE)
+        return Checkpoint(path / WEIGHTS_FILE, config, weights, identity_names(), classes)
     try:
         config = huggingface.read_config(values, huggingface.read_preprocessor(path))
         classes = huggingface.class_names(values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} describes no model that can be loaded: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} describes no model that can be loaded: {error}") from error
     origin, weights = huggingface.read_weights(path)
     return Checkpoint(origin, config, weights, huggingface.huggingface_names(), classes)
 
@@ -114,6 +108,21 @@ def _download(hub_id: str) -> Path:
         if any((folder / name).exists() for name in huggingface.WEIGHT_FILES):
             break
     return folder
+
+
+def read_native_config(
+    values: Mapping[str, Any], file: Path
+) -> tuple[ModelConfig, tuple[str, ...] | None]:
+    """The model and the names of its classes in a `config.json` of ours.
+
+    Raises:
+        ConfigError: it describes no model of this version.
+    """
+    try:
+        native = check(NativeConfig, values)
+        return parse_model_config(native.model), native.classes
+    except ConfigError as error:
+        raise ConfigError(f"{file} describes no model of this version: {error}") from None
 
 
 def native_config(config: ModelConfig, classes: tuple[str, ...] | None) -> dict[str, Any]:

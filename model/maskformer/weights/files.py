@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
-import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,19 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maskformer import writing
+from maskformer.documents import ConfigError, one_line, parse_json, read_text
+from maskformer.weights.machine import kind
+from maskformer.weights.report import printable
 from maskformer.weights.unpickle import read_pickle
 from maskformer.writing import replace_file as replace_file
 
 _SECTIONS = ("model_ema", "state_dict_ema", "model", "state_dict")
-_HARMLESS: list[Any] = [
-    argparse.Namespace,  # the command line in training checkpoints
-    np.dtype,  # and their scores
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
-"""What else than tensors and containers training checkpoints hold; none of it is code."""
+_MAX_NAME = 200
+_MAX_HEADER = 4 << 20
+"""Bytes that describe the entries of a `.safetensors` file: 30,000 of them."""
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pkl", ".pth", ".pt", ".bin"})
 
@@ -48,8 +42,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{file.parent} holds no {file.name}")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
-    values = read_pickle(file) if file.suffix == ".pkl" else _read_torch(file)
-    return _tensors(values, file)
+    return _tensors(read_pickle(file), file)
 
 
 def read_sharded(index: Path) -> dict[str, Tensor]:
@@ -64,12 +57,13 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} is damaged: it has no weight_map")
     weights: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in where.values()}):
-        if Path(name).name != name:
-            raise ValueError(f"{index} names the file '{name}' outside its folder")
+        if Path(name).name != name or len(name) > _MAX_NAME:
+            raise ValueError(f"{index} names the file '{printable(name)}' outside its folder")
         weights |= read_tensors(index.parent / name)
     absent = sorted(set(where) - set(weights))
     if absent:
-        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {absent[0]}")
+        some = printable(str(absent[0]))
+        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {some}")
     return weights
 
 
@@ -78,16 +72,16 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged or holds something else.
+        ConfigError: it is damaged, too long or too deep, or holds something else.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {file.name}")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        values = parse_json(read_text(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a mapping, got {type(values).__name__}")
+        raise ConfigError(f"{file} must hold a mapping, got {type(values).__name__}")
     return values
 
 
@@ -123,28 +117,17 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > _MAX_HEADER and header < file.stat().st_size:
+        raise ValueError(f"{file} is refused: its header has {header:,} bytes, expected a few")
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{_described(file)} is truncated or damaged: {error}") from error
-    return weights
-
-
-def _read_torch(file: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if named := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{file} is refused: it names {named[1]}, which is code; only tensors and plain "
-                "containers are read"
-            ) from None
-        raise ValueError(f"{_described(file)} is truncated or damaged") from error
-    except Exception as error:  # a broken archive raises any type
         raise ValueError(
-            f"{_described(file)} is truncated or damaged: {_first_line(error)}"
+            f"{_described(file)} is truncated or damaged: {one_line(error)}"
         ) from error
+    return weights
 
 
 def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
@@ -152,21 +135,21 @@ def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(values, Mapping) and isinstance(values.get(section), Mapping):
             values = values[section]
     if not isinstance(values, Mapping):
-        raise ValueError(f"{file} holds a {type(values).__name__}; expected weights by name")
+        raise ValueError(f"{file} holds a {kind(values)}; expected weights by name")
     weights: dict[str, Tensor] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray | np.generic):
-            weights[str(name)] = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
-        elif isinstance(value, Tensor):
-            weights[str(name)] = value
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        if isinstance(value, Tensor):
+            # A byte may say anything; PyTorch takes it for granted that a bool is 0 or 1.
+            weights[str(name)] = (
+                value.view(torch.uint8).ne(0) if value.dtype == torch.bool else value
+            )
     if not weights:
-        raise ValueError(f"{file} holds no weights; its entries are {sorted(map(str, values))[:5]}")
+        some = [printable(str(name)) for name in list(values)[:5]]
+        raise ValueError(f"{file} holds no weights; its entries are {sorted(some)}")
     return weights
 
 
 def _described(file: Path) -> str:
     return f"{file} ({file.stat().st_size:,} bytes)"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

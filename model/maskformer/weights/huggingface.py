@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskformer.config import ModelConfig, parse_model_config
+from maskformer.config import DecoderConfig, ModelConfig, parse_model_config
+from maskformer.documents import check, shown
 from maskformer.weights.files import (
     read_json,
     read_sharded,
@@ -19,6 +20,7 @@ from maskformer.weights.files import (
 )
 from maskformer.weights.names import COUNTER, Names, add_position_indexes, restore
 from maskformer.weights.official import no_object_weights
+from maskformer.weights.schemas import HeadPart, PreprocessorPart, ResNetPart, SwinPart
 from maskformer.weights.sizes import (
     ResNetSizes,
     Sizes,
@@ -166,17 +168,17 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
     """
     if values.get("model_type") != "maskformer":
         raise ValueError(
-            f"its model_type is '{values.get('model_type')}', expected 'maskformer' (or the "
-            "config.json of this package)"
+            f"its model_type is {shown(str(values.get('model_type')))}, expected 'maskformer' (or "
+            "the config.json of this package)"
         )
     decoder = _section(values, "decoder_config", ("detr", "maskformer-detr"), "detr")
-    defaults = ModelConfig()
+    head = check(HeadPart, values)
     model: dict[str, Any] = {
         "num_classes": len(class_names(values)),
         "backbone": _read_backbone(values),
         "pixel_decoder": {
-            "channels": values.get("fpn_feature_size", 256),
-            "mask_channels": values.get("mask_feature_size", 256),
+            "channels": head.fpn_feature_size,
+            "mask_channels": head.mask_feature_size,
         },
         "decoder": {
             "queries": decoder.get("num_queries", 100),
@@ -184,7 +186,7 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
             "heads": decoder.get("decoder_attention_heads", 8),
             "feedforward": decoder.get("decoder_ffn_dim", 2048),
             "layers": decoder.get("decoder_layers", 6),
-            "dropout": decoder.get("dropout", defaults.decoder.dropout),
+            "dropout": decoder.get("dropout", DecoderConfig().dropout),
         },
     }
     if preprocessor:
@@ -195,21 +197,21 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
 def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Normalisation and padding in a `preprocessor_config.json`, as values of a model section."""
     values: dict[str, Any] = {}
-    scale = 1 / preprocessor.get("rescale_factor", 1 / 255)
-    for ours, theirs in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
-        if preprocessor.get(theirs):
-            values[ours] = tuple(round(value * scale, 6) for value in preprocessor[theirs])
-    if preprocessor.get("size_divisor") is not None:
-        values["size_divisibility"] = preprocessor["size_divisor"]
+    part = check(PreprocessorPart, preprocessor)
+    for name, given in (("pixel_mean", part.image_mean), ("pixel_std", part.image_std)):
+        if given:
+            values[name] = tuple(round(value / part.rescale_factor, 6) for value in given)
+    if part.size_divisor is not None:
+        values["size_divisibility"] = part.size_divisor
     return values
 
 
 def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The labels in a `config.json`, in order."""
-    labels = values.get("id2label")
-    if labels:
-        return tuple(str(labels[key]) for key in sorted(labels, key=int))
-    return tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
+    head = check(HeadPart, values)
+    if head.id2label:
+        return tuple(str(head.id2label[key]) for key in sorted(head.id2label, key=int))
+    return tuple(f"LABEL_{index}" for index in range(head.num_labels))
 
 
 def write_huggingface(
@@ -258,41 +260,44 @@ def write_huggingface(
 def _section(
     values: Mapping[str, Any], name: str, types: Sequence[str], kind: str
 ) -> Mapping[str, Any]:
-    section = values.get(name) or {}
+    section = values.get(name)
+    section = section if isinstance(section, dict) else {}
     if section.get("model_type") not in types:
         raise ValueError(
-            f"its {name} has the model_type '{section.get('model_type')}', expected {types[0]}"
+            f"its {name} has the model_type {shown(str(section.get('model_type')))}, "
+            f"expected {types[0]}"
         )
     for key, wanted in _FIXED[kind].items():
         if section.get(key, wanted) not in (wanted, [wanted, wanted]):
             raise ValueError(
-                f"its {name} has {key} = {section[key]!r}, which this package's model does not "
-                f"have; expected {wanted!r}"
+                f"its {name} has {key} = {shown(section[key])}, which this package's model "
+                f"does not have; expected {wanted!r}"
             )
     return section
 
 
 def _read_backbone(values: Mapping[str, Any]) -> Any:
     name = "backbone_config"
-    if (values.get(name) or {}).get("model_type") == "resnet":
-        section = _section(values, name, ("resnet",), "resnet")
+    given = values.get(name)
+    if isinstance(given, dict) and given.get("model_type") == "resnet":
+        resnet = check(ResNetPart, _section(values, name, ("resnet",), "resnet"))
         return backbone_config(
             ResNetSizes(
-                depths=tuple(section.get("depths", (3, 4, 6, 3))),
-                channels=tuple(section.get("hidden_sizes", (256, 512, 1024, 2048))),
-                bottleneck=section.get("layer_type", "bottleneck") == "bottleneck",
+                depths=resnet.depths,
+                channels=resnet.hidden_sizes,
+                bottleneck=resnet.layer_type == "bottleneck",
             )
         )
-    section = _section(values, name, ("swin", "maskformer-swin"), "swin")
+    swin = check(SwinPart, _section(values, name, ("swin", "maskformer-swin"), "swin"))
     return backbone_config(
         SwinSizes(
-            embed_dim=section.get("embed_dim", 96),
-            depths=tuple(section.get("depths", (2, 2, 6, 2))),
-            heads=tuple(section.get("num_heads", (3, 6, 12, 24))),
-            window=section.get("window_size", 7),
-            mlp_ratio=section.get("mlp_ratio", 4.0),
+            embed_dim=swin.embed_dim,
+            depths=swin.depths,
+            heads=swin.num_heads,
+            window=swin.window_size,
+            mlp_ratio=swin.mlp_ratio,
         ),
-        drop_path=section.get("drop_path_rate", 0.1),
+        drop_path=swin.drop_path_rate,
     )
 
 

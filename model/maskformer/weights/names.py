@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -78,7 +79,8 @@ class Names:
                 mismatched += [f"{p} {list(weights[p].shape)}, expected {shape}" for p in parts]
         left = [name for name in weights if name not in used]
         unused = [name for name in left if name.endswith(COUNTER) or self._unused.fullmatch(name)]
-        unexpected = tuple(name for name in left if name not in set(unused))
+        known = set(unused)
+        unexpected = tuple(name for name in left if name not in known)
         return found, LoadReport(
             origin, tuple(missing), unexpected, tuple(mismatched), tuple(unused)
         )
@@ -130,8 +132,8 @@ def count_parts(names: Iterable[str], pattern: str) -> int:
 def depths(names: Iterable[str], pattern: str) -> tuple[int, ...]:
     """Parts per stage; the two groups of `pattern` are the numbers of the stage and of the part."""
     found = {match.groups() for name in names if (match := re.match(pattern, name))}
-    stages = sorted({int(stage) for stage, _ in found})
-    return tuple(sum(int(stage) == wanted for stage, _ in found) for wanted in stages)
+    counts = Counter(int(stage) for stage, _ in found)
+    return tuple(counts[stage] for stage in sorted(counts))
 
 
 def _expand(name: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from maskformer.config import (
     PixelDecoderConfig,
     parse_model_config,
 )
+from maskformer.documents import one_line
 from maskformer.weights.files import replace_file
 from maskformer.weights.names import (
     COUNTER,
@@ -33,6 +34,7 @@ from maskformer.weights.names import (
     depths,
     restore,
 )
+from maskformer.weights.report import printable
 from maskformer.weights.sizes import (
     R101C_GRID,
     ResNetSizes,
@@ -157,6 +159,11 @@ def infer_config(weights: Mapping[str, Tensor], origin: str) -> ModelConfig:
         raise ValueError(
             f"{origin} is no complete MaskFormer checkpoint: it lacks {error.args[0]}, which tells "
             "the sizes of the model"
+        ) from error
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
+        raise ValueError(
+            f"{origin} is no complete MaskFormer checkpoint: its entries have other shapes than "
+            f"those of a model: {one_line(error)}"
         ) from error
 
 
@@ -306,7 +313,7 @@ def _refuse_relatives(weights: Mapping[str, Tensor], origin: str) -> None:
             return
     else:
         relative = _relative(weights)
-    some = ", ".join(list(weights)[:3])
+    some = ", ".join(map(printable, list(weights)[:3]))
     what = f"this looks like {relative}" if relative else "no entry starts with 'sem_seg_head.'"
     raise ValueError(
         f"{origin} is no MaskFormer checkpoint: {what}. Expected an official MaskFormer or "

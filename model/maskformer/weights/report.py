@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from maskformer.text import escape
 
 _LISTED = 5
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,10 @@ class WeightsMismatchError(ValueError):
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(tuple(map(escape, names[:_LISTED])) + ("...",) * (len(names) > _LISTED))
+    return ", ".join([*map(printable, names[:_LISTED]), *["..."] * (len(names) > _LISTED)])
+
+
+def printable(name: str) -> str:
+    """A name out of a file, which may be long or hold control characters, for a terminal."""
+    shown = escape(name)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

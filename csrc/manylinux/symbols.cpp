@@ -1,0 +1,42 @@
+// What newer compilers call and manylinux_2_28 (glibc 2.28, libstdc++ of GCC 8) does not have. Linked
+// into every library of a wheel and visible to that library only. Linking libstdc++ statically would
+// do as well, but errors pass from here through libtorch, and two copies would count them apart.
+#include <exception>
+#include <new>
+#include <sstream>
+
+// glibc 2.32. Zero: reference counts are atomic, as libtorch has threads anyway.
+extern "C" char __libc_single_threaded;
+char __libc_single_threaded = 0;
+
+// The default constructors, GLIBCXX_3.4.26.
+template std::ostringstream::basic_ostringstream();
+template std::stringstream::basic_stringstream();
+
+namespace std {
+
+// GLIBCXX_3.4.29.
+void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+
+}  // namespace std
+
+// CXXABI_1.3.13: the parts of std::exception_ptr's copy constructor and destructor, which have become
+// inline functions. The whole functions are in every libstdc++.
+extern "C" {
+void copy_exception(void* to,
+                    const void* from) __asm__("_ZNSt15__exception_ptr13exception_ptrC1ERKS0_");
+void destroy_exception(void* pointer) __asm__("_ZNSt15__exception_ptr13exception_ptrD1Ev");
+
+void add_reference(const void* pointer) __asm__(
+    "_ZNSt15__exception_ptr13exception_ptr9_M_addrefEv");
+void add_reference(const void* pointer) {
+  void* another;
+  copy_exception(&another, pointer);
+}
+
+void release(void** pointer) __asm__("_ZNSt15__exception_ptr13exception_ptr10_M_releaseEv");
+void release(void** pointer) {
+  destroy_exception(pointer);
+  *pointer = nullptr;
+}
+}

@@ -1,0 +1,53 @@
+"""Which files lie below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+
+from maskformer.data.errors import DatasetError
+
+
+def list_files(folder: Path) -> list[str]:
+    """All files below a folder, as sorted paths relative to it.
+
+    Hidden files and folders (`.name`) are left out. Links to folders are followed, and every folder
+    is read once, however many links lead to it, or back. Folders that may not be read are left out.
+
+    Raises:
+        DatasetError: the folder itself cannot be read.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    places, links = [""], deque[str]()
+    while places or links:
+        # Links come last: a folder is called by its own name rather than by a link's.
+        place = places.pop() if places else links.popleft()
+        try:
+            status = (folder / place).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / place) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            if place:
+                continue
+            raise DatasetError(f"folder {folder} cannot be read: {error}") from None
+        for entry in visible:
+            path = f"{place}/{entry.name}" if place else entry.name
+            if not _is_folder(entry):
+                found.append(path)
+            elif entry.is_symlink():
+                links.append(path)
+            else:
+                places.append(path)
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

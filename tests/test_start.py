@@ -1,0 +1,116 @@
+"""What is imported when: help, mistakes and shell completion must not wait for PyTorch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+import maskformer
+from maskformer.choices import Backend
+from mfkernels.backend import Request
+
+PROGRAM = """
+import sys
+sys.argv[0] = "maskformer"
+from maskformer.cli import main
+try:
+    main()
+finally:
+    slow = {"torch", "torchvision", "timm", "transformers", "scipy", "mfkernels"}
+    print("imported:", *sorted(slow & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ("--help", 0, "evaluate"),
+        ("", 2, "evaluate"),  # the help too
+        ("train --help", 0, "--overwrite"),
+        ("train --rezume", 2, "--rezume"),
+        ("train", 2, "--config is needed"),
+        ("train --config quikstart", 1, "did you mean 'quickstart'?"),
+        ("train --config quickstart train.stepz=1", 1, "did you mean 'steps'?"),
+        ("predict photo.jpg", 2, "--checkpoint"),
+        ("convert a b --to onnx", 2, "onnx"),
+        ("info", 0, "ade20k/r50"),
+        ("info quickstart --size 96", 2, "HEIGHTxWIDTH"),
+        ("--show-completion bash", 0, "complete -o default"),
+    ],
+)
+def test_answers_without_pytorch(arguments: str, code: int, text: str) -> None:
+    # Otherwise Typer looks for the shell among the parent processes.
+    result = command_line(*arguments.split(), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert result.returncode == code
+    assert text in result.stdout + result.stderr
+    assert result.stderr.endswith("imported:\n")
+
+
+def test_a_command_in_a_process_of_its_own() -> None:
+    """Other tests have imported everything long before a command runs."""
+    result = command_line("info", "quickstart", "--size", "96x96")
+    assert result.returncode == 0, result.stderr
+    assert "backbone" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("maskformer tr", ["train"]),
+        ("maskformer train --config quick", ["quickstart"]),
+        ("maskformer evaluate -c ade20k/r", ["ade20k/r101", "ade20k/r101c", "ade20k/r50"]),
+        ("maskformer info cam", ["camvid", "camvid_r50"]),
+        ("maskformer train --config ./mine", []),  # bash goes on with files
+        ("maskformer predict --mode p", ["panoptic"]),
+    ],
+)
+def test_completion_offers_recipes(line: str, expected: list[str]) -> None:
+    last = str(len(line.split()) - 1)
+    environment = {"COMP_WORDS": line, "COMP_CWORD": last, "_MASKFORMER_COMPLETE": "complete_bash"}
+    result = command_line(**environment)
+    assert result.stdout.split() == expected
+    assert result.stderr == "imported:\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "package", "absent"),
+    [
+        ("sys", "maskformer", {"torch", "timm", "pydantic"}),
+        ("torch", "mfkernels", {"triton", "scipy", "pydantic"}),
+    ],
+)
+def test_a_package_imports_only_what_it_needs(first: str, package: str, absent: set[str]) -> None:
+    code = (
+        f"import sys, {first}; before = set(sys.modules); import {package};"
+        f"print({absent} & (sys.modules.keys() - before))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "set()\n"
+
+
+def test_public_names_are_there() -> None:
+    for name in maskformer.__all__:
+        assert getattr(maskformer, name).__name__ == name
+    assert set(maskformer.__all__) <= set(dir(maskformer))
+    with pytest.raises(AttributeError, match="module 'maskformer' has no attribute 'Maskformer'"):
+        _ = maskformer.Maskformer
+
+
+def test_backends_are_those_of_mfkernels() -> None:
+    assert get_args(Backend) == get_args(Request)
