@@ -409,3 +409,25 @@ def test_evaluating_on_other_classes_is_refused(run: Run, trained: Path, tmp_pat
     code, _, err = run("evaluate", "--checkpoint", trained, "--config", recipe)
     assert code == 1
     assert "9 classes" in err
+
+
+def test_evaluating_on_reordered_classes_is_refused(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    start = shapes_on_disk(trained, tmp_path)
+    (tmp_path / "labels").mkdir()
+    for image in (tmp_path / "images").iterdir():
+        Image.new("L", (64, 64)).save(tmp_path / "labels" / f"{image.stem}.png")
+    names = list(load_info(resolve_checkpoint(trained)).classes)
+    split = "{images: images, labels: labels}"
+    recipe = tmp_path / "folder.yaml"
+    for given, code, said in (
+        (names[::-1], 1, f"class 0 is '{names[0]}' there and '{names[-1]}' in the data, and 7"),
+        ([*names[:-1], "renamed"], 0, f"class 8 is '{names[-1]}' there and 'renamed' in the data"),
+    ):
+        recipe.write_text(
+            f"data: {{format: folder, {start}, train: {split}, val: {split}, classes: {given}}}"
+        )
+        exit_code, out, err = run("evaluate", "--checkpoint", trained, "--config", recipe)
+        assert exit_code == code, err
+        assert said in " ".join((out + err).split())

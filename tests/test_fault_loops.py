@@ -86,6 +86,12 @@ class Run:
         return hashlib.sha256(content).hexdigest(), metrics["miou"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def asked_for(request: pytest.FixtureRequest) -> None:
+    if "slow" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: pytest -m slow")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, float], float]:
     """The result of a run without any fault, and the seconds of its training."""

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState, PartialState
 from recipes import TINY, write_recipe
 from test_distributed import free_port, join_processes
 
-from maskformer import processes
+from maskformer import processes, trainer
 from maskformer.checkpoint import find_checkpoint
 from maskformer.cli import main
 from maskformer.data import Batch, DatasetError
@@ -37,9 +36,9 @@ def command(rank: int, port: int, folder: Path, fault: Fault, arguments: list[st
     AcceleratorState._reset_state()
     train_step = Trainer._train_step
 
-    def faulty(trainer: Trainer, parts: list[Batch], window: _Window) -> None:
-        train_step(trainer, parts, window)
-        if trainer.step == 3:
+    def faulty(one: Trainer, parts: list[Batch], window: _Window) -> None:
+        train_step(one, parts, window)
+        if one.step == 3:
             fault(rank)
 
     Trainer._train_step = faulty  # type: ignore[method-assign]
@@ -134,16 +133,22 @@ def test_a_mistake_in_the_command_is_said_by_the_first(
     assert said.count("error: ") == 1
 
 
-def test_a_signal_to_one_process_stops_and_saves_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_and_saves_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """When they ask each other next, and not before: they must come to save together."""
+    monkeypatch.setattr(trainer, "AGREE_SECONDS", 1e6)
+
     def fault(rank: int) -> None:
         if rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     codes, said = together(tmp_path, fault)
-    assert codes == [143, 143]
-    assert said.startswith("stopped at step ")
+    assert codes == [128 + number] * 2
+    assert said.startswith("stopped at step 11/")
     assert said.count("\n") == 1
     saved = find_checkpoint(tmp_path / "run" / "checkpoints")
     assert saved is not None
+    assert saved.name == "step_0000011"
     assert len(list(saved.glob("rng_*.pt"))) == 2
-    assert torch.load(saved / "training_state.pt")["step"] >= 4

@@ -239,7 +239,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == INTERRUPTED and not isinstance(end.__context__, TrainingStoppedError):
             _print_error("interrupted; nothing was left to save")
         raise
     except TrainingStoppedError as stop:

@@ -265,10 +265,9 @@ class Trainer:
                 window = _Window(self.accelerator.device)
             with window.clock_stopped():
                 due = done or self.step % train.evaluate_every == 0
-                self._agree_on_signals(now=due)
-                stop = self.signals.stop != 0
+                stop, save = self._agree_on_signals(now=due)
                 # Before an evaluation, which may take long: whatever ends it, the step is saved.
-                if stop or due or self.signals.save or self.step % train.checkpoint_every == 0:
+                if stop or save or due or self.step % train.checkpoint_every == 0:
                     self._save(required=stop, again=done and not stop)
                 if stop:
                     raise self._stopped()
@@ -523,10 +522,14 @@ class Trainer:
                 f"resumed with {text}: the results will not be those of an uninterrupted run"
             )
 
-    def _agree_on_signals(self, *, now: bool) -> None:
-        """Every few steps or `now`, several processes adopt the signals that came to any."""
-        if self.accelerator.num_processes == 1 or not (now or self.step >= self._next_agreement):
-            return
+    def _agree_on_signals(self, *, now: bool) -> tuple[bool, bool]:
+        """Whether to stop and whether to save. Several processes ask each other every few steps or
+        `now`; what came to one of them counts for none before that.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.signals.stop != 0, self.signals.save
+        if not (now or self.step >= self._next_agreement):
+            return False, False
         step, start = self._agreed
         self._agreed = self.step, time.monotonic()
         pace = (self._agreed[1] - start) / max(self.step - step, 1)
@@ -537,6 +540,7 @@ class Trainer:
         self._next_agreement = self.step + max(
             1, min(AGREE_STEPS, int(AGREE_SECONDS / max(slowest, 1e-3)))
         )
+        return self.signals.stop != 0, self.signals.save
 
     def _stopped(self) -> TrainingStoppedError:
         self._save_if_missing()
