@@ -191,8 +191,8 @@ def scores_of_tile(
         image_height = tl.load(fields + 7).to(tl.int32)
         image_width = tl.load(fields + 8).to(tl.int32)
         column = tl.where(tl.load(fields + 9) != 0, result_width - 1 - x, x)
-        for start in range(0, used * CHUNK, STEP):
-            q = start + tl.arange(0, STEP)
+        for step in range(used * (CHUNK // STEP)):
+            q = step * STEP + tl.arange(0, STEP)
             values = mask_values(
                 view_logits,
                 chunks * CHUNK,
@@ -532,7 +532,8 @@ def semantic_segmentation(
             TILE_WIDTH=TILE_WIDTH,
             BLOCK_K=block_k,
             CHUNK=CHUNK,
-            STEP=CHUNK // 2 if in_full else CHUNK,  # three products take more registers
+            # Three products with 128 registers a thread: fewer queries at a time do not spill.
+            STEP=CHUNK // 2 if in_full and warps == 16 else CHUNK,
             num_warps=warps,
             num_stages=2,
             maxnreg=128 if warps == 16 else 255,
