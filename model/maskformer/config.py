@@ -42,6 +42,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
+MAX_NAME = 1000
 # Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
@@ -54,7 +55,16 @@ Wide = Annotated[int, Field(gt=0, le=1 << 16)]
 """Classes, queries and the like."""
 Layers = Annotated[int, Field(ge=0, le=64)]
 Dilation = Annotated[int, Field(gt=0, le=64)]
-Name = Annotated[str, Field(max_length=1000)]
+
+
+def _check_name(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has at most {MAX_NAME} characters")
+    return name
+
+
+# Not `max_length`: pydantic would refuse the surrogates that stand for bytes that are not UTF-8.
+Name = Annotated[str, AfterValidator(_check_name)]
 Option = (
     Annotated[int, Field(ge=0, le=1 << 14)]
     | Annotated[float, Field(ge=0, le=1 << 14)]

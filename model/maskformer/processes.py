@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
-
 from maskformer.errors import TrainingStoppedError
 
 GRACE_SECONDS = 3.0
@@ -67,6 +65,7 @@ def _rank() -> int:
 
 
 def _lost_connection(error: Exception) -> bool:
+    import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_CONNECTION)

@@ -128,7 +128,8 @@ def _watch(
                 polls = 0
                 yield batch
     finally:
-        del iterator  # ends the workers that are able to
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # those that are able to end
         end()
 
 
@@ -220,10 +221,10 @@ def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
 
 def _abandon(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> None:
     """PyTorch's orderly end could wait for a worker that is stuck, or for locks of a dead one."""
-    _kill(workers)
     if workers and not iterator._shutdown:  # type: ignore[attr-defined]
         iterator._shutdown = True  # type: ignore[attr-defined]
         signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+    _kill(workers)
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
