@@ -10,9 +10,14 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -143,6 +148,66 @@ def test_no_result_is_lost(
         print(
             f"{kind} {loop:2}  {'after the end' if finished else number.name:13}  {moment:5.2f} s  "
             f"exit {code:4}  finished {reported}  saved {saved:2}  {'same' if good else 'LOST'}"
+        )
+        if not good:
+            lost.append((loop, run.log.read_text()))
+    assert not lost
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    size = f"size={megabytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path, left: int) -> None:
+    """Writes until `left` bytes are free."""
+    with suppress(OSError), file.open("wb", buffering=0) as stream:
+        while (free := shutil.disk_usage(file.parent).free) > left:
+            stream.write(bytes(min(1 << 20, free - left)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, whole: tuple[tuple[str, float], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody fills the disk at a random moment of training, and makes room after its end."""
+    wanted, seconds = whole
+    moments = random.Random("disk")
+    lost = []
+    for loop in range(LOOPS):
+        run = Run(tmp_path / str(loop))
+        moment, left = moments.uniform(0, 0.95) * seconds, moments.choice((0, 1, 2, 5)) << 20
+        elsewhere = tmp_path / str(loop) / "temporary"
+        elsewhere.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+        with small_disk(tmp_path / str(loop) / "disk", 300) as disk:
+            run.output = disk / "run"
+            process = run.start()
+            run.wait_for_training(process)
+            process.join(moment)
+            filler = disk / "filler"
+            fill(filler, left)
+            process.join(120)
+            code, reported, saved = process.exitcode, run.reported_step(), run.saved_step()
+            filler.unlink()
+            kept = [*run.output.rglob("weights_step_*"), *elsewhere.glob("*weights_step_*")]
+            good = reported < STEPS or saved == STEPS or bool(kept)  # a trained model is somewhere
+            if code != 0:
+                second = run.start("--resume" if saved >= 0 else "--overwrite")
+                second.join(120)
+                good = good and second.exitcode == 0
+            good = good and run.result() == wanted
+        print(
+            f"disk {loop:2}  {left >> 20} MB left after {moment:5.2f} s  exit {code}  "
+            f"finished {reported}  saved {saved:2}  {'same' if good else 'LOST'}"
         )
         if not good:
             lost.append((loop, run.log.read_text()))

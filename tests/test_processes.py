@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -79,6 +80,9 @@ def together(
         for process in both:
             process.kill()
     said = "".join((folder / f"{rank}.txt").read_text() for rank in range(2))
+    said = re.sub(
+        r"^\[(rank\d+\]:\[)?W\d{4}.*?(?=^error|\Z)", "", said, flags=re.M | re.S
+    )  # c10d's
     return codes, "".join(line for line in said.splitlines(True) if not line.startswith("step"))
 
 

@@ -26,6 +26,9 @@ def one_voice() -> Iterator[None]:
     Raises:
         SystemExit: in place of an error that another process has told.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # PyTorch, which is not imported yet, would warn of every connection that another one ends.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         yield
     except TrainingStoppedError as stop:  # all processes agreed on it
