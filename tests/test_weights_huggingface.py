@@ -466,7 +466,7 @@ def test_official_values_are_those_of_transformers(case: str, tmp_path: Path) ->
         expected.setdefault(renamed, []).append(state[name])
     assert official.keys() == expected.keys()
     for name, parts in expected.items():
-        assert torch.equal(torch.from_numpy(official[name]), torch.cat(parts)), name
+        assert torch.equal(torch.tensor(official[name]), torch.cat(parts)), name
 
 
 def query_key_value(name: str) -> int:
