@@ -13,6 +13,8 @@ from maskformer.errors import TrainingStoppedError
 
 GRACE_SECONDS = 3.0
 """How long a process whose failure another one may explain waits to be ended by its launcher."""
+STORE_SECONDS = 15.0
+"""How long the process that keeps the store waits, at most, for the others to ask who told."""
 _TOLD = "maskformer/failures"
 _LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
@@ -92,7 +94,7 @@ def _let_others_end(backend: str, count: int) -> None:
 
     store = _store()
     dist.destroy_process_group()  # whoever waits for this process notices
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + STORE_SECONDS
     while time.monotonic() < deadline and store.add(_TOLD, 0) < count:
         time.sleep(0.05)
 
