@@ -54,9 +54,11 @@ def one_voice() -> Iterator[None]:
             raise
         # It follows from another one's failure, which is the one to tell.
         deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and not _was_told():
+        while not (told := _was_told()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if not _is_first():
+        # The process that told ends with this call, maybe before the answer is here.
+        first = _is_first()
+        if told or not first:
             sys.exit(1)
         reason = str(error).partition("\n")[0]
         raise ConnectionError(
