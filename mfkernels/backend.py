@@ -48,6 +48,9 @@ _REQUESTS: tuple[Request, ...] = get_args(Request)
 _request: contextvars.ContextVar[Request | None] = contextvars.ContextVar(
     "mfkernels_backend", default=None
 )
+_latest_request: Request | None = None
+"""That of the thread or task that asked last: all that `torch.compile` of PyTorch 2.11 can read."""
+_COMPILER_READS_CONTEXT: bool = torch.__version__ >= (2, 14)
 _logged: set[tuple[str, str]] = set()
 
 
@@ -130,7 +133,10 @@ def part(name: str) -> Part:
 
 def requested() -> Request:
     """The backend asked for by `use_backend`, the environment, or the default ``auto``."""
-    request = _request.get()
+    if _COMPILER_READS_CONTEXT or not torch.compiler.is_compiling():
+        request = _request.get()
+    else:
+        request = _latest_request
     if request is not None:
         return request
     return _checked("MFKERNELS_BACKEND", os.environ.get("MFKERNELS_BACKEND", "auto"))
@@ -152,11 +158,14 @@ def use_backend(backend: Request) -> Iterator[None]:
         backend: ``"reference"``, ``"native"`` or ``"auto"``. Under ``"native"`` a call that no
             native kernel can serve raises `RuntimeError` with the reason.
     """
+    global _latest_request
     token = _request.set(_checked("backend", backend))
+    _latest_request = _request.get()
     try:
         yield
     finally:
         _request.reset(token)
+        _latest_request = _request.get()
 
 
 def why_not_native(operation: str, device_type: str) -> str | None:

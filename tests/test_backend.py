@@ -56,6 +56,25 @@ def test_request_belongs_to_its_thread(fresh: pytest.MonkeyPatch) -> None:
     assert seen == ["auto"]
 
 
+@pytest.mark.parametrize("reads_context", [True, False])
+def test_compiled_code_follows_the_request(fresh: pytest.MonkeyPatch, reads_context: bool) -> None:
+    if reads_context and not backend._COMPILER_READS_CONTEXT:
+        pytest.skip("this PyTorch compiles nothing that reads a context variable")
+    fresh.setattr(backend, "_COMPILER_READS_CONTEXT", reads_context)
+    torch.compiler.reset()
+    requested = torch.compile(
+        lambda x: x + len(backend.requested()), backend="eager", fullgraph=True
+    )
+    seen = [int(requested(torch.zeros(())))]
+    with mfkernels.use_backend("reference"):
+        seen.append(int(requested(torch.zeros(()))))
+        with mfkernels.use_backend("native"):
+            seen.append(int(requested(torch.zeros(()))))
+        seen.append(int(requested(torch.zeros(()))))
+    seen.append(int(requested(torch.zeros(()))))
+    assert seen == [len(name) for name in ("auto", "reference", "native", "reference", "auto")]
+
+
 def test_unknown_names_are_refused(fresh: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(ValueError, match="backend is 'fast', expected one of 'reference', 'native'"),
