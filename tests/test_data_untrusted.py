@@ -98,7 +98,9 @@ def test_whatever_a_decoder_raises(
 
 
 def test_all_formats_are_read(tmp_path: Path) -> None:
-    for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "QOI", "TGA"):
+    kinds = {"JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "QOI", "TGA"}
+    Image.init()
+    for kind in kinds & Image.SAVE.keys():  # older Pillows read QOI and do not write it
         (tmp_path / "x.any").write_bytes(encoded(kind))
         assert read_image(tmp_path / "x.any").shape == (3, 24, 40)
     frames = [Image.new("RGB", (5, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
