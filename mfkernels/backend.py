@@ -50,7 +50,7 @@ _request: contextvars.ContextVar[Request | None] = contextvars.ContextVar(
 )
 _latest_request: Request | None = None
 """That of the thread or task that asked last: all that `torch.compile` of PyTorch 2.11 can read."""
-_COMPILER_READS_CONTEXT: bool = torch.__version__ >= (2, 14)
+_COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # as versions, not as texts
 _logged: set[tuple[str, str]] = set()
 
 
