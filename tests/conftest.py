@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# test_triton_interpreter.py runs these in processes of their own, where Triton interprets.
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*_triton.py"]
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -8,16 +8,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import golden
 import pytest
 import torch
+from helpers import golden
+from helpers.fake_gpu import StayOnDevice
+from helpers.strategies import Case, cases, official_outputs
 from hypothesis import assume, given, settings
-from strategies import Case, cases, official_outputs
 from torch import Tensor
 from torch import multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits, use_backend
 from mfkernels.reference.criterion import criterion as official
@@ -414,33 +413,6 @@ def test_compiles_into_one_graph_with_its_backward_pass() -> None:
         loss.backward()
         results.append([loss.detach(), *(x.grad for x in outputs.values())])
     torch.testing.assert_close(results[1], results[0])
-
-
-class StayOnDevice(TorchDispatchMode):
-    """Refuses whatever makes the host wait for a device, or moves a tensor off it."""
-
-    waits = (
-        torch.ops.aten._local_scalar_dense.default,
-        torch.ops.aten.nonzero.default,
-        torch.ops.aten.masked_select.default,
-        torch.ops.aten._unique2.default,
-        torch.ops.aten.is_nonzero.default,
-        torch.ops.aten.equal.default,
-    )
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in self.waits:
-            raise AssertionError(f"{func} waits for the device")
-        result = func(*args, **(kwargs or {}))
-        given, made = (
-            {x.device.type for x in tree_leaves(tree) if isinstance(x, Tensor)}
-            for tree in ((args, kwargs), result)
-        )
-        if "cuda" in given and "cpu" in made:
-            raise AssertionError(f"{func} copies from the device to the host")
-        return result
 
 
 class TestNothingWaits:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.repository import ROOT
 
 
 def test_the_figures_in_the_readme_are_the_measured_ones() -> None:

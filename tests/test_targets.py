@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
+from helpers.strategies import Case, cases
 from hypothesis import given, settings
-from strategies import Case, cases
 from torch.utils.data import DataLoader
 
 from mfkernels import SegmentTargets

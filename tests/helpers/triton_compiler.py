@@ -1,0 +1,141 @@
+"""Launches of Triton kernels as they would happen on a GPU, recorded and compiled without one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from helpers.repository import ROOT
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mfkernels.triton import launcher
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes that one program may have, by architecture (CUDA programming guide)."""
+
+SPILLED_ELSEWHERE = 64
+"""Bytes that a kernel may spill with another Triton than the pinned one."""
+
+PINS = ROOT / "requirements" / "py311.txt"
+
+
+def is_pinned() -> bool:
+    """Whether this is the Triton of `requirements/`, with which no kernel may spill."""
+    found = re.search(r"^triton==(\S+)", PINS.read_text(), re.MULTILINE)
+    assert found is not None, f"{PINS} does not pin Triton"
+    return triton.__version__ == found[1]
+
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.uint8: "u8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """What is launched inside the block; nothing runs, so that tensors may be on any device."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        launches.append(Launch(kernel, grid, arguments, options))
+
+    original, launcher.start = launcher.start, record
+    try:
+        yield launches
+    finally:
+        launcher.start = original
+
+
+@dataclass(frozen=True)
+class Compiled:
+    registers: int
+    spilled: int
+    """Bytes stored to and loaded from local memory."""
+    shared: int
+    """Bytes of shared memory of a program."""
+    ptx: str
+
+    @property
+    def tensor_cores(self) -> bool:
+        pattern = r"\b((mma|wgmma\.mma_async)\.sync|tcgen05\.mma)"
+        return re.search(pattern, self.ptx) is not None
+
+
+def compile_launch(launch: Launch, architecture: int) -> Compiled:
+    """Compile with the specialisation that the JIT would choose for these arguments."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    options = dict(launch.options)
+    names = launch.kernel.arg_names
+    values = dict(zip(names, launch.arguments, strict=False))
+    for index, name in enumerate(names):
+        if name in options:
+            signature[name] = "constexpr"
+            constants[(index,)] = options.pop(name)
+            continue
+        value = values[name]
+        if isinstance(value, Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            signature[name] = "constexpr"
+            constants[(index,)] = 1
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    usage = _resource_usage(compiled.asm["cubin"])
+    return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def _resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of local memory a thread (0 without spills)."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    program = str(tool) if tool.exists() else shutil.which("cuobjdump")
+    assert program is not None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        text = subprocess.run(
+            [program, "--dump-resource-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2]) + int(found[3])

@@ -1,0 +1,78 @@
+"""What every test in Triton's interpreter needs: a pytest plugin.
+
+test_triton_interpreter.py runs the tests of test_*_triton.py in a process with
+TRITON_INTERPRET=1, which has to be set before Triton is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+
+@pytest.fixture(autouse=True)
+def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as integers, multiplies them as such, and rounds wrongly."""
+    handle = interpreter.TensorHandle
+    builder = interpreter.InterpreterBuilder
+    dot, cast = builder.create_dot, builder.cast_impl
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return handle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(self, widened(a), widened(b), *others)
+
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        if target.scalar != tl.bfloat16 or source.dtype.scalar != tl.float32:
+            return cast(self, source, target)
+        rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+        return handle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(builder, "create_dot", create_dot)
+    monkeypatch.setattr(builder, "cast_impl", cast_impl)
+
+
+@pytest.fixture(autouse=True)
+def masks_of_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter refuses other masks from Triton 3.9 on; so do the tests with an older one."""
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def masked_load(self: Any, pointers: Any, mask: Any, *others: Any, **named: Any) -> Any:
+        assert mask.data.dtype == np.bool_, f"the mask of a load is {mask.data.dtype}"
+        return load(self, pointers, mask, *others, **named)
+
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        assert mask.data.dtype == np.bool_, f"the mask of a store is {mask.data.dtype}"
+        return store(self, pointers, value, mask, *others)
+
+    monkeypatch.setattr(builder, "create_masked_load", masked_load)
+    monkeypatch.setattr(builder, "create_masked_store", masked_store)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory is full of NaN, so that reading before writing shows."""
+    original = Tensor.new_empty
+
+    def new_empty(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        tensor = original(self, *arguments, **options)
+        return tensor.fill_(torch.nan) if tensor.dtype.is_floating_point else tensor
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
+
+
+def assert_as_exact(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> None:
+    """No further from the truth than plain PyTorch is at the same precision, plus a few ulps."""
+    for some, same_precision, exact in zip(ours, plain, truth, strict=True):
+        slack = 4 * 2**-23 * exact.abs().max() + 1e-9
+        assert (some - exact).abs().max() <= 2 * (same_precision - exact).abs().max() + slack

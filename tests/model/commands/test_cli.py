@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.coco_format import check_panoptic
+from helpers.recipes import TINY, write_recipe
+from PIL import Image
+
+from maskformer.checkpoint import load_info, load_recipe, resolve_checkpoint
+from maskformer.cli import main
+from maskformer.config import ConfigError
+from maskformer.data import build_dataset
+from maskformer.data.images import read_segment_ids
+from maskformer.evaluation import Prediction
+from maskformer.metrics import ground_truth_as_panoptic
+from maskformer.results import ResultWriter
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command line; gives back the exit code and what was printed."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 2}})
+    arguments = ["train", "--cpu", "--config", recipe, "--output", folder / "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return folder / "run"
+
+
+def test_evaluate_repeats_the_figures_of_training(run: Run, trained: Path, tmp_path: Path) -> None:
+    code, out, err = run(
+        "evaluate", "--checkpoint", trained, "--output", tmp_path, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert "miou" in out
+    assert "(step_0000002)" in out  # which checkpoint of the run it was
+    assert "triangle" in out  # the table by class
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    before = json.loads((trained / "metrics.json").read_text())
+    assert again["miou"] == pytest.approx(before["miou"])
+    assert len(again["per_class"]["iou"]) == 9
+
+
+def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
+    code, _, err = run("evaluate", "--checkpoint", trained, "model.num_classes=12")
+    assert code == 1
+    assert "'model.num_classes=12' cannot replace it" in err
+
+
+def test_predict_without_any_readable_image_fails(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    arguments = ["--checkpoint", trained, "--out", tmp_path / "out"]
+    code, _, err = run("predict", tmp_path / "text.png", *arguments)
+    assert code == 1
+    assert "error: none of 1 images could be read" in err
+
+
+def test_a_longer_run_resumes_with_its_own_recipe(run: Run, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for item in trained.iterdir():
+        item.rename(copy / item.name)
+    try:
+        code, out, err = run("train", "--cpu", "--resume", "--output", copy, "train.steps=3")
+        assert code == 0, err
+        assert "after 3 steps" in out
+    finally:
+        for item in copy.iterdir():
+            item.rename(trained / item.name)
+
+
+def test_resuming_takes_the_recipe_of_the_last_checkpoint(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, symlinks=True)
+    code, _, err = run("train", "--cpu", "--resume", "--output", copy, "train.steps=3")
+    assert code == 0, err
+    steps = copy / "checkpoints"
+    (steps / "best").unlink()
+    shutil.copytree(trained / "checkpoints" / "best", steps / "step_0000002", dirs_exist_ok=True)
+    (steps / "best").symlink_to("step_0000002")  # the best one ended at step 2
+    code, out, err = run("train", "--cpu", "--resume", "--output", copy)
+    assert code == 0, err
+    assert "after 3 steps" in out
+    assert "steps: 3" in (copy / "recipe.yaml").read_text()
+
+
+def test_nothing_is_overwritten_by_a_prediction(run: Run, trained: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    before = photo.read_bytes()
+    code, _, err = run("predict", photo, "--checkpoint", trained, "--out", tmp_path)
+    assert code == 1
+    assert "photo.png is one of the images" in err
+    assert photo.read_bytes() == before
+    code, _, err = run("predict", photo, "--checkpoint", trained, "--out", photo)
+    assert code == 1
+    assert "photo.png is a file" in err
+
+
+def test_outputs_keep_off_what_is_read(run: Run, trained: Path, tmp_path: Path) -> None:
+    """No command writes into a folder that is or holds its images or its checkpoint."""
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, symlinks=True)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.jpg")
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")  # not predicted, but the user's
+    (tmp_path / "way").symlink_to("photos")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    photo, step = tmp_path / "photos" / "a.jpg", copy / "checkpoints" / "step_0000002"
+    for arguments in (
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path / "photos"],
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path / "way"],
+        ["predict", photo, "--checkpoint", trained, "--out", tmp_path],
+        ["predict", photo, "--checkpoint", copy, "--out", copy],
+        ["evaluate", "--checkpoint", copy, "--output", copy],
+        ["evaluate", "--checkpoint", copy, "--output", step],
+        ["convert", copy, copy, "--to", "native"],
+        ["convert", step, step, "--to", "native"],
+        ["convert", step, tmp_path, "--to", "native"],
+        ["convert", trained, copy, "--to", "native"],
+    ):
+        code, _, err = run(*arguments)
+        assert code == 1, arguments
+        assert "choose another" in err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_brackets_in_names_are_no_markup(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[b]photos[/red]"
+    (folder / "folder.png").mkdir(parents=True)  # not an image either
+    Image.new("CMYK", (1, 1)).save(folder / "tiny.jpg")
+    Image.new("LA", (300, 2)).save(folder / "wide.png")
+    (folder / "broken[i].png").write_bytes(b"")
+    code, text, err = run("predict", folder, "--checkpoint", trained, "--out", folder / "out")
+    assert code == 1, err
+    assert f"image file {folder}/broken[i].png cannot be read" in text
+    assert f"2 images: {folder}/out" in text
+
+
+@pytest.mark.parametrize("panoptic", [True, False])
+def test_predict_writes_pictures_and_maps(
+    run: Run, trained: Path, tmp_path: Path, panoptic: bool
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "a.png")
+    Image.fromarray(noise[:64, :64]).save(photos / "a.jpg")
+    (photos / "broken.jpg").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    kind = "--mode=panoptic" if panoptic else "--mode=semantic"
+    code, text, _ = run("predict", photos, "--checkpoint", trained, "--out", out, kind)
+    assert code == 1  # one image could not be read
+    assert "broken.jpg" in text
+    assert "2 images" in text
+    names = {path.name for path in out.iterdir()}
+    if panoptic:
+        assert names == {"a.png", "a_2.png", "panoptic", "panoptic.json"}
+        content = json.loads((out / "panoptic.json").read_text())
+        assert [entry["image_id"] for entry in content["annotations"]] == ["a", "a_2"]
+        ids = read_segment_ids(out / "panoptic" / "a_2.png")
+        present = set(np.unique(ids)) - {0}
+        assert present == {s["id"] for s in content["annotations"][1]["segments_info"]}
+    else:
+        assert names == {"a.png", "a_2.png", "classes"}
+        classes = np.asarray(Image.open(out / "classes" / "a_2.png"))
+        assert classes.shape == (70, 90)
+        assert classes.max() < 9
+
+
+def test_predict_writes_instances(run: Run, trained: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 70), (200, 30, 30)).save(tmp_path / "000042.jpg")
+    out = tmp_path / "out"
+    code, _, err = run(
+        "predict", tmp_path / "*.jpg", "--checkpoint", trained, "--out", out, "--mode", "instance"
+    )
+    assert code == 0, err
+    assert {path.name for path in out.iterdir()} == {"000042.png", "instances.json"}
+    entries = json.loads((out / "instances.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {42}
+    assert all(entry["segmentation"]["size"] == [70, 90] for entry in entries)
+
+
+def test_views_change_the_label_maps(run: Run, trained: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    for name, option in (("plain", "--mode=semantic"), ("views", "--tta")):
+        code, _, err = run(
+            "predict", tmp_path / "a.png", "--checkpoint", trained, "--out", tmp_path / name, option
+        )
+        assert code == 0, err
+        assert (tmp_path / name / "classes" / "a.png").is_file()
+
+
+def shapes_on_disk(trained: Path, folder: Path) -> str:
+    """The recipe's validation images as files; returns the start of a data section for them."""
+    recipe = load_recipe(resolve_checkpoint(trained), [])
+    data = build_dataset(recipe.data, "val")
+    (folder / "images").mkdir()
+    for sample in data:
+        picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+        picture.save(folder / "images" / f"{sample.name}.jpg", quality=95)
+    return f"root: {folder}, test_short_side: null"
+
+
+def test_panoptic_results_read_as_ground_truth_score_one(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    """What `evaluate --output` writes is a valid data set, and the prediction itself."""
+    every = ["eval.object_mask_threshold=0", "eval.overlap_threshold=0"]
+    start = shapes_on_disk(trained, tmp_path)
+    with ResultWriter(tmp_path / "truth", load_info(resolve_checkpoint(trained))) as truth:
+        for sample in build_dataset(load_recipe(resolve_checkpoint(trained), []).data, "val"):
+            ids, segments = ground_truth_as_panoptic(sample)
+            listed = [{**segment, "score": 1.0} for segment in segments]
+            truth.add(sample.name, sample.name, Prediction(panoptic=(ids, listed)))
+    for ground_truth, out in (("truth", "first"), ("first", "second")):
+        split = (
+            f"{{images: images, panoptic: {ground_truth}/panoptic, "
+            f"annotations: {ground_truth}/panoptic.json}}"
+        )
+        recipe = tmp_path / f"{out}.yaml"
+        recipe.write_text(
+            f"data: {{format: coco_panoptic, {start}, train: {split}, val: {split}}}\n"
+            "eval: {panoptic: true, batch_size: 3}\n"
+        )
+        code, _, err = run(
+            "evaluate", "--checkpoint", trained, "--config", recipe, "--output", tmp_path / out,
+            *every,
+        )  # fmt: skip
+        assert code == 0, err
+        entries = check_panoptic(tmp_path / out / "panoptic.json", tmp_path / out / "panoptic")
+        assert len(entries) == 4
+        assert any(entry["segments_info"] for entry in entries)
+    metrics = json.loads((tmp_path / "second" / "metrics.json").read_text())
+    assert metrics["pq"] == 1
+    assert json.loads((tmp_path / "first" / "metrics.json").read_text())["pq"] < 1
+
+
+def test_label_maps_read_as_labels_score_one(run: Run, trained: Path, tmp_path: Path) -> None:
+    start = shapes_on_disk(trained, tmp_path)
+    names = list(load_info(resolve_checkpoint(trained)).classes)
+    for labels, out in (("first/classes", "second"), ("blank", "first"))[::-1]:
+        split = f"{{images: images, labels: {labels}}}"
+        recipe = tmp_path / f"{out}.yaml"
+        recipe.write_text(
+            f"data: {{format: folder, {start}, train: {split}, val: {split}, classes: {names}}}"
+        )
+        if labels == "blank":
+            (tmp_path / "blank").mkdir()
+            for image in (tmp_path / "images").iterdir():
+                Image.new("L", (64, 64)).save(tmp_path / "blank" / f"{image.stem}.png")
+        code, _, err = run(
+            "evaluate", "--checkpoint", trained, "--config", recipe, "--output", tmp_path / out,
+            "--save-maps", "--tta",
+        )  # fmt: skip
+        assert code == 0, err
+    metrics = json.loads((tmp_path / "second" / "metrics.json").read_text())
+    assert metrics["miou"] == 1
+
+
+def test_info_lists_recipes_and_sizes(run: Run) -> None:
+    code, out, _ = run("info")
+    assert code == 0
+    assert {"quickstart", "camvid", "ade20k/r50"} <= set(out.split())
+    code, out, _ = run("info", "ade20k/r50")
+    assert code == 0
+    assert "41,254,743" in out  # parameters, paper table 1
+    code, out, _ = run("info", "quickstart", "--size", "96x96")
+    assert code == 0
+    assert "backbone" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--config is needed; recipes: "),
+        (["train", "--resume"], "--resume needs the run"),
+        (["train", "--config", "x", "--resume", "--overwrite"], "choose one"),
+        (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
+        (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'steps'?"),
+        (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),
+        (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+        (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
+        (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
+        (["evaluate", "--checkpoint", "RUN", "--save-maps"], "--output FOLDER"),
+        (
+            ["evaluate", "--checkpoint", "RUN", "--tta", "eval.semantic=false"],
+            "eval.semantic is off",
+        ),
+        (
+            ["evaluate", "--checkpoint", "RUN", "eval.semantic=false", "eval.panoptic=false"],
+            "expected at least one of them",
+        ),
+        (["evaluate", "--checkpoint", "RUN", "eval.tta.scales=[]"], "eval.tta.scales"),
+        (
+            ["predict", "RUN/metrics.json", "--checkpoint", "RUN", "--out", "x", "--mode", "class"],
+            "'semantic', 'panoptic', 'instance'",
+        ),
+        (
+            ["predict", "RUN", "--checkpoint", "RUN", "--out", "x", "--tta", "--mode", "panoptic"],
+            "expected mode 'semantic', got 'panoptic'",
+        ),
+        (["evaluate", "--checkpoint", "RUN", "--config", "camvid", "data.root=x"], "x"),
+        (["info", "quickstart", "--size", "96"], "HEIGHTxWIDTH"),
+        (["train", "--config", "quickstart", "--output", "RUN"], "--overwrite"),
+        (["train", "--config", "quickstart", "--output", "RUN/recipe.yaml/x"], "is a file"),
+        (["train", "--resume", "--output", "nowhere"], "nothing to resume: nowhere/checkpoints"),
+        (["evaluate", "--checkpoint", "RUN", "--output", "RUN/recipe.yaml"], "is a file"),
+        (
+            ["train", "--config", "quickstart", "--cpu", "train.precision=fp16", "--output", "x"],
+            "fp16",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(
+    run: Run, trained: Path, arguments: list[str], message: str
+) -> None:
+    code, _, err = run(*[a.replace("RUN", str(trained)) for a in arguments])
+    assert code != 0
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_an_interruption_outside_of_training_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskformer.trainer.check_dataset", interrupt)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == 130
+    assert err.strip() == "interrupted; nothing was left to save"
+
+
+def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9")
+
+    monkeypatch.setattr("maskformer.trainer.check_dataset", fail)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == 1
+    assert "out of memory; lower train.batch_size" in err
+    assert "allocate 9" not in err
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["maskformer", "--traceback", "train", "--config", "quikstart"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(ConfigError):
+        main()
+
+
+def test_a_damaged_checkpoint_is_named(run: Run, trained: Path, tmp_path: Path) -> None:
+    source = (trained / "checkpoints" / "best").resolve()
+    for name in ("config.json", "recipe.yaml", "dataset.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
+    code, _, err = run("evaluate", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "model.safetensors" in err
+    (tmp_path / "dataset.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    code, _, err = run("predict", tmp_path / "config.json", "--checkpoint", tmp_path, "--out", "x")
+    assert code == 1
+    assert "dataset.json" in err
+    (tmp_path / "recipe.yaml").unlink()
+    code, _, err = run("evaluate", "--checkpoint", tmp_path)
+    assert code == 1
+    assert "--config" in err
+
+
+def test_evaluating_on_other_classes_is_refused(run: Run, trained: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "labels" / "a.png")
+    split = "{images: images, labels: labels}"
+    recipe = tmp_path / "folder.yaml"
+    recipe.write_text(
+        f"data: {{format: folder, root: {tmp_path}, train: {split}, val: {split}, classes: [one]}}"
+    )
+    code, _, err = run("evaluate", "--checkpoint", trained, "--config", recipe)
+    assert code == 1
+    assert "9 classes" in err
+
+
+def test_evaluating_on_reordered_classes_is_refused(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    start = shapes_on_disk(trained, tmp_path)
+    (tmp_path / "labels").mkdir()
+    for image in (tmp_path / "images").iterdir():
+        Image.new("L", (64, 64)).save(tmp_path / "labels" / f"{image.stem}.png")
+    names = list(load_info(resolve_checkpoint(trained)).classes)
+    split = "{images: images, labels: labels}"
+    recipe = tmp_path / "folder.yaml"
+    for given, code, said in (
+        (names[::-1], 1, f"class 0 is '{names[0]}' there and '{names[-1]}' in the data, and 7"),
+        ([*names[:-1], "renamed"], 0, f"class 8 is '{names[-1]}' there and 'renamed' in the data"),
+    ):
+        recipe.write_text(
+            f"data: {{format: folder, {start}, train: {split}, val: {split}, classes: {given}}}"
+        )
+        exit_code, out, err = run("evaluate", "--checkpoint", trained, "--config", recipe)
+        assert exit_code == code, err
+        assert said in " ".join((out + err).split())

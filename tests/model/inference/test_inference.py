@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.recipes import TINY
+from torch.nn import functional as F
+
+from maskformer.config import EvalConfig, parse_config
+from maskformer.criterion import PerPixelCriterion, build_criterion, class_maps
+from maskformer.evaluation import Prediction, metrics_to_json
+from maskformer.inference import panoptic_maps, semantic_maps
+from mfkernels import SegmentTargets
+
+WHERE = {"input_size": (32, 32), "image_sizes": [(32, 24), (20, 32)], "sizes": [(64, 48), (10, 16)]}
+
+
+def test_per_pixel_maps_are_cropped_and_resized() -> None:
+    logits = torch.randn(1, 2, 5, 8, 8)
+    maps = semantic_maps({"pixel_logits": logits}, **WHERE)
+    assert [tuple(m.shape) for m in maps] == WHERE["sizes"]
+    full = F.interpolate(logits[-1], (32, 32), mode="bilinear")[1:, :, :20]
+    expected = F.interpolate(full, (10, 16), mode="bilinear")[0].argmax(0)
+    assert torch.equal(maps[1], expected)
+
+
+def test_a_per_pixel_model_gives_one_segment_per_class() -> None:
+    logits = torch.randn(1, 2, 5, 8, 8)
+    maps = semantic_maps({"pixel_logits": logits}, **WHERE)
+    found = panoptic_maps({"pixel_logits": logits}, **WHERE, thing_classes=[1], config=EvalConfig())
+    for classes, (ids, segments) in zip(maps, found, strict=True):
+        assert ids.dtype == torch.int32
+        table = {s["id"]: s["category_id"] for s in segments}
+        assert torch.equal(
+            torch.tensor([table[i] for i in ids.flatten().tolist()]), classes.ravel()
+        )
+        assert all(s["isthing"] == (s["category_id"] == 1) for s in segments)
+
+
+def test_per_pixel_loss_is_the_cross_entropy_of_labelled_pixels() -> None:
+    segments = torch.tensor([[[0, 0, 1, -1]] * 4, [[-1, 0, 0, 0]] * 4])
+    targets = SegmentTargets.from_label_maps(segments, [torch.tensor([2, 0]), torch.tensor([1])])
+    classes = torch.tensor([[[2, 2, 0, -1]] * 4, [[-1, 1, 1, 1]] * 4])
+    assert torch.equal(class_maps(targets), classes)
+    logits = torch.randn(3, 2, 3, 2, 2, requires_grad=True)
+    criterion = PerPixelCriterion()
+    losses = criterion({"pixel_logits": logits}, targets)
+    assert set(losses) == {"loss_sem_seg", "loss_sem_seg_0", "loss_sem_seg_1"}
+    full = F.interpolate(logits[-1], (4, 4), mode="bilinear")
+    expected = F.cross_entropy(full, classes, ignore_index=-1)
+    torch.testing.assert_close(losses["loss_sem_seg"], expected)
+    criterion.total(losses).backward()
+    assert logits.grad is not None
+
+
+def test_per_pixel_loss_without_labels_is_zero_and_attached() -> None:
+    targets = SegmentTargets.from_label_maps(torch.full((1, 4, 4), -1), [torch.zeros(0).long()])
+    logits = torch.randn(1, 1, 3, 2, 2, requires_grad=True)
+    loss = PerPixelCriterion()({"pixel_logits": logits}, targets)["loss_sem_seg"]
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_per_pixel_loss_refuses_overlapping_masks() -> None:
+    targets = SegmentTargets.from_masks([torch.ones(1, 4, 4)], [torch.tensor([0])])
+    with pytest.raises(ValueError, match="from_label_maps"):
+        class_maps(targets)
+
+
+def test_a_criterion_needs_the_number_of_classes() -> None:
+    with pytest.raises(ValueError, match=r"model\.num_classes"):
+        build_criterion(parse_config(TINY))
+
+
+def test_figures_that_do_not_exist_become_null() -> None:
+    text = metrics_to_json({"miou": math.nan, "pq": 0.5, "per_class": {"iou": [1.0, math.nan]}})
+    assert '"miou": null' in text
+    assert "NaN" not in text
+
+
+def test_a_picture_needs_a_prediction() -> None:
+    with pytest.raises(ValueError, match="nothing to show"):
+        Prediction().segmentation()

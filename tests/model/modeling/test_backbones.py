@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers.model_cases import randomise, relative_error, trainable
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from maskformer.backbones import Backbone, FrozenBatchNorm2d
+from maskformer.config import BackboneConfig
+
+SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
+SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}
+
+
+def images(height: int = 64, width: int = 64) -> Tensor:
+    return torch.randn(2, 3, height, width)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_resnet", "resnet10t", "test_convnext", "mobilenetv3_small_100", "pvt_v2_b0", SWIN_T],
+)
+@pytest.mark.parametrize("size", [(64, 96), (75, 101)])
+def test_four_maps_at_the_four_strides(name: str, size: tuple[int, int]) -> None:
+    options = SMALL_SWIN if name == SWIN_T else {}
+    backbone = Backbone(BackboneConfig(name=name), **options).eval()
+    with torch.no_grad():
+        maps = backbone(images(*size))
+    assert [y.shape[1] for y in maps] == list(backbone.channels)
+    for stride, y in zip((4, 8, 16, 32), maps, strict=True):
+        assert all(-(-a // stride) - b in (0, 1) for a, b in zip(size, y.shape[2:], strict=True))
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["resnet50.tv_in1k", "resnet101.tv_in1k"])
+def test_resnet_is_the_official_one(name: str) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(BackboneConfig(name=name))
+    assert backbone.channels == (256, 512, 1024, 2048)
+    assert not [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert {norm.eps for norm in norms} == {1e-5}
+    # Affine terms that do not train: facts §1.8.
+    frozen = sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
+    assert frozen == {"resnet50.tv_in1k": 53_120, "resnet101.tv_in1k": 105_344}[name]
+    stages = [backbone.body[f"layer{index}"] for index in (2, 3, 4)]
+    assert all(stage[0].conv1.stride == (1, 1) for stage in stages)
+    assert all(stage[0].conv2.stride == (2, 2) for stage in stages)
+
+
+def test_resnet_101c_stem_and_multi_grid() -> None:
+    config = BackboneConfig(name="resnet101s.gluon_in1k", multi_grid=(1, 2, 4))
+    with torch.device("meta"):
+        backbone = Backbone(config)
+        maps = backbone(torch.empty(1, 3, 128, 192))
+    stem = [module for module in backbone.body["conv1"] if isinstance(module, nn.Conv2d)]
+    assert [(*conv.weight.shape[:2], *conv.stride) for conv in stem] == [
+        (64, 3, 2, 2),
+        (64, 64, 1, 1),
+        (128, 64, 1, 1),
+    ]
+    convs = [block.conv2 for block in backbone.body["layer4"]]
+    assert [conv.dilation for conv in convs] == [(1, 1), (2, 2), (4, 4)]
+    assert [tuple(y.shape[2:]) for y in maps] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+
+
+def test_multi_grid_computes_dilated_convolutions() -> None:
+    plain = Backbone(BackboneConfig(name="resnet26"))
+    with pytest.raises(ValueError, match=r"three bottleneck blocks.*'resnet26'"):
+        Backbone(BackboneConfig(name="resnet26", multi_grid=(1, 2, 4)))
+    grid = Backbone(BackboneConfig(name="resnet50", multi_grid=(1, 2, 4)))
+    assert plain.body["layer4"][0].conv2.dilation == (1, 1)
+    conv = grid.body["layer4"][2].conv2
+    x = torch.randn(1, 512, 9, 9)
+    expected = nn.functional.conv2d(x, conv.weight, padding=4, dilation=4)
+    assert torch.equal(conv(x), expected)
+
+
+def test_frozen_norm_is_batch_norm_in_evaluation() -> None:
+    norm = nn.BatchNorm2d(6)
+    randomise(norm)
+    frozen = FrozenBatchNorm2d(norm)
+    x = torch.randn(3, 6, 5, 4) * 4 + 1
+    assert relative_error(frozen.train()(x), norm.eval()(x)) < 1e-6
+    assert not list(frozen.parameters())
+    assert frozen(x.bfloat16()).dtype == torch.bfloat16
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    assert frozen(channels_last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_frozen_norm_takes_over_the_activation() -> None:
+    """timm fuses norm and activation in some families."""
+    config = BackboneConfig(name="mobilenetv3_small_100")
+    free = Backbone(config.model_copy(update={"frozen_norm": False})).eval()
+    randomise(free)
+    frozen = Backbone(config)
+    frozen.load_state_dict(free.state_dict())
+    x = images()
+    with torch.no_grad():
+        for a, b in zip(frozen(x), free(x), strict=True):
+            assert relative_error(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+def test_untrained_frozen_network_is_usable(name: str) -> None:
+    """Neither dead residual branches nor exploding activations."""
+    backbone = Backbone(BackboneConfig(name=name))
+    maps = backbone(images())
+    for y in maps:
+        assert 0.05 < y.std().item() < 20
+    maps[-1].square().mean().backward()
+    dead = [
+        key for key, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().max()
+    ]
+    assert dead == []
+
+
+def test_free_norms_start_like_timm() -> None:
+    backbone = Backbone(BackboneConfig(name="resnet26", frozen_norm=False))
+    assert trainable(backbone) > trainable(Backbone(BackboneConfig(name="resnet26")))
+    assert not backbone.body["layer1"][0].bn3.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "resnet55"}, "no model 'resnet55'; did you mean 'resnet5"),
+        (
+            {"name": "resnet50.nonsense"},
+            "no weights 'resnet50.nonsense'; it has .*resnet50.tv_in1k",
+        ),
+        ({"name": "vit_tiny_patch16_224"}, r"strides \[16, 16, 16\]; needed are \[4, 8, 16, 32\]"),
+        ({"name": "resnet18", "multi_grid": (1, 2, 4)}, "three bottleneck blocks"),
+    ],
+)
+def test_what_is_refused(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Backbone(BackboneConfig.model_validate(config))
+
+
+class TestSwin:
+    def test_output_norms_do_not_touch_the_next_stage(self) -> None:
+        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
+        x = images(64, 96)
+        with torch.no_grad():
+            before = backbone(x)
+            assert backbone.norms is not None
+            for norm in backbone.norms:
+                assert norm.eps == 1e-5
+                nn.init.constant_(norm.weight, 3.0)
+                nn.init.constant_(norm.bias, -1.0)
+            after = backbone(x)
+        for a, b in zip(after, before, strict=True):
+            assert relative_error(a, 3 * b - 1) < 1e-5
+
+    def test_layer_norms_and_windows(self) -> None:
+        with torch.device("meta"):
+            backbone = Backbone(BackboneConfig(name=SWIN_T, drop_path=0.3))
+        norms = [module for module in backbone.modules() if isinstance(module, nn.LayerNorm)]
+        assert {norm.eps for norm in norms} == {1e-5}
+        blocks = [block for index in range(4) for block in backbone.body[f"layers_{index}"].blocks]
+        assert {block.window_size for block in blocks} == {(7, 7)}
+        assert [block.shift_size for block in blocks] == [(0, 0), (3, 3)] * 6
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+        assert rates == pytest.approx([0.3 * index / 11 for index in range(12)])
+        assert rates == [getattr(block.drop_path2, "drop_prob", 0.0) for block in blocks]
+
+    def test_no_drop_path_unless_asked_for(self) -> None:
+        with torch.device("meta"):
+            backbone = Backbone(BackboneConfig(name=SWIN_T))
+        assert not [module for module in backbone.modules() if "DropPath" in type(module).__name__]
+
+    def test_equals_timm_where_windows_fit(self) -> None:
+        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
+        reference = timm.create_model(
+            SWIN_T, features_only=True, strict_img_size=False, always_partition=True, **SMALL_SWIN
+        ).eval()
+        reference.load_state_dict(backbone.body.state_dict())
+        x = images(224, 448)
+        with torch.no_grad():
+            for ours, theirs in zip(backbone.body(x), reference(x), strict=True):
+                assert relative_error(ours, theirs) < 1e-5
+
+    def test_opposite_edges_do_not_meet(self) -> None:
+        """Padding before the shift keeps rolled-in rows apart; padding after it would not."""
+        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
+        block = backbone.body["layers_0"].blocks[1]
+        x = torch.randn(1, 12, 12, 24, requires_grad=True)
+        block(x)[0, 11, 11].sum().backward()
+        assert x.grad is not None
+        reached = x.grad[0].abs().sum(-1).nonzero()
+        # Padded to 14 and rolled by 3, the last window of a side holds rows 10 and 11, two rows of
+        # padding and, in a region of their own, rows 0 to 2.
+        assert reached.tolist() == [[10, 10], [10, 11], [11, 10], [11, 11]]
+
+    def test_images_smaller_than_a_window_and_odd_sizes(self) -> None:
+        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
+        with torch.no_grad():
+            maps = backbone(images(33, 35))
+        assert [tuple(y.shape[2:]) for y in maps] == [(9, 9), (5, 5), (3, 3), (2, 2)]
+
+
+class TestLoadWeights:
+    config = BackboneConfig(name="resnet10t")
+
+    @pytest.fixture
+    def source(self) -> nn.Module:
+        model = timm.create_model("resnet10t", pretrained=False).eval()
+        randomise(model)
+        return model
+
+    @pytest.mark.parametrize("frozen", [True, False])
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_file(self, source: nn.Module, tmp_path: Path, suffix: str, frozen: bool) -> None:
+        file = tmp_path / f"weights{suffix}"
+        if suffix == ".pth":
+            torch.save(source.state_dict(), file)
+        else:
+            save_file(source.state_dict(), file)
+        backbone = Backbone(self.config.model_copy(update={"frozen_norm": frozen}))
+        backbone.load_weights(file)
+        x = images()
+        with torch.no_grad():
+            expected = source.forward_features(x)
+            assert relative_error(backbone.eval()(x)[-1], expected) < 1e-5
+
+    def test_swin_file_leaves_output_norms(self, tmp_path: Path) -> None:
+        source = timm.create_model(SWIN_T, pretrained=False, **SMALL_SWIN)
+        save_file(source.state_dict(), tmp_path / "swin.safetensors")
+        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN)
+        backbone.load_weights(tmp_path / "swin.safetensors")
+        merged = backbone.body["layers_2"].downsample.reduction.weight
+        assert torch.equal(merged, source.layers[2].downsample.reduction.weight)
+        assert backbone.norms is not None
+        assert torch.equal(backbone.norms[0].weight, torch.ones(24))
+
+    def test_incomplete_file(self, source: nn.Module, tmp_path: Path) -> None:
+        state = source.state_dict()
+        del state["layer3.0.conv1.weight"]
+        save_file(state, tmp_path / "part.safetensors")
+        with pytest.raises(RuntimeError, match=r"lacks 1 entries, such as layer3.0.conv1.weight"):
+            Backbone(self.config).load_weights(tmp_path / "part.safetensors")
+
+    def test_file_of_another_model(self, tmp_path: Path) -> None:
+        other = timm.create_model("resnet18", pretrained=False)
+        save_file(other.state_dict(), tmp_path / "other.safetensors")
+        with pytest.raises(
+            RuntimeError, match=r"other.safetensors does not fit backbone 'resnet10t'"
+        ):
+            Backbone(self.config).load_weights(tmp_path / "other.safetensors")
+
+    def test_damaged_and_absent_files(self, source: nn.Module, tmp_path: Path) -> None:
+        file = tmp_path / "cut.safetensors"
+        save_file(source.state_dict(), file)
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(RuntimeError, match=r"cut.safetensors does not fit"):
+            Backbone(self.config).load_weights(file)
+        with pytest.raises(FileNotFoundError, match=r"model.backbone.weights: no such file"):
+            Backbone(self.config).load_weights(tmp_path / "none.safetensors")
+
+    def test_hub(self, source: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        backbone = Backbone(self.config)
+        create = timm.create_model
+
+        def fetch(name: str, pretrained: bool, **options: object) -> nn.Module:
+            assert pretrained
+            model = create(name, **options)
+            model.load_state_dict(source.state_dict(), strict=False)
+            return model
+
+        monkeypatch.setattr(timm, "create_model", fetch)
+        backbone.load_weights()
+        stem = backbone.body["conv1"]
+        assert torch.equal(stem[0].weight, source.conv1[0].weight)
+
+    def test_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        backbone = Backbone(self.config)
+
+        def fail(*_: object, **__: object) -> nn.Module:
+            raise OSError("connection refused")
+
+        monkeypatch.setattr(timm, "create_model", fail)
+        with pytest.raises(RuntimeError, match="connection refused") as info:
+            backbone.load_weights()
+        assert "model.backbone.weights=FILE" in str(info.value)
+        assert "model.backbone.pretrained=false" in str(info.value)

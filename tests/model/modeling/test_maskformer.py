@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from helpers.model_cases import (
+    PARAMETERS,
+    TINY,
+    randomise,
+    relative_error,
+    tiny_config,
+    tiny_model,
+    trainable,
+)
+from torch import Tensor, nn
+
+from maskformer.config import ConfigError
+from maskformer.model import (
+    MaskFormer,
+    PerPixelBaseline,
+    PerPixelBaselinePlus,
+    SegmentationModel,
+    build_model,
+)
+from maskformer.weights import files
+
+SWIN = {"name": "swin_tiny_patch4_window7_224"}
+ARCHITECTURES = ["maskformer", "per_pixel", "per_pixel_plus"]
+
+
+def images(height: int = 64, width: int = 96, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width)
+
+
+@pytest.mark.parametrize(("recipe", "num_classes"), PARAMETERS)
+def test_parameter_counts(recipe: str, num_classes: int) -> None:
+    with torch.device("meta"):
+        model = MaskFormer.from_config(recipe, num_classes=num_classes)
+    assert trainable(model) == PARAMETERS[recipe, num_classes]
+
+
+class TestForward:
+    @pytest.mark.parametrize("size", [(64, 64), (32, 32), (75, 101), (33, 160)])
+    @pytest.mark.parametrize("encoder_layers", [0, 2])
+    def test_shapes(self, size: tuple[int, int], encoder_layers: int) -> None:
+        model = tiny_model(pixel_decoder={"encoder_layers": encoder_layers})
+        outputs = model(images(*size))
+        h, w = (-(-side // 4) for side in size)
+        assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+            "class_logits": (3, 2, 9, 8),
+            "mask_embed": (3, 2, 9, 24),
+            "pixel_features": (2, 24, h, w),
+        }
+
+    def test_mask_logits_on_request(self) -> None:
+        outputs = tiny_model()(images(), with_mask_logits=True)
+        layer, image, query = 1, 1, 5
+        expected = torch.tensordot(
+            outputs["mask_embed"][layer, image, query], outputs["pixel_features"][image], dims=1
+        )
+        assert relative_error(outputs["mask_logits"][layer, image, query], expected) < 1e-5
+
+    def test_heads_are_shared_by_all_layers(self) -> None:
+        model = tiny_model()
+        assert isinstance(model, MaskFormer)
+        states: list[Tensor] = []
+        model.decoder.register_forward_hook(lambda _module, _args, output: states.append(output))
+        outputs = model(images())
+        for layer in range(3):
+            assert torch.equal(outputs["class_logits"][layer], model.class_embed(states[0][layer]))
+
+    def test_per_pixel_shapes(self) -> None:
+        outputs = tiny_model(architecture="per_pixel")(images(75, 101))
+        assert outputs["pixel_logits"].shape == (1, 2, 7, 19, 26)
+
+    def test_per_pixel_plus_has_a_query_per_class(self) -> None:
+        model = tiny_model(architecture="per_pixel_plus")
+        assert isinstance(model, PerPixelBaselinePlus)
+        assert model.decoder.query_embed.weight.shape == (7, 16)
+        assert model(images(75, 101))["pixel_logits"].shape == (1, 2, 7, 19, 26)
+        assert model.train()(images())["pixel_logits"].shape == (3, 2, 7, 16, 24)
+
+    def test_per_pixel_plus_last_layer_is_the_same_in_both_modes(self) -> None:
+        model = tiny_model(architecture="per_pixel_plus", decoder={"dropout": 0.0})
+        x = images()
+        final = model(x)["pixel_logits"][-1]
+        assert relative_error(model.train()(x)["pixel_logits"][-1], final) < 1e-5
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_images_of_a_batch_do_not_mix(self, architecture: str) -> None:
+        model = tiny_model(architecture=architecture, pixel_decoder={"encoder_layers": 1})
+        x = images(batch=3)
+        with torch.no_grad():
+            together, alone = model(x), model(x[1:2])
+        for name, value in alone.items():
+            images_axis = 0 if name == "pixel_features" else 1
+            assert relative_error(together[name].narrow(images_axis, 1, 1), value) < 1e-4
+
+    def test_channels_last(self) -> None:
+        model, x = tiny_model(), images()
+        with torch.no_grad():
+            expected = model(x)
+            model = model.to(memory_format=torch.channels_last)
+            outputs = model(x.to(memory_format=torch.channels_last))
+        assert outputs["pixel_features"].is_contiguous(memory_format=torch.channels_last)
+        for name in outputs:
+            assert relative_error(outputs[name], expected[name]) < 1e-3
+
+    def test_autocast(self) -> None:
+        model, x = tiny_model(), images()
+        with torch.no_grad():
+            exact = model(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = model(x)
+        assert outputs["pixel_features"].dtype == torch.bfloat16
+        for name in outputs:
+            assert relative_error(outputs[name].float(), exact[name]) < 0.1
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    @pytest.mark.parametrize("backbone", ["test_resnet", "resnet10t", "test_convnext"])
+    def test_gradients_reach_every_parameter(self, backbone: str, architecture: str) -> None:
+        model = tiny_model(
+            architecture=architecture,
+            backbone={"name": backbone},
+            pixel_decoder={"encoder_layers": 1},
+        ).train()
+        randomise(model)
+        outputs = model(images())
+        if "mask_embed" in outputs:
+            outputs["masks"] = torch.einsum(
+                "lbqc,bchw->lbqhw", outputs.pop("mask_embed"), outputs.pop("pixel_features")
+            )
+        torch.stack([value.square().sum() for value in outputs.values()]).sum().backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None]
+        assert without == []
+        silent = {name for name, p in model.named_parameters() if not p.grad.abs().max()}
+        # The first self-attention sees zeros as values.
+        assert silent <= {"decoder.layers.0.self_attn.in_proj_weight"}
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_compiles_without_graph_breaks(self, architecture: str) -> None:
+        model = tiny_model(architecture=architecture, pixel_decoder={"encoder_layers": 1})
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        x = images()
+        with torch.no_grad():
+            expected, outputs = model(x), compiled(x)
+        for name, value in outputs.items():
+            assert relative_error(value, expected[name]) < 1e-5
+
+    def test_swin_compiles_without_graph_breaks(self) -> None:
+        model = tiny_model(backbone=SWIN)
+        compiled = torch.compile(model.backbone, backend="eager", fullgraph=True)
+        x = images(batch=1)
+        with torch.no_grad():
+            for value, expected in zip(compiled(x), model.backbone(x), strict=True):
+                assert relative_error(value, expected) < 1e-5
+
+    @pytest.mark.parametrize(
+        ("x", "error", "message"),
+        [
+            (torch.zeros(3, 64, 64), ValueError, r"\[B, 3, H, W\], got shape \[3, 64, 64\]"),
+            (torch.zeros(1, 4, 64, 64), ValueError, r"got shape \[1, 4, 64, 64\]"),
+            (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "got torch.uint8"),
+            (torch.zeros(1, 3, 31, 64), ValueError, "at least 32 rows and columns"),
+        ],
+    )
+    def test_wrong_inputs(self, x: Tensor, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            tiny_model()(x)
+
+
+class TestBuilding:
+    def test_from_config_overrides(self) -> None:
+        with torch.device("meta"):
+            model = MaskFormer.from_config("ade20k/r50", num_classes=20, decoder={"queries": 50})
+        assert isinstance(model, MaskFormer)
+        assert model.config.num_classes == 20
+        assert model.config.decoder.queries == 50
+        assert model.config.decoder.layers == 6
+        assert model.class_embed.weight.shape == (21, 256)
+        assert model.decoder.query_embed.weight.shape == (50, 256)
+
+    def test_from_config_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(json.dumps({"model": TINY, "data": {"format": "shapes"}}))
+        model = MaskFormer.from_config(file)
+        assert model.config == tiny_config()
+
+    @pytest.mark.parametrize(
+        ("architecture", "cls"),
+        [
+            ("maskformer", MaskFormer),
+            ("per_pixel", PerPixelBaseline),
+            ("per_pixel_plus", PerPixelBaselinePlus),
+        ],
+    )
+    def test_architecture_decides_the_class(
+        self, architecture: str, cls: type[SegmentationModel]
+    ) -> None:
+        assert type(tiny_model(architecture=architecture)) is cls
+
+    def test_no_classes(self) -> None:
+        with pytest.raises(ValueError, match=r"model.num_classes: .*pass num_classes=K"):
+            tiny_model(num_classes=None)
+
+    def test_unknown_keys(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'queries'"):
+            MaskFormer.from_config("ade20k/r50", decoder={"querys": 50})
+
+    def test_backbone_weights_are_passed_on(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+            tiny_model().load_backbone_weights(str(tmp_path / "none.pth"))
+
+    def test_per_pixel_initialisation(self) -> None:
+        model = build_model(tiny_config(architecture="per_pixel", num_classes=500))
+        assert isinstance(model, PerPixelBaseline)
+        assert model.classifier.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.03)
+        assert model.classifier.bias is not None
+        assert not model.classifier.bias.any()
+
+
+class TestSaving:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_round_trip(self, architecture: str, tmp_path: Path) -> None:
+        model = tiny_model(architecture=architecture)
+        nn.init.normal_(model.backbone.body["bn1"].running_mean)
+        model.save_pretrained(tmp_path / "new" / "folder")
+        loaded = MaskFormer.from_pretrained(tmp_path / "new" / "folder")
+        assert type(loaded) is type(model)
+        assert loaded.config == model.config
+        assert not loaded.training
+        x = images()
+        with torch.no_grad():
+            expected, outputs = model(x), loaded(x)
+        for name, value in outputs.items():
+            assert torch.equal(value, expected[name])
+        assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == [
+            "config.json",
+            "model.safetensors",
+        ]
+
+    def test_round_trip_of_channels_last_and_half(self, tmp_path: Path) -> None:
+        model = tiny_model().to(memory_format=torch.channels_last)
+        model.save_pretrained(tmp_path)
+        loaded = MaskFormer.from_pretrained(str(tmp_path))
+        weight = loaded.pixel_decoder.mask_features.weight
+        assert torch.equal(weight, model.pixel_decoder.mask_features.weight)
+
+    def test_failed_write_keeps_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny_model()
+        model.save_pretrained(tmp_path)
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+        def fill_disk(_weights: object, file: Path, **_options: object) -> None:
+            file.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files, "save_file", fill_disk)
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(tmp_path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+    def test_truncated_weights(self, tmp_path: Path) -> None:
+        tiny_model().save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        for length in (file.stat().st_size // 2, 5, 0):
+            file.write_bytes(file.read_bytes()[:length])
+            with pytest.raises(ValueError, match=rf"\({length:,} bytes\) is truncated or damaged"):
+                MaskFormer.from_pretrained(tmp_path)
+
+    def test_weights_of_another_model(self, tmp_path: Path) -> None:
+        tiny_model(num_classes=11).save_pretrained(tmp_path)
+        config = tmp_path / "config.json"
+        values = json.loads(config.read_text())
+        values["model"].update(num_classes=7, architecture="per_pixel_plus")
+        config.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match="does not fit the model") as info:
+            MaskFormer.from_pretrained(tmp_path)
+        message = str(info.value)
+        assert "2 unexpected: class_embed.weight, class_embed.bias" in message or (
+            "2 unexpected: class_embed.bias, class_embed.weight" in message
+        )
+        assert "1 of another shape: decoder.query_embed.weight [9, 16], expected [7, 16]" in message
+
+    def test_missing_weights_are_listed(self, tmp_path: Path) -> None:
+        tiny_model(architecture="per_pixel").save_pretrained(tmp_path)
+        config = tmp_path / "config.json"
+        config.write_text(config.read_text().replace('"per_pixel"', '"maskformer"'))
+        with pytest.raises(ValueError, match=r"missing: decoder.*, \.\.\.\n.*2 unexpected"):
+            MaskFormer.from_pretrained(tmp_path)
+
+    def test_absent_files(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no such folder: .*a/b/c"):
+            MaskFormer.from_pretrained("a/b/c")
+        with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+            MaskFormer.from_pretrained(tmp_path)
+        tiny_model().save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+            MaskFormer.from_pretrained(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.pkl"):
+            MaskFormer.from_pretrained("models/none.pkl")
+        with pytest.raises(ValueError, match="is a file; give the folder"):
+            MaskFormer.from_pretrained(tmp_path / "config.json")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"model"', "is damaged"),
+            ("[]", "must hold a mapping, got list"),
+            ('{"model_type": "detr"}', "its model_type is 'detr', expected 'maskformer'"),
+            ('{"model_type": "maskformer"}', "its decoder_config has the model_type 'None'"),
+            ('{"library": "maskformer"}', "describes no model of this version"),
+            ('{"library": "maskformer", "model": {"x": 1}}', "x: unknown key"),
+        ],
+    )
+    def test_foreign_config(self, tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            MaskFormer.from_pretrained(tmp_path)
+
+    def test_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny_model()
+        model.save_pretrained(tmp_path)
+        asked = []
+
+        def download(repo: str, allow_patterns: list[str]) -> str:
+            asked.append((repo, sorted(allow_patterns)))
+            return str(tmp_path)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert MaskFormer.from_pretrained("someone/maskformer").config == model.config
+        [(repo, patterns)] = asked
+        assert repo == "someone/maskformer"
+        assert {"config.json", "*.safetensors"} <= set(patterns)
+
+    def test_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> str:
+            raise OSError("name or service not known")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(RuntimeError, match=r"'a/b' is no local folder, .*service not known"):
+            MaskFormer.from_pretrained("a/b")

@@ -1,0 +1,106 @@
+"""Two processes must learn what one process with both their images learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers.process_groups import free_port, join_processes
+from helpers.recipes import TINY
+from torch.nn.parallel import DistributedDataParallel
+
+from maskformer.config import parse_config
+from maskformer.criterion import build_criterion
+from maskformer.data import (
+    Batch,
+    Normalize,
+    TrainLoader,
+    TrainTransform,
+    build_dataset,
+)
+from maskformer.model import build_model
+from maskformer.trainer import Trainer
+from mfkernels import SegmentTargets
+
+DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
+BACKBONE = {**TINY["model"]["backbone"], "frozen_norm": True}
+CONFIG = parse_config(
+    {**TINY, "model": {**TINY["model"], "num_classes": 9, "decoder": DECODER, "backbone": BACKBONE}}
+)
+
+
+def load_batch(rank: int, world_size: int, without_targets: tuple[int, ...]) -> Batch:
+    """Four images, some of them with their segments taken away; this rank's share."""
+    loader = TrainLoader(
+        build_dataset(CONFIG.data, "train"),
+        TrainTransform(CONFIG.data.augmentation),
+        batch_size=4,
+        seed=0,
+        normalize=Normalize.from_config(CONFIG.model),
+    )
+    batch = next(iter(loader))
+    label_map, labels = batch.targets.label_map, batch.targets.labels.split(batch.targets.counts)
+    assert label_map is not None
+    images = range(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+    empty = torch.full_like(label_map[0], -1)
+    targets = SegmentTargets.from_label_maps(
+        [empty if i in without_targets else label_map[i] for i in images],
+        [labels[i][:0] if i in without_targets else labels[i] for i in images],
+    )
+    return Batch(batch.pixel_values[list(images)], targets, tuple(batch.names[i] for i in images))
+
+
+def compute_gradients(
+    rank: int, world_size: int, without_targets: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = build_model(CONFIG.model).double()
+    forward = DistributedDataParallel(model) if world_size > 1 else model
+    batch = load_batch(rank, world_size, without_targets)
+    criterion = build_criterion(CONFIG)
+    criterion.total(criterion(forward(batch.pixel_values.double()), batch.targets)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+WITHOUT_TARGETS = ((), (1,), (2, 3), (0, 1, 2, 3))
+
+
+def gradients_worker(rank: int, port: int, folder: Path) -> None:
+    join_processes(rank, 2, port)
+    dist.init_process_group("gloo")
+    gradients = [compute_gradients(rank, 2, images) for images in WITHOUT_TARGETS]
+    torch.save(gradients, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    """Also with an image, a whole process, and all processes without a segment."""
+    mp.spawn(gradients_worker, (free_port(), tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for case, without_targets in enumerate(WITHOUT_TARGETS):
+        alone = compute_gradients(0, 1, without_targets)
+        for rank in ranks:
+            assert rank[case].keys() == alone.keys()
+            for name, gradient in alone.items():
+                torch.testing.assert_close(rank[case][name], gradient, rtol=1e-6, atol=1e-12)
+
+
+def trainer_worker(rank: int, port: int, run: Path) -> None:
+    join_processes(rank, 2, port)
+    trainer = Trainer(CONFIG, run, cpu=True)
+    metrics = trainer.fit()
+    if rank == 0:
+        torch.save(metrics, run / "returned.pt")
+    dist.destroy_process_group()
+
+
+def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
+    mp.spawn(trainer_worker, (free_port(), tmp_path / "two"), nprocs=2)
+    alone = Trainer(CONFIG, tmp_path / "one", cpu=True).fit()
+    together = torch.load(tmp_path / "two" / "returned.pt")
+    assert together["step"] == alone["step"]
+    assert together["miou"] == pytest.approx(alone["miou"], rel=0.02)
+    assert together["pacc"] == pytest.approx(alone["pacc"], rel=0.02)

@@ -1,0 +1,315 @@
+"""What interrupts a run costs no finished step, and a resumed run says what has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from helpers.recipes import TINY, tiny_recipe
+
+from maskformer import MaskFormer
+from maskformer.checkpoint import find_checkpoint
+from maskformer.checksums import CHECKSUMS, find_damage
+from maskformer.config import parse_config
+from maskformer.data import Dataset, Sample, WorkerError
+from maskformer.errors import CheckpointError, TrainingStoppedError
+from maskformer.evaluation import Evaluation
+from maskformer.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    Trainer(tiny_recipe(), run, cpu=True).fit()
+    return run
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    last = find_checkpoint(run / "checkpoints")
+    assert last is not None
+    return MaskFormer.from_pretrained(last).state_dict()
+
+
+def same_weights(run: Path, other: Path) -> bool:
+    first, second = weights(run), weights(other)
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class Troubled:
+    """A data set that, in whichever process reads, does something at the tenth sample drawn."""
+
+    def __init__(self, dataset: Dataset, trouble: Callable[[], None]) -> None:
+        self.dataset = dataset
+        self.info = dataset.info
+        self.num_images = dataset.num_images
+        self.trouble = trouble
+        self.read = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read += 1
+        if self.read == 10:
+            self.trouble()
+        return self.dataset[index]
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(workers=1), run, cpu=True)
+    trainer.train_data = Troubled(trainer.train_data, kill_self)
+    with pytest.raises(WorkerError, match=r"(?s)SIGKILL.*Step [34] is saved; then .*--resume"):
+        trainer.fit()
+    resumed = Trainer(tiny_recipe(), run, resume=True, cpu=True)
+    assert resumed.step in (3, 4)  # a batch that was ready may be lost with the worker
+    resumed.fit()
+    assert same_weights(run, finished_run)
+
+
+def test_a_worker_killed_in_an_evaluation_costs_no_step(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(workers=1, steps=4, evaluate_every=2), run, cpu=True)
+    trainer.val_data = Troubled(trainer.val_data, kill_self)
+    trainer.val_data.read = 9
+    with pytest.raises(WorkerError, match=r"(?s)SIGKILL.*Step 2 is saved"):
+        trainer.fit()
+    assert Trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_ends_the_wait_for_data(finished_run: Path, tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(workers=workers), run, cpu=True)
+    trainer.train_data = Troubled(trainer.train_data, lambda: time.sleep(60))
+    me = os.getpid()
+
+    def send() -> None:
+        while trainer.step < 4:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(me, signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(TrainingStoppedError, match="stopped at step 4/6"):
+        trainer.fit()
+    assert time.monotonic() - started < 30
+    Trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
+    assert same_weights(run, finished_run)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_part_of_a_step_is_not_saved(tmp_path: Path, accumulate: int) -> None:
+    """Batch statistics and random numbers of a step whose second part has no data."""
+    recipe = tiny_recipe(accumulate=accumulate)
+    Trainer(recipe, tmp_path / "whole", cpu=True).fit()
+    run = tmp_path / "run"
+    trainer = Trainer(recipe, run, cpu=True)
+    trainer.train_data = Troubled(trainer.train_data, lambda: signal.raise_signal(signal.SIGHUP))
+    with pytest.raises(TrainingStoppedError, match="step 4/6") as stop:
+        trainer.fit()
+    assert stop.value.exit_code == 129
+    Trainer(recipe, run, resume=True, cpu=True).fit()
+    assert same_weights(run, tmp_path / "whole")
+
+
+def after_step(trainer: Trainer, step: int, action: Callable[[], None]) -> None:
+    train_step = trainer._train_step
+
+    def wrapped(*args: Any) -> None:
+        train_step(*args)
+        if trainer.step + 1 == step:
+            action()
+
+    trainer._train_step = wrapped  # type: ignore[method-assign]
+
+
+def test_a_save_can_be_asked_for(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(), run, cpu=True)
+    after_step(trainer, 3, lambda: signal.raise_signal(signal.SIGUSR2))
+    seen: list[str] = []
+    after_step(trainer, 4, lambda: seen.extend(p.name for p in run.glob("checkpoints/step_*")))
+    trainer.fit()
+    assert seen == ["step_0000003"]
+    assert "saved step 3/6" in capsys.readouterr().out
+    assert same_weights(run, finished_run)
+
+
+def test_a_signal_within_a_save_waits_for_its_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe(checkpoint_every=2), run, cpu=True)
+    state = trainer._state
+
+    def signalled() -> dict[str, Any]:
+        signal.raise_signal(signal.SIGUSR1)
+        return state()
+
+    trainer._state = signalled  # type: ignore[method-assign]
+    with pytest.raises(TrainingStoppedError, match="step 2/6") as stop:
+        trainer.fit()
+    assert stop.value.exit_code == 138
+    last = find_checkpoint(run / "checkpoints")
+    assert last is not None
+    assert last.name == "step_0000002"
+    assert not find_damage(last)
+
+
+def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = tiny_recipe(steps=4, evaluate_every=2)
+    trainer = Trainer(recipe, run, cpu=True)
+    trainer._stop_evaluation = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
+    with pytest.raises(TrainingStoppedError, match="step 2/4"):
+        trainer.fit()
+    resumed = Trainer(recipe, run, resume=True, cpu=True)
+    evaluated: list[int] = []
+    evaluate = resumed._evaluate
+
+    def counted() -> Evaluation:
+        evaluated.append(resumed.step)
+        return evaluate()
+
+    resumed._evaluate = counted  # type: ignore[method-assign]
+    resumed.fit()
+    assert evaluated == [2, 4]
+    Trainer(recipe, tmp_path / "whole", cpu=True).fit()
+    assert same_weights(run, tmp_path / "whole")
+
+
+def test_an_evaluation_is_not_repeated(copied_run: Path) -> None:
+    recipe = tiny_recipe(steps=7, evaluate_every=6)
+    resumed = Trainer(recipe, copied_run, resume=True, cpu=True)
+    assert not resumed.evaluation_due
+
+
+def older_and_newer(run: Path) -> tuple[Path, Path]:
+    """Adds a step to a run whose best checkpoint stays step 6."""
+    old = find_checkpoint(run / "checkpoints")
+    assert old is not None
+    (old / "score.json").write_text('{"score": 2.0}')
+    Trainer(tiny_recipe(steps=7), run, resume=True, cpu=True).fit()
+    new = find_checkpoint(run / "checkpoints")
+    assert new is not None
+    assert (old.name, new.name) == ("step_0000006", "step_0000007")
+    return old, new
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "rng_0.pt"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    copied_run: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    old, new = older_and_newer(copied_run)
+    flip(new / name)
+    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"passed over {new}: {name} does not match its checksum" in out
+    assert "resuming from step_0000006" in out
+    flip(old / name)
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000007: .*checksum"):
+        Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+
+
+def test_an_incomplete_checkpoint_is_named(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied_run / "checkpoints" / ".step_0000009.partial").mkdir()
+    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    out = " ".join(capsys.readouterr().out.split())
+    assert ".step_0000009.partial: its save was not finished" in out
+    _, new = older_and_newer(copied_run)
+    (new / "training_state.pt").unlink()
+    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"passed over {new}: training_state.pt is missing" in out
+
+
+def test_checkpoints_of_earlier_versions_have_no_checksums(copied_run: Path) -> None:
+    last = find_checkpoint(copied_run / "checkpoints")
+    assert last is not None
+    assert {line.split()[1] for line in (last / CHECKSUMS).read_text().splitlines()} == {
+        "model.safetensors",
+        "rng_0.pt",
+        "training_state.pt",
+    }
+    (last / CHECKSUMS).unlink()
+    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+
+
+def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
+    file = run / "checkpoints" / "last" / "dataset.json"
+    values = json.loads(file.read_text())
+    values["classes"] = change(values["classes"])
+    file.write_text(json.dumps(values))
+
+
+def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -> None:
+    rename_classes(copied_run, lambda names: names[::-1])
+    with pytest.raises(CheckpointError, match=r"other classes: class 0 is .*--weights"):
+        Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+
+
+def test_starting_from_other_classes_is_said(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename_classes(copied_run, lambda names: names[::-1])
+    Trainer(tiny_recipe(), tmp_path / "new", weights=copied_run, cpu=True)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "are not those of the data: class 0 is" in out
+
+
+def test_renamed_classes_are_said(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rename_classes(copied_run, lambda names: ["something", *names[1:]])
+    Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    assert "class 0 is 'something' there" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_resumed_run_does_not_do_as_before_is_said(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    assert "resumed with" not in capsys.readouterr().out
+    Trainer(tiny_recipe(workers=1), copied_run, resume=True, cpu=True)
+    assert "resumed with train.workers 0 -> 1\n" in capsys.readouterr().out
+    shutil.copyfile(
+        copied_run / "checkpoints" / "last" / "rng_0.pt",
+        copied_run / "checkpoints" / "last" / "rng_1.pt",
+    )
+    recipe = parse_config({**TINY, "train": {**TINY["train"], "batch_size": 4}})
+    Trainer(recipe, copied_run, resume=True, cpu=True)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "resumed with train.batch_size 2 -> 4, processes 2 -> 1: the results will not" in out

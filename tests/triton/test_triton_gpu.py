@@ -1,0 +1,54 @@
+"""Triton kernels on a real GPU, against the oracles in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.strategies import Case
+from torch import Tensor
+
+from mfkernels import SegmentTargets, mask_loss, matching_cost, use_backend
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+CASES = [
+    Case(counts=(9, 0, 4), queries=100, channels=256, low=(64, 48), size=(256, 192), classes=150),
+    Case(counts=(3, 40), queries=30, channels=70, low=(37, 29), size=(90, 101), overlap=True),
+]
+
+
+def everything(
+    case: Case, dtype: torch.dtype, compute: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cost, losses and gradients of inputs rounded to `dtype` and given as `compute`."""
+    inputs = [x.to(dtype).to(compute).cuda() for x in case.predictions()]
+    targets = case.targets().to("cuda")
+    assert isinstance(targets, SegmentTargets)
+    embed, features = (x.requires_grad_() for x in inputs[1:])
+    cost = matching_cost(*inputs, targets)
+    most = targets.max_count
+    assignment = torch.arange(most, device="cuda").expand(case.layers, len(case.counts), most)
+    assignment = assignment.where(assignment < case.queries, -1)
+    loss_mask, loss_dice = mask_loss(embed, features, targets, assignment)
+    (20 * loss_mask + loss_dice).sum().backward()
+    assert embed.grad is not None
+    assert features.grad is not None
+    return cost, loss_mask.detach(), loss_dice.detach(), embed.grad, features.grad
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_further_from_the_truth_than_plain_pytorch(case: Case, dtype: torch.dtype) -> None:
+    with use_backend("reference"):
+        truth = everything(case, dtype, torch.float64)
+        plain = everything(case, dtype, dtype)
+    with use_backend("native"):
+        ours = everything(case, dtype, dtype)
+        again = everything(case, dtype, dtype)
+    for some, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
+        assert torch.equal(some, repeated), "must be deterministic"
+        slack = 8 * 2**-23 * exact.abs().max()
+        assert (some - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
