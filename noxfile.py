@@ -43,7 +43,10 @@ def tests(session: nox.Session, versions: str) -> None:
     session.install("--no-deps", "--reinstall", str(built_wheel()))
     # A safe path keeps the source tree, which is the working directory, out of the imports.
     environment = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-    builds = ("--ignore=tests/build/test_build.py", "--ignore=tests/build/test_sanitizers.py")
+    builds = (
+        "--ignore=tests/installation/test_build.py",
+        "--ignore=tests/installation/test_sanitizers.py",
+    )
     session.run("pytest", "-n", "auto", *builds, *session.posargs, env=environment)
 
 
@@ -52,7 +55,7 @@ def tests(session: nox.Session, versions: str) -> None:
 def smoke(session: nox.Session, torch: str) -> None:
     """Uses the wheel in a bare environment, where no compiler is found."""
     session.install(f"torch=={torch}", str(built_wheel()))
-    session.run("python", "tests/build/wheel_smoke.py")
+    session.run("python", "tests/installation/wheel_smoke.py")
 
 
 def built_wheel() -> Path:

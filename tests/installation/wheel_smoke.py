@@ -1,6 +1,6 @@
 """What an installed wheel must do on a machine without compiler and without the source tree.
 
-    python tests/build/wheel_smoke.py
+    python tests/installation/wheel_smoke.py
 
 with the Python of an environment into which the wheel is installed. Prints versions, and `passed`.
 """

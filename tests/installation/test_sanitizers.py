@@ -17,7 +17,7 @@ OPERATIONS = (
     "matching_cost",
     "mask_loss",
     "sample_points",
-    "segmentation_native",
+    "segmentation/test_segmentation_native.py",
 )
 
 pytestmark = [

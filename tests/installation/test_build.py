@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from helpers.repository import ROOT
-
 import importlib
 import json
 import os
@@ -17,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.repository import ROOT
 from packaging.version import Version
 
 from mfkernels import backend
