@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure import RESULTS, Row, interleaved, rows, show, write
+from harness.report import RESULTS, show, write
+from harness.timing import Row, interleaved, rows
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 

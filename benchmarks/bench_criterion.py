@@ -14,19 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import (
-    CASES,
-    EAGER,
-    Floor,
-    FusedRow,
-    Inputs,
-    Provider,
-    loss_floor,
-    main,
-    make_inputs,
-    matching_floor,
-    run_case,
-)
+from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.inputs import CASES, Floor, Inputs, loss_floor, make_inputs, matching_floor
 from torch import Tensor
 
 from mfkernels import MaskFormerCriterion

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import EAGER, Floor, FusedRow, Provider, main, run_case
+from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.inputs import Floor
 from torch import Tensor
 
 from mfkernels import focal_dice_loss, point_loss, use_backend

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from mask_cases import EAGER, PAGES, peak_bytes
-from measure import RESULTS, Row, interleaved, rows, show, write
+from harness.command_line import EAGER
+from harness.memory import PAGES, peak_bytes
+from harness.report import RESULTS, show, write
+from harness.timing import Row, interleaved, rows
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 from transformers.models.maskformer.modeling_maskformer import (

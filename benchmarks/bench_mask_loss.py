@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import (
-    CASES,
-    EAGER,
-    FusedRow,
-    Inputs,
-    Provider,
-    loss_floor,
-    main,
-    make_inputs,
-    run_case,
-)
+from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.inputs import CASES, Inputs, loss_floor, make_inputs
 from torch import Tensor
 from torch.nn import functional as F
 

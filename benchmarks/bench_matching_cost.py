@@ -11,17 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import (
-    CASES,
-    EAGER,
-    FusedRow,
-    Inputs,
-    Provider,
-    main,
-    make_inputs,
-    matching_floor,
-    run_case,
-)
+from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.inputs import CASES, Inputs, make_inputs, matching_floor
 from torch import Tensor
 
 from mfkernels import matching_cost, use_backend

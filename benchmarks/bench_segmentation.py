@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from mask_cases import EAGER, Floor, FusedRow, main, run_case
+from harness.command_line import EAGER, FusedRow, main, run_case
+from harness.inputs import Floor
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -50,7 +50,9 @@ def test_every_instruction_set_equals_scipy(isa: str) -> None:
 def test_cuda_kernels_compile_without_warnings_and_do_not_spill(
     record_property: Callable[[str, object], None],
 ) -> None:
-    specification = importlib.util.spec_from_file_location("ptxas", ROOT / "benchmarks/ptxas.py")
+    specification = importlib.util.spec_from_file_location(
+        "ptxas", ROOT / "benchmarks/gpu/ptxas.py"
+    )
     assert specification is not None
     assert specification.loader is not None
     ptxas = importlib.util.module_from_spec(specification)

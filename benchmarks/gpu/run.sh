@@ -2,10 +2,10 @@
 # Everything that needs a GPU, in one call well inside ten minutes: build or reuse the native library,
 # GPU tests, compute-sanitizer on small cases, benchmarks. Writes JSON to benchmarks/results/ (or $OUT).
 #
-#   benchmarks/gpu_run.sh            builds where the library is missing
-#   PYTHON=.venv/bin/python OUT=/tmp/out benchmarks/gpu_run.sh
+#   benchmarks/gpu/run.sh            builds where the library is missing
+#   PYTHON=.venv/bin/python OUT=/tmp/out benchmarks/gpu/run.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 out=${OUT:-benchmarks/results}
 mkdir -p "$out"
@@ -26,7 +26,7 @@ echo "== tests"
 echo "== compute-sanitizer"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" benchmarks/sanitize.py \
+    timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" benchmarks/gpu/sanitize.py \
       | tee "$out/sanitizer_${tool}_$gpu.txt"
   done
 else

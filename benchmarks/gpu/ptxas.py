@@ -1,6 +1,6 @@
 """Registers, shared memory and spills of every CUDA kernel, from `ptxas -v`. Needs nvcc, no GPU.
 
-python benchmarks/ptxas.py [--json FILE]
+python benchmarks/gpu/ptxas.py [--json FILE]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
 
 

@@ -1,23 +1,17 @@
-"""Interleaved timing of several providers on the same inputs, and rows as data."""
+"""Interleaved timing of several providers on the same inputs, and what the machine can do."""
 
 from __future__ import annotations
 
 import functools
-import json
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -95,25 +89,6 @@ def rows(
     return result
 
 
-def machine(device: torch.device) -> dict[str, str | int]:
-    """What the figures were measured on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = platform.processor() or platform.machine()
-        cpuinfo = Path("/proc/cpuinfo")
-        if cpuinfo.exists():
-            models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-            name = models[0].partition(":")[2].strip() if models else name
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
-    }
-
-
 @functools.cache
 def machine_rates(device: torch.device) -> tuple[float, float]:
     """Floating-point operations and bytes a second that PyTorch reaches here, in float32.
@@ -173,24 +148,3 @@ def count_launches(device: torch.device, call: Callable[[], object]) -> tuple[in
     launches = sum("Launch" in name and name.startswith("cu") for name in names)
     waits = sum(name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for name in names)
     return launches, waits - 1
-
-
-def show(result: Iterable[Row]) -> None:
-    """Print a table, one block a case."""
-    case = ""
-    for row in result:
-        if row.case != case:
-            case = row.case
-            print(f"\n{row.operation} {case} on {row.device}")
-        print(
-            f"  {row.provider:<28} {row.ms:9.3f} ms  ({row.p20:.3f} to {row.p80:.3f})"
-            f"  x{row.ratio:.2f}"
-        )
-    sys.stdout.flush()
-
-
-def write(path: Path, result: Iterable[Row], device: torch.device) -> None:
-    """Write rows and machine as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": machine(device), "rows": [asdict(row) for row in result]}
-    path.write_text(json.dumps(data, indent=1) + "\n")
