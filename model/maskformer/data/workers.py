@@ -91,6 +91,9 @@ def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[An
         # PyTorch's handler raises wherever the program happens to be, even within a save.
         _set_sigchld_handler(previous)
     workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+    if workers:  # nor may a handler that another loader of the program left speak of these
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+        iterator._worker_pids_set = False  # type: ignore[attr-defined]
     # Where an error keeps the iteration alive to the end of the program, `multiprocessing` would
     # send SIGTERM, which workers ignore, and wait for them.
     end = Finalize(None, _kill, args=(workers,), exitpriority=0)
@@ -223,7 +226,6 @@ def _abandon(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> None:
     """PyTorch's orderly end could wait for a worker that is stuck, or for locks of a dead one."""
     if workers and not iterator._shutdown:  # type: ignore[attr-defined]
         iterator._shutdown = True  # type: ignore[attr-defined]
-        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
     _kill(workers)
 
 

@@ -132,6 +132,30 @@ def test_a_reader_that_waits_for_the_rest_of_a_message_is_freed() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_handler_of_another_loader_says_nothing_of_these_workers() -> None:
+    """PyTorch's, which stays once a loader of the user's own had workers, raises anywhere."""
+    from torch.utils.data._utils import signal_handling
+
+    before = signal.getsignal(signal.SIGCHLD)
+    signal_handling._SIGCHLD_handler_set = False
+    signal_handling._set_SIGCHLD_handler()
+    try:
+        for _ in range(3):
+            with pytest.raises(WorkerError, match="SIGKILL"):
+                read(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            time.sleep(0.2)
+        batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=2))
+        next(batches)
+        worker, _ = _children()
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        signal_handling._SIGCHLD_handler_set = False
+
+
 def test_workers_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_workers, "PATIENCE_POLLS", 2)
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)

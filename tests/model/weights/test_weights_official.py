@@ -205,7 +205,7 @@ def test_half_precision_and_trained_norms(tmp_path: Path) -> None:
     model.bfloat16().save_pretrained(tmp_path / "c.pkl", format="official")
     weight = read(tmp_path / "c.pkl")["backbone.stem.conv1.weight"]
     assert weight.dtype == np.float32
-    assert torch.equal(torch.from_numpy(weight), model.backbone.body["conv1"].weight.float())
+    assert torch.equal(torch.tensor(weight), model.backbone.body["conv1"].weight.float())
 
 
 class TestMisfits:
