@@ -25,12 +25,12 @@ from mask_cases import (
     main,
     make_inputs,
     matching_floor,
+    official_criterion,
     run_case,
 )
 from torch import Tensor
 
 from mfkernels import MaskFormerCriterion
-from mfkernels.reference.criterion import criterion as official
 
 OURS = "mfkernels"
 
@@ -42,7 +42,7 @@ def eager_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Te
         for logits, mask in zip(inputs.class_logits, masks, strict=True)
     )
     outputs = {**final, "aux_outputs": aux}
-    return official(outputs, inputs.official_targets, criterion.num_classes)
+    return official_criterion(outputs, inputs.official_targets, criterion.num_classes)
 
 
 def our_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import mask_loss
-from mfkernels.reference.focal_dice import focal_dice_loss
+from mfkernels.ops.focal_dice.reference import focal_dice_loss
 
 Losses = Callable[[Inputs, Tensor], Tensor]
 

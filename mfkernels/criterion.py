@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mfkernels.assignment import (
+from mfkernels.checks import check_device, check_floating, check_focal, check_masks, check_targets
+from mfkernels.ops.assignment import (
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,
     STATUS_POSITIVE_INFINITY,
     batch_linear_assignment_with_status,
 )
-from mfkernels.class_loss import class_loss
-from mfkernels.mask_logits import check_device, check_floating, check_masks, check_targets
-from mfkernels.mask_loss import mask_loss
-from mfkernels.matching_cost import check_focal, matching_cost
+from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.mask_loss import mask_loss
+from mfkernels.ops.matching_cost import matching_cost
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY

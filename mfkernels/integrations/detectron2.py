@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from mfkernels.class_loss import class_loss
-from mfkernels.integrations import points
+from mfkernels.integrations import point_sampling as points
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -25,7 +24,8 @@ from mfkernels.integrations.matching import (
     has_hooks,
     pairs,
 )
-from mfkernels.mask_loss import mask_loss
+from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
 __all__ = ["HungarianMatcher", "SetCriterion"]

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from mfkernels import operator_checks
+from mfkernels.ops.common import operator_checks
 
 OPERATORS = {
-    "matching_cost": "matching_cost",
-    "mask_loss": "mask_loss",
-    "mask_loss_backward": "mask_loss",
-    "focal_dice": "focal_dice",
-    "focal_dice_backward": "focal_dice",
-    "sigmoid_focal_loss": "focal_dice",
-    "sigmoid_focal_loss_backward": "focal_dice",
-    "semantic_segmentation": "segmentation",
-    "panoptic_owners": "segmentation",
-    "class_loss": "class_loss",
-    "class_loss_backward": "class_loss",
+    "matching_cost": "matching_cost.triton_kernels",
+    "mask_loss": "mask_loss.triton_launch",
+    "mask_loss_backward": "mask_loss.triton_launch",
+    "focal_dice": "focal_dice.triton_kernels",
+    "focal_dice_backward": "focal_dice.triton_kernels",
+    "sigmoid_focal_loss": "focal_dice.triton_kernels",
+    "sigmoid_focal_loss_backward": "focal_dice.triton_kernels",
+    "semantic_segmentation": "segmentation.triton_kernels",
+    "panoptic_owners": "segmentation.triton_kernels",
+    "class_loss": "class_loss.triton_kernels",
+    "class_loss_backward": "class_loss.triton_kernels",
 }
 """Each operator, and the file that has a function of its name."""
 
@@ -63,6 +63,6 @@ def _problem() -> str | None:
 def _imported_on_first_call(operator: str, file: str) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         getattr(operator_checks, operator)(*arguments)
-        return getattr(importlib.import_module(f"mfkernels.triton.{file}"), operator)(*arguments)
+        return getattr(importlib.import_module(f"mfkernels.ops.{file}"), operator)(*arguments)
 
     return kernel

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.integrations import points
+from mfkernels.integrations import point_sampling as points
 from mfkernels.integrations.matching import assign, binary_targets, from_pairs, pairs
 
 COUNTS = st.lists(st.integers(0, 6), min_size=1, max_size=4)

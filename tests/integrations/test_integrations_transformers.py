@@ -24,7 +24,7 @@ from helpers import integrations_models as models  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as mask2former  # noqa: E402
 from transformers.models.maskformer import modeling_maskformer as maskformer  # noqa: E402
 
-from mfkernels.integrations import points  # noqa: E402
+from mfkernels.integrations import point_sampling as points  # noqa: E402
 from mfkernels.integrations.transformers import (  # noqa: E402
     losses,
     patch,

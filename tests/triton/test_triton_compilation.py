@@ -20,10 +20,10 @@ from helpers.triton_compiler import (
     recorded,
 )
 
+from mfkernels.ops.class_loss.triton_kernels import class_loss, class_loss_backward
+from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
+from mfkernels.ops.matching_cost.triton_kernels import matching_cost
 from mfkernels.triton import focal_dice, segmentation
-from mfkernels.triton.class_loss import class_loss, class_loss_backward
-from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
-from mfkernels.triton.matching_cost import matching_cost
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 

@@ -57,9 +57,9 @@ class Launches(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same operators as with CUDA tensors, on CPU tensors, through which autograd can run."""
-    for module in ("mfkernels.targets", "mfkernels.mask_loss"):
+    for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
         monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
-    module = import_module("mfkernels.class_loss")
+    module = import_module("mfkernels.ops.class_loss")
     monkeypatch.setattr(module, "_on_a_gpu", lambda tensor: True)
     for operation in ("class_loss", "mask_loss", "matching_cost", "assignment"):
         monkeypatch.setitem(backend._native, (operation, "cpu"), None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.integrations import points
+from mfkernels.integrations import point_sampling as points
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -19,7 +19,7 @@ from mfkernels.integrations.matching import (
     has_hooks,
     pairs,
 )
-from mfkernels.mask_loss import mask_loss
+from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
 Method = Callable[..., Any]

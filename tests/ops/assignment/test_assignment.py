@@ -18,7 +18,7 @@ from torch import Tensor
 
 import mfkernels
 from mfkernels import backend
-from mfkernels.assignment import (
+from mfkernels.ops.assignment import (
     STATUS_INFEASIBLE,
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,

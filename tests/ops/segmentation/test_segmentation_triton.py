@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfkernels.reference.segmentation import crop, resize, semantic_scores
-from mfkernels.triton import segmentation as kernels
+from mfkernels.ops.segmentation import triton_kernels as kernels
+from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
 
 Size = tuple[int, int]
 

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import (
+from mfkernels import backend
+from mfkernels.checks import (
     check_device,
     check_floating,
+    check_focal,
     check_tensor,
     native_problem,
     result_dtype,
 )
-from mfkernels.matching_cost import check_focal
-from mfkernels.reference import focal_dice as reference
-from mfkernels.reference.mask_logits import at_least_float32
-from mfkernels.reference.sample_points import sample_points
+from mfkernels.ops.common import operator_checks
+from mfkernels.ops.focal_dice import reference
+from mfkernels.ops.mask_logits.reference import at_least_float32
+from mfkernels.ops.sample_points.reference import sample_points
 
 
 def sigmoid_focal_loss(

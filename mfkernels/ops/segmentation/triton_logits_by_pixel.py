@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
-from mfkernels.triton.device import neighbours, sigmoid
 from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.math import neighbours, sigmoid
 from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride, with_flat_pixels
 
 CHUNK = 32

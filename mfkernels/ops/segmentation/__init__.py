@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import (
+from mfkernels import backend
+from mfkernels.checks import (
     Masks,
     check_device,
     check_floating,
@@ -17,8 +17,9 @@ from mfkernels.mask_logits import (
     native_problem,
     result_dtype,
 )
-from mfkernels.reference import segmentation as reference
-from mfkernels.reference.mask_logits import logits_of_image
+from mfkernels.ops.common import operator_checks
+from mfkernels.ops.mask_logits.reference import logits_of_image
+from mfkernels.ops.segmentation import reference
 
 Size = tuple[int, int]
 """Height, width in pixels."""

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
-from mfkernels.triton.device import exp_of_negative, reciprocal, sigmoid_both
 from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.math import exp_of_negative, reciprocal, sigmoid_both
 from mfkernels.triton.tensors import check_floats, focal_weights
 
 ELEMENTS_OF_A_PROGRAM = 8192

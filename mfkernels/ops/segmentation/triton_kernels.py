@@ -18,10 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mfkernels.ops.segmentation.triton_logits_by_pixel import (
+    CHUNK,
+    columns_of,
+    logits_by_pixel,
+    mask_values,
+)
 from mfkernels.triton import launcher
-from mfkernels.triton.device import if_also
 from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.queries import CHUNK, columns_of, logits_by_pixel, mask_values
+from mfkernels.triton.math import if_also
 from mfkernels.triton.tensors import check_floats
 
 TILE_HEIGHT, TILE_WIDTH = 8, 8

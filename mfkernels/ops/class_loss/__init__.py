@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import native_problem
-from mfkernels.reference import class_loss as reference
+from mfkernels import backend
+from mfkernels.checks import native_problem
+from mfkernels.ops.class_loss import reference
+from mfkernels.ops.common import operator_checks
 from mfkernels.targets import SegmentTargets
 
 

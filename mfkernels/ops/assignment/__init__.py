@@ -11,14 +11,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.reference import assignment as reference
-from mfkernels.reference.assignment import (
+from mfkernels import backend
+from mfkernels.ops.assignment import reference
+from mfkernels.ops.assignment.reference import (
     STATUS_INFEASIBLE,
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,
     STATUS_POSITIVE_INFINITY,
 )
+from mfkernels.ops.common import operator_checks
 
 __all__ = [
     "STATUS_INFEASIBLE",

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mfkernels.triton.device import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
-from mfkernels.triton.mask_loss_rows import matched_rows
+from mfkernels.ops.mask_loss.triton_rows import matched_rows
+from mfkernels.triton.math import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
 
 
 @triton.jit

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import (
+from mfkernels import backend
+from mfkernels.checks import (
     check_device,
     check_floating,
+    check_focal,
     check_masks,
     check_targets,
     native_problem,
     result_dtype,
 )
-from mfkernels.reference import matching_cost as reference
+from mfkernels.ops.common import operator_checks
+from mfkernels.ops.matching_cost import reference
 from mfkernels.targets import SegmentTargets
 
 
@@ -89,16 +89,6 @@ def matching_cost(
         else:
             cost = reference.matching_cost(logits, masks.embed, masks.features, targets, *options)
     return cost if masks.had_layers else cost[0]
-
-
-def check_focal(alpha: float, gamma: float) -> None:
-    if not gamma >= 0:
-        raise ValueError(f"gamma must be at least 0, got {gamma}")
-    if not alpha <= 1:
-        raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
-    for name, value in (("alpha", alpha), ("gamma", gamma)):
-        if abs(value) == math.inf:
-            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _fake(

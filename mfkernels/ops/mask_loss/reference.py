@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.reference.focal_dice import focal_dice_loss
-from mfkernels.reference.mask_logits import at_least_float32, logits_of_image
+from mfkernels.ops.focal_dice.reference import focal_dice_loss
+from mfkernels.ops.mask_logits.reference import at_least_float32, logits_of_image
 from mfkernels.targets import SegmentTargets
 
 PIXELS_AT_ONCE = 1 << 20

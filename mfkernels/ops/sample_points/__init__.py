@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import check_device, check_floating
-from mfkernels.reference import sample_points as reference
+from mfkernels import backend
+from mfkernels.checks import check_device, check_floating
+from mfkernels.ops.common import operator_checks
+from mfkernels.ops.sample_points import reference
 
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:

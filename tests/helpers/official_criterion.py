@@ -1,7 +1,7 @@
 """The criterion as the official code computes it: dense logits, SciPy on the host, full-size masks.
 
-The other files of this folder replace its parts one by one; tests and benchmarks compare against
-this whole.
+The operations of mfkernels replace its parts one by one; tests and benchmarks compare against this
+whole.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.reference.focal_dice import focal_dice_loss
-from mfkernels.reference.matching_cost import dice_cost, focal_cost
+from mfkernels.ops.focal_dice.reference import focal_dice_loss
+from mfkernels.ops.matching_cost.reference import dice_cost, focal_cost
 
 
 def criterion(

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.focal_dice import focal_dice_loss
+from mfkernels.checks import result_dtype
 from mfkernels.integrations.matching import Pair
-from mfkernels.mask_logits import result_dtype
-from mfkernels.reference import sample_points as reference
-from mfkernels.sample_points import sample_points
+from mfkernels.ops.focal_dice import focal_dice_loss
+from mfkernels.ops.sample_points import reference, sample_points
 
 
 class Sampling(NamedTuple):

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels import backend, operator_checks
-from mfkernels.mask_logits import (
+from mfkernels import backend
+from mfkernels.checks import (
     check_device,
+    check_focal,
     check_masks,
     check_targets,
     native_problem,
     result_dtype,
 )
-from mfkernels.matching_cost import check_focal
-from mfkernels.reference import mask_loss as reference
+from mfkernels.ops.common import operator_checks
+from mfkernels.ops.mask_loss import reference
 from mfkernels.targets import SegmentTargets, holds_values
 
 

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
-from mfkernels.triton.device import power_of_sigmoid, segments_of_image, sigmoid_both, split
 from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.math import power_of_sigmoid, segments_of_image, sigmoid_both, split
 from mfkernels.triton.tensors import (
     HALVES,
     check_floats,

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
-from mfkernels.triton.device import segments_of_image
 from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.math import segments_of_image
 from mfkernels.triton.tensors import check_floats
 
 QUERIES_OF_A_PROGRAM = 4

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.triton import launcher
-from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.mask_loss_pixels import loss_kernel, slopes_kernel, totals_kernel
-from mfkernels.triton.mask_loss_rows import (
+from mfkernels.ops.mask_loss.triton_pixels import loss_kernel, slopes_kernel, totals_kernel
+from mfkernels.ops.mask_loss.triton_rows import (
     embed_kernel,
     embed_sum_kernel,
     features_kernel,
     logits_kernel,
     scatter_kernel,
 )
+from mfkernels.triton import launcher
+from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import (
     HALVES,
     check_floats,
