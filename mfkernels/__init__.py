@@ -1,7 +1,8 @@
 """Kernels for mask-classification models: the public names."""
 
-from mfkernels.backend import explain, use_backend
+from mfkernels.backend import use_backend
 from mfkernels.criterion import MaskFormerCriterion
+from mfkernels.explanation import explain
 from mfkernels.ops.assignment import (
     assignment_to_indices,
     batch_linear_assignment,

@@ -1,19 +1,51 @@
-"""What every operation on masks asks of its arguments, and what they become."""
+"""What operations ask of the arguments that a caller gives, and what predictions become."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfkernels.ops.common import operator_checks
 from mfkernels.targets import SegmentTargets
 
+_HARMLESS_BYTES = 1 << 28
+_REPEATS = 64
 
-class Masks(NamedTuple):
-    """Checked masks with a layer axis: factors, or dense logits without pixel features."""
+
+def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) -> bool:
+    """Whether a view repeats its memory so often that a copy would take far more memory.
+
+    Strides are in elements.
+    """
+    elements = math.prod(sizes)
+    if elements * item_size <= _HARMLESS_BYTES:
+        return False
+    reach = 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
+    return elements // _REPEATS > reach
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Refuse a view that takes far more memory to work on than it has, such as an expanded one."""
+    if torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_contiguous():
+        return
+    if is_inflated(tensor.shape, tensor.stride(), tensor.element_size()):
+        raise ValueError(
+            f"{name} is a view that repeats a little memory too often to be worked on, got "
+            f"{list(tensor.shape)}; give it memory of its own with contiguous() if it is meant"
+        )
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    # The dispatcher lets None pass as an undefined tensor.
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+class MaskPredictions(NamedTuple):
+    """Checked predictions with a layer axis: factors, or dense logits without pixel features."""
 
     embed: Tensor
     """`[L, B, Q, C]` embeddings, or `[L, B, Q, h, w]` logits."""
@@ -23,7 +55,7 @@ class Masks(NamedTuple):
     """Whether the caller gave the layer axis."""
 
 
-def check_masks(mask_embed: Tensor, pixel_features: Tensor | None) -> Masks:
+def check_predictions(mask_embed: Tensor, pixel_features: Tensor | None) -> MaskPredictions:
     """Check the two factors (or dense logits and None) and add the layer axis where it is missing.
 
     Raises:
@@ -64,23 +96,23 @@ def check_masks(mask_embed: Tensor, pixel_features: Tensor | None) -> Masks:
         raise ValueError(
             f"expected at least one query and one pixel, got mask_embed {shape}{given}"
         )
-    return Masks(mask_embed if had_layers else mask_embed[None], pixel_features, had_layers)
+    layered = mask_embed if had_layers else mask_embed[None]
+    return MaskPredictions(layered, pixel_features, had_layers)
 
 
-def check_targets(targets: SegmentTargets, masks: Masks) -> None:
+def check_targets(targets: SegmentTargets, predictions: MaskPredictions) -> None:
     if not isinstance(targets, SegmentTargets):
         raise TypeError(f"targets must be SegmentTargets, got {type(targets).__name__}")
-    if targets.batch_size != masks.embed.shape[1]:
-        raise ValueError(
-            f"targets hold {targets.batch_size} images, but the predictions {masks.embed.shape[1]}"
-        )
-    check_device("targets", targets.labels, masks.embed.device)
+    images = predictions.embed.shape[1]
+    if targets.batch_size != images:
+        raise ValueError(f"targets hold {targets.batch_size} images, but the predictions {images}")
+    check_device("targets", targets.labels, predictions.embed.device)
     if 0 in targets.size:
         raise ValueError(f"targets must have at least one pixel, got size {targets.size}")
     for name in ("label_map", "masks"):
         segments = getattr(targets, name)
         if segments is not None:
-            operator_checks.check_memory(name, segments)
+            check_memory(name, segments)
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -104,12 +136,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
-    operator_checks.check_memory(name, tensor)
-
-
-def check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    check_memory(name, tensor)
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:

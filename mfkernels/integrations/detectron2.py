@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from mfkernels.integrations import point_sampling as points
+from mfkernels.distributed import mean_num_masks
+from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -103,7 +104,7 @@ class HungarianMatcher(nn.Module):
         labels, masks = _split(targets)
         if self.num_points:
             costs = [
-                points.matching_cost(
+                point_sampling.point_matching_cost(
                     each["pred_logits"],
                     each["pred_masks"],
                     masks,
@@ -191,7 +192,7 @@ class SetCriterion(nn.Module):
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
         segments = SegmentTargets.from_masks(masks, labels)
-        number = _num_masks(segments)
+        number = mean_num_masks(segments)
         if self.num_points:
             # Matching and loss of each layer in turn, as the random numbers are drawn.
             found = [self._layers([each], targets, segments, number)[0] for each in layers]
@@ -253,20 +254,12 @@ class SetCriterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if not self.num_points:
             return mask_loss(mask_logits, None, segments, matched, num_masks=1.0)
-        sampling = points.Sampling(
+        sampling = point_sampling.Sampling(
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
         masks = [segments.dense_masks(image) for image in range(segments.batch_size)]
-        return points.mask_losses(mask_logits, masks, indices, sampling, unique=True)
+        return point_sampling.mask_losses(mask_logits, masks, indices, sampling, unique=True)
 
 
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
     return [target["labels"] for target in targets], [target["masks"] for target in targets]
-
-
-def _num_masks(segments: SegmentTargets) -> Tensor:
-    number = torch.full((), float(segments.num_segments), device=segments.device)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(number)
-        number /= distributed.get_world_size()
-    return number.clamp(min=1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mfkernels.checks import result_dtype
 from mfkernels.integrations.matching import Pair
+from mfkernels.ops.common.registration import differentiable_once
 from mfkernels.ops.focal_dice import focal_dice_loss
 from mfkernels.ops.sample_points import reference, sample_points
 
@@ -37,7 +38,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def matching_cost(
+def point_matching_cost(
     class_logits: Tensor,
     mask_logits: Tensor,
     masks: Sequence[Tensor],
@@ -152,9 +153,8 @@ class _Losses(torch.autograd.Function):
         return _losses(logits[index], points, targets)
 
     @staticmethod
+    @differentiable_once("mask_losses")
     def backward(ctx: Any, by_mask: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("mask_losses can be differentiated only once (create_graph=True)")
         logits, index, points, targets = ctx.saved_tensors
         rows = logits[index].requires_grad_()
         with torch.enable_grad():

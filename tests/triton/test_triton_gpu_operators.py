@@ -18,7 +18,7 @@ from mfkernels import (
     sigmoid_focal_loss,
     use_backend,
 )
-from mfkernels.triton.registration import OPERATORS
+from mfkernels.ops.common.registration import SERVED_BY_TRITON
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,7 +75,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if "backward" not in name])
+@pytest.mark.parametrize("name", [name for name in SERVED_BY_TRITON if "backward" not in name])
 def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.mfkernels, name).default, calls()[name])
 

@@ -11,8 +11,7 @@ import torch
 from helpers.strategies import Case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mfkernels import SegmentTargets, backend, mask_loss, matching_cost, use_backend
-from mfkernels.triton import registration
+from mfkernels import SegmentTargets, backend, mask_loss, matching_cost, native, use_backend
 
 needs_registration = pytest.mark.skipif(
     backend.part("triton").problem is not None, reason=str(backend.part("triton").problem)
@@ -57,14 +56,16 @@ def test_float64_on_a_gpu_is_left_to_the_reference() -> None:
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = native.Part("cpu", None, "not compiled")
+    if native.parts["triton"].problem is None:
+        assert native.triton_problem(cpu) == "needs the cpu library: not compiled"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     if torch.version.cuda is not None:
-        assert registration.register() == "Triton is not installed"
+        assert native.triton_problem(cpu) == "Triton is not installed"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert registration.register() == "PyTorch is built without CUDA"
-    problem = backend.Part("triton", None, registration.register())
-    monkeypatch.setitem(backend._parts, "triton", problem)
-    monkeypatch.setattr(backend, "_has_kernel", lambda name, key: False)
+    assert native.triton_problem(cpu) == "PyTorch is built without CUDA"
+    problem = native.Part("triton", None, native.triton_problem(cpu))
+    monkeypatch.setitem(native.parts, "triton", problem)
     assert backend.why_not_native("mask_loss", "cuda") == (
         "the Triton kernels cannot be used: PyTorch is built without CUDA"
     )

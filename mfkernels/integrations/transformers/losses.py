@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.integrations import point_sampling as points
+from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -68,7 +68,7 @@ def point_matcher(original: Method) -> Method:
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
     ) -> list[Pair]:
-        cost = points.matching_cost(
+        cost = point_sampling.point_matching_cost(
             class_queries_logits,
             masks_queries_logits,
             mask_labels,
@@ -149,10 +149,10 @@ def point_losses(original: Method) -> Method:
                 self, masks_queries_logits, mask_labels, indices, num_masks
             )
             return theirs
-        sampling = points.Sampling(
+        sampling = point_sampling.Sampling(
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
-        loss_mask, loss_dice = points.mask_losses(
+        loss_mask, loss_dice = point_sampling.mask_losses(
             masks_queries_logits,
             mask_labels,
             indices,

@@ -11,15 +11,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mfkernels import backend
+from mfkernels import backend, native
+from mfkernels.checks import check_memory, is_inflated
 from mfkernels.ops.assignment import reference
+from mfkernels.ops.assignment.operator import assignment_reference
 from mfkernels.ops.assignment.reference import (
     STATUS_INFEASIBLE,
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,
     STATUS_POSITIVE_INFINITY,
 )
-from mfkernels.ops.common import operator_checks
+from mfkernels.ops.common.arguments import MOST_ROWS
 
 __all__ = [
     "STATUS_INFEASIBLE",
@@ -65,8 +67,7 @@ def linear_sum_assignment(
         cost = cost.astype(np.float64, casting="safe")
     if not cost.flags.aligned or any(stride % cost.itemsize for stride in cost.strides):
         cost = np.ascontiguousarray(cost)
-    module = backend.numpy_module
-    problem = None if module is not None else backend.part("numpy").problem
+    module, problem = native.numpy_module, native.parts["numpy"].problem
     if backend.select("assignment", _CPU, problem) == "native" and module is not None:
         rows, columns = module.linear_sum_assignment(cost, bool(maximize))
         return rows, columns
@@ -83,11 +84,10 @@ def linear_sum_assignment(
 
 def _check_extent(cost: NDArray[Any]) -> None:
     """Refuse a matrix whose indices or working memory would not fit."""
-    most = operator_checks.MOST_ROWS
-    if max(cost.shape) > most:
-        raise ValueError(f"expected at most {most} rows and columns, got shape {cost.shape}")
+    if max(cost.shape) > MOST_ROWS:
+        raise ValueError(f"expected at most {MOST_ROWS} rows and columns, got shape {cost.shape}")
     strides = [stride // max(cost.itemsize, 1) for stride in cost.strides]
-    if operator_checks.is_inflated(cost.shape, strides, cost.itemsize):
+    if is_inflated(cost.shape, strides, cost.itemsize):
         raise ValueError(
             "expected a matrix with memory of its own, got a view of shape "
             f"{cost.shape} that repeats a little memory too often; copy it if it is meant"
@@ -149,7 +149,7 @@ def batch_linear_assignment_with_status(
     maximize: bool = False,
     strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`batch_linear_assignment` with a word a problem about what was found in its costs.
+    """`batch_linear_assignment` with the status of each problem: what was found in its costs.
 
     Returns:
         The assignment `[..., R]` int64, and the status `[...]` int32: the sum of `STATUS_NAN`,
@@ -161,7 +161,7 @@ def batch_linear_assignment_with_status(
         raise TypeError(f"cost must be a real tensor, got {kind}")
     if cost.dim() < 2:
         raise ValueError(f"cost must be [..., R, C], got shape {tuple(cost.shape)}")
-    operator_checks.check_memory("cost", cost)
+    check_memory("cost", cost)
     leading, (rows, columns) = cost.shape[:-2], cost.shape[-2:]
     matrices = cost.detach()
     if matrices.dtype not in _FLOATS:
@@ -177,7 +177,7 @@ def batch_linear_assignment_with_status(
     if backend.select("assignment", cost.device) == "native":
         assignment, status = torch.ops.mfkernels.assignment(*arguments, bool(strict))
     else:
-        assignment, status = _reference_operator(*arguments)
+        assignment, status = assignment_reference(*arguments)
     return assignment.reshape(*leading, rows), status.reshape(leading)
 
 
@@ -214,8 +214,8 @@ def assignment_to_indices(
         assignment: `[..., R]` int64, from `batch_linear_assignment`.
 
     Returns:
-        For `[R]` one pair of int64 tensors; otherwise a list of pairs, one a problem in row-major
-        order of the leading dimensions.
+        For `[R]` one pair of int64 tensors; otherwise a list with one pair per problem, in the
+        row-major order of the leading dimensions.
     """
     if assignment.dim() == 0:
         raise ValueError("assignment must be [..., R], got a 0-dim tensor")
@@ -228,41 +228,3 @@ def assignment_to_indices(
         for row_columns in flat
         for rows in [(row_columns >= 0).nonzero().flatten()]
     ]
-
-
-_SCHEMA = "(Tensor cost, Tensor? row_counts, Tensor? col_counts, bool maximize) -> (Tensor, Tensor)"
-
-
-# An opaque operator, so that a compiled graph can hold the fallback too.
-@torch.library.custom_op("mfkernels::assignment_reference", mutates_args=(), schema=_SCHEMA)
-def _reference_operator(
-    cost: Tensor, row_counts: Tensor | None, col_counts: Tensor | None, maximize: bool
-) -> tuple[Tensor, Tensor]:
-    operator_checks.assignment(cost, row_counts, col_counts, maximize)
-    operator_checks.check_memory("cost", cost)
-    return reference.linear_assignment(cost, row_counts, col_counts, maximize)
-
-
-@_reference_operator.register_fake
-def _fake_reference(
-    cost: Tensor, row_counts: Tensor | None, col_counts: Tensor | None, maximize: bool
-) -> tuple[Tensor, Tensor]:
-    operator_checks.assignment(cost, row_counts, col_counts, maximize)
-    batch, rows, _ = cost.shape
-    return cost.new_empty((batch, rows), dtype=torch.int64), cost.new_empty(
-        (batch,), dtype=torch.int32
-    )
-
-
-def _fake(
-    cost: Tensor,
-    row_counts: Tensor | None,
-    col_counts: Tensor | None,
-    maximize: bool,
-    strict: bool,
-) -> tuple[Tensor, Tensor]:
-    return _fake_reference(cost, row_counts, col_counts, maximize)
-
-
-if hasattr(torch.ops.mfkernels, "assignment"):
-    torch.library.register_fake("mfkernels::assignment", _fake)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.ops.mask_logits.reference import at_least_float32
+from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.targets import SegmentTargets
 
 

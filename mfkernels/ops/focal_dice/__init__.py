@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+import mfkernels.ops.focal_dice.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import (
     check_device,
     check_floating,
     check_focal,
+    check_memory,
     check_tensor,
     native_problem,
     result_dtype,
 )
-from mfkernels.ops.common import operator_checks
+from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
-from mfkernels.ops.mask_logits.reference import at_least_float32
-from mfkernels.ops.sample_points.reference import sample_points
 
 
 def sigmoid_focal_loss(
@@ -53,7 +50,7 @@ def sigmoid_focal_loss(
             loss = _focal_and_dice(logits.reshape(1, -1), targets.reshape(1, -1), alpha, gamma)[0]
             loss = loss.sum() if reduction == "mean" else loss.sum() * logits.numel()
         else:
-            loss = _each_focal(logits, targets, alpha, gamma)
+            loss = _focal_of_elements(logits, targets, alpha, gamma)
             if reduction != "none":  # of nothing
                 loss = loss.mean() if reduction == "mean" else loss.sum()
     return loss.to(logits.dtype)
@@ -105,7 +102,7 @@ def focal_dice_loss(
     _check_pair(logits, targets, alpha, gamma)
     if logits.ndim < 2 or 0 in logits.shape[1:]:
         raise ValueError(
-            f"logits must be [M, ...] with at least one element a mask, got {list(logits.shape)}"
+            f"logits must be [M, ...] with at least one element per mask, got {list(logits.shape)}"
         )
     with torch.autocast(logits.device.type, enabled=False):
         focal, dice = _focal_and_dice(logits.flatten(1), targets.flatten(1), alpha, gamma)
@@ -147,7 +144,7 @@ def point_loss(
     for name, images in (("logits", logits), ("targets", targets)):
         if images.ndim != 3 or 0 in images.shape[1:]:
             raise ValueError(f"{name} must be [M, height, width], got {list(images.shape)}")
-        operator_checks.check_memory(name, images)
+        check_memory(name, images)
     masks = logits.shape[0]
     if len(targets) != masks:
         raise ValueError(f"targets must hold {masks} masks like logits, got {len(targets)}")
@@ -160,26 +157,24 @@ def point_loss(
     check_focal(alpha, gamma)
     with torch.autocast(logits.device.type, enabled=False):
         targets, points = targets.detach(), points.detach().to(result_dtype(logits))
-        chosen = backend.select("focal_dice", logits.device, native_problem(logits))
-        if chosen == "native" and not logits.is_cuda:
+        if backend.select("point_loss", logits.device) == "native":
             focal, dice, _ = torch.ops.mfkernels.point_loss(
-                logits, _values(targets, logits), points, alpha, gamma
+                logits, _readable(targets, logits), points, alpha, gamma
             )
         else:
-            x = sample_points(at_least_float32(logits), points)
-            y = sample_points(targets.to(x.dtype), points)
-            focal, dice = _focal_and_dice(x, y, alpha, gamma)
+            values = reference.sample_pair(logits, targets, points)
+            focal, dice = _focal_and_dice(*values, alpha, gamma)
         return _summed(focal, dice, num_masks)
 
 
-def _each_focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
     if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
-        values = _values(targets, logits)
+        values = _readable(targets, logits)
         losses: Tensor = torch.ops.mfkernels.sigmoid_focal_loss(logits, values, alpha, gamma)
         return losses
-    wide = at_least_float32(logits)
-    return reference.sigmoid_focal_loss(wide, targets.to(wide.dtype), alpha, gamma)
+    precise = at_least_float32(logits)
+    return reference.sigmoid_focal_loss(precise, targets.to(precise.dtype), alpha, gamma)
 
 
 def _focal_and_dice(
@@ -187,11 +182,11 @@ def _focal_and_dice(
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]` from `[M, P]`, P > 0."""
     if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
-        values = _values(targets, logits)
+        values = _readable(targets, logits)
         focal, dice, _ = torch.ops.mfkernels.focal_dice(logits, values, alpha, gamma)
         return focal, dice
-    wide = at_least_float32(logits)
-    return reference.focal_dice_loss(wide, targets.to(wide.dtype), alpha, gamma)
+    precise = at_least_float32(logits)
+    return reference.focal_dice_loss(precise, targets.to(precise.dtype), alpha, gamma)
 
 
 def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -206,7 +201,7 @@ def _problem(logits: Tensor, targets: Tensor) -> str | None:
     return native_problem(logits)
 
 
-def _values(targets: Tensor, logits: Tensor) -> Tensor:
+def _readable(targets: Tensor, logits: Tensor) -> Tensor:
     """Targets in a dtype that the kernels read."""
     if targets.dtype in (torch.bool, torch.float32, torch.bfloat16, torch.float16):
         return targets
@@ -223,95 +218,3 @@ def _check_pair(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> 
         )
     check_device("targets", targets, logits.device)
     check_focal(alpha, gamma)
-
-
-def _fake_of(name: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    check = getattr(operator_checks, name)
-
-    def fake(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        check(logits, *others)
-        rows, dtype = logits.shape[0], result_dtype(logits)
-        focal, dice = (logits.new_empty(rows, dtype=dtype) for _ in range(2))
-        return focal, dice, logits.new_empty((rows, 3), dtype=dtype)
-
-    return fake
-
-
-def _fake_backward_of(name: str) -> Callable[..., Tensor]:
-    check = getattr(operator_checks, f"{name}_backward")
-
-    def fake(
-        grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, logits: Tensor, *others: Any
-    ) -> Tensor:
-        check(grad_focal, grad_dice, sums, logits, *others)
-        return logits.new_empty(logits.shape)
-
-    return fake
-
-
-def _fake_each(logits: Tensor, *others: Any) -> Tensor:
-    operator_checks.sigmoid_focal_loss(logits, *others)
-    return logits.new_empty(logits.shape)
-
-
-def _fake_each_backward(grad_losses: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    operator_checks.sigmoid_focal_loss_backward(grad_losses, logits, *others)
-    return logits.new_empty(logits.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.alpha, ctx.gamma = inputs
-    ctx.save_for_backward(output[2], *tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _setup_context_each(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.alpha, ctx.gamma = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _once(name: str) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{name} can be differentiated only once (create_graph=True)")
-
-
-def _backward_of(name: str) -> Callable[..., tuple[Any, ...]]:
-    def backward(
-        ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _: Tensor | None
-    ) -> tuple[Any, ...]:
-        _once(name)
-        sums, *tensors = ctx.saved_tensors
-        zeros = torch.zeros_like(sums[:, 0])
-        grad_logits = getattr(torch.ops.mfkernels, f"{name}_backward")(
-            zeros if grad_focal is None else grad_focal,
-            zeros if grad_dice is None else grad_dice,
-            sums,
-            *tensors,
-            ctx.alpha,
-            ctx.gamma,
-        )
-        return (grad_logits, *[None] * (len(tensors) + 1))
-
-    return backward
-
-
-def _backward_each(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    _once("sigmoid_focal_loss")
-    grad_logits = torch.ops.mfkernels.sigmoid_focal_loss_backward(
-        grad_losses, *ctx.saved_tensors, ctx.alpha, ctx.gamma
-    )
-    return grad_logits, None, None, None
-
-
-if hasattr(torch.ops.mfkernels, "focal_dice"):
-    for _name in ("focal_dice", "point_loss"):
-        torch.library.register_fake(f"mfkernels::{_name}", _fake_of(_name))
-        torch.library.register_fake(f"mfkernels::{_name}_backward", _fake_backward_of(_name))
-        torch.library.register_autograd(
-            f"mfkernels::{_name}", _backward_of(_name), setup_context=_setup_context
-        )
-    torch.library.register_fake("mfkernels::sigmoid_focal_loss", _fake_each)
-    torch.library.register_fake("mfkernels::sigmoid_focal_loss_backward", _fake_each_backward)
-    torch.library.register_autograd(
-        "mfkernels::sigmoid_focal_loss", _backward_each, setup_context=_setup_context_each
-    )

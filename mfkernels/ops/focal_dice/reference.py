@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.ops.common.logits import at_least_float32
+from mfkernels.ops.sample_points.reference import sample_points
+
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
@@ -35,3 +38,9 @@ def focal_dice_loss(
     """`[M]` and `[M]`: focal loss (mean over `P`) and dice loss of each row of `[M, P]`."""
     focal = sigmoid_focal_loss(logits, targets, alpha, gamma).mean(1)
     return focal, dice_loss(logits, targets)
+
+
+def sample_pair(logits: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """`[M, P]` and `[M, P]`: logits, at least float32, and targets at `points [M, P, 2]`."""
+    sampled = sample_points(at_least_float32(logits), points)
+    return sampled, sample_points(targets.to(sampled.dtype), points)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.ops.common.logits import at_least_float32, logits_of_image
+from mfkernels.ops.common.registration import differentiable_once
 from mfkernels.ops.focal_dice.reference import focal_dice_loss
-from mfkernels.ops.mask_logits.reference import at_least_float32, logits_of_image
 from mfkernels.targets import SegmentTargets
 
 PIXELS_AT_ONCE = 1 << 20
@@ -54,9 +55,8 @@ class _UpsampledLosses(torch.autograd.Function):
         return focal, dice
 
     @staticmethod
+    @differentiable_once("mask_loss")
     def backward(ctx: Any, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("mask_loss can be differentiated only once (create_graph=True)")
         focal_slope, dice_slope = ctx.saved_tensors
         gradient = by_focal[:, None, None] * focal_slope + by_dice[:, None, None] * dice_slope
         return gradient, None, None, None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.ops.mask_logits.reference import at_least_float32, logits_of_image
+from mfkernels.ops.common.logits import at_least_float32, logits_of_image
 from mfkernels.targets import SegmentTargets
 
 

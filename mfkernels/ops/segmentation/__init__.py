@@ -8,17 +8,17 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+import mfkernels.ops.segmentation.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import (
-    Masks,
+    MaskPredictions,
     check_device,
     check_floating,
-    check_masks,
+    check_predictions,
     native_problem,
     result_dtype,
 )
-from mfkernels.ops.common import operator_checks
-from mfkernels.ops.mask_logits.reference import logits_of_image
+from mfkernels.ops.common.logits import logits_of_image
 from mfkernels.ops.segmentation import reference
 
 Size = tuple[int, int]
@@ -74,20 +74,20 @@ class _View(NamedTuple):
     """A checked view."""
 
     class_logits: Tensor
-    masks: Masks
+    predictions: MaskPredictions
     sizes: _Sizes
     flipped: bool
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.class_logits, self.masks.embed, self.masks.features
+        return self.class_logits, self.predictions.embed, self.predictions.features
 
     def logits(self, image: int) -> Tensor:
         """`[Q, h, w]`, at least float32."""
-        return logits_of_image(self.masks.embed[0, image], self.features(image))
+        return logits_of_image(self.predictions.embed[0, image], self.features(image))
 
     def features(self, image: int) -> Tensor | None:
-        return None if self.masks.features is None else self.masks.features[image]
+        return None if self.predictions.features is None else self.predictions.features[image]
 
     def geometry(self, image: int) -> list[int]:
         """As the operators take it."""
@@ -234,7 +234,7 @@ def _semantic(
                 features = [view.features(image) for view in checked]
                 image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
                     [chances[image] for chances in probability],
-                    [view.masks.embed[0, image] for view in checked],
+                    [view.predictions.embed[0, image] for view in checked],
                     [x for x in features if x is not None],
                     [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
                     *result_size,
@@ -339,7 +339,7 @@ def panoptic_segmentation(
                 kept = (labels != class_logits.shape[-1] - 1) & (scores > object_mask_threshold)
                 owners, counts = torch.ops.mfkernels.panoptic_owners(
                     torch.where(kept, scores, -1),
-                    view.masks.embed[0, image],
+                    view.predictions.embed[0, image],
                     view.features(image),
                     view.geometry(image),
                     *result_size,
@@ -458,7 +458,7 @@ def _instance_masks(view: _View, image: int, queries: Tensor) -> tuple[Tensor, T
     at_a_time = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
     for start in range(0, len(queries), at_a_time):
         some = slice(start, start + at_a_time)
-        rows = view.masks.embed[0, image, queries[some]]
+        rows = view.predictions.embed[0, image, queries[some]]
         logits = logits_of_image(rows, view.features(image))
         logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
         inside = torch.gt(logits, 0, out=masks[some])
@@ -495,7 +495,7 @@ def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
                 "views must agree in images and classes: class_logits of the first are "
                 f"{list(first.class_logits.shape)}, of view {index} {list(view.class_logits.shape)}"
             )
-        if (view.masks.features is None) != (first.masks.features is None):
+        if (view.predictions.features is None) != (first.predictions.features is None):
             raise ValueError("either all views must have pixel_features or none")
     return checked
 
@@ -503,8 +503,8 @@ def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
 def _check_view(view: SegmentationView, size: Sizes) -> _View:
     if not isinstance(view, SegmentationView):
         raise TypeError(f"views must hold SegmentationView, got {type(view).__name__}")
-    masks = check_masks(view.mask_embed, view.pixel_features)
-    if masks.had_layers:
+    predictions = check_predictions(view.mask_embed, view.pixel_features)
+    if predictions.had_layers:
         raise ValueError(
             "inference takes the final layer only, without a layer axis; "
             f"got mask_embed {list(view.mask_embed.shape)}"
@@ -522,8 +522,8 @@ def _check_view(view: SegmentationView, size: Sizes) -> _View:
             f"class_logits must be [{images}, {queries}, K+1] to fit the masks, "
             f"got {list(class_logits.shape)}"
         )
-    sizes = _check_sizes(masks, size, view.input_size, view.image_sizes)
-    return _View(class_logits, masks, sizes, view.flipped)
+    sizes = _check_sizes(predictions, size, view.input_size, view.image_sizes)
+    return _View(class_logits, predictions, sizes, view.flipped)
 
 
 def _check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
@@ -534,13 +534,18 @@ def _check_things(thing_classes: Collection[int], classes: int) -> frozenset[int
 
 
 def _check_sizes(
-    masks: Masks, size: Sizes, input_size: Size | None, image_sizes: Sequence[Size] | None
+    predictions: MaskPredictions,
+    size: Sizes,
+    input_size: Size | None,
+    image_sizes: Sequence[Size] | None,
 ) -> _Sizes:
-    batch = masks.embed.shape[1]
+    batch = predictions.embed.shape[1]
     one = _as_size(size)
     results = [one] * batch if one is not None else _size_list("size", size, batch)
     if input_size is None:
-        height, width = (masks.embed if masks.features is None else masks.features).shape[-2:]
+        height, width = (
+            predictions.embed if predictions.features is None else predictions.features
+        ).shape[-2:]
         padded = one or (4 * height, 4 * width)
     else:
         padded = _size_list("input_size", [input_size], 1)[0]
@@ -571,50 +576,3 @@ def _as_size(size: Any) -> Size | None:
     except (TypeError, ValueError):
         return None
     return (height, width) if height > 0 and width > 0 else None
-
-
-def _fake_semantic(
-    probability: list[Tensor],
-    mask_embed: list[Tensor],
-    pixel_features: list[Tensor],
-    geometry: list[int],
-    height: int,
-    width: int,
-    resize_logits: bool,
-    return_scores: bool,
-) -> tuple[Tensor, Tensor]:
-    operator_checks.semantic_segmentation(
-        probability,
-        mask_embed,
-        pixel_features,
-        geometry,
-        height,
-        width,
-        resize_logits,
-        return_scores,
-    )
-    dtype = result_dtype(*probability, *mask_embed, *pixel_features)
-    shape = (probability[0].shape[1], height, width) if return_scores else (0,)
-    labels = probability[0].new_empty((height, width), dtype=torch.int64)
-    return labels, probability[0].new_empty(shape, dtype=dtype)
-
-
-def _fake_owners(
-    scores: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    geometry: list[int],
-    height: int,
-    width: int,
-    confident_only: bool,
-) -> tuple[Tensor, Tensor]:
-    operator_checks.panoptic_owners(
-        scores, mask_embed, pixel_features, geometry, height, width, confident_only
-    )
-    owners = scores.new_empty((height, width), dtype=torch.int32)
-    return owners, scores.new_empty((len(scores), 3), dtype=torch.int64)
-
-
-if hasattr(torch.ops.mfkernels, "panoptic_owners"):
-    torch.library.register_fake("mfkernels::semantic_segmentation", _fake_semantic)
-    torch.library.register_fake("mfkernels::panoptic_owners", _fake_owners)
