@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -470,8 +469,7 @@ class TestNothingWaits:
         targets = case.targets()
         criterion = MaskFormerCriterion(case.classes)
         for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
-            # import_module, because the package has a function of the same name.
-            monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
+            monkeypatch.setattr(f"{module}.holds_values", lambda tensor: False)
         with StayOnDevice():
             criterion.total(criterion(outputs, targets)).backward()
         assert outputs["pixel_features"].grad is not None

@@ -21,9 +21,10 @@ from helpers.triton_compiler import (
 )
 
 from mfkernels.ops.class_loss.triton_kernels import class_loss, class_loss_backward
+from mfkernels.ops.focal_dice import triton_kernels as focal_dice
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.matching_cost.triton_kernels import matching_cost
-from mfkernels.triton import focal_dice, segmentation
+from mfkernels.ops.segmentation import triton_kernels as segmentation
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -59,7 +58,7 @@ class Launches(TorchDispatchMode):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same operators as with CUDA tensors, on CPU tensors, through which autograd can run."""
     for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
-        monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
+        monkeypatch.setattr(f"{module}.holds_values", lambda tensor: False)
     monkeypatch.setitem(backend.OPERATIONS, "class_loss", {"cpu": "cpu"})
     for operation in ("class_loss", "mask_loss", "matching_cost", "assignment"):
         monkeypatch.setitem(backend._reasons, (operation, "cpu"), None)
