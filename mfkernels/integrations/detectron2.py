@@ -3,8 +3,8 @@
 Constructors, arguments and results are those of `mask_former.modeling` and of
 `mask2former.modeling`, which differ by points: with `num_points` (and, for the criterion,
 `oversample_ratio` and `importance_sample_ratio`) the masks are compared at sampled points. All
-layers and images are matched in one call on their device (with points: one a layer, because that is
-the order of the random numbers), and nothing waits for it.
+layers and images are matched in one call on their device (with points: one call per layer, because
+that is the order of the random numbers), and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -105,21 +105,21 @@ class HungarianMatcher(nn.Module):
         if self.num_points:
             costs = [
                 point_sampling.point_matching_cost(
-                    each["pred_logits"],
-                    each["pred_masks"],
+                    layer["pred_logits"],
+                    layer["pred_masks"],
                     masks,
                     labels,
                     self.num_points,
                     **weights,
                 )
-                for each in layers
+                for layer in layers
             ]
         else:
             segments = segments or SegmentTargets.from_masks(masks, labels)
             sizes = [(mask.shape[1], mask.shape[2]) for mask in masks]
             costs = [
-                dense_cost(each["pred_logits"], each["pred_masks"], segments, sizes, **weights)
-                for each in layers
+                dense_cost(layer["pred_logits"], layer["pred_masks"], segments, sizes, **weights)
+                for layer in layers
             ]
         return assign(torch.stack(costs), [len(label) for label in labels])
 
@@ -192,16 +192,16 @@ class SetCriterion(nn.Module):
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
         segments = SegmentTargets.from_masks(masks, labels)
-        number = mean_num_masks(segments)
+        num_masks = mean_num_masks(segments)
         if self.num_points:
             # Matching and loss of each layer in turn, as the random numbers are drawn.
-            found = [self._layers([each], targets, segments, number)[0] for each in layers]
+            losses = [self._layers([layer], targets, segments, num_masks)[0] for layer in layers]
         else:
-            found = self._layers(layers, targets, segments, number)
+            losses = self._layers(layers, targets, segments, num_masks)
         result: dict[str, Tensor] = {}
-        for layer, some in enumerate(found):
+        for layer, of_layer in enumerate(losses):
             suffix = f"_{layer - 1}" if layer else ""
-            result.update({name + suffix: loss for name, loss in some.items()})
+            result.update({name + suffix: loss for name, loss in of_layer.items()})
         return result
 
     def _layers(
@@ -213,20 +213,20 @@ class SetCriterion(nn.Module):
     ) -> list[dict[str, Tensor]]:
         result = []
         matches = self._match(layers, targets, segments)
-        for each, (matched, indices) in zip(layers, matches, strict=True):
-            some: dict[str, Tensor] = {}
+        for layer, (matched, indices) in zip(layers, matches, strict=True):
+            losses: dict[str, Tensor] = {}
             if "labels" in self.losses:
                 loss, weight = class_loss(
-                    each["pred_logits"][None], segments, matched[None], self.eos_coef
+                    layer["pred_logits"][None], segments, matched[None], self.eos_coef
                 )
-                some["loss_ce"] = loss[0] / weight[0]
+                losses["loss_ce"] = loss[0] / weight[0]
             if "masks" in self.losses:
                 loss_mask, loss_dice = self._mask_losses(
-                    each["pred_masks"], segments, matched, indices
+                    layer["pred_masks"], segments, matched, indices
                 )
-                some["loss_mask"] = loss_mask / num_masks
-                some["loss_dice"] = loss_dice / num_masks
-            result.append(some)
+                losses["loss_mask"] = loss_mask / num_masks
+                losses["loss_dice"] = loss_dice / num_masks
+            result.append(losses)
         return result
 
     def _match(
@@ -241,9 +241,12 @@ class SetCriterion(nn.Module):
         ):
             assignment = self.matcher.assign(layers, targets, segments)
             queries = layers[0]["pred_logits"].shape[1]
-            return [(each, pairs(each, segments.counts, queries)) for each in assignment]
-        found = [self.matcher(each, targets) for each in layers]
-        return [(from_pairs(each, segments.max_count, segments.device), each) for each in found]
+            return [(matched, pairs(matched, segments.counts, queries)) for matched in assignment]
+        indices = [self.matcher(layer, targets) for layer in layers]
+        return [
+            (from_pairs(matched, segments.max_count, segments.device), matched)
+            for matched in indices
+        ]
 
     def _mask_losses(
         self,

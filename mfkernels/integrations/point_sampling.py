@@ -88,7 +88,7 @@ def uncertain_points(logits: Tensor, sampling: Sampling) -> Tensor:
     """`[N, P, 2]`: for each map of `logits [N, h, w]` the random points that are least certain.
 
     Of `oversample_ratio · P` uniformly random points the `importance_sample_ratio · P` with the
-    smallest |logit| are kept; the rest are fresh random points. They come in no particular order.
+    smallest |logit| are kept; the others are fresh random points. They come in no particular order.
     """
     count, device = logits.shape[0], logits.device
     candidates = torch.rand(
@@ -135,8 +135,8 @@ def mask_losses(
     size = [max(mask.shape[axis] for mask in masks) for axis in (2, 1)]
     per_image = zip(masks, indices, points.split([len(row) for row in rows]), strict=True)
     targets = [
-        _target_values(mask.to(device), segment.to(device), some, size, unique)
-        for mask, (_, segment), some in per_image
+        _target_values(mask.to(device), segment.to(device), where, size, unique)
+        for mask, (_, segment), where in per_image
     ]
     loss_mask, loss_dice = _Losses.apply(flat, index, points, torch.cat(targets))
     return loss_mask, loss_dice
@@ -154,12 +154,12 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once("mask_losses")
-    def backward(ctx: Any, by_mask: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None, None]:
         logits, index, points, targets = ctx.saved_tensors
         rows = logits[index].requires_grad_()
         with torch.enable_grad():
             losses = _losses(rows, points, targets)
-        (gradient,) = torch.autograd.grad(losses, rows, (by_mask, by_dice))
+        (gradient,) = torch.autograd.grad(losses, rows, (grad_mask, grad_dice))
         # A query may be matched more than once.
         return torch.zeros_like(logits).index_add_(0, index, gradient), None, None, None
 

@@ -1,4 +1,4 @@
-"""Linear assignment, one SciPy call a problem."""
+"""Linear assignment, one SciPy call per problem."""
 
 from __future__ import annotations
 

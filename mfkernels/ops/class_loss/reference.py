@@ -20,10 +20,10 @@ def class_loss(
     labels = targets.padded_labels()
     possible = (labels >= 0) & (labels < num_classes)
     labels = labels.clamp(0, num_classes - 1).expand(layers, -1, -1)
-    # Segments without a query write into one place too many, which is cut off.
-    place = assignment.where(assignment >= 0, queries)
+    # Segments without a query write to an index past the end, which is cut off.
+    query = assignment.where(assignment >= 0, queries)
     target = assignment.new_full((layers, images, queries + 1), num_classes)
-    target = target.scatter(2, place, labels)[:, :, :queries]
+    target = target.scatter(2, query, labels)[:, :, :queries]
     weight = logits.new_ones(classes)
     weight[num_classes] = no_object_weight
     entropy = F.cross_entropy(

@@ -17,7 +17,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
     p_t = probability * targets + (1 - probability) * (1 - targets)
     miss = 1 - p_t
     if 0 < gamma < 1:
-        # The slope of miss**gamma is infinite at 0, where the true gradient of the product is 0.
+        # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
         miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)
     loss = cross_entropy * miss**gamma
     if alpha >= 0:

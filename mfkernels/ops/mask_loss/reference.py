@@ -27,7 +27,7 @@ def upsampled_losses(
 
 
 class _UpsampledLosses(torch.autograd.Function):
-    """`upsampled_losses`, a few masks at a time; saves nothing of full size for the backward pass.
+    """`upsampled_losses`, a chunk of masks at a time; saves nothing of full size for the backward pass.
 
     The loss of a mask depends on its own logits only, so the gradient of each sum holds that of
     each loss.
@@ -37,28 +37,30 @@ class _UpsampledLosses(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, masks: Tensor, alpha: float, gamma: float
     ) -> tuple[Tensor, Tensor]:
-        some = max(1, PIXELS_AT_ONCE // masks[0].numel())
+        chunk = max(1, PIXELS_AT_ONCE // masks[0].numel())
         losses: list[tuple[Tensor, Tensor]] = []
-        slopes: list[tuple[Tensor, Tensor]] = []
-        for few_logits, few_masks in zip(logits.split(some), masks.split(some), strict=True):
+        gradients: list[tuple[Tensor, Tensor]] = []
+        for chunk_logits, chunk_masks in zip(logits.split(chunk), masks.split(chunk), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf = few_logits.detach().requires_grad_(ctx.needs_input_grad[0])
-                focal, dice = upsampled_losses(leaf, few_masks, alpha, gamma)
+                leaf = chunk_logits.detach().requires_grad_(ctx.needs_input_grad[0])
+                focal, dice = upsampled_losses(leaf, chunk_masks, alpha, gamma)
                 if ctx.needs_input_grad[0]:
-                    (by_focal,) = torch.autograd.grad(focal.sum(), leaf, retain_graph=True)
-                    (by_dice,) = torch.autograd.grad(dice.sum(), leaf)
-                    slopes.append((by_focal, by_dice))
+                    (of_focal,) = torch.autograd.grad(focal.sum(), leaf, retain_graph=True)
+                    (of_dice,) = torch.autograd.grad(dice.sum(), leaf)
+                    gradients.append((of_focal, of_dice))
             losses.append((focal.detach(), dice.detach()))
-        if slopes:
-            ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*slopes, strict=True)))
+        if gradients:
+            ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
         focal, dice = (torch.cat(parts) for parts in zip(*losses, strict=True))
         return focal, dice
 
     @staticmethod
     @differentiable_once("mask_loss")
-    def backward(ctx: Any, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
-        focal_slope, dice_slope = ctx.saved_tensors
-        gradient = by_focal[:, None, None] * focal_slope + by_dice[:, None, None] * dice_slope
+    def backward(
+        ctx: Any, grad_focal: Tensor, grad_dice: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        of_focal, of_dice = ctx.saved_tensors
+        gradient = grad_focal[:, None, None] * of_focal + grad_dice[:, None, None] * of_dice
         return gradient, None, None, None
 
 

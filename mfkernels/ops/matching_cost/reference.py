@@ -38,14 +38,16 @@ def matching_cost(
             continue
         labels = targets.labels[offset : offset + count]
         possible = (labels >= 0) & (labels < classes)
-        chance = probability[:, image, :, labels.clamp(0, classes - 1)].where(possible, torch.nan)
+        of_labels = probability[:, image, :, labels.clamp(0, classes - 1)].where(
+            possible, torch.nan
+        )
         masks = nearest_masks(targets, image, size).flatten(1)
         for layer in range(layers):
             features = None if pixel_features is None else pixel_features[image]
             logits = logits_of_image(mask_embed[layer, image], features).flatten(1)
             focal = focal_cost(logits, masks.to(logits.dtype), alpha, gamma)
             dice = dice_cost(logits, masks.to(logits.dtype))
-            cost = mask_weight * focal - class_weight * chance[layer] + dice_weight * dice
+            cost = mask_weight * focal - class_weight * of_labels[layer] + dice_weight * dice
             costs.append(F.pad(cost, (0, targets.max_count - count)))
     return torch.stack(costs).unflatten(0, (images, layers)).transpose(0, 1).contiguous()
 

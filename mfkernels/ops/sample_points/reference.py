@@ -29,7 +29,7 @@ def _gather(images: Tensor, points: Tensor) -> Tensor:
     for column, across in ((left, left + 1 - x), (left + 1, x - left)):
         for row, down in ((top, top + 1 - y), (top + 1, y - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
+            index = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
             weight = torch.where(inside, across * down, 0)
-            values += weight * images.flatten(1).gather(1, place)
+            values += weight * images.flatten(1).gather(1, index)
     return values

@@ -24,6 +24,8 @@ from mfkernels.ops.segmentation import reference
 Size = tuple[int, int]
 """Height, width in pixels."""
 Sizes = Size | Sequence[Size]
+Labels = Tensor | list[Tensor]
+LabelsAndScores = tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
 
 PAINTS = ("maskformer", "mask2former")
 
@@ -63,19 +65,21 @@ class Instances(NamedTuple):
     zeros for an empty mask."""
 
 
-class _Sizes(NamedTuple):
+class _ViewSizes(NamedTuple):
+    """Of the network input, of the images inside it, and of the results."""
+
     input: Size
     images: list[Size]
     results: list[Size]
     stacked: bool
 
 
-class _View(NamedTuple):
-    """A checked view."""
+class _CheckedView(NamedTuple):
+    """A view whose tensors and sizes fit together."""
 
     class_logits: Tensor
     predictions: MaskPredictions
-    sizes: _Sizes
+    sizes: _ViewSizes
     flipped: bool
 
     @property
@@ -105,7 +109,7 @@ def semantic_segmentation(
     image_sizes: Sequence[Size] | None = None,
     resize_logits: bool = False,
     return_scores: Literal[False] = False,
-) -> Tensor | list[Tensor]: ...
+) -> Labels: ...
 
 
 @overload
@@ -119,7 +123,7 @@ def semantic_segmentation(
     image_sizes: Sequence[Size] | None = None,
     resize_logits: bool = False,
     return_scores: Literal[True],
-) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]: ...
+) -> LabelsAndScores: ...
 
 
 def semantic_segmentation(
@@ -132,7 +136,7 @@ def semantic_segmentation(
     image_sizes: Sequence[Size] | None = None,
     resize_logits: bool = False,
     return_scores: bool = False,
-) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+) -> Labels | LabelsAndScores:
     """The best class of every pixel: `argmax_k Σ_q softmax(class_logits)[q, k] · sigmoid(mask)[q]`.
 
     Semantic inference of MaskFormer (§3.4). Mask logits are upsampled bilinearly to the padded
@@ -144,7 +148,7 @@ def semantic_segmentation(
         class_logits: `[B, Q, K+1]`; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` an image.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
         input_size: the padded network input. None: `size` if that is a single pair, else
             `(4h, 4w)`.
         image_sizes: the part of the input that each image fills, from the top left. None: all of
@@ -154,8 +158,8 @@ def semantic_segmentation(
         return_scores: also return the scores.
 
     Returns:
-        Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` where `size` is one pair an
-        image. With `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of
+        Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` where `size` is one pair
+        per image. With `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of
         `[K, H_b, W_b]`.
 
     Raises:
@@ -172,7 +176,7 @@ def average_semantic_segmentation(
     *,
     resize_logits: bool = False,
     return_scores: Literal[False] = False,
-) -> Tensor | list[Tensor]: ...
+) -> Labels: ...
 
 
 @overload
@@ -182,7 +186,7 @@ def average_semantic_segmentation(
     *,
     resize_logits: bool = False,
     return_scores: Literal[True],
-) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]: ...
+) -> LabelsAndScores: ...
 
 
 def average_semantic_segmentation(
@@ -191,7 +195,7 @@ def average_semantic_segmentation(
     *,
     resize_logits: bool = False,
     return_scores: bool = False,
-) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+) -> Labels | LabelsAndScores:
     """The best class of every pixel by the scores averaged over views: test-time augmentation.
 
     MaskFormer's appendix A and the official `SemanticSegmentorWithTTA`: scores of each view at
@@ -215,7 +219,7 @@ def average_semantic_segmentation(
 @torch.no_grad()
 def _semantic(
     views: Sequence[SegmentationView], size: Sizes, resize_logits: bool, return_scores: bool
-) -> Tensor | list[Tensor] | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+) -> Labels | LabelsAndScores:
     checked = _check_views(views, size)
     device = checked[0].class_logits.device
     tensors = [tensor for view in checked for tensor in view.tensors]
@@ -233,7 +237,7 @@ def _semantic(
             if native == "native":
                 features = [view.features(image) for view in checked]
                 image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
-                    [chances[image] for chances in probability],
+                    [of_view[image] for of_view in probability],
                     [view.predictions.embed[0, image] for view in checked],
                     [x for x in features if x is not None],
                     [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
@@ -252,7 +256,7 @@ def _semantic(
     return (_stack(labels), _stack(scores)) if return_scores else _stack(labels)
 
 
-def _mean_scores(views: list[_View], image: int, resize_logits: bool) -> Tensor:
+def _mean_scores(views: list[_CheckedView], image: int, resize_logits: bool) -> Tensor:
     scores = [
         reference.semantic_scores(
             view.class_logits[image],
@@ -293,14 +297,14 @@ def panoptic_segmentation(
     pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
     becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
     owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
-    class shares one segment. Native kernels hold no masks in memory and copy to the host once an
-    image.
+    class shares one segment. Native kernels hold no masks in memory and copy to the host once
+    per image.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` an image.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
         thing_classes: the classes whose segments are told apart; all others are stuff.
         object_mask_threshold: strict lower bound of a kept query's class probability.
         overlap_threshold: lower bound of a segment's visible part.
@@ -313,7 +317,7 @@ def panoptic_segmentation(
 
     Returns:
         Per image the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with one
-        dict a segment: `id`, `isthing`, `category_id` (class index), `score` (class probability of
+        dict per segment: `id`, `isthing`, `category_id` (class index), `score` (class probability of
         its first query).
 
     Raises:
@@ -389,9 +393,9 @@ def _segments(
     panoptic = table.index_select(0, (owners + 1).flatten()).view_as(owners)
     packed = torch.stack((torch.where(new, ids, 0), is_thing, labels, scores.double())).tolist()
     return panoptic, [
-        {"id": int(number), "isthing": bool(thing), "category_id": int(label), "score": score}
-        for number, thing, label, score in zip(*packed, strict=True)
-        if number > 0
+        {"id": int(index), "isthing": bool(thing), "category_id": int(label), "score": score}
+        for index, thing, label, score in zip(*packed, strict=True)
+        if index > 0
     ]
 
 
@@ -411,13 +415,13 @@ def instance_segmentation(
 
     Instance inference of Mask2Former (official code; it is not in the papers): a mask is where the
     resized logit is positive, and the class probability is multiplied by the mean sigmoid inside.
-    Masks are computed some at a time; this is plain PyTorch with every backend.
+    Masks are computed a chunk at a time; this is plain PyTorch with every backend.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` an image.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
         top_k: the most instances of an image. A query may appear with several classes.
         thing_classes: keep only these classes, of the `top_k`. None: all.
         input_size, image_sizes: as in `semantic_segmentation`. Logits are cropped and resized.
@@ -438,8 +442,8 @@ def instance_segmentation(
     results = []
     with torch.autocast(mask_embed.device.type, enabled=False):
         probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
-        for image, chances in enumerate(probability):
-            scores, pairs = chances.topk(min(top_k, len(chances)))
+        for image, of_pairs in enumerate(probability):
+            scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
             if things is not None:
                 wanted = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
                 keep = torch.isin(pairs % classes, wanted)
@@ -449,21 +453,21 @@ def instance_segmentation(
     return results
 
 
-def _instance_masks(view: _View, image: int, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks `[N, H, W]` of some queries and the mean sigmoid inside each."""
+def _instance_masks(view: _CheckedView, image: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks `[N, H, W]` of `queries [N]` and the mean sigmoid inside each mask."""
     sizes = view.sizes
     size = sizes.results[image]
     masks = torch.empty((len(queries), *size), dtype=torch.bool, device=queries.device)
     means = queries.new_empty(len(queries), dtype=result_dtype(*view.tensors))
     at_a_time = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
     for start in range(0, len(queries), at_a_time):
-        some = slice(start, start + at_a_time)
-        rows = view.predictions.embed[0, image, queries[some]]
+        chunk = slice(start, start + at_a_time)
+        rows = view.predictions.embed[0, image, queries[chunk]]
         logits = logits_of_image(rows, view.features(image))
         logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
-        inside = torch.gt(logits, 0, out=masks[some])
+        inside = torch.gt(logits, 0, out=masks[chunk])
         total = (logits.sigmoid_() * inside).sum((1, 2))
-        means[some] = total / (inside.sum((1, 2)) + 1e-6)
+        means[chunk] = total / (inside.sum((1, 2)) + 1e-6)
     return masks, means
 
 
@@ -479,7 +483,7 @@ def _boxes(masks: Tensor) -> Tensor:
     return torch.stack((left, top, right, bottom), 1).float()
 
 
-def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
+def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_CheckedView]:
     checked = [_check_view(view, size) for view in views]
     if not checked:
         raise ValueError("views must hold at least one view")
@@ -500,7 +504,7 @@ def _check_views(views: Sequence[SegmentationView], size: Sizes) -> list[_View]:
     return checked
 
 
-def _check_view(view: SegmentationView, size: Sizes) -> _View:
+def _check_view(view: SegmentationView, size: Sizes) -> _CheckedView:
     if not isinstance(view, SegmentationView):
         raise TypeError(f"views must hold SegmentationView, got {type(view).__name__}")
     predictions = check_predictions(view.mask_embed, view.pixel_features)
@@ -523,7 +527,7 @@ def _check_view(view: SegmentationView, size: Sizes) -> _View:
             f"got {list(class_logits.shape)}"
         )
     sizes = _check_sizes(predictions, size, view.input_size, view.image_sizes)
-    return _View(class_logits, predictions, sizes, view.flipped)
+    return _CheckedView(class_logits, predictions, sizes, view.flipped)
 
 
 def _check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
@@ -538,7 +542,7 @@ def _check_sizes(
     size: Sizes,
     input_size: Size | None,
     image_sizes: Sequence[Size] | None,
-) -> _Sizes:
+) -> _ViewSizes:
     batch = predictions.embed.shape[1]
     one = _as_size(size)
     results = [one] * batch if one is not None else _size_list("size", size, batch)
@@ -555,7 +559,7 @@ def _check_sizes(
     for image in images:
         if image[0] > padded[0] or image[1] > padded[1]:
             raise ValueError(f"image_sizes must fit into the input {padded}, got {image}")
-    return _Sizes(padded, images, results, stacked=one is not None)
+    return _ViewSizes(padded, images, results, stacked=one is not None)
 
 
 def _size_list(name: str, sizes: Any, count: int) -> list[Size]:

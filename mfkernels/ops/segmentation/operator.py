@@ -40,12 +40,12 @@ def check_semantic(
         )
     check_sides("results", height, width)
     classes: int | str = "K"
-    for view, chances in enumerate(probability):
+    for view, of_queries in enumerate(probability):
         features = pixel_features[view] if pixel_features else None
-        _check_view(mask_embed[view], features, geometry[5 * view : 5 * view + 4], chances)
+        _check_view(mask_embed[view], features, geometry[5 * view : 5 * view + 4], of_queries)
         queries = mask_embed[view].shape[0]
-        check_argument("probability", chances, (queries, classes), probability[0])
-        classes = chances.shape[1]
+        check_argument("probability", of_queries, (queries, classes), probability[0])
+        classes = of_queries.shape[1]
     if classes == 0:
         raise ValueError(f"probability must have classes, got {list(probability[0].shape)}")
 
