@@ -96,27 +96,27 @@ def sigmoid(x):
 
 
 @triton.jit
-def neighbours(position, low, high):
-    """What bilinear interpolation from `low` to `high` elements reads for one of the latter.
+def neighbours(position, size, resized):
+    """What bilinear interpolation from `size` to `resized` elements reads for one of the latter.
 
     Index of the first and of the second element, and the weight of the second; in float32, as
     PyTorch does it.
     """
-    step = tl.div_rn(low.to(tl.float32), high.to(tl.float32))
-    place = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
-    first = tl.minimum(place.to(tl.int32), low - 1)
-    return first, tl.minimum(first + 1, low - 1), place - first.to(tl.float32)
+    step = tl.div_rn(size.to(tl.float32), resized.to(tl.float32))
+    source = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
+    first = tl.minimum(source.to(tl.int32), size - 1)
+    return first, tl.minimum(first + 1, size - 1), source - first.to(tl.float32)
 
 
 @triton.jit
-def segments_of_image(counts, image, BLOCK_B: tl.constexpr):
+def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
     """How many segments an image has, and the index of its first one among all."""
-    number = tl.load(counts + image).to(tl.int32)
+    count = tl.load(counts_ptr + image).to(tl.int32)
     before = tl.zeros([BLOCK_B], tl.int32)
     for start in range(0, image, BLOCK_B):
-        others = start + tl.arange(0, BLOCK_B)
-        before += tl.load(counts + others, mask=others < image, other=0).to(tl.int32)
-    return number, tl.sum(before)
+        earlier = start + tl.arange(0, BLOCK_B)
+        before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
+    return count, tl.sum(before)
 
 
 @triton.jit
@@ -129,6 +129,6 @@ def leading_bits(x):
 def split(x):
     """Three bfloat16 tensors whose sum is the float32 tensor `x`."""
     leading = leading_bits(x)
-    rest = x - leading
-    middle = leading_bits(rest)
-    return leading.to(tl.bfloat16), middle.to(tl.bfloat16), (rest - middle).to(tl.bfloat16)
+    remainder = x - leading
+    middle = leading_bits(remainder)
+    return leading.to(tl.bfloat16), middle.to(tl.bfloat16), (remainder - middle).to(tl.bfloat16)

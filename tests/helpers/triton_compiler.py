@@ -53,8 +53,9 @@ TYPES = {
 class Launch:
     kernel: Any
     grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
+    arguments: dict[str, Any]
     options: dict[str, Any]
+    """Of the compiler; the constants of the kernel are among its arguments."""
 
     @property
     def name(self) -> str:
@@ -66,8 +67,9 @@ def recorded() -> Iterator[list[Launch]]:
     """What is launched inside the block; nothing runs, so that tensors may be on any device."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        launches.append(Launch(kernel, grid, arguments, options))
+    def record(kernel: Any, grid: tuple[int, ...], /, **given: Any) -> None:
+        arguments = {name: given.pop(name) for name in kernel.arg_names}
+        launches.append(Launch(kernel, grid, arguments, given))
 
     original, launcher.start = launcher.start, record
     try:
@@ -93,34 +95,46 @@ class Compiled:
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
     """Compile with the specialisation that the JIT would choose for these arguments."""
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    options = dict(launch.options)
-    names = launch.kernel.arg_names
-    values = dict(zip(names, launch.arguments, strict=False))
-    for index, name in enumerate(names):
-        if name in options:
-            signature[name] = "constexpr"
-            constants[(index,)] = options.pop(name)
-            continue
-        value = values[name]
-        if isinstance(value, Tensor):
-            signature[name] = "*" + TYPES[value.dtype]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:
-            signature[name] = "constexpr"
-            constants[(index,)] = 1
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
         else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            signature[parameter.name] = _specialised(value, (index,), constants, attributes)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=options)
+    compiled = triton.compile(source, target=target, options=launch.options)
     usage = _resource_usage(compiled.asm["cubin"])
     return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def _specialised(
+    value: Any,
+    path: tuple[int, ...],
+    constants: dict[tuple[int, ...], Any],
+    attributes: dict[tuple[int, ...], list[list[Any]]],
+) -> Any:
+    """The type of an argument, field by field of a named tuple; notes what is known of values."""
+    if isinstance(value, tuple):
+        fields = (
+            _specialised(field, (*path, index), constants, attributes)
+            for index, field in enumerate(value)
+        )
+        return type(value)(*fields)
+    if isinstance(value, float):
+        return "fp32"
+    if not isinstance(value, Tensor) and value == 1:
+        constants[path] = 1
+        return "constexpr"
+    if isinstance(value, Tensor) or value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -17,96 +19,103 @@ from mfkernels.triton.tensors import check_floats
 QUERIES_OF_A_PROGRAM = 4
 
 
+class Block(NamedTuple):
+    """How many of each the entropy kernel takes at a time."""
+
+    queries: int
+    classes: int
+    segments: int
+    images: int
+
+
 @triton.jit
 def entropy_kernel(
-    class_logits,
-    labels,
-    counts,
-    assignment,
-    partial,
-    normalizer,
-    target,
+    class_logits_ptr,
+    labels_ptr,
+    counts_ptr,
+    assignment_ptr,
+    partial_ptr,
+    normalizer_ptr,
+    target_ptr,
     queries,
     classes,
     max_count,
     no_object_weight,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """`partial [L, B, tiles, 2]`: weighted entropy and weight of some queries.
+    """`partial [L, B, tiles, 2]`: weighted entropy and weight of a tile of queries.
 
     Also `normalizer` (log Σ exp) and `target`, `[L, B, Q]`, for the gradient.
     """
     tile, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    number, first = segments_of_image(counts, image, BLOCK_B)
-    line = layer.to(tl.int64) * tl.num_programs(1) + image
-    q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    known = q < queries
+    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    layer_image = layer.to(tl.int64) * tl.num_programs(1) + image
+    q = tile * BLOCK.queries + tl.arange(0, BLOCK.queries)
+    is_query = q < queries
 
     # The last segment that chose the query, and whether the image has an impossible label.
-    chosen = tl.full([BLOCK_Q, BLOCK_T], -1, tl.int32)
-    impossible = tl.zeros([BLOCK_T], tl.int32)
-    for start in range(0, number, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        query = tl.load(assignment + line * max_count + t, mask=t < number, other=-1)
+    chosen = tl.full([BLOCK.queries, BLOCK.segments], -1, tl.int32)
+    impossible = tl.zeros([BLOCK.segments], tl.int32)
+    for start in range(0, count, BLOCK.segments):
+        t = start + tl.arange(0, BLOCK.segments)
+        query = tl.load(assignment_ptr + layer_image * max_count + t, mask=t < count, other=-1)
         chosen = tl.maximum(chosen, tl.where(query[None, :] == q[:, None], t[None, :], -1))
-        label = tl.load(labels + first + t, mask=t < number, other=0)
+        label = tl.load(labels_ptr + first + t, mask=t < count, other=0)
         impossible |= ((label < 0) | (label >= classes - 1)).to(tl.int32)
     segment = tl.max(chosen, 1)
-    label = tl.load(labels + first + segment, mask=segment >= 0, other=classes - 1)
+    label = tl.load(labels_ptr + first + segment, mask=segment >= 0, other=classes - 1)
     label = tl.minimum(tl.maximum(label.to(tl.int32), 0), classes - 1)
 
-    row = class_logits + (line * queries + q) * classes
-    largest = tl.full([BLOCK_Q, BLOCK_K], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = known[:, None] & (k < classes)[None, :]
-        x = tl.load(row[:, None] + k[None, :], mask=inside, other=float("-inf"))
+    row_ptr = class_logits_ptr + (layer_image * queries + q) * classes
+    largest = tl.full([BLOCK.queries, BLOCK.classes], float("-inf"), tl.float32)
+    for start in range(0, classes, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
+        inside = is_query[:, None] & (k < classes)[None, :]
+        x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
         largest = tl.maximum(largest, x.to(tl.float32))
-    most = tl.where(known, tl.max(largest, 1), 0.0)
-    total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = known[:, None] & (k < classes)[None, :]
-        x = tl.load(row[:, None] + k[None, :], mask=inside, other=float("-inf"))
-        total += tl.exp(x.to(tl.float32) - most[:, None])
-    log_total = tl.log(tl.where(known, tl.sum(total, 1), 1.0))
-    wanted = tl.load(row + label, mask=known, other=0.0).to(tl.float32)
-    entropy = log_total + (most - wanted)
-    weight = tl.where(known, tl.where(label == classes - 1, no_object_weight, 1.0), 0.0)
+    largest_of_all = tl.where(is_query, tl.max(largest, 1), 0.0)
+    total = tl.zeros([BLOCK.queries, BLOCK.classes], tl.float32)
+    for start in range(0, classes, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
+        inside = is_query[:, None] & (k < classes)[None, :]
+        x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
+        total += tl.exp(x.to(tl.float32) - largest_of_all[:, None])
+    log_total = tl.log(tl.where(is_query, tl.sum(total, 1), 1.0))
+    target_logit = tl.load(row_ptr + label, mask=is_query, other=0.0).to(tl.float32)
+    entropy = log_total + (largest_of_all - target_logit)
+    weight = tl.where(is_query, tl.where(label == classes - 1, no_object_weight, 1.0), 0.0)
     loss = tl.sum(weight * entropy)
     loss = tl.where(tl.max(impossible) > 0, float("nan"), loss)
-    at = partial + (line * tl.num_programs(0) + tile) * 2
-    tl.store(at, loss)
-    tl.store(at + 1, tl.sum(weight))
-    tl.store(normalizer + line * queries + q, most + log_total, mask=known)
-    tl.store(target + line * queries + q, label, mask=known)
+    tile_ptr = partial_ptr + (layer_image * tl.num_programs(0) + tile) * 2
+    tl.store(tile_ptr, loss)
+    tl.store(tile_ptr + 1, tl.sum(weight))
+    normalizer = largest_of_all + log_total
+    tl.store(normalizer_ptr + layer_image * queries + q, normalizer, mask=is_query)
+    tl.store(target_ptr + layer_image * queries + q, label, mask=is_query)
 
 
 @triton.jit
-def sum_kernel(partial, loss, weight, parts, BLOCK: tl.constexpr):
+def sum_kernel(partial_ptr, loss_ptr, weight_ptr, parts, BLOCK: tl.constexpr):
     """`loss` and `weight [L]` from `partial [L, parts, 2]`, always added in the same order."""
     layer = tl.program_id(0)
     sum_loss = tl.zeros([BLOCK], tl.float32)
     sum_weight = tl.zeros([BLOCK], tl.float32)
     for start in range(0, parts, BLOCK):
         part = start + tl.arange(0, BLOCK)
-        at = partial + (layer * parts + part) * 2
-        sum_loss += tl.load(at, mask=part < parts, other=0.0)
-        sum_weight += tl.load(at + 1, mask=part < parts, other=0.0)
-    tl.store(loss + layer, tl.sum(sum_loss))
-    tl.store(weight + layer, tl.sum(sum_weight))
+        part_ptr = partial_ptr + (layer * parts + part) * 2
+        sum_loss += tl.load(part_ptr, mask=part < parts, other=0.0)
+        sum_weight += tl.load(part_ptr + 1, mask=part < parts, other=0.0)
+    tl.store(loss_ptr + layer, tl.sum(sum_loss))
+    tl.store(weight_ptr + layer, tl.sum(sum_weight))
 
 
 @triton.jit
 def gradient_kernel(
-    grad_loss,
-    class_logits,
-    normalizer,
-    target,
-    grad_logits,
+    grad_loss_ptr,
+    class_logits_ptr,
+    normalizer_ptr,
+    target_ptr,
+    grad_logits_ptr,
     rows_of_a_layer,
     classes,
     no_object_weight,
@@ -116,20 +125,20 @@ def gradient_kernel(
     """`grad_logits [L, B, Q, K+1]`: weight · (softmax − target) · the gradient of the layer."""
     layer = tl.program_id(1)
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    known = q < rows_of_a_layer
+    is_query = q < rows_of_a_layer
     row = layer.to(tl.int64) * rows_of_a_layer + q
-    label = tl.load(target + row, mask=known, other=0)
-    log_total = tl.load(normalizer + row, mask=known, other=0.0)
-    scale = tl.load(grad_loss + layer)
+    label = tl.load(target_ptr + row, mask=is_query, other=0)
+    normalizer = tl.load(normalizer_ptr + row, mask=is_query, other=0.0)
+    scale = tl.load(grad_loss_ptr + layer)
     scale *= tl.where(label == classes - 1, no_object_weight, 1.0)
-    at = row * classes
+    offset = row * classes
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        inside = known[:, None] & (k < classes)[None, :]
-        x = tl.load(class_logits + at[:, None] + k[None, :], mask=inside, other=0.0)
-        slope = tl.exp(x.to(tl.float32) - log_total[:, None])
-        slope -= tl.where(k[None, :] == label[:, None], 1.0, 0.0)
-        tl.store(grad_logits + at[:, None] + k[None, :], scale[:, None] * slope, mask=inside)
+        inside = is_query[:, None] & (k < classes)[None, :]
+        x = tl.load(class_logits_ptr + offset[:, None] + k[None, :], mask=inside, other=0.0)
+        grad = tl.exp(x.to(tl.float32) - normalizer[:, None])
+        grad -= tl.where(k[None, :] == label[:, None], 1.0, 0.0)
+        tl.store(grad_logits_ptr + offset[:, None] + k[None, :], scale[:, None] * grad, mask=inside)
 
 
 def class_loss(
@@ -139,7 +148,13 @@ def class_loss(
     assignment: Tensor,
     no_object_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator `mfkernels::class_loss`; see mfkernels/class_loss.py."""
+    """The operator `mfkernels::class_loss`.
+
+    `class_logits [L, B, Q, K+1]`, `labels [N]`, `counts [B]` and `assignment [L, B, T]`, the last
+    three int64. Returns the sums over queries of weighted losses and of weights, `loss` and
+    `weight [L]`, and for the backward pass `normalizer [L, B, Q]`, float32, and `target [L, B, Q]`,
+    int32.
+    """
     check_floats("class_loss", class_logits)
     layers, images, queries, classes = class_logits.shape
     tiles = cdiv(queries, QUERIES_OF_A_PROGRAM)
@@ -151,30 +166,32 @@ def class_loss(
     launcher.launch(
         entropy_kernel,
         (tiles, images, layers),
-        class_logits.contiguous(),
-        labels,
-        counts,
-        assignment.contiguous(),
-        partial,
-        normalizer,
-        target,
-        queries,
-        classes,
-        assignment.shape[2],
-        float(no_object_weight),
-        BLOCK_Q=QUERIES_OF_A_PROGRAM,
-        BLOCK_K=min(power_of_2(classes), 256),
-        BLOCK_T=min(power_of_2(assignment.shape[2], 16), 64),
-        BLOCK_B=min(power_of_2(images), 64),
+        class_logits_ptr=class_logits.contiguous(),
+        labels_ptr=labels,
+        counts_ptr=counts,
+        assignment_ptr=assignment.contiguous(),
+        partial_ptr=partial,
+        normalizer_ptr=normalizer,
+        target_ptr=target,
+        queries=queries,
+        classes=classes,
+        max_count=assignment.shape[2],
+        no_object_weight=float(no_object_weight),
+        BLOCK=Block(
+            queries=QUERIES_OF_A_PROGRAM,
+            classes=min(power_of_2(classes), 256),
+            segments=min(power_of_2(assignment.shape[2], 16), 64),
+            images=min(power_of_2(images), 64),
+        ),
         num_warps=4,
     )
     launcher.launch(
         sum_kernel,
         (layers,),
-        partial,
-        loss,
-        weight,
-        images * tiles,
+        partial_ptr=partial,
+        loss_ptr=loss,
+        weight_ptr=weight,
+        parts=images * tiles,
         BLOCK=min(power_of_2(images * tiles), 1024),
         num_warps=4,
     )
@@ -188,20 +205,23 @@ def class_loss_backward(
     target: Tensor,
     no_object_weight: float,
 ) -> Tensor:
-    """The operator `mfkernels::class_loss_backward`."""
+    """The operator `mfkernels::class_loss_backward`.
+
+    `grad_loss [L]`; the others as in `class_loss`. Returns `grad_logits [L, B, Q, K+1]`.
+    """
     layers, images, queries, classes = class_logits.shape
     grad_logits = class_logits.new_empty(class_logits.shape)
     launcher.launch(
         gradient_kernel,
         (cdiv(images * queries, QUERIES_OF_A_PROGRAM), layers),
-        grad_loss.contiguous(),
-        class_logits.contiguous(),
-        normalizer,
-        target,
-        grad_logits,
-        images * queries,
-        classes,
-        float(no_object_weight),
+        grad_loss_ptr=grad_loss.contiguous(),
+        class_logits_ptr=class_logits.contiguous(),
+        normalizer_ptr=normalizer,
+        target_ptr=target,
+        grad_logits_ptr=grad_logits,
+        rows_of_a_layer=images * queries,
+        classes=classes,
+        no_object_weight=float(no_object_weight),
         BLOCK_Q=QUERIES_OF_A_PROGRAM,
         BLOCK_K=min(power_of_2(classes), 256),
         num_warps=4,

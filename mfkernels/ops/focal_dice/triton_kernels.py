@@ -1,7 +1,7 @@
 """Focal and dice loss of logits that are already there, and the focal loss of each element.
 
 Rows are cut into chunks, one program each, so that a few long rows fill a GPU too. Chunks leave
-partial sums, which a second kernel adds in a fixed order. The gradient needs three sums a row.
+partial sums, which a second kernel adds in a fixed order. The gradient needs three sums per row.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
+from mfkernels.triton.arguments import FocalParameters, LossGradients
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.math import exp_of_negative, reciprocal, sigmoid_both
-from mfkernels.triton.tensors import check_floats, focal_weights
+from mfkernels.triton.tensors import check_floats
 
 ELEMENTS_OF_A_PROGRAM = 8192
 BLOCK = 2048
@@ -34,34 +35,22 @@ def entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE: tl.constexpr):
 
 
 @triton.jit
-def focal_slope(
-    x,
-    y,
-    sigmoid,
-    other,
-    log1p,
-    positive_weight,
-    negative_weight,
-    gamma,
-    SQUARE: tl.constexpr,
-):
+def focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE: tl.constexpr):
     """d focal / d logit: m^γ (s − y + γ (1 − 2y) · entropy · s (1−s) / m), with α."""
-    entropy, miss, scale = entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE)
-    weight = positive_weight * y + negative_weight * (1.0 - y)
-    bend = gamma * (1.0 - 2.0 * y) * entropy * (sigmoid * other * reciprocal(miss))
+    entropy, miss, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+    weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
+    bend = focal.gamma * (1.0 - 2.0 * y) * entropy * (sigmoid * other * reciprocal(miss))
     return weight * scale * ((1.0 - y) * sigmoid - y * other + bend)
 
 
 @triton.jit
 def sums_kernel(
-    logits,
-    targets,
-    partial,
+    logits_ptr,
+    targets_ptr,
+    partial_ptr,
     elements,
     chunks,
-    positive_weight,
-    negative_weight,
-    gamma,
+    focal,
     SQUARE: tl.constexpr,
     ELEMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -69,141 +58,126 @@ def sums_kernel(
     """`partial [M, chunks, 4]`: Σ focal, Σ s y, Σ s, Σ y of a chunk of a row."""
     row, begin = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     begin = begin.to(tl.int64) * ELEMENTS
-    logits += row * elements + begin
-    targets += row * elements + begin
-    number = tl.minimum(elements - begin, ELEMENTS).to(tl.int32)
-    focal = tl.zeros([BLOCK], tl.float32)
-    both = tl.zeros([BLOCK], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK], tl.float32)
-    all_target = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, number, BLOCK):
+    logits_ptr += row * elements + begin
+    targets_ptr += row * elements + begin
+    remaining = tl.minimum(elements - begin, ELEMENTS).to(tl.int32)
+    sum_focal = tl.zeros([BLOCK], tl.float32)
+    sum_both = tl.zeros([BLOCK], tl.float32)
+    sum_sigmoid = tl.zeros([BLOCK], tl.float32)
+    sum_target = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, remaining, BLOCK):
         p = start + tl.arange(0, BLOCK)
-        inside = p < number
-        x = tl.load(logits + p, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(targets + p, mask=inside, other=0).to(tl.float32)
+        inside = p < remaining
+        x = tl.load(logits_ptr + p, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(targets_ptr + p, mask=inside, other=0).to(tl.float32)
         sigmoid, other, log1p = sigmoid_both(x)
-        entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE)
-        weight = positive_weight * y + negative_weight * (1.0 - y)
-        focal += tl.where(inside, weight * scale * entropy, 0.0)
-        both += sigmoid * y
-        all_sigmoid += tl.where(inside, sigmoid, 0.0)
-        all_target += y
-    line = partial + tl.program_id(0).to(tl.int64) * 4
-    tl.store(line, tl.sum(focal))
-    tl.store(line + 1, tl.sum(both))
-    tl.store(line + 2, tl.sum(all_sigmoid))
-    tl.store(line + 3, tl.sum(all_target))
+        entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+        weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
+        sum_focal += tl.where(inside, weight * scale * entropy, 0.0)
+        sum_both += sigmoid * y
+        sum_sigmoid += tl.where(inside, sigmoid, 0.0)
+        sum_target += y
+    sums_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * 4
+    tl.store(sums_ptr, tl.sum(sum_focal))
+    tl.store(sums_ptr + 1, tl.sum(sum_both))
+    tl.store(sums_ptr + 2, tl.sum(sum_sigmoid))
+    tl.store(sums_ptr + 3, tl.sum(sum_target))
 
 
 @triton.jit
-def totals_kernel(partial, focal, dice, sums, chunks, elements, BLOCK: tl.constexpr):
-    """`focal` and `dice [M]`, `sums [M, 3]` from the partial sums, a row each program."""
+def totals_kernel(
+    partial_ptr, focal_ptr, dice_ptr, sums_ptr, chunks, elements, BLOCK: tl.constexpr
+):
+    """`focal` and `dice [M]`, `sums [M, 3]` from the partial sums, one program per row."""
     row = tl.program_id(0).to(tl.int64)
-    all_focal = tl.zeros([BLOCK], tl.float32)
-    all_both = tl.zeros([BLOCK], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK], tl.float32)
-    all_target = tl.zeros([BLOCK], tl.float32)
+    sum_focal = tl.zeros([BLOCK], tl.float32)
+    sum_both = tl.zeros([BLOCK], tl.float32)
+    sum_sigmoid = tl.zeros([BLOCK], tl.float32)
+    sum_target = tl.zeros([BLOCK], tl.float32)
     for start in range(0, chunks, BLOCK):
         chunk = start + tl.arange(0, BLOCK)
-        line = partial + (row * chunks + chunk) * 4
-        all_focal += tl.load(line, mask=chunk < chunks, other=0.0)
-        all_both += tl.load(line + 1, mask=chunk < chunks, other=0.0)
-        all_sigmoid += tl.load(line + 2, mask=chunk < chunks, other=0.0)
-        all_target += tl.load(line + 3, mask=chunk < chunks, other=0.0)
-    both, sigmoid, target = tl.sum(all_both), tl.sum(all_sigmoid), tl.sum(all_target)
-    tl.store(focal + row, tl.sum(all_focal) / elements)
-    tl.store(dice + row, 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0))
-    tl.store(sums + row * 3, both)
-    tl.store(sums + row * 3 + 1, sigmoid)
-    tl.store(sums + row * 3 + 2, target)
+        chunk_ptr = partial_ptr + (row * chunks + chunk) * 4
+        sum_focal += tl.load(chunk_ptr, mask=chunk < chunks, other=0.0)
+        sum_both += tl.load(chunk_ptr + 1, mask=chunk < chunks, other=0.0)
+        sum_sigmoid += tl.load(chunk_ptr + 2, mask=chunk < chunks, other=0.0)
+        sum_target += tl.load(chunk_ptr + 3, mask=chunk < chunks, other=0.0)
+    both, sigmoid, target = tl.sum(sum_both), tl.sum(sum_sigmoid), tl.sum(sum_target)
+    tl.store(focal_ptr + row, tl.sum(sum_focal) / elements)
+    tl.store(dice_ptr + row, 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0))
+    tl.store(sums_ptr + row * 3, both)
+    tl.store(sums_ptr + row * 3 + 1, sigmoid)
+    tl.store(sums_ptr + row * 3 + 2, target)
 
 
 @triton.jit
 def gradient_kernel(
-    grad_focal,
-    grad_dice,
-    sums,
-    logits,
-    targets,
-    grad_logits,
+    grad,
+    sums_ptr,
+    logits_ptr,
+    targets_ptr,
+    grad_logits_ptr,
     elements,
     tiles,
-    focal_step,
-    dice_step,
-    positive_weight,
-    negative_weight,
-    gamma,
+    grad_focal_stride,
+    grad_dice_stride,
+    focal,
     SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`grad_logits [M, P]`, a tile of a row each program."""
+    """`grad_logits [M, P]`, one program per tile of a row."""
     row = (tl.program_id(0) // tiles).to(tl.int64)
-    by_focal = tl.load(grad_focal + row * focal_step) / elements
-    by_dice = tl.load(grad_dice + row * dice_step)
-    both, union = tl.load(sums + row * 3), tl.load(sums + row * 3 + 1) + 1.0
-    union += tl.load(sums + row * 3 + 2)
-    by_all = by_dice * (2.0 * both + 1.0) / (union * union)
-    by_member = -2.0 * by_dice / union
+    grad_focal = tl.load(grad.focal_ptr + row * grad_focal_stride) / elements
+    grad_dice = tl.load(grad.dice_ptr + row * grad_dice_stride)
+    both, union = tl.load(sums_ptr + row * 3), tl.load(sums_ptr + row * 3 + 1) + 1.0
+    union += tl.load(sums_ptr + row * 3 + 2)
+    grad_of_all = grad_dice * (2.0 * both + 1.0) / (union * union)
+    grad_of_target = -2.0 * grad_dice / union
     begin = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
     start = row * elements + begin
     p = tl.arange(0, BLOCK)
     inside = p < elements - begin
-    x = tl.load(logits + start + p, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(targets + start + p, mask=inside, other=0).to(tl.float32)
+    x = tl.load(logits_ptr + start + p, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(targets_ptr + start + p, mask=inside, other=0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
-    slope = by_focal * focal_slope(
-        x, y, sigmoid, other, log1p, positive_weight, negative_weight, gamma, SQUARE
-    )
-    slope += sigmoid * other * (by_all + by_member * y)
-    tl.store(grad_logits + start + p, slope, mask=inside)
+    grad_logit = grad_focal * focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE)
+    grad_logit += sigmoid * other * (grad_of_all + grad_of_target * y)
+    tl.store(grad_logits_ptr + start + p, grad_logit, mask=inside)
 
 
 @triton.jit
 def elements_kernel(
-    logits,
-    targets,
-    loss,
-    elements,
-    positive_weight,
-    negative_weight,
-    gamma,
-    SQUARE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    logits_ptr, targets_ptr, loss_ptr, elements, focal, SQUARE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The focal loss of each element."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + p, mask=p < elements, other=0.0).to(tl.float32)
-    y = tl.load(targets + p, mask=p < elements, other=0).to(tl.float32)
+    x = tl.load(logits_ptr + p, mask=p < elements, other=0.0).to(tl.float32)
+    y = tl.load(targets_ptr + p, mask=p < elements, other=0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
-    entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE)
-    weight = positive_weight * y + negative_weight * (1.0 - y)
-    tl.store(loss + p, weight * scale * entropy, mask=p < elements)
+    entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+    weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
+    tl.store(loss_ptr + p, weight * scale * entropy, mask=p < elements)
 
 
 @triton.jit
 def elements_gradient_kernel(
-    grad,
-    logits,
-    targets,
-    grad_logits,
+    grad_ptr,
+    logits_ptr,
+    targets_ptr,
+    grad_logits_ptr,
     elements,
-    grad_step,
-    positive_weight,
-    negative_weight,
-    gamma,
+    grad_stride,
+    focal,
     SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Its gradient; `grad_step` 0 where one gradient serves all, as after a sum."""
+    """Its gradient; `grad_stride` is 0 where one gradient serves all, as after a sum."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + p, mask=p < elements, other=0.0).to(tl.float32)
-    y = tl.load(targets + p, mask=p < elements, other=0).to(tl.float32)
-    given = tl.load(grad + p * grad_step, mask=p < elements, other=0.0).to(tl.float32)
+    x = tl.load(logits_ptr + p, mask=p < elements, other=0.0).to(tl.float32)
+    y = tl.load(targets_ptr + p, mask=p < elements, other=0).to(tl.float32)
+    grad = tl.load(grad_ptr + p * grad_stride, mask=p < elements, other=0.0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
-    slope = focal_slope(
-        x, y, sigmoid, other, log1p, positive_weight, negative_weight, gamma, SQUARE
-    )
-    tl.store(grad_logits + p, given * slope, mask=p < elements)
+    grad_logit = focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE)
+    tl.store(grad_logits_ptr + p, grad * grad_logit, mask=p < elements)
 
 
 def _as_stored(targets: Tensor) -> Tensor:
@@ -215,7 +189,11 @@ def _as_stored(targets: Tensor) -> Tensor:
 def focal_dice(
     logits: Tensor, targets: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator `mfkernels::focal_dice`; see csrc/torch_library.cpp for the arguments."""
+    """The operator `mfkernels::focal_dice`.
+
+    `logits` and `targets [M, P]`; returns `focal` and `dice [M]` and `sums [M, 3]` for the backward
+    pass: Σ s y, Σ s and Σ y of each row. All results are float32.
+    """
     check_floats("focal_dice", logits)
     rows, elements = logits.shape
     focal = logits.new_empty(rows, dtype=torch.float32)
@@ -226,13 +204,12 @@ def focal_dice(
     launcher.launch(
         sums_kernel,
         (rows * chunks,),
-        logits.contiguous(),
-        _as_stored(targets),
-        partial,
-        elements,
-        chunks,
-        *focal_weights(alpha),
-        float(gamma),
+        logits_ptr=logits.contiguous(),
+        targets_ptr=_as_stored(targets),
+        partial_ptr=partial,
+        elements=elements,
+        chunks=chunks,
+        focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
         ELEMENTS=ELEMENTS_OF_A_PROGRAM,
         BLOCK=BLOCK,
@@ -241,12 +218,12 @@ def focal_dice(
     launcher.launch(
         totals_kernel,
         (rows,),
-        partial,
-        focal,
-        dice,
-        sums,
-        chunks,
-        float(elements),
+        partial_ptr=partial,
+        focal_ptr=focal,
+        dice_ptr=dice,
+        sums_ptr=sums,
+        chunks=chunks,
+        elements=float(elements),
         BLOCK=min(power_of_2(chunks), 1024),
         num_warps=1 if chunks <= 128 else 4,
     )
@@ -262,25 +239,26 @@ def focal_dice_backward(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """The operator `mfkernels::focal_dice_backward`."""
+    """The operator `mfkernels::focal_dice_backward`.
+
+    `grad_focal` and `grad_dice [M]`; the others as in `focal_dice`. Returns `grad_logits [M, P]`.
+    """
     rows, elements = logits.shape
     grad_logits = logits.new_empty(logits.shape)
     tiles = cdiv(elements, BLOCK)
     launcher.launch(
         gradient_kernel,
         (rows * tiles,),
-        grad_focal,
-        grad_dice,
-        sums,
-        logits.contiguous(),
-        _as_stored(targets),
-        grad_logits,
-        elements,
-        tiles,
-        grad_focal.stride(0),
-        grad_dice.stride(0),
-        *focal_weights(alpha),
-        float(gamma),
+        grad=LossGradients(grad_focal, grad_dice),
+        sums_ptr=sums,
+        logits_ptr=logits.contiguous(),
+        targets_ptr=_as_stored(targets),
+        grad_logits_ptr=grad_logits,
+        elements=elements,
+        tiles=tiles,
+        grad_focal_stride=grad_focal.stride(0),
+        grad_dice_stride=grad_dice.stride(0),
+        focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
         BLOCK=BLOCK,
         num_warps=8,
@@ -289,18 +267,20 @@ def focal_dice_backward(
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The operator `mfkernels::sigmoid_focal_loss`."""
+    """The operator `mfkernels::sigmoid_focal_loss`.
+
+    `logits` and `targets` of one shape, which the loss of each element has, too.
+    """
     check_floats("sigmoid_focal_loss", logits)
     loss = logits.new_empty(logits.shape)
     launcher.launch(
         elements_kernel,
         (cdiv(logits.numel(), BLOCK),),
-        logits.contiguous(),
-        _as_stored(targets),
-        loss,
-        logits.numel(),
-        *focal_weights(alpha),
-        float(gamma),
+        logits_ptr=logits.contiguous(),
+        targets_ptr=_as_stored(targets),
+        loss_ptr=loss,
+        elements=logits.numel(),
+        focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
         BLOCK=BLOCK,
         num_warps=8,
@@ -311,20 +291,19 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 def sigmoid_focal_loss_backward(
     grad: Tensor, logits: Tensor, targets: Tensor, alpha: float, gamma: float
 ) -> Tensor:
-    """The operator `mfkernels::sigmoid_focal_loss_backward`."""
+    """The operator `mfkernels::sigmoid_focal_loss_backward`; all tensors have one shape."""
     grad_logits = logits.new_empty(logits.shape)
-    one_for_all = all(step == 0 for step in grad.stride())
+    one_for_all = all(stride == 0 for stride in grad.stride())
     launcher.launch(
         elements_gradient_kernel,
         (cdiv(logits.numel(), BLOCK),),
-        grad if one_for_all else grad.contiguous(),
-        logits.contiguous(),
-        _as_stored(targets),
-        grad_logits,
-        logits.numel(),
-        0 if one_for_all else 1,
-        *focal_weights(alpha),
-        float(gamma),
+        grad_ptr=grad if one_for_all else grad.contiguous(),
+        logits_ptr=logits.contiguous(),
+        targets_ptr=_as_stored(targets),
+        grad_logits_ptr=grad_logits,
+        elements=logits.numel(),
+        grad_stride=0 if one_for_all else 1,
+        focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
         BLOCK=BLOCK,
         num_warps=8,

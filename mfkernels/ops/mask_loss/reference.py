@@ -27,7 +27,7 @@ def upsampled_losses(
 
 
 class _UpsampledLosses(torch.autograd.Function):
-    """`upsampled_losses`, a chunk of masks at a time; saves nothing of full size for the backward pass.
+    """`upsampled_losses`, a chunk of masks at a time; saves nothing of full size for backward.
 
     The loss of a mask depends on its own logits only, so the gradient of each sum holds that of
     each loss.

@@ -1,8 +1,8 @@
 """The matching cost in two launches; mask logits live in registers only.
 
-A program of the first kernel takes some rows (a row is a query of a layer) of one image and a
-stretch of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
-tile's segments, which are zeros and ones. Stretches leave partial sums; the second kernel adds them
+A program of the first kernel takes some rows (a row is a query of a layer) of one image and one of
+the splits of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
+tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel adds them
 in a fixed order and forms the cost.
 """
 
@@ -10,183 +10,231 @@ in a fixed order and forms the cost.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
+from mfkernels.triton.arguments import (
+    FeatureStride,
+    FocalParameters,
+    PredictionStride,
+    Product,
+)
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.math import power_of_sigmoid, segments_of_image, sigmoid_both, split
-from mfkernels.triton.tensors import (
-    HALVES,
-    check_floats,
-    float32_precision,
-    focal_weights,
-    pixel_stride,
-    stored_segments,
-    with_flat_pixels,
-)
+from mfkernels.triton.tensors import check_floats, stored_segments, with_flat_pixels
 
-PIXELS_OF_A_PROGRAM = 2048
+PIXELS_OF_A_SPLIT = 2048
 ROWS_OF_A_PROGRAM = 128
+ROWS_OF_A_COST_PROGRAM = 16
+
+
+class PartialSums(NamedTuple):
+    """What the first kernel leaves for the second one."""
+
+    sums_ptr: Tensor
+    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ and s in each segment, f₋ and s everywhere."""
+    areas_ptr: Tensor
+    """`[splits, B, T]`: pixels of each segment."""
+
+
+class Sizes(NamedTuple):
+    """Rows are the queries of all layers."""
+
+    rows: int
+    queries: int
+    channels: int
+    height: int
+    width: int
+    target_height: int
+    target_width: int
+    max_count: int
+
+
+class Ratio(NamedTuple):
+    """Pixels of the target per pixel of the mask."""
+
+    vertical: float
+    horizontal: float
+
+
+class Variant(NamedTuple):
+    """What the first kernel is compiled for."""
+
+    factored: bool
+    all_channels: bool
+    """One block holds all channels."""
+    whole_tiles: bool
+    """The pixels are a multiple of a block's."""
+    label_map: bool
+    square: bool
+    product: Product
+
+
+class Block(NamedTuple):
+    """How many of each a program of the first kernel takes at a time."""
+
+    rows: int
+    pixels: int
+    channels: int
+    segments: int
+    images: int
+    pixels_of_split: int
+
+
+class CostSizes(NamedTuple):
+    splits: int
+    rows: int
+    queries: int
+    classes: int
+    max_count: int
+    pixels: int
+
+
+class CostWeights(NamedTuple):
+    """By which the terms of the cost are multiplied."""
+
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
+
+
+class CostBlock(NamedTuple):
+    """How many of each a program of the second kernel takes at a time."""
+
+    rows: int
+    segments: int
+    classes: int
+    images: int
 
 
 @triton.jit
 def sums_kernel(
-    embed,
-    features,
-    segments,
-    counts,
-    sums,
-    areas,
-    rows,
-    queries,
-    channels,
-    height,
-    width,
-    target_height,
-    target_width,
-    max_count,
-    embed_layer,
-    embed_image,
-    embed_query,
-    embed_channel,
-    features_image,
-    features_channel,
-    features_pixel,
-    step_y,
-    step_x,
-    positive_weight,
-    negative_weight,
-    gamma,
-    FACTORED: tl.constexpr,
-    HALF: tl.constexpr,
-    ALL_CHANNELS: tl.constexpr,
-    WHOLE_TILES: tl.constexpr,
-    LABEL_MAP: tl.constexpr,
-    SQUARE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    PIXELS: tl.constexpr,
+    embed_ptr,
+    features_ptr,
+    segments_ptr,
+    counts_ptr,
+    partial,
+    sizes,
+    embed_stride,
+    features_stride,
+    ratio,
+    focal,
+    VARIANT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Partial sums over PIXELS pixels: of f₊−f₋ and s in each segment, of f₋ and s everywhere.
-
-    `sums [stretches, B, rows, 2 T + 2]`, `areas [stretches, B, T]` (pixels of each segment).
-    """
-    target_tiles = tl.cdiv(max_count, BLOCK_T)
+    """The partial sums of one split of the pixels."""
+    channels, max_count = sizes.channels, sizes.max_count
+    target_tiles = tl.cdiv(max_count, BLOCK.segments)
     row_tile = tl.program_id(0)
-    stretch = tl.program_id(1) // target_tiles
+    split_index = tl.program_id(1) // target_tiles
     target_tile = tl.program_id(1) % target_tiles
     image = tl.program_id(2)
     images = tl.num_programs(2)
-    number, first = segments_of_image(counts, image, BLOCK_B)
-    t = target_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    pixels = height * width
+    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    t = target_tile * BLOCK.segments + tl.arange(0, BLOCK.segments)
+    pixels = sizes.height * sizes.width
 
-    row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    layer, query = row // queries, row % queries
-    known = row < rows
-    # `embed_channel` is the step from pixel to pixel where embed holds logits.
-    row_start = (
-        embed
-        + layer.to(tl.int64) * embed_layer
-        + image.to(tl.int64) * embed_image
-        + query.to(tl.int64) * embed_query
+    row = row_tile * BLOCK.rows + tl.arange(0, BLOCK.rows)
+    layer, query = row // sizes.queries, row % sizes.queries
+    is_row = row < sizes.rows
+    row_ptr = (
+        embed_ptr
+        + layer.to(tl.int64) * embed_stride.layer
+        + image.to(tl.int64) * embed_stride.image
+        + query.to(tl.int64) * embed_stride.query
     )
-    c = tl.arange(0, BLOCK_C)
-    features += image.to(tl.int64) * features_image
-    if FACTORED and ALL_CHANNELS:
+    c = tl.arange(0, BLOCK.channels)
+    features_ptr += image.to(tl.int64) * features_stride.image
+    if VARIANT.factored and VARIANT.all_channels:
         e = tl.load(
-            row_start[:, None] + c.to(tl.int64)[None, :] * embed_channel,
-            mask=known[:, None] & (c < channels)[None, :],
+            row_ptr[:, None] + c.to(tl.int64)[None, :] * embed_stride.channel,
+            mask=is_row[:, None] & (c < channels)[None, :],
             other=0.0,
         )
-        if not HALF:
+        if not VARIANT.product.half:
             e = e.to(tl.float32)
 
-    segment_gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    segment_sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
-    begin = stretch * PIXELS
-    for start in range(begin, min(begin + PIXELS, pixels), BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
+    segment_gain = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
+    segment_sigmoid = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
+    all_negative = tl.zeros([BLOCK.rows], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK.rows], tl.float32)
+    area = tl.zeros([BLOCK.segments], tl.float32)
+    begin = split_index * BLOCK.pixels_of_split
+    for start in range(begin, min(begin + BLOCK.pixels_of_split, pixels), BLOCK.pixels):
+        p = start + tl.arange(0, BLOCK.pixels)
         inside = p < pixels
 
-        if not FACTORED:
+        if not VARIANT.factored:
             x = tl.load(
-                row_start[:, None] + p.to(tl.int64)[None, :] * embed_channel,
-                mask=known[:, None] & inside[None, :],
+                row_ptr[:, None] + p.to(tl.int64)[None, :] * embed_stride.pixel,
+                mask=is_row[:, None] & inside[None, :],
                 other=0.0,
             ).to(tl.float32)
-        elif ALL_CHANNELS:
+        elif VARIANT.all_channels:
             f = tl.load(
-                features
-                + c.to(tl.int64)[:, None] * features_channel
-                + p.to(tl.int64)[None, :] * features_pixel,
+                features_ptr
+                + c.to(tl.int64)[:, None] * features_stride.channel
+                + p.to(tl.int64)[None, :] * features_stride.pixel,
                 mask=(c < channels)[:, None] & inside[None, :],
                 other=0.0,
             )
-            if not HALF:
+            if not VARIANT.product.half:
                 f = f.to(tl.float32)
-            x = tl.dot(e, f, input_precision=PRECISION)
+            x = tl.dot(e, f, input_precision=VARIANT.product.precision)
         else:
-            x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
-            for start_c in range(0, channels, BLOCK_C):
-                some = start_c + c
+            x = tl.zeros([BLOCK.rows, BLOCK.pixels], tl.float32)
+            for start_c in range(0, channels, BLOCK.channels):
+                channel = start_c + c
                 e = tl.load(
-                    row_start[:, None] + some.to(tl.int64)[None, :] * embed_channel,
-                    mask=known[:, None] & (some < channels)[None, :],
+                    row_ptr[:, None] + channel.to(tl.int64)[None, :] * embed_stride.channel,
+                    mask=is_row[:, None] & (channel < channels)[None, :],
                     other=0.0,
                 )
                 f = tl.load(
-                    features
-                    + some.to(tl.int64)[:, None] * features_channel
-                    + p.to(tl.int64)[None, :] * features_pixel,
-                    mask=(some < channels)[:, None] & inside[None, :],
+                    features_ptr
+                    + channel.to(tl.int64)[:, None] * features_stride.channel
+                    + p.to(tl.int64)[None, :] * features_stride.pixel,
+                    mask=(channel < channels)[:, None] & inside[None, :],
                     other=0.0,
                 )
-                if not HALF:
+                if not VARIANT.product.half:
                     e = e.to(tl.float32)
                     f = f.to(tl.float32)
-                x = tl.dot(e, f, x, input_precision=PRECISION)
+                x = tl.dot(e, f, x, input_precision=VARIANT.product.precision)
 
         # Nearest neighbour in float32, as PyTorch does it.
-        target_y = ((p // width).to(tl.float32) * step_y).to(tl.int32)
-        target_x = ((p % width).to(tl.float32) * step_x).to(tl.int32)
-        target_y = tl.minimum(target_y, target_height - 1).to(tl.int64)
-        target_x = tl.minimum(target_x, target_width - 1)
-        target_pixel = target_y * target_width + target_x
-        if LABEL_MAP:
-            size = image.to(tl.int64) * target_height * target_width
-            label = tl.load(segments + size + target_pixel, mask=inside, other=-1).to(tl.int32)
-            member = label[:, None] == t[None, :]
+        target_y = ((p // sizes.width).to(tl.float32) * ratio.vertical).to(tl.int32)
+        target_x = ((p % sizes.width).to(tl.float32) * ratio.horizontal).to(tl.int32)
+        target_y = tl.minimum(target_y, sizes.target_height - 1).to(tl.int64)
+        target_x = tl.minimum(target_x, sizes.target_width - 1)
+        target_pixel = target_y * sizes.target_width + target_x
+        if VARIANT.label_map:
+            offset = image.to(tl.int64) * sizes.target_height * sizes.target_width
+            label = tl.load(segments_ptr + offset + target_pixel, mask=inside, other=-1)
+            member = label.to(tl.int32)[:, None] == t[None, :]
         else:
-            size = tl.full([BLOCK_T], target_height, tl.int64) * target_width
-            member = (
-                tl.load(
-                    segments + target_pixel[:, None] + ((first + t) * size)[None, :],
-                    mask=inside[:, None] & (t < number)[None, :],
-                    other=0,
-                )
-                != 0
+            size = tl.full([BLOCK.segments], sizes.target_height, tl.int64) * sizes.target_width
+            value = tl.load(
+                segments_ptr + target_pixel[:, None] + ((first + t) * size)[None, :],
+                mask=inside[:, None] & (t < count)[None, :],
+                other=0,
             )
+            member = value != 0
         member = member.to(tl.float32)
         area += tl.sum(member, 0)
 
         sigmoid, other, log1p = sigmoid_both(x)
         softplus, softplus_of_minus = tl.maximum(x, 0.0) + log1p, tl.maximum(-x, 0.0) + log1p
-        negative = power_of_sigmoid(sigmoid, softplus_of_minus, gamma, SQUARE) * softplus
-        negative *= negative_weight
-        positive = power_of_sigmoid(other, softplus, gamma, SQUARE) * softplus_of_minus
-        gain = positive_weight * positive - negative
-        if not WHOLE_TILES:
+        negative = power_of_sigmoid(sigmoid, softplus_of_minus, focal.gamma, VARIANT.square)
+        negative = negative * softplus * focal.negative_weight
+        positive = power_of_sigmoid(other, softplus, focal.gamma, VARIANT.square)
+        gain = focal.positive_weight * (positive * softplus_of_minus) - negative
+        if not VARIANT.whole_tiles:
             negative = tl.where(inside[None, :], negative, 0.0)
             sigmoid = tl.where(inside[None, :], sigmoid, 0.0)
         all_negative += tl.sum(negative, 1)
@@ -202,107 +250,98 @@ def sums_kernel(
         segment_sigmoid = tl.dot(middle, members, segment_sigmoid)
         segment_sigmoid = tl.dot(trailing, members, segment_sigmoid)
 
-    place = (stretch.to(tl.int64) * images + image) * rows + row
-    line = sums + place * (2 * max_count + 2)
-    stored = known[:, None] & (t < max_count)[None, :]
-    tl.store(line[:, None] + t[None, :], segment_gain, mask=stored)
-    tl.store(line[:, None] + max_count + t[None, :], segment_sigmoid, mask=stored)
+    row_index = (split_index.to(tl.int64) * images + image) * sizes.rows + row
+    sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
+    stored = is_row[:, None] & (t < max_count)[None, :]
+    tl.store(sums_ptr[:, None] + t[None, :], segment_gain, mask=stored)
+    tl.store(sums_ptr[:, None] + max_count + t[None, :], segment_sigmoid, mask=stored)
     if target_tile == 0:
-        tl.store(line + 2 * max_count, all_negative, mask=known)
-        tl.store(line + 2 * max_count + 1, all_sigmoid, mask=known)
+        tl.store(sums_ptr + 2 * max_count, all_negative, mask=is_row)
+        tl.store(sums_ptr + 2 * max_count + 1, all_sigmoid, mask=is_row)
     if row_tile == 0:
-        place_of_areas = (stretch.to(tl.int64) * images + image) * max_count
-        tl.store(areas + place_of_areas + t, area, mask=t < max_count)
+        areas_offset = (split_index.to(tl.int64) * images + image) * max_count
+        tl.store(partial.areas_ptr + areas_offset + t, area, mask=t < max_count)
 
 
 @triton.jit
 def cost_kernel(
-    class_logits,
-    labels,
-    counts,
-    sums,
-    areas,
-    cost,
-    stretches,
-    rows,
-    queries,
-    classes,
-    max_count,
-    pixels,
-    class_weight,
-    mask_weight,
-    dice_weight,
-    BLOCK_R: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    class_logits_ptr,
+    labels_ptr,
+    counts_ptr,
+    partial,
+    cost_ptr,
+    sizes,
+    weights,
+    BLOCK: tl.constexpr,
 ):
     """`cost [L, B, Q, T]` from the partial sums and `class_logits [L, B, Q, classes]`."""
+    rows, queries, classes, max_count = sizes.rows, sizes.queries, sizes.classes, sizes.max_count
     image = tl.program_id(2)
     images = tl.num_programs(2)
-    number, first = segments_of_image(counts, image, BLOCK_B)
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    known, present = row < rows, t < number
-    used = known[:, None] & present[None, :]
+    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    row = tl.program_id(0) * BLOCK.rows + tl.arange(0, BLOCK.rows)
+    t = tl.program_id(1) * BLOCK.segments + tl.arange(0, BLOCK.segments)
+    is_row, is_segment = row < rows, t < count
+    inside = is_row[:, None] & is_segment[None, :]
 
-    gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
-    for stretch in range(stretches):
-        place = (image + tl.full([BLOCK_R], images, tl.int64) * stretch) * rows + row
-        line = sums + place * (2 * max_count + 2)
-        gain += tl.load(line[:, None] + t[None, :], mask=used, other=0.0)
-        sigmoid += tl.load(line[:, None] + max_count + t[None, :], mask=used, other=0.0)
-        all_negative += tl.load(line + 2 * max_count, mask=known, other=0.0)
-        all_sigmoid += tl.load(line + 2 * max_count + 1, mask=known, other=0.0)
-        place_of_areas = (image + tl.full([BLOCK_T], images, tl.int64) * stretch) * max_count
-        area += tl.load(areas + place_of_areas + t, mask=present, other=0.0)
+    gain = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
+    sigmoid = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
+    all_negative = tl.zeros([BLOCK.rows], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK.rows], tl.float32)
+    area = tl.zeros([BLOCK.segments], tl.float32)
+    for split_index in range(sizes.splits):
+        row_index = (image + tl.full([BLOCK.rows], images, tl.int64) * split_index) * rows + row
+        sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
+        gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
+        sigmoid += tl.load(sums_ptr[:, None] + max_count + t[None, :], mask=inside, other=0.0)
+        all_negative += tl.load(sums_ptr + 2 * max_count, mask=is_row, other=0.0)
+        all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
+        image_index = image + tl.full([BLOCK.segments], images, tl.int64) * split_index
+        area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)
 
     # Rows beyond the last one repeat it, and are not stored.
     row = tl.minimum(row, rows - 1)
     layer, query = row // queries, row % queries
-    line = (layer.to(tl.int64) * images + image) * queries + query
+    row_index = (layer.to(tl.int64) * images + image) * queries + query
     # One maximum and one sum for each column of the tile, joined after the loops.
-    largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        some = tl.load(
-            class_logits + line[:, None] * classes + k[None, :],
+    largest = tl.full([BLOCK.rows, BLOCK.classes], float("-inf"), tl.float32)
+    for start in range(0, classes, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
+        x = tl.load(
+            class_logits_ptr + row_index[:, None] * classes + k[None, :],
             mask=(k < classes)[None, :],
             other=float("-inf"),
         )
-        largest = tl.maximum(largest, some.to(tl.float32))
+        largest = tl.maximum(largest, x.to(tl.float32))
     largest = tl.max(largest, 1)
-    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        some = tl.load(
-            class_logits + line[:, None] * classes + k[None, :],
+    total = tl.zeros([BLOCK.rows, BLOCK.classes], tl.float32)
+    for start in range(0, classes, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
+        x = tl.load(
+            class_logits_ptr + row_index[:, None] * classes + k[None, :],
             mask=(k < classes)[None, :],
             other=float("-inf"),
         )
-        total += tl.exp(some.to(tl.float32) - largest[:, None])
+        total += tl.exp(x.to(tl.float32) - largest[:, None])
     total = tl.sum(total, 1)
-    label = tl.load(labels + first + t, mask=present, other=0)
+    label = tl.load(labels_ptr + first + t, mask=is_segment, other=0)
     possible = (label >= 0) & (label < classes - 1)
-    chosen = tl.load(
-        class_logits + line[:, None] * classes + label[None, :],
-        mask=used & possible[None, :],
+    x = tl.load(
+        class_logits_ptr + row_index[:, None] * classes + label[None, :],
+        mask=inside & possible[None, :],
         other=0.0,
-    ).to(tl.float32)
-    chance = tl.exp(chosen - largest[:, None]) / total[:, None]
-    chance = tl.where(possible[None, :], chance, float("nan"))
+    )
+    probability = tl.exp(x.to(tl.float32) - largest[:, None]) / total[:, None]
+    probability = tl.where(possible[None, :], probability, float("nan"))
 
-    focal = (gain + all_negative[:, None]) / pixels
+    focal = (gain + all_negative[:, None]) / sizes.pixels
     dice = 1.0 - (2.0 * sigmoid + 1.0) / (all_sigmoid[:, None] + area[None, :] + 1.0)
-    value = mask_weight * focal - class_weight * chance + dice_weight * dice
+    cost = weights.mask_weight * focal - weights.class_weight * probability
+    cost += weights.dice_weight * dice
     tl.store(
-        cost + line[:, None] * max_count + t[None, :],
-        tl.where(present[None, :], value, 0.0),
-        mask=known[:, None] & (t < max_count)[None, :],
+        cost_ptr + row_index[:, None] * max_count + t[None, :],
+        tl.where(is_segment[None, :], cost, 0.0),
+        mask=is_row[:, None] & (t < max_count)[None, :],
     )
 
 
@@ -321,100 +360,131 @@ def matching_cost(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """The operator `mfkernels::matching_cost`; see csrc/torch_library.cpp for the arguments."""
+    """The operator `mfkernels::matching_cost`: the cost `[L, B, Q, T]`, float32.
+
+    `class_logits [L, B, Q, K+1]`; `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or
+    dense logits `[L, B, Q, h, w]` with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`,
+    bool; `labels [N]` and `counts [B]`, int64; T is `max_count`. The cost is 0 beyond an image's
+    own segments and NaN for a label outside [0, K).
+    """
     check_floats("matching_cost", class_logits, mask_embed, pixel_features)
     layers, images, queries, classes = class_logits.shape
     cost = class_logits.new_empty((layers, images, queries, max_count), dtype=torch.float32)
     if cost.numel() == 0:
         return cost
-    segments = stored_segments(label_map, masks)
-    target_height, target_width = segments.shape[-2:]
+    rows = layers * queries
+    height, width = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
+    splits = cdiv(height * width, PIXELS_OF_A_SPLIT)
+    # New memory is never read before it was written: every program stores all of its part.
+    partial = PartialSums(
+        sums_ptr=cost.new_empty((splits, images, rows, 2 * max_count + 2)),
+        areas_ptr=cost.new_empty((splits, images, max_count)),
+    )
+    _launch_sums(
+        mask_embed,
+        pixel_features,
+        stored_segments(label_map, masks),
+        counts,
+        partial,
+        FocalParameters.of(alpha, gamma),
+        label_map is not None,
+    )
+    block = CostBlock(
+        rows=ROWS_OF_A_COST_PROGRAM,
+        segments=_segments_of_a_block(max_count),
+        classes=min(power_of_2(classes), 128),
+        images=min(power_of_2(images), 64),
+    )
+    launcher.launch(
+        cost_kernel,
+        (cdiv(rows, block.rows), cdiv(max_count, block.segments), images),
+        class_logits_ptr=class_logits.contiguous(),
+        labels_ptr=labels,
+        counts_ptr=counts,
+        partial=partial,
+        cost_ptr=cost,
+        sizes=CostSizes(
+            splits=splits,
+            rows=rows,
+            queries=queries,
+            classes=classes,
+            max_count=max_count,
+            pixels=height * width,
+        ),
+        weights=CostWeights(float(class_weight), float(mask_weight), float(dice_weight)),
+        BLOCK=block,
+        num_warps=4,
+    )
+    return cost
+
+
+def _segments_of_a_block(max_count: int) -> int:
+    return min(power_of_2(max_count, 16), 64)
+
+
+def _launch_sums(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    segments: Tensor,
+    counts: Tensor,
+    partial: PartialSums,
+    focal: FocalParameters,
+    is_label_map: bool,
+) -> None:
+    """Fill `partial`; tensors as for `matching_cost`, `segments` as stored."""
     factored = pixel_features is not None
     features = with_flat_pixels(mask_embed if pixel_features is None else pixel_features)
     embed = mask_embed if factored else features
+    layers, images, queries = embed.shape[:3]
     height, width = features.shape[-2:]
+    target_height, target_width = segments.shape[-2:]
+    splits, _, max_count = partial.areas_ptr.shape
     channels = mask_embed.shape[-1] if factored else 1
-    half = embed.dtype == features.dtype and embed.dtype in HALVES
-    rows, pixels = layers * queries, height * width
-    stretches = cdiv(pixels, PIXELS_OF_A_PROGRAM)
-    block_t = min(power_of_2(max_count, 16), 64)
-    block_b = min(power_of_2(images), 64)
-    all_channels = not factored or (half and channels <= 256)
-    block_c = power_of_2(channels, 16) if all_channels else 32
-    # As many pixels as the registers hold without spilling; tests/test_triton_compilation.py.
-    crowded = block_t == 64 or (block_t == 32 and masks is not None and not half)
-    block_p = 16 if crowded else 32
-    # New memory is never read before it was written: every program stores all of its part.
-    sums = cost.new_empty((stretches, images, rows, 2 * max_count + 2))
-    areas = cost.new_empty((stretches, images, max_count))
-    positive_weight, negative_weight = focal_weights(alpha)
+    product = Product.of(embed, features)
+    all_channels = not factored or (product.half and channels <= 256)
+    block_t = _segments_of_a_block(max_count)
+    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
+    crowded = block_t == 64 or (block_t == 32 and not is_label_map and not product.half)
+    block = Block(
+        rows=ROWS_OF_A_PROGRAM,
+        pixels=16 if crowded else 32,
+        channels=power_of_2(channels, 16) if all_channels else 32,
+        segments=block_t,
+        images=min(power_of_2(images), 64),
+        pixels_of_split=PIXELS_OF_A_SPLIT,
+    )
     launcher.launch(
         sums_kernel,
-        (cdiv(rows, ROWS_OF_A_PROGRAM), stretches * cdiv(max_count, block_t), images),
-        embed,
-        features,
-        segments,
-        counts,
-        sums,
-        areas,
-        rows,
-        queries,
-        channels,
-        height,
-        width,
-        target_height,
-        target_width,
-        max_count,
-        *embed.stride()[:3],
-        embed.stride(3) if factored else pixel_stride(embed),
-        features.stride(0),
-        features.stride(1),
-        pixel_stride(features),
-        target_height / height,
-        target_width / width,
-        positive_weight,
-        negative_weight,
-        float(gamma),
-        FACTORED=factored,
-        HALF=half,
-        ALL_CHANNELS=all_channels,
-        WHOLE_TILES=pixels % block_p == 0,
-        LABEL_MAP=label_map is not None,
-        SQUARE=gamma == 2,
-        PRECISION=float32_precision(),
-        BLOCK_R=ROWS_OF_A_PROGRAM,
-        BLOCK_P=block_p,
-        BLOCK_C=block_c,
-        BLOCK_T=block_t,
-        BLOCK_B=block_b,
-        PIXELS=PIXELS_OF_A_PROGRAM,
+        (cdiv(layers * queries, block.rows), splits * cdiv(max_count, block_t), images),
+        embed_ptr=embed,
+        features_ptr=features,
+        segments_ptr=segments,
+        counts_ptr=counts,
+        partial=partial,
+        sizes=Sizes(
+            rows=layers * queries,
+            queries=queries,
+            channels=channels,
+            height=height,
+            width=width,
+            target_height=target_height,
+            target_width=target_width,
+            max_count=max_count,
+        ),
+        embed_stride=PredictionStride.of(embed, dense=not factored),
+        features_stride=FeatureStride.of(features) if factored else FeatureStride(),
+        ratio=Ratio(target_height / height, target_width / width),
+        focal=focal,
+        VARIANT=Variant(
+            factored=factored,
+            all_channels=all_channels,
+            whole_tiles=height * width % block.pixels == 0,
+            label_map=is_label_map,
+            square=focal.gamma == 2,
+            product=product,
+        ),
+        BLOCK=block,
         num_warps=8,
         num_stages=3,
         maxnreg=255,  # shared memory allows one program at a time anyway
     )
-    cost_rows = 16
-    launcher.launch(
-        cost_kernel,
-        (cdiv(rows, cost_rows), cdiv(max_count, block_t), images),
-        class_logits.contiguous(),
-        labels,
-        counts,
-        sums,
-        areas,
-        cost,
-        stretches,
-        rows,
-        queries,
-        classes,
-        max_count,
-        pixels,
-        float(class_weight),
-        float(mask_weight),
-        float(dice_weight),
-        BLOCK_R=cost_rows,
-        BLOCK_T=block_t,
-        BLOCK_K=min(power_of_2(classes), 128),
-        BLOCK_B=block_b,
-        num_warps=4,
-    )
-    return cost

@@ -317,8 +317,8 @@ def panoptic_segmentation(
 
     Returns:
         Per image the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with one
-        dict per segment: `id`, `isthing`, `category_id` (class index), `score` (class probability of
-        its first query).
+        dict per segment: `id`, `isthing`, `category_id` (class index), `score` (class
+        probability of its first query).
 
     Raises:
         TypeError, ValueError: a dtype, shape, device, size, class or `paint` does not fit.

@@ -13,6 +13,9 @@ second at any pixel of the tile; otherwise the tile is computed in full, as exac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -25,16 +28,21 @@ from mfkernels.ops.segmentation.triton_logits_by_pixel import (
     mask_values,
 )
 from mfkernels.triton import launcher
+from mfkernels.triton.arguments import MaskAxis
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.math import if_also
 from mfkernels.triton.tensors import check_floats
 
-TILE_HEIGHT, TILE_WIDTH = 8, 8
 IGNORED, NEGLIGIBLE = 0.1, 0.01
 """The most that the queries without part in the guess may add to a score: together, and each."""
 
+# What a view's description, int64 `[FIELDS]`, holds where. `View` is what the host knows of it.
+FIRST_CHUNK, FIRST_ROW, CHUNKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+MASK_HEIGHT, MASK_WIDTH = tl.constexpr(3), tl.constexpr(4)
+INPUT_HEIGHT, INPUT_WIDTH = tl.constexpr(5), tl.constexpr(6)
+IMAGE_HEIGHT, IMAGE_WIDTH = tl.constexpr(7), tl.constexpr(8)
+FLIPPED, QUERIES_OF_GUESS = tl.constexpr(9), tl.constexpr(10)
 FIELDS = tl.constexpr(11)
-"""Numbers that describe a view: see `prepare_kernel`."""
 
 _SCALE = tl.constexpr(1024.0)
 # Half precision of both factors is off by at most 2^-11 each, relatively: best and second together
@@ -42,386 +50,431 @@ _SCALE = tl.constexpr(1024.0)
 _DOUBT = tl.constexpr(0.002)
 
 
+class View(NamedTuple):
+    """Of one view: where its part of the workspaces lies, its sizes, and whether it is mirrored.
+
+    The logits of a view begin with chunk `first_chunk` and have `chunks` chunks of columns; its
+    probabilities begin with row `first_row`.
+    """
+
+    first_chunk: int
+    first_row: int
+    chunks: int
+    mask_height: int
+    mask_width: int
+    input_height: int
+    input_width: int
+    image_height: int
+    image_width: int
+    flipped: int
+
+
+class Negligible(NamedTuple):
+    """The most that queries without part in the guess may add to a score."""
+
+    together: float
+    each: float
+
+
+class PrepareSizes(NamedTuple):
+    queries: int
+    classes: int
+    probability_stride: int
+    """From query to query."""
+    all_columns: int
+    class_columns: int
+
+
+class PrepareBlock(NamedTuple):
+    """How many of each a program takes at a time."""
+
+    queries: int
+    classes: int
+
+
+class SemanticSizes(NamedTuple):
+    views: int
+    classes: int
+    all_columns: int
+    class_columns: int
+    height: int
+    width: int
+
+
+class SemanticVariant(NamedTuple):
+    """What the semantic kernel is compiled for."""
+
+    in_full: bool
+    scores: bool
+    resized: bool
+    resize_logits: bool
+
+
+class OwnersSizes(NamedTuple):
+    columns: int
+    mask_height: int
+    mask_width: int
+    input_height: int
+    input_width: int
+    image_height: int
+    image_width: int
+    height: int
+    width: int
+
+
+class Tile(NamedTuple):
+    """Pixels of the result that a program takes."""
+
+    height: int
+    width: int
+
+
+class SemanticBlock(NamedTuple):
+    """How many of each a program takes at a time."""
+
+    tile: Tile
+    classes: int
+    queries: int
+    """A divisor of CHUNK."""
+
+
+TILE = Tile(8, 8)
+
+
 @triton.jit
-def pixels_of_tile(height, width, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
+def pixels_of_tile(height, width, TILE: tl.constexpr):
     """Row and column of each pixel of this program's tile, and whether it is inside.
 
-    Pixels outside have the place of one that is inside.
+    Pixels outside have the position of one that is inside.
     """
-    across = tl.cdiv(width, TILE_WIDTH)
-    p = tl.arange(0, TILE_HEIGHT * TILE_WIDTH)
-    y = (tl.program_id(0) // across) * TILE_HEIGHT + p // TILE_WIDTH
-    x = (tl.program_id(0) % across) * TILE_WIDTH + p % TILE_WIDTH
+    across = tl.cdiv(width, TILE.width)
+    p = tl.arange(0, TILE.height * TILE.width)
+    y = (tl.program_id(0) // across) * TILE.height + p // TILE.width
+    x = (tl.program_id(0) % across) * TILE.width + p % TILE.width
     inside = (y < height) & (x < width)
     return tl.minimum(y, height - 1), tl.minimum(x, width - 1), inside
 
 
 @triton.jit
-def bounds_kernel(probability, bounds, classes, step, BLOCK: tl.constexpr):
+def bounds_kernel(probability_ptr, bounds_ptr, classes, probability_stride, BLOCK: tl.constexpr):
     """`bounds [Q]`: the most that a query can add to the score of any class."""
     query = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, classes, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        p = tl.load(probability + query * step + k, mask=k < classes, other=0.0)
+        p = tl.load(probability_ptr + query * probability_stride + k, mask=k < classes, other=0.0)
         largest = tl.maximum(largest, tl.where(p == p, p, float("inf")))
-    tl.store(bounds + query, tl.max(largest))
+    tl.store(bounds_ptr + query, tl.max(largest))
+
+
+@triton.jit
+def store_view(description_ptr, view):
+    """What the host knows of a view; `QUERIES_OF_GUESS` is left to `prepare_kernel`."""
+    tl.store(description_ptr + FIRST_CHUNK, view.first_chunk)
+    tl.store(description_ptr + FIRST_ROW, view.first_row)
+    tl.store(description_ptr + CHUNKS, view.chunks)
+    tl.store(description_ptr + MASK_HEIGHT, view.mask_height)
+    tl.store(description_ptr + MASK_WIDTH, view.mask_width)
+    tl.store(description_ptr + INPUT_HEIGHT, view.input_height)
+    tl.store(description_ptr + INPUT_WIDTH, view.input_width)
+    tl.store(description_ptr + IMAGE_HEIGHT, view.image_height)
+    tl.store(description_ptr + IMAGE_WIDTH, view.image_width)
+    tl.store(description_ptr + FLIPPED, view.flipped)
+
+
+@triton.jit
+def axes_of_view(description_ptr, result_height, result_width):
+    """The sizes of a view along the vertical and the horizontal axis."""
+    mask_height = tl.load(description_ptr + MASK_HEIGHT).to(tl.int32)
+    mask_width = tl.load(description_ptr + MASK_WIDTH).to(tl.int32)
+    input_height = tl.load(description_ptr + INPUT_HEIGHT).to(tl.int32)
+    input_width = tl.load(description_ptr + INPUT_WIDTH).to(tl.int32)
+    image_height = tl.load(description_ptr + IMAGE_HEIGHT).to(tl.int32)
+    image_width = tl.load(description_ptr + IMAGE_WIDTH).to(tl.int32)
+    vertical = MaskAxis(mask_height, input_height, image_height, result_height)
+    horizontal = MaskAxis(mask_width, input_width, image_width, result_width)
+    return vertical, horizontal
 
 
 @triton.jit
 def prepare_kernel(
-    probability,
-    bounds,
-    order,
-    parts,
-    description,
-    ignored,
-    queries,
-    classes,
-    step,
-    all_columns,
-    class_columns,
-    most_ignored,
+    probability_ptr,
+    bounds_ptr,
+    order_ptr,
+    parts_ptr,
+    description_ptr,
+    ignored_ptr,
+    sizes,
     negligible,
-    first_chunk,
-    first_row,
-    chunks,
-    height,
-    width,
-    input_height,
-    input_width,
-    image_height,
-    image_width,
-    flipped,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    view,
+    BLOCK: tl.constexpr,
 ):
     """Sort the queries of a view by what they can add, the largest first; describe the view.
 
     `order [columns]`: the queries, then −1. `parts [2, all columns, class_columns]`: leading and
-    trailing part of their probabilities, times _SCALE. `description [FIELDS]`: the numbers
-    `first_chunk` … `flipped`, and how many queries the guess uses. `ignored [1]`: what the others
-    add at most. The place of the logits and their columns are counted in chunks.
+    trailing part of their probabilities, times _SCALE. `description [FIELDS]`: the view, and how
+    many queries the guess uses. `ignored [1]`: what the others add at most.
     """
+    queries, classes, class_columns = sizes.queries, sizes.classes, sizes.class_columns
     query = tl.program_id(0)
-    bound = tl.load(bounds + query, mask=query < queries, other=-1.0)
-    rank = tl.zeros([BLOCK_Q], tl.int32)
-    after = tl.zeros([BLOCK_Q], tl.float32)
-    after_and_own = tl.zeros([BLOCK_Q], tl.float32)
-    next_bounds = tl.zeros([BLOCK_Q], tl.float32)
-    for start in range(0, queries, BLOCK_Q):
-        q = start + tl.arange(0, BLOCK_Q)
-        other = tl.load(bounds + q, mask=q < queries, other=-1.0)
+    bound = tl.load(bounds_ptr + query, mask=query < queries, other=-1.0)
+    earlier_queries = tl.zeros([BLOCK.queries], tl.int32)
+    after = tl.zeros([BLOCK.queries], tl.float32)
+    after_and_own = tl.zeros([BLOCK.queries], tl.float32)
+    next_bounds = tl.zeros([BLOCK.queries], tl.float32)
+    for start in range(0, queries, BLOCK.queries):
+        q = start + tl.arange(0, BLOCK.queries)
+        other = tl.load(bounds_ptr + q, mask=q < queries, other=-1.0)
         earlier = (other > bound) | ((other == bound) & (q < query))
-        rank += ((q < queries) & earlier).to(tl.int32)
+        earlier_queries += ((q < queries) & earlier).to(tl.int32)
         follows = (q < queries) & ~earlier
         after += tl.where(follows & (q != query), other, 0.0)
         next_bounds = tl.maximum(next_bounds, tl.where(follows & (q != query), other, 0.0))
         after_and_own += tl.where(follows, other, 0.0)
-    place = tl.where(query < queries, tl.sum(rank), query)
-    rest, rest_and_own = tl.sum(after), tl.sum(after_and_own)
-    tl.store(order + place, tl.where(query < queries, query, -1))
+    rank = tl.where(query < queries, tl.sum(earlier_queries), query)
+    sum_after, sum_after_and_own = tl.sum(after), tl.sum(after_and_own)
+    tl.store(order_ptr + rank, tl.where(query < queries, query, -1))
 
     # The last query of the guess is the one that is needed while the next one is not.
-    needed = (rest_and_own > most_ignored) | (bound > negligible)
-    next_needed = (rest > most_ignored) | (tl.max(next_bounds) > negligible)
+    needed = (sum_after_and_own > negligible.together) | (bound > negligible.each)
+    next_needed = (sum_after > negligible.together) | (tl.max(next_bounds) > negligible.each)
     if needed & ~next_needed & (query < queries):
-        tl.store(description + FIELDS - 1, place + 1)
-        tl.store(ignored, rest)
-    if ~needed & (place == 0):
-        tl.store(description + FIELDS - 1, 0)
-        tl.store(ignored, rest_and_own)
+        tl.store(description_ptr + QUERIES_OF_GUESS, rank + 1)
+        tl.store(ignored_ptr, sum_after)
+    if ~needed & (rank == 0):
+        tl.store(description_ptr + QUERIES_OF_GUESS, 0)
+        tl.store(ignored_ptr, sum_after_and_own)
     if query == 0:
-        tl.store(description, first_chunk)
-        tl.store(description + 1, first_row)
-        tl.store(description + 2, chunks)
-        tl.store(description + 3, height)
-        tl.store(description + 4, width)
-        tl.store(description + 5, input_height)
-        tl.store(description + 6, input_width)
-        tl.store(description + 7, image_height)
-        tl.store(description + 8, image_width)
-        tl.store(description + 9, flipped)
+        store_view(description_ptr, view)
 
-    for start in range(0, class_columns, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    for start in range(0, class_columns, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
         p = tl.load(
-            probability + query.to(tl.int64) * step + k,
+            probability_ptr + query.to(tl.int64) * sizes.probability_stride + k,
             mask=if_also(k < classes, query < queries),
             other=0.0,
         )
-        part = (p * _SCALE).to(tl.float16)
-        at = parts + (first_row + place).to(tl.int64) * class_columns + k
-        tl.store(at, part, mask=k < class_columns)
-        part = (p * _SCALE - part.to(tl.float32)).to(tl.float16)
-        all_rows = tl.full([], all_columns, tl.int64)
-        tl.store(at + all_rows * class_columns, part, mask=k < class_columns)
+        leading = (p * _SCALE).to(tl.float16)
+        part_ptr = parts_ptr + (view.first_row + rank).to(tl.int64) * class_columns + k
+        tl.store(part_ptr, leading, mask=k < class_columns)
+        trailing = (p * _SCALE - leading.to(tl.float32)).to(tl.float16)
+        all_rows = tl.full([], sizes.all_columns, tl.int64)
+        tl.store(part_ptr + all_rows * class_columns, trailing, mask=k < class_columns)
 
 
 @triton.jit
 def scores_of_tile(
-    logits,
-    parts,
-    description,
+    logits_ptr,
+    parts_ptr,
+    description_ptr,
     y,
     x,
     k,
-    views,
-    all_columns,
-    class_columns,
-    result_height,
-    result_width,
-    IN_FULL: tl.constexpr,
-    RESIZED: tl.constexpr,
-    RESIZE_LOGITS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    sizes,
+    VARIANT: tl.constexpr,
+    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
-    STEP: tl.constexpr,
 ):
-    """Scores `[P, K]` of some classes at some pixels, all views together; in full or guessed.
+    """Scores `[P, K]` of a block of classes at some pixels, all views together; in full or guessed.
 
-    STEP queries at a time, a divisor of CHUNK.
+    BLOCK.queries queries at a time, a divisor of CHUNK.
     """
-    total = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
-    for view in range(views):
-        fields = description + view * FIELDS
-        chunks = tl.load(fields + 2).to(tl.int32)
-        used = chunks if IN_FULL else tl.cdiv(tl.load(fields + FIELDS - 1).to(tl.int32), CHUNK)
-        view_logits = logits + tl.load(fields) * CHUNK
-        row = tl.load(fields + 1).to(tl.int32)
-        height, width = tl.load(fields + 3).to(tl.int32), tl.load(fields + 4).to(tl.int32)
-        input_height = tl.load(fields + 5).to(tl.int32)
-        input_width = tl.load(fields + 6).to(tl.int32)
-        image_height = tl.load(fields + 7).to(tl.int32)
-        image_width = tl.load(fields + 8).to(tl.int32)
-        column = tl.where(tl.load(fields + 9) != 0, result_width - 1 - x, x)
-        for step in range(used * (CHUNK // STEP)):
-            q = step * STEP + tl.arange(0, STEP)
+    total = tl.zeros([BLOCK.tile.height * BLOCK.tile.width, BLOCK.classes], tl.float32)
+    for view in range(sizes.views):
+        view_ptr = description_ptr + view * FIELDS
+        chunks = tl.load(view_ptr + CHUNKS).to(tl.int32)
+        used = chunks
+        if not VARIANT.in_full:
+            used = tl.cdiv(tl.load(view_ptr + QUERIES_OF_GUESS).to(tl.int32), CHUNK)
+        view_logits_ptr = logits_ptr + tl.load(view_ptr + FIRST_CHUNK) * CHUNK
+        row = tl.load(view_ptr + FIRST_ROW).to(tl.int32)
+        vertical, horizontal = axes_of_view(view_ptr, sizes.height, sizes.width)
+        column = tl.where(tl.load(view_ptr + FLIPPED) != 0, sizes.width - 1 - x, x)
+        for step in range(used * (CHUNK // BLOCK.queries)):
+            q = step * BLOCK.queries + tl.arange(0, BLOCK.queries)
             values = mask_values(
-                view_logits,
+                view_logits_ptr,
                 chunks * CHUNK,
                 q,
                 y,
                 column,
-                height,
-                width,
-                input_height,
-                input_width,
-                image_height,
-                image_width,
-                result_height,
-                result_width,
-                RESIZED,
-                RESIZE_LOGITS,
+                vertical,
+                horizontal,
+                VARIANT.resized,
+                VARIANT.resize_logits,
             )
             values *= _SCALE
-            large = values.to(tl.float16)
-            small = (values - large.to(tl.float32)).to(tl.float16)
-            # Large · large alone, or with the two products that matter next.
-            for product in range(3 if IN_FULL else 1):
-                first_row = row + tl.where(product == 2, all_columns, 0)
-                at = ((first_row + q) * class_columns)[:, None] + k[None, :]
-                some = tl.where(product == 1, small, large)
-                total = tl.dot(some, tl.load(parts + at), total)
+            leading = values.to(tl.float16)
+            trailing = (values - leading.to(tl.float32)).to(tl.float16)
+            # Leading · leading alone, or with the two products that matter next.
+            for product in range(3 if VARIANT.in_full else 1):
+                first_row = row + tl.where(product == 2, sizes.all_columns, 0)
+                offset = ((first_row + q) * sizes.class_columns)[:, None] + k[None, :]
+                factor = tl.where(product == 1, trailing, leading)
+                total = tl.dot(factor, tl.load(parts_ptr + offset), total)
     return total * (1.0 / (_SCALE * _SCALE))
 
 
 @triton.jit
 def semantic_kernel(
-    logits,
-    parts,
-    description,
-    ignored,
-    unsure,
-    labels,
-    scores,
-    views,
-    classes,
-    all_columns,
-    class_columns,
-    result_height,
-    result_width,
-    IN_FULL: tl.constexpr,
-    SCORES: tl.constexpr,
-    RESIZED: tl.constexpr,
-    RESIZE_LOGITS: tl.constexpr,
-    TILE_HEIGHT: tl.constexpr,
-    TILE_WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    logits_ptr,
+    parts_ptr,
+    description_ptr,
+    ignored_ptr,
+    unsure_ptr,
+    labels_ptr,
+    scores_ptr,
+    sizes,
+    VARIANT: tl.constexpr,
+    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
-    STEP: tl.constexpr,
 ):
     """`labels [H, W]` of a tile of pixels, and `scores [K, H, W]` if they are asked for.
 
-    `unsure [tiles]`: written by the guess; the tiles that are computed IN_FULL.
+    `unsure [tiles]`: written by the guess; the tiles that are computed in full.
     """
-    BLOCK_P: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
-    if IN_FULL and not SCORES:  # noqa: SIM102 (`and` would load in either case)
-        if tl.load(unsure + tl.program_id(0)) == 0:
+    PIXELS: tl.constexpr = BLOCK.tile.height * BLOCK.tile.width
+    if VARIANT.in_full and not VARIANT.scores:  # noqa: SIM102 (`and` would load in either case)
+        if tl.load(unsure_ptr + tl.program_id(0)) == 0:
             return
-    y, x, inside = pixels_of_tile(result_height, result_width, TILE_HEIGHT, TILE_WIDTH)
-    label = tl.zeros([BLOCK_P], tl.int32)
-    best = tl.full([BLOCK_P], float("-inf"), tl.float32)
-    second = tl.full([BLOCK_P], float("-inf"), tl.float32)
-    for start in range(0, class_columns, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    classes, class_columns = sizes.classes, sizes.class_columns
+    y, x, inside = pixels_of_tile(sizes.height, sizes.width, BLOCK.tile)
+    label = tl.zeros([PIXELS], tl.int32)
+    best = tl.full([PIXELS], float("-inf"), tl.float32)
+    second = tl.full([PIXELS], float("-inf"), tl.float32)
+    for start in range(0, class_columns, BLOCK.classes):
+        k = start + tl.arange(0, BLOCK.classes)
         found = scores_of_tile(
-            logits,
-            parts,
-            description,
-            y,
-            x,
-            k,
-            views,
-            all_columns,
-            class_columns,
-            result_height,
-            result_width,
-            IN_FULL,
-            RESIZED,
-            RESIZE_LOGITS,
-            BLOCK_P,
-            BLOCK_K,
-            CHUNK,
-            STEP,
+            logits_ptr, parts_ptr, description_ptr, y, x, k, sizes, VARIANT, BLOCK, CHUNK
         )
-        if SCORES:
-            plane = tl.full([], result_height, tl.int64) * result_width
-            at = (y.to(tl.int64) * result_width + x)[:, None] + (k * plane)[None, :]
-            tl.store(scores + at, found, mask=inside[:, None] & (k < classes)[None, :])
+        if VARIANT.scores:
+            plane = tl.full([], sizes.height, tl.int64) * sizes.width
+            offset = (y.to(tl.int64) * sizes.width + x)[:, None] + (k * plane)[None, :]
+            tl.store(scores_ptr + offset, found, mask=inside[:, None] & (k < classes)[None, :])
         found = tl.where((k < classes)[None, :], found, float("-inf"))
-        most = tl.max(found, 1)
+        largest = tl.max(found, 1)
         # The first one of equals wins.
-        index = tl.min(tl.where(found == most[:, None], k[None, :], class_columns), 1)
-        if not IN_FULL:
+        index = tl.min(tl.where(found == largest[:, None], k[None, :], class_columns), 1)
+        if not VARIANT.in_full:
             others = tl.where(k[None, :] == index[:, None], float("-inf"), found)
-            second = tl.maximum(tl.maximum(second, tl.minimum(best, most)), tl.max(others, 1))
-        label = tl.where(most > best, index, label)
-        best = tl.maximum(best, most)
-    if not IN_FULL:
+            second = tl.maximum(tl.maximum(second, tl.minimum(best, largest)), tl.max(others, 1))
+        label = tl.where(largest > best, index, label)
+        best = tl.maximum(best, largest)
+    if not VARIANT.in_full:
         doubt = best * _DOUBT + 1e-6
-        for view in range(views):
-            doubt += tl.load(ignored + view)
+        for view in range(sizes.views):
+            doubt += tl.load(ignored_ptr + view)
         sure = tl.min((best - second > doubt).to(tl.int32))
-        tl.store(unsure + tl.program_id(0), 1 - sure)
-    tl.store(labels + y.to(tl.int64) * result_width + x, label.to(tl.int64), mask=inside)
+        tl.store(unsure_ptr + tl.program_id(0), 1 - sure)
+    tl.store(labels_ptr + y.to(tl.int64) * sizes.width + x, label.to(tl.int64), mask=inside)
 
 
 @triton.jit
-def keep_kernel(scores, order, weights, counts, number, queries, BLOCK_Q: tl.constexpr):
+def keep_kernel(
+    scores_ptr, order_ptr, weights_ptr, counts_ptr, kept_ptr, queries, BLOCK_Q: tl.constexpr
+):
     """Put the kept queries first: `order` and `weights [columns]`, −1 and 0 behind them.
 
-    Their `number [1]`; zeros into `counts [Q, 3]`.
+    How many are `kept [1]`; zeros into `counts [Q, 3]`.
     """
     query = tl.program_id(0)
     before = tl.zeros([BLOCK_Q], tl.int32)
     kept = tl.zeros([BLOCK_Q], tl.int32)
     for start in range(0, queries, BLOCK_Q):
         q = start + tl.arange(0, BLOCK_Q)
-        is_kept = (tl.load(scores + q, mask=q < queries, other=-1.0) >= 0).to(tl.int32)
+        is_kept = (tl.load(scores_ptr + q, mask=q < queries, other=-1.0) >= 0).to(tl.int32)
         kept += is_kept
         before += tl.where(q < query, is_kept, 0)
     all_kept = tl.sum(kept)
-    score = tl.load(scores + query, mask=query < queries, other=-1.0)
+    score = tl.load(scores_ptr + query, mask=query < queries, other=-1.0)
     if score >= 0:
-        place = tl.sum(before)
-        tl.store(order + place, query)
-        tl.store(weights + place, score)
+        index = tl.sum(before)
+        tl.store(order_ptr + index, query)
+        tl.store(weights_ptr + index, score)
     if query >= all_kept:
-        tl.store(order + query, -1)
-        tl.store(weights + query, 0.0)
+        tl.store(order_ptr + query, -1)
+        tl.store(weights_ptr + query, 0.0)
     if query == 0:
-        tl.store(number, all_kept)
+        tl.store(kept_ptr, all_kept)
     zero = tl.zeros([], tl.int64)
-    tl.store(counts + query * 3, zero, mask=query < queries)
-    tl.store(counts + query * 3 + 1, zero, mask=query < queries)
-    tl.store(counts + query * 3 + 2, zero, mask=query < queries)
+    tl.store(counts_ptr + query * 3, zero, mask=query < queries)
+    tl.store(counts_ptr + query * 3 + 1, zero, mask=query < queries)
+    tl.store(counts_ptr + query * 3 + 2, zero, mask=query < queries)
 
 
 @triton.jit
 def owners_kernel(
-    logits,
-    order,
-    weights,
-    number,
-    owners,
-    counts,
-    columns,
-    height,
-    width,
-    input_height,
-    input_width,
-    image_height,
-    image_width,
-    result_height,
-    result_width,
+    logits_ptr,
+    order_ptr,
+    weights_ptr,
+    kept_ptr,
+    owners_ptr,
+    counts_ptr,
+    sizes,
     CONFIDENT_ONLY: tl.constexpr,
     RESIZED: tl.constexpr,
-    TILE_HEIGHT: tl.constexpr,
-    TILE_WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """`owners [H, W]` of a tile of pixels; what it has of each query is added to `counts [Q, 3]`.
 
     Sums of integers are the same in any order.
     """
-    BLOCK_P: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
-    y, x, inside = pixels_of_tile(result_height, result_width, TILE_HEIGHT, TILE_WIDTH)
-    kept = tl.load(number)
+    PIXELS: tl.constexpr = TILE.height * TILE.width
+    vertical = MaskAxis(sizes.mask_height, sizes.input_height, sizes.image_height, sizes.height)
+    horizontal = MaskAxis(sizes.mask_width, sizes.input_width, sizes.image_width, sizes.width)
+    y, x, inside = pixels_of_tile(sizes.height, sizes.width, TILE)
+    kept = tl.load(kept_ptr)
 
-    best = tl.full([BLOCK_P], -1.0, tl.float32)
-    owner = tl.full([BLOCK_P], -1, tl.int32)
-    sure = tl.zeros([BLOCK_P], tl.int32)
+    best = tl.full([PIXELS], -1.0, tl.float32)
+    owner = tl.full([PIXELS], -1, tl.int32)
+    sure = tl.zeros([PIXELS], tl.int32)
     for start in range(0, kept, CHUNK):
         index = tl.arange(0, CHUNK)
         q = start + index
         values = mask_values(
-            logits,
-            columns,
-            q,
-            y,
-            x,
-            height,
-            width,
-            input_height,
-            input_width,
-            image_height,
-            image_width,
-            result_height,
-            result_width,
-            RESIZED,
-            True,
+            logits_ptr, sizes.columns, q, y, x, vertical, horizontal, RESIZED, RESIZE_LOGITS=True
         )
         confident = inside[:, None] & (q < kept)[None, :] & (values >= 0.5)
         pixels = tl.sum(confident.to(tl.int32), 0)
-        query = tl.load(order + q)
-        tl.atomic_add(counts + query * 3 + 1, pixels.to(tl.int64), mask=pixels > 0)
+        query = tl.load(order_ptr + q)
+        tl.atomic_add(counts_ptr + query * 3 + 1, pixels.to(tl.int64), mask=pixels > 0)
 
         # What is not a number owns nothing.
         possible = (q < kept)[None, :] & (values == values)
-        weighted = tl.where(possible, tl.load(weights + q)[None, :] * values, -1.0)
-        most, place = tl.max(weighted, 1, return_indices=True)
-        value = tl.sum(tl.where(index[None, :] == place[:, None], values, 0.0), 1)
+        weighted = tl.where(possible, tl.load(weights_ptr + q)[None, :] * values, -1.0)
+        largest, largest_at = tl.max(weighted, 1, return_indices=True)
+        value = tl.sum(tl.where(index[None, :] == largest_at[:, None], values, 0.0), 1)
         # The first one of equals wins.
-        owner = tl.where(most > best, start + place, owner)
-        sure = tl.where(most > best, (value >= 0.5).to(tl.int32), sure)
-        best = tl.maximum(best, most)
+        owner = tl.where(largest > best, start + largest_at, owner)
+        sure = tl.where(largest > best, (value >= 0.5).to(tl.int32), sure)
+        best = tl.maximum(best, largest)
 
     for start in range(0, kept, CHUNK):
         q = start + tl.arange(0, CHUNK)
         owned = inside[:, None] & (owner[:, None] == q[None, :])
-        painted = owned & (sure != 0)[:, None] if CONFIDENT_ONLY else owned
-        query = tl.load(order + q)
+        shown = owned & (sure != 0)[:, None] if CONFIDENT_ONLY else owned
+        query = tl.load(order_ptr + q)
         pixels = tl.sum(owned.to(tl.int32), 0)
-        tl.atomic_add(counts + query * 3, pixels.to(tl.int64), mask=pixels > 0)
-        pixels = tl.sum(painted.to(tl.int32), 0)
-        tl.atomic_add(counts + query * 3 + 2, pixels.to(tl.int64), mask=pixels > 0)
+        tl.atomic_add(counts_ptr + query * 3, pixels.to(tl.int64), mask=pixels > 0)
+        pixels = tl.sum(shown.to(tl.int32), 0)
+        tl.atomic_add(counts_ptr + query * 3 + 2, pixels.to(tl.int64), mask=pixels > 0)
 
-    owner = tl.load(order + owner, mask=owner >= 0, other=-1)
+    owner = tl.load(order_ptr + owner, mask=owner >= 0, other=-1)
     if CONFIDENT_ONLY:
         owner = tl.where(sure != 0, owner, -1)
-    tl.store(owners + y.to(tl.int64) * result_width + x, owner, mask=inside)
+    tl.store(owners_ptr + y.to(tl.int64) * sizes.width + x, owner, mask=inside)
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """What the kernels of `semantic_segmentation` leave for each other, all views together."""
+
+    logits: Tensor
+    """By pixel, view after view, `[h·w, columns]` each."""
+    parts: Tensor
+    description: Tensor
+    ignored: Tensor
 
 
 def semantic_segmentation(
@@ -434,116 +487,157 @@ def semantic_segmentation(
     resize_logits: bool,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator `mfkernels::semantic_segmentation`; see csrc/torch_library.cpp."""
+    """The operator `mfkernels::semantic_segmentation`, on one image.
+
+    Of each view: `probability [Q, K]`; `mask_embed [Q, C]` with `pixel_features [C, h, w]`, or
+    dense logits `[Q, h, w]` with none; in `geometry`, height and width of its input and of its
+    image, and whether it is mirrored. Returns `labels [H, W]`, int64, and `scores [K, H, W]`,
+    float32, or `[0]` where they are not wanted.
+    """
     check_floats("semantic_segmentation", *probability, *mask_embed, *pixel_features)
     views = len(probability)
     first = probability[0]
     classes = first.shape[1]
     resized = any(geometry[5 * view + 2 : 5 * view + 4] != [height, width] for view in range(views))
-    # As many classes as the registers hold without spilling; tests/test_triton_compilation.py.
+    # As many classes as the registers hold without spilling; see test_triton_compilation.py.
     most_classes = 256 if not return_scores else 64 if resized else 128
     block_k = min(power_of_2(classes, 16), most_classes)
     class_columns = cdiv(classes, block_k) * block_k
-    labels = first.new_empty((height, width), dtype=torch.int64)
-    scores = first.new_empty(
-        (classes, height, width) if return_scores else (0,), dtype=torch.float32
-    )
     columns = [columns_of(p.shape[0]) for p in probability]
     sizes = [x.shape[-2:] for x in (pixel_features or mask_embed)]
-    logits = first.new_empty(
-        sum(h * w * c for (h, w), c in zip(sizes, columns, strict=True)), dtype=torch.float32
+    elements = sum(h * w * c for (h, w), c in zip(sizes, columns, strict=True))
+    workspace = _Workspace(
+        logits=first.new_empty(elements, dtype=torch.float32),
+        parts=first.new_empty((2, sum(columns), class_columns), dtype=torch.float16),
+        description=first.new_empty((views, FIELDS.value), dtype=torch.int64),
+        ignored=first.new_empty(views, dtype=torch.float32),
     )
-    parts = first.new_empty((2, sum(columns), class_columns), dtype=torch.float16)
-    description = first.new_empty((views, FIELDS.value), dtype=torch.int64)
-    ignored = first.new_empty(views, dtype=torch.float32)
-    row, place = 0, 0
-    for view, (p, embed) in enumerate(zip(probability, mask_embed, strict=True)):
-        (low_height, low_width), view_columns = sizes[view], columns[view]
-        *view_geometry, flipped = geometry[5 * view : 5 * view + 5]
-        bounds = p.new_empty(p.shape[0], dtype=torch.float32)
-        order = p.new_empty(view_columns, dtype=torch.int32)
-        p = p.float() if p.stride(1) == 1 else p.float().contiguous()
-        launcher.launch(
-            bounds_kernel,
-            (p.shape[0],),
-            p,
-            bounds,
-            classes,
-            p.stride(0),
-            BLOCK=min(power_of_2(classes), 1024),
-            num_warps=1,
+    row, begin = 0, 0
+    for view, (mask_height, mask_width) in enumerate(sizes):
+        input_height, input_width, image_height, image_width, flipped = geometry[
+            5 * view : 5 * view + 5
+        ]
+        fields = View(
+            first_chunk=begin // CHUNK,
+            first_row=row,
+            chunks=columns[view] // CHUNK,
+            mask_height=mask_height,
+            mask_width=mask_width,
+            input_height=input_height,
+            input_width=input_width,
+            image_height=image_height,
+            image_width=image_width,
+            flipped=flipped,
         )
-        launcher.launch(
-            prepare_kernel,
-            (view_columns,),
-            p,
-            bounds,
-            order,
-            parts,
-            description[view],
-            ignored[view:],
-            p.shape[0],
-            classes,
-            p.stride(0),
-            sum(columns),
-            class_columns,
-            IGNORED / views,
-            NEGLIGIBLE / views,
-            place // CHUNK,
-            row,
-            view_columns // CHUNK,
-            low_height,
-            low_width,
-            *view_geometry,
-            flipped,
-            BLOCK_Q=128,
-            BLOCK_K=block_k,
-            num_warps=4,
-        )
-        end = place + low_height * low_width * view_columns
+        order = _prepare_view(probability[view], workspace, view, fields, block_k)
+        end = begin + mask_height * mask_width * columns[view]
         logits_by_pixel(
-            embed,
+            mask_embed[view],
             pixel_features[view] if pixel_features else None,
             order,
-            logits[place:end].view(low_height * low_width, view_columns),
+            workspace.logits[begin:end].view(mask_height * mask_width, columns[view]),
         )
-        row, place = row + view_columns, end
-    # 16 warps hide more of the latency, where their registers suffice.
-    warps = 16 if block_k >= 128 and not resized else 8
-    tiles = cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH)
+        row, begin = row + columns[view], end
+    tiles = cdiv(height, TILE.height) * cdiv(width, TILE.width)
+    labels = first.new_empty((height, width), dtype=torch.int64)
+    shape = (classes, height, width) if return_scores else (0,)
+    scores = first.new_empty(shape, dtype=torch.float32)
     unsure = first.new_empty(tiles, dtype=torch.uint8)
     for in_full in (True,) if return_scores else (False, True):
-        launcher.launch(
-            semantic_kernel,
-            (tiles,),
-            logits,
-            parts,
-            description,
-            ignored,
+        _launch_semantic(
+            workspace,
             unsure,
             labels,
             scores,
-            views,
             classes,
-            sum(columns),
-            class_columns,
-            height,
-            width,
-            IN_FULL=in_full,
-            SCORES=return_scores,
-            RESIZED=resized,
-            RESIZE_LOGITS=resize_logits,
-            TILE_HEIGHT=TILE_HEIGHT,
-            TILE_WIDTH=TILE_WIDTH,
-            BLOCK_K=block_k,
-            CHUNK=CHUNK,
-            # Three products with 128 registers a thread: fewer queries at a time do not spill.
-            STEP=CHUNK // 2 if in_full and warps == 16 else CHUNK,
-            num_warps=warps,
-            num_stages=2,
-            maxnreg=128 if warps == 16 else 255,
+            SemanticVariant(in_full, return_scores, resized, resize_logits),
+            block_k,
         )
     return labels, scores
+
+
+def _prepare_view(
+    probability: Tensor, workspace: _Workspace, view: int, fields: View, block_k: int
+) -> Tensor:
+    """Fill a view's part of the workspace but for the logits; returns its `order [columns]`."""
+    queries, classes = probability.shape
+    _, all_columns, class_columns = workspace.parts.shape
+    columns, views = fields.chunks * CHUNK, len(workspace.ignored)
+    bounds = probability.new_empty(queries, dtype=torch.float32)
+    order = probability.new_empty(columns, dtype=torch.int32)
+    p = probability.float()
+    p = p if probability.stride(1) == 1 else p.contiguous()
+    launcher.launch(
+        bounds_kernel,
+        (queries,),
+        probability_ptr=p,
+        bounds_ptr=bounds,
+        classes=classes,
+        probability_stride=p.stride(0),
+        BLOCK=min(power_of_2(classes), 1024),
+        num_warps=1,
+    )
+    launcher.launch(
+        prepare_kernel,
+        (columns,),
+        probability_ptr=p,
+        bounds_ptr=bounds,
+        order_ptr=order,
+        parts_ptr=workspace.parts,
+        description_ptr=workspace.description[view],
+        ignored_ptr=workspace.ignored[view:],
+        sizes=PrepareSizes(queries, classes, p.stride(0), all_columns, class_columns),
+        negligible=Negligible(together=IGNORED / views, each=NEGLIGIBLE / views),
+        view=fields,
+        BLOCK=PrepareBlock(queries=128, classes=block_k),
+        num_warps=4,
+    )
+    return order
+
+
+def _launch_semantic(
+    workspace: _Workspace,
+    unsure: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    classes: int,
+    variant: SemanticVariant,
+    block_k: int,
+) -> None:
+    """Fill `labels [H, W]`, and `scores [K, H, W]` or, with the guess, `unsure [tiles]`."""
+    _, all_columns, class_columns = workspace.parts.shape
+    # 16 warps hide more of the latency, where their registers suffice.
+    warps = 16 if block_k >= 128 and not variant.resized else 8
+    launcher.launch(
+        semantic_kernel,
+        (len(unsure),),
+        logits_ptr=workspace.logits,
+        parts_ptr=workspace.parts,
+        description_ptr=workspace.description,
+        ignored_ptr=workspace.ignored,
+        unsure_ptr=unsure,
+        labels_ptr=labels,
+        scores_ptr=scores,
+        sizes=SemanticSizes(
+            views=len(workspace.ignored),
+            classes=classes,
+            all_columns=all_columns,
+            class_columns=class_columns,
+            height=labels.shape[0],
+            width=labels.shape[1],
+        ),
+        VARIANT=variant,
+        BLOCK=SemanticBlock(
+            tile=TILE,
+            classes=block_k,
+            # Three products with 128 registers a thread: fewer queries at a time do not spill.
+            queries=CHUNK // 2 if variant.in_full and warps == 16 else CHUNK,
+        ),
+        CHUNK=CHUNK,
+        num_warps=warps,
+        num_stages=2,
+        maxnreg=128 if warps == 16 else 255,
+    )
 
 
 def panoptic_owners(
@@ -555,49 +649,60 @@ def panoptic_owners(
     width: int,
     confident_only: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator `mfkernels::panoptic_owners`; see csrc/torch_library.cpp."""
+    """The operator `mfkernels::panoptic_owners`, on one image.
+
+    `scores [Q]`, negative for a query that is left out; masks as in `semantic_segmentation`, and in
+    `geometry` the input's and the image's height and width. Returns `owners [H, W]`, int32, −1 for
+    none, and `counts [Q, 3]`, int64: the pixels that a query owns, those where its mask is at least
+    0.5, and those of `owners`.
+    """
     check_floats("panoptic_owners", scores, mask_embed, pixel_features)
     queries, columns = scores.shape[0], columns_of(scores.shape[0])
-    low_height, low_width = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
+    mask_height, mask_width = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
     owners = scores.new_empty((height, width), dtype=torch.int32)
     counts = scores.new_empty((queries, 3), dtype=torch.int64)
     order = scores.new_empty(columns, dtype=torch.int32)
     weights = scores.new_empty(columns, dtype=torch.float32)
-    number = scores.new_empty(1, dtype=torch.int32)
-    logits = scores.new_empty((low_height * low_width, columns), dtype=torch.float32)
+    kept = scores.new_empty(1, dtype=torch.int32)
+    logits = scores.new_empty((mask_height * mask_width, columns), dtype=torch.float32)
     launcher.launch(
         keep_kernel,
         (columns,),
-        scores.contiguous(),
-        order,
-        weights,
-        counts,
-        number,
-        queries,
+        scores_ptr=scores.contiguous(),
+        order_ptr=order,
+        weights_ptr=weights,
+        counts_ptr=counts,
+        kept_ptr=kept,
+        queries=queries,
         BLOCK_Q=128,
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
+    input_height, input_width, image_height, image_width = geometry
     resized = geometry[2:] != [height, width]
     launcher.launch(
         owners_kernel,
-        (cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH),),
-        logits,
-        order,
-        weights,
-        number,
-        owners,
-        counts,
-        columns,
-        low_height,
-        low_width,
-        *geometry,
-        height,
-        width,
+        (cdiv(height, TILE.height) * cdiv(width, TILE.width),),
+        logits_ptr=logits,
+        order_ptr=order,
+        weights_ptr=weights,
+        kept_ptr=kept,
+        owners_ptr=owners,
+        counts_ptr=counts,
+        sizes=OwnersSizes(
+            columns=columns,
+            mask_height=mask_height,
+            mask_width=mask_width,
+            input_height=input_height,
+            input_width=input_width,
+            image_height=image_height,
+            image_width=image_width,
+            height=height,
+            width=width,
+        ),
         CONFIDENT_ONLY=confident_only,
         RESIZED=resized,
-        TILE_HEIGHT=TILE_HEIGHT,
-        TILE_WIDTH=TILE_WIDTH,
+        TILE=TILE,
         # Of programs twice this size, some compilers of Triton's range spill a little.
         CHUNK=CHUNK // 2 if resized else CHUNK,
         num_warps=4 if resized else 8,

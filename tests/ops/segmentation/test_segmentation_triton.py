@@ -103,27 +103,27 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(100, classes + 1, generator=generator)
     class_logits[:, -1] += 9
-    live = torch.randperm(100, generator=generator)[:classes]
-    class_logits[live] = 9 * torch.eye(classes, classes + 1)
+    sure = torch.randperm(100, generator=generator)[:classes]
+    class_logits[sure] = 9 * torch.eye(classes, classes + 1)
     logits = torch.randn(100, 2, 24, generator=generator)
-    logits[live] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
+    logits[sure] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
     probability = class_logits.softmax(1)[:, :-1]
     given = ([probability], [logits], [], [*size, *size, 0], *size, False, False)
-    launches: list[tuple[Any, ...]] = []
+    launches: list[dict[str, Any]] = []
     original = kernels.launcher.launch
 
-    def launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
-        original(kernel, grid, *arguments, **options)
+    def launch(kernel: Any, grid: Any, **arguments: Any) -> None:
+        original(kernel, grid, **arguments)
         if kernel is kernels.semantic_kernel:
-            launches.append((options["IN_FULL"], *arguments))
+            launches.append(arguments)
 
     monkeypatch.setattr(kernels.launcher, "launch", launch)
     labels, _ = kernels.semantic_segmentation(*given)
     masks = resize(logits.double(), size).sigmoid()
     assert_best(labels, torch.einsum("qk,qhw->khw", probability.double(), masks))
-    assert [each[0] for each in launches] == [False, True]
-    description, ignored, unsure = launches[0][3:6]
-    used = int(description[0, -1])
+    assert [arguments["VARIANT"].in_full for arguments in launches] == [False, True]
+    ignored, unsure = launches[0]["ignored_ptr"], launches[0]["unsure_ptr"]
+    used = int(launches[0]["description_ptr"][0, kernels.QUERIES_OF_GUESS.value])
     bounds = probability.amax(1).sort(descending=True).values
     assert classes <= used < 32
     assert 0 < ignored[0] <= kernels.IGNORED
@@ -138,13 +138,13 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kernels, "IGNORED", 1e9)
     monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1][5].all()
+    assert launches[-1]["unsure_ptr"].all()
 
     # Nothing is ignored where every query matters.
     monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e-9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1][3][0, -1] == 100
-    assert launches[-1][4] == 0
+    assert launches[-1]["description_ptr"][0, kernels.QUERIES_OF_GUESS.value] == 100
+    assert launches[-1]["ignored_ptr"] == 0
 
 
 def test_semantic_of_near_ties_is_computed_in_full() -> None:
