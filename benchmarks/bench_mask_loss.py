@@ -23,6 +23,7 @@ from mask_cases import (
     loss_floor,
     main,
     make_inputs,
+    random_matches,
     run_case,
 )
 from torch import Tensor
@@ -32,14 +33,6 @@ from mfkernels import mask_loss
 from mfkernels.ops.focal_dice.reference import focal_dice_loss
 
 Losses = Callable[[Inputs, Tensor], Tensor]
-
-
-def random_matches(inputs: Inputs) -> Tensor:
-    """`[L, B, T]` distinct queries."""
-    layers, images, queries, _ = inputs.mask_embed.shape
-    generator = torch.Generator().manual_seed(1)
-    order = torch.rand(layers, images, queries, generator=generator).argsort(-1)
-    return order[..., : inputs.targets.max_count].to(inputs.targets.device)
 
 
 def ours(inputs: Inputs, matches: Tensor) -> Tensor:
