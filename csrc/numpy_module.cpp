@@ -10,14 +10,14 @@
 
 #include "core/assignment.h"
 #include "core/extent.h"
-#include "cpu/assignment.h"
-#include "cpu/instruction_set.h"
+#include "cpu/assignment/plan.h"
+#include "cpu/common/instruction_set.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using mfk::cpu::Element;
+using mfk::Element;
 namespace assignment = mfk::assignment;
 
 Element element_of(const py::array& cost) {

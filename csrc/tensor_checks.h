@@ -11,7 +11,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "core/assignment_batch.h"
+#include "core/element.h"
 #include "core/extent.h"
 
 namespace mfk {
@@ -63,20 +63,20 @@ inline void check_type(const char* name, const Tensor& tensor, ScalarType type) 
                   torch::headeronly::toString(type), ", got ", text(tensor));
 }
 
-inline assignment::Element element_of(const char* name, const Tensor& tensor) {
+inline Element element_of(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Half:
-      return assignment::Element::kHalf;
+      return Element::kHalf;
     case ScalarType::BFloat16:
-      return assignment::Element::kBFloat16;
+      return Element::kBFloat16;
     case ScalarType::Float:
-      return assignment::Element::kFloat;
+      return Element::kFloat;
     case ScalarType::Double:
-      return assignment::Element::kDouble;
+      return Element::kDouble;
     default:
       STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64, got ",
                       text(tensor));
-      return assignment::Element::kDouble;
+      return Element::kDouble;
   }
 }
 

@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "core/assignment.h"
+#include "core/element.h"
 
 namespace mfk::assignment {
-
-enum class Element : int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
 struct Batch {
   const void* cost;

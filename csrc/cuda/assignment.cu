@@ -17,8 +17,8 @@
 
 namespace {
 
+using mfk::Element;
 using mfk::assignment::Batch;
-using mfk::assignment::Element;
 using mfk::assignment::Nearest;
 using mfk::assignment::TwoLeast;
 using torch::headeronly::ScalarType;

@@ -1,0 +1,25 @@
+// The part of the mask logits that is compiled once for each instruction set.
+#pragma once
+
+#include "cpu/common/instruction_set.h"
+#include "cpu/mask_logits/plan.h"
+
+namespace mfk::cpu {
+
+template <class T>
+struct MaskLogitsTasks {
+  int64_t (*bytes)(const MaskLogits& task, int64_t rows);  // working memory of one thread
+  // The logits of an image in low-resolution rows [first, last); `embed` [L * Q, C] are its
+  // embeddings.
+  void (*run)(const MaskLogits& task, const T* embed, int64_t image, int64_t first, int64_t last,
+              void* memory);
+};
+
+struct MaskLogitsKernel {
+  MaskLogitsTasks<float> narrow;
+  MaskLogitsTasks<double> wide;
+};
+
+MFK_DECLARE_KERNEL(MaskLogitsKernel, mask_logits);
+
+}  // namespace mfk::cpu

@@ -1,0 +1,510 @@
+// One chunk of the mask loss on one thread. The build compiles this file once for each instruction
+// set, with MFK_KERNEL as the name of its one public object.
+#include "cpu/mask_loss/kernel.h"
+
+#include "cpu/common/gemm.h"
+#include "cpu/common/pixels.h"
+#include "cpu/common/vector_math.h"
+
+namespace mfk::cpu {
+namespace {
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Entries that may be read behind the end of a row.
+constexpr int64_t kSlack = 32;
+
+// Low-resolution rows [own, own_end), and [first, last) with those beside them that are needed.
+struct Strip {
+  int64_t own, own_end, first, last;
+};
+
+template <class T>
+Strip strip_of(const MaskLossPlan<T>& plan, int64_t index, bool before) {
+  const int64_t height = plan.vertical.size;
+  const int64_t own = index * plan.strip_rows;
+  const int64_t end = smaller(height, own + plan.strip_rows);
+  return {own, end, before ? larger(own - 1, 0) : own, smaller(height, end + 1)};
+}
+
+// The first full-resolution row whose upper source is `low` or below it.
+template <class T>
+int64_t first_fine_row(const Resize<T>& vertical, int64_t low) {
+  int64_t from = 0, to = vertical.new_size;
+  while (from < to) {
+    const int64_t middle = (from + to) / 2;
+    if (vertical.low[middle] < low) {
+      from = middle + 1;
+    } else {
+      to = middle;
+    }
+  }
+  return from;
+}
+
+template <class T>
+void stretch(const Resize<T>& horizontal, const T* row, T* result) {
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  const int64_t width = round_up(horizontal.new_size, kWidth);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    for (int64_t x = 0; x < width; x += kWidth) {
+      const Ints low = load<Ints>(horizontal.low + x), high = load<Ints>(horizontal.high + x);
+      const int32_t base = horizontal.low[x];
+      // In an enlarged row the sources of 16 pixels are within 32, which two registers hold.
+      if (horizontal.high[x + kWidth - 1] - base < 32) {
+        const Floats a = load<Floats>(row + base), b = load<Floats>(row + base + kWidth);
+        const auto pick = [&](const Ints& source) -> Floats {
+          return _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(source - base), b);
+        };
+        store(result + x, multiply_add(load<Floats>(horizontal.high_weight + x), pick(high),
+                                       load<Floats>(horizontal.low_weight + x) * pick(low)));
+      } else {
+        for (int64_t k = x; k < x + kWidth; ++k) {
+          result[k] = horizontal.low_weight[k] * row[horizontal.low[k]] +
+                      horizontal.high_weight[k] * row[horizontal.high[k]];
+        }
+      }
+    }
+    return;
+  }
+#endif
+  for (int64_t x = 0; x < width; ++x) {
+    result[x] = horizontal.low_weight[x] * row[horizontal.low[x]] +
+                horizontal.high_weight[x] * row[horizontal.high[x]];
+  }
+}
+
+// The adjoint of `stretch`.
+template <class T>
+void gather(const Resize<T>& horizontal, const T* slopes, T* result) {
+  const T* weights = horizontal.weights;
+  for (int64_t x = 0; x < horizontal.size; ++x, weights += horizontal.span) {
+    const T* from = slopes + horizontal.start[x];
+    T sum = 0;
+    for (int64_t k = 0; k < horizontal.span; ++k) sum += weights[k] * from[k];
+    result[x] = sum;
+  }
+}
+
+// Which pixels of a full-resolution row belong to a segment.
+struct LabelRow {
+  using Pixel = int16_t;
+  const int16_t* pixels;
+  int16_t segment;
+};
+struct MaskRow {
+  using Pixel = uint8_t;
+  const uint8_t* pixels;
+};
+
+template <class T>
+MFK_INLINE IndexFor<T> matches(const LabelRow& row, int64_t x) {
+  using Labels = typename VectorOfBytes<int16_t, 2 * VectorOf<T>::kWidth>::type;
+  return __builtin_convertvector(load<Labels>(row.pixels + x), IndexFor<T>) == row.segment;
+}
+template <class T>
+MFK_INLINE IndexFor<T> matches(const MaskRow& row, int64_t x) {
+  using Bytes = typename VectorOfBytes<uint8_t, VectorOf<T>::kWidth>::type;
+  return __builtin_convertvector(load<Bytes>(row.pixels + x), IndexFor<T>) != 0;
+}
+
+// f(step of a vector): f(targets, place in them, first pixel, which lanes are inside the row).
+template <class T, class Row, class F>
+MFK_INLINE void for_vectors(const Row& row, int64_t width, F f) {
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  const int64_t whole = width / kWidth * kWidth;
+  for (int64_t x = 0; x < whole; x += kWidth) f(row, x, x, ~IndexFor<T>{});
+  if (whole == width) return;
+  // The last targets are copied, because nothing behind them may be read.
+  typename Row::Pixel end[kWidth] = {};
+  for (int64_t k = 0; k < width - whole; ++k) end[k] = row.pixels[whole + k];
+  Row copy = row;
+  copy.pixels = end;
+  f(copy, 0, whole, lane_indices<T>() < static_cast<int>(width - whole));
+}
+
+template <class T>
+struct Options {
+  T gamma;
+  T positive, negative;  // alpha of positives and of negatives
+};
+
+template <class T>
+Options<T> options_of(const MaskLoss& loss) {
+  const bool weighted = loss.alpha >= 0;
+  return {static_cast<T>(loss.gamma), static_cast<T>(weighted ? loss.alpha : 1),
+          static_cast<T>(weighted ? 1 - loss.alpha : 1)};
+}
+
+// A full-resolution row between two stretched rows.
+template <class T>
+struct FineRow {
+  const T *above, *below;
+  T above_weight, below_weight;
+
+  MFK_INLINE VectorFor<T> logits(int64_t x) const {
+    using V = VectorFor<T>;
+    return multiply_add(broadcast(below_weight), load<V>(below + x),
+                        above_weight * load<V>(above + x));
+  }
+};
+
+template <class T>
+struct Sums {
+  VectorFor<T> focal{}, overlap{}, probability{};
+};
+
+template <class T, int kGamma, class Row>
+void add_losses(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
+                Sums<T>& total) {
+  using V = VectorFor<T>;
+  Sums<T> sums;
+  for_vectors<T>(
+      row, width, [&](const Row& targets, int64_t place, int64_t x, const IndexFor<T>& inside) {
+        const IndexFor<T> match = matches<T>(targets, place);
+        const V logit = fine.logits(x);
+        const Sigmoid<V> s = sigmoid(match ? -logit : logit);
+        const V weight = match ? broadcast(options.positive) : broadcast(options.negative);
+        const V probability = match ? s.q : s.p;
+        const V loss = weight * focal<kGamma>(s, options.gamma);
+        sums.focal += inside ? loss : V{};
+        sums.probability += inside ? probability : V{};
+        sums.overlap += (match & inside) ? probability : V{};
+      });
+  total.focal += sums.focal;
+  total.probability += sums.probability;
+  total.overlap += sums.overlap;
+}
+
+template <class T>
+struct Slopes {
+  T focal, dice_outside, dice_inside;
+};
+
+// Adds the slopes of a full-resolution row to those of the stretched rows that it lies between.
+template <class T, int kGamma, class Row>
+void add_slopes(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
+                const Slopes<T>& slopes, T* above, T* below) {
+  using V = VectorFor<T>;
+  const T positive = -slopes.focal * options.positive, negative = slopes.focal * options.negative;
+  for_vectors<T>(
+      row, width, [&](const Row& targets, int64_t place, int64_t x, const IndexFor<T>& inside) {
+        const IndexFor<T> match = matches<T>(targets, place);
+        const V logit = fine.logits(x);
+        const Sigmoid<V> s = sigmoid(match ? -logit : logit);
+        const V weight = match ? broadcast(positive) : broadcast(negative);
+        const V dice = match ? broadcast(slopes.dice_inside) : broadcast(slopes.dice_outside);
+        const V slope =
+            multiply_add(weight, focal_slope<kGamma>(s, options.gamma), dice * s.p * s.q);
+        const V kept = inside ? slope : V{};
+        store(above + x, multiply_add(broadcast(fine.above_weight), kept, load<V>(above + x)));
+        store(below + x, multiply_add(broadcast(fine.below_weight), kept, load<V>(below + x)));
+      });
+}
+
+template <class T>
+class Worker {
+ public:
+  Worker(const MaskLossPlan<T>& plan, int64_t image, void* memory, bool backward)
+      : plan_(plan), loss_(*plan.loss), masks_(loss_.masks), image_(image), arena_(memory) {
+    const int64_t low_width = plan.horizontal.size;
+    const int64_t most_rows = smaller(plan.strip_rows + 2, plan.vertical.size);
+    const int64_t pixels = round_up(most_rows * low_width, kPanel<T>);
+    const int64_t width = round_up(plan.horizontal.new_size, VectorOf<T>::kWidth) + kSlack;
+    logit_stride_ = pixels + kSlack;
+    logits_ = arena_.template take<T>(kTileRows * logit_stride_);
+    for (T*& row : stretched_) row = arena_.template take<T>(width);
+    const bool factors = masks_.features != nullptr;
+    if (factors) features_ = arena_.template take<T>(pixels * masks_.channels);
+    if (!backward) return;
+    for (T*& row : slopes_) row = arena_.template take<T>(width + plan.horizontal.span);
+    slope_width_ = width + plan.horizontal.span;
+    // Working memory is the same for every image.
+    int64_t most_matched = 0;
+    for (int64_t b = 0; b < masks_.images; ++b) {
+      most_matched = larger(most_matched, plan.first_row[b + 1] - plan.first_row[b]);
+    }
+    const int64_t own = round_up(plan.strip_rows * low_width, kPanel<T>);
+    low_slopes_ = arena_.template take<T>(most_matched * own);
+    low_stride_ = own;
+    if (!factors) return;
+    by_pixel_ = arena_.template take<T>(round_up(most_matched, kPanel<T>) * own);
+    by_row_ = arena_.template take<T>(most_matched * kPanel<T>);
+    tile_ = arena_.template take<T>(kTileRows * kPanel<T>);
+    embed_slopes_ = arena_.template take<T>(round_up(most_matched, kPanel<T>) * masks_.channels);
+  }
+
+  int64_t bytes() const { return arena_.used(); }
+
+  void forward(int64_t chunk) {
+    double* sums =
+        plan_.partial_sums + 3 * (plan_.first_row[image_] * plan_.chunks + chunk * rows());
+    for (int64_t i = 0; i < 3 * rows(); ++i) sums[i] = 0;
+    if (rows() == 0) return;
+    for_strips(chunk, false, [&](const Strip& strip) {
+      for_rows(strip, [&](int64_t row, const T* logits) {
+        Sums<T> total;
+        walk(strip, strip.own, logits, row, [&](const auto& fine, const auto& targets, int64_t) {
+          with_gamma(loss_.gamma, [&](auto gamma) {
+            add_losses<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size,
+                                                  options_, total);
+          });
+        });
+        sums[3 * row] += sum_of<T>(total.focal);
+        sums[3 * row + 1] += sum_of<T>(total.overlap);
+        sums[3 * row + 2] += sum_of<T>(total.probability);
+      });
+    });
+  }
+
+  void backward(int64_t chunk) {
+    const bool factors = masks_.features != nullptr;
+    const bool embed = factors && loss_.grad_embed != nullptr;
+    if (embed) {
+      const int64_t count = round_up(rows(), kPanel<T>) * masks_.channels;
+      for (int64_t i = 0; i < count; ++i) embed_slopes_[i] = 0;
+    }
+    for_strips(chunk, true, [&](const Strip& strip) {
+      for_rows(strip, [&](int64_t row, const T* logits) { slopes_of_row(strip, row, logits); });
+      if (!factors) store_logit_slopes(strip);
+      if (embed) add_embed_slopes(strip);
+      if (factors && loss_.grad_features != nullptr) store_feature_slopes(strip);
+    });
+    if (embed) store_embed_slopes(chunk);
+  }
+
+ private:
+  int64_t rows() const { return plan_.first_row[image_ + 1] - plan_.first_row[image_]; }
+  const MatchedRow& matched(int64_t row) const { return plan_.rows[plan_.first_row[image_] + row]; }
+
+  template <class F>
+  void for_strips(int64_t chunk, bool before, F f) {
+    const int64_t first = chunk * plan_.strips / plan_.chunks;
+    const int64_t last = (chunk + 1) * plan_.strips / plan_.chunks;
+    for (int64_t index = first; index < last; ++index) {
+      const Strip strip = strip_of(plan_, index, before);
+      if (masks_.features != nullptr && rows() > 0) {
+        pack_rows(masks_, image_, strip.first, strip.last, features_);
+      }
+      f(strip);
+    }
+  }
+
+  // f(row, its logits in the strip) for every matched mask.
+  template <class F>
+  void for_rows(const Strip& strip, F f) {
+    const int64_t pixels = (strip.last - strip.first) * masks_.width;
+    const int64_t channels = masks_.channels;
+    for (int64_t block = 0; block < rows(); block += kTileRows) {
+      const int64_t count = smaller(kTileRows, rows() - block);
+      if (masks_.features != nullptr) {
+        const T* embed = plan_.embed + (plan_.first_row[image_] + block) * channels;
+        for (int64_t p = 0; p < pixels; p += kPanel<T>) {
+          multiply<false, T>(count, {embed, channels, 1}, features_ + p * channels, channels,
+                             logits_ + p, logit_stride_);
+        }
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          const MatchedRow& row = matched(block + i);
+          copy_logits(masks_, row.layer, image_, row.query, strip.first, strip.last,
+                      logits_ + i * logit_stride_);
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) f(block + i, logits_ + i * logit_stride_);
+    }
+  }
+
+  // f(fine row, targets, its upper source) for the full-resolution rows whose upper source is one of
+  // [first, strip.own_end).
+  template <class F>
+  void walk(const Strip& strip, int64_t first, const T* logits, int64_t row, F f) {
+    const Resize<T>& vertical = plan_.vertical;
+    const Segments& segments = loss_.segments;
+    const int64_t segment = matched(row).segment;
+    const int64_t end = first_fine_row(vertical, strip.own_end);
+    int64_t held[2] = {-1, -1};
+    const auto stretched = [&](int64_t low) {
+      T* result = stretched_[low & 1];
+      if (held[low & 1] != low) {
+        held[low & 1] = low;
+        stretch(plan_.horizontal, logits + (low - strip.first) * masks_.width, result);
+      }
+      return result;
+    };
+    for (int64_t y = first_fine_row(vertical, first); y < end; ++y) {
+      const FineRow<T> fine{stretched(vertical.low[y]), stretched(vertical.high[y]),
+                            vertical.low_weight[y], vertical.high_weight[y]};
+      if (segments.label_map != nullptr) {
+        const int64_t offset = (image_ * segments.height + y) * segments.width;
+        f(fine, LabelRow{segments.label_map + offset, static_cast<int16_t>(segment)},
+          vertical.low[y]);
+      } else {
+        const int64_t index = plan_.first_segment[image_] + segment;
+        const int64_t offset = (index * segments.height + y) * segments.width;
+        f(fine, MaskRow{segments.masks + offset}, vertical.low[y]);
+      }
+    }
+  }
+
+  // The slopes of a mask's low-resolution logits, into its row of low_slopes_.
+  void slopes_of_row(const Strip& strip, int64_t row, const T* logits) {
+    const T* factors = plan_.slopes + 3 * (plan_.first_row[image_] + row);
+    const Slopes<T> slopes{factors[0], factors[1], factors[2]};
+    T* result = low_slopes_ + row * low_stride_;
+    for (int64_t i = 0; i < low_stride_; ++i) result[i] = 0;
+    T *above = slopes_[0], *below = slopes_[1];
+    const auto clear = [&](T* slope) {
+      for (int64_t x = 0; x < slope_width_; ++x) slope[x] = 0;
+    };
+    const auto flush = [&](int64_t low, const T* slope) {
+      if (low < strip.own || low >= strip.own_end) return;
+      gather(plan_.horizontal, slope, result + (low - strip.own) * masks_.width);
+    };
+    clear(above);
+    clear(below);
+    // `above` belongs to this low-resolution row, `below` to the next.
+    int64_t current = strip.first;
+    walk(strip, strip.first, logits, row, [&](const auto& fine, const auto& targets, int64_t low) {
+      if (low != current) {
+        flush(current, above);
+        if (low != current + 1) {
+          flush(current + 1, below);
+          clear(below);
+        }
+        T* const spare = above;
+        above = below;
+        below = spare;
+        clear(below);
+        current = low;
+      }
+      with_gamma(loss_.gamma, [&](auto gamma) {
+        add_slopes<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size, options_,
+                                              slopes, above, below);
+      });
+    });
+    // The last row is its own neighbour: all of its weight is with the upper source.
+    flush(current, above);
+    flush(current + 1, below);
+  }
+
+  void store_logit_slopes(const Strip& strip) {
+    if (loss_.grad_embed == nullptr) return;
+    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
+    for (int64_t row = rows() - 1; row >= 0; --row) {
+      T* slopes = low_slopes_ + row * low_stride_;
+      const MatchedRow& mine = matched(row);
+      if (mine.first != row) {
+        T* first = low_slopes_ + mine.first * low_stride_;
+        for (int64_t p = 0; p < pixels; ++p) first[p] += slopes[p];
+        continue;
+      }
+      const int64_t mask = (mine.layer * masks_.images + image_) * masks_.queries + mine.query;
+      const int64_t offset = (mask * masks_.height + strip.own) * masks_.width;
+      store_run(masks_.embed_element, loss_.grad_embed, offset, pixels, slopes);
+    }
+  }
+
+  // embed_slopes_ [panels of rows][C, kPanel] += features times slopes.
+  void add_embed_slopes(const Strip& strip) {
+    constexpr int64_t kWide = kPanel<T>;
+    const int64_t channels = masks_.channels;
+    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
+    const int64_t before = (strip.own - strip.first) * masks_.width;
+    for (int64_t row = 0; row < rows(); row += kWide) {
+      const int64_t count = smaller(kWide, rows() - row);
+      for (int64_t p = 0; p < pixels; ++p) {
+        T* entry = by_pixel_ + p * kWide;
+        for (int64_t i = 0; i < count; ++i) entry[i] = low_slopes_[(row + i) * low_stride_ + p];
+        for (int64_t i = count; i < kWide; ++i) entry[i] = 0;
+      }
+      for (int64_t p = 0; p < pixels;) {
+        const int64_t place = before + p;
+        const int64_t within = place % kWide;
+        const int64_t depth = smaller(kWide - within, pixels - p);
+        const T* panel = features_ + (place - within) * channels + within;
+        for (int64_t c = 0; c < channels; c += kTileRows) {
+          multiply<true, T>(smaller(kTileRows, channels - c), {panel + c * kWide, kWide, 1},
+                            by_pixel_ + p * kWide, depth,
+                            embed_slopes_ + row * channels + c * kWide, kWide);
+        }
+        p += depth;
+      }
+    }
+  }
+
+  void store_embed_slopes(int64_t chunk) {
+    constexpr int64_t kWide = kPanel<T>;
+    const int64_t channels = masks_.channels;
+    T* result =
+        plan_.partial_embed + (plan_.first_row[image_] * plan_.chunks + chunk * rows()) * channels;
+    for (int64_t row = 0; row < rows(); ++row) {
+      const T* from = embed_slopes_ + row / kWide * kWide * channels + row % kWide;
+      for (int64_t c = 0; c < channels; ++c) result[row * channels + c] = from[c * kWide];
+    }
+  }
+
+  void store_feature_slopes(const Strip& strip) {
+    constexpr int64_t kWide = kPanel<T>;
+    const int64_t channels = masks_.channels;
+    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
+    const T* embed = plan_.embed + plan_.first_row[image_] * channels;
+    for (int64_t p = 0; p < pixels; p += kWide) {
+      for (int64_t row = 0; row < rows(); ++row) {
+        const T* from = low_slopes_ + row * low_stride_ + p;
+        for (int64_t j = 0; j < kWide; ++j) by_row_[row * kWide + j] = from[j];
+      }
+      const int64_t inside = smaller(kWide, pixels - p);
+      for (int64_t c = 0; c < channels; c += kTileRows) {
+        const int64_t count = smaller(kTileRows, channels - c);
+        multiply<false, T>(count, {embed + c, 1, channels}, by_row_, rows(), tile_, kWide);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t plane = (image_ * channels + c + i) * masks_.height;
+          store_run(masks_.features_element, loss_.grad_features,
+                    (plane + strip.own) * masks_.width + p, inside, tile_ + i * kWide);
+        }
+      }
+    }
+  }
+
+  const MaskLossPlan<T>& plan_;
+  const MaskLoss& loss_;
+  const Masks& masks_;
+  const int64_t image_;
+  Arena arena_;
+  const Options<T> options_ = options_of<T>(loss_);
+  T* logits_ = nullptr;  // [kTileRows, pixels of a strip]
+  int64_t logit_stride_ = 0;
+  T* stretched_[2];        // two rows of logits at full width
+  T* features_ = nullptr;  // of a strip, in panels of pixels
+  T* slopes_[2];           // of two rows of logits at full width
+  int64_t slope_width_ = 0;
+  T* low_slopes_ = nullptr;  // [rows, own pixels of a strip]
+  int64_t low_stride_ = 0;
+  T* by_pixel_ = nullptr;      // low_slopes_ as a panel of rows
+  T* by_row_ = nullptr;        // low_slopes_ as a panel of pixels
+  T* tile_ = nullptr;          // of the gradient of the features
+  T* embed_slopes_ = nullptr;  // gradient of the embeddings, in panels of rows
+};
+
+template <class T>
+constexpr MaskLossTasks<T> tasks() {
+  return {
+      [](const MaskLossPlan<T>& plan) { return Worker<T>(plan, 0, nullptr, false).bytes(); },
+      [](const MaskLossPlan<T>& plan) { return Worker<T>(plan, 0, nullptr, true).bytes(); },
+      [](const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory) {
+        Worker<T>(plan, image, memory, false).forward(chunk);
+      },
+      [](const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory) {
+        Worker<T>(plan, image, memory, true).backward(chunk);
+      },
+  };
+}
+
+}  // namespace
+
+extern const MaskLossKernel MFK_KERNEL;
+const MaskLossKernel MFK_KERNEL = {tasks<float>(), tasks<double>()};
+
+}  // namespace mfk::cpu
