@@ -1,7 +1,8 @@
 """What the operators of `torch.ops.mfkernels` ask of their arguments, by their names.
 
-As csrc/tensor_checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs, which
-no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited for.
+As csrc/tensors/checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs,
+which no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited
+for.
 All raise ValueError (TypeError for a dtype) with what was expected and what came.
 """
 
@@ -310,28 +311,30 @@ def semantic_segmentation(
     probability: Sequence[Tensor],
     mask_embed: Sequence[Tensor],
     pixel_features: Sequence[Tensor],
-    geometry: Sequence[int],
+    padded_heights: Sequence[int],
+    padded_widths: Sequence[int],
+    image_heights: Sequence[int],
+    image_widths: Sequence[int],
+    flipped: Sequence[bool],
     height: int,
     width: int,
     resize_logits: bool,
     return_scores: bool,
 ) -> None:
     views = len(probability)
-    if (
-        views == 0
-        or len(mask_embed) != views
-        or len(geometry) != 5 * views
-        or len(pixel_features) not in (0, views)
-    ):
+    sides = (padded_heights, padded_widths, image_heights, image_widths)
+    found = [len(mask_embed), *map(len, sides), len(flipped)]
+    if views == 0 or {*found, len(pixel_features) or views} != {views}:
         raise ValueError(
-            "probability, mask_embed, geometry and pixel_features must be of the same views, got "
-            f"{views}, {len(mask_embed)}, {len(geometry)} numbers and {len(pixel_features)}"
+            "probability, mask_embed, the sizes, flipped and pixel_features must be of the same "
+            f"views, at least one, got {views}, {', '.join(map(str, found))} and "
+            f"{len(pixel_features)}"
         )
     _check_sides("results", height, width)
     classes: int | str = "K"
     for view, chances in enumerate(probability):
         features = pixel_features[view] if pixel_features else None
-        _check_view(mask_embed[view], features, geometry[5 * view : 5 * view + 4], chances)
+        _check_view(mask_embed[view], features, *(side[view] for side in sides), like=chances)
         queries = mask_embed[view].shape[0]
         _check("probability", chances, (queries, classes), probability[0])
         classes = chances.shape[1]
@@ -343,20 +346,29 @@ def panoptic_owners(
     scores: Tensor,
     mask_embed: Tensor,
     pixel_features: Tensor | None,
-    geometry: Sequence[int],
+    padded_height: int,
+    padded_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     confident_only: bool,
 ) -> None:
-    if len(geometry) != 4:
-        raise ValueError(f"geometry must hold 4 numbers, got {len(geometry)}")
     _check_sides("results", height, width)
-    _check_view(mask_embed, pixel_features, geometry, scores)
+    padded = padded_height, padded_width
+    _check_view(mask_embed, pixel_features, *padded, image_height, image_width, like=scores)
     _check("scores", scores, (mask_embed.shape[0],), mask_embed)
 
 
 def _check_view(
-    mask_embed: Tensor, pixel_features: Tensor | None, geometry: Sequence[int], like: Tensor
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    padded_height: int,
+    padded_width: int,
+    image_height: int,
+    image_width: int,
+    *,
+    like: Tensor,
 ) -> None:
     if pixel_features is None:
         _check("mask_embed", mask_embed, ("Q", "h", "w"), like)
@@ -368,13 +380,12 @@ def _check_view(
     if mask_embed.shape[0] == 0:
         raise ValueError(f"mask_embed must have queries, got {list(mask_embed.shape)}")
     _check_sides("masks", *sides)
-    height, width, image_height, image_width = geometry
-    _check_sides("geometry", height, width)
-    _check_sides("geometry", image_height, image_width)
-    if image_height > height or image_width > width:
+    _check_sides("the padded input", padded_height, padded_width)
+    _check_sides("the image", image_height, image_width)
+    if image_height > padded_height or image_width > padded_width:
         raise ValueError(
-            f"geometry: the image must fit into the input, got {image_height} x {image_width} in "
-            f"{height} x {width}"
+            f"the image must fit into the padded input, got {image_height} x {image_width} in "
+            f"{padded_height} x {padded_width}"
         )
 
 

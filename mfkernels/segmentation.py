@@ -88,9 +88,9 @@ class _View(NamedTuple):
     def features(self, image: int) -> Tensor | None:
         return None if self.masks.features is None else self.masks.features[image]
 
-    def geometry(self, image: int) -> list[int]:
-        """As the operators take it."""
-        return [*self.sizes.input, *self.sizes.images[image]]
+    def sides(self, image: int) -> tuple[int, int, int, int]:
+        """Heights and widths of the padded input and of the image, as the operators take them."""
+        return *self.sizes.input, *self.sizes.images[image]
 
 
 @overload
@@ -235,7 +235,8 @@ def _semantic(
                     [chances[image] for chances in probability],
                     [view.masks.embed[0, image] for view in checked],
                     [x for x in features if x is not None],
-                    [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
+                    *zip(*(view.sides(image) for view in checked), strict=True),
+                    [view.flipped for view in checked],
                     *result_size,
                     resize_logits,
                     return_scores,
@@ -340,7 +341,7 @@ def panoptic_segmentation(
                     torch.where(kept, scores, -1),
                     view.masks.embed[0, image],
                     view.features(image),
-                    view.geometry(image),
+                    *view.sides(image),
                     *result_size,
                     confident_only,
                 )
@@ -576,7 +577,11 @@ def _fake_semantic(
     probability: list[Tensor],
     mask_embed: list[Tensor],
     pixel_features: list[Tensor],
-    geometry: list[int],
+    padded_heights: list[int],
+    padded_widths: list[int],
+    image_heights: list[int],
+    image_widths: list[int],
+    flipped: list[bool],
     height: int,
     width: int,
     resize_logits: bool,
@@ -586,7 +591,11 @@ def _fake_semantic(
         probability,
         mask_embed,
         pixel_features,
-        geometry,
+        padded_heights,
+        padded_widths,
+        image_heights,
+        image_widths,
+        flipped,
         height,
         width,
         resize_logits,
@@ -602,13 +611,25 @@ def _fake_owners(
     scores: Tensor,
     mask_embed: Tensor,
     pixel_features: Tensor | None,
-    geometry: list[int],
+    padded_height: int,
+    padded_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     confident_only: bool,
 ) -> tuple[Tensor, Tensor]:
     operator_checks.panoptic_owners(
-        scores, mask_embed, pixel_features, geometry, height, width, confident_only
+        scores,
+        mask_embed,
+        pixel_features,
+        padded_height,
+        padded_width,
+        image_height,
+        image_width,
+        height,
+        width,
+        confident_only,
     )
     owners = scores.new_empty((height, width), dtype=torch.int32)
     return owners, scores.new_empty((len(scores), 3), dtype=torch.int64)

@@ -24,15 +24,7 @@ OPERATORS = {
     "class_loss": "class_loss",
     "class_loss_backward": "class_loss",
 }
-"""Each operator, and the file that has a function of its name."""
-
-SCHEMAS = (
-    """class_loss(Tensor class_logits, Tensor labels, Tensor counts, Tensor assignment,
-    float no_object_weight) -> (Tensor loss, Tensor weight, Tensor normalizer, Tensor target)""",
-    """class_loss_backward(Tensor grad_loss, Tensor class_logits, Tensor normalizer, Tensor target,
-    float no_object_weight) -> Tensor""",
-)
-"""Operators that only Triton serves: what the C++ library does not define."""
+"""Each operator (csrc/torch_library.cpp holds the schemas), and the file with its function."""
 
 _libraries: list[torch.library.Library] = []
 
@@ -43,8 +35,6 @@ def register() -> str | None:
     if problem is None and not _libraries:
         library = torch.library.Library("mfkernels", "FRAGMENT")
         _libraries.append(library)
-        for schema in SCHEMAS:
-            library.define(schema)
         for operator, file in OPERATORS.items():
             library.impl(operator, _imported_on_first_call(operator, file), "CUDA")
     return problem
@@ -55,8 +45,7 @@ def _problem() -> str | None:
         return "PyTorch is built without CUDA"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    ours = {schema.split("(")[0] for schema in SCHEMAS}
-    missing = [name for name in OPERATORS.keys() - ours if not hasattr(torch.ops.mfkernels, name)]
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.mfkernels, name)]
     return f"the cpu library does not define {', '.join(sorted(missing))}" if missing else None
 
 

@@ -423,7 +423,11 @@ def semantic_segmentation(
     probability: list[Tensor],
     mask_embed: list[Tensor],
     pixel_features: list[Tensor],
-    geometry: list[int],
+    padded_heights: list[int],
+    padded_widths: list[int],
+    image_heights: list[int],
+    image_widths: list[int],
+    flipped: list[bool],
     height: int,
     width: int,
     resize_logits: bool,
@@ -434,7 +438,7 @@ def semantic_segmentation(
     views = len(probability)
     first = probability[0]
     classes = first.shape[1]
-    resized = any(geometry[5 * view + 2 : 5 * view + 4] != [height, width] for view in range(views))
+    resized = any(h != height for h in image_heights) or any(w != width for w in image_widths)
     # As many classes as the registers hold without spilling; tests/test_triton_compilation.py.
     most_classes = 256 if not return_scores else 64 if resized else 128
     block_k = min(power_of_2(classes, 16), most_classes)
@@ -454,7 +458,6 @@ def semantic_segmentation(
     row, place = 0, 0
     for view, (p, embed) in enumerate(zip(probability, mask_embed, strict=True)):
         (low_height, low_width), view_columns = sizes[view], columns[view]
-        *view_geometry, flipped = geometry[5 * view : 5 * view + 5]
         bounds = p.new_empty(p.shape[0], dtype=torch.float32)
         order = p.new_empty(view_columns, dtype=torch.int32)
         p = p.float() if p.stride(1) == 1 else p.float().contiguous()
@@ -489,8 +492,11 @@ def semantic_segmentation(
             view_columns // CHUNK,
             low_height,
             low_width,
-            *view_geometry,
-            flipped,
+            padded_heights[view],
+            padded_widths[view],
+            image_heights[view],
+            image_widths[view],
+            int(flipped[view]),
             BLOCK_Q=128,
             BLOCK_K=block_k,
             num_warps=4,
@@ -545,7 +551,10 @@ def panoptic_owners(
     scores: Tensor,
     mask_embed: Tensor,
     pixel_features: Tensor | None,
-    geometry: list[int],
+    padded_height: int,
+    padded_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     confident_only: bool,
@@ -573,7 +582,7 @@ def panoptic_owners(
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
-    resized = geometry[2:] != [height, width]
+    resized = (image_height, image_width) != (height, width)
     launcher.launch(
         owners_kernel,
         (cdiv(height, TILE_HEIGHT) * cdiv(width, TILE_WIDTH),),
@@ -586,7 +595,10 @@ def panoptic_owners(
         columns,
         low_height,
         low_width,
-        *geometry,
+        padded_height,
+        padded_width,
+        image_height,
+        image_width,
         height,
         width,
         CONFIDENT_ONLY=confident_only,

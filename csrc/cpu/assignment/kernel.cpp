@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/assignment.h"
+#include "cpu/common/memory.h"
 #include "cpu/common/vector.h"
 
 namespace mfk::cpu {
@@ -24,7 +25,7 @@ struct VectorLane {
 };
 
 constexpr int32_t padded(int32_t columns) {
-  return (columns + kRowPadding - 1) / kRowPadding * kRowPadding;
+  return static_cast<int32_t>(round_up(columns, kRowPadding));
 }
 
 }  // namespace
@@ -169,36 +170,8 @@ namespace {
 using assignment::DenseCosts;
 using assignment::Problem;
 
-// Hands out arrays from one block, each aligned for vectors.
-class Arena {
- public:
-  explicit Arena(void* block) : next_(static_cast<char*>(block)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    T* array = reinterpret_cast<T*>(next_);
-    next_ += bytes<T>(count);
-    return array;
-  }
-
-  template <class T>
-  static constexpr int64_t bytes(int64_t count) {
-    return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-
- private:
-  char* next_;
-};
-
-constexpr int64_t arrays_bytes(int32_t rows, int32_t columns) {
-  const int32_t width = padded(columns);
-  return 2 * Arena::bytes<double>(width) + Arena::bytes<int64_t>(width) +
-         3 * Arena::bytes<int32_t>(width) + 3 * Arena::bytes<double>(rows) +
-         2 * Arena::bytes<int32_t>(rows);
-}
-
 template <class T>
-Problem<DenseCosts<T>, int64_t> make_problem(Arena& arena, int32_t rows, int32_t columns) {
+Problem<DenseCosts<T>, int64_t> take_arrays(Arena& arena, int32_t rows, int32_t columns) {
   const int32_t width = padded(columns);
   Problem<DenseCosts<T>, int64_t> p;
   p.rows = rows;
@@ -214,12 +187,11 @@ Problem<DenseCosts<T>, int64_t> make_problem(Arena& arena, int32_t rows, int32_t
   p.tree_dual = arena.take<double>(rows);
   p.column_of_row = arena.take<int32_t>(rows);
   p.tree_column = arena.take<int32_t>(rows);
-  for (int32_t j = columns; j < width; ++j) p.column_dual[j] = 0.0;
   return p;
 }
 
 template <class P>
-bool solve(const AssignmentBatch& batch, const P& p) {
+bool solve(const assignment::Batch& batch, const P& p) {
   const VectorLane lane;
   return batch.strict ? assignment::solve<true>(lane, p) : assignment::solve<false>(lane, p);
 }
@@ -335,7 +307,7 @@ bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t column
 constexpr int64_t kInPlaceBytes = 1 << 18;
 
 template <class S, class P>
-bool solve_in_place(const AssignmentBatch& batch, const S* source, const assignment::Shape& shape,
+bool solve_in_place(const assignment::Batch& batch, const S* source, const assignment::Shape& shape,
                     P& p) {
   if constexpr (std::is_same_v<S, typename P::Cost>) {
     const int64_t bytes = static_cast<int64_t>(sizeof(S)) * p.rows * p.columns;
@@ -373,7 +345,7 @@ void substitute_missing(T* dense, int32_t rows, int32_t columns) {
 }
 
 template <class S>
-void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace) {
+void solve_problem(const assignment::Batch& batch, int64_t index, void* workspace) {
   using T = typename Widened<S>::type;
   int64_t* result = batch.assignment + index * batch.rows;
   for (int64_t i = 0; i < batch.rows; ++i) result[i] = assignment::kNone;
@@ -383,7 +355,8 @@ void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace)
   const int32_t rows = shape.rows, columns = shape.columns;
   if (rows == 0) return;
   Arena arena(workspace);
-  auto p = make_problem<T>(arena, rows, columns);
+  auto p = take_arrays<T>(arena, rows, columns);
+  for (int32_t j = columns; j < padded(columns); ++j) p.column_dual[j] = 0.0;
   const S* source = static_cast<const S*>(batch.cost) + index * batch.batch_stride;
   int32_t status = 0;
   bool complete = solve_in_place(batch, source, shape, p);
@@ -410,7 +383,7 @@ void solve_problem(const AssignmentBatch& batch, int64_t index, void* workspace)
   }
 }
 
-void solve_any(const AssignmentBatch& batch, int64_t index, void* workspace) {
+void solve_any(const assignment::Batch& batch, int64_t index, void* workspace) {
   switch (batch.element) {
     case Element::kHalf:
       return solve_problem<Half>(batch, index, workspace);
@@ -423,13 +396,16 @@ void solve_any(const AssignmentBatch& batch, int64_t index, void* workspace) {
   }
 }
 
-int64_t workspace_bytes(const AssignmentBatch& batch) {
+int64_t workspace_bytes(const assignment::Batch& batch) {
   if (batch.rows == 0 || batch.columns == 0) return 0;
   const bool transposed = batch.rows > batch.columns;
   const int32_t least = static_cast<int32_t>(transposed ? batch.columns : batch.rows);
   const int32_t most = static_cast<int32_t>(transposed ? batch.rows : batch.columns);
   const int64_t size = batch.element == Element::kDouble ? sizeof(double) : sizeof(float);
-  return arrays_bytes(least, most) + Arena::bytes<char>(size * least * padded(most));
+  Arena arena(nullptr);
+  take_arrays<double>(arena, least, most);
+  arena.take<char>(size * least * padded(most));
+  return arena.used();
 }
 
 }  // namespace

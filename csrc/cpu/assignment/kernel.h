@@ -10,8 +10,8 @@ namespace mfk::cpu {
 
 struct AssignmentKernel {
   // Bytes of working memory, aligned to 64, that the largest problem of the batch needs.
-  int64_t (*workspace)(const AssignmentBatch& batch);
-  void (*solve)(const AssignmentBatch& batch, int64_t index, void* workspace);
+  int64_t (*workspace)(const assignment::Batch& batch);
+  void (*solve)(const assignment::Batch& batch, int64_t index, void* workspace);
 };
 
 MFK_DECLARE_KERNEL(AssignmentKernel, assignment);

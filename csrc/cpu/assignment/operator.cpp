@@ -1,15 +1,13 @@
 // The tensor operator `assignment` on the CPU.
-#include "cpu/assignment/plan.h"
-
 #include <cstdint>
 #include <optional>
 #include <tuple>
 
-#include "tensor_checks.h"
+#include "cpu/assignment/plan.h"
+#include "tensors/assignment_batch.h"
 
 namespace {
 
-using mfk::cpu::AssignmentBatch;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -31,35 +29,14 @@ const int64_t* checked_counts(const char* name, const std::optional<Tensor>& cou
 std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Tensor>& row_counts,
                                       const std::optional<Tensor>& col_counts, bool maximize,
                                       bool strict) {
-  mfk::check_shape("cost", cost, {"B", "R", "C"});
-  mfk::check_memory("cost", cost);
-  const int64_t batch = cost.size(0), rows = cost.size(1), columns = cost.size(2);
-  mfk::check_at_most("cost: problems", batch, mfk::kMostProblems);
-  mfk::check_at_most("cost: rows", rows, mfk::kMostRows);
-  mfk::check_at_most("cost: columns", columns, mfk::kMostRows);
-  Tensor result = torch::stable::new_empty(cost, {batch, rows}, ScalarType::Long);
-  Tensor status = torch::stable::new_empty(cost, {batch}, ScalarType::Int);
-  const AssignmentBatch work{
-      cost.const_data_ptr(),
-      mfk::element_of("cost", cost),
-      batch,
-      rows,
-      columns,
-      cost.stride(0),
-      cost.stride(1),
-      cost.stride(2),
-      checked_counts("row_counts", row_counts, batch, rows),
-      checked_counts("col_counts", col_counts, batch, columns),
-      maximize,
-      strict,
-      /*substitute=*/true,
-      result.mutable_data_ptr<int64_t>(),
-      status.mutable_data_ptr<int32_t>(),
-  };
-  if (batch > 0) {
-    mfk::cpu::solve_assignments(work, static_cast<int>(torch::stable::get_num_threads()));
+  mfk::AssignmentTensors tensors(cost, maximize, strict);
+  mfk::assignment::Batch& batch = tensors.batch;
+  batch.row_counts = checked_counts("row_counts", row_counts, batch.batch, batch.rows);
+  batch.column_counts = checked_counts("col_counts", col_counts, batch.batch, batch.columns);
+  if (batch.batch > 0) {
+    mfk::cpu::solve_assignments(batch, static_cast<int>(torch::stable::get_num_threads()));
   }
-  return {result, status};
+  return {tensors.assignment, tensors.status};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mfkernels, CPU, m) { m.impl("assignment", TORCH_BOX(&assignment)); }

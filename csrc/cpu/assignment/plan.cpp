@@ -21,9 +21,9 @@ constexpr int64_t kManyEntries = 1 << 20;
 
 }  // namespace
 
-void solve_assignments(const AssignmentBatch& batch, int threads) {
+void solve_assignments(const assignment::Batch& batch, int threads) {
   const AssignmentKernel& chosen = MFK_BEST_KERNEL(assignment);
-  const int64_t bytes = (chosen.workspace(batch) + 63) / 64 * 64;
+  const int64_t bytes = round_up(chosen.workspace(batch), kAlignment);
   int64_t first = 0;
   if (threads <= 1 || batch.batch * batch.rows * batch.columns < kManyEntries) {
     const Block workspace = allocate(bytes);

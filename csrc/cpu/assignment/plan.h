@@ -5,8 +5,6 @@
 
 namespace mfk::cpu {
 
-using AssignmentBatch = assignment::Batch;
-
-void solve_assignments(const AssignmentBatch& batch, int threads);
+void solve_assignments(const assignment::Batch& batch, int threads);
 
 }  // namespace mfk::cpu

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/integers.h"
 #include "cpu/common/vector_math.h"
 
 namespace mfk::cpu {
@@ -22,8 +23,6 @@ constexpr int kTileRows = 12;
 #else
 constexpr int kTileRows = 6;
 #endif
-
-constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // The left factor: entry (i, k) is data[i * row + k * column].
 template <class T>
@@ -60,7 +59,7 @@ void multiply_tile(Left<T> left, const T* panel, int64_t depth, T* result, int64
 }
 
 template <bool kAdd, class T, int... kRows>
-void multiply_some(int64_t rows, const Left<T>& left, const T* panel, int64_t depth, T* result,
+void multiply_rows(int64_t rows, const Left<T>& left, const T* panel, int64_t depth, T* result,
                    int64_t stride, std::integer_sequence<int, kRows...>) {
   using Tile = void (*)(Left<T>, const T*, int64_t, T*, int64_t);
   static constexpr Tile kTiles[] = {multiply_tile<kRows + 1, kAdd, T>...};
@@ -72,7 +71,7 @@ void multiply_some(int64_t rows, const Left<T>& left, const T* panel, int64_t de
 template <bool kAdd, class T>
 MFK_INLINE void multiply(int64_t rows, const Left<T>& left, const T* panel, int64_t depth,
                          T* result, int64_t stride) {
-  multiply_some<kAdd>(rows, left, panel, depth, result, stride,
+  multiply_rows<kAdd>(rows, left, panel, depth, result, stride,
                       std::make_integer_sequence<int, kTileRows>());
 }
 

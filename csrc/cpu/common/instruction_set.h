@@ -1,6 +1,8 @@
 // Which vector instructions this processor has, asked once.
 #pragma once
 
+#include <type_traits>
+
 namespace mfk::cpu {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
@@ -23,6 +25,22 @@ const Kernel& choose(const Kernel& baseline, const Kernel& avx2, const Kernel& a
   }
   return baseline;
 }
+
+// The functions of a kernel for the two types that it computes in.
+template <template <class> class Kernel>
+struct PerType {
+  Kernel<float> f32;
+  Kernel<double> f64;
+
+  template <class T>
+  const Kernel<T>& of() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return f64;
+    } else {
+      return f32;
+    }
+  }
+};
 
 }  // namespace mfk::cpu
 

@@ -25,14 +25,14 @@ class Helpers {
       std::lock_guard<std::mutex> lock(mutex_);
       start(threads - 1);
       work_ = &work;
-      places_ = std::min(threads - 1, started_);
+      wanted_ = std::min(threads - 1, started_);
     }
     wake_.notify_all();
     work();
     // Helpers that have not woken up by now are not waited for.
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = nullptr;
-    places_ = 0;
+    wanted_ = 0;
     idle_.wait(lock, [this] { return running_ == 0; });
   }
 
@@ -48,8 +48,8 @@ class Helpers {
   [[noreturn]] void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [this] { return places_ > 0; });
-      --places_;
+      wake_.wait(lock, [this] { return wanted_ > 0; });
+      --wanted_;
       ++running_;
       const std::function<void()>* work = work_;
       lock.unlock();
@@ -64,7 +64,7 @@ class Helpers {
   std::condition_variable wake_;
   std::condition_variable idle_;
   const std::function<void()>* work_ = nullptr;
-  int places_ = 0;
+  int wanted_ = 0;
   int running_ = 0;
   int started_ = 0;
 };

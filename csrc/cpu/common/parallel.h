@@ -30,13 +30,13 @@ template <class F>
 void for_each(int64_t count, int threads, int64_t bytes, const F& f) {
   const int workers = static_cast<int>(std::min<int64_t>(threads, count));
   if (workers == 0) return;
-  // All the memory is here before the threads start. Theirs starts at 64 bytes.
-  const int64_t each = (bytes + 63) / 64 * 64;
-  const Block memory = allocate(each * workers);
+  // All the memory is here before the threads start, so they cannot fail.
+  const int64_t bytes_per_worker = round_up(bytes, kAlignment);
+  const Block memory = allocate(bytes_per_worker * workers);
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> next_worker{0};
   run_parallel(workers, [&] {
-    char* mine = static_cast<char*>(memory.get()) + each * next_worker++;
+    char* mine = static_cast<char*>(memory.get()) + bytes_per_worker * next_worker++;
     for (int64_t i = next++; i < count; i = next++) f(i, mine);
   });
 }

@@ -8,10 +8,10 @@
 namespace mfk::cpu {
 namespace {
 
-// Points that are placed at once.
+// Points that are read or written at once.
 constexpr int64_t kPoints = 512;
 
-// The four pixels around each of some points, and their weights, 0 outside of the image.
+// The four pixels around each of the points, and their weights, 0 outside of the image.
 template <class T>
 struct Corners {
   using V = VectorFor<T>;
@@ -19,7 +19,7 @@ struct Corners {
   using I = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   static constexpr int kWidth = VectorOf<T>::kWidth;
 
-  I place[4][kPoints];
+  I offset[4][kPoints];
   T weight[4][kPoints];
 
   Corners(const T* points, int64_t count, int64_t height, int64_t width) {
@@ -35,7 +35,7 @@ struct Corners {
       const Axis x(load<V>(coordinates[0] + i), width), y(load<V>(coordinates[1] + i), height);
       for (int corner = 0; corner < 4; ++corner) {
         const int right = corner % 2, bottom = corner / 2;
-        store(place[corner] + i, y.source[bottom] * static_cast<I>(width) + x.source[right]);
+        store(offset[corner] + i, y.source[bottom] * static_cast<I>(width) + x.source[right]);
         store(weight[corner] + i, y.weight[bottom] * x.weight[right]);
       }
     }
@@ -50,16 +50,16 @@ struct Corners {
     MFK_INLINE Axis(const V& coordinate, int64_t size) {
       const V wanted = coordinate * static_cast<T>(size) - T(0.5);
       const Index inside = (wanted > T(-1)) & (wanted < static_cast<T>(size));
-      const V place = inside ? wanted : V{};
-      const Index low = __builtin_convertvector(place + 1, Index) - 1;
-      const V beyond = place - __builtin_convertvector(low, V);
+      const V position = inside ? wanted : V{};
+      const Index low = __builtin_convertvector(position + 1, Index) - 1;
+      const V beyond = position - __builtin_convertvector(low, V);
       const I last = static_cast<I>(size) - 1;
       const Index first = (low >= 0) & (low <= last), second = low < last;
       source[0] = low & first;
       source[1] = second ? low + 1 : Index{} + last;
       weight[0] = (inside & first) ? 1 - beyond : V{};
       weight[1] = (inside & second) ? beyond : V{};
-      for (V& each : weight) each = wanted == wanted ? each : wanted;  // NaN stays NaN
+      for (V& w : weight) w = wanted == wanted ? w : wanted;  // NaN stays NaN
     }
   };
 };
@@ -89,14 +89,14 @@ void sample(const S* image, const T* points, int64_t count, int64_t height, int6
   const Corners<T> corners(points, count, height, width);
   // Neighbouring points are far apart in memory: all of it is on its way before the first is needed.
   for (int64_t i = 0; i < count; ++i) {
-    __builtin_prefetch(image + corners.place[0][i]);
-    __builtin_prefetch(image + corners.place[2][i]);
+    __builtin_prefetch(image + corners.offset[0][i]);
+    __builtin_prefetch(image + corners.offset[2][i]);
   }
   for (int64_t i = 0; i < count; ++i) {
     T sum = 0;
     for (int k = 0; k < 4; ++k) {
       const T weight = corners.weight[k][i];
-      const T part = weight * static_cast<T>(widen(image[corners.place[k][i]]));
+      const T part = weight * static_cast<T>(widen(image[corners.offset[k][i]]));
       // Outside of the image, what is read is another pixel, perhaps not finite.
       sum += !std::is_same_v<S, Bool> && weight == 0 ? T{0} : part;
     }
@@ -110,7 +110,7 @@ void scatter(const T* values, const T* points, int64_t count, int64_t height, in
              T* image) {
   const Corners<T> corners(points, count, height, width);
   for (int64_t i = 0; i < count; ++i) {
-    for (int k = 0; k < 4; ++k) image[corners.place[k][i]] += corners.weight[k][i] * values[i];
+    for (int k = 0; k < 4; ++k) image[corners.offset[k][i]] += corners.weight[k][i] * values[i];
   }
 }
 

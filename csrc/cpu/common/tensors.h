@@ -5,9 +5,10 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "cpu/common/predictions.h"
-#include "tensor_checks.h"
+#include "tensors/checks.h"
 
 namespace mfk::cpu {
 
@@ -17,7 +18,15 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
+inline bool is_double(const OptionalTensor& tensor) {
+  return tensor.has_value() && is_double(*tensor);
+}
+
+inline ScalarType type_of(bool is_double) {
+  return is_double ? ScalarType::Double : ScalarType::Float;
+}
 
 inline void check_on_cpu(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), name, " must be a tensor on the CPU");
@@ -41,54 +50,76 @@ inline OptionalTensor contiguous(const char* name, const OptionalTensor& tensor)
 
 // A gradient or what was saved for it. It may repeat its memory: results are as large.
 inline Tensor saved(const char* name, const Tensor& tensor, ScalarType type,
-                    std::initializer_list<Size> sizes) {
+                    const std::vector<Size>& sizes) {
   check_on_cpu(name, tensor);
   check_shape(name, tensor, sizes);
   check_type(name, tensor, type);
   return torch::stable::contiguous(tensor);
 }
 
+// What the backward pass of focal and dice loss is given.
+struct LossGradients {
+  Tensor focal, dice, sums;
+
+  // `shape`: of the losses; that of the sums has a 3 behind it.
+  LossGradients(const Tensor& grad_focal, const Tensor& grad_dice, const Tensor& saved_sums,
+                ScalarType type, std::vector<Size> shape)
+      : focal(saved("grad_focal", grad_focal, type, shape)),
+        dice(saved("grad_dice", grad_dice, type, shape)) {
+    shape.push_back(int64_t{3});
+    sums = saved("sums", saved_sums, type, shape);
+  }
+
+  // The pointers of a problem that its backward pass reads.
+  template <class Problem>
+  void fill(Problem& problem) const {
+    problem.grad_focal = focal.const_data_ptr();
+    problem.grad_dice = dice.const_data_ptr();
+    problem.sums = const_cast<void*>(sums.const_data_ptr());
+  }
+};
+
 // Bounds what kernels multiply; where there are no channels, makes one of zeros.
-inline void finish(Masks& masks, bool factored) {
-  check_at_most("mask_embed: masks of an image", product({masks.layers, masks.queries}),
+inline void finish(MaskPredictions& predictions, bool factored) {
+  check_at_most("mask_embed: masks of an image", product({predictions.layers, predictions.queries}),
                 kMostMasks);
-  check_at_most("the height of masks", masks.height, kMostSide);
-  check_at_most("the width of masks", masks.width, kMostSide);
-  check_at_most("mask_embed: channels", masks.channels, kMostChannels);
-  if (!factored || masks.channels > 0) return;
+  check_at_most("the height of masks", predictions.height, kMostSide);
+  check_at_most("the width of masks", predictions.width, kMostSide);
+  check_at_most("mask_embed: channels", predictions.channels, kMostChannels);
+  if (!factored || predictions.channels > 0) return;
   // All bits 0 are a zero in every type.
   static constexpr double kZero = 0;
-  masks.embed = masks.features = &kZero;
-  for (int64_t& stride : masks.embed_stride) stride = 0;
-  for (int64_t& stride : masks.features_stride) stride = 0;
-  masks.channels = 1;
+  predictions.embed = predictions.features = &kZero;
+  for (int64_t& stride : predictions.embed_stride) stride = 0;
+  for (int64_t& stride : predictions.features_stride) stride = 0;
+  predictions.channels = 1;
 }
 
-inline Masks masks_of(const Tensor& embed, const OptionalTensor& features) {
+inline MaskPredictions predictions_of(const Tensor& embed, const OptionalTensor& features) {
   check_argument("mask_embed", embed);
-  Masks masks{};
+  MaskPredictions predictions{};
   if (features.has_value()) {
     check_shape("mask_embed", embed, {"L", "B", "Q", "C"});
     check_argument("pixel_features", *features);
     check_shape("pixel_features", *features, {embed.size(1), embed.size(3), "h", "w"});
-    masks.features = features->const_data_ptr();
-    masks.features_element = element_of("pixel_features", *features);
-    for (int64_t i = 0; i < 4; ++i) masks.features_stride[i] = features->stride(i);
-    masks.channels = features->size(1);
+    predictions.features = features->const_data_ptr();
+    predictions.features_element = element_of("pixel_features", *features);
+    for (int64_t i = 0; i < 4; ++i) predictions.features_stride[i] = features->stride(i);
+    predictions.channels = features->size(1);
   } else {
     check_shape("mask_embed", embed, {"L", "B", "Q", "h", "w"});
   }
-  masks.embed = embed.const_data_ptr();
-  masks.embed_element = element_of("mask_embed", embed);
-  for (int64_t i = 0; i < embed.dim(); ++i) masks.embed_stride[i] = embed.stride(i);
-  masks.layers = embed.size(0);
-  masks.images = embed.size(1);
-  masks.queries = embed.size(2);
+  predictions.embed = embed.const_data_ptr();
+  predictions.embed_element = element_of("mask_embed", embed);
+  for (int64_t i = 0; i < embed.dim(); ++i) predictions.embed_stride[i] = embed.stride(i);
+  predictions.layers = embed.size(0);
+  predictions.images = embed.size(1);
+  predictions.queries = embed.size(2);
   const Tensor& pixels = features.has_value() ? *features : embed;
-  masks.height = pixels.size(pixels.dim() - 2);
-  masks.width = pixels.size(pixels.dim() - 1);
-  finish(masks, features.has_value());
-  return masks;
+  predictions.height = pixels.size(pixels.dim() - 2);
+  predictions.width = pixels.size(pixels.dim() - 1);
+  finish(predictions, features.has_value());
+  return predictions;
 }
 
 // Images [M, h, w] that are read at points, which are counted in 32 bits.
@@ -98,9 +129,9 @@ inline void check_images(const char* name, const Tensor& images) {
                   " must have pixels, fewer than 2^31, got ", text(images));
 }
 
-inline void check_pixels(const Masks& masks) {
-  STD_TORCH_CHECK(masks.height > 0 && masks.width > 0, "masks must have pixels, got ", masks.height,
-                  " x ", masks.width);
+inline void check_pixels(const MaskPredictions& predictions) {
+  STD_TORCH_CHECK(predictions.height > 0 && predictions.width > 0, "masks must have pixels, got ",
+                  predictions.height, " x ", predictions.width);
 }
 
 // Segments, and the memory that they are read from.

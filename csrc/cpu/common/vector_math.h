@@ -134,7 +134,7 @@ MFK_INLINE V focal(const Sigmoid<V>& s, T gamma) {
 
 // Its derivative by z, in a form that holds at gamma = 0 too.
 template <int kGamma, class V, class T>
-MFK_INLINE V focal_slope(const Sigmoid<V>& s, T gamma) {
+MFK_INLINE V focal_gradient(const Sigmoid<V>& s, T gamma) {
   return focal_power<kGamma>(s, gamma) * multiply_add(gamma * s.q, s.up, s.p);
 }
 

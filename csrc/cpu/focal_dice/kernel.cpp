@@ -15,7 +15,7 @@ constexpr int64_t kRun = kPoints;
 
 // f(the targets as an array of their type).
 template <class F>
-MFK_INLINE void with_targets(const FocalDice& loss, F f) {
+MFK_INLINE void with_targets(const FocalDiceProblem& loss, F f) {
   with_values(loss.targets, loss.targets_are_bool, loss.targets_element, f);
 }
 
@@ -23,8 +23,8 @@ template <class T>
 class Run {
  public:
   // Elements [first, first + count) of a mask.
-  Run(const FocalDice& loss, int64_t mask, int64_t first, int64_t count) : count_(count) {
-    if (loss.points != nullptr) {
+  Run(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t count) : count_(count) {
+    if (loss.at_points) {
       read_points(loss, mask, first);
     } else {
       with_element(loss.logits_element, [&](auto kind) {
@@ -55,7 +55,7 @@ class Run {
   alignas(64) T targets[kRun];
 
  private:
-  void read_points(const FocalDice& loss, int64_t mask, int64_t first) {
+  void read_points(const FocalDiceProblem& loss, int64_t mask, int64_t first) {
     const T* points = static_cast<const T*>(loss.points) + 2 * (mask * loss.elements + first);
     with_element(loss.logits_element, [&](auto kind) {
       const auto* image = static_cast<const decltype(kind)*>(loss.logits);
@@ -72,9 +72,10 @@ class Run {
 };
 
 template <class T, class F>
-MFK_INLINE void for_runs(const FocalDice& loss, int64_t mask, int64_t first, int64_t last, F f) {
+MFK_INLINE void for_runs(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t last,
+                         F f) {
   for (int64_t start = first; start < last; start += kRun) {
-    const int64_t count = last - start < kRun ? last - start : kRun;
+    const int64_t count = smaller(last - start, kRun);
     f(Run<T>(loss, mask, start, count), start, count);
   }
 }
@@ -109,7 +110,7 @@ struct Focal {
   MFK_INLINE V loss() const { return weight * power * entropy; }
 
   // By x. miss' / miss, which is never more than 1, keeps it finite for gamma < 1.
-  MFK_INLINE V slope(T gamma) const {
+  MFK_INLINE V gradient(T gamma) const {
     if constexpr (kGamma == 0) return weight * (s.p - y);
     const V relative = s.p * s.q * (1 - 2 * y) / maximum(miss, broadcast(least()));
     return weight * power * (s.p - y + gamma * relative * entropy);
@@ -119,7 +120,7 @@ struct Focal {
 };
 
 template <class T>
-FocalDiceSums sums(const FocalDice& loss, int64_t mask, int64_t first, int64_t last) {
+FocalDiceSums sums(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t last) {
   using V = VectorFor<T>;
   FocalDiceSums total;
   const T exponent = static_cast<T>(loss.gamma);
@@ -142,10 +143,10 @@ FocalDiceSums sums(const FocalDice& loss, int64_t mask, int64_t first, int64_t l
   return total;
 }
 
-// f(first element of a run, its slopes, how many).
+// f(first element of a run, its gradients, how many).
 template <class T, class F>
-MFK_INLINE void for_slopes(const FocalDice& loss, int64_t mask, int64_t first, int64_t last,
-                           const FocalDiceSlopes<T>& slopes, F f) {
+MFK_INLINE void for_gradients(const FocalDiceProblem& loss, int64_t mask, int64_t first,
+                              int64_t last, const FocalDiceGradFactors<T>& factors, F f) {
   using V = VectorFor<T>;
   const T exponent = static_cast<T>(loss.gamma);
   alignas(64) T result[kRun];
@@ -153,8 +154,8 @@ MFK_INLINE void for_slopes(const FocalDice& loss, int64_t mask, int64_t first, i
     for_runs<T>(loss, mask, first, last, [&](const Run<T>& run, int64_t start, int64_t count) {
       run.for_vectors([&](int64_t i, const V& x, const V& y, const IndexFor<T>&) {
         const Focal<decltype(gamma)::value, T> focal(x, y, loss.alpha, exponent);
-        const V dice = (slopes.dice + slopes.dice_change * y) * focal.s.p * focal.s.q;
-        store(result + i, multiply_add(broadcast(slopes.focal), focal.slope(exponent), dice));
+        const V dice = (factors.dice + factors.dice_change * y) * focal.s.p * focal.s.q;
+        store(result + i, multiply_add(broadcast(factors.focal), focal.gradient(exponent), dice));
       });
       f(start, result, count);
     });
@@ -162,31 +163,33 @@ MFK_INLINE void for_slopes(const FocalDice& loss, int64_t mask, int64_t first, i
 }
 
 template <class T>
-void write_slopes(const FocalDice& loss, int64_t mask, int64_t first, int64_t last,
-                  const FocalDiceSlopes<T>& slopes) {
-  for_slopes(loss, mask, first, last, slopes, [&](int64_t start, const T* values, int64_t count) {
-    store_run(loss.logits_element, loss.grad_logits, mask * loss.elements + start, count, values);
-  });
+void write_grad_logits(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t last,
+                       const FocalDiceGradFactors<T>& factors) {
+  for_gradients(loss, mask, first, last, factors,
+                [&](int64_t start, const T* values, int64_t count) {
+                  store_run(loss.logits_element, loss.grad_logits, mask * loss.elements + start,
+                            count, values);
+                });
 }
 
 template <class T>
-void write_slopes_at_points(const FocalDice& loss, int64_t mask, const FocalDiceSlopes<T>& slopes,
-                            void* memory) {
+void write_grad_logits_at_points(const FocalDiceProblem& loss, int64_t mask,
+                                 const FocalDiceGradFactors<T>& factors, void* memory) {
   const int64_t pixels = loss.height * loss.width;
   T* image = static_cast<T*>(memory);
   for (int64_t p = 0; p < pixels; ++p) image[p] = 0;
   const T* points = static_cast<const T*>(loss.points) + 2 * mask * loss.elements;
-  for_slopes(loss, mask, 0, loss.elements, slopes,
-             [&](int64_t start, const T* values, int64_t count) {
-               scatter(values, points + 2 * start, count, loss.height, loss.width, image);
-             });
+  for_gradients(loss, mask, 0, loss.elements, factors,
+                [&](int64_t start, const T* values, int64_t count) {
+                  scatter(values, points + 2 * start, count, loss.height, loss.width, image);
+                });
   store_run(loss.logits_element, loss.grad_logits, mask * pixels, pixels, image);
 }
 
 template <class T>
-void write_losses(const FocalLoss& loss, int64_t first, int64_t last) {
+void write_losses(const FocalLossProblem& loss, int64_t first, int64_t last) {
   using V = VectorFor<T>;
-  const FocalDice& pair = loss.pair;
+  const FocalDiceProblem& pair = loss.pair;
   const T exponent = static_cast<T>(pair.gamma);
   alignas(64) T result[kRun];
   with_gamma(pair.gamma, [&](auto gamma) {
@@ -200,27 +203,28 @@ void write_losses(const FocalLoss& loss, int64_t first, int64_t last) {
 }
 
 template <class T>
-void write_loss_slopes(const FocalLoss& loss, int64_t first, int64_t last) {
-  const FocalDice& pair = loss.pair;
-  alignas(64) T factors[kRun];
-  for_slopes<T>(pair, 0, first, last, {1, 0, 0}, [&](int64_t start, T* values, int64_t count) {
+void write_loss_gradients(const FocalLossProblem& loss, int64_t first, int64_t last) {
+  const FocalDiceProblem& pair = loss.pair;
+  alignas(64) T grad_losses[kRun];
+  for_gradients<T>(pair, 0, first, last, {1, 0, 0}, [&](int64_t start, T* values, int64_t count) {
     with_element(pair.logits_element, [&](auto kind) {
-      copy_strided(static_cast<const decltype(kind)*>(loss.grad_losses) + start, 1, count, factors);
+      copy_strided(static_cast<const decltype(kind)*>(loss.grad_losses) + start, 1, count,
+                   grad_losses);
     });
-    for (int64_t i = 0; i < count; ++i) values[i] *= factors[i];
+    for (int64_t i = 0; i < count; ++i) values[i] *= grad_losses[i];
     store_run(pair.logits_element, pair.grad_logits, start, count, values);
   });
 }
 
 template <class T>
-constexpr FocalDiceTasks<T> tasks() {
-  return {sums<T>, write_slopes<T>, write_slopes_at_points<T>, write_losses<T>,
-          write_loss_slopes<T>};
+constexpr FocalDiceKernel<T> kernel() {
+  return {sums<T>, write_grad_logits<T>, write_grad_logits_at_points<T>, write_losses<T>,
+          write_loss_gradients<T>};
 }
 
 }  // namespace
 
-extern const FocalDiceKernel MFK_KERNEL;
-const FocalDiceKernel MFK_KERNEL = {tasks<float>(), tasks<double>()};
+extern const PerType<FocalDiceKernel> MFK_KERNEL;
+const PerType<FocalDiceKernel> MFK_KERNEL = {kernel<float>(), kernel<double>()};
 
 }  // namespace mfk::cpu

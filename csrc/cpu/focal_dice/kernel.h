@@ -10,30 +10,26 @@ struct FocalDiceSums {
   double focal = 0, overlap = 0, probability = 0, area = 0;
 };
 
-// Factors of the slopes of the focal loss, and of the dice loss for y = 0 and its change with y.
+// By what the gradients of elements are multiplied: that of the focal loss, and that of the dice loss
+// for y = 0 and its change with y.
 template <class T>
-struct FocalDiceSlopes {
+struct FocalDiceGradFactors {
   T focal, dice, dice_change;
 };
 
 // All of elements [first, last) of one mask.
 template <class T>
-struct FocalDiceTasks {
-  FocalDiceSums (*sums)(const FocalDice& loss, int64_t mask, int64_t first, int64_t last);
-  void (*slopes)(const FocalDice& loss, int64_t mask, int64_t first, int64_t last,
-                 const FocalDiceSlopes<T>& slopes);
-  // The slopes of a whole mask that is read at points; `memory` holds its T [h, w].
-  void (*slopes_at_points)(const FocalDice& loss, int64_t mask, const FocalDiceSlopes<T>& slopes,
-                           void* memory);
-  void (*losses)(const FocalLoss& loss, int64_t first, int64_t last);
-  void (*loss_slopes)(const FocalLoss& loss, int64_t first, int64_t last);
-};
-
 struct FocalDiceKernel {
-  FocalDiceTasks<float> narrow;
-  FocalDiceTasks<double> wide;
+  FocalDiceSums (*sums)(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t last);
+  void (*grad_logits)(const FocalDiceProblem& loss, int64_t mask, int64_t first, int64_t last,
+                      const FocalDiceGradFactors<T>& factors);
+  // The gradient of a whole mask that is read at points; `memory` holds its T [h, w].
+  void (*grad_logits_at_points)(const FocalDiceProblem& loss, int64_t mask,
+                                const FocalDiceGradFactors<T>& factors, void* memory);
+  void (*losses)(const FocalLossProblem& loss, int64_t first, int64_t last);
+  void (*loss_gradients)(const FocalLossProblem& loss, int64_t first, int64_t last);
 };
 
-MFK_DECLARE_KERNEL(FocalDiceKernel, focal_dice);
+MFK_DECLARE_KERNEL(PerType<FocalDiceKernel>, focal_dice);
 
 }  // namespace mfk::cpu

@@ -8,19 +8,17 @@
 
 namespace {
 
-using mfk::cpu::FocalDice;
-using mfk::cpu::FocalLoss;
+using mfk::cpu::FocalDiceProblem;
+using mfk::cpu::FocalLossProblem;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
-ScalarType type_of(const FocalDice& loss) {
-  return loss.wide ? ScalarType::Double : ScalarType::Float;
-}
+ScalarType type_of(const FocalDiceProblem& loss) { return mfk::cpu::type_of(loss.is_double); }
 
 // Arguments in contiguous memory, and the loss that reads it.
 struct Pair {
   Tensor logits, targets;
-  FocalDice loss{};
+  FocalDiceProblem loss{};
 
   // Of one shape, which the caller checks.
   Pair(const Tensor& given_logits, const Tensor& given_targets, double alpha, double gamma)
@@ -35,7 +33,7 @@ struct Pair {
     }
     loss.alpha = alpha;
     loss.gamma = gamma;
-    loss.wide = mfk::cpu::is_wide(logits);
+    loss.is_double = mfk::cpu::is_double(logits);
   }
 
  private:
@@ -69,6 +67,7 @@ struct Images : Pair {
     mfk::cpu::check_images("targets", targets);
     loss.masks = logits.size(0);
     loss.elements = points.size(1);
+    loss.at_points = true;
     loss.points = points.const_data_ptr();
     loss.height = logits.size(1);
     loss.width = logits.size(2);
@@ -77,7 +76,7 @@ struct Images : Pair {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> run(FocalDice loss, const Tensor& like) {
+std::tuple<Tensor, Tensor, Tensor> run(FocalDiceProblem loss, const Tensor& like) {
   Tensor focal = torch::stable::new_empty(like, {loss.masks}, type_of(loss));
   Tensor dice = torch::stable::new_empty(like, {loss.masks}, type_of(loss));
   Tensor sums = torch::stable::new_empty(like, {loss.masks, 3}, type_of(loss));
@@ -88,15 +87,10 @@ std::tuple<Tensor, Tensor, Tensor> run(FocalDice loss, const Tensor& like) {
   return {focal, dice, sums};
 }
 
-Tensor run_backward(FocalDice loss, const Tensor& grad_focal, const Tensor& grad_dice,
+Tensor run_backward(FocalDiceProblem loss, const Tensor& grad_focal, const Tensor& grad_dice,
                     const Tensor& sums, const Tensor& logits) {
-  const ScalarType type = type_of(loss);
-  const Tensor by_focal = mfk::cpu::saved("grad_focal", grad_focal, type, {loss.masks});
-  const Tensor by_dice = mfk::cpu::saved("grad_dice", grad_dice, type, {loss.masks});
-  const Tensor saved = mfk::cpu::saved("sums", sums, type, {loss.masks, int64_t{3}});
-  loss.grad_focal = by_focal.const_data_ptr();
-  loss.grad_dice = by_dice.const_data_ptr();
-  loss.sums = const_cast<void*>(saved.const_data_ptr());
+  const mfk::cpu::LossGradients given(grad_focal, grad_dice, sums, type_of(loss), {loss.masks});
+  given.fill(loss);
   Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
   loss.grad_logits = grad_logits.mutable_data_ptr();
   if (grad_logits.numel() > 0) mfk::cpu::focal_dice_backward(loss, mfk::cpu::threads());
@@ -148,7 +142,7 @@ Pair elements_of(const Tensor& logits, const Tensor& targets, double alpha, doub
 
 Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& targets, double alpha, double gamma) {
   const Pair pair = elements_of(logits, targets, alpha, gamma);
-  FocalLoss loss{};
+  FocalLossProblem loss{};
   loss.pair = pair.loss;
   Tensor losses = torch::stable::new_empty(pair.logits, logits.sizes());
   loss.losses = losses.mutable_data_ptr();
@@ -162,7 +156,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_losses, const Tensor& logi
   check_same_shape("grad_losses", grad_losses, logits);
   mfk::check_type("grad_losses", grad_losses, logits.scalar_type());
   const Tensor factors = torch::stable::contiguous(grad_losses);
-  FocalLoss loss{};
+  FocalLossProblem loss{};
   loss.pair = pair.loss;
   Tensor grad_logits = torch::stable::new_empty(pair.logits, logits.sizes());
   loss.pair.grad_logits = grad_logits.mutable_data_ptr();

@@ -13,42 +13,31 @@ namespace {
 // they end.
 constexpr int64_t kTaskElements = 1 << 15;
 
-template <class T>
-const FocalDiceTasks<T>& tasks();
-template <>
-const FocalDiceTasks<float>& tasks() {
-  return MFK_BEST_KERNEL(focal_dice).narrow;
-}
-template <>
-const FocalDiceTasks<double>& tasks() {
-  return MFK_BEST_KERNEL(focal_dice).wide;
-}
-
-int64_t tasks_of_mask(const FocalDice& loss) {
-  return (loss.elements + kTaskElements - 1) / kTaskElements;
+int64_t tasks_of_mask(const FocalDiceProblem& loss) {
+  return divide_up(loss.elements, kTaskElements);
 }
 
 // f(mask, task within it, first element, last element).
 template <class F>
-void for_tasks(const FocalDice& loss, int threads, const F& f) {
-  const int64_t each = tasks_of_mask(loss);
-  for_each(loss.masks * each, threads, [&](int64_t i) {
-    const int64_t first = i % each * kTaskElements;
-    f(i / each, i % each, first, std::min(loss.elements, first + kTaskElements));
+void for_tasks(const FocalDiceProblem& loss, int threads, const F& f) {
+  const int64_t tasks = tasks_of_mask(loss);
+  for_each(loss.masks * tasks, threads, [&](int64_t i) {
+    const int64_t first = i % tasks * kTaskElements;
+    f(i / tasks, i % tasks, first, std::min(loss.elements, first + kTaskElements));
   });
 }
 
 template <class T>
-void forward(const FocalDice& loss, int threads) {
-  const int64_t each = tasks_of_mask(loss);
-  std::vector<FocalDiceSums> parts(loss.masks * each);
+void forward(const FocalDiceProblem& loss, int threads) {
+  const int64_t tasks = tasks_of_mask(loss);
+  std::vector<FocalDiceSums> parts(loss.masks * tasks);
   for_tasks(loss, threads, [&](int64_t mask, int64_t task, int64_t first, int64_t last) {
-    parts[mask * each + task] = tasks<T>().sums(loss, mask, first, last);
+    parts[mask * tasks + task] = MFK_BEST_KERNEL(focal_dice).of<T>().sums(loss, mask, first, last);
   });
   for (int64_t mask = 0; mask < loss.masks; ++mask) {
     FocalDiceSums total;
-    for (int64_t task = 0; task < each; ++task) {
-      const FocalDiceSums& part = parts[mask * each + task];
+    for (int64_t task = 0; task < tasks; ++task) {
+      const FocalDiceSums& part = parts[mask * tasks + task];
       total.focal += part.focal;
       total.overlap += part.overlap;
       total.probability += part.probability;
@@ -66,52 +55,57 @@ void forward(const FocalDice& loss, int threads) {
 }
 
 template <class T>
-FocalDiceSlopes<T> slopes_of(const FocalDice& loss, int64_t mask) {
+FocalDiceGradFactors<T> grad_factors(const FocalDiceProblem& loss, int64_t mask) {
   const T* sums = static_cast<const T*>(loss.sums) + 3 * mask;
-  const double by_dice = static_cast<const T*>(loss.grad_dice)[mask];
+  const double grad_dice = static_cast<const T*>(loss.grad_dice)[mask];
   const double above = 2 * static_cast<double>(sums[0]) + 1;
   const double below = static_cast<double>(sums[1]) + static_cast<double>(sums[2]) + 1;
-  const double by_focal = static_cast<const T*>(loss.grad_focal)[mask];
-  return {static_cast<T>(by_focal / static_cast<double>(loss.elements)),
-          static_cast<T>(by_dice * above / (below * below)), static_cast<T>(-2 * by_dice / below)};
+  const double grad_focal = static_cast<const T*>(loss.grad_focal)[mask];
+  return {static_cast<T>(grad_focal / static_cast<double>(loss.elements)),
+          static_cast<T>(grad_dice * above / (below * below)),
+          static_cast<T>(-2 * grad_dice / below)};
 }
 
 template <class T>
-void backward(const FocalDice& loss, int threads) {
-  if (loss.points == nullptr) {
+void backward(const FocalDiceProblem& loss, int threads) {
+  if (!loss.at_points) {
     for_tasks(loss, threads, [&](int64_t mask, int64_t, int64_t first, int64_t last) {
-      tasks<T>().slopes(loss, mask, first, last, slopes_of<T>(loss, mask));
+      MFK_BEST_KERNEL(focal_dice)
+          .of<T>()
+          .grad_logits(loss, mask, first, last, grad_factors<T>(loss, mask));
     });
     return;
   }
   // A whole mask at a time: its points share pixels.
   const int64_t bytes = loss.height * loss.width * static_cast<int64_t>(sizeof(T));
   for_each(loss.masks, threads, bytes, [&](int64_t mask, void* memory) {
-    tasks<T>().slopes_at_points(loss, mask, slopes_of<T>(loss, mask), memory);
+    MFK_BEST_KERNEL(focal_dice)
+        .of<T>()
+        .grad_logits_at_points(loss, mask, grad_factors<T>(loss, mask), memory);
   });
 }
 
 }  // namespace
 
-void focal_dice(const FocalDice& loss, int threads) {
-  loss.wide ? forward<double>(loss, threads) : forward<float>(loss, threads);
+void focal_dice(const FocalDiceProblem& loss, int threads) {
+  loss.is_double ? forward<double>(loss, threads) : forward<float>(loss, threads);
 }
 
-void focal_dice_backward(const FocalDice& loss, int threads) {
-  loss.wide ? backward<double>(loss, threads) : backward<float>(loss, threads);
+void focal_dice_backward(const FocalDiceProblem& loss, int threads) {
+  loss.is_double ? backward<double>(loss, threads) : backward<float>(loss, threads);
 }
 
-void sigmoid_focal_loss(const FocalLoss& loss, int threads) {
+void sigmoid_focal_loss(const FocalLossProblem& loss, int threads) {
   for_tasks(loss.pair, threads, [&](int64_t, int64_t, int64_t first, int64_t last) {
-    loss.pair.wide ? tasks<double>().losses(loss, first, last)
-                   : tasks<float>().losses(loss, first, last);
+    loss.pair.is_double ? MFK_BEST_KERNEL(focal_dice).of<double>().losses(loss, first, last)
+                        : MFK_BEST_KERNEL(focal_dice).of<float>().losses(loss, first, last);
   });
 }
 
-void sigmoid_focal_loss_backward(const FocalLoss& loss, int threads) {
+void sigmoid_focal_loss_backward(const FocalLossProblem& loss, int threads) {
   for_tasks(loss.pair, threads, [&](int64_t, int64_t, int64_t first, int64_t last) {
-    loss.pair.wide ? tasks<double>().loss_slopes(loss, first, last)
-                   : tasks<float>().loss_slopes(loss, first, last);
+    loss.pair.is_double ? MFK_BEST_KERNEL(focal_dice).of<double>().loss_gradients(loss, first, last)
+                        : MFK_BEST_KERNEL(focal_dice).of<float>().loss_gradients(loss, first, last);
   });
 }
 

@@ -7,19 +7,14 @@
 namespace mfk::cpu {
 
 template <class T>
-struct MaskLogitsTasks {
-  int64_t (*bytes)(const MaskLogits& task, int64_t rows);  // working memory of one thread
+struct MaskLogitsKernel {
+  int64_t (*bytes)(const MaskLogitsProblem& problem, int64_t rows);  // working memory of one thread
   // The logits of an image in low-resolution rows [first, last); `embed` [L * Q, C] are its
   // embeddings.
-  void (*run)(const MaskLogits& task, const T* embed, int64_t image, int64_t first, int64_t last,
-              void* memory);
+  void (*run)(const MaskLogitsProblem& problem, const T* embed, int64_t image, int64_t first,
+              int64_t last, void* memory);
 };
 
-struct MaskLogitsKernel {
-  MaskLogitsTasks<float> narrow;
-  MaskLogitsTasks<double> wide;
-};
-
-MFK_DECLARE_KERNEL(MaskLogitsKernel, mask_logits);
+MFK_DECLARE_KERNEL(PerType<MaskLogitsKernel>, mask_logits);
 
 }  // namespace mfk::cpu

@@ -8,17 +8,18 @@ namespace {
 using mfk::cpu::Tensor;
 
 Tensor mask_logits(const Tensor& embed, const Tensor& features) {
-  mfk::cpu::MaskLogits task{};
-  task.masks = mfk::cpu::masks_of(embed, features);
+  mfk::cpu::MaskLogitsProblem problem{};
+  problem.predictions = mfk::cpu::predictions_of(embed, features);
   mfk::check_type("pixel_features", features, embed.scalar_type());
-  task.wide = mfk::cpu::is_wide(embed);
-  task.element = task.masks.embed_element;
-  const mfk::cpu::Masks& masks = task.masks;
-  Tensor logits = torch::stable::new_empty(
-      embed, {masks.layers, masks.images, masks.queries, masks.height, masks.width});
-  task.logits = logits.mutable_data_ptr();
+  problem.is_double = mfk::cpu::is_double(embed);
+  problem.element = problem.predictions.embed_element;
+  const mfk::cpu::MaskPredictions& predictions = problem.predictions;
+  Tensor logits =
+      torch::stable::new_empty(embed, {predictions.layers, predictions.images, predictions.queries,
+                                       predictions.height, predictions.width});
+  problem.logits = logits.mutable_data_ptr();
   if (logits.numel() > 0) {
-    mfk::cpu::mask_logits(task, mfk::cpu::threads());
+    mfk::cpu::mask_logits(problem, mfk::cpu::threads());
   }
   return logits;
 }

@@ -5,13 +5,13 @@
 
 namespace mfk::cpu {
 
-struct MaskLogits {
-  Masks masks;      // in factors
-  bool wide;        // in fp64; else fp32
-  Element element;  // of the logits
-  void* logits;     // [L, B, Q, h, w] out
+struct MaskLogitsProblem {
+  MaskPredictions predictions;  // in factors
+  bool is_double;               // in fp64; else fp32
+  Element element;              // of the logits
+  void* logits;                 // [L, B, Q, h, w] out
 };
 
-void mask_logits(const MaskLogits& task, int threads);
+void mask_logits(const MaskLogitsProblem& problem, int threads);
 
 }  // namespace mfk::cpu

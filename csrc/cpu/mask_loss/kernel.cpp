@@ -3,14 +3,12 @@
 #include "cpu/mask_loss/kernel.h"
 
 #include "cpu/common/gemm.h"
+#include "cpu/common/memory.h"
 #include "cpu/common/pixels.h"
 #include "cpu/common/vector_math.h"
 
 namespace mfk::cpu {
 namespace {
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Entries that may be read behind the end of a row.
 constexpr int64_t kSlack = 32;
@@ -30,7 +28,7 @@ Strip strip_of(const MaskLossPlan<T>& plan, int64_t index, bool before) {
 
 // The first full-resolution row whose upper source is `low` or below it.
 template <class T>
-int64_t first_fine_row(const Resize<T>& vertical, int64_t low) {
+int64_t first_fine_row(const AxisResize<T>& vertical, int64_t low) {
   int64_t from = 0, to = vertical.new_size;
   while (from < to) {
     const int64_t middle = (from + to) / 2;
@@ -44,7 +42,7 @@ int64_t first_fine_row(const Resize<T>& vertical, int64_t low) {
 }
 
 template <class T>
-void stretch(const Resize<T>& horizontal, const T* row, T* result) {
+void resize_row(const AxisResize<T>& horizontal, const T* row, T* result) {
   constexpr int kWidth = VectorOf<T>::kWidth;
   const int64_t width = round_up(horizontal.new_size, kWidth);
 #if defined(__AVX512F__)
@@ -76,12 +74,12 @@ void stretch(const Resize<T>& horizontal, const T* row, T* result) {
   }
 }
 
-// The adjoint of `stretch`.
+// The adjoint of `resize_row`.
 template <class T>
-void gather(const Resize<T>& horizontal, const T* slopes, T* result) {
+void gather(const AxisResize<T>& horizontal, const T* grad, T* result) {
   const T* weights = horizontal.weights;
   for (int64_t x = 0; x < horizontal.size; ++x, weights += horizontal.span) {
-    const T* from = slopes + horizontal.start[x];
+    const T* from = grad + horizontal.start[x];
     T sum = 0;
     for (int64_t k = 0; k < horizontal.span; ++k) sum += weights[k] * from[k];
     result[x] = sum;
@@ -110,7 +108,7 @@ MFK_INLINE IndexFor<T> matches(const MaskRow& row, int64_t x) {
   return __builtin_convertvector(load<Bytes>(row.pixels + x), IndexFor<T>) != 0;
 }
 
-// f(step of a vector): f(targets, place in them, first pixel, which lanes are inside the row).
+// f(targets, first pixel in them, first pixel, which lanes are inside the row).
 template <class T, class Row, class F>
 MFK_INLINE void for_vectors(const Row& row, int64_t width, F f) {
   constexpr int kWidth = VectorOf<T>::kWidth;
@@ -132,13 +130,13 @@ struct Options {
 };
 
 template <class T>
-Options<T> options_of(const MaskLoss& loss) {
-  const bool weighted = loss.alpha >= 0;
-  return {static_cast<T>(loss.gamma), static_cast<T>(weighted ? loss.alpha : 1),
-          static_cast<T>(weighted ? 1 - loss.alpha : 1)};
+Options<T> options_of(const MaskLossProblem& problem) {
+  const bool weighted = problem.alpha >= 0;
+  return {static_cast<T>(problem.gamma), static_cast<T>(weighted ? problem.alpha : 1),
+          static_cast<T>(weighted ? 1 - problem.alpha : 1)};
 }
 
-// A full-resolution row between two stretched rows.
+// A full-resolution row between two resized rows.
 template <class T>
 struct FineRow {
   const T *above, *below;
@@ -162,8 +160,8 @@ void add_losses(const FineRow<T>& fine, const Row& row, int64_t width, const Opt
   using V = VectorFor<T>;
   Sums<T> sums;
   for_vectors<T>(
-      row, width, [&](const Row& targets, int64_t place, int64_t x, const IndexFor<T>& inside) {
-        const IndexFor<T> match = matches<T>(targets, place);
+      row, width, [&](const Row& targets, int64_t index, int64_t x, const IndexFor<T>& inside) {
+        const IndexFor<T> match = matches<T>(targets, index);
         const V logit = fine.logits(x);
         const Sigmoid<V> s = sigmoid(match ? -logit : logit);
         const V weight = match ? broadcast(options.positive) : broadcast(options.negative);
@@ -178,62 +176,62 @@ void add_losses(const FineRow<T>& fine, const Row& row, int64_t width, const Opt
   total.overlap += sums.overlap;
 }
 
-template <class T>
-struct Slopes {
-  T focal, dice_outside, dice_inside;
-};
-
-// Adds the slopes of a full-resolution row to those of the stretched rows that it lies between.
+// Adds the gradient of a full-resolution row to those of the resized rows that it lies between.
 template <class T, int kGamma, class Row>
-void add_slopes(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
-                const Slopes<T>& slopes, T* above, T* below) {
+void add_gradients(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
+                   const GradFactors<T>& factors, T* above, T* below) {
   using V = VectorFor<T>;
-  const T positive = -slopes.focal * options.positive, negative = slopes.focal * options.negative;
+  const T positive = -factors.focal * options.positive, negative = factors.focal * options.negative;
   for_vectors<T>(
-      row, width, [&](const Row& targets, int64_t place, int64_t x, const IndexFor<T>& inside) {
-        const IndexFor<T> match = matches<T>(targets, place);
+      row, width, [&](const Row& targets, int64_t index, int64_t x, const IndexFor<T>& inside) {
+        const IndexFor<T> match = matches<T>(targets, index);
         const V logit = fine.logits(x);
         const Sigmoid<V> s = sigmoid(match ? -logit : logit);
         const V weight = match ? broadcast(positive) : broadcast(negative);
-        const V dice = match ? broadcast(slopes.dice_inside) : broadcast(slopes.dice_outside);
-        const V slope =
-            multiply_add(weight, focal_slope<kGamma>(s, options.gamma), dice * s.p * s.q);
-        const V kept = inside ? slope : V{};
+        const V dice = match ? broadcast(factors.dice_inside) : broadcast(factors.dice_outside);
+        const V gradient =
+            multiply_add(weight, focal_gradient<kGamma>(s, options.gamma), dice * s.p * s.q);
+        const V kept = inside ? gradient : V{};
         store(above + x, multiply_add(broadcast(fine.above_weight), kept, load<V>(above + x)));
         store(below + x, multiply_add(broadcast(fine.below_weight), kept, load<V>(below + x)));
       });
 }
 
 template <class T>
-class Worker {
+class ChunkWorker {
  public:
-  Worker(const MaskLossPlan<T>& plan, int64_t image, void* memory, bool backward)
-      : plan_(plan), loss_(*plan.loss), masks_(loss_.masks), image_(image), arena_(memory) {
+  ChunkWorker(const MaskLossPlan<T>& plan, int64_t image, void* memory, bool backward)
+      : plan_(plan),
+        problem_(*plan.problem),
+        predictions_(problem_.predictions),
+        image_(image),
+        arena_(memory) {
     const int64_t low_width = plan.horizontal.size;
     const int64_t most_rows = smaller(plan.strip_rows + 2, plan.vertical.size);
     const int64_t pixels = round_up(most_rows * low_width, kPanel<T>);
     const int64_t width = round_up(plan.horizontal.new_size, VectorOf<T>::kWidth) + kSlack;
     logit_stride_ = pixels + kSlack;
     logits_ = arena_.template take<T>(kTileRows * logit_stride_);
-    for (T*& row : stretched_) row = arena_.template take<T>(width);
-    const bool factors = masks_.features != nullptr;
-    if (factors) features_ = arena_.template take<T>(pixels * masks_.channels);
+    for (T*& row : resized_) row = arena_.template take<T>(width);
+    const bool factors = predictions_.features != nullptr;
+    if (factors) features_ = arena_.template take<T>(pixels * predictions_.channels);
     if (!backward) return;
-    for (T*& row : slopes_) row = arena_.template take<T>(width + plan.horizontal.span);
-    slope_width_ = width + plan.horizontal.span;
+    for (T*& row : full_grad_) row = arena_.template take<T>(width + plan.horizontal.span);
+    grad_width_ = width + plan.horizontal.span;
     // Working memory is the same for every image.
     int64_t most_matched = 0;
-    for (int64_t b = 0; b < masks_.images; ++b) {
+    for (int64_t b = 0; b < predictions_.images; ++b) {
       most_matched = larger(most_matched, plan.first_row[b + 1] - plan.first_row[b]);
     }
     const int64_t own = round_up(plan.strip_rows * low_width, kPanel<T>);
-    low_slopes_ = arena_.template take<T>(most_matched * own);
+    low_grad_ = arena_.template take<T>(most_matched * own);
     low_stride_ = own;
     if (!factors) return;
     by_pixel_ = arena_.template take<T>(round_up(most_matched, kPanel<T>) * own);
     by_row_ = arena_.template take<T>(most_matched * kPanel<T>);
     tile_ = arena_.template take<T>(kTileRows * kPanel<T>);
-    embed_slopes_ = arena_.template take<T>(round_up(most_matched, kPanel<T>) * masks_.channels);
+    grad_embed_ =
+        arena_.template take<T>(round_up(most_matched, kPanel<T>) * predictions_.channels);
   }
 
   int64_t bytes() const { return arena_.used(); }
@@ -247,7 +245,7 @@ class Worker {
       for_rows(strip, [&](int64_t row, const T* logits) {
         Sums<T> total;
         walk(strip, strip.own, logits, row, [&](const auto& fine, const auto& targets, int64_t) {
-          with_gamma(loss_.gamma, [&](auto gamma) {
+          with_gamma(problem_.gamma, [&](auto gamma) {
             add_losses<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size,
                                                   options_, total);
           });
@@ -260,19 +258,19 @@ class Worker {
   }
 
   void backward(int64_t chunk) {
-    const bool factors = masks_.features != nullptr;
-    const bool embed = factors && loss_.grad_embed != nullptr;
+    const bool factors = predictions_.features != nullptr;
+    const bool embed = factors && problem_.grad_embed != nullptr;
     if (embed) {
-      const int64_t count = round_up(rows(), kPanel<T>) * masks_.channels;
-      for (int64_t i = 0; i < count; ++i) embed_slopes_[i] = 0;
+      const int64_t count = round_up(rows(), kPanel<T>) * predictions_.channels;
+      for (int64_t i = 0; i < count; ++i) grad_embed_[i] = 0;
     }
     for_strips(chunk, true, [&](const Strip& strip) {
-      for_rows(strip, [&](int64_t row, const T* logits) { slopes_of_row(strip, row, logits); });
-      if (!factors) store_logit_slopes(strip);
-      if (embed) add_embed_slopes(strip);
-      if (factors && loss_.grad_features != nullptr) store_feature_slopes(strip);
+      for_rows(strip, [&](int64_t row, const T* logits) { compute_grad_row(strip, row, logits); });
+      if (!factors) store_grad_logits(strip);
+      if (embed) add_grad_embed(strip);
+      if (factors && problem_.grad_features != nullptr) store_grad_features(strip);
     });
-    if (embed) store_embed_slopes(chunk);
+    if (embed) store_grad_embed(chunk);
   }
 
  private:
@@ -285,8 +283,8 @@ class Worker {
     const int64_t last = (chunk + 1) * plan_.strips / plan_.chunks;
     for (int64_t index = first; index < last; ++index) {
       const Strip strip = strip_of(plan_, index, before);
-      if (masks_.features != nullptr && rows() > 0) {
-        pack_rows(masks_, image_, strip.first, strip.last, features_);
+      if (predictions_.features != nullptr && rows() > 0) {
+        pack_rows(predictions_, image_, strip.first, strip.last, features_);
       }
       f(strip);
     }
@@ -295,11 +293,11 @@ class Worker {
   // f(row, its logits in the strip) for every matched mask.
   template <class F>
   void for_rows(const Strip& strip, F f) {
-    const int64_t pixels = (strip.last - strip.first) * masks_.width;
-    const int64_t channels = masks_.channels;
+    const int64_t pixels = (strip.last - strip.first) * predictions_.width;
+    const int64_t channels = predictions_.channels;
     for (int64_t block = 0; block < rows(); block += kTileRows) {
       const int64_t count = smaller(kTileRows, rows() - block);
-      if (masks_.features != nullptr) {
+      if (predictions_.features != nullptr) {
         const T* embed = plan_.embed + (plan_.first_row[image_] + block) * channels;
         for (int64_t p = 0; p < pixels; p += kPanel<T>) {
           multiply<false, T>(count, {embed, channels, 1}, features_ + p * channels, channels,
@@ -308,7 +306,7 @@ class Worker {
       } else {
         for (int64_t i = 0; i < count; ++i) {
           const MatchedRow& row = matched(block + i);
-          copy_logits(masks_, row.layer, image_, row.query, strip.first, strip.last,
+          copy_logits(predictions_, row.layer, image_, row.query, strip.first, strip.last,
                       logits_ + i * logit_stride_);
         }
       }
@@ -320,21 +318,21 @@ class Worker {
   // [first, strip.own_end).
   template <class F>
   void walk(const Strip& strip, int64_t first, const T* logits, int64_t row, F f) {
-    const Resize<T>& vertical = plan_.vertical;
-    const Segments& segments = loss_.segments;
+    const AxisResize<T>& vertical = plan_.vertical;
+    const Segments& segments = problem_.segments;
     const int64_t segment = matched(row).segment;
     const int64_t end = first_fine_row(vertical, strip.own_end);
     int64_t held[2] = {-1, -1};
-    const auto stretched = [&](int64_t low) {
-      T* result = stretched_[low & 1];
+    const auto resized = [&](int64_t low) {
+      T* result = resized_[low & 1];
       if (held[low & 1] != low) {
         held[low & 1] = low;
-        stretch(plan_.horizontal, logits + (low - strip.first) * masks_.width, result);
+        resize_row(plan_.horizontal, logits + (low - strip.first) * predictions_.width, result);
       }
       return result;
     };
     for (int64_t y = first_fine_row(vertical, first); y < end; ++y) {
-      const FineRow<T> fine{stretched(vertical.low[y]), stretched(vertical.high[y]),
+      const FineRow<T> fine{resized(vertical.low[y]), resized(vertical.high[y]),
                             vertical.low_weight[y], vertical.high_weight[y]};
       if (segments.label_map != nullptr) {
         const int64_t offset = (image_ * segments.height + y) * segments.width;
@@ -348,19 +346,18 @@ class Worker {
     }
   }
 
-  // The slopes of a mask's low-resolution logits, into its row of low_slopes_.
-  void slopes_of_row(const Strip& strip, int64_t row, const T* logits) {
-    const T* factors = plan_.slopes + 3 * (plan_.first_row[image_] + row);
-    const Slopes<T> slopes{factors[0], factors[1], factors[2]};
-    T* result = low_slopes_ + row * low_stride_;
+  // The gradient of a mask's low-resolution logits, into its row of low_grad_.
+  void compute_grad_row(const Strip& strip, int64_t row, const T* logits) {
+    const GradFactors<T>& factors = plan_.grad_factors[plan_.first_row[image_] + row];
+    T* result = low_grad_ + row * low_stride_;
     for (int64_t i = 0; i < low_stride_; ++i) result[i] = 0;
-    T *above = slopes_[0], *below = slopes_[1];
-    const auto clear = [&](T* slope) {
-      for (int64_t x = 0; x < slope_width_; ++x) slope[x] = 0;
+    T *above = full_grad_[0], *below = full_grad_[1];
+    const auto clear = [&](T* grad) {
+      for (int64_t x = 0; x < grad_width_; ++x) grad[x] = 0;
     };
-    const auto flush = [&](int64_t low, const T* slope) {
+    const auto flush = [&](int64_t low, const T* grad) {
       if (low < strip.own || low >= strip.own_end) return;
-      gather(plan_.horizontal, slope, result + (low - strip.own) * masks_.width);
+      gather(plan_.horizontal, grad, result + (low - strip.own) * predictions_.width);
     };
     clear(above);
     clear(below);
@@ -379,9 +376,9 @@ class Worker {
         clear(below);
         current = low;
       }
-      with_gamma(loss_.gamma, [&](auto gamma) {
-        add_slopes<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size, options_,
-                                              slopes, above, below);
+      with_gamma(problem_.gamma, [&](auto gamma) {
+        add_gradients<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size, options_,
+                                                 factors, above, below);
       });
     });
     // The last row is its own neighbour: all of its weight is with the upper source.
@@ -389,122 +386,123 @@ class Worker {
     flush(current + 1, below);
   }
 
-  void store_logit_slopes(const Strip& strip) {
-    if (loss_.grad_embed == nullptr) return;
-    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
+  void store_grad_logits(const Strip& strip) {
+    if (problem_.grad_embed == nullptr) return;
+    const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
     for (int64_t row = rows() - 1; row >= 0; --row) {
-      T* slopes = low_slopes_ + row * low_stride_;
+      T* grad = low_grad_ + row * low_stride_;
       const MatchedRow& mine = matched(row);
       if (mine.first != row) {
-        T* first = low_slopes_ + mine.first * low_stride_;
-        for (int64_t p = 0; p < pixels; ++p) first[p] += slopes[p];
+        T* first = low_grad_ + mine.first * low_stride_;
+        for (int64_t p = 0; p < pixels; ++p) first[p] += grad[p];
         continue;
       }
-      const int64_t mask = (mine.layer * masks_.images + image_) * masks_.queries + mine.query;
-      const int64_t offset = (mask * masks_.height + strip.own) * masks_.width;
-      store_run(masks_.embed_element, loss_.grad_embed, offset, pixels, slopes);
+      const int64_t mask =
+          (mine.layer * predictions_.images + image_) * predictions_.queries + mine.query;
+      const int64_t offset = (mask * predictions_.height + strip.own) * predictions_.width;
+      store_run(predictions_.embed_element, problem_.grad_embed, offset, pixels, grad);
     }
   }
 
-  // embed_slopes_ [panels of rows][C, kPanel] += features times slopes.
-  void add_embed_slopes(const Strip& strip) {
-    constexpr int64_t kWide = kPanel<T>;
-    const int64_t channels = masks_.channels;
-    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
-    const int64_t before = (strip.own - strip.first) * masks_.width;
-    for (int64_t row = 0; row < rows(); row += kWide) {
-      const int64_t count = smaller(kWide, rows() - row);
+  // grad_embed_ [panels of rows][C, kPanel] += features times gradients.
+  void add_grad_embed(const Strip& strip) {
+    constexpr int64_t kColumns = kPanel<T>;
+    const int64_t channels = predictions_.channels;
+    const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
+    const int64_t before = (strip.own - strip.first) * predictions_.width;
+    for (int64_t row = 0; row < rows(); row += kColumns) {
+      const int64_t count = smaller(kColumns, rows() - row);
       for (int64_t p = 0; p < pixels; ++p) {
-        T* entry = by_pixel_ + p * kWide;
-        for (int64_t i = 0; i < count; ++i) entry[i] = low_slopes_[(row + i) * low_stride_ + p];
-        for (int64_t i = count; i < kWide; ++i) entry[i] = 0;
+        T* entry = by_pixel_ + p * kColumns;
+        for (int64_t i = 0; i < count; ++i) entry[i] = low_grad_[(row + i) * low_stride_ + p];
+        for (int64_t i = count; i < kColumns; ++i) entry[i] = 0;
       }
       for (int64_t p = 0; p < pixels;) {
-        const int64_t place = before + p;
-        const int64_t within = place % kWide;
-        const int64_t depth = smaller(kWide - within, pixels - p);
-        const T* panel = features_ + (place - within) * channels + within;
+        const int64_t pixel = before + p;
+        const int64_t within = pixel % kColumns;
+        const int64_t depth = smaller(kColumns - within, pixels - p);
+        const T* panel = features_ + (pixel - within) * channels + within;
         for (int64_t c = 0; c < channels; c += kTileRows) {
-          multiply<true, T>(smaller(kTileRows, channels - c), {panel + c * kWide, kWide, 1},
-                            by_pixel_ + p * kWide, depth,
-                            embed_slopes_ + row * channels + c * kWide, kWide);
+          multiply<true, T>(smaller(kTileRows, channels - c), {panel + c * kColumns, kColumns, 1},
+                            by_pixel_ + p * kColumns, depth,
+                            grad_embed_ + row * channels + c * kColumns, kColumns);
         }
         p += depth;
       }
     }
   }
 
-  void store_embed_slopes(int64_t chunk) {
-    constexpr int64_t kWide = kPanel<T>;
-    const int64_t channels = masks_.channels;
+  void store_grad_embed(int64_t chunk) {
+    constexpr int64_t kColumns = kPanel<T>;
+    const int64_t channels = predictions_.channels;
     T* result =
         plan_.partial_embed + (plan_.first_row[image_] * plan_.chunks + chunk * rows()) * channels;
     for (int64_t row = 0; row < rows(); ++row) {
-      const T* from = embed_slopes_ + row / kWide * kWide * channels + row % kWide;
-      for (int64_t c = 0; c < channels; ++c) result[row * channels + c] = from[c * kWide];
+      const T* from = grad_embed_ + row / kColumns * kColumns * channels + row % kColumns;
+      for (int64_t c = 0; c < channels; ++c) result[row * channels + c] = from[c * kColumns];
     }
   }
 
-  void store_feature_slopes(const Strip& strip) {
-    constexpr int64_t kWide = kPanel<T>;
-    const int64_t channels = masks_.channels;
-    const int64_t pixels = (strip.own_end - strip.own) * masks_.width;
+  void store_grad_features(const Strip& strip) {
+    constexpr int64_t kColumns = kPanel<T>;
+    const int64_t channels = predictions_.channels;
+    const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
     const T* embed = plan_.embed + plan_.first_row[image_] * channels;
-    for (int64_t p = 0; p < pixels; p += kWide) {
+    for (int64_t p = 0; p < pixels; p += kColumns) {
       for (int64_t row = 0; row < rows(); ++row) {
-        const T* from = low_slopes_ + row * low_stride_ + p;
-        for (int64_t j = 0; j < kWide; ++j) by_row_[row * kWide + j] = from[j];
+        const T* from = low_grad_ + row * low_stride_ + p;
+        for (int64_t j = 0; j < kColumns; ++j) by_row_[row * kColumns + j] = from[j];
       }
-      const int64_t inside = smaller(kWide, pixels - p);
+      const int64_t inside = smaller(kColumns, pixels - p);
       for (int64_t c = 0; c < channels; c += kTileRows) {
         const int64_t count = smaller(kTileRows, channels - c);
-        multiply<false, T>(count, {embed + c, 1, channels}, by_row_, rows(), tile_, kWide);
+        multiply<false, T>(count, {embed + c, 1, channels}, by_row_, rows(), tile_, kColumns);
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t plane = (image_ * channels + c + i) * masks_.height;
-          store_run(masks_.features_element, loss_.grad_features,
-                    (plane + strip.own) * masks_.width + p, inside, tile_ + i * kWide);
+          const int64_t plane = (image_ * channels + c + i) * predictions_.height;
+          store_run(predictions_.features_element, problem_.grad_features,
+                    (plane + strip.own) * predictions_.width + p, inside, tile_ + i * kColumns);
         }
       }
     }
   }
 
   const MaskLossPlan<T>& plan_;
-  const MaskLoss& loss_;
-  const Masks& masks_;
+  const MaskLossProblem& problem_;
+  const MaskPredictions& predictions_;
   const int64_t image_;
   Arena arena_;
-  const Options<T> options_ = options_of<T>(loss_);
+  const Options<T> options_ = options_of<T>(problem_);
   T* logits_ = nullptr;  // [kTileRows, pixels of a strip]
   int64_t logit_stride_ = 0;
-  T* stretched_[2];        // two rows of logits at full width
+  T* resized_[2];          // two rows of logits at full width
   T* features_ = nullptr;  // of a strip, in panels of pixels
-  T* slopes_[2];           // of two rows of logits at full width
-  int64_t slope_width_ = 0;
-  T* low_slopes_ = nullptr;  // [rows, own pixels of a strip]
+  T* full_grad_[2];        // of two rows of logits at full width
+  int64_t grad_width_ = 0;
+  T* low_grad_ = nullptr;  // [rows, own pixels of a strip]
   int64_t low_stride_ = 0;
-  T* by_pixel_ = nullptr;      // low_slopes_ as a panel of rows
-  T* by_row_ = nullptr;        // low_slopes_ as a panel of pixels
-  T* tile_ = nullptr;          // of the gradient of the features
-  T* embed_slopes_ = nullptr;  // gradient of the embeddings, in panels of rows
+  T* by_pixel_ = nullptr;    // low_grad_ as a panel of rows
+  T* by_row_ = nullptr;      // low_grad_ as a panel of pixels
+  T* tile_ = nullptr;        // of the gradient of the features
+  T* grad_embed_ = nullptr;  // gradient of the embeddings, in panels of rows
 };
 
 template <class T>
-constexpr MaskLossTasks<T> tasks() {
+constexpr MaskLossKernel<T> kernel() {
   return {
-      [](const MaskLossPlan<T>& plan) { return Worker<T>(plan, 0, nullptr, false).bytes(); },
-      [](const MaskLossPlan<T>& plan) { return Worker<T>(plan, 0, nullptr, true).bytes(); },
+      [](const MaskLossPlan<T>& plan) { return ChunkWorker<T>(plan, 0, nullptr, false).bytes(); },
+      [](const MaskLossPlan<T>& plan) { return ChunkWorker<T>(plan, 0, nullptr, true).bytes(); },
       [](const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory) {
-        Worker<T>(plan, image, memory, false).forward(chunk);
+        ChunkWorker<T>(plan, image, memory, false).forward(chunk);
       },
       [](const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory) {
-        Worker<T>(plan, image, memory, true).backward(chunk);
+        ChunkWorker<T>(plan, image, memory, true).backward(chunk);
       },
   };
 }
 
 }  // namespace
 
-extern const MaskLossKernel MFK_KERNEL;
-const MaskLossKernel MFK_KERNEL = {tasks<float>(), tasks<double>()};
+extern const PerType<MaskLossKernel> MFK_KERNEL;
+const PerType<MaskLossKernel> MFK_KERNEL = {kernel<float>(), kernel<double>()};
 
 }  // namespace mfk::cpu

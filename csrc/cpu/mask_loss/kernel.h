@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/common/instruction_set.h"
+#include "cpu/common/resize.h"
 #include "cpu/mask_loss/plan.h"
 
 namespace mfk::cpu {
@@ -17,46 +18,46 @@ struct MatchedRow {
   int32_t first;  // the first row of the image with the same layer and query
 };
 
-// Bilinear resizing along one axis.
+// Bilinear resizing along one axis, and its adjoint. Tables are padded.
 template <class T>
-struct Resize {
+struct AxisResize : Resize<T> {
   int64_t size, new_size;
-  const int32_t *low, *high;          // [new_size, padded]: the two sources of a pixel
-  const T *low_weight, *high_weight;  // and their weights; padding has weight 0
-  int64_t span;                       // most pixels that a source has a part in
-  const int32_t* start;               // [size]: the first of them
-  const T* weights;                   // [size, span]
+  int64_t span;          // most pixels that a source has a part in
+  const int32_t* start;  // [size]: the first of them
+  const T* weights;      // [size, span]
+};
+
+// By what the gradients of a matched mask's pixels are multiplied: that of the focal loss, and that of
+// the dice loss for y = 0 and y = 1.
+template <class T>
+struct GradFactors {
+  T focal, dice_outside, dice_inside;
 };
 
 template <class T>
 struct MaskLossPlan {
-  const MaskLoss* loss;
+  const MaskLossProblem* problem;
   const MatchedRow* rows;        // of all images
   const int64_t* first_row;      // [B + 1]
   const int64_t* first_segment;  // [B]
   const T* embed;                // [rows, C]
-  Resize<T> horizontal, vertical;
+  AxisResize<T> horizontal, vertical;
   int64_t strip_rows, strips, chunks;  // strips and chunks of an image
   double* partial_sums;                // per image [chunks, rows of the image, 3]: focal, s y, s
 
   // The backward pass only.
-  const T* slopes;   // [rows, 3]: factors of the slopes of focal, and dice for y = 0 and y = 1
-  T* partial_embed;  // per image [chunks, rows of the image, C]
+  const GradFactors<T>* grad_factors;  // [rows]
+  T* partial_embed;                    // per image [chunks, rows of the image, C]
 };
 
 template <class T>
-struct MaskLossTasks {
+struct MaskLossKernel {
   int64_t (*forward_bytes)(const MaskLossPlan<T>& plan);  // working memory of one thread
   int64_t (*backward_bytes)(const MaskLossPlan<T>& plan);
   void (*forward)(const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory);
   void (*backward)(const MaskLossPlan<T>& plan, int64_t image, int64_t chunk, void* memory);
 };
 
-struct MaskLossKernel {
-  MaskLossTasks<float> narrow;
-  MaskLossTasks<double> wide;
-};
-
-MFK_DECLARE_KERNEL(MaskLossKernel, mask_loss);
+MFK_DECLARE_KERNEL(PerType<MaskLossKernel>, mask_loss);
 
 }  // namespace mfk::cpu

@@ -4,23 +4,12 @@
 #include <vector>
 
 #include "core/resample.h"
+#include "cpu/common/embeddings.h"
 #include "cpu/common/parallel.h"
-#include "cpu/common/pixels.h"
 #include "cpu/mask_loss/kernel.h"
 
 namespace mfk::cpu {
 namespace {
-
-template <class T>
-const MaskLossTasks<T>& tasks();
-template <>
-const MaskLossTasks<float>& tasks() {
-  return MFK_BEST_KERNEL(mask_loss).narrow;
-}
-template <>
-const MaskLossTasks<double>& tasks() {
-  return MFK_BEST_KERNEL(mask_loss).wide;
-}
 
 // Low-resolution pixels of a strip and tasks of a batch. Neither depends on the number of threads,
 // because sums are rounded where they end.
@@ -31,129 +20,129 @@ constexpr int64_t kTasks = 64;
 constexpr int64_t kPadding = 16;
 
 template <class T>
-struct ResizeTable {
-  std::vector<int32_t> low, high, start;
-  std::vector<T> low_weight, high_weight, weights;
-  Resize<T> table;
-
-  ResizeTable(int64_t size, int64_t new_size) {
+class AxisTable {
+ public:
+  AxisTable(int64_t size, int64_t new_size) : start_(size, static_cast<int32_t>(new_size)) {
     std::vector<int64_t> end(size, 0);
-    start.assign(size, static_cast<int32_t>(new_size));
     for (int64_t i = 0; i < new_size; ++i) {
-      const Tap tap = bilinear_tap(i, size, new_size);
+      const Tap<double> tap = bilinear_tap(i, size, new_size);
       const bool two = tap.high != tap.low;
-      low.push_back(static_cast<int32_t>(tap.low));
-      high.push_back(static_cast<int32_t>(tap.high));
-      low_weight.push_back(static_cast<T>(two ? 1 - tap.weight : 1));
-      high_weight.push_back(static_cast<T>(two ? tap.weight : 0));
+      table_.add(tap.low, tap.high, static_cast<T>(two ? 1 - tap.weight : 1),
+                 static_cast<T>(two ? tap.weight : 0));
       for (const int64_t source : {tap.low, tap.high}) {
-        start[source] = std::min(start[source], static_cast<int32_t>(i));
+        start_[source] = std::min(start_[source], static_cast<int32_t>(i));
         end[source] = i + 1;
       }
     }
-    low.resize(new_size + kPadding, low.back());
-    high.resize(new_size + kPadding, high.back());
-    low_weight.resize(new_size + kPadding, 0);
-    high_weight.resize(new_size + kPadding, 0);
     int64_t span = 0;
-    for (int64_t j = 0; j < size; ++j) span = std::max(span, end[j] - start[j]);
-    weights.assign(size * span, 0);
+    for (int64_t j = 0; j < size; ++j) span = std::max(span, end[j] - start_[j]);
+    weights_.assign(size * span, 0);
     for (int64_t j = 0; j < size; ++j) {
-      for (int64_t i = start[j]; i < end[j]; ++i) {
-        T& weight = weights[j * span + i - start[j]];
-        if (low[i] == j) weight += low_weight[i];
-        if (high[i] == j && high[i] != low[i]) weight += high_weight[i];
+      for (int64_t i = start_[j]; i < end[j]; ++i) {
+        T& weight = weights_[j * span + i - start_[j]];
+        if (table_.low[i] == j) weight += table_.low_weight[i];
+        if (table_.high[i] == j && table_.high[i] != table_.low[i]) weight += table_.high_weight[i];
       }
-      if (end[j] == 0) start[j] = 0;
+      if (end[j] == 0) start_[j] = 0;
     }
-    table = {size, new_size,     low.data(),    high.data(), low_weight.data(), high_weight.data(),
-             span, start.data(), weights.data()};
+    table_.pad(kPadding);
+    resize_ = {table_.view(), size, new_size, span, start_.data(), weights_.data()};
   }
+
+  const AxisResize<T>& resize() const { return resize_; }
+
+ private:
+  ResizeTable<T> table_;
+  std::vector<int32_t> start_;
+  std::vector<T> weights_;
+  AxisResize<T> resize_;
 };
 
 template <class T>
-class Batch {
+class MaskLossPlanner {
  public:
-  Batch(const MaskLoss& loss, int threads)
-      : loss_(loss),
+  MaskLossPlanner(const MaskLossProblem& problem, int threads)
+      : problem_(problem),
         threads_(threads),
-        horizontal_(loss.masks.width, loss.segments.width),
-        vertical_(loss.masks.height, loss.segments.height) {
-    const Masks& masks = loss.masks;
+        horizontal_(problem.predictions.width, problem.segments.width),
+        vertical_(problem.predictions.height, problem.segments.height) {
+    const MaskPredictions& predictions = problem.predictions;
     find_rows();
-    if (masks.features != nullptr) gather_embeddings();
-    plan_.loss = &loss;
+    if (predictions.features != nullptr) gather_embeddings();
+    plan_.problem = &problem;
     plan_.rows = rows_.data();
     plan_.first_row = first_row_.data();
     plan_.first_segment = first_segment_.data();
     plan_.embed = embed_.data();
-    plan_.horizontal = horizontal_.table;
-    plan_.vertical = vertical_.table;
+    plan_.horizontal = horizontal_.resize();
+    plan_.vertical = vertical_.resize();
     plan_.strip_rows =
-        std::min(masks.height, std::max(kLeastStripRows, kStripPixels / masks.width));
-    plan_.strips = (masks.height + plan_.strip_rows - 1) / plan_.strip_rows;
-    const int64_t images = std::max<int64_t>(masks.images, 1);
-    plan_.chunks = std::min(plan_.strips, (kTasks + images - 1) / images);
+        std::min(predictions.height, std::max(kLeastStripRows, kStripPixels / predictions.width));
+    plan_.strips = divide_up(predictions.height, plan_.strip_rows);
+    const int64_t images = std::max<int64_t>(predictions.images, 1);
+    plan_.chunks = std::min(plan_.strips, divide_up(kTasks, images));
   }
 
   void forward() {
     std::vector<double> partial_sums(3 * rows_.size() * plan_.chunks);
     plan_.partial_sums = partial_sums.data();
-    run(tasks<T>().forward, tasks<T>().forward_bytes(plan_));
+    run(kernel_.forward, kernel_.forward_bytes(plan_));
     const std::vector<double> areas = segment_areas();
-    T* const focal = static_cast<T*>(loss_.focal);
-    T* const dice = static_cast<T*>(loss_.dice);
-    T* const sums = static_cast<T*>(loss_.sums);
+    T* const focal = static_cast<T*>(problem_.focal);
+    T* const dice = static_cast<T*>(problem_.dice);
+    T* const sums = static_cast<T*>(problem_.sums);
     for_rows([&](int64_t image, int64_t row, const MatchedRow& matched) {
       const double total = total_of(partial_sums.data(), image, row, 0);
       const double overlap = total_of(partial_sums.data(), image, row, 1);
       const double probability = total_of(partial_sums.data(), image, row, 2);
       const double area = areas[first_segment_[image] + matched.segment];
-      const int64_t place = place_of(image, matched);
-      focal[place] = static_cast<T>(total / fine_pixels());
-      dice[place] = static_cast<T>(1 - (2 * overlap + 1) / (probability + area + 1));
-      sums[3 * place] = static_cast<T>(overlap);
-      sums[3 * place + 1] = static_cast<T>(probability);
-      sums[3 * place + 2] = static_cast<T>(area);
+      const int64_t index = index_of(image, matched);
+      focal[index] = static_cast<T>(total / full_pixels());
+      dice[index] = static_cast<T>(1 - (2 * overlap + 1) / (probability + area + 1));
+      sums[3 * index] = static_cast<T>(overlap);
+      sums[3 * index + 1] = static_cast<T>(probability);
+      sums[3 * index + 2] = static_cast<T>(area);
     });
   }
 
   void backward() {
-    const int64_t channels = loss_.masks.channels;
-    const bool embed = loss_.masks.features != nullptr && loss_.grad_embed != nullptr;
-    std::vector<T> slopes(3 * rows_.size());
+    const int64_t channels = problem_.predictions.channels;
+    const bool embed = problem_.predictions.features != nullptr && problem_.grad_embed != nullptr;
+    std::vector<GradFactors<T>> grad_factors(rows_.size());
     for_rows([&](int64_t image, int64_t row, const MatchedRow& matched) {
-      const int64_t place = place_of(image, matched);
-      const T* sums = static_cast<const T*>(loss_.sums) + 3 * place;
-      const double by_dice = static_cast<const T*>(loss_.grad_dice)[place];
+      const int64_t index = index_of(image, matched);
+      const T* sums = static_cast<const T*>(problem_.sums) + 3 * index;
+      const double grad_dice = static_cast<const T*>(problem_.grad_dice)[index];
       const double above = 2 * static_cast<double>(sums[0]) + 1;
       const double below = static_cast<double>(sums[1]) + static_cast<double>(sums[2]) + 1;
       const double outside = above / (below * below);
-      T* slope = slopes.data() + 3 * (first_row_[image] + row);
-      slope[0] = static_cast<T>(static_cast<const T*>(loss_.grad_focal)[place] / fine_pixels());
-      slope[1] = static_cast<T>(by_dice * outside);
-      slope[2] = static_cast<T>(by_dice * (outside - 2 / below));
+      grad_factors[first_row_[image] + row] = {
+          .focal =
+              static_cast<T>(static_cast<const T*>(problem_.grad_focal)[index] / full_pixels()),
+          .dice_outside = static_cast<T>(grad_dice * outside),
+          .dice_inside = static_cast<T>(grad_dice * (outside - 2 / below))};
     });
-    plan_.slopes = slopes.data();
+    plan_.grad_factors = grad_factors.data();
     std::vector<T> partial_embed(embed ? rows_.size() * plan_.chunks * channels : 0);
     plan_.partial_embed = partial_embed.data();
-    run(tasks<T>().backward, tasks<T>().backward_bytes(plan_));
-    if (embed) sum_embed_slopes(partial_embed.data());
+    run(kernel_.backward, kernel_.backward_bytes(plan_));
+    if (embed) sum_grad_embed(partial_embed.data());
   }
 
  private:
-  double fine_pixels() const {
-    return static_cast<double>(loss_.segments.height) * static_cast<double>(loss_.segments.width);
+  double full_pixels() const {
+    return static_cast<double>(problem_.segments.height) *
+           static_cast<double>(problem_.segments.width);
   }
 
-  int64_t place_of(int64_t image, const MatchedRow& row) const {
-    const int64_t layer_image = row.layer * loss_.masks.images + image;
-    return layer_image * loss_.segments.max_count + row.segment;
+  int64_t index_of(int64_t image, const MatchedRow& row) const {
+    const int64_t layer_image = row.layer * problem_.predictions.images + image;
+    return layer_image * problem_.segments.max_count + row.segment;
   }
 
   template <class F>
   void for_rows(F f) const {
-    for (int64_t image = 0; image < loss_.masks.images; ++image) {
+    for (int64_t image = 0; image < problem_.predictions.images; ++image) {
       for (int64_t i = first_row_[image]; i < first_row_[image + 1]; ++i) {
         f(image, i - first_row_[image], rows_[i]);
       }
@@ -169,20 +158,20 @@ class Batch {
   }
 
   void find_rows() {
-    const Masks& masks = loss_.masks;
+    const MaskPredictions& predictions = problem_.predictions;
     int64_t segments = 0;
-    std::vector<int32_t> first_use(masks.layers * masks.queries);
-    for (int64_t image = 0; image < masks.images; ++image) {
+    std::vector<int32_t> first_use(predictions.layers * predictions.queries);
+    for (int64_t image = 0; image < predictions.images; ++image) {
       first_row_.push_back(static_cast<int64_t>(rows_.size()));
       first_segment_.push_back(segments);
-      segments += loss_.segments.counts[image];
+      segments += problem_.segments.counts[image];
       std::fill(first_use.begin(), first_use.end(), -1);
-      for (int64_t t = 0; t < loss_.segments.counts[image]; ++t) {
-        for (int64_t layer = 0; layer < masks.layers; ++layer) {
-          const int64_t at = (layer * masks.images + image) * loss_.segments.max_count + t;
-          const int64_t query = loss_.assignment[at];
+      for (int64_t t = 0; t < problem_.segments.counts[image]; ++t) {
+        for (int64_t layer = 0; layer < predictions.layers; ++layer) {
+          const int64_t at = (layer * predictions.images + image) * problem_.segments.max_count + t;
+          const int64_t query = problem_.assignment[at];
           if (query < 0) continue;
-          int32_t& first = first_use[layer * masks.queries + query];
+          int32_t& first = first_use[layer * predictions.queries + query];
           if (first < 0) first = static_cast<int32_t>(rows_.size() - first_row_.back());
           rows_.push_back({static_cast<int32_t>(layer), static_cast<int32_t>(query),
                            static_cast<int32_t>(t), first});
@@ -194,21 +183,16 @@ class Batch {
   }
 
   void gather_embeddings() {
-    const Masks& masks = loss_.masks;
-    embed_.resize(rows_.size() * masks.channels);
-    with_element(masks.embed_element, [&](auto kind) {
-      for_rows([&](int64_t image, int64_t row, const MatchedRow& matched) {
-        const auto* source = static_cast<const decltype(kind)*>(masks.embed) +
-                             matched.layer * masks.embed_stride[0] + image * masks.embed_stride[1] +
-                             matched.query * masks.embed_stride[2];
-        copy_strided(source, masks.embed_stride[3], masks.channels,
-                     embed_.data() + (first_row_[image] + row) * masks.channels);
-      });
+    const int64_t channels = problem_.predictions.channels;
+    embed_.resize(rows_.size() * channels);
+    for_rows([&](int64_t image, int64_t row, const MatchedRow& matched) {
+      copy_embedding(problem_.predictions, matched.layer, image, matched.query,
+                     embed_.data() + (first_row_[image] + row) * channels);
     });
   }
 
   std::vector<double> segment_areas() const {
-    const Segments& segments = loss_.segments;
+    const Segments& segments = problem_.segments;
     const int64_t pixels = segments.height * segments.width;
     std::vector<int64_t> areas(first_segment_.back());
     const auto count_image = [&](int64_t image) {
@@ -225,15 +209,15 @@ class Batch {
         mine[t] = std::count_if(mask, mask + pixels, [](uint8_t inside) { return inside != 0; });
       }
     };
-    for_each(loss_.masks.images, threads_, count_image);
+    for_each(problem_.predictions.images, threads_, count_image);
     return {areas.begin(), areas.end()};
   }
 
-  void sum_embed_slopes(const T* partial) const {
-    const Masks& masks = loss_.masks;
-    const int64_t channels = masks.channels;
+  void sum_grad_embed(const T* partial) const {
+    const MaskPredictions& predictions = problem_.predictions;
+    const int64_t channels = predictions.channels;
     std::vector<T> totals;
-    for (int64_t image = 0; image < masks.images; ++image) {
+    for (int64_t image = 0; image < predictions.images; ++image) {
       const int64_t rows = first_row_[image + 1] - first_row_[image];
       totals.assign(rows * channels, 0);
       const T* chunk = partial + first_row_[image] * plan_.chunks * channels;
@@ -248,22 +232,23 @@ class Batch {
           for (int64_t c = 0; c < channels; ++c) first[c] += mine[c];
           continue;
         }
-        const int64_t place =
-            (matched.layer * masks.images + image) * masks.queries + matched.query;
-        store_run(masks.embed_element, loss_.grad_embed, place * channels, channels, mine);
+        const int64_t index =
+            (matched.layer * predictions.images + image) * predictions.queries + matched.query;
+        store_run(predictions.embed_element, problem_.grad_embed, index * channels, channels, mine);
       }
     }
   }
 
   void run(void (*task)(const MaskLossPlan<T>&, int64_t, int64_t, void*), int64_t bytes) const {
-    for_each(loss_.masks.images * plan_.chunks, threads_, bytes, [&](int64_t i, void* memory) {
-      task(plan_, i / plan_.chunks, i % plan_.chunks, memory);
-    });
+    for_each(
+        problem_.predictions.images * plan_.chunks, threads_, bytes,
+        [&](int64_t i, void* memory) { task(plan_, i / plan_.chunks, i % plan_.chunks, memory); });
   }
 
-  const MaskLoss& loss_;
+  const MaskLossKernel<T>& kernel_ = MFK_BEST_KERNEL(mask_loss).of<T>();
+  const MaskLossProblem& problem_;
   const int threads_;
-  const ResizeTable<T> horizontal_, vertical_;
+  const AxisTable<T> horizontal_, vertical_;
   std::vector<MatchedRow> rows_;
   std::vector<int64_t> first_row_, first_segment_;
   std::vector<T> embed_;
@@ -272,12 +257,14 @@ class Batch {
 
 }  // namespace
 
-void mask_loss(const MaskLoss& loss, int threads) {
-  loss.wide ? Batch<double>(loss, threads).forward() : Batch<float>(loss, threads).forward();
+void mask_loss(const MaskLossProblem& problem, int threads) {
+  problem.is_double ? MaskLossPlanner<double>(problem, threads).forward()
+                    : MaskLossPlanner<float>(problem, threads).forward();
 }
 
-void mask_loss_backward(const MaskLoss& loss, int threads) {
-  loss.wide ? Batch<double>(loss, threads).backward() : Batch<float>(loss, threads).backward();
+void mask_loss_backward(const MaskLossProblem& problem, int threads) {
+  problem.is_double ? MaskLossPlanner<double>(problem, threads).backward()
+                    : MaskLossPlanner<float>(problem, threads).backward();
 }
 
 }  // namespace mfk::cpu

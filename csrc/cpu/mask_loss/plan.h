@@ -5,12 +5,12 @@
 
 namespace mfk::cpu {
 
-struct MaskLoss {
-  Masks masks;
+struct MaskLossProblem {
+  MaskPredictions predictions;
   Segments segments;
   const int64_t* assignment;  // [L, B, T]
   double alpha, gamma;
-  bool wide;  // in fp64; else fp32, and so are all pointers to void below
+  bool is_double;  // in fp64; else fp32, and so are all pointers to void below
 
   void* focal;  // [L, B, T] out, zeros
   void* dice;   // [L, B, T] out, zeros
@@ -23,7 +23,7 @@ struct MaskLoss {
   void* grad_features;     // like the features, contiguous; or null
 };
 
-void mask_loss(const MaskLoss& loss, int threads);
-void mask_loss_backward(const MaskLoss& loss, int threads);
+void mask_loss(const MaskLossProblem& problem, int threads);
+void mask_loss_backward(const MaskLossProblem& problem, int threads);
 
 }  // namespace mfk::cpu

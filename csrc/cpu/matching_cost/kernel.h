@@ -38,24 +38,19 @@ struct PixelOrder {
 };
 
 template <class T>
-struct MatchingPlan {
-  const MatchingCost* cost;
+struct MatchingCostPlan {
+  const MatchingCostProblem* problem;
   const T* embed;            // [B, L * Q, C]
   const PixelOrder* orders;  // [B]
   int64_t tile;              // pixels at a time
 };
 
 template <class T>
-struct MatchingTasks {
-  int64_t (*bytes)(const MatchingPlan<T>& plan);  // working memory of one thread
-  void (*run)(const MatchingPlan<T>& plan, int64_t image, int64_t chunk, void* memory);
+struct MatchingCostKernel {
+  int64_t (*bytes)(const MatchingCostPlan<T>& plan);  // working memory of one thread
+  void (*run)(const MatchingCostPlan<T>& plan, int64_t image, int64_t chunk, void* memory);
 };
 
-struct MatchingKernel {
-  MatchingTasks<float> narrow;
-  MatchingTasks<double> wide;
-};
-
-MFK_DECLARE_KERNEL(MatchingKernel, matching_cost);
+MFK_DECLARE_KERNEL(PerType<MatchingCostKernel>, matching_cost);
 
 }  // namespace mfk::cpu

@@ -6,23 +6,12 @@
 #include <vector>
 
 #include "core/resample.h"
+#include "cpu/common/embeddings.h"
 #include "cpu/common/parallel.h"
-#include "cpu/common/pixels.h"
 #include "cpu/matching_cost/kernel.h"
 
 namespace mfk::cpu {
 namespace {
-
-template <class T>
-const MatchingTasks<T>& tasks();
-template <>
-const MatchingTasks<float>& tasks() {
-  return MFK_BEST_KERNEL(matching_cost).narrow;
-}
-template <>
-const MatchingTasks<double>& tasks() {
-  return MFK_BEST_KERNEL(matching_cost).wide;
-}
 
 // Feature entries of a tile (half of a usual second-level cache), its most pixels, and the tasks of a
 // batch. None depends on the number of threads, because sums are rounded where they end.
@@ -41,66 +30,76 @@ struct Image {
 };
 
 template <class T>
-class Batch {
+class MatchingCostPlanner {
  public:
-  Batch(const MatchingCost& cost, int threads)
-      : cost_(cost), masks_(cost.masks), threads_(threads) {
-    queries_ = masks_.layers * masks_.queries;
-    const int64_t entries = kTileEntries / std::max<int64_t>(masks_.channels, 1);
+  MatchingCostPlanner(const MatchingCostProblem& problem, int threads)
+      : problem_(problem), predictions_(problem.predictions), threads_(threads) {
+    queries_ = predictions_.layers * predictions_.queries;
+    const int64_t entries = kTileEntries / std::max<int64_t>(predictions_.channels, 1);
     plan_.tile =
         std::clamp(entries / kChunkPadding * kChunkPadding, kChunkPadding, kMostTilePixels);
-    const int64_t pixels = masks_.height * masks_.width;
-    const int64_t tiles = std::max<int64_t>((pixels + plan_.tile - 1) / plan_.tile, 1);
-    chunks_ = std::min(tiles, (kTasks + masks_.images - 1) / std::max<int64_t>(masks_.images, 1));
+    const int64_t pixels = predictions_.height * predictions_.width;
+    const int64_t tiles = std::max<int64_t>(divide_up(pixels, plan_.tile), 1);
+    const int64_t images = std::max<int64_t>(predictions_.images, 1);
+    chunks_ = std::min(tiles, divide_up(kTasks, images));
     int64_t segments = 0;
-    for (int64_t b = 0; b < masks_.images; ++b) {
+    for (int64_t b = 0; b < predictions_.images; ++b) {
       first_segment_.push_back(segments);
-      segments += cost.segments.counts[b];
+      segments += problem.segments.counts[b];
     }
   }
 
   void run() {
-    images_.resize(masks_.images);
-    for_each(masks_.images, threads_, [&](int64_t b) { sort_pixels(b); });
-    gather_embeddings();
+    images_.resize(predictions_.images);
+    for_each(predictions_.images, threads_, [&](int64_t b) { sort_pixels(b); });
+    const bool factored = predictions_.features != nullptr;
+    const std::vector<T> embed = factored ? all_embeddings<T>(predictions_) : std::vector<T>();
     std::vector<PixelOrder> orders;
     for (Image& image : images_) {
       image.sums.resize(image.pieces.size() * queries_);
       const int64_t segments = static_cast<int64_t>(image.areas.size());
       image.mask_sums.resize(image.masks.empty() ? 0 : chunks_ * queries_ * 3 * segments);
-      orders.push_back({static_cast<int64_t>(image.pixels.size()), image.pixels.data(),
-                        image.pieces.data(), image.first_piece.data(), image.first_pixel.data(),
-                        image.masks.empty() ? nullptr : image.masks.data(), image.sums.data(),
-                        image.mask_sums.data()});
+      orders.push_back({
+          .padded = static_cast<int64_t>(image.pixels.size()),
+          .pixels = image.pixels.data(),
+          .pieces = image.pieces.data(),
+          .first_piece = image.first_piece.data(),
+          .first_pixel = image.first_pixel.data(),
+          .masks = image.masks.empty() ? nullptr : image.masks.data(),
+          .sums = image.sums.data(),
+          .mask_sums = image.mask_sums.data(),
+      });
     }
-    plan_.cost = &cost_;
-    plan_.embed = embed_.data();
+    plan_.problem = &problem_;
+    plan_.embed = embed.data();
     plan_.orders = orders.data();
-    run_tasks();
-    for_each(masks_.images * masks_.layers, threads_,
-             [&](int64_t i) { write_costs(i / masks_.layers, i % masks_.layers); });
+    const MatchingCostKernel<T>& kernel = MFK_BEST_KERNEL(matching_cost).of<T>();
+    for_each(predictions_.images * chunks_, threads_, kernel.bytes(plan_),
+             [&](int64_t i, void* memory) { kernel.run(plan_, i / chunks_, i % chunks_, memory); });
+    for_each(predictions_.images * predictions_.layers, threads_,
+             [&](int64_t i) { write_costs(i / predictions_.layers, i % predictions_.layers); });
   }
 
  private:
   // Segment of every low-resolution pixel; where masks overlap, all of them into `image.masks`.
   std::vector<int32_t> subsample(int64_t b, Image& image) const {
-    const Segments& segments = cost_.segments;
-    const int64_t count = segments.counts[b], pixels = masks_.height * masks_.width;
-    std::vector<int64_t> places;
-    places.reserve(pixels);
-    for (int64_t y = 0; y < masks_.height; ++y) {
-      const int64_t row = nearest_source(y, segments.height, masks_.height) * segments.width;
-      for (int64_t x = 0; x < masks_.width; ++x) {
-        places.push_back(row + nearest_source(x, segments.width, masks_.width));
+    const Segments& segments = problem_.segments;
+    const int64_t count = segments.counts[b], pixels = predictions_.height * predictions_.width;
+    std::vector<int64_t> sources;
+    sources.reserve(pixels);
+    for (int64_t y = 0; y < predictions_.height; ++y) {
+      const int64_t row = nearest_source(y, segments.height, predictions_.height) * segments.width;
+      for (int64_t x = 0; x < predictions_.width; ++x) {
+        sources.push_back(row + nearest_source(x, segments.width, predictions_.width));
       }
     }
-    const int64_t fine = segments.height * segments.width;
+    const int64_t full_pixels = segments.height * segments.width;
     std::vector<int32_t> labels(pixels, -1);
     image.areas.assign(count, 0);
     if (segments.label_map != nullptr) {
-      const int16_t* map = segments.label_map + b * fine;
+      const int16_t* map = segments.label_map + b * full_pixels;
       for (int64_t p = 0; p < pixels; ++p) {
-        const int32_t label = map[places[p]];
+        const int32_t label = map[sources[p]];
         if (label < 0 || label >= count) continue;
         labels[p] = label;
         ++image.areas[label];
@@ -108,10 +107,10 @@ class Batch {
       return labels;
     }
     bool overlap = false;
-    const uint8_t* masks = segments.masks + first_segment_[b] * fine;
+    const uint8_t* masks = segments.masks + first_segment_[b] * full_pixels;
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t p = 0; p < pixels; ++p) {
-        if (masks[t * fine + places[p]] == 0) continue;
+        if (masks[t * full_pixels + sources[p]] == 0) continue;
         overlap = overlap || labels[p] >= 0;
         labels[p] = static_cast<int32_t>(t);
         ++image.areas[t];
@@ -119,11 +118,11 @@ class Batch {
     }
     if (!overlap) return labels;
     std::fill(labels.begin(), labels.end(), -1);
-    const int64_t padded = (pixels + kChunkPadding - 1) / kChunkPadding * kChunkPadding;
+    const int64_t padded = round_up(pixels, kChunkPadding);
     image.masks.assign(count * padded, 0);
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t p = 0; p < pixels; ++p) {
-        image.masks[t * padded + p] = masks[t * fine + places[p]];
+        image.masks[t * padded + p] = masks[t * full_pixels + sources[p]];
       }
     }
     return labels;
@@ -133,7 +132,7 @@ class Batch {
     Image& image = images_[b];
     const std::vector<int32_t> labels = subsample(b, image);
     // Counting sort; void comes first.
-    const int64_t count = cost_.segments.counts[b];
+    const int64_t count = problem_.segments.counts[b];
     std::vector<int32_t> sizes(count + 1, 0), next(count + 1);
     for (const int32_t label : labels) ++sizes[label + 1];
     int64_t padded = 0;
@@ -142,11 +141,11 @@ class Batch {
       if (sizes[s] == 0) continue;
       const int32_t begin = static_cast<int32_t>(padded);
       next[s] = begin;
-      padded += (sizes[s] + kSegmentPadding - 1) / kSegmentPadding * kSegmentPadding;
+      padded += round_up(sizes[s], kSegmentPadding);
       runs.push_back(
           {static_cast<int32_t>(s - 1), begin, static_cast<int32_t>(padded), begin + sizes[s]});
     }
-    padded = (padded + kChunkPadding - 1) / kChunkPadding * kChunkPadding;
+    padded = round_up(padded, kChunkPadding);
     runs.back().end = static_cast<int32_t>(padded);
     image.pixels.assign(padded, -1);
     for (size_t p = 0; p < labels.size(); ++p) {
@@ -168,40 +167,16 @@ class Batch {
     }
   }
 
-  void gather_embeddings() {
-    if (masks_.features == nullptr) return;
-    embed_.resize(masks_.images * queries_ * masks_.channels);
-    T* row = embed_.data();
-    with_element(masks_.embed_element, [&](auto kind) {
-      for (int64_t b = 0; b < masks_.images; ++b) {
-        for (int64_t l = 0; l < masks_.layers; ++l) {
-          for (int64_t q = 0; q < masks_.queries; ++q, row += masks_.channels) {
-            const auto* source = static_cast<const decltype(kind)*>(masks_.embed) +
-                                 l * masks_.embed_stride[0] + b * masks_.embed_stride[1] +
-                                 q * masks_.embed_stride[2];
-            copy_strided(source, masks_.embed_stride[3], masks_.channels, row);
-          }
-        }
-      }
-    });
-  }
-
-  void run_tasks() const {
-    for_each(
-        masks_.images * chunks_, threads_, tasks<T>().bytes(plan_),
-        [&](int64_t i, void* memory) { tasks<T>().run(plan_, i / chunks_, i % chunks_, memory); });
-  }
-
   void write_costs(int64_t b, int64_t layer) const {
     const Image& image = images_[b];
-    const int64_t most = cost_.segments.max_count;
+    const int64_t most = problem_.segments.max_count;
     const int64_t count = static_cast<int64_t>(image.areas.size());
     std::vector<PieceSums> sums(count);
-    std::vector<double> probability(cost_.classes);
-    for (int64_t query = 0; query < masks_.queries; ++query) {
-      const int64_t row = layer * masks_.queries + query;
-      T* result = static_cast<T*>(cost_.cost) +
-                  ((layer * masks_.images + b) * masks_.queries + query) * most;
+    std::vector<double> probability(problem_.classes);
+    for (int64_t query = 0; query < predictions_.queries; ++query) {
+      const int64_t row = layer * predictions_.queries + query;
+      T* result = static_cast<T*>(problem_.cost) +
+                  ((layer * predictions_.images + b) * predictions_.queries + query) * most;
       std::fill_n(result, most, T{0});
       if (count == 0) continue;
       std::fill(sums.begin(), sums.end(), PieceSums{0, 0, 0});
@@ -212,23 +187,24 @@ class Batch {
         if (image.pieces[i].segment >= 0) add(sums[image.pieces[i].segment], part);
       }
       if (!image.masks.empty()) add_masks(image, row, sums);
-      class_probability(layer, b, query, probability);
+      softmax_classes(layer, b, query, probability);
       for (int64_t t = 0; t < count; ++t) {
-        const double weight_inside = cost_.alpha >= 0 ? cost_.alpha : 1;
-        const double weight_outside = cost_.alpha >= 0 ? 1 - cost_.alpha : 1;
+        const double weight_inside = problem_.alpha >= 0 ? problem_.alpha : 1;
+        const double weight_outside = problem_.alpha >= 0 ? 1 - problem_.alpha : 1;
         const double pixels =
-            static_cast<double>(masks_.height) * static_cast<double>(masks_.width);
+            static_cast<double>(predictions_.height) * static_cast<double>(predictions_.width);
         const double focal = (weight_inside * sums[t].positive +
                               weight_outside * (all.negative - sums[t].negative)) /
                              pixels;
         const double area = static_cast<double>(image.areas[t]);
         const double dice = 1 - (2 * sums[t].probability + 1) / (all.probability + area + 1);
-        const int64_t label = cost_.labels[first_segment_[b] + t];
-        const double chance = label >= 0 && label < cost_.classes - 1
-                                  ? probability[label]
-                                  : std::numeric_limits<double>::quiet_NaN();
-        result[t] = static_cast<T>(cost_.mask_weight * focal - cost_.class_weight * chance +
-                                   cost_.dice_weight * dice);
+        const int64_t label = problem_.labels[first_segment_[b] + t];
+        const double class_probability = label >= 0 && label < problem_.classes - 1
+                                             ? probability[label]
+                                             : std::numeric_limits<double>::quiet_NaN();
+        result[t] =
+            static_cast<T>(problem_.mask_weight * focal -
+                           problem_.class_weight * class_probability + problem_.dice_weight * dice);
       }
     }
   }
@@ -249,13 +225,13 @@ class Batch {
     }
   }
 
-  void class_probability(int64_t layer, int64_t b, int64_t query,
-                         std::vector<double>& probability) const {
-    with_element(cost_.class_element, [&](auto kind) {
-      const int64_t* stride = cost_.class_stride;
-      copy_strided(static_cast<const decltype(kind)*>(cost_.class_logits) + layer * stride[0] +
+  void softmax_classes(int64_t layer, int64_t b, int64_t query,
+                       std::vector<double>& probability) const {
+    with_element(problem_.class_element, [&](auto kind) {
+      const int64_t* stride = problem_.class_stride;
+      copy_strided(static_cast<const decltype(kind)*>(problem_.class_logits) + layer * stride[0] +
                        b * stride[1] + query * stride[2],
-                   stride[3], cost_.classes, probability.data());
+                   stride[3], problem_.classes, probability.data());
     });
     const double most = *std::max_element(probability.begin(), probability.end());
     double total = 0;
@@ -263,20 +239,20 @@ class Batch {
     for (double& value : probability) value /= total;
   }
 
-  const MatchingCost& cost_;
-  const Masks& masks_;
+  const MatchingCostProblem& problem_;
+  const MaskPredictions& predictions_;
   const int threads_;
   int64_t queries_, chunks_;
   std::vector<int64_t> first_segment_;
   std::vector<Image> images_;
-  std::vector<T> embed_;
-  MatchingPlan<T> plan_{};
+  MatchingCostPlan<T> plan_{};
 };
 
 }  // namespace
 
-void matching_cost(const MatchingCost& cost, int threads) {
-  cost.wide ? Batch<double>(cost, threads).run() : Batch<float>(cost, threads).run();
+void matching_cost(const MatchingCostProblem& problem, int threads) {
+  problem.is_double ? MatchingCostPlanner<double>(problem, threads).run()
+                    : MatchingCostPlanner<float>(problem, threads).run();
 }
 
 }  // namespace mfk::cpu

@@ -5,19 +5,19 @@
 
 namespace mfk::cpu {
 
-struct MatchingCost {
+struct MatchingCostProblem {
   const void* class_logits;  // [L, B, Q, K + 1]
   Element class_element;
   int64_t class_stride[4];
   int64_t classes;  // K + 1
-  Masks masks;
+  MaskPredictions predictions;
   Segments segments;
   const int64_t* labels;  // [N]
   double class_weight, mask_weight, dice_weight, alpha, gamma;
-  bool wide;   // in fp64; else fp32
-  void* cost;  // [L, B, Q, T] out
+  bool is_double;  // in fp64; else fp32
+  void* cost;      // [L, B, Q, T] out
 };
 
-void matching_cost(const MatchingCost& cost, int threads);
+void matching_cost(const MatchingCostProblem& problem, int threads);
 
 }  // namespace mfk::cpu

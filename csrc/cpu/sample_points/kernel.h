@@ -1,4 +1,4 @@
-// The part of sampling that is compiled once for each instruction set.
+// The part of sampling that is compiled once for points_per_image instruction set.
 #pragma once
 
 #include "cpu/common/instruction_set.h"
@@ -7,15 +7,13 @@
 namespace mfk::cpu {
 
 // All points of one image.
-struct SamplePointsTasks {
-  void (*forward)(const SamplePoints& task, int64_t image);
-  void (*backward)(const SamplePoints& task, int64_t image, void* memory);  // [h, w] of the result
-};
-
+template <class T>
 struct SamplePointsKernel {
-  SamplePointsTasks narrow, wide;
+  void (*forward)(const SamplePointsProblem& problem, int64_t image);
+  void (*backward)(const SamplePointsProblem& problem, int64_t image,
+                   void* memory);  // [h, w] of the result
 };
 
-MFK_DECLARE_KERNEL(SamplePointsKernel, sample_points);
+MFK_DECLARE_KERNEL(PerType<SamplePointsKernel>, sample_points);
 
 }  // namespace mfk::cpu

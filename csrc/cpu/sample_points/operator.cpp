@@ -5,39 +5,39 @@
 
 namespace {
 
-using mfk::cpu::SamplePoints;
+using mfk::cpu::SamplePointsProblem;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
 // Points must be contiguous, and images where they are read; both must outlive the result.
-SamplePoints task_of(const Tensor& images, const Tensor& points) {
+SamplePointsProblem problem_of(const Tensor& images, const Tensor& points) {
   mfk::check_shape("images", images, {"M", "h", "w"});
   mfk::cpu::check_images("images", images);
   mfk::check_shape("points", points, {"M", "P", int64_t{2}});
   STD_TORCH_CHECK(points.size(0) == images.size(0) || points.size(0) == 1, "points must be [",
                   images.size(0), ", P, 2] or [1, P, 2], got ", mfk::text(points));
-  SamplePoints task{};
-  task.images = images.const_data_ptr();
-  task.images_are_bool = images.scalar_type() == ScalarType::Bool;
-  if (!task.images_are_bool) task.element = mfk::element_of("images", images);
-  task.wide = mfk::cpu::is_wide(points);
-  if (!task.wide) mfk::check_type("points", points, ScalarType::Float);
-  task.count = images.size(0);
-  task.height = images.size(1);
-  task.width = images.size(2);
-  task.points = points.const_data_ptr();
-  task.shared = points.size(0) != task.count;
-  task.each = points.size(1);
-  return task;
+  SamplePointsProblem problem{};
+  problem.images = images.const_data_ptr();
+  problem.images_are_bool = images.scalar_type() == ScalarType::Bool;
+  if (!problem.images_are_bool) problem.element = mfk::element_of("images", images);
+  problem.is_double = mfk::cpu::is_double(points);
+  if (!problem.is_double) mfk::check_type("points", points, ScalarType::Float);
+  problem.count = images.size(0);
+  problem.height = images.size(1);
+  problem.width = images.size(2);
+  problem.points = points.const_data_ptr();
+  problem.shared = points.size(0) != problem.count;
+  problem.points_per_image = points.size(1);
+  return problem;
 }
 
 Tensor sample_points(const Tensor& images, const Tensor& points) {
   const Tensor x = mfk::cpu::contiguous("images", images);
   const Tensor at = mfk::cpu::contiguous("points", points);
-  SamplePoints task = task_of(x, at);
-  Tensor values = torch::stable::new_empty(at, {task.count, task.each});
-  task.values = values.mutable_data_ptr();
-  mfk::cpu::sample_points(task, mfk::cpu::threads());
+  SamplePointsProblem problem = problem_of(x, at);
+  Tensor values = torch::stable::new_empty(at, {problem.count, problem.points_per_image});
+  problem.values = values.mutable_data_ptr();
+  mfk::cpu::sample_points(problem, mfk::cpu::threads());
   return values;
 }
 
@@ -45,14 +45,14 @@ Tensor sample_points_backward(const Tensor& grad_values, const Tensor& images,
                               const Tensor& points) {
   mfk::cpu::check_argument("images", images);
   const Tensor at = mfk::cpu::contiguous("points", points);
-  SamplePoints task = task_of(images, at);
-  STD_TORCH_CHECK(!task.images_are_bool, "images of bool have no gradient");
-  const Tensor grad =
-      mfk::cpu::saved("grad_values", grad_values, at.scalar_type(), {task.count, task.each});
-  task.values = const_cast<void*>(grad.const_data_ptr());
+  SamplePointsProblem problem = problem_of(images, at);
+  STD_TORCH_CHECK(!problem.images_are_bool, "images of bool have no gradient");
+  const Tensor grad = mfk::cpu::saved("grad_values", grad_values, at.scalar_type(),
+                                      {problem.count, problem.points_per_image});
+  problem.values = const_cast<void*>(grad.const_data_ptr());
   Tensor grad_images = torch::stable::new_empty(images, images.sizes());
-  task.grad_images = grad_images.mutable_data_ptr();
-  mfk::cpu::sample_points_backward(task, mfk::cpu::threads());
+  problem.grad_images = grad_images.mutable_data_ptr();
+  mfk::cpu::sample_points_backward(problem, mfk::cpu::threads());
   return grad_images;
 }
 

@@ -6,22 +6,29 @@
 namespace mfk::cpu {
 namespace {
 
-const SamplePointsTasks& tasks(const SamplePoints& task) {
-  const SamplePointsKernel& kernel = MFK_BEST_KERNEL(sample_points);
-  return task.wide ? kernel.wide : kernel.narrow;
+// An image at a time, because its points share pixels and the cache holds one.
+template <class T>
+void forward(const SamplePointsProblem& problem, int threads) {
+  const SamplePointsKernel<T>& kernel = MFK_BEST_KERNEL(sample_points).of<T>();
+  for_each(problem.count, threads, [&](int64_t image) { kernel.forward(problem, image); });
+}
+
+template <class T>
+void backward(const SamplePointsProblem& problem, int threads) {
+  const SamplePointsKernel<T>& kernel = MFK_BEST_KERNEL(sample_points).of<T>();
+  const int64_t bytes = problem.height * problem.width * static_cast<int64_t>(sizeof(T));
+  for_each(problem.count, threads, bytes,
+           [&](int64_t image, void* memory) { kernel.backward(problem, image, memory); });
 }
 
 }  // namespace
 
-// An image at a time, because its points share pixels and the cache holds one.
-void sample_points(const SamplePoints& task, int threads) {
-  for_each(task.count, threads, [&](int64_t image) { tasks(task).forward(task, image); });
+void sample_points(const SamplePointsProblem& problem, int threads) {
+  problem.is_double ? forward<double>(problem, threads) : forward<float>(problem, threads);
 }
 
-void sample_points_backward(const SamplePoints& task, int threads) {
-  const int64_t size = task.wide ? sizeof(double) : sizeof(float);
-  for_each(task.count, threads, task.height * task.width * size,
-           [&](int64_t image, void* memory) { tasks(task).backward(task, image, memory); });
+void sample_points_backward(const SamplePointsProblem& problem, int threads) {
+  problem.is_double ? backward<double>(problem, threads) : backward<float>(problem, threads);
 }
 
 }  // namespace mfk::cpu

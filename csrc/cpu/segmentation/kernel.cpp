@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cpu/common/gemm.h"
+#include "cpu/common/memory.h"
 #include "cpu/common/pixels.h"
 #include "cpu/common/vector_math.h"
 
@@ -14,9 +15,6 @@ namespace {
 
 static_assert(kBlock % kTileRows == 0);
 static_assert(kChunk % kPanel<float> == 0 && kSlack >= kPanel<float>);
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // From `row` on, a multiple of kTileRows, of a packed left factor.
 template <class T>
@@ -43,7 +41,7 @@ struct RowPair {
   T low_weight, high_weight;
 };
 
-// Columns of some rows, one for each query, `stride` apart.
+// Columns of rows, one for each query, `stride` apart.
 template <class T>
 void blend_rows(RowPair<T> pair, int64_t rows, int64_t stride, int64_t columns, T* result,
                 int64_t result_stride) {
@@ -96,8 +94,9 @@ MFK_INLINE Floats pick_near(const float* row, const Ints& indices) {
 
 // Columns [begin, begin + columns) of the result, from rows that start with column `origin`.
 template <bool kSigmoid, class T>
-void stretch(const Resample<T>& table, int64_t begin, int64_t columns, const T* rows,
-             int64_t stride, int64_t origin, int64_t count, T* result, int64_t result_stride) {
+void resize_columns(const Resize<T>& table, int64_t begin, int64_t columns, const T* rows,
+                    int64_t stride, int64_t origin, int64_t count, T* result,
+                    int64_t result_stride) {
   using V = VectorFor<T>;
   using Index = IndexFor<T>;
   constexpr int kWidth = VectorOf<T>::kWidth;
@@ -112,12 +111,12 @@ void stretch(const Resample<T>& table, int64_t begin, int64_t columns, const T* 
     const Index low = __builtin_convertvector(load<Indices>(table.low + x) - offset, Index);
     const Index high = __builtin_convertvector(load<Indices>(table.high + x) - offset, Index);
     const T* row = rows + (first - origin);
-    T* place = result + (x - begin);
+    T* target = result + (x - begin);
     const auto run = [&](auto pick_entries) {
-      for (int64_t i = 0; i < count; ++i, row += stride, place += result_stride) {
+      for (int64_t i = 0; i < count; ++i, row += stride, target += result_stride) {
         const V value =
             blend(low_weight, pick_entries(row, low), high_weight, pick_entries(row, high));
-        store(place, kSigmoid ? probability_of<T>(value) : value);
+        store(target, kSigmoid ? probability_of<T>(value) : value);
       }
     };
     if (last - first < kNear<T>) {
@@ -130,10 +129,10 @@ void stretch(const Resample<T>& table, int64_t begin, int64_t columns, const T* 
 
 // The logits of one view, and what they are resized to on the way to a panel.
 template <class T>
-class View {
+class ViewRows {
  public:
-  View(const SegmentationPlan<T>& plan, const ViewPlan<T>& view, Arena& arena)
-      : plan_(plan), view_(view), masks_(*view.masks) {
+  ViewRows(const SegmentationPlan<T>& plan, const ViewPlan<T>& view, Arena& arena)
+      : plan_(plan), view_(view), predictions_(*view.predictions) {
     logits_ = arena.take<T>(view.ring * view.count * view.logits_stride);
     mask_row_ = arena.take<T>(view.count * view.mask_stride);
     if (view.twice) {
@@ -159,7 +158,7 @@ class View {
       blend_masks(y);
       return;
     }
-    const Resample<T>& rows = view_.second_rows;
+    const Resize<T>& rows = view_.second_rows;
     const Span columns = view_.input_columns[chunk_];
     blend_rows<T>(
         {input_row(rows.low[y]), input_row(rows.high[y]), rows.low_weight[y], rows.high_weight[y]},
@@ -169,15 +168,15 @@ class View {
 
   // A panel of the row, from column x on, of all queries.
   void write_panel(int64_t x, T* panel) const {
-    write_queries(x, 0, view_.live, panel + view_.live_place * kPanel<T>);
-    write_queries(x, view_.live, view_.count, panel + view_.rest_place * kPanel<T>);
+    write_queries(x, 0, view_.live, panel + view_.live_offset * kPanel<T>);
+    write_queries(x, view_.live, view_.count, panel + view_.rest_offset * kPanel<T>);
   }
 
  private:
   // The rows of masks that rows [begin, end) of the result need.
   Span mask_rows(int64_t begin, int64_t end) const {
     if (view_.twice) {
-      const Resample<T>& rows = view_.second_rows;
+      const Resize<T>& rows = view_.second_rows;
       return {view_.rows.low[rows.low[begin]], view_.rows.high[rows.high[end - 1]] + 1};
     }
     return {view_.rows.low[begin], view_.rows.high[end - 1] + 1};
@@ -189,20 +188,20 @@ class View {
 
   void load(int64_t row, T* features) const {
     T* result = logits(row);
-    const int64_t channels = masks_.channels;
+    const int64_t channels = predictions_.channels;
     if (view_.embed == nullptr) {
       // A weight of zero must not make NaN of infinity.
       constexpr T kMost = static_cast<T>(1e30);
       for (int64_t i = 0; i < view_.count; ++i, result += view_.logits_stride) {
-        copy_logits(masks_, 0, 0, view_.queries[i], row, row + 1, result);
-        for (int64_t x = 0; x < masks_.width; ++x) {
+        copy_logits(predictions_, 0, 0, view_.queries[i], row, row + 1, result);
+        for (int64_t x = 0; x < predictions_.width; ++x) {
           result[x] = result[x] > kMost ? kMost : result[x] < -kMost ? -kMost : result[x];
         }
       }
       return;
     }
-    pack_rows(masks_, 0, row, row + 1, features);
-    for (int64_t x = 0; x < masks_.width; x += kPanel<T>) {
+    pack_rows(predictions_, 0, row, row + 1, features);
+    for (int64_t x = 0; x < predictions_.width; x += kPanel<T>) {
       for (int64_t i = 0; i < view_.count; i += kTileRows) {
         multiply<false>(smaller(kTileRows, view_.count - i), packed_rows(view_.embed, i, channels),
                         features + x * channels, channels, result + i * view_.logits_stride + x,
@@ -213,21 +212,22 @@ class View {
 
   void write_queries(int64_t x, int64_t begin, int64_t end, T* panel) const {
     if (!view_.twice) {
-      stretch<true>(view_.columns, x, kPanel<T>, mask_row_ + begin * view_.mask_stride,
-                    view_.mask_stride, view_.mask_columns[chunk_].begin, end - begin, panel,
-                    kPanel<T>);
+      resize_columns<true>(view_.columns, x, kPanel<T>, mask_row_ + begin * view_.mask_stride,
+                           view_.mask_stride, view_.mask_columns[chunk_].begin, end - begin, panel,
+                           kPanel<T>);
       return;
     }
-    (plan_.resize_logits ? stretch<true, T>
-                         : stretch<false, T>)(view_.second_columns, x, kPanel<T>,
-                                              input_row_ + begin * view_.input_stride,
-                                              view_.input_stride, view_.input_columns[chunk_].begin,
-                                              end - begin, panel, kPanel<T>);
+    (plan_.resize_logits ? resize_columns<true, T>
+                         : resize_columns<false, T>)(view_.second_columns, x, kPanel<T>,
+                                                     input_row_ + begin * view_.input_stride,
+                                                     view_.input_stride,
+                                                     view_.input_columns[chunk_].begin, end - begin,
+                                                     panel, kPanel<T>);
   }
 
   // Row y of what masks are resized to first, before its columns are.
   void blend_masks(int64_t y) const {
-    const Resample<T>& rows = view_.rows;
+    const Resize<T>& rows = view_.rows;
     const Span columns = view_.mask_columns[chunk_];
     blend_rows<T>({logits(rows.low[y]) + columns.begin, logits(rows.high[y]) + columns.begin,
                    rows.low_weight[y], rows.high_weight[y]},
@@ -242,17 +242,17 @@ class View {
     input_held_[y % 2] = y;
     blend_masks(y);
     const Span columns = view_.input_columns[chunk_];
-    (plan_.resize_logits ? stretch<false, T>
-                         : stretch<true, T>)(view_.columns, columns.begin,
-                                             columns.end - columns.begin, mask_row_,
-                                             view_.mask_stride, view_.mask_columns[chunk_].begin,
-                                             view_.count, result, view_.input_stride);
+    (plan_.resize_logits
+         ? resize_columns<false, T>
+         : resize_columns<true, T>)(view_.columns, columns.begin, columns.end - columns.begin,
+                                    mask_row_, view_.mask_stride, view_.mask_columns[chunk_].begin,
+                                    view_.count, result, view_.input_stride);
     return result;
   }
 
   const SegmentationPlan<T>& plan_;
   const ViewPlan<T>& view_;
-  const Masks& masks_;
+  const MaskPredictions& predictions_;
   int64_t loaded_ = 0;  // rows of logits up to here are in the ring
   int64_t chunk_ = 0;
   int64_t input_held_[2] = {-1, -1};
@@ -277,18 +277,18 @@ class Semantic {
   void start() {}
   void finish() {}
 
-  // `count` pixels of a row from `place` on.
-  void take(const T* panel, int64_t place, int64_t count) {
-    const bool some = plan_.live < plan_.queries && plan_.scores == nullptr;
+  // `count` pixels of a row, the first of which is `pixel` of the result.
+  void take(const T* panel, int64_t pixel, int64_t count) {
+    const bool can_skip = plan_.live < plan_.queries && plan_.scores == nullptr;
     // Trying costs time where it fails too often.
-    if (some && (tried_ < kTrials || 2 * failed_ < tried_)) {
+    if (can_skip && (tried_ < kTrials || 2 * failed_ < tried_)) {
       ++tried_;
-      score<true>(panel, plan_.live, place, count);
-      if (is_certain(panel, count)) return write_labels(place, count);
+      score<true>(panel, plan_.live, pixel, count);
+      if (is_certain(panel, count)) return write_labels(pixel, count);
       ++failed_;
     }
-    score<false>(panel, plan_.queries, place, count);
-    write_labels(place, count);
+    score<false>(panel, plan_.queries, pixel, count);
+    write_labels(pixel, count);
   }
 
  private:
@@ -296,7 +296,7 @@ class Semantic {
 
   // By the first `depth` queries.
   template <bool kSecond>
-  void score(const T* panel, int64_t depth, int64_t place, int64_t count) {
+  void score(const T* panel, int64_t depth, int64_t pixel, int64_t count) {
     V best[2], second[2];
     Index labels[2] = {};
     for (int j = 0; j < 2; ++j) {
@@ -317,7 +317,7 @@ class Semantic {
       }
       if (plan_.scores == nullptr) continue;
       for (int64_t i = 0; i < rows; ++i) {
-        T* scores = plan_.scores + (k + i) * plan_.height * plan_.width + place;
+        T* scores = plan_.scores + (k + i) * plan_.height * plan_.width + pixel;
         for (int64_t x = 0; x < count; ++x) scores[x] = sums_[i * kPanel<T> + x];
       }
     }
@@ -344,9 +344,9 @@ class Semantic {
     return certain;
   }
 
-  void write_labels(int64_t place, int64_t count) const {
+  void write_labels(int64_t pixel, int64_t count) const {
     for (int64_t x = 0; x < count; ++x) {
-      plan_.labels[place + x] = labels_[x / kWidth][x % kWidth];
+      plan_.labels[pixel + x] = labels_[x / kWidth][x % kWidth];
     }
   }
 
@@ -382,7 +382,7 @@ class Owners {
     }
   }
 
-  void take(const T* panel, int64_t place, int64_t count) {
+  void take(const T* panel, int64_t pixel, int64_t count) {
     const T half = static_cast<T>(0.5);
     V best[2], probability[2] = {};
     Index owners[2], inside[2];
@@ -395,7 +395,7 @@ class Owners {
       Index confident = load<Index>(confident_ + i * kWidth);
       for (int j = 0; j < 2; ++j) {
         const V mask = load<V>(panel + i * kPanel<T> + j * kWidth);
-        const V score = plan_.chances[i] * mask;
+        const V score = plan_.query_scores[i] * mask;
         const Index better = score > best[j];
         best[j] = better ? score : best[j];
         probability[j] = better ? mask : probability[j];
@@ -406,7 +406,7 @@ class Owners {
     }
     for (int64_t x = 0; x < count; ++x) {
       const int64_t owner = owners[x / kWidth][x % kWidth];
-      int32_t& result = plan_.owners[place + x];
+      int32_t& result = plan_.owners[pixel + x];
       result = -1;
       if (owner < 0) continue;
       ++counts_[3 * owner];
@@ -423,17 +423,18 @@ class Owners {
 };
 
 template <class T, class Result>
-class Worker {
+class BandWorker {
  public:
-  Worker(const SegmentationPlan<T>& plan, int64_t band, void* memory)
+  BandWorker(const SegmentationPlan<T>& plan, int64_t band, void* memory)
       : plan_(plan), arena_(memory), result_(plan, band, arena_) {
-    views_ = arena_.take<View<T>>(plan.view_count);
+    views_ = arena_.take<ViewRows<T>>(plan.view_count);
     int64_t features = 0;
     for (int64_t v = 0; v < plan.view_count; ++v) {
       const ViewPlan<T>& view = plan.views[v];
-      const View<T> state(plan, view, arena_);
-      if (memory != nullptr) new (views_ + v) View<T>(state);
-      const int64_t entries = round_up(view.masks->width, kPanel<T>) * view.masks->channels;
+      const ViewRows<T> state(plan, view, arena_);
+      if (memory != nullptr) new (views_ + v) ViewRows<T>(state);
+      const int64_t entries =
+          round_up(view.predictions->width, kPanel<T>) * view.predictions->channels;
       if (view.embed != nullptr && entries > features) features = entries;
     }
     features_ = arena_.take<T>(features);
@@ -453,14 +454,14 @@ class Worker {
 
  private:
   void run_rows(int64_t begin, int64_t end) {
-    for_views([&](View<T>& view) { view.load_rows(begin, end, features_); });
+    for_views([&](ViewRows<T>& view) { view.load_rows(begin, end, features_); });
     for (int64_t chunk = 0; chunk * kChunk < plan_.width; ++chunk) {
-      for_views([&](View<T>& view) { view.start_chunk(chunk); });
+      for_views([&](ViewRows<T>& view) { view.start_chunk(chunk); });
       const int64_t chunk_end = smaller(plan_.width, (chunk + 1) * kChunk);
       for (int64_t y = begin; y < end; ++y) {
-        for_views([&](View<T>& view) { view.start_row(y); });
+        for_views([&](ViewRows<T>& view) { view.start_row(y); });
         for (int64_t x = chunk * kChunk; x < chunk_end; x += kPanel<T>) {
-          for_views([&](View<T>& view) { view.write_panel(x, panel_); });
+          for_views([&](ViewRows<T>& view) { view.write_panel(x, panel_); });
           result_.take(panel_, y * plan_.width + x, smaller(kPanel<T>, chunk_end - x));
         }
       }
@@ -475,30 +476,30 @@ class Worker {
   const SegmentationPlan<T>& plan_;
   Arena arena_;
   Result result_;
-  View<T>* views_;
+  ViewRows<T>* views_;
   T* features_;  // a row of pixel features, in panels
   T* panel_;     // [queries, kPanel]
 };
 
 template <class T>
-constexpr SegmentationTasks<T> tasks() {
+constexpr SegmentationKernel<T> kernel() {
   return {
       [](const SegmentationPlan<T>& plan) {
-        return plan.probability != nullptr ? Worker<T, Semantic<T>>(plan, 0, nullptr).bytes()
-                                           : Worker<T, Owners<T>>(plan, 0, nullptr).bytes();
+        return plan.probability != nullptr ? BandWorker<T, Semantic<T>>(plan, 0, nullptr).bytes()
+                                           : BandWorker<T, Owners<T>>(plan, 0, nullptr).bytes();
       },
       [](const SegmentationPlan<T>& plan, int64_t band, void* memory) {
-        Worker<T, Semantic<T>>(plan, band, memory).run(band);
+        BandWorker<T, Semantic<T>>(plan, band, memory).run(band);
       },
       [](const SegmentationPlan<T>& plan, int64_t band, void* memory) {
-        Worker<T, Owners<T>>(plan, band, memory).run(band);
+        BandWorker<T, Owners<T>>(plan, band, memory).run(band);
       },
   };
 }
 
 }  // namespace
 
-extern const SegmentationKernel MFK_KERNEL;
-const SegmentationKernel MFK_KERNEL = {tasks<float>(), tasks<double>()};
+extern const PerType<SegmentationKernel> MFK_KERNEL;
+const PerType<SegmentationKernel> MFK_KERNEL = {kernel<float>(), kernel<double>()};
 
 }  // namespace mfk::cpu

@@ -7,20 +7,20 @@
 
 namespace mfk::cpu {
 
-struct SegmentationView {
-  Masks masks;  // one layer, one image
-  int64_t input_height, input_width;
+struct ViewPredictions {
+  MaskPredictions predictions;  // one layer, one image
+  int64_t padded_height, padded_width;
   int64_t image_height, image_width;
   bool flipped;
 };
 
-struct Segmentation {
-  std::vector<SegmentationView> views;
+struct SegmentationProblem {
+  std::vector<ViewPredictions> views;
   int64_t height, width;
-  bool wide;  // in fp64; else fp32, and so are all pointers to void below
+  bool is_double;  // in fp64; else fp32, and so are all pointers to void below
 };
 
-struct SemanticSegmentation : Segmentation {
+struct SemanticProblem : SegmentationProblem {
   std::vector<const void*> probability;  // [Q, K] of each view
   int64_t classes;
   bool resize_logits;
@@ -28,14 +28,14 @@ struct SemanticSegmentation : Segmentation {
   void* scores;     // [K, H, W] out, or null
 };
 
-struct PanopticOwners : Segmentation {
+struct OwnersProblem : SegmentationProblem {
   const void* scores;  // [Q]
   bool confident_only;
   int32_t* owners;  // [H, W] out
   int64_t* counts;  // [Q, 3] out
 };
 
-void semantic_segmentation(const SemanticSegmentation& semantic, int threads);
-void panoptic_owners(const PanopticOwners& panoptic, int threads);
+void semantic_segmentation(const SemanticProblem& problem, int threads);
+void panoptic_owners(const OwnersProblem& problem, int threads);
 
 }  // namespace mfk::cpu

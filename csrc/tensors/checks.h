@@ -8,8 +8,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "core/element.h"
 #include "core/extent.h"
@@ -28,7 +28,7 @@ struct Size {
   Size(const char* name) : letter(name) {}
 };
 
-inline std::string text(std::initializer_list<Size> sizes) {
+inline std::string text(const std::vector<Size>& sizes) {
   std::string text = "[";
   for (const Size& size : sizes) {
     if (text.size() > 1) text += ", ";
@@ -48,7 +48,7 @@ inline std::string text(const Tensor& tensor) {
   return text + "]";
 }
 
-inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<Size> sizes) {
+inline void check_shape(const char* name, const Tensor& tensor, const std::vector<Size>& sizes) {
   bool fits = tensor.defined() && tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t i = 0;
   for (const Size& size : sizes) {
