@@ -189,7 +189,8 @@ def launches_of_semantic(
             [meta(QUERIES, classes)] * views,
             [embed] * views,
             features,
-            [1024, 2048, *image, 0] * views,
+            *([side] * views for side in (1024, 2048, *image)),
+            [False] * views,
             *(1024, 2048, False, scores),
         )
     return launches
@@ -229,7 +230,7 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
             meta(QUERIES),
             meta(QUERIES, 256, dtype=dtype),
             meta(256, 200, 272, dtype=dtype),
-            [800, 1088, 800 - resized, 1088],
+            *(800, 1088, 800 - resized, 1088),
             *(800, 1088, resized),
         )
     assert [launch.name for launch in launches] == [

@@ -1,8 +1,6 @@
 """The operators `class_loss` and `class_loss_backward`, which only Triton serves.
 
-`class_logits` is `[L, B, Q, K+1]`, `labels [N]` int64, `counts [B]` int64, `assignment [L, B, T]`
-int64; `loss` and `weight` are `[L]` float32. For the backward pass: `normalizer [L, B, Q]` float32,
-log Σ exp of the logits, and `target [L, B, Q]` int32, the class of each query.
+csrc/torch_library.cpp describes their arguments.
 """
 
 from __future__ import annotations
@@ -16,14 +14,6 @@ from mfkernels.ops.common.arguments import check_argument
 from mfkernels.ops.common.registration import differentiable_once, register
 
 TRITON = "mfkernels.ops.class_loss.triton_kernels"
-SCHEMA = (
-    "(Tensor class_logits, Tensor labels, Tensor counts, Tensor assignment, "
-    "float no_object_weight) -> (Tensor loss, Tensor weight, Tensor normalizer, Tensor target)"
-)
-SCHEMA_BACKWARD = (
-    "(Tensor grad_loss, Tensor class_logits, Tensor normalizer, Tensor target, "
-    "float no_object_weight) -> Tensor"
-)
 
 
 def check(
@@ -89,14 +79,12 @@ register(
     check=check_backward,
     fake=fake_backward,
     triton=TRITON,
-    schema=SCHEMA_BACKWARD,
 )
 register(
     "class_loss",
     check=check,
     fake=fake,
     triton=TRITON,
-    schema=SCHEMA,
     setup_context=setup_context,
     backward=backward,
 )

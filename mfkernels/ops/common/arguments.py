@@ -1,8 +1,8 @@
 """What operators of `torch.ops.mfkernels` ask of their arguments, by their names.
 
-As csrc/tensor_checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs, which
-no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited for.
-All raise ValueError (TypeError for a dtype) with what was expected and what came.
+As csrc/tensors/checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs,
+which no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited
+for. All raise ValueError (TypeError for a dtype) with what was expected and what came.
 """
 
 from __future__ import annotations

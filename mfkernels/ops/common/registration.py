@@ -29,7 +29,6 @@ def register(
     check: Function,
     fake: Function,
     triton: str | None = None,
-    schema: str | None = None,
     setup_context: Function | None = None,
     backward: Function | None = None,
 ) -> None:
@@ -40,17 +39,13 @@ def register(
         check: takes the operator's arguments and raises for those that do not fit.
         fake: results of the right shapes and dtypes, for `torch.compile`.
         triton: the module whose function of this name serves CUDA tensors.
-        schema: of an operator that only Triton serves, where the C++ library does not define it.
         setup_context: keeps what `backward` needs; see `torch.library.register_autograd`.
         backward: the gradient.
     """
-    served_by_triton = triton is not None and native.parts["triton"].usable
-    if served_by_triton and schema is not None and not hasattr(torch.ops.mfkernels, name):
-        _library.define(name + schema)
     if not hasattr(torch.ops.mfkernels, name):
         return
     torch.library.register_fake(f"mfkernels::{name}", _checked(check, fake))
-    if triton is not None and served_by_triton:
+    if triton is not None and native.parts["triton"].usable:
         SERVED_BY_TRITON.append(name)
         _library.impl(name, _checked(check, _imported_once(triton, name)), "CUDA")
     if backward is not None:

@@ -93,9 +93,9 @@ class _CheckedView(NamedTuple):
     def features(self, image: int) -> Tensor | None:
         return None if self.predictions.features is None else self.predictions.features[image]
 
-    def geometry(self, image: int) -> list[int]:
-        """As the operators take it."""
-        return [*self.sizes.input, *self.sizes.images[image]]
+    def sides(self, image: int) -> tuple[int, int, int, int]:
+        """Heights and widths of the padded input and of the image, as the operators take them."""
+        return *self.sizes.input, *self.sizes.images[image]
 
 
 @overload
@@ -240,7 +240,8 @@ def _semantic(
                     [of_view[image] for of_view in probability],
                     [view.predictions.embed[0, image] for view in checked],
                     [x for x in features if x is not None],
-                    [x for v in checked for x in (*v.geometry(image), int(v.flipped))],
+                    *zip(*(view.sides(image) for view in checked), strict=True),
+                    [view.flipped for view in checked],
                     *result_size,
                     resize_logits,
                     return_scores,
@@ -345,7 +346,7 @@ def panoptic_segmentation(
                     torch.where(kept, scores, -1),
                     view.predictions.embed[0, image],
                     view.features(image),
-                    view.geometry(image),
+                    *view.sides(image),
                     *result_size,
                     confident_only,
                 )

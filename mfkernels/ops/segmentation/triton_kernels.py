@@ -481,7 +481,11 @@ def semantic_segmentation(
     probability: list[Tensor],
     mask_embed: list[Tensor],
     pixel_features: list[Tensor],
-    geometry: list[int],
+    padded_heights: list[int],
+    padded_widths: list[int],
+    image_heights: list[int],
+    image_widths: list[int],
+    flipped: list[bool],
     height: int,
     width: int,
     resize_logits: bool,
@@ -490,15 +494,15 @@ def semantic_segmentation(
     """The operator `mfkernels::semantic_segmentation`, on one image.
 
     Of each view: `probability [Q, K]`; `mask_embed [Q, C]` with `pixel_features [C, h, w]`, or
-    dense logits `[Q, h, w]` with none; in `geometry`, height and width of its input and of its
-    image, and whether it is mirrored. Returns `labels [H, W]`, int64, and `scores [K, H, W]`,
+    dense logits `[Q, h, w]` with none; height and width of its padded input and of its image, and
+    whether it is mirrored. Returns `labels [H, W]`, int64, and `scores [K, H, W]`,
     float32, or `[0]` where they are not wanted.
     """
     check_floats("semantic_segmentation", *probability, *mask_embed, *pixel_features)
     views = len(probability)
     first = probability[0]
     classes = first.shape[1]
-    resized = any(geometry[5 * view + 2 : 5 * view + 4] != [height, width] for view in range(views))
+    resized = {*image_heights} != {height} or {*image_widths} != {width}
     # As many classes as the registers hold without spilling; see test_triton_compilation.py.
     most_classes = 256 if not return_scores else 64 if resized else 128
     block_k = min(power_of_2(classes, 16), most_classes)
@@ -514,20 +518,17 @@ def semantic_segmentation(
     )
     row, begin = 0, 0
     for view, (mask_height, mask_width) in enumerate(sizes):
-        input_height, input_width, image_height, image_width, flipped = geometry[
-            5 * view : 5 * view + 5
-        ]
         fields = View(
             first_chunk=begin // CHUNK,
             first_row=row,
             chunks=columns[view] // CHUNK,
             mask_height=mask_height,
             mask_width=mask_width,
-            input_height=input_height,
-            input_width=input_width,
-            image_height=image_height,
-            image_width=image_width,
-            flipped=flipped,
+            input_height=padded_heights[view],
+            input_width=padded_widths[view],
+            image_height=image_heights[view],
+            image_width=image_widths[view],
+            flipped=int(flipped[view]),
         )
         order = _prepare_view(probability[view], workspace, view, fields, block_k)
         end = begin + mask_height * mask_width * columns[view]
@@ -644,15 +645,18 @@ def panoptic_owners(
     scores: Tensor,
     mask_embed: Tensor,
     pixel_features: Tensor | None,
-    geometry: list[int],
+    padded_height: int,
+    padded_width: int,
+    image_height: int,
+    image_width: int,
     height: int,
     width: int,
     confident_only: bool,
 ) -> tuple[Tensor, Tensor]:
     """The operator `mfkernels::panoptic_owners`, on one image.
 
-    `scores [Q]`, negative for a query that is left out; masks as in `semantic_segmentation`, and in
-    `geometry` the input's and the image's height and width. Returns `owners [H, W]`, int32, −1 for
+    `scores [Q]`, negative for a query that is left out; masks and sizes as in
+    `semantic_segmentation`. Returns `owners [H, W]`, int32, −1 for
     none, and `counts [Q, 3]`, int64: the pixels that a query owns, those where its mask is at least
     0.5, and those of `owners`.
     """
@@ -678,8 +682,7 @@ def panoptic_owners(
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
-    input_height, input_width, image_height, image_width = geometry
-    resized = geometry[2:] != [height, width]
+    resized = (image_height, image_width) != (height, width)
     launcher.launch(
         owners_kernel,
         (cdiv(height, TILE.height) * cdiv(width, TILE.width),),
@@ -693,8 +696,8 @@ def panoptic_owners(
             columns=columns,
             mask_height=mask_height,
             mask_width=mask_width,
-            input_height=input_height,
-            input_width=input_width,
+            input_height=padded_height,
+            input_width=padded_width,
             image_height=image_height,
             image_width=image_width,
             height=height,
