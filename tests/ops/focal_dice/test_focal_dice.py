@@ -402,7 +402,7 @@ def test_errors_of_points(
         (ValueError, "alpha must be at most 1", lambda x, y: focal_dice_loss(x, y, alpha=2)),
         (ValueError, "reduction must be", lambda x, y: sigmoid_focal_loss(x, y, reduction="max")),
         (ValueError, r"logits must be \[M, ...\]", lambda x, y: dice_loss(x[0], y[0])),
-        (ValueError, "at least one element a mask", lambda x, y: dice_loss(x[:, :0], y[:, :0])),
+        (ValueError, "at least one element per mask", lambda x, y: dice_loss(x[:, :0], y[:, :0])),
     ],
 )
 def test_errors(
