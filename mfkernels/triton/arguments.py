@@ -15,9 +15,9 @@ from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
 
 
 class PredictionStride(NamedTuple):
-    """Elements between neighbours along each axis of embeddings `[L, B, Q, C]` or dense logits.
+    """Elements between neighbours along each axis of embeddings `[L, B, Q, C]`.
 
-    The logits are `[L, B, Q, h, w]`. An axis that is not there keeps 1, which costs no argument.
+    Or of dense logits `[L, B, Q, h, w]`. An axis that is not there keeps 1: not an argument then.
     """
 
     layer: int = 1
@@ -29,10 +29,10 @@ class PredictionStride(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor, *, dense: bool) -> PredictionStride:
         """Of embeddings, or of dense logits with flat pixels; the leading axes may be missing."""
-        last = {"pixel": pixel_stride(tensor)} if dense else {"channel": tensor.stride(-1)}
-        leading = tensor.stride()[: -2 if dense else -1]
-        names = ("layer", "image", "query")[-len(leading) :]
-        return cls(**dict(zip(names, leading, strict=True)), **last)
+        layer, image, query = (1, 1, *tensor.stride()[: -2 if dense else -1])[-3:]
+        if dense:
+            return cls(layer, image, query, pixel=pixel_stride(tensor))
+        return cls(layer, image, query, channel=tensor.stride(-1))
 
 
 class FeatureStride(NamedTuple):

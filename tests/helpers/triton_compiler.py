@@ -16,7 +16,9 @@ import torch
 import triton
 from helpers.repository import ROOT
 from torch import Tensor
+from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 from mfkernels.triton import launcher
@@ -103,8 +105,13 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
-        else:
-            signature[parameter.name] = _specialised(value, (index,), constants, attributes)
+            continue
+        signature[parameter.name], known = specialised(value)
+        for path, what in _leaves(known, (index,)):
+            if what == "D":
+                attributes[path] = [["tt.divisibility", 16]]
+            elif what not in ("", None):
+                constants[path] = what
     source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
@@ -112,29 +119,35 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
 
 
-def _specialised(
-    value: Any,
-    path: tuple[int, ...],
-    constants: dict[tuple[int, ...], Any],
-    attributes: dict[tuple[int, ...], list[list[Any]]],
-) -> Any:
-    """The type of an argument, field by field of a named tuple; notes what is known of values."""
+def specialised(value: Any) -> tuple[Any, Any]:
+    """Type of an argument, and what is known of it: a constant, or "D" if 16 divides it.
+
+    Of a named tuple, two named tuples.
+    """
     if isinstance(value, tuple):
-        fields = (
-            _specialised(field, (*path, index), constants, attributes)
-            for index, field in enumerate(value)
-        )
-        return type(value)(*fields)
-    if isinstance(value, float):
-        return "fp32"
-    if not isinstance(value, Tensor) and value == 1:
-        constants[path] = 1
-        return "constexpr"
-    if isinstance(value, Tensor) or value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
+        types, known = zip(*map(specialised, value), strict=True)
+        return type(value)(*types), type(value)(*known)
     if isinstance(value, Tensor):
-        return "*" + TYPES[value.dtype]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+        return "*" + TYPES[value.dtype], "D"
+    if isinstance(value, float):
+        return "fp32", None
+    if value == 1:
+        return "constexpr", 1
+    return "i32" if -(2**31) <= value < 2**31 else "i64", "" if value % 16 else "D"
+
+
+def specialised_by_triton(value: Any) -> tuple[Any, Any]:
+    """The same by Triton itself, which reads the addresses of tensors: 0 on the meta device."""
+    types, known = native_specialize_impl(CUDABackend, value, False, True, True)
+    return types, known
+
+
+def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Any]]:
+    if isinstance(value, tuple):
+        for index, field in enumerate(value):
+            yield from _leaves(field, (*path, index))
+    else:
+        yield path, value
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from helpers.triton_compiler import (
     compile_launch,
     is_pinned,
     recorded,
+    specialised,
+    specialised_by_triton,
 )
 
 from mfkernels.ops.class_loss.triton_kernels import class_loss, class_loss_backward
@@ -240,6 +242,18 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
     ]
     for launch in launches:
         check(launch, architecture, tensor_cores=launch.name == "by_pixel_kernel")
+
+
+def test_arguments_are_specialised_as_triton_does() -> None:
+    """Field by field in named tuples, too: what is 1, what divides by 16, what needs 64 bits."""
+    launches = launches_of_mask_loss(torch.bfloat16, 0, 12, True, 1.5)
+    launches += launches_of_mask_loss(torch.float32, 256, 12, False, 2.0)
+    launches += launches_of_semantic(torch.float32, 150, resized=True)
+    for launch in launches:
+        for parameter in launch.kernel.params:
+            if not parameter.is_constexpr:
+                value = launch.arguments[parameter.name]
+                assert specialised(value) == specialised_by_triton(value), parameter.name
 
 
 def test_every_launch_says_whether_products_and_sums_are_fused() -> None:

@@ -47,17 +47,20 @@ def entropy_kernel(
 
     Also `normalizer` (log Σ exp) and `target`, `[L, B, Q]`, for the gradient.
     """
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    BLOCK_Q: tl.constexpr = BLOCK.queries
+    BLOCK_K: tl.constexpr = BLOCK.classes
     tile, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     layer_image = layer.to(tl.int64) * tl.num_programs(1) + image
-    q = tile * BLOCK.queries + tl.arange(0, BLOCK.queries)
+    q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     is_query = q < queries
 
     # The last segment that chose the query, and whether the image has an impossible label.
-    chosen = tl.full([BLOCK.queries, BLOCK.segments], -1, tl.int32)
-    impossible = tl.zeros([BLOCK.segments], tl.int32)
-    for start in range(0, count, BLOCK.segments):
-        t = start + tl.arange(0, BLOCK.segments)
+    chosen = tl.full([BLOCK_Q, BLOCK_T], -1, tl.int32)
+    impossible = tl.zeros([BLOCK_T], tl.int32)
+    for start in range(0, count, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
         query = tl.load(assignment_ptr + layer_image * max_count + t, mask=t < count, other=-1)
         chosen = tl.maximum(chosen, tl.where(query[None, :] == q[:, None], t[None, :], -1))
         label = tl.load(labels_ptr + first + t, mask=t < count, other=0)
@@ -67,16 +70,16 @@ def entropy_kernel(
     label = tl.minimum(tl.maximum(label.to(tl.int32), 0), classes - 1)
 
     row_ptr = class_logits_ptr + (layer_image * queries + q) * classes
-    largest = tl.full([BLOCK.queries, BLOCK.classes], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK.classes):
-        k = start + tl.arange(0, BLOCK.classes)
+    largest = tl.full([BLOCK_Q, BLOCK_K], float("-inf"), tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         inside = is_query[:, None] & (k < classes)[None, :]
         x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
         largest = tl.maximum(largest, x.to(tl.float32))
     largest_of_all = tl.where(is_query, tl.max(largest, 1), 0.0)
-    total = tl.zeros([BLOCK.queries, BLOCK.classes], tl.float32)
-    for start in range(0, classes, BLOCK.classes):
-        k = start + tl.arange(0, BLOCK.classes)
+    total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         inside = is_query[:, None] & (k < classes)[None, :]
         x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
         total += tl.exp(x.to(tl.float32) - largest_of_all[:, None])

@@ -133,6 +133,7 @@ def loss_kernel(
     BLOCK: tl.constexpr,
 ):
     """`partial [L, B, T, chunks, 4]`: Σ focal, Σ s y, Σ s, Σ y of a chunk of cells."""
+    CELLS: tl.constexpr = BLOCK.cells
     height, width = resize.height, resize.width
     target_height, target_width = resize.target_height, resize.target_width
     group_image = tl.program_id(2)
@@ -154,7 +155,7 @@ def loss_kernel(
         else:
             segments_ptr += (first + segment).to(tl.int64) * target_height * target_width
 
-        cell = tl.program_id(0) * BLOCK.cells + tl.arange(0, BLOCK.cells)
+        cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
         inside = cell < (height + 1) * (width + 1)
         cell_y, cell_x = cell // (width + 1) - 1, cell % (width + 1) - 1
         left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
@@ -164,10 +165,10 @@ def loss_kernel(
         first_y = first_target_pixel(cell_y, height, target_height, resize.phases_y)
         first_x = first_target_pixel(cell_x, width, target_width, resize.phases_x)
 
-        sum_focal = tl.zeros([BLOCK.cells], tl.float32)
-        sum_both = tl.zeros([BLOCK.cells], tl.float32)
-        sum_sigmoid = tl.zeros([BLOCK.cells], tl.float32)
-        sum_target = tl.zeros([BLOCK.cells], tl.float32)
+        sum_focal = tl.zeros([CELLS], tl.float32)
+        sum_both = tl.zeros([CELLS], tl.float32)
+        sum_sigmoid = tl.zeros([CELLS], tl.float32)
+        sum_target = tl.zeros([CELLS], tl.float32)
         for phase_y in range(resize.phases_y):
             y, weight_y, exists_y = target_pixel(
                 cell_y,
@@ -271,14 +272,15 @@ def grad_logits_kernel(
     part in four cells: the share of the cell to its left comes from the neighbouring element, that
     of the cells above from the step before.
     """
+    CELLS: tl.constexpr = BLOCK.cells
     height, width = resize.height, resize.width
     target_height, target_width = resize.target_height, resize.target_width
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
-    begin_x = tl.program_id(0) * (BLOCK.cells - 1)
+    begin_x = tl.program_id(0) * (CELLS - 1)
     if begin_x <= sizes.layers * count * (width + 1):
-        element = tl.arange(0, BLOCK.cells)
+        element = tl.arange(0, CELLS)
         # The first element only serves its right neighbour.
         column = begin_x + element - 1
         row = tl.where(column >= 0, column // (width + 1), -1)
@@ -320,7 +322,7 @@ def grad_logits_kernel(
         stored = matched & (cell_x >= 0) & (element > 0)
 
         begin = tl.program_id(1) * BLOCK.mask_rows
-        above = tl.zeros([BLOCK.cells], tl.float32)
+        above = tl.zeros([CELLS], tl.float32)
         for cell_y in range(begin - 1, tl.minimum(begin + BLOCK.mask_rows, height)):
             x00, x01, x10, x11 = corner_logits(
                 logits_row_ptr, cell_y, left, right, height, width, stride.logits.pixel, matched
@@ -329,10 +331,10 @@ def grad_logits_kernel(
 
             # Over the target pixels of the cell, the gradient by itself and times the weights of
             # the right and of the lower mask pixels.
-            total = tl.zeros([BLOCK.cells], tl.float32)
-            total_right = tl.zeros([BLOCK.cells], tl.float32)
-            lower = tl.zeros([BLOCK.cells], tl.float32)
-            lower_right = tl.zeros([BLOCK.cells], tl.float32)
+            total = tl.zeros([CELLS], tl.float32)
+            total_right = tl.zeros([CELLS], tl.float32)
+            lower = tl.zeros([CELLS], tl.float32)
+            lower_right = tl.zeros([CELLS], tl.float32)
             for phase_y in range(resize.phases_y):
                 y, weight_y, exists_y = target_pixel(
                     cell_y,
@@ -347,8 +349,8 @@ def grad_logits_kernel(
                 x_left = x00 + weight_y * (x10 - x00)
                 x_step = x01 + weight_y * (x11 - x01) - x_left
                 line_ptr = segments_row_ptr + y.to(tl.int64) * target_width
-                line_total = tl.zeros([BLOCK.cells], tl.float32)
-                line_right = tl.zeros([BLOCK.cells], tl.float32)
+                line_total = tl.zeros([CELLS], tl.float32)
+                line_right = tl.zeros([CELLS], tl.float32)
                 for phase_x in range(resize.phases_x):
                     x, weight_x, exists = target_pixel(
                         cell_x,

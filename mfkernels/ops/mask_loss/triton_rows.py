@@ -78,19 +78,21 @@ def logits_kernel(
     BLOCK: tl.constexpr,
 ):
     """`logits [L, group, T, h·w]` of matched segments; the rest is not written."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
-    row = tl.program_id(1) * BLOCK.rows + tl.arange(0, BLOCK.rows)
-    if tl.program_id(1) * BLOCK.rows < sizes.layers * count:
+    row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if tl.program_id(1) * BLOCK_R < sizes.layers * count:
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
         row_ptr = embed_ptr + layer.to(tl.int64) * embed_stride.layer + query * embed_stride.query
         row_ptr += image.to(tl.int64) * embed_stride.image
         features_ptr += image.to(tl.int64) * features_stride.image
-        p = tl.program_id(0) * BLOCK.pixels + tl.arange(0, BLOCK.pixels)
-        x = tl.zeros([BLOCK.rows, BLOCK.pixels], tl.float32)
+        p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+        x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
             e = tl.load(
@@ -130,21 +132,23 @@ def grad_embed_kernel(
     BLOCK: tl.constexpr,
 ):
     """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_C: tl.constexpr = BLOCK.channels
     channels, pixels = sizes.channels, sizes.pixels
-    channel_tiles = tl.cdiv(channels, BLOCK.channels)
+    channel_tiles = tl.cdiv(channels, BLOCK_C)
     row_tile = tl.program_id(1) // channel_tiles
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
-    if row_tile * BLOCK.rows < sizes.layers * count:
-        row = row_tile * BLOCK.rows + tl.arange(0, BLOCK.rows)
+    if row_tile * BLOCK_R < sizes.layers * count:
+        row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        c = (tl.program_id(1) % channel_tiles) * BLOCK.channels + tl.arange(0, BLOCK.channels)
+        c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
         features_ptr += image.to(tl.int64) * features_stride.image
         group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
         group_index = group_index * sizes.max_count + segment
-        total = tl.zeros([BLOCK.rows, BLOCK.channels], tl.float32)
+        total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         begin = tl.program_id(0) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
@@ -207,13 +211,15 @@ def grad_features_kernel(
     BLOCK: tl.constexpr,
 ):
     """`grad_features [B, C, h·w]`: embedᵀ · grad_logits over the rows of each image."""
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
-    c = tl.program_id(1) * BLOCK.channels + tl.arange(0, BLOCK.channels)
-    p = tl.program_id(0) * BLOCK.pixels + tl.arange(0, BLOCK.pixels)
-    total = tl.zeros([BLOCK.channels, BLOCK.pixels], tl.float32)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for start in range(0, sizes.layers * count, BLOCK.rows):
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)

@@ -128,18 +128,21 @@ def sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """The partial sums of one split of the pixels."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, max_count = sizes.channels, sizes.max_count
-    target_tiles = tl.cdiv(max_count, BLOCK.segments)
+    target_tiles = tl.cdiv(max_count, BLOCK_T)
     row_tile = tl.program_id(0)
     split_index = tl.program_id(1) // target_tiles
     target_tile = tl.program_id(1) % target_tiles
     image = tl.program_id(2)
     images = tl.num_programs(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    t = target_tile * BLOCK.segments + tl.arange(0, BLOCK.segments)
+    t = target_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     pixels = sizes.height * sizes.width
 
-    row = row_tile * BLOCK.rows + tl.arange(0, BLOCK.rows)
+    row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     layer, query = row // sizes.queries, row % sizes.queries
     is_row = row < sizes.rows
     row_ptr = (
@@ -159,14 +162,14 @@ def sums_kernel(
         if not VARIANT.product.half:
             e = e.to(tl.float32)
 
-    segment_gain = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
-    segment_sigmoid = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
-    all_negative = tl.zeros([BLOCK.rows], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK.rows], tl.float32)
-    area = tl.zeros([BLOCK.segments], tl.float32)
+    segment_gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    segment_sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    all_negative = tl.zeros([BLOCK_R], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
+    area = tl.zeros([BLOCK_T], tl.float32)
     begin = split_index * BLOCK.pixels_of_split
-    for start in range(begin, min(begin + BLOCK.pixels_of_split, pixels), BLOCK.pixels):
-        p = start + tl.arange(0, BLOCK.pixels)
+    for start in range(begin, min(begin + BLOCK.pixels_of_split, pixels), BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
         inside = p < pixels
 
         if not VARIANT.factored:
@@ -187,7 +190,7 @@ def sums_kernel(
                 f = f.to(tl.float32)
             x = tl.dot(e, f, input_precision=VARIANT.product.precision)
         else:
-            x = tl.zeros([BLOCK.rows, BLOCK.pixels], tl.float32)
+            x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
             for start_c in range(0, channels, BLOCK.channels):
                 channel = start_c + c
                 e = tl.load(
@@ -218,7 +221,7 @@ def sums_kernel(
             label = tl.load(segments_ptr + offset + target_pixel, mask=inside, other=-1)
             member = label.to(tl.int32)[:, None] == t[None, :]
         else:
-            size = tl.full([BLOCK.segments], sizes.target_height, tl.int64) * sizes.target_width
+            size = tl.full([BLOCK_T], sizes.target_height, tl.int64) * sizes.target_width
             value = tl.load(
                 segments_ptr + target_pixel[:, None] + ((first + t) * size)[None, :],
                 mask=inside[:, None] & (t < count)[None, :],
@@ -275,28 +278,31 @@ def cost_kernel(
     BLOCK: tl.constexpr,
 ):
     """`cost [L, B, Q, T]` from the partial sums and `class_logits [L, B, Q, classes]`."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    BLOCK_K: tl.constexpr = BLOCK.classes
     rows, queries, classes, max_count = sizes.rows, sizes.queries, sizes.classes, sizes.max_count
     image = tl.program_id(2)
     images = tl.num_programs(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    row = tl.program_id(0) * BLOCK.rows + tl.arange(0, BLOCK.rows)
-    t = tl.program_id(1) * BLOCK.segments + tl.arange(0, BLOCK.segments)
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row, is_segment = row < rows, t < count
     inside = is_row[:, None] & is_segment[None, :]
 
-    gain = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
-    sigmoid = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
-    all_negative = tl.zeros([BLOCK.rows], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK.rows], tl.float32)
-    area = tl.zeros([BLOCK.segments], tl.float32)
+    gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    all_negative = tl.zeros([BLOCK_R], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
+    area = tl.zeros([BLOCK_T], tl.float32)
     for split_index in range(sizes.splits):
-        row_index = (image + tl.full([BLOCK.rows], images, tl.int64) * split_index) * rows + row
+        row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split_index) * rows + row
         sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
         gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
         sigmoid += tl.load(sums_ptr[:, None] + max_count + t[None, :], mask=inside, other=0.0)
         all_negative += tl.load(sums_ptr + 2 * max_count, mask=is_row, other=0.0)
         all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
-        image_index = image + tl.full([BLOCK.segments], images, tl.int64) * split_index
+        image_index = image + tl.full([BLOCK_T], images, tl.int64) * split_index
         area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)
 
     # Rows beyond the last one repeat it, and are not stored.
@@ -304,9 +310,9 @@ def cost_kernel(
     layer, query = row // queries, row % queries
     row_index = (layer.to(tl.int64) * images + image) * queries + query
     # One maximum and one sum for each column of the tile, joined after the loops.
-    largest = tl.full([BLOCK.rows, BLOCK.classes], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK.classes):
-        k = start + tl.arange(0, BLOCK.classes)
+    largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         x = tl.load(
             class_logits_ptr + row_index[:, None] * classes + k[None, :],
             mask=(k < classes)[None, :],
@@ -314,9 +320,9 @@ def cost_kernel(
         )
         largest = tl.maximum(largest, x.to(tl.float32))
     largest = tl.max(largest, 1)
-    total = tl.zeros([BLOCK.rows, BLOCK.classes], tl.float32)
-    for start in range(0, classes, BLOCK.classes):
-        k = start + tl.arange(0, BLOCK.classes)
+    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         x = tl.load(
             class_logits_ptr + row_index[:, None] * classes + k[None, :],
             mask=(k < classes)[None, :],
@@ -389,33 +395,49 @@ def matching_cost(
         FocalParameters.of(alpha, gamma),
         label_map is not None,
     )
+    sizes = CostSizes(
+        splits=splits,
+        rows=rows,
+        queries=queries,
+        classes=classes,
+        max_count=max_count,
+        pixels=height * width,
+    )
+    weights = CostWeights(float(class_weight), float(mask_weight), float(dice_weight))
+    _launch_cost(class_logits, labels, counts, partial, cost, sizes, weights)
+    return cost
+
+
+def _launch_cost(
+    class_logits: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    partial: PartialSums,
+    cost: Tensor,
+    sizes: CostSizes,
+    weights: CostWeights,
+) -> None:
+    """Fill `cost [L, B, Q, T]`; tensors as for `matching_cost`."""
+    images = len(counts)
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
-        segments=_segments_of_a_block(max_count),
-        classes=min(power_of_2(classes), 128),
+        segments=_segments_of_a_block(sizes.max_count),
+        classes=min(power_of_2(sizes.classes), 128),
         images=min(power_of_2(images), 64),
     )
     launcher.launch(
         cost_kernel,
-        (cdiv(rows, block.rows), cdiv(max_count, block.segments), images),
+        (cdiv(sizes.rows, block.rows), cdiv(sizes.max_count, block.segments), images),
         class_logits_ptr=class_logits.contiguous(),
         labels_ptr=labels,
         counts_ptr=counts,
         partial=partial,
         cost_ptr=cost,
-        sizes=CostSizes(
-            splits=splits,
-            rows=rows,
-            queries=queries,
-            classes=classes,
-            max_count=max_count,
-            pixels=height * width,
-        ),
-        weights=CostWeights(float(class_weight), float(mask_weight), float(dice_weight)),
+        sizes=sizes,
+        weights=weights,
         BLOCK=block,
         num_warps=4,
     )
-    return cost
 
 
 def _segments_of_a_block(max_count: int) -> int:
@@ -439,38 +461,28 @@ def _launch_sums(
     height, width = features.shape[-2:]
     target_height, target_width = segments.shape[-2:]
     splits, _, max_count = partial.areas_ptr.shape
-    channels = mask_embed.shape[-1] if factored else 1
-    product = Product.of(embed, features)
-    all_channels = not factored or (product.half and channels <= 256)
-    block_t = _segments_of_a_block(max_count)
-    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
-    crowded = block_t == 64 or (block_t == 32 and not is_label_map and not product.half)
-    block = Block(
-        rows=ROWS_OF_A_PROGRAM,
-        pixels=16 if crowded else 32,
-        channels=power_of_2(channels, 16) if all_channels else 32,
-        segments=block_t,
-        images=min(power_of_2(images), 64),
-        pixels_of_split=PIXELS_OF_A_SPLIT,
+    sizes = Sizes(
+        rows=layers * queries,
+        queries=queries,
+        channels=mask_embed.shape[-1] if factored else 1,
+        height=height,
+        width=width,
+        target_height=target_height,
+        target_width=target_width,
+        max_count=max_count,
     )
+    product = Product.of(embed, features)
+    all_channels = not factored or (product.half and sizes.channels <= 256)
+    block = _block(sizes, images, all_channels, is_label_map, product)
     launcher.launch(
         sums_kernel,
-        (cdiv(layers * queries, block.rows), splits * cdiv(max_count, block_t), images),
+        (cdiv(sizes.rows, block.rows), splits * cdiv(max_count, block.segments), images),
         embed_ptr=embed,
         features_ptr=features,
         segments_ptr=segments,
         counts_ptr=counts,
         partial=partial,
-        sizes=Sizes(
-            rows=layers * queries,
-            queries=queries,
-            channels=channels,
-            height=height,
-            width=width,
-            target_height=target_height,
-            target_width=target_width,
-            max_count=max_count,
-        ),
+        sizes=sizes,
         embed_stride=PredictionStride.of(embed, dense=not factored),
         features_stride=FeatureStride.of(features) if factored else FeatureStride(),
         ratio=Ratio(target_height / height, target_width / width),
@@ -487,4 +499,20 @@ def _launch_sums(
         num_warps=8,
         num_stages=3,
         maxnreg=255,  # shared memory allows one program at a time anyway
+    )
+
+
+def _block(
+    sizes: Sizes, images: int, all_channels: bool, is_label_map: bool, product: Product
+) -> Block:
+    segments = _segments_of_a_block(sizes.max_count)
+    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
+    crowded = segments == 64 or (segments == 32 and not is_label_map and not product.half)
+    return Block(
+        rows=ROWS_OF_A_PROGRAM,
+        pixels=16 if crowded else 32,
+        channels=power_of_2(sizes.channels, 16) if all_channels else 32,
+        segments=segments,
+        images=min(power_of_2(images), 64),
+        pixels_of_split=PIXELS_OF_A_SPLIT,
     )

@@ -34,7 +34,7 @@ from mfkernels.triton.math import if_also
 from mfkernels.triton.tensors import check_floats
 
 IGNORED, NEGLIGIBLE = 0.1, 0.01
-"""The most that the queries without part in the guess may add to a score: together, and each."""
+"""The most that queries without part in the guess may add to a score: together, and by itself."""
 
 # What a view's description, int64 `[FIELDS]`, holds where. `View` is what the host knows of it.
 FIRST_CHUNK, FIRST_ROW, CHUNKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -70,10 +70,10 @@ class View(NamedTuple):
 
 
 class Negligible(NamedTuple):
-    """The most that queries without part in the guess may add to a score."""
+    """The most that queries without part in the guess may add to a score: all, and a single one."""
 
     together: float
-    each: float
+    single: float
 
 
 class PrepareSizes(NamedTuple):
@@ -132,7 +132,6 @@ class Tile(NamedTuple):
 class SemanticBlock(NamedTuple):
     """How many of each a program takes at a time."""
 
-    tile: Tile
     classes: int
     queries: int
     """A divisor of CHUNK."""
@@ -215,15 +214,16 @@ def prepare_kernel(
     trailing part of their probabilities, times _SCALE. `description [FIELDS]`: the view, and how
     many queries the guess uses. `ignored [1]`: what the others add at most.
     """
+    BLOCK_Q: tl.constexpr = BLOCK.queries
     queries, classes, class_columns = sizes.queries, sizes.classes, sizes.class_columns
     query = tl.program_id(0)
     bound = tl.load(bounds_ptr + query, mask=query < queries, other=-1.0)
-    earlier_queries = tl.zeros([BLOCK.queries], tl.int32)
-    after = tl.zeros([BLOCK.queries], tl.float32)
-    after_and_own = tl.zeros([BLOCK.queries], tl.float32)
-    next_bounds = tl.zeros([BLOCK.queries], tl.float32)
-    for start in range(0, queries, BLOCK.queries):
-        q = start + tl.arange(0, BLOCK.queries)
+    earlier_queries = tl.zeros([BLOCK_Q], tl.int32)
+    after = tl.zeros([BLOCK_Q], tl.float32)
+    after_and_own = tl.zeros([BLOCK_Q], tl.float32)
+    next_bounds = tl.zeros([BLOCK_Q], tl.float32)
+    for start in range(0, queries, BLOCK_Q):
+        q = start + tl.arange(0, BLOCK_Q)
         other = tl.load(bounds_ptr + q, mask=q < queries, other=-1.0)
         earlier = (other > bound) | ((other == bound) & (q < query))
         earlier_queries += ((q < queries) & earlier).to(tl.int32)
@@ -236,8 +236,8 @@ def prepare_kernel(
     tl.store(order_ptr + rank, tl.where(query < queries, query, -1))
 
     # The last query of the guess is the one that is needed while the next one is not.
-    needed = (sum_after_and_own > negligible.together) | (bound > negligible.each)
-    next_needed = (sum_after > negligible.together) | (tl.max(next_bounds) > negligible.each)
+    needed = (sum_after_and_own > negligible.together) | (bound > negligible.single)
+    next_needed = (sum_after > negligible.together) | (tl.max(next_bounds) > negligible.single)
     if needed & ~next_needed & (query < queries):
         tl.store(description_ptr + QUERIES_OF_GUESS, rank + 1)
         tl.store(ignored_ptr, sum_after)
@@ -272,6 +272,7 @@ def scores_of_tile(
     k,
     sizes,
     VARIANT: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -279,7 +280,9 @@ def scores_of_tile(
 
     BLOCK.queries queries at a time, a divisor of CHUNK.
     """
-    total = tl.zeros([BLOCK.tile.height * BLOCK.tile.width, BLOCK.classes], tl.float32)
+    BLOCK_K: tl.constexpr = BLOCK.classes
+    PIXELS: tl.constexpr = TILE.height * TILE.width
+    total = tl.zeros([PIXELS, BLOCK_K], tl.float32)
     for view in range(sizes.views):
         view_ptr = description_ptr + view * FIELDS
         chunks = tl.load(view_ptr + CHUNKS).to(tl.int32)
@@ -326,6 +329,7 @@ def semantic_kernel(
     scores_ptr,
     sizes,
     VARIANT: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -333,19 +337,19 @@ def semantic_kernel(
 
     `unsure [tiles]`: written by the guess; the tiles that are computed in full.
     """
-    PIXELS: tl.constexpr = BLOCK.tile.height * BLOCK.tile.width
+    PIXELS: tl.constexpr = TILE.height * TILE.width
     if VARIANT.in_full and not VARIANT.scores:  # noqa: SIM102 (`and` would load in either case)
         if tl.load(unsure_ptr + tl.program_id(0)) == 0:
             return
     classes, class_columns = sizes.classes, sizes.class_columns
-    y, x, inside = pixels_of_tile(sizes.height, sizes.width, BLOCK.tile)
+    y, x, inside = pixels_of_tile(sizes.height, sizes.width, TILE)
     label = tl.zeros([PIXELS], tl.int32)
     best = tl.full([PIXELS], float("-inf"), tl.float32)
     second = tl.full([PIXELS], float("-inf"), tl.float32)
     for start in range(0, class_columns, BLOCK.classes):
         k = start + tl.arange(0, BLOCK.classes)
         found = scores_of_tile(
-            logits_ptr, parts_ptr, description_ptr, y, x, k, sizes, VARIANT, BLOCK, CHUNK
+            logits_ptr, parts_ptr, description_ptr, y, x, k, sizes, VARIANT, TILE, BLOCK, CHUNK
         )
         if VARIANT.scores:
             plane = tl.full([], sizes.height, tl.int64) * sizes.width
@@ -508,37 +512,18 @@ def semantic_segmentation(
     block_k = min(power_of_2(classes, 16), most_classes)
     class_columns = cdiv(classes, block_k) * block_k
     columns = [columns_of(p.shape[0]) for p in probability]
-    sizes = [x.shape[-2:] for x in (pixel_features or mask_embed)]
-    elements = sum(h * w * c for (h, w), c in zip(sizes, columns, strict=True))
+    pixels = [x.shape[-2] * x.shape[-1] for x in (pixel_features or mask_embed)]
+    elements = sum(p * c for p, c in zip(pixels, columns, strict=True))
     workspace = _Workspace(
         logits=first.new_empty(elements, dtype=torch.float32),
         parts=first.new_empty((2, sum(columns), class_columns), dtype=torch.float16),
         description=first.new_empty((views, FIELDS.value), dtype=torch.int64),
         ignored=first.new_empty(views, dtype=torch.float32),
     )
-    row, begin = 0, 0
-    for view, (mask_height, mask_width) in enumerate(sizes):
-        fields = View(
-            first_chunk=begin // CHUNK,
-            first_row=row,
-            chunks=columns[view] // CHUNK,
-            mask_height=mask_height,
-            mask_width=mask_width,
-            input_height=padded_heights[view],
-            input_width=padded_widths[view],
-            image_height=image_heights[view],
-            image_width=image_widths[view],
-            flipped=int(flipped[view]),
-        )
-        order = _prepare_view(probability[view], workspace, view, fields, block_k)
-        end = begin + mask_height * mask_width * columns[view]
-        logits_by_pixel(
-            mask_embed[view],
-            pixel_features[view] if pixel_features else None,
-            order,
-            workspace.logits[begin:end].view(mask_height * mask_width, columns[view]),
-        )
-        row, begin = row + columns[view], end
+    frames = [
+        *zip(padded_heights, padded_widths, image_heights, image_widths, flipped, strict=True)
+    ]
+    _prepare_views(workspace, probability, mask_embed, pixel_features, frames, block_k)
     tiles = cdiv(height, TILE.height) * cdiv(width, TILE.width)
     labels = first.new_empty((height, width), dtype=torch.int64)
     shape = (classes, height, width) if return_scores else (0,)
@@ -555,6 +540,46 @@ def semantic_segmentation(
             block_k,
         )
     return labels, scores
+
+
+def _prepare_views(
+    workspace: _Workspace,
+    probability: list[Tensor],
+    mask_embed: list[Tensor],
+    pixel_features: list[Tensor],
+    frames: list[tuple[int, int, int, int, bool]],
+    block_k: int,
+) -> None:
+    """Fill the workspace; arguments as for `semantic_segmentation`.
+
+    `frames`: height and width of each view's input and of its image, and whether it is mirrored.
+    """
+    row, begin = 0, 0
+    for view, p in enumerate(probability):
+        mask_height, mask_width = (pixel_features or mask_embed)[view].shape[-2:]
+        columns = columns_of(p.shape[0])
+        input_height, input_width, image_height, image_width, flipped = frames[view]
+        fields = View(
+            first_chunk=begin // CHUNK,
+            first_row=row,
+            chunks=columns // CHUNK,
+            mask_height=mask_height,
+            mask_width=mask_width,
+            input_height=input_height,
+            input_width=input_width,
+            image_height=image_height,
+            image_width=image_width,
+            flipped=int(flipped),
+        )
+        order = _prepare_view(p, workspace, view, fields, block_k)
+        end = begin + mask_height * mask_width * columns
+        logits_by_pixel(
+            mask_embed[view],
+            pixel_features[view] if pixel_features else None,
+            order,
+            workspace.logits[begin:end].view(mask_height * mask_width, columns),
+        )
+        row, begin = row + columns, end
 
 
 def _prepare_view(
@@ -588,7 +613,7 @@ def _prepare_view(
         description_ptr=workspace.description[view],
         ignored_ptr=workspace.ignored[view:],
         sizes=PrepareSizes(queries, classes, p.stride(0), all_columns, class_columns),
-        negligible=Negligible(together=IGNORED / views, each=NEGLIGIBLE / views),
+        negligible=Negligible(together=IGNORED / views, single=NEGLIGIBLE / views),
         view=fields,
         BLOCK=PrepareBlock(queries=128, classes=block_k),
         num_warps=4,
@@ -628,8 +653,8 @@ def _launch_semantic(
             width=labels.shape[1],
         ),
         VARIANT=variant,
+        TILE=TILE,
         BLOCK=SemanticBlock(
-            tile=TILE,
             classes=block_k,
             # Three products with 128 registers a thread: fewer queries at a time do not spill.
             queries=CHUNK // 2 if variant.in_full and warps == 16 else CHUNK,
@@ -682,27 +707,43 @@ def panoptic_owners(
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
-    resized = (image_height, image_width) != (height, width)
+    sizes = OwnersSizes(
+        columns=columns,
+        mask_height=mask_height,
+        mask_width=mask_width,
+        input_height=padded_height,
+        input_width=padded_width,
+        image_height=image_height,
+        image_width=image_width,
+        height=height,
+        width=width,
+    )
+    _launch_owners(logits, order, weights, kept, owners, counts, sizes, confident_only)
+    return owners, counts
+
+
+def _launch_owners(
+    logits: Tensor,
+    order: Tensor,
+    weights: Tensor,
+    kept: Tensor,
+    owners: Tensor,
+    counts: Tensor,
+    sizes: OwnersSizes,
+    confident_only: bool,
+) -> None:
+    """Fill `owners [H, W]` and add to `counts [Q, 3]`; the others are inputs."""
+    resized = (sizes.image_height, sizes.image_width) != (sizes.height, sizes.width)
     launcher.launch(
         owners_kernel,
-        (cdiv(height, TILE.height) * cdiv(width, TILE.width),),
+        (cdiv(sizes.height, TILE.height) * cdiv(sizes.width, TILE.width),),
         logits_ptr=logits,
         order_ptr=order,
         weights_ptr=weights,
         kept_ptr=kept,
         owners_ptr=owners,
         counts_ptr=counts,
-        sizes=OwnersSizes(
-            columns=columns,
-            mask_height=mask_height,
-            mask_width=mask_width,
-            input_height=padded_height,
-            input_width=padded_width,
-            image_height=image_height,
-            image_width=image_width,
-            height=height,
-            width=width,
-        ),
+        sizes=sizes,
         CONFIDENT_ONLY=confident_only,
         RESIZED=resized,
         TILE=TILE,
@@ -711,4 +752,3 @@ def panoptic_owners(
         num_warps=4 if resized else 8,
         num_stages=1,
     )
-    return owners, counts

@@ -48,13 +48,15 @@ def by_pixel_kernel(
     BLOCK: tl.constexpr,
 ):
     """`logits [h·w, columns]` of the queries `order [columns]`, 0 where that is −1."""
-    column = tl.program_id(1) * BLOCK.queries + tl.arange(0, BLOCK.queries)
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    BLOCK_Q: tl.constexpr = BLOCK.queries
+    column = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     query = tl.load(order_ptr + column, mask=column < columns, other=-1)
     if tl.max(query) >= 0:
-        p = (tl.program_id(0) * BLOCK.pixels + tl.arange(0, BLOCK.pixels)).to(tl.int64)
+        p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
         query_ptr = embed_ptr + query.to(tl.int64) * embed_stride.query
         if FACTORED:
-            x = tl.zeros([BLOCK.pixels, BLOCK.queries], tl.float32)
+            x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
             for start in range(0, channels, BLOCK.channels):
                 c = (start + tl.arange(0, BLOCK.channels)).to(tl.int64)
                 e = tl.load(
