@@ -38,7 +38,7 @@ def compile_verbosely(source: Path) -> str:
     codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
     command = [
         shutil.which("nvcc") or "nvcc",
-        *("-c", str(source), "-o", "/dev/null", "-std=c++20", "-O3", *codes, "--threads=2"),
+        *("-c", str(source), "-o", "/dev/null", "-std=c++17", "-O3", *codes, "--threads=2"),
         *("-Xptxas=-v", "-Xcompiler=-Wall,-Wextra", "-DUSE_CUDA"),
         *("-DTORCH_TARGET_VERSION=0x020b000000000000", "-I", str(ROOT / "csrc")),
         *("-isystem", str(Path(torch.__file__).parent / "include")),

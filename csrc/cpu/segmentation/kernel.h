@@ -1,6 +1,6 @@
 // The part of inference that is compiled once for each instruction set.
 //
-// A problem makes a band of rows of the result, some rows at a time, and keeps the mask logits that these
+// A task makes a band of rows of the result, a few rows at a time, and keeps the mask logits that these
 // need in a ring of rows. Resizing is linear, so all queries are resized before they are multiplied by
 // the class probabilities, a panel of pixels at a time: neither masks nor scores are ever in memory.
 // Every pixel is computed the same way wherever bands end.
@@ -50,7 +50,7 @@ struct SegmentationPlan {
   int64_t queries;  // of all views
   int64_t live;     // the rest have so little weight that they seldom change the best class
   int64_t height, width;
-  int64_t band, step;  // rows of a problem, and of those made together
+  int64_t band, step;  // rows of a task, and of those made together
   bool resize_logits;  // the sigmoid comes last
 
   const T* probability;  // packed, [K, queries]
