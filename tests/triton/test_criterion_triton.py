@@ -9,12 +9,12 @@ from helpers.triton_interpreter import assert_as_exact
 from torch import Tensor
 
 from mfkernels import SegmentTargets
-from mfkernels.ops.class_loss import triton_kernels as class_loss_kernels
+from mfkernels.ops.class_loss import triton_launch as class_loss_kernels
 from mfkernels.ops.class_loss.reference import class_loss as class_loss_oracle
 from mfkernels.ops.mask_loss import triton_launch as mask_loss_kernels
 from mfkernels.ops.mask_loss.reference import mask_loss as mask_loss_oracle
 from mfkernels.ops.matching_cost.reference import matching_cost as matching_cost_oracle
-from mfkernels.ops.matching_cost.triton_kernels import matching_cost as matching_cost_kernel
+from mfkernels.ops.matching_cost.triton_launch import matching_cost as matching_cost_kernel
 
 
 def dense(embed: Tensor, features: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from helpers.triton_compiler import (
     specialised_by_triton,
 )
 
-from mfkernels.ops.class_loss.triton_kernels import class_loss, class_loss_backward
-from mfkernels.ops.focal_dice import triton_kernels as focal_dice
+from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
+from mfkernels.ops.focal_dice import triton_launch as focal_dice
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
-from mfkernels.ops.matching_cost.triton_kernels import matching_cost
-from mfkernels.ops.segmentation import triton_kernels as segmentation
+from mfkernels.ops.matching_cost.triton_launch import matching_cost
+from mfkernels.ops.segmentation import triton_launch as segmentation
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mfkernels.ops.common.arguments import check_argument
 from mfkernels.ops.common.registration import differentiable_once, register
 
-TRITON = "mfkernels.ops.class_loss.triton_kernels"
+TRITON = "mfkernels.ops.class_loss.triton_launch"
 
 
 def check(

@@ -21,7 +21,7 @@ from mfkernels.ops.common.registration import (
     save,
 )
 
-TRITON = "mfkernels.ops.focal_dice.triton_kernels"
+TRITON = "mfkernels.ops.focal_dice.triton_launch"
 
 
 def check_focal_dice(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> None:

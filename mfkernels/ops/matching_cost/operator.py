@@ -49,5 +49,5 @@ def fake(
 
 
 register(
-    "matching_cost", check=check, fake=fake, triton="mfkernels.ops.matching_cost.triton_kernels"
+    "matching_cost", check=check, fake=fake, triton="mfkernels.ops.matching_cost.triton_launch"
 )

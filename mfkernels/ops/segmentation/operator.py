@@ -15,7 +15,7 @@ from mfkernels.checks import result_dtype
 from mfkernels.ops.common.arguments import check_argument, check_sides
 from mfkernels.ops.common.registration import register
 
-TRITON = "mfkernels.ops.segmentation.triton_kernels"
+TRITON = "mfkernels.ops.segmentation.triton_launch"
 
 
 def check_semantic(

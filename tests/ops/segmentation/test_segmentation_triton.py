@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfkernels.ops.segmentation import triton_kernels as kernels
+from mfkernels.ops.segmentation import triton_launch as kernels
 from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
+from mfkernels.ops.segmentation.triton_kernels import QUERIES_OF_GUESS
 
 Size = tuple[int, int]
 
@@ -133,7 +134,7 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     assert_best(labels, torch.einsum("qk,qhw->khw", probability.double(), masks))
     assert [arguments["VARIANT"].in_full for arguments in launches] == [False, True]
     ignored, unsure = launches[0]["ignored_ptr"], launches[0]["unsure_ptr"]
-    used = int(launches[0]["description_ptr"][0, kernels.QUERIES_OF_GUESS.value])
+    used = int(launches[0]["description_ptr"][0, QUERIES_OF_GUESS.value])
     bounds = probability.amax(1).sort(descending=True).values
     assert classes <= used < 32
     assert 0 < ignored[0] <= kernels.IGNORED
@@ -153,7 +154,7 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     # Nothing is ignored where every query matters.
     monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e-9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1]["description_ptr"][0, kernels.QUERIES_OF_GUESS.value] == 100
+    assert launches[-1]["description_ptr"][0, QUERIES_OF_GUESS.value] == 100
     assert launches[-1]["ignored_ptr"] == 0
 
 
