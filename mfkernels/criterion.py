@@ -35,12 +35,12 @@ _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
 
 class _Layers(NamedTuple):
-    """Predictions of some layers."""
+    """The predictions of one or more layers."""
 
     class_logits: Tensor
     """`[L, B, Q, K+1]`."""
-    masks: MaskPredictions
-    """The same layers and queries."""
+    predictions: MaskPredictions
+    """Of the masks, with the same layers and queries."""
 
 
 class MaskFormerCriterion(nn.Module):
@@ -141,7 +141,7 @@ class MaskFormerCriterion(nn.Module):
             matched = assignment.split([len(layers.class_logits) for layers in groups])
             for layers, queries in zip(groups, matched, strict=True):
                 loss_mask, loss_dice = mask_loss_unchecked(
-                    layers.masks, targets, queries, num_masks, self.alpha, self.gamma
+                    layers.predictions, targets, queries, num_masks, self.alpha, self.gamma
                 )
                 losses["loss_ce"].extend(self._class_loss(layers.class_logits, targets, queries))
                 losses["loss_mask"].extend(loss_mask)
@@ -167,8 +167,8 @@ class MaskFormerCriterion(nn.Module):
                     f"losses must have the names that the criterion gives, got {name!r}"
                 )
             kinds.setdefault(kind[1], []).append(loss)
-        # Few operators: on a GPU each is a launch, twice. Every kind has the same layers, but for
-        # a caller who took some out.
+        # Few operators: on a GPU each one is a launch, twice. Every kind has the same layers unless
+        # the caller took some out.
         if len({len(of_layers) for of_layers in kinds.values()}) == 1:
             stacked = torch.stack([loss for of_layers in kinds.values() for loss in of_layers])
             sums = stacked.view(len(kinds), -1).sum(1).unbind()
@@ -240,17 +240,17 @@ class MaskFormerCriterion(nn.Module):
             targets = _read_targets(targets)
         groups = []
         for class_logits, mask_embed, pixel_features in given:
-            masks = check_predictions(mask_embed, pixel_features)
-            check_targets(targets, masks)
+            predictions = check_predictions(mask_embed, pixel_features)
+            check_targets(targets, predictions)
             check_floating("class_logits", class_logits)
-            check_device("class_logits", class_logits, masks.embed.device)
-            expected = [*masks.embed.shape[:3], self.num_classes + 1]
+            check_device("class_logits", class_logits, predictions.embed.device)
+            expected = [*predictions.embed.shape[:3], self.num_classes + 1]
             if list(class_logits.shape) != expected:
                 raise ValueError(
                     f"class logits must be {expected} (layers, images, queries, classes + no "
                     f"object), got {list(class_logits.shape)}"
                 )
-            groups.append(_Layers(class_logits, masks))
+            groups.append(_Layers(class_logits, predictions))
         targets.check_labels(self.num_classes)
         return groups, targets
 
