@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from helpers.strategies import Case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mfkernels import SegmentTargets, backend, mask_loss, matching_cost, native, use_backend
+from mfkernels.ops.common import registration
 
 needs_registration = pytest.mark.skipif(
     backend.part("triton").problem is not None, reason=str(backend.part("triton").problem)
@@ -69,3 +72,17 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.why_not_native("mask_loss", "cuda") == (
         "the Triton kernels cannot be used: PyTorch is built without CUDA"
     )
+
+
+def test_a_launch_is_imported_by_its_first_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+
+    def import_module(name: str) -> ModuleType:
+        imported.append(name)
+        return math
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    launch = registration._imported_once("launches", "gcd")
+    assert imported == []
+    assert (launch(12, 18), launch(4, 6)) == (6, 2)
+    assert imported == ["launches"]
