@@ -1,5 +1,5 @@
 // The schema of every operator that has a kernel. Implementations register themselves beside their
-// kernels: those in C++ and CUDA in this folder, those in Triton in mfkernels/triton/registration.py.
+// kernels: those in C++ and CUDA in this folder, those in Triton in mfkernels/ops/.
 // (`mfkernels::assignment_reference` wraps SciPy and must be there without this library too: Python
 // defines it.)
 //
