@@ -145,12 +145,12 @@ def point_loss(
         if images.ndim != 3 or 0 in images.shape[1:]:
             raise ValueError(f"{name} must be [M, height, width], got {list(images.shape)}")
         check_memory(name, images)
-    masks = logits.shape[0]
-    if len(targets) != masks:
-        raise ValueError(f"targets must hold {masks} masks like logits, got {len(targets)}")
-    if points.ndim != 3 or points.shape[0] != masks or points.shape[1] < 1 or points.shape[2] != 2:
+    count = logits.shape[0]
+    if len(targets) != count:
+        raise ValueError(f"targets must hold {count} masks like logits, got {len(targets)}")
+    if points.ndim != 3 or points.shape[0] != count or points.shape[1] < 1 or points.shape[2] != 2:
         raise ValueError(
-            f"points must be [{masks}, P, 2] with at least one point, got {list(points.shape)}"
+            f"points must be [{count}, P, 2] with at least one point, got {list(points.shape)}"
         )
     check_device("targets", targets, logits.device)
     check_device("points", points, logits.device)

@@ -33,10 +33,10 @@ def check_point_loss(
     logits: Tensor, targets: Tensor, points: Tensor, alpha: float, gamma: float
 ) -> None:
     check_images("logits", logits)
-    masks = logits.shape[0]
-    check_argument("targets", targets, (masks, "H", "W"), logits, bool_if_it_is(targets))
+    count = logits.shape[0]
+    check_argument("targets", targets, (count, "H", "W"), logits, bool_if_it_is(targets))
     check_images("targets", targets)
-    check_argument("points", points, (masks, "P", 2), logits, result_dtype(logits))
+    check_argument("points", points, (count, "P", 2), logits, result_dtype(logits))
     check_focal(alpha, gamma)
 
 
