@@ -16,10 +16,10 @@ import pytest
 import torch
 from harness.command_line import EAGER, FusedRow, Provider, main, run_case
 from harness.inputs import CASES, Floor, Inputs, loss_floor, make_inputs, matching_floor
+from harness.official import official_criterion
 from torch import Tensor
 
 from mfkernels import MaskFormerCriterion
-from mfkernels.reference.criterion import criterion as official
 
 OURS = "mfkernels"
 
@@ -31,7 +31,7 @@ def eager_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Te
         for logits, mask in zip(inputs.class_logits, masks, strict=True)
     )
     outputs = {**final, "aux_outputs": aux}
-    return official(outputs, inputs.official_targets, criterion.num_classes)
+    return official_criterion(outputs, inputs.official_targets, criterion.num_classes)
 
 
 def our_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Tensor]:

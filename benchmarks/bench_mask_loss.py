@@ -15,22 +15,14 @@ from typing import Any
 import pytest
 import torch
 from harness.command_line import EAGER, FusedRow, Provider, main, run_case
-from harness.inputs import CASES, Inputs, loss_floor, make_inputs
+from harness.inputs import CASES, Inputs, loss_floor, make_inputs, random_matches
 from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import mask_loss
-from mfkernels.reference.focal_dice import focal_dice_loss
+from mfkernels.ops.focal_dice.reference import focal_dice_loss
 
 Losses = Callable[[Inputs, Tensor], Tensor]
-
-
-def random_matches(inputs: Inputs) -> Tensor:
-    """`[L, B, T]` distinct queries."""
-    layers, images, queries, _ = inputs.mask_embed.shape
-    generator = torch.Generator().manual_seed(1)
-    order = torch.rand(layers, images, queries, generator=generator).argsort(-1)
-    return order[..., : inputs.targets.max_count].to(inputs.targets.device)
 
 
 def ours(inputs: Inputs, matches: Tensor) -> Tensor:

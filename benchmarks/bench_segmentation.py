@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import SegmentationView, average_semantic_segmentation, panoptic_segmentation
-from mfkernels.reference.segmentation import panoptic_map
+from mfkernels.ops.segmentation.reference import panoptic_map
 
 Size = tuple[int, int]
 QUERIES, CHANNELS = 100, 256

@@ -10,14 +10,14 @@
 
 #include "core/assignment.h"
 #include "core/extent.h"
-#include "cpu/assignment.h"
-#include "cpu/instruction_set.h"
+#include "cpu/assignment/plan.h"
+#include "cpu/common/instruction_set.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using mfk::cpu::Element;
+using mfk::Element;
 namespace assignment = mfk::assignment;
 
 Element element_of(const py::array& cost) {
@@ -65,11 +65,22 @@ std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(cons
   if (rows == 0 || columns == 0) return {py::array_t<int64_t>(0), py::array_t<int64_t>(0)};
   std::vector<int64_t> column_of_row(static_cast<std::size_t>(rows));
   int32_t status = 0;
-  const mfk::cpu::AssignmentBatch batch{
-      cost.data(),          element_of(cost),     1,       rows,    columns,  0,
-      stride(cost, 0),      stride(cost, 1),      nullptr, nullptr, maximize,
-      /*strict=*/true,
-      /*substitute=*/false, column_of_row.data(), &status,
+  const assignment::Batch batch{
+      .cost = cost.data(),
+      .element = element_of(cost),
+      .batch = 1,
+      .rows = rows,
+      .columns = columns,
+      .batch_stride = 0,
+      .row_stride = stride(cost, 0),
+      .column_stride = stride(cost, 1),
+      .row_counts = nullptr,
+      .column_counts = nullptr,
+      .maximize = maximize,
+      .strict = true,
+      .substitute = false,
+      .assignment = column_of_row.data(),
+      .status = &status,
   };
   {
     const py::gil_scoped_release release;
@@ -111,22 +122,22 @@ std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
   }
   py::array_t<int64_t> result({problems, rows});
   py::array_t<int32_t> status(problems);
-  const mfk::cpu::AssignmentBatch batch{
-      cost.data(),
-      element_of(cost),
-      problems,
-      rows,
-      columns,
-      stride(cost, 0),
-      stride(cost, 1),
-      stride(cost, 2),
-      row_counts.data(),
-      column_counts.data(),
-      maximize,
-      strict,
-      /*substitute=*/true,
-      result.mutable_data(),
-      status.mutable_data(),
+  const assignment::Batch batch{
+      .cost = cost.data(),
+      .element = element_of(cost),
+      .batch = problems,
+      .rows = rows,
+      .columns = columns,
+      .batch_stride = stride(cost, 0),
+      .row_stride = stride(cost, 1),
+      .column_stride = stride(cost, 2),
+      .row_counts = row_counts.data(),
+      .column_counts = column_counts.data(),
+      .maximize = maximize,
+      .strict = strict,
+      .substitute = true,
+      .assignment = result.mutable_data(),
+      .status = status.mutable_data(),
   };
   {
     const py::gil_scoped_release release;

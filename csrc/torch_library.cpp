@@ -1,4 +1,7 @@
-// The schema of every operator. Implementations register themselves beside their kernels.
+// The schema of every operator that has a kernel. Implementations register themselves beside their
+// kernels: those in C++ and CUDA in this folder, those in Triton in mfkernels/ops/.
+// (`mfkernels::assignment_reference` wraps SciPy and must be there without this library too: Python
+// defines it.)
 //
 // Letters: L layers, B images, Q queries, K classes, C channels, h x w mask resolution, H x W that of
 // the targets, N segments in all, T the most of one image, M masks, P elements of one.
@@ -73,19 +76,32 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "sigmoid_focal_loss_backward(Tensor grad_losses, Tensor logits, Tensor targets, "
       "float alpha, float gamma) -> Tensor grad_logits");
 
-  // Inference on one image. `geometry`: of each view of it the height and width of the padded input,
-  // those of the image inside it, and (semantic only) whether the view is mirrored left to right, 0
-  // or 1. Masks are resized from h x w to the input, cut to the image, resized to the result
-  // (`height`, `width`), all bilinearly, and mirrored back.
+  // The class loss. `labels` [N], `counts` [B] and `assignment` [L, B, T] int64 as above. The cross
+  // entropy of `class_logits` [L, B, Q, K+1], in which a query without a segment is of the class "no
+  // object", K, with `no_object_weight`: `loss` and `weight` [L], the sum of the weighted losses and that
+  // of the weights, fp32. For the backward pass `normalizer` [L, B, Q] fp32, the logarithm of the sum of
+  // exponentials, and `target` [L, B, Q] int32, the class of each query.
+  m.def(
+      "class_loss(Tensor class_logits, Tensor labels, Tensor counts, Tensor assignment, "
+      "float no_object_weight) -> (Tensor loss, Tensor weight, Tensor normalizer, Tensor target)");
+  m.def(
+      "class_loss_backward(Tensor grad_loss, Tensor class_logits, Tensor normalizer, "
+      "Tensor target, float no_object_weight) -> Tensor grad_class_logits");
 
-  // `probability` [Q, K] of each view, fp32 or fp64, whose scores are added up; masks as above, each
+  // Inference on one image. A view of it is the image, of the given height and width, in the upper
+  // left of a padded input. Masks are resized from h x w to the padded input, cut to the image and
+  // resized to the result (`height`, `width`), all bilinearly.
+
+  // Lists hold an entry for each view; `flipped`: it is mirrored left to right, and its result is
+  // mirrored back. `probability` [Q, K], fp32 or fp64, whose scores are added up; masks as above, each
   // without L and B, and no `pixel_features` where they are logits. The sigmoid is taken at the size
   // of the input or, with `resize_logits`, of the result. A query too improbable to change a label may
   // be left out, also one whose mask is NaN. `labels` [H, W] int64: the first class of
   // the largest score. `scores` [K, H, W], or [0] where they are not wanted.
   m.def(
       "semantic_segmentation(Tensor[] probability, Tensor[] mask_embed, Tensor[] pixel_features, "
-      "int[] geometry, int height, int width, bool resize_logits, bool return_scores) "
+      "int[] padded_heights, int[] padded_widths, int[] image_heights, int[] image_widths, "
+      "bool[] flipped, int height, int width, bool resize_logits, bool return_scores) "
       "-> (Tensor labels, Tensor scores)");
 
   // `scores` [Q], fp32 or fp64, negative for a query that is left out. `owners` [H, W] int32: the
@@ -93,6 +109,8 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // `confident_only`, one whose sigmoid is below 0.5. `counts` [Q, 3] int64: the pixels that a query
   // owns (confident or not), those where its sigmoid is at least 0.5, and those of `owners`.
   m.def(
-      "panoptic_owners(Tensor scores, Tensor mask_embed, Tensor? pixel_features, int[] geometry, "
-      "int height, int width, bool confident_only) -> (Tensor owners, Tensor counts)");
+      "panoptic_owners(Tensor scores, Tensor mask_embed, Tensor? pixel_features, int "
+      "padded_height, "
+      "int padded_width, int image_height, int image_width, int height, int width, "
+      "bool confident_only) -> (Tensor owners, Tensor counts)");
 }

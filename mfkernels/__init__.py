@@ -1,19 +1,20 @@
 """Kernels for mask-classification models: the public names."""
 
-from mfkernels.assignment import (
+from mfkernels.backend import use_backend
+from mfkernels.criterion import MaskFormerCriterion
+from mfkernels.explanation import explain
+from mfkernels.ops.assignment import (
     assignment_to_indices,
     batch_linear_assignment,
     batch_linear_assignment_with_status,
     linear_sum_assignment,
 )
-from mfkernels.backend import explain, use_backend
-from mfkernels.criterion import MaskFormerCriterion
-from mfkernels.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss
-from mfkernels.mask_logits import mask_logits
-from mfkernels.mask_loss import mask_loss
-from mfkernels.matching_cost import matching_cost
-from mfkernels.sample_points import sample_points
-from mfkernels.segmentation import (
+from mfkernels.ops.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss
+from mfkernels.ops.mask_logits import mask_logits
+from mfkernels.ops.mask_loss import mask_loss
+from mfkernels.ops.matching_cost import matching_cost
+from mfkernels.ops.sample_points import sample_points
+from mfkernels.ops.segmentation import (
     Instances,
     SegmentationView,
     average_semantic_segmentation,

@@ -9,18 +9,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from mfkernels.assignment import (
+from mfkernels.checks import (
+    MaskPredictions,
+    check_device,
+    check_floating,
+    check_focal,
+    check_predictions,
+    check_targets,
+)
+from mfkernels.distributed import mean_num_masks, mean_over_processes
+from mfkernels.ops.assignment import (
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,
     STATUS_POSITIVE_INFINITY,
     batch_linear_assignment_with_status,
 )
-from mfkernels.class_loss import class_loss
-from mfkernels.mask_logits import check_device, check_floating, check_masks, check_targets
-from mfkernels.mask_loss import mask_loss
-from mfkernels.matching_cost import check_focal, matching_cost
+from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.mask_loss import mask_loss_unchecked
+from mfkernels.ops.matching_cost import matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
@@ -28,13 +35,12 @@ _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
 
 class _Layers(NamedTuple):
-    """Predictions of some layers."""
+    """The predictions of one or more layers."""
 
     class_logits: Tensor
     """`[L, B, Q, K+1]`."""
-    mask_embed: Tensor
-    """`[L, B, Q, C]`, or logits `[L, B, Q, h, w]`."""
-    pixel_features: Tensor | None
+    predictions: MaskPredictions
+    """Of the masks, with the same layers and queries."""
 
 
 class MaskFormerCriterion(nn.Module):
@@ -127,31 +133,23 @@ class MaskFormerCriterion(nn.Module):
             TypeError, ValueError: a key is missing, or a dtype, shape, device or label does not
                 fit.
         """
-        layers, targets = self._check(outputs, targets)
-        device = targets.device
-        with torch.autocast(device.type, enabled=False):
-            assignment = self._match(layers, targets)
-            num_masks = _num_masks(targets)
-            losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
-            start = 0
-            for some in layers:
-                part = assignment[start : start + len(some.class_logits)]
-                start += len(part)
-                loss_mask, loss_dice = mask_loss(
-                    some.mask_embed,
-                    some.pixel_features,
-                    targets,
-                    part,
-                    num_masks=num_masks,
-                    alpha=self.alpha,
-                    gamma=self.gamma,
+        groups, targets = self._check(outputs, targets)
+        losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
+        with torch.autocast(targets.device.type, enabled=False):
+            assignment = self._match(groups, targets)
+            num_masks = mean_num_masks(targets)
+            matched = assignment.split([len(layers.class_logits) for layers in groups])
+            for layers, queries in zip(groups, matched, strict=True):
+                loss_mask, loss_dice = mask_loss_unchecked(
+                    layers.predictions, targets, queries, num_masks, self.alpha, self.gamma
                 )
-                losses["loss_ce"].extend(self._class_loss(some.class_logits, targets, part))
+                losses["loss_ce"].extend(self._class_loss(layers.class_logits, targets, queries))
                 losses["loss_mask"].extend(loss_mask)
                 losses["loss_dice"].extend(loss_dice)
+        final = len(assignment) - 1
         return {
-            name if layer == start - 1 else f"{name}_{layer}": losses[name][layer]
-            for layer in (start - 1, *range(start - 1))
+            name if layer == final else f"{name}_{layer}": losses[name][layer]
+            for layer in (final, *range(final))
             for name in losses
         }
 
@@ -169,13 +167,13 @@ class MaskFormerCriterion(nn.Module):
                     f"losses must have the names that the criterion gives, got {name!r}"
                 )
             kinds.setdefault(kind[1], []).append(loss)
-        # Few operators: on a GPU each is a launch, twice. Every kind has the same layers, but for
-        # a caller who took some out.
-        if len({len(some) for some in kinds.values()}) == 1:
-            stacked = torch.stack([loss for some in kinds.values() for loss in some])
+        # Few operators: on a GPU each one is a launch, twice. Every kind has the same layers unless
+        # the caller took some out.
+        if len({len(of_layers) for of_layers in kinds.values()}) == 1:
+            stacked = torch.stack([loss for of_layers in kinds.values() for loss in of_layers])
             sums = stacked.view(len(kinds), -1).sum(1).unbind()
         else:
-            sums = tuple(torch.stack(some).sum() for some in kinds.values())
+            sums = tuple(torch.stack(of_layers).sum() for of_layers in kinds.values())
         first, *others = kinds
         total = self.weights[first] * sums[0]
         for other, loss in zip(others, sums[1:], strict=True):
@@ -191,22 +189,16 @@ class MaskFormerCriterion(nn.Module):
 
         Arguments and errors are those of `forward`. Differentiates nothing.
         """
-        layers, targets = self._check(outputs, targets)
-        return self._match(layers, targets)
+        groups, targets = self._check(outputs, targets)
+        return self._match(groups, targets)
 
     @torch.no_grad()
-    def _match(self, layers: list[_Layers], targets: SegmentTargets) -> Tensor:
+    def _match(self, groups: list[_Layers], targets: SegmentTargets) -> Tensor:
+        weights = self.weights
+        options = (weights["loss_ce"], weights["loss_mask"], weights["loss_dice"])
         costs = [
-            matching_cost(
-                *some,
-                targets,
-                class_weight=self.weights["loss_ce"],
-                mask_weight=self.weights["loss_mask"],
-                dice_weight=self.weights["loss_dice"],
-                alpha=self.alpha,
-                gamma=self.gamma,
-            )
-            for some in layers
+            matching_cost_unchecked(*layers, targets, (*options, self.alpha, self.gamma))
+            for layers in groups
         ]
         cost = torch.cat(costs) if len(costs) > 1 else costs[0]
         queries = cost.shape[2]
@@ -235,36 +227,39 @@ class MaskFormerCriterion(nn.Module):
         with few segments more.
         """
         loss, weight = class_loss(class_logits, targets, assignment, self.no_object_weight)
-        return loss / _average_over_processes(weight)
+        return loss / mean_over_processes(weight)
 
     def _check(
         self,
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> tuple[list[_Layers], SegmentTargets]:
-        layers = _read_outputs(outputs)
+        """Predictions (earlier layers first) and targets, which no operation checks again."""
+        given = _read_outputs(outputs)
         if not isinstance(targets, SegmentTargets):
             targets = _read_targets(targets)
-        for some in layers:
-            masks = check_masks(some.mask_embed, some.pixel_features)
-            check_targets(targets, masks)
-            check_floating("class_logits", some.class_logits)
-            check_device("class_logits", some.class_logits, masks.embed.device)
-            expected = [*masks.embed.shape[:3], self.num_classes + 1]
-            if list(some.class_logits.shape) != expected:
+        groups = []
+        for class_logits, mask_embed, pixel_features in given:
+            predictions = check_predictions(mask_embed, pixel_features)
+            check_targets(targets, predictions)
+            check_floating("class_logits", class_logits)
+            check_device("class_logits", class_logits, predictions.embed.device)
+            expected = [*predictions.embed.shape[:3], self.num_classes + 1]
+            if list(class_logits.shape) != expected:
                 raise ValueError(
                     f"class logits must be {expected} (layers, images, queries, classes + no "
-                    f"object), got {list(some.class_logits.shape)}"
+                    f"object), got {list(class_logits.shape)}"
                 )
+            groups.append(_Layers(class_logits, predictions))
         targets.check_labels(self.num_classes)
-        return layers, targets
+        return groups, targets
 
 
-def _read_outputs(outputs: Mapping[str, Any]) -> list[_Layers]:
-    """The predictions, earlier layers first."""
+def _read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Class logits, mask embeddings and pixel features (or mask logits and None), by layers."""
     if "mask_embed" in outputs:
         return [
-            _Layers(
+            (
                 _need(outputs, "class_logits"),
                 outputs["mask_embed"],
                 _need(outputs, "pixel_features"),
@@ -273,8 +268,8 @@ def _read_outputs(outputs: Mapping[str, Any]) -> list[_Layers]:
     predictions = [*(outputs.get("aux_outputs") or ()), outputs]
     # Dense logits are large: each layer stays where it is, none is copied into a stack.
     return [
-        _Layers(_need(each, "pred_logits")[None], _need(each, "pred_masks")[None], None)
-        for each in predictions
+        (_need(layer, "pred_logits")[None], _need(layer, "pred_masks")[None], None)
+        for layer in predictions
     ]
 
 
@@ -298,23 +293,3 @@ def _read_targets(targets: Sequence[Mapping[str, Tensor]]) -> SegmentTargets:
                 f"{sorted(target) if isinstance(target, Mapping) else type(target).__name__}"
             )
     return SegmentTargets.from_masks([t["masks"] for t in targets], [t["labels"] for t in targets])
-
-
-def _num_masks(targets: SegmentTargets) -> Tensor:
-    """Segments per process, averaged over all processes, at least 1; on the device."""
-    if not _in_parallel():
-        return torch.full((), max(targets.num_segments, 1.0), device=targets.device)
-    count = torch.full((), float(targets.num_segments), device=targets.device)
-    return _average_over_processes(count).clamp(min=1)
-
-
-def _in_parallel() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _average_over_processes(value: Tensor) -> Tensor:
-    """The mean over all processes, so that they together weigh what one process would."""
-    if _in_parallel():
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value

@@ -71,8 +71,8 @@ class SegmentTargets:
         filled = [self.labels.new_full((), count) for count in self.counts]
         counts = torch.stack(filled) if filled else self.labels.new_zeros(0)
         object.__setattr__(self, "_counts", counts)
-        known = holds_values(self.labels) and total > 0
-        limits = (int(self.labels.min()), int(self.labels.max())) if known else None
+        readable = holds_values(self.labels) and total > 0
+        limits = (int(self.labels.min()), int(self.labels.max())) if readable else None
         object.__setattr__(self, "_label_limits", limits)
 
     def __repr__(self) -> str:
@@ -169,8 +169,8 @@ class SegmentTargets:
                     f"masks[{image}] has {mask.shape[0]} masks, but labels[{image}] has "
                     f"{len(label)} entries"
                 )
-            known = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
-            if known and not bool(((mask == 0) | (mask == 1)).all()):
+            readable = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
+            if readable and not bool(((mask == 0) | (mask == 1)).all()):
                 raise ValueError(
                     f"masks[{image}] must hold 0 and 1 only, "
                     f"got values from {mask.min().item()} to {mask.max().item()}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import mfkernels
-from mfkernels import backend
+from mfkernels import backend, native
 
 PACKAGE = Path(mfkernels.__file__).parent
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def missing(fresh: pytest.MonkeyPatch) -> None:
     """As if `assignment` had no native kernel."""
-    fresh.setitem(backend._native, ("assignment", "cpu"), "it was taken away")
+    fresh.setitem(backend._reasons, ("assignment", "cpu"), "it was taken away")
 
 
 def test_request_comes_from_the_block_then_the_environment(fresh: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_every_operation_and_device_has_a_row(fresh: pytest.MonkeyPatch) -> None
         for operation, device, choice, why in explanation.operations
     }
     assert set(rows) == {(o, d) for o in backend.OPERATIONS for d in ("cpu", "cuda")}
-    assert all(bool(why) == (choice == "reference") for choice, why in rows.values())
+    assert all(bool(why) == (choice != "native") for choice, why in rows.values())
     assert all(operation in str(explanation) for operation in backend.OPERATIONS)
     with mfkernels.use_backend("reference"):
         rows_of_reference = mfkernels.explain().operations
@@ -140,7 +140,7 @@ def test_device_types_without_kernels() -> None:
 def test_a_library_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     for name in ("cpu", "cuda"):
         (tmp_path / f"_torch_{name}.so").write_bytes(b"not a library")
-    parts = backend._load_libraries(tmp_path)
+    parts = native.load_libraries(tmp_path)
     assert "cannot be loaded" in str(parts["cpu"].problem)
     assert "needs the cpu library" in str(parts["cuda"].problem)
 
@@ -148,16 +148,16 @@ def test_a_library_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
 def test_a_numpy_module_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     (tmp_path / f"_numpy{suffix}").write_bytes(b"not a library")
-    module, part = backend._load_numpy_module(tmp_path)
+    module, part = native.load_numpy_module(tmp_path)
     assert module is None
     assert "cannot be loaded" in str(part.problem)
 
 
 def test_the_reason_of_the_build_is_passed_on(tmp_path: Path) -> None:
     (tmp_path / "native_build.json").write_text('{"cpu": "no compiler", "cuda": "no nvcc"}')
-    parts = backend._load_libraries(tmp_path)
+    parts = native.load_libraries(tmp_path)
     assert [part.problem for part in parts.values()] == ["no compiler", "no nvcc"]
-    assert not backend._load_libraries(tmp_path / "nowhere")["cpu"].usable
+    assert not native.load_libraries(tmp_path / "nowhere")["cpu"].usable
 
 
 def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from helpers import golden
 from helpers.fake_gpu import StayOnDevice
+from helpers.official_criterion import criterion as official
 from helpers.strategies import Case, cases, official_outputs
 from hypothesis import assume, given, settings
 from torch import Tensor
@@ -19,8 +19,7 @@ from torch import multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits, use_backend
-from mfkernels.reference.criterion import criterion as official
-from mfkernels.reference.matching_cost import nearest_masks
+from mfkernels.ops.matching_cost.reference import nearest_masks
 
 
 def factored(case: Case, dtype: torch.dtype = torch.float32, *, grad: bool = False) -> Any:
@@ -469,9 +468,8 @@ class TestNothingWaits:
         outputs = factored(case, grad=True)
         targets = case.targets()
         criterion = MaskFormerCriterion(case.classes)
-        for module in ("mfkernels.targets", "mfkernels.mask_loss"):
-            # import_module, because the package has a function of the same name.
-            monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
+        for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
+            monkeypatch.setattr(f"{module}.holds_values", lambda tensor: False)
         with StayOnDevice():
             criterion.total(criterion(outputs, targets)).backward()
         assert outputs["pixel_features"].grad is not None

@@ -94,6 +94,14 @@ def make_inputs(name: str, device: torch.device) -> Inputs:
     )
 
 
+def random_matches(inputs: Inputs) -> Tensor:
+    """`[L, B, T]` distinct queries."""
+    layers, images, queries, _ = inputs.mask_embed.shape
+    generator = torch.Generator().manual_seed(1)
+    order = torch.rand(layers, images, queries, generator=generator).argsort(-1)
+    return order[..., : inputs.targets.max_count].to(inputs.targets.device)
+
+
 @dataclass(frozen=True)
 class Floor:
     """What no implementation can avoid."""

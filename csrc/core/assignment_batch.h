@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "core/assignment.h"
+#include "core/element.h"
+#include "core/integers.h"
 
 namespace mfk::assignment {
-
-enum class Element : int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
 struct Batch {
   const void* cost;
@@ -46,7 +46,7 @@ MFK_INLINE Shape shape_of(const Batch& batch, int64_t index) {
 
 // Working memory of one problem, one block: 8-byte arrays first.
 MFK_INLINE int64_t array_bytes(int64_t rows, int64_t columns, bool strict) {
-  return (rows * 32 + columns * (strict ? 32 : 24) + 15) / 16 * 16;
+  return round_up(rows * 32 + columns * (strict ? 32 : 24), 16);
 }
 
 template <class T>
@@ -91,21 +91,21 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
   int32_t i = group.lane() % inner;
   while (o < outer) {
     S costs[kInFlight];
-    int64_t places[kInFlight];
+    int64_t targets[kInFlight];
     MFK_UNROLL
     for (int k = 0; k < kInFlight; ++k) {
       // Past the end the last entry is read again and goes nowhere.
       const bool inside = o < outer;
       const int64_t safe_o = inside ? o : outer - 1;
       costs[k] = source[safe_o * from_outer + i * from_inner];
-      places[k] = inside ? o * to_outer + i * to_inner : -1;
+      targets[k] = inside ? o * to_outer + i * to_inner : -1;
       for (i += group.lanes(); i >= inner; i -= inner) ++o;
     }
     MFK_UNROLL
     for (int k = 0; k < kInFlight; ++k) {
-      if (places[k] < 0) continue;
+      if (targets[k] < 0) continue;
       const T cost = widen(costs[k]);
-      dense[places[k]] = admit(negate ? -cost : cost, status);
+      dense[targets[k]] = admit(negate ? -cost : cost, status);
     }
   }
   return status;

@@ -13,12 +13,13 @@
 #include <tuple>
 
 #include "core/assignment_batch.h"
-#include "tensor_checks.h"
+#include "core/integers.h"
+#include "tensors/assignment_batch.h"
 
 namespace {
 
+using mfk::Element;
 using mfk::assignment::Batch;
-using mfk::assignment::Element;
 using mfk::assignment::Nearest;
 using mfk::assignment::TwoLeast;
 using torch::headeronly::ScalarType;
@@ -211,12 +212,12 @@ void solve(const Tensor& cost, const Batch& batch, int device, cudaStream_t stre
   const int64_t least = batch.rows < batch.columns ? batch.rows : batch.columns;
   const int64_t most = batch.rows < batch.columns ? batch.columns : batch.rows;
   const int64_t arrays = mfk::assignment::array_bytes(least, most, kStrict);
-  const int64_t costs = (least * mfk::assignment::dense_stride(most) * sizeof(T) + 15) / 16 * 16;
+  const int64_t costs = mfk::round_up(least * mfk::assignment::dense_stride(most) * sizeof(T), 16);
   const int64_t block_limit =
       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kReservedBytes;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
   const int64_t per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  const int64_t wave = (batch.batch + processors - 1) / processors;
+  const int64_t wave = mfk::divide_up(batch.batch, processors);
   const bool one_wave = wave * (arrays + costs + kReservedBytes) <= per_processor;
 
   if (most <= kManyColumns && arrays + costs <= block_limit &&
@@ -253,44 +254,23 @@ const int64_t* checked_counts(const char* name, const std::optional<Tensor>& cou
 std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Tensor>& row_counts,
                                       const std::optional<Tensor>& col_counts, bool maximize,
                                       bool strict) {
-  mfk::check_shape("cost", cost, {"B", "R", "C"});
-  mfk::check_memory("cost", cost);
-  const int64_t batch = cost.size(0), rows = cost.size(1), columns = cost.size(2);
-  mfk::check_at_most("cost: problems", batch, mfk::kMostProblems);
-  mfk::check_at_most("cost: rows", rows, mfk::kMostRows);
-  mfk::check_at_most("cost: columns", columns, mfk::kMostRows);
-  const int32_t device = cost.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  Tensor result = torch::stable::new_empty(cost, {batch, rows}, ScalarType::Long);
-  Tensor status = torch::stable::new_empty(cost, {batch}, ScalarType::Int);
-  const Batch work{
-      cost.const_data_ptr(),
-      mfk::element_of("cost", cost),
-      batch,
-      rows,
-      columns,
-      cost.stride(0),
-      cost.stride(1),
-      cost.stride(2),
-      checked_counts("row_counts", row_counts, cost),
-      checked_counts("col_counts", col_counts, cost),
-      maximize,
-      strict,
-      /*substitute=*/true,
-      result.mutable_data_ptr<int64_t>(),
-      status.mutable_data_ptr<int32_t>(),
-  };
-  if (batch > 0) {
+  mfk::AssignmentTensors tensors(cost, maximize, strict);
+  Batch& batch = tensors.batch;
+  batch.row_counts = checked_counts("row_counts", row_counts, cost);
+  batch.column_counts = checked_counts("col_counts", col_counts, cost);
+  if (batch.batch > 0) {
+    const int32_t device = cost.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
     void* handle = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
     const cudaStream_t stream = static_cast<cudaStream_t>(handle);
-    const bool wide = work.element == Element::kDouble;
-    if (wide && strict) solve<double, true>(cost, work, device, stream);
-    if (wide && !strict) solve<double, false>(cost, work, device, stream);
-    if (!wide && strict) solve<float, true>(cost, work, device, stream);
-    if (!wide && !strict) solve<float, false>(cost, work, device, stream);
+    const bool is_double = batch.element == Element::kDouble;
+    if (is_double && strict) solve<double, true>(cost, batch, device, stream);
+    if (is_double && !strict) solve<double, false>(cost, batch, device, stream);
+    if (!is_double && strict) solve<float, true>(cost, batch, device, stream);
+    if (!is_double && !strict) solve<float, false>(cost, batch, device, stream);
   }
-  return {result, status};
+  return {tensors.assignment, tensors.status};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mfkernels, CUDA, m) { m.impl("assignment", TORCH_BOX(&assignment)); }

@@ -3,8 +3,8 @@
 Constructors, arguments and results are those of `mask_former.modeling` and of
 `mask2former.modeling`, which differ by points: with `num_points` (and, for the criterion,
 `oversample_ratio` and `importance_sample_ratio`) the masks are compared at sampled points. All
-layers and images are matched in one call on their device (with points: one a layer, because that is
-the order of the random numbers), and nothing waits for it.
+layers and images are matched in one call on their device (with points: one call per layer, because
+that is the order of the random numbers), and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from mfkernels.class_loss import class_loss
-from mfkernels.integrations import points
+from mfkernels.distributed import mean_num_masks
+from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -25,7 +25,8 @@ from mfkernels.integrations.matching import (
     has_hooks,
     pairs,
 )
-from mfkernels.mask_loss import mask_loss
+from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
 __all__ = ["HungarianMatcher", "SetCriterion"]
@@ -103,22 +104,22 @@ class HungarianMatcher(nn.Module):
         labels, masks = _split(targets)
         if self.num_points:
             costs = [
-                points.matching_cost(
-                    each["pred_logits"],
-                    each["pred_masks"],
+                point_sampling.point_matching_cost(
+                    layer["pred_logits"],
+                    layer["pred_masks"],
                     masks,
                     labels,
                     self.num_points,
                     **weights,
                 )
-                for each in layers
+                for layer in layers
             ]
         else:
             segments = segments or SegmentTargets.from_masks(masks, labels)
             sizes = [(mask.shape[1], mask.shape[2]) for mask in masks]
             costs = [
-                dense_cost(each["pred_logits"], each["pred_masks"], segments, sizes, **weights)
-                for each in layers
+                dense_cost(layer["pred_logits"], layer["pred_masks"], segments, sizes, **weights)
+                for layer in layers
             ]
         return assign(torch.stack(costs), [len(label) for label in labels])
 
@@ -191,16 +192,16 @@ class SetCriterion(nn.Module):
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
         segments = SegmentTargets.from_masks(masks, labels)
-        number = _num_masks(segments)
+        num_masks = mean_num_masks(segments)
         if self.num_points:
             # Matching and loss of each layer in turn, as the random numbers are drawn.
-            found = [self._layers([each], targets, segments, number)[0] for each in layers]
+            losses = [self._layers([layer], targets, segments, num_masks)[0] for layer in layers]
         else:
-            found = self._layers(layers, targets, segments, number)
+            losses = self._layers(layers, targets, segments, num_masks)
         result: dict[str, Tensor] = {}
-        for layer, some in enumerate(found):
+        for layer, of_layer in enumerate(losses):
             suffix = f"_{layer - 1}" if layer else ""
-            result.update({name + suffix: loss for name, loss in some.items()})
+            result.update({name + suffix: loss for name, loss in of_layer.items()})
         return result
 
     def _layers(
@@ -212,20 +213,20 @@ class SetCriterion(nn.Module):
     ) -> list[dict[str, Tensor]]:
         result = []
         matches = self._match(layers, targets, segments)
-        for each, (matched, indices) in zip(layers, matches, strict=True):
-            some: dict[str, Tensor] = {}
+        for layer, (matched, indices) in zip(layers, matches, strict=True):
+            losses: dict[str, Tensor] = {}
             if "labels" in self.losses:
                 loss, weight = class_loss(
-                    each["pred_logits"][None], segments, matched[None], self.eos_coef
+                    layer["pred_logits"][None], segments, matched[None], self.eos_coef
                 )
-                some["loss_ce"] = loss[0] / weight[0]
+                losses["loss_ce"] = loss[0] / weight[0]
             if "masks" in self.losses:
                 loss_mask, loss_dice = self._mask_losses(
-                    each["pred_masks"], segments, matched, indices
+                    layer["pred_masks"], segments, matched, indices
                 )
-                some["loss_mask"] = loss_mask / num_masks
-                some["loss_dice"] = loss_dice / num_masks
-            result.append(some)
+                losses["loss_mask"] = loss_mask / num_masks
+                losses["loss_dice"] = loss_dice / num_masks
+            result.append(losses)
         return result
 
     def _match(
@@ -240,9 +241,12 @@ class SetCriterion(nn.Module):
         ):
             assignment = self.matcher.assign(layers, targets, segments)
             queries = layers[0]["pred_logits"].shape[1]
-            return [(each, pairs(each, segments.counts, queries)) for each in assignment]
-        found = [self.matcher(each, targets) for each in layers]
-        return [(from_pairs(each, segments.max_count, segments.device), each) for each in found]
+            return [(matched, pairs(matched, segments.counts, queries)) for matched in assignment]
+        indices = [self.matcher(layer, targets) for layer in layers]
+        return [
+            (from_pairs(matched, segments.max_count, segments.device), matched)
+            for matched in indices
+        ]
 
     def _mask_losses(
         self,
@@ -253,20 +257,12 @@ class SetCriterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if not self.num_points:
             return mask_loss(mask_logits, None, segments, matched, num_masks=1.0)
-        sampling = points.Sampling(
+        sampling = point_sampling.Sampling(
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
         masks = [segments.dense_masks(image) for image in range(segments.batch_size)]
-        return points.mask_losses(mask_logits, masks, indices, sampling, unique=True)
+        return point_sampling.mask_losses(mask_logits, masks, indices, sampling, unique=True)
 
 
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
     return [target["labels"] for target in targets], [target["masks"] for target in targets]
-
-
-def _num_masks(segments: SegmentTargets) -> Tensor:
-    number = torch.full((), float(segments.num_segments), device=segments.device)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(number)
-        number /= distributed.get_world_size()
-    return number.clamp(min=1)

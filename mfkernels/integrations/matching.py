@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfkernels.assignment import batch_linear_assignment
-from mfkernels.matching_cost import matching_cost
+from mfkernels.ops.assignment import batch_linear_assignment
+from mfkernels.ops.matching_cost import matching_cost
 from mfkernels.targets import SegmentTargets
 
 Pair = tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""Triton kernels: one file per operation, named like the operation.
+"""What the Triton kernels of all operations share; those themselves are in `mfkernels/ops/<op>`.
 
 Nothing here imports Triton until a kernel is needed: `registration` says which file serves which
 operator, and PyTorch's dispatcher calls it for CUDA tensors.

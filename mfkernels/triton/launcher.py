@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start `kernel` on `grid` programs, if there are any."""
+def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
+    """Start `kernel` on `grid` programs, if there are any; arguments and options go by name."""
     if 0 not in grid:
         # Products and sums are fused, for speed and one rounding less; Triton's default until 3.9.
-        start(kernel, grid, *arguments, enable_fp_fusion=True, **options)
+        start(kernel, grid, enable_fp_fusion=True, **arguments)
 
 
-def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+def start(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """`launch`, sure of work to do; tests replace it to record what is started."""
-    device = next(each.device for each in arguments if isinstance(each, Tensor))
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
-        kernel[grid](*arguments, **options)
+        kernel[grid](**arguments)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -39,11 +39,6 @@ def check_floats(operation: str, *given: Tensor | None) -> None:
             )
 
 
-def focal_weights(alpha: float) -> tuple[float, float]:
-    """Weight of the focal loss where the target is 1, and where it is 0."""
-    return (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-
-
 def float32_precision() -> str:
     """How products of float32 matrices are formed: split in three, or TF32 if the user allows it.
 

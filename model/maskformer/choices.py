@@ -11,4 +11,4 @@ Format = Literal["native", "hf", "official"]
 """Of a checkpoint: our own, that of `transformers`, the authors'."""
 
 Backend = Literal["reference", "native", "auto"]
-"""`mfkernels.backend.Request`, without the import of PyTorch."""
+"""`mfkernels.backend.Backend`, without the import of PyTorch."""

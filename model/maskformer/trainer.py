@@ -70,7 +70,7 @@ from maskformer.run_folder import (
 )
 from maskformer.signals import Interrupted, Signals
 from maskformer.writing import write_text
-from mfkernels.backend import Request as Backend
+from mfkernels.backend import Backend
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 AGREE_STEPS, AGREE_SECONDS = 10, 2.0

@@ -8,6 +8,7 @@ the call. Memory is limited, but with `--no-limit` (under sanitizers, which map 
 from __future__ import annotations
 
 import random
+import re
 import resource
 import sys
 from collections import Counter
@@ -162,16 +163,20 @@ class Draw:
     def semantic_segmentation(self) -> list[Any]:
         views = [self.view() for _ in range(self.random.randint(1, 2))]
         chances = [torch.rand(self.Q, self.K, generator=self.generator) for _ in views]
-        geometry = [x for *_, sizes in views for x in (*sizes, int(self.flag()))]
+        sides_of_views = [
+            list(sides) for sides in zip(*(sides for *_, sides in views), strict=True)
+        ]
+        flipped = [self.flag() for _ in views]
         features = [features for _, features, _ in views if features is not None]
         sides = [self.random.randint(1, 300), self.random.randint(1, 40)]
         embed = [embed for embed, *_ in views]
-        return [chances, embed, features, geometry, *sides, self.flag(), self.flag()]
+        given = [chances, embed, features, *sides_of_views, flipped]
+        return [*given, *sides, self.flag(), self.flag()]
 
     def panoptic_owners(self) -> list[Any]:
-        embed, features, geometry = self.view()
+        embed, features, sides = self.view()
         scores = torch.rand(self.Q, generator=self.generator) - 0.3
-        return [scores, embed, features, geometry, self.random.randint(1, 40), 35, self.flag()]
+        return [scores, embed, features, *sides, self.random.randint(1, 40), 35, self.flag()]
 
     def flag(self) -> bool:
         return self.random.random() < 0.5
@@ -191,6 +196,8 @@ class Draw:
             numbers = list(value) or [0]
             numbers[choice(range(len(numbers)))] = choice(INTEGERS)
             return choice((numbers, numbers[1:], []))
+        if kind == "bool[]":
+            return choice((list(value)[1:], [*value, True], [None]))
         if kind == "int":
             return choice((*INTEGERS, None, 2**64))
         if kind == "float":
@@ -268,7 +275,7 @@ def run(calls: int, seed: int, last: Path | None) -> Counter[str]:
                 range(len(arguments)), draw.random.choice((0, 1, 1, 2))
             ):
                 kind = kinds[place].replace("Optional[Tensor]", "Tensor?")
-                kind = kind.replace("List[Tensor]", "Tensor[]").replace("List[int]", "int[]")
+                kind = re.sub(r"List\[(\w+)\]", r"\1[]", kind)
                 arguments[place] = draw.spoil(kind, arguments[place])
         except (*EXPECTED, IndexError):
             outcomes["not drawn"] += 1

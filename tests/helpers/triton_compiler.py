@@ -16,7 +16,9 @@ import torch
 import triton
 from helpers.repository import ROOT
 from torch import Tensor
+from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 from mfkernels.triton import launcher
@@ -53,8 +55,9 @@ TYPES = {
 class Launch:
     kernel: Any
     grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
+    arguments: dict[str, Any]
     options: dict[str, Any]
+    """Of the compiler; the constants of the kernel are among its arguments."""
 
     @property
     def name(self) -> str:
@@ -66,8 +69,9 @@ def recorded() -> Iterator[list[Launch]]:
     """What is launched inside the block; nothing runs, so that tensors may be on any device."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        launches.append(Launch(kernel, grid, arguments, options))
+    def record(kernel: Any, grid: tuple[int, ...], /, **given: Any) -> None:
+        arguments = {name: given.pop(name) for name in kernel.arg_names}
+        launches.append(Launch(kernel, grid, arguments, given))
 
     original, launcher.start = launcher.start, record
     try:
@@ -93,34 +97,57 @@ class Compiled:
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
     """Compile with the specialisation that the JIT would choose for these arguments."""
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    options = dict(launch.options)
-    names = launch.kernel.arg_names
-    values = dict(zip(names, launch.arguments, strict=False))
-    for index, name in enumerate(names):
-        if name in options:
-            signature[name] = "constexpr"
-            constants[(index,)] = options.pop(name)
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
             continue
-        value = values[name]
-        if isinstance(value, Tensor):
-            signature[name] = "*" + TYPES[value.dtype]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:
-            signature[name] = "constexpr"
-            constants[(index,)] = 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        signature[parameter.name], known = specialised(value)
+        for path, what in _leaves(known, (index,)):
+            if what == "D":
+                attributes[path] = [["tt.divisibility", 16]]
+            elif what not in ("", None):
+                constants[path] = what
     source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=options)
+    compiled = triton.compile(source, target=target, options=launch.options)
     usage = _resource_usage(compiled.asm["cubin"])
     return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def specialised(value: Any) -> tuple[Any, Any]:
+    """Type of an argument, and what is known of it: a constant, or "D" if 16 divides it.
+
+    Of a named tuple, two named tuples.
+    """
+    if isinstance(value, tuple):
+        types, known = zip(*map(specialised, value), strict=True)
+        return type(value)(*types), type(value)(*known)
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype], "D"
+    if isinstance(value, float):
+        return "fp32", None
+    if value == 1:
+        return "constexpr", 1
+    return "i32" if -(2**31) <= value < 2**31 else "i64", "" if value % 16 else "D"
+
+
+def specialised_by_triton(value: Any) -> tuple[Any, Any]:
+    """The same by Triton itself, which reads the addresses of tensors: 0 on the meta device."""
+    types, known = native_specialize_impl(CUDABackend, value, False, True, True)
+    return types, known
+
+
+def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Any]]:
+    if isinstance(value, tuple):
+        for index, field in enumerate(value):
+            yield from _leaves(field, (*path, index))
+    else:
+        yield path, value
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

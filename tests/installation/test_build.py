@@ -143,7 +143,7 @@ class TestWithCompiler:
         assert "mfkernels/_torch_cpu.so" in names
         assert [name for name in names if re.match(r"mfkernels/_numpy\..*\.so$", name)]
         assert "mfkernels/py.typed" in names
-        assert "mfkernels/reference/assignment.py" in names
+        assert "mfkernels/ops/assignment/reference.py" in names
         assert "maskformer/config.py" in names
         configs = {
             path.name for path in (ROOT / "model" / "maskformer" / "configs").rglob("*.yaml")

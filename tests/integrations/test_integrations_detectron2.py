@@ -11,7 +11,6 @@ import torch
 from helpers import golden
 from torch import Tensor, nn
 
-from mfkernels.integrations import detectron2
 from mfkernels.integrations.detectron2 import HungarianMatcher, SetCriterion
 
 WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
@@ -153,7 +152,7 @@ def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.Monkey
         "get_world_size": lambda: 4,
         "all_reduce": all_reduce,
     }.items():
-        monkeypatch.setattr(detectron2.distributed, name, value)
+        monkeypatch.setattr(torch.distributed, name, value)
     losses = maskformer()(golden.official_outputs(), golden.targets())
     # 5 here, 20 in all: 5 a process, as alone.
     assert float(losses["loss_mask"]) == pytest.approx(golden.LOSSES["loss_mask"], abs=2e-6)

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.integrations import points
+from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import assign, binary_targets, from_pairs, pairs
 
 COUNTS = st.lists(st.integers(0, 6), min_size=1, max_size=4)
@@ -49,7 +49,7 @@ def test_the_cost_of_pairs_at_points(count: int, queries: int, soft: bool, seed:
     mask = mask if soft else mask > 0.5
     label = torch.randint(3, (count,), generator=generator)
     torch.manual_seed(seed % 1000)
-    cost = points.matching_cost(
+    cost = point_sampling.point_matching_cost(
         classes, logits, [mask], [label], 30, class_weight=2.0, mask_weight=5.0, dice_weight=3.0
     )
     torch.manual_seed(seed % 1000)
@@ -73,7 +73,7 @@ def test_a_cost_that_is_large_is_exact() -> None:
     logits[:, 1] = -80
     masks, labels = [torch.ones(1, 4, 4)], [torch.tensor([0])]
     torch.manual_seed(0)
-    cost = points.matching_cost(
+    cost = point_sampling.point_matching_cost(
         torch.zeros(1, 2, 3),
         logits,
         masks,
@@ -84,7 +84,7 @@ def test_a_cost_that_is_large_is_exact() -> None:
         dice_weight=0.0,
     )
     torch.manual_seed(0)
-    exact = points.matching_cost(
+    exact = point_sampling.point_matching_cost(
         torch.zeros(1, 2, 3, dtype=torch.float64),
         logits.double(),
         masks,
@@ -101,8 +101,8 @@ def test_losses_at_points_are_differentiable_once() -> None:
     logits = torch.randn(1, 3, 6, 8, requires_grad=True)
     indices = [(torch.tensor([0, 2]), torch.tensor([1, 0]))]
     masks = [torch.rand(2, 12, 16).round()]
-    sampling = points.Sampling(20, 3.0, 0.75)
-    loss_mask, loss_dice = points.mask_losses(logits, masks, indices, sampling, unique=True)
+    sampling = point_sampling.Sampling(20, 3.0, 0.75)
+    loss_mask, loss_dice = point_sampling.mask_losses(logits, masks, indices, sampling, unique=True)
     total = loss_mask + loss_dice
     (gradient,) = torch.autograd.grad(total, logits, retain_graph=True)
     assert bool((gradient[0, 1] == 0).all())
@@ -125,13 +125,13 @@ def test_losses_at_points_of_any_pairs(query: list[int], segment: list[int], uni
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 6, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
     mask = torch.rand(2, 16, 16, generator=generator) > 0.5
-    sampling = points.Sampling(32, 3.0, 0.75)
+    sampling = point_sampling.Sampling(32, 3.0, 0.75)
     indices = [(torch.tensor(query), torch.tensor(segment))]
     torch.manual_seed(1)
-    losses = points.mask_losses(logits, [mask], indices, sampling, unique=unique)
+    losses = point_sampling.mask_losses(logits, [mask], indices, sampling, unique=unique)
     rows = logits[0][query]
     torch.manual_seed(1)
-    where = points.uncertain_points(rows, sampling)
+    where = point_sampling.uncertain_points(rows, sampling)
     x, t = definition(rows, where), definition(mask[segment].double(), where)
     s = x.sigmoid()
     dice = 1 - (2 * (s * t).sum(1) + 1) / (s.sum(1) + t.sum(1) + 1)
@@ -154,7 +154,7 @@ def test_pairs_that_are_not_one_to_one_have_no_inverse(
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
 def test_uncertain_points_are_where_the_logits_are_small(share: float) -> None:
     ramp = torch.linspace(-8, 8, 64).expand(2, 64, 64)
-    chosen = points.uncertain_points(ramp, points.Sampling(200, 4.0, share))
+    chosen = point_sampling.uncertain_points(ramp, point_sampling.Sampling(200, 4.0, share))
     assert chosen.shape == (2, 200, 2)
     near = (chosen[..., 0] - 0.5).abs() < 0.15
     # A quarter of the candidates, those around the middle; the rest are anywhere.

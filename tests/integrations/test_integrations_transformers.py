@@ -24,7 +24,7 @@ from helpers import integrations_models as models  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as mask2former  # noqa: E402
 from transformers.models.maskformer import modeling_maskformer as maskformer  # noqa: E402
 
-from mfkernels.integrations import points  # noqa: E402
+from mfkernels.integrations import point_sampling  # noqa: E402
 from mfkernels.integrations.transformers import (  # noqa: E402
     losses,
     patch,
@@ -347,15 +347,15 @@ def test_masks_of_bool_and_float_give_the_same_points() -> None:
     masks = torch.rand(3, 9, 13) > 0.5
     where = torch.rand(3, 50, 2, dtype=torch.float64) * 1.2 - 0.1
     for some in (where, where[:1]):
-        expected = points.sample(masks.double(), some)
-        torch.testing.assert_close(points.sample(masks, some), expected, rtol=0, atol=1e-12)
+        expected = point_sampling.sample(masks.double(), some)
+        torch.testing.assert_close(point_sampling.sample(masks, some), expected, rtol=0, atol=1e-12)
 
 
 def test_masks_with_more_pixels_than_float32_counts() -> None:
     masks = torch.zeros(1, 5000, 5000, dtype=torch.bool)
     masks[0, 4998, 4997] = True
     where = (torch.tensor([[[4997, 4998], [4998, 4998]]]) + 0.5) / 5000
-    assert points.sample(masks, where)[0].tolist() == pytest.approx([1, 0], abs=1e-2)
+    assert point_sampling.sample(masks, where)[0].tolist() == pytest.approx([1, 0], abs=1e-2)
 
 
 def originals() -> list[Any]:

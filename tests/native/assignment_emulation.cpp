@@ -158,9 +158,9 @@ std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
   py::array_t<int32_t> status(problems);
   const assignment::Batch batch{
       cost.data(),
-      item == 2   ? assignment::Element::kHalf
-      : item == 4 ? assignment::Element::kFloat
-                  : assignment::Element::kDouble,
+      item == 2   ? mfk::Element::kHalf
+      : item == 4 ? mfk::Element::kFloat
+                  : mfk::Element::kDouble,
       problems,
       rows,
       columns,
@@ -178,7 +178,7 @@ std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
   // `threads` of the driver chooses the lanes and their order: upwards, downwards, in large steps.
   const int lanes = threads == 3 ? 64 : 32;
   const int step = threads == 1 ? 1 : lanes - (threads == 2 ? 1 : 13);
-  const bool wide = batch.element == assignment::Element::kDouble;
+  const bool wide = batch.element == mfk::Element::kDouble;
   if (wide && strict) solve<double, true>(batch, lanes, step);
   if (wide && !strict) solve<double, false>(batch, lanes, step);
   if (!wide && strict) solve<float, true>(batch, lanes, step);

@@ -206,8 +206,8 @@ def test_operators_check_what_python_checks_first() -> None:
         "query -2, expected -1 to 1": lambda: loss(dense, assignment=matches - 2),
         r"counts\[0\] is 2, expected 0 to 1": lambda: loss(dense, counts=counts + 1),
         r"counts must be of type Long, got Int \[1\]": lambda: loss(dense, counts=counts.int()),
-        "geometry must be at most 16777216": lambda: operators.panoptic_owners(
-            torch.rand(2), torch.zeros(2, 4, 4), None, [2**40, 8, 8, 8], 8, 8, False
+        "height of the padded input must be at most 16777216": lambda: operators.panoptic_owners(
+            torch.rand(2), torch.zeros(2, 4, 4), None, *(2**40, 8, 8, 8), 8, 8, False
         ),
         "masks of an image must be at most": lambda: operators.mask_logits(
             torch.zeros(1, 1, 2**40, 0), torch.zeros(1, 0, 4, 4)

@@ -9,12 +9,12 @@ from helpers.triton_interpreter import assert_as_exact
 from torch import Tensor
 
 from mfkernels import SegmentTargets
-from mfkernels.reference.class_loss import class_loss as class_loss_oracle
-from mfkernels.reference.mask_loss import mask_loss as mask_loss_oracle
-from mfkernels.reference.matching_cost import matching_cost as matching_cost_oracle
-from mfkernels.triton import class_loss as class_loss_kernels
-from mfkernels.triton import mask_loss as mask_loss_kernels
-from mfkernels.triton.matching_cost import matching_cost as matching_cost_kernel
+from mfkernels.ops.class_loss import triton_launch as class_loss_kernels
+from mfkernels.ops.class_loss.reference import class_loss as class_loss_oracle
+from mfkernels.ops.mask_loss import triton_launch as mask_loss_kernels
+from mfkernels.ops.mask_loss.reference import mask_loss as mask_loss_oracle
+from mfkernels.ops.matching_cost.reference import matching_cost as matching_cost_oracle
+from mfkernels.ops.matching_cost.triton_launch import matching_cost as matching_cost_kernel
 
 
 def dense(embed: Tensor, features: Tensor) -> Tensor:
@@ -202,14 +202,14 @@ def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> 
 
 
 def test_mask_loss_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks of cells, strips of rows, stretches of pixels and groups of images."""
+    """Several chunks of cells, strips of rows, splits of pixels and groups of images."""
     case = Case(layers=2, counts=(2, 1), queries=2, channels=3, low=(5, 6), size=(10, 12))
     _, embed, features = case.predictions()
     given = (case.targets(), random_assignment(case), torch.rand(2, 2), 0.25, 2.0)
     whole = mask_loss(embed, features, *given)
     monkeypatch.setattr(mask_loss_kernels, "CELLS_OF_A_PROGRAM", 16)
     monkeypatch.setattr(mask_loss_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
-    monkeypatch.setattr(mask_loss_kernels, "PIXELS_OF_A_PROGRAM", 32)
+    monkeypatch.setattr(mask_loss_kernels, "PIXELS_OF_A_SPLIT", 32)
     monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
     for some, same in zip(mask_loss(embed, features, *given), whole, strict=True):
         torch.testing.assert_close(some, same, rtol=1e-5, atol=1e-6)

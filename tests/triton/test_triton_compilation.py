@@ -18,12 +18,15 @@ from helpers.triton_compiler import (
     compile_launch,
     is_pinned,
     recorded,
+    specialised,
+    specialised_by_triton,
 )
 
-from mfkernels.triton import focal_dice, segmentation
-from mfkernels.triton.class_loss import class_loss, class_loss_backward
-from mfkernels.triton.mask_loss import mask_loss, mask_loss_backward
-from mfkernels.triton.matching_cost import matching_cost
+from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
+from mfkernels.ops.focal_dice import triton_launch as focal_dice
+from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
+from mfkernels.ops.matching_cost.triton_launch import matching_cost
+from mfkernels.ops.segmentation import triton_launch as segmentation
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 
@@ -111,7 +114,7 @@ def launches_of_mask_loss(
     return launches
 
 
-MULTIPLY = {"logits_kernel", "embed_kernel", "features_kernel"}
+MULTIPLY = {"logits_kernel", "grad_embed_kernel", "grad_features_kernel"}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -188,7 +191,8 @@ def launches_of_semantic(
             [meta(QUERIES, classes)] * views,
             [embed] * views,
             features,
-            [1024, 2048, *image, 0] * views,
+            *([side] * views for side in (1024, 2048, *image)),
+            [False] * views,
             *(1024, 2048, False, scores),
         )
     return launches
@@ -228,7 +232,7 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
             meta(QUERIES),
             meta(QUERIES, 256, dtype=dtype),
             meta(256, 200, 272, dtype=dtype),
-            [800, 1088, 800 - resized, 1088],
+            *(800, 1088, 800 - resized, 1088),
             *(800, 1088, resized),
         )
     assert [launch.name for launch in launches] == [
@@ -238,6 +242,18 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
     ]
     for launch in launches:
         check(launch, architecture, tensor_cores=launch.name == "by_pixel_kernel")
+
+
+def test_arguments_are_specialised_as_triton_does() -> None:
+    """Field by field in named tuples, too: what is 1, what divides by 16, what needs 64 bits."""
+    launches = launches_of_mask_loss(torch.bfloat16, 0, 12, True, 1.5)
+    launches += launches_of_mask_loss(torch.float32, 256, 12, False, 2.0)
+    launches += launches_of_semantic(torch.float32, 150, resized=True)
+    for launch in launches:
+        for parameter in launch.kernel.params:
+            if not parameter.is_constexpr:
+                value = launch.arguments[parameter.name]
+                assert specialised(value) == specialised_by_triton(value), parameter.name
 
 
 def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
@@ -252,7 +268,11 @@ def test_number_of_launches() -> None:
     assert [launch.name for launch in cost] == ["sums_kernel", "cost_kernel"]
     assert [launch.name for launch in loss] == [
         *("logits_kernel", "loss_kernel", "totals_kernel"),
-        *("logits_kernel", "slopes_kernel", "embed_kernel", "features_kernel", "embed_sum_kernel"),
+        "logits_kernel",
+        "grad_logits_kernel",
+        "grad_embed_kernel",
+        "grad_features_kernel",
+        "grad_embed_sum_kernel",
     ]
     assert len(launches_of_class_loss()) == 3
     assert len(launches_of_mask_loss(torch.bfloat16, 256, 60, True, 2.0)) > len(loss)

@@ -18,7 +18,7 @@ from mfkernels import (
     sigmoid_focal_loss,
     use_backend,
 )
-from mfkernels.triton.registration import OPERATORS
+from mfkernels.ops.common.registration import SERVED_BY_TRITON
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +49,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
     logits, values = on_device(torch.randn(4, 700), torch.rand(4, 700))
     logits.requires_grad_()
     chances = class_logits[0, 0].detach().softmax(-1)[:, :-1]
-    geometry = [28, 36, 28, 33]
+    sides = (28, 36, 28, 33)
     factors = (embed[0, 0].detach(), features[0].detach())
     return {
         "matching_cost": (
@@ -68,14 +68,15 @@ def calls() -> dict[str, tuple[Any, ...]]:
             [chances / 2] * 2,
             [factors[0]] * 2,
             [factors[1]] * 2,
-            [*geometry, 0, *geometry, 1],
+            *([side] * 2 for side in sides),
+            [False, True],
             *(28, 33, False, True),
         ),
-        "panoptic_owners": (chances.amax(1), *factors, geometry, 30, 31, True),
+        "panoptic_owners": (chances.amax(1), *factors, *sides, 30, 31, True),
     }
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if "backward" not in name])
+@pytest.mark.parametrize("name", [name for name in SERVED_BY_TRITON if "backward" not in name])
 def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.mfkernels, name).default, calls()[name])
 

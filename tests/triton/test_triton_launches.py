@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfkernels import MaskFormerCriterion, backend
+from mfkernels.ops.class_loss import operator
 
 pytestmark = pytest.mark.skipif(
     backend.part("triton").problem is not None, reason=str(backend.part("triton").problem)
@@ -57,15 +57,14 @@ class Launches(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same operators as with CUDA tensors, on CPU tensors, through which autograd can run."""
-    for module in ("mfkernels.targets", "mfkernels.mask_loss"):
-        monkeypatch.setattr(import_module(module), "holds_values", lambda tensor: False)
-    module = import_module("mfkernels.class_loss")
-    monkeypatch.setattr(module, "_on_a_gpu", lambda tensor: True)
+    for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
+        monkeypatch.setattr(f"{module}.holds_values", lambda tensor: False)
+    monkeypatch.setitem(backend.OPERATIONS, "class_loss", {"cpu": "cpu"})
     for operation in ("class_loss", "mask_loss", "matching_cost", "assignment"):
-        monkeypatch.setitem(backend._native, (operation, "cpu"), None)
+        monkeypatch.setitem(backend._reasons, (operation, "cpu"), None)
     library = torch.library.Library("mfkernels", "IMPL")
-    library.impl("class_loss", filled(module._fake), "CPU")
-    library.impl("class_loss_backward", filled(module._fake_backward), "CPU")
+    library.impl("class_loss", filled(operator.fake), "CPU")
+    library.impl("class_loss_backward", filled(operator.fake_backward), "CPU")
     yield
     library._destroy()
 
@@ -84,8 +83,6 @@ def filled(fake: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_criterion_forward_and_backward() -> None:
-    if any(not backend._has_kernel(name, "CPU") for name in OF_AN_OPERATOR):
-        pytest.skip("needs the cpu library")
     case = Case(layers=6, counts=(3, 0, 2))
     class_logits, embed, features = case.predictions(grad=True)
     outputs = {"class_logits": class_logits, "mask_embed": embed, "pixel_features": features}

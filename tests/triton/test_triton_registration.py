@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 from helpers.strategies import Case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mfkernels import SegmentTargets, backend, mask_loss, matching_cost, use_backend
-from mfkernels.triton import registration
+from mfkernels import SegmentTargets, backend, mask_loss, matching_cost, native, use_backend
+from mfkernels.ops.common import registration
 
 needs_registration = pytest.mark.skipif(
     backend.part("triton").problem is not None, reason=str(backend.part("triton").problem)
@@ -31,7 +33,8 @@ def test_kernels_are_found(operation: str) -> None:
 def test_importing_the_package_imports_no_kernel() -> None:
     code = (
         "import sys, mfkernels;"
-        "assert not {'mfkernels.triton.mask_loss', 'mfkernels.triton.device'} & set(sys.modules)"
+        "kernels = {'mfkernels.ops.mask_loss.triton_launch', 'mfkernels.triton.math', 'triton'};"
+        "assert not kernels & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -56,14 +59,30 @@ def test_float64_on_a_gpu_is_left_to_the_reference() -> None:
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = native.Part("cpu", None, "not compiled")
+    if native.parts["triton"].problem is None:
+        assert native.triton_problem(cpu) == "needs the cpu library: not compiled"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     if torch.version.cuda is not None:
-        assert registration.register() == "Triton is not installed"
+        assert native.triton_problem(cpu) == "Triton is not installed"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert registration.register() == "PyTorch is built without CUDA"
-    problem = backend.Part("triton", None, registration.register())
-    monkeypatch.setitem(backend._parts, "triton", problem)
-    monkeypatch.setattr(backend, "_has_kernel", lambda name, key: False)
+    assert native.triton_problem(cpu) == "PyTorch is built without CUDA"
+    problem = native.Part("triton", None, native.triton_problem(cpu))
+    monkeypatch.setitem(native.parts, "triton", problem)
     assert backend.why_not_native("mask_loss", "cuda") == (
         "the Triton kernels cannot be used: PyTorch is built without CUDA"
     )
+
+
+def test_a_launch_is_imported_by_its_first_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+
+    def import_module(name: str) -> ModuleType:
+        imported.append(name)
+        return math
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    launch = registration._imported_once("launches", "gcd")
+    assert imported == []
+    assert (launch(12, 18), launch(4, 6)) == (6, 2)
+    assert imported == ["launches"]

@@ -66,8 +66,8 @@ def patch(
         replacements = list(patching.chosen(features))
         for family in dict.fromkeys(family for family, _ in replacements):
             patching.check_family(family, features)
-        for _, each in replacements:
-            patching.patch_class(each)
+        for _, replacement in replacements:
+            patching.patch_class(replacement)
         return
     found = _in_model(model, features)
     if features and not found:
@@ -77,8 +77,8 @@ def patch(
         )
     for family in dict.fromkeys(family for family, _, _ in found):
         patching.check_family(family, features)
-    for _, module, each in found:
-        patching.patch_instance(module, each)
+    for _, module, replacement in found:
+        patching.patch_instance(module, replacement)
 
 
 def unpatch(
@@ -98,11 +98,11 @@ def unpatch(
     """
     features = _features(criterion, matcher, post_processing and model is None)
     if model is None:
-        for _, each in patching.chosen(features):
-            patching.unpatch_class(each)
+        for _, replacement in patching.chosen(features):
+            patching.unpatch_class(replacement)
         return
-    for _, module, each in _in_model(model, features):
-        patching.unpatch_instance(module, each)
+    for _, module, replacement in _in_model(model, features):
+        patching.unpatch_instance(module, replacement)
 
 
 def _features(criterion: bool, matcher: bool, post_processing: bool) -> frozenset[str]:
@@ -117,15 +117,15 @@ def _in_model(
         raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
     # A class whose module is not loaded has no instances.
     owners = [
-        (family, each, owner)
-        for family, each in patching.chosen(features)
-        if (owner := each.find(load=False)) is not None
+        (family, replacement, owner)
+        for family, replacement in patching.chosen(features)
+        if (owner := replacement.find(load=False)) is not None
     ]
     return [
-        (family, module, each)
+        (family, module, replacement)
         for module in model.modules()
-        for family, each, owner in owners
-        if isinstance(module, owner) and _inherits(module, owner, each.attribute)
+        for family, replacement, owner in owners
+        if isinstance(module, owner) and _inherits(module, owner, replacement.attribute)
     ]
 
 

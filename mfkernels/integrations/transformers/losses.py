@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.integrations import points
+from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
     assign,
@@ -19,7 +19,7 @@ from mfkernels.integrations.matching import (
     has_hooks,
     pairs,
 )
-from mfkernels.mask_loss import mask_loss
+from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
 Method = Callable[..., Any]
@@ -68,7 +68,7 @@ def point_matcher(original: Method) -> Method:
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
     ) -> list[Pair]:
-        cost = points.matching_cost(
+        cost = point_sampling.point_matching_cost(
             class_queries_logits,
             masks_queries_logits,
             mask_labels,
@@ -110,14 +110,14 @@ def dense_criterion(original: Method) -> Method:
             return losses
         layers = [(masks_queries_logits, class_queries_logits)]
         layers += [
-            (each["masks_queries_logits"], each["class_queries_logits"])
-            for each in auxiliary_predictions or ()
+            (layer["masks_queries_logits"], layer["class_queries_logits"])
+            for layer in auxiliary_predictions or ()
         ]
         losses = {}
         matches = _match(self, layers, targets, mask_labels, class_labels)
         for layer, (assignment, indices) in enumerate(matches):
             mask_logits, class_logits = layers[layer]
-            # Once a layer, as in the original: all processes must take part equally often.
+            # Once per layer, as in the original: all processes must take part equally often.
             num_masks = self.get_num_masks(class_labels, device=class_labels[0].device)
             loss_mask, loss_dice = mask_loss(mask_logits, None, targets, assignment, num_masks=1.0)
             of_layer = {
@@ -149,10 +149,10 @@ def point_losses(original: Method) -> Method:
                 self, masks_queries_logits, mask_labels, indices, num_masks
             )
             return theirs
-        sampling = points.Sampling(
+        sampling = point_sampling.Sampling(
             self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )
-        loss_mask, loss_dice = points.mask_losses(
+        loss_mask, loss_dice = point_sampling.mask_losses(
             masks_queries_logits,
             mask_labels,
             indices,
@@ -195,12 +195,14 @@ def _match(
     """The assignment `[B, T]` of each layer, and the same as pairs."""
     matcher = criterion.matcher
     if not is_replacement(matcher.forward):
-        found = [matcher(*layer, mask_labels, class_labels) for layer in layers]
-        return [(from_pairs(each, targets.max_count, targets.device), each) for each in found]
+        indices = [matcher(*layer, mask_labels, class_labels) for layer in layers]
+        return [
+            (from_pairs(matched, targets.max_count, targets.device), matched) for matched in indices
+        ]
     with torch.no_grad():
         cost = torch.stack([_dense_cost(matcher, *layer, targets, mask_labels) for layer in layers])
         assignment = assign(cost, targets.counts)
-    return [(each, pairs(each, targets.counts, cost.shape[2])) for each in assignment]
+    return [(matched, pairs(matched, targets.counts, cost.shape[2])) for matched in assignment]
 
 
 def _dense_cost(

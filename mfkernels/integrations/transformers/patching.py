@@ -162,9 +162,9 @@ def _dotted(version: tuple[int, int]) -> str:
 
 def chosen(features: frozenset[str]) -> Iterator[tuple[Family, Replacement]]:
     for family in FAMILIES:
-        for each in family.replacements:
-            if each.feature in features:
-                yield family, each
+        for replacement in family.replacements:
+            if replacement.feature in features:
+                yield family, replacement
 
 
 def patch_class(replacement: Replacement) -> None:
@@ -231,7 +231,7 @@ def _refusal(family: Family, reason: str) -> RefusedError:
 
 
 def _compare_losses(family: Family) -> None:
-    replacements = {each.feature: each for each in family.replacements}
+    replacements = {replacement.feature: replacement for replacement in family.replacements}
     criterion = family.make_criterion(
         importlib.import_module(f"transformers.models.{replacements['criterion'].module}")
     )
@@ -253,12 +253,12 @@ def _compare_losses(family: Family) -> None:
         arguments["calculate_contrastive_loss"] = False
     results: list[dict[str, Tensor]] = []
     for ours in (False, True):
-        for each, owner in (
+        for replacement, owner in (
             (replacements["criterion"], criterion),
             (replacements["matcher"], criterion.matcher),
         ):
-            method = each.replacement() if ours else each.original()
-            vars(owner)[each.attribute] = MethodType(method, owner)
+            method = replacement.replacement() if ours else replacement.original()
+            vars(owner)[replacement.attribute] = MethodType(method, owner)
         torch.default_generator.manual_seed(1)
         with torch.no_grad():
             results.append(criterion(**arguments))
@@ -278,14 +278,14 @@ def _compare_maps(family: Family) -> None:
         class_queries_logits=3 * torch.randn(1, 6, 5),
         masks_queries_logits=3 * torch.randn(1, 6, 4, 5),
     )
-    for each in family.replacements:
-        if each.feature != "post_processing":
+    for replacement in family.replacements:
+        if replacement.feature != "post_processing":
             continue
-        processor: Any = object.__new__(each.find() or object)
-        fused = {"label_ids_to_fuse": {0}} if "panoptic" in each.attribute else {}
+        processor: Any = object.__new__(replacement.find() or object)
+        fused = {"label_ids_to_fuse": {0}} if "panoptic" in replacement.attribute else {}
         theirs, ours = (
             method(processor, outputs, target_sizes=[(9, 3)], **fused)[0]
-            for method in (each.original(), each.replacement())
+            for method in (replacement.original(), replacement.replacement())
         )
         if fused:
             same = theirs["segments_info"] == ours["segments_info"]
@@ -293,4 +293,4 @@ def _compare_maps(family: Family) -> None:
         else:
             same = True
         if not (same and torch.equal(theirs, ours)):
-            raise _refusal(family, f"{each.owner}.{each.attribute} gives another map")
+            raise _refusal(family, f"{replacement.owner}.{replacement.attribute} gives another map")

@@ -66,7 +66,7 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
 
 
 def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Method], Method]:
-    """Panoptic maps without the kept queries at full size, and one transfer to the host an image.
+    """Panoptic maps without the kept queries at full size, and one transfer to the host per image.
 
     Args:
         resize: from mask resolution (or `first_size`) to the target size.
@@ -144,8 +144,8 @@ class _Largest:
 def _semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     """`[H, W]`: the class of each pixel, from scores `[K, h, w]`."""
     largest = _Largest()
-    for some in scores.split(_at_once(size)):
-        largest.add(resize(some[None], size)[0])
+    for chunk in scores.split(_at_once(size)):
+        largest.add(resize(chunk[None], size)[0])
     return largest.index
 
 
@@ -161,10 +161,10 @@ def _owners(
     """Which of `queries [n]` owns each pixel, `[H, W]`, and how many each would like, `[n]`."""
     largest = _Largest()
     areas = []
-    for some, weight in zip(
+    for chunk, weight in zip(
         queries.split(_at_once(size)), score.split(_at_once(size)), strict=True
     ):
-        maps = logits[some]
+        maps = logits[chunk]
         if first_size is not None:
             maps = interpolate(maps[None], first_size)[0]
         maps = maps.sigmoid()

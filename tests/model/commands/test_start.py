@@ -11,7 +11,7 @@ import pytest
 
 import maskformer
 from maskformer.choices import Backend
-from mfkernels.backend import Request
+from mfkernels import backend
 
 PROGRAM = """
 import sys
@@ -113,4 +113,4 @@ def test_public_names_are_there() -> None:
 
 
 def test_backends_are_those_of_mfkernels() -> None:
-    assert get_args(Backend) == get_args(Request)
+    assert get_args(Backend) == get_args(backend.Backend)

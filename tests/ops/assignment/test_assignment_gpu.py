@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mfkernels
 from mfkernels import backend
-from mfkernels.assignment import batch_linear_assignment_with_status
+from mfkernels.ops.assignment import batch_linear_assignment_with_status
 
 pytestmark = [
     pytest.mark.gpu,

@@ -231,6 +231,20 @@ def test_a_point_that_is_no_number_gives_no_number() -> None:
     assert all(loss.isnan() for loss in point_loss(logits, targets, nowhere))
 
 
+@native_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_without_points_there_is_no_gradient(dtype: torch.dtype) -> None:
+    logits, targets = (x.to(dtype) for x in pair(7, 33, 20))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    grads, points = torch.ones(2, 7, dtype=wide), torch.zeros(7, 0, 2, dtype=wide)
+    sums, options = torch.zeros(7, 3, dtype=wide), (-1.0, 0.0)
+    torch.full_like(logits, 7.0)  # what memory of that size held before
+    gradient = torch.ops.mfkernels.point_loss_backward(
+        *grads, sums, logits, targets, points, *options
+    )
+    assert (gradient == 0).all()
+
+
 def test_targets_that_need_a_gradient_are_served_in_plain_pytorch(served_by: str) -> None:
     logits, targets = pair(2, 5)
     soft = (targets * 0.5).requires_grad_()
@@ -402,7 +416,7 @@ def test_errors_of_points(
         (ValueError, "alpha must be at most 1", lambda x, y: focal_dice_loss(x, y, alpha=2)),
         (ValueError, "reduction must be", lambda x, y: sigmoid_focal_loss(x, y, reduction="max")),
         (ValueError, r"logits must be \[M, ...\]", lambda x, y: dice_loss(x[0], y[0])),
-        (ValueError, "at least one element a mask", lambda x, y: dice_loss(x[:, :0], y[:, :0])),
+        (ValueError, "at least one element per mask", lambda x, y: dice_loss(x[:, :0], y[:, :0])),
     ],
 )
 def test_errors(

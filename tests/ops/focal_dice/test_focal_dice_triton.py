@@ -7,8 +7,8 @@ import torch
 from helpers.triton_interpreter import assert_as_exact
 from torch import Tensor
 
-from mfkernels.reference import focal_dice as oracle
-from mfkernels.triton import focal_dice as kernels
+from mfkernels.ops.focal_dice import reference as oracle
+from mfkernels.ops.focal_dice import triton_launch as kernels
 
 OPTIONS = [(0.25, 2.0), (-1.0, 0.5), (0.6, 0.0), (0.25, 3.5)]
 

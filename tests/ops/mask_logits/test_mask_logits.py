@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfkernels import mask_logits, matching_cost, use_backend
 from mfkernels.backend import why_not_native
-from mfkernels.reference.mask_logits import logits_of_image
+from mfkernels.ops.common.logits import logits_of_image
 
 
 @pytest.fixture(params=["reference", "native"], autouse=True)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mfkernels import SegmentTargets, focal_dice_loss, mask_logits, mask_loss, use_backend
 from mfkernels.backend import why_not_native
-from mfkernels.reference import mask_loss as reference
+from mfkernels.ops.mask_loss import reference
 
 
 @pytest.fixture(params=["reference", "native"], autouse=True)

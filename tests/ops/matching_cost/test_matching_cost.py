@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mfkernels import SegmentTargets, mask_logits, matching_cost, use_backend
 from mfkernels.backend import why_not_native
-from mfkernels.reference.matching_cost import matching_cost as reference
+from mfkernels.ops.matching_cost.reference import matching_cost as reference
 
 
 @pytest.fixture(params=["reference", "native"], autouse=True)

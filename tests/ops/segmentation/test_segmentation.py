@@ -332,7 +332,7 @@ class TestInstances:
     def test_masks_some_at_a_time_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         predictions = inputs(Case())
         (whole, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
-        monkeypatch.setattr("mfkernels.segmentation._CHUNK_PIXELS", 1000)
+        monkeypatch.setattr("mfkernels.ops.segmentation.instances._CHUNK_PIXELS", 1000)
         (pieces, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
         for some, all_at_once in zip(pieces, whole, strict=True):
             torch.testing.assert_close(some, all_at_once)

@@ -54,6 +54,11 @@ class Problem(NamedTuple):
     size: Size
 
     @property
+    def sides(self) -> tuple[int, int, int, int]:
+        """Of the padded input and of the image."""
+        return *self.input_size, *self.image_size
+
+    @property
     def options(self) -> dict[str, Any]:
         return {"input_size": self.input_size, "image_sizes": [self.image_size]}
 
@@ -186,7 +191,7 @@ def test_owners_and_counts(confident_only: bool) -> None:
         scores,
         problem.mask_embed[0].double(),
         problem.pixel_features[0].double(),
-        [*problem.input_size, *problem.image_size],
+        *problem.sides,
         *problem.size,
         confident_only,
     )
@@ -300,12 +305,11 @@ def outputs(problem: Problem, **options: Any) -> list[Tensor]:
     labels, scores = semantic_segmentation(
         *problem[:3], problem.size, return_scores=True, **problem.options, **options
     )
-    geometry = [*problem.input_size, *problem.image_size]
     owners, counts = torch.ops.mfkernels.panoptic_owners(
         problem.class_logits[0].float().softmax(1).amax(1),
         problem.mask_embed[0],
         problem.pixel_features[0],
-        geometry,
+        *problem.sides,
         *problem.size,
         True,
     )
@@ -409,7 +413,7 @@ def test_vanishing_masks_are_equal() -> None:
     class_logits = torch.tensor([[[5.0, 0, 0], [0, 6.0, 0], [0, 7.0, 0]]])
     assert (semantic_segmentation(class_logits, logits, None, (2, 2)) == 0).all()
     owners, _ = torch.ops.mfkernels.panoptic_owners(
-        torch.tensor([0.5, 0.9, 0.95]), logits[0], None, [2, 2, 2, 2], 2, 2, False
+        torch.tensor([0.5, 0.9, 0.95]), logits[0], None, 2, 2, 2, 2, 2, 2, False
     )
     assert (owners == 0).all()
 
@@ -422,7 +426,6 @@ def test_opcheck(dense: bool) -> None:
         embed = torch.einsum("qc,chw->qhw", embed, features)
     pixels = [] if dense else [features] * 2
     probability = problem.class_logits[0].softmax(1)[:, :-1]
-    geometry = [*problem.input_size, *problem.image_size]
     for scores in (False, True):
         torch.library.opcheck(
             torch.ops.mfkernels.semantic_segmentation.default,
@@ -430,7 +433,8 @@ def test_opcheck(dense: bool) -> None:
                 [probability] * 2,
                 [embed] * 2,
                 pixels,
-                [*geometry, 0, *geometry, 1],
+                *([side] * 2 for side in problem.sides),
+                [False, True],
                 9,
                 8,
                 True,
@@ -439,7 +443,7 @@ def test_opcheck(dense: bool) -> None:
         )
         torch.library.opcheck(
             torch.ops.mfkernels.panoptic_owners.default,
-            (torch.rand(3), embed, None if dense else features, geometry, 9, 8, scores),
+            (torch.rand(3), embed, None if dense else features, *problem.sides, 9, 8, scores),
         )
 
 
@@ -505,7 +509,11 @@ SEMANTIC: dict[str, Any] = {
     "probability": [torch.rand(3, 2)],
     "mask_embed": [torch.rand(3, 4)],
     "pixel_features": [torch.rand(4, 5, 6)],
-    "geometry": [20, 24, 20, 24, 0],
+    "padded_heights": [20],
+    "padded_widths": [24],
+    "image_heights": [20],
+    "image_widths": [24],
+    "flipped": [False],
     "height": 7,
     "width": 8,
     "resize_logits": False,
@@ -516,11 +524,13 @@ SEMANTIC: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("match", "change"),
     [
-        ("of the same views", {"geometry": [20, 24, 20, 24]}),
+        ("flipped must be of the same views", {"flipped": []}),
+        ("padded_widths must be of the same views", {"padded_widths": [24, 24]}),
+        ("of the same views, at least one", {"probability": []}),
         ("of the same views", {"mask_embed": []}),
         ("of the same views", {"pixel_features": [torch.rand(4, 5, 6)] * 2}),
-        ("geometry must be positive", {"geometry": [20, 24, 0, 24, 0]}),
-        ("image must fit", {"geometry": [20, 24, 21, 24, 0]}),
+        ("height of the image must be positive", {"image_heights": [0]}),
+        ("image must fit", {"image_heights": [21]}),
         ("height and width must be positive", {"width": 0}),
         (r"probability must be \[3, K\]", {"probability": [torch.rand(2, 2)]}),
         (r"pixel_features must be \[4, h, w\]", {"pixel_features": [torch.rand(5, 5, 6)]}),
@@ -537,10 +547,10 @@ def test_operators_refuse_what_does_not_fit(match: str, change: dict[str, Any]) 
 
 def test_the_owners_refuse_what_does_not_fit() -> None:
     embed, features = torch.rand(3, 4), torch.rand(4, 5, 6)
-    geometry = [20, 24, 20, 24]
+    sides = [20, 24, 20, 24]
     with pytest.raises(RuntimeError, match=r"scores must be \[3\]"):
-        torch.ops.mfkernels.panoptic_owners(torch.rand(2), embed, features, geometry, 7, 8, False)
-    with pytest.raises(RuntimeError, match="geometry must hold 4 numbers"):
+        torch.ops.mfkernels.panoptic_owners(torch.rand(2), embed, features, *sides, 7, 8, False)
+    with pytest.raises(RuntimeError, match="image must fit into the padded input"):
         torch.ops.mfkernels.panoptic_owners(
-            torch.rand(3), embed, features, [*geometry, 0], 7, 8, False
+            torch.rand(3), embed, features, 20, 24, 20, 25, 7, 8, False
         )

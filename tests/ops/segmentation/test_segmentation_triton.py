@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfkernels.reference.segmentation import crop, resize, semantic_scores
-from mfkernels.triton import segmentation as kernels
+from mfkernels.ops.segmentation import triton_launch as kernels
+from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
+from mfkernels.ops.segmentation.triton_kernels import QUERIES_OF_GUESS
 
 Size = tuple[int, int]
 
@@ -27,8 +28,9 @@ class View:
     seed: int = 0
 
     @property
-    def geometry(self) -> list[int]:
-        return [*self.padded, *self.image, int(self.flipped)]
+    def sides(self) -> tuple[int, int, int, int]:
+        """Of the padded input and of the image."""
+        return *self.padded, *self.image
 
     def inputs(self, classes: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits, mask embeddings, pixel features."""
@@ -36,6 +38,12 @@ class View:
         class_logits = 2 * torch.randn(self.queries, classes + 1, generator=generator)
         embed = torch.randn(self.queries, 20, generator=generator)
         return class_logits, embed, torch.randn(20, *self.low, generator=generator)
+
+
+def one_view(size: Size) -> tuple[list[Any], ...]:
+    """The sides of the padded input and of an image that fills it; not mirrored."""
+    height, width = size
+    return [height], [width], [height], [width], [False]
 
 
 def average_scores(views: list[View], classes: int, size: Size, resize_logits: bool) -> Tensor:
@@ -63,8 +71,11 @@ def semantic(
     if dense:
         embed = [torch.einsum("qc,chw->qhw", e, f) for e, f in zip(embed, features, strict=True)]
         features = []
-    geometry = [number for view in views for number in view.geometry]
-    return kernels.semantic_segmentation(probability, embed, features, geometry, *size, *options)
+    sides = (list(side) for side in zip(*(view.sides for view in views), strict=True))
+    flipped = [view.flipped for view in views]
+    return kernels.semantic_segmentation(
+        probability, embed, features, *sides, flipped, *size, *options
+    )
 
 
 def assert_best(labels: Tensor, scores: Tensor) -> None:
@@ -103,27 +114,27 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(100, classes + 1, generator=generator)
     class_logits[:, -1] += 9
-    live = torch.randperm(100, generator=generator)[:classes]
-    class_logits[live] = 9 * torch.eye(classes, classes + 1)
+    sure = torch.randperm(100, generator=generator)[:classes]
+    class_logits[sure] = 9 * torch.eye(classes, classes + 1)
     logits = torch.randn(100, 2, 24, generator=generator)
-    logits[live] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
+    logits[sure] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
     probability = class_logits.softmax(1)[:, :-1]
-    given = ([probability], [logits], [], [*size, *size, 0], *size, False, False)
-    launches: list[tuple[Any, ...]] = []
+    given = ([probability], [logits], [], *one_view(size), *size, False, False)
+    launches: list[dict[str, Any]] = []
     original = kernels.launcher.launch
 
-    def launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
-        original(kernel, grid, *arguments, **options)
+    def launch(kernel: Any, grid: Any, **arguments: Any) -> None:
+        original(kernel, grid, **arguments)
         if kernel is kernels.semantic_kernel:
-            launches.append((options["IN_FULL"], *arguments))
+            launches.append(arguments)
 
     monkeypatch.setattr(kernels.launcher, "launch", launch)
     labels, _ = kernels.semantic_segmentation(*given)
     masks = resize(logits.double(), size).sigmoid()
     assert_best(labels, torch.einsum("qk,qhw->khw", probability.double(), masks))
-    assert [each[0] for each in launches] == [False, True]
-    description, ignored, unsure = launches[0][3:6]
-    used = int(description[0, -1])
+    assert [arguments["VARIANT"].in_full for arguments in launches] == [False, True]
+    ignored, unsure = launches[0]["ignored_ptr"], launches[0]["unsure_ptr"]
+    used = int(launches[0]["description_ptr"][0, QUERIES_OF_GUESS.value])
     bounds = probability.amax(1).sort(descending=True).values
     assert classes <= used < 32
     assert 0 < ignored[0] <= kernels.IGNORED
@@ -138,27 +149,27 @@ def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kernels, "IGNORED", 1e9)
     monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1][5].all()
+    assert launches[-1]["unsure_ptr"].all()
 
     # Nothing is ignored where every query matters.
     monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e-9)
     assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1][3][0, -1] == 100
-    assert launches[-1][4] == 0
+    assert launches[-1]["description_ptr"][0, QUERIES_OF_GUESS.value] == 100
+    assert launches[-1]["ignored_ptr"] == 0
 
 
 def test_semantic_of_near_ties_is_computed_in_full() -> None:
     """The sums of the classes as 1024ths: 614.76 and 614.97, but 615 and 614.75 when rounded."""
     probability = torch.tensor([[307.38, 307.37], [307.38, 307.60]]) / 1024
     labels, _ = kernels.semantic_segmentation(
-        [probability], [torch.zeros(2, 2, 2)], [], [8, 8, 8, 8, 0], 8, 8, False, False
+        [probability], [torch.zeros(2, 2, 2)], [], *one_view((8, 8)), 8, 8, False, False
     )
     assert (labels == 1).all()
 
 
 def test_the_first_of_equal_classes_wins() -> None:
     probability = torch.tensor([[0.1, 0.4, 0.4], [0.2, 0.3, 0.3]]).repeat(1, 100)
-    given = ([probability], [torch.zeros(2, 2, 2)], [], [8, 8, 8, 8, 0], 8, 8, False)
+    given = ([probability], [torch.zeros(2, 2, 2)], [], *one_view((8, 8)), 8, 8, False)
     assert kernels.semantic_segmentation(*given, False)[0].unique().tolist() == [1]
     assert kernels.semantic_segmentation(*given, True)[0].unique().tolist() == [1]
 
@@ -167,7 +178,7 @@ def test_the_first_of_equal_classes_wins() -> None:
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     class_logits, embed, features = (x.to(dtype) for x in View().inputs(4))
     probability = class_logits.float().softmax(1)[:, :-1]
-    given = ([16, 20, 16, 20, 0], 16, 20, False, True)
+    given = (*one_view((16, 20)), 16, 20, False, True)
     wide = kernels.semantic_segmentation(
         [probability], [embed.float()], [features.float()], *given
     )[1]
@@ -185,7 +196,7 @@ def test_logits_that_are_not_numbers_give_some_label() -> None:
         probability[2, 1] = bad
         broken[0, 1, 2] = bad
         labels, _ = kernels.semantic_segmentation(
-            [probability], [embed], [broken], [16, 20, 16, 20, 0], 16, 20, False, False
+            [probability], [embed], [broken], *one_view((16, 20)), 16, 20, False, False
         )
         assert ((labels >= 0) & (labels < 4)).all()
 
@@ -224,9 +235,8 @@ def test_panoptic_owners(view: View, size: Size, confident_only: bool) -> None:
     logits = torch.einsum("qc,chw->qhw", embed, features)
     masks = resize(crop(resize(logits.double(), view.padded), view.image), size).sigmoid()
     owners, counts = owners_by_hand(scores.double(), masks, confident_only)
-    geometry = view.geometry[:4]
     for pair in ((embed, features), (logits, None)):
-        ours = kernels.panoptic_owners(scores, *pair, geometry, *size, confident_only)
+        ours = kernels.panoptic_owners(scores, *pair, *view.sides, *size, confident_only)
         assert [part.dtype for part in ours] == [torch.int32, torch.int64]
         assert torch.equal(ours[0], owners)
         assert torch.equal(ours[1], counts)
@@ -234,13 +244,13 @@ def test_panoptic_owners(view: View, size: Size, confident_only: bool) -> None:
 
 @pytest.mark.parametrize("confident_only", [False, True])
 def test_panoptic_owners_without_kept_queries_and_of_ties(confident_only: bool) -> None:
-    logits, geometry = torch.zeros(40, 2, 2), [4, 4, 4, 4]
+    logits, sides = torch.zeros(40, 2, 2), (4, 4, 4, 4, 4, 4)
     none = torch.full((40,), -1.0)
-    owners, counts = kernels.panoptic_owners(none, logits, None, geometry, 4, 4, confident_only)
+    owners, counts = kernels.panoptic_owners(none, logits, None, *sides, confident_only)
     assert (owners == -1).all()
     assert (counts == 0).all()
     some = none.index_fill(0, torch.tensor([3, 7, 39]), 0.5)
-    owners, counts = kernels.panoptic_owners(some, logits, None, geometry, 4, 4, confident_only)
+    owners, counts = kernels.panoptic_owners(some, logits, None, *sides, confident_only)
     assert (owners == 3).all()
     assert counts[3].tolist() == [16, 16, 16]
     assert counts[39].tolist() == [0, 16, 0]
@@ -249,7 +259,7 @@ def test_panoptic_owners_without_kept_queries_and_of_ties(confident_only: bool) 
 def test_a_mask_that_is_not_a_number_owns_nothing() -> None:
     logits = torch.zeros(3, 2, 2)
     logits[1] = torch.nan
-    given = (None, [4, 4, 4, 4], 4, 4, False)
+    given = (None, 4, 4, 4, 4, 4, 4, False)
     owners, counts = kernels.panoptic_owners(torch.tensor([0.1, 0.9, 0.5]), logits, *given)
     assert (owners == 2).all()
     assert counts.tolist() == [[0, 16, 0], [0, 0, 0], [16, 16, 16]]
@@ -261,8 +271,8 @@ def test_a_mask_that_is_not_a_number_owns_nothing() -> None:
 def test_float64_is_refused() -> None:
     _, embed, features = (x.double() for x in View().inputs(2))
     with pytest.raises(TypeError, match="panoptic_owners on a GPU takes float32, bfloat16 and"):
-        kernels.panoptic_owners(torch.ones(5), embed, features, [4, 4, 4, 4], 4, 4, False)
+        kernels.panoptic_owners(torch.ones(5), embed, features, 4, 4, 4, 4, 4, 4, False)
     with pytest.raises(TypeError, match="semantic_segmentation on a GPU takes float32"):
         kernels.semantic_segmentation(
-            [torch.ones(5, 2)], [embed], [features], [4, 4, 4, 4, 0], 4, 4, False, False
+            [torch.ones(5, 2)], [embed], [features], *one_view((4, 4)), 4, 4, False, False
         )

@@ -1,0 +1,12 @@
+"""The official criterion in plain PyTorch: an oracle of the tests; ours is timed against it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+
+from helpers.official_criterion import criterion as official_criterion
+
+__all__ = ["official_criterion"]

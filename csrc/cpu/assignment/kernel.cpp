@@ -1,0 +1,415 @@
+// One assignment problem on one thread with vector registers. The build compiles this file once for
+// each instruction set, with MFK_KERNEL as the name of its one public object.
+#include "cpu/assignment/kernel.h"
+
+#include <cfloat>
+#include <type_traits>
+
+#include "core/assignment.h"
+#include "cpu/common/memory.h"
+#include "cpu/common/vector.h"
+
+namespace mfk::cpu {
+namespace {
+
+// Everything templated on this type has internal linkage, so no code leaks between instruction
+// sets.
+struct VectorLane {
+  static constexpr int lane() { return 0; }
+  static constexpr int lanes() { return 1; }
+  static void sync() {}
+  static assignment::Nearest nearest(const assignment::Nearest& best) { return best; }
+  static void claim(int32_t* slot, int32_t row) {
+    if (*slot == assignment::kNone) *slot = row;
+  }
+};
+
+constexpr int32_t padded(int32_t columns) {
+  return static_cast<int32_t>(round_up(columns, kRowPadding));
+}
+
+}  // namespace
+}  // namespace mfk::cpu
+
+namespace mfk::assignment {
+
+template <>
+struct Scan<cpu::VectorLane> {
+  using Group = cpu::VectorLane;
+
+  template <bool kFirst, bool kStrict, class P>
+  static Nearest relax(const Group&, const P& p, int32_t row, double base) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    const auto* costs = p.costs.data + row * p.costs.row_stride;
+    const double* duals = p.column_dual;
+    double* distances = p.distance;
+    int64_t* path = p.path;
+    const int32_t columns = p.columns;
+    const double row_dual = p.row_dual[row];
+    const double offset = base - row_dual;
+    Doubles least = Doubles{} + infinity();
+    Longs where{};
+    Longs indices = lane_indices<double>();
+    const Longs from = Longs{} + row;
+    for (int32_t j = 0; j < columns; j += kWidth, indices += kWidth) {
+      const Doubles cost = load_doubles(costs + j);
+      const Doubles dual = load<Doubles>(duals + j);
+      const Doubles reduced = kStrict ? ((base + cost) - row_dual) - dual : (cost - dual) + offset;
+      Doubles distance = reduced;
+      if constexpr (kFirst) {
+        store(path + j, from);
+      } else {
+        const Doubles before = load<Doubles>(distances + j);
+        const Longs nearer = reduced < before;
+        distance = nearer ? reduced : before;
+        store(path + j, nearer ? from : load<Longs>(path + j));
+      }
+      store(distances + j, distance);
+      const Longs better = distance < least;
+      least = better ? distance : least;
+      where = better ? indices : where;
+    }
+    const Least<double> found = least_of<double>(least, where);
+    const Nearest best{found.value, found.index, found.index};
+    return kStrict ? choose_as_scipy(p, best) : best;
+  }
+
+  template <class P>
+  static Nearest choose_as_scipy(const P& p, Nearest best) {
+    best.rank = INT32_MAX;
+    for (int32_t j = 0; j < p.columns; ++j) {
+      if (p.distance[j] != best.distance) continue;
+      const int32_t position = p.position[j];
+      const int32_t rank = p.row_of_column[j] == kNone ? -1 - position : position;
+      if (rank < best.rank) best = {best.distance, rank, j};
+    }
+    return best;
+  }
+
+  template <class P>
+  static void claim_minima(const Group&, const P& p) {
+    using namespace cpu;
+    using T = typename P::Cost;
+    using Vector = typename VectorOf<T>::type;
+    for (int32_t i = 0; i < p.rows; ++i) {
+      const T* costs = p.costs.data + i * p.costs.row_stride;
+      Vector least = Vector{} + static_cast<T>(infinity());
+      typename VectorOf<T>::index where{};
+      auto indices = lane_indices<T>();
+      for (int32_t j = 0; j < p.columns; j += VectorOf<T>::kWidth) {
+        const Vector cost = load<Vector>(costs + j);
+        const auto better = cost < least;
+        least = better ? cost : least;
+        where = better ? indices : where;
+        indices += VectorOf<T>::kWidth;
+      }
+      const Least<T> found = least_of<T>(least, where);
+      const bool edge = is_finite(found.value);
+      p.row_dual[i] = edge ? found.value : 0.0;
+      p.column_of_row[i] = edge ? found.index : kNone;
+      if (edge) Group::claim(&p.row_of_column[found.index], i);
+    }
+  }
+
+  template <class P>
+  static TwoLeast two_least(const Group&, const P& p, int32_t row) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    const auto* costs = p.costs.data + row * p.costs.row_stride;
+    const double* duals = p.column_dual;
+    Doubles least = Doubles{} + infinity();
+    Doubles second = least;
+    Longs where{};
+    Longs indices = lane_indices<double>();
+    for (int32_t j = 0; j < p.columns; j += kWidth, indices += kWidth) {
+      const Doubles reduced = load_doubles(costs + j) - load<Doubles>(duals + j);
+      second = minimum(second, maximum(least, reduced));
+      const Longs better = reduced < least;
+      least = better ? reduced : least;
+      where = better ? indices : where;
+    }
+    TwoLeast best{infinity(), infinity(), kNone};
+    for (int k = 0; k < kWidth; ++k) {
+      best.add(least[k], static_cast<int32_t>(where[k]));
+      best.add(second[k], kNone);
+    }
+    return best;
+  }
+
+  // Row after row, so that memory is read in order.
+  template <class P>
+  static void column_minima(const Group&, const P& p) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    double* duals = p.column_dual;
+    int64_t* path = p.path;
+    for (int32_t i = 0; i < p.rows; ++i) {
+      const auto* costs = p.costs.data + i * p.costs.row_stride;
+      const Longs from = Longs{} + i;
+      for (int32_t j = 0; j < p.columns; j += kWidth) {
+        const Doubles cost = load_doubles(costs + j);
+        const Doubles before = i == 0 ? Doubles{} + infinity() : load<Doubles>(duals + j);
+        const Longs better = cost < before;
+        store(duals + j, better ? cost : before);
+        store(path + j, better ? from : i == 0 ? Longs{} + kNone : load<Longs>(path + j));
+      }
+    }
+    // Columns without an edge, and the padding.
+    for (int32_t j = 0; j < padded(p.columns); ++j) {
+      if (path[j] == kNone || j >= p.columns) duals[j] = 0.0;
+    }
+  }
+};
+
+}  // namespace mfk::assignment
+
+namespace mfk::cpu {
+namespace {
+
+using assignment::DenseCosts;
+using assignment::Problem;
+
+template <class T>
+Problem<DenseCosts<T>, int64_t> take_arrays(Arena& arena, int32_t rows, int32_t columns) {
+  const int32_t width = padded(columns);
+  Problem<DenseCosts<T>, int64_t> p;
+  p.rows = rows;
+  p.columns = columns;
+  p.column_dual = arena.take<double>(width);
+  p.distance = arena.take<double>(width);
+  p.path = arena.take<int64_t>(width);
+  p.row_of_column = arena.take<int32_t>(width);
+  p.remaining = arena.take<int32_t>(width);
+  p.position = arena.take<int32_t>(width);
+  p.row_dual = arena.take<double>(rows);
+  p.tree_distance = arena.take<double>(rows);
+  p.tree_dual = arena.take<double>(rows);
+  p.column_of_row = arena.take<int32_t>(rows);
+  p.tree_column = arena.take<int32_t>(rows);
+  return p;
+}
+
+template <class P>
+bool solve(const assignment::Batch& batch, const P& p) {
+  const VectorLane lane;
+  return batch.strict ? assignment::solve<true>(lane, p) : assignment::solve<false>(lane, p);
+}
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using type = uint32_t;
+  static constexpr type kExponent = 0x7f800000u;
+  static constexpr type kSign = 0x80000000u;
+};
+template <>
+struct Bits<double> {
+  using type = uint64_t;
+  static constexpr type kExponent = 0x7ff0000000000000u;
+  static constexpr type kSign = 0x8000000000000000u;
+};
+
+// Copies one part of the costs, entry by entry. Notes in `special` whether all were finite.
+template <class S, class T>
+void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
+                  int32_t columns, T* dense, int64_t width, typename Bits<T>::type& special) {
+  using B = Bits<T>;
+  for (int32_t i = 0; i < rows; ++i) {
+    const S* from = source + i * row_stride;
+    T* to = dense + i * width;
+    for (int32_t j = 0; j < columns; ++j) {
+      const T cost = widen(from[j * column_stride]);
+      special |= static_cast<typename B::type>((bits_of(cost) & B::kExponent) == B::kExponent);
+      to[j] = cost;
+    }
+  }
+}
+
+// The same where the source has its rows in columns: tiles are transposed in registers. Tiles at the
+// end overlap those before. Needs at least one whole tile.
+template <class S>
+void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32_t columns,
+                     float* dense, int64_t width, uint32_t& special) {
+  using Words = uint32_t __attribute__((vector_size(4 * kTile)));
+  const Words exponent = Words{} + Bits<float>::kExponent;
+  Words found{};
+  for (int32_t j = 0;; j = j + kTile <= columns - kTile ? j + kTile : columns - kTile) {
+    for (int32_t i = 0;; i = i + kTile <= rows - kTile ? i + kTile : rows - kTile) {
+      Tile tile[kTile];
+      for (int k = 0; k < kTile; ++k) {
+        tile[k] = load_tile_row(source + (j + k) * column_stride + i);
+        found |= Words((Words(tile[k]) & exponent) == exponent);
+      }
+      transpose(tile);
+      for (int k = 0; k < kTile; ++k) store(dense + (i + k) * width + j, tile[k]);
+      if (i + kTile == rows) break;
+    }
+    if (j + kTile == columns) break;
+  }
+  for (int k = 0; k < kTile; ++k) special |= found[k];
+}
+
+// Copy costs into dense rows, `negate` for maximisation. Returns the status bits.
+template <class S, class T>
+int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate, T* dense) {
+  const int32_t rows = shape.rows, columns = shape.columns;
+  const int64_t row_stride = shape.row_stride, column_stride = shape.column_stride;
+  const int64_t width = padded(columns);
+  typename Bits<T>::type special = 0;
+  bool copied = false;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (row_stride == 1 && rows >= kTile && columns >= kTile) {
+      copy_transposed(source, column_stride, rows, columns, dense, width, special);
+      copied = true;
+    }
+  }
+  if (!copied) {
+    if (column_stride == 1) {
+      copy_entries(source, row_stride, 1, rows, columns, dense, width, special);
+    } else {
+      copy_entries(source, row_stride, column_stride, rows, columns, dense, width, special);
+    }
+  }
+  const T infinite = static_cast<T>(assignment::infinity());
+  int32_t status = 0;
+  for (int32_t i = 0; i < rows; ++i) {
+    T* row = dense + i * width;
+    if (negate) {
+      for (int32_t j = 0; j < columns; ++j) row[j] = -row[j];
+    }
+    if (special) {
+      for (int32_t j = 0; j < columns; ++j) row[j] = assignment::admit(row[j], status);
+    }
+    for (int64_t j = columns; j < width; ++j) row[j] = infinite;
+  }
+  return status;
+}
+
+// Whether all costs are finite, where rows are contiguous.
+template <class T>
+bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t columns) {
+  using B = Bits<T>;
+  for (int32_t i = 0; i < rows; ++i) {
+    typename B::type special = 0;
+    for (int32_t j = 0; j < columns; ++j) {
+      const auto exponent = bits_of(costs[i * row_stride + j]) & B::kExponent;
+      special |= static_cast<typename B::type>(exponent == B::kExponent);
+    }
+    if (special) return false;
+  }
+  return true;
+}
+
+// From this many bytes, costs that lie right are read where they are. Below, a copy in the cache is
+// faster than rows scattered over memory.
+constexpr int64_t kInPlaceBytes = 1 << 18;
+
+template <class S, class P>
+bool solve_in_place(const assignment::Batch& batch, const S* source, const assignment::Shape& shape,
+                    P& p) {
+  if constexpr (std::is_same_v<S, typename P::Cost>) {
+    const int64_t bytes = static_cast<int64_t>(sizeof(S)) * p.rows * p.columns;
+    if (shape.column_stride != 1 || batch.maximize || p.columns % kRowPadding != 0 ||
+        bytes < kInPlaceBytes || !all_finite(source, shape.row_stride, p.rows, p.columns)) {
+      return false;
+    }
+    p.costs = {source, shape.row_stride};
+    return solve(batch, p);
+  } else {
+    return false;
+  }
+}
+
+template <class T>
+void substitute_missing(T* dense, int32_t rows, int32_t columns) {
+  const int32_t width = padded(columns);
+  double least = assignment::infinity();
+  double greatest = -assignment::infinity();
+  for (int32_t i = 0; i < rows; ++i) {
+    for (int32_t j = 0; j < columns; ++j) {
+      const double cost = dense[static_cast<int64_t>(i) * width + j];
+      if (!is_finite(cost)) continue;
+      least = cost < least ? cost : least;
+      greatest = cost > greatest ? cost : greatest;
+    }
+  }
+  if (greatest < least) least = greatest = 0.0;
+  const double limit = sizeof(T) == sizeof(float) ? FLT_MAX : DBL_MAX;
+  const T cost = static_cast<T>(assignment::substitute(least, greatest, rows, limit));
+  for (int32_t i = 0; i < rows; ++i) {
+    T* row = dense + static_cast<int64_t>(i) * width;
+    for (int32_t j = 0; j < columns; ++j) row[j] = is_finite(row[j]) ? row[j] : cost;
+  }
+}
+
+template <class S>
+void solve_problem(const assignment::Batch& batch, int64_t index, void* workspace) {
+  using T = typename Widened<S>::type;
+  int64_t* result = batch.assignment + index * batch.rows;
+  for (int64_t i = 0; i < batch.rows; ++i) result[i] = assignment::kNone;
+  batch.status[index] = 0;
+
+  const assignment::Shape shape = assignment::shape_of(batch, index);
+  const int32_t rows = shape.rows, columns = shape.columns;
+  if (rows == 0) return;
+  Arena arena(workspace);
+  auto p = take_arrays<T>(arena, rows, columns);
+  for (int32_t j = columns; j < padded(columns); ++j) p.column_dual[j] = 0.0;
+  const S* source = static_cast<const S*>(batch.cost) + index * batch.batch_stride;
+  int32_t status = 0;
+  bool complete = solve_in_place(batch, source, shape, p);
+  if (!complete) {
+    const int32_t width = padded(columns);
+    T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
+    status = load_dense(source, shape, batch.maximize, dense);
+    p.costs = {dense, width};
+    complete = solve(batch, p);
+    if (!complete) {
+      status |= assignment::kInfeasible;
+      if (batch.substitute) {
+        substitute_missing(dense, rows, columns);
+        complete = solve(batch, p);
+      }
+    }
+  }
+  batch.status[index] = status;
+  if (!complete) return;
+  if (shape.transposed) {
+    for (int32_t j = 0; j < columns; ++j) result[j] = p.row_of_column[j];
+  } else {
+    for (int32_t i = 0; i < rows; ++i) result[i] = p.column_of_row[i];
+  }
+}
+
+void solve_any(const assignment::Batch& batch, int64_t index, void* workspace) {
+  switch (batch.element) {
+    case Element::kHalf:
+      return solve_problem<Half>(batch, index, workspace);
+    case Element::kBFloat16:
+      return solve_problem<BFloat16>(batch, index, workspace);
+    case Element::kFloat:
+      return solve_problem<float>(batch, index, workspace);
+    case Element::kDouble:
+      return solve_problem<double>(batch, index, workspace);
+  }
+}
+
+int64_t workspace_bytes(const assignment::Batch& batch) {
+  if (batch.rows == 0 || batch.columns == 0) return 0;
+  const bool transposed = batch.rows > batch.columns;
+  const int32_t least = static_cast<int32_t>(transposed ? batch.columns : batch.rows);
+  const int32_t most = static_cast<int32_t>(transposed ? batch.rows : batch.columns);
+  const int64_t size = batch.element == Element::kDouble ? sizeof(double) : sizeof(float);
+  Arena arena(nullptr);
+  take_arrays<double>(arena, least, most);
+  arena.take<char>(size * least * padded(most));
+  return arena.used();
+}
+
+}  // namespace
+
+extern const AssignmentKernel MFK_KERNEL = {workspace_bytes, solve_any};
+
+}  // namespace mfk::cpu

@@ -1,0 +1,19 @@
+// The part of the CPU solver that is compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/assignment/plan.h"
+#include "cpu/common/instruction_set.h"
+
+namespace mfk::cpu {
+
+struct AssignmentKernel {
+  // Bytes of working memory, aligned to 64, that the largest problem of the batch needs.
+  int64_t (*workspace)(const assignment::Batch& batch);
+  void (*solve)(const assignment::Batch& batch, int64_t index, void* workspace);
+};
+
+MFK_DECLARE_KERNEL(AssignmentKernel, assignment);
+
+}  // namespace mfk::cpu

@@ -1,0 +1,58 @@
+// Which vector instructions this processor has, asked once.
+#pragma once
+
+#include <type_traits>
+
+namespace mfk::cpu {
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+// The best one that was compiled and that runs here. The environment variable MFKERNELS_ISA
+// ("baseline", "avx2" or "avx512") lowers it.
+InstructionSet instruction_set();
+
+const char* name(InstructionSet set);
+
+template <class Kernel>
+const Kernel& choose(const Kernel& baseline, const Kernel& avx2, const Kernel& avx512) {
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
+      return avx512;
+    case InstructionSet::kAvx2:
+      return avx2;
+    case InstructionSet::kBaseline:
+      break;
+  }
+  return baseline;
+}
+
+// The functions of a kernel for the two types that it computes in.
+template <template <class> class Kernel>
+struct PerType {
+  Kernel<float> f32;
+  Kernel<double> f64;
+
+  template <class T>
+  const Kernel<T>& of() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return f64;
+    } else {
+      return f32;
+    }
+  }
+};
+
+}  // namespace mfk::cpu
+
+// Declares what <operation>/kernel.cpp defines, once for each instruction set; and the best one here.
+#ifdef MFK_X86_VARIANTS
+#define MFK_DECLARE_KERNEL(Kernel, operation) \
+  extern const Kernel operation##_baseline;   \
+  extern const Kernel operation##_avx2;       \
+  extern const Kernel operation##_avx512
+#define MFK_BEST_KERNEL(operation) \
+  choose(operation##_baseline, operation##_avx2, operation##_avx512)
+#else
+#define MFK_DECLARE_KERNEL(Kernel, operation) extern const Kernel operation##_baseline
+#define MFK_BEST_KERNEL(operation) operation##_baseline
+#endif

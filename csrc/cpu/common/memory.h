@@ -1,0 +1,44 @@
+// Working memory that starts on a cache line.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "core/integers.h"
+
+namespace mfk::cpu {
+
+// A cache line, and the widest vector.
+constexpr int64_t kAlignment = 64;
+
+struct BlockDelete {
+  void operator()(void* block) const { ::operator delete(block, std::align_val_t{kAlignment}); }
+};
+
+using Block = std::unique_ptr<void, BlockDelete>;
+
+inline Block allocate(int64_t bytes) {
+  return Block(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{kAlignment}));
+}
+
+// Memory handed out array by array, each aligned. From null it only counts.
+class Arena {
+ public:
+  MFK_INLINE explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  template <class T>
+  MFK_INLINE T* take(int64_t count) {
+    char* array = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
+    return reinterpret_cast<T*>(array);
+  }
+
+  MFK_INLINE int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+}  // namespace mfk::cpu

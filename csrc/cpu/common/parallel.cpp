@@ -1,0 +1,102 @@
+#include "cpu/common/parallel.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace mfk::cpu {
+namespace {
+
+class Helpers {
+ public:
+  void run(int threads, const std::function<void()>& work) {
+    // Someone else's job is under way (two Python threads): then this one runs on its own thread.
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock() || threads <= 1) {
+      work();
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      start(threads - 1);
+      work_ = &work;
+      wanted_ = std::min(threads - 1, started_);
+    }
+    wake_.notify_all();
+    work();
+    // Helpers that have not woken up by now are not waited for.
+    std::unique_lock<std::mutex> lock(mutex_);
+    work_ = nullptr;
+    wanted_ = 0;
+    idle_.wait(lock, [this] { return running_ == 0; });
+  }
+
+ private:
+  // As many as the system grants: fewer do the same work.
+  void start(int helpers) {
+    try {
+      for (; started_ < helpers; ++started_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
+  [[noreturn]] void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return wanted_ > 0; });
+      --wanted_;
+      ++running_;
+      const std::function<void()>* work = work_;
+      lock.unlock();
+      (*work)();
+      lock.lock();
+      if (--running_ == 0) idle_.notify_one();
+    }
+  }
+
+  std::mutex turn_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  const std::function<void()>* work_ = nullptr;
+  int wanted_ = 0;
+  int running_ = 0;
+  int started_ = 0;
+};
+
+// Never destroyed: detached threads wait on it until the process ends. A forked child (a data
+// loader worker) has none of them, so it starts with a new one.
+Helpers* helpers = nullptr;
+
+Helpers& instance() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    helpers = new Helpers;
+    pthread_atfork(nullptr, nullptr, [] { helpers = new Helpers; });
+  });
+  return *helpers;
+}
+
+}  // namespace
+
+void run_parallel(int threads, const std::function<void()>& work) {
+  // An exception must not leave a helper, nor this thread while helpers still work.
+  std::mutex mutex;
+  std::exception_ptr failure;
+  instance().run(threads, [&] {
+    try {
+      work();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (failure == nullptr) failure = std::current_exception();
+    }
+  });
+  if (failure != nullptr) std::rethrow_exception(failure);
+}
+
+}  // namespace mfk::cpu

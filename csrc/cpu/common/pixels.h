@@ -1,0 +1,152 @@
+// Reading and writing of rows and pixels in any element type and stride.
+#pragma once
+
+#include <cstdint>
+
+#include "core/scalar.h"
+#include "cpu/common/gemm.h"
+#include "cpu/common/predictions.h"
+
+namespace mfk::cpu {
+namespace {
+
+template <class F>
+MFK_INLINE void with_element(Element element, F f) {
+  switch (element) {
+    case Element::kHalf:
+      return f(Half{});
+    case Element::kBFloat16:
+      return f(BFloat16{});
+    case Element::kFloat:
+      return f(float{});
+    case Element::kDouble:
+      return f(double{});
+  }
+}
+
+template <class S, class T>
+void copy_strided(const S* source, int64_t stride, int64_t count, T* result) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; ++i) result[i] = static_cast<T>(widen(source[i]));
+  } else {
+    for (int64_t i = 0; i < count; ++i) result[i] = static_cast<T>(widen(source[i * stride]));
+  }
+}
+
+// Rows [first, last) of one mask of dense logits, one after the other.
+template <class T>
+void copy_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
+                 int64_t first, int64_t last, T* result) {
+  const int64_t* stride = predictions.embed_stride;
+  with_element(predictions.embed_element, [&](auto kind) {
+    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) + layer * stride[0] +
+                         image * stride[1] + query * stride[2];
+    for (int64_t y = first; y < last; ++y) {
+      copy_strided(source + y * stride[3], stride[4], predictions.width,
+                   result + (y - first) * predictions.width);
+    }
+  });
+}
+
+// Pixel features of rows [first, last) of one image, as panels [channels, kPanel] of pixels.
+template <class T>
+void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first, int64_t last,
+               T* panels) {
+  constexpr int64_t kColumns = kPanel<T>;
+  const int64_t* stride = predictions.features_stride;
+  const int64_t width = predictions.width, pixels = (last - first) * width;
+  const int64_t channels = predictions.channels;
+  with_element(predictions.features_element, [&](auto kind) {
+    const auto* source = static_cast<const decltype(kind)*>(predictions.features) +
+                         image * stride[0] + first * stride[2];
+    const bool one_run = stride[3] == 1 && stride[2] == width;
+    for (int64_t p = 0; p < pixels; p += kColumns) {
+      T* panel = panels + p * channels;
+      const int64_t inside = smaller(pixels - p, kColumns);
+      if (one_run) {
+        for (int64_t c = 0; c < channels; ++c) {
+          copy_strided(source + c * stride[1] + p, 1, inside, panel + c * kColumns);
+        }
+        continue;
+      }
+      for (int64_t j = 0; j < inside; ++j) {
+        const auto* pixel = source + (p + j) / width * stride[2] + (p + j) % width * stride[3];
+        for (int64_t c = 0; c < channels; ++c) {
+          panel[c * kColumns + j] = static_cast<T>(widen(pixel[c * stride[1]]));
+        }
+      }
+    }
+  });
+}
+
+// Calls f(offset of a pixel in memory, by the strides of rows and columns) so that it need not
+// divide where pixels follow one another.
+template <class F>
+MFK_INLINE void with_offsets(int64_t width, int64_t row_stride, int64_t stride, F f) {
+  if (row_stride == width * stride) {
+    f([=](int64_t pixel) { return pixel * stride; });
+  } else {
+    f([=](int64_t pixel) { return pixel / width * row_stride + pixel % width * stride; });
+  }
+}
+
+// Features of the given pixels (-1: any) of one image, as panels [channels, kPanel] of pixels.
+template <class T>
+void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_t* pixels,
+                 int64_t count, T* panels) {
+  constexpr int64_t kColumns = kPanel<T>;
+  const int64_t* stride = predictions.features_stride;
+  with_element(predictions.features_element, [&](auto kind) {
+    const auto* source =
+        static_cast<const decltype(kind)*>(predictions.features) + image * stride[0];
+    with_offsets(predictions.width, stride[2], stride[3], [&](auto offset_of) {
+      for (int64_t p = 0; p < count; p += kColumns) {
+        T* panel = panels + p * predictions.channels;
+        int64_t offsets[kColumns];
+        bool run = true;
+        for (int64_t j = 0; j < kColumns; ++j) {
+          offsets[j] = offset_of(pixels[p + j] < 0 ? 0 : pixels[p + j]);
+          run = run && offsets[j] == offsets[0] + j;
+        }
+        const auto* channel = source;
+        for (int64_t c = 0; c < predictions.channels; ++c, channel += stride[1]) {
+          T* row = panel + c * kColumns;
+          if (run) {
+            copy_strided(channel + offsets[0], 1, kColumns, row);
+          } else {
+            for (int64_t j = 0; j < kColumns; ++j)
+              row[j] = static_cast<T>(widen(channel[offsets[j]]));
+          }
+        }
+      }
+    });
+  });
+}
+
+// The given pixels (-1: any) of one mask of dense logits.
+template <class T>
+void pick_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
+                 const int32_t* pixels, int64_t count, T* result) {
+  const int64_t* stride = predictions.embed_stride;
+  with_element(predictions.embed_element, [&](auto kind) {
+    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) + layer * stride[0] +
+                         image * stride[1] + query * stride[2];
+    with_offsets(predictions.width, stride[3], stride[4], [&](auto offset_of) {
+      for (int64_t i = 0; i < count; ++i) {
+        result[i] = static_cast<T>(widen(source[offset_of(pixels[i] < 0 ? 0 : pixels[i])]));
+      }
+    });
+  });
+}
+
+template <class T>
+void store_run(Element element, void* data, int64_t offset, int64_t count, const T* values) {
+  with_element(element, [&](auto kind) {
+    using S = decltype(kind);
+    S* result = static_cast<S*>(data) + offset;
+    for (int64_t i = 0; i < count; ++i) result[i] = narrow<S>(values[i]);
+  });
+}
+
+}  // namespace
+}  // namespace mfk::cpu

@@ -1,0 +1,20 @@
+// The part of the mask logits that is compiled once for each instruction set.
+#pragma once
+
+#include "cpu/common/instruction_set.h"
+#include "cpu/mask_logits/plan.h"
+
+namespace mfk::cpu {
+
+template <class T>
+struct MaskLogitsKernel {
+  int64_t (*bytes)(const MaskLogitsProblem& problem, int64_t rows);  // working memory of one thread
+  // The logits of an image in low-resolution rows [first, last); `embed` [L * Q, C] are its
+  // embeddings.
+  void (*run)(const MaskLogitsProblem& problem, const T* embed, int64_t image, int64_t first,
+              int64_t last, void* memory);
+};
+
+MFK_DECLARE_KERNEL(PerType<MaskLogitsKernel>, mask_logits);
+
+}  // namespace mfk::cpu

@@ -1,0 +1,23 @@
+// The cost of matching every query to every segment on the CPU. No torch in here.
+#pragma once
+
+#include "cpu/common/predictions.h"
+
+namespace mfk::cpu {
+
+struct MatchingCostProblem {
+  const void* class_logits;  // [L, B, Q, K + 1]
+  Element class_element;
+  int64_t class_stride[4];
+  int64_t classes;  // K + 1
+  MaskPredictions predictions;
+  Segments segments;
+  const int64_t* labels;  // [N]
+  double class_weight, mask_weight, dice_weight, alpha, gamma;
+  bool is_double;  // in fp64; else fp32
+  void* cost;      // [L, B, Q, T] out
+};
+
+void matching_cost(const MatchingCostProblem& problem, int threads);
+
+}  // namespace mfk::cpu

@@ -1,0 +1,157 @@
+"""What operations ask of the arguments that a caller gives, and what predictions become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfkernels.targets import SegmentTargets
+
+_HARMLESS_BYTES = 1 << 28
+_REPEATS = 64
+
+
+def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) -> bool:
+    """Whether a view repeats its memory so often that a copy would take far more memory.
+
+    Strides are in elements.
+    """
+    elements = math.prod(sizes)
+    if elements * item_size <= _HARMLESS_BYTES:
+        return False
+    reach = 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
+    return elements // _REPEATS > reach
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Refuse a view that takes far more memory to work on than it has, such as an expanded one."""
+    if torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_contiguous():
+        return
+    if is_inflated(tensor.shape, tensor.stride(), tensor.element_size()):
+        raise ValueError(
+            f"{name} is a view that repeats a little memory too often to be worked on, got "
+            f"{list(tensor.shape)}; give it memory of its own with contiguous() if it is meant"
+        )
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    # The dispatcher lets None pass as an undefined tensor.
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+class MaskPredictions(NamedTuple):
+    """Checked predictions with a layer axis: factors, or dense logits without pixel features."""
+
+    embed: Tensor
+    """`[L, B, Q, C]` embeddings, or `[L, B, Q, h, w]` logits."""
+    features: Tensor | None
+    """`[B, C, h, w]`, or None."""
+    had_layers: bool
+    """Whether the caller gave the layer axis."""
+
+
+def check_predictions(mask_embed: Tensor, pixel_features: Tensor | None) -> MaskPredictions:
+    """Check the two factors (or dense logits and None) and add the layer axis where it is missing.
+
+    Raises:
+        TypeError: not a floating-point dtype.
+        ValueError: shapes or devices that do not fit together, or no query or pixel at all.
+    """
+    check_floating("mask_embed", mask_embed)
+    shape = list(mask_embed.shape)
+    if pixel_features is None:
+        if mask_embed.ndim not in (4, 5):
+            raise ValueError(
+                "without pixel_features, mask logits [L, B, Q, h, w] or [B, Q, h, w] are "
+                f"expected; got {shape}"
+            )
+        had_layers = mask_embed.ndim == 5
+        queries, pixels = mask_embed.shape[-3], mask_embed.shape[-2] * mask_embed.shape[-1]
+    else:
+        check_floating("pixel_features", pixel_features)
+        if mask_embed.ndim not in (3, 4):
+            raise ValueError(f"mask_embed must be [L, B, Q, C] or [B, Q, C], got {shape}")
+        if pixel_features.ndim != 4:
+            raise ValueError(
+                f"pixel_features must be [B, C, h, w], got {list(pixel_features.shape)}"
+            )
+        had_layers = mask_embed.ndim == 4
+        batch, channels, height, width = pixel_features.shape
+        if (mask_embed.shape[-3], mask_embed.shape[-1]) != (batch, channels):
+            raise ValueError(
+                "mask_embed and pixel_features must agree in B and C: "
+                f"got mask_embed {shape} and pixel_features {list(pixel_features.shape)}"
+            )
+        check_device("pixel_features", pixel_features, mask_embed.device)
+        queries, pixels = mask_embed.shape[-2], height * width
+    if queries == 0 or pixels == 0:
+        given = (
+            "" if pixel_features is None else f" and pixel_features {list(pixel_features.shape)}"
+        )
+        raise ValueError(
+            f"expected at least one query and one pixel, got mask_embed {shape}{given}"
+        )
+    layered = mask_embed if had_layers else mask_embed[None]
+    return MaskPredictions(layered, pixel_features, had_layers)
+
+
+def check_targets(targets: SegmentTargets, predictions: MaskPredictions) -> None:
+    if not isinstance(targets, SegmentTargets):
+        raise TypeError(f"targets must be SegmentTargets, got {type(targets).__name__}")
+    images = predictions.embed.shape[1]
+    if targets.batch_size != images:
+        raise ValueError(f"targets hold {targets.batch_size} images, but the predictions {images}")
+    check_device("targets", targets.labels, predictions.embed.device)
+    if 0 in targets.size:
+        raise ValueError(f"targets must have at least one pixel, got size {targets.size}")
+    for name in ("label_map", "masks"):
+        segments = getattr(targets, name)
+        if segments is not None:
+            check_memory(name, segments)
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where one of the tensors is, else float32: that of losses and costs."""
+    return (
+        torch.float64
+        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        else torch.float32
+    )
+
+
+def native_problem(*tensors: Tensor | None) -> str | None:
+    """Why native kernels cannot take these tensors, or None: those for GPUs have no float64."""
+    for tensor in tensors:
+        if tensor is not None and tensor.is_cuda and tensor.dtype == torch.float64:
+            return "the kernels for GPUs do not compute in float64"
+    return None
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    check_memory(name, tensor)
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    check_tensor(name, tensor)
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} must be on {device} like the predictions, but is on {tensor.device}"
+        )
+
+
+def check_focal(alpha: float, gamma: float) -> None:
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be at least 0, got {gamma}")
+    if not alpha <= 1:
+        raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
+    for name, value in (("alpha", alpha), ("gamma", gamma)):
+        if abs(value) == math.inf:
+            raise ValueError(f"{name} must be finite, got {value}")

@@ -1,0 +1,95 @@
+"""The native code: compiled libraries and Triton, loaded on import; what is not there says why."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of native code: where it is, or why it is not there."""
+
+    name: str
+    path: Path | None
+    problem: str | None
+
+    @property
+    def usable(self) -> bool:
+        return self.problem is None
+
+    @property
+    def note(self) -> str:
+        """What else to say about a part that is usable."""
+        idle = self.name in ("cuda", "triton") and not torch.cuda.is_available()
+        return "idle: torch sees no GPU" if idle else ""
+
+
+def _build_record(folder: Path) -> dict[str, str]:
+    """What the build wrote down about each part: an empty string if built, else the reason."""
+    try:
+        record: dict[str, str] = json.loads((folder / "native_build.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return record
+
+
+def load_libraries(folder: Path) -> dict[str, Part]:
+    """Load the operator libraries that exist. Never raises: a problem becomes the part's reason."""
+    record = _build_record(folder)
+    parts: dict[str, Part] = {}
+    for name, needs in (("cpu", None), ("cuda", "cpu")):
+        path = folder / f"_torch_{name}.so"
+        if not path.exists():
+            problem = record.get(name) or "not compiled (install the package to build it)"
+            parts[name] = Part(name, None, problem)
+        elif needs is not None and not parts[needs].usable:
+            parts[name] = Part(name, path, f"needs the {needs} library: {parts[needs].problem}")
+        else:
+            try:
+                torch.ops.load_library(str(path))
+            except OSError as error:
+                parts[name] = Part(name, path, f"cannot be loaded: {error}")
+            else:
+                parts[name] = Part(name, path, None)
+    return parts
+
+
+def load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
+    # Looked for in this folder only: an editable installation elsewhere must not lend its own.
+    specification = PathFinder.find_spec("mfkernels._numpy", [str(folder)])
+    if specification is None or specification.loader is None:
+        problem = _build_record(folder).get("numpy") or (
+            "not compiled for this Python (install the package to build it)"
+        )
+        return None, Part("numpy", None, problem)
+    path = Path(str(specification.origin))
+    try:
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+    except ImportError as error:
+        return None, Part("numpy", path, f"cannot be loaded: {error}")
+    return module, Part("numpy", path, None)
+
+
+def triton_problem(cpu: Part) -> str | None:
+    """Why the Triton kernels cannot be used, or None. Does not import Triton."""
+    if torch.version.cuda is None:
+        return "PyTorch is built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not cpu.usable:  # which defines the operators
+        return f"needs the cpu library: {cpu.problem}"
+    return None
+
+
+FOLDER = Path(__file__).resolve().parent
+parts = load_libraries(FOLDER)
+numpy_module, parts["numpy"] = load_numpy_module(FOLDER)
+parts["triton"] = Part("triton", FOLDER / "triton", triton_problem(parts["cpu"]))

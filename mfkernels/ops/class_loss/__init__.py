@@ -1,0 +1,38 @@
+"""Weighted cross-entropy of all queries: one operator on a GPU, a dozen small ones elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mfkernels.ops.class_loss.operator  # noqa: F401
+from mfkernels import backend
+from mfkernels.checks import native_problem
+from mfkernels.ops.class_loss import reference
+from mfkernels.targets import SegmentTargets
+
+
+def class_loss(
+    class_logits: Tensor, targets: SegmentTargets, assignment: Tensor, no_object_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Sum over queries and images of weight · entropy, and of the weights alone.
+
+    The criteria, which have checked the arguments, call it.
+
+    Args:
+        class_logits: `[L, B, Q, K+1]`; index K is "no object".
+        targets: the segments of the B images.
+        assignment: `[L, B, T]` int64: the query of each segment, or −1 for none.
+        no_object_weight: weight of a query without a segment; all others weigh 1.
+
+    Returns:
+        Both `[L]`, float32 (float64 for float64 inputs); the first is differentiable once. It is
+        NaN if a label is outside `[0, K)`.
+    """
+    problem = native_problem(class_logits)
+    if backend.select("class_loss", class_logits.device, problem) != "native":
+        return reference.class_loss(class_logits, targets, assignment, no_object_weight)
+    loss, weight, _, _ = torch.ops.mfkernels.class_loss(
+        class_logits, targets.labels, targets.counts_tensor(), assignment, no_object_weight
+    )
+    return loss, weight

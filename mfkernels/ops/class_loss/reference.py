@@ -1,0 +1,33 @@
+"""Weighted cross-entropy of all queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mfkernels.ops.common.logits import at_least_float32
+from mfkernels.targets import SegmentTargets
+
+
+def class_loss(
+    class_logits: Tensor, targets: SegmentTargets, assignment: Tensor, no_object_weight: float
+) -> tuple[Tensor, Tensor]:
+    """`[L]` and `[L]`: weight · entropy summed over queries and images, and the weights' sum."""
+    layers, images, queries, classes = class_logits.shape
+    num_classes = classes - 1
+    logits = at_least_float32(class_logits)
+    labels = targets.padded_labels()
+    possible = (labels >= 0) & (labels < num_classes)
+    labels = labels.clamp(0, num_classes - 1).expand(layers, -1, -1)
+    # Segments without a query write to an index past the end, which is cut off.
+    query = assignment.where(assignment >= 0, queries)
+    target = assignment.new_full((layers, images, queries + 1), num_classes)
+    target = target.scatter(2, query, labels)[:, :, :queries]
+    weight = logits.new_ones(classes)
+    weight[num_classes] = no_object_weight
+    entropy = F.cross_entropy(
+        logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
+    )
+    loss = entropy.reshape(layers, images * queries).sum(1)
+    return loss.where(possible.all(), torch.nan), weight[target].flatten(1).sum(1)

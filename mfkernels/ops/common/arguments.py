@@ -1,0 +1,94 @@
+"""What operators of `torch.ops.mfkernels` ask of their arguments, by their names.
+
+As csrc/tensors/checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs,
+which no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited
+for. All raise ValueError (TypeError for a dtype) with what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mfkernels.checks import check_tensor
+
+MOST_SIDE = 1 << 24
+"""The longest side of masks and results: float32, in which they are resized, counts no further."""
+MOST_ROWS = torch.iinfo(torch.int32).max // 2
+"""Rows and columns of an assignment problem."""
+MOST_PROBLEMS = 1 << 26
+
+Sizes = Sequence[int | str]
+"""The sizes that are wanted; a letter stands for any."""
+
+
+def check_shape(name: str, tensor: Tensor, sizes: Sizes) -> None:
+    shape = tensor.shape
+    if len(shape) == len(sizes) and all(
+        isinstance(size, str) or given == size for given, size in zip(shape, sizes, strict=True)
+    ):
+        return
+    raise ValueError(f"{name} must be [{', '.join(map(str, sizes))}], got {list(shape)}")
+
+
+def check_argument(
+    name: str,
+    tensor: Tensor,
+    sizes: Sizes,
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`dtype`: the one that is needed, or any floating-point one."""
+    check_tensor(name, tensor)
+    check_shape(name, tensor, sizes)
+    if isinstance(like, Tensor) and tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, but is on {tensor.device}")
+    if dtype is None and not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+
+
+def check_prediction_arguments(mask_embed: Tensor, pixel_features: Tensor | None) -> None:
+    if pixel_features is None:
+        check_argument("mask_embed", mask_embed, ("L", "B", "Q", "h", "w"), mask_embed)
+        height, width = mask_embed.shape[-2:]
+    else:
+        check_argument("mask_embed", mask_embed, ("L", "B", "Q", "C"), mask_embed)
+        _, images, _, channels = mask_embed.shape
+        check_argument("pixel_features", pixel_features, (images, channels, "h", "w"), mask_embed)
+        height, width = pixel_features.shape[-2:]
+    check_sides("masks", height, width)
+
+
+def check_sides(name: str, height: int, width: int) -> None:
+    if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
+        raise ValueError(f"{name} must have sides of 1 to {MOST_SIDE}, got {height} x {width}")
+
+
+def check_segments(
+    label_map: Tensor | None, masks: Tensor | None, counts: Tensor, like: Tensor, images: int
+) -> None:
+    if (label_map is None) == (masks is None):
+        raise ValueError("exactly one of label_map and masks is needed")
+    check_argument("counts", counts, (images,), like, torch.int64)
+    if label_map is not None:
+        check_argument("label_map", label_map, (images, "H", "W"), like, torch.int16)
+        check_sides("label_map", *label_map.shape[1:])
+    if masks is not None:
+        check_argument("masks", masks, ("N", "H", "W"), like, torch.bool)
+        check_sides("masks", *masks.shape[1:])
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """`[M, h, w]` with at least one pixel, of bool or a floating-point dtype."""
+    check_argument(name, images, ("M", "h", "w"), images, bool_if_it_is(images))
+    if 0 in images.shape[1:]:
+        raise ValueError(f"{name} must have pixels, got {list(images.shape)}")
+
+
+def bool_if_it_is(tensor: Tensor) -> torch.dtype | None:
+    """The dtype to ask for where both bool and floating-point dtypes are welcome."""
+    return torch.bool if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else None

@@ -1,0 +1,106 @@
+"""What operators of `torch.ops.mfkernels` have in Python: checks, fakes, Triton kernels, gradients.
+
+The C++ library defines the operators and serves CPU tensors; without it nothing is registered.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels import native
+
+Function = Callable[..., Any]
+
+SERVED_BY_TRITON: list[str] = []
+"""The operators whose CUDA kernels are Triton's."""
+
+_library = torch.library.Library("mfkernels", "FRAGMENT")
+
+
+def register(
+    name: str,
+    *,
+    check: Function,
+    fake: Function,
+    triton: str | None = None,
+    setup_context: Function | None = None,
+    backward: Function | None = None,
+) -> None:
+    """Complete an operator.
+
+    Args:
+        name: its name under `torch.ops.mfkernels`.
+        check: takes the operator's arguments and raises for those that do not fit.
+        fake: results of the right shapes and dtypes, for `torch.compile`.
+        triton: the module whose function of this name serves CUDA tensors.
+        setup_context: keeps what `backward` needs; see `torch.library.register_autograd`.
+        backward: the gradient.
+    """
+    if not hasattr(torch.ops.mfkernels, name):
+        return
+    torch.library.register_fake(f"mfkernels::{name}", _checked(check, fake))
+    if triton is not None and native.parts["triton"].usable:
+        SERVED_BY_TRITON.append(name)
+        _library.impl(name, _checked(check, _imported_once(triton, name)), "CUDA")
+    if backward is not None:
+        torch.library.register_autograd(f"mfkernels::{name}", backward, setup_context=setup_context)
+
+
+def _checked(check: Function, function: Function) -> Function:
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        return function(*arguments)
+
+    return checked
+
+
+def _imported_once(module: str, name: str) -> Function:
+    """The function of a module that the first call imports: `import mfkernels` needs no Triton."""
+
+    @functools.cache
+    def launcher() -> Function:
+        function: Function = getattr(importlib.import_module(module), name)
+        return function
+
+    return lambda *arguments: launcher()(*arguments)
+
+
+def differentiable_once(name: str) -> Callable[[Function], Function]:
+    """Make `backward(ctx, …)` refuse to be differentiated itself, which would give wrong zeros."""
+
+    def decorate(backward: Function) -> Function:
+        @functools.wraps(backward)
+        def once(ctx: Any, *gradients: Tensor | None) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(f"{name} can be differentiated only once (create_graph=True)")
+            return backward(ctx, *gradients)
+
+        return once
+
+    return decorate
+
+
+def save(*outputs: int) -> Function:
+    """A `setup_context` that saves these outputs and all tensors among the inputs, in this order.
+
+    The other inputs go to `ctx.options`.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.options = [value for value in inputs if isinstance(value, (bool, int, float))]
+        tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+        ctx.save_for_backward(*(output[index] for index in outputs), *tensors)
+        if isinstance(output, tuple):  # gradients of outputs that nobody used are None then
+            ctx.set_materialize_grads(False)
+
+    return setup_context
+
+
+def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient

@@ -1,0 +1,46 @@
+"""Sigmoid focal loss and dice loss in the order of the official code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mfkernels.ops.common.logits import at_least_float32
+from mfkernels.ops.sample_points.reference import sample_points
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_t = probability * targets + (1 - probability) * (1 - targets)
+    miss = 1 - p_t
+    if 0 < gamma < 1:
+        # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
+        miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)
+    loss = cross_entropy * miss**gamma
+    if alpha >= 0:
+        loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
+    return loss
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """`[M]`: the loss of each row of `[M, P]`, smoothed by +1 above and below."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * targets).sum(1) + 1
+    return 1 - overlap / (probability.sum(1) + targets.sum(1) + 1)
+
+
+def focal_dice_loss(
+    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """`[M]` and `[M]`: focal loss (mean over `P`) and dice loss of each row of `[M, P]`."""
+    focal = sigmoid_focal_loss(logits, targets, alpha, gamma).mean(1)
+    return focal, dice_loss(logits, targets)
+
+
+def sample_pair(logits: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """`[M, P]` and `[M, P]`: logits, at least float32, and targets at `points [M, P, 2]`."""
+    sampled = sample_points(at_least_float32(logits), points)
+    return sampled, sample_points(targets.to(sampled.dtype), points)

@@ -1,0 +1,41 @@
+"""Mask logits from their two factors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mfkernels.ops.mask_logits.operator  # noqa: F401
+from mfkernels import backend
+from mfkernels.checks import check_predictions
+from mfkernels.ops.mask_logits import reference
+
+
+def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
+    """`einsum("lbqc,bchw->lbqhw", mask_embed, pixel_features)` (MaskFormer, §3.3).
+
+    Args:
+        mask_embed: `[L, B, Q, C]` or `[B, Q, C]`, any floating-point dtype.
+        pixel_features: `[B, C, h, w]`. None: `mask_embed` already holds logits and is returned as
+            it is.
+
+    Returns:
+        `[L, B, Q, h, w]` or `[B, Q, h, w]`, in the wider of the two dtypes (autocast applies).
+        Differentiable.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device does not fit.
+    """
+    predictions = check_predictions(mask_embed, pixel_features)
+    embed, features = predictions.embed, predictions.features
+    if features is None:
+        return mask_embed
+    dtype = torch.promote_types(embed.dtype, features.dtype)
+    if torch.is_autocast_enabled(embed.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(embed.device.type)
+    embed, features = embed.to(dtype), features.to(dtype)
+    if backend.select("mask_logits", embed.device) == "native":
+        logits = torch.ops.mfkernels.mask_logits(embed, features)
+    else:
+        logits = reference.mask_logits(embed, features)
+    return logits if predictions.had_layers else logits[0]

@@ -1,0 +1,123 @@
+"""Focal and dice loss of matched masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mfkernels.ops.mask_loss.operator  # noqa: F401
+from mfkernels import backend
+from mfkernels.checks import (
+    MaskPredictions,
+    check_device,
+    check_focal,
+    check_predictions,
+    check_targets,
+    native_problem,
+)
+from mfkernels.ops.mask_loss import reference
+from mfkernels.targets import SegmentTargets, holds_values
+
+
+def mask_loss(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    *,
+    num_masks: float | Tensor | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss of the matched masks at target size (MaskFormer, §3.2, appendix A).
+
+    For every matched segment the logits are upsampled bilinearly (`align_corners=False`) to the
+    size of the targets; the focal loss is a mean over pixels, the dice loss is smoothed by +1 above
+    and below. Both are summed over the segments and divided by `num_masks`. Computed in float32
+    (float64 if an input is), under autocast too. Differentiable once.
+
+    Args:
+        mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or
+            `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        targets: the segments of the B images.
+        assignment: `[L, B, T]` (or `[B, T]`) int64: the query of each segment, or −1 for none, as
+            `batch_linear_assignment(cost.mT, row_counts=targets.counts_tensor())` gives it.
+        num_masks: the divisor, a number or a 0-dim tensor. None: the number of segments, at least
+            1.
+        alpha: weight of the positives in the focal loss; negative: no weighting.
+        gamma: exponent of the focal loss, at least 0.
+
+    Returns:
+        `loss_mask` and `loss_dice`, each `[L]` (or 0-dim). Without any segment they are zeros that
+        are still attached to the graph.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device, `alpha` or `gamma` does not fit, or (checked
+            on the CPU only) the assignment holds an index outside `[-1, Q)`.
+    """
+    predictions = check_predictions(mask_embed, pixel_features)
+    check_targets(targets, predictions)
+    check_focal(alpha, gamma)
+    _check_assignment(assignment, predictions, targets)
+    if num_masks is None:
+        num_masks = max(targets.num_segments, 1)
+    elif isinstance(num_masks, Tensor) and num_masks.ndim > 0:
+        raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
+    layered = assignment if predictions.had_layers else assignment[None]
+    losses = mask_loss_unchecked(predictions, targets, layered, num_masks, alpha, gamma)
+    return losses if predictions.had_layers else (losses[0][0], losses[1][0])
+
+
+def mask_loss_unchecked(
+    predictions: MaskPredictions,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    num_masks: float | Tensor,
+    alpha: float,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    """`mask_loss` of checked arguments: `[L]` and `[L]` from the assignment `[L, B, T]`."""
+    embed, features = predictions.embed, predictions.features
+    with torch.autocast(embed.device.type, enabled=False):
+        problem = native_problem(embed, features)
+        if backend.select("mask_loss", embed.device, problem) != "native":
+            return reference.mask_loss(
+                embed, features, targets, assignment, num_masks, alpha, gamma
+            )
+        focal, dice, _ = torch.ops.mfkernels.mask_loss(
+            embed,
+            features,
+            targets.label_map,
+            targets.masks,
+            targets.counts_tensor(),
+            assignment,
+            alpha,
+            gamma,
+        )
+        # One sum and one division: on a GPU each operator is a launch.
+        losses = torch.stack((focal, dice)).sum((2, 3)) / num_masks
+        loss_mask, loss_dice = losses.unbind()
+        return loss_mask, loss_dice
+
+
+def _check_assignment(
+    assignment: Tensor, predictions: MaskPredictions, targets: SegmentTargets
+) -> None:
+    layers, images, queries = predictions.embed.shape[:3]
+    expected = ([layers] if predictions.had_layers else []) + [images, targets.max_count]
+    if assignment.dtype != torch.int64:
+        raise TypeError(f"assignment must be torch.int64, got {assignment.dtype}")
+    if list(assignment.shape) != expected:
+        raise ValueError(
+            f"assignment must be {expected}, the query of each segment, "
+            f"got {list(assignment.shape)}"
+        )
+    check_device("assignment", assignment, predictions.embed.device)
+    if assignment.numel() and holds_values(assignment):
+        low, high = int(assignment.min()), int(assignment.max())
+        if low < -1 or high >= queries:
+            raise ValueError(
+                f"assignment must hold query indices in 0..{queries - 1}, or −1 for none; "
+                f"got {low if low < -1 else high}"
+            )

@@ -1,0 +1,97 @@
+"""The operators `mask_loss` and `mask_loss_backward`.
+
+csrc/torch_library.cpp describes their arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels.checks import check_focal, result_dtype
+from mfkernels.ops.common.arguments import (
+    check_argument,
+    check_prediction_arguments,
+    check_segments,
+)
+from mfkernels.ops.common.registration import differentiable_once, or_zeros, register, save
+
+TRITON = "mfkernels.ops.mask_loss.triton_launch"
+
+
+def check(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+) -> None:
+    check_prediction_arguments(mask_embed, pixel_features)
+    layers, images = mask_embed.shape[:2]
+    check_argument("assignment", assignment, (layers, images, "T"), mask_embed, torch.int64)
+    check_segments(label_map, masks, counts, mask_embed, images)
+    check_focal(alpha, gamma)
+
+
+def check_backward(
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
+) -> None:
+    *inputs, _embed_needed, _features_needed = inputs_and_needed
+    check(*inputs)
+    mask_embed, pixel_features, _, _, _, assignment, *_ = inputs
+    dtype = result_dtype(mask_embed, pixel_features)
+    check_argument("grad_focal", grad_focal, assignment.shape, mask_embed, dtype)
+    check_argument("grad_dice", grad_dice, assignment.shape, mask_embed, dtype)
+    check_argument("sums", sums, (*assignment.shape, 3), mask_embed, dtype)
+
+
+def fake(mask_embed: Tensor, pixel_features: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
+    *_, assignment, _alpha, _gamma = others
+    dtype = result_dtype(mask_embed, pixel_features)
+    focal, dice = (assignment.new_empty(assignment.shape, dtype=dtype) for _ in range(2))
+    return focal, dice, assignment.new_empty((*assignment.shape, 3), dtype=dtype)
+
+
+def fake_backward(
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
+) -> tuple[Tensor, Tensor]:
+    mask_embed, pixel_features, *_, embed_needed, features_needed = inputs_and_needed
+    features = mask_embed if pixel_features is None else pixel_features
+    return (
+        mask_embed.new_empty(mask_embed.shape if embed_needed else (0,)),
+        features.new_empty(features.shape if features_needed else (0,)),
+    )
+
+
+@differentiable_once("mask_loss")
+def backward(
+    ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _grad_sums: None
+) -> tuple[Tensor | None, ...]:
+    sums, *tensors = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    gradients = torch.ops.mfkernels.mask_loss_backward(
+        or_zeros(grad_focal, sums[..., 0]),
+        or_zeros(grad_dice, sums[..., 0]),
+        sums,
+        *tensors,
+        *ctx.options,
+        *needed,
+    )
+    used = [grad if need else None for grad, need in zip(gradients, needed, strict=True)]
+    return (*used, *[None] * 6)
+
+
+register("mask_loss_backward", check=check_backward, fake=fake_backward, triton=TRITON)
+register(
+    "mask_loss",
+    check=check,
+    fake=fake,
+    triton=TRITON,
+    setup_context=save(2),
+    backward=backward,
+)

@@ -1,0 +1,445 @@
+"""Focal and dice loss of matched masks at target size, and their gradients.
+
+Forward: logits of the matched rows at mask resolution (one product), sums over the target pixels of
+each row (partial, then joined). Backward: the same logits again, the gradient of the losses brought
+down to mask resolution, then one product for the gradient of each factor. Nothing of target size is
+ever stored, and nothing is added atomically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfkernels.ops.mask_loss.triton_pixels import (
+    Block,
+    GradStride,
+    Resize,
+    Variant,
+    grad_logits_kernel,
+    loss_kernel,
+    totals_kernel,
+)
+from mfkernels.ops.mask_loss.triton_rows import (
+    Matching,
+    ProductBlock,
+    ProductSizes,
+    Sizes,
+    grad_embed_kernel,
+    grad_embed_sum_kernel,
+    grad_features_kernel,
+    logits_kernel,
+    scatter_kernel,
+)
+from mfkernels.triton import launcher
+from mfkernels.triton.arguments import (
+    FeatureStride,
+    FocalParameters,
+    LossGradients,
+    PredictionStride,
+    Product,
+    SegmentStride,
+)
+from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.tensors import (
+    check_floats,
+    float32_precision,
+    stored_segments,
+    with_flat_pixels,
+)
+
+WORKSPACE = 1 << 25
+"""Elements of a workspace of logits or gradients (128 MiB); a larger batch goes in groups."""
+
+CELLS_OF_A_PROGRAM = 512
+MASK_ROWS_OF_A_PROGRAM = 32
+PIXELS_OF_A_SPLIT = 2048
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The tensors of a call as kernels read them, and the arguments that launches share."""
+
+    embed: Tensor
+    """Embeddings, or dense logits."""
+    features: Tensor | None
+    segments: Tensor
+    matching: Matching
+    sizes: Sizes
+    channels: int
+    resize: Resize
+    focal: FocalParameters
+    variant: Variant
+
+    @property
+    def rows(self) -> int:
+        """The most matched segments of an image, all layers together."""
+        return self.sizes.layers * self.sizes.max_count
+
+    @property
+    def pixels(self) -> int:
+        """Of a mask."""
+        return self.resize.height * self.resize.width
+
+    @property
+    def splits(self) -> int:
+        """Into how many parts a product over all pixels is cut."""
+        return cdiv(self.pixels, PIXELS_OF_A_SPLIT)
+
+    def block(self, mask_rows: int = 1) -> Block:
+        images = min(power_of_2(self.sizes.images), 64)
+        return Block(cells=CELLS_OF_A_PROGRAM, images=images, mask_rows=mask_rows)
+
+    def groups(self) -> Iterator[tuple[Sizes, int]]:
+        """The sizes with the first image of each group, and how many images it has."""
+        images, per_image = self.sizes.images, max(self.rows * self.pixels, 1)
+        group = max(1, min(images, WORKSPACE // per_image))
+        for first in range(0, images, group):
+            yield self.sizes._replace(first_image=first), min(group, images - first)
+
+    def product_sizes(self, sizes: Sizes) -> ProductSizes:
+        return ProductSizes(**sizes._asdict(), channels=self.channels, pixels=self.pixels)
+
+    def workspace(self, group: int) -> Tensor:
+        """New memory for `[L, group, T, h·w]`."""
+        shape = (self.sizes.layers, group, self.sizes.max_count, self.pixels)
+        return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
+
+    def logits_stride(self) -> PredictionStride:
+        """Of what `_logits` returns; of a workspace only pixels are asked for."""
+        if self.features is None:
+            return PredictionStride.of(self.embed, dense=True)
+        return PredictionStride(layer=0, image=0, query=0, pixel=1)
+
+
+def _problem(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+) -> _Problem:
+    """Arguments as for `mask_loss`."""
+    check_floats("mask_loss", mask_embed, pixel_features)
+    embed, features = mask_embed, None
+    if pixel_features is None:
+        embed = with_flat_pixels(mask_embed)
+    else:
+        features = with_flat_pixels(pixel_features)
+    segments = stored_segments(label_map, masks)
+    height, width = (embed if features is None else features).shape[-2:]
+    target_height, target_width = segments.shape[-2:]
+    if 4 * (height + 1) * target_height >= 2**31 or 4 * (width + 1) * target_width >= 2**31:
+        raise ValueError(
+            "masks and targets are too large for 32-bit positions: "
+            f"{height}x{width} and {target_height}x{target_width}"
+        )
+    layers, images, queries = mask_embed.shape[:3]
+    whole = target_height % height == 0 and target_width % width == 0
+    return _Problem(
+        embed=embed,
+        features=features,
+        segments=segments,
+        matching=Matching(assignment.contiguous(), counts),
+        sizes=Sizes(
+            first_image=0,
+            images=images,
+            layers=layers,
+            queries=queries,
+            max_count=assignment.shape[2],
+        ),
+        channels=1 if features is None else mask_embed.shape[3],
+        resize=_resize(height, width, target_height, target_width, whole),
+        focal=FocalParameters.of(alpha, gamma),
+        variant=Variant(
+            factored=features is not None,
+            label_map=label_map is not None,
+            square=gamma == 2,
+            whole=whole,
+        ),
+    )
+
+
+def _resize(height: int, width: int, target_height: int, target_width: int, whole: bool) -> Resize:
+    step_y, start_y = _weights(height, target_height, whole)
+    step_x, start_x = _weights(width, target_width, whole)
+    return Resize(
+        height=height,
+        width=width,
+        target_height=target_height,
+        target_width=target_width,
+        phases_y=cdiv(target_height, height),
+        phases_x=cdiv(target_width, width),
+        step_y=step_y,
+        start_y=start_y,
+        step_x=step_x,
+        start_x=start_x,
+    )
+
+
+def _weights(size: int, target_size: int, whole: bool) -> tuple[float, float]:
+    """Step and start of the weights of second mask pixels along an axis, as `Resize` has them."""
+    ratio = target_size // size
+    return (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+
+
+def mask_loss(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `mfkernels::mask_loss`.
+
+    `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits `[L, B, Q, h, w]`
+    with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`, bool; `counts [B]` and
+    `assignment [L, B, T]`, int64, −1 for a segment without a query. Returns `focal` and
+    `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y. All
+    results are float32.
+    """
+    problem = _problem(
+        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
+    )
+    shape = assignment.shape
+    focal = assignment.new_empty(shape, dtype=torch.float32)
+    dice = assignment.new_empty(shape, dtype=torch.float32)
+    sums = assignment.new_empty((*shape, 3), dtype=torch.float32)
+    if focal.numel() == 0:
+        return focal, dice, sums
+    resize = problem.resize
+    chunks = cdiv((resize.height + 1) * (resize.width + 1), CELLS_OF_A_PROGRAM)
+    partial = assignment.new_empty((*shape, chunks, 4), dtype=torch.float32)
+    for sizes, group in problem.groups():
+        _launch_losses(problem, sizes, _logits(problem, sizes, group), partial, group)
+    launcher.launch(
+        totals_kernel,
+        (cdiv(focal.numel(), 32),),
+        partial_ptr=partial,
+        matching=problem.matching,
+        focal_ptr=focal,
+        dice_ptr=dice,
+        sums_ptr=sums,
+        sizes=problem.sizes,
+        chunks=chunks,
+        rows=focal.numel(),
+        target_pixels=float(resize.target_height * resize.target_width),
+        BLOCK=32,
+        num_warps=1,
+    )
+    return focal, dice, sums
+
+
+def _logits(problem: _Problem, sizes: Sizes, group: int) -> Tensor:
+    """Logits of the matched segments of a group; dense ones are there already."""
+    if problem.features is None:
+        return problem.embed
+    logits = problem.workspace(group)
+    block = ProductBlock(rows=64, pixels=64, channels=32)
+    launcher.launch(
+        logits_kernel,
+        (cdiv(problem.pixels, block.pixels), cdiv(problem.rows, block.rows), group),
+        embed_ptr=problem.embed,
+        features_ptr=problem.features,
+        matching=problem.matching,
+        logits_ptr=logits,
+        sizes=problem.product_sizes(sizes),
+        embed_stride=PredictionStride.of(problem.embed, dense=False),
+        features_stride=FeatureStride.of(problem.features),
+        PRODUCT=Product.of(problem.embed, problem.features),
+        BLOCK=block,
+        num_warps=8,
+        num_stages=3,
+    )
+    return logits
+
+
+def _launch_losses(
+    problem: _Problem, sizes: Sizes, logits: Tensor, partial: Tensor, group: int
+) -> None:
+    """Fill a group's part of `partial [L, B, T, chunks, 4]`."""
+    launcher.launch(
+        loss_kernel,
+        (partial.shape[3], problem.rows, group),
+        logits_ptr=logits,
+        segments_ptr=problem.segments,
+        matching=problem.matching,
+        partial_ptr=partial,
+        sizes=sizes,
+        resize=problem.resize,
+        logits_stride=problem.logits_stride(),
+        focal=problem.focal,
+        VARIANT=problem.variant,
+        BLOCK=problem.block(),
+        num_warps=4,
+        maxnreg=128,  # as for the gradients
+    )
+
+
+def mask_loss_backward(
+    grad_focal: Tensor,
+    grad_dice: Tensor,
+    sums: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    label_map: Tensor | None,
+    masks: Tensor | None,
+    counts: Tensor,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+    embed_needed: bool,
+    features_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator `mfkernels::mask_loss_backward`.
+
+    `grad_focal` and `grad_dice [L, B, T]`; the others as in `mask_loss`. Returns the gradients of
+    `mask_embed` and of `pixel_features`, `[0]` for one that is not needed or not there.
+    """
+    problem = _problem(
+        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
+    )
+    features_needed = features_needed and pixel_features is not None
+    features = mask_embed if pixel_features is None else pixel_features
+    grad_embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
+    grad_features = features.new_empty(features.shape if features_needed else (0,))
+    if not (embed_needed or features_needed):
+        return grad_embed, grad_features
+    if problem.rows == 0:
+        return grad_embed.zero_(), grad_features.zero_()
+    grad = LossGradients(grad_focal, grad_dice)
+    split_embed = embed_needed and problem.features is not None
+    partial = sums.new_empty(
+        (problem.splits, *assignment.shape, problem.channels) if split_embed else (0,)
+    )
+    for sizes, group in problem.groups():
+        grad_logits = _grad_logits(problem, sizes, grad, sums, group)
+        if problem.features is None:
+            _launch_scatter(problem, sizes, grad_logits, grad_embed, group)
+        elif embed_needed:
+            _launch_grad_embed(problem, sizes, grad_logits, partial, group)
+        if features_needed:
+            _launch_grad_features(problem, sizes, grad_logits, grad_features, group)
+    if split_embed:
+        _launch_grad_embed_sum(problem, partial, grad_embed)
+    return grad_embed, grad_features
+
+
+def _grad_logits(
+    problem: _Problem, sizes: Sizes, grad: LossGradients, sums: Tensor, group: int
+) -> Tensor:
+    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
+    logits = _logits(problem, sizes, group)
+    grad_logits = problem.workspace(group)
+    launcher.launch(
+        grad_logits_kernel,
+        (
+            cdiv(problem.rows * (problem.resize.width + 1), CELLS_OF_A_PROGRAM - 1),
+            cdiv(problem.resize.height, MASK_ROWS_OF_A_PROGRAM),
+            group,
+        ),
+        logits_ptr=logits,
+        segments_ptr=problem.segments,
+        matching=problem.matching,
+        sums_ptr=sums,
+        grad=grad,
+        grad_logits_ptr=grad_logits,
+        sizes=sizes,
+        resize=problem.resize,
+        stride=GradStride(
+            logits=problem.logits_stride(),
+            focal=SegmentStride(*grad.focal_ptr.stride()),
+            dice=SegmentStride(*grad.dice_ptr.stride()),
+        ),
+        focal=problem.focal,
+        VARIANT=problem.variant,
+        BLOCK=problem.block(MASK_ROWS_OF_A_PROGRAM),
+        num_warps=8,
+        maxnreg=128,  # without it ptxas may spill a little to have another program at a time
+    )
+    return grad_logits
+
+
+def _launch_scatter(
+    problem: _Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
+) -> None:
+    """Fill a group's part of the gradients `[L, B, Q, h, w]` of dense logits."""
+    launcher.launch(
+        scatter_kernel,
+        (cdiv(problem.pixels, 1024), sizes.layers * sizes.queries, group),
+        grad_matched_ptr=grad_matched,
+        matching=problem.matching,
+        grad_logits_ptr=grad_logits,
+        sizes=problem.product_sizes(sizes),
+        BLOCK=1024,
+        num_warps=4,
+    )
+
+
+def _launch_grad_embed(
+    problem: _Problem, sizes: Sizes, grad_logits: Tensor, partial: Tensor, group: int
+) -> None:
+    """Fill a group's part of `partial [splits, L, B, T, C]`."""
+    assert problem.features is not None
+    block = ProductBlock(rows=32, channels=64, pixels=32, pixels_of_split=PIXELS_OF_A_SPLIT)
+    tiles = cdiv(problem.rows, block.rows) * cdiv(problem.channels, block.channels)
+    launcher.launch(
+        grad_embed_kernel,
+        (problem.splits, tiles, group),
+        grad_logits_ptr=grad_logits,
+        features_ptr=problem.features,
+        matching=problem.matching,
+        partial_ptr=partial,
+        sizes=problem.product_sizes(sizes),
+        features_stride=FeatureStride.of(problem.features),
+        PRECISION=float32_precision(),
+        BLOCK=block,
+        num_warps=8,
+        num_stages=3,
+    )
+
+
+def _launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor) -> None:
+    """Fill `grad_embed [L, B, Q, C]` from `partial [splits, L, B, T, C]`."""
+    sizes = problem.sizes
+    launcher.launch(
+        grad_embed_sum_kernel,
+        (sizes.layers * sizes.queries, cdiv(problem.channels, 256), sizes.images),
+        partial_ptr=partial,
+        matching=problem.matching,
+        grad_embed_ptr=grad_embed,
+        sizes=problem.product_sizes(sizes),
+        splits=problem.splits,
+        BLOCK_C=256,
+        num_warps=4,
+    )
+
+
+def _launch_grad_features(
+    problem: _Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
+) -> None:
+    """Fill a group's part of `grad_features [B, C, h, w]`."""
+    block = ProductBlock(rows=32, channels=64, pixels=64)
+    launcher.launch(
+        grad_features_kernel,
+        (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
+        grad_logits_ptr=grad_logits,
+        embed_ptr=problem.embed,
+        matching=problem.matching,
+        grad_features_ptr=grad_features,
+        sizes=problem.product_sizes(sizes),
+        embed_stride=PredictionStride.of(problem.embed, dense=False),
+        PRECISION=float32_precision(),
+        BLOCK=block,
+        num_warps=8,
+        num_stages=2,
+    )

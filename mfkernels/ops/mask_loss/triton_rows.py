@@ -1,0 +1,269 @@
+"""Products of the mask loss: matched rows of embeddings, or their gradients, and the features."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Matching(NamedTuple):
+    """The segments of each image, and the query that each is matched to."""
+
+    assignment_ptr: Tensor
+    """`[L, B, T]`, −1 for none."""
+    counts_ptr: Tensor
+    """`[B]`."""
+
+
+class Sizes(NamedTuple):
+    """The group of images begins with `first_image`; its workspaces are `[L, group, T, h·w]`."""
+
+    first_image: int
+    images: int
+    layers: int
+    queries: int
+    max_count: int
+
+
+class ProductSizes(NamedTuple):
+    """`Sizes`, and those of embeddings and masks."""
+
+    first_image: int
+    images: int
+    layers: int
+    queries: int
+    channels: int
+    pixels: int
+    max_count: int
+
+
+class ProductBlock(NamedTuple):
+    """How many of each a program takes at a time."""
+
+    rows: int
+    channels: int
+    pixels: int
+    pixels_of_split: int = 0
+
+
+@triton.jit
+def matched_rows(row, count, image, matching, sizes):
+    """Layer, segment, index in `[L, B, T]` and query of rows of an image; query −1 for none.
+
+    The rows of an image are its segments in the first layer, then those in the second, and so on.
+    """
+    inside = (row >= 0) & (row < sizes.layers * count)
+    count = tl.maximum(count, 1)
+    layer, segment = row // count, row % count
+    index = (layer.to(tl.int64) * sizes.images + image) * sizes.max_count + segment
+    query = tl.load(matching.assignment_ptr + index, mask=inside, other=-1)
+    return layer, segment, index, tl.where(query < sizes.queries, query, -1)
+
+
+@triton.jit
+def logits_kernel(
+    embed_ptr,
+    features_ptr,
+    matching,
+    logits_ptr,
+    sizes,
+    embed_stride,
+    features_stride,
+    PRODUCT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`logits [L, group, T, h·w]` of matched segments; the rest is not written."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    channels, pixels = sizes.channels, sizes.pixels
+    group_image = tl.program_id(2)
+    image = sizes.first_image + group_image
+    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if tl.program_id(1) * BLOCK_R < sizes.layers * count:
+        layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
+        matched = query >= 0
+        row_ptr = embed_ptr + layer.to(tl.int64) * embed_stride.layer + query * embed_stride.query
+        row_ptr += image.to(tl.int64) * embed_stride.image
+        features_ptr += image.to(tl.int64) * features_stride.image
+        p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+        x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
+        for start in range(0, channels, BLOCK.channels):
+            c = start + tl.arange(0, BLOCK.channels)
+            e = tl.load(
+                row_ptr[:, None] + c.to(tl.int64)[None, :] * embed_stride.channel,
+                mask=matched[:, None] & (c < channels)[None, :],
+                other=0.0,
+            )
+            f = tl.load(
+                features_ptr
+                + c.to(tl.int64)[:, None] * features_stride.channel
+                + p.to(tl.int64)[None, :] * features_stride.pixel,
+                mask=(c < channels)[:, None] & (p < pixels)[None, :],
+                other=0.0,
+            )
+            if not PRODUCT.half:
+                e = e.to(tl.float32)
+                f = f.to(tl.float32)
+            x = tl.dot(e, f, x, input_precision=PRODUCT.precision)
+        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
+        group_index = group_index * sizes.max_count + segment
+        tl.store(
+            logits_ptr + group_index[:, None] * pixels + p[None, :],
+            x,
+            mask=matched[:, None] & (p < pixels)[None, :],
+        )
+
+
+@triton.jit
+def grad_embed_kernel(
+    grad_logits_ptr,
+    features_ptr,
+    matching,
+    partial_ptr,
+    sizes,
+    features_stride,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    channels, pixels = sizes.channels, sizes.pixels
+    channel_tiles = tl.cdiv(channels, BLOCK_C)
+    row_tile = tl.program_id(1) // channel_tiles
+    group_image = tl.program_id(2)
+    image = sizes.first_image + group_image
+    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    if row_tile * BLOCK_R < sizes.layers * count:
+        row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
+        matched = query >= 0
+        c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+        features_ptr += image.to(tl.int64) * features_stride.image
+        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
+        group_index = group_index * sizes.max_count + segment
+        total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+        begin = tl.program_id(0) * BLOCK.pixels_of_split
+        end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
+        for start in range(begin, end, BLOCK.pixels):
+            p = start + tl.arange(0, BLOCK.pixels)
+            grad = tl.load(
+                grad_logits_ptr + group_index[:, None] * pixels + p[None, :],
+                mask=matched[:, None] & (p < pixels)[None, :],
+                other=0.0,
+            )
+            f = tl.load(
+                features_ptr
+                + p.to(tl.int64)[:, None] * features_stride.pixel
+                + c.to(tl.int64)[None, :] * features_stride.channel,
+                mask=(p < pixels)[:, None] & (c < channels)[None, :],
+                other=0.0,
+            )
+            total = tl.dot(grad, f.to(tl.float32), total, input_precision=PRECISION)
+        rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
+        offset = (tl.program_id(0) * rows_of_split + index) * channels
+        tl.store(
+            partial_ptr + offset[:, None] + c[None, :],
+            total,
+            mask=matched[:, None] & (c < channels)[None, :],
+        )
+
+
+@triton.jit
+def grad_embed_sum_kernel(
+    partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
+):
+    """`grad_embed [L, B, Q, C]`: the partial sums of the segments that each query is matched to."""
+    queries, channels = sizes.queries, sizes.channels
+    layer, query = tl.program_id(0) // queries, tl.program_id(0) % queries
+    image = tl.program_id(2)
+    images = tl.num_programs(2)
+    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rows_of_split = tl.full([], sizes.layers, tl.int64) * images * sizes.max_count
+    layer_image = layer.to(tl.int64) * images + image
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for segment in range(count):
+        index = layer_image * sizes.max_count + segment
+        if tl.load(matching.assignment_ptr + index) == query:
+            for split in range(splits):
+                offset = (split * rows_of_split + index) * channels
+                total += tl.load(partial_ptr + offset + c, mask=c < channels, other=0.0)
+    offset = (layer_image * queries + query) * channels
+    tl.store(grad_embed_ptr + offset + c, total, mask=c < channels)
+
+
+@triton.jit
+def grad_features_kernel(
+    grad_logits_ptr,
+    embed_ptr,
+    matching,
+    grad_features_ptr,
+    sizes,
+    embed_stride,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`grad_features [B, C, h·w]`: embedᵀ · grad_logits over the rows of each image."""
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    channels, pixels = sizes.channels, sizes.pixels
+    group_image = tl.program_id(2)
+    image = sizes.first_image + group_image
+    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    for start in range(0, sizes.layers * count, BLOCK.rows):
+        row = start + tl.arange(0, BLOCK.rows)
+        layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
+        matched = query >= 0
+        row_ptr = embed_ptr + layer.to(tl.int64) * embed_stride.layer + query * embed_stride.query
+        row_ptr += image.to(tl.int64) * embed_stride.image
+        e = tl.load(
+            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed_stride.channel,
+            mask=matched[None, :] & (c < channels)[:, None],
+            other=0.0,
+        )
+        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
+        group_index = group_index * sizes.max_count + segment
+        grad = tl.load(
+            grad_logits_ptr + group_index[:, None] * pixels + p[None, :],
+            mask=matched[:, None] & (p < pixels)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(e.to(tl.float32), grad, total, input_precision=PRECISION)
+    offset = (image.to(tl.int64) * channels + c) * pixels
+    tl.store(
+        grad_features_ptr + offset[:, None] + p[None, :],
+        total,
+        mask=(c < channels)[:, None] & (p < pixels)[None, :],
+    )
+
+
+@triton.jit
+def scatter_kernel(grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl.constexpr):
+    """`grad_logits [L, B, Q, h·w]`: the sum over the segments that each query is matched to."""
+    queries, pixels, max_count = sizes.queries, sizes.pixels, sizes.max_count
+    layer, query = tl.program_id(1) // queries, tl.program_id(1) % queries
+    group_image = tl.program_id(2)
+    image = sizes.first_image + group_image
+    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    layer_image = layer.to(tl.int64) * sizes.images + image
+    total = tl.zeros([BLOCK], tl.float32)
+    for segment in range(count):
+        if tl.load(matching.assignment_ptr + layer_image * max_count + segment) == query:
+            group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
+            group_index = group_index * max_count + segment
+            total += tl.load(
+                grad_matched_ptr + group_index * pixels + p, mask=p < pixels, other=0.0
+            )
+    offset = (layer_image * queries + query) * pixels
+    tl.store(grad_logits_ptr + offset + p, total, mask=p < pixels)

@@ -1,0 +1,105 @@
+"""The cost of matching every query to every ground-truth segment."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mfkernels.ops.matching_cost.operator  # noqa: F401
+from mfkernels import backend
+from mfkernels.checks import (
+    MaskPredictions,
+    check_device,
+    check_floating,
+    check_focal,
+    check_predictions,
+    check_targets,
+    native_problem,
+)
+from mfkernels.ops.matching_cost import reference
+from mfkernels.targets import SegmentTargets
+
+
+def matching_cost(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    targets: SegmentTargets,
+    *,
+    class_weight: float = 1.0,
+    mask_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """`class_weight · (−p[label]) + mask_weight · focal + dice_weight · dice`.
+
+    The matching cost of MaskFormer (§3.2 and appendix A). Focal and dice cost are taken at mask
+    resolution; targets are subsampled to it as `F.interpolate(mode="nearest")` does. Computed in
+    float32 (float64 if an input is), under autocast too. Nothing is differentiated.
+
+    Args:
+        class_logits: `[L, B, Q, K+1]` or `[B, Q, K+1]`; index K is "no object".
+        mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or
+            `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        targets: the segments of the B images, of any size.
+        class_weight, mask_weight, dice_weight: weights of the three terms.
+        alpha: weight of the positives in the focal loss; negative: no weighting.
+        gamma: exponent of the focal loss, at least 0.
+
+    Returns:
+        `[L, B, Q, T]` (or `[B, Q, T]`), T the largest number of segments in an image. Columns
+        beyond an image's own segments are 0. On a GPU, a label outside `[0, K)` that could not be
+        checked before (see `SegmentTargets`) gives NaN in its column.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device, label, `alpha` or `gamma` does not fit.
+    """
+    predictions = check_predictions(mask_embed, pixel_features)
+    check_targets(targets, predictions)
+    check_floating("class_logits", class_logits)
+    check_device("class_logits", class_logits, mask_embed.device)
+    check_focal(alpha, gamma)
+    layers, images, queries = predictions.embed.shape[:3]
+    expected = [layers, images, queries] if predictions.had_layers else [images, queries]
+    if list(class_logits.shape[:-1]) != expected or class_logits.shape[-1] < 2:
+        raise ValueError(
+            f"class_logits must be [{', '.join(map(str, expected))}, K+1] to fit the masks, "
+            f"got {list(class_logits.shape)}"
+        )
+    targets.check_labels(class_logits.shape[-1] - 1)
+    layered = class_logits if predictions.had_layers else class_logits[None]
+    options = (class_weight, mask_weight, dice_weight, alpha, gamma)
+    cost = matching_cost_unchecked(layered, predictions, targets, options)
+    return cost if predictions.had_layers else cost[0]
+
+
+@torch.no_grad()
+def matching_cost_unchecked(
+    class_logits: Tensor,
+    predictions: MaskPredictions,
+    targets: SegmentTargets,
+    options: tuple[float, float, float, float, float],
+) -> Tensor:
+    """`matching_cost` of checked arguments with a layer axis: `[L, B, Q, T]`.
+
+    `options`: `class_weight`, `mask_weight`, `dice_weight`, `alpha` and `gamma`.
+    """
+    embed, features = predictions.embed, predictions.features
+    with torch.autocast(embed.device.type, enabled=False):
+        problem = native_problem(class_logits, embed, features)
+        if backend.select("matching_cost", embed.device, problem) != "native":
+            return reference.matching_cost(class_logits, embed, features, targets, *options)
+        cost: Tensor = torch.ops.mfkernels.matching_cost(
+            class_logits,
+            embed,
+            features,
+            targets.label_map,
+            targets.masks,
+            targets.labels,
+            targets.counts_tensor(),
+            targets.max_count,
+            *options,
+        )
+        return cost

@@ -1,0 +1,46 @@
+"""Images at points between their pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import mfkernels.ops.sample_points.operator  # noqa: F401
+from mfkernels import backend
+from mfkernels.checks import check_device, check_floating, check_memory
+from mfkernels.ops.sample_points import reference
+
+
+def sample_points(images: Tensor, points: Tensor) -> Tensor:
+    """`[M, h, w]` read bilinearly at points, with zeros beyond the edge (Mask2Former, §3.3).
+
+    As `F.grid_sample(align_corners=False)` does, without floating-point copies of masks.
+
+    Args:
+        images: `[M, h, w]`, bool or any floating-point dtype.
+        points: `[M, P, 2]`, or `[1, P, 2]` for all images; floating-point: x and y, 0 to 1 from
+            edge to edge of the image. They have no gradient.
+
+    Returns:
+        `[M, P]`, float32 (float64 for float64 points). Differentiable once in `images`.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device does not fit.
+    """
+    if images.dtype != torch.bool:
+        check_floating("images", images)
+    check_memory("images", images)
+    check_floating("points", points)
+    if images.ndim != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be [M, height, width], got {list(images.shape)}")
+    if points.ndim != 3 or points.shape[2] != 2 or points.shape[0] not in (1, len(images)):
+        raise ValueError(
+            f"points must be [{len(images)}, P, 2] or [1, P, 2], got {list(points.shape)}"
+        )
+    check_device("points", points, images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        points = points.detach().to(torch.promote_types(points.dtype, torch.float32))
+        if backend.select("sample_points", images.device) != "native":
+            return reference.sample_points(images, points)
+        values: Tensor = torch.ops.mfkernels.sample_points(images, points)
+        return values

@@ -1,0 +1,46 @@
+"""The operators `sample_points` and `sample_points_backward`.
+
+csrc/torch_library.cpp describes their arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels.ops.common.arguments import check_argument, check_images
+from mfkernels.ops.common.registration import differentiable_once, register, save
+
+
+def check(images: Tensor, points: Tensor) -> None:
+    check_images("images", images)
+    check_argument("points", points, ("M", "P", 2), images)
+    if points.shape[0] not in (1, images.shape[0]):
+        raise ValueError(
+            f"points must be [{images.shape[0]}, P, 2] or [1, P, 2], got {list(points.shape)}"
+        )
+
+
+def check_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> None:
+    check(images, points)
+    sizes = (images.shape[0], points.shape[1])
+    check_argument("grad_values", grad_values, sizes, images, points.dtype)
+
+
+def fake(images: Tensor, points: Tensor) -> Tensor:
+    return points.new_empty((images.shape[0], points.shape[1]))
+
+
+def fake_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> Tensor:
+    return images.new_empty(images.shape)
+
+
+@differentiable_once("sample_points")
+def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.mfkernels.sample_points_backward(grad_values, *ctx.saved_tensors), None
+
+
+register("sample_points_backward", check=check_backward, fake=fake_backward)
+register("sample_points", check=check, fake=fake, setup_context=save(), backward=backward)

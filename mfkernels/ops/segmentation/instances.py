@@ -1,0 +1,122 @@
+"""Instance inference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfkernels.checks import result_dtype
+from mfkernels.ops.common.logits import logits_of_image
+from mfkernels.ops.segmentation import reference
+from mfkernels.ops.segmentation.views import (
+    CheckedView,
+    SegmentationView,
+    Size,
+    Sizes,
+    check_things,
+    check_view,
+)
+
+_CHUNK_PIXELS = 1 << 22
+"""Pixels of the masks that instance inference holds as logits at a time."""
+
+
+class Instances(NamedTuple):
+    """The instances of one image, by falling class probability."""
+
+    masks: Tensor
+    """`[N, H, W]` bool."""
+    labels: Tensor
+    """`[N]` int64 class indices."""
+    scores: Tensor
+    """`[N]`: class probability times the mean sigmoid inside the mask."""
+    boxes: Tensor
+    """`[N, 4]` float32: left, top, right, bottom of the mask in pixels, the last two exclusive;
+    zeros for an empty mask."""
+
+
+@torch.no_grad()
+def instance_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    top_k: int = 100,
+    thing_classes: Collection[int] | None = None,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+) -> list[Instances]:
+    """The `top_k` most probable pairs of query and class, each with the query's mask.
+
+    Instance inference of Mask2Former (official code; it is not in the papers): a mask is where the
+    resized logit is positive, and the class probability is multiplied by the mean sigmoid inside.
+    Masks are computed a chunk at a time; this is plain PyTorch with every backend.
+
+    Args:
+        class_logits: `[B, Q, K+1]`; index K is "no object".
+        mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
+        top_k: the most instances of an image. A query may appear with several classes.
+        thing_classes: keep only these classes, of the `top_k`. None: all.
+        input_size, image_sizes: as in `semantic_segmentation`. Logits are cropped and resized.
+
+    Returns:
+        The instances of each image; see `Instances`.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device, size, class or `top_k` does not fit.
+    """
+    view = check_view(
+        SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
+    )
+    classes = class_logits.shape[-1] - 1
+    things = None if thing_classes is None else check_things(thing_classes, classes)
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    results = []
+    with torch.autocast(mask_embed.device.type, enabled=False):
+        probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
+        for image, of_pairs in enumerate(probability):
+            scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
+            if things is not None:
+                wanted = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
+                keep = torch.isin(pairs % classes, wanted)
+                scores, pairs = scores[keep], pairs[keep]
+            masks, means = _instance_masks(view, image, pairs // classes)
+            results.append(Instances(masks, pairs % classes, scores * means, _boxes(masks)))
+    return results
+
+
+def _instance_masks(view: CheckedView, image: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks `[N, H, W]` of `queries [N]` and the mean sigmoid inside each mask."""
+    sizes = view.sizes
+    size = sizes.results[image]
+    masks = torch.empty((len(queries), *size), dtype=torch.bool, device=queries.device)
+    means = queries.new_empty(len(queries), dtype=result_dtype(*view.tensors))
+    at_a_time = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
+    for start in range(0, len(queries), at_a_time):
+        chunk = slice(start, start + at_a_time)
+        rows = view.predictions.embed[0, image, queries[chunk]]
+        logits = logits_of_image(rows, view.features(image))
+        logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
+        inside = torch.gt(logits, 0, out=masks[chunk])
+        total = (logits.sigmoid_() * inside).sum((1, 2))
+        means[chunk] = total / (inside.sum((1, 2)) + 1e-6)
+    return masks, means
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """The tightest boxes around masks."""
+    ends = []
+    for axis in (1, 2):  # over rows: left and right; over columns: top and bottom
+        filled = masks.any(axis)
+        first = filled.byte().argmax(1)
+        last = filled.shape[1] - filled.flip(1).byte().argmax(1)
+        ends.append((first, torch.where(filled.any(1), last, 0)))
+    (left, right), (top, bottom) = ends
+    return torch.stack((left, top, right, bottom), 1).float()

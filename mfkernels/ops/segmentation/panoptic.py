@@ -1,0 +1,163 @@
+"""Panoptic inference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mfkernels import backend
+from mfkernels.checks import native_problem, result_dtype
+from mfkernels.ops.segmentation import reference
+from mfkernels.ops.segmentation.views import (
+    CheckedView,
+    SegmentationView,
+    Size,
+    Sizes,
+    check_things,
+    check_view,
+)
+
+PAINTS = ("maskformer", "mask2former")
+
+Panoptic = tuple[Tensor, list[dict[str, Any]]]
+"""The map of an image and the description of its segments."""
+
+
+@torch.no_grad()
+def panoptic_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    thing_classes: Collection[int],
+    object_mask_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    paint: Literal["maskformer", "mask2former"] = "maskformer",
+) -> list[Panoptic]:
+    """Panoptic maps by the official rules (MaskFormer, §3.4).
+
+    Queries whose best class is real and scores more than `object_mask_threshold` are kept. Each
+    pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
+    becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
+    owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
+    class shares one segment. Native kernels hold no masks in memory and copy to the host once
+    per image.
+
+    Args:
+        class_logits: `[B, Q, K+1]`; index K is "no object".
+        mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
+        thing_classes: the classes whose segments are told apart; all others are stuff.
+        object_mask_threshold: strict lower bound of a kept query's class probability.
+        overlap_threshold: lower bound of a segment's visible part.
+        input_size: the padded network input. None: `size` if that is a single pair, else
+            `(4h, 4w)`.
+        image_sizes: the part of the input that each image fills, from the top left. None: all of
+            it.
+        paint: `"maskformer"` paints every pixel that a query owns; `"mask2former"` only those where
+            its mask is at least 0.5, and drops a query that has none.
+
+    Returns:
+        Per image the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with one
+        dict per segment: `id`, `isthing`, `category_id` (class index), `score` (class
+        probability of its first query).
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device, size, class or `paint` does not fit.
+    """
+    view = check_view(
+        SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
+    )
+    things = check_things(thing_classes, class_logits.shape[-1] - 1)
+    if paint not in PAINTS:
+        raise ValueError(f"paint must be one of {', '.join(map(repr, PAINTS))}, got {paint!r}")
+    options = (object_mask_threshold, overlap_threshold, paint == "mask2former")
+    device = mask_embed.device
+    with torch.autocast(device.type, enabled=False):
+        images = range(len(view.sizes.results))
+        problem = native_problem(*view.tensors)
+        if backend.select("panoptic_owners", device, problem) != "native":
+            return [_reference_map(view, image, things, *options) for image in images]
+        is_thing = torch.tensor([label in things for label in range(class_logits.shape[-1])])
+        is_thing = is_thing.to(device)
+        return [_native_map(view, image, is_thing, *options) for image in images]
+
+
+def _reference_map(
+    view: CheckedView,
+    image: int,
+    things: frozenset[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    confident_only: bool,
+) -> Panoptic:
+    return reference.panoptic_map(
+        view.class_logits[image],
+        view.logits(image),
+        input_size=view.sizes.input,
+        image_size=view.sizes.images[image],
+        size=view.sizes.results[image],
+        thing_classes=things,
+        object_mask_threshold=object_mask_threshold,
+        overlap_threshold=overlap_threshold,
+        confident_only=confident_only,
+    )
+
+
+def _native_map(
+    view: CheckedView,
+    image: int,
+    is_thing: Tensor,
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    confident_only: bool,
+) -> Panoptic:
+    probability = view.class_logits[image].to(result_dtype(*view.tensors)).softmax(-1)
+    scores, labels = probability.max(-1)
+    kept = (labels != probability.shape[-1] - 1) & (scores > object_mask_threshold)
+    owners, counts = torch.ops.mfkernels.panoptic_owners(
+        torch.where(kept, scores, -1),
+        view.predictions.embed[0, image],
+        view.features(image),
+        *view.sides(image),
+        *view.sizes.results[image],
+        confident_only,
+    )
+    return _segments(owners, counts, scores, labels, kept, is_thing, overlap_threshold)
+
+
+def _segments(
+    owners: Tensor,
+    counts: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    things: Tensor,
+    overlap_threshold: float,
+) -> Panoptic:
+    """What becomes a segment, decided on the device; one copy to the host."""
+    owned, confident, painted = counts.unbind(1)
+    segment = kept & (confident > 0) & (painted > 0)
+    segment &= ~(owned.double() / confident < overlap_threshold)
+    is_thing = things[labels]
+    # Stuff joins the first segment of its class.
+    order = torch.arange(len(labels), device=labels.device)
+    same = (labels[:, None] == labels) & (segment & ~is_thing)
+    first = torch.where(is_thing, order, same.int().argmax(1))
+    new = segment & (first == order)
+    ids = torch.where(segment, new.cumsum(0)[first], 0)
+    table = torch.cat((ids.new_zeros(1), ids)).int()
+    panoptic = table.index_select(0, (owners + 1).flatten()).view_as(owners)
+    packed = torch.stack((torch.where(new, ids, 0), is_thing, labels, scores.double())).tolist()
+    return panoptic, [
+        {"id": int(index), "isthing": bool(thing), "category_id": int(label), "score": score}
+        for index, thing, label, score in zip(*packed, strict=True)
+        if index > 0
+    ]

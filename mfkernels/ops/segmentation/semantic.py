@@ -1,0 +1,203 @@
+"""Semantic inference of one view or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from mfkernels import backend
+from mfkernels.checks import native_problem, result_dtype
+from mfkernels.ops.segmentation import reference
+from mfkernels.ops.segmentation.views import (
+    CheckedView,
+    SegmentationView,
+    Size,
+    Sizes,
+    check_views,
+)
+
+Labels = Tensor | list[Tensor]
+LabelsAndScores = tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
+
+
+@overload
+def semantic_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    resize_logits: bool = False,
+    return_scores: Literal[False] = False,
+) -> Labels: ...
+
+
+@overload
+def semantic_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    resize_logits: bool = False,
+    return_scores: Literal[True],
+) -> LabelsAndScores: ...
+
+
+def semantic_segmentation(
+    class_logits: Tensor,
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    size: Sizes,
+    *,
+    input_size: Size | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    resize_logits: bool = False,
+    return_scores: bool = False,
+) -> Labels | LabelsAndScores:
+    """The best class of every pixel: `argmax_k Σ_q softmax(class_logits)[q, k] · sigmoid(mask)[q]`.
+
+    Semantic inference of MaskFormer (§3.4). Mask logits are upsampled bilinearly to the padded
+    network input and scored there; the scores are cropped to the image and resized to `size`. "No
+    object" is never an answer. Computed in float32 (float64 if an input is). Native kernels hold
+    neither masks nor scores in memory.
+
+    Args:
+        class_logits: `[B, Q, K+1]`; index K is "no object".
+        mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
+        pixel_features: `[B, C, h, w]`; None for mask logits.
+        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
+        input_size: the padded network input. None: `size` if that is a single pair, else
+            `(4h, 4w)`.
+        image_sizes: the part of the input that each image fills, from the top left. None: all of
+            it.
+        resize_logits: crop and resize the logits instead of the scores (official with panoptic
+            models).
+        return_scores: also return the scores.
+
+    Returns:
+        Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` where `size` is one pair
+        per image. With `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of
+        `[K, H_b, W_b]`.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or size does not fit.
+    """
+    view = SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes)
+    return _semantic([view], size, resize_logits, return_scores)
+
+
+@overload
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: Literal[False] = False,
+) -> Labels: ...
+
+
+@overload
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: Literal[True],
+) -> LabelsAndScores: ...
+
+
+def average_semantic_segmentation(
+    views: Sequence[SegmentationView],
+    size: Sizes,
+    *,
+    resize_logits: bool = False,
+    return_scores: bool = False,
+) -> Labels | LabelsAndScores:
+    """The best class of every pixel by the scores averaged over views: test-time augmentation.
+
+    MaskFormer's appendix A and the official `SemanticSegmentorWithTTA`: scores of each view at
+    `size`, mirrored back where the view was mirrored, then their mean.
+
+    Args:
+        views: predictions for the same B images, with any number of queries and any resolution.
+            Either all have pixel features or none.
+        size, resize_logits, return_scores: as in `semantic_segmentation`.
+
+    Returns:
+        As `semantic_segmentation`.
+
+    Raises:
+        TypeError, ValueError: there is no view, views differ in B, K or device, or a dtype, shape,
+            device or size does not fit.
+    """
+    return _semantic(views, size, resize_logits, return_scores)
+
+
+@torch.no_grad()
+def _semantic(
+    views: Sequence[SegmentationView], size: Sizes, resize_logits: bool, return_scores: bool
+) -> Labels | LabelsAndScores:
+    checked = check_views(views, size)
+    device = checked[0].class_logits.device
+    tensors = [tensor for view in checked for tensor in view.tensors]
+    sizes = checked[0].sizes
+    labels: list[Tensor] = []
+    scores: list[Tensor] = []
+    with torch.autocast(device.type, enabled=False):
+        native = backend.select("semantic_segmentation", device, native_problem(*tensors))
+        dtype = result_dtype(*tensors)
+        # Scores are linear in the probabilities: dividing these gives their mean.
+        probability = [
+            view.class_logits.to(dtype).softmax(-1)[..., :-1] / len(checked) for view in checked
+        ]
+        for image, result_size in enumerate(sizes.results):
+            if native == "native":
+                features = [view.features(image) for view in checked]
+                image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
+                    [of_view[image] for of_view in probability],
+                    [view.predictions.embed[0, image] for view in checked],
+                    [x for x in features if x is not None],
+                    *zip(*(view.sides(image) for view in checked), strict=True),
+                    [view.flipped for view in checked],
+                    *result_size,
+                    resize_logits,
+                    return_scores,
+                )
+            else:
+                image_scores = _mean_scores(checked, image, resize_logits)
+                image_labels = image_scores.argmax(0)
+            labels.append(image_labels)
+            if return_scores:
+                scores.append(image_scores)
+    if not sizes.stacked:
+        return (labels, scores) if return_scores else labels
+    return (_stack(labels), _stack(scores)) if return_scores else _stack(labels)
+
+
+def _mean_scores(views: list[CheckedView], image: int, resize_logits: bool) -> Tensor:
+    scores = [
+        reference.semantic_scores(
+            view.class_logits[image],
+            view.logits(image),
+            input_size=view.sizes.input,
+            image_size=view.sizes.images[image],
+            size=view.sizes.results[image],
+            resize_logits=resize_logits,
+            flipped=view.flipped,
+        )
+        for view in views
+    ]
+    return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Without a copy of a single image."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)

@@ -1,0 +1,170 @@
+"""What inference is given: predictions of a batch with sizes, checked to fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mfkernels.checks import (
+    MaskPredictions,
+    check_device,
+    check_floating,
+    check_predictions,
+)
+from mfkernels.ops.common.logits import logits_of_image
+
+Size = tuple[int, int]
+"""Height, width in pixels."""
+Sizes = Size | Sequence[Size]
+
+
+class SegmentationView(NamedTuple):
+    """Predictions for a batch of images, shown to the network at some scale, mirrored or not.
+
+    The fields are the arguments of `semantic_segmentation` of the same names.
+    """
+
+    class_logits: Tensor
+    """`[B, Q, K+1]`; index K is "no object"."""
+    mask_embed: Tensor
+    """`[B, Q, C]`; or mask logits `[B, Q, h, w]`."""
+    pixel_features: Tensor | None
+    """`[B, C, h, w]`; None for mask logits."""
+    input_size: Size | None = None
+    image_sizes: Sequence[Size] | None = None
+    flipped: bool = False
+    """The images were mirrored left to right; their results are mirrored back."""
+
+
+class ViewSizes(NamedTuple):
+    """Of the network input, of the images inside it, and of the results."""
+
+    input: Size
+    images: list[Size]
+    results: list[Size]
+    stacked: bool
+
+
+class CheckedView(NamedTuple):
+    """A view whose tensors and sizes fit together."""
+
+    class_logits: Tensor
+    predictions: MaskPredictions
+    sizes: ViewSizes
+    flipped: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.class_logits, self.predictions.embed, self.predictions.features
+
+    def logits(self, image: int) -> Tensor:
+        """`[Q, h, w]`, at least float32."""
+        return logits_of_image(self.predictions.embed[0, image], self.features(image))
+
+    def features(self, image: int) -> Tensor | None:
+        return None if self.predictions.features is None else self.predictions.features[image]
+
+    def sides(self, image: int) -> tuple[int, int, int, int]:
+        """Heights and widths of the padded input and of the image, as the operators take them."""
+        return *self.sizes.input, *self.sizes.images[image]
+
+
+def check_views(views: Sequence[SegmentationView], size: Sizes) -> list[CheckedView]:
+    checked = [check_view(view, size) for view in views]
+    if not checked:
+        raise ValueError("views must hold at least one view")
+    first = checked[0]
+    for index, view in enumerate(checked):
+        if view.class_logits.device != first.class_logits.device:
+            raise ValueError(
+                f"views must be on one device; the first is on {first.class_logits.device}, "
+                f"view {index} on {view.class_logits.device}"
+            )
+        if view.class_logits.shape[::2] != first.class_logits.shape[::2]:
+            raise ValueError(
+                "views must agree in images and classes: class_logits of the first are "
+                f"{list(first.class_logits.shape)}, of view {index} {list(view.class_logits.shape)}"
+            )
+        if (view.predictions.features is None) != (first.predictions.features is None):
+            raise ValueError("either all views must have pixel_features or none")
+    return checked
+
+
+def check_view(view: SegmentationView, size: Sizes) -> CheckedView:
+    if not isinstance(view, SegmentationView):
+        raise TypeError(f"views must hold SegmentationView, got {type(view).__name__}")
+    predictions = check_predictions(view.mask_embed, view.pixel_features)
+    if predictions.had_layers:
+        raise ValueError(
+            "inference takes the final layer only, without a layer axis; "
+            f"got mask_embed {list(view.mask_embed.shape)}"
+        )
+    class_logits = view.class_logits
+    check_floating("class_logits", class_logits)
+    check_device("class_logits", class_logits, view.mask_embed.device)
+    images, queries = view.mask_embed.shape[:2]
+    if images == 0:
+        raise ValueError(
+            f"expected at least one image, got mask_embed {list(view.mask_embed.shape)}"
+        )
+    if class_logits.shape[:-1] != (images, queries) or class_logits.shape[-1] < 2:
+        raise ValueError(
+            f"class_logits must be [{images}, {queries}, K+1] to fit the masks, "
+            f"got {list(class_logits.shape)}"
+        )
+    sizes = _check_sizes(predictions, size, view.input_size, view.image_sizes)
+    return CheckedView(class_logits, predictions, sizes, view.flipped)
+
+
+def check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
+    things = frozenset(int(thing) for thing in thing_classes)
+    if any(not 0 <= thing < classes for thing in things):
+        raise ValueError(f"thing_classes must be in 0..{classes - 1}, got {sorted(things)}")
+    return things
+
+
+def _check_sizes(
+    predictions: MaskPredictions,
+    size: Sizes,
+    input_size: Size | None,
+    image_sizes: Sequence[Size] | None,
+) -> ViewSizes:
+    batch = predictions.embed.shape[1]
+    one = _as_size(size)
+    results = [one] * batch if one is not None else _size_list("size", size, batch)
+    if input_size is None:
+        height, width = (
+            predictions.embed if predictions.features is None else predictions.features
+        ).shape[-2:]
+        padded = one or (4 * height, 4 * width)
+    else:
+        padded = _size_list("input_size", [input_size], 1)[0]
+    images = (
+        [padded] * batch if image_sizes is None else _size_list("image_sizes", image_sizes, batch)
+    )
+    for image in images:
+        if image[0] > padded[0] or image[1] > padded[1]:
+            raise ValueError(f"image_sizes must fit into the input {padded}, got {image}")
+    return ViewSizes(padded, images, results, stacked=one is not None)
+
+
+def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
+    pairs = [_as_size(size) for size in sizes] if isinstance(sizes, Sequence) else []
+    good = [pair for pair in pairs if pair is not None]
+    if len(good) != count or len(pairs) != count:
+        one = "one pair or " if name == "size" else ""
+        raise ValueError(
+            f"{name} must be {one}{count} pairs of positive (height, width), got {sizes!r}"
+        )
+    return good
+
+
+def _as_size(size: Any) -> Size | None:
+    """A pair of positive integers, or None for anything else."""
+    try:
+        height, width = (int(side) for side in size)
+    except (TypeError, ValueError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None

@@ -1,0 +1,101 @@
+"""Arguments that travel together, as named tuples: Triton takes them as arguments of kernels.
+
+Fields are reached by name in kernels, too, and each is specialised as an argument of its own is: a
+number that is 1 becomes a constant, and divisibility by 16 is known.
+A parameter that is a `tl.constexpr` may be a named tuple as well: all its fields are constants.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
+
+
+class PredictionStride(NamedTuple):
+    """Elements between neighbours along each axis of embeddings `[L, B, Q, C]`.
+
+    Or of dense logits `[L, B, Q, h, w]`. An axis that is not there keeps 1: not an argument then.
+    """
+
+    layer: int = 1
+    image: int = 1
+    query: int = 1
+    channel: int = 1
+    pixel: int = 1
+
+    @classmethod
+    def of(cls, tensor: Tensor, *, dense: bool) -> PredictionStride:
+        """Of embeddings, or of dense logits with flat pixels; the leading axes may be missing."""
+        layer, image, query = (1, 1, *tensor.stride()[: -2 if dense else -1])[-3:]
+        if dense:
+            return cls(layer, image, query, pixel=pixel_stride(tensor))
+        return cls(layer, image, query, channel=tensor.stride(-1))
+
+
+class FeatureStride(NamedTuple):
+    """Elements between neighbours along each axis of pixel features `[B, C, h, w]`."""
+
+    image: int = 1
+    channel: int = 1
+    pixel: int = 1
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> FeatureStride:
+        """Of features with flat pixels; the axis of images may be missing."""
+        image = tensor.stride(-4) if tensor.ndim > 3 else 1
+        return cls(image, tensor.stride(-3), pixel_stride(tensor))
+
+
+class FocalParameters(NamedTuple):
+    """The weights of the focal loss where the target is 1 and where it is 0, and its exponent."""
+
+    positive_weight: float
+    negative_weight: float
+    gamma: float
+
+    @classmethod
+    def of(cls, alpha: float, gamma: float) -> FocalParameters:
+        positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+        return cls(positive, negative, float(gamma))
+
+
+class SegmentStride(NamedTuple):
+    """Elements between neighbours along each axis of what segments have, `[L, B, T]`."""
+
+    layer: int
+    image: int
+    segment: int
+
+
+class LossGradients(NamedTuple):
+    """The gradients of the focal and dice losses of rows or of segments."""
+
+    focal_ptr: Tensor
+    dice_ptr: Tensor
+
+
+class Product(NamedTuple):
+    """How `tl.dot` multiplies: two factors in half precision as they are, others as float32."""
+
+    half: bool
+    precision: str
+
+    @classmethod
+    def of(cls, *factors: Tensor) -> Product:
+        dtypes = {factor.dtype for factor in factors}
+        return cls(len(dtypes) == 1 and dtypes <= set(HALVES), float32_precision())
+
+
+class MaskAxis(NamedTuple):
+    """Sizes along one axis of the image: of the mask, the network's input, the image, the result.
+
+    The image is the upper left part of the input.
+    """
+
+    mask: int
+    input: int
+    image: int
+    result: int

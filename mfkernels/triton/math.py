@@ -1,0 +1,134 @@
+"""What several kernels share: elementwise terms, segments of an image, tiles of mask logits."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+# The interpreter has no assembly; it takes the operations that these instructions stand for.
+_ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
+
+
+@triton.jit
+def if_also(mask, condition):
+    """`mask & condition`, one condition for all elements.
+
+    The interpreter would broadcast the condition as int32; Triton 3.9 refuses such a mask.
+    """
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
+def exp2(x):
+    """2^x in one instruction; results below 2⁻¹²⁶ are 0.
+
+    Where they may be small, Triton's own scales up and down again, four instructions more.
+    """
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
+
+
+@triton.jit
+def exp_of_negative(x):
+    """exp(x) for x ≤ 0."""
+    if _ASSEMBLY:
+        return exp2(x * 1.4426950408889634)
+    return tl.exp(x)
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x to one unit in the last place, x not denormal."""
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 / x
+
+
+@triton.jit
+def log1p_of_fraction(e):
+    """log(1 + e) for e in [0, 1], to 1.5 units in the last place (least-maximum fit of degree 8).
+
+    The hardware logarithm loses relative precision near 1, where well-learnt pixels are.
+    """
+    p = tl.full(e.shape, 0.00523265591, tl.float32)
+    p = p * e - 0.0295050871
+    p = p * e + 0.0782257095
+    p = p * e - 0.136632249
+    p = p * e + 0.191059977
+    p = p * e - 0.248429805
+    p = p * e + 0.333190978
+    p = p * e - 0.499994934
+    p = p * e + 0.99999994
+    return p * e
+
+
+@triton.jit
+def power_of_sigmoid(sigmoid, softplus_of_minus, gamma, SQUARE: tl.constexpr):
+    """sigmoid(x)^gamma, given also softplus(-x) = -log(sigmoid(x))."""
+    if SQUARE:
+        return sigmoid * sigmoid
+    return exp_of_negative(-gamma * softplus_of_minus)
+
+
+@triton.jit
+def sigmoid_both(x):
+    """sigmoid(x), sigmoid(-x) and log(1 + exp(-|x|)), each without cancellation."""
+    e = exp_of_negative(-tl.abs(x))
+    large = reciprocal(1.0 + e)
+    small = e * large
+    positive = x >= 0
+    return tl.where(positive, large, small), tl.where(positive, small, large), log1p_of_fraction(e)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(−x)); 0 below −87, where the exponential overflows."""
+    return reciprocal(1.0 + exp2(x * -1.4426950408889634))
+
+
+@triton.jit
+def neighbours(position, size, resized):
+    """What bilinear interpolation from `size` to `resized` elements reads for one of the latter.
+
+    Index of the first and of the second element, and the weight of the second; in float32, as
+    PyTorch does it.
+    """
+    step = tl.div_rn(size.to(tl.float32), resized.to(tl.float32))
+    source = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
+    first = tl.minimum(source.to(tl.int32), size - 1)
+    return first, tl.minimum(first + 1, size - 1), source - first.to(tl.float32)
+
+
+@triton.jit
+def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
+    """How many segments an image has, and the index of its first one among all."""
+    count = tl.load(counts_ptr + image).to(tl.int32)
+    before = tl.zeros([BLOCK_B], tl.int32)
+    for start in range(0, image, BLOCK_B):
+        earlier = start + tl.arange(0, BLOCK_B)
+        before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
+    return count, tl.sum(before)
+
+
+@triton.jit
+def leading_bits(x):
+    """`x` with the precision of bfloat16, rounded towards zero: one instruction."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def split(x):
+    """Three bfloat16 tensors whose sum is the float32 tensor `x`."""
+    leading = leading_bits(x)
+    remainder = x - leading
+    middle = leading_bits(remainder)
+    return leading.to(tl.bfloat16), middle.to(tl.bfloat16), (remainder - middle).to(tl.bfloat16)
