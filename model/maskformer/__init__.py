@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from maskformer.config import Config, ConfigError, ModelConfig, load_config
-    from maskformer.image_processor import ImageProcessor
-    from maskformer.model import (
+    from maskformer.config.recipes import config_names
+    from maskformer.config.schema import Config, ConfigError, ModelConfig, load_config
+    from maskformer.inference.image_processor import ImageProcessor
+    from maskformer.modeling.maskformer import (
         MaskFormer,
         PerPixelBaseline,
         PerPixelBaselinePlus,
         SegmentationModel,
         build_model,
     )
-    from maskformer.recipes import config_names
     from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
@@ -38,16 +38,16 @@ __all__ = [
 if not TYPE_CHECKING:
     # Imported when first used: the command line, which is in this package, answers without PyTorch.
     _MODULES = {
-        "config": ("Config", "ConfigError", "ModelConfig", "load_config"),
-        "image_processor": ("ImageProcessor",),
-        "model": (
+        "config.schema": ("Config", "ConfigError", "ModelConfig", "load_config"),
+        "inference.image_processor": ("ImageProcessor",),
+        "modeling.maskformer": (
             "MaskFormer",
             "PerPixelBaseline",
             "PerPixelBaselinePlus",
             "SegmentationModel",
             "build_model",
         ),
-        "recipes": ("config_names",),
+        "config.recipes": ("config_names",),
         "weights": ("LoadReport", "WeightsMismatchError"),
     }
 

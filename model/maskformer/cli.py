@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskformer.choices import Backend, Format, Mode
+from maskformer.config.choices import Backend, Format, Mode
+from maskformer.config.recipes import config_names
 from maskformer.errors import (
     CheckpointError,
     HubError,
     TrainingDivergedError,
     TrainingStoppedError,
 )
-from maskformer.output import check_output_folder
-from maskformer.processes import one_voice
-from maskformer.recipes import config_names
-from maskformer.text import escape, make_streams_safe
+from maskformer.output.output_folder import check_output_folder
+from maskformer.system.processes import one_voice
+from maskformer.system.text import escape, make_streams_safe
 
 if TYPE_CHECKING:
-    from maskformer.config import Config
+    from maskformer.config.schema import Config
 
 app = typer.Typer(
     help="MaskFormer: train, evaluate and use mask-classification models.",
@@ -266,7 +266,7 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
     """The recipe of --config. Read before a command is imported: mistakes show at once."""
     if config is None:
         return None
-    from maskformer.config import load_config
+    from maskformer.config.schema import load_config
 
     return load_config(config, overrides or [])
 

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import torch
 
-from maskformer.choices import Mode
-from maskformer.config import Config
+from maskformer.config.choices import Mode
+from maskformer.config.schema import Config
 from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
 from maskformer.data.images import read_image
-from maskformer.data.listing import list_files
 from maskformer.data.sample import Sample
-from maskformer.evaluation import predict_batch
-from maskformer.model import SegmentationModel
-from maskformer.output import check_output_folder
-from maskformer.paths import OutputNames, find_input_in, image_ids, places_of
-from maskformer.progress import Progress
-from maskformer.results import ResultWriter
-from maskformer.text import escape
-from maskformer.tta import Views
-from maskformer.visualize import overlay_with_legend, save_picture
+from maskformer.evaluation.evaluate import predict_batch
+from maskformer.inference.test_time_augmentation import Views
+from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.output.console import Progress
+from maskformer.output.output_folder import check_output_folder
+from maskformer.output.pictures import overlay_with_legend, save_picture
+from maskformer.output.result_writer import ResultWriter
+from maskformer.system.listing import list_files
+from maskformer.system.paths import OutputNames, find_input_in, image_ids, places_of
+from maskformer.system.text import escape
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
-    Folders, and patterns with `**`, follow the rules of `data.listing`, as training does: hidden
+    Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
     names are left out, links are followed, every folder is read once.
 
     Args:

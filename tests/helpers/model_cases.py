@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskformer.base import SegmentationModel
-from maskformer.config import ModelConfig, merge_model_config
-from maskformer.model import build_model
+from maskformer.config.schema import ModelConfig, merge_model_config
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.maskformer import build_model
 
 TINY: dict[str, Any] = {
     "num_classes": 7,

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from maskformer.config import Config, parse_config
+from maskformer.config.schema import Config, parse_config
 
 TINY: dict[str, Any] = {
     "model": {

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import mfkernels
-from maskformer.checkpoint import known_classes, load_recipe, resolve_checkpoint
-from maskformer.choices import Backend
 from maskformer.commands.device import choose_device
-from maskformer.config import Config, ConfigError
+from maskformer.config.choices import Backend
+from maskformer.config.schema import Config, ConfigError
 from maskformer.data import Sample, build_dataset, check_dataset
-from maskformer.data.names import class_change
-from maskformer.evaluation import (
+from maskformer.data.class_change import class_change
+from maskformer.evaluation.evaluate import (
     Evaluation,
     Prediction,
     eval_loader,
@@ -22,13 +21,14 @@ from maskformer.evaluation import (
     metrics_to_json,
     write_pictures,
 )
-from maskformer.inputs import check_output_beside_data, check_output_beside_model
-from maskformer.model import MaskFormer, SegmentationModel
-from maskformer.output import check_subfolders
-from maskformer.progress import Progress, class_table, metrics_table
-from maskformer.results import ResultWriter
-from maskformer.tta import Views
-from maskformer.writing import write_text
+from maskformer.inference.test_time_augmentation import Views
+from maskformer.modeling.maskformer import MaskFormer, SegmentationModel
+from maskformer.output.console import Progress, class_table, metrics_table
+from maskformer.output.output_folder import check_subfolders
+from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
+from maskformer.output.result_writer import ResultWriter
+from maskformer.system.writing import write_text
+from maskformer.training.run_checkpoint import known_classes, load_recipe, resolve_checkpoint
 
 
 def run(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.checkpoint import checkpoint_to_resume, load_recipe
-from maskformer.choices import Backend
-from maskformer.config import Config
-from maskformer.progress import metrics_table
-from maskformer.trainer import Trainer
+from maskformer.config.choices import Backend
+from maskformer.config.schema import Config
+from maskformer.output.console import metrics_table
+from maskformer.training.run_checkpoint import checkpoint_to_resume, load_recipe
+from maskformer.training.trainer import Trainer
 
 
 def run(

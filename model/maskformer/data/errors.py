@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from maskformer.text import escape
+from maskformer.system.text import escape
 
 
 class DatasetError(ValueError):

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from maskformer.data.errors import DatasetError
-from maskformer.reading import open_regular
-from maskformer.text import escape
+from maskformer.system.reading import open_regular
+from maskformer.system.text import escape
 
 Labels = NDArray[np.integer]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from maskformer.config import PanopticAugmentation, SemanticAugmentation
-from maskformer.data.color import distort_color
+from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
+from maskformer.data.color_jitter import distort_color
 from maskformer.data.errors import DatasetError, naming
 from maskformer.data.sample import Sample, keep_segments, look_up, segment_areas
 

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maskformer import writing
-from maskformer.documents import ConfigError, one_line, parse_json, read_text
-from maskformer.weights.machine import kind
+from maskformer.system import writing
+from maskformer.system.documents import ConfigError, one_line, parse_json, read_text
+from maskformer.system.writing import replace_file as replace_file
 from maskformer.weights.report import printable
-from maskformer.weights.unpickle import read_pickle
-from maskformer.writing import replace_file as replace_file
+from maskformer.weights.safe_pickle.machine import kind
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 _SECTIONS = ("model_ema", "state_dict_ema", "model", "state_dict")
 _MAX_NAME = 200

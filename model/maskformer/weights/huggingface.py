@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskformer.config import DecoderConfig, ModelConfig, parse_model_config
-from maskformer.documents import check, shown
+from maskformer.config.schema import DecoderConfig, ModelConfig, parse_model_config
+from maskformer.system.documents import check, shown
+from maskformer.weights.backbone_sizes import (
+    ResNetSizes,
+    Sizes,
+    SwinSizes,
+    backbone_config,
+    backbone_sizes,
+)
 from maskformer.weights.files import (
     read_json,
     read_sharded,
@@ -18,16 +25,9 @@ from maskformer.weights.files import (
     write_json,
     write_tensors,
 )
-from maskformer.weights.names import COUNTER, Names, add_position_indexes, restore
+from maskformer.weights.name_map import COUNTER, Names, add_position_indexes, restore
 from maskformer.weights.official import no_object_weights
 from maskformer.weights.schemas import HeadPart, PreprocessorPart, ResNetPart, SwinPart
-from maskformer.weights.sizes import (
-    ResNetSizes,
-    Sizes,
-    SwinSizes,
-    backbone_config,
-    backbone_sizes,
-)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -18,15 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskformer.config import (
+from maskformer.config.schema import (
     DecoderConfig,
     ModelConfig,
     PixelDecoderConfig,
     parse_model_config,
 )
-from maskformer.documents import one_line
+from maskformer.system.documents import one_line
+from maskformer.weights.backbone_sizes import (
+    R101C_GRID,
+    ResNetSizes,
+    Sizes,
+    SwinSizes,
+    backbone_config,
+    backbone_sizes,
+)
 from maskformer.weights.files import replace_file
-from maskformer.weights.names import (
+from maskformer.weights.name_map import (
     COUNTER,
     Names,
     add_position_indexes,
@@ -35,14 +43,6 @@ from maskformer.weights.names import (
     restore,
 )
 from maskformer.weights.report import printable
-from maskformer.weights.sizes import (
-    R101C_GRID,
-    ResNetSizes,
-    Sizes,
-    SwinSizes,
-    backbone_config,
-    backbone_sizes,
-)
 
 DEFAULT_FILE = "model_final.pkl"
 _NO_OBJECT_WEIGHT = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskformer.text import escape
+from maskformer.system.text import escape
 
 _LISTED = 5
 _LONGEST = 200

@@ -10,10 +10,10 @@ import pytest
 import torch
 from helpers.recipes import TINY
 
-from maskformer.config import load_config, parse_config
+from maskformer.config.schema import load_config, parse_config
 from maskformer.data import DatasetError, build_dataset
-from maskformer.metrics import PanopticQuality, ground_truth_as_panoptic
-from maskformer.trainer import Trainer
+from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
+from maskformer.training.trainer import Trainer
 
 SMALL = {"kind": "semantic", "short_sides": [96], "crop": [96, 96]}
 

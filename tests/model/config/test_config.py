@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskformer.config import (
+from maskformer.config.schema import (
     Config,
     ConfigError,
     config_names,

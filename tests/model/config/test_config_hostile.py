@@ -15,12 +15,12 @@ from helpers.model_cases import tiny_model
 from safetensors.torch import load_file, save_file
 
 from maskformer import ConfigError, ImageProcessor, MaskFormer, load_config
-from maskformer.base import check_size
-from maskformer.config import parse_model_config
+from maskformer.config.schema import parse_model_config
 from maskformer.data import Normalize
+from maskformer.modeling.base import check_size
 from maskformer.weights.files import read_json
 from maskformer.weights.huggingface import huggingface_names
-from maskformer.weights.names import depths
+from maskformer.weights.name_map import depths
 
 NESTED = 100_000
 

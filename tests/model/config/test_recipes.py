@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig, load_config
+from maskformer.config.schema import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig, load_config
 
 ADE20K = [
     "r50",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskformer.config import CocoPanopticConfig
+from maskformer.config.schema import CocoPanopticConfig
 from maskformer.data import DatasetError, build_dataset, check_dataset
 from maskformer.data.images import id_to_rgb, rgb_to_id
 

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskformer.config import ModelConfig, PanopticAugmentation, SemanticAugmentation, ShapesConfig
+from maskformer.config.schema import (
+    ModelConfig,
+    PanopticAugmentation,
+    SemanticAugmentation,
+    ShapesConfig,
+)
 from maskformer.data import (
     DatasetError,
     EvalLoader,
@@ -20,7 +25,7 @@ from maskformer.data import (
     TrainLoader,
     TrainTransform,
 )
-from maskformer.data.loader import Batch, EvalBatch, derive_seed
+from maskformer.data.loaders import Batch, EvalBatch, derive_seed
 
 SHAPES = Shapes(ShapesConfig(image_size=(32, 40), train_images=13), "train")
 TRANSFORM = TrainTransform(SemanticAugmentation(short_sides=(24, 32), crop=(32, 32)))

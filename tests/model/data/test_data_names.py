@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskformer.data.names import class_change
+from maskformer.data.class_change import class_change
 
 
 def test_the_same_names_are_no_change() -> None:

@@ -12,7 +12,7 @@ from helpers.hostile_images import SPECIAL, contents, encoded, eps, png, write_s
 from PIL import EpsImagePlugin, Image
 
 from maskformer import ImageProcessor
-from maskformer.config import FolderConfig, SemanticAugmentation
+from maskformer.config.schema import FolderConfig, SemanticAugmentation
 from maskformer.data import (
     DatasetError,
     EvalLoader,
@@ -23,7 +23,7 @@ from maskformer.data import (
     check_dataset,
 )
 from maskformer.data.images import read_image, read_labels, read_segment_ids
-from maskformer.reading import open_regular, read_json, read_regular
+from maskformer.system.reading import open_regular, read_json, read_regular
 
 Reader = Callable[[Path], Any]
 CONTENTS = contents()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers.repository import TESTS
 
-from maskformer.config import SemanticAugmentation, ShapesConfig
+from maskformer.config.schema import SemanticAugmentation, ShapesConfig
 from maskformer.data import EvalLoader, EvalTransform, Shapes, TrainLoader, TrainTransform
 from maskformer.data import workers as data_workers
 from maskformer.data.workers import WorkerError
@@ -106,7 +106,7 @@ def test_a_killed_worker_is_named_with_the_signal(number: signal.Signals, reason
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_worker_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr("maskformer.data.loader.POLL_SECONDS", 1)
+    monkeypatch.setattr("maskformer.data.loaders.POLL_SECONDS", 1)
     with pytest.raises(WorkerError, match=rf"worker . of 2, .* ended with exit code {code}"):
         read(lambda: os._exit(code))
 
@@ -135,7 +135,7 @@ def test_a_reader_that_waits_for_the_rest_of_a_message_is_freed() -> None:
 def test_workers_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_workers, "PATIENCE_POLLS", 2)
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr("maskformer.data.loader.POLL_SECONDS", 1)
+    monkeypatch.setattr("maskformer.data.loaders.POLL_SECONDS", 1)
     started = time.monotonic()
     with pytest.raises(
         WorkerError, match=r"no batch came for 2 s from 2 workers.*train\.workers=0"

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskformer.base import SegmentationModel
-from maskformer.config import ConfigError, EvalConfig, load_config
+from maskformer.config.schema import ConfigError, EvalConfig, load_config
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
-from maskformer.evaluation import Prediction, evaluate, predict_batch
-from maskformer.palette import palette
-from maskformer.progress import Progress
-from maskformer.tta import Views, _kept, semantic_map_of_views
+from maskformer.data.palette import palette
+from maskformer.evaluation.evaluate import Prediction, evaluate, predict_batch
+from maskformer.inference.test_time_augmentation import Views, _kept, semantic_map_of_views
+from maskformer.modeling.base import SegmentationModel
+from maskformer.output.console import Progress
 from mfkernels import backend, use_backend
 
 CPU = torch.device("cpu")
@@ -315,7 +315,7 @@ def test_no_tensor_of_classes_by_pixels(
     reason = backend.why_not_native("semantic_segmentation", "cpu")
     if architecture == "maskformer" and reason is not None:
         pytest.skip(f"needs the native kernels: {reason}")
-    monkeypatch.setattr("maskformer.inference.ELEMENTS_AT_ONCE", 2**16)
+    monkeypatch.setattr("maskformer.inference.maps.ELEMENTS_AT_ONCE", 2**16)
     classes, size = 300, (192, 256)
     info = DatasetInfo(
         tuple(map(str, range(classes))), frozenset({3}), palette(classes), tuple(range(classes))

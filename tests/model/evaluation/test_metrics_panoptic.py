@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchmetrics.functional.detection import panoptic_quality
 
-from maskformer.config import CocoPanopticConfig, ShapesConfig
+from maskformer.config.schema import CocoPanopticConfig, ShapesConfig
 from maskformer.data import Sample, Shapes, build_dataset
 from maskformer.data.images import id_to_rgb
-from maskformer.metrics import (
+from maskformer.evaluation.panoptic_quality import (
     PanopticQuality,
-    SemanticQuality,
     ground_truth_as_panoptic,
     semantic_as_panoptic,
 )
+from maskformer.evaluation.semantic_quality import SemanticQuality
 
 CLASSES, THINGS = 4, (0, 1)
 

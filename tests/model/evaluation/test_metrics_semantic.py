@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskformer.metrics import SemanticQuality
+from maskformer.evaluation.semantic_quality import SemanticQuality
 
 
 def score(*pairs, classes=3):

@@ -17,9 +17,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from maskformer import ImageProcessor
-from maskformer.config import parse_config, to_yaml
+from maskformer.config.schema import parse_config, to_yaml
 from maskformer.data import DatasetError, Normalize
-from maskformer.model import build_model
+from maskformer.modeling.maskformer import build_model
 from mfkernels import use_backend
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

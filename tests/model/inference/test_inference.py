@@ -7,10 +7,10 @@ import torch
 from helpers.recipes import TINY
 from torch.nn import functional as F
 
-from maskformer.config import EvalConfig, parse_config
-from maskformer.criterion import PerPixelCriterion, build_criterion, class_maps
-from maskformer.evaluation import Prediction, metrics_to_json
-from maskformer.inference import panoptic_maps, semantic_maps
+from maskformer.config.schema import EvalConfig, parse_config
+from maskformer.evaluation.evaluate import Prediction, metrics_to_json
+from maskformer.inference.maps import panoptic_maps, semantic_maps
+from maskformer.modeling.criterion import PerPixelCriterion, build_criterion, class_maps
 from mfkernels import SegmentTargets
 
 WHERE = {"input_size": (32, 32), "image_sizes": [(32, 24), (20, 32)], "sizes": [(64, 48), (10, 16)]}

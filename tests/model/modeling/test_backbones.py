@@ -9,8 +9,8 @@ from helpers.model_cases import randomise, relative_error, trainable
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskformer.backbones import Backbone, FrozenBatchNorm2d
-from maskformer.config import BackboneConfig
+from maskformer.config.schema import BackboneConfig
+from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
 SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}

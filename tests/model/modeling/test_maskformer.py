@@ -17,8 +17,8 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer.config import ConfigError
-from maskformer.model import (
+from maskformer.config.schema import ConfigError
+from maskformer.modeling.maskformer import (
     MaskFormer,
     PerPixelBaseline,
     PerPixelBaselinePlus,

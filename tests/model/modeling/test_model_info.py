@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers.model_cases import PARAMETERS, tiny_config, tiny_model, trainable
 
-from maskformer.config import load_config
-from maskformer.info import model_info
+from maskformer.config.schema import load_config
+from maskformer.modeling.model_info import model_info
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import torch
 from helpers.model_cases import relative_error
 from torch import Tensor, nn
 
-from maskformer.config import DecoderConfig, PixelDecoderConfig
-from maskformer.heads import MLP
-from maskformer.pixel_decoders import PixelDecoder
-from maskformer.position_encoding import sine_position_encoding
-from maskformer.transformer import Encoder, EncoderLayer, QueryDecoder
+from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
+from maskformer.modeling.mlp import MLP
+from maskformer.modeling.pixel_decoder import PixelDecoder
+from maskformer.modeling.position_encoding import sine_position_encoding
+from maskformer.modeling.transformer import Encoder, EncoderLayer, QueryDecoder
 
 SMALL = DecoderConfig(queries=7, channels=16, heads=4, feedforward=40, layers=3)
 MAPS = (12, 20, 28, 36)

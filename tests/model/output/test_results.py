@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from maskformer.config import CocoPanopticConfig, FolderConfig, ShapesConfig
+from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
 from maskformer.data import CocoPanoptic, DatasetInfo, Folder, Shapes
-from maskformer.evaluation import Prediction
-from maskformer.metrics import PanopticQuality, ground_truth_as_panoptic
-from maskformer.palette import palette
-from maskformer.results import ResultWriter, describe_segments, encode_mask
-from maskformer.writing import DiskFullError
+from maskformer.data.palette import palette
+from maskformer.evaluation.evaluate import Prediction
+from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
+from maskformer.output.result_writer import ResultWriter, describe_segments, encode_mask
+from maskformer.system.writing import DiskFullError
 from mfkernels import Instances
 
 INFO = DatasetInfo(("car", "road", "sky"), frozenset({0}), palette(3), (3, 184, 200))

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskformer.config import ShapesConfig
+from maskformer.config.schema import ShapesConfig
 from maskformer.data import DatasetInfo, Shapes
-from maskformer.metrics import ground_truth_as_panoptic
-from maskformer.palette import palette
-from maskformer.visualize import (
+from maskformer.data.palette import palette
+from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
+from maskformer.output.pictures import (
     OUTLINE,
     PANEL_SIDE,
     VOID,

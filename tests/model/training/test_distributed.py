@@ -12,8 +12,7 @@ from helpers.process_groups import free_port, join_processes
 from helpers.recipes import TINY
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.config import parse_config
-from maskformer.criterion import build_criterion
+from maskformer.config.schema import parse_config
 from maskformer.data import (
     Batch,
     Normalize,
@@ -21,8 +20,9 @@ from maskformer.data import (
     TrainTransform,
     build_dataset,
 )
-from maskformer.model import build_model
-from maskformer.trainer import Trainer
+from maskformer.modeling.criterion import build_criterion
+from maskformer.modeling.maskformer import build_model
+from maskformer.training.trainer import Trainer
 from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskformer.config import TrainConfig
-from maskformer.optimization import (
+from maskformer.config.schema import TrainConfig
+from maskformer.training.optimizer import (
     build_optimizer,
     build_scheduler,
     learning_rate_factor,

@@ -17,13 +17,13 @@ from helpers.recipes import TINY, tiny_recipe
 from PIL import Image
 
 from maskformer import MaskFormer
-from maskformer import checkpoint as checkpoints
-from maskformer.checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
-from maskformer.config import parse_config
-from maskformer.run_folder import LOCK, MARKER, RunInUseError, is_run, lock_run
-from maskformer.trainer import Trainer
-from maskformer.weights.runs import BEST, LAST
-from maskformer.writing import DiskFullError
+from maskformer.config.schema import parse_config
+from maskformer.system.writing import DiskFullError
+from maskformer.training import run_checkpoint as checkpoints
+from maskformer.training.run_checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
+from maskformer.training.run_folder import LOCK, MARKER, RunInUseError, is_run, lock_run
+from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import BEST, LAST
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_two_runs_do_not_share_a_folder(run: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", f"""
 from pathlib import Path
-from maskformer.run_folder import lock_run
+from maskformer.training.run_folder import lock_run
 with lock_run(Path({str(run)!r})):
     print("locked", flush=True)
     input()
@@ -206,7 +206,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path, room: float) -> None:
         self.run = run
         self.room = room
-        for module in ("maskformer.checkpoint", "maskformer.writing"):
+        for module in ("maskformer.training.run_checkpoint", "maskformer.system.writing"):
             monkeypatch.setattr(f"{module}.free_bytes", self.free)
 
     def free(self, folder: Path) -> int:
@@ -240,7 +240,8 @@ def test_the_last_checkpoint_makes_room_for_a_new_one(
     scores = iter([0.9, 0.1, 0.1, 0.1])
     real = checkpoints.mark_best
     monkeypatch.setattr(
-        "maskformer.trainer.mark_best", lambda folder, step, _: real(folder, step, next(scores))
+        "maskformer.training.trainer.mark_best",
+        lambda folder, step, _: real(folder, step, next(scores)),
     )
     recipe = tiny_recipe(steps=4, evaluate_every=1)
     Trainer(recipe, run, cpu=True).fit()

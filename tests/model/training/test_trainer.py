@@ -20,7 +20,9 @@ from helpers.recipes import TINY, tiny_recipe, write_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskformer import MaskFormer
-from maskformer.checkpoint import (
+from maskformer.config.schema import parse_config
+from maskformer.data import Dataset, DatasetError, Sample
+from maskformer.training.run_checkpoint import (
     BEST,
     STATE,
     CheckpointError,
@@ -28,9 +30,7 @@ from maskformer.checkpoint import (
     mark_best,
     resolve_checkpoint,
 )
-from maskformer.config import parse_config
-from maskformer.data import Dataset, DatasetError, Sample
-from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
+from maskformer.training.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
@@ -220,7 +220,7 @@ def test_best_is_the_step_with_the_highest_score(tmp_path: Path) -> None:
     scores = iter([0.3, 0.2, math.nan, 0.25])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "maskformer.trainer.mark_best",
+            "maskformer.training.trainer.mark_best",
             lambda place, step, score: mark_best(place, step, next(scores)),
         )
         trainer.fit()

@@ -18,13 +18,13 @@ from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 
 from maskformer import MaskFormer
-from maskformer.checkpoint import find_checkpoint
-from maskformer.checksums import CHECKSUMS, find_damage
-from maskformer.config import parse_config
+from maskformer.config.schema import parse_config
 from maskformer.data import Dataset, Sample, WorkerError
 from maskformer.errors import CheckpointError, TrainingStoppedError
-from maskformer.evaluation import Evaluation
-from maskformer.trainer import Trainer
+from maskformer.evaluation.evaluate import Evaluation
+from maskformer.training.checksums import CHECKSUMS, find_damage
+from maskformer.training.run_checkpoint import find_checkpoint
+from maskformer.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

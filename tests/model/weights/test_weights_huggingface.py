@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskformer import MaskFormer, WeightsMismatchError
-from maskformer.config import load_config
-from maskformer.weights.unpickle import read_pickle
+from maskformer.config.schema import load_config
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,535 @@
+"""The schema of a recipe, and how a recipe is found, merged and checked.
+
+A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides.
+Unknown keys and wrong types are refused with the nearest valid name, before anything else happens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from maskformer.config.recipes import CONFIG_FOLDER, config_names
+from maskformer.system.documents import (
+    MAX_DEPTH,
+    joined,
+    one_line,
+    parse_yaml,
+    read_text,
+    shown,
+)
+from maskformer.system.documents import ConfigError as ConfigError
+
+_MAX_BASES = 16
+_LISTED = 10
+_MAX_NAME = 200
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+MAX_NAME = 1000
+# Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, le=1 << 15)]
+"""Of an image, in pixels."""
+Channels = Annotated[int, Field(gt=0, le=1 << 14)]
+Wide = Annotated[int, Field(gt=0, le=1 << 16)]
+"""Classes, queries and the like."""
+Layers = Annotated[int, Field(ge=0, le=64)]
+Dilation = Annotated[int, Field(gt=0, le=64)]
+
+
+def _check_name(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has at most {MAX_NAME} characters")
+    return name
+
+
+# Not `max_length`: pydantic would refuse the surrogates that stand for bytes that are not UTF-8.
+Name = Annotated[str, AfterValidator(_check_name)]
+Option = (
+    Annotated[int, Field(ge=0, le=1 << 14)]
+    | Annotated[float, Field(ge=0, le=1 << 14)]
+    | Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 14)], ...], Field(max_length=16)]
+)
+_OURS_TO_SET = frozenset(
+    {
+        *("cache_dir", "checkpoint_path", "exportable", "feature_cfg", "features_only"),
+        *("in_chans", "num_classes", "out_indices", "output_stride", "pretrained"),
+        *("pretrained_cfg", "pretrained_cfg_overlay", "scriptable"),
+    }
+)
+"""Arguments of `timm.create_model` that decide more than sizes."""
+MAX_CLASSES = 1 << 16
+MAX_BLOCKS = 512
+
+DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
+Size = tuple[Side, Side]
+"""Height, width in pixels."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Section):
+    """A timm `features_only` model whose strides 4, 8, 16, 32 feed the pixel decoder."""
+
+    name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
+    pretrained: bool = True
+    """Start training from timm's ImageNet weights in `train`; building never downloads."""
+    weights: Path | None = None
+    """A local file with the backbone's timm weights; wins over the download."""
+    frozen_norm: bool = True
+    """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
+    drop_path: Fraction = 0.0
+    multi_grid: tuple[Dilation, Dilation, Dilation] | None = None
+    """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
+    options: Annotated[dict[Name, Option], Field(max_length=32)] = {}
+    """Sizes other than the named model's, in timm's words: `layers` and `channels` of a ResNet,
+    `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
+    """
+
+    @field_validator("options")
+    @classmethod
+    def _sizes_only(cls, options: dict[str, Option]) -> dict[str, Option]:
+        for name in _OURS_TO_SET & set(options):
+            raise ValueError(f"{name} is no size of a backbone")
+        for name, most in (("layers", MAX_BLOCKS), ("depths", MAX_BLOCKS), ("window_size", 64)):
+            given = options.get(name, 0)
+            total = sum(given) if isinstance(given, tuple) else given
+            if total > most:
+                raise ValueError(f"{name} of {shown(given)} are more than {most}")
+        return options
+
+
+class PixelDecoderConfig(Section):
+    """The FPN of the paper; `encoder_layers: 6` adds the transformer encoder ("+ 6 Enc")."""
+
+    channels: Channels = 256
+    mask_channels: Channels = 256
+    groups: Channels = 32
+    encoder_layers: Layers = 0
+
+
+class DecoderConfig(Section):
+    """The transformer decoder over the coarsest map, and its heads."""
+
+    queries: Wide = 100
+    channels: Channels = 256
+    heads: Channels = 8
+    feedforward: Wide = 2048
+    layers: Annotated[Layers, Field(gt=0)] = 6
+    dropout: Fraction = 0.1
+    enforce_input_projection: bool = False
+
+
+class ModelConfig(Section):
+    architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
+    num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)] | None = None
+    """K, without "no object"; taken from the data set when left out."""
+    backbone: BackboneConfig = BackboneConfig()
+    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
+    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
+    pixel_mean: tuple[Finite, Finite, Finite] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+
+
+class CriterionConfig(Section):
+    """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
+
+    class_weight: NonNegative = 1.0
+    mask_weight: NonNegative = 20.0
+    dice_weight: NonNegative = 1.0
+    no_object_weight: NonNegative = 0.1
+    alpha: Finite = 0.25
+    gamma: NonNegative = 2.0
+
+
+class SemanticAugmentation(Section):
+    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
+
+    kind: Literal["semantic"] = "semantic"
+    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (512,)
+    max_side: Side | None = None
+    crop: Size = (512, 512)
+    single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    color: bool = True
+    flip: bool = True
+    pad_to_crop: bool = True
+    keep_empty: bool = False
+    """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
+
+
+class PanopticAugmentation(Section):
+    """Flip, then resize, half of the time after a resize and a random crop (as DETR does)."""
+
+    kind: Literal["panoptic"] = "panoptic"
+    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = tuple(range(480, 801, 32))
+    max_side: Side | None = 1333
+    crop_short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (400, 500, 600)
+    crop_range: Size = (384, 600)
+    flip: bool = True
+    keep_empty: bool = True
+    """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
+
+
+Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    augmentation: Augmentation = SemanticAugmentation()
+    test_short_side: Side | None = 512
+    """Evaluation resizes the short side to this; left empty, images keep their size."""
+    test_max_side: Side | None = 2048
+
+
+class ShapesConfig(DataSection):
+    """Images drawn by the program itself: nothing to download."""
+
+    format: Literal["shapes"] = "shapes"
+    image_size: Size = (96, 96)
+    train_images: PositiveInt = 2000
+    val_images: PositiveInt = 100
+    seed: Integer = 0
+
+
+class FolderSplit(Section):
+    """One split: two folders that mirror each other, relative to the data root."""
+
+    images: Path
+    labels: Path
+
+
+class FolderConfig(DataSection):
+    """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
+
+    format: Literal["folder"] = "folder"
+    root: DataRoot
+    train: FolderSplit
+    val: FolderSplit
+    image_suffix: str = ".jpg"
+    label_suffix: str = ".png"
+    """Replaces the image suffix to give the name of the label file."""
+    classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
+    """Class names, or a text file with one per line; left out, the labels found are numbered."""
+    colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
+        None
+    )
+    """RGB per class for pictures; left out, a palette serves."""
+    things: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] = ()
+    label_offset: Integer = 0
+    """class = value - label_offset."""
+    ignore: Annotated[tuple[Integer, ...], Field(max_length=MAX_CLASSES)] = (255,)
+    """Raw values of pixels that belong to no class."""
+
+
+class CocoPanopticSplit(Section):
+    """One split, relative to the data root."""
+
+    images: Path
+    panoptic: Path
+    annotations: Path
+
+
+class CocoPanopticConfig(DataSection):
+    """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
+
+    format: Literal["coco_panoptic"] = "coco_panoptic"
+    root: DataRoot
+    train: CocoPanopticSplit
+    val: CocoPanopticSplit
+    categories: Path | None = None
+    """A categories JSON, for annotation files that carry none."""
+
+
+DataConfig = Annotated[
+    ShapesConfig | FolderConfig | CocoPanopticConfig, Field(discriminator="format")
+]
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule and bookkeeping. A step is one optimiser update; `batch_size` counts all
+    processes.
+    """
+
+    steps: PositiveInt = 160_000
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    """Forward-backward passes per step; the batch is split into this many parts. The step takes the
+    mean of the parts' losses, each normalised by its own segments.
+    """
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 1e-4
+    backbone_lr_multiplier: NonNegative = 0.1
+    clip_norm: Positive = 0.01
+    schedule: Literal["poly", "step"] = "poly"
+    poly_power: Positive = 0.9
+    milestones: Annotated[tuple[PositiveInt, ...], Field(max_length=1000)] = ()
+    milestone_factor: Positive = 0.1
+    warmup_steps: NonNegativeInt = 0
+    warmup_factor: NonNegative = 1e-6
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
+    seed: Integer = 0
+    log_every: PositiveInt = 20
+    evaluate_every: PositiveInt = 5000
+    checkpoint_every: PositiveInt = 5000
+
+
+class ViewsConfig(Section):
+    """Test-time augmentation (`--tta`): an image in several sizes, and their mirror images; the
+    class scores of all of them are averaged.
+    """
+
+    scales: Annotated[
+        tuple[Annotated[Positive, Field(le=64)], ...], Field(min_length=1, max_length=100)
+    ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
+    the largest scale. The official sizes are these.
+    """
+    flip: bool = True
+
+
+class EvalConfig(Section):
+    """What evaluation measures and the thresholds of panoptic inference (paper §3.4)."""
+
+    semantic: bool = True
+    panoptic: bool = False
+    object_mask_threshold: Fraction = 0.8
+    overlap_threshold: Fraction = 0.8
+    resize_logits: bool = False
+    """Resize mask logits, not scores, to the original size (the official order where panoptic is
+    on).
+    """
+    batch_size: PositiveInt = 1
+    """Images read together. Those of one padded size also run together: results do not depend on
+    the batch size.
+    """
+    tta: ViewsConfig = ViewsConfig()
+    pictures: NonNegativeInt = 8
+    """How many predictions are drawn for TensorBoard and the run folder."""
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvalConfig:
+        if not (self.semantic or self.panoptic):
+            raise ValueError("semantic and panoptic are both off, expected at least one of them")
+        return self
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    criterion: CriterionConfig = CriterionConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads, merges and checks a recipe.
+
+    Args:
+        name_or_file: a name out of `config_names()` or a YAML file, whose `base` is another file
+            (relative to this one) or such a name, with or without `.yaml`.
+        overrides: `key=value` pairs with dotted keys; values are YAML.
+
+    Raises:
+        ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
+    """
+    values = _read(_find(str(name_or_file)), ())
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Checks a nested mapping against the schema; see `load_config`."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Checks the `model` section alone; see `load_config`."""
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, ModelConfig)) from None
+
+
+def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
+    """Replaces values of a model section; nested mappings are merged.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    values = config.model_dump()
+    _merge(values, overrides)
+    return parse_model_config(values)
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The recipe as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """What two recipes do not share, by dotted key: the old and the new value."""
+    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
+    names = [*old, *(name for name in new if name not in old)]
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return flat
+
+
+def _find(name_or_file: str) -> Path:
+    named = CONFIG_FOLDER / f"{name_or_file}.yaml"
+    for file in (Path(name_or_file), named):
+        if file.is_file():
+            return file
+    names = config_names()
+    hint = _nearest(name_or_file, names) or f"; recipes: {', '.join(names)}"
+    raise ConfigError(f"config: no recipe or file named '{one_line(name_or_file)}'{hint}")
+
+
+def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file over those of its base; `above` are the files that led here."""
+    if file.resolve() in above:
+        raise ConfigError(f"config: {file} is, in the end, its own base")
+    if len(above) >= _MAX_BASES:
+        raise ConfigError(f"config: {file} is the base of more than {_MAX_BASES} recipes in a row")
+    try:
+        values = parse_yaml(read_text(file))
+    except ConfigError as error:
+        raise ConfigError(f"config: {file} is not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: {file} must hold a mapping, got {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    merged = _read(_find_base(str(base), file), (*above, file.resolve()))
+    _merge(merged, values)
+    return merged
+
+
+def _find_base(base: str, child: Path) -> Path:
+    """A file beside the one that names it, else a recipe of the package."""
+    if len(base) > _MAX_NAME:
+        raise ConfigError(f"config: {child} names a base of {len(base):,} characters")
+    recipe = base.removesuffix(".yaml")
+    beside, named = child.parent / base, CONFIG_FOLDER / f"{recipe}.yaml"
+    for file in (beside, named):
+        if file.is_file():
+            return file
+    names = config_names()
+    hint = _nearest(recipe, names) or f"; recipes: {', '.join(names)}"
+    raise ConfigError(
+        f"config: {child} names the base '{base}', which is neither the file {beside} nor a recipe "
+        f"of the package{hint}"
+    )
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Overlays `values`; a section that changes its `format` or `kind` starts afresh."""
+    for key, value in values.items():
+        old = into.get(key)
+        if not (isinstance(old, dict) and isinstance(value, Mapping)):
+            into[key] = value
+        elif any(tag in value and value[tag] != old.get(tag) for tag in ("format", "kind")):
+            into[key] = dict(value)
+        else:
+            _merge(old, value)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"config: an override reads key=value, got '{override}'")
+    try:
+        value = parse_yaml(text)
+    except ConfigError:
+        value = text
+    if key.count(".") > MAX_DEPTH:
+        raise ConfigError(f"config: {shown(key)} has more than {MAX_DEPTH} parts")
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
+    lines = []
+    found = error.errors(include_url=False)
+    for item in found[:_LISTED]:
+        path, valid = _locate(item["loc"], root)
+        name = one_line(".".join(path)) or "the recipe"
+        if item["type"] == "extra_forbidden":
+            hint = _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+            lines.append(f"{name}: unknown key{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{name}: missing")
+        elif item["type"] == "value_error":  # a section's own check; its input would say too much
+            lines.append(f"{name}: {item['ctx']['error']}")
+        else:
+            lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
+    return "config: " + joined(lines, len(found))
+
+
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
+    unions: dict[str, type[BaseModel]] = {
+        "shapes": ShapesConfig,
+        "folder": FolderConfig,
+        "coco_panoptic": CocoPanopticConfig,
+        "semantic": SemanticAugmentation,
+        "panoptic": PanopticAugmentation,
+    }
+    path: list[str] = []
+    section: type[BaseModel] | None = root
+    for index, part in enumerate(location):
+        if section is None and part in unions:
+            section = unions[str(part)]
+            continue
+        path.append(str(part))
+        if index == len(location) - 1 or section is None:
+            continue
+        annotation = (
+            section.model_fields[str(part)].annotation if part in section.model_fields else None
+        )
+        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation if is_section else None  # type: ignore[assignment]
+    return path, list(section.model_fields) if section is not None else []
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

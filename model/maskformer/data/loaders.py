@@ -1,0 +1,412 @@
+"""Batches for training and evaluation.
+
+Which images a training step sees, and how they are augmented, follows from the seed and the step
+number alone: not from the number of workers or processes, nor from the steps before. Resuming means
+starting at a step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from maskformer.config.schema import ModelConfig
+from maskformer.data.errors import DatasetError, naming
+from maskformer.data.sample import Dataset, Sample
+from maskformer.data.transforms import EvalTransform, TrainTransform
+from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
+from maskformer.system.signals import SIGNALS
+from mfkernels.targets import SegmentTargets
+
+MIN_SIDE = 32
+"""The coarsest stride of a backbone, in pixels."""
+
+T = TypeVar("T")
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training pass takes.
+
+    Attributes:
+        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        targets: the segments, on the same padded size.
+        names: of the images.
+    """
+
+    pixel_values: Tensor
+    targets: SegmentTargets
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return replace(
+            self,
+            pixel_values=self.pixel_values.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        return replace(
+            self, pixel_values=self.pixel_values.pin_memory(), targets=self.targets.pin_memory()
+        )
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Resized images and their untouched samples.
+
+    Attributes:
+        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        image_sizes: height and width of each image inside the padded input.
+        input_sizes: height and width to which each image would be padded if it were alone.
+        original_sizes: height and width of each image on disk, and of its ground truth.
+        samples: as the data set gives them, always on the CPU.
+    """
+
+    pixel_values: Tensor
+    image_sizes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def from_samples(
+        cls, samples: Sequence[Sample], transform: EvalTransform, normalize: Normalize
+    ) -> EvalBatch:
+        """Resizes, normalises and pads.
+
+        Raises:
+            DatasetError: an image is so narrow that it would not fit into memory.
+        """
+        images = []
+        for sample in samples:
+            with naming(sample.name):
+                images.append(transform(sample.image))
+        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        return cls(
+            pixel_values=normalize(images),
+            image_sizes=sizes,
+            input_sizes=tuple(normalize.padded_size([size]) for size in sizes),
+            original_sizes=tuple(sample.size for sample in samples),
+            samples=tuple(samples),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EvalBatch:
+        return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> EvalBatch:
+        return replace(self, pixel_values=self.pixel_values.pin_memory())
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Turns uint8 images into one network input.
+
+    Args:
+        mean, std: per channel, in units of 0..255.
+        size_divisibility: height and width become multiples of it; 0: those of the largest image.
+            Never less than 32, the smallest input of a model.
+    """
+
+    mean: Triple = (123.675, 116.28, 103.53)
+    std: Triple = (58.395, 57.12, 57.375)
+    size_divisibility: int = 32
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Normalize:
+        """What the model of a recipe expects."""
+        return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
+
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        """`[3, H_b, W_b]` uint8 each to `[B, 3, H, W]` float32, zeros right and below."""
+        height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        batch = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
+        return batch
+
+    def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """The height and width that hold images of these sizes."""
+        step = max(self.size_divisibility, 1)
+        height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
+        return -(-height // step) * step, -(-width // step) * step
+
+
+class TrainLoader:
+    """An endless stream of training batches, the same for the same seed and step.
+
+    Step `s` takes the draws from `s * batch_size` on, out of an endless row of permutations of the
+    data set. Process `rank` gets its slice of them: the slices of all processes together are what
+    one process would get.
+
+    Args:
+        dataset: raw samples.
+        transform: the augmentation.
+        batch_size: images per step, over all processes and parts.
+        seed: of the order and of the augmentation.
+        start_step: the first step to yield.
+        rank, world_size: this process among all.
+        workers: processes that prepare batches, at most one per CPU; 0 prepares them in this one.
+        accumulate: parts a step is divided into; a step is this many consecutive batches.
+        normalize: mean, deviation and padding.
+        pin_memory: page-locked batches for fast copies; by default where a GPU is present.
+        warn: told when batches cannot come through shared memory.
+
+    Raises:
+        ValueError: the batch size cannot be divided, or numbers are out of range.
+        DatasetError: (while iterating) a sample cannot be used.
+        WorkerError: (while iterating) a worker cannot be started, died or is stuck.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: TrainTransform,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        *,
+        accumulate: int = 1,
+        normalize: Normalize | None = None,
+        pin_memory: bool | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        shares = world_size * accumulate
+        if batch_size < 1 or accumulate < 1 or batch_size % shares:
+            raise ValueError(
+                "batch_size must be a positive multiple of processes x accumulate = "
+                f"{world_size} x {accumulate}, got {batch_size}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+        if start_step < 0:
+            raise ValueError(f"start_step must not be negative, got {start_step}")
+        if len(dataset) == 0:
+            raise DatasetError("the data set holds no image")
+        self._warn = warn
+        draws = _Draws(len(dataset), batch_size, seed, start_step, rank, world_size, accumulate)
+        self._loader: DataLoader[Sample | DatasetError] = DataLoader(
+            _Augmented(dataset, transform),
+            batch_sampler=draws,
+            collate_fn=SharedCollate(_TrainCollate(normalize or Normalize())),
+            **_worker_options(workers, pin_memory),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _raise_errors(iterate(self._loader, self._warn))
+
+
+class EvalLoader:
+    """Every image once, in order; process `rank` takes every `world_size`-th.
+
+    Args:
+        dataset: raw samples.
+        transform: the resizing.
+        batch_size: images per batch in this process.
+        rank, world_size: this process among all.
+        workers: processes that prepare batches.
+        limit: only the first so many images of the data set.
+        normalize: mean, deviation and padding.
+        pin_memory: page-locked batches for fast copies; by default where a GPU is present.
+        warn: told when batches cannot come through shared memory.
+
+    Raises:
+        DatasetError: (while iterating) a sample cannot be used.
+        WorkerError: (while iterating) a worker cannot be started, died or is stuck.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: EvalTransform,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        *,
+        limit: int | None = None,
+        normalize: Normalize | None = None,
+        pin_memory: bool | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+        length = len(dataset) if limit is None else min(limit, len(dataset))
+        indices = range(rank, length, world_size)
+        self._warn = warn
+        self.num_images = len(indices)
+        """Images of this process."""
+        self._loader: DataLoader[Sample | DatasetError] = DataLoader(
+            _Raw(dataset),
+            batch_size=batch_size,
+            sampler=indices,
+            collate_fn=SharedCollate(_EvalCollate(transform, normalize or Normalize())),
+            **_worker_options(workers, pin_memory),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return _raise_errors(iterate(self._loader, self._warn))
+
+
+def derive_seed(*parts: object) -> int:
+    """A number in 0..2^63-1 that depends on all parts, the same in every process and version."""
+    digest = blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Per batch, the images to draw and the seed of each one's augmentation."""
+
+    length: int
+    batch_size: int
+    seed: int
+    start_step: int
+    rank: int
+    world_size: int
+    accumulate: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // (self.world_size * self.accumulate)
+        step, epoch = self.start_step, -1
+        order: list[int] = []
+        while True:
+            for part in range(self.accumulate):
+                first = step * self.batch_size + (self.rank * self.accumulate + part) * share
+                draws = []
+                for draw in range(first, first + share):
+                    if draw // self.length != epoch:
+                        epoch = draw // self.length
+                        order = self._order(epoch)
+                    draws.append(
+                        (order[draw % self.length], derive_seed(self.seed, "augment", draw))
+                    )
+                yield draws
+            step += 1
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+
+class _Augmented(TorchDataset[Sample | DatasetError]):
+    """Passes errors on as values: raised in a worker they would arrive wrapped in its traceback."""
+
+    def __init__(self, dataset: Dataset, transform: TrainTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __getitem__(self, draw: tuple[int, int]) -> Sample | DatasetError:
+        index, seed = draw
+        try:
+            return self.transform(self.dataset[index], seed)
+        except DatasetError as error:
+            return error
+
+
+class _Raw(TorchDataset[Sample | DatasetError]):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | DatasetError:
+        try:
+            return self.dataset[index]
+        except DatasetError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _TrainCollate:
+    normalize: Normalize
+
+    def __call__(self, samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
+        usable = _usable(samples)
+        if isinstance(usable, DatasetError):
+            return usable
+        pixel_values = self.normalize([sample.image for sample in usable])
+        height, width = pixel_values.shape[-2:]
+        maps = [
+            F.pad(s.segments, (0, width - s.size[1], 0, height - s.size[0]), value=-1)
+            for s in usable
+        ]
+        return Batch(
+            pixel_values=pixel_values,
+            targets=SegmentTargets.from_label_maps(maps, [sample.labels for sample in usable]),
+            names=tuple(sample.name for sample in usable),
+        )
+
+
+@dataclass(frozen=True)
+class _EvalCollate:
+    transform: EvalTransform
+    normalize: Normalize
+
+    def __call__(self, samples: Sequence[Sample | DatasetError]) -> EvalBatch | DatasetError:
+        usable = _usable(samples)
+        if isinstance(usable, DatasetError):
+            return usable
+        try:
+            return EvalBatch.from_samples(usable, self.transform, self.normalize)
+        except DatasetError as error:
+            return error
+
+
+def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetError:
+    """The samples, or the first error among them."""
+    usable = []
+    for sample in samples:
+        if isinstance(sample, DatasetError):
+            return sample
+        usable.append(sample)
+    return usable
+
+
+def _raise_errors(batches: Iterator[T | DatasetError]) -> Iterator[T]:
+    for batch in batches:
+        if isinstance(batch, DatasetError):
+            # The traceback keeps this frame: without the deletion, workers would run on meanwhile.
+            del batches
+            raise batch
+        yield batch
+
+
+def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}")
+    workers = min(workers, os.cpu_count() or 1)
+    return {
+        "num_workers": workers,
+        "timeout": POLL_SECONDS if workers else 0,
+        "worker_init_fn": _start_worker,
+        "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
+        # Without its own generator, each iterator would draw from the global one.
+        "generator": torch.Generator(),
+    }
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C, `timeout` and job schedulers signal the whole process group; workers must live on
+    # while the trainer ends its step. They notice by themselves when it is gone.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
