@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from maskformer.config.recipes import config_names
-    from maskformer.config.schema import Config, ConfigError, ModelConfig, load_config
+    from maskformer.config.schema import Config, ModelConfig, load_config
+    from maskformer.errors import ConfigError, MaskFormerError
     from maskformer.inference.image_processor import ImageProcessor
     from maskformer.modeling.maskformer import (
         MaskFormer,
@@ -25,6 +26,7 @@ __all__ = [
     "ImageProcessor",
     "LoadReport",
     "MaskFormer",
+    "MaskFormerError",
     "ModelConfig",
     "PerPixelBaseline",
     "PerPixelBaselinePlus",
@@ -38,7 +40,8 @@ __all__ = [
 if not TYPE_CHECKING:
     # Imported when first used: the command line, which is in this package, answers without PyTorch.
     _MODULES = {
-        "config.schema": ("Config", "ConfigError", "ModelConfig", "load_config"),
+        "config.schema": ("Config", "ModelConfig", "load_config"),
+        "errors": ("ConfigError", "MaskFormerError"),
         "inference.image_processor": ("ImageProcessor",),
         "modeling.maskformer": (
             "MaskFormer",

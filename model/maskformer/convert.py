@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskformer.config.choices import Format
+from maskformer.errors import OutputError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.maskformer import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
@@ -50,6 +51,6 @@ def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: 
         check_output_beside_model(target, source)
     file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
     if format == "official" and file.exists() and file.samefile(source):
-        raise ValueError(f"{target} is the checkpoint that is read: choose another target")
+        raise OutputError(f"{target} is the checkpoint that is read: choose another target")
     if format != "official" and (is_run(target) or (target / STATE).exists()):
-        raise ValueError(f"{target} is a training run: choose another target")
+        raise OutputError(f"{target} is a training run: choose another target")

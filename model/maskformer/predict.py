@@ -13,9 +13,10 @@ import torch
 
 from maskformer.config.choices import Mode
 from maskformer.config.schema import Config
-from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
+from maskformer.data import DatasetInfo, EvalBatch, EvalTransform, Normalize
 from maskformer.data.images import read_image
 from maskformer.data.sample import Sample
+from maskformer.errors import DatasetError, OutputError, UsageError
 from maskformer.evaluation.evaluate import predict_batch
 from maskformer.inference.test_time_augmentation import Views
 from maskformer.modeling.maskformer import SegmentationModel
@@ -146,7 +147,7 @@ def predict_images(
             mode.
     """
     if tta and mode != "semantic":
-        raise ValueError(
+        raise UsageError(
             f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
         )
     check_output_folder(out)
@@ -205,7 +206,7 @@ def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
     place = find_input_in(out, places_of(files))
     if place is not None:
         file = next(file for file in files if place in (file, file.parent))
-        raise ValueError(
+        raise OutputError(
             f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
             "so that results could overwrite images: choose another --out"
         )

@@ -10,9 +10,10 @@ from pathlib import Path
 import mfkernels
 from maskformer.commands.device import choose_device
 from maskformer.config.choices import Backend
-from maskformer.config.schema import Config, ConfigError
+from maskformer.config.schema import Config
 from maskformer.data import Sample, build_dataset, check_dataset
 from maskformer.data.class_change import class_change
+from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import (
     Evaluation,
     Prediction,

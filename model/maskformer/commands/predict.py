@@ -9,7 +9,7 @@ import typer
 import mfkernels
 from maskformer.commands.device import choose_device
 from maskformer.config.choices import Backend, Mode
-from maskformer.data import DatasetError
+from maskformer.errors import DatasetError
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress
 from maskformer.output.protected_inputs import check_output_beside_model

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from maskformer.config.recipes import CONFIG_FOLDER, config_names
+from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
     joined,
@@ -31,7 +32,6 @@ from maskformer.system.documents import (
     read_text,
     shown,
 )
-from maskformer.system.documents import ConfigError as ConfigError
 
 _MAX_BASES = 16
 _LISTED = 10

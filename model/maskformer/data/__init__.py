@@ -7,29 +7,24 @@ from maskformer.data.check_dataset import check_dataset
 from maskformer.data.datasets.coco_panoptic import CocoPanoptic
 from maskformer.data.datasets.folder import Folder
 from maskformer.data.datasets.shapes import Shapes
-from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.loaders import Batch, EvalBatch, EvalLoader, Normalize, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.transforms import EvalTransform, TrainTransform
-from maskformer.data.workers import WorkerError
 
 __all__ = [
     "Batch",
     "CocoPanoptic",
     "Dataset",
-    "DatasetError",
     "DatasetInfo",
     "EvalBatch",
     "EvalLoader",
     "EvalTransform",
     "Folder",
-    "LabelValueError",
     "Normalize",
     "Sample",
     "Shapes",
     "TrainLoader",
     "TrainTransform",
-    "WorkerError",
     "build_dataset",
     "check_dataset",
 ]

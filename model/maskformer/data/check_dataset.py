@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.progress import track
 from maskformer.data.sample import Dataset, DatasetInfo
+from maskformer.errors import DatasetError, LabelValueError
 
 SHOWN = 5
 VOID_SHARE = 0.5

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from maskformer.config.schema import ModelConfig
-from maskformer.data.errors import DatasetError, naming
-from maskformer.data.sample import Dataset, Sample
+from maskformer.data.sample import Dataset, Sample, naming
 from maskformer.data.transforms import EvalTransform, TrainTransform
 from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
+from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.signals import SIGNALS
 from mfkernels.targets import SegmentTargets
 
@@ -189,7 +189,7 @@ class TrainLoader:
     ) -> None:
         shares = world_size * accumulate
         if batch_size < 1 or accumulate < 1 or batch_size % shares:
-            raise ValueError(
+            raise ConfigError(
                 "batch_size must be a positive multiple of processes x accumulate = "
                 f"{world_size} x {accumulate}, got {batch_size}"
             )

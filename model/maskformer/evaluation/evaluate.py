@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mfkernels
-from maskformer.config.schema import Config, ConfigError, EvalConfig
+from maskformer.config.schema import Config, EvalConfig
 from maskformer.data import (
     Dataset,
     DatasetInfo,
@@ -25,7 +25,8 @@ from maskformer.data import (
     Normalize,
     Sample,
 )
-from maskformer.data.errors import naming
+from maskformer.data.sample import naming
+from maskformer.errors import ConfigError
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.inference.maps import Size, instances, panoptic_maps, semantic_maps

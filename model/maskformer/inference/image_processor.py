@@ -16,8 +16,9 @@ from torch import Tensor
 from maskformer.config.schema import Config, EvalConfig, load_config
 from maskformer.data import EvalTransform, Normalize
 from maskformer.data.images import read_image
+from maskformer.errors import ConfigError
 from maskformer.inference.maps import panoptic_maps, semantic_maps
-from maskformer.system.documents import ConfigError, check, shown
+from maskformer.system.documents import check, shown
 from maskformer.weights.files import read_json, write_json
 from maskformer.weights.huggingface import CONFIG_FILE, image_values, read_preprocessor
 from maskformer.weights.open import (

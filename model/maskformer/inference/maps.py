@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import mfkernels
 from maskformer.config.schema import EvalConfig
+from maskformer.errors import UsageError
 
 Outputs = Mapping[str, Tensor]
 Size = tuple[int, int]
@@ -147,9 +148,9 @@ def instances(
         ValueError: a per-pixel model, which tells no objects apart, or no thing classes.
     """
     if "pixel_logits" in outputs:
-        raise ValueError("instances need a model with masks, got a per-pixel one")
+        raise UsageError("instances need a model with masks, got a per-pixel one")
     if not thing_classes:
-        raise ValueError("instances need thing classes, but the data set has none: see data.things")
+        raise UsageError("instances need thing classes, but the data set has none: see data.things")
     return mfkernels.instance_segmentation(
         outputs["class_logits"][-1],
         outputs["mask_embed"][-1],

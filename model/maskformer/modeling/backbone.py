@@ -19,6 +19,7 @@ from torch.nn import functional
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskformer.config.schema import BackboneConfig
+from maskformer.errors import CheckpointError, ConfigError
 from maskformer.weights.files import read_tensors
 from maskformer.weights.name_map import Names
 from maskformer.weights.official import resnet_table
@@ -115,7 +116,7 @@ class Backbone(nn.Module):
         try:
             self.body = timm.create_model(config.name, pretrained=False, **self._options)
         except TypeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"model.backbone.options: '{config.name}' does not take them: {error}"
             ) from error
         info = cast(FeatureInfo, self.body.feature_info)
@@ -167,7 +168,7 @@ class Backbone(nn.Module):
                 self.config.name, pretrained=True, **self._options
             )
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"fetching the ImageNet weights of backbone '{self.config.name}' failed: {error}\n"
                 "Give a local file with model.backbone.weights=FILE, or start from random weights "
                 "with model.backbone.pretrained=false."
@@ -186,14 +187,14 @@ class Backbone(nn.Module):
             )
             source = self._create_from(state)
         except Exception as error:  # unpickling and safetensors raise many types
-            raise RuntimeError(f"{self._misfit(file)}: {error}") from error
+            raise CheckpointError(f"{self._misfit(file)}: {error}") from error
         missing = [
             key
             for key, v in probe.state_dict().items()
             if v.is_floating_point() and not v.isnan().all()
         ]
         if missing:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
             )
         return source
@@ -223,10 +224,10 @@ def _timm_options(config: BackboneConfig) -> dict[str, Any]:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"model.backbone.name: timm has no model '{architecture}'{hint}")
+        raise ConfigError(f"model.backbone.name: timm has no model '{architecture}'{hint}")
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and config.name not in tags:
-        raise ValueError(
+        raise ConfigError(
             f"model.backbone.name: timm has no weights '{config.name}'; it has {', '.join(tags)}"
         )
     family = timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
@@ -238,7 +239,7 @@ def _timm_options(config: BackboneConfig) -> dict[str, Any]:
 
 def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:
     if not set(STRIDES) <= set(strides):
-        raise ValueError(
+        raise ConfigError(
             f"model.backbone.name: '{name}' has feature maps at strides {strides}; "
             f"needed are {list(STRIDES)}"
         )
@@ -261,7 +262,7 @@ def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:
     dilations = config.multi_grid or ()
     blocks = list(getattr(body, "layer4", ()))
     if len(blocks) != len(dilations) or not all(isinstance(block, Bottleneck) for block in blocks):
-        raise ValueError(
+        raise ConfigError(
             "model.backbone.multi_grid: needs a ResNet with three bottleneck blocks in its last "
             f"stage, got '{config.name}'"
         )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maskformer.config.choices import Format
-from maskformer.config.schema import ConfigError, ModelConfig, load_config, merge_model_config
+from maskformer.config.schema import ModelConfig, load_config, merge_model_config
+from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.pixel_decoder import PixelDecoder
 from maskformer.weights import Checkpoint, LoadReport, WeightsMismatchError, open_checkpoint
@@ -45,7 +46,7 @@ class SegmentationModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.num_classes is None:
-            raise ValueError(
+            raise ConfigError(
                 "model.num_classes: a model needs the number of classes; pass num_classes=K"
             )
         self.config = config

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import mfkernels
 from maskformer.config.schema import Config
+from maskformer.errors import ConfigError
 from mfkernels import SegmentTargets
 
 VOID = -1
@@ -70,5 +71,5 @@ def build_criterion(config: Config) -> mfkernels.MaskFormerCriterion | PerPixelC
     if config.model.architecture != "maskformer":
         return PerPixelCriterion()
     if config.model.num_classes is None:
-        raise ValueError("model.num_classes: needed to build the criterion, got None")
+        raise ConfigError("model.num_classes: needed to build the criterion, got None")
     return mfkernels.MaskFormerCriterion(config.model.num_classes, **config.criterion.model_dump())

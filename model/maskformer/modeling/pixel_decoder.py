@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
+from maskformer.errors import ConfigError
 from maskformer.modeling.transformer import Encoder, init_conv
 
 
@@ -48,7 +49,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         channels = config.channels
         if channels % config.groups:
-            raise ValueError(
+            raise ConfigError(
                 "model.pixel_decoder.groups: "
                 f"{channels} channels do not divide into {config.groups} groups"
             )

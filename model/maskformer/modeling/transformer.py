@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskformer.config.schema import DecoderConfig
+from maskformer.errors import ConfigError
 from maskformer.modeling.position_encoding import sine_position_encoding
 
 
@@ -168,8 +169,8 @@ def _positions(x: Tensor) -> Tensor:
 
 def _check_heads(channels: int, heads: int) -> None:
     if channels % heads:
-        raise ValueError(
+        raise ConfigError(
             f"model.decoder.heads: {channels} channels do not divide into {heads} heads"
         )
     if channels % 4:
-        raise ValueError(f"model.decoder.channels: must be a multiple of 4, got {channels}")
+        raise ConfigError(f"model.decoder.channels: must be a multiple of 4, got {channels}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from maskformer.errors import OutputError
 from maskformer.system.text import escape
 from maskformer.system.writing import existing_parent
 
@@ -41,7 +42,7 @@ def check_inside(folder: Path, place: Path) -> None:
         ValueError: it is not.
     """
     if not place.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
+        raise OutputError(
             f"{escape(place)} leads out of the output folder, to {escape(place.resolve())}: remove "
             "the link or choose another output folder"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from maskformer.config.schema import CocoPanopticConfig, DataConfig, FolderConfig
 from maskformer.data.sample import Dataset
+from maskformer.errors import OutputError
 from maskformer.system.paths import find_input_in, places_of
 from maskformer.system.text import escape
 
@@ -27,7 +28,7 @@ def check_output_beside_data(folder: Path, config: DataConfig, *datasets: Datase
     )
     found = find_input_in(folder, [*_places(config), *places_of(files)])
     if found is not None:
-        raise ValueError(
+        raise OutputError(
             f"{escape(folder)} cannot be the output folder: it is or holds "
             f"{escape(found)} of the data set, which results could overwrite; choose another"
         )
@@ -40,7 +41,7 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
         ValueError: results could take the place of files of the checkpoint.
     """
     if find_input_in(folder, [model]) is not None:
-        raise ValueError(
+        raise OutputError(
             f"{escape(folder)} cannot be the output folder: it is or holds the checkpoint "
             f"{escape(model)}, whose files results could overwrite; choose another"
         )

@@ -15,6 +15,7 @@ from PIL import Image
 import mfkernels
 from maskformer.data import DatasetInfo
 from maskformer.data.images import id_to_rgb
+from maskformer.errors import OutputError
 from maskformer.evaluation.evaluate import Prediction
 from maskformer.output.output_folder import check_inside, check_subfolders
 from maskformer.output.pictures import save_image
@@ -180,7 +181,9 @@ def label_numbers(info: DatasetInfo) -> NDArray[np.unsignedinteger]:
     """The data set's own number of each class, in 8 bit if they fit, else in 16."""
     low, high = min(info.category_ids), max(info.category_ids)
     if low < 0 or high >= 2**16:
-        raise ValueError(f"a label file holds the numbers 0..65535, the classes have {low}..{high}")
+        raise OutputError(
+            f"a label file holds the numbers 0..65535, the classes have {low}..{high}"
+        )
     return np.asarray(info.category_ids, np.uint8 if high < 2**8 else np.uint16)
 
 

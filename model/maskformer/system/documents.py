@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from maskformer.errors import ConfigError
 from maskformer.system.reading import read_regular
 
 MAX_BYTES = 16 << 20
@@ -23,10 +24,6 @@ MAX_NODES = 20_000
 _SHOWN_ERRORS = 10
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names each offending key."""
 
 
 def read_text(file: Path) -> str:

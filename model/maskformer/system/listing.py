@@ -6,7 +6,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from maskformer.data.errors import DatasetError
+from maskformer.errors import DatasetError
 
 
 def list_files(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
-from maskformer.data.errors import DatasetError
+from maskformer.errors import DatasetError
 from maskformer.system.text import UNSAFE, escape
 
 NAME_BYTES = 255

@@ -12,15 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maskformer.errors import DiskFullError
+
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PARTIAL = ".????????.partial"
 """The names of files that are being written; a killed process leaves one behind."""
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EISDIR})
-
-
-class DiskFullError(OSError):
-    """Too little room on a disk; the message states how much is needed and how much is free."""
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:

@@ -29,12 +29,11 @@ from accelerate import Accelerator
 from maskformer.config.schema import Config, ShapesConfig, load_config, to_yaml
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError
+from maskformer.errors import CheckpointError, DiskFullError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.maskformer import SegmentationModel
 from maskformer.system.writing import (
     FULL_DISK,
-    DiskFullError,
     check_space,
     free_bytes,
     free_megabytes,

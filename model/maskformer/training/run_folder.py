@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from maskformer.errors import RunInUseError
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.huggingface import CONFIG_FILE
@@ -38,10 +39,6 @@ CHECKPOINT_FILES = (
 
 _locked: set[tuple[int, int]] = set()
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
-
-
-class RunInUseError(OSError):
-    """Another process trains in the folder."""
 
 
 def is_run(folder: Path) -> bool:

@@ -16,19 +16,24 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 import mfkernels
-from maskformer.config.schema import Config, ConfigError, changed_values, to_yaml
+from maskformer.config.schema import Config, TrainConfig, changed_values, to_yaml
 from maskformer.data import (
     Batch,
-    DatasetError,
     Normalize,
     TrainLoader,
     TrainTransform,
-    WorkerError,
     build_dataset,
     check_dataset,
 )
 from maskformer.data.class_change import class_change
-from maskformer.errors import CheckpointError, TrainingDivergedError, TrainingStoppedError
+from maskformer.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    TrainingDivergedError,
+    TrainingStoppedError,
+    WorkerError,
+)
 from maskformer.evaluation.evaluate import (
     Evaluation,
     eval_loader,
@@ -130,12 +135,7 @@ class Trainer:
         check_not_in_use(output)
         notes: list[str] = []
         checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
-        self.accelerator = Accelerator(
-            mixed_precision=PRECISION[config.train.precision],
-            gradient_accumulation_steps=config.train.accumulate,
-            cpu=cpu,
-            step_scheduler_with_optimizer=False,
-        )
+        self.accelerator = _start_accelerate(config.train, cpu)
         self.backend = backend
         self.progress = Progress(enabled=self.accelerator.is_main_process)
         for note in notes:
@@ -165,10 +165,7 @@ class Trainer:
             model.load_weights(source, ignore_mismatched_sizes=True)
             self._compare_classes(known_classes(source), source)
         elif not resume and (backbone.pretrained or backbone.weights):
-            try:
-                model.load_backbone_weights(backbone.weights)
-            except RuntimeError as error:
-                raise CheckpointError(str(error)) from error
+            model.load_backbone_weights(backbone.weights)
         self.optimizer = build_optimizer(model, self.config.train)
         self.evaluation_due = False
         if checkpoint is not None:
@@ -609,6 +606,18 @@ class _Window:
         return values
 
 
+def _start_accelerate(train: TrainConfig, cpu: bool) -> Accelerator:
+    try:
+        return Accelerator(
+            mixed_precision=PRECISION[train.precision],
+            gradient_accumulation_steps=train.accumulate,
+            cpu=cpu,
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise ConfigError(f"train.precision: {error}") from error
+
+
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimiser inside accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
@@ -618,7 +627,7 @@ def _with_classes(config: Config, count: int) -> Config:
     """Fills in the number of classes, or refuses one that contradicts the data."""
     wanted = config.model.num_classes
     if wanted not in (None, count):
-        raise ValueError(
+        raise ConfigError(
             f"model.num_classes is {wanted}, but the data set has {count} classes; "
             "leave it out to take the data set's"
         )

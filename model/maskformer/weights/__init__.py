@@ -12,8 +12,7 @@ official          the authors' detectron2 checkpoints
 huggingface       folders of `transformers`
 """
 
-from maskformer.errors import HubError
 from maskformer.weights.open import Checkpoint, open_checkpoint
 from maskformer.weights.report import LoadReport, WeightsMismatchError
 
-__all__ = ["Checkpoint", "HubError", "LoadReport", "WeightsMismatchError", "open_checkpoint"]
+__all__ = ["Checkpoint", "LoadReport", "WeightsMismatchError", "open_checkpoint"]

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 
 from maskformer.config.schema import BackboneConfig
+from maskformer.errors import WeightsError
 
 R101C_GRID = (1, 2, 4)
 
@@ -90,7 +91,7 @@ def backbone_sizes(config: BackboneConfig) -> Sizes:
     architecture, _ = timm.models.split_model_name_tag(config.name)
     sizes = _BY_ARCHITECTURE.get(architecture)
     if sizes is None:
-        raise ValueError(
+        raise WeightsError(
             f"backbone '{config.name}' has no counterpart elsewhere: it is neither a plain ResNet "
             "nor a Swin"
         )
@@ -109,7 +110,7 @@ def backbone_sizes(config: BackboneConfig) -> Sizes:
             sizes = replace(sizes, channels=channels)
         sizes = replace(sizes, depths=tuple(options.pop("layers", sizes.depths)))
     if options:
-        raise ValueError(
+        raise WeightsError(
             f"backbone '{config.name}' has no counterpart elsewhere: it has the option "
             f"'{next(iter(options))}'"
         )

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maskformer.errors import ConfigError, WeightsError
 from maskformer.system import writing
-from maskformer.system.documents import ConfigError, one_line, parse_json, read_text
+from maskformer.system.documents import one_line, parse_json, read_text
 from maskformer.system.writing import replace_file as replace_file
 from maskformer.weights.report import printable
 from maskformer.weights.safe_pickle.machine import kind
@@ -54,16 +55,16 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     """
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
-        raise ValueError(f"{index} is damaged: it has no weight_map")
+        raise WeightsError(f"{index} is damaged: it has no weight_map")
     weights: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in where.values()}):
         if Path(name).name != name or len(name) > _MAX_NAME:
-            raise ValueError(f"{index} names the file '{printable(name)}' outside its folder")
+            raise WeightsError(f"{index} names the file '{printable(name)}' outside its folder")
         weights |= read_tensors(index.parent / name)
     absent = sorted(set(where) - set(weights))
     if absent:
         some = printable(str(absent[0]))
-        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {some}")
+        raise WeightsError(f"{index} lists {len(absent)} entries that no file holds: {some}")
     return weights
 
 
@@ -120,11 +121,11 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > _MAX_HEADER and header < file.stat().st_size:
-        raise ValueError(f"{file} is refused: its header has {header:,} bytes, expected a few")
+        raise WeightsError(f"{file} is refused: its header has {header:,} bytes, expected a few")
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{_described(file)} is truncated or damaged: {one_line(error)}"
         ) from error
     return weights
@@ -135,7 +136,7 @@ def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(values, Mapping) and isinstance(values.get(section), Mapping):
             values = values[section]
     if not isinstance(values, Mapping):
-        raise ValueError(f"{file} holds a {kind(values)}; expected weights by name")
+        raise WeightsError(f"{file} holds a {kind(values)}; expected weights by name")
     weights: dict[str, Tensor] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray | np.generic):
@@ -147,7 +148,7 @@ def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
             )
     if not weights:
         some = [printable(str(name)) for name in list(values)[:5]]
-        raise ValueError(f"{file} holds no weights; its entries are {sorted(some)}")
+        raise WeightsError(f"{file} holds no weights; its entries are {sorted(some)}")
     return weights
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskformer.config.schema import DecoderConfig, ModelConfig, parse_model_config
+from maskformer.errors import WeightsError
 from maskformer.system.documents import check, shown
 from maskformer.weights.backbone_sizes import (
     ResNetSizes,
@@ -167,7 +168,7 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
         ValueError: another model, or something that this package's model does not have.
     """
     if values.get("model_type") != "maskformer":
-        raise ValueError(
+        raise WeightsError(
             f"its model_type is {shown(str(values.get('model_type')))}, expected 'maskformer' (or "
             "the config.json of this package)"
         )
@@ -263,13 +264,13 @@ def _section(
     section = values.get(name)
     section = section if isinstance(section, dict) else {}
     if section.get("model_type") not in types:
-        raise ValueError(
+        raise WeightsError(
             f"its {name} has the model_type {shown(str(section.get('model_type')))}, "
             f"expected {types[0]}"
         )
     for key, wanted in _FIXED[kind].items():
         if section.get(key, wanted) not in (wanted, [wanted, wanted]):
-            raise ValueError(
+            raise WeightsError(
                 f"its {name} has {key} = {shown(section[key])}, which this package's model "
                 f"does not have; expected {wanted!r}"
             )
@@ -323,7 +324,7 @@ def _check_expressible(config: ModelConfig) -> Sizes:
     }
     for reason, applies in reasons.items():
         if applies:
-            raise ValueError(f"transformers' MaskFormer cannot express this model: {reason}")
+            raise WeightsError(f"transformers' MaskFormer cannot express this model: {reason}")
     return sizes
 
 

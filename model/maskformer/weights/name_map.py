@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from maskformer.errors import WeightsError
 from maskformer.weights.report import LoadReport
 
 COUNTER = "num_batches_tracked"
@@ -95,7 +96,7 @@ class Names:
         for name, tensor in weights.items():
             parts = self.theirs(name)
             if not parts:
-                raise ValueError(f"this format has no place for the entry {name}")
+                raise WeightsError(f"this format has no place for the entry {name}")
             pieces = (tensor,) if len(parts) == 1 else tensor.chunk(len(parts))
             renamed |= zip(parts, pieces, strict=True)
         return renamed

@@ -24,6 +24,7 @@ from maskformer.config.schema import (
     PixelDecoderConfig,
     parse_model_config,
 )
+from maskformer.errors import WeightsError
 from maskformer.system.documents import one_line
 from maskformer.weights.backbone_sizes import (
     R101C_GRID,
@@ -156,12 +157,12 @@ def infer_config(weights: Mapping[str, Tensor], origin: str) -> ModelConfig:
     try:
         return parse_model_config(_config_values(weights, pixels))
     except KeyError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{origin} is no complete MaskFormer checkpoint: it lacks {error.args[0]}, which tells "
             "the sizes of the model"
         ) from error
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
-        raise ValueError(
+        raise WeightsError(
             f"{origin} is no complete MaskFormer checkpoint: its entries have other shapes than "
             f"those of a model: {one_line(error)}"
         ) from error
@@ -301,7 +302,7 @@ def _refuse_unrecorded(config: ModelConfig) -> None:
     }
     for name, (value, usual) in recorded.items():
         if value != usual:
-            raise ValueError(
+            raise WeightsError(
                 f"an official checkpoint cannot say that model.{name} is {value}; all have {usual}"
             )
 
@@ -315,7 +316,7 @@ def _refuse_relatives(weights: Mapping[str, Tensor], origin: str) -> None:
         relative = _relative(weights)
     some = ", ".join(map(printable, list(weights)[:3]))
     what = f"this looks like {relative}" if relative else "no entry starts with 'sem_seg_head.'"
-    raise ValueError(
+    raise WeightsError(
         f"{origin} is no MaskFormer checkpoint: {what}. Expected an official MaskFormer or "
         "per-pixel model (where a config.json lies beside the file, give the folder); "
         f"its entries are {some}, ..."

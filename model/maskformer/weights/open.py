@@ -11,8 +11,8 @@ from typing import Any
 import huggingface_hub
 from torch import Tensor
 
-from maskformer.config.schema import ConfigError, ModelConfig, parse_model_config
-from maskformer.errors import HubError
+from maskformer.config.schema import ModelConfig, parse_model_config
+from maskformer.errors import ConfigError, HubError, WeightsError
 from maskformer.system.documents import check
 from maskformer.weights import huggingface, official
 from maskformer.weights.files import WEIGHT_SUFFIXES, read_json, read_tensors
@@ -138,7 +138,7 @@ def check_weight_file(file: Path) -> None:
         ValueError: another suffix.
     """
     if file.suffix not in WEIGHT_SUFFIXES:
-        raise ValueError(
+        raise WeightsError(
             f"{file} is a file; give the folder that holds {CONFIG_FILE}, or a weight file "
             f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskformer.errors import WeightsError
 from maskformer.system.text import escape
 
 _LISTED = 5
@@ -40,7 +41,7 @@ class LoadReport:
         return "\n".join([f"{self.origin} does not fit the model:", *lines])
 
 
-class WeightsMismatchError(ValueError):
+class WeightsMismatchError(WeightsError):
     """Weights that do not fit the model; `report` holds the full lists."""
 
     def __init__(self, report: LoadReport, advice: str) -> None:

@@ -11,10 +11,10 @@ from helpers.coco_format import check_panoptic
 from helpers.recipes import TINY, write_recipe
 from PIL import Image
 
-from maskformer.cli import main
-from maskformer.config.schema import ConfigError
+from maskformer.cli import INTERNAL_ERROR, main
 from maskformer.data import build_dataset
 from maskformer.data.images import read_segment_ids
+from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import Prediction
 from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.output.result_writer import ResultWriter
@@ -368,6 +368,21 @@ def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 1
     assert "out of memory; lower train.batch_size" in err
     assert "allocate 9" not in err
+
+
+@pytest.mark.parametrize("bug", [ValueError, KeyError, RuntimeError, TypeError])
+def test_a_bug_is_no_mistake_of_the_user(
+    run: Run, monkeypatch: pytest.MonkeyPatch, bug: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise bug("shapes do not fit")
+
+    monkeypatch.setattr("maskformer.training.trainer.check_dataset", fail)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == INTERNAL_ERROR
+    assert "Traceback" in err
+    assert "shapes do not fit" in err
+    assert "internal error: this is a bug" in err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

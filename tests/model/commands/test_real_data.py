@@ -11,7 +11,8 @@ import torch
 from helpers.recipes import TINY
 
 from maskformer.config.schema import load_config, parse_config
-from maskformer.data import DatasetError, build_dataset
+from maskformer.data import build_dataset
+from maskformer.errors import DatasetError
 from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
 from maskformer.training.trainer import Trainer
 

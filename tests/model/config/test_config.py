@@ -7,13 +7,13 @@ import yaml
 
 from maskformer.config.schema import (
     Config,
-    ConfigError,
     config_names,
     load_config,
     merge_model_config,
     parse_config,
     to_yaml,
 )
+from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from maskformer.config.schema import FolderConfig
-from maskformer.data import DatasetError, LabelValueError, build_dataset, check_dataset
+from maskformer.data import build_dataset, check_dataset
 from maskformer.data.images import read_image, read_labels
+from maskformer.errors import DatasetError, LabelValueError
 
 NAMES = ("road", "tree", "sky")
 

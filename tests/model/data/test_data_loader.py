@@ -16,7 +16,6 @@ from maskformer.config.schema import (
     ShapesConfig,
 )
 from maskformer.data import (
-    DatasetError,
     EvalLoader,
     EvalTransform,
     Normalize,
@@ -26,6 +25,7 @@ from maskformer.data import (
     TrainTransform,
 )
 from maskformer.data.loaders import Batch, EvalBatch, derive_seed
+from maskformer.errors import DatasetError
 
 SHAPES = Shapes(ShapesConfig(image_size=(32, 40), train_images=13), "train")
 TRANSFORM = TrainTransform(SemanticAugmentation(short_sides=(24, 32), crop=(32, 32)))

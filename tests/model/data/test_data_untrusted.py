@@ -14,7 +14,6 @@ from PIL import EpsImagePlugin, Image
 from maskformer import ImageProcessor
 from maskformer.config.schema import FolderConfig, SemanticAugmentation
 from maskformer.data import (
-    DatasetError,
     EvalLoader,
     EvalTransform,
     TrainLoader,
@@ -23,6 +22,7 @@ from maskformer.data import (
     check_dataset,
 )
 from maskformer.data.images import read_image, read_labels, read_segment_ids
+from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular, read_json, read_regular
 
 Reader = Callable[[Path], Any]

@@ -20,7 +20,7 @@ from helpers.repository import TESTS
 from maskformer.config.schema import SemanticAugmentation, ShapesConfig
 from maskformer.data import EvalLoader, EvalTransform, Shapes, TrainLoader, TrainTransform
 from maskformer.data import workers as data_workers
-from maskformer.data.workers import WorkerError
+from maskformer.errors import WorkerError
 
 SHAPES = Shapes(ShapesConfig(image_size=(32, 40), train_images=13), "train")
 TRANSFORM = TrainTransform(SemanticAugmentation(short_sides=(32,), crop=(32, 32)))

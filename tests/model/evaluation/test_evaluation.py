@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskformer.config.schema import ConfigError, EvalConfig, load_config
+from maskformer.config.schema import EvalConfig, load_config
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
 from maskformer.data.palette import palette
+from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import Prediction, evaluate, predict_batch
 from maskformer.inference.test_time_augmentation import Views, _kept, semantic_map_of_views
 from maskformer.modeling.base import SegmentationModel

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from maskformer import ImageProcessor
 from maskformer.config.schema import parse_config, to_yaml
-from maskformer.data import DatasetError, Normalize
+from maskformer.data import Normalize
+from maskformer.errors import DatasetError
 from maskformer.modeling.maskformer import build_model
 from mfkernels import use_backend
 

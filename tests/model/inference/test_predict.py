@@ -11,8 +11,9 @@ from helpers.recipes import tiny_recipe
 
 from maskformer import MaskFormer
 from maskformer.config.schema import merge_model_config
-from maskformer.data import DatasetError, DatasetInfo
+from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
+from maskformer.errors import DatasetError
 from maskformer.output.console import Progress
 from maskformer.predict import _output_names, find_images, predict_images
 

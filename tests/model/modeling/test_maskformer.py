@@ -17,7 +17,7 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer.config.schema import ConfigError
+from maskformer.errors import ConfigError
 from maskformer.modeling.maskformer import (
     MaskFormer,
     PerPixelBaseline,

@@ -18,10 +18,10 @@ from PIL import Image
 from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
 from maskformer.data import CocoPanoptic, DatasetInfo, Folder, Shapes
 from maskformer.data.palette import palette
+from maskformer.errors import DiskFullError
 from maskformer.evaluation.evaluate import Prediction
 from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
 from maskformer.output.result_writer import ResultWriter, describe_segments, encode_mask
-from maskformer.system.writing import DiskFullError
 from mfkernels import Instances
 
 INFO = DatasetInfo(("car", "road", "sky"), frozenset({0}), palette(3), (3, 184, 200))

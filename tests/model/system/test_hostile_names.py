@@ -23,8 +23,9 @@ from PIL import Image
 
 from maskformer.commands import convert, evaluate, predict, train
 from maskformer.config.schema import Config, parse_config, to_yaml
-from maskformer.data import DatasetError, DatasetInfo
+from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
+from maskformer.errors import DatasetError
 from maskformer.training.run_checkpoint import DATASET, RECIPE, info_to_json
 
 CLASSES = ("sky", "\x1b[31mred\x1b[0m\n", "\udcb3\ud800 \u202egnp.exe 猫")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskformer.data import DatasetError
+from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
 
 pytestmark = pytest.mark.timeout(20)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskformer.data import DatasetError
+from maskformer.errors import DatasetError
 from maskformer.system.paths import (
     LONGEST,
     NAME_BYTES,

@@ -17,8 +17,8 @@ from helpers.process_groups import free_port, join_processes
 from helpers.recipes import TINY, write_recipe
 
 from maskformer.cli import main
-from maskformer.data import Batch, DatasetError
-from maskformer.errors import TrainingDivergedError
+from maskformer.data import Batch
+from maskformer.errors import DatasetError, TrainingDivergedError
 from maskformer.system import processes
 from maskformer.training import trainer
 from maskformer.training.run_checkpoint import find_checkpoint

@@ -18,10 +18,10 @@ from PIL import Image
 
 from maskformer import MaskFormer
 from maskformer.config.schema import parse_config
-from maskformer.system.writing import DiskFullError
+from maskformer.errors import DiskFullError, RunInUseError
 from maskformer.training import run_checkpoint as checkpoints
 from maskformer.training.run_checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
-from maskformer.training.run_folder import LOCK, MARKER, RunInUseError, is_run, lock_run
+from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, LAST
 

@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maskformer import MaskFormer
 from maskformer.config.schema import parse_config
-from maskformer.data import Dataset, DatasetError, Sample
+from maskformer.data import Dataset, Sample
+from maskformer.errors import DatasetError
 from maskformer.training.run_checkpoint import (
     BEST,
     STATE,

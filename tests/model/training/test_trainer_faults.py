@@ -19,8 +19,8 @@ from helpers.recipes import TINY, tiny_recipe
 
 from maskformer import MaskFormer
 from maskformer.config.schema import parse_config
-from maskformer.data import Dataset, Sample, WorkerError
-from maskformer.errors import CheckpointError, TrainingStoppedError
+from maskformer.data import Dataset, Sample
+from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checksums import CHECKSUMS, find_damage
 from maskformer.training.run_checkpoint import find_checkpoint

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from maskformer.config.schema import Byte
-from maskformer.data.errors import DatasetError
+from maskformer.errors import DatasetError
 from maskformer.system.reading import read_json
 
 LARGEST_ID = 2**63 - 1

@@ -21,10 +21,10 @@ from maskformer.data.datasets.coco_json import (
     entries,
     read_content,
 )
-from maskformer.data.errors import DatasetError
 from maskformer.data.images import check_same_size, read_image, read_segment_ids
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.errors import DatasetError
 from maskformer.system.paths import missing_files, name_inside
 from maskformer.system.text import escape
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import FolderConfig, FolderSplit
 from maskformer.data.datasets.label_values import explain_label_values
-from maskformer.data.errors import DatasetError, LabelValueError
 from maskformer.data.images import check_same_size, read_image, read_labels
 from maskformer.data.palette import palette
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.errors import DatasetError, LabelValueError
 from maskformer.system.listing import list_files
 from maskformer.system.reading import TEXT_LIMIT, read_regular
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from maskformer.config.schema import FolderConfig
-from maskformer.data.errors import LabelValueError
+from maskformer.errors import LabelValueError
 
 USUAL_VOID = (254, 255, 65534, 65535)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from maskformer.errors import WeightsError
 from maskformer.system.documents import one_line
 from maskformer.weights.safe_pickle.machine import Budget, Machine, RefusedError
 from maskformer.weights.safe_pickle.rebuild import TOKENS, Storage, known_names, storage_type
@@ -47,13 +48,13 @@ def read_pickle(file: Path) -> Any:
                 return _read_zip(stream)
             return _read_plain(memoryview(stream.read()))
     except RefusedError as error:
-        raise ValueError(f"{file} is refused: it {error}") from None
+        raise WeightsError(f"{file} is refused: it {error}") from None
     except Exception as error:  # a broken file raises any type
         # An archive may send its reader to a place before its start.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         reason = one_line(str(error) or type(error).__name__)
-        raise ValueError(
+        raise WeightsError(
             f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged: {reason}"
         ) from error
 
