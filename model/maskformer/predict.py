@@ -13,12 +13,13 @@ import torch
 
 from maskformer.config.choices import Mode
 from maskformer.config.schema import Config
-from maskformer.data import DatasetInfo, EvalBatch, EvalTransform, Normalize
+from maskformer.data import DatasetInfo, Normalize
 from maskformer.data.images import read_image
 from maskformer.data.sample import Sample
 from maskformer.errors import DatasetError, OutputError, UsageError
-from maskformer.evaluation.evaluate import predict_batch
-from maskformer.inference.test_time_augmentation import Views
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.inference.prediction import predict_batch
+from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.maskformer import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
@@ -156,8 +157,9 @@ def predict_images(
     ids = image_ids(names)
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    transform = EvalTransform(config.data.test_short_side, config.data.test_max_side)
-    normalize = Normalize.from_config(model.config)
+    processor = ImageProcessor(
+        config.data.test_short_side, config.data.test_max_side, Normalize.from_config(model.config)
+    )
     what = config.eval.model_copy(
         update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
     )
@@ -172,11 +174,11 @@ def predict_images(
                 sample = _load(file)
                 [prediction] = predict_batch(
                     model,
-                    EvalBatch.from_samples([sample], transform, normalize),
+                    processor.batch([sample]),
                     info,
                     what,
                     device,
-                    tta=Views.from_config(config) if tta else None,
+                    tta=AugmentedViews.from_config(config) if tta else None,
                     with_instances=mode == "instance",
                 )
             except DatasetError as error:

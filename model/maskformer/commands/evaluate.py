@@ -16,13 +16,13 @@ from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import (
     Evaluation,
-    Prediction,
     eval_loader,
     evaluate,
     metrics_to_json,
     write_pictures,
 )
-from maskformer.inference.test_time_augmentation import Views
+from maskformer.inference.prediction import Prediction
+from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.maskformer import MaskFormer, SegmentationModel
 from maskformer.output.console import Progress, class_table, metrics_table
 from maskformer.output.output_folder import check_subfolders
@@ -69,10 +69,10 @@ def run(
         progress.warn(warning)
     with ExitStack() as stack:
         stack.enter_context(mfkernels.use_backend(backend))
-        each = None
+        on_prediction = None
         if output is not None:
             results = stack.enter_context(ResultWriter(output, dataset.info))
-            each = partial(_write_results, results, save_maps)
+            on_prediction = partial(_write_results, results, save_maps)
         evaluation = evaluate(
             model,
             eval_loader(dataset, recipe, warn=progress.warn),
@@ -80,8 +80,8 @@ def run(
             recipe.eval,
             target,
             progress,
-            tta=Views.from_config(recipe) if tta else None,
-            each=each,
+            tta=AugmentedViews.from_config(recipe) if tta else None,
+            on_prediction=on_prediction,
         )
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
     scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"

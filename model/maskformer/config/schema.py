@@ -42,6 +42,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of the images of ImageNet, per channel, in units of 0..255."""
 MAX_NAME = 1000
 # Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -151,8 +153,8 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
-    pixel_mean: tuple[Finite, Finite, Finite] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[Finite, Finite, Finite] = PIXEL_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
 
 
 class CriterionConfig(Section):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
+from maskformer.data.batches import Batch, EvalBatch, Normalize
 from maskformer.data.check_dataset import check_dataset
 from maskformer.data.datasets.coco_panoptic import CocoPanoptic
 from maskformer.data.datasets.folder import Folder
 from maskformer.data.datasets.shapes import Shapes
-from maskformer.data.loaders import Batch, EvalBatch, EvalLoader, Normalize, TrainLoader
+from maskformer.data.loaders import EvalLoader, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.transforms import EvalTransform, TrainTransform
 

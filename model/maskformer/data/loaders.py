@@ -11,138 +11,24 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from maskformer.config.schema import ModelConfig
-from maskformer.data.sample import Dataset, Sample, naming
-from maskformer.data.transforms import EvalTransform, TrainTransform
+from maskformer.data.batches import Batch, EvalBatch, Normalize
+from maskformer.data.sample import Dataset, Sample
+from maskformer.data.transforms import TrainTransform
 from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.signals import SIGNALS
-from mfkernels.targets import SegmentTargets
-
-MIN_SIDE = 32
-"""The coarsest stride of a backbone, in pixels."""
+from mfkernels import SegmentTargets
 
 T = TypeVar("T")
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one training pass takes.
-
-    Attributes:
-        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
-        targets: the segments, on the same padded size.
-        names: of the images.
-    """
-
-    pixel_values: Tensor
-    targets: SegmentTargets
-    names: tuple[str, ...]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return replace(
-            self,
-            pixel_values=self.pixel_values.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Batch:
-        return replace(
-            self, pixel_values=self.pixel_values.pin_memory(), targets=self.targets.pin_memory()
-        )
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """Resized images and their untouched samples.
-
-    Attributes:
-        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
-        image_sizes: height and width of each image inside the padded input.
-        input_sizes: height and width to which each image would be padded if it were alone.
-        original_sizes: height and width of each image on disk, and of its ground truth.
-        samples: as the data set gives them, always on the CPU.
-    """
-
-    pixel_values: Tensor
-    image_sizes: tuple[tuple[int, int], ...]
-    input_sizes: tuple[tuple[int, int], ...]
-    original_sizes: tuple[tuple[int, int], ...]
-    samples: tuple[Sample, ...]
-
-    @classmethod
-    def from_samples(
-        cls, samples: Sequence[Sample], transform: EvalTransform, normalize: Normalize
-    ) -> EvalBatch:
-        """Resizes, normalises and pads.
-
-        Raises:
-            DatasetError: an image is so narrow that it would not fit into memory.
-        """
-        images = []
-        for sample in samples:
-            with naming(sample.name):
-                images.append(transform(sample.image))
-        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
-        return cls(
-            pixel_values=normalize(images),
-            image_sizes=sizes,
-            input_sizes=tuple(normalize.padded_size([size]) for size in sizes),
-            original_sizes=tuple(sample.size for sample in samples),
-            samples=tuple(samples),
-        )
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> EvalBatch:
-        return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> EvalBatch:
-        return replace(self, pixel_values=self.pixel_values.pin_memory())
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Turns uint8 images into one network input.
-
-    Args:
-        mean, std: per channel, in units of 0..255.
-        size_divisibility: height and width become multiples of it; 0: those of the largest image.
-            Never less than 32, the smallest input of a model.
-    """
-
-    mean: Triple = (123.675, 116.28, 103.53)
-    std: Triple = (58.395, 57.12, 57.375)
-    size_divisibility: int = 32
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Normalize:
-        """What the model of a recipe expects."""
-        return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
-
-    def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """`[3, H_b, W_b]` uint8 each to `[B, 3, H, W]` float32, zeros right and below."""
-        height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
-        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        batch = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
-        for place, image in zip(batch, images, strict=True):
-            place[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
-        return batch
-
-    def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """The height and width that hold images of these sizes."""
-        step = max(self.size_divisibility, 1)
-        height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
-        return -(-height // step) * step, -(-width // step) * step
 
 
 class TrainLoader:
@@ -217,12 +103,11 @@ class EvalLoader:
 
     Args:
         dataset: raw samples.
-        transform: the resizing.
+        collate: makes a batch of samples, such as `ImageProcessor.batch`.
         batch_size: images per batch in this process.
         rank, world_size: this process among all.
         workers: processes that prepare batches.
         limit: only the first so many images of the data set.
-        normalize: mean, deviation and padding.
         pin_memory: page-locked batches for fast copies; by default where a GPU is present.
         warn: told when batches cannot come through shared memory.
 
@@ -234,14 +119,13 @@ class EvalLoader:
     def __init__(
         self,
         dataset: Dataset,
-        transform: EvalTransform,
+        collate: Callable[[Sequence[Sample]], EvalBatch],
         batch_size: int = 1,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
         *,
         limit: int | None = None,
-        normalize: Normalize | None = None,
         pin_memory: bool | None = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
@@ -258,7 +142,7 @@ class EvalLoader:
             _Raw(dataset),
             batch_size=batch_size,
             sampler=indices,
-            collate_fn=SharedCollate(_EvalCollate(transform, normalize or Normalize())),
+            collate_fn=SharedCollate(_EvalCollate(collate)),
             **_worker_options(workers, pin_memory),
         )
 
@@ -359,15 +243,14 @@ class _TrainCollate:
 
 @dataclass(frozen=True)
 class _EvalCollate:
-    transform: EvalTransform
-    normalize: Normalize
+    collate: Callable[[Sequence[Sample]], EvalBatch]
 
     def __call__(self, samples: Sequence[Sample | DatasetError]) -> EvalBatch | DatasetError:
         usable = _usable(samples)
         if isinstance(usable, DatasetError):
             return usable
         try:
-            return EvalBatch.from_samples(usable, self.transform, self.normalize)
+            return self.collate(usable)
         except DatasetError as error:
             return error
 

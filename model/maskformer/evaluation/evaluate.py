@@ -14,26 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import mfkernels
 from maskformer.config.schema import Config, EvalConfig
 from maskformer.data import (
     Dataset,
     DatasetInfo,
-    EvalBatch,
     EvalLoader,
-    EvalTransform,
-    Normalize,
     Sample,
 )
-from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic_quality import SemanticQuality
-from maskformer.inference.maps import Size, instances, panoptic_maps, semantic_maps
-from maskformer.inference.test_time_augmentation import Views, semantic_map_of_views
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.inference.prediction import Prediction, predict_batch
+from maskformer.inference.segmentation import Segmentation
+from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.maskformer import SegmentationModel
 from maskformer.output.console import Progress, peak_memory
-from maskformer.output.pictures import Segmentation, save_picture, side_by_side
+from maskformer.output.pictures import save_picture, side_by_side
 from maskformer.system.paths import OutputNames
 
 
@@ -63,12 +60,11 @@ def eval_loader(
     """The images of a data set as the recipe's evaluation sees them; see `EvalLoader`."""
     return EvalLoader(
         dataset,
-        EvalTransform(config.data.test_short_side, config.data.test_max_side),
+        ImageProcessor.from_config(config).batch,
         batch_size=config.eval.batch_size,
         rank=rank,
         world_size=world_size,
         workers=config.train.workers,
-        normalize=Normalize.from_config(config.model),
         warn=warn,
     )
 
@@ -82,8 +78,8 @@ def evaluate(
     device: torch.device,
     progress: Progress,
     *,
-    tta: Views | None = None,
-    each: Callable[[Sample, Prediction], None] | None = None,
+    tta: AugmentedViews | None = None,
+    on_prediction: Callable[[Sample, Prediction], None] | None = None,
     between_batches: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Runs the model over the loader; every process sees its share, the figures cover all.
@@ -91,7 +87,7 @@ def evaluate(
     Args:
         model: on `device`.
         tta: average the class scores over these views; segments come from the plain image.
-        each: called with every image's sample and prediction.
+        on_prediction: called with every image's sample and prediction.
         between_batches: called after each batch; may raise to end the evaluation.
 
     Raises:
@@ -121,8 +117,8 @@ def evaluate(
                     semantic.update(prediction.classes, sample.semantic_map().to(device))
                 if panoptic is not None and prediction.panoptic is not None:
                     panoptic.update(prediction.panoptic, sample)
-                if each is not None:
-                    each(sample, prediction)
+                if on_prediction is not None:
+                    on_prediction(sample, prediction)
                 if len(pictures) < config.pictures:
                     pictures[names.take(sample.name)] = side_by_side(
                         sample.image,
@@ -136,97 +132,6 @@ def evaluate(
                 between_batches()
     model.train(was_training)
     return _summarise(semantic, panoptic, pictures, images / max(seconds, 1e-9), device)
-
-
-@dataclass
-class Prediction:
-    """One image's result; a part that was not asked for is None."""
-
-    classes: Tensor | None = None
-    """`[H, W]` int64."""
-    panoptic: tuple[Tensor, list[dict[str, Any]]] | None = None
-    """`[H, W]` int32 segment ids and what each segment is."""
-    instances: mfkernels.Instances | None = None
-
-    def segmentation(self, min_score: float = 0.0) -> Segmentation:
-        """What a picture shows: segments if there are any, else instances, else classes.
-
-        Args:
-            min_score: instances below it are left out.
-
-        Raises:
-            ValueError: nothing was asked for.
-        """
-        if self.panoptic is not None:
-            return Segmentation.from_panoptic(*self.panoptic)
-        if self.instances is not None:
-            found = self.instances
-            return Segmentation.from_instances(found.masks, found.labels, found.scores, min_score)
-        if self.classes is not None:
-            return Segmentation.from_semantic(self.classes)
-        raise ValueError("nothing to show: the prediction is empty")
-
-
-@torch.inference_mode()
-def predict_batch(
-    model: SegmentationModel,
-    batch: EvalBatch,
-    info: DatasetInfo,
-    config: EvalConfig,
-    device: torch.device,
-    *,
-    tta: Views | None = None,
-    with_instances: bool = False,
-) -> list[Prediction]:
-    """Label maps, segments and instances of a batch, in the original sizes.
-
-    Images run together only if each would be padded to the same size alone: padding reaches the
-    convolutions and the attention, so that results would otherwise depend on the company.
-
-    Args:
-        model: on `device`, in evaluation mode.
-        config: `semantic` and `panoptic` say what is wanted.
-        tta: average the class scores over these views.
-        with_instances: also give instances of the thing classes.
-    """
-    predictions = [Prediction() for _ in batch.samples]
-    if config.panoptic or with_instances or tta is None:
-        pixel_values = batch.pixel_values.to(device, non_blocking=True)
-        for (height, width), indices in _same_input(batch).items():
-            outputs = model(pixel_values[indices, :, :height, :width].contiguous())
-            where: dict[str, Any] = {
-                "input_size": (height, width),
-                "image_sizes": [batch.image_sizes[index] for index in indices],
-                "sizes": [batch.original_sizes[index] for index in indices],
-            }
-            group = [predictions[index] for index in indices]
-            if config.semantic and tta is None:
-                maps = semantic_maps(outputs, **where, resize_logits=config.resize_logits)
-                for prediction, classes in zip(group, maps, strict=True):
-                    prediction.classes = classes
-            where["thing_classes"] = sorted(info.things)
-            if config.panoptic:
-                found = panoptic_maps(outputs, **where, config=config)
-                for prediction, segments in zip(group, found, strict=True):
-                    prediction.panoptic = segments
-            if with_instances:
-                for prediction, objects in zip(group, instances(outputs, **where), strict=True):
-                    prediction.instances = objects
-    if config.semantic and tta is not None:
-        for sample, prediction in zip(batch.samples, predictions, strict=True):
-            with naming(sample.name):
-                prediction.classes = semantic_map_of_views(
-                    model, sample.image, tta, device, resize_logits=config.resize_logits
-                )
-    return predictions
-
-
-def _same_input(batch: EvalBatch) -> dict[Size, list[int]]:
-    """The images of each input size."""
-    together: dict[Size, list[int]] = {}
-    for index, size in enumerate(batch.input_sizes):
-        together.setdefault(size, []).append(index)
-    return together
 
 
 def metrics_to_json(values: Mapping[str, Any]) -> str:

@@ -13,11 +13,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from maskformer.config.schema import Config, EvalConfig, load_config
-from maskformer.data import EvalTransform, Normalize
+from maskformer.config.schema import Config, load_config
+from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
 from maskformer.data.images import read_image
+from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
-from maskformer.inference.maps import panoptic_maps, semantic_maps
+from maskformer.modeling.outputs import Frames, as_outputs
 from maskformer.system.documents import check, shown
 from maskformer.weights.files import read_json, write_json
 from maskformer.weights.huggingface import CONFIG_FILE, image_values, read_preprocessor
@@ -179,19 +180,40 @@ class ImageProcessor:
         if not images:
             raise ValueError("images: expected at least one, got none")
         originals = [_to_tensor(image) for image in images]
-        resize = EvalTransform(self.short_side, self.max_side)
-        resized = [resize(image) for image in originals]
+        resized = [self._resize(image) for image in originals]
         return {
             "pixel_values": self.normalize(resized),
             "image_sizes": [_size(image) for image in resized],
             "original_sizes": [_size(image) for image in originals],
         }
 
+    def batch(self, samples: Sequence[Sample]) -> EvalBatch:
+        """The same for samples of a data set.
+
+        Raises:
+            DatasetError: an image is so narrow that it would not fit into memory.
+        """
+        resized = []
+        for sample in samples:
+            with naming(sample.name):
+                resized.append(self._resize(sample.image))
+        sizes = tuple(_size(image) for image in resized)
+        return EvalBatch(
+            pixel_values=self.normalize(resized),
+            image_sizes=sizes,
+            input_sizes=tuple(self.normalize.padded_size([size]) for size in sizes),
+            original_sizes=tuple(sample.size for sample in samples),
+            samples=tuple(samples),
+        )
+
+    def _resize(self, image: Tensor) -> Tensor:
+        return EvalTransform(self.short_side, self.max_side)(image)
+
     def post_process_semantic(
         self, outputs: Mapping[str, Tensor], processed: ProcessedImages
     ) -> list[Tensor]:
         """Class of every pixel of each original image, int64 `[H_b,W_b]`."""
-        return semantic_maps(outputs, **_geometry(processed))
+        return as_outputs(outputs).semantic(_frames(processed))
 
     def post_process_panoptic(
         self,
@@ -206,21 +228,17 @@ class ImageProcessor:
 
         See `mfkernels.panoptic_segmentation` for the arguments.
         """
-        config = EvalConfig(
-            object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold
-        )
-        return panoptic_maps(
-            outputs, **_geometry(processed), thing_classes=thing_classes, config=config
+        return as_outputs(outputs).panoptic(
+            _frames(processed),
+            thing_classes,
+            object_mask_threshold=object_mask_threshold,
+            overlap_threshold=overlap_threshold,
         )
 
 
-def _geometry(processed: ProcessedImages) -> dict[str, Any]:
+def _frames(processed: ProcessedImages) -> Frames:
     height, width = processed["pixel_values"].shape[-2:]
-    return {
-        "input_size": (int(height), int(width)),
-        "image_sizes": processed["image_sizes"],
-        "sizes": processed["original_sizes"],
-    }
+    return Frames((int(height), int(width)), processed["image_sizes"], processed["original_sizes"])
 
 
 def _to_tensor(image: ImageLike) -> Tensor:

@@ -6,20 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskformer.config.schema import Config
 from maskformer.data import EvalTransform, Normalize
-from maskformer.inference.maps import Outputs, View, averaged_semantic_map
 from maskformer.modeling.maskformer import SegmentationModel
-from mfkernels import mask_logits
+from maskformer.modeling.outputs import as_outputs
 
 
 @dataclass(frozen=True)
-class Views:
-    """What is seen of an image.
+class AugmentedViews:
+    """The sizes in which an image is predicted, each of them also mirrored if asked for.
 
     Args:
         scales: sizes in terms of `short_side`, or of the image where that is None.
@@ -33,7 +33,7 @@ class Views:
     max_side: int | None = None
 
     @classmethod
-    def from_config(cls, config: Config) -> Views:
+    def from_config(cls, config: Config) -> AugmentedViews:
         """The views of a recipe."""
         data = config.data
         tta = config.eval.tta
@@ -54,7 +54,7 @@ class Views:
 def semantic_map_of_views(
     model: SegmentationModel,
     image: Tensor,
-    views: Views,
+    views: AugmentedViews,
     device: torch.device,
     *,
     resize_logits: bool,
@@ -73,27 +73,12 @@ def semantic_map_of_views(
         `[H, W]` int64.
     """
     normalize = Normalize.from_config(model.config)
-    seen = []
+    seen: list[Any] = []
     for resized, flipped in views(image):
         pixel_values = normalize([resized]).to(device)
-        seen.append(
-            View(
-                _kept(model(pixel_values)),
-                input_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
-                image_size=(resized.shape[-2], resized.shape[-1]),
-                flipped=flipped,
-            )
-        )
-    size = (image.shape[-2], image.shape[-1])
-    return averaged_semantic_map(seen, size, resize_logits=resize_logits)
-
-
-def _kept(outputs: Outputs) -> Outputs:
-    """The last layer, in the smaller of two forms: all views wait in memory for the last one."""
-    if "pixel_logits" in outputs:
-        return {"pixel_logits": outputs["pixel_logits"][-1:]}
-    last = {name: outputs[name][-1:] for name in ("class_logits", "mask_embed")}
-    embed, features = last["mask_embed"], outputs["pixel_features"]
-    if embed.shape[-2] > embed.shape[-1]:  # more queries than channels
-        return {**last, "pixel_features": features}
-    return {"class_logits": last["class_logits"], "mask_logits": mask_logits(embed, features)}
+        outputs = as_outputs(model(pixel_values))
+        input_size = pixel_values.shape[-2], pixel_values.shape[-1]
+        image_size = resized.shape[-2], resized.shape[-1]
+        seen.append(outputs.view(input_size, image_size, flipped=flipped))
+    size = image.shape[-2], image.shape[-1]
+    return outputs.average_views(seen, size, resize_logits=resize_logits)

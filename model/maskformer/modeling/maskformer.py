@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.mlp import MLP
+from maskformer.modeling.outputs import MaskOutputs
 from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer.modeling.transformer import QueryDecoder
 from mfkernels import mask_logits
@@ -36,7 +37,7 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         self.class_embed = nn.Linear(channels, self.num_classes + 1)
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
-    def forward(self, pixel_values: Tensor, with_mask_logits: bool = False) -> dict[str, Tensor]:
+    def forward(self, pixel_values: Tensor, with_mask_logits: bool = False) -> MaskOutputs:
         """Predictions of all L decoder layers, the final one last.
 
         Args:
@@ -55,11 +56,11 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         """
         pixel_features, memory = self._decode_pixels(pixel_values)
         queries = self.decoder(memory)
-        outputs = {
-            "class_logits": self.class_embed(queries),
-            "mask_embed": self.mask_embed(queries),
-            "pixel_features": pixel_features,
-        }
+        outputs = MaskOutputs(
+            class_logits=self.class_embed(queries),
+            mask_embed=self.mask_embed(queries),
+            pixel_features=pixel_features,
+        )
         if with_mask_logits:
             outputs["mask_logits"] = mask_logits(outputs["mask_embed"], pixel_features)
         return outputs

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.maskformer import build_model
+from maskformer.modeling.outputs import MaskOutputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def model_info(config: ModelConfig, size: tuple[int, int] = (512, 512)) -> Model
     }
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         outputs = model(image)
-        if "class_logits" in outputs:
+        if isinstance(outputs, MaskOutputs):
             _infer(outputs, size)
     counts = counter.get_flop_counts()
     multiply_adds = {
@@ -61,7 +61,7 @@ def model_info(config: ModelConfig, size: tuple[int, int] = (512, 512)) -> Model
     return ModelInfo(parameters, multiply_adds, size)
 
 
-def _infer(outputs: dict[str, Tensor], size: tuple[int, int]) -> None:
+def _infer(outputs: MaskOutputs, size: tuple[int, int]) -> None:
     """Semantic inference (paper §3.4): masks at stride 4, class scores at full size."""
     masks = torch.einsum("bqc,bchw->bqhw", outputs["mask_embed"][-1], outputs["pixel_features"])
     masks = masks.new_empty(*masks.shape[:2], *size)

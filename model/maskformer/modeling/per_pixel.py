@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.mlp import MLP
+from maskformer.modeling.outputs import PixelOutputs
 from maskformer.modeling.transformer import QueryDecoder
 from mfkernels import mask_logits
 
@@ -24,10 +25,10 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         assert bias is not None
         nn.init.zeros_(bias)
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixel_values: Tensor) -> PixelOutputs:
         """Normalised images `[B,3,H,W]` to `pixel_logits [1,B,K,h,w]` at stride 4."""
         pixel_features, _ = self._decode_pixels(pixel_values)
-        return {"pixel_logits": self.classifier(pixel_features)[None]}
+        return PixelOutputs(pixel_logits=self.classifier(pixel_features)[None])
 
 
 class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
@@ -41,7 +42,7 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         )
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixel_values: Tensor) -> PixelOutputs:
         """Normalised images `[B,3,H,W]` to `pixel_logits [L,B,K,h,w]` at stride 4.
 
         The final layer comes last; in evaluation mode it is the only one, and L is 1.
@@ -49,4 +50,4 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         pixel_features, memory = self._decode_pixels(pixel_values)
         queries = self.decoder(memory)
         embeddings = self.mask_embed(queries if self.training else queries[-1:])
-        return {"pixel_logits": mask_logits(embeddings, pixel_features)}
+        return PixelOutputs(pixel_logits=mask_logits(embeddings, pixel_features))

@@ -16,7 +16,7 @@ import mfkernels
 from maskformer.data import DatasetInfo
 from maskformer.data.images import id_to_rgb
 from maskformer.errors import OutputError
-from maskformer.evaluation.evaluate import Prediction
+from maskformer.inference.prediction import Prediction
 from maskformer.output.output_folder import check_inside, check_subfolders
 from maskformer.output.pictures import save_image
 from maskformer.system.paths import OutputNames

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskformer import ImageProcessor
 from maskformer.config.schema import (
     ModelConfig,
     PanopticAugmentation,
@@ -17,7 +18,6 @@ from maskformer.config.schema import (
 )
 from maskformer.data import (
     EvalLoader,
-    EvalTransform,
     Normalize,
     Sample,
     Shapes,
@@ -141,7 +141,7 @@ def test_epochs_have_their_own_order_and_augmentation():
 def test_the_global_generator_is_left_alone(workers):
     before = torch.get_rng_state()
     take(2, workers=workers)
-    list(EvalLoader(SHAPES, EvalTransform(None), workers=workers))
+    list(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=workers))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -195,11 +195,11 @@ def test_unusable_samples_raise_their_own_message(workers):
     with pytest.raises(DatasetError, match=r"^label file a.png has the value 9$"):
         take(1, data, batch_size=1, workers=workers)
     with pytest.raises(DatasetError, match=r"^label file a.png has the value 9$"):
-        list(EvalLoader(data, EvalTransform(None), workers=workers))
+        list(EvalLoader(data, ImageProcessor(None, None).batch, workers=workers))
 
 
 def test_evaluation_shows_every_image_once_and_in_order():
-    loader = EvalLoader(SHAPES, EvalTransform(16), batch_size=4)
+    loader = EvalLoader(SHAPES, ImageProcessor(16, None).batch, batch_size=4)
     batches = list(loader)
     assert len(loader) == len(batches) == 4
     samples = [sample for batch in batches for sample in batch.samples]
@@ -213,7 +213,9 @@ def test_evaluation_shows_every_image_once_and_in_order():
 @pytest.mark.parametrize("limit", [None, 5])
 def test_evaluation_is_shared_out(limit):
     loaders = [
-        EvalLoader(SHAPES, EvalTransform(None), 2, rank, 3, workers=rank % 2, limit=limit)
+        EvalLoader(
+            SHAPES, ImageProcessor(None, None).batch, 2, rank, 3, workers=rank % 2, limit=limit
+        )
         for rank in range(3)
     ]
     names = [[s.name for batch in loader for s in batch.samples] for loader in loaders]
@@ -239,9 +241,9 @@ def test_impossible_settings(options, said):
 
 def test_impossible_evaluation_settings():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        EvalLoader(SHAPES, EvalTransform(None), 0)
+        EvalLoader(SHAPES, ImageProcessor(None, None).batch, 0)
     with pytest.raises(ValueError, match=r"rank must lie in 0..0, got 1"):
-        EvalLoader(SHAPES, EvalTransform(None), rank=1)
+        EvalLoader(SHAPES, ImageProcessor(None, None).batch, rank=1)
 
 
 def test_derived_seeds():
@@ -253,7 +255,7 @@ def test_derived_seeds():
 
 def test_batches_move_to_a_device():
     (batch,) = take(1)
-    (evaluation, *_) = EvalLoader(SHAPES, EvalTransform(None))
+    (evaluation, *_) = EvalLoader(SHAPES, ImageProcessor(None, None).batch)
     moved = batch.to("meta")
     assert moved.pixel_values.is_meta
     assert moved.targets.label_map.is_meta
@@ -264,7 +266,9 @@ def test_batches_move_to_a_device():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_can_be_pinned():
     batch: Batch = take(1, pin_memory=True)[0]
-    evaluation: EvalBatch = next(iter(EvalLoader(SHAPES, EvalTransform(None), pin_memory=True)))
+    evaluation: EvalBatch = next(
+        iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, pin_memory=True))
+    )
     assert batch.pixel_values.is_pinned()
     assert batch.targets.label_map.is_pinned()
     assert evaluation.pixel_values.is_pinned()

@@ -15,7 +15,6 @@ from maskformer import ImageProcessor
 from maskformer.config.schema import FolderConfig, SemanticAugmentation
 from maskformer.data import (
     EvalLoader,
-    EvalTransform,
     TrainLoader,
     TrainTransform,
     build_dataset,
@@ -131,7 +130,7 @@ def test_narrow_images_are_named(tmp_path: Path) -> None:
     data = build_dataset(config, "train")
     said = "image a: 65500x1 pixels would become 33536000x512"
     with pytest.raises(DatasetError, match=said):
-        next(iter(EvalLoader(data, EvalTransform(512), workers=1)))
+        next(iter(EvalLoader(data, ImageProcessor(512, None).batch, workers=1)))
     with pytest.raises(DatasetError, match=said):
         next(iter(TrainLoader(data, TrainTransform(SemanticAugmentation()), 1, seed=0)))
 

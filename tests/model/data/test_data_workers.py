@@ -17,8 +17,9 @@ import pytest
 import torch
 from helpers.repository import TESTS
 
+from maskformer import ImageProcessor
 from maskformer.config.schema import SemanticAugmentation, ShapesConfig
-from maskformer.data import EvalLoader, EvalTransform, Shapes, TrainLoader, TrainTransform
+from maskformer.data import EvalLoader, Shapes, TrainLoader, TrainTransform
 from maskformer.data import workers as data_workers
 from maskformer.errors import WorkerError
 
@@ -44,7 +45,7 @@ class Failing:
 
 
 def read(fail: Callable[[], None], workers: int = 2) -> None:
-    for _ in EvalLoader(Failing(fail), EvalTransform(None), workers=workers):
+    for _ in EvalLoader(Failing(fail), ImageProcessor(None, None).batch, workers=workers):
         pass
 
 
@@ -55,10 +56,12 @@ def no_room(*_: object) -> None:
 def test_batches_that_find_no_shared_memory_come_through_pipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = list(EvalLoader(SHAPES, EvalTransform(None), batch_size=4))
+    wanted = list(EvalLoader(SHAPES, ImageProcessor(None, None).batch, batch_size=4))
     monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
     said: list[str] = []
-    loader = EvalLoader(SHAPES, EvalTransform(None), batch_size=4, workers=2, warn=said.append)
+    loader = EvalLoader(
+        SHAPES, ImageProcessor(None, None).batch, batch_size=4, workers=2, warn=said.append
+    )
     batches = list(loader)
     (warning,) = said
     assert "--shm-size" in warning
@@ -161,13 +164,13 @@ def test_a_programming_error_in_a_worker_stays_what_it_is() -> None:
 def test_no_handler_is_left_that_raises_anywhere() -> None:
     """PyTorch's raises in whatever the program is doing when a worker dies, even a save."""
     before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=1))
+    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1))
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_all_workers_end_with_the_iteration() -> None:
-    batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=2))
+    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=2))
     next(batches)
     pids = _children()
     assert len(pids) == 2
@@ -184,8 +187,9 @@ def test_an_error_does_not_hang_at_the_end_of_the_program() -> None:
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), str(TESTS)]!r}
 from test_data_workers import SHAPES
-from maskformer.data import EvalLoader, EvalTransform
-for batch in EvalLoader(SHAPES, EvalTransform(None), workers=1):
+from maskformer import ImageProcessor
+from maskformer.data import EvalLoader
+for batch in EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1):
     raise RuntimeError("while the workers are busy")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)

@@ -19,8 +19,8 @@ from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesCon
 from maskformer.data import CocoPanoptic, DatasetInfo, Folder, Shapes
 from maskformer.data.palette import palette
 from maskformer.errors import DiskFullError
-from maskformer.evaluation.evaluate import Prediction
 from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
+from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter, describe_segments, encode_mask
 from mfkernels import Instances
 

@@ -13,11 +13,11 @@ from maskformer.config.schema import ShapesConfig
 from maskformer.data import DatasetInfo, Shapes
 from maskformer.data.palette import palette
 from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
+from maskformer.inference.segmentation import Segmentation
 from maskformer.output.pictures import (
     OUTLINE,
     PANEL_SIDE,
     VOID,
-    Segmentation,
     overlay,
     overlay_with_legend,
     segment_colors,

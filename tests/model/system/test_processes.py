@@ -20,9 +20,10 @@ from maskformer.cli import main
 from maskformer.data import Batch
 from maskformer.errors import DatasetError, TrainingDivergedError
 from maskformer.system import processes
-from maskformer.training import trainer
+from maskformer.training import signal_agreement
+from maskformer.training.log_window import LogWindow
 from maskformer.training.run_checkpoint import find_checkpoint
-from maskformer.training.trainer import Trainer, _Window
+from maskformer.training.trainer import Trainer
 
 Fault = Callable[[int], None]
 
@@ -39,7 +40,7 @@ def command(
     """What `torchrun` starts; the output goes to a file."""
     os.environ["OMP_NUM_THREADS"] = "1"  # as `torchrun` does
     for name, value in settings.items():
-        setattr(processes if hasattr(processes, name) else trainer, name, value)
+        setattr(processes if hasattr(processes, name) else signal_agreement, name, value)
     if sleep_exits:
         processes.time.sleep = lambda _: os._exit(9)  # type: ignore[assignment]
     output = os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY)
@@ -51,7 +52,7 @@ def command(
     AcceleratorState._reset_state()
     train_step = Trainer._train_step
 
-    def faulty(one: Trainer, parts: list[Batch], window: _Window) -> None:
+    def faulty(one: Trainer, parts: list[Batch], window: LogWindow) -> None:
         train_step(one, parts, window)
         if one.step == 3:
             fault(rank)
@@ -78,7 +79,7 @@ def together(
         folder: for the recipe, the run and what the processes say.
         fault: the function.
         recipe: the file that is asked for.
-        settings: constants of `processes` and `trainer`.
+        settings: constants of `processes` and `signal_agreement`.
         sleep_exits: end the process with 9 where it would wait for its launcher.
 
     Returns:

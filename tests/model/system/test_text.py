@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskformer.data import DatasetInfo
+from maskformer.inference.segmentation import Segmentation
 from maskformer.output.console import Progress, class_table, metrics_table
-from maskformer.output.pictures import Segmentation, overlay_with_legend
+from maskformer.output.pictures import overlay_with_legend
 from maskformer.system.text import encodable, escape
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J \udcb3\udcb5 \ud800 \u202egnp 猫\r\n"
