@@ -19,20 +19,16 @@ from maskformer.data.images import read_image
 from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
 from maskformer.modeling.outputs import Frames, as_outputs
-from maskformer.system.documents import check, shown
-from maskformer.weights.files import read_json, write_json
-from maskformer.weights.huggingface import CONFIG_FILE, image_values, read_preprocessor
-from maskformer.weights.open import (
-    LIBRARY,
-    PREPROCESSOR_FILE,
-    check_weight_file,
-    find,
-    read_native_config,
-)
+from maskformer.system.documents import check, read_mapping, shown
+from maskformer.system.writing import write_json
+from maskformer.weights.files import CONFIG_FILE, check_weight_file
+from maskformer.weights.locate import RECIPE
+from maskformer.weights.native import LIBRARY, read_config
+from maskformer.weights.open import find
+from maskformer.weights.preprocessor import PREPROCESSOR_FILE, image_values, read_preprocessor
 from maskformer.weights.schemas import PreprocessorPart, SizePart
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-_RECIPE_FILE = "recipe.yaml"
 _BILINEAR = 2
 """Pillow's number of it."""
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
@@ -121,12 +117,12 @@ class ImageProcessor:
         preprocessor = read_preprocessor(path)
         if preprocessor is not None:
             return _from_preprocessor(preprocessor, path / PREPROCESSOR_FILE)
-        if (path / _RECIPE_FILE).is_file():
-            return cls.from_config(load_config(path / _RECIPE_FILE))
+        if (path / RECIPE).is_file():
+            return cls.from_config(load_config(path / RECIPE))
         if (path / CONFIG_FILE).is_file():
-            values = read_json(path / CONFIG_FILE)
+            values = read_mapping(path / CONFIG_FILE)
             if values.get("library") == LIBRARY:
-                config, _ = read_native_config(values, path / CONFIG_FILE)
+                config, _ = read_config(path, values)
                 return cls(normalize=Normalize.from_config(config))
             return cls()
         raise FileNotFoundError(
@@ -157,7 +153,7 @@ class ImageProcessor:
             if self.max_side is not None:
                 values["size"]["longest_edge"] = self.max_side
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / PREPROCESSOR_FILE, values)
+        write_json(Path(folder) / PREPROCESSOR_FILE, values, indent=2)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ProcessedImages:
         """Makes one network input.

@@ -10,7 +10,6 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers.format import Format
-from timm.models import clean_state_dict
 from timm.models._features import FeatureInfo
 from timm.models.resnet import Bottleneck
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -20,9 +19,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError
-from maskformer.weights.files import read_tensors
-from maskformer.weights.name_map import Names
-from maskformer.weights.official import resnet_table
+from maskformer.weights.backbone_weights import read_backbone_weights
 
 STRIDES = (4, 8, 16, 32)
 
@@ -179,7 +176,7 @@ class Backbone(nn.Module):
         if not file.is_file():
             raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
         try:
-            state = self._rename(read_tensors(file))
+            state = read_backbone_weights(file, self.state_dict())
             # timm renames entries of several layouts, then skips in silence what it does not
             # find. A copy of the file that holds only NaN shows what that is.
             probe = self._create_from(
@@ -198,15 +195,6 @@ class Backbone(nn.Module):
                 f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
             )
         return source
-
-    def _rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """From detectron2's names, where they are those, to timm's."""
-        if "stem.conv1.weight" not in state:
-            return clean_state_dict(state)
-        wanted = {f"backbone.{name}": entry for name, entry in self.state_dict().items()}
-        names = Names(resnet_table(deep_stem="stem.conv2.weight" in state, theirs=""))
-        found, _ = names.to_ours(state, wanted, "")
-        return {name.removeprefix("backbone.body."): entry for name, entry in found.items()}
 
     def _create_from(self, state: dict[str, Tensor]) -> nn.Module:
         overlay = {"state_dict": state}

@@ -15,11 +15,13 @@ from maskformer.config.schema import ModelConfig, load_config, merge_model_confi
 from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.pixel_decoder import PixelDecoder
-from maskformer.weights import Checkpoint, LoadReport, WeightsMismatchError, open_checkpoint
-from maskformer.weights.files import write_json, write_tensors
-from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE, write_huggingface
-from maskformer.weights.official import write_official
-from maskformer.weights.open import native_config
+from maskformer.weights import (
+    Checkpoint,
+    LoadReport,
+    WeightsMismatchError,
+    open_checkpoint,
+    write_checkpoint,
+)
 
 MAX_SIZE = 1 << 33
 """Bytes of an untrained model: ten times the largest one that was published."""
@@ -137,18 +139,9 @@ class SegmentationModel(nn.Module):
             ValueError: the format cannot express this model; the message says why.
             OSError: the folder cannot be written.
         """
-        folder = Path(folder)
-        weights = self.state_dict()
-        if format == "official":
-            write_official(folder, self.config, weights, self._leftovers)
-        elif format == "hf":
-            write_huggingface(folder, self.config, weights, self.class_names, self._leftovers)
-        elif format == "native":
-            folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(folder / WEIGHTS_FILE, weights)
-            write_json(folder / CONFIG_FILE, native_config(self.config, self.class_names))
-        else:
-            raise ValueError(f"format must be 'native', 'hf' or 'official', got {format!r}")
+        write_checkpoint(
+            Path(folder), format, self.config, self.state_dict(), self.class_names, self._leftovers
+        )
 
     def load_weights(
         self,

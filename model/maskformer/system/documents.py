@@ -43,6 +43,24 @@ def read_text(file: Path) -> str:
         raise ConfigError(f"{file} is damaged: {error}") from None
 
 
+def read_mapping(file: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: it is damaged, too long or too deep, or holds something else.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} holds no {file.name}")
+    try:
+        values = parse_json(read_text(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a mapping, got {type(values).__name__}")
+    return values
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 

@@ -21,7 +21,6 @@ from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
 from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_checkpoint import (
-    RECIPE,
     check_room,
     checkpoint_size,
     find_checkpoint,
@@ -38,6 +37,7 @@ from maskformer.training.run_folder import (
     remove_leftovers,
     remove_run,
 )
+from maskformer.weights.locate import RECIPE
 
 
 class Checkpointer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from maskformer.weights.huggingface import WEIGHTS_FILE
+from maskformer.weights.files import WEIGHTS_FILE
 from maskformer.weights.locate import STATE
 
 CHECKSUMS = "SHA256SUMS"

@@ -32,6 +32,7 @@ from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, DiskFullError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.system.documents import read_mapping
 from maskformer.system.writing import (
     FULL_DISK,
     check_space,
@@ -45,13 +46,12 @@ from maskformer.system.writing import (
 )
 from maskformer.training.checksums import find_damage, write_checksums
 from maskformer.training.run_folder import remove_checkpoint, remove_link, size_of
-from maskformer.weights.files import WEIGHT_SUFFIXES, read_json
-from maskformer.weights.huggingface import CONFIG_FILE, class_names
-from maskformer.weights.locate import BEST, LAST, STATE, find_local, follow
+from maskformer.weights.files import WEIGHT_SUFFIXES
+from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_local, follow
 from maskformer.weights.locate import find_checkpoint as find_checkpoint
+from maskformer.weights.open import read_class_names
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
-RECIPE = "recipe.yaml"
 DATASET = "dataset.json"
 SCORE = "score.json"
 
@@ -326,13 +326,7 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
     """
     if (checkpoint / DATASET).is_file():
         return load_info(checkpoint).classes
-    if not (checkpoint / CONFIG_FILE).is_file():
-        return None
-    values = read_json(checkpoint / CONFIG_FILE)
-    names = values.get("classes") or (class_names(values) if "id2label" in values else None)
-    if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return None  # transformers' own names for classes without any
-    return tuple(names)
+    return read_class_names(checkpoint)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -394,7 +388,7 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
-        values = read_json(file)
+        values = read_mapping(file)
         return DatasetInfo(
             classes=tuple(values["classes"]),
             things=frozenset(values["things"]),

@@ -14,14 +14,14 @@ from pathlib import Path
 from maskformer.errors import RunInUseError
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import remove_partial_files, write_json
-from maskformer.weights.huggingface import CONFIG_FILE
-from maskformer.weights.locate import BEST, LAST, STATE, is_link
-from maskformer.weights.open import LIBRARY
+from maskformer.weights.files import CONFIG_FILE
+from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, is_link
+from maskformer.weights.native import LIBRARY
 
 MARKER = ".maskformer-run"
 """JSON: says that the folder is a run, and which pictures it has drawn."""
 LOCK = ".maskformer-lock"
-RECIPE, METRICS = "recipe.yaml", "metrics.json"
+METRICS = "metrics.json"
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
 WEIGHTS = "weights_step_*"
 CHECKPOINT_FILES = (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from maskformer.weights.files import WEIGHT_SUFFIXES
-from maskformer.weights.huggingface import CONFIG_FILE
+from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
 
-STATE = "training_state.pt"
+STATE, RECIPE = "training_state.pt", "recipe.yaml"
 LAST, BEST = "last", "best"
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
 _STEP_FOLDER = re.compile(rb"(step_\d+)\n?")

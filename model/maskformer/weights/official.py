@@ -26,6 +26,7 @@ from maskformer.config.schema import (
 )
 from maskformer.errors import WeightsError
 from maskformer.system.documents import one_line
+from maskformer.system.writing import replace_file
 from maskformer.weights.backbone_sizes import (
     R101C_GRID,
     ResNetSizes,
@@ -34,7 +35,8 @@ from maskformer.weights.backbone_sizes import (
     backbone_config,
     backbone_sizes,
 )
-from maskformer.weights.files import replace_file
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import check_weight_file, read_tensors
 from maskformer.weights.name_map import (
     COUNTER,
     Names,
@@ -63,6 +65,19 @@ _RELATIVES = {
     "transformer.decoder": "DETR",
     "detr": "DETR",
 }
+
+
+def read(file: Path) -> Checkpoint:
+    """The checkpoint in an official file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: it is damaged, holds code, or belongs to another architecture.
+    """
+    check_weight_file(file)
+    weights = read_tensors(file)
+    config = infer_config(weights, str(file))
+    return Checkpoint(file, config, weights, official_names(config, is_zoo_layout(weights)))
 
 
 def resnet_table(deep_stem: bool, theirs: str = "backbone.") -> dict[str, str]:
@@ -240,7 +255,7 @@ def infer_backbone(weights: Mapping[str, Tensor]) -> Sizes:
     )
 
 
-def write_official(
+def write(
     path: Path,
     config: ModelConfig,
     weights: Mapping[str, Tensor],

@@ -1,53 +1,25 @@
-"""One door to every kind of checkpoint: which kind it is shows in its files."""
+"""Opens and writes checkpoints of every format: which one a checkpoint has shows in its files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from torch import Tensor
 
-from maskformer.config.schema import ModelConfig, parse_model_config
-from maskformer.errors import ConfigError, HubError, WeightsError
-from maskformer.system.documents import check
-from maskformer.weights import huggingface, official
-from maskformer.weights.files import WEIGHT_SUFFIXES, read_json, read_tensors
-from maskformer.weights.huggingface import CONFIG_FILE, WEIGHTS_FILE
+from maskformer.config.choices import Format
+from maskformer.config.schema import ModelConfig
+from maskformer.errors import HubError
+from maskformer.system.documents import read_mapping
+from maskformer.weights import huggingface, native, official
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
 from maskformer.weights.locate import find_local
-from maskformer.weights.name_map import Names, identity_names
-from maskformer.weights.report import LoadReport
-from maskformer.weights.schemas import NativeConfig
+from maskformer.weights.preprocessor import PREPROCESSOR_FILE
 
-LIBRARY = "maskformer"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk.
-
-    Attributes:
-        origin: its weight file, for messages.
-        config: the model it holds, without weights.
-        weights: its entries, under its own names.
-        names: how they translate.
-        classes: names of the classes, where it has them.
-    """
-
-    origin: Path
-    config: ModelConfig
-    weights: dict[str, Tensor]
-    names: Names
-    classes: tuple[str, ...] | None = None
-
-    def match(self, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
-        """The entries of a model, as far as they fit, and what does not."""
-        return self.names.to_ours(self.weights, wanted, str(self.origin))
 
 
 def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
@@ -61,20 +33,60 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     """
     path = find(path_or_hub_id)
     if path.is_file():
-        return _open_official(path)
-    values = read_json(path / CONFIG_FILE)
-    file = path / CONFIG_FILE
-    if values.get("library") == LIBRARY:
-        config, classes = read_native_config(values, file)
-        weights = read_tensors(path / WEIGHTS_FILE)
-        return Checkpoint(path / WEIGHTS_FILE, config, weights, identity_names(), classes)
-    try:
-        config = huggingface.read_config(values, huggingface.read_preprocessor(path))
-        classes = huggingface.class_names(values)
-    except ValueError as error:
-        raise ConfigError(f"{file} describes no model that can be loaded: {error}") from error
-    origin, weights = huggingface.read_weights(path)
-    return Checkpoint(origin, config, weights, huggingface.huggingface_names(), classes)
+        return official.read(path)
+    values = read_mapping(path / CONFIG_FILE)
+    native_folder = values.get("library") == native.LIBRARY
+    return (native if native_folder else huggingface).read(path, values)
+
+
+def write_checkpoint(
+    folder: Path,
+    form: Format,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    classes: tuple[str, ...] | None,
+    leftovers: Mapping[str, Tensor],
+) -> None:
+    """Writes a checkpoint.
+
+    Args:
+        folder: of an official checkpoint, also its file.
+        form: `"native"`, `"hf"` or `"official"`.
+        config: of the model.
+        weights: its entries under our names.
+        classes: the names of its classes.
+        leftovers: unused entries of the checkpoint that it came from, written back as they were.
+
+    Raises:
+        WeightsError: the format cannot express this model.
+        ValueError: no such format.
+        OSError: the folder cannot be written.
+    """
+    if form == "native":
+        native.write(folder, config, weights, classes)
+    elif form == "hf":
+        huggingface.write(folder, config, weights, classes, leftovers)
+    elif form == "official":
+        official.write(folder, config, weights, leftovers)
+    else:
+        raise ValueError(f"format must be 'native', 'hf' or 'official', got {form!r}")
+
+
+def read_class_names(folder: Path) -> tuple[str, ...] | None:
+    """The names of the classes in a folder of a model, or None.
+
+    Raises:
+        ConfigError: the configuration is damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    values = read_mapping(folder / CONFIG_FILE)
+    names = values.get("classes") or (
+        huggingface.class_names(values) if "id2label" in values else None
+    )
+    if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None  # transformers' own names for classes without any
+    return tuple(names)
 
 
 def find(path_or_hub_id: str | Path) -> Path:
@@ -108,45 +120,3 @@ def _download(hub_id: str) -> Path:
         if any((folder / name).exists() for name in huggingface.WEIGHT_FILES):
             break
     return folder
-
-
-def read_native_config(
-    values: Mapping[str, Any], file: Path
-) -> tuple[ModelConfig, tuple[str, ...] | None]:
-    """The model and the names of its classes in a `config.json` of ours.
-
-    Raises:
-        ConfigError: it describes no model of this version.
-    """
-    try:
-        native = check(NativeConfig, values)
-        return parse_model_config(native.model), native.classes
-    except ConfigError as error:
-        raise ConfigError(f"{file} describes no model of this version: {error}") from None
-
-
-def native_config(config: ModelConfig, classes: tuple[str, ...] | None) -> dict[str, Any]:
-    """What `config.json` holds in our own folders."""
-    values: dict[str, Any] = {"library": LIBRARY, "model": config.model_dump(mode="json")}
-    return values if classes is None else values | {"classes": list(classes)}
-
-
-def check_weight_file(file: Path) -> None:
-    """Refuses a file that cannot hold weights, by its name.
-
-    Raises:
-        ValueError: another suffix.
-    """
-    if file.suffix not in WEIGHT_SUFFIXES:
-        raise WeightsError(
-            f"{file} is a file; give the folder that holds {CONFIG_FILE}, or a weight file "
-            f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
-        )
-
-
-def _open_official(file: Path) -> Checkpoint:
-    check_weight_file(file)
-    weights = read_tensors(file)
-    config = official.infer_config(weights, str(file))
-    names = official.official_names(config, official.is_zoo_layout(weights))
-    return Checkpoint(file, config, weights, names)

@@ -1,0 +1,36 @@
+"""What every format is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from maskformer.config.schema import ModelConfig
+from maskformer.weights.name_map import Names
+from maskformer.weights.report import LoadReport
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk.
+
+    Attributes:
+        origin: its weight file, for messages.
+        config: the model it holds, without weights.
+        weights: its entries, under its own names.
+        names: how they translate.
+        classes: names of the classes, where it has them.
+    """
+
+    origin: Path
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    names: Names
+    classes: tuple[str, ...] | None = None
+
+    def match(self, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+        """The entries of a model, as far as they fit, and what does not."""
+        return self.names.to_ours(self.weights, wanted, str(self.origin))
