@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from maskformer.config.load import load_config
     from maskformer.config.recipes import config_names
-    from maskformer.config.schema import Config, ModelConfig, load_config
+    from maskformer.config.schema import Config, ModelConfig
     from maskformer.errors import ConfigError, MaskFormerError
     from maskformer.inference.image_processor import ImageProcessor
     from maskformer.modeling.maskformer import (
@@ -40,7 +41,8 @@ __all__ = [
 if not TYPE_CHECKING:
     # Imported when first used: the command line, which is in this package, answers without PyTorch.
     _MODULES = {
-        "config.schema": ("Config", "ModelConfig", "load_config"),
+        "config.load": ("load_config",),
+        "config.schema": ("Config", "ModelConfig"),
         "errors": ("ConfigError", "MaskFormerError"),
         "inference.image_processor": ("ImageProcessor",),
         "modeling.maskformer": (

@@ -273,7 +273,7 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
     """The recipe of --config. Read before a command is imported: mistakes show at once."""
     if config is None:
         return None
-    from maskformer.config.schema import load_config
+    from maskformer.config.load import load_config
 
     return load_config(config, overrides or [])
 

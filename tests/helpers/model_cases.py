@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskformer.config.schema import ModelConfig, merge_model_config
+from maskformer.config.load import merge_model_config
+from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import build_model
 

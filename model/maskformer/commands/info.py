@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from maskformer.config.schema import Config, merge_model_config
+from maskformer.config.load import merge_model_config
+from maskformer.config.schema import Config
 from maskformer.data import build_dataset
 from maskformer.modeling.model_info import model_info
 from maskformer.output.console import Progress, info_table

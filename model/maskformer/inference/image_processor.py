@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from maskformer.config.schema import Config, load_config
+from maskformer.config.load import load_config
+from maskformer.config.schema import Config
 from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
 from maskformer.data.images import read_image
 from maskformer.data.sample import naming

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maskformer.config.choices import Format
-from maskformer.config.schema import ModelConfig, load_config, merge_model_config
+from maskformer.config.load import load_config, merge_model_config
+from maskformer.config.schema import ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.pixel_decoder import PixelDecoder

@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
-from maskformer.modeling.mlp import MLP
 from maskformer.modeling.outputs import MaskOutputs
 from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
-from maskformer.modeling.transformer import QueryDecoder
+from maskformer.modeling.transformer import MLP, QueryDecoder
 from mfkernels import mask_logits
 
 __all__ = [

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.mlp import MLP
 from maskformer.modeling.outputs import PixelOutputs
-from maskformer.modeling.transformer import QueryDecoder
+from maskformer.modeling.transformer import MLP, QueryDecoder
 from mfkernels import mask_logits
 
 

@@ -7,13 +7,18 @@ published models.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskformer.config.schema import DecoderConfig
 from maskformer.errors import ConfigError
-from maskformer.modeling.position_encoding import sine_position_encoding
+
+TEMPERATURE = 10_000.0
+EPSILON = 1e-6
 
 
 class _Layer(nn.Module):
@@ -174,3 +179,59 @@ def _check_heads(channels: int, heads: int) -> None:
         )
     if channels % 4:
         raise ConfigError(f"model.decoder.channels: must be a multiple of 4, got {channels}")
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU in between; PyTorch's default initialisation (facts §1.6)."""
+
+    def __init__(self, channels: int, hidden: int, out_channels: int, depth: int = 3) -> None:
+        super().__init__()
+        widths = (channels, *(hidden,) * (depth - 1), out_channels)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., channels]` to `[..., out_channels]`."""
+        for layer in self.layers[:-1]:
+            x = functional.relu(layer(x))
+        y: Tensor = self.layers[-1](x)
+        return y
+
+
+def sine_position_encoding(
+    height: int,
+    width: int,
+    channels: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The sine encoding of row and column positions (Carion et al. 2020, appendix A.4).
+
+    Args:
+        height, width: size of the map in cells.
+        channels: a multiple of four; the first half encodes rows, the second half columns,
+            sine on even and cosine on odd channels of each half.
+        dtype: of the result; the angles are always computed in float32.
+
+    Returns:
+        `[channels, height, width]`.
+
+    Raises:
+        ValueError: `channels` is not a multiple of four.
+    """
+    if channels % 4:
+        raise ValueError(
+            f"channels must be a multiple of 4 (sine and cosine on two axes), got {channels}"
+        )
+    half = channels // 2
+    octave = torch.arange(half // 2, device=device, dtype=torch.float32) * (2 / half)
+    frequencies = TEMPERATURE**-octave
+
+    def axis(length: int) -> Tensor:
+        position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        position = position / (length + EPSILON) * (2 * math.pi)
+        angles = frequencies[:, None] * position
+        return torch.stack((angles.sin(), angles.cos()), dim=1).flatten(0, 1)
+
+    rows = axis(height)[:, :, None].expand(half, height, width)
+    columns = axis(width)[:, None, :].expand(half, height, width)
+    return torch.cat((rows, columns)).to(dtype)

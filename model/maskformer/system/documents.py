@@ -5,7 +5,6 @@ Every reader of a configuration goes through here, and fails with `ConfigError` 
 
 from __future__ import annotations
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from maskformer.errors import ConfigError
-from maskformer.system.reading import read_regular
+from maskformer.system.reading import decode_json, read_regular
 
 MAX_BYTES = 16 << 20
 """Of a file: the class names and entry names of the largest models take less than one."""
@@ -68,17 +67,9 @@ def parse_json(text: str) -> Any:
         ConfigError: it is no JSON, or nested too deep.
     """
     try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ConfigError(_too_deep()) from None
+        return decode_json(text, MAX_DEPTH)
     except ValueError as error:
         raise ConfigError(one_line(error)) from None
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [item for parent in level for item in _children(parent)]
-    if level:
-        raise ConfigError(_too_deep())
-    return value
 
 
 def parse_yaml(text: str) -> Any:
@@ -138,12 +129,6 @@ def one_line(error: object) -> str:
 
 def _short(part: object) -> str:
     return str(part)[:60]
-
-
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _too_deep() -> str:

@@ -1,4 +1,4 @@
-"""Which files lie below a folder."""
+"""Which files are in a folder, and below it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def list_files(folder: Path) -> list[str]:
             else:
                 places.append(path)
     return sorted(found)
+
+
+def names_in(folder: Path) -> dict[str, bool]:
+    """The names in a folder, and whether each is a link; empty where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries}
+    except (OSError, ValueError):  # no such folder, or no name that could be one
+        return {}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

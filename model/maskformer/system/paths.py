@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from maskformer.errors import DatasetError
+from maskformer.system.listing import names_in
 from maskformer.system.text import UNSAFE, escape
 
 NAME_BYTES = 255
@@ -84,7 +85,7 @@ def missing_files(folder: Path, names: Sequence[str], root: Path, what: str) -> 
     for name in names:
         above, _, last = name.rpartition("/")
         if above not in listings:
-            listings[above] = _list(folder / above)
+            listings[above] = names_in(folder / above)
             if listings[above]:
                 _check_inside(folder / above, allowed, name, what)
         is_link = listings[above].get(last)
@@ -93,15 +94,6 @@ def missing_files(folder: Path, names: Sequence[str], root: Path, what: str) -> 
         elif is_link:
             _check_inside(folder / name, allowed, name, what)
     return missing
-
-
-def _list(folder: Path) -> dict[str, bool]:
-    """Whether each name in a folder is a link; empty where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries}
-    except (OSError, ValueError):  # no such folder, or no name that could be one
-        return {}
 
 
 def _check_inside(path: Path, allowed: Sequence[Path], name: str, what: str) -> None:
@@ -216,7 +208,7 @@ def places_of(files: Iterable[Path]) -> list[Path]:
     for file in files:
         above, name = os.path.split(file)
         if above not in places:
-            places[above] = _list(Path(above))
+            places[above] = names_in(Path(above))
         if places[above].get(name):
             links.append(file)
     return [*map(Path, places), *links]

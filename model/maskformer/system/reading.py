@@ -60,13 +60,43 @@ def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:
         ValueError: it is no JSON, or nested deeper than Python follows; the message is one line
             and does not name the file.
     """
-    content = read_regular(file, limit)
+    return decode_json(read_regular(file, limit))
+
+
+def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        max_depth: how deep values may be nested; by default, as deep as Python follows.
+
+    Raises:
+        ValueError: it is no JSON, nested too deep, or too large; the message is one line.
+    """
     try:
-        return json.loads(content)
+        value = json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(_too_deep(max_depth)) from None
     except MemoryError:
         raise ValueError("it does not fit into memory") from None
+    if max_depth is not None:
+        level = [value]
+        for _ in range(max_depth):
+            level = [item for parent in level for item in _children(parent)]
+        if level:
+            raise ValueError(_too_deep(max_depth))
+    return value
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _too_deep(max_depth: int | None) -> str:
+    if max_depth is None:
+        return "it is nested too deeply"
+    return f"it nests values more than {max_depth} deep"
 
 
 def _check(status: os.stat_result, limit: int | None) -> None:

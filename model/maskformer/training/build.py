@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from maskformer.config.choices import Backend
-from maskformer.config.schema import Config, TrainConfig, changed_values
+from maskformer.config.load import changed_values
+from maskformer.config.schema import Config, TrainConfig
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.class_change import class_change
 from maskformer.errors import CheckpointError, ConfigError, DatasetError

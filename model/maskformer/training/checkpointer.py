@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
-from maskformer.config.schema import Config, to_yaml
+from maskformer.config.load import to_yaml
+from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo
 from maskformer.errors import CheckpointError, DatasetError, TrainingStoppedError, WorkerError
 from maskformer.modeling.maskformer import SegmentationModel

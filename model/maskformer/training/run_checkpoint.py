@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maskformer.config.schema import Config, ShapesConfig, load_config, to_yaml
+from maskformer.config.load import load_config, to_yaml
+from maskformer.config.schema import Config, ShapesConfig
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, DiskFullError

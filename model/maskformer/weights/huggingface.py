@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskformer.config.schema import DecoderConfig, ModelConfig, parse_model_config
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import DecoderConfig, ModelConfig
 from maskformer.errors import ConfigError, WeightsError
 from maskformer.system.documents import check, shown
 from maskformer.system.writing import write_json

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from maskformer.config.schema import ModelConfig, parse_model_config
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.system.documents import check
 from maskformer.system.writing import write_json

@@ -18,12 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskformer.config.schema import (
-    DecoderConfig,
-    ModelConfig,
-    PixelDecoderConfig,
-    parse_model_config,
-)
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import DecoderConfig, ModelConfig, PixelDecoderConfig
 from maskformer.errors import WeightsError
 from maskformer.system.documents import one_line
 from maskformer.system.writing import replace_file

@@ -11,7 +11,7 @@ import torch
 from helpers.recipes import TINY
 from helpers.training import build_trainer
 
-from maskformer.config.schema import load_config, parse_config
+from maskformer.config.load import load_config, parse_config
 from maskformer.data import build_dataset
 from maskformer.errors import DatasetError
 from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic

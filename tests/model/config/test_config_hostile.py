@@ -14,8 +14,8 @@ import torch
 from helpers.model_cases import tiny_model
 from safetensors.torch import load_file, save_file
 
-from maskformer import ImageProcessor, MaskFormer, load_config
-from maskformer.config.schema import parse_model_config
+from maskformer import ImageProcessor, MaskFormer
+from maskformer.config.load import load_config, parse_model_config
 from maskformer.data import Normalize
 from maskformer.errors import ConfigError
 from maskformer.modeling.base import check_size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from maskformer.config.schema import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig, load_config
+from maskformer.config.load import load_config
+from maskformer.config.schema import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig
 
 ADE20K = [
     "r50",

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskformer import ImageProcessor
-from maskformer.config.schema import EvalConfig, load_config
+from maskformer.config.load import load_config
+from maskformer.config.schema import EvalConfig
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
 from maskformer.data.palette import palette
 from maskformer.errors import ConfigError

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from maskformer import ImageProcessor
-from maskformer.config.schema import parse_config, to_yaml
+from maskformer.config.load import parse_config, to_yaml
 from maskformer.data import Normalize
 from maskformer.errors import DatasetError
 from maskformer.modeling.maskformer import build_model

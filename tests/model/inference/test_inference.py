@@ -7,7 +7,7 @@ import torch
 from helpers.recipes import TINY
 from torch.nn import functional as F
 
-from maskformer.config.schema import parse_config
+from maskformer.config.load import parse_config
 from maskformer.evaluation.evaluate import metrics_to_json
 from maskformer.inference.prediction import Prediction
 from maskformer.modeling.criterion import PerPixelCriterion, build_criterion, class_maps

@@ -10,7 +10,7 @@ from helpers.hostile_images import SPECIAL, contents, encoded, write_special
 from helpers.recipes import tiny_recipe
 
 from maskformer import MaskFormer
-from maskformer.config.schema import merge_model_config
+from maskformer.config.load import merge_model_config
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import DatasetError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.model_cases import PARAMETERS, tiny_config, tiny_model, trainable
 
-from maskformer.config.schema import load_config
+from maskformer.config.load import load_config
 from maskformer.modeling.model_info import model_info
 
 

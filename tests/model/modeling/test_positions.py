@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskformer.modeling.position_encoding import sine_position_encoding
+from maskformer.modeling.transformer import sine_position_encoding
 
 
 def test_golden_values() -> None:

@@ -8,10 +8,14 @@ from helpers.model_cases import relative_error
 from torch import Tensor, nn
 
 from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
-from maskformer.modeling.mlp import MLP
 from maskformer.modeling.pixel_decoder import PixelDecoder
-from maskformer.modeling.position_encoding import sine_position_encoding
-from maskformer.modeling.transformer import Encoder, EncoderLayer, QueryDecoder
+from maskformer.modeling.transformer import (
+    MLP,
+    Encoder,
+    EncoderLayer,
+    QueryDecoder,
+    sine_position_encoding,
+)
 
 SMALL = DecoderConfig(queries=7, channels=16, heads=4, feedforward=40, layers=3)
 MAPS = (12, 20, 28, 36)

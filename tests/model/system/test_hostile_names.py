@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskformer.commands import convert, evaluate, predict, train
-from maskformer.config.schema import Config, parse_config, to_yaml
+from maskformer.config.load import parse_config, to_yaml
+from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import DatasetError

@@ -13,7 +13,7 @@ from helpers.recipes import TINY
 from helpers.training import build_trainer
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.config.schema import parse_config
+from maskformer.config.load import parse_config
 from maskformer.data import (
     Batch,
     Normalize,

@@ -18,7 +18,7 @@ from helpers.training import build_trainer
 from PIL import Image
 
 from maskformer import MaskFormer
-from maskformer.config.schema import parse_config
+from maskformer.config.load import parse_config
 from maskformer.errors import DiskFullError, RunInUseError
 from maskformer.training import run_checkpoint as checkpoints
 from maskformer.training.run_checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint

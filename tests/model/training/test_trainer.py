@@ -21,7 +21,7 @@ from helpers.training import build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskformer import MaskFormer
-from maskformer.config.schema import parse_config
+from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import DatasetError, TrainingDivergedError, TrainingStoppedError
 from maskformer.training.run_checkpoint import (

@@ -19,7 +19,7 @@ from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 
 from maskformer import MaskFormer
-from maskformer.config.schema import parse_config
+from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskformer import MaskFormer, WeightsMismatchError
-from maskformer.config.schema import load_config
+from maskformer.config.load import load_config
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 transformers = pytest.importorskip("transformers")

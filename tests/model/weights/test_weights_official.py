@@ -16,7 +16,8 @@ from helpers.official_checkpoints import Official, State, write_zoo
 from torch import nn
 
 from maskformer import LoadReport, MaskFormer, WeightsMismatchError
-from maskformer.config.schema import BackboneConfig, load_config, merge_model_config
+from maskformer.config.load import load_config, merge_model_config
+from maskformer.config.schema import BackboneConfig
 from maskformer.modeling.backbone import Backbone
 from maskformer.weights.official import infer_config
 from maskformer.weights.safe_pickle.unpickle import read_pickle
