@@ -26,7 +26,7 @@ from maskformer.output.output_folder import check_output_folder
 from maskformer.output.pictures import overlay_with_legend, save_picture
 from maskformer.output.result_writer import ResultWriter
 from maskformer.system.listing import list_files
-from maskformer.system.paths import OutputNames, find_input_in, image_ids, places_of
+from maskformer.system.paths import OutputNames, find_input_in, folders_and_links_of, image_ids
 from maskformer.system.text import escape
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -205,9 +205,9 @@ def _load(file: Path) -> Sample:
 
 
 def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
-    place = find_input_in(out, places_of(files))
-    if place is not None:
-        file = next(file for file in files if place in (file, file.parent))
+    found = find_input_in(out, folders_and_links_of(files))
+    if found is not None:
+        file = next(file for file in files if found in (file, file.parent))
         raise OutputError(
             f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
             "so that results could overwrite images: choose another --out"

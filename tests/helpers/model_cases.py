@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
 }
 
 PARAMETERS = {
-    # facts §1.8: recipe, number of classes -> trainable parameters
+    # docs/facts.md, Parameter counts: recipe, number of classes -> trainable parameters
     ("ade20k/r50", 150): 41_254_743,
     ("ade20k/r101", 150): 60_194_647,
     ("ade20k/r50", 171): 41_260_140,

@@ -1,4 +1,4 @@
-"""The dataset doctor: reads a data set before the first step, so that the loss sees no garbage."""
+"""Reads a data set before the first training step, so that the loss sees no garbage."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ProcessedImages(TypedDict):
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Resizes the shortest edge (Pillow's bilinear on 8 bits), normalises, pads (facts §3).
+    """Resizes the shortest edge (Pillow's bilinear on 8 bits), normalises, pads.
 
     `transformers` stretches images to a multiple of 32 instead of padding them; published figures
     come from padding.

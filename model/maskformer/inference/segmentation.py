@@ -60,6 +60,6 @@ class Segmentation:
         order = scores.cpu().argsort()
         order = order[scores.cpu()[order] >= min_score]
         segments = torch.full(masks.shape[-2:], -1)
-        for place, index in enumerate(order.tolist()):
-            segments[masks[index].cpu()] = place
+        for segment, index in enumerate(order.tolist()):
+            segments[masks[index].cpu()] = segment
         return cls(segments, labels.cpu()[order], covers_all=False)

@@ -1,4 +1,7 @@
-"""Backbones from timm, in the form that MaskFormer was trained with (facts §1.1, §1.2, §7.5)."""
+"""Backbones from timm, in the form that MaskFormer was trained with.
+
+See docs/facts.md, ResNet backbones and Swin backbones.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,7 @@ class Backbone(nn.Module):
             _set_multi_grid(self.body, config)
         if config.frozen_norm:
             _freeze_norms(self.body)
-            _wake_residual_branches(self.body)
+            _scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`[B,3,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
@@ -246,7 +249,7 @@ def _adapt_swin(body: Any) -> bool:
 
 
 def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:
-    """Dilates the 3x3 convolutions of the last stage; its stride stays (facts §1.1, R101c)."""
+    """Dilates the 3x3 convolutions of the last stage; its stride stays (`RES5_MULTI_GRID`)."""
     dilations = config.multi_grid or ()
     blocks = list(getattr(body, "layer4", ()))
     if len(blocks) != len(dilations) or not all(isinstance(block, Bottleneck) for block in blocks):
@@ -266,7 +269,7 @@ def _freeze_norms(module: nn.Module) -> None:
             _freeze_norms(child)
 
 
-def _wake_residual_branches(body: nn.Module) -> None:
+def _scale_zero_norms(body: nn.Module) -> None:
     """Lets an untrained network with frozen norms learn.
 
     timm starts the last norm of every residual branch at zero. Frozen, it would stay there and
@@ -274,6 +277,6 @@ def _wake_residual_branches(body: nn.Module) -> None:
     root of the number of branches keeps its growth to a small factor over the whole network.
     """
     norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
-    asleep = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]
-    for norm in asleep:
-        norm.weight.fill_(len(asleep) ** -0.5)
+    zero_norms = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]
+    for norm in zero_norms:
+        norm.weight.fill_(len(zero_norms) ** -0.5)

@@ -1,4 +1,4 @@
-"""The paper's two per-pixel classification baselines (§4.1; facts §1.7)."""
+"""The paper's two per-pixel classification baselines (§4.1, official `per_pixel_baseline.py`)."""
 
 from __future__ import annotations
 

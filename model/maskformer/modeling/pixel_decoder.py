@@ -1,4 +1,4 @@
-"""From backbone maps to per-pixel embeddings at stride 4 (paper §4.1; facts §1.3, §1.4)."""
+"""From backbone maps to per-pixel embeddings at stride 4 (paper §4.1; `pixel_decoder.py`)."""
 
 from __future__ import annotations
 

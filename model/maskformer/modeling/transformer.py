@@ -1,4 +1,5 @@
-"""DETR's transformer as MaskFormer uses it (Carion et al. 2020, appendix A.3; facts §1.4, §1.6).
+"""DETR's transformer as MaskFormer uses it (Carion et al. 2020, appendix A.3;
+official `transformer.py` and `transformer_predictor.py`).
 
 Norms follow their residual sum. Batch comes first everywhere. Positions are added to queries and
 keys, never to values. There are no padding masks: zero padding of the image takes part, as in the
@@ -182,7 +183,7 @@ def _check_heads(channels: int, heads: int) -> None:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU in between; PyTorch's default initialisation (facts §1.6)."""
+    """Linear layers with ReLU in between; initialised as PyTorch does."""
 
     def __init__(self, channels: int, hidden: int, out_channels: int, depth: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a person sees while long work runs: a bar on a terminal, plain lines in a log."""
+"""Progress of long work (a bar on a terminal, plain lines in a log) and tables of figures."""
 
 from __future__ import annotations
 

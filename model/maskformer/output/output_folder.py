@@ -12,17 +12,17 @@ from maskformer.system.writing import existing_parent
 
 
 def check_output_folder(folder: Path) -> None:
-    """Refuses a folder that could not be made or written: hours later it would be too late.
+    """Refuses a folder that cannot be created or written, before hours of work depend on it.
 
     Raises:
         NotADirectoryError: it, or what would hold it, is a file.
         PermissionError: it cannot be written.
     """
-    place = existing_parent(folder)
-    if not place.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be an output folder: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be an output folder: {place} cannot be written")
+    parent = existing_parent(folder)
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be an output folder: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be an output folder: {parent} cannot be written")
 
 
 def check_subfolders(folder: Path, names: Iterable[str]) -> None:
@@ -35,14 +35,14 @@ def check_subfolders(folder: Path, names: Iterable[str]) -> None:
         check_inside(folder, folder / name)
 
 
-def check_inside(folder: Path, place: Path) -> None:
-    """Refuses a place that is, by a link, not in the folder.
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuses a path that a link leads out of the folder.
 
     Raises:
         ValueError: it is not.
     """
-    if not place.resolve().is_relative_to(folder.resolve()):
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
-            f"{escape(place)} leads out of the output folder, to {escape(place.resolve())}: remove "
+            f"{escape(path)} leads out of the output folder, to {escape(path.resolve())}: remove "
             "the link or choose another output folder"
         )

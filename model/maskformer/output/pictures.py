@@ -62,10 +62,10 @@ def overlay(
             f"segmentation must hold classes in 0..{info.num_classes - 1}, got {labels.tolist()}"
         )
     colors = torch.tensor(segment_colors(labels.tolist(), info), dtype=torch.float32)
-    paint = torch.cat([colors.reshape(-1, 3), torch.zeros(1, 3)])[segments.long()]
+    tint = torch.cat([colors.reshape(-1, 3), torch.zeros(1, 3)])[segments.long()]
     void = 1 - VOID_SHADE if segmentation.covers_all else 0.0
     weight = torch.where(segments >= 0, opacity, void)[..., None]
-    pixels = image.cpu().permute(1, 2, 0).float() * (1 - weight) + paint * weight
+    pixels = image.cpu().permute(1, 2, 0).float() * (1 - weight) + tint * weight
     pixels[_edges(segments)] = torch.tensor(OUTLINE, dtype=torch.float32)
     return pixels.round().to(torch.uint8).permute(2, 0, 1).contiguous()
 
@@ -199,8 +199,8 @@ def _arrange(panels: Sequence[tuple[str, Tensor]]) -> Tensor:
     top = FONT_SIZE + 2 * MARGIN
     sheet = Image.new("RGB", ((width + MARGIN) * len(panels) + MARGIN, top + height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for place, (title, panel) in enumerate(panels):
-        left = MARGIN + place * (width + MARGIN)
+    for column, (title, panel) in enumerate(panels):
+        left = MARGIN + column * (width + MARGIN)
         draw.text((left, top - MARGIN / 2), title, INK, _font(), anchor="ls")
         sheet.paste(_to_pillow(panel), (left, top))
     return _from_pillow(sheet)
@@ -229,18 +229,18 @@ def _legible(name: str) -> str:
 def _legend(entries: Sequence[tuple[str, Color]], width: int) -> Tensor:
     """Swatches and names, in as many rows as they need, at most `LEGEND_ROWS`."""
     font, swatch, row_height = _font(), FONT_SIZE - 2, FONT_SIZE + 8
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     left, row = MARGIN, 0
     for name, _ in entries:
         needed = swatch + 6 + round(font.getlength(name)) + MARGIN
         if left + needed > width and left > MARGIN:
             left, row = MARGIN, row + 1
-        places.append((left, row))
+        positions.append((left, row))
         left += needed + 4
     rows = min(row + 1, LEGEND_ROWS)
     sheet = Image.new("RGB", (width, rows * row_height + 2 * MARGIN - 4), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for (name, color), (left, row) in zip(entries, places, strict=True):
+    for (name, color), (left, row) in zip(entries, positions, strict=True):
         if row == LEGEND_ROWS:
             break
         top = MARGIN + row * row_height

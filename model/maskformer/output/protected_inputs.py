@@ -7,7 +7,7 @@ from pathlib import Path
 from maskformer.config.schema import CocoPanopticConfig, DataConfig, FolderConfig
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
-from maskformer.system.paths import find_input_in, places_of
+from maskformer.system.paths import find_input_in, folders_and_links_of
 from maskformer.system.text import escape
 
 
@@ -26,7 +26,7 @@ def check_output_beside_data(folder: Path, config: DataConfig, *datasets: Datase
     files = (
         file for dataset in datasets for pair in getattr(dataset, "files", ()) for file in pair
     )
-    found = find_input_in(folder, [*_places(config), *places_of(files)])
+    found = find_input_in(folder, [*_paths(config), *folders_and_links_of(files)])
     if found is not None:
         raise OutputError(
             f"{escape(folder)} cannot be the output folder: it is or holds "
@@ -47,7 +47,7 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
         )
 
 
-def _places(config: DataConfig) -> list[Path]:
+def _paths(config: DataConfig) -> list[Path]:
     if isinstance(config, FolderConfig):
         names = [
             name for split in (config.train, config.val) for name in (split.images, split.labels)

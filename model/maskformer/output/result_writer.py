@@ -229,8 +229,8 @@ def _boxes(ids: NDArray[np.integer], count: int) -> list[list[int]]:
     ends = []
     for axis, side in ((1, ids.shape[1]), (0, ids.shape[0])):
         seen = np.zeros((count + 1, side), np.bool_)
-        places = np.arange(side)
-        seen[ids, places if axis else places[:, None]] = True
+        positions = np.arange(side)
+        seen[ids, positions if axis else positions[:, None]] = True
         first, last = seen.argmax(1), side - seen[:, ::-1].argmax(1)
         ends.append(np.where(seen.any(1), (first, last - first), 0)[:, 1:])
     (left, width), (top, height) = ends

@@ -20,29 +20,29 @@ def list_files(folder: Path) -> list[str]:
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    places, links = [""], deque[str]()
-    while places or links:
+    folders, links = [""], deque[str]()
+    while folders or links:
         # Links come last: a folder is called by its own name rather than by a link's.
-        place = places.pop() if places else links.popleft()
+        inner = folders.pop() if folders else links.popleft()
         try:
-            status = (folder / place).stat()
+            status = (folder / inner).stat()
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / place) as entries:
+            with os.scandir(folder / inner) as entries:
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
-            if place:
+            if inner:
                 continue
             raise DatasetError(f"folder {folder} cannot be read: {error}") from None
         for entry in visible:
-            path = f"{place}/{entry.name}" if place else entry.name
+            path = f"{inner}/{entry.name}" if inner else entry.name
             if not _is_folder(entry):
                 found.append(path)
             elif entry.is_symlink():
                 links.append(path)
             else:
-                places.append(path)
+                folders.append(path)
     return sorted(found)
 
 

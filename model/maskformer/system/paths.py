@@ -101,7 +101,7 @@ def _check_inside(path: Path, allowed: Sequence[Path], name: str, what: str) -> 
         real = path.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
         raise DatasetError(f"{what} '{escape(name)}' cannot be followed: {error}") from None
-    if not any(real.is_relative_to(place) for place in allowed):
+    if not any(real.is_relative_to(root) for root in allowed):
         raise DatasetError(
             f"{what} '{escape(name)}' is a link to {escape(real)}, outside of "
             f"{escape(allowed[0])}; set the folder to where the files are, or copy them"
@@ -183,7 +183,7 @@ def _key(name: str) -> str:
 
 def _above(name: str) -> list[str]:
     """All folders on the way to a file."""
-    return [place.as_posix() for place in PurePosixPath(name).parents][:-1]
+    return [parent.as_posix() for parent in PurePosixPath(name).parents][:-1]
 
 
 def image_ids(names: Sequence[str]) -> list[int | str]:
@@ -201,23 +201,23 @@ def image_ids(names: Sequence[str]) -> list[int | str]:
     ]
 
 
-def places_of(files: Iterable[Path]) -> list[Path]:
-    """The folders of files, and those files that are links: all places where they can be found."""
-    places: dict[str, dict[str, bool]] = {}
+def folders_and_links_of(files: Iterable[Path]) -> list[Path]:
+    """The folders of files, and those files that are links: everywhere that they can be found."""
+    folders: dict[str, dict[str, bool]] = {}
     links = []
     for file in files:
         above, name = os.path.split(file)
-        if above not in places:
-            places[above] = names_in(Path(above))
-        if places[above].get(name):
+        if above not in folders:
+            folders[above] = names_in(Path(above))
+        if folders[above].get(name):
             links.append(file)
-    return [*map(Path, places), *links]
+    return [*map(Path, folders), *links]
 
 
 def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
     """The first of the inputs that a folder is or holds, or None.
 
-    Places are compared, not names: links, mounts and file systems without case count.
+    Files are compared, not names: links, mounts and file systems without case count.
 
     Args:
         folder: may yet have to be made.
@@ -227,10 +227,10 @@ def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
         return None
     wanted = _identity(folder)
     known: dict[str, bool] = {}
-    for place in inputs:
-        for real in (str(place.absolute()), os.path.realpath(place)):
+    for path in inputs:
+        for real in (str(path.absolute()), os.path.realpath(path)):
             if _lies_in(real, wanted, known):
-                return place
+                return path
     return None
 
 

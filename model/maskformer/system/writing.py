@@ -129,7 +129,7 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
 
 def existing_parent(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

@@ -191,26 +191,26 @@ def save_weights(
     """
     needed = weights_size(model)
     problems = []
-    for place in (run, Path(tempfile.gettempdir()), Path.home()):
+    for folder in (run, Path(tempfile.gettempdir()), Path.home()):
         partial: Path | None = None
         try:
-            check_space(place, needed, "the model alone")
-            partial = Path(tempfile.mkdtemp(".partial", f".step_{step:07d}.", place))
+            check_space(folder, needed, "the model alone")
+            partial = Path(tempfile.mkdtemp(".partial", f".step_{step:07d}.", folder))
             model.save_pretrained(partial)
             write_text(partial / RECIPE, to_yaml(config))
             write_text(partial / DATASET, info_to_json(info))
             name = f"weights_step_{step:07d}"
-            if place == run:
+            if folder == run:
                 target = run / name
                 _clear(target)
             else:
-                target = place / f"maskformer_{name}_{secrets.token_hex(4)}"
+                target = folder / f"maskformer_{name}_{secrets.token_hex(4)}"
             partial.replace(target)
-            sync_folder(place)
+            sync_folder(folder)
         except (OSError, RuntimeError) as error:
             if partial is not None:
                 remove_checkpoint(partial)
-            problems.append(f"{place}: {error}")
+            problems.append(f"{folder}: {error}")
         else:
             return target
     raise CheckpointError(f"could not save the model alone either: {'; '.join(problems)}.")
@@ -276,16 +276,16 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
     folder = run / "checkpoints"
     problems: dict[str, str] = {}
     last = find_checkpoint(folder)
-    others = {place.resolve() for place in folder.glob("step_*")} - {last}
-    for place in [*filter(None, [last]), *sorted(others, reverse=True)]:
-        problem = find_damage(place)
+    others = {step.resolve() for step in folder.glob("step_*")} - {last}
+    for step in [*filter(None, [last]), *sorted(others, reverse=True)]:
+        problem = find_damage(step)
         if not problem:
             if warn is not None:
-                problems = _unfinished(folder, place) | problems
+                problems = _unfinished(folder, step) | problems
                 for name, text in problems.items():
-                    warn(f"passed over {folder / name}: {text}; resuming from {place.name}")
-            return place
-        problems[place.name] = problem
+                    warn(f"passed over {folder / name}: {text}; resuming from {step.name}")
+            return step
+        problems[step.name] = problem
     for name, problem in problems.items():
         raise CheckpointError(f"cannot resume from {folder / name}: {problem}")
     raise CheckpointError(f"nothing to resume: {folder} holds no complete checkpoint")
@@ -426,8 +426,8 @@ def _flush(folder: Path) -> None:
 
 def _unfinished(folder: Path, taken: Path) -> dict[str, str]:
     """What lies after `taken` and was not completed, or has lost files."""
-    found = {place.name: "its save was not finished" for place in folder.glob(".step_*.partial")}
-    found |= {place.name: find_damage(place) for place in folder.glob("step_*")}
+    found = {step.name: "its save was not finished" for step in folder.glob(".step_*.partial")}
+    found |= {step.name: find_damage(step) for step in folder.glob("step_*")}
     return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name >= "step_"}
 
 

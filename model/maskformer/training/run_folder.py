@@ -84,12 +84,12 @@ def _foreign(folder: Path) -> list[str]:
     """What is in the way of a new run and was not left by one that was killed early."""
     found = [name for name in (RECIPE, METRICS) if os.path.lexists(folder / name)]
     for name in (CHECKPOINTS, TENSORBOARD, PREDICTIONS):
-        place = folder / name
-        if place.is_dir():
-            leftovers = {*place.glob(".step_*.partial"), *place.glob(".*.partial")}
-            if set(place.iterdir()) - leftovers:
+        path = folder / name
+        if path.is_dir():
+            leftovers = {*path.glob(".step_*.partial"), *path.glob(".*.partial")}
+            if set(path.iterdir()) - leftovers:
                 found.append(f"{name}/")
-        elif os.path.lexists(place):
+        elif os.path.lexists(path):
             found.append(name)
     return found
 
@@ -125,9 +125,9 @@ def remove_run(folder: Path) -> None:
     if not (folder / PREDICTIONS).is_symlink():
         for name in pictures:
             _unlink(folder / PREDICTIONS / name)
-    for place in (checkpoints, folder / PREDICTIONS):
+    for emptied in (checkpoints, folder / PREDICTIONS):
         with suppress(OSError):
-            place.rmdir()
+            emptied.rmdir()
     for name in (RECIPE, METRICS, MARKER):
         _unlink(folder / name)
 

@@ -1,4 +1,7 @@
-"""The backbones of published checkpoints: timm's names and their sizes (facts §1.1, §1.2, §7.5)."""
+"""The backbones of published checkpoints: timm's names and their sizes.
+
+See docs/facts.md, timm equivalents.
+"""
 
 from __future__ import annotations
 
@@ -72,12 +75,12 @@ _EXPANSION = 4
 
 
 def backbone_config(sizes: Sizes, drop_path: float = 0.0) -> BackboneConfig:
-    """The timm model of these sizes; one that timm has no name for is a resized relative."""
+    """The timm model of these sizes; without a name in timm, a resized one of the family."""
     grid = R101C_GRID if isinstance(sizes, ResNetSizes) and sizes.deep_stem else None
     name = next((name for name, known in _KNOWN.items() if known == sizes), None)
     options: dict[str, Any] = {}
     if name is None:
-        name = _relative(sizes)
+        name = _nearest_of_family(sizes)
         options = _options(sizes, _BY_ARCHITECTURE[name])
     return BackboneConfig(name=name, options=options, drop_path=drop_path, multi_grid=grid)
 
@@ -117,7 +120,7 @@ def backbone_sizes(config: BackboneConfig) -> Sizes:
     return sizes
 
 
-def _relative(sizes: Sizes) -> str:
+def _nearest_of_family(sizes: Sizes) -> str:
     if isinstance(sizes, SwinSizes):
         return "swin_tiny_patch4_window7_224"
     if not sizes.bottleneck:
@@ -125,18 +128,18 @@ def _relative(sizes: Sizes) -> str:
     return "resnet50s" if sizes.deep_stem else "resnet50"
 
 
-def _options(sizes: Sizes, relative: Sizes) -> dict[str, Any]:
+def _options(sizes: Sizes, nearest: Sizes) -> dict[str, Any]:
     if isinstance(sizes, SwinSizes):
         return {
             option: getattr(sizes, field)
             for field, option in _SWIN_OPTIONS.items()
-            if getattr(sizes, field) != getattr(relative, field)
+            if getattr(sizes, field) != getattr(nearest, field)
         }
-    assert isinstance(relative, ResNetSizes)
+    assert isinstance(nearest, ResNetSizes)
     options: dict[str, Any] = {}
-    if sizes.depths != relative.depths:
+    if sizes.depths != nearest.depths:
         options["layers"] = sizes.depths
-    if sizes.channels != relative.channels:
+    if sizes.channels != nearest.channels:
         factor = _EXPANSION if sizes.bottleneck else 1
         options["channels"] = tuple(count // factor for count in sizes.channels)
     return options

@@ -1,4 +1,4 @@
-"""Folders of `transformers`: `MaskFormerForInstanceSegmentation` with a ResNet or a Swin (§7.2)."""
+"""Folders of `transformers`: `MaskFormerForInstanceSegmentation` with a ResNet or a Swin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: in the folder of a run, in one of a model, or as a weight file."""
+"""Finds the checkpoint in the folder of a run, in one of a model, or a weight file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
     if (target / STATE).is_file():
         return target.resolve()
     if name == LAST:
-        found = [place.parent for place in folder.glob(f"step_*/{STATE}")]
+        found = [state.parent for state in folder.glob(f"step_*/{STATE}")]
         return max(found).resolve() if found else None
     return None
 

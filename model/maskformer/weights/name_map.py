@@ -20,8 +20,8 @@ class Names:
     """Our entry names and what another format calls them.
 
     Args:
-        table: beginnings of our names to beginnings of theirs; the rest of a name stays, and the
-            first beginning that fits counts. `#` stands for a number that both have. `{a,b,c}` in
+        table: maps prefixes of our names to prefixes of theirs; the rest of a name stays, and the
+            first prefix that fits counts. `#` stands for a number that both have. `{a,b,c}` in
             theirs stands for three entries which, joined along the first axis, make ours.
         unused: a pattern for their entries that carry nothing a model needs.
         aliases: other spellings of parts of their names.
@@ -113,7 +113,7 @@ def identity_names() -> Names:
 
 
 def add_position_indexes(weights: dict[str, Tensor]) -> None:
-    """Adds the constant tables that Swin checkpoints carry beside each bias table (facts §1.2)."""
+    """Adds the constant tables that the official `swin.py` keeps beside each bias table."""
     for name in [name for name in weights if name.endswith("relative_position_bias_table")]:
         weights[name.removesuffix("bias_table") + "index"] = _position_index(weights[name])
 

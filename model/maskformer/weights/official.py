@@ -1,4 +1,6 @@
-"""The authors' checkpoints, made with detectron2 (facts §7.1, §7.2).
+"""The authors' checkpoints, made with detectron2.
+
+See docs/facts.md, File format and Official names and HF names.
 
 The files hold no configuration: the architecture and all sizes are read off the names and shapes.
 What leaves no trace in them is what every published model shares: eight attention heads, 32 groups
@@ -51,7 +53,7 @@ _HEAD = "sem_seg_head."
 _PIXELS = "sem_seg_head.pixel_decoder."
 _QUERIES = "sem_seg_head.predictor."
 _UNUSED = r"criterion\.empty_weight|pixel_mean|pixel_std|.*\.relative_position_index|.*\.attn_mask"
-_RELATIVES = {
+_OTHER_ARCHITECTURES = {
     "sem_seg_head.predictor.transformer_cross_attention_layers": "Mask2Former",
     "sem_seg_head.predictor.query_feat": "Mask2Former",
     "sem_seg_head.predictor.static_query": "Mask2Former",
@@ -163,7 +165,7 @@ def infer_config(weights: Mapping[str, Tensor], origin: str) -> ModelConfig:
     Raises:
         ValueError: it belongs to none that this package has, or lacks an entry that tells sizes.
     """
-    _refuse_relatives(weights, origin)
+    _refuse_other_architectures(weights, origin)
     pixels = _HEAD if is_zoo_layout(weights) else _PIXELS
     try:
         return parse_model_config(_config_values(weights, pixels))
@@ -318,24 +320,25 @@ def _refuse_unrecorded(config: ModelConfig) -> None:
             )
 
 
-def _refuse_relatives(weights: Mapping[str, Tensor], origin: str) -> None:
-    if any(name.startswith(_HEAD) for name in weights):
-        relative = _relative(weights)
-        if relative is None:
-            return
-    else:
-        relative = _relative(weights)
-    some = ", ".join(map(printable, list(weights)[:3]))
-    what = f"this looks like {relative}" if relative else "no entry starts with 'sem_seg_head.'"
+def _refuse_other_architectures(weights: Mapping[str, Tensor], origin: str) -> None:
+    other = _other_architecture(weights)
+    if other is None and any(name.startswith(_HEAD) for name in weights):
+        return
+    first = ", ".join(map(printable, list(weights)[:3]))
+    what = f"this looks like {other}" if other else "no entry starts with 'sem_seg_head.'"
     raise WeightsError(
         f"{origin} is no MaskFormer checkpoint: {what}. Expected an official MaskFormer or "
         "per-pixel model (where a config.json lies beside the file, give the folder); "
-        f"its entries are {some}, ..."
+        f"its entries are {first}, ..."
     )
 
 
-def _relative(names: Mapping[str, Tensor]) -> str | None:
+def _other_architecture(names: Mapping[str, Tensor]) -> str | None:
     return next(
-        (what for start, what in _RELATIVES.items() if any(n.startswith(start) for n in names)),
+        (
+            what
+            for start, what in _OTHER_ARCHITECTURES.items()
+            if any(n.startswith(start) for n in names)
+        ),
         None,
     )

@@ -1,4 +1,4 @@
-"""The published recipes: figures of facts §4, §5 and §7.5."""
+"""The published recipes: figures of docs/facts.md, Training recipes and Datasets and metrics."""
 
 from __future__ import annotations
 

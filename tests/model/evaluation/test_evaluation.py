@@ -140,7 +140,7 @@ def test_the_same_input_size_runs_in_one_batch(maskformer: SegmentationModel) ->
 
 
 def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`[K, H, W]`, as the official code has it (facts §3.1): every query and class in full size."""
+    """`[K, H, W]`, as the official code has it: every query and class in full size."""
     height, width = image.shape[-2:]
     pixel_values = Normalize()([image])
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> N
     ],
 )
 def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) -> None:
-    """Facts §3.5."""
+    """docs/facts.md, TTA."""
     views = AugmentedViews.from_config(load_config(recipe))
     square, long = torch.zeros(3, 64, 64).byte(), torch.zeros(3, 8, 8000).byte()
     sizes = [resized.shape[-2:] for resized, _ in views(square)]

@@ -15,10 +15,10 @@ from maskformer.system.paths import (
     NAME_BYTES,
     OutputNames,
     find_input_in,
+    folders_and_links_of,
     image_ids,
     missing_files,
     name_inside,
-    places_of,
 )
 
 
@@ -163,7 +163,7 @@ def test_an_output_folder_knows_its_inputs(tmp_path: Path) -> None:
     (images / "b.png").symlink_to(tmp_path / "store" / "b.png")
     (tmp_path / "alias").symlink_to("data")
     (images / "out").mkdir()
-    places = places_of([images / "a.png", images / "b.png"])
+    places = folders_and_links_of([images / "a.png", images / "b.png"])
     for folder in (images, tmp_path / "data", tmp_path, tmp_path / "alias", tmp_path / "store"):
         assert find_input_in(folder, places) is not None, folder
     for folder in (images / "out", tmp_path / "new", images / "new"):

@@ -383,7 +383,8 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
 
-# The official names of the facts (§7.2), in terms of the Hugging Face names on disk.
+# The official names (docs/facts.md, Official names and HF names), in terms of those of
+# Hugging Face on disk.
 OFFICIAL = [
     (
         r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.convolution",

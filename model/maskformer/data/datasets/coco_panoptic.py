@@ -46,13 +46,13 @@ class CocoPanoptic:
 
     def __init__(self, config: CocoPanopticConfig, split: Split) -> None:
         self.config = config
-        places = config.train if split == "train" else config.val
-        file = config.root / places.annotations
+        paths = config.train if split == "train" else config.val
+        file = config.root / paths.annotations
         content = read_content(file, f"data.{split}.annotations")
         if not isinstance(content, dict) or not content.get("annotations"):
             raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
         self.info = _info(*_categories(config, content, file))
-        self._images, self._panoptic = config.root / places.images, config.root / places.panoptic
+        self._images, self._panoptic = config.root / paths.images, config.root / paths.panoptic
         self._read_annotations(content, file)
         _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
         _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
@@ -183,8 +183,8 @@ def _categories(
     if config.categories is None:
         values = content.get("categories")
     else:
-        places = [config.root / config.categories, CONFIG_FOLDER / config.categories]
-        file = next((place for place in places if place.is_file()), places[0])
+        candidates = [config.root / config.categories, CONFIG_FOLDER / config.categories]
+        file = next((path for path in candidates if path.is_file()), candidates[0])
         values = read_content(file, "data.categories")
         if isinstance(values, dict):
             values = values.get("categories")

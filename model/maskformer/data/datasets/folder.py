@@ -178,12 +178,12 @@ def _nothing_found(folder: Path, key: str, suffix_key: str, suffix: str, found: 
 def _class_names(config: FolderConfig) -> tuple[str, ...] | None:
     if not isinstance(config.classes, Path):
         return config.classes
-    places = [config.root / config.classes, CONFIG_FOLDER / config.classes]
-    file = next((place for place in places if place.is_file()), None)
+    candidates = [config.root / config.classes, CONFIG_FOLDER / config.classes]
+    file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         raise DatasetError(
-            f"data.classes: there is no file {places[0]}"
-            + ("" if config.classes.is_absolute() else f" or {places[1]}")
+            f"data.classes: there is no file {candidates[0]}"
+            + ("" if config.classes.is_absolute() else f" or {candidates[1]}")
         )
     try:
         text = read_regular(file, TEXT_LIMIT).decode()

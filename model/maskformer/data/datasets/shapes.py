@@ -90,7 +90,7 @@ class Shapes:
 
 @dataclass
 class _Canvas:
-    """What has been painted so far; later paint hides earlier paint."""
+    """What has been drawn so far; a later object hides earlier ones."""
 
     y: Array
     x: Array
