@@ -12,13 +12,9 @@ if TYPE_CHECKING:
     from maskformer.config.schema import Config, ModelConfig
     from maskformer.errors import ConfigError, MaskFormerError
     from maskformer.inference.image_processor import ImageProcessor
-    from maskformer.modeling.maskformer import (
-        MaskFormer,
-        PerPixelBaseline,
-        PerPixelBaselinePlus,
-        SegmentationModel,
-        build_model,
-    )
+    from maskformer.modeling.base import SegmentationModel, build_model
+    from maskformer.modeling.maskformer import MaskFormer
+    from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
     from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
@@ -45,13 +41,9 @@ if not TYPE_CHECKING:
         "config.schema": ("Config", "ModelConfig"),
         "errors": ("ConfigError", "MaskFormerError"),
         "inference.image_processor": ("ImageProcessor",),
-        "modeling.maskformer": (
-            "MaskFormer",
-            "PerPixelBaseline",
-            "PerPixelBaselinePlus",
-            "SegmentationModel",
-            "build_model",
-        ),
+        "modeling.base": ("SegmentationModel", "build_model"),
+        "modeling.maskformer": ("MaskFormer",),
+        "modeling.per_pixel": ("PerPixelBaseline", "PerPixelBaselinePlus"),
         "config.recipes": ("config_names",),
         "weights": ("LoadReport", "WeightsMismatchError"),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from maskformer.config.choices import Format
 from maskformer.errors import OutputError
 from maskformer.inference.image_processor import ImageProcessor
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.training.run_checkpoint import DATASET, load_info
 from maskformer.training.run_folder import is_run

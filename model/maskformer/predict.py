@@ -20,7 +20,7 @@ from maskformer.errors import DatasetError, OutputError, UsageError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.inference.prediction import predict_batch
 from maskformer.inference.test_time_augmentation import AugmentedViews
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.pictures import overlay_with_legend, save_picture

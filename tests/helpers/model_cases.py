@@ -9,8 +9,7 @@ from torch import nn
 
 from maskformer.config.load import merge_model_config
 from maskformer.config.schema import ModelConfig
-from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.maskformer import build_model
+from maskformer.modeling.base import SegmentationModel, build_model
 
 TINY: dict[str, Any] = {
     "num_classes": 7,

@@ -23,7 +23,8 @@ from maskformer.evaluation.evaluate import (
 )
 from maskformer.inference.prediction import Prediction
 from maskformer.inference.test_time_augmentation import AugmentedViews
-from maskformer.modeling.maskformer import MaskFormer, SegmentationModel
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model

@@ -28,7 +28,7 @@ from maskformer.inference.image_processor import ImageProcessor
 from maskformer.inference.prediction import Prediction, predict_batch
 from maskformer.inference.segmentation import Segmentation
 from maskformer.inference.test_time_augmentation import AugmentedViews
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress, peak_memory
 from maskformer.output.pictures import save_picture, side_by_side
 from maskformer.system.paths import OutputNames

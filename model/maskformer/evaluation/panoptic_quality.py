@@ -1,8 +1,8 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi defines it.
 
 torchmetrics has a `PanopticQuality` too. It treats void predictions as if they were void ground
-truth, and knows no crowds, hence this one; tests/test_metrics_panoptic.py shows where the two agree
-and where they part.
+truth, and knows no crowds, hence this one; tests/model/evaluation/test_panoptic_quality.py shows
+where the two agree and where they differ.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from maskformer.data import DatasetInfo, EvalBatch
 from maskformer.data.sample import naming
 from maskformer.inference.segmentation import Segmentation
 from maskformer.inference.test_time_augmentation import AugmentedViews, semantic_map_of_views
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import Frames, Outputs, Size, as_outputs
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskformer.config.schema import Config
 from maskformer.data import EvalTransform, Normalize
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import as_outputs
 
 

@@ -187,7 +187,9 @@ def build_model(config: ModelConfig) -> SegmentationModel:
     Raises:
         ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
     """
-    import maskformer.modeling.maskformer  # noqa: F401  (its classes enter the table; it imports this module)
+    # Their classes enter the table; they import this module.
+    import maskformer.modeling.maskformer
+    import maskformer.modeling.per_pixel  # noqa: F401
 
     return SegmentationModel._architectures[config.architecture](config)
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from maskformer.config.schema import ModelConfig
-from maskformer.modeling.base import SegmentationModel, build_model, check_size
+from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import MaskOutputs
-from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer.modeling.transformer import MLP, QueryDecoder
 from mfkernels import mask_logits
-
-__all__ = [
-    "MaskFormer",
-    "PerPixelBaseline",
-    "PerPixelBaselinePlus",
-    "SegmentationModel",
-    "build_model",
-    "check_size",
-]
 
 
 class MaskFormer(SegmentationModel, architecture="maskformer"):

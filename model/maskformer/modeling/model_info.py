@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config.schema import ModelConfig
-from maskformer.modeling.maskformer import build_model
+from maskformer.modeling.base import build_model
 from maskformer.modeling.outputs import MaskOutputs
 
 

@@ -13,8 +13,8 @@ from maskformer.config.schema import Config, TrainConfig
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.class_change import class_change
 from maskformer.errors import CheckpointError, ConfigError, DatasetError
+from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.criterion import build_criterion
-from maskformer.modeling.maskformer import SegmentationModel, build_model, check_size
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data

@@ -16,7 +16,7 @@ from maskformer.config.load import to_yaml
 from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo
 from maskformer.errors import CheckpointError, DatasetError, TrainingStoppedError, WorkerError
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
@@ -24,7 +24,6 @@ from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_checkpoint import (
     check_room,
     checkpoint_size,
-    find_checkpoint,
     load_training_state,
     mark_best,
     save_checkpoint,
@@ -38,7 +37,7 @@ from maskformer.training.run_folder import (
     remove_leftovers,
     remove_run,
 )
-from maskformer.weights.locate import RECIPE
+from maskformer.weights.locate import RECIPE, find_checkpoint
 
 
 class Checkpointer:

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from maskformer.config.schema import Config
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Interrupted, Signals
 from maskformer.training.data import TrainingData

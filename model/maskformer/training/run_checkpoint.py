@@ -32,7 +32,7 @@ from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, DiskFullError
 from maskformer.inference.image_processor import ImageProcessor
-from maskformer.modeling.maskformer import SegmentationModel
+from maskformer.modeling.base import SegmentationModel
 from maskformer.system.documents import read_mapping
 from maskformer.system.writing import (
     FULL_DISK,
@@ -48,8 +48,7 @@ from maskformer.system.writing import (
 from maskformer.training.checksums import find_damage, write_checksums
 from maskformer.training.run_folder import remove_checkpoint, remove_link, size_of
 from maskformer.weights.files import WEIGHT_SUFFIXES
-from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_local, follow
-from maskformer.weights.locate import find_checkpoint as find_checkpoint
+from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_checkpoint, find_local, follow
 from maskformer.weights.open import read_class_names
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 

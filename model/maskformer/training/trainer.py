@@ -19,8 +19,8 @@ from maskformer.config.schema import TrainConfig
 from maskformer.data import Batch
 from maskformer.errors import DatasetError, TrainingDivergedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
+from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.criterion import PerPixelCriterion
-from maskformer.modeling.maskformer import SegmentationModel
 from maskformer.system.signals import Interrupted
 from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.data import TrainingData

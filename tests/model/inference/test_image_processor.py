@@ -20,7 +20,7 @@ from maskformer import ImageProcessor
 from maskformer.config.load import parse_config, to_yaml
 from maskformer.data import Normalize
 from maskformer.errors import DatasetError
-from maskformer.modeling.maskformer import build_model
+from maskformer.modeling.base import build_model
 from mfkernels import use_backend
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

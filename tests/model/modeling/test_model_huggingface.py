@@ -10,7 +10,7 @@ from helpers.model_cases import randomise, relative_error
 from torch import Tensor, nn
 
 from maskformer.config.schema import ModelConfig
-from maskformer.modeling.maskformer import build_model
+from maskformer.modeling.base import build_model
 
 transformers = pytest.importorskip("transformers")
 

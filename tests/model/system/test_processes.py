@@ -22,8 +22,8 @@ from maskformer.errors import DatasetError, TrainingDivergedError
 from maskformer.system import processes
 from maskformer.training import signal_agreement
 from maskformer.training.log_window import LogWindow
-from maskformer.training.run_checkpoint import find_checkpoint
 from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import find_checkpoint
 
 Fault = Callable[[int], None]
 

@@ -21,8 +21,8 @@ from maskformer.data import (
     TrainTransform,
     build_dataset,
 )
+from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
-from maskformer.modeling.maskformer import build_model
 from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}

@@ -14,8 +14,8 @@ from torch import nn
 
 from maskformer.data import Dataset, DatasetInfo, Sample
 from maskformer.data.palette import palette
+from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
-from maskformer.modeling.maskformer import build_model
 from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.training.build import build_accelerator

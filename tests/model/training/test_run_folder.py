@@ -21,10 +21,10 @@ from maskformer import MaskFormer
 from maskformer.config.load import parse_config
 from maskformer.errors import DiskFullError, RunInUseError
 from maskformer.training import run_checkpoint as checkpoints
-from maskformer.training.run_checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
+from maskformer.training.run_checkpoint import CheckpointError, resolve_checkpoint
 from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
 from maskformer.training.trainer import Trainer
-from maskformer.weights.locate import BEST, LAST
+from maskformer.weights.locate import BEST, LAST, find_checkpoint
 
 
 @pytest.fixture(autouse=True)

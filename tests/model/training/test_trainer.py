@@ -28,11 +28,11 @@ from maskformer.training.run_checkpoint import (
     BEST,
     STATE,
     CheckpointError,
-    find_checkpoint,
     mark_best,
     resolve_checkpoint,
 )
 from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import find_checkpoint
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]

@@ -24,8 +24,8 @@ from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checksums import CHECKSUMS, find_damage
-from maskformer.training.run_checkpoint import find_checkpoint
 from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import find_checkpoint
 
 
 @pytest.fixture(autouse=True)
