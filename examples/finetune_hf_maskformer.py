@@ -43,7 +43,7 @@ UNLABELLED = 255
 
 def draw_folder(folder: Path, size: int, train: int, val: int) -> None:
     """Write generated pictures of simple objects in the layout that this example reads."""
-    from maskformer.config import ShapesConfig
+    from maskformer.config.schema import ShapesConfig
     from maskformer.data import Shapes
 
     config = ShapesConfig(image_size=(size, size), train_images=train, val_images=val)

@@ -7,16 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from maskformer.config import Config, ConfigError, ModelConfig, load_config
-    from maskformer.image_processor import ImageProcessor
-    from maskformer.model import (
-        MaskFormer,
-        PerPixelBaseline,
-        PerPixelBaselinePlus,
-        SegmentationModel,
-        build_model,
-    )
-    from maskformer.recipes import config_names
+    from maskformer.config.load import load_config
+    from maskformer.config.recipes import config_names
+    from maskformer.config.schema import Config, ModelConfig
+    from maskformer.errors import ConfigError, MaskFormerError
+    from maskformer.inference.image_processor import ImageProcessor
+    from maskformer.modeling.base import SegmentationModel, build_model
+    from maskformer.modeling.maskformer import MaskFormer
+    from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
     from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
@@ -25,6 +23,7 @@ __all__ = [
     "ImageProcessor",
     "LoadReport",
     "MaskFormer",
+    "MaskFormerError",
     "ModelConfig",
     "PerPixelBaseline",
     "PerPixelBaselinePlus",
@@ -38,16 +37,14 @@ __all__ = [
 if not TYPE_CHECKING:
     # Imported when first used: the command line, which is in this package, answers without PyTorch.
     _MODULES = {
-        "config": ("Config", "ConfigError", "ModelConfig", "load_config"),
-        "image_processor": ("ImageProcessor",),
-        "model": (
-            "MaskFormer",
-            "PerPixelBaseline",
-            "PerPixelBaselinePlus",
-            "SegmentationModel",
-            "build_model",
-        ),
-        "recipes": ("config_names",),
+        "config.load": ("load_config",),
+        "config.schema": ("Config", "ModelConfig"),
+        "errors": ("ConfigError", "MaskFormerError"),
+        "inference.image_processor": ("ImageProcessor",),
+        "modeling.base": ("SegmentationModel", "build_model"),
+        "modeling.maskformer": ("MaskFormer",),
+        "modeling.per_pixel": ("PerPixelBaseline", "PerPixelBaselinePlus"),
+        "config.recipes": ("config_names",),
         "weights": ("LoadReport", "WeightsMismatchError"),
     }
 

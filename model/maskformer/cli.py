@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskformer.choices import Backend, Format, Mode
-from maskformer.errors import (
-    CheckpointError,
-    HubError,
-    TrainingDivergedError,
-    TrainingStoppedError,
-)
-from maskformer.output import check_output_folder
-from maskformer.processes import one_voice
-from maskformer.recipes import config_names
-from maskformer.text import escape, make_streams_safe
+from maskformer.config.choices import Backend, Format, Mode
+from maskformer.config.recipes import config_names
+from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
+from maskformer.output.output_folder import check_output_folder
+from maskformer.system.processes import one_voice
+from maskformer.system.text import escape, make_streams_safe
 
 if TYPE_CHECKING:
-    from maskformer.config import Config
+    from maskformer.config.schema import Config
 
 app = typer.Typer(
     help="MaskFormer: train, evaluate and use mask-classification models.",
@@ -72,11 +68,13 @@ CheckpointOption = Annotated[
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C where no training runs."""
+INTERNAL_ERROR = 70
+"""Exit code after a bug; `EX_SOFTWARE` of sysexits.h."""
 
 
 @app.callback()
 def options(
-    traceback: Annotated[
+    show_traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the program an error arose.")
     ] = False,
 ) -> None:
@@ -157,7 +155,7 @@ def evaluate(
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
     for override in overrides or []:
         if override.startswith("model."):
-            raise ValueError(f"the checkpoint decides the model: '{override}' cannot replace it")
+            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
 
@@ -234,7 +232,8 @@ def convert(
 
 
 def main() -> None:
-    """Runs the command line; expected failures end in one clear line and exit code 1."""
+    """Runs the command line; what a person can mend ends in one clear line and exit code 1,
+    a bug in a traceback and exit code 70."""
     make_streams_safe()
     try:
         app()
@@ -245,28 +244,36 @@ def main() -> None:
     except TrainingStoppedError as stop:
         _print_error(str(stop))
         sys.exit(stop.exit_code)
-    except (ValueError, OSError, CheckpointError, HubError, TrainingDivergedError) as error:
+    except (MaskFormerError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
         _print_error(f"error: {error}", style="red")
         sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if "--traceback" in sys.argv or not _out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
+    except Exception as error:
+        if isinstance(error, MemoryError | RuntimeError) and _out_of_memory(error):
+            if "--traceback" in sys.argv:
+                raise
+            reason = str(error).partition("\n")[0]
+            _print_error(
+                f"error: out of memory; lower train.batch_size (or raise train.accumulate), "
+                f"eval.batch_size, the crop or the test size: {reason}",
+                style="red",
+            )
+            sys.exit(1)
+        _print_error(traceback.format_exc())
         _print_error(
-            f"error: out of memory; lower train.batch_size (or raise train.accumulate), "
-            f"eval.batch_size, the crop or the test size: {reason}",
+            "internal error: this is a bug of maskformer or of a library that it uses, not a "
+            "mistake in the command; please report it with the lines above",
             style="red",
         )
-        sys.exit(1)
+        sys.exit(INTERNAL_ERROR)
 
 
 def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | None:
     """The recipe of --config. Read before a command is imported: mistakes show at once."""
     if config is None:
         return None
-    from maskformer.config import load_config
+    from maskformer.config.load import load_config
 
     return load_config(config, overrides or [])
 

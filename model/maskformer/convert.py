@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.checkpoint import DATASET, load_info
-from maskformer.choices import Format
-from maskformer.image_processor import ImageProcessor
-from maskformer.inputs import check_output_beside_model
-from maskformer.model import SegmentationModel
-from maskformer.run_folder import is_run
-from maskformer.weights.checkpoint import find
+from maskformer.config.choices import Format
+from maskformer.errors import OutputError
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.modeling.base import SegmentationModel
+from maskformer.output.protected_inputs import check_output_beside_model
+from maskformer.training.run_checkpoint import DATASET, load_info
+from maskformer.training.run_folder import is_run
+from maskformer.weights.locate import STATE
 from maskformer.weights.official import DEFAULT_FILE
-from maskformer.weights.runs import STATE
+from maskformer.weights.open import find
 
 
 def convert(source: str | Path, target: str | Path, format: Format) -> SegmentationModel:  # noqa: A002
@@ -50,6 +51,6 @@ def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: 
         check_output_beside_model(target, source)
     file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
     if format == "official" and file.exists() and file.samefile(source):
-        raise ValueError(f"{target} is the checkpoint that is read: choose another target")
+        raise OutputError(f"{target} is the checkpoint that is read: choose another target")
     if format != "official" and (is_run(target) or (target / STATE).exists()):
-        raise ValueError(f"{target} is a training run: choose another target")
+        raise OutputError(f"{target} is a training run: choose another target")

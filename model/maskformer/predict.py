@@ -11,21 +11,23 @@ from pathlib import Path
 
 import torch
 
-from maskformer.choices import Mode
-from maskformer.config import Config
-from maskformer.data import DatasetError, DatasetInfo, EvalBatch, EvalTransform, Normalize
+from maskformer.config.choices import Mode
+from maskformer.config.schema import Config
+from maskformer.data import DatasetInfo, Normalize
 from maskformer.data.images import read_image
-from maskformer.data.listing import list_files
 from maskformer.data.sample import Sample
-from maskformer.evaluation import predict_batch
-from maskformer.model import SegmentationModel
-from maskformer.output import check_output_folder
-from maskformer.paths import OutputNames, find_input_in, image_ids, places_of
-from maskformer.progress import Progress
-from maskformer.results import ResultWriter
-from maskformer.text import escape
-from maskformer.tta import Views
-from maskformer.visualize import overlay_with_legend, save_picture
+from maskformer.errors import DatasetError, OutputError, UsageError
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.inference.prediction import predict_batch
+from maskformer.inference.test_time_augmentation import AugmentedViews
+from maskformer.modeling.base import SegmentationModel
+from maskformer.output.console import Progress
+from maskformer.output.output_folder import check_output_folder
+from maskformer.output.pictures import overlay_with_legend, save_picture
+from maskformer.output.result_writer import ResultWriter
+from maskformer.system.listing import list_files
+from maskformer.system.paths import OutputNames, find_input_in, folders_and_links_of, image_ids
+from maskformer.system.text import escape
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -33,7 +35,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
-    Folders, and patterns with `**`, follow the rules of `data.listing`, as training does: hidden
+    Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
     names are left out, links are followed, every folder is read once.
 
     Args:
@@ -146,7 +148,7 @@ def predict_images(
             mode.
     """
     if tta and mode != "semantic":
-        raise ValueError(
+        raise UsageError(
             f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
         )
     check_output_folder(out)
@@ -155,8 +157,9 @@ def predict_images(
     ids = image_ids(names)
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    transform = EvalTransform(config.data.test_short_side, config.data.test_max_side)
-    normalize = Normalize.from_config(model.config)
+    processor = ImageProcessor(
+        config.data.test_short_side, config.data.test_max_side, Normalize.from_config(model.config)
+    )
     what = config.eval.model_copy(
         update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
     )
@@ -171,11 +174,11 @@ def predict_images(
                 sample = _load(file)
                 [prediction] = predict_batch(
                     model,
-                    EvalBatch.from_samples([sample], transform, normalize),
+                    processor.batch([sample]),
                     info,
                     what,
                     device,
-                    tta=Views.from_config(config) if tta else None,
+                    tta=AugmentedViews.from_config(config) if tta else None,
                     with_instances=mode == "instance",
                 )
             except DatasetError as error:
@@ -202,10 +205,10 @@ def _load(file: Path) -> Sample:
 
 
 def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
-    place = find_input_in(out, places_of(files))
-    if place is not None:
-        file = next(file for file in files if place in (file, file.parent))
-        raise ValueError(
+    found = find_input_in(out, folders_and_links_of(files))
+    if found is not None:
+        file = next(file for file in files if found in (file, file.parent))
+        raise OutputError(
             f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
             "so that results could overwrite images: choose another --out"
         )

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save
 
 from maskformer.weights.files import read_tensors
-from maskformer.weights.machine import GROWTH, SLACK
+from maskformer.weights.safe_pickle.machine import GROWTH, SLACK
 
 SECONDS, MEGABYTES = 2, 100
 EITHER, READ = ("refused", "read"), ("read",)

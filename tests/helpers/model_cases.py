@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskformer.base import SegmentationModel
-from maskformer.config import ModelConfig, merge_model_config
-from maskformer.model import build_model
+from maskformer.config.load import merge_model_config
+from maskformer.config.schema import ModelConfig
+from maskformer.modeling.base import SegmentationModel, build_model
 
 TINY: dict[str, Any] = {
     "num_classes": 7,
@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 }
 
 PARAMETERS = {
-    # facts §1.8: recipe, number of classes -> trainable parameters
+    # docs/facts.md, Parameter counts: recipe, number of classes -> trainable parameters
     ("ade20k/r50", 150): 41_254_743,
     ("ade20k/r101", 150): 60_194_647,
     ("ade20k/r50", 171): 41_260_140,

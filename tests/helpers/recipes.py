@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from maskformer.config import Config, parse_config
+from maskformer.config.load import parse_config
+from maskformer.config.schema import Config
 
 TINY: dict[str, Any] = {
     "model": {

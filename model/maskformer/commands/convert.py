@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.choices import Format
+from maskformer.config.choices import Format
 from maskformer.convert import convert
-from maskformer.progress import Progress
+from maskformer.output.console import Progress
 
 
 def run(source: str, target: Path, to: Format) -> None:

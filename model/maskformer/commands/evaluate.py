@@ -8,27 +8,29 @@ from functools import partial
 from pathlib import Path
 
 import mfkernels
-from maskformer.checkpoint import known_classes, load_recipe, resolve_checkpoint
-from maskformer.choices import Backend
 from maskformer.commands.device import choose_device
-from maskformer.config import Config, ConfigError
+from maskformer.config.choices import Backend
+from maskformer.config.schema import Config
 from maskformer.data import Sample, build_dataset, check_dataset
-from maskformer.data.names import class_change
-from maskformer.evaluation import (
+from maskformer.data.class_change import class_change
+from maskformer.errors import ConfigError
+from maskformer.evaluation.evaluate import (
     Evaluation,
-    Prediction,
     eval_loader,
     evaluate,
     metrics_to_json,
     write_pictures,
 )
-from maskformer.inputs import check_output_beside_data, check_output_beside_model
-from maskformer.model import MaskFormer, SegmentationModel
-from maskformer.output import check_subfolders
-from maskformer.progress import Progress, class_table, metrics_table
-from maskformer.results import ResultWriter
-from maskformer.tta import Views
-from maskformer.writing import write_text
+from maskformer.inference.prediction import Prediction
+from maskformer.inference.test_time_augmentation import AugmentedViews
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.maskformer import MaskFormer
+from maskformer.output.console import Progress, class_table, metrics_table
+from maskformer.output.output_folder import check_subfolders
+from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
+from maskformer.output.result_writer import ResultWriter
+from maskformer.system.writing import write_text
+from maskformer.training.run_checkpoint import known_classes, load_recipe, resolve_checkpoint
 
 
 def run(
@@ -68,10 +70,10 @@ def run(
         progress.warn(warning)
     with ExitStack() as stack:
         stack.enter_context(mfkernels.use_backend(backend))
-        each = None
+        on_prediction = None
         if output is not None:
             results = stack.enter_context(ResultWriter(output, dataset.info))
-            each = partial(_write_results, results, save_maps)
+            on_prediction = partial(_write_results, results, save_maps)
         evaluation = evaluate(
             model,
             eval_loader(dataset, recipe, warn=progress.warn),
@@ -79,8 +81,8 @@ def run(
             recipe.eval,
             target,
             progress,
-            tta=Views.from_config(recipe) if tta else None,
-            each=each,
+            tta=AugmentedViews.from_config(recipe) if tta else None,
+            on_prediction=on_prediction,
         )
     progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
     scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"

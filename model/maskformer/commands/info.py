@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from maskformer.config import Config, merge_model_config
+from maskformer.config.load import merge_model_config
+from maskformer.config.schema import Config
 from maskformer.data import build_dataset
-from maskformer.info import model_info
-from maskformer.progress import Progress, info_table
+from maskformer.modeling.model_info import model_info
+from maskformer.output.console import Progress, info_table
 
 
 def run(recipe: Config, size: tuple[int, int], title: str) -> None:

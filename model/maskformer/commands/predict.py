@@ -7,14 +7,14 @@ from pathlib import Path
 import typer
 
 import mfkernels
-from maskformer.checkpoint import load_info, load_prediction_recipe, resolve_checkpoint
-from maskformer.choices import Backend, Mode
 from maskformer.commands.device import choose_device
-from maskformer.data import DatasetError
-from maskformer.inputs import check_output_beside_model
-from maskformer.model import MaskFormer
+from maskformer.config.choices import Backend, Mode
+from maskformer.errors import DatasetError
+from maskformer.modeling.maskformer import MaskFormer
+from maskformer.output.console import Progress
+from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict import find_images, predict_images
-from maskformer.progress import Progress
+from maskformer.training.run_checkpoint import load_info, load_prediction_recipe, resolve_checkpoint
 
 
 def run(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.checkpoint import checkpoint_to_resume, load_recipe
-from maskformer.choices import Backend
-from maskformer.config import Config
-from maskformer.progress import metrics_table
-from maskformer.trainer import Trainer
+from maskformer.config.choices import Backend
+from maskformer.config.schema import Config
+from maskformer.output.console import Progress, metrics_table
+from maskformer.training.build import build_training
+from maskformer.training.run_checkpoint import checkpoint_to_resume, load_recipe
+from maskformer.training.trainer import Trainer
 
 
 def run(
@@ -23,7 +24,7 @@ def run(
     cpu: bool,
 ) -> None:
     """Trains in the run folder `output`; without a recipe, with the one of the run to resume."""
-    trainer = Trainer(
+    parts = build_training(
         recipe or load_recipe(checkpoint_to_resume(output), overrides),
         output,
         resume=resume,
@@ -32,8 +33,8 @@ def run(
         backend=backend,
         cpu=cpu,
     )
+    trainer = Trainer(parts)
     metrics = trainer.fit()
-    trainer.progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
-    trainer.progress.print(
-        f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}"
-    )
+    progress = Progress(enabled=parts.accelerator.is_main_process)
+    progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
+    progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from maskformer.config import CocoPanopticConfig, FolderConfig, ShapesConfig
-from maskformer.data.check import check_dataset
-from maskformer.data.coco_panoptic import CocoPanoptic
-from maskformer.data.errors import DatasetError, LabelValueError
-from maskformer.data.folder import Folder
-from maskformer.data.loader import Batch, EvalBatch, EvalLoader, Normalize, TrainLoader
+from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
+from maskformer.data.batches import Batch, EvalBatch, Normalize
+from maskformer.data.check_dataset import check_dataset
+from maskformer.data.datasets.coco_panoptic import CocoPanoptic
+from maskformer.data.datasets.folder import Folder
+from maskformer.data.datasets.shapes import Shapes
+from maskformer.data.loaders import EvalLoader, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
-from maskformer.data.shapes import Shapes
 from maskformer.data.transforms import EvalTransform, TrainTransform
-from maskformer.data.workers import WorkerError
 
 __all__ = [
     "Batch",
     "CocoPanoptic",
     "Dataset",
-    "DatasetError",
     "DatasetInfo",
     "EvalBatch",
     "EvalLoader",
     "EvalTransform",
     "Folder",
-    "LabelValueError",
     "Normalize",
     "Sample",
     "Shapes",
     "TrainLoader",
     "TrainTransform",
-    "WorkerError",
     "build_dataset",
     "check_dataset",
 ]

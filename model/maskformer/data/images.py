@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from maskformer.data.errors import DatasetError
-from maskformer.reading import open_regular
-from maskformer.text import escape
+from maskformer.errors import DatasetError
+from maskformer.system.reading import open_regular
+from maskformer.system.text import escape
 
 Labels = NDArray[np.integer]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 Split = Literal["train", "val"]
 
@@ -127,3 +132,12 @@ def check_index(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"index {index} is outside a data set of {length} images")
     return index % length
+
+
+@contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Puts the image's name before what is wrong with its pixels."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"image {escape(image)}: {error}") from None

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from maskformer.config import PanopticAugmentation, SemanticAugmentation
-from maskformer.data.color import distort_color
-from maskformer.data.errors import DatasetError, naming
-from maskformer.data.sample import Sample, keep_segments, look_up, segment_areas
+from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
+from maskformer.data.color_jitter import distort_color
+from maskformer.data.sample import Sample, keep_segments, look_up, naming, segment_areas
+from maskformer.errors import DatasetError
 
 PAD_VALUE = 128
 """Fills the image where the crop reaches beyond it, before normalisation."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
+from maskformer.errors import WorkerError
+
 POLL_SECONDS = 5
 PATIENCE_POLLS = 120
 """Polls without any batch before workers count as stuck: ten minutes. Polls are counted, not the
@@ -31,10 +33,6 @@ REASONS = {
 }
 
 T = TypeVar("T")
-
-
-class WorkerError(ChildProcessError):
-    """A process that prepares batches died or gives none; the message says which, of what."""
 
 
 @dataclass(frozen=True)

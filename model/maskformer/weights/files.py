@@ -1,4 +1,4 @@
-"""Tensors out of files, and files that are complete or absent."""
+"""Files of weights: their names, and reading and writing them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maskformer import writing
-from maskformer.documents import ConfigError, one_line, parse_json, read_text
-from maskformer.weights.machine import kind
+from maskformer.errors import WeightsError
+from maskformer.system.documents import one_line, read_mapping
+from maskformer.system.writing import replace_file
 from maskformer.weights.report import printable
-from maskformer.weights.unpickle import read_pickle
-from maskformer.writing import replace_file as replace_file
+from maskformer.weights.safe_pickle.machine import kind
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 _SECTIONS = ("model_ema", "state_dict_ema", "model", "state_dict")
 _MAX_NAME = 200
 _MAX_HEADER = 4 << 20
 """Bytes that describe the entries of a `.safetensors` file: 30,000 of them."""
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pkl", ".pth", ".pt", ".bin"})
 
 
@@ -52,37 +53,19 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
         FileNotFoundError: a file is missing.
         ValueError: the index or a file is damaged, or an entry is in no file.
     """
-    where = read_json(index).get("weight_map")
+    where = read_mapping(index).get("weight_map")
     if not isinstance(where, dict) or not where:
-        raise ValueError(f"{index} is damaged: it has no weight_map")
+        raise WeightsError(f"{index} is damaged: it has no weight_map")
     weights: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in where.values()}):
         if Path(name).name != name or len(name) > _MAX_NAME:
-            raise ValueError(f"{index} names the file '{printable(name)}' outside its folder")
+            raise WeightsError(f"{index} names the file '{printable(name)}' outside its folder")
         weights |= read_tensors(index.parent / name)
     absent = sorted(set(where) - set(weights))
     if absent:
-        some = printable(str(absent[0]))
-        raise ValueError(f"{index} lists {len(absent)} entries that no file holds: {some}")
+        first = printable(str(absent[0]))
+        raise WeightsError(f"{index} lists {len(absent)} entries that no file holds: {first}")
     return weights
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ConfigError: it is damaged, too long or too deep, or holds something else.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} holds no {file.name}")
-    try:
-        values = parse_json(read_text(file))
-    except ConfigError as error:
-        raise ConfigError(f"{file} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} must hold a mapping, got {type(values).__name__}")
-    return values
 
 
 def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
@@ -107,24 +90,28 @@ def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
     replace_file(file, save)
 
 
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Writes a mapping.
+def check_weight_file(file: Path) -> None:
+    """Refuses a file that cannot hold weights, by its name.
 
     Raises:
-        OSError: the file cannot be written; an old one stays.
+        ValueError: another suffix.
     """
-    writing.write_json(file, values, indent=2)
+    if file.suffix not in WEIGHT_SUFFIXES:
+        raise WeightsError(
+            f"{file} is a file; give the folder that holds {CONFIG_FILE}, or a weight file "
+            f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
+        )
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > _MAX_HEADER and header < file.stat().st_size:
-        raise ValueError(f"{file} is refused: its header has {header:,} bytes, expected a few")
+        raise WeightsError(f"{file} is refused: its header has {header:,} bytes, expected a few")
     try:
         weights: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{_described(file)} is truncated or damaged: {one_line(error)}"
         ) from error
     return weights
@@ -135,7 +122,7 @@ def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(values, Mapping) and isinstance(values.get(section), Mapping):
             values = values[section]
     if not isinstance(values, Mapping):
-        raise ValueError(f"{file} holds a {kind(values)}; expected weights by name")
+        raise WeightsError(f"{file} holds a {kind(values)}; expected weights by name")
     weights: dict[str, Tensor] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray | np.generic):
@@ -146,8 +133,8 @@ def _tensors(values: Any, file: Path) -> dict[str, Tensor]:
                 value.view(torch.uint8).ne(0) if value.dtype == torch.bool else value
             )
     if not weights:
-        some = [printable(str(name)) for name in list(values)[:5]]
-        raise ValueError(f"{file} holds no weights; its entries are {sorted(some)}")
+        names = [printable(str(name)) for name in list(values)[:5]]
+        raise WeightsError(f"{file} holds no weights; its entries are {sorted(names)}")
     return weights
 
 

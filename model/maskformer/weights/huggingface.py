@@ -1,4 +1,4 @@
-"""Folders of `transformers`: `MaskFormerForInstanceSegmentation` with a ResNet or a Swin (§7.2)."""
+"""Folders of `transformers`: `MaskFormerForInstanceSegmentation` with a ResNet or a Swin."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskformer.config import DecoderConfig, ModelConfig, parse_model_config
-from maskformer.documents import check, shown
-from maskformer.weights.files import (
-    read_json,
-    read_sharded,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
-from maskformer.weights.names import COUNTER, Names, add_position_indexes, restore
-from maskformer.weights.official import no_object_weights
-from maskformer.weights.schemas import HeadPart, PreprocessorPart, ResNetPart, SwinPart
-from maskformer.weights.sizes import (
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import DecoderConfig, ModelConfig
+from maskformer.errors import ConfigError, WeightsError
+from maskformer.system.documents import check, shown
+from maskformer.system.writing import write_json
+from maskformer.weights.backbone_sizes import (
     ResNetSizes,
     Sizes,
     SwinSizes,
     backbone_config,
     backbone_sizes,
 )
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    read_sharded,
+    read_tensors,
+    write_tensors,
+)
+from maskformer.weights.name_map import COUNTER, Names, add_position_indexes, restore
+from maskformer.weights.official import no_object_weights
+from maskformer.weights.preprocessor import image_values, read_preprocessor
+from maskformer.weights.schemas import HeadPart, ResNetPart, SwinPart
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 WEIGHT_FILES = (
     WEIGHTS_FILE,
     f"{WEIGHTS_FILE}.index.json",
@@ -142,6 +145,25 @@ def huggingface_names() -> Names:
     return Names(_table(), _UNUSED, _ALIASES)
 
 
+def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in a folder whose `config.json` holds `values`.
+
+    Raises:
+        FileNotFoundError: no weights.
+        ConfigError: the configuration is damaged or of a model that this package does not have.
+        WeightsError: the weights are damaged or hold code.
+    """
+    try:
+        config = read_config(values, read_preprocessor(folder))
+        classes = class_names(values)
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder / CONFIG_FILE} describes no model that can be loaded: {error}"
+        ) from error
+    origin, weights = read_weights(folder)
+    return Checkpoint(origin, config, weights, huggingface_names(), classes)
+
+
 def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The weight file of a folder (of several, the first in `WEIGHT_FILES`) and its entries.
 
@@ -167,7 +189,7 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
         ValueError: another model, or something that this package's model does not have.
     """
     if values.get("model_type") != "maskformer":
-        raise ValueError(
+        raise WeightsError(
             f"its model_type is {shown(str(values.get('model_type')))}, expected 'maskformer' (or "
             "the config.json of this package)"
         )
@@ -194,18 +216,6 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
     return parse_model_config(model)
 
 
-def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Normalisation and padding in a `preprocessor_config.json`, as values of a model section."""
-    values: dict[str, Any] = {}
-    part = check(PreprocessorPart, preprocessor)
-    for name, given in (("pixel_mean", part.image_mean), ("pixel_std", part.image_std)):
-        if given:
-            values[name] = tuple(round(value / part.rescale_factor, 6) for value in given)
-    if part.size_divisor is not None:
-        values["size_divisibility"] = part.size_divisor
-    return values
-
-
 def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The labels in a `config.json`, in order."""
     head = check(HeadPart, values)
@@ -214,7 +224,7 @@ def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(head.num_labels))
 
 
-def write_huggingface(
+def write(
     folder: Path,
     config: ModelConfig,
     weights: Mapping[str, Tensor],
@@ -254,7 +264,7 @@ def write_huggingface(
     values = _write_config(config, sizes, classes)
     values["dtype"] = str(renamed["class_predictor.weight"].dtype).removeprefix("torch.")
     values["no_object_weight"] = round(float(renamed[_CLASS_WEIGHTS][-1]), 6)
-    write_json(folder / CONFIG_FILE, values)
+    write_json(folder / CONFIG_FILE, values, indent=2)
 
 
 def _section(
@@ -263,13 +273,13 @@ def _section(
     section = values.get(name)
     section = section if isinstance(section, dict) else {}
     if section.get("model_type") not in types:
-        raise ValueError(
+        raise WeightsError(
             f"its {name} has the model_type {shown(str(section.get('model_type')))}, "
             f"expected {types[0]}"
         )
     for key, wanted in _FIXED[kind].items():
         if section.get(key, wanted) not in (wanted, [wanted, wanted]):
-            raise ValueError(
+            raise WeightsError(
                 f"its {name} has {key} = {shown(section[key])}, which this package's model "
                 f"does not have; expected {wanted!r}"
             )
@@ -323,7 +333,7 @@ def _check_expressible(config: ModelConfig) -> Sizes:
     }
     for reason, applies in reasons.items():
         if applies:
-            raise ValueError(f"transformers' MaskFormer cannot express this model: {reason}")
+            raise WeightsError(f"transformers' MaskFormer cannot express this model: {reason}")
     return sizes
 
 
@@ -373,9 +383,3 @@ def _write_backbone(sizes: Sizes, drop_path: float) -> dict[str, Any]:
         "drop_path_rate": drop_path,
         "out_features": _STAGES,
     }
-
-
-def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """The values of `preprocessor_config.json`, None where there is none."""
-    file = folder / "preprocessor_config.json"
-    return read_json(file) if file.is_file() else None

@@ -1,4 +1,6 @@
-"""The authors' checkpoints, made with detectron2 (facts §7.1, §7.2).
+"""The authors' checkpoints, made with detectron2.
+
+See docs/facts.md, File format and Official names and HF names.
 
 The files hold no configuration: the architecture and all sizes are read off the names and shapes.
 What leaves no trace in them is what every published model shares: eight attention heads, 32 groups
@@ -18,15 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskformer.config import (
-    DecoderConfig,
-    ModelConfig,
-    PixelDecoderConfig,
-    parse_model_config,
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import DecoderConfig, ModelConfig, PixelDecoderConfig
+from maskformer.errors import WeightsError
+from maskformer.system.documents import one_line
+from maskformer.system.writing import replace_file
+from maskformer.weights.backbone_sizes import (
+    R101C_GRID,
+    ResNetSizes,
+    Sizes,
+    SwinSizes,
+    backbone_config,
+    backbone_sizes,
 )
-from maskformer.documents import one_line
-from maskformer.weights.files import replace_file
-from maskformer.weights.names import (
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import check_weight_file, read_tensors
+from maskformer.weights.name_map import (
     COUNTER,
     Names,
     add_position_indexes,
@@ -35,14 +44,6 @@ from maskformer.weights.names import (
     restore,
 )
 from maskformer.weights.report import printable
-from maskformer.weights.sizes import (
-    R101C_GRID,
-    ResNetSizes,
-    Sizes,
-    SwinSizes,
-    backbone_config,
-    backbone_sizes,
-)
 
 DEFAULT_FILE = "model_final.pkl"
 _NO_OBJECT_WEIGHT = 0.1
@@ -52,7 +53,7 @@ _HEAD = "sem_seg_head."
 _PIXELS = "sem_seg_head.pixel_decoder."
 _QUERIES = "sem_seg_head.predictor."
 _UNUSED = r"criterion\.empty_weight|pixel_mean|pixel_std|.*\.relative_position_index|.*\.attn_mask"
-_RELATIVES = {
+_OTHER_ARCHITECTURES = {
     "sem_seg_head.predictor.transformer_cross_attention_layers": "Mask2Former",
     "sem_seg_head.predictor.query_feat": "Mask2Former",
     "sem_seg_head.predictor.static_query": "Mask2Former",
@@ -62,6 +63,19 @@ _RELATIVES = {
     "transformer.decoder": "DETR",
     "detr": "DETR",
 }
+
+
+def read(file: Path) -> Checkpoint:
+    """The checkpoint in an official file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: it is damaged, holds code, or belongs to another architecture.
+    """
+    check_weight_file(file)
+    weights = read_tensors(file)
+    config = infer_config(weights, str(file))
+    return Checkpoint(file, config, weights, official_names(config, is_zoo_layout(weights)))
 
 
 def resnet_table(deep_stem: bool, theirs: str = "backbone.") -> dict[str, str]:
@@ -151,17 +165,17 @@ def infer_config(weights: Mapping[str, Tensor], origin: str) -> ModelConfig:
     Raises:
         ValueError: it belongs to none that this package has, or lacks an entry that tells sizes.
     """
-    _refuse_relatives(weights, origin)
+    _refuse_other_architectures(weights, origin)
     pixels = _HEAD if is_zoo_layout(weights) else _PIXELS
     try:
         return parse_model_config(_config_values(weights, pixels))
     except KeyError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{origin} is no complete MaskFormer checkpoint: it lacks {error.args[0]}, which tells "
             "the sizes of the model"
         ) from error
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
-        raise ValueError(
+        raise WeightsError(
             f"{origin} is no complete MaskFormer checkpoint: its entries have other shapes than "
             f"those of a model: {one_line(error)}"
         ) from error
@@ -239,7 +253,7 @@ def infer_backbone(weights: Mapping[str, Tensor]) -> Sizes:
     )
 
 
-def write_official(
+def write(
     path: Path,
     config: ModelConfig,
     weights: Mapping[str, Tensor],
@@ -301,29 +315,30 @@ def _refuse_unrecorded(config: ModelConfig) -> None:
     }
     for name, (value, usual) in recorded.items():
         if value != usual:
-            raise ValueError(
+            raise WeightsError(
                 f"an official checkpoint cannot say that model.{name} is {value}; all have {usual}"
             )
 
 
-def _refuse_relatives(weights: Mapping[str, Tensor], origin: str) -> None:
-    if any(name.startswith(_HEAD) for name in weights):
-        relative = _relative(weights)
-        if relative is None:
-            return
-    else:
-        relative = _relative(weights)
-    some = ", ".join(map(printable, list(weights)[:3]))
-    what = f"this looks like {relative}" if relative else "no entry starts with 'sem_seg_head.'"
-    raise ValueError(
+def _refuse_other_architectures(weights: Mapping[str, Tensor], origin: str) -> None:
+    other = _other_architecture(weights)
+    if other is None and any(name.startswith(_HEAD) for name in weights):
+        return
+    first = ", ".join(map(printable, list(weights)[:3]))
+    what = f"this looks like {other}" if other else "no entry starts with 'sem_seg_head.'"
+    raise WeightsError(
         f"{origin} is no MaskFormer checkpoint: {what}. Expected an official MaskFormer or "
         "per-pixel model (where a config.json lies beside the file, give the folder); "
-        f"its entries are {some}, ..."
+        f"its entries are {first}, ..."
     )
 
 
-def _relative(names: Mapping[str, Tensor]) -> str | None:
+def _other_architecture(names: Mapping[str, Tensor]) -> str | None:
     return next(
-        (what for start, what in _RELATIVES.items() if any(n.startswith(start) for n in names)),
+        (
+            what
+            for start, what in _OTHER_ARCHITECTURES.items()
+            if any(n.startswith(start) for n in names)
+        ),
         None,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskformer.text import escape
+from maskformer.errors import WeightsError
+from maskformer.system.text import escape
 
 _LISTED = 5
 _LONGEST = 200
@@ -40,7 +41,7 @@ class LoadReport:
         return "\n".join([f"{self.origin} does not fit the model:", *lines])
 
 
-class WeightsMismatchError(ValueError):
+class WeightsMismatchError(WeightsError):
     """Weights that do not fit the model; `report` holds the full lists."""
 
     def __init__(self, report: LoadReport, advice: str) -> None:

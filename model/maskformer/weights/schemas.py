@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from maskformer.config import (
+from maskformer.config.schema import (
     MAX_BLOCKS,
     MAX_CLASSES,
     Channels,

@@ -11,14 +11,14 @@ from helpers.coco_format import check_panoptic
 from helpers.recipes import TINY, write_recipe
 from PIL import Image
 
-from maskformer.checkpoint import load_info, load_recipe, resolve_checkpoint
-from maskformer.cli import main
-from maskformer.config import ConfigError
+from maskformer.cli import INTERNAL_ERROR, main
 from maskformer.data import build_dataset
 from maskformer.data.images import read_segment_ids
-from maskformer.evaluation import Prediction
-from maskformer.metrics import ground_truth_as_panoptic
-from maskformer.results import ResultWriter
+from maskformer.errors import ConfigError
+from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
+from maskformer.inference.prediction import Prediction
+from maskformer.output.result_writer import ResultWriter
+from maskformer.training.run_checkpoint import load_info, load_recipe, resolve_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -353,7 +353,7 @@ def test_an_interruption_outside_of_training_is_said(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskformer.trainer.check_dataset", interrupt)
+    monkeypatch.setattr("maskformer.training.build.check_dataset", interrupt)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 130
     assert err.strip() == "interrupted; nothing was left to save"
@@ -363,11 +363,26 @@ def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9")
 
-    monkeypatch.setattr("maskformer.trainer.check_dataset", fail)
+    monkeypatch.setattr("maskformer.training.build.check_dataset", fail)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 1
     assert "out of memory; lower train.batch_size" in err
     assert "allocate 9" not in err
+
+
+@pytest.mark.parametrize("bug", [ValueError, KeyError, RuntimeError, TypeError])
+def test_a_bug_is_no_mistake_of_the_user(
+    run: Run, monkeypatch: pytest.MonkeyPatch, bug: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise bug("shapes do not fit")
+
+    monkeypatch.setattr("maskformer.training.build.check_dataset", fail)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == INTERNAL_ERROR
+    assert "Traceback" in err
+    assert "shapes do not fit" in err
+    assert "internal error: this is a bug" in err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

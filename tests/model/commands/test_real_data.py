@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.recipes import TINY
+from helpers.training import build_trainer
 
-from maskformer.config import load_config, parse_config
-from maskformer.data import DatasetError, build_dataset
-from maskformer.metrics import PanopticQuality, ground_truth_as_panoptic
-from maskformer.trainer import Trainer
+from maskformer.config.load import load_config, parse_config
+from maskformer.data import build_dataset
+from maskformer.errors import DatasetError
+from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
 
 SMALL = {"kind": "semantic", "short_sides": [96], "crop": [96, 96]}
 
@@ -46,7 +47,7 @@ def test_the_coco_sample_trains_and_its_ground_truth_scores_one(
     real_data: Path, tmp_path: Path
 ) -> None:
     config = parse_config(coco_recipe(real_data))
-    metrics = Trainer(config, tmp_path / "run", cpu=True).fit()
+    metrics = build_trainer(config, tmp_path / "run", cpu=True).fit()
     assert math.isfinite(metrics["pq"])
     dataset = build_dataset(config.data, "val")
     quality = PanopticQuality(dataset.info.num_classes, dataset.info.things)
@@ -58,8 +59,8 @@ def test_the_coco_sample_trains_and_its_ground_truth_scores_one(
 
 def test_the_camvid_recipe_trains_on_camvid(real_data: Path, tmp_path: Path) -> None:
     overrides = [f"data.root={real_data / 'camvid'}", "train.steps=2", "train.log_every=1"]
-    trainer = Trainer(load_config("camvid", overrides), tmp_path / "run", cpu=True)
-    trainer.val_data = torch.utils.data.Subset(trainer.val_data, range(4))  # type: ignore[assignment]
+    trainer = build_trainer(load_config("camvid", overrides), tmp_path / "run", cpu=True)
+    trainer.parts.data.val = torch.utils.data.Subset(trainer.parts.data.val, range(4))  # type: ignore[assignment]
     metrics = trainer.fit()
     assert 0 <= metrics["miou"] <= 1
 
@@ -78,7 +79,7 @@ def few_images(real_data: Path, tmp_path: Path) -> Path:
 
 def train(root: Path, run: Path, *overrides: str) -> None:
     recipe = load_config("camvid", [f"data.root={root}", "train.steps=2", *overrides])
-    Trainer(recipe, run, cpu=True).fit()
+    build_trainer(recipe, run, cpu=True).fit()
 
 
 def test_a_broken_image_is_named_before_the_first_step(few_images: Path, tmp_path: Path) -> None:

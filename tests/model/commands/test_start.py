@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 import maskformer
-from maskformer.choices import Backend
+from maskformer.config.choices import Backend
 from mfkernels import backend
 
 PROGRAM = """

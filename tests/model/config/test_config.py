@@ -5,15 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskformer.config import (
-    Config,
-    ConfigError,
-    config_names,
-    load_config,
-    merge_model_config,
-    parse_config,
-    to_yaml,
-)
+from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
+from maskformer.config.schema import Config, config_names
+from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
 
@@ -108,7 +102,7 @@ def test_a_damaged_file_is_named(recipe: Path, text: str) -> None:
 def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
     recipe.write_text("base: other.yaml\n")
     (recipe.parent / "other.yaml").write_text(f"base: {recipe.name}\n")
-    with pytest.raises(ConfigError, match="its own base"):
+    with pytest.raises(ConfigError, match="inherits from itself"):
         load_config(recipe)
 
 

@@ -14,13 +14,14 @@ import torch
 from helpers.model_cases import tiny_model
 from safetensors.torch import load_file, save_file
 
-from maskformer import ConfigError, ImageProcessor, MaskFormer, load_config
-from maskformer.base import check_size
-from maskformer.config import parse_model_config
+from maskformer import ImageProcessor, MaskFormer
+from maskformer.config.load import load_config, parse_model_config
 from maskformer.data import Normalize
-from maskformer.weights.files import read_json
+from maskformer.errors import ConfigError
+from maskformer.modeling.base import check_size
+from maskformer.system.documents import read_mapping
 from maskformer.weights.huggingface import huggingface_names
-from maskformer.weights.names import depths
+from maskformer.weights.name_map import depths
 
 NESTED = 100_000
 
@@ -201,7 +202,7 @@ class TestFolders:
     def test_depth(self, content: str, tmp_path: Path) -> None:
         for name in ("config.json", "preprocessor_config.json", "model.safetensors.index.json"):
             (tmp_path / name).write_text(content)
-            assert "deep" in refused(lambda n=name: read_json(tmp_path / n))  # type: ignore[misc]
+            assert "deep" in refused(lambda n=name: read_mapping(tmp_path / n))  # type: ignore[misc]
         refused(lambda: MaskFormer.from_pretrained(tmp_path))
         refused(lambda: ImageProcessor.from_pretrained(tmp_path))
 

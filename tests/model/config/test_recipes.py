@@ -1,10 +1,11 @@
-"""The published recipes: figures of facts §4, §5 and §7.5."""
+"""The published recipes: figures of docs/facts.md, Training recipes and Datasets and metrics."""
 
 from __future__ import annotations
 
 import pytest
 
-from maskformer.config import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig, load_config
+from maskformer.config.load import load_config
+from maskformer.config.schema import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig
 
 ADE20K = [
     "r50",

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskformer.config import CocoPanopticConfig
-from maskformer.data import Dataset, DatasetError, build_dataset, check_dataset
+from maskformer.config.schema import CocoPanopticConfig
+from maskformer.data import Dataset, build_dataset, check_dataset
+from maskformer.errors import DatasetError
 
 pytestmark = pytest.mark.timeout(60)
 

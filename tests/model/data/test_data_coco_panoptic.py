@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskformer.config import CocoPanopticConfig
-from maskformer.data import DatasetError, build_dataset, check_dataset
+from maskformer.config.schema import CocoPanopticConfig
+from maskformer.data import build_dataset, check_dataset
 from maskformer.data.images import id_to_rgb, rgb_to_id
+from maskformer.errors import DatasetError
 
 CATEGORIES = [
     {"id": 1, "name": "person", "isthing": 1, "color": [220, 20, 60]},

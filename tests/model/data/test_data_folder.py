@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from maskformer.config import FolderConfig
-from maskformer.data import DatasetError, LabelValueError, build_dataset, check_dataset
+from maskformer.config.schema import FolderConfig
+from maskformer.data import build_dataset, check_dataset
 from maskformer.data.images import read_image, read_labels
+from maskformer.errors import DatasetError, LabelValueError
 
 NAMES = ("road", "tree", "sky")
 
@@ -110,7 +111,7 @@ def test_classes_from_a_file(tmp_path):
 
 
 def test_classes_from_the_recipes_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskformer.data.folder.CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.setattr("maskformer.data.datasets.folder.CONFIG_FOLDER", tmp_path / "configs")
     (tmp_path / "configs" / "x").mkdir(parents=True)
     (tmp_path / "configs" / "x" / "classes.txt").write_text("a\nb\n")
     write(tmp_path, "a", grid(0, 1))

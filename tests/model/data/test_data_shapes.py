@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskformer.config import ShapesConfig
+from maskformer.config.schema import ShapesConfig
 from maskformer.data import Shapes, build_dataset, check_dataset
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskformer.config import PanopticAugmentation, SemanticAugmentation
+from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
 from maskformer.data import EvalTransform, Sample, TrainTransform
-from maskformer.data.color import distort_color, scale_saturation
+from maskformer.data.color_jitter import distort_color, scale_saturation
 from maskformer.data.transforms import PAD_VALUE, resize_image, resize_segments, resized_size
 
 PLAIN = {"short_sides": (20,), "color": False, "flip": False}

@@ -12,18 +12,17 @@ from helpers.hostile_images import SPECIAL, contents, encoded, eps, png, write_s
 from PIL import EpsImagePlugin, Image
 
 from maskformer import ImageProcessor
-from maskformer.config import FolderConfig, SemanticAugmentation
+from maskformer.config.schema import FolderConfig, SemanticAugmentation
 from maskformer.data import (
-    DatasetError,
     EvalLoader,
-    EvalTransform,
     TrainLoader,
     TrainTransform,
     build_dataset,
     check_dataset,
 )
 from maskformer.data.images import read_image, read_labels, read_segment_ids
-from maskformer.reading import open_regular, read_json, read_regular
+from maskformer.errors import DatasetError
+from maskformer.system.reading import open_regular, read_json, read_regular
 
 Reader = Callable[[Path], Any]
 CONTENTS = contents()
@@ -131,7 +130,7 @@ def test_narrow_images_are_named(tmp_path: Path) -> None:
     data = build_dataset(config, "train")
     said = "image a: 65500x1 pixels would become 33536000x512"
     with pytest.raises(DatasetError, match=said):
-        next(iter(EvalLoader(data, EvalTransform(512), workers=1)))
+        next(iter(EvalLoader(data, ImageProcessor(512, None).batch, workers=1)))
     with pytest.raises(DatasetError, match=said):
         next(iter(TrainLoader(data, TrainTransform(SemanticAugmentation()), 1, seed=0)))
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 from helpers.repository import TESTS
 
-from maskformer.config import SemanticAugmentation, ShapesConfig
-from maskformer.data import EvalLoader, EvalTransform, Shapes, TrainLoader, TrainTransform
+from maskformer import ImageProcessor
+from maskformer.config.schema import SemanticAugmentation, ShapesConfig
+from maskformer.data import EvalLoader, Shapes, TrainLoader, TrainTransform
 from maskformer.data import workers as data_workers
-from maskformer.data.workers import WorkerError
+from maskformer.errors import WorkerError
 
 SHAPES = Shapes(ShapesConfig(image_size=(32, 40), train_images=13), "train")
 TRANSFORM = TrainTransform(SemanticAugmentation(short_sides=(32,), crop=(32, 32)))
@@ -44,7 +45,7 @@ class Failing:
 
 
 def read(fail: Callable[[], None], workers: int = 2) -> None:
-    for _ in EvalLoader(Failing(fail), EvalTransform(None), workers=workers):
+    for _ in EvalLoader(Failing(fail), ImageProcessor(None, None).batch, workers=workers):
         pass
 
 
@@ -55,10 +56,12 @@ def no_room(*_: object) -> None:
 def test_batches_that_find_no_shared_memory_come_through_pipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = list(EvalLoader(SHAPES, EvalTransform(None), batch_size=4))
+    wanted = list(EvalLoader(SHAPES, ImageProcessor(None, None).batch, batch_size=4))
     monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
     said: list[str] = []
-    loader = EvalLoader(SHAPES, EvalTransform(None), batch_size=4, workers=2, warn=said.append)
+    loader = EvalLoader(
+        SHAPES, ImageProcessor(None, None).batch, batch_size=4, workers=2, warn=said.append
+    )
     batches = list(loader)
     (warning,) = said
     assert "--shm-size" in warning
@@ -106,7 +109,7 @@ def test_a_killed_worker_is_named_with_the_signal(number: signal.Signals, reason
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_worker_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr("maskformer.data.loader.POLL_SECONDS", 1)
+    monkeypatch.setattr("maskformer.data.loaders.POLL_SECONDS", 1)
     with pytest.raises(WorkerError, match=rf"worker . of 2, .* ended with exit code {code}"):
         read(lambda: os._exit(code))
 
@@ -144,7 +147,7 @@ def test_a_handler_of_another_loader_says_nothing_of_these_workers() -> None:
             with pytest.raises(WorkerError, match="SIGKILL"):
                 read(lambda: os.kill(os.getpid(), signal.SIGKILL))
             time.sleep(0.2)
-        batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=2))
+        batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=2))
         next(batches)
         worker, _ = _children()
         os.kill(worker, signal.SIGKILL)
@@ -159,7 +162,7 @@ def test_a_handler_of_another_loader_says_nothing_of_these_workers() -> None:
 def test_workers_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_workers, "PATIENCE_POLLS", 2)
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)
-    monkeypatch.setattr("maskformer.data.loader.POLL_SECONDS", 1)
+    monkeypatch.setattr("maskformer.data.loaders.POLL_SECONDS", 1)
     started = time.monotonic()
     with pytest.raises(
         WorkerError, match=r"no batch came for 2 s from 2 workers.*train\.workers=0"
@@ -185,13 +188,13 @@ def test_a_programming_error_in_a_worker_stays_what_it_is() -> None:
 def test_no_handler_is_left_that_raises_anywhere() -> None:
     """PyTorch's raises in whatever the program is doing when a worker dies, even a save."""
     before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=1))
+    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1))
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_all_workers_end_with_the_iteration() -> None:
-    batches = iter(EvalLoader(SHAPES, EvalTransform(None), workers=2))
+    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=2))
     next(batches)
     pids = _children()
     assert len(pids) == 2
@@ -208,8 +211,9 @@ def test_an_error_does_not_hang_at_the_end_of_the_program() -> None:
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), str(TESTS)]!r}
 from test_data_workers import SHAPES
-from maskformer.data import EvalLoader, EvalTransform
-for batch in EvalLoader(SHAPES, EvalTransform(None), workers=1):
+from maskformer import ImageProcessor
+from maskformer.data import EvalLoader
+for batch in EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1):
     raise RuntimeError("while the workers are busy")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)

@@ -14,13 +14,18 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskformer.base import SegmentationModel
-from maskformer.config import ConfigError, EvalConfig, load_config
+from maskformer import ImageProcessor
+from maskformer.config.load import load_config
+from maskformer.config.schema import EvalConfig
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
-from maskformer.evaluation import Prediction, evaluate, predict_batch
-from maskformer.palette import palette
-from maskformer.progress import Progress
-from maskformer.tta import Views, _kept, semantic_map_of_views
+from maskformer.data.palette import palette
+from maskformer.errors import ConfigError
+from maskformer.evaluation.evaluate import evaluate
+from maskformer.inference.prediction import Prediction, predict_batch
+from maskformer.inference.test_time_augmentation import AugmentedViews, semantic_map_of_views
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.outputs import MaskOutputs
+from maskformer.output.console import Progress
 from mfkernels import backend, use_backend
 
 CPU = torch.device("cpu")
@@ -90,7 +95,7 @@ def predict(
     model: SegmentationModel, batch_size: int, *, short_side: int | None = None, step: int = 32
 ) -> list[Prediction]:
     normalize = Normalize(size_divisibility=step)
-    loader = EvalLoader(Images(), EvalTransform(short_side, 120), batch_size, normalize=normalize)
+    loader = EvalLoader(Images(), ImageProcessor(short_side, 120, normalize).batch, batch_size)
     return [
         prediction
         for batch in loader
@@ -135,7 +140,7 @@ def test_the_same_input_size_runs_in_one_batch(maskformer: SegmentationModel) ->
 
 
 def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`[K, H, W]`, as the official code has it (facts §3.1): every query and class in full size."""
+    """`[K, H, W]`, as the official code has it: every query and class in full size."""
     height, width = image.shape[-2:]
     pixel_values = Normalize()([image])
     with torch.no_grad():
@@ -154,7 +159,7 @@ def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) ->
 
 @pytest.mark.parametrize("index", [0, 3, 6])
 def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> None:
-    views = Views((0.8, 1.0, 1.6), flip=True, short_side=50, max_side=80)
+    views = AugmentedViews((0.8, 1.0, 1.6), flip=True, short_side=50, max_side=80)
     image = Images()[index].image
     mean = torch.zeros(7, *SIZES[index])
     for short_side in (40, 50, 80):
@@ -174,8 +179,8 @@ def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> N
     ],
 )
 def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) -> None:
-    """Facts §3.5."""
-    views = Views.from_config(load_config(recipe))
+    """docs/facts.md, TTA."""
+    views = AugmentedViews.from_config(load_config(recipe))
     square, long = torch.zeros(3, 64, 64).byte(), torch.zeros(3, 8, 8000).byte()
     sizes = [resized.shape[-2:] for resized, _ in views(square)]
     assert sizes == [(side, side) for side in short_sides for _ in range(2)]
@@ -184,15 +189,15 @@ def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) 
 
 
 def test_images_of_their_own_size_are_scaled_by_it() -> None:
-    views = Views((0.5, 2.0), flip=False, short_side=None, max_side=30)
+    views = AugmentedViews((0.5, 2.0), flip=False, short_side=None, max_side=30)
     sizes = [tuple(resized.shape[-2:]) for resized, _ in views(torch.zeros(3, 20, 31).byte())]
     assert sizes == [(10, 16), (40, 62)]
 
 
 def test_one_plain_view_is_no_augmentation(maskformer: SegmentationModel) -> None:
-    views = Views((1.0,), flip=False, short_side=56, max_side=120)
+    views = AugmentedViews((1.0,), flip=False, short_side=56, max_side=120)
     config = EVAL.model_copy(update={"panoptic": False})
-    [batch] = EvalLoader(Images(), EvalTransform(56, 120), 8)
+    [batch] = EvalLoader(Images(), ImageProcessor(56, 120).batch, 8)
     plain, viewed = (
         predict_batch(maskformer, batch, INFO, config, CPU, tta=tta) for tta in (None, views)
     )
@@ -204,8 +209,8 @@ def test_one_plain_view_is_no_augmentation(maskformer: SegmentationModel) -> Non
 
 
 def test_segments_come_from_the_plain_image(maskformer: SegmentationModel) -> None:
-    views = Views((0.5,), flip=True, short_side=None)
-    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    views = AugmentedViews((0.5,), flip=True, short_side=None)
+    [batch] = EvalLoader(Images(), ImageProcessor(None, None).batch, 8)
     plain, viewed = (
         predict_batch(maskformer, batch, INFO, EVAL, CPU, tta=tta) for tta in (None, views)
     )
@@ -219,22 +224,22 @@ def test_segments_come_from_the_plain_image(maskformer: SegmentationModel) -> No
 def test_many_queries_wait_as_embeddings() -> None:
     """All views stay until the last one ran: in the smaller form."""
     few, many = (
-        _kept(
-            {
-                "class_logits": torch.zeros(3, 1, queries, 5),
-                "mask_embed": torch.randn(3, 1, queries, 4),
-                "pixel_features": torch.randn(1, 4, 6, 8),
-            }
-        )
+        MaskOutputs(
+            class_logits=torch.zeros(3, 1, queries, 5),
+            mask_embed=torch.randn(3, 1, queries, 4),
+            pixel_features=torch.randn(1, 4, 6, 8),
+        ).view((24, 32), (20, 32), flipped=True)
         for queries in (4, 5)
     )
-    assert few["mask_logits"].shape == (1, 1, 4, 6, 8)
-    assert set(many) == {"class_logits", "mask_embed", "pixel_features"}
-    assert many["mask_embed"].shape == (1, 1, 5, 4)
+    assert few.mask_embed.shape == (1, 4, 6, 8)
+    assert few.pixel_features is None
+    assert many.mask_embed.shape == (1, 5, 4)
+    assert many.pixel_features is not None
+    assert many.class_logits.shape == (1, 5, 5)
 
 
 def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> None:
-    loader = EvalLoader(Images(), EvalTransform(None), 3)
+    loader = EvalLoader(Images(), ImageProcessor(None, None).batch, 3)
     seen = []
     evaluation = evaluate(
         maskformer,
@@ -243,7 +248,7 @@ def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> Non
         EVAL,
         CPU,
         Progress(enabled=False),
-        each=lambda sample, prediction: seen.append((sample.name, prediction)),
+        on_prediction=lambda sample, prediction: seen.append((sample.name, prediction)),
     )
     assert [name for name, _ in seen] == [f"folder/{index}" for index in range(len(SIZES))]
     assert all(prediction.classes is not None for _, prediction in seen)
@@ -253,14 +258,14 @@ def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> Non
 
 def test_views_without_scores_are_refused(maskformer: SegmentationModel) -> None:
     config = EVAL.model_copy(update={"semantic": False})
-    loader = EvalLoader(Images(), EvalTransform(None))
-    views = Views((1.0,), flip=True, short_side=None)
+    loader = EvalLoader(Images(), ImageProcessor(None, None).batch)
+    views = AugmentedViews((1.0,), flip=True, short_side=None)
     with pytest.raises(ConfigError, match=r"eval\.semantic is off"):
         evaluate(maskformer, loader, INFO, config, CPU, Progress(enabled=False), tta=views)
 
 
 def test_instances_of_a_batch(maskformer: SegmentationModel) -> None:
-    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    [batch] = EvalLoader(Images(), ImageProcessor(None, None).batch, 8)
     nothing = EVAL.model_copy(update={"semantic": False, "panoptic": False})
     found = predict_batch(maskformer, batch, INFO, nothing, CPU, with_instances=True)
     for prediction, size in zip(found, SIZES, strict=True):
@@ -281,7 +286,7 @@ def test_instances_of_a_batch(maskformer: SegmentationModel) -> None:
     ],
 )
 def test_instances_that_cannot_be(architecture: str, things: frozenset[int], message: str) -> None:
-    [batch] = EvalLoader(Images(), EvalTransform(None), 8)
+    [batch] = EvalLoader(Images(), ImageProcessor(None, None).batch, 8)
     with pytest.raises(ValueError, match=message):
         predict_batch(
             build(architecture),
@@ -306,16 +311,16 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("tta", [None, Views((0.5, 1.0), flip=True, short_side=None)])
+@pytest.mark.parametrize("tta", [None, AugmentedViews((0.5, 1.0), flip=True, short_side=None)])
 @pytest.mark.parametrize("architecture", ["maskformer", "per_pixel"])
 def test_no_tensor_of_classes_by_pixels(
-    monkeypatch: pytest.MonkeyPatch, architecture: str, tta: Views | None
+    monkeypatch: pytest.MonkeyPatch, architecture: str, tta: AugmentedViews | None
 ) -> None:
     """Not in the model's inference, not in the metrics; native kernels hold panels of pixels."""
     reason = backend.why_not_native("semantic_segmentation", "cpu")
     if architecture == "maskformer" and reason is not None:
         pytest.skip(f"needs the native kernels: {reason}")
-    monkeypatch.setattr("maskformer.inference.ELEMENTS_AT_ONCE", 2**16)
+    monkeypatch.setattr("maskformer.modeling.outputs.ELEMENTS_AT_ONCE", 2**16)
     classes, size = 300, (192, 256)
     info = DatasetInfo(
         tuple(map(str, range(classes))), frozenset({3}), palette(classes), tuple(range(classes))
@@ -324,7 +329,7 @@ def test_no_tensor_of_classes_by_pixels(
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     segments = torch.zeros(size, dtype=torch.int32)
     sample = Sample(image, segments, torch.tensor([7]), torch.tensor([False]), "one")
-    loader = EvalLoader([sample], EvalTransform(None))  # type: ignore[arg-type]
+    loader = EvalLoader([sample], ImageProcessor(None, None).batch)  # type: ignore[arg-type]
     config = EVAL.model_copy(update={"pictures": 0})
     with use_backend("auto"), LargestTensor() as largest:
         evaluate(model, loader, info, config, CPU, Progress(enabled=False), tta=tta)

@@ -17,9 +17,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from maskformer import ImageProcessor
-from maskformer.config import parse_config, to_yaml
-from maskformer.data import DatasetError, Normalize
-from maskformer.model import build_model
+from maskformer.config.load import parse_config, to_yaml
+from maskformer.data import Normalize
+from maskformer.errors import DatasetError
+from maskformer.modeling.base import build_model
 from mfkernels import use_backend
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -33,7 +34,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
 def plain_pipeline(
     image: np.ndarray[Any, Any], short: int, longest: int
 ) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
-    """facts §3: shortest edge, Pillow's bilinear, round half up, normalise, pad to 32."""
+    """As detectron2: shortest edge, Pillow's bilinear, round half up, normalise, pad to 32."""
     height, width = image.shape[:2]
     scale = short / min(height, width)
     new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
@@ -134,7 +135,7 @@ def test_broken_file(tmp_path: Path) -> None:
 class TestPostProcessing:
     @pytest.mark.parametrize("architecture", ["maskformer", "per_pixel"])
     def test_semantic(self, architecture: str) -> None:
-        """Upsample the masks to the input, add up, crop, resize the scores (facts §3.1)."""
+        """Upsample the masks, add up, crop, resize (docs/facts.md, Order of resizing)."""
         model = tiny_model(architecture=architecture)
         processor = ImageProcessor(48, 200)
         processed = processor([picture(30, 40), picture(60, 50, seed=1)])

@@ -7,19 +7,20 @@ import torch
 from helpers.recipes import TINY
 from torch.nn import functional as F
 
-from maskformer.config import EvalConfig, parse_config
-from maskformer.criterion import PerPixelCriterion, build_criterion, class_maps
-from maskformer.evaluation import Prediction, metrics_to_json
-from maskformer.inference import panoptic_maps, semantic_maps
+from maskformer.config.load import parse_config
+from maskformer.evaluation.evaluate import metrics_to_json
+from maskformer.inference.prediction import Prediction
+from maskformer.modeling.criterion import PerPixelCriterion, build_criterion, class_maps
+from maskformer.modeling.outputs import Frames, PixelOutputs
 from mfkernels import SegmentTargets
 
-WHERE = {"input_size": (32, 32), "image_sizes": [(32, 24), (20, 32)], "sizes": [(64, 48), (10, 16)]}
+FRAMES = Frames((32, 32), [(32, 24), (20, 32)], [(64, 48), (10, 16)])
 
 
 def test_per_pixel_maps_are_cropped_and_resized() -> None:
     logits = torch.randn(1, 2, 5, 8, 8)
-    maps = semantic_maps({"pixel_logits": logits}, **WHERE)
-    assert [tuple(m.shape) for m in maps] == WHERE["sizes"]
+    maps = PixelOutputs(pixel_logits=logits).semantic(FRAMES)
+    assert [tuple(m.shape) for m in maps] == FRAMES.sizes
     full = F.interpolate(logits[-1], (32, 32), mode="bilinear")[1:, :, :20]
     expected = F.interpolate(full, (10, 16), mode="bilinear")[0].argmax(0)
     assert torch.equal(maps[1], expected)
@@ -27,8 +28,8 @@ def test_per_pixel_maps_are_cropped_and_resized() -> None:
 
 def test_a_per_pixel_model_gives_one_segment_per_class() -> None:
     logits = torch.randn(1, 2, 5, 8, 8)
-    maps = semantic_maps({"pixel_logits": logits}, **WHERE)
-    found = panoptic_maps({"pixel_logits": logits}, **WHERE, thing_classes=[1], config=EvalConfig())
+    maps = PixelOutputs(pixel_logits=logits).semantic(FRAMES)
+    found = PixelOutputs(pixel_logits=logits).panoptic(FRAMES, [1])
     for classes, (ids, segments) in zip(maps, found, strict=True):
         assert ids.dtype == torch.int32
         table = {s["id"]: s["category_id"] for s in segments}

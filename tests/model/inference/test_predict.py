@@ -10,11 +10,12 @@ from helpers.hostile_images import SPECIAL, contents, encoded, write_special
 from helpers.recipes import tiny_recipe
 
 from maskformer import MaskFormer
-from maskformer.config import merge_model_config
-from maskformer.data import DatasetError, DatasetInfo
-from maskformer.palette import palette
+from maskformer.config.load import merge_model_config
+from maskformer.data import DatasetInfo
+from maskformer.data.palette import palette
+from maskformer.errors import DatasetError
+from maskformer.output.console import Progress
 from maskformer.predict import _output_names, find_images, predict_images
-from maskformer.progress import Progress
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from helpers.model_cases import randomise, relative_error, trainable
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskformer.backbones import Backbone, FrozenBatchNorm2d
-from maskformer.config import BackboneConfig
+from maskformer.config.schema import BackboneConfig
+from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
 SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}
@@ -44,7 +44,7 @@ def test_resnet_is_the_official_one(name: str) -> None:
     assert not [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     norms = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
     assert {norm.eps for norm in norms} == {1e-5}
-    # Affine terms that do not train: facts §1.8.
+    # Affine terms that do not train: docs/facts.md, Parameter counts.
     frozen = sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
     assert frozen == {"resnet50.tv_in1k": 53_120, "resnet101.tv_in1k": 105_344}[name]
     stages = [backbone.body[f"layer{index}"] for index in (2, 3, 4)]

@@ -17,14 +17,10 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer.config import ConfigError
-from maskformer.model import (
-    MaskFormer,
-    PerPixelBaseline,
-    PerPixelBaselinePlus,
-    SegmentationModel,
-    build_model,
-)
+from maskformer.errors import ConfigError
+from maskformer.modeling.base import SegmentationModel, build_model
+from maskformer.modeling.maskformer import MaskFormer
+from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer.weights import files
 
 SWIN = {"name": "swin_tiny_patch4_window7_224"}

@@ -9,8 +9,8 @@ import torch
 from helpers.model_cases import randomise, relative_error
 from torch import Tensor, nn
 
-from maskformer.config import ModelConfig
-from maskformer.model import build_model
+from maskformer.config.schema import ModelConfig
+from maskformer.modeling.base import build_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskformer.position_encoding import sine_position_encoding
+from maskformer.modeling.transformer import sine_position_encoding
 
 
 def test_golden_values() -> None:
-    """Figures of facts §1.5, computed with the official code for H=3, W=5."""
+    """Figures computed with the official code for H=3, W=5."""
     encoding = sine_position_encoding(3, 5, 256)
     row = encoding[:, 1]
     tolerance = {"rtol": 0, "atol": 2e-6}

@@ -7,11 +7,15 @@ import torch
 from helpers.model_cases import relative_error
 from torch import Tensor, nn
 
-from maskformer.config import DecoderConfig, PixelDecoderConfig
-from maskformer.heads import MLP
-from maskformer.pixel_decoders import PixelDecoder
-from maskformer.position_encoding import sine_position_encoding
-from maskformer.transformer import Encoder, EncoderLayer, QueryDecoder
+from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
+from maskformer.modeling.pixel_decoder import PixelDecoder
+from maskformer.modeling.transformer import (
+    MLP,
+    Encoder,
+    EncoderLayer,
+    QueryDecoder,
+    sine_position_encoding,
+)
 
 SMALL = DecoderConfig(queries=7, channels=16, heads=4, feedforward=40, layers=3)
 MAPS = (12, 20, 28, 36)
@@ -94,7 +98,7 @@ def assert_uniform(weight: Tensor, bound: float) -> None:
 
 
 class TestInitialisation:
-    """Facts §1.3 to §1.6."""
+    """docs/facts.md, BasePixelDecoder to Transformer decoder."""
 
     def test_query_decoder(self) -> None:
         decoder = QueryDecoder(512, 100, DecoderConfig(layers=2))

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers.process_groups import free_port, join_processes
 from helpers.recipes import TINY
+from helpers.training import build_trainer
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.config import parse_config
-from maskformer.criterion import build_criterion
+from maskformer.config.load import parse_config
 from maskformer.data import (
     Batch,
     Normalize,
@@ -21,8 +21,8 @@ from maskformer.data import (
     TrainTransform,
     build_dataset,
 )
-from maskformer.model import build_model
-from maskformer.trainer import Trainer
+from maskformer.modeling.base import build_model
+from maskformer.modeling.criterion import build_criterion
 from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
@@ -90,7 +90,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
 
 def trainer_worker(rank: int, port: int, run: Path) -> None:
     join_processes(rank, 2, port)
-    trainer = Trainer(CONFIG, run, cpu=True)
+    trainer = build_trainer(CONFIG, run, cpu=True)
     metrics = trainer.fit()
     if rank == 0:
         torch.save(metrics, run / "returned.pt")
@@ -99,7 +99,7 @@ def trainer_worker(rank: int, port: int, run: Path) -> None:
 
 def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
     mp.spawn(trainer_worker, (free_port(), tmp_path / "two"), nprocs=2)
-    alone = Trainer(CONFIG, tmp_path / "one", cpu=True).fit()
+    alone = build_trainer(CONFIG, tmp_path / "one", cpu=True).fit()
     together = torch.load(tmp_path / "two" / "returned.pt")
     assert together["step"] == alone["step"]
     assert together["miou"] == pytest.approx(alone["miou"], rel=0.02)

@@ -25,9 +25,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from helpers.recipes import TINY, write_recipe
 
-from maskformer.checkpoint import find_checkpoint
 from maskformer.cli import main
-from maskformer.run_folder import MARKER
+from maskformer.training.run_folder import MARKER
+from maskformer.weights.locate import find_checkpoint
 
 LOOPS = int(os.environ.get("MFKERNELS_FAULT_LOOPS", "25"))
 STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY = 8, 2, 4

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
+from helpers.training import build_trainer
 from PIL import Image
 
 from maskformer import MaskFormer
-from maskformer import checkpoint as checkpoints
-from maskformer.checkpoint import CheckpointError, find_checkpoint, resolve_checkpoint
-from maskformer.config import parse_config
-from maskformer.run_folder import LOCK, MARKER, RunInUseError, is_run, lock_run
-from maskformer.trainer import Trainer
-from maskformer.weights.runs import BEST, LAST
-from maskformer.writing import DiskFullError
+from maskformer.config.load import parse_config
+from maskformer.errors import DiskFullError, RunInUseError
+from maskformer.training import run_checkpoint as checkpoints
+from maskformer.training.run_checkpoint import CheckpointError, resolve_checkpoint
+from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
+from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import BEST, LAST, find_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def fresh_accelerate() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    Trainer(tiny_recipe(steps=1), run, cpu=True).fit()
+    build_trainer(tiny_recipe(steps=1), run, cpu=True).fit()
     return run
 
 
@@ -45,7 +46,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def train(run: Path, steps: int = 1, **options: Any) -> Trainer:
-    trainer = Trainer(tiny_recipe(steps=steps), run, cpu=True, **options)
+    trainer = build_trainer(tiny_recipe(steps=steps), run, cpu=True, **options)
     trainer.fit()
     return trainer
 
@@ -58,7 +59,7 @@ def test_files_that_are_no_runs_are_in_the_way(tmp_path: Path, mine: str, overwr
     (tmp_path / mine).parent.mkdir(exist_ok=True)
     (tmp_path / mine).write_text("mine")
     with pytest.raises(FileExistsError, match=f"holds {mine.partition('/')[0]}.*no run"):
-        Trainer(tiny_recipe(), tmp_path, overwrite=overwrite, cpu=True)
+        build_trainer(tiny_recipe(), tmp_path, overwrite=overwrite, cpu=True)
     assert (tmp_path / mine).read_text() == "mine"
 
 
@@ -101,7 +102,7 @@ def test_nothing_is_removed_through_links(run: Path, tmp_path: Path, name: str) 
     (run / name).symlink_to(tmp_path / "elsewhere")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FileExistsError, match=f"{name} is a link"):
-        Trainer(tiny_recipe(), run, overwrite=True, cpu=True)
+        build_trainer(tiny_recipe(), run, overwrite=True, cpu=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -109,7 +110,7 @@ def test_two_runs_do_not_share_a_folder(run: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", f"""
 from pathlib import Path
-from maskformer.run_folder import lock_run
+from maskformer.training.run_folder import lock_run
 with lock_run(Path({str(run)!r})):
     print("locked", flush=True)
     input()
@@ -121,7 +122,7 @@ with lock_run(Path({str(run)!r})):
         assert holder.stdout.readline() == "locked\n"
         for options in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(RunInUseError, match=rf"process {holder.pid} on {os.uname()[1]}"):
-                Trainer(tiny_recipe(), run, cpu=True, **options)
+                build_trainer(tiny_recipe(), run, cpu=True, **options)
     finally:
         holder.kill()
         holder.communicate()
@@ -196,8 +197,8 @@ def test_an_output_that_holds_the_data_is_refused(tmp_path: Path) -> None:
     config = parse_config({**TINY, "data": {**data, "classes": ["a", "b"]}})
     for output in (images, tmp_path / "data", tmp_path):
         with pytest.raises(ValueError, match=r"cannot be the output folder.*of the data set"):
-            Trainer(config, output, cpu=True)
-    Trainer(config, tmp_path / "data" / "run", cpu=True)
+            build_trainer(config, output, cpu=True)
+    build_trainer(config, tmp_path / "data" / "run", cpu=True)
 
 
 class Disk:
@@ -206,7 +207,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path, room: float) -> None:
         self.run = run
         self.room = room
-        for module in ("maskformer.checkpoint", "maskformer.writing"):
+        for module in ("maskformer.training.run_checkpoint", "maskformer.system.writing"):
             monkeypatch.setattr(f"{module}.free_bytes", self.free)
 
     def free(self, folder: Path) -> int:
@@ -240,10 +241,11 @@ def test_the_last_checkpoint_makes_room_for_a_new_one(
     scores = iter([0.9, 0.1, 0.1, 0.1])
     real = checkpoints.mark_best
     monkeypatch.setattr(
-        "maskformer.trainer.mark_best", lambda folder, step, _: real(folder, step, next(scores))
+        "maskformer.training.checkpointer.mark_best",
+        lambda folder, step, _: real(folder, step, next(scores)),
     )
     recipe = tiny_recipe(steps=4, evaluate_every=1)
-    Trainer(recipe, run, cpu=True).fit()
+    build_trainer(recipe, run, cpu=True).fit()
     steps = sorted(path.name for path in run.glob("checkpoints/step_*"))
     assert steps == ["step_0000001", "step_0000004"]
 
@@ -254,7 +256,7 @@ def test_a_full_disk_at_the_last_step_costs_no_model(
 ) -> None:
     run = tmp_path / "run"
     disk = Disk(monkeypatch, run, 2 * size)
-    trainer = Trainer(tiny_recipe(steps=2), run, cpu=True)
+    trainer = build_trainer(tiny_recipe(steps=2), run, cpu=True)
     step, evaluate = trainer._train_step, trainer._evaluate
 
     def fill(*args: Any) -> None:

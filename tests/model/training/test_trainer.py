@@ -17,20 +17,22 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe, write_recipe
+from helpers.training import build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskformer import MaskFormer
-from maskformer.checkpoint import (
+from maskformer.config.load import parse_config
+from maskformer.data import Dataset, Sample
+from maskformer.errors import DatasetError, TrainingDivergedError, TrainingStoppedError
+from maskformer.training.run_checkpoint import (
     BEST,
     STATE,
     CheckpointError,
-    find_checkpoint,
     mark_best,
     resolve_checkpoint,
 )
-from maskformer.config import parse_config
-from maskformer.data import Dataset, DatasetError, Sample
-from maskformer.trainer import Trainer, TrainingDivergedError, TrainingStoppedError
+from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import find_checkpoint
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
@@ -57,7 +59,7 @@ def scalars(run: Path, name: str) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    Trainer(tiny_recipe(), run, cpu=True).fit()
+    build_trainer(tiny_recipe(), run, cpu=True).fit()
     return run
 
 
@@ -69,7 +71,7 @@ def test_both_backends_learn_the_same(tmp_path: Path) -> None:
     for backend in ("native", "reference"):
         run = tmp_path / backend
         recipe = tiny_recipe(steps=40, lr=3e-4, evaluate_every=100)
-        Trainer(recipe, run, backend=backend, cpu=True).fit()
+        build_trainer(recipe, run, backend=backend, cpu=True).fit()
         curves[backend] = {
             name: list(scalars(run, f"train/{name}").values())
             for name in ("loss", "loss_ce", "loss_mask", "loss_dice", "loss_mask_0", "bad_costs")
@@ -95,7 +97,7 @@ def test_a_run_leaves_figures_pictures_and_a_checkpoint_to_use(finished_run: Pat
 
 def test_a_run_is_not_overwritten_by_accident(finished_run: Path) -> None:
     with pytest.raises(FileExistsError, match=r"--resume.*--overwrite"):
-        Trainer(tiny_recipe(), finished_run, cpu=True)
+        build_trainer(tiny_recipe(), finished_run, cpu=True)
 
 
 def test_overwriting_waits_until_the_new_run_can_start(finished_run: Path, tmp_path: Path) -> None:
@@ -104,12 +106,12 @@ def test_overwriting_waits_until_the_new_run_can_start(finished_run: Path, tmp_p
     (run / "mine.txt").write_text("keep")
     wrong = parse_config({**TINY, "model": {**TINY["model"], "num_classes": 4}})
     with pytest.raises(ValueError, match=r"model\.num_classes"):
-        Trainer(wrong, run, overwrite=True, cpu=True)
+        build_trainer(wrong, run, overwrite=True, cpu=True)
     with pytest.raises(ValueError, match="batch_size"):
-        Trainer(tiny_recipe(accumulate=3), run, overwrite=True, cpu=True).fit()
+        build_trainer(tiny_recipe(accumulate=3), run, overwrite=True, cpu=True).fit()
     assert find_checkpoint(run / "checkpoints") is not None
     # Its own weights may start the run that replaces it.
-    trainer = Trainer(tiny_recipe(steps=1), run, overwrite=True, weights=run, cpu=True)
+    trainer = build_trainer(tiny_recipe(steps=1), run, overwrite=True, weights=run, cpu=True)
     trainer.fit()
     assert (run / "mine.txt").read_text() == "keep"
     assert {p.name for p in (run / "checkpoints").glob("step_*")} == {"step_0000001"}
@@ -119,7 +121,7 @@ def test_overwriting_waits_until_the_new_run_can_start(finished_run: Path, tmp_p
 def test_an_output_that_cannot_be_a_folder_is_refused_at_once(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file is a file"):
-        Trainer(tiny_recipe(), tmp_path / "file" / below, cpu=True)
+        build_trainer(tiny_recipe(), tmp_path / "file" / below, cpu=True)
 
 
 def stop_after(trainer: Trainer, steps: int, number: int = signal.SIGTERM) -> None:
@@ -136,13 +138,13 @@ def stop_after(trainer: Trainer, steps: int, number: int = signal.SIGTERM) -> No
 
 def test_resuming_gives_the_very_same_run(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    trainer = Trainer(tiny_recipe(), run, cpu=True)
+    trainer = build_trainer(tiny_recipe(), run, cpu=True)
     stop_after(trainer, 3)
     with pytest.raises(TrainingStoppedError, match=rf"step 3/6.*--resume --output {run}") as stop:
         trainer.fit()
     assert stop.value.exit_code == 128 + signal.SIGTERM
     torch.manual_seed(123)  # the state of the generators comes from the checkpoint
-    resumed = Trainer(tiny_recipe(), run, resume=True, cpu=True)
+    resumed = build_trainer(tiny_recipe(), run, resume=True, cpu=True)
     assert resumed.step == 3
     resumed.fit()
     assert scalars(run, "train/loss") == scalars(finished_run, "train/loss")
@@ -158,7 +160,7 @@ def test_resuming_a_finished_run_evaluates_it(finished_run: Path, tmp_path: Path
     run = tmp_path / "run"
     shutil.copytree(finished_run, run, symlinks=True)
     before = json.loads((run / "metrics.json").read_text())
-    Trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
+    build_trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
     after = json.loads((run / "metrics.json").read_text())
     assert after["train_images_per_second"] is None
     assert {k: after[k] for k in ("step", "miou", "pq")} == {
@@ -170,16 +172,16 @@ def test_a_changed_recipe_counts_after_resuming(finished_run: Path, tmp_path: Pa
     run = tmp_path / "run"
     shutil.copytree(finished_run, run, symlinks=True)
     recipe = tiny_recipe(steps=12, lr=0.004, weight_decay=0.3, batch_size=4)
-    trainer = Trainer(recipe, run, resume=True, cpu=True)
-    groups = trainer.optimizer.param_groups
+    trainer = build_trainer(recipe, run, resume=True, cpu=True)
+    groups = trainer.parts.optimizer.param_groups
     assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
     rates = {round(group["lr"] / 0.5**0.9, 9) for group in groups}
     assert rates == {0.004, 0.0004}
-    assert trainer.optimizer.state_dict()["state"][0]["step"] == 6
+    assert trainer.parts.optimizer.state_dict()["state"][0]["step"] == 6
     trainer.fit()
     assert trainer.step == 12
     with pytest.raises(CheckpointError, match=r"groups the parameters differently"):
-        Trainer(tiny_recipe(weight_decay=0.0), run, resume=True, cpu=True)
+        build_trainer(tiny_recipe(weight_decay=0.0), run, resume=True, cpu=True)
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
@@ -189,7 +191,7 @@ def test_a_damaged_checkpoint_is_named(finished_run: Path, tmp_path: Path, damag
     state = run / "checkpoints" / "last" / STATE
     state.write_bytes(state.read_bytes()[:-1000] if damage is None else damage)
     with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000006: "):
-        Trainer(tiny_recipe(), run, resume=True, cpu=True)
+        build_trainer(tiny_recipe(), run, resume=True, cpu=True)
 
 
 def test_a_copy_without_links_resumes(finished_run: Path, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_copy_without_links_resumes(finished_run: Path, tmp_path: Path) -> Non
         if links == "lost":
             shutil.rmtree(run / "checkpoints" / "last")
             shutil.rmtree(run / "checkpoints" / "best")
-        trainer = Trainer(tiny_recipe(steps=7), run, resume=True, cpu=True)
+        trainer = build_trainer(tiny_recipe(steps=7), run, resume=True, cpu=True)
         assert trainer.step == 6
         trainer.fit()
         last = run / "checkpoints" / "last"
@@ -210,17 +212,17 @@ def test_a_copy_without_links_resumes(finished_run: Path, tmp_path: Path) -> Non
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     leftover = tmp_path / "run" / "checkpoints" / ".step_0000003.partial"
     leftover.mkdir(parents=True)
-    Trainer(tiny_recipe(steps=1), tmp_path / "run", cpu=True).fit()
+    build_trainer(tiny_recipe(steps=1), tmp_path / "run", cpu=True).fit()
     assert not leftover.exists()
 
 
 def test_best_is_the_step_with_the_highest_score(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
-    trainer = Trainer(tiny_recipe(steps=4, evaluate_every=1), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(steps=4, evaluate_every=1), tmp_path / "run", cpu=True)
     scores = iter([0.3, 0.2, math.nan, 0.25])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "maskformer.trainer.mark_best",
+            "maskformer.training.checkpointer.mark_best",
             lambda place, step, score: mark_best(place, step, next(scores)),
         )
         trainer.fit()
@@ -239,17 +241,17 @@ def test_best_is_the_step_with_the_highest_score(tmp_path: Path) -> None:
 def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path, steps: int) -> None:
     """At the end of training and in the middle of it."""
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(steps=steps, evaluate_every=2), run, cpu=True)
-    stop = trainer._stop_evaluation
+    trainer = build_trainer(tiny_recipe(steps=steps, evaluate_every=2), run, cpu=True)
+    stop = trainer.parts.evaluator._stop_if_asked
 
     def signalled() -> None:
         signal.raise_signal(signal.SIGTERM)
         stop()
 
-    trainer._stop_evaluation = signalled  # type: ignore[method-assign]
+    trainer.parts.evaluator._stop_if_asked = signalled  # type: ignore[method-assign]
     with pytest.raises(TrainingStoppedError, match=rf"step 2/{steps}.*--resume"):
         trainer.fit()
-    resumed = Trainer(tiny_recipe(steps=steps), run, resume=True, cpu=True)
+    resumed = build_trainer(tiny_recipe(steps=steps), run, resume=True, cpu=True)
     assert resumed.step == 2
     assert resumed.fit()["step"] == steps
 
@@ -279,16 +281,16 @@ class Spoilt:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unusable_image_costs_no_step(tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(workers=workers), run, cpu=True)
-    trainer.train_data = Spoilt(trainer.train_data)
+    trainer = build_trainer(tiny_recipe(workers=workers), run, cpu=True)
+    trainer.parts.data.train = Spoilt(trainer.parts.data.train)
     with pytest.raises(DatasetError, match=r"(?s)a broken image.Step 2 is saved.*--resume"):
         trainer.fit()
-    assert Trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
+    assert build_trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
 
 
 def test_the_signal_handlers_of_the_caller_come_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    trainer = Trainer(tiny_recipe(), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(), tmp_path / "run", cpu=True)
     stop_after(trainer, 1, signal.SIGINT)
     with pytest.raises(TrainingStoppedError) as stop:
         trainer.fit()
@@ -298,14 +300,14 @@ def test_the_signal_handlers_of_the_caller_come_back(tmp_path: Path) -> None:
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        Trainer(tiny_recipe(), tmp_path, resume=True, cpu=True)
+        build_trainer(tiny_recipe(), tmp_path, resume=True, cpu=True)
 
 
 def test_accumulation_steps_once_per_batch(tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(accumulate=2, steps=2), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(accumulate=2, steps=2), tmp_path / "run", cpu=True)
     trainer.fit()
     assert trainer.step == 2
-    state = trainer.optimizer.state_dict()["state"]
+    state = trainer.parts.optimizer.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {2}
 
 
@@ -313,19 +315,19 @@ def test_the_per_pixel_baselines_train(tmp_path: Path) -> None:
     for architecture in ("per_pixel", "per_pixel_plus"):
         values = {**TINY, "model": {**TINY["model"], "architecture": architecture}}
         values["train"] = {**TINY["train"], "steps": 2}
-        metrics = Trainer(parse_config(values), tmp_path / architecture, cpu=True).fit()
+        metrics = build_trainer(parse_config(values), tmp_path / architecture, cpu=True).fit()
         assert math.isfinite(metrics["miou"])
         assert math.isfinite(metrics["pq"])
 
 
 def test_bf16_trains(tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(precision="bf16", steps=2), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(precision="bf16", steps=2), tmp_path / "run", cpu=True)
     trainer.fit()
     assert all(math.isfinite(v) for v in scalars(tmp_path / "run", "train/loss").values())
 
 
 def test_weights_start_a_new_run(finished_run: Path, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(), tmp_path / "run", weights=finished_run, cpu=True)
+    trainer = build_trainer(tiny_recipe(), tmp_path / "run", weights=finished_run, cpu=True)
     expected = MaskFormer.from_pretrained(resolve_checkpoint(finished_run)).state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in trainer.bare_model.state_dict().items())
     assert trainer.step == 0
@@ -338,7 +340,9 @@ def test_weights_of_other_classes_start_with_a_new_head(finished_run: Path, tmp_
         )
     other.save_pretrained(tmp_path / "other")
     with pytest.warns(UserWarning, match="class_embed"):
-        trainer = Trainer(tiny_recipe(), tmp_path / "run", weights=tmp_path / "other", cpu=True)
+        trainer = build_trainer(
+            tiny_recipe(), tmp_path / "run", weights=tmp_path / "other", cpu=True
+        )
     expected = other.state_dict()
     same = {k: torch.equal(v, expected[k]) for k, v in trainer.bare_model.state_dict().items()}
     assert [name for name, equal in same.items() if not equal] == [
@@ -350,20 +354,20 @@ def test_weights_of_other_classes_start_with_a_new_head(finished_run: Path, tmp_
 def test_a_wrong_class_count_is_refused(tmp_path: Path) -> None:
     values = {**TINY, "model": {**TINY["model"], "num_classes": 4}}
     with pytest.raises(ValueError, match=r"model\.num_classes is 4, .* 9 classes"):
-        Trainer(parse_config(values), tmp_path / "run", cpu=True)
+        build_trainer(parse_config(values), tmp_path / "run", cpu=True)
 
 
 def poison_losses(trainer: Trainer, bad: Iterator[bool]) -> None:
-    total = trainer.criterion.total
+    total = trainer.parts.criterion.total
 
     def poisoned(losses: dict[str, torch.Tensor]) -> torch.Tensor:
         return total(losses) * (math.nan if next(bad) else 1.0)
 
-    trainer.criterion.total = poisoned  # type: ignore[method-assign]
+    trainer.parts.criterion.total = poisoned  # type: ignore[method-assign]
 
 
 def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(log_every=6), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(log_every=6), tmp_path / "run", cpu=True)
     poison_losses(trainer, iter([False, True, False, False, True, False]))
     trainer.fit()
     assert trainer.skipped.item() == 2
@@ -372,7 +376,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverged_ends_with_advice(tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(log_every=3), tmp_path / "run", cpu=True)
+    trainer = build_trainer(tiny_recipe(log_every=3), tmp_path / "run", cpu=True)
     poison_losses(trainer, iter([True] * 6))
     with pytest.raises(TrainingDivergedError, match=r"3 steps before step 3.*train\.lr"):
         trainer.fit()
@@ -426,5 +430,5 @@ def test_a_killed_process_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> 
         process.wait()
     checkpoint = find_checkpoint(run / "checkpoints")
     assert checkpoint is not None
-    resumed = Trainer(tiny_recipe(steps=100_000), run, resume=True, cpu=True)
+    resumed = build_trainer(tiny_recipe(steps=100_000), run, resume=True, cpu=True)
     assert f"step_{resumed.step:07d}" == checkpoint.name

@@ -16,15 +16,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
+from helpers.training import build_trainer
 
 from maskformer import MaskFormer
-from maskformer.checkpoint import find_checkpoint
-from maskformer.checksums import CHECKSUMS, find_damage
-from maskformer.config import parse_config
-from maskformer.data import Dataset, Sample, WorkerError
-from maskformer.errors import CheckpointError, TrainingStoppedError
-from maskformer.evaluation import Evaluation
-from maskformer.trainer import Trainer
+from maskformer.config.load import parse_config
+from maskformer.data import Dataset, Sample
+from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
+from maskformer.evaluation.evaluate import Evaluation
+from maskformer.training.checksums import CHECKSUMS, find_damage
+from maskformer.training.trainer import Trainer
+from maskformer.weights.locate import find_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def fresh_accelerate() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    Trainer(tiny_recipe(), run, cpu=True).fit()
+    build_trainer(tiny_recipe(), run, cpu=True).fit()
     return run
 
 
@@ -82,11 +83,11 @@ def kill_self() -> None:
 
 def test_a_killed_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(workers=1), run, cpu=True)
-    trainer.train_data = Troubled(trainer.train_data, kill_self)
+    trainer = build_trainer(tiny_recipe(workers=1), run, cpu=True)
+    trainer.parts.data.train = Troubled(trainer.parts.data.train, kill_self)
     with pytest.raises(WorkerError, match=r"(?s)SIGKILL.*Step [34] is saved; then .*--resume"):
         trainer.fit()
-    resumed = Trainer(tiny_recipe(), run, resume=True, cpu=True)
+    resumed = build_trainer(tiny_recipe(), run, resume=True, cpu=True)
     assert resumed.step in (3, 4)  # a batch that was ready may be lost with the worker
     resumed.fit()
     assert same_weights(run, finished_run)
@@ -94,19 +95,19 @@ def test_a_killed_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> No
 
 def test_a_worker_killed_in_an_evaluation_costs_no_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(workers=1, steps=4, evaluate_every=2), run, cpu=True)
-    trainer.val_data = Troubled(trainer.val_data, kill_self)
-    trainer.val_data.read = 9
+    trainer = build_trainer(tiny_recipe(workers=1, steps=4, evaluate_every=2), run, cpu=True)
+    trainer.parts.data.val = Troubled(trainer.parts.data.val, kill_self)
+    trainer.parts.data.val.read = 9
     with pytest.raises(WorkerError, match=r"(?s)SIGKILL.*Step 2 is saved"):
         trainer.fit()
-    assert Trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
+    assert build_trainer(tiny_recipe(), run, resume=True, cpu=True).step == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_signal_ends_the_wait_for_data(finished_run: Path, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(workers=workers), run, cpu=True)
-    trainer.train_data = Troubled(trainer.train_data, lambda: time.sleep(60))
+    trainer = build_trainer(tiny_recipe(workers=workers), run, cpu=True)
+    trainer.parts.data.train = Troubled(trainer.parts.data.train, lambda: time.sleep(60))
     me = os.getpid()
 
     def send() -> None:
@@ -120,7 +121,7 @@ def test_a_signal_ends_the_wait_for_data(finished_run: Path, tmp_path: Path, wor
     with pytest.raises(TrainingStoppedError, match="stopped at step 4/6"):
         trainer.fit()
     assert time.monotonic() - started < 30
-    Trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
+    build_trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
     assert same_weights(run, finished_run)
 
 
@@ -128,14 +129,16 @@ def test_a_signal_ends_the_wait_for_data(finished_run: Path, tmp_path: Path, wor
 def test_a_part_of_a_step_is_not_saved(tmp_path: Path, accumulate: int) -> None:
     """Batch statistics and random numbers of a step whose second part has no data."""
     recipe = tiny_recipe(accumulate=accumulate)
-    Trainer(recipe, tmp_path / "whole", cpu=True).fit()
+    build_trainer(recipe, tmp_path / "whole", cpu=True).fit()
     run = tmp_path / "run"
-    trainer = Trainer(recipe, run, cpu=True)
-    trainer.train_data = Troubled(trainer.train_data, lambda: signal.raise_signal(signal.SIGHUP))
+    trainer = build_trainer(recipe, run, cpu=True)
+    trainer.parts.data.train = Troubled(
+        trainer.parts.data.train, lambda: signal.raise_signal(signal.SIGHUP)
+    )
     with pytest.raises(TrainingStoppedError, match="step 4/6") as stop:
         trainer.fit()
     assert stop.value.exit_code == 129
-    Trainer(recipe, run, resume=True, cpu=True).fit()
+    build_trainer(recipe, run, resume=True, cpu=True).fit()
     assert same_weights(run, tmp_path / "whole")
 
 
@@ -154,7 +157,7 @@ def test_a_save_can_be_asked_for(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(), run, cpu=True)
+    trainer = build_trainer(tiny_recipe(), run, cpu=True)
     after_step(trainer, 3, lambda: signal.raise_signal(signal.SIGUSR2))
     seen: list[str] = []
     after_step(trainer, 4, lambda: seen.extend(p.name for p in run.glob("checkpoints/step_*")))
@@ -166,14 +169,15 @@ def test_a_save_can_be_asked_for(
 
 def test_a_signal_within_a_save_waits_for_its_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer = Trainer(tiny_recipe(checkpoint_every=2), run, cpu=True)
-    state = trainer._state
+    trainer = build_trainer(tiny_recipe(checkpoint_every=2), run, cpu=True)
+    checkpointer = trainer.parts.checkpointer
+    state = checkpointer._state
 
-    def signalled() -> dict[str, Any]:
+    def signalled(step: int) -> dict[str, Any]:
         signal.raise_signal(signal.SIGUSR1)
-        return state()
+        return state(step)
 
-    trainer._state = signalled  # type: ignore[method-assign]
+    checkpointer._state = signalled  # type: ignore[method-assign]
     with pytest.raises(TrainingStoppedError, match="step 2/6") as stop:
         trainer.fit()
     assert stop.value.exit_code == 138
@@ -186,11 +190,11 @@ def test_a_signal_within_a_save_waits_for_its_end(tmp_path: Path) -> None:
 def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = tiny_recipe(steps=4, evaluate_every=2)
-    trainer = Trainer(recipe, run, cpu=True)
-    trainer._stop_evaluation = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
+    trainer = build_trainer(recipe, run, cpu=True)
+    trainer.parts.evaluator._stop_if_asked = lambda: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign]
     with pytest.raises(TrainingStoppedError, match="step 2/4"):
         trainer.fit()
-    resumed = Trainer(recipe, run, resume=True, cpu=True)
+    resumed = build_trainer(recipe, run, resume=True, cpu=True)
     evaluated: list[int] = []
     evaluate = resumed._evaluate
 
@@ -201,14 +205,14 @@ def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path) -> None:
     resumed._evaluate = counted  # type: ignore[method-assign]
     resumed.fit()
     assert evaluated == [2, 4]
-    Trainer(recipe, tmp_path / "whole", cpu=True).fit()
+    build_trainer(recipe, tmp_path / "whole", cpu=True).fit()
     assert same_weights(run, tmp_path / "whole")
 
 
 def test_an_evaluation_is_not_repeated(copied_run: Path) -> None:
     recipe = tiny_recipe(steps=7, evaluate_every=6)
-    resumed = Trainer(recipe, copied_run, resume=True, cpu=True)
-    assert not resumed.evaluation_due
+    resumed = build_trainer(recipe, copied_run, resume=True, cpu=True)
+    assert not resumed.parts.evaluation_due
 
 
 def older_and_newer(run: Path) -> tuple[Path, Path]:
@@ -216,7 +220,7 @@ def older_and_newer(run: Path) -> tuple[Path, Path]:
     old = find_checkpoint(run / "checkpoints")
     assert old is not None
     (old / "score.json").write_text('{"score": 2.0}')
-    Trainer(tiny_recipe(steps=7), run, resume=True, cpu=True).fit()
+    build_trainer(tiny_recipe(steps=7), run, resume=True, cpu=True).fit()
     new = find_checkpoint(run / "checkpoints")
     assert new is not None
     assert (old.name, new.name) == ("step_0000006", "step_0000007")
@@ -235,25 +239,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 ) -> None:
     old, new = older_and_newer(copied_run)
     flip(new / name)
-    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
     out = " ".join(capsys.readouterr().out.split())
     assert f"passed over {new}: {name} does not match its checksum" in out
     assert "resuming from step_0000006" in out
     flip(old / name)
     with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000007: .*checksum"):
-        Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+        build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
 
 
 def test_an_incomplete_checkpoint_is_named(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied_run / "checkpoints" / ".step_0000009.partial").mkdir()
-    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
     out = " ".join(capsys.readouterr().out.split())
     assert ".step_0000009.partial: its save was not finished" in out
     _, new = older_and_newer(copied_run)
     (new / "training_state.pt").unlink()
-    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
     out = " ".join(capsys.readouterr().out.split())
     assert f"passed over {new}: training_state.pt is missing" in out
 
@@ -267,7 +271,7 @@ def test_checkpoints_of_earlier_versions_have_no_checksums(copied_run: Path) -> 
         "training_state.pt",
     }
     (last / CHECKSUMS).unlink()
-    assert Trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
+    assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
 
 
 def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -280,36 +284,36 @@ def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
 def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -> None:
     rename_classes(copied_run, lambda names: names[::-1])
     with pytest.raises(CheckpointError, match=r"other classes: class 0 is .*--weights"):
-        Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+        build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
 
 
 def test_starting_from_other_classes_is_said(
     copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rename_classes(copied_run, lambda names: names[::-1])
-    Trainer(tiny_recipe(), tmp_path / "new", weights=copied_run, cpu=True)
+    build_trainer(tiny_recipe(), tmp_path / "new", weights=copied_run, cpu=True)
     out = " ".join(capsys.readouterr().out.split())
     assert "are not those of the data: class 0 is" in out
 
 
 def test_renamed_classes_are_said(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rename_classes(copied_run, lambda names: ["something", *names[1:]])
-    Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
     assert "class 0 is 'something' there" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_a_resumed_run_does_not_do_as_before_is_said(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
     assert "resumed with" not in capsys.readouterr().out
-    Trainer(tiny_recipe(workers=1), copied_run, resume=True, cpu=True)
+    build_trainer(tiny_recipe(workers=1), copied_run, resume=True, cpu=True)
     assert "resumed with train.workers 0 -> 1\n" in capsys.readouterr().out
     shutil.copyfile(
         copied_run / "checkpoints" / "last" / "rng_0.pt",
         copied_run / "checkpoints" / "last" / "rng_1.pt",
     )
     recipe = parse_config({**TINY, "train": {**TINY["train"], "batch_size": 4}})
-    Trainer(recipe, copied_run, resume=True, cpu=True)
+    build_trainer(recipe, copied_run, resume=True, cpu=True)
     out = " ".join(capsys.readouterr().out.split())
     assert "resumed with train.batch_size 2 -> 4, processes 2 -> 1: the results will not" in out

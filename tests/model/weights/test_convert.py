@@ -17,10 +17,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from maskformer import ImageProcessor, MaskFormer
-from maskformer.checkpoint import DATASET, CheckpointError, info_to_json, resolve_checkpoint
 from maskformer.cli import app, main
 from maskformer.data import DatasetInfo
-from maskformer.palette import palette
+from maskformer.data.palette import palette
+from maskformer.training.run_checkpoint import (
+    DATASET,
+    CheckpointError,
+    info_to_json,
+    resolve_checkpoint,
+)
 
 OFFICIAL = Official(swin=True, channels=(16, 32, 64, 128), heads=(1, 2, 2, 4))
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from maskformer import MaskFormer
 from maskformer.weights.files import read_tensors
-from maskformer.weights.unpickle import read_pickle
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
 class Attack:

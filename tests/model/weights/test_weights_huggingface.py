@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskformer import MaskFormer, WeightsMismatchError
-from maskformer.config import load_config
-from maskformer.weights.unpickle import read_pickle
+from maskformer.config.load import load_config
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 transformers = pytest.importorskip("transformers")
 
@@ -383,7 +383,8 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
 
-# The official names of the facts (§7.2), in terms of the Hugging Face names on disk.
+# The official names (docs/facts.md, Official names and HF names), in terms of those of
+# Hugging Face on disk.
 OFFICIAL = [
     (
         r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.convolution",

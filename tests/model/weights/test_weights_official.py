@@ -16,10 +16,11 @@ from helpers.official_checkpoints import Official, State, write_zoo
 from torch import nn
 
 from maskformer import LoadReport, MaskFormer, WeightsMismatchError
-from maskformer.backbones import Backbone
-from maskformer.config import BackboneConfig, load_config, merge_model_config
+from maskformer.config.load import load_config, merge_model_config
+from maskformer.config.schema import BackboneConfig
+from maskformer.modeling.backbone import Backbone
 from maskformer.weights.official import infer_config
-from maskformer.weights.unpickle import read_pickle
+from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 SWIN = Official(swin=True, channels=(16, 32, 64, 128))
 MODELS = {

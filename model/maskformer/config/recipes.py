@@ -1,0 +1,14 @@
+"""The recipes that come with the package: where they are and what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """Names that `load_config` takes, such as `ade20k/r50`."""
+    files = CONFIG_FOLDER.rglob("*.yaml")
+    names = (file.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for file in files)
+    return sorted(name for name in names if not name.rpartition("/")[2].startswith("_"))

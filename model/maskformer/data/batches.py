@@ -1,0 +1,105 @@
+"""Network inputs of several images, for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maskformer.config.schema import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from maskformer.data.sample import Sample
+from mfkernels import SegmentTargets
+
+MIN_SIDE = 32
+"""The coarsest stride of a backbone, in pixels."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training pass takes.
+
+    Attributes:
+        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        targets: the segments, on the same padded size.
+        names: of the images.
+    """
+
+    pixel_values: Tensor
+    targets: SegmentTargets
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return replace(
+            self,
+            pixel_values=self.pixel_values.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        return replace(
+            self, pixel_values=self.pixel_values.pin_memory(), targets=self.targets.pin_memory()
+        )
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Resized images and their untouched samples; see `ImageProcessor.batch`.
+
+    Attributes:
+        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        image_sizes: height and width of each image inside the padded input.
+        input_sizes: height and width to which each image would be padded if it were alone.
+        original_sizes: height and width of each image on disk, and of its ground truth.
+        samples: as the data set gives them, always on the CPU.
+    """
+
+    pixel_values: Tensor
+    image_sizes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    samples: tuple[Sample, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EvalBatch:
+        return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> EvalBatch:
+        return replace(self, pixel_values=self.pixel_values.pin_memory())
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Turns uint8 images into one network input.
+
+    Args:
+        mean, std: per channel, in units of 0..255.
+        size_divisibility: height and width become multiples of it; 0: those of the largest image.
+            Never less than 32, the smallest input of a model.
+    """
+
+    mean: Triple = PIXEL_MEAN
+    std: Triple = PIXEL_STD
+    size_divisibility: int = 32
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Normalize:
+        """What the model of a recipe expects."""
+        return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
+
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        """`[3, H_b, W_b]` uint8 each to `[B, 3, H, W]` float32, zeros right and below."""
+        height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        batch = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
+        for padded, image in zip(batch, images, strict=True):
+            padded[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
+        return batch
+
+    def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """The height and width that hold images of these sizes."""
+        step = max(self.size_divisibility, 1)
+        height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
+        return -(-height // step) * step, -(-width // step) * step

@@ -1,0 +1,219 @@
+"""COCO panoptic format: per split, images, PNGs whose colours are segment ids, and a JSON file."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maskformer.config.recipes import CONFIG_FOLDER
+from maskformer.config.schema import CocoPanopticConfig
+from maskformer.data.datasets.coco_json import (
+    Annotation,
+    Category,
+    ImageEntry,
+    entries,
+    read_content,
+)
+from maskformer.data.images import check_same_size, read_image, read_segment_ids
+from maskformer.data.palette import palette
+from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.errors import DatasetError
+from maskformer.system.paths import missing_files, name_inside
+from maskformer.system.text import escape
+
+MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
+
+
+class CocoPanoptic:
+    """Images with things and stuff in COCO panoptic format.
+
+    Classes are numbered in the order in which the categories are listed.
+
+    Args:
+        config: where the files are.
+        split: which images, PNGs and JSON.
+
+    Raises:
+        DatasetError: a file or folder is missing, or the JSON does not follow the format.
+    """
+
+    def __init__(self, config: CocoPanopticConfig, split: Split) -> None:
+        self.config = config
+        paths = config.train if split == "train" else config.val
+        file = config.root / paths.annotations
+        content = read_content(file, f"data.{split}.annotations")
+        if not isinstance(content, dict) or not content.get("annotations"):
+            raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
+        self.info = _info(*_categories(config, content, file))
+        self._images, self._panoptic = config.root / paths.images, config.root / paths.panoptic
+        self._read_annotations(content, file)
+        _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
+        _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
+
+    def _read_annotations(self, content: Mapping[str, Any], file: Path) -> None:
+        class_of = {number: k for k, number in enumerate(self.info.category_ids)}
+        image_names = self._names_by_id(content.get("images") or [], file)
+        self._image_ids: list[int | str] = []
+        self._png_names: list[str] = []
+        self._image_names: list[str] = []
+        # Flat arrays: a million small objects would be copied into every worker process.
+        starts, ids, classes, crowd = [0], array("q"), array("q"), array("b")
+        unknown: set[int] = set()
+        for annotation in entries(content["annotations"], Annotation, "annotations", file):
+            png = name_inside(self._panoptic, annotation.file_name, f"{file}: the file_name")
+            self._image_ids.append(annotation.image_id)
+            self._png_names.append(png)
+            self._image_names.append(
+                image_names.get(annotation.image_id) or PurePath(png).with_suffix(".jpg").as_posix()
+            )
+            for segment in annotation.segments_info:
+                ids.append(segment.id)
+                classes.append(class_of.get(segment.category_id, -1))
+                crowd.append(segment.iscrowd)
+                if classes[-1] < 0:
+                    unknown.add(segment.category_id)
+            starts.append(len(ids))
+        if unknown:
+            raise DatasetError(
+                f"{file} has segments of the category ids {sorted(unknown)[:8]}, which its "
+                "categories do not list; set data.categories to the JSON that does"
+            )
+        twice = [number for number, count in Counter(self._image_ids).items() if count > 1]
+        if twice:
+            raise DatasetError(f"{file} has several annotations of the image ids {twice[:8]}")
+        self._starts = np.array(starts)
+        self._ids = np.array(ids, np.int64)
+        self._classes = np.array(classes, np.int64)
+        self._crowd = np.array(crowd, np.bool_)
+
+    def _names_by_id(self, values: Any, file: Path) -> dict[int | str, str]:
+        names: dict[int | str, str] = {}
+        for image in entries(values, ImageEntry, "images", file):
+            name = name_inside(self._images, image.file_name, f"{file}: the file_name")
+            if names.setdefault(image.id, name) != name:
+                raise DatasetError(
+                    f"{file} gives the image id {image.id!r} to {escape(names[image.id])} and to "
+                    f"{escape(name)}"
+                )
+        return names
+
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """Each image file and its PNG."""
+        return [
+            (self._images / image, self._panoptic / png)
+            for image, png in zip(self._image_names, self._png_names, strict=True)
+        ]
+
+    @property
+    def num_images(self) -> int:
+        return len(self._png_names)
+
+    def __len__(self) -> int:
+        return len(self._png_names)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = check_index(index, len(self))
+        image_file = self._images / self._image_names[index]
+        png_file = self._panoptic / self._png_names[index]
+        image = read_image(image_file)
+        ids = read_segment_ids(png_file)
+        check_same_size(image, image_file, ids, png_file)
+        rows = slice(self._starts[index], self._starts[index + 1])
+        return Sample(
+            image=image,
+            segments=torch.from_numpy(ids_to_segments(ids, self._ids[rows], png_file)),
+            labels=torch.from_numpy(self._classes[rows].copy()),
+            crowd=torch.from_numpy(self._crowd[rows].copy()),
+            name=Path(self._image_names[index]).with_suffix("").as_posix(),
+            image_id=self._image_ids[index],
+            file_name=self._image_names[index],
+        )
+
+
+def ids_to_segments(
+    ids: NDArray[np.int32], listed: NDArray[np.int64], file: Path
+) -> NDArray[np.int32]:
+    """Replaces the ids of a PNG by positions in the JSON's list; 0 becomes -1.
+
+    Raises:
+        DatasetError: an id is listed twice or is 0, has no pixel, or is in the PNG only.
+    """
+    order = np.argsort(listed, kind="stable")
+    table = np.concatenate([[0], listed[order]])
+    if (table[1:] <= table[:-1]).any():
+        raise DatasetError(
+            f"the JSON entry of {file} lists a segment id twice or an id below 1: "
+            f"{sorted(listed.tolist())}"
+        )
+    position = np.searchsorted(table, ids).clip(max=len(table) - 1)
+    stray = table[position] != ids
+    if stray.any():
+        values, counts = np.unique(ids[stray], return_counts=True)
+        raise DatasetError(
+            f"panoptic file {file} has segment ids that its JSON entry does not list: "
+            f"{_list_ids(values, counts)}; {MISMATCH}"
+        )
+    pixels = np.bincount(position.ravel(), minlength=len(table))
+    missing = table[1:][pixels[1:] == 0]
+    if len(missing):
+        raise DatasetError(
+            f"the JSON entry of panoptic file {file} lists segments without a pixel: ids "
+            f"{missing[:6].tolist()}{' and more' if len(missing) > 6 else ''}; {MISMATCH}"
+        )
+    return np.concatenate([[-1], order]).astype(np.int32)[position]
+
+
+def _list_ids(values: NDArray[np.integer], counts: NDArray[np.integer]) -> str:
+    listing = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:6], counts[:6], strict=True))
+    return listing + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+
+
+def _categories(
+    config: CocoPanopticConfig, content: Mapping[str, Any], file: Path
+) -> tuple[list[Category], Path]:
+    """The categories, and the file that has them."""
+    if config.categories is None:
+        values = content.get("categories")
+    else:
+        candidates = [config.root / config.categories, CONFIG_FOLDER / config.categories]
+        file = next((path for path in candidates if path.is_file()), candidates[0])
+        values = read_content(file, "data.categories")
+        if isinstance(values, dict):
+            values = values.get("categories")
+    if not values:
+        raise DatasetError(f"{file} carries no categories; set data.categories to a JSON that does")
+    return list(entries(values, Category, "categories", file)), file
+
+
+def _info(categories: Sequence[Category], file: Path) -> DatasetInfo:
+    colors = palette(len(categories))
+    ids = tuple(category.id for category in categories)
+    if len(set(ids)) != len(ids):
+        raise DatasetError(f"the categories of {file} list a category id twice")
+    return DatasetInfo(
+        classes=tuple(category.name for category in categories),
+        things=frozenset(k for k, category in enumerate(categories) if category.isthing),
+        colors=tuple(
+            category.color or color for category, color in zip(categories, colors, strict=True)
+        ),
+        category_ids=ids,
+    )
+
+
+def _check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
+    missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
+            f"first {escape(missing[0])}; set {key}, or take the entries out of the JSON"
+        )

@@ -1,0 +1,74 @@
+"""Why label values lie outside the list of classes, and which setting puts it right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from maskformer.config.schema import FolderConfig
+from maskformer.errors import LabelValueError
+
+USUAL_VOID = (254, 255, 65534, 65535)
+
+
+def explain_label_values(
+    errors: Sequence[LabelValueError], config: FolderConfig, num_classes: int
+) -> str:
+    """Names the files, the values and the likely cause.
+
+    Args:
+        errors: one per offending file.
+        config: the settings that turned values into classes.
+        num_classes: K.
+    """
+    pixels: Counter[int] = Counter()
+    found: set[int] = set()
+    for error in errors:
+        pixels.update(error.values)
+        found.update(error.found)
+    values = sorted(pixels)
+    first, last = config.label_offset, config.label_offset + num_classes - 1
+    listing = ", ".join(f"{value} ({pixels[value]} pixels)" for value in values[:6])
+    listing += f" and {len(values) - 6} more" if len(values) > 6 else ""
+    files = (
+        f"label file {errors[0].file} has"
+        if len(errors) == 1
+        else f"{len(errors)} label files have"
+    )
+    where = "" if len(errors) == 1 else f" The first is {errors[0].file}."
+    return (
+        f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
+        f"outside the {num_classes} classes (values {first} to {last}; void "
+        f"is {list(config.ignore)}).{where} "
+        f"Likely cause: {_cause(values, found, config, num_classes)}."
+    )
+
+
+def _cause(values: list[int], found: set[int], config: FolderConfig, num_classes: int) -> str:
+    first, last = config.label_offset, config.label_offset + num_classes - 1
+    them = "them" if len(values) > 1 else "it"
+    ignore_them = f"add {them} to data.ignore: {sorted({*config.ignore, *values})}"
+    if values[0] < 0 or values[-1] > 65535:
+        return "these are not class numbers; expected an 8 or 16 bit label image"
+    if all(value < first for value in values):
+        return (
+            f"values below data.label_offset {first} stand for void: {ignore_them}, "
+            f"or classes count from {values[0]}: set data.label_offset: {values[0]}"
+        )
+    if all(value in USUAL_VOID for value in values):
+        return f"the value stands for void: {ignore_them}"
+    if values == [last + 1] and first not in found and first == 0:
+        return "classes count from 1: set data.label_offset: 1"
+    if values == [last + 1] and first == 0:
+        shifted = [0, *(value for value in config.ignore if value != 0)]
+        return (
+            f"the value stands for void: {ignore_them}; or 0 means unlabelled and classes count "
+            f"from 1: set data.label_offset: 1 and data.ignore: {shifted}"
+        )
+    needed = (
+        max(value for value in values if value not in USUAL_VOID or value == values[0]) - first + 1
+    )
+    return (
+        f"data.classes lists {num_classes} names and the labels need {needed}, "
+        f"or these values stand for void: {ignore_them}"
+    )

@@ -1,0 +1,189 @@
+"""Scores a model on a data set: mIoU, PQ, throughput, and pictures to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskformer.config.schema import Config, EvalConfig
+from maskformer.data import (
+    Dataset,
+    DatasetInfo,
+    EvalLoader,
+    Sample,
+)
+from maskformer.errors import ConfigError
+from maskformer.evaluation.panoptic_quality import PanopticQuality
+from maskformer.evaluation.semantic_quality import SemanticQuality
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.inference.prediction import Prediction, predict_batch
+from maskformer.inference.segmentation import Segmentation
+from maskformer.inference.test_time_augmentation import AugmentedViews
+from maskformer.modeling.base import SegmentationModel
+from maskformer.output.console import Progress, peak_memory
+from maskformer.output.pictures import save_picture, side_by_side
+from maskformer.system.paths import OutputNames
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    per_class: dict[str, list[float]]
+    """Figures by class; NaN where a class never occurs."""
+    score: float
+    """What "best" means: mIoU, or PQ where only panoptic quality is measured."""
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    """uint8 `[3, H, W]` by the image's name as `OutputNames` makes it: image, ground truth,
+    prediction.
+    """
+
+
+def eval_loader(
+    dataset: Dataset,
+    config: Config,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    warn: Callable[[str], None] = warnings.warn,
+) -> EvalLoader:
+    """The images of a data set as the recipe's evaluation sees them; see `EvalLoader`."""
+    return EvalLoader(
+        dataset,
+        ImageProcessor.from_config(config).batch,
+        batch_size=config.eval.batch_size,
+        rank=rank,
+        world_size=world_size,
+        workers=config.train.workers,
+        warn=warn,
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: SegmentationModel,
+    loader: EvalLoader,
+    info: DatasetInfo,
+    config: EvalConfig,
+    device: torch.device,
+    progress: Progress,
+    *,
+    tta: AugmentedViews | None = None,
+    on_prediction: Callable[[Sample, Prediction], None] | None = None,
+    between_batches: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Runs the model over the loader; every process sees its share, the figures cover all.
+
+    Args:
+        model: on `device`.
+        tta: average the class scores over these views; segments come from the plain image.
+        on_prediction: called with every image's sample and prediction.
+        between_batches: called after each batch; may raise to end the evaluation.
+
+    Raises:
+        ConfigError: `tta` without `config.semantic`.
+        DatasetError: an image or annotation that cannot be used.
+    """
+    if tta is not None and not config.semantic:
+        raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
+    was_training = model.training
+    model.eval()
+    semantic = SemanticQuality(info.num_classes).to(device) if config.semantic else None
+    panoptic = (
+        PanopticQuality(info.num_classes, info.things).to(device) if config.panoptic else None
+    )
+    pictures: dict[str, Tensor] = {}
+    names = OutputNames()
+    images, seconds = 0, 0.0
+    with progress.counting("evaluating", loader.num_images) as counter:
+        for batch in loader:
+            start = time.perf_counter()
+            predictions = predict_batch(model, batch, info, config, device, tta=tta)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # or only the launches would be timed
+            seconds += time.perf_counter() - start
+            for sample, prediction in zip(batch.samples, predictions, strict=True):
+                if semantic is not None and prediction.classes is not None:
+                    semantic.update(prediction.classes, sample.semantic_map().to(device))
+                if panoptic is not None and prediction.panoptic is not None:
+                    panoptic.update(prediction.panoptic, sample)
+                if on_prediction is not None:
+                    on_prediction(sample, prediction)
+                if len(pictures) < config.pictures:
+                    pictures[names.take(sample.name)] = side_by_side(
+                        sample.image,
+                        Segmentation.from_sample(sample),
+                        prediction.segmentation(),
+                        info,
+                    )
+            images += len(batch.samples)
+            counter.advance(len(batch.samples))
+            if between_batches is not None:
+                between_batches()
+    model.train(was_training)
+    return _summarise(semantic, panoptic, pictures, images / max(seconds, 1e-9), device)
+
+
+def metrics_to_json(values: Mapping[str, Any]) -> str:
+    """Figures as strict JSON: what could not be measured is null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: strict(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [strict(part) for part in value]
+        return value if math.isfinite(value) else None
+
+    return json.dumps(strict(values), indent=1, allow_nan=False) + "\n"
+
+
+def write_pictures(evaluation: Evaluation, folder: Path) -> list[str]:
+    """One PNG per picture, named after the image.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = OutputNames()
+    written = []
+    for name, picture in evaluation.pictures.items():
+        written.append(f"{names.take(name.replace('/', '_'))}.png")
+        save_picture(picture, folder / written[-1])
+    return written
+
+
+def _summarise(
+    semantic: SemanticQuality | None,
+    panoptic: PanopticQuality | None,
+    pictures: dict[str, Tensor],
+    images_per_second: float,
+    device: torch.device,
+) -> Evaluation:
+    metrics: dict[str, float] = {}
+    per_class: dict[str, list[float]] = {}
+    for quality in (semantic, panoptic):
+        if quality is None:
+            continue
+        for name, value in quality.compute().items():
+            if value.ndim:
+                per_class[name.removesuffix("_per_class")] = value.tolist()
+            else:
+                metrics[name] = value.item()
+    score = metrics["miou" if semantic is not None else "pq"]
+    score = score if math.isfinite(score) else -math.inf  # nothing was labelled
+    metrics["eval_images_per_second"] = images_per_second
+    metrics["peak_memory_mb"] = peak_memory(device) / 1e6
+    return Evaluation(metrics, per_class, score, pictures)

@@ -1,0 +1,1 @@
+"""From images to a network input, and from outputs to predictions."""

@@ -1,0 +1,294 @@
+"""From images to a network input and back to maps, as the authors' test pipeline does it."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from maskformer.config.load import load_config
+from maskformer.config.schema import Config
+from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
+from maskformer.data.images import read_image
+from maskformer.data.sample import naming
+from maskformer.errors import ConfigError
+from maskformer.modeling.outputs import Frames, as_outputs
+from maskformer.system.documents import check, read_mapping, shown
+from maskformer.system.writing import write_json
+from maskformer.weights.files import CONFIG_FILE, check_weight_file
+from maskformer.weights.locate import RECIPE
+from maskformer.weights.native import LIBRARY, read_config
+from maskformer.weights.open import find
+from maskformer.weights.preprocessor import PREPROCESSOR_FILE, image_values, read_preprocessor
+from maskformer.weights.schemas import PreprocessorPart, SizePart
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+_BILINEAR = 2
+"""Pillow's number of it."""
+_MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
+_MAX_LEVEL = 1e6
+"""Of a mean or a deviation; pixels reach 255."""
+
+
+class ProcessedImages(TypedDict):
+    """A network input and what undoes it.
+
+    `pixel_values [B,3,H,W]` float32, normalised, zeros right and below; `image_sizes` height and
+    width of each image inside it; `original_sizes` as they came.
+    """
+
+    pixel_values: Tensor
+    image_sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Resizes the shortest edge (Pillow's bilinear on 8 bits), normalises, pads.
+
+    `transformers` stretches images to a multiple of 32 instead of padding them; published figures
+    come from padding.
+
+    Args:
+        short_side: of the resized image; None leaves images as they are.
+        max_side: bound of the long side; wins over `short_side`.
+        normalize: mean, deviation and padding.
+
+    Raises:
+        ValueError: a side, a mean, a deviation or a padding that no image can have.
+    """
+
+    short_side: int | None = 512
+    max_side: int | None = 2048
+    normalize: Normalize = field(default_factory=Normalize)
+
+    def __post_init__(self) -> None:
+        for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
+            if side is not None:
+                _check_number(name, side, 1, _MAX_SIDE, whole=True)
+        normalize = self.normalize
+        if not isinstance(normalize, Normalize):
+            raise ValueError(f"normalize must be a Normalize, got {shown(normalize)}")
+        for name, values, low in (
+            ("mean", normalize.mean, -_MAX_LEVEL),
+            ("std", normalize.std, 1 / _MAX_LEVEL),
+        ):
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise ValueError(f"normalize.{name} must be three numbers, got {shown(values)}")
+            for value in values:
+                _check_number(f"normalize.{name}", value, low, _MAX_LEVEL, whole=False)
+        step = normalize.size_divisibility
+        _check_number("normalize.size_divisibility", step, 0, _MAX_STEP, whole=True)
+
+    @classmethod
+    def from_config(cls, config: Config) -> ImageProcessor:
+        """What the evaluation of a recipe does."""
+        return cls(
+            config.data.test_short_side,
+            config.data.test_max_side,
+            Normalize.from_config(config.model),
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> ImageProcessor:
+        """What the folder of a model says; of a weight file, which says nothing, the default.
+
+        Args:
+            path_or_hub_id: as in `MaskFormer.from_pretrained`, or a folder that holds only
+                `preprocessor_config.json`. A weight file is not opened.
+
+        Raises:
+            FileNotFoundError: nothing there, or nothing in the folder that belongs to a model.
+            HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
+            ConfigError: a file is damaged, or asks for what this pipeline does not do, such as a
+                fixed height and width; a `ValueError`.
+            ValueError: a file is no weight file.
+        """
+        path = find(path_or_hub_id)
+        if path.is_file():
+            check_weight_file(path)
+            return cls()
+        preprocessor = read_preprocessor(path)
+        if preprocessor is not None:
+            return _from_preprocessor(preprocessor, path / PREPROCESSOR_FILE)
+        if (path / RECIPE).is_file():
+            return cls.from_config(load_config(path / RECIPE))
+        if (path / CONFIG_FILE).is_file():
+            values = read_mapping(path / CONFIG_FILE)
+            if values.get("library") == LIBRARY:
+                config, _ = read_config(path, values)
+                return cls(normalize=Normalize.from_config(config))
+            return cls()
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
+            "one .pkl or .pth file"
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `preprocessor_config.json`, which `transformers` reads too.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        normalize = self.normalize
+        values: dict[str, Any] = {
+            "image_processor_type": "MaskFormerImageProcessor",
+            "do_resize": self.short_side is not None,
+            "resample": _BILINEAR,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [round(value / 255, 9) for value in normalize.mean],
+            "image_std": [round(value / 255, 9) for value in normalize.std],
+            "size_divisor": normalize.size_divisibility,
+        }
+        if self.short_side is not None:
+            values["size"] = {"shortest_edge": self.short_side}
+            if self.max_side is not None:
+                values["size"]["longest_edge"] = self.max_side
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / PREPROCESSOR_FILE, values, indent=2)
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ProcessedImages:
+        """Makes one network input.
+
+        Args:
+            images: one or several of: a file, a Pillow image (both are turned as their EXIF
+                orientation says), an array `[H,W,3]` uint8 RGB, a tensor `[3,H,W]` uint8 RGB.
+
+        Returns:
+            A dict of `pixel_values`, float32 `[B,3,H,W]`: the resized images, normalised, with
+            zeros right and below; `image_sizes`, (height, width) of each resized image in it;
+            and `original_sizes`, (height, width) of each image as it came.
+
+        Raises:
+            ValueError: no images, or one of another shape or dtype.
+            DatasetError: a file that is no image.
+        """
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            images = [images]
+        if not images:
+            raise ValueError("images: expected at least one, got none")
+        originals = [_to_tensor(image) for image in images]
+        resized = [self._resize(image) for image in originals]
+        return {
+            "pixel_values": self.normalize(resized),
+            "image_sizes": [_size(image) for image in resized],
+            "original_sizes": [_size(image) for image in originals],
+        }
+
+    def batch(self, samples: Sequence[Sample]) -> EvalBatch:
+        """The same for samples of a data set.
+
+        Raises:
+            DatasetError: an image is so narrow that it would not fit into memory.
+        """
+        resized = []
+        for sample in samples:
+            with naming(sample.name):
+                resized.append(self._resize(sample.image))
+        sizes = tuple(_size(image) for image in resized)
+        return EvalBatch(
+            pixel_values=self.normalize(resized),
+            image_sizes=sizes,
+            input_sizes=tuple(self.normalize.padded_size([size]) for size in sizes),
+            original_sizes=tuple(sample.size for sample in samples),
+            samples=tuple(samples),
+        )
+
+    def _resize(self, image: Tensor) -> Tensor:
+        return EvalTransform(self.short_side, self.max_side)(image)
+
+    def post_process_semantic(
+        self, outputs: Mapping[str, Tensor], processed: ProcessedImages
+    ) -> list[Tensor]:
+        """Class of every pixel of each original image, int64 `[H_b,W_b]`."""
+        return as_outputs(outputs).semantic(_frames(processed))
+
+    def post_process_panoptic(
+        self,
+        outputs: Mapping[str, Tensor],
+        processed: ProcessedImages,
+        thing_classes: Sequence[int],
+        *,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
+        """Segment of every pixel of each original image, int32 `[H_b,W_b]`, and the segments.
+
+        See `mfkernels.panoptic_segmentation` for the arguments.
+        """
+        return as_outputs(outputs).panoptic(
+            _frames(processed),
+            thing_classes,
+            object_mask_threshold=object_mask_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+
+
+def _frames(processed: ProcessedImages) -> Frames:
+    height, width = processed["pixel_values"].shape[-2:]
+    return Frames((int(height), int(width)), processed["image_sizes"], processed["original_sizes"])
+
+
+def _to_tensor(image: ImageLike) -> Tensor:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, np.ndarray):
+        tensor, form = torch.from_numpy(image), "[H, W, 3]"
+        fits = tensor.ndim == 3 and tensor.shape[2] == 3
+        pixels = tensor.permute(2, 0, 1).contiguous() if fits else tensor
+    else:
+        pixels, form = image, "[3, H, W]"
+        fits = pixels.ndim == 3 and pixels.shape[0] == 3
+    if not fits or pixels.dtype != torch.uint8 or 0 in pixels.shape:
+        raise ValueError(
+            f"images: each must be {form} uint8 RGB, got {list(image.shape)} {image.dtype}"
+        )
+    return pixels
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return int(image.shape[-2]), int(image.shape[-1])
+
+
+def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
+    try:
+        part = check(PreprocessorPart, values)
+        # As old versions of transformers write it, one number.
+        size = SizePart(shortest_edge=part.size) if isinstance(part.size, int) else part.size
+        if size.shortest_edge is None and part.do_resize:
+            raise ConfigError(
+                f"it asks for the size {shown(values.get('size'))}; this pipeline keeps the aspect "
+                "ratio and needs 'shortest_edge'"
+            )
+        image = image_values(values)
+        default = Normalize()
+        return ImageProcessor(
+            short_side=size.shortest_edge if part.do_resize else None,
+            max_side=(size.longest_edge or part.max_size) if part.do_resize else None,
+            normalize=Normalize(
+                image.get("pixel_mean", default.mean),
+                image.get("pixel_std", default.std),
+                image.get("size_divisibility", default.size_divisibility),
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be followed: {error}") from error
+
+
+def _check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+    """Refuses what is no finite number from `low` to `high`; not a bool, not a text."""
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not fits or isinstance(value, bool) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} from {low:g} to {high:g}, got {shown(value)}")

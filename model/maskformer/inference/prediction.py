@@ -1,0 +1,128 @@
+"""What a model finds in images, for evaluation, pictures and files of results alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mfkernels
+from maskformer.config.schema import EvalConfig
+from maskformer.data import DatasetInfo, EvalBatch
+from maskformer.data.sample import naming
+from maskformer.inference.segmentation import Segmentation
+from maskformer.inference.test_time_augmentation import AugmentedViews, semantic_map_of_views
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.outputs import Frames, Outputs, Size, as_outputs
+
+
+@dataclass
+class Prediction:
+    """One image's result; a part that was not asked for is None."""
+
+    classes: Tensor | None = None
+    """`[H, W]` int64."""
+    panoptic: tuple[Tensor, list[dict[str, Any]]] | None = None
+    """`[H, W]` int32 segment ids and what each segment is."""
+    instances: mfkernels.Instances | None = None
+
+    def segmentation(self, min_score: float = 0.0) -> Segmentation:
+        """What a picture shows: segments if there are any, else instances, else classes.
+
+        Args:
+            min_score: instances below it are left out.
+
+        Raises:
+            ValueError: nothing was asked for.
+        """
+        if self.panoptic is not None:
+            return Segmentation.from_panoptic(*self.panoptic)
+        if self.instances is not None:
+            found = self.instances
+            return Segmentation.from_instances(found.masks, found.labels, found.scores, min_score)
+        if self.classes is not None:
+            return Segmentation.from_semantic(self.classes)
+        raise ValueError("nothing to show: the prediction is empty")
+
+
+@torch.inference_mode()
+def predict_batch(
+    model: SegmentationModel,
+    batch: EvalBatch,
+    info: DatasetInfo,
+    config: EvalConfig,
+    device: torch.device,
+    *,
+    tta: AugmentedViews | None = None,
+    with_instances: bool = False,
+) -> list[Prediction]:
+    """Label maps, segments and instances of a batch, in the original sizes.
+
+    Images run together only if each would be padded to the same size alone: padding reaches the
+    convolutions and the attention, so that results would otherwise depend on the company.
+
+    Args:
+        model: on `device`, in evaluation mode.
+        config: `semantic` and `panoptic` say what is wanted.
+        tta: average the class scores over these views.
+        with_instances: also give instances of the thing classes.
+    """
+    predictions = [Prediction() for _ in batch.samples]
+    if config.panoptic or with_instances or tta is None:
+        pixel_values = batch.pixel_values.to(device, non_blocking=True)
+        for (height, width), indices in _same_input(batch).items():
+            outputs = as_outputs(model(pixel_values[indices, :, :height, :width].contiguous()))
+            frames = Frames(
+                (height, width),
+                [batch.image_sizes[index] for index in indices],
+                [batch.original_sizes[index] for index in indices],
+            )
+            group = [predictions[index] for index in indices]
+            _fill(group, outputs, frames, info, config, tta is None, with_instances)
+    if config.semantic and tta is not None:
+        for sample, prediction in zip(batch.samples, predictions, strict=True):
+            with naming(sample.name):
+                prediction.classes = semantic_map_of_views(
+                    model, sample.image, tta, device, resize_logits=config.resize_logits
+                )
+    return predictions
+
+
+def _fill(
+    group: Sequence[Prediction],
+    outputs: Outputs,
+    frames: Frames,
+    info: DatasetInfo,
+    config: EvalConfig,
+    with_classes: bool,
+    with_instances: bool,
+) -> None:
+    """Adds what the outputs say of images of one input."""
+    things = sorted(info.things)
+    if config.semantic and with_classes:
+        maps = outputs.semantic(frames, resize_logits=config.resize_logits)
+        for prediction, classes in zip(group, maps, strict=True):
+            prediction.classes = classes
+    if config.panoptic:
+        found = outputs.panoptic(
+            frames,
+            things,
+            object_mask_threshold=config.object_mask_threshold,
+            overlap_threshold=config.overlap_threshold,
+        )
+        for prediction, segments in zip(group, found, strict=True):
+            prediction.panoptic = segments
+    if with_instances:
+        for prediction, objects in zip(group, outputs.instances(frames, things), strict=True):
+            prediction.instances = objects
+
+
+def _same_input(batch: EvalBatch) -> dict[Size, list[int]]:
+    """The images of each input size."""
+    together: dict[Size, list[int]] = {}
+    for index, size in enumerate(batch.input_sizes):
+        together.setdefault(size, []).append(index)
+    return together

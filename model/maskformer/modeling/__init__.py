@@ -1,0 +1,1 @@
+"""The architectures, their parts and their loss."""

@@ -1,0 +1,282 @@
+"""Backbones from timm, in the form that MaskFormer was trained with.
+
+See docs/facts.md, ResNet backbones and Swin backbones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers.format import Format
+from timm.models._features import FeatureInfo
+from timm.models.resnet import Bottleneck
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
+
+from maskformer.config.schema import BackboneConfig
+from maskformer.errors import CheckpointError, ConfigError
+from maskformer.weights.backbone_weights import read_backbone_weights
+
+STRIDES = (4, 8, 16, 32)
+
+_FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    # Inputs of any size, and windows that keep their size on maps smaller than one window.
+    "swin_transformer": {"strict_img_size": False, "always_partition": True},
+    "swin_transformer_v2": {"strict_img_size": False},
+}
+
+
+class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
+    """Batch norm whose statistics and affine terms are buffers; keeps the dtype of its input.
+
+    Takes over values and activation (timm fuses one into some norms) of an ordinary norm.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps)
+        self.act = getattr(norm, "act", None) or nn.Identity()
+        for name, buffer in self.named_buffers(recurse=False):
+            value = getattr(norm, name)
+            if value is not None:
+                buffer.copy_(value.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        # One kernel, and nothing but the small `scale` is kept for backward.
+        x = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        activated: Tensor = self.act(x)
+        return activated
+
+
+class PadFirstSwinBlock(SwinTransformerBlock):
+    """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
+
+    timm shifts first, which gives other windows wherever the map is no multiple of the window.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        window, shift = self.window_size, self.shift_size
+        x = functional.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+        padded_height, padded_width = x.shape[1:3]
+        mask = None
+        if any(shift):
+            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+            mask = self.get_attn_mask(x)
+        windows = _to_windows(x, window)
+        windows = self.attn(windows.flatten(1, 2), mask=mask).unflatten(1, window)
+        x = _from_windows(windows, padded_height, padded_width)
+        if any(shift):
+            x = torch.roll(x, shift, (1, 2))
+        return x[:, :height, :width]
+
+
+def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """`[B,H,W,C]` to `[B*windows, window height, window width, C]`."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
+    return x.transpose(2, 3).flatten(0, 2)
+
+
+def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `_to_windows`."""
+    rows, columns = height // windows.shape[1], width // windows.shape[2]
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+class Backbone(nn.Module):
+    """Four feature maps at strides 4, 8, 16, 32 from any timm `features_only` model that has them.
+
+    Building never downloads; see `load_weights`.
+
+    Args:
+        config: which model, and how it is frozen and regularised.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: timm has no such model or tag, its maps are not at the four strides, or
+            `multi_grid` is given and its last stage is not three bottleneck blocks.
+    """
+
+    channels: tuple[int, ...]
+    """Channels of the four maps, finest first."""
+
+    def __init__(self, config: BackboneConfig, **options: Any) -> None:
+        super().__init__()
+        self.config = config
+        self._options = _timm_options(config) | options
+        try:
+            self.body = timm.create_model(config.name, pretrained=False, **self._options)
+        except TypeError as error:
+            raise ConfigError(
+                f"model.backbone.options: '{config.name}' does not take them: {error}"
+            ) from error
+        info = cast(FeatureInfo, self.body.feature_info)
+        self._levels = _find_levels(config.name, info.reduction())
+        channels = info.channels()
+        self.channels = tuple(channels[level] for level in self._levels)
+        self._channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
+
+        self.norms: nn.ModuleList | None = None
+        if _adapt_swin(self.body):
+            # The un-normed map goes on to the next stage; only the outputs are normalised.
+            self.norms = nn.ModuleList(nn.LayerNorm(count) for count in self.channels)
+        if config.multi_grid is not None:
+            _set_multi_grid(self.body, config)
+        if config.frozen_norm:
+            _freeze_norms(self.body)
+            _scale_zero_norms(self.body)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """`[B,3,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
+        maps = self.body(x)
+        maps = [maps[level] for level in self._levels]
+        if self.norms is not None:
+            maps = [norm(y) for norm, y in zip(self.norms, maps, strict=True)]
+        if self._channels_last:
+            maps = [y.permute(0, 3, 1, 2) for y in maps]
+        return maps
+
+    def load_weights(self, file: Path | None = None) -> None:
+        """Loads ImageNet weights.
+
+        Args:
+            file: weights in timm's, torchvision's, the Swin authors' or detectron2's naming
+                (`.safetensors`, `.pth`, `.pkl`; code pickled in them is never run); left out, they
+                are fetched from the Hugging Face hub or its local cache.
+
+        Raises:
+            RuntimeError: the hub cannot be reached, or the file's entries do not fit this backbone.
+            FileNotFoundError: no such file.
+        """
+        source = self._fetch() if file is None else self._read(file)
+        if self.config.frozen_norm:
+            _freeze_norms(source)
+        self.body.load_state_dict(source.state_dict())
+
+    def _fetch(self) -> nn.Module:
+        try:
+            source: nn.Module = timm.create_model(
+                self.config.name, pretrained=True, **self._options
+            )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"fetching the ImageNet weights of backbone '{self.config.name}' failed: {error}\n"
+                "Give a local file with model.backbone.weights=FILE, or start from random weights "
+                "with model.backbone.pretrained=false."
+            ) from error
+        return source
+
+    def _read(self, file: Path) -> nn.Module:
+        if not file.is_file():
+            raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
+        try:
+            state = read_backbone_weights(file, self.state_dict())
+            # timm renames entries of several layouts, then skips in silence what it does not
+            # find. A copy of the file that holds only NaN shows what that is.
+            probe = self._create_from(
+                {key: torch.full_like(v.float(), math.nan) for key, v in state.items()}
+            )
+            source = self._create_from(state)
+        except Exception as error:  # unpickling and safetensors raise many types
+            raise CheckpointError(f"{self._misfit(file)}: {error}") from error
+        missing = [
+            key
+            for key, v in probe.state_dict().items()
+            if v.is_floating_point() and not v.isnan().all()
+        ]
+        if missing:
+            raise CheckpointError(
+                f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
+            )
+        return source
+
+    def _create_from(self, state: dict[str, Tensor]) -> nn.Module:
+        overlay = {"state_dict": state}
+        source: nn.Module = timm.create_model(
+            self.config.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._options
+        )
+        return source
+
+    def _misfit(self, file: Path) -> str:
+        return f"model.backbone.weights: {file} does not fit backbone '{self.config.name}'"
+
+
+def _timm_options(config: BackboneConfig) -> dict[str, Any]:
+    architecture, tag = timm.models.split_model_name_tag(config.name)
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ConfigError(f"model.backbone.name: timm has no model '{architecture}'{hint}")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and config.name not in tags:
+        raise ConfigError(
+            f"model.backbone.name: timm has no weights '{config.name}'; it has {', '.join(tags)}"
+        )
+    family = timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
+    options: dict[str, Any] = {"features_only": True, **_FAMILY_OPTIONS.get(family, {})}
+    if config.drop_path or family in _FAMILY_OPTIONS:  # timm's Swin has a default of its own, 0.1
+        options["drop_path_rate"] = config.drop_path
+    return options | config.options
+
+
+def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:
+    if not set(STRIDES) <= set(strides):
+        raise ConfigError(
+            f"model.backbone.name: '{name}' has feature maps at strides {strides}; "
+            f"needed are {list(STRIDES)}"
+        )
+    last = {stride: level for level, stride in enumerate(strides)}
+    return tuple(last[stride] for stride in STRIDES)
+
+
+def _adapt_swin(body: Any) -> bool:
+    """Gives the blocks of a Swin (version 1) the original padding; whether there are any."""
+    blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
+    for block in blocks:
+        block.__class__ = PadFirstSwinBlock  # same parameters, other `_attn`
+    if blocks:
+        body.patch_embed.dynamic_img_pad = True
+    return bool(blocks)
+
+
+def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:
+    """Dilates the 3x3 convolutions of the last stage; its stride stays (`RES5_MULTI_GRID`)."""
+    dilations = config.multi_grid or ()
+    blocks = list(getattr(body, "layer4", ()))
+    if len(blocks) != len(dilations) or not all(isinstance(block, Bottleneck) for block in blocks):
+        raise ConfigError(
+            "model.backbone.multi_grid: needs a ResNet with three bottleneck blocks in its last "
+            f"stage, got '{config.name}'"
+        )
+    for block, dilation in zip(blocks, dilations, strict=True):
+        block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+
+
+def _freeze_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child))
+        else:
+            _freeze_norms(child)
+
+
+def _scale_zero_norms(body: nn.Module) -> None:
+    """Lets an untrained network with frozen norms learn.
+
+    timm starts the last norm of every residual branch at zero. Frozen, it would stay there and
+    cut the branch off; at one, the variance would grow severalfold with every block. The inverse
+    root of the number of branches keeps its growth to a small factor over the whole network.
+    """
+    norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
+    zero_norms = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]
+    for norm in zero_norms:
+        norm.weight.fill_(len(zero_norms) ** -0.5)

@@ -1,0 +1,245 @@
+"""What all models share: building from a recipe, checking inputs, saving and loading."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from maskformer.config.choices import Format
+from maskformer.config.load import load_config, merge_model_config
+from maskformer.config.schema import ModelConfig
+from maskformer.errors import ConfigError
+from maskformer.modeling.backbone import STRIDES, Backbone
+from maskformer.modeling.pixel_decoder import PixelDecoder
+from maskformer.weights import (
+    Checkpoint,
+    LoadReport,
+    WeightsMismatchError,
+    open_checkpoint,
+    write_checkpoint,
+)
+
+MAX_SIZE = 1 << 33
+"""Bytes of an untrained model: ten times the largest one that was published."""
+GROWTH, SLACK = 4, 1 << 28
+"""How much more memory a model may take than the weights that it is built for."""
+
+
+class SegmentationModel(nn.Module):
+    """A backbone and a pixel decoder; subclasses add their head and `forward`.
+
+    `class_names` are the names of the K classes where a checkpoint brought them, else None; they
+    are saved with the model.
+
+    Raises:
+        ValueError: no number of classes, or sizes that do not fit each other.
+    """
+
+    _architectures: ClassVar[dict[str, type[SegmentationModel]]] = {}
+
+    def __init_subclass__(cls, architecture: str) -> None:
+        super().__init_subclass__()
+        SegmentationModel._architectures[architecture] = cls
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.num_classes is None:
+            raise ConfigError(
+                "model.num_classes: a model needs the number of classes; pass num_classes=K"
+            )
+        self.config = config
+        self.class_names: tuple[str, ...] | None = None
+        self._leftovers: dict[str, Tensor] = {}
+        self.num_classes: int = config.num_classes
+        self.backbone = Backbone(config.backbone)
+        self.pixel_decoder = PixelDecoder(
+            self.backbone.channels, config.pixel_decoder, config.decoder
+        )
+
+    @staticmethod
+    def from_config(name_or_file: str | Path, **overrides: Any) -> SegmentationModel:
+        """An untrained model; nothing is downloaded.
+
+        Args:
+            name_or_file: a recipe, such as `"ade20k/r50"`; its architecture decides the class of
+                the result.
+            overrides: values of the recipe's `model` section, such as `num_classes=20` or
+                `decoder={"queries": 50}`.
+
+        Raises:
+            ConfigError: no such recipe, unknown keys, wrong types, or sizes without sense.
+            ValueError: the number of classes is left to the data set, and it is not given.
+        """
+        config = merge_model_config(load_config(name_or_file).model, overrides)
+        check_size(config)
+        return build_model(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        **overrides: Any,
+    ) -> SegmentationModel:
+        """A trained model, in evaluation mode. Code in a file is never run.
+
+        Reads folders of `save_pretrained`; run folders, of which it takes the best checkpoint, or
+        the last where none is best yet; folders and hub models of `transformers` (MaskFormer
+        with a ResNet or Swin backbone); and the authors' `.pkl` and `.pth` files, whose
+        architecture is read off the weights.
+
+        Args:
+            path_or_hub_id: a folder, a file, or an id `owner/name` on the Hugging Face hub.
+            strict: refuse missing and unexpected entries; otherwise what is missing keeps its
+                random start, and a warning lists it.
+            ignore_mismatched_sizes: entries of another shape, such as a head for other classes,
+                keep their random start, and a warning lists them.
+            overrides: values of the `model` section that replace the checkpoint's, such as
+                `num_classes=20`.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file is missing in it.
+            HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
+            ConfigError: unknown keys or wrong types in `overrides`.
+            ValueError: a file is damaged, holds code, or belongs to another architecture.
+            WeightsMismatchError: the weights do not fit the configuration; a `ValueError` with
+                the full `report`.
+        """
+        checkpoint = open_checkpoint(path_or_hub_id)
+        config = merge_model_config(checkpoint.config, overrides)
+        # What fits is known before any memory is taken for it.
+        shapes = _build_shapes(config)
+        found, report = _fit(checkpoint, shapes, strict, ignore_mismatched_sizes)
+        taken = sum(weight.nbytes for weight in checkpoint.weights.values())
+        _check_bytes(shapes, GROWTH * taken + SLACK, f"its weights take {taken:,}")
+        model = build_model(config)
+        model._take_over(checkpoint, found, report)
+        if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
+            model.class_names = checkpoint.classes
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, format: Format = "native") -> None:  # noqa: A002
+        """Writes the model; each file is complete or absent.
+
+        Args:
+            folder: where to; made if need be. An official checkpoint may also name its file.
+            format: `"native"` is `config.json` and `model.safetensors`. `"hf"` is a folder that
+                `transformers.MaskFormerForInstanceSegmentation` loads. `"official"` is a
+                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What these hold
+                besides the model's weights is a constant, or, where the model came from a
+                checkpoint of the same kind, what that held.
+
+        Raises:
+            ValueError: the format cannot express this model; the message says why.
+            OSError: the folder cannot be written.
+        """
+        write_checkpoint(
+            Path(folder), format, self.config, self.state_dict(), self.class_names, self._leftovers
+        )
+
+    def load_weights(
+        self,
+        path: str | Path,
+        *,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+    ) -> LoadReport:
+        """Takes over the weights of a checkpoint of any kind that `from_pretrained` reads.
+
+        Returns:
+            What was not taken over; empty unless an argument allows it.
+
+        Raises:
+            FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
+        """
+        checkpoint = open_checkpoint(path)
+        found, report = _fit(checkpoint, self, strict, ignore_mismatched_sizes)
+        self._take_over(checkpoint, found, report)
+        return report
+
+    def _take_over(
+        self, checkpoint: Checkpoint, found: Mapping[str, Tensor], report: LoadReport
+    ) -> None:
+        self.load_state_dict(found, strict=False)
+        self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
+
+    def load_backbone_weights(self, file: str | Path | None = None) -> None:
+        """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""
+        self.backbone.load_weights(None if file is None else Path(file))
+
+    def _decode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B,3,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
+        _check_images(pixel_values)
+        pixel_features, memory = self.pixel_decoder(self.backbone(pixel_values))
+        return pixel_features, memory
+
+
+def build_model(config: ModelConfig) -> SegmentationModel:
+    """An untrained model of the configured architecture; nothing is downloaded.
+
+    Raises:
+        ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
+    """
+    # Their classes enter the table; they import this module.
+    import maskformer.modeling.maskformer
+    import maskformer.modeling.per_pixel  # noqa: F401
+
+    return SegmentationModel._architectures[config.architecture](config)
+
+
+def check_size(config: ModelConfig) -> None:
+    """Refuses a model that no computer should be asked for, before it takes memory.
+
+    Raises:
+        ConfigError: its weights would take more than `MAX_SIZE` bytes.
+        ValueError: as `build_model`.
+    """
+    _check_bytes(_build_shapes(config), MAX_SIZE, "no known model takes a tenth of that")
+
+
+def _build_shapes(config: ModelConfig) -> SegmentationModel:
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
+    needed = sum(entry.nbytes for entry in (*shapes.parameters(), *shapes.buffers()))
+    if needed > most:
+        raise ConfigError(f"model: its sizes ask for {needed:,} bytes of memory, but {reason}")
+
+
+def _fit(
+    checkpoint: Checkpoint, model: nn.Module, strict: bool, ignore_mismatched_sizes: bool
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The entries of a model in a checkpoint; warns of what does not fit where that is allowed."""
+    found, report = checkpoint.match(model.state_dict())
+    if report.mismatched and not ignore_mismatched_sizes:
+        raise WeightsMismatchError(
+            report, "ignore_mismatched_sizes=True starts entries of another shape anew"
+        )
+    if strict and (report.missing or report.unexpected):
+        raise WeightsMismatchError(report, "strict=False accepts what is there")
+    if report.missing or report.unexpected or report.mismatched:
+        warnings.warn(str(report), stacklevel=3)
+    return found, report
+
+
+def _check_images(pixel_values: Tensor) -> None:
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(f"pixel_values must be [B, 3, H, W], got shape {list(shape)}")
+    if not pixel_values.is_floating_point():
+        raise TypeError(
+            f"pixel_values must be normalised floating-point images, got {pixel_values.dtype}"
+        )
+    if min(shape[2:]) < STRIDES[-1]:
+        raise ValueError(
+            f"pixel_values must have at least {STRIDES[-1]} rows and columns, got {list(shape)}"
+        )

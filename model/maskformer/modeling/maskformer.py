@@ -1,0 +1,55 @@
+"""MaskFormer: one set of masks with one class each (Cheng, Schwing, Kirillov 2021, §3 and §4)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from maskformer.config.schema import ModelConfig
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.outputs import MaskOutputs
+from maskformer.modeling.transformer import MLP, QueryDecoder
+from mfkernels import mask_logits
+
+
+class MaskFormer(SegmentationModel, architecture="maskformer"):
+    """Predicts per query a class and an embedding; embedding times pixel features is a mask.
+
+    Built by `MaskFormer.from_config`, `MaskFormer.from_pretrained` or `build_model`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        channels = config.decoder.channels
+        self.decoder = QueryDecoder(
+            self.pixel_decoder.memory_channels, config.decoder.queries, config.decoder
+        )
+        self.class_embed = nn.Linear(channels, self.num_classes + 1)
+        self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
+
+    def forward(self, pixel_values: Tensor, with_mask_logits: bool = False) -> MaskOutputs:
+        """Predictions of all L decoder layers, the final one last.
+
+        Args:
+            pixel_values: `[B,3,H,W]`, normalised with `config.pixel_mean` and `config.pixel_std`;
+                padded with zeros on the right and at the bottom if images differ in size.
+            with_mask_logits: also compute the dense masks, which the criterion and inference
+                do without.
+
+        Returns:
+            `class_logits [L,B,Q,K+1]` (index K is "no object"), `mask_embed [L,B,Q,C]`,
+            `pixel_features [B,C,h,w]` at stride 4, and `mask_logits [L,B,Q,h,w]` if asked for.
+
+        Raises:
+            ValueError: `pixel_values` is not `[B,3,H,W]` with at least 32 rows and columns.
+            TypeError: `pixel_values` is not floating-point.
+        """
+        pixel_features, memory = self._decode_pixels(pixel_values)
+        queries = self.decoder(memory)
+        outputs = MaskOutputs(
+            class_logits=self.class_embed(queries),
+            mask_embed=self.mask_embed(queries),
+            pixel_features=pixel_features,
+        )
+        if with_mask_logits:
+            outputs["mask_logits"] = mask_logits(outputs["mask_embed"], pixel_features)
+        return outputs

@@ -1,0 +1,241 @@
+"""What models return: mappings from public names to tensors, that know how to become maps.
+
+`MaskOutputs` are the masks and classes of queries, `PixelOutputs` the scores of pixels. Both have
+`semantic`, `panoptic` and `instances` for a batch, and `view` and `average_views` for several views
+of one image, so that inference does not ask which model it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import mfkernels
+from maskformer.errors import UsageError
+
+Size = tuple[int, int]
+Panoptic = tuple[Tensor, list[dict[str, Any]]]
+"""`[H, W]` int32 segment ids and what each segment is."""
+
+ELEMENTS_AT_ONCE = 2**22
+"""Per-pixel models: scores held at a time, so that classes x height x width never exists."""
+
+
+class Frames(NamedTuple):
+    """Where the images of a batch lie in the network input, and the sizes of the maps.
+
+    Attributes:
+        input_size: height and width of the padded network input.
+        image_sizes: of each image inside the input.
+        sizes: wanted for each map, usually those of the original images.
+    """
+
+    input_size: Size
+    image_sizes: Sequence[Size]
+    sizes: Sequence[Size]
+
+
+class MaskOutputs(dict[str, Tensor]):
+    """Of `MaskFormer`: L decoder layers, B images, Q queries, K classes; the last layer is final.
+
+    Keys:
+        class_logits: `[L,B,Q,K+1]`, index K is "no object".
+        mask_embed: `[L,B,Q,C]`.
+        pixel_features: `[B,C,h,w]` at stride 4.
+        mask_logits: `[L,B,Q,h,w]`, only if asked for.
+    """
+
+    def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
+        """Class of every pixel of every image, int64 `[H_b, W_b]` (paper §3.4).
+
+        Args:
+            resize_logits: which of the official orders, see `mfkernels.semantic_segmentation`.
+        """
+        maps = mfkernels.semantic_segmentation(
+            *self._final(),
+            list(frames.sizes),
+            input_size=frames.input_size,
+            image_sizes=list(frames.image_sizes),
+            resize_logits=resize_logits,
+        )
+        return list(maps)
+
+    def panoptic(
+        self,
+        frames: Frames,
+        thing_classes: Sequence[int],
+        *,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> list[Panoptic]:
+        """The segments of every image; see `mfkernels.panoptic_segmentation` (paper §3.4)."""
+        return mfkernels.panoptic_segmentation(
+            *self._final(),
+            list(frames.sizes),
+            thing_classes=thing_classes,
+            object_mask_threshold=object_mask_threshold,
+            overlap_threshold=overlap_threshold,
+            input_size=frames.input_size,
+            image_sizes=list(frames.image_sizes),
+        )
+
+    def instances(self, frames: Frames, thing_classes: Sequence[int]) -> list[mfkernels.Instances]:
+        """The objects of every image; see `mfkernels.instance_segmentation`.
+
+        Raises:
+            UsageError: no thing classes.
+        """
+        if not thing_classes:
+            raise UsageError(
+                "instances need thing classes, but the data set has none: see data.things"
+            )
+        return mfkernels.instance_segmentation(
+            *self._final(),
+            list(frames.sizes),
+            thing_classes=thing_classes,
+            input_size=frames.input_size,
+            image_sizes=list(frames.image_sizes),
+        )
+
+    def view(
+        self, input_size: Size, image_size: Size, *, flipped: bool
+    ) -> mfkernels.SegmentationView:
+        """One image as it was seen in one input, for `average_views`.
+
+        The masks take the smaller of their two forms: all views wait in memory for the last one.
+        """
+        classes, embed, features = self._final()
+        dense = embed.shape[-2] <= embed.shape[-1]  # no more queries than channels
+        return mfkernels.SegmentationView(
+            class_logits=classes,
+            mask_embed=mfkernels.mask_logits(embed[None], features)[0] if dense else embed,
+            pixel_features=None if dense else features,
+            input_size=input_size,
+            image_sizes=[image_size],
+            flipped=flipped,
+        )
+
+    @staticmethod
+    def average_views(
+        views: Sequence[mfkernels.SegmentationView], size: Size, *, resize_logits: bool = False
+    ) -> Tensor:
+        """Class of every pixel of one image, int64 `[H, W]`, by the mean score over its views."""
+        maps = mfkernels.average_semantic_segmentation(
+            list(views), size, resize_logits=resize_logits
+        )
+        return maps[0]
+
+    def _final(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self["class_logits"][-1], self["mask_embed"][-1], self["pixel_features"]
+
+
+class PixelView(NamedTuple):
+    """One image as a per-pixel model saw it in one input.
+
+    Attributes:
+        logits: `[K, h, w]`.
+        input_size: of the padded network input.
+        image_size: of the image inside the input.
+        flipped: the image was mirrored left to right.
+    """
+
+    logits: Tensor
+    input_size: Size
+    image_size: Size
+    flipped: bool
+
+
+class PixelOutputs(dict[str, Tensor]):
+    """Of the per-pixel baselines.
+
+    Keys:
+        pixel_logits: `[L,B,K,h,w]` at stride 4, the final layer last.
+    """
+
+    def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
+        """As `MaskOutputs.semantic`; scores are resized as logits in any case."""
+        views = [
+            PixelView(logits, frames.input_size, image_size, flipped=False)
+            for logits, image_size in zip(self["pixel_logits"][-1], frames.image_sizes, strict=True)
+        ]
+        return [_best_class([view], size) for view, size in zip(views, frames.sizes, strict=True)]
+
+    def panoptic(
+        self,
+        frames: Frames,
+        thing_classes: Sequence[int],
+        *,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> list[Panoptic]:
+        """A per-pixel model has no instances: each class that is present is one segment."""
+        things = set(thing_classes)
+        return [_segments_from_classes(classes, things) for classes in self.semantic(frames)]
+
+    def instances(self, frames: Frames, thing_classes: Sequence[int]) -> list[mfkernels.Instances]:
+        """Raises `UsageError`: a per-pixel model tells no objects apart."""
+        raise UsageError("instances need a model with masks, got a per-pixel one")
+
+    def view(self, input_size: Size, image_size: Size, *, flipped: bool) -> PixelView:
+        """One image as it was seen in one input, for `average_views`."""
+        return PixelView(self["pixel_logits"][-1][0], input_size, image_size, flipped)
+
+    @staticmethod
+    def average_views(
+        views: Sequence[PixelView], size: Size, *, resize_logits: bool = False
+    ) -> Tensor:
+        """As `MaskOutputs.average_views`."""
+        return _best_class(views, size)
+
+
+Outputs = MaskOutputs | PixelOutputs
+
+
+def as_outputs(values: Mapping[str, Tensor]) -> Outputs:
+    """The outputs of a model that went through other hands, such as to another device."""
+    if isinstance(values, Outputs):
+        return values
+    return PixelOutputs(values) if "pixel_logits" in values else MaskOutputs(values)
+
+
+def _best_class(views: Sequence[PixelView], size: Size) -> Tensor:
+    """`argmax_k` of the sum over the views of `[K, H, W]`, a few classes at a time."""
+    classes = len(views[0].logits)
+    pixels = max(size[0] * size[1], *(view.input_size[0] * view.input_size[1] for view in views))
+    step = max(ELEMENTS_AT_ONCE // pixels, 1)
+    best = views[0].logits.new_full(size, -torch.inf, dtype=torch.float32)
+    labels = torch.zeros(size, dtype=torch.int64, device=best.device)
+    for start in range(0, classes, step):
+        chunk = slice(start, start + step)
+        scores = _pixel_scores(views[0], chunk, size)
+        for view in views[1:]:
+            scores = scores + _pixel_scores(view, chunk, size)
+        top, label = scores.max(dim=0)
+        better = top > best
+        best = torch.where(better, top, best)
+        labels = torch.where(better, label + start, labels)
+    return labels
+
+
+def _pixel_scores(view: PixelView, classes: slice, size: Size) -> Tensor:
+    height, width = view.image_size
+    full = _resize(view.logits[None, classes].float(), view.input_size)
+    scores = _resize(full[..., :height, :width], size)[0]
+    return scores.flip(-1) if view.flipped else scores
+
+
+def _resize(images: Tensor, size: Size) -> Tensor:
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def _segments_from_classes(classes: Tensor, things: set[int]) -> Panoptic:
+    present, inverse = classes.unique(return_inverse=True)
+    segments = [
+        {"id": index, "isthing": label in things, "category_id": label, "score": 1.0}
+        for index, label in enumerate(present.tolist(), start=1)
+    ]
+    return (inverse + 1).int(), segments

@@ -1,0 +1,1 @@
+"""What a person or another program reads: result files, pictures, tables, progress."""

@@ -1,0 +1,157 @@
+"""Progress of long work (a bar on a terminal, plain lines in a log) and tables of figures."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, cast
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from maskformer.modeling.model_info import ModelInfo
+from maskformer.system.text import StandardOutput, escape
+
+
+class Progress:
+    """Reports training and evaluation; silent on all processes but the main one."""
+
+    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+        # Paths and error messages may hold brackets and colons: they are no markup.
+        self.console = console or Console(
+            quiet=not enabled,
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+            emoji=False,
+            file=cast(IO[str], StandardOutput()),
+        )
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+        )
+        self._training: TaskID | None = None
+        self._steps = 0
+
+    @contextmanager
+    def training(self, step: int, steps: int) -> Iterator[None]:
+        """Shows the bar of a training run that starts at `step`."""
+        self._steps = steps
+        with self._bars:
+            self._training = self._bars.add_task("training", total=steps, completed=step, note="")
+            yield
+
+    def advance(self, step: int) -> None:
+        """One training step is done."""
+        if self._training is not None:
+            self._bars.update(self._training, completed=step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line about the last logging interval, and the note beside the bar."""
+        note = (
+            f"loss {values['loss']:.3f}  {values['images_per_second']:.1f} images/s  "
+            f"{values['peak_memory_mb'] / 1e3:.2f} GB"
+        )
+        if self._training is not None:
+            self._bars.update(self._training, note=note)
+        if not self.console.is_terminal:
+            self.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}")
+        for name in ("skipped_steps", "bad_costs"):
+            if values.get(name):
+                self.warn(f"{name.replace('_', ' ')} since the start: {values[name]:.0f}")
+
+    @contextmanager
+    def counting(self, description: str, total: int) -> Iterator[Counter]:
+        """Shows a bar for `total` images; the counter's `advance(n)` moves it."""
+        if self._bars.live.is_started:
+            yield Counter(self._bars, description, total)
+        else:
+            with self._bars:
+                yield Counter(self._bars, description, total)
+
+    def print(self, message: str | Table) -> None:
+        """Shows a line or a table; names in it may hold anything, and no terminal is too poor."""
+        self.console.print(escape(message, newlines=True) if isinstance(message, str) else message)
+
+    def warn(self, message: str) -> None:
+        text = escape(message, newlines=True)
+        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+
+
+class Counter:
+    """One bar among those of a `Progress`; it goes away when full."""
+
+    def __init__(self, bars: Bars, description: str, total: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task(escape(description), total=total, note="")
+        self._left = total
+
+    def advance(self, count: int) -> None:
+        self._left -= count
+        self._bars.advance(self._task, count)
+        if self._left <= 0:
+            self._bars.remove_task(self._task)
+
+
+def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
+    """Two columns: what was measured, and the figure."""
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        text = f"{value:.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.4f}"
+        table.add_row(name, text)
+    return table
+
+
+def class_table(names: Sequence[str], columns: Mapping[str, Sequence[float]], title: str) -> Table:
+    """One row per class; figures that do not exist (a class that never occurs) stay empty."""
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("class")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for index, name in enumerate(names):
+        values = (columns[column][index] for column in columns)
+        table.add_row(escape(name), *("" if value != value else f"{value:.3f}" for value in values))
+    return table
+
+
+def info_table(info: ModelInfo, title: str) -> Table:
+    """Parameters and multiply-adds by part of the model."""
+    height, width = info.size
+    table = Table(title=escape(title), title_justify="left", show_footer=True)
+    table.add_column("part", "total")
+    table.add_column("parameters", f"{info.total_parameters:,}", justify="right")
+    table.add_column(
+        f"multiply-adds at {height}x{width}",
+        f"{info.total_multiply_adds / 1e9:.1f} G",
+        justify="right",
+    )
+    for part, count in info.multiply_adds.items():
+        table.add_row(part, f"{info.parameters.get(part, 0):,}", f"{count / 1e9:.1f} G")
+    return table
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,65 @@
+"""What a command reads must not be what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.config.schema import CocoPanopticConfig, DataConfig, FolderConfig
+from maskformer.data.sample import Dataset
+from maskformer.errors import OutputError
+from maskformer.system.paths import find_input_in, folders_and_links_of
+from maskformer.system.text import escape
+
+
+def check_output_beside_data(folder: Path, config: DataConfig, *datasets: Dataset) -> None:
+    """Refuses an output folder that is or holds something of the data set.
+
+    Args:
+        folder: where results would go; one below the folders of the data set is allowed as long as
+            it holds no file of theirs.
+        config: says where both splits are.
+        datasets: those that are open already, whose files count one by one.
+
+    Raises:
+        ValueError: results could take the place of data.
+    """
+    files = (
+        file for dataset in datasets for pair in getattr(dataset, "files", ()) for file in pair
+    )
+    found = find_input_in(folder, [*_paths(config), *folders_and_links_of(files)])
+    if found is not None:
+        raise OutputError(
+            f"{escape(folder)} cannot be the output folder: it is or holds "
+            f"{escape(found)} of the data set, which results could overwrite; choose another"
+        )
+
+
+def check_output_beside_model(folder: Path, model: Path) -> None:
+    """Refuses an output folder that is or holds the checkpoint that is read.
+
+    Raises:
+        ValueError: results could take the place of files of the checkpoint.
+    """
+    if find_input_in(folder, [model]) is not None:
+        raise OutputError(
+            f"{escape(folder)} cannot be the output folder: it is or holds the checkpoint "
+            f"{escape(model)}, whose files results could overwrite; choose another"
+        )
+
+
+def _paths(config: DataConfig) -> list[Path]:
+    if isinstance(config, FolderConfig):
+        names = [
+            name for split in (config.train, config.val) for name in (split.images, split.labels)
+        ]
+        names += [config.classes] if isinstance(config.classes, Path) else []
+    elif isinstance(config, CocoPanopticConfig):
+        names = [
+            name
+            for split in (config.train, config.val)
+            for name in (split.images, split.panoptic, split.annotations)
+        ]
+        names += [config.categories] if config.categories is not None else []
+    else:
+        return []
+    return [config.root / name for name in names]

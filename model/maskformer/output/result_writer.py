@@ -1,0 +1,237 @@
+"""Results in files that other programs read: label maps, COCO panoptic and COCO instances."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import mfkernels
+from maskformer.data import DatasetInfo
+from maskformer.data.images import id_to_rgb
+from maskformer.errors import OutputError
+from maskformer.inference.prediction import Prediction
+from maskformer.output.output_folder import check_inside, check_subfolders
+from maskformer.output.pictures import save_image
+from maskformer.system.paths import OutputNames
+from maskformer.system.text import encodable
+from maskformer.system.writing import write_json
+
+
+class ResultWriter:
+    """Writes predictions into a folder; a context manager, the JSON files follow at its end.
+
+        classes/NAME.png                  the data set's own number of each pixel's class
+        panoptic/NAME.png, panoptic.json  COCO panoptic format; id = R + 256 G + 65536 B, 0 is void
+        instances.json                    COCO results format, masks run-length encoded
+
+    Every image gets a NAME and an id of its own, see `OutputNames`; `images` in `panoptic.json` and
+    `file_name` in `instances.json` say which image that is. Nothing is written outside of the
+    folder, and each file is complete or absent.
+
+    Args:
+        folder: where they go; made if need be.
+        info: classes of the predictions.
+
+    Raises:
+        ValueError: one of the subfolders is a link to somewhere else.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        check_subfolders(folder, ("classes", "panoptic"))
+        self.folder = folder
+        self.info = info
+        self._names = OutputNames()
+        self._ids: set[str] = set()
+        self._images: list[dict[str, Any]] = []
+        self._panoptic: list[dict[str, Any]] | None = None
+        self._instances: list[dict[str, Any]] | None = None
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Writes the JSON files, after an interruption too: what they list is complete."""
+        if self._panoptic is not None:
+            content = {
+                "images": self._images,
+                "annotations": self._panoptic,
+                "categories": categories(self.info),
+            }
+            write_json(self.folder / "panoptic.json", content)
+        if self._instances is not None:
+            write_json(self.folder / "instances.json", self._instances)
+
+    def add(
+        self, name: str, image_id: int | str, prediction: Prediction, file_name: str = ""
+    ) -> None:
+        """Writes whatever the prediction holds.
+
+        Args:
+            name: of the files, without suffix; may hold folders. A name that is taken, or could not
+                be that of a file in the folder, is changed.
+            image_id: what the JSON files call the image. An id that is taken becomes a text.
+            file_name: of the image; `name` with `.jpg` unless given.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: the numbers of the classes do not fit into a label file.
+        """
+        name = self._names.take(name)
+        image_id = self._unique_id(image_id, name)
+        file_name = encodable(file_name or f"{name}.jpg")
+        if prediction.classes is not None:
+            labels = label_numbers(self.info)[prediction.classes.cpu().numpy()]
+            self._save_png(labels, "classes", name)
+        if prediction.panoptic is not None:
+            ids, segments = prediction.panoptic
+            numbers = ids.cpu().numpy()
+            self._save_png(id_to_rgb(numbers), "panoptic", name)
+            self._panoptic = self._panoptic or []
+            height, width = numbers.shape
+            self._images.append(
+                {"id": image_id, "file_name": file_name, "height": height, "width": width}
+            )
+            self._panoptic.append(
+                {
+                    "image_id": image_id,
+                    "file_name": f"{name}.png",
+                    "segments_info": describe_segments(numbers, segments, self.info),
+                }
+            )
+        if prediction.instances is not None:
+            self._instances = self._instances or []
+            self._instances.extend(
+                self._describe_instances(image_id, file_name, prediction.instances)
+            )
+
+    def _unique_id(self, image_id: int | str, name: str) -> int | str:
+        wanted: int | str = encodable(image_id) if isinstance(image_id, str) else image_id
+        number = 1
+        while json.dumps(wanted) in self._ids:
+            wanted = name if number == 1 else f"{name}_{number}"
+            number += 1
+        self._ids.add(json.dumps(wanted))
+        return wanted
+
+    def _save_png(self, pixels: NDArray[np.integer], kind: str, name: str) -> None:
+        file = self.folder / kind / f"{name}.png"
+        check_inside(self.folder, file.parent)
+        save_image(Image.fromarray(pixels), file)
+
+    def _describe_instances(
+        self, image_id: int | str, file_name: str, found: mfkernels.Instances
+    ) -> Iterator[dict[str, Any]]:
+        for mask, label, score, (left, top, right, bottom) in zip(
+            found.masks.cpu().numpy(),
+            found.labels.tolist(),
+            found.scores.tolist(),
+            found.boxes.tolist(),
+            strict=True,
+        ):
+            if mask.any():
+                yield {
+                    "image_id": image_id,
+                    "file_name": file_name,
+                    "category_id": self.info.category_ids[label],
+                    "score": score,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "segmentation": encode_mask(mask),
+                }
+
+
+def describe_segments(
+    ids: NDArray[np.integer], segments: Sequence[Mapping[str, Any]], info: DatasetInfo
+) -> list[dict[str, Any]]:
+    """The `segments_info` of the COCO panoptic format, with the score besides.
+
+    Args:
+        ids: `[H, W]` segment ids, 0 = void.
+        segments: `id`, `category_id` (class) and `score` of each.
+        info: gives the data set's own category ids.
+    """
+    top = max((segment["id"] for segment in segments), default=0)
+    areas = np.bincount(ids.ravel(), minlength=top + 1)
+    boxes = _boxes(ids, top)
+    return [
+        {
+            "id": segment["id"],
+            "category_id": info.category_ids[segment["category_id"]],
+            "iscrowd": 0,
+            "area": int(areas[segment["id"]]),
+            "bbox": boxes[segment["id"] - 1],
+            "score": segment["score"],
+        }
+        for segment in segments
+    ]
+
+
+def label_numbers(info: DatasetInfo) -> NDArray[np.unsignedinteger]:
+    """The data set's own number of each class, in 8 bit if they fit, else in 16."""
+    low, high = min(info.category_ids), max(info.category_ids)
+    if low < 0 or high >= 2**16:
+        raise OutputError(
+            f"a label file holds the numbers 0..65535, the classes have {low}..{high}"
+        )
+    return np.asarray(info.category_ids, np.uint8 if high < 2**8 else np.uint16)
+
+
+def categories(info: DatasetInfo) -> list[dict[str, Any]]:
+    """The `categories` of the COCO formats."""
+    return [
+        {
+            "id": number,
+            "name": encodable(name),
+            "isthing": int(k in info.things),
+            "color": list(color),
+        }
+        for k, (number, name, color) in enumerate(
+            zip(info.category_ids, info.classes, info.colors, strict=True)
+        )
+    ]
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's compressed run-length encoding of a mask `[H, W]`.
+
+    Runs go down the columns and start with the pixels outside. From the fourth on, each length is
+    written as its difference to the last but one; a number takes five bits a character, the lowest
+    first, and a sixth bit that says whether more follow.
+    """
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    lengths = np.diff(changes, prepend=0, append=flat.size)
+    lengths[3:] -= lengths[1:-2].copy()
+    text = []
+    for number in lengths.tolist():
+        more = True
+        while more:
+            bits = number & 31
+            number >>= 5
+            more = number != (-1 if bits & 16 else 0)
+            text.append(chr(48 + bits + 32 * more))
+    return {"size": list(mask.shape), "counts": "".join(text)}
+
+
+def _boxes(ids: NDArray[np.integer], count: int) -> list[list[int]]:
+    """Left, top, width and height of the segments 1..count of a map; zeros where one is empty."""
+    ends = []
+    for axis, side in ((1, ids.shape[1]), (0, ids.shape[0])):
+        seen = np.zeros((count + 1, side), np.bool_)
+        positions = np.arange(side)
+        seen[ids, positions if axis else positions[:, None]] = True
+        first, last = seen.argmax(1), side - seen[:, ::-1].argmax(1)
+        ends.append(np.where(seen.any(1), (first, last - first), 0)[:, 1:])
+    (left, width), (top, height) = ends
+    return np.stack([left, top, width, height], -1).tolist()

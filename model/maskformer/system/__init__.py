@@ -1,0 +1,4 @@
+"""Files, terminals, signals and processes.
+
+Imports only `maskformer.errors`; every other package may import it.
+"""

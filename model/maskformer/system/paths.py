@@ -1,0 +1,251 @@
+"""Names that came with data: read and written inside their folder, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+
+from maskformer.errors import DatasetError
+from maskformer.system.listing import names_in
+from maskformer.system.text import UNSAFE, escape
+
+NAME_BYTES = 255
+"""What nearly every file system takes for one name."""
+LONGEST = 1024
+"""Bytes of a name with its folders; the system's limit for a path is 4096."""
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_DRIVE_ALONE = re.compile(r"(?<=^[A-Za-z]):$")
+
+
+def name_inside(folder: Path, name: object, what: str) -> str:
+    """A name from data as one relative to its folder; `/` separates folders.
+
+    Names of files elsewhere are refused. `missing_files` looks where links lead.
+
+    Args:
+        folder: where the file is looked for.
+        name: as it came; absolute ones and `..` may come back into the folder.
+        what: where it came from, for the message.
+
+    Raises:
+        DatasetError: no text, empty, a folder, a file outside, or written as Windows does.
+    """
+    if not isinstance(name, str):
+        raise DatasetError(f"{what} must be the name of a file, got {name!r:.100}")
+    fault = _fault(name)
+    if not fault:
+        if not any(part in ("", ".", "..") for part in name.split("/")):
+            return name
+        for base in (str(folder.absolute()), os.path.realpath(folder)):
+            inside = os.path.relpath(
+                os.path.normpath(name if name.startswith("/") else f"{base}/{name}"), base
+            )
+            if inside != "." and inside.partition("/")[0] != "..":
+                return inside
+        fault = f"is outside of {escape(folder)}"
+    raise DatasetError(
+        f"{what} '{escape(name)[:300]}' {fault}; expected a file in its folder, relative to it"
+    )
+
+
+def _fault(name: str) -> str:
+    if not name:
+        return "is empty"
+    if "\0" in name:
+        return "holds NUL"
+    if _DRIVE.match(name) or "\\" in name:
+        return "is written as on Windows, with a drive or backslashes"
+    if name.endswith("/") or name.rpartition("/")[2] in (".", ".."):
+        return "names a folder"
+    return ""
+
+
+def missing_files(folder: Path, names: Sequence[str], root: Path, what: str) -> list[str]:
+    """Which of the names, all from `name_inside`, are not there.
+
+    Each folder is listed once: asking for each of 100,000 files is slow on network drives.
+
+    Args:
+        folder: where they are looked for.
+        names: relative to it.
+        root: links may lead anywhere in the folder or in here, and no further.
+        what: where the names came from, for the message.
+
+    Raises:
+        DatasetError: a link leads outside.
+    """
+    allowed = [folder.resolve(), root.resolve()]
+    listings: dict[str, dict[str, bool]] = {}
+    missing = []
+    for name in names:
+        above, _, last = name.rpartition("/")
+        if above not in listings:
+            listings[above] = names_in(folder / above)
+            if listings[above]:
+                _check_inside(folder / above, allowed, name, what)
+        is_link = listings[above].get(last)
+        if is_link is None:
+            missing.append(name)
+        elif is_link:
+            _check_inside(folder / name, allowed, name, what)
+    return missing
+
+
+def _check_inside(path: Path, allowed: Sequence[Path], name: str, what: str) -> None:
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise DatasetError(f"{what} '{escape(name)}' cannot be followed: {error}") from None
+    if not any(real.is_relative_to(root) for root in allowed):
+        raise DatasetError(
+            f"{what} '{escape(name)}' is a link to {escape(real)}, outside of "
+            f"{escape(allowed[0])}; set the folder to where the files are, or copy them"
+        )
+
+
+class OutputNames:
+    """Gives each result a file name of its own, made of the name that came with its data.
+
+    Names stay as they are where they can: relative, printable, UTF-8, of a length that file systems
+    take, and unlike all others, also where case or the form of accents does not count. Where the
+    name of an image has to differ, the result files that list it carry both names.
+
+    Args:
+        suffix: of the files.
+    """
+
+    def __init__(self, suffix: str = ".png") -> None:
+        self.suffix = suffix
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        self._numbers: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """The name of a file, without suffix; may hold folders where the given one does."""
+        name = self._safe(name)
+        if not self._files.isdisjoint(_above(_key(name))):  # a folder is the name of a file already
+            name = self._shorten(name.replace("/", "_"), "")
+        free, number = name, self._numbers.get(name, 1)
+        while not self._is_free(free):
+            number += 1
+            free = self._shorten(name, f"_{number}")
+        self._numbers[name] = number  # of many images with one name, each would try all numbers
+        key = _key(free + self.suffix)
+        self._files.add(key)
+        self._folders.update(_above(key))
+        return free
+
+    def _is_free(self, name: str) -> bool:
+        key = _key(name + self.suffix)
+        return key not in self._files and key not in self._folders
+
+    def _safe(self, name: str) -> str:
+        parts = [part for part in name.replace("\\", "_").split("/") if part not in ("", ".")]
+        parts = [UNSAFE.sub(_percent, part) for part in parts] or ["image"]
+        parts = ["__" if part == ".." else part for part in parts]
+        parts[0] = _DRIVE_ALONE.sub("_", parts[0])
+        if len("/".join(parts).encode()) > LONGEST:
+            parts = ["_".join(parts)]
+        *above, last = parts
+        above = [_cut(part, NAME_BYTES) for part in above]
+        return "/".join([*above, _cut(last, NAME_BYTES - len(self.suffix))])
+
+    def _shorten(self, name: str, end: str) -> str:
+        above, slash, last = name.rpartition("/")
+        return above + slash + _cut(last, NAME_BYTES - len(self.suffix) - len(end)) + end
+
+
+def _percent(match: re.Match[str]) -> str:
+    """`%1B`: printable, and no file system minds it."""
+    number = ord(match[0])
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"%{number - 0xDC00:02X}"
+    return "".join(f"%{byte:02X}" for byte in match[0].encode(errors="surrogatepass"))
+
+
+def _cut(part: str, limit: int) -> str:
+    """At most `limit` bytes; what was cut off counts in a digest at the end."""
+    encoded = part.encode()
+    if len(encoded) <= limit:
+        return part
+    end = f"-{blake2b(encoded, digest_size=4).hexdigest()}"
+    return encoded[: limit - len(end)].decode(errors="ignore") + end
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _above(name: str) -> list[str]:
+    """All folders on the way to a file."""
+    return [parent.as_posix() for parent in PurePosixPath(name).parents][:-1]
+
+
+def image_ids(names: Sequence[str]) -> list[int | str]:
+    """An id for each image: its name, as a number where it is one (COCO's custom) and no other
+    image's name is the same number.
+    """
+    numbers = [int(name) if name.isdecimal() and len(name) < 19 else None for name in names]
+    seen: dict[int, int] = {}
+    for number in numbers:
+        if number is not None:
+            seen[number] = seen.get(number, 0) + 1
+    return [
+        number if number is not None and seen[number] == 1 else name
+        for name, number in zip(names, numbers, strict=True)
+    ]
+
+
+def folders_and_links_of(files: Iterable[Path]) -> list[Path]:
+    """The folders of files, and those files that are links: everywhere that they can be found."""
+    folders: dict[str, dict[str, bool]] = {}
+    links = []
+    for file in files:
+        above, name = os.path.split(file)
+        if above not in folders:
+            folders[above] = names_in(Path(above))
+        if folders[above].get(name):
+            links.append(file)
+    return [*map(Path, folders), *links]
+
+
+def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
+    """The first of the inputs that a folder is or holds, or None.
+
+    Files are compared, not names: links, mounts and file systems without case count.
+
+    Args:
+        folder: may yet have to be made.
+        inputs: files and folders, and what links directly in them lead to.
+    """
+    if not folder.exists():
+        return None
+    wanted = _identity(folder)
+    known: dict[str, bool] = {}
+    for path in inputs:
+        for real in (str(path.absolute()), os.path.realpath(path)):
+            if _lies_in(real, wanted, known):
+                return path
+    return None
+
+
+def _lies_in(path: str, wanted: tuple[int, int] | None, known: dict[str, bool]) -> bool:
+    if path not in known:
+        above = os.path.split(path)[0]
+        known[path] = _identity(path) == wanted or (
+            above != path and _lies_in(above, wanted, known)
+        )
+    return known[path]
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

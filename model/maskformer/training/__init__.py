@@ -1,0 +1,1 @@
+"""The training loop, its parts and what it leaves on disk."""

@@ -1,0 +1,249 @@
+"""From a recipe to the parts of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from maskformer.config.choices import Backend
+from maskformer.config.load import changed_values
+from maskformer.config.schema import Config, TrainConfig
+from maskformer.data import build_dataset, check_dataset
+from maskformer.data.class_change import class_change
+from maskformer.errors import CheckpointError, ConfigError, DatasetError
+from maskformer.modeling.base import SegmentationModel, build_model, check_size
+from maskformer.modeling.criterion import build_criterion
+from maskformer.output.console import Progress
+from maskformer.output.output_folder import check_output_folder
+from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.signals import Signals
+from maskformer.training.checkpointer import Checkpointer
+from maskformer.training.data import TrainingData
+from maskformer.training.evaluator import Evaluator
+from maskformer.training.optimizer import build_optimizer, build_scheduler
+from maskformer.training.reporter import Reporter
+from maskformer.training.run_checkpoint import (
+    checkpoint_to_resume,
+    count_processes,
+    known_classes,
+    load_recipe,
+    resolve_checkpoint,
+    was_evaluated,
+)
+from maskformer.training.run_folder import check_not_in_use, check_run_folder
+from maskformer.training.signal_agreement import SignalAgreement
+from maskformer.training.trainer import TrainingParts
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+UNCHANGED_LEARNING = (
+    "train.workers",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "eval.",
+    "data.root",
+)
+"""Values of a recipe that a resumed run may replace and still learn the very same."""
+
+
+def build_training(
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    weights: Path | None = None,
+    backend: Backend = "auto",
+    cpu: bool = False,
+) -> TrainingParts:
+    """Makes everything that `Trainer` needs; nothing is written yet.
+
+    Args:
+        config: the recipe.
+        output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`,
+            `predictions/` and `metrics.json`.
+        resume: continue the run in `output` from its last checkpoint.
+        overwrite: replace the run that `output` may hold.
+        weights: a run, or any checkpoint that `from_pretrained` reads, whose weights training
+            starts from; what another number of classes makes unusable starts anew, with a warning.
+        backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
+        cpu: use the CPU even if there is a GPU.
+
+    Raises:
+        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
+            files in the way that are no run's.
+        RunInUseError: another process trains in `output`.
+        OutputError: `output` is or holds data of the recipe.
+        NotADirectoryError, PermissionError: `output` cannot be written.
+        CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
+            other classes, or no ImageNet weights.
+        ConfigError: the recipe does not fit the data or the device.
+        DatasetError: data that cannot be trained on.
+    """
+    check_output_folder(output)
+    check_run_folder(output, resume=resume, overwrite=overwrite)
+    check_not_in_use(output)
+    notes: list[str] = []
+    checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
+    accelerator = build_accelerator(config.train, cpu=cpu)
+    progress = Progress(enabled=accelerator.is_main_process)
+    for note in notes:
+        progress.warn(note)
+    set_seed(config.train.seed)
+    data = build_data(config, output, accelerator, progress)
+    config = data.config
+
+    model = _build_model(config, weights, data, progress, untrained=resume)
+    bare_optimizer = build_optimizer(model, config.train)
+    if checkpoint is not None:
+        _compare_classes(checkpoint, data, progress, resume=True)
+        _compare_recipes(checkpoint, config, accelerator, progress)
+        model.load_weights(checkpoint)
+    criterion = build_criterion(config).to(accelerator.device)
+    prepared, optimizer = accelerator.prepare(model, bare_optimizer)
+    set_seed(config.train.seed, device_specific=True)
+
+    # Several processes also get SIGTERM from their launcher, when one of them has failed.
+    signals = Signals(verbose=accelerator.num_processes == 1)
+    checkpointer = Checkpointer(
+        output,
+        config,
+        data.info,
+        accelerator,
+        prepared,
+        optimizer,
+        signals,
+        progress,
+        overwrite=overwrite,
+    )
+    step = checkpointer.restore(checkpoint) if checkpoint is not None else 0
+    return TrainingParts(
+        train=config.train,
+        accelerator=accelerator,
+        data=data,
+        model=prepared,
+        criterion=criterion,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer.optimizer, config.train, step),
+        signals=SignalAgreement(signals, accelerator, step),
+        checkpointer=checkpointer,
+        evaluator=Evaluator(data, config, accelerator, signals, progress),
+        reporter=Reporter(output, config.train.steps, accelerator, progress),
+        step=step,
+        evaluation_due=checkpoint is not None and not was_evaluated(checkpoint),
+        backend=backend,
+    )
+
+
+def build_accelerator(train: TrainConfig, *, cpu: bool = False) -> Accelerator:
+    """Device, precision and processes.
+
+    Raises:
+        ConfigError: the device does not have the precision.
+    """
+    try:
+        return Accelerator(
+            mixed_precision=PRECISION[train.precision],
+            gradient_accumulation_steps=train.accumulate,
+            cpu=cpu,
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:
+        raise ConfigError(f"train.precision: {error}") from error
+
+
+def build_data(
+    config: Config, output: Path, accelerator: Accelerator, progress: Progress
+) -> TrainingData:
+    """Both splits, looked through by the main process; the config tells the number of classes.
+
+    Raises:
+        OutputError: `output` is or holds data of the recipe.
+        DatasetError: data that cannot be trained on.
+        ConfigError: `model.num_classes` contradicts the data.
+    """
+    train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+    check_output_beside_data(output, config.data, train, val)
+    if accelerator.is_main_process:
+        for split, dataset in (("train", train), ("val", val)):
+            for warning in check_dataset(dataset, title=f"Checking {split} data"):
+                progress.warn(f"{split} data: {warning}")
+    accelerator.wait_for_everyone()
+    if val.info.classes != train.info.classes:
+        raise DatasetError("the train and the val data do not have the same list of classes")
+    config = _with_classes(config, len(train.info.classes))
+    return TrainingData(train, val, config, accelerator, progress)
+
+
+def _with_classes(config: Config, count: int) -> Config:
+    """Fills in the number of classes, or refuses one that contradicts the data."""
+    wanted = config.model.num_classes
+    if wanted not in (None, count):
+        raise ConfigError(
+            f"model.num_classes is {wanted}, but the data set has {count} classes; "
+            "leave it out to take the data set's"
+        )
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"num_classes": count})}
+    )
+
+
+def _build_model(
+    config: Config,
+    weights: Path | None,
+    data: TrainingData,
+    progress: Progress,
+    *,
+    untrained: bool,
+) -> SegmentationModel:
+    """The model with the weights that training starts from; `untrained` spares the ImageNet's."""
+    check_size(config.model)
+    model = build_model(config.model)
+    backbone = config.model.backbone
+    if weights is not None:
+        # Another number of classes is the usual reason to start from a checkpoint.
+        source = resolve_checkpoint(weights)
+        model.load_weights(source, ignore_mismatched_sizes=True)
+        _compare_classes(source, data, progress, resume=False)
+    elif not untrained and (backbone.pretrained or backbone.weights):
+        model.load_backbone_weights(backbone.weights)
+    return model
+
+
+def _compare_classes(source: Path, data: TrainingData, progress: Progress, *, resume: bool) -> None:
+    """Weights know classes by index: names that moved would be learnt anew, one as another."""
+    change = class_change(known_classes(source), data.info.classes)
+    if change is None or not (resume or change.same_count):
+        return  # weights of another number of classes: their head starts anew, which is said
+    if resume and (change.reordered or not change.same_count):
+        raise CheckpointError(
+            f"cannot resume from {source} with other classes: {change.text}; restore "
+            "data.classes, or start a new run with --weights"
+        )
+    progress.warn(
+        f"the classes of {source} are not those of the data: {change.text}. "
+        "Weights follow the index of a class, not its name"
+    )
+
+
+def _compare_recipes(
+    checkpoint: Path, config: Config, accelerator: Accelerator, progress: Progress
+) -> None:
+    """Says what a resumed run does not do as before."""
+    try:
+        before = load_recipe(checkpoint, [])
+    except (ConfigError, CheckpointError):  # of another version, or lost
+        return
+    changes = changed_values(before, config)
+    processes = count_processes(checkpoint), accelerator.num_processes
+    if processes[0] != processes[1]:
+        changes["processes"] = processes
+    if not changes:
+        return
+    text = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+    if all(name.startswith(UNCHANGED_LEARNING) for name in changes):
+        progress.print(f"resumed with {text}")
+    else:
+        progress.warn(f"resumed with {text}: the results will not be those of an uninterrupted run")

@@ -1,0 +1,240 @@
+"""Saves, restores and explains the state of a run in its folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from maskformer.config.load import to_yaml
+from maskformer.config.schema import Config
+from maskformer.data import DatasetInfo
+from maskformer.errors import CheckpointError, DatasetError, TrainingStoppedError, WorkerError
+from maskformer.modeling.base import SegmentationModel
+from maskformer.output.console import Progress
+from maskformer.system.signals import Signals
+from maskformer.system.writing import write_text
+from maskformer.training.optimizer import load_optimizer_state
+from maskformer.training.run_checkpoint import (
+    check_room,
+    checkpoint_size,
+    load_training_state,
+    mark_best,
+    save_checkpoint,
+    save_weights,
+)
+from maskformer.training.run_folder import (
+    CHECKPOINTS,
+    is_run,
+    lock_run,
+    mark_run,
+    remove_leftovers,
+    remove_run,
+)
+from maskformer.weights.locate import RECIPE, find_checkpoint
+
+
+class Checkpointer:
+    """Keeps the checkpoints of a run.
+
+    Args:
+        output: the run folder.
+        config: the recipe, saved with every checkpoint.
+        info: the classes, likewise.
+        model, optimizer: as `Accelerator.prepare` returns them.
+        signals: its wish to save is fulfilled by a save.
+        overwrite: `prepare` replaces the run that `output` may hold.
+
+    Attributes:
+        folder: of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        config: Config,
+        info: DatasetInfo,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        signals: Signals,
+        progress: Progress,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.output = output
+        self.folder = output / CHECKPOINTS
+        self._config = config
+        self._info = info
+        self._accelerator = accelerator
+        self._model = model
+        self._optimizer = optimizer
+        self._signals = signals
+        self._progress = progress
+        self._overwrite = overwrite
+        self._saved_step: int | None = None
+        self._unsaved = False
+        """The last save found no room; it is tried again after the evaluation."""
+        self._score: float | None = None
+
+    def restore(self, checkpoint: Path) -> int:
+        """Takes over all but the weights of the model; returns the step.
+
+        Raises:
+            CheckpointError: a missing or unreadable file, or other groups of parameters.
+        """
+        state = load_training_state(checkpoint, self._accelerator.process_index)
+        try:
+            step = int(state["step"])
+            load_optimizer_state(self._optimizer.optimizer, state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
+        if state["scaler"] is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._saved_step = step
+        return step
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder.
+
+        Raises:
+            RunInUseError: one does.
+        """
+        main = self._accelerator.is_main_process
+        with lock_run(self.output) if main else nullcontext("") as why:
+            if why:
+                self._progress.warn(f"{self.output} cannot be locked against other runs: {why}")
+            yield
+
+    def prepare(self) -> None:
+        """Makes the folder ready for a run, and removes the one that it replaces.
+
+        Raises:
+            DiskFullError: there is no room for a checkpoint.
+        """
+        if not self._accelerator.is_main_process:
+            return
+        needed = checkpoint_size(self._bare_model())
+        if warning := check_room(self.output, needed, overwrite=self._overwrite):
+            self._progress.warn(warning)
+        if self._overwrite and is_run(self.output):
+            remove_run(self.output)
+        remove_leftovers(self.output)
+        mark_run(self.output)
+        write_text(self.output / RECIPE, to_yaml(self._config))
+
+    def save(self, step: int, *, required: bool, again: bool = False) -> None:
+        """Saves the run; called by every process.
+
+        Args:
+            required: a disk that refuses ends training; at least the weights are kept somewhere.
+            again: it will be tried again after the evaluation.
+
+        Raises:
+            CheckpointError: the disk refuses, and training cannot go on.
+        """
+        asked_for, self._signals.save = self._signals.save, False
+        try:
+            save_checkpoint(
+                self.folder,
+                step,
+                self._bare_model(),
+                self._state(step),
+                self._config,
+                self._info,
+                self._accelerator,
+            )
+            self._unsaved = False
+        except CheckpointError as error:
+            if again and self._accelerator.num_processes == 1:
+                self._unsaved = True
+                self._progress.warn(f"{error} It is tried again after the evaluation.")
+            elif required or again:
+                raise CheckpointError(f"{error} {self._save_weights(step)}") from error
+            else:
+                self._progress.warn(f"{error} Training goes on.")
+            return
+        self._saved_step = step
+        if asked_for:
+            self._progress.print(f"saved step {step}/{self._config.train.steps} (SIGUSR2)")
+
+    def find_last(self) -> Path | None:
+        """The last complete checkpoint."""
+        return find_checkpoint(self.folder)
+
+    def add_score(self, step: int, score: float) -> None:
+        """Notes what the evaluation of a saved step found, and which step is the best."""
+        self._score = score
+        if self._accelerator.is_main_process:
+            try:
+                mark_best(self.folder, step, score)
+            except CheckpointError as error:
+                self._progress.warn(f"{error} Training goes on.")
+
+    @contextmanager
+    def saved_in_the_end(self, step: int) -> Iterator[None]:
+        """Whatever comes of the last evaluation: a model that found no room gets another chance."""
+        try:
+            yield
+        finally:
+            if self._unsaved:
+                self.save(step, required=True)
+                if self._score is not None:
+                    mark_best(self.folder, step, self._score)
+
+    def stopped(self, step: int) -> TrainingStoppedError:
+        """The error that ends a run after a signal; saves the step if it is not saved yet."""
+        self._save_if_missing(step)
+        return TrainingStoppedError(
+            self._signals.stop,
+            f"stopped at step {step}/{self._config.train.steps}; the checkpoint is complete. "
+            f"Continue with: {self._how_to_resume()}",
+        )
+
+    def with_advice(
+        self, error: DatasetError | WorkerError, step: int
+    ) -> DatasetError | WorkerError:
+        """The error with what to do next; saves the step if it is not saved yet."""
+        self._save_if_missing(step)
+        kind = WorkerError if isinstance(error, WorkerError) else DatasetError
+        remedy = "then" if kind is WorkerError else "mend the data, then"
+        return kind(f"{error}\nStep {step} is saved; {remedy} {self._how_to_resume()}")
+
+    def _bare_model(self) -> SegmentationModel:
+        model: SegmentationModel = self._accelerator.unwrap_model(self._model)
+        return model
+
+    def _state(self, step: int) -> dict[str, Any]:
+        scaler = self._accelerator.scaler
+        return {
+            "step": step,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _save_if_missing(self, step: int) -> None:
+        """The last chance: no process may still be in the middle of a step."""
+        if self._saved_step != step and not self._unsaved:
+            self.save(step, required=True)
+
+    def _save_weights(self, step: int) -> str:
+        """The last resort; tells what to do next."""
+        try:
+            folder = save_weights(self.output, step, self._bare_model(), self._config, self._info)
+        except CheckpointError as error:
+            return f"{error} Free room on the disk, then {self._how_to_resume()}"
+        return (
+            f"The model of step {step}, without the training state, is in {folder}: evaluate "
+            "and predict take it with --checkpoint, a new run with --weights. Free room on the "
+            "disk before the next run"
+        )
+
+    def _how_to_resume(self) -> str:
+        return f"maskformer train --resume --output {shlex.quote(str(self.output))}"

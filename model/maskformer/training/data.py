@@ -1,0 +1,54 @@
+"""Both splits of a data set, and the batches of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from maskformer.config.schema import Config
+from maskformer.data import Dataset, DatasetInfo, Normalize, TrainLoader, TrainTransform
+from maskformer.output.console import Progress
+
+
+@dataclass
+class TrainingData:
+    """The data that a recipe trains on and is scored on.
+
+    Attributes:
+        train, val: both splits; they have the same classes.
+        config: augmentation, size of the batches and seed.
+    """
+
+    train: Dataset
+    val: Dataset
+    config: Config
+    accelerator: Accelerator
+    progress: Progress
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The classes."""
+        return self.train.info
+
+    def loader(self, step: int) -> TrainLoader:
+        """The batches of this process from a step on; `train.accumulate` of them are a step.
+
+        Raises:
+            ConfigError: processes and `train.accumulate` do not divide `train.batch_size`.
+        """
+        train = self.config.train
+        return TrainLoader(
+            self.train,
+            TrainTransform(self.config.data.augmentation),
+            train.batch_size,
+            train.seed,
+            start_step=step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=train.workers,
+            accumulate=train.accumulate,
+            normalize=Normalize.from_config(self.config.model),
+            pin_memory=self.accelerator.device.type == "cuda",
+            warn=self.progress.warn,
+        )

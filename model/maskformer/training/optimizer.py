@@ -1,0 +1,90 @@
+"""AdamW with the parameter groups of the paper's recipes, and their learning-rate schedules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskformer.config.schema import TrainConfig
+
+NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+    FrozenBatchNorm2d,
+)
+POSITION_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters by learning rate and weight decay.
+
+    The backbone learns at `lr * backbone_lr_multiplier`. Norm layers, embeddings and position
+    tables are not decayed; biases of linear and convolution layers are (paper appendix A; official
+    optimiser rules).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            in_backbone = "backbone" in module_name.split(".")
+            free = isinstance(module, (*NORMS, nn.Embedding)) or name in POSITION_NAMES
+            lr = config.lr * (config.backbone_lr_multiplier if in_backbone else 1.0)
+            groups[lr, 0.0 if free else config.weight_decay].append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (betas 0.9, 0.999; eps 1e-8), fused: it can skip a bad step without asking the host."""
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, start_step: int = 0
+) -> LambdaLR:
+    """Learning rate of step t: warm-up times polynomial decay or the steps' factors.
+
+    The rate follows from the recipe and the step alone, so resuming is starting at a step.
+    """
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return LambdaLR(optimizer, partial(learning_rate_factor, config=config), start_step - 1)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over the moments of a saved `state_dict`; the recipe's rates and decays stay.
+
+    Raises:
+        ValueError: the parameters were grouped differently, so that the moments would go astray.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [g["params"] for g in state["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError(
+            "the saved optimizer groups the parameters differently: train.weight_decay or "
+            "train.backbone_lr_multiplier became, or ceased to be, 0 or 1; keep those of the run"
+        )
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """What the base rate is multiplied by at `step` (0-based)."""
+    warmup = 1.0
+    if step < config.warmup_steps:
+        done = step / config.warmup_steps
+        warmup = config.warmup_factor * (1 - done) + done
+    if config.schedule == "poly":
+        return float(warmup * max(0.0, 1 - step / config.steps) ** config.poly_power)
+    passed = sum(step >= milestone for milestone in config.milestones)
+    return float(warmup * config.milestone_factor**passed)

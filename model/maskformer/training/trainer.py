@@ -1,0 +1,205 @@
+"""The training loop. `build_training` makes its parts from a recipe; a program may bring others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+import mfkernels
+from maskformer.config.choices import Backend
+from maskformer.config.schema import TrainConfig
+from maskformer.data import Batch
+from maskformer.errors import DatasetError, TrainingDivergedError, WorkerError
+from maskformer.evaluation.evaluate import Evaluation
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.criterion import PerPixelCriterion
+from maskformer.system.signals import Interrupted
+from maskformer.training.checkpointer import Checkpointer
+from maskformer.training.data import TrainingData
+from maskformer.training.evaluator import Evaluator
+from maskformer.training.log_window import LogWindow
+from maskformer.training.reporter import Reporter
+from maskformer.training.signal_agreement import SignalAgreement
+
+
+@dataclass
+class TrainingParts:
+    """What the loop works with.
+
+    Attributes:
+        train: when to log, save and evaluate, for how many steps, and how gradients are clipped.
+        data: its `loader(step)` gives the batches from a step on.
+        model, optimizer: as `Accelerator.prepare` returns them.
+        criterion: on the device of the accelerator.
+        scheduler: of the optimizer, at `step`.
+        step: how many steps are done already.
+        evaluation_due: the evaluation of `step` did not come to its end.
+        backend: of the mfkernels operations, see `mfkernels.use_backend`.
+    """
+
+    train: TrainConfig
+    accelerator: Accelerator
+    data: TrainingData
+    model: nn.Module
+    criterion: mfkernels.MaskFormerCriterion | PerPixelCriterion
+    optimizer: AcceleratedOptimizer
+    scheduler: LRScheduler
+    signals: SignalAgreement
+    checkpointer: Checkpointer
+    evaluator: Evaluator
+    reporter: Reporter
+    step: int = 0
+    evaluation_due: bool = False
+    backend: Backend = "auto"
+
+
+class Trainer:
+    """Runs the loop over parts that are ready.
+
+    Attributes:
+        step: how many steps are done.
+        skipped: steps left out because their gradient was not finite; a scalar on the device.
+    """
+
+    def __init__(self, parts: TrainingParts) -> None:
+        self.parts = parts
+        self.step = parts.step
+        self.skipped = torch.zeros((), device=parts.accelerator.device)
+
+    @property
+    def bare_model(self) -> SegmentationModel:
+        """The model without the wrappers of distributed training."""
+        model: SegmentationModel = self.parts.accelerator.unwrap_model(self.parts.model)
+        return model
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the last step, evaluates, and returns the metrics of the final model.
+
+        Raises:
+            TrainingStoppedError: a signal came; the last finished step was saved.
+            TrainingDivergedError: gradients stopped being finite.
+            CheckpointError: the last checkpoint could not be written.
+            DatasetError, WorkerError: no batch could be had; the last finished step was saved.
+            DiskFullError: there is no room for a checkpoint; nothing was trained.
+            RunInUseError: another process trains in the run folder.
+        """
+        parts = self.parts
+        with parts.checkpointer.locked():
+            loader = parts.data.loader(self.step)
+            parts.checkpointer.prepare()
+            with (
+                parts.signals,
+                mfkernels.use_backend(parts.backend),
+                parts.reporter.open(self.step),
+            ):
+                return self._loop(iter(loader))
+
+    def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
+        train, parts = self.parts.train, self.parts
+        due = self.step % train.evaluate_every == 0 and 0 < self.step < train.steps
+        if parts.evaluation_due and due:
+            self._evaluate()  # something ended it before the run was resumed
+        window = LogWindow(parts.accelerator)
+        while self.step < train.steps:
+            self._train_step(self._wait_for_batches(batches, window), window)
+            self.step += 1
+            parts.reporter.advance(self.step)
+            done = self.step == train.steps
+            if done or self.step % train.log_every == 0:
+                self._log(window)
+                window = LogWindow(parts.accelerator)
+            with window.clock_stopped():
+                due = done or self.step % train.evaluate_every == 0
+                stop, save = parts.signals.agree(self.step, now=due)
+                # Before an evaluation, which may take long: whatever ends it, the step is saved.
+                if stop or save or due or self.step % train.checkpoint_every == 0:
+                    parts.checkpointer.save(self.step, required=stop, again=done and not stop)
+                if stop:
+                    raise parts.checkpointer.stopped(self.step)
+                if due and not done:
+                    self._evaluate()
+        with parts.checkpointer.saved_in_the_end(self.step):
+            return parts.reporter.finish(self.step, self._evaluate())
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Saves what is done when a signal, or data that cannot be used, ends a wait.
+
+        Not where several processes train: the others would not come to save together.
+        """
+        alone = self.parts.accelerator.num_processes == 1
+        try:
+            with self.parts.signals.interruptible(alone):
+                yield
+        except Interrupted:
+            raise self.parts.checkpointer.stopped(self.step) from None
+        except (DatasetError, WorkerError) as error:
+            if self.step == 0 or not alone:
+                raise
+            raise self.parts.checkpointer.with_advice(error, self.step) from error
+
+    def _wait_for_batches(self, batches: Iterator[Batch], window: LogWindow) -> list[Batch]:
+        """All batches of a step, before it changes anything: what goes wrong costs no step."""
+        start = time.perf_counter()
+        with self._between_steps():
+            step = [next(batches) for _ in range(self.parts.train.accumulate)]
+        window.waited += time.perf_counter() - start
+        return step
+
+    def _train_step(self, batches: list[Batch], window: LogWindow) -> None:
+        parts, accelerator = self.parts, self.parts.accelerator
+        parts.model.train()
+        for batch in batches:
+            batch = batch.to(accelerator.device, non_blocking=True)
+            with accelerator.accumulate(parts.model):
+                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets)
+                loss = parts.criterion.total(losses)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(
+                        parts.model.parameters(), parts.train.clip_norm
+                    )
+                    self._update(norm)
+                    window.add_norm(norm)
+            window.add_losses(losses, loss, len(batch.names))
+        window.steps += 1
+
+    def _update(self, norm: Tensor) -> None:
+        """One optimiser step, which the fused kernel leaves out when the gradient is not finite."""
+        parts = self.parts
+        if parts.train.precision != "fp16":  # there the loss scaler does the same
+            bad = (~torch.isfinite(norm)).float()
+            self.skipped += bad
+            parts.optimizer.optimizer.found_inf = bad
+        parts.optimizer.step()
+        parts.scheduler.step()
+        parts.optimizer.zero_grad()
+
+    def _log(self, window: LogWindow) -> None:
+        values = window.summary()
+        values["lr"] = float(self.parts.scheduler.get_last_lr()[0])
+        values["skipped_steps"] = self.skipped.item()
+        if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
+            values["bad_costs"] = self.parts.criterion.bad_costs.item()
+        self.parts.reporter.log(self.step, values, window)
+        if window.steps > 1 and window.all_norms_bad():
+            raise TrainingDivergedError(
+                f"no finite gradient in the {window.steps} steps before step {self.step}; all were "
+                f"skipped. The last checkpoint is {self.parts.checkpointer.find_last()}. "
+                "Lower train.lr or train in bf16."
+            )
+
+    def _evaluate(self) -> Evaluation:
+        with self._between_steps():
+            evaluation = self.parts.evaluator(self.bare_model)
+        self.parts.reporter.add_evaluation(self.step, evaluation)
+        self.parts.checkpointer.add_score(self.step, evaluation.score)
+        return evaluation

@@ -1,0 +1,70 @@
+"""Our own folders: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from maskformer.config.load import parse_model_config
+from maskformer.config.schema import ModelConfig
+from maskformer.errors import ConfigError
+from maskformer.system.documents import check
+from maskformer.system.writing import write_json
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
+from maskformer.weights.name_map import identity_names
+from maskformer.weights.schemas import NativeConfig
+
+LIBRARY = "maskformer"
+"""Tells our `config.json` from that of `transformers`."""
+
+
+def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in a folder whose `config.json` holds `values`.
+
+    Raises:
+        FileNotFoundError: no weights.
+        ConfigError: the configuration is of no model of this version.
+        WeightsError: the weights are damaged.
+    """
+    config, classes = read_config(folder, values)
+    file = folder / WEIGHTS_FILE
+    return Checkpoint(file, config, read_tensors(file), identity_names(), classes)
+
+
+def read_config(
+    folder: Path, values: Mapping[str, Any]
+) -> tuple[ModelConfig, tuple[str, ...] | None]:
+    """The model and the names of its classes in a `config.json` of ours.
+
+    Raises:
+        ConfigError: it describes no model of this version.
+    """
+    try:
+        native = check(NativeConfig, values)
+        return parse_model_config(native.model), native.classes
+    except ConfigError as error:
+        file = folder / CONFIG_FILE
+        raise ConfigError(f"{file} describes no model of this version: {error}") from None
+
+
+def write(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    classes: tuple[str, ...] | None,
+) -> None:
+    """Writes a folder that `read` reads.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_FILE, weights)
+    values: dict[str, Any] = {"library": LIBRARY, "model": config.model_dump(mode="json")}
+    if classes is not None:
+        values["classes"] = list(classes)
+    write_json(folder / CONFIG_FILE, values, indent=2)

@@ -1,0 +1,122 @@
+"""Opens and writes checkpoints of every format: which one a checkpoint has shows in its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import huggingface_hub
+from torch import Tensor
+
+from maskformer.config.choices import Format
+from maskformer.config.schema import ModelConfig
+from maskformer.errors import HubError
+from maskformer.system.documents import read_mapping
+from maskformer.weights import huggingface, native, official
+from maskformer.weights.checkpoint import Checkpoint
+from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
+from maskformer.weights.locate import find_local
+from maskformer.weights.preprocessor import PREPROCESSOR_FILE
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
+    """Reads a checkpoint: ours, a folder of `transformers`, or an official file.
+
+    Raises:
+        FileNotFoundError: nothing there, or a file is missing.
+        HubError: the hub cannot be reached or has no such model.
+        ConfigError: the configuration is damaged or that of another model.
+        ValueError: a file is damaged, holds code, or belongs to another architecture.
+    """
+    path = find(path_or_hub_id)
+    if path.is_file():
+        return official.read(path)
+    values = read_mapping(path / CONFIG_FILE)
+    native_folder = values.get("library") == native.LIBRARY
+    return (native if native_folder else huggingface).read(path, values)
+
+
+def write_checkpoint(
+    folder: Path,
+    form: Format,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    classes: tuple[str, ...] | None,
+    leftovers: Mapping[str, Tensor],
+) -> None:
+    """Writes a checkpoint.
+
+    Args:
+        folder: of an official checkpoint, also its file.
+        form: `"native"`, `"hf"` or `"official"`.
+        config: of the model.
+        weights: its entries under our names.
+        classes: the names of its classes.
+        leftovers: unused entries of the checkpoint that it came from, written back as they were.
+
+    Raises:
+        WeightsError: the format cannot express this model.
+        ValueError: no such format.
+        OSError: the folder cannot be written.
+    """
+    if form == "native":
+        native.write(folder, config, weights, classes)
+    elif form == "hf":
+        huggingface.write(folder, config, weights, classes, leftovers)
+    elif form == "official":
+        official.write(folder, config, weights, leftovers)
+    else:
+        raise ValueError(f"format must be 'native', 'hf' or 'official', got {form!r}")
+
+
+def read_class_names(folder: Path) -> tuple[str, ...] | None:
+    """The names of the classes in a folder of a model, or None.
+
+    Raises:
+        ConfigError: the configuration is damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    values = read_mapping(folder / CONFIG_FILE)
+    names = values.get("classes") or (
+        huggingface.class_names(values) if "id2label" in values else None
+    )
+    if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None  # transformers' own names for classes without any
+    return tuple(names)
+
+
+def find(path_or_hub_id: str | Path) -> Path:
+    """A local file or folder (of a run, that of its checkpoint; see `find_local`), or the hub's
+    files in the local cache.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        HubError: the hub cannot be reached or has no such model.
+    """
+    path = Path(path_or_hub_id)
+    if path.exists():
+        return find_local(path) or path
+    if path.suffix in WEIGHT_SUFFIXES:
+        raise FileNotFoundError(f"no such file: {path}")
+    if not _HUB_ID.fullmatch(str(path_or_hub_id)):
+        raise FileNotFoundError(f"no such folder: {path}")
+    try:
+        return _download(str(path_or_hub_id))
+    except (OSError, ValueError) as error:
+        raise HubError(
+            f"'{path_or_hub_id}' is no local folder, and the Hugging Face hub failed: {error}"
+        ) from error
+
+
+def _download(hub_id: str) -> Path:
+    small = [CONFIG_FILE, PREPROCESSOR_FILE]
+    kinds = (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json"])
+    for patterns in kinds:  # the second only where the first finds no weights
+        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=small + patterns))
+        if any((folder / name).exists() for name in huggingface.WEIGHT_FILES):
+            break
+    return folder

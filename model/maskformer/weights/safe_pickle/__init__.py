@@ -1,0 +1,1 @@
+"""Pickled files, read without running what they hold."""

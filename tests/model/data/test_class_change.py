@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from maskformer.data.class_change import class_change
+
+
+def test_the_same_names_are_no_change() -> None:
+    assert class_change(["a", "B "], ["A", "b"]) is None
+    assert class_change(None, ["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "reordered", "text"),
+    [
+        (["a", "b", "c"], ["c", "b", "a"], True, "class 0 is 'a' there and 'c' in the data, and 1"),
+        (["a", "b"], ["a", "x"], False, "class 1 is 'b' there and 'x' in the data"),
+        (["x", "a", "b"], ["y", "b", "z"], True, "class 2 is 'b' there and 'z' in the data"),
+        (["a", "a", "b"], ["b", "a", "a"], True, "class 2 is 'b'"),
+        (["a", "a", "b"], ["a", "c", "b"], False, "class 1 is 'a'"),
+    ],
+)
+def test_changes(known: list[str], given: list[str], reordered: bool, text: str) -> None:
+    change = class_change(known, given)
+    assert change is not None
+    assert change.same_count
+    assert change.reordered is reordered
+    assert text in change.text
+
+
+def test_another_count_is_no_order() -> None:
+    change = class_change(["a", "b"], ["b"])
+    assert change is not None
+    assert not change.same_count
+    assert change.text == "it knows 2 classes, the data set has 1"

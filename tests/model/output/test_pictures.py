@@ -1,0 +1,189 @@
+"""Colours, overlays and legends."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskformer.config.schema import ShapesConfig
+from maskformer.data import DatasetInfo, Shapes
+from maskformer.data.palette import palette
+from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
+from maskformer.inference.segmentation import Segmentation
+from maskformer.output.pictures import (
+    OUTLINE,
+    PANEL_SIDE,
+    VOID,
+    overlay,
+    overlay_with_legend,
+    segment_colors,
+    side_by_side,
+)
+
+INFO = DatasetInfo(
+    ("car", "road", "sky"), frozenset({0}), ((200, 0, 0), (0, 200, 0), (0, 0, 200)), (1, 2, 3)
+)
+
+
+def has_color(picture, color):
+    return bool((picture == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all(0).any())
+
+
+def test_palette_is_stable_and_distinct():
+    colors = palette(1000)
+    assert palette(150) == colors[:150]
+    assert palette(0) == ()
+    assert len(set(colors)) == 1000
+    nearest = min(
+        sum(abs(x - y) for x, y in zip(a, b, strict=True))
+        for a, b in itertools.combinations(palette(40), 2)
+    )
+    assert nearest > 40
+    assert all(0 <= channel <= 255 for color in colors for channel in color)
+
+
+def test_things_of_a_class_differ_and_stuff_does_not():
+    colors = segment_colors([0, 0, 1, 1, 0], INFO)
+    assert colors[0] == (200, 0, 0)
+    assert len({colors[0], colors[1], colors[4]}) == 3
+    assert colors[2] == colors[3] == (0, 200, 0)
+
+
+def test_overlay_by_hand():
+    image = torch.full((3, 4, 6), 100, dtype=torch.uint8)
+    segments = torch.tensor([[0, 0, 0, -1, -1, -1]]).expand(4, 6)
+    picture = overlay(image, Segmentation(segments, torch.tensor([1])), INFO, opacity=0.5)
+    assert picture.dtype == torch.uint8
+    assert picture.shape == image.shape
+    assert picture[:, 1, 0].tolist() == [50, 150, 50]
+    assert picture[:, 1, 2].tolist() == list(OUTLINE)
+    assert picture[:, 1, 4].tolist() == [30, 30, 30]
+    assert image.unique().tolist() == [100]
+
+
+def test_nothing_to_draw():
+    image = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+    nothing = Segmentation(torch.full((8, 8), -1), torch.zeros(0, dtype=torch.int64))
+    assert overlay(image, nothing, INFO).unique().tolist() == [30]
+    assert side_by_side(image, nothing, nothing, INFO).shape[0] == 3
+
+
+def test_the_three_sources_agree():
+    sample = Shapes(ShapesConfig(), "val")[4]
+    info = Shapes.info
+    truth = Segmentation.from_sample(sample)
+    again = Segmentation.from_panoptic(*ground_truth_as_panoptic(sample))
+    assert not sample.crowd.any()
+    assert torch.equal(overlay(sample.image, truth, info), overlay(sample.image, again, info))
+    semantic = Segmentation.from_semantic(sample.semantic_map())
+    assert semantic.labels.tolist() == sorted(set(sample.labels.tolist()))
+    assert torch.equal(
+        torch.where(semantic.segments >= 0, semantic.labels[semantic.segments.clamp(min=0)], -1),
+        sample.semantic_map(),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900))
+def test_panels_are_neither_tiny_nor_huge(height, width):
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    label_map = Segmentation.from_semantic(torch.ones(height, width, dtype=torch.int64))
+    picture = side_by_side(image, label_map, label_map, INFO)
+    low, high = PANEL_SIDE
+    assert min(height, width) == 1 or low <= max(picture.shape[1], picture.shape[2] // 3)
+    assert picture.shape[1] < high + 200
+    assert picture.shape[2] < 3 * high + 100
+
+
+def test_without_ground_truth_there_are_two_panels():
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    drawn = Segmentation.from_semantic(torch.ones(400, 400, dtype=torch.int64))
+    two = side_by_side(image, None, drawn, INFO)
+    three = side_by_side(image, drawn, drawn, INFO)
+    assert three.shape[2] - two.shape[2] == 412
+
+
+def test_legend_names_what_is_drawn():
+    image = torch.full((3, 400, 400), 128, dtype=torch.uint8)
+    label_map = torch.zeros(400, 400, dtype=torch.int64)
+    label_map[:200] = 2
+    picture = overlay_with_legend(image, Segmentation.from_semantic(label_map), INFO)
+    legend = picture[:, 400:]
+    assert picture.shape[2] == 400
+    assert has_color(legend, (200, 0, 0))
+    assert has_color(legend, (0, 0, 200))
+    assert not has_color(legend, (0, 200, 0))
+
+
+def test_long_legends_wrap_and_end():
+    names = tuple(f"a rather long name {k}" for k in range(150))
+    info = DatasetInfo(names, frozenset(), palette(150), tuple(range(150)))
+    label_map = (torch.arange(400 * 400) % 150).reshape(400, 400)
+    heights = [
+        overlay_with_legend(
+            torch.zeros(3, 400, 400, dtype=torch.uint8), Segmentation.from_semantic(classes), info
+        ).shape[1]
+        for classes in (label_map % 2, label_map % 8, label_map)
+    ]
+    assert heights[0] < heights[1] < heights[2] < 600
+
+
+def test_small_pictures_are_enlarged_and_large_ones_keep_their_size():
+    drawn = Segmentation.from_semantic(torch.zeros(20, 30, dtype=torch.int64))
+    picture = overlay_with_legend(torch.zeros(3, 20, 30, dtype=torch.uint8), drawn, INFO)
+    assert picture.shape[2] == PANEL_SIDE[0]
+    assert picture.shape[1] > 240
+    assert picture[:, 239, 359].any()  # the overlay reaches its corner
+    drawn = Segmentation.from_semantic(torch.zeros(90, 1000, dtype=torch.int64))
+    picture = overlay_with_legend(torch.zeros(3, 90, 1000, dtype=torch.uint8), drawn, INFO)
+    assert picture.shape[2] == 1000
+
+
+def test_instances_lie_over_each_other_and_leave_the_rest_alone():
+    masks = torch.zeros(3, 4, 9, dtype=torch.bool)
+    masks[0, :, :6] = masks[1, :, 3:] = masks[2] = True
+    drawn = Segmentation.from_instances(
+        masks, torch.tensor([0, 2, 1]), torch.tensor([0.9, 0.8, 0.1]), min_score=0.5
+    )
+    assert drawn.labels[drawn.segments][0].tolist() == [0] * 6 + [2] * 3
+    picture = overlay(torch.full((3, 4, 9), 100, dtype=torch.uint8), drawn, INFO, opacity=0.5)
+    assert picture[:, 1, 0].tolist() == [150, 50, 50]
+    assert picture[:, 1, 7].tolist() == [50, 50, 150]
+    few = Segmentation.from_instances(masks[:1], torch.tensor([0]), torch.tensor([0.9]))
+    image = torch.full((3, 4, 9), 100, dtype=torch.uint8)
+    assert overlay(image, few, INFO)[:, 1, 8].tolist() == [100, 100, 100]
+    legend = overlay_with_legend(image, few, INFO)[:, 160:]  # 4 x 9 became 160 x 360
+    assert has_color(legend, (200, 0, 0))
+    assert not has_color(legend, VOID)
+    none = Segmentation.from_instances(masks[:0], torch.zeros(0).long(), torch.zeros(0))
+    assert torch.equal(overlay(image, none, INFO), image)
+
+
+def test_impossible_pictures():
+    image = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    fits = Segmentation(torch.zeros(4, 6, dtype=torch.int64), torch.tensor([0]))
+    small = Segmentation(torch.zeros(4, 5, dtype=torch.int64), torch.tensor([0]))
+    unknown = Segmentation(torch.zeros(4, 6, dtype=torch.int64), torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"size of the image \[4, 6\], got \[4, 5\]"):
+        overlay(image, small, INFO)
+    with pytest.raises(ValueError, match=r"prediction must have the size of the image \[4, 6\]"):
+        side_by_side(image, fits, small, INFO)
+    with pytest.raises(ValueError, match=r"must hold classes in 0..2, got \[3\]"):
+        overlay(image, unknown, INFO)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"colors": ()}, "one entry per class, got 3, 0 and 3"),
+        ({"things": frozenset({3})}, r"things must lie in 0..2, got \[3\]"),
+    ],
+)
+def test_impossible_classes(change, said):
+    values = {name: getattr(INFO, name) for name in ("classes", "things", "colors", "category_ids")}
+    with pytest.raises(ValueError, match=said):
+        DatasetInfo(**values | change)

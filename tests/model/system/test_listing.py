@@ -1,0 +1,48 @@
+"""What counts as a file of a folder: links, loops and hidden names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskformer.errors import DatasetError
+from maskformer.system.listing import list_files
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_files_below_a_folder(tmp_path: Path) -> None:
+    make(tmp_path, "b.jpg", "deep/er/a.jpg", ".hidden.jpg", ".ipynb_checkpoints/b.jpg", "._b.jpg")
+    assert list_files(tmp_path) == ["b.jpg", "deep/er/a.jpg"]
+
+
+def test_links(tmp_path: Path) -> None:
+    make(tmp_path, "x/b/1.jpg", "elsewhere/2.jpg")
+    (tmp_path / "x/a").symlink_to("b")  # the real folder gives the name
+    (tmp_path / "x/c").symlink_to("../elsewhere")
+    (tmp_path / "x/3.jpg").symlink_to("b/1.jpg")  # an entry of its own
+    (tmp_path / "x/4.jpg").symlink_to("nowhere")
+    (tmp_path / "x/5.jpg").symlink_to("5.jpg")
+    assert list_files(tmp_path / "x") == ["3.jpg", "4.jpg", "5.jpg", "b/1.jpg", "c/2.jpg"]
+
+
+def test_loops(tmp_path: Path) -> None:
+    make(tmp_path, "x/1.jpg", "x/y/2.jpg", "z/3.jpg")
+    for number in range(5):
+        (tmp_path / f"x/back{number}").symlink_to("../x")
+        (tmp_path / f"x/y/up{number}").symlink_to("..")
+        (tmp_path / f"z/over{number}").symlink_to("../x")
+    assert list_files(tmp_path / "x") == ["1.jpg", "y/2.jpg"]
+    assert list_files(tmp_path / "z") == ["3.jpg", "over0/1.jpg", "over0/y/2.jpg"]
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"folder .*nowhere cannot be read"):
+        list_files(tmp_path / "nowhere")
