@@ -7,6 +7,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -144,8 +145,8 @@ def predict_images(
 
     Raises:
         OSError: `out` cannot be written.
-        ValueError: `out` is or holds the folder of an image, or model and classes do not allow the
-            mode.
+        OutputError: `out` is or holds the folder of an image.
+        UsageError: model and classes do not allow the mode.
     """
     if tta and mode != "semantic":
         raise UsageError(
@@ -163,6 +164,15 @@ def predict_images(
     what = config.eval.model_copy(
         update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
     )
+    predict = partial(
+        predict_batch,
+        model,
+        info=info,
+        config=what,
+        device=device,
+        tta=AugmentedViews.from_config(config) if tta else None,
+        with_instances=mode == "instance",
+    )
     failures = 0
     model.eval()
     with (
@@ -172,15 +182,7 @@ def predict_images(
         for file, name, image_id in zip(files, names, ids, strict=True):
             try:
                 sample = _load(file)
-                [prediction] = predict_batch(
-                    model,
-                    processor.batch([sample]),
-                    info,
-                    what,
-                    device,
-                    tta=AugmentedViews.from_config(config) if tta else None,
-                    with_instances=mode == "instance",
-                )
+                [prediction] = predict(processor.batch([sample]))
             except DatasetError as error:
                 progress.warn(str(error))
                 failures += 1

@@ -173,15 +173,23 @@ class Trainer:
         window.steps += 1
 
     def _update(self, norm: Tensor) -> None:
-        """One optimiser step, which the fused kernel leaves out when the gradient is not finite."""
-        parts = self.parts
+        """One optimiser step, left out when the gradient is not finite.
+
+        A fused kernel leaves it out by itself, without asking the host.
+        """
+        parts, optimizer = self.parts, self.parts.optimizer
+        step = True
         if parts.train.precision != "fp16":  # there the loss scaler does the same
             bad = (~torch.isfinite(norm)).float()
             self.skipped += bad
-            parts.optimizer.optimizer.found_inf = bad
-        parts.optimizer.step()
+            if optimizer.optimizer.defaults.get("fused"):
+                optimizer.optimizer.found_inf = bad
+            else:
+                step = not bad
+        if step:
+            optimizer.step()
         parts.scheduler.step()
-        parts.optimizer.zero_grad()
+        optimizer.zero_grad()
 
     def _log(self, window: LogWindow) -> None:
         values = window.summary()

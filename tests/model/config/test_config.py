@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
-from maskformer.config.schema import Config, config_names
+from maskformer.config.recipes import config_names
+from maskformer.config.schema import Config
 from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from maskformer.config.load import load_config
-from maskformer.config.schema import CONFIG_FOLDER, CocoPanopticConfig, FolderConfig
+from maskformer.config.recipes import CONFIG_FOLDER
+from maskformer.config.schema import CocoPanopticConfig, FolderConfig
 
 ADE20K = [
     "r50",

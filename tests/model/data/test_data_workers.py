@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,20 @@ import pytest
 import torch
 from helpers.repository import TESTS
 
-from maskformer import ImageProcessor
 from maskformer.config.schema import SemanticAugmentation, ShapesConfig
-from maskformer.data import EvalLoader, Shapes, TrainLoader, TrainTransform
+from maskformer.data import EvalBatch, EvalLoader, Sample, Shapes, TrainLoader, TrainTransform
 from maskformer.data import workers as data_workers
 from maskformer.errors import WorkerError
 
 SHAPES = Shapes(ShapesConfig(image_size=(32, 40), train_images=13), "train")
 TRANSFORM = TrainTransform(SemanticAugmentation(short_sides=(32,), crop=(32, 32)))
+
+
+def collate(samples: Sequence[Sample]) -> EvalBatch:
+    """What the evaluation does; imported late, for the programs that only import this file."""
+    from maskformer import ImageProcessor
+
+    return ImageProcessor(None, None).batch(samples)
 
 
 class Failing:
@@ -45,7 +51,7 @@ class Failing:
 
 
 def read(fail: Callable[[], None], workers: int = 2) -> None:
-    for _ in EvalLoader(Failing(fail), ImageProcessor(None, None).batch, workers=workers):
+    for _ in EvalLoader(Failing(fail), collate, workers=workers):
         pass
 
 
@@ -56,12 +62,10 @@ def no_room(*_: object) -> None:
 def test_batches_that_find_no_shared_memory_come_through_pipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = list(EvalLoader(SHAPES, ImageProcessor(None, None).batch, batch_size=4))
+    wanted = list(EvalLoader(SHAPES, collate, batch_size=4))
     monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
     said: list[str] = []
-    loader = EvalLoader(
-        SHAPES, ImageProcessor(None, None).batch, batch_size=4, workers=2, warn=said.append
-    )
+    loader = EvalLoader(SHAPES, collate, batch_size=4, workers=2, warn=said.append)
     batches = list(loader)
     (warning,) = said
     assert "--shm-size" in warning
@@ -188,13 +192,13 @@ def test_a_programming_error_in_a_worker_stays_what_it_is() -> None:
 def test_no_handler_is_left_that_raises_anywhere() -> None:
     """PyTorch's raises in whatever the program is doing when a worker dies, even a save."""
     before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1))
+    batches = iter(EvalLoader(SHAPES, collate, workers=1))
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_all_workers_end_with_the_iteration() -> None:
-    batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=2))
+    batches = iter(EvalLoader(SHAPES, collate, workers=2))
     next(batches)
     pids = _children()
     assert len(pids) == 2
@@ -211,9 +215,8 @@ def test_an_error_does_not_hang_at_the_end_of_the_program() -> None:
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), str(TESTS)]!r}
 from test_data_workers import SHAPES
-from maskformer import ImageProcessor
 from maskformer.data import EvalLoader
-for batch in EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=1):
+for batch in EvalLoader(SHAPES, tuple, workers=1):
     raise RuntimeError("while the workers are busy")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)

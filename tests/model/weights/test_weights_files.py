@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -102,6 +102,7 @@ class TestPickle:
             read_pickle(tmp_path / "x.pkl")
         assert not hasattr(np.dtype, "mark")
 
+    @settings(deadline=None)  # the machine may be busy
     @given(
         array=hnp.arrays(
             st.sampled_from(["<f4", ">f4", "<f8", "<f2", "<i8", "|u1", "|b1", "<i4"]),

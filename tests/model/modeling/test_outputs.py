@@ -1,0 +1,56 @@
+"""Outputs are mappings that keep their class wherever mappings are rebuilt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from helpers.model_cases import tiny_model
+
+from maskformer.modeling.outputs import Frames, MaskOutputs, Outputs, PixelOutputs, as_outputs
+
+FRAMES = Frames((64, 64), [(64, 48)], [(32, 24)])
+KEYS = {
+    "maskformer": ["class_logits", "mask_embed", "pixel_features"],
+    "per_pixel": ["pixel_logits"],
+    "per_pixel_plus": ["pixel_logits"],
+}
+
+
+def outputs_of(architecture: str) -> Outputs:
+    torch.manual_seed(0)
+    model = tiny_model(architecture=architecture).eval()
+    with torch.no_grad():
+        outputs: Outputs = model(torch.randn(1, 3, 64, 64))
+    return outputs
+
+
+@pytest.mark.parametrize("architecture", KEYS)
+def test_every_model_returns_its_class_of_outputs(architecture: str) -> None:
+    outputs = outputs_of(architecture)
+    assert isinstance(outputs, MaskOutputs if architecture == "maskformer" else PixelOutputs)
+    assert list(outputs) == KEYS[architecture]
+    assert all(outputs[name] is value for name, value in outputs.items())
+
+
+@pytest.mark.parametrize("architecture", KEYS)
+def test_other_hands_do_not_matter(architecture: str) -> None:
+    """Of a dict with the same keys comes the same; accelerate rebuilds what it converts."""
+    outputs = outputs_of(architecture)
+    [expected] = outputs.semantic(FRAMES)
+    assert expected.shape == (32, 24)
+    plain = as_outputs(dict(outputs))
+    converted = convert_outputs_to_fp32(lambda: outputs)()
+    for other in (plain, converted):
+        assert type(other) is type(outputs)
+        [found] = other.semantic(FRAMES)
+        assert torch.equal(found, expected)
+    assert as_outputs(outputs) is outputs
+
+
+@pytest.mark.parametrize("architecture", ["maskformer", "per_pixel"])
+def test_one_view_is_the_plain_answer(architecture: str) -> None:
+    outputs = outputs_of(architecture)
+    view = outputs.view((64, 64), (64, 48), flipped=False)
+    [expected] = outputs.semantic(FRAMES)
+    assert torch.equal(outputs.average_views([view], (32, 24)), expected)  # type: ignore[list-item]
