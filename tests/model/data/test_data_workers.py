@@ -151,7 +151,7 @@ def test_a_handler_of_another_loader_says_nothing_of_these_workers() -> None:
             with pytest.raises(WorkerError, match="SIGKILL"):
                 read(lambda: os.kill(os.getpid(), signal.SIGKILL))
             time.sleep(0.2)
-        batches = iter(EvalLoader(SHAPES, ImageProcessor(None, None).batch, workers=2))
+        batches = iter(EvalLoader(SHAPES, collate, workers=2))
         next(batches)
         worker, _ = _children()
         os.kill(worker, signal.SIGKILL)
