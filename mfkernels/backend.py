@@ -51,6 +51,10 @@ _COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # as versions, not 
 _logged: set[tuple[str, str]] = set()
 
 
+class BackendError(ValueError, RuntimeError):
+    """A backend that was asked for is unknown, or cannot serve a call; the message says why."""
+
+
 def part(name: str) -> Part:
     """A piece of native code: operators of C++ for ``cpu`` and ``cuda``, ``triton``, ``numpy``."""
     return native.parts[name]
@@ -72,7 +76,7 @@ def _checked(name: str, value: str) -> Backend:
         if value == backend:
             return backend
     expected = ", ".join(map(repr, _BACKENDS))
-    raise ValueError(f"{name} is {value!r}, expected one of {expected}")
+    raise BackendError(f"{name} is {value!r}, expected one of {expected}")
 
 
 @contextlib.contextmanager
@@ -81,7 +85,7 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
     Args:
         backend: ``"reference"``, ``"native"`` or ``"auto"``. Under ``"native"`` a call that no
-            native kernel can serve raises `RuntimeError` with the reason.
+            native kernel can serve raises `BackendError`, a `RuntimeError`, with the reason.
     """
     global _latest
     token = _asked_for.set(_checked("backend", backend))
@@ -125,7 +129,7 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
         problem: why the native kernel cannot serve this particular call, if it cannot.
 
     Raises:
-        RuntimeError: a native kernel was asked for and cannot serve the call.
+        BackendError: a native kernel was asked for and cannot serve the call.
     """
     backend = requested()
     if backend == "reference":
@@ -137,7 +141,7 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
     if reason is None:
         return "native"
     if backend == "native":
-        raise RuntimeError(
+        raise BackendError(
             f"{operation}: the native backend was asked for but cannot serve this call: {reason}"
         )
     if not torch.compiler.is_compiling():

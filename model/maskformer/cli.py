@@ -232,8 +232,10 @@ def convert(
 
 
 def main() -> None:
-    """Runs the command line; what a person can mend ends in one clear line and exit code 1,
-    a bug in a traceback and exit code 70."""
+    """Runs the command line.
+
+    What a person can mend ends in one clear line and exit code 1, a bug in a traceback and 70.
+    """
     make_streams_safe()
     try:
         app()
@@ -250,9 +252,12 @@ def main() -> None:
         _print_error(f"error: {error}", style="red")
         sys.exit(1)
     except Exception as error:
+        if "--traceback" in sys.argv:
+            raise
+        if _is_backend_error(error):
+            _print_error(f"error: {error}", style="red")
+            sys.exit(1)
         if isinstance(error, MemoryError | RuntimeError) and _out_of_memory(error):
-            if "--traceback" in sys.argv:
-                raise
             reason = str(error).partition("\n")[0]
             _print_error(
                 f"error: out of memory; lower train.batch_size (or raise train.accumulate), "
@@ -283,6 +288,12 @@ def _print_error(message: str, style: str | None = None) -> None:
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     errors.print(escape(message, newlines=True), style=style)
+
+
+def _is_backend_error(error: Exception) -> bool:
+    from mfkernels.backend import BackendError
+
+    return isinstance(error, BackendError)
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:

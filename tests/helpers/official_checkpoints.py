@@ -1,4 +1,4 @@
-"""Entries of the authors' checkpoints, listed from docs/facts.md and not from our tables."""
+"""Entries of the authors' checkpoints, listed from their files and not from our tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The backbones of published checkpoints: timm's names and their sizes.
 
-See docs/facts.md, timm equivalents.
+See docs/facts.md, ResNet backbones and Swin backbones.
 """
 
 from __future__ import annotations

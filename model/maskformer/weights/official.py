@@ -1,6 +1,6 @@
 """The authors' checkpoints, made with detectron2.
 
-See docs/facts.md, File format and Official names and HF names.
+See docs/facts.md, Checkpoints.
 
 The files hold no configuration: the architecture and all sizes are read off the names and shapes.
 What leaves no trace in them is what every published model shares: eight attention heads, 32 groups

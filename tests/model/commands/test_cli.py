@@ -19,6 +19,7 @@ from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter
 from maskformer.training.run_checkpoint import load_info, load_recipe, resolve_checkpoint
+from mfkernels import backend
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -383,6 +384,19 @@ def test_a_bug_is_no_mistake_of_the_user(
     assert "Traceback" in err
     assert "shapes do not fit" in err
     assert "internal error: this is a bug" in err
+
+
+def test_a_backend_that_cannot_serve_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFKERNELS_BACKEND", "fast")
+
+    def ask(*_: object, **__: object) -> None:
+        backend.requested()
+
+    monkeypatch.setattr("maskformer.training.build.check_dataset", ask)
+    code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
+    assert code == 1
+    assert "error: MFKERNELS_BACKEND is 'fast', expected one of" in err
+    assert "Traceback" not in err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

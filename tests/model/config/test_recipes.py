@@ -1,4 +1,4 @@
-"""The published recipes: figures of docs/facts.md, Training recipes and Datasets and metrics."""
+"""The published recipes: figures of docs/facts.md, Training."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> N
     ],
 )
 def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) -> None:
-    """docs/facts.md, TTA."""
+    """docs/facts.md, Inference."""
     views = AugmentedViews.from_config(load_config(recipe))
     square, long = torch.zeros(3, 64, 64).byte(), torch.zeros(3, 8, 8000).byte()
     sizes = [resized.shape[-2:] for resized, _ in views(square)]

@@ -135,7 +135,7 @@ def test_broken_file(tmp_path: Path) -> None:
 class TestPostProcessing:
     @pytest.mark.parametrize("architecture", ["maskformer", "per_pixel"])
     def test_semantic(self, architecture: str) -> None:
-        """Upsample the masks, add up, crop, resize (docs/facts.md, Order of resizing)."""
+        """Upsample the masks, add up, crop, resize (docs/facts.md, Inference)."""
         model = tiny_model(architecture=architecture)
         processor = ImageProcessor(48, 200)
         processed = processor([picture(30, 40), picture(60, 50, seed=1)])

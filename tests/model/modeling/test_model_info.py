@@ -21,7 +21,7 @@ from maskformer.modeling.model_info import model_info
     ],
 )
 def test_published_flops(recipe: str, side: int, published: int) -> None:
-    """Table of docs/facts.md, ADE20K-150 val, in 10^9 multiply-adds."""
+    """Table of docs/facts.md, Multiply-adds, in 10^9 multiply-adds."""
     info = model_info(load_config(f"ade20k/{recipe}").model, (side, side))
     assert info.total_multiply_adds / 1e9 == pytest.approx(published, rel=0.015)
     counted = PARAMETERS.get((f"ade20k/{recipe}", 150), info.total_parameters)

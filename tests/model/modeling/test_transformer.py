@@ -98,7 +98,7 @@ def assert_uniform(weight: Tensor, bound: float) -> None:
 
 
 class TestInitialisation:
-    """docs/facts.md, BasePixelDecoder to Transformer decoder."""
+    """docs/facts.md, Pixel decoder and Transformer decoder."""
 
     def test_query_decoder(self) -> None:
         decoder = QueryDecoder(512, 100, DecoderConfig(layers=2))

@@ -383,7 +383,7 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
 
-# The official names (docs/facts.md, Official names and HF names), in terms of those of
+# The official names (docs/facts.md, Checkpoints), in terms of those of
 # Hugging Face on disk.
 OFFICIAL = [
     (
