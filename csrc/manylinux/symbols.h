@@ -15,4 +15,11 @@ __asm__(".symver pthread_once, pthread_once@GLIBC_2.2.5");
 __asm__(
     ".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE, "
     "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
+// std::stringbuf::str() of C++20, which tells const from moved-from; that of C++11 copies.
+__asm__(
+    ".symver _ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv, "
+    "_ZNKSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv@GLIBCXX_3.4.21");
+__asm__(
+    ".symver _ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv, "
+    "_ZNKSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv@GLIBCXX_3.4.21");
 #endif
