@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mfkernels.ops.mask_loss.operator import Inputs
 from mfkernels.ops.mask_loss.triton_pixels import (
     Block,
     GradStride,
@@ -115,24 +117,14 @@ class _Problem:
         return PredictionStride(layer=0, image=0, query=0, pixel=1)
 
 
-def _problem(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-) -> _Problem:
-    """Arguments as for `mask_loss`."""
-    check_floats("mask_loss", mask_embed, pixel_features)
-    embed, features = mask_embed, None
-    if pixel_features is None:
-        embed = with_flat_pixels(mask_embed)
+def _problem(given: Inputs) -> _Problem:
+    check_floats("mask_loss", given.mask_embed, given.pixel_features)
+    embed, features = given.mask_embed, None
+    if given.pixel_features is None:
+        embed = with_flat_pixels(embed)
     else:
-        features = with_flat_pixels(pixel_features)
-    segments = stored_segments(label_map, masks)
+        features = with_flat_pixels(given.pixel_features)
+    segments = stored_segments(given.label_map, given.masks)
     height, width = (embed if features is None else features).shape[-2:]
     target_height, target_width = segments.shape[-2:]
     if 4 * (height + 1) * target_height >= 2**31 or 4 * (width + 1) * target_width >= 2**31:
@@ -140,27 +132,27 @@ def _problem(
             "masks and targets are too large for 32-bit positions: "
             f"{height}x{width} and {target_height}x{target_width}"
         )
-    layers, images, queries = mask_embed.shape[:3]
+    layers, images, queries = embed.shape[:3]
     whole = target_height % height == 0 and target_width % width == 0
     return _Problem(
         embed=embed,
         features=features,
         segments=segments,
-        matching=Matching(assignment.contiguous(), counts),
+        matching=Matching(given.assignment.contiguous(), given.counts),
         sizes=Sizes(
             first_image=0,
             images=images,
             layers=layers,
             queries=queries,
-            max_count=assignment.shape[2],
+            max_count=given.assignment.shape[2],
         ),
-        channels=1 if features is None else mask_embed.shape[3],
+        channels=1 if features is None else embed.shape[3],
         resize=_resize(height, width, target_height, target_width, whole),
-        focal=FocalParameters.of(alpha, gamma),
+        focal=FocalParameters.of(given.alpha, given.gamma),
         variant=Variant(
             factored=features is not None,
-            label_map=label_map is not None,
-            square=gamma == 2,
+            label_map=given.label_map is not None,
+            square=given.gamma == 2,
             whole=whole,
         ),
     )
@@ -189,16 +181,7 @@ def _weights(size: int, target_size: int, whole: bool) -> tuple[float, float]:
     return (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
 
 
-def mask_loss(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `mfkernels::mask_loss`.
 
     `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits `[L, B, Q, h, w]`
@@ -207,10 +190,9 @@ def mask_loss(
     `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y. All
     results are float32.
     """
-    problem = _problem(
-        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
-    )
-    shape = assignment.shape
+    given = Inputs(*arguments)
+    problem = _problem(given)
+    assignment, shape = given.assignment, given.assignment.shape
     focal = assignment.new_empty(shape, dtype=torch.float32)
     dice = assignment.new_empty(shape, dtype=torch.float32)
     sums = assignment.new_empty((*shape, 3), dtype=torch.float32)
@@ -286,28 +268,17 @@ def _launch_losses(
 
 
 def mask_loss_backward(
-    grad_focal: Tensor,
-    grad_dice: Tensor,
-    sums: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-    embed_needed: bool,
-    features_needed: bool,
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
 ) -> tuple[Tensor, Tensor]:
     """The operator `mfkernels::mask_loss_backward`.
 
     `grad_focal` and `grad_dice [L, B, T]`; the others as in `mask_loss`. Returns the gradients of
     `mask_embed` and of `pixel_features`, `[0]` for one that is not needed or not there.
     """
-    problem = _problem(
-        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
-    )
+    *inputs, embed_needed, features_needed = inputs_and_needed
+    given = Inputs(*inputs)
+    problem = _problem(given)
+    mask_embed, pixel_features = given.mask_embed, given.pixel_features
     features_needed = features_needed and pixel_features is not None
     features = mask_embed if pixel_features is None else pixel_features
     grad_embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
@@ -319,7 +290,7 @@ def mask_loss_backward(
     grad = LossGradients(grad_focal, grad_dice)
     split_embed = embed_needed and problem.features is not None
     partial = sums.new_empty(
-        (problem.splits, *assignment.shape, problem.channels) if split_embed else (0,)
+        (problem.splits, *given.assignment.shape, problem.channels) if split_embed else (0,)
     )
     for sizes, group in problem.groups():
         grad_logits = _grad_logits(problem, sizes, grad, sums, group)
