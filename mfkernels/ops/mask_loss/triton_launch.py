@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mfkernels.ops.mask_loss.operator import Inputs
 from mfkernels.ops.mask_loss.triton_pixels import (
+    Axis,
     Block,
     GradStride,
     Resize,
@@ -84,7 +85,7 @@ class _Problem:
     @property
     def pixels(self) -> int:
         """Of a mask."""
-        return self.resize.height * self.resize.width
+        return self.resize.y.size * self.resize.x.size
 
     @property
     def splits(self) -> int:
@@ -147,7 +148,7 @@ def _problem(given: Inputs) -> _Problem:
             max_count=given.assignment.shape[2],
         ),
         channels=1 if features is None else embed.shape[3],
-        resize=_resize(height, width, target_height, target_width, whole),
+        resize=Resize(_axis(height, target_height, whole), _axis(width, target_width, whole)),
         focal=FocalParameters.of(given.alpha, given.gamma),
         variant=Variant(
             factored=features is not None,
@@ -158,27 +159,10 @@ def _problem(given: Inputs) -> _Problem:
     )
 
 
-def _resize(height: int, width: int, target_height: int, target_width: int, whole: bool) -> Resize:
-    step_y, start_y = _weights(height, target_height, whole)
-    step_x, start_x = _weights(width, target_width, whole)
-    return Resize(
-        height=height,
-        width=width,
-        target_height=target_height,
-        target_width=target_width,
-        phases_y=cdiv(target_height, height),
-        phases_x=cdiv(target_width, width),
-        step_y=step_y,
-        start_y=start_y,
-        step_x=step_x,
-        start_x=start_x,
-    )
-
-
-def _weights(size: int, target_size: int, whole: bool) -> tuple[float, float]:
-    """Step and start of the weights of second mask pixels along an axis, as `Resize` has them."""
+def _axis(size: int, target_size: int, whole: bool) -> Axis:
     ratio = target_size // size
-    return (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+    weights = (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+    return Axis(size, target_size, cdiv(target_size, size), *weights)
 
 
 def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +183,7 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if focal.numel() == 0:
         return focal, dice, sums
     resize = problem.resize
-    chunks = cdiv((resize.height + 1) * (resize.width + 1), CELLS_OF_A_PROGRAM)
+    chunks = cdiv((resize.y.size + 1) * (resize.x.size + 1), CELLS_OF_A_PROGRAM)
     partial = assignment.new_empty((*shape, chunks, 4), dtype=torch.float32)
     for sizes, group in problem.groups():
         _launch_losses(problem, sizes, _logits(problem, sizes, group), partial, group)
@@ -214,7 +198,7 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         sizes=problem.sizes,
         chunks=chunks,
         rows=focal.numel(),
-        target_pixels=float(resize.target_height * resize.target_width),
+        target_pixels=float(resize.y.target_size * resize.x.target_size),
         BLOCK=32,
         num_warps=1,
     )
@@ -314,8 +298,8 @@ def _grad_logits(
     launcher.launch(
         grad_logits_kernel,
         (
-            cdiv(problem.rows * (problem.resize.width + 1), CELLS_OF_A_PROGRAM - 1),
-            cdiv(problem.resize.height, MASK_ROWS_OF_A_PROGRAM),
+            cdiv(problem.rows * (problem.resize.x.size + 1), CELLS_OF_A_PROGRAM - 1),
+            cdiv(problem.resize.y.size, MASK_ROWS_OF_A_PROGRAM),
             group,
         ),
         logits_ptr=logits,

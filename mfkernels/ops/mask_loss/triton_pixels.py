@@ -19,24 +19,26 @@ from mfkernels.triton.arguments import PredictionStride, SegmentStride
 from mfkernels.triton.math import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
 
 
-class Resize(NamedTuple):
-    """Masks `[h, w]`, their resizing to targets `[H, W]`, and the weights at target pixels.
+class Axis(NamedTuple):
+    """Masks and targets along one axis, and the weights at target pixels.
 
     The weight of a cell's second mask pixel is `start` plus `step` times the phase where the ratio
     of the sizes is a whole number, else `step` times a numerator.
     """
 
-    height: int
-    width: int
-    target_height: int
-    target_width: int
-    phases_y: int
-    """The most target pixels of a cell, vertically."""
-    phases_x: int
-    step_y: float
-    start_y: float
-    step_x: float
-    start_x: float
+    size: int
+    target_size: int
+    phases: int
+    """The most target pixels of a cell."""
+    step: float
+    start: float
+
+
+class Resize(NamedTuple):
+    """Masks `[h, w]` and targets `[H, W]`, by axis."""
+
+    y: Axis
+    x: Axis
 
 
 class GradStride(NamedTuple):
@@ -66,30 +68,31 @@ class Block(NamedTuple):
 
 
 @triton.jit
-def first_target_pixel(cell, size, target_size, phases):
+def first_target_pixel(cell, axis):
     """The first target pixel in a cell: ⌈((2 cell + 1) target_size − size) / (2 size)⌉.
 
     It may be negative.
     """
-    above_zero = phases + 1
-    numerator = (2 * cell + 1) * target_size + size - 1 + 2 * size * above_zero
+    above_zero = axis.phases + 1
+    size = axis.size
+    numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * above_zero
     return numerator // (2 * size) - above_zero
 
 
 @triton.jit
-def target_pixel(cell, first, phase, size, target_size, step, start, WHOLE: tl.constexpr):
+def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
     """Index of the target pixel, weight of the cell's second mask pixel, and whether it exists.
 
     Where the ratio of the sizes is a whole number, the weight depends on the phase alone.
     """
     index = first + phase
-    exists = (index >= 0) & (index < target_size)
+    exists = (index >= 0) & (index < axis.target_size)
     if WHOLE:
-        weight = phase * step + start
+        weight = phase * axis.step + axis.start
     else:
-        numerator = (2 * index + 1) * size - (2 * cell + 1) * target_size
-        weight = numerator.to(tl.float32) * step
-        exists = exists & (numerator < 2 * target_size)
+        numerator = (2 * index + 1) * axis.size - (2 * cell + 1) * axis.target_size
+        weight = numerator.to(tl.float32) * axis.step
+        exists = exists & (numerator < 2 * axis.target_size)
     return index, weight, exists
 
 
@@ -134,8 +137,8 @@ def loss_kernel(
 ):
     """`partial [L, B, T, chunks, 4]`: Σ focal, Σ s y, Σ s, Σ y of a chunk of cells."""
     CELLS: tl.constexpr = BLOCK.cells
-    height, width = resize.height, resize.width
-    target_height, target_width = resize.target_height, resize.target_width
+    height, width = resize.y.size, resize.x.size
+    target_height, target_width = resize.y.target_size, resize.x.target_size
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
@@ -162,38 +165,22 @@ def loss_kernel(
         x00, x01, x10, x11 = corner_logits(
             logits_ptr, cell_y, left, right, height, width, logits_stride.pixel, inside
         )
-        first_y = first_target_pixel(cell_y, height, target_height, resize.phases_y)
-        first_x = first_target_pixel(cell_x, width, target_width, resize.phases_x)
+        first_y = first_target_pixel(cell_y, resize.y)
+        first_x = first_target_pixel(cell_x, resize.x)
 
         sum_focal = tl.zeros([CELLS], tl.float32)
         sum_both = tl.zeros([CELLS], tl.float32)
         sum_sigmoid = tl.zeros([CELLS], tl.float32)
         sum_target = tl.zeros([CELLS], tl.float32)
-        for phase_y in range(resize.phases_y):
-            y, weight_y, exists_y = target_pixel(
-                cell_y,
-                first_y,
-                phase_y,
-                height,
-                target_height,
-                resize.step_y,
-                resize.start_y,
-                VARIANT.whole,
-            )
+        for phase_y in range(resize.y.phases):
+            y, weight_y, exists_y = target_pixel(cell_y, first_y, phase_y, resize.y, VARIANT.whole)
             exists_y = exists_y & inside
             x_left = x00 + weight_y * (x10 - x00)
             x_step = x01 + weight_y * (x11 - x01) - x_left
             line_ptr = segments_ptr + y.to(tl.int64) * target_width
-            for phase_x in range(resize.phases_x):
+            for phase_x in range(resize.x.phases):
                 x, weight_x, exists = target_pixel(
-                    cell_x,
-                    first_x,
-                    phase_x,
-                    width,
-                    target_width,
-                    resize.step_x,
-                    resize.start_x,
-                    VARIANT.whole,
+                    cell_x, first_x, phase_x, resize.x, VARIANT.whole
                 )
                 exists = exists & exists_y
                 logit = x_left + weight_x * x_step
@@ -273,8 +260,8 @@ def grad_logits_kernel(
     of the cells above from the step before.
     """
     CELLS: tl.constexpr = BLOCK.cells
-    height, width = resize.height, resize.width
-    target_height, target_width = resize.target_height, resize.target_width
+    height, width = resize.y.size, resize.x.size
+    target_height, target_width = resize.y.target_size, resize.x.target_size
     group_image = tl.program_id(2)
     image = sizes.first_image + group_image
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
@@ -317,7 +304,7 @@ def grad_logits_kernel(
         else:
             segments_row_ptr = segments_ptr + tl.where(matched, first + segment, 0) * size
         left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
-        first_x = first_target_pixel(cell_x, width, target_width, resize.phases_x)
+        first_x = first_target_pixel(cell_x, resize.x)
         before = tl.maximum(element - 1, 0)
         stored = matched & (cell_x >= 0) & (element > 0)
 
@@ -327,7 +314,7 @@ def grad_logits_kernel(
             x00, x01, x10, x11 = corner_logits(
                 logits_row_ptr, cell_y, left, right, height, width, stride.logits.pixel, matched
             )
-            first_y = first_target_pixel(cell_y, height, target_height, resize.phases_y)
+            first_y = first_target_pixel(cell_y, resize.y)
 
             # Over the target pixels of the cell, the gradient by itself and times the weights of
             # the right and of the lower mask pixels.
@@ -335,32 +322,18 @@ def grad_logits_kernel(
             total_right = tl.zeros([CELLS], tl.float32)
             lower = tl.zeros([CELLS], tl.float32)
             lower_right = tl.zeros([CELLS], tl.float32)
-            for phase_y in range(resize.phases_y):
+            for phase_y in range(resize.y.phases):
                 y, weight_y, exists_y = target_pixel(
-                    cell_y,
-                    first_y,
-                    phase_y,
-                    height,
-                    target_height,
-                    resize.step_y,
-                    resize.start_y,
-                    VARIANT.whole,
+                    cell_y, first_y, phase_y, resize.y, VARIANT.whole
                 )
                 x_left = x00 + weight_y * (x10 - x00)
                 x_step = x01 + weight_y * (x11 - x01) - x_left
                 line_ptr = segments_row_ptr + y.to(tl.int64) * target_width
                 line_total = tl.zeros([CELLS], tl.float32)
                 line_right = tl.zeros([CELLS], tl.float32)
-                for phase_x in range(resize.phases_x):
+                for phase_x in range(resize.x.phases):
                     x, weight_x, exists = target_pixel(
-                        cell_x,
-                        first_x,
-                        phase_x,
-                        width,
-                        target_width,
-                        resize.step_x,
-                        resize.start_x,
-                        VARIANT.whole,
+                        cell_x, first_x, phase_x, resize.x, VARIANT.whole
                     )
                     exists = if_also(exists & matched, exists_y)
                     logit = x_left + weight_x * x_step
