@@ -14,9 +14,15 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from mfkernels.ops.mask_loss.triton_rows import matched_rows
+from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
 from mfkernels.triton.arguments import PredictionStride, SegmentStride
-from mfkernels.triton.math import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
+from mfkernels.triton.math import (
+    if_also,
+    power_of_sigmoid,
+    row_offset,
+    segments_of_image,
+    sigmoid_both,
+)
 
 
 class Axis(NamedTuple):
@@ -139,20 +145,17 @@ def loss_kernel(
     CELLS: tl.constexpr = BLOCK.cells
     height, width = resize.y.size, resize.x.size
     target_height, target_width = resize.y.target_size, resize.x.target_size
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
+    image = sizes.first_image + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
     row = tl.program_id(1)
     layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
     if query >= 0:
         if VARIANT.factored:
             # `logits` holds matched rows only: [L, group, T, h·w].
-            group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-            group_index = group_index * sizes.max_count + segment
+            group_index = workspace_index(layer, segment, sizes)
             logits_ptr += group_index * height * width
         else:
-            logits_ptr += layer.to(tl.int64) * logits_stride.layer
-            logits_ptr += image.to(tl.int64) * logits_stride.image + query * logits_stride.query
+            logits_ptr += row_offset(layer, image, query, logits_stride)
         if VARIANT.label_map:
             segments_ptr += image.to(tl.int64) * target_height * target_width
         else:
@@ -262,8 +265,7 @@ def grad_logits_kernel(
     CELLS: tl.constexpr = BLOCK.cells
     height, width = resize.y.size, resize.x.size
     target_height, target_width = resize.y.target_size, resize.x.target_size
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
+    image = sizes.first_image + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
     begin_x = tl.program_id(0) * (CELLS - 1)
     if begin_x <= sizes.layers * count * (width + 1):
@@ -287,16 +289,13 @@ def grad_logits_kernel(
         grad_outside = grad_dice * (2.0 * both + 1.0) / (union * union)
         grad_inside = grad_outside - 2.0 * grad_dice / union
 
-        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-        offset = group_index * sizes.max_count + segment
+        offset = workspace_index(layer, segment, sizes)
         offset *= tl.full([], height, tl.int64) * width
         grad_row_ptr = grad_logits_ptr + tl.where(matched, offset, 0)
         if VARIANT.factored:
             logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
         else:
-            offset = layer.to(tl.int64) * stride.logits.layer
-            offset += image.to(tl.int64) * stride.logits.image
-            offset += query * stride.logits.query
+            offset = row_offset(layer, image, query, stride.logits)
             logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
         size = tl.full([], target_height, tl.int64) * target_width
         if VARIANT.label_map:
