@@ -120,10 +120,10 @@ def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def row_offset(layer, image, query, stride):
+def row_offset(layer, image, query, predictions):
     """Elements to a query's embedding in `[L, B, Q, C]`, or to its logits in `[L, B, Q, h, w]`."""
-    offset = layer.to(tl.int64) * stride.layer + image.to(tl.int64) * stride.image
-    return offset + query.to(tl.int64) * stride.query
+    offset = layer.to(tl.int64) * predictions.layer + image.to(tl.int64) * predictions.image
+    return offset + query.to(tl.int64) * predictions.query
 
 
 @triton.jit

@@ -19,7 +19,6 @@ from mfkernels.ops.mask_loss.operator import Inputs
 from mfkernels.ops.mask_loss.triton_pixels import (
     Axis,
     Block,
-    GradStride,
     Resize,
     Variant,
     grad_logits_kernel,
@@ -39,12 +38,11 @@ from mfkernels.ops.mask_loss.triton_rows import (
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
-    FeatureStride,
+    Features,
     FocalParameters,
-    LossGradients,
-    PredictionStride,
+    Predictions,
     Product,
-    SegmentStride,
+    SegmentValues,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import (
@@ -110,12 +108,6 @@ class _Problem:
         """New memory for `[L, group, T, h·w]`."""
         shape = (self.sizes.layers, group, self.sizes.max_count, self.pixels)
         return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
-
-    def logits_stride(self) -> PredictionStride:
-        """Of what `_logits` returns; of a workspace only pixels are asked for."""
-        if self.features is None:
-            return PredictionStride.of(self.embed, dense=True)
-        return PredictionStride(layer=0, image=0, query=0, pixel=1)
 
 
 def _problem(given: Inputs) -> _Problem:
@@ -205,44 +197,42 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return focal, dice, sums
 
 
-def _logits(problem: _Problem, sizes: Sizes, group: int) -> Tensor:
+def _logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
     """Logits of the matched segments of a group; dense ones are there already."""
     if problem.features is None:
-        return problem.embed
+        return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(group)
     block = ProductBlock(rows=64, pixels=64, channels=32)
     launcher.launch(
         logits_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.rows, block.rows), group),
-        embed_ptr=problem.embed,
-        features_ptr=problem.features,
+        embed=Predictions.of(problem.embed, dense=False),
+        features=Features.of(problem.features),
         matching=problem.matching,
         logits_ptr=logits,
         sizes=problem.product_sizes(sizes),
-        embed_stride=PredictionStride.of(problem.embed, dense=False),
-        features_stride=FeatureStride.of(problem.features),
         PRODUCT=Product.of(problem.embed, problem.features),
         BLOCK=block,
         num_warps=8,
         num_stages=3,
     )
-    return logits
+    # Of a workspace only pixels are asked for.
+    return Predictions(logits, layer=0, image=0, query=0, pixel=1)
 
 
 def _launch_losses(
-    problem: _Problem, sizes: Sizes, logits: Tensor, partial: Tensor, group: int
+    problem: _Problem, sizes: Sizes, logits: Predictions, partial: Tensor, group: int
 ) -> None:
     """Fill a group's part of `partial [L, B, T, chunks, 4]`."""
     launcher.launch(
         loss_kernel,
         (partial.shape[3], problem.rows, group),
-        logits_ptr=logits,
+        logits=logits,
         segments_ptr=problem.segments,
         matching=problem.matching,
         partial_ptr=partial,
         sizes=sizes,
         resize=problem.resize,
-        logits_stride=problem.logits_stride(),
         focal=problem.focal,
         VARIANT=problem.variant,
         BLOCK=problem.block(),
@@ -271,13 +261,13 @@ def mask_loss_backward(
         return grad_embed, grad_features
     if problem.rows == 0:
         return grad_embed.zero_(), grad_features.zero_()
-    grad = LossGradients(grad_focal, grad_dice)
+    grads = SegmentValues.of(grad_focal), SegmentValues.of(grad_dice)
     split_embed = embed_needed and problem.features is not None
     partial = sums.new_empty(
         (problem.splits, *given.assignment.shape, problem.channels) if split_embed else (0,)
     )
     for sizes, group in problem.groups():
-        grad_logits = _grad_logits(problem, sizes, grad, sums, group)
+        grad_logits = _grad_logits(problem, sizes, grads, sums, group)
         if problem.features is None:
             _launch_scatter(problem, sizes, grad_logits, grad_embed, group)
         elif embed_needed:
@@ -290,9 +280,16 @@ def mask_loss_backward(
 
 
 def _grad_logits(
-    problem: _Problem, sizes: Sizes, grad: LossGradients, sums: Tensor, group: int
+    problem: _Problem,
+    sizes: Sizes,
+    grads: tuple[SegmentValues, SegmentValues],
+    sums: Tensor,
+    group: int,
 ) -> Tensor:
-    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
+    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments.
+
+    `grads`: of the focal and of the dice loss.
+    """
     logits = _logits(problem, sizes, group)
     grad_logits = problem.workspace(group)
     launcher.launch(
@@ -302,19 +299,15 @@ def _grad_logits(
             cdiv(problem.resize.y.size, MASK_ROWS_OF_A_PROGRAM),
             group,
         ),
-        logits_ptr=logits,
+        logits=logits,
         segments_ptr=problem.segments,
         matching=problem.matching,
         sums_ptr=sums,
-        grad=grad,
+        grad_focal=grads[0],
+        grad_dice=grads[1],
         grad_logits_ptr=grad_logits,
         sizes=sizes,
         resize=problem.resize,
-        stride=GradStride(
-            logits=problem.logits_stride(),
-            focal=SegmentStride(*grad.focal_ptr.stride()),
-            dice=SegmentStride(*grad.dice_ptr.stride()),
-        ),
         focal=problem.focal,
         VARIANT=problem.variant,
         BLOCK=problem.block(MASK_ROWS_OF_A_PROGRAM),
@@ -351,11 +344,10 @@ def _launch_grad_embed(
         grad_embed_kernel,
         (problem.splits, tiles, group),
         grad_logits_ptr=grad_logits,
-        features_ptr=problem.features,
+        features=Features.of(problem.features),
         matching=problem.matching,
         partial_ptr=partial,
         sizes=problem.product_sizes(sizes),
-        features_stride=FeatureStride.of(problem.features),
         PRECISION=float32_precision(),
         BLOCK=block,
         num_warps=8,
@@ -388,11 +380,10 @@ def _launch_grad_features(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
         grad_logits_ptr=grad_logits,
-        embed_ptr=problem.embed,
+        embed=Predictions.of(problem.embed, dense=False),
         matching=problem.matching,
         grad_features_ptr=grad_features,
         sizes=problem.product_sizes(sizes),
-        embed_stride=PredictionStride.of(problem.embed, dense=False),
         PRECISION=float32_precision(),
         BLOCK=block,
         num_warps=8,

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
-from mfkernels.triton.arguments import PredictionStride, SegmentStride
 from mfkernels.triton.math import (
     if_also,
     power_of_sigmoid,
@@ -45,14 +44,6 @@ class Resize(NamedTuple):
 
     y: Axis
     x: Axis
-
-
-class GradStride(NamedTuple):
-    """The strides of the tensors that the gradients of logits are formed from."""
-
-    logits: PredictionStride
-    focal: SegmentStride
-    dice: SegmentStride
 
 
 class Variant(NamedTuple):
@@ -129,14 +120,20 @@ def focal_parts(logit, member, gamma, SQUARE: tl.constexpr):
 
 
 @triton.jit
+def value_of_segment(values, layer, image, segment, exists):
+    """Of `values [L, B, T]`; 0 where there is none."""
+    value_ptr = values.ptr + layer * values.layer + image * values.image + segment * values.segment
+    return tl.load(value_ptr, mask=exists, other=0.0)
+
+
+@triton.jit
 def loss_kernel(
-    logits_ptr,
+    logits,
     segments_ptr,
     matching,
     partial_ptr,
     sizes,
     resize,
-    logits_stride,
     focal,
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -153,9 +150,9 @@ def loss_kernel(
         if VARIANT.factored:
             # `logits` holds matched rows only: [L, group, T, h·w].
             group_index = workspace_index(layer, segment, sizes)
-            logits_ptr += group_index * height * width
+            logits_ptr = logits.ptr + group_index * height * width
         else:
-            logits_ptr += row_offset(layer, image, query, logits_stride)
+            logits_ptr = logits.ptr + row_offset(layer, image, query, logits)
         if VARIANT.label_map:
             segments_ptr += image.to(tl.int64) * target_height * target_width
         else:
@@ -166,7 +163,7 @@ def loss_kernel(
         cell_y, cell_x = cell // (width + 1) - 1, cell % (width + 1) - 1
         left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
         x00, x01, x10, x11 = corner_logits(
-            logits_ptr, cell_y, left, right, height, width, logits_stride.pixel, inside
+            logits_ptr, cell_y, left, right, height, width, logits.pixel, inside
         )
         first_y = first_target_pixel(cell_y, resize.y)
         first_x = first_target_pixel(cell_x, resize.x)
@@ -243,15 +240,15 @@ def totals_kernel(
 
 @triton.jit
 def grad_logits_kernel(
-    logits_ptr,
+    logits,
     segments_ptr,
     matching,
     sums_ptr,
-    grad,
+    grad_focal,
+    grad_dice,
     grad_logits_ptr,
     sizes,
     resize,
-    stride,
     focal,
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -277,26 +274,22 @@ def grad_logits_kernel(
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
         target_pixels = tl.full([], target_height, tl.float32) * target_width
-        focal_ptr = grad.focal_ptr + layer * stride.focal.layer + image * stride.focal.image
-        focal_ptr += segment * stride.focal.segment
-        grad_focal = tl.load(focal_ptr, mask=matched, other=0.0) / target_pixels
-        dice_ptr = grad.dice_ptr + layer * stride.dice.layer + image * stride.dice.image
-        dice_ptr += segment * stride.dice.segment
-        grad_dice = tl.load(dice_ptr, mask=matched, other=0.0)
+        of_focal = value_of_segment(grad_focal, layer, image, segment, matched) / target_pixels
+        of_dice = value_of_segment(grad_dice, layer, image, segment, matched)
         both = tl.load(sums_ptr + index * 3, mask=matched, other=0.0)
         union = tl.load(sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
         union += tl.load(sums_ptr + index * 3 + 2, mask=matched, other=0.0)
-        grad_outside = grad_dice * (2.0 * both + 1.0) / (union * union)
-        grad_inside = grad_outside - 2.0 * grad_dice / union
+        grad_outside = of_dice * (2.0 * both + 1.0) / (union * union)
+        grad_inside = grad_outside - 2.0 * of_dice / union
 
         offset = workspace_index(layer, segment, sizes)
         offset *= tl.full([], height, tl.int64) * width
         grad_row_ptr = grad_logits_ptr + tl.where(matched, offset, 0)
         if VARIANT.factored:
-            logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
+            logits_row_ptr = logits.ptr + tl.where(matched, offset, 0)
         else:
-            offset = row_offset(layer, image, query, stride.logits)
-            logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
+            offset = row_offset(layer, image, query, logits)
+            logits_row_ptr = logits.ptr + tl.where(matched, offset, 0)
         size = tl.full([], target_height, tl.int64) * target_width
         if VARIANT.label_map:
             segments_row_ptr = segments_ptr + image * size
@@ -311,7 +304,7 @@ def grad_logits_kernel(
         above = tl.zeros([CELLS], tl.float32)
         for cell_y in range(begin - 1, tl.minimum(begin + BLOCK.mask_rows, height)):
             x00, x01, x10, x11 = corner_logits(
-                logits_row_ptr, cell_y, left, right, height, width, stride.logits.pixel, matched
+                logits_row_ptr, cell_y, left, right, height, width, logits.pixel, matched
             )
             first_y = first_target_pixel(cell_y, resize.y)
 
@@ -342,7 +335,7 @@ def grad_logits_kernel(
                         logit, member, focal.gamma, VARIANT.square
                     )
                     weight = tl.where(member, -focal.positive_weight, focal.negative_weight)
-                    grad_logit = grad_focal * weight * scale * (focal.gamma * hit * entropy + miss)
+                    grad_logit = of_focal * weight * scale * (focal.gamma * hit * entropy + miss)
                     grad_logit += miss * hit * tl.where(member, grad_inside, grad_outside)
                     grad_logit = tl.where(exists, grad_logit, 0.0)
                     line_total += grad_logit

@@ -83,15 +83,7 @@ def workspace_index(layer, segment, sizes):
 
 @triton.jit
 def logits_kernel(
-    embed_ptr,
-    features_ptr,
-    matching,
-    logits_ptr,
-    sizes,
-    embed_stride,
-    features_stride,
-    PRODUCT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    embed, features, matching, logits_ptr, sizes, PRODUCT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`logits [L, group, T, h·w]` of matched segments; the rest is not written."""
     BLOCK_R: tl.constexpr = BLOCK.rows
@@ -102,15 +94,15 @@ def logits_kernel(
     if tl.program_id(1) * BLOCK_R < sizes.layers * count:
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        row_ptr = embed_ptr + row_offset(layer, image, query, embed_stride)
-        features_ptr += image.to(tl.int64) * features_stride.image
+        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
+        features_ptr = features.ptr + image.to(tl.int64) * features.image
         p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
         x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
-            e = load_tile(row_ptr, c, embed_stride.channel, matched, c < channels)
-            channel_ptr = features_ptr + c.to(tl.int64) * features_stride.channel
-            f = load_tile(channel_ptr, p, features_stride.pixel, c < channels, p < pixels)
+            e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
+            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+            f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
             if not PRODUCT.half:
                 e = e.to(tl.float32)
                 f = f.to(tl.float32)
@@ -126,11 +118,10 @@ def logits_kernel(
 @triton.jit
 def grad_embed_kernel(
     grad_logits_ptr,
-    features_ptr,
+    features,
     matching,
     partial_ptr,
     sizes,
-    features_stride,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -146,7 +137,7 @@ def grad_embed_kernel(
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
         c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-        features_ptr += image.to(tl.int64) * features_stride.image
+        features_ptr = features.ptr + image.to(tl.int64) * features.image
         group_index = workspace_index(layer, segment, sizes)
         grad_row_ptr = grad_logits_ptr + group_index * pixels
         total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -155,8 +146,8 @@ def grad_embed_kernel(
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
             grad = load_tile(grad_row_ptr, p, 1, matched, p < pixels)
-            pixel_ptr = features_ptr + p.to(tl.int64) * features_stride.pixel
-            f = load_tile(pixel_ptr, c, features_stride.channel, p < pixels, c < channels)
+            pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
+            f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
             total = tl.dot(grad, f.to(tl.float32), total, input_precision=PRECISION)
         rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
         offset = (tl.program_id(0) * rows_of_split + index) * channels
@@ -194,11 +185,10 @@ def grad_embed_sum_kernel(
 @triton.jit
 def grad_features_kernel(
     grad_logits_ptr,
-    embed_ptr,
+    embed,
     matching,
     grad_features_ptr,
     sizes,
-    embed_stride,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -214,9 +204,9 @@ def grad_features_kernel(
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        row_ptr = embed_ptr + row_offset(layer, image, query, embed_stride)
+        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         e = tl.load(
-            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed_stride.channel,
+            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed.channel,
             mask=matched[None, :] & (c < channels)[:, None],
             other=0.0,
         )

@@ -110,14 +110,12 @@ class CostBlock(NamedTuple):
 
 @triton.jit
 def sums_kernel(
-    embed_ptr,
-    features_ptr,
+    embed,
+    features,
     segments_ptr,
     counts_ptr,
     partial,
     sizes,
-    embed_stride,
-    features_stride,
     ratio,
     focal,
     VARIANT: tl.constexpr,
@@ -141,11 +139,11 @@ def sums_kernel(
     row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     layer, query = row // sizes.queries, row % sizes.queries
     is_row = row < sizes.rows
-    row_ptr = embed_ptr + row_offset(layer, image, query, embed_stride)
+    row_ptr = embed.ptr + row_offset(layer, image, query, embed)
     c = tl.arange(0, BLOCK.channels)
-    features_ptr += image.to(tl.int64) * features_stride.image
+    features_ptr = features.ptr + image.to(tl.int64) * features.image
     if VARIANT.factored and VARIANT.all_channels:
-        e = load_tile(row_ptr, c, embed_stride.channel, is_row, c < channels)
+        e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
         if not VARIANT.product.half:
             e = e.to(tl.float32)
 
@@ -160,10 +158,10 @@ def sums_kernel(
         inside = p < pixels
 
         if not VARIANT.factored:
-            x = load_tile(row_ptr, p, embed_stride.pixel, is_row, inside).to(tl.float32)
+            x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
         elif VARIANT.all_channels:
-            channel_ptr = features_ptr + c.to(tl.int64) * features_stride.channel
-            f = load_tile(channel_ptr, p, features_stride.pixel, c < channels, inside)
+            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+            f = load_tile(channel_ptr, p, features.pixel, c < channels, inside)
             if not VARIANT.product.half:
                 f = f.to(tl.float32)
             x = tl.dot(e, f, input_precision=VARIANT.product.precision)
@@ -171,9 +169,9 @@ def sums_kernel(
             x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
             for start_c in range(0, channels, BLOCK.channels):
                 channel = start_c + c
-                e = load_tile(row_ptr, channel, embed_stride.channel, is_row, channel < channels)
-                channel_ptr = features_ptr + channel.to(tl.int64) * features_stride.channel
-                f = load_tile(channel_ptr, p, features_stride.pixel, channel < channels, inside)
+                e = load_tile(row_ptr, channel, embed.channel, is_row, channel < channels)
+                channel_ptr = features_ptr + channel.to(tl.int64) * features.channel
+                f = load_tile(channel_ptr, p, features.pixel, channel < channels, inside)
                 if not VARIANT.product.half:
                     e = e.to(tl.float32)
                     f = f.to(tl.float32)

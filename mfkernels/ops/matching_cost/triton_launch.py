@@ -22,9 +22,9 @@ from mfkernels.ops.matching_cost.triton_kernels import (
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
-    FeatureStride,
+    Features,
     FocalParameters,
-    PredictionStride,
+    Predictions,
     Product,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
@@ -128,14 +128,12 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     launcher.launch(
         sums_kernel,
         (cdiv(sizes.rows, block.rows), splits * cdiv(max_count, block.segments), images),
-        embed_ptr=embed,
-        features_ptr=features,
+        embed=Predictions.of(embed, dense=not factored),
+        features=Features.of(features) if factored else Features(features),
         segments_ptr=segments,
         counts_ptr=given.counts,
         partial=partial,
         sizes=sizes,
-        embed_stride=PredictionStride.of(embed, dense=not factored),
-        features_stride=FeatureStride.of(features) if factored else FeatureStride(),
         ratio=Ratio(target_height / height, target_width / width),
         focal=FocalParameters.of(given.alpha, given.gamma),
         VARIANT=Variant(
