@@ -343,7 +343,7 @@ def _launch_grad_embed(
     launcher.launch(
         grad_embed_kernel,
         (problem.splits, tiles, group),
-        grad_logits_ptr=grad_logits,
+        grad_ptr=grad_logits,
         features=Features.of(problem.features),
         matching=problem.matching,
         partial_ptr=partial,
@@ -379,7 +379,7 @@ def _launch_grad_features(
     launcher.launch(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
-        grad_logits_ptr=grad_logits,
+        grad_ptr=grad_logits,
         embed=Predictions.of(problem.embed, dense=False),
         matching=problem.matching,
         grad_features_ptr=grad_features,

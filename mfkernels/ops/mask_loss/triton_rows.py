@@ -117,13 +117,7 @@ def logits_kernel(
 
 @triton.jit
 def grad_embed_kernel(
-    grad_logits_ptr,
-    features,
-    matching,
-    partial_ptr,
-    sizes,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_ptr, features, matching, partial_ptr, sizes, PRECISION: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels."""
     BLOCK_R: tl.constexpr = BLOCK.rows
@@ -139,13 +133,13 @@ def grad_embed_kernel(
         c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
         features_ptr = features.ptr + image.to(tl.int64) * features.image
         group_index = workspace_index(layer, segment, sizes)
-        grad_row_ptr = grad_logits_ptr + group_index * pixels
+        row_ptr = grad_ptr + group_index * pixels
         total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         begin = tl.program_id(0) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
-            grad = load_tile(grad_row_ptr, p, 1, matched, p < pixels)
+            grad = load_tile(row_ptr, p, 1, matched, p < pixels)
             pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
             f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
             total = tl.dot(grad, f.to(tl.float32), total, input_precision=PRECISION)
@@ -184,7 +178,7 @@ def grad_embed_sum_kernel(
 
 @triton.jit
 def grad_features_kernel(
-    grad_logits_ptr,
+    grad_ptr,
     embed,
     matching,
     grad_features_ptr,
@@ -211,7 +205,7 @@ def grad_features_kernel(
             other=0.0,
         )
         group_index = workspace_index(layer, segment, sizes)
-        grad = load_tile(grad_logits_ptr + group_index * pixels, p, 1, matched, p < pixels)
+        grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
         total = tl.dot(e.to(tl.float32), grad, total, input_precision=PRECISION)
     offset = (image.to(tl.int64) * channels + c) * pixels
     tl.store(
