@@ -150,20 +150,28 @@ struct Scan {
     }
   }
 
+  // Where the least cost of a row (or of a column) is, kNone if there is none; it becomes the dual.
+  template <bool kOfRow, class P>
+  static MFK_INLINE int32_t least(const P& p, int32_t line, double* dual) {
+    double best = infinity();
+    int32_t where = kNone;
+    const int32_t count = kOfRow ? p.columns : p.rows;
+    for (int32_t k = 0; k < count; ++k) {
+      const double cost = kOfRow ? p.costs(line, k) : p.costs(k, line);
+      if (cost < best) {
+        best = cost;
+        where = k;
+      }
+    }
+    *dual = where == kNone ? 0.0 : best;
+    return where;
+  }
+
   // The least cost of each row becomes its dual; the row claims a column that has it.
   template <class P>
   static MFK_HOST_DEVICE void claim_minima(const Group& group, const P& p) {
     for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
-      double least = infinity();
-      int32_t column = kNone;
-      for (int32_t j = 0; j < p.columns; ++j) {
-        const double cost = p.costs(i, j);
-        if (cost < least) {
-          least = cost;
-          column = j;
-        }
-      }
-      p.row_dual[i] = column == kNone ? 0.0 : least;
+      const int32_t column = least<true>(p, i, &p.row_dual[i]);
       p.column_of_row[i] = column;
       if (column != kNone) Group::claim(&p.row_of_column[column], i);
     }
@@ -183,17 +191,7 @@ struct Scan {
   template <class P>
   static MFK_HOST_DEVICE void column_minima(const Group& group, const P& p) {
     for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
-      double least = infinity();
-      int32_t row = kNone;
-      for (int32_t i = 0; i < p.rows; ++i) {
-        const double cost = p.costs(i, j);
-        if (cost < least) {
-          least = cost;
-          row = i;
-        }
-      }
-      p.column_dual[j] = row == kNone ? 0.0 : least;
-      p.path[j] = row;
+      p.path[j] = least<false>(p, j, &p.column_dual[j]);
     }
   }
 };

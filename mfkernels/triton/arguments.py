@@ -14,12 +14,13 @@ from torch import Tensor
 from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
 
 
-class PredictionStride(NamedTuple):
-    """Elements between neighbours along each axis of embeddings `[L, B, Q, C]`.
+class Predictions(NamedTuple):
+    """Embeddings `[L, B, Q, C]` or dense logits `[L, B, Q, h, w]`, and their strides.
 
-    Or of dense logits `[L, B, Q, h, w]`. An axis that is not there keeps 1: not an argument then.
+    An axis that is not there keeps 1: not an argument then.
     """
 
+    ptr: Tensor
     layer: int = 1
     image: int = 1
     query: int = 1
@@ -27,26 +28,27 @@ class PredictionStride(NamedTuple):
     pixel: int = 1
 
     @classmethod
-    def of(cls, tensor: Tensor, *, dense: bool) -> PredictionStride:
+    def of(cls, tensor: Tensor, *, dense: bool) -> Predictions:
         """Of embeddings, or of dense logits with flat pixels; the leading axes may be missing."""
         layer, image, query = (1, 1, *tensor.stride()[: -2 if dense else -1])[-3:]
         if dense:
-            return cls(layer, image, query, pixel=pixel_stride(tensor))
-        return cls(layer, image, query, channel=tensor.stride(-1))
+            return cls(tensor, layer, image, query, pixel=pixel_stride(tensor))
+        return cls(tensor, layer, image, query, channel=tensor.stride(-1))
 
 
-class FeatureStride(NamedTuple):
-    """Elements between neighbours along each axis of pixel features `[B, C, h, w]`."""
+class Features(NamedTuple):
+    """Pixel features `[B, C, h, w]`, and their strides."""
 
+    ptr: Tensor
     image: int = 1
     channel: int = 1
     pixel: int = 1
 
     @classmethod
-    def of(cls, tensor: Tensor) -> FeatureStride:
+    def of(cls, tensor: Tensor) -> Features:
         """Of features with flat pixels; the axis of images may be missing."""
         image = tensor.stride(-4) if tensor.ndim > 3 else 1
-        return cls(image, tensor.stride(-3), pixel_stride(tensor))
+        return cls(tensor, image, tensor.stride(-3), pixel_stride(tensor))
 
 
 class FocalParameters(NamedTuple):
@@ -62,16 +64,21 @@ class FocalParameters(NamedTuple):
         return cls(positive, negative, float(gamma))
 
 
-class SegmentStride(NamedTuple):
-    """Elements between neighbours along each axis of what segments have, `[L, B, T]`."""
+class SegmentValues(NamedTuple):
+    """What segments have, `[L, B, T]`, and its strides."""
 
+    ptr: Tensor
     layer: int
     image: int
     segment: int
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> SegmentValues:
+        return cls(tensor, *tensor.stride())
+
 
 class LossGradients(NamedTuple):
-    """The gradients of the focal and dice losses of rows or of segments."""
+    """The gradients of the focal and dice losses of rows."""
 
     focal_ptr: Tensor
     dice_ptr: Tensor

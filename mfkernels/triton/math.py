@@ -1,4 +1,4 @@
-"""What several kernels share: elementwise terms, segments of an image, tiles of mask logits."""
+"""What several kernels share: elementwise terms, segments of an image, tiles of a matrix."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -117,6 +117,26 @@ def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
         earlier = start + tl.arange(0, BLOCK_B)
         before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
     return count, tl.sum(before)
+
+
+@triton.jit
+def row_offset(layer, image, query, predictions):
+    """Elements to a query's embedding in `[L, B, Q, C]`, or to its logits in `[L, B, Q, h, w]`."""
+    offset = layer.to(tl.int64) * predictions.layer + image.to(tl.int64) * predictions.image
+    return offset + query.to(tl.int64) * predictions.query
+
+
+@triton.jit
+def load_tile(row_ptr, column, stride, is_row, is_column):
+    """`[rows, columns]` of a matrix, 0 where there is no such row or column.
+
+    `row_ptr`: where each row begins; `stride`: elements between neighbouring columns.
+    """
+    return tl.load(
+        row_ptr[:, None] + column.to(tl.int64)[None, :] * stride,
+        mask=is_row[:, None] & is_column[None, :],
+        other=0.0,
+    )
 
 
 @triton.jit

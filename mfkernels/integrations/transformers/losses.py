@@ -26,6 +26,11 @@ Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds what it replaces."""
 
+_PerImage = Sequence[Tensor]
+"""A tensor per image."""
+_Layer = tuple[Tensor, Tensor]
+"""Mask logits and class logits."""
+
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
 
@@ -37,47 +42,41 @@ def is_replacement(method: Any) -> bool:
 def dense_matcher(original: Method) -> Method:
     """MaskFormer's matcher: `[B, Q, h, w]` logits against masks at that size."""
 
-    @torch.no_grad()
-    def forward(
-        self: Any,
-        masks_queries_logits: Tensor,
-        class_queries_logits: Tensor,
-        mask_labels: Sequence[Tensor],
-        class_labels: Sequence[Tensor],
-    ) -> list[Pair]:
-        targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
-        if targets is None:
-            matched: list[Pair] = original(
-                self, masks_queries_logits, class_queries_logits, mask_labels, class_labels
-            )
-            return matched
-        cost = _dense_cost(self, masks_queries_logits, class_queries_logits, targets, mask_labels)
-        return pairs(assign(cost, targets.counts), targets.counts, cost.shape[1])
+    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor | None:
+        targets = _targets(masks, labels, layer[0].device)
+        return None if targets is None else _dense_cost(matcher, *layer, targets, masks)
 
-    return forward
+    return _matcher(original, cost)
 
 
 def point_matcher(original: Method) -> Method:
     """Mask2Former's matcher: logits and masks at random points, drawn image after image."""
 
+    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
+        mask_logits, class_logits = layer
+        return point_sampling.point_matching_cost(
+            class_logits, mask_logits, masks, labels, matcher.num_points, **_weights(matcher)
+        )
+
+    return _matcher(original, cost)
+
+
+def _matcher(original: Method, cost_of: Callable[..., Tensor | None]) -> Method:
+    """A matcher by a cost `[B, Q, T]`; `original` serves the calls for which that is None."""
+
     @torch.no_grad()
     def forward(
         self: Any,
         masks_queries_logits: Tensor,
         class_queries_logits: Tensor,
-        mask_labels: Sequence[Tensor],
-        class_labels: Sequence[Tensor],
+        mask_labels: _PerImage,
+        class_labels: _PerImage,
     ) -> list[Pair]:
-        cost = point_sampling.point_matching_cost(
-            class_queries_logits,
-            masks_queries_logits,
-            mask_labels,
-            class_labels,
-            self.num_points,
-            class_weight=self.cost_class,
-            mask_weight=self.cost_mask,
-            dice_weight=self.cost_dice,
-        )
+        layer = (masks_queries_logits, class_queries_logits)
+        cost = cost_of(self, layer, mask_labels, class_labels)
+        if cost is None:
+            matched: list[Pair] = original(self, *layer, mask_labels, class_labels)
+            return matched
         counts = [len(label) for label in class_labels]
         return pairs(assign(cost, counts), counts, cost.shape[1])
 
@@ -91,8 +90,8 @@ def dense_criterion(original: Method) -> Method:
         self: Any,
         masks_queries_logits: Tensor,
         class_queries_logits: Tensor,
-        mask_labels: Sequence[Tensor],
-        class_labels: Sequence[Tensor],
+        mask_labels: _PerImage,
+        class_labels: _PerImage,
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
@@ -138,7 +137,7 @@ def point_losses(original: Method) -> Method:
     def loss_masks(
         self: Any,
         masks_queries_logits: Tensor,
-        mask_labels: Sequence[Tensor],
+        mask_labels: _PerImage,
         indices: Sequence[Pair],
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
@@ -187,10 +186,10 @@ def _is_of(original: Method, module: Any) -> bool:
 
 def _match(
     criterion: Any,
-    layers: Sequence[tuple[Tensor, Tensor]],
+    layers: Sequence[_Layer],
     targets: SegmentTargets,
-    mask_labels: Sequence[Tensor],
-    class_labels: Sequence[Tensor],
+    mask_labels: _PerImage,
+    class_labels: _PerImage,
 ) -> list[tuple[Tensor, list[Pair]]]:
     """The assignment `[B, T]` of each layer, and the same as pairs."""
     matcher = criterion.matcher
@@ -210,22 +209,26 @@ def _dense_cost(
     mask_logits: Tensor,
     class_logits: Tensor,
     targets: SegmentTargets,
-    mask_labels: Sequence[Tensor],
+    mask_labels: _PerImage,
 ) -> Tensor:
     return dense_cost(
         class_logits,
         mask_logits,
         targets,
         [(mask.shape[-2], mask.shape[-1]) for mask in mask_labels],
-        class_weight=matcher.cost_class,
-        mask_weight=matcher.cost_mask,
-        dice_weight=matcher.cost_dice,
+        **_weights(matcher),
     )
 
 
-def _targets(
-    masks: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device
-) -> SegmentTargets | None:
+def _weights(matcher: Any) -> dict[str, float]:
+    return {
+        "class_weight": matcher.cost_class,
+        "mask_weight": matcher.cost_mask,
+        "dice_weight": matcher.cost_dice,
+    }
+
+
+def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> SegmentTargets | None:
     """The segments, or None, said once, where the original has to do the work."""
     targets = binary_targets(masks, labels)
     if targets is None:

@@ -127,13 +127,10 @@ def point_loss(
         logits: `[M, h, w]`, any floating-point dtype.
         targets: `[M, H, W]`, bool or numbers from 0 to 1.
         points: `[M, P, 2]` floating-point: x and y, 0 to 1 from edge to edge of the image.
-        num_masks: the divisor. None: M, at least 1.
-        alpha: weight of the positives in the focal loss; negative: no weighting.
-        gamma: exponent of the focal loss, at least 0.
+        num_masks, alpha, gamma: as in `focal_dice_loss`.
 
     Returns:
-        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits). Differentiable
-        once.
+        As `focal_dice_loss`.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.

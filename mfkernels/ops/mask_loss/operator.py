@@ -5,7 +5,7 @@ csrc/torch_library.cpp describes their arguments.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,21 +21,28 @@ from mfkernels.ops.common.registration import differentiable_once, or_zeros, reg
 TRITON = "mfkernels.ops.mask_loss.triton_launch"
 
 
-def check(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-) -> None:
-    check_prediction_arguments(mask_embed, pixel_features)
-    layers, images = mask_embed.shape[:2]
-    check_argument("assignment", assignment, (layers, images, "T"), mask_embed, torch.int64)
-    check_segments(label_map, masks, counts, mask_embed, images)
-    check_focal(alpha, gamma)
+class Inputs(NamedTuple):
+    """What `mask_loss` takes, and `mask_loss_backward` among others."""
+
+    mask_embed: Tensor
+    pixel_features: Tensor | None
+    label_map: Tensor | None
+    masks: Tensor | None
+    counts: Tensor
+    assignment: Tensor
+    alpha: float
+    gamma: float
+
+
+def check(*arguments: Any) -> None:
+    given = Inputs(*arguments)
+    check_prediction_arguments(given.mask_embed, given.pixel_features)
+    layers, images = given.mask_embed.shape[:2]
+    check_argument(
+        "assignment", given.assignment, (layers, images, "T"), given.mask_embed, torch.int64
+    )
+    check_segments(given.label_map, given.masks, given.counts, given.mask_embed, images)
+    check_focal(given.alpha, given.gamma)
 
 
 def check_backward(
@@ -43,18 +50,19 @@ def check_backward(
 ) -> None:
     *inputs, _embed_needed, _features_needed = inputs_and_needed
     check(*inputs)
-    mask_embed, pixel_features, _, _, _, assignment, *_ = inputs
-    dtype = result_dtype(mask_embed, pixel_features)
-    check_argument("grad_focal", grad_focal, assignment.shape, mask_embed, dtype)
-    check_argument("grad_dice", grad_dice, assignment.shape, mask_embed, dtype)
-    check_argument("sums", sums, (*assignment.shape, 3), mask_embed, dtype)
+    given = Inputs(*inputs)
+    shape, like = given.assignment.shape, given.mask_embed
+    dtype = result_dtype(like, given.pixel_features)
+    check_argument("grad_focal", grad_focal, shape, like, dtype)
+    check_argument("grad_dice", grad_dice, shape, like, dtype)
+    check_argument("sums", sums, (*shape, 3), like, dtype)
 
 
-def fake(mask_embed: Tensor, pixel_features: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    *_, assignment, _alpha, _gamma = others
-    dtype = result_dtype(mask_embed, pixel_features)
-    focal, dice = (assignment.new_empty(assignment.shape, dtype=dtype) for _ in range(2))
-    return focal, dice, assignment.new_empty((*assignment.shape, 3), dtype=dtype)
+def fake(*arguments: Any) -> tuple[Tensor, ...]:
+    given = Inputs(*arguments)
+    shape, dtype = given.assignment.shape, result_dtype(given.mask_embed, given.pixel_features)
+    focal, dice = (given.assignment.new_empty(shape, dtype=dtype) for _ in range(2))
+    return focal, dice, given.assignment.new_empty((*shape, 3), dtype=dtype)
 
 
 def fake_backward(

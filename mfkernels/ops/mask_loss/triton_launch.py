@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mfkernels.ops.mask_loss.operator import Inputs
 from mfkernels.ops.mask_loss.triton_pixels import (
+    Axis,
     Block,
-    GradStride,
     Resize,
     Variant,
     grad_logits_kernel,
@@ -36,12 +38,11 @@ from mfkernels.ops.mask_loss.triton_rows import (
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
-    FeatureStride,
+    Features,
     FocalParameters,
-    LossGradients,
-    PredictionStride,
+    Predictions,
     Product,
-    SegmentStride,
+    SegmentValues,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import (
@@ -82,7 +83,7 @@ class _Problem:
     @property
     def pixels(self) -> int:
         """Of a mask."""
-        return self.resize.height * self.resize.width
+        return self.resize.y.size * self.resize.x.size
 
     @property
     def splits(self) -> int:
@@ -108,31 +109,15 @@ class _Problem:
         shape = (self.sizes.layers, group, self.sizes.max_count, self.pixels)
         return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
 
-    def logits_stride(self) -> PredictionStride:
-        """Of what `_logits` returns; of a workspace only pixels are asked for."""
-        if self.features is None:
-            return PredictionStride.of(self.embed, dense=True)
-        return PredictionStride(layer=0, image=0, query=0, pixel=1)
 
-
-def _problem(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-) -> _Problem:
-    """Arguments as for `mask_loss`."""
-    check_floats("mask_loss", mask_embed, pixel_features)
-    embed, features = mask_embed, None
-    if pixel_features is None:
-        embed = with_flat_pixels(mask_embed)
+def _problem(given: Inputs) -> _Problem:
+    check_floats("mask_loss", given.mask_embed, given.pixel_features)
+    embed, features = given.mask_embed, None
+    if given.pixel_features is None:
+        embed = with_flat_pixels(embed)
     else:
-        features = with_flat_pixels(pixel_features)
-    segments = stored_segments(label_map, masks)
+        features = with_flat_pixels(given.pixel_features)
+    segments = stored_segments(given.label_map, given.masks)
     height, width = (embed if features is None else features).shape[-2:]
     target_height, target_width = segments.shape[-2:]
     if 4 * (height + 1) * target_height >= 2**31 or 4 * (width + 1) * target_width >= 2**31:
@@ -140,65 +125,39 @@ def _problem(
             "masks and targets are too large for 32-bit positions: "
             f"{height}x{width} and {target_height}x{target_width}"
         )
-    layers, images, queries = mask_embed.shape[:3]
+    layers, images, queries = embed.shape[:3]
     whole = target_height % height == 0 and target_width % width == 0
     return _Problem(
         embed=embed,
         features=features,
         segments=segments,
-        matching=Matching(assignment.contiguous(), counts),
+        matching=Matching(given.assignment.contiguous(), given.counts),
         sizes=Sizes(
             first_image=0,
             images=images,
             layers=layers,
             queries=queries,
-            max_count=assignment.shape[2],
+            max_count=given.assignment.shape[2],
         ),
-        channels=1 if features is None else mask_embed.shape[3],
-        resize=_resize(height, width, target_height, target_width, whole),
-        focal=FocalParameters.of(alpha, gamma),
+        channels=1 if features is None else embed.shape[3],
+        resize=Resize(_axis(height, target_height, whole), _axis(width, target_width, whole)),
+        focal=FocalParameters.of(given.alpha, given.gamma),
         variant=Variant(
             factored=features is not None,
-            label_map=label_map is not None,
-            square=gamma == 2,
+            label_map=given.label_map is not None,
+            square=given.gamma == 2,
             whole=whole,
         ),
     )
 
 
-def _resize(height: int, width: int, target_height: int, target_width: int, whole: bool) -> Resize:
-    step_y, start_y = _weights(height, target_height, whole)
-    step_x, start_x = _weights(width, target_width, whole)
-    return Resize(
-        height=height,
-        width=width,
-        target_height=target_height,
-        target_width=target_width,
-        phases_y=cdiv(target_height, height),
-        phases_x=cdiv(target_width, width),
-        step_y=step_y,
-        start_y=start_y,
-        step_x=step_x,
-        start_x=start_x,
-    )
-
-
-def _weights(size: int, target_size: int, whole: bool) -> tuple[float, float]:
-    """Step and start of the weights of second mask pixels along an axis, as `Resize` has them."""
+def _axis(size: int, target_size: int, whole: bool) -> Axis:
     ratio = target_size // size
-    return (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+    weights = (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+    return Axis(size, target_size, cdiv(target_size, size), *weights)
 
 
-def mask_loss(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `mfkernels::mask_loss`.
 
     `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits `[L, B, Q, h, w]`
@@ -207,17 +166,16 @@ def mask_loss(
     `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y. All
     results are float32.
     """
-    problem = _problem(
-        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
-    )
-    shape = assignment.shape
+    given = Inputs(*arguments)
+    problem = _problem(given)
+    assignment, shape = given.assignment, given.assignment.shape
     focal = assignment.new_empty(shape, dtype=torch.float32)
     dice = assignment.new_empty(shape, dtype=torch.float32)
     sums = assignment.new_empty((*shape, 3), dtype=torch.float32)
     if focal.numel() == 0:
         return focal, dice, sums
     resize = problem.resize
-    chunks = cdiv((resize.height + 1) * (resize.width + 1), CELLS_OF_A_PROGRAM)
+    chunks = cdiv((resize.y.size + 1) * (resize.x.size + 1), CELLS_OF_A_PROGRAM)
     partial = assignment.new_empty((*shape, chunks, 4), dtype=torch.float32)
     for sizes, group in problem.groups():
         _launch_losses(problem, sizes, _logits(problem, sizes, group), partial, group)
@@ -232,51 +190,49 @@ def mask_loss(
         sizes=problem.sizes,
         chunks=chunks,
         rows=focal.numel(),
-        target_pixels=float(resize.target_height * resize.target_width),
+        target_pixels=float(resize.y.target_size * resize.x.target_size),
         BLOCK=32,
         num_warps=1,
     )
     return focal, dice, sums
 
 
-def _logits(problem: _Problem, sizes: Sizes, group: int) -> Tensor:
+def _logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
     """Logits of the matched segments of a group; dense ones are there already."""
     if problem.features is None:
-        return problem.embed
+        return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(group)
     block = ProductBlock(rows=64, pixels=64, channels=32)
     launcher.launch(
         logits_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.rows, block.rows), group),
-        embed_ptr=problem.embed,
-        features_ptr=problem.features,
+        embed=Predictions.of(problem.embed, dense=False),
+        features=Features.of(problem.features),
         matching=problem.matching,
         logits_ptr=logits,
         sizes=problem.product_sizes(sizes),
-        embed_stride=PredictionStride.of(problem.embed, dense=False),
-        features_stride=FeatureStride.of(problem.features),
         PRODUCT=Product.of(problem.embed, problem.features),
         BLOCK=block,
         num_warps=8,
         num_stages=3,
     )
-    return logits
+    # Of a workspace only pixels are asked for.
+    return Predictions(logits, layer=0, image=0, query=0, pixel=1)
 
 
 def _launch_losses(
-    problem: _Problem, sizes: Sizes, logits: Tensor, partial: Tensor, group: int
+    problem: _Problem, sizes: Sizes, logits: Predictions, partial: Tensor, group: int
 ) -> None:
     """Fill a group's part of `partial [L, B, T, chunks, 4]`."""
     launcher.launch(
         loss_kernel,
         (partial.shape[3], problem.rows, group),
-        logits_ptr=logits,
+        logits=logits,
         segments_ptr=problem.segments,
         matching=problem.matching,
         partial_ptr=partial,
         sizes=sizes,
         resize=problem.resize,
-        logits_stride=problem.logits_stride(),
         focal=problem.focal,
         VARIANT=problem.variant,
         BLOCK=problem.block(),
@@ -286,28 +242,17 @@ def _launch_losses(
 
 
 def mask_loss_backward(
-    grad_focal: Tensor,
-    grad_dice: Tensor,
-    sums: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    counts: Tensor,
-    assignment: Tensor,
-    alpha: float,
-    gamma: float,
-    embed_needed: bool,
-    features_needed: bool,
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
 ) -> tuple[Tensor, Tensor]:
     """The operator `mfkernels::mask_loss_backward`.
 
     `grad_focal` and `grad_dice [L, B, T]`; the others as in `mask_loss`. Returns the gradients of
     `mask_embed` and of `pixel_features`, `[0]` for one that is not needed or not there.
     """
-    problem = _problem(
-        mask_embed, pixel_features, label_map, masks, counts, assignment, alpha, gamma
-    )
+    *inputs, embed_needed, features_needed = inputs_and_needed
+    given = Inputs(*inputs)
+    problem = _problem(given)
+    mask_embed, pixel_features = given.mask_embed, given.pixel_features
     features_needed = features_needed and pixel_features is not None
     features = mask_embed if pixel_features is None else pixel_features
     grad_embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
@@ -316,13 +261,13 @@ def mask_loss_backward(
         return grad_embed, grad_features
     if problem.rows == 0:
         return grad_embed.zero_(), grad_features.zero_()
-    grad = LossGradients(grad_focal, grad_dice)
+    grads = SegmentValues.of(grad_focal), SegmentValues.of(grad_dice)
     split_embed = embed_needed and problem.features is not None
     partial = sums.new_empty(
-        (problem.splits, *assignment.shape, problem.channels) if split_embed else (0,)
+        (problem.splits, *given.assignment.shape, problem.channels) if split_embed else (0,)
     )
     for sizes, group in problem.groups():
-        grad_logits = _grad_logits(problem, sizes, grad, sums, group)
+        grad_logits = _grad_logits(problem, sizes, grads, sums, group)
         if problem.features is None:
             _launch_scatter(problem, sizes, grad_logits, grad_embed, group)
         elif embed_needed:
@@ -335,31 +280,34 @@ def mask_loss_backward(
 
 
 def _grad_logits(
-    problem: _Problem, sizes: Sizes, grad: LossGradients, sums: Tensor, group: int
+    problem: _Problem,
+    sizes: Sizes,
+    grads: tuple[SegmentValues, SegmentValues],
+    sums: Tensor,
+    group: int,
 ) -> Tensor:
-    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
+    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments.
+
+    `grads`: of the focal and of the dice loss.
+    """
     logits = _logits(problem, sizes, group)
     grad_logits = problem.workspace(group)
     launcher.launch(
         grad_logits_kernel,
         (
-            cdiv(problem.rows * (problem.resize.width + 1), CELLS_OF_A_PROGRAM - 1),
-            cdiv(problem.resize.height, MASK_ROWS_OF_A_PROGRAM),
+            cdiv(problem.rows * (problem.resize.x.size + 1), CELLS_OF_A_PROGRAM - 1),
+            cdiv(problem.resize.y.size, MASK_ROWS_OF_A_PROGRAM),
             group,
         ),
-        logits_ptr=logits,
+        logits=logits,
         segments_ptr=problem.segments,
         matching=problem.matching,
         sums_ptr=sums,
-        grad=grad,
+        grad_focal=grads[0],
+        grad_dice=grads[1],
         grad_logits_ptr=grad_logits,
         sizes=sizes,
         resize=problem.resize,
-        stride=GradStride(
-            logits=problem.logits_stride(),
-            focal=SegmentStride(*grad.focal_ptr.stride()),
-            dice=SegmentStride(*grad.dice_ptr.stride()),
-        ),
         focal=problem.focal,
         VARIANT=problem.variant,
         BLOCK=problem.block(MASK_ROWS_OF_A_PROGRAM),
@@ -395,12 +343,11 @@ def _launch_grad_embed(
     launcher.launch(
         grad_embed_kernel,
         (problem.splits, tiles, group),
-        grad_logits_ptr=grad_logits,
-        features_ptr=problem.features,
+        grad_ptr=grad_logits,
+        features=Features.of(problem.features),
         matching=problem.matching,
         partial_ptr=partial,
         sizes=problem.product_sizes(sizes),
-        features_stride=FeatureStride.of(problem.features),
         PRECISION=float32_precision(),
         BLOCK=block,
         num_warps=8,
@@ -432,12 +379,11 @@ def _launch_grad_features(
     launcher.launch(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
-        grad_logits_ptr=grad_logits,
-        embed_ptr=problem.embed,
+        grad_ptr=grad_logits,
+        embed=Predictions.of(problem.embed, dense=False),
         matching=problem.matching,
         grad_features_ptr=grad_features,
         sizes=problem.product_sizes(sizes),
-        embed_stride=PredictionStride.of(problem.embed, dense=False),
         PRECISION=float32_precision(),
         BLOCK=block,
         num_warps=8,

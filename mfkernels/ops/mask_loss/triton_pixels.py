@@ -14,37 +14,36 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from mfkernels.ops.mask_loss.triton_rows import matched_rows
-from mfkernels.triton.arguments import PredictionStride, SegmentStride
-from mfkernels.triton.math import if_also, power_of_sigmoid, segments_of_image, sigmoid_both
+from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
+from mfkernels.triton.math import (
+    if_also,
+    power_of_sigmoid,
+    row_offset,
+    segments_of_image,
+    sigmoid_both,
+)
 
 
-class Resize(NamedTuple):
-    """Masks `[h, w]`, their resizing to targets `[H, W]`, and the weights at target pixels.
+class Axis(NamedTuple):
+    """Masks and targets along one axis, and the weights at target pixels.
 
     The weight of a cell's second mask pixel is `start` plus `step` times the phase where the ratio
     of the sizes is a whole number, else `step` times a numerator.
     """
 
-    height: int
-    width: int
-    target_height: int
-    target_width: int
-    phases_y: int
-    """The most target pixels of a cell, vertically."""
-    phases_x: int
-    step_y: float
-    start_y: float
-    step_x: float
-    start_x: float
+    size: int
+    target_size: int
+    phases: int
+    """The most target pixels of a cell."""
+    step: float
+    start: float
 
 
-class GradStride(NamedTuple):
-    """The strides of the tensors that the gradients of logits are formed from."""
+class Resize(NamedTuple):
+    """Masks `[h, w]` and targets `[H, W]`, by axis."""
 
-    logits: PredictionStride
-    focal: SegmentStride
-    dice: SegmentStride
+    y: Axis
+    x: Axis
 
 
 class Variant(NamedTuple):
@@ -66,30 +65,31 @@ class Block(NamedTuple):
 
 
 @triton.jit
-def first_target_pixel(cell, size, target_size, phases):
+def first_target_pixel(cell, axis):
     """The first target pixel in a cell: ⌈((2 cell + 1) target_size − size) / (2 size)⌉.
 
     It may be negative.
     """
-    above_zero = phases + 1
-    numerator = (2 * cell + 1) * target_size + size - 1 + 2 * size * above_zero
+    above_zero = axis.phases + 1
+    size = axis.size
+    numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * above_zero
     return numerator // (2 * size) - above_zero
 
 
 @triton.jit
-def target_pixel(cell, first, phase, size, target_size, step, start, WHOLE: tl.constexpr):
+def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
     """Index of the target pixel, weight of the cell's second mask pixel, and whether it exists.
 
     Where the ratio of the sizes is a whole number, the weight depends on the phase alone.
     """
     index = first + phase
-    exists = (index >= 0) & (index < target_size)
+    exists = (index >= 0) & (index < axis.target_size)
     if WHOLE:
-        weight = phase * step + start
+        weight = phase * axis.step + axis.start
     else:
-        numerator = (2 * index + 1) * size - (2 * cell + 1) * target_size
-        weight = numerator.to(tl.float32) * step
-        exists = exists & (numerator < 2 * target_size)
+        numerator = (2 * index + 1) * axis.size - (2 * cell + 1) * axis.target_size
+        weight = numerator.to(tl.float32) * axis.step
+        exists = exists & (numerator < 2 * axis.target_size)
     return index, weight, exists
 
 
@@ -120,36 +120,39 @@ def focal_parts(logit, member, gamma, SQUARE: tl.constexpr):
 
 
 @triton.jit
+def value_of_segment(values, layer, image, segment, exists):
+    """Of `values [L, B, T]`; 0 where there is none."""
+    value_ptr = values.ptr + layer * values.layer + image * values.image + segment * values.segment
+    return tl.load(value_ptr, mask=exists, other=0.0)
+
+
+@triton.jit
 def loss_kernel(
-    logits_ptr,
+    logits,
     segments_ptr,
     matching,
     partial_ptr,
     sizes,
     resize,
-    logits_stride,
     focal,
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`partial [L, B, T, chunks, 4]`: Σ focal, Σ s y, Σ s, Σ y of a chunk of cells."""
     CELLS: tl.constexpr = BLOCK.cells
-    height, width = resize.height, resize.width
-    target_height, target_width = resize.target_height, resize.target_width
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
+    height, width = resize.y.size, resize.x.size
+    target_height, target_width = resize.y.target_size, resize.x.target_size
+    image = sizes.first_image + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
     row = tl.program_id(1)
     layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
     if query >= 0:
         if VARIANT.factored:
             # `logits` holds matched rows only: [L, group, T, h·w].
-            group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-            group_index = group_index * sizes.max_count + segment
-            logits_ptr += group_index * height * width
+            group_index = workspace_index(layer, segment, sizes)
+            logits_ptr = logits.ptr + group_index * height * width
         else:
-            logits_ptr += layer.to(tl.int64) * logits_stride.layer
-            logits_ptr += image.to(tl.int64) * logits_stride.image + query * logits_stride.query
+            logits_ptr = logits.ptr + row_offset(layer, image, query, logits)
         if VARIANT.label_map:
             segments_ptr += image.to(tl.int64) * target_height * target_width
         else:
@@ -160,40 +163,24 @@ def loss_kernel(
         cell_y, cell_x = cell // (width + 1) - 1, cell % (width + 1) - 1
         left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
         x00, x01, x10, x11 = corner_logits(
-            logits_ptr, cell_y, left, right, height, width, logits_stride.pixel, inside
+            logits_ptr, cell_y, left, right, height, width, logits.pixel, inside
         )
-        first_y = first_target_pixel(cell_y, height, target_height, resize.phases_y)
-        first_x = first_target_pixel(cell_x, width, target_width, resize.phases_x)
+        first_y = first_target_pixel(cell_y, resize.y)
+        first_x = first_target_pixel(cell_x, resize.x)
 
         sum_focal = tl.zeros([CELLS], tl.float32)
         sum_both = tl.zeros([CELLS], tl.float32)
         sum_sigmoid = tl.zeros([CELLS], tl.float32)
         sum_target = tl.zeros([CELLS], tl.float32)
-        for phase_y in range(resize.phases_y):
-            y, weight_y, exists_y = target_pixel(
-                cell_y,
-                first_y,
-                phase_y,
-                height,
-                target_height,
-                resize.step_y,
-                resize.start_y,
-                VARIANT.whole,
-            )
+        for phase_y in range(resize.y.phases):
+            y, weight_y, exists_y = target_pixel(cell_y, first_y, phase_y, resize.y, VARIANT.whole)
             exists_y = exists_y & inside
             x_left = x00 + weight_y * (x10 - x00)
             x_step = x01 + weight_y * (x11 - x01) - x_left
             line_ptr = segments_ptr + y.to(tl.int64) * target_width
-            for phase_x in range(resize.phases_x):
+            for phase_x in range(resize.x.phases):
                 x, weight_x, exists = target_pixel(
-                    cell_x,
-                    first_x,
-                    phase_x,
-                    width,
-                    target_width,
-                    resize.step_x,
-                    resize.start_x,
-                    VARIANT.whole,
+                    cell_x, first_x, phase_x, resize.x, VARIANT.whole
                 )
                 exists = exists & exists_y
                 logit = x_left + weight_x * x_step
@@ -253,15 +240,15 @@ def totals_kernel(
 
 @triton.jit
 def grad_logits_kernel(
-    logits_ptr,
+    logits,
     segments_ptr,
     matching,
     sums_ptr,
-    grad,
+    grad_focal,
+    grad_dice,
     grad_logits_ptr,
     sizes,
     resize,
-    stride,
     focal,
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -273,10 +260,9 @@ def grad_logits_kernel(
     of the cells above from the step before.
     """
     CELLS: tl.constexpr = BLOCK.cells
-    height, width = resize.height, resize.width
-    target_height, target_width = resize.target_height, resize.target_width
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
+    height, width = resize.y.size, resize.x.size
+    target_height, target_width = resize.y.target_size, resize.x.target_size
+    image = sizes.first_image + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
     begin_x = tl.program_id(0) * (CELLS - 1)
     if begin_x <= sizes.layers * count * (width + 1):
@@ -288,36 +274,29 @@ def grad_logits_kernel(
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
         target_pixels = tl.full([], target_height, tl.float32) * target_width
-        focal_ptr = grad.focal_ptr + layer * stride.focal.layer + image * stride.focal.image
-        focal_ptr += segment * stride.focal.segment
-        grad_focal = tl.load(focal_ptr, mask=matched, other=0.0) / target_pixels
-        dice_ptr = grad.dice_ptr + layer * stride.dice.layer + image * stride.dice.image
-        dice_ptr += segment * stride.dice.segment
-        grad_dice = tl.load(dice_ptr, mask=matched, other=0.0)
+        of_focal = value_of_segment(grad_focal, layer, image, segment, matched) / target_pixels
+        of_dice = value_of_segment(grad_dice, layer, image, segment, matched)
         both = tl.load(sums_ptr + index * 3, mask=matched, other=0.0)
         union = tl.load(sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
         union += tl.load(sums_ptr + index * 3 + 2, mask=matched, other=0.0)
-        grad_outside = grad_dice * (2.0 * both + 1.0) / (union * union)
-        grad_inside = grad_outside - 2.0 * grad_dice / union
+        grad_outside = of_dice * (2.0 * both + 1.0) / (union * union)
+        grad_inside = grad_outside - 2.0 * of_dice / union
 
-        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-        offset = group_index * sizes.max_count + segment
+        offset = workspace_index(layer, segment, sizes)
         offset *= tl.full([], height, tl.int64) * width
         grad_row_ptr = grad_logits_ptr + tl.where(matched, offset, 0)
         if VARIANT.factored:
-            logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
+            logits_row_ptr = logits.ptr + tl.where(matched, offset, 0)
         else:
-            offset = layer.to(tl.int64) * stride.logits.layer
-            offset += image.to(tl.int64) * stride.logits.image
-            offset += query * stride.logits.query
-            logits_row_ptr = logits_ptr + tl.where(matched, offset, 0)
+            offset = row_offset(layer, image, query, logits)
+            logits_row_ptr = logits.ptr + tl.where(matched, offset, 0)
         size = tl.full([], target_height, tl.int64) * target_width
         if VARIANT.label_map:
             segments_row_ptr = segments_ptr + image * size
         else:
             segments_row_ptr = segments_ptr + tl.where(matched, first + segment, 0) * size
         left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
-        first_x = first_target_pixel(cell_x, width, target_width, resize.phases_x)
+        first_x = first_target_pixel(cell_x, resize.x)
         before = tl.maximum(element - 1, 0)
         stored = matched & (cell_x >= 0) & (element > 0)
 
@@ -325,9 +304,9 @@ def grad_logits_kernel(
         above = tl.zeros([CELLS], tl.float32)
         for cell_y in range(begin - 1, tl.minimum(begin + BLOCK.mask_rows, height)):
             x00, x01, x10, x11 = corner_logits(
-                logits_row_ptr, cell_y, left, right, height, width, stride.logits.pixel, matched
+                logits_row_ptr, cell_y, left, right, height, width, logits.pixel, matched
             )
-            first_y = first_target_pixel(cell_y, height, target_height, resize.phases_y)
+            first_y = first_target_pixel(cell_y, resize.y)
 
             # Over the target pixels of the cell, the gradient by itself and times the weights of
             # the right and of the lower mask pixels.
@@ -335,32 +314,18 @@ def grad_logits_kernel(
             total_right = tl.zeros([CELLS], tl.float32)
             lower = tl.zeros([CELLS], tl.float32)
             lower_right = tl.zeros([CELLS], tl.float32)
-            for phase_y in range(resize.phases_y):
+            for phase_y in range(resize.y.phases):
                 y, weight_y, exists_y = target_pixel(
-                    cell_y,
-                    first_y,
-                    phase_y,
-                    height,
-                    target_height,
-                    resize.step_y,
-                    resize.start_y,
-                    VARIANT.whole,
+                    cell_y, first_y, phase_y, resize.y, VARIANT.whole
                 )
                 x_left = x00 + weight_y * (x10 - x00)
                 x_step = x01 + weight_y * (x11 - x01) - x_left
                 line_ptr = segments_row_ptr + y.to(tl.int64) * target_width
                 line_total = tl.zeros([CELLS], tl.float32)
                 line_right = tl.zeros([CELLS], tl.float32)
-                for phase_x in range(resize.phases_x):
+                for phase_x in range(resize.x.phases):
                     x, weight_x, exists = target_pixel(
-                        cell_x,
-                        first_x,
-                        phase_x,
-                        width,
-                        target_width,
-                        resize.step_x,
-                        resize.start_x,
-                        VARIANT.whole,
+                        cell_x, first_x, phase_x, resize.x, VARIANT.whole
                     )
                     exists = if_also(exists & matched, exists_y)
                     logit = x_left + weight_x * x_step
@@ -370,7 +335,7 @@ def grad_logits_kernel(
                         logit, member, focal.gamma, VARIANT.square
                     )
                     weight = tl.where(member, -focal.positive_weight, focal.negative_weight)
-                    grad_logit = grad_focal * weight * scale * (focal.gamma * hit * entropy + miss)
+                    grad_logit = of_focal * weight * scale * (focal.gamma * hit * entropy + miss)
                     grad_logit += miss * hit * tl.where(member, grad_inside, grad_outside)
                     grad_logit = tl.where(exists, grad_logit, 0.0)
                     line_total += grad_logit

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mfkernels.triton.math import load_tile, row_offset
+
 
 class Matching(NamedTuple):
     """The segments of each image, and the query that each is matched to."""
@@ -66,53 +68,46 @@ def matched_rows(row, count, image, matching, sizes):
 
 
 @triton.jit
+def image_of_program(matching, sizes):
+    """The image of this program, whose third index is that in the group, and its segments."""
+    image = sizes.first_image + tl.program_id(2)
+    return image, tl.load(matching.counts_ptr + image).to(tl.int32)
+
+
+@triton.jit
+def workspace_index(layer, segment, sizes):
+    """Index in `[L, group, T]` of segments of the image of this program."""
+    index = layer.to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
+    return index * sizes.max_count + segment
+
+
+@triton.jit
 def logits_kernel(
-    embed_ptr,
-    features_ptr,
-    matching,
-    logits_ptr,
-    sizes,
-    embed_stride,
-    features_stride,
-    PRODUCT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    embed, features, matching, logits_ptr, sizes, PRODUCT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`logits [L, group, T, h·w]` of matched segments; the rest is not written."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    image, count = image_of_program(matching, sizes)
     row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     if tl.program_id(1) * BLOCK_R < sizes.layers * count:
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        row_ptr = embed_ptr + layer.to(tl.int64) * embed_stride.layer + query * embed_stride.query
-        row_ptr += image.to(tl.int64) * embed_stride.image
-        features_ptr += image.to(tl.int64) * features_stride.image
+        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
+        features_ptr = features.ptr + image.to(tl.int64) * features.image
         p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
         x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
-            e = tl.load(
-                row_ptr[:, None] + c.to(tl.int64)[None, :] * embed_stride.channel,
-                mask=matched[:, None] & (c < channels)[None, :],
-                other=0.0,
-            )
-            f = tl.load(
-                features_ptr
-                + c.to(tl.int64)[:, None] * features_stride.channel
-                + p.to(tl.int64)[None, :] * features_stride.pixel,
-                mask=(c < channels)[:, None] & (p < pixels)[None, :],
-                other=0.0,
-            )
+            e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
+            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+            f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
             if not PRODUCT.half:
                 e = e.to(tl.float32)
                 f = f.to(tl.float32)
             x = tl.dot(e, f, x, input_precision=PRODUCT.precision)
-        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-        group_index = group_index * sizes.max_count + segment
+        group_index = workspace_index(layer, segment, sizes)
         tl.store(
             logits_ptr + group_index[:, None] * pixels + p[None, :],
             x,
@@ -122,14 +117,7 @@ def logits_kernel(
 
 @triton.jit
 def grad_embed_kernel(
-    grad_logits_ptr,
-    features_ptr,
-    matching,
-    partial_ptr,
-    sizes,
-    features_stride,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_ptr, features, matching, partial_ptr, sizes, PRECISION: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels."""
     BLOCK_R: tl.constexpr = BLOCK.rows
@@ -137,34 +125,23 @@ def grad_embed_kernel(
     channels, pixels = sizes.channels, sizes.pixels
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     row_tile = tl.program_id(1) // channel_tiles
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    image, count = image_of_program(matching, sizes)
     if row_tile * BLOCK_R < sizes.layers * count:
         row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
         c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-        features_ptr += image.to(tl.int64) * features_stride.image
-        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-        group_index = group_index * sizes.max_count + segment
+        features_ptr = features.ptr + image.to(tl.int64) * features.image
+        group_index = workspace_index(layer, segment, sizes)
+        row_ptr = grad_ptr + group_index * pixels
         total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         begin = tl.program_id(0) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
-            grad = tl.load(
-                grad_logits_ptr + group_index[:, None] * pixels + p[None, :],
-                mask=matched[:, None] & (p < pixels)[None, :],
-                other=0.0,
-            )
-            f = tl.load(
-                features_ptr
-                + p.to(tl.int64)[:, None] * features_stride.pixel
-                + c.to(tl.int64)[None, :] * features_stride.channel,
-                mask=(p < pixels)[:, None] & (c < channels)[None, :],
-                other=0.0,
-            )
+            grad = load_tile(row_ptr, p, 1, matched, p < pixels)
+            pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
+            f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
             total = tl.dot(grad, f.to(tl.float32), total, input_precision=PRECISION)
         rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
         offset = (tl.program_id(0) * rows_of_split + index) * channels
@@ -201,12 +178,11 @@ def grad_embed_sum_kernel(
 
 @triton.jit
 def grad_features_kernel(
-    grad_logits_ptr,
-    embed_ptr,
+    grad_ptr,
+    embed,
     matching,
     grad_features_ptr,
     sizes,
-    embed_stride,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -214,9 +190,7 @@ def grad_features_kernel(
     BLOCK_C: tl.constexpr = BLOCK.channels
     BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    image, count = image_of_program(matching, sizes)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
@@ -224,20 +198,14 @@ def grad_features_kernel(
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        row_ptr = embed_ptr + layer.to(tl.int64) * embed_stride.layer + query * embed_stride.query
-        row_ptr += image.to(tl.int64) * embed_stride.image
+        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         e = tl.load(
-            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed_stride.channel,
+            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed.channel,
             mask=matched[None, :] & (c < channels)[:, None],
             other=0.0,
         )
-        group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-        group_index = group_index * sizes.max_count + segment
-        grad = tl.load(
-            grad_logits_ptr + group_index[:, None] * pixels + p[None, :],
-            mask=matched[:, None] & (p < pixels)[None, :],
-            other=0.0,
-        )
+        group_index = workspace_index(layer, segment, sizes)
+        grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
         total = tl.dot(e.to(tl.float32), grad, total, input_precision=PRECISION)
     offset = (image.to(tl.int64) * channels + c) * pixels
     tl.store(
@@ -252,16 +220,13 @@ def scatter_kernel(grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl
     """`grad_logits [L, B, Q, h·w]`: the sum over the segments that each query is matched to."""
     queries, pixels, max_count = sizes.queries, sizes.pixels, sizes.max_count
     layer, query = tl.program_id(1) // queries, tl.program_id(1) % queries
-    group_image = tl.program_id(2)
-    image = sizes.first_image + group_image
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    image, count = image_of_program(matching, sizes)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer_image = layer.to(tl.int64) * sizes.images + image
     total = tl.zeros([BLOCK], tl.float32)
     for segment in range(count):
         if tl.load(matching.assignment_ptr + layer_image * max_count + segment) == query:
-            group_index = layer.to(tl.int64) * tl.num_programs(2) + group_image
-            group_index = group_index * max_count + segment
+            group_index = workspace_index(layer, segment, sizes)
             total += tl.load(
                 grad_matched_ptr + group_index * pixels + p, mask=p < pixels, other=0.0
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,36 +16,43 @@ from mfkernels.ops.common.arguments import (
 from mfkernels.ops.common.registration import register
 
 
-def check(
-    class_logits: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    labels: Tensor,
-    counts: Tensor,
-    max_count: int,
-    *weights_alpha_gamma: float,
-) -> None:
-    check_prediction_arguments(mask_embed, pixel_features)
-    layers, images, queries = mask_embed.shape[:3]
-    check_argument("class_logits", class_logits, (layers, images, queries, "K + 1"), mask_embed)
-    if class_logits.shape[3] < 1:
-        raise ValueError(f"class_logits must have classes, got {list(class_logits.shape)}")
-    check_segments(label_map, masks, counts, mask_embed, images)
+class Inputs(NamedTuple):
+    class_logits: Tensor
+    mask_embed: Tensor
+    pixel_features: Tensor | None
+    label_map: Tensor | None
+    masks: Tensor | None
+    labels: Tensor
+    counts: Tensor
+    max_count: int
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
+    alpha: float
+    gamma: float
+
+
+def check(*arguments: Any) -> None:
+    given = Inputs(*arguments)
+    like, masks, classes = given.mask_embed, given.masks, given.class_logits
+    check_prediction_arguments(like, given.pixel_features)
+    layers, images, queries = like.shape[:3]
+    check_argument("class_logits", classes, (layers, images, queries, "K + 1"), like)
+    if classes.shape[3] < 1:
+        raise ValueError(f"class_logits must have classes, got {list(classes.shape)}")
+    check_segments(given.label_map, masks, given.counts, like, images)
     segments = "N" if masks is None else masks.shape[0]
-    check_argument("labels", labels, (segments,), mask_embed, torch.int64)
-    if max_count < 0:
-        raise ValueError(f"max_count must be at least 0, got {max_count}")
-    check_focal(*weights_alpha_gamma[3:])
+    check_argument("labels", given.labels, (segments,), like, torch.int64)
+    if given.max_count < 0:
+        raise ValueError(f"max_count must be at least 0, got {given.max_count}")
+    check_focal(given.alpha, given.gamma)
 
 
-def fake(
-    class_logits: Tensor, mask_embed: Tensor, pixel_features: Tensor | None, *others: Any
-) -> Tensor:
-    _label_map, _masks, _labels, _counts, max_count, *_ = others
-    dtype = result_dtype(class_logits, mask_embed, pixel_features)
-    return class_logits.new_empty((*class_logits.shape[:3], max_count), dtype=dtype)
+def fake(*arguments: Any) -> Tensor:
+    given = Inputs(*arguments)
+    dtype = result_dtype(given.class_logits, given.mask_embed, given.pixel_features)
+    shape = (*given.class_logits.shape[:3], given.max_count)
+    return given.class_logits.new_empty(shape, dtype=dtype)
 
 
 register(

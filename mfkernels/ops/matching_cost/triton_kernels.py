@@ -19,7 +19,14 @@ from torch import Tensor
 from mfkernels.triton.arguments import (
     Product,
 )
-from mfkernels.triton.math import power_of_sigmoid, segments_of_image, sigmoid_both, split
+from mfkernels.triton.math import (
+    load_tile,
+    power_of_sigmoid,
+    row_offset,
+    segments_of_image,
+    sigmoid_both,
+    split,
+)
 
 
 class PartialSums(NamedTuple):
@@ -103,14 +110,12 @@ class CostBlock(NamedTuple):
 
 @triton.jit
 def sums_kernel(
-    embed_ptr,
-    features_ptr,
+    embed,
+    features,
     segments_ptr,
     counts_ptr,
     partial,
     sizes,
-    embed_stride,
-    features_stride,
     ratio,
     focal,
     VARIANT: tl.constexpr,
@@ -134,20 +139,11 @@ def sums_kernel(
     row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     layer, query = row // sizes.queries, row % sizes.queries
     is_row = row < sizes.rows
-    row_ptr = (
-        embed_ptr
-        + layer.to(tl.int64) * embed_stride.layer
-        + image.to(tl.int64) * embed_stride.image
-        + query.to(tl.int64) * embed_stride.query
-    )
+    row_ptr = embed.ptr + row_offset(layer, image, query, embed)
     c = tl.arange(0, BLOCK.channels)
-    features_ptr += image.to(tl.int64) * features_stride.image
+    features_ptr = features.ptr + image.to(tl.int64) * features.image
     if VARIANT.factored and VARIANT.all_channels:
-        e = tl.load(
-            row_ptr[:, None] + c.to(tl.int64)[None, :] * embed_stride.channel,
-            mask=is_row[:, None] & (c < channels)[None, :],
-            other=0.0,
-        )
+        e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
         if not VARIANT.product.half:
             e = e.to(tl.float32)
 
@@ -162,19 +158,10 @@ def sums_kernel(
         inside = p < pixels
 
         if not VARIANT.factored:
-            x = tl.load(
-                row_ptr[:, None] + p.to(tl.int64)[None, :] * embed_stride.pixel,
-                mask=is_row[:, None] & inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
+            x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
         elif VARIANT.all_channels:
-            f = tl.load(
-                features_ptr
-                + c.to(tl.int64)[:, None] * features_stride.channel
-                + p.to(tl.int64)[None, :] * features_stride.pixel,
-                mask=(c < channels)[:, None] & inside[None, :],
-                other=0.0,
-            )
+            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+            f = load_tile(channel_ptr, p, features.pixel, c < channels, inside)
             if not VARIANT.product.half:
                 f = f.to(tl.float32)
             x = tl.dot(e, f, input_precision=VARIANT.product.precision)
@@ -182,18 +169,9 @@ def sums_kernel(
             x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
             for start_c in range(0, channels, BLOCK.channels):
                 channel = start_c + c
-                e = tl.load(
-                    row_ptr[:, None] + channel.to(tl.int64)[None, :] * embed_stride.channel,
-                    mask=is_row[:, None] & (channel < channels)[None, :],
-                    other=0.0,
-                )
-                f = tl.load(
-                    features_ptr
-                    + channel.to(tl.int64)[:, None] * features_stride.channel
-                    + p.to(tl.int64)[None, :] * features_stride.pixel,
-                    mask=(channel < channels)[:, None] & inside[None, :],
-                    other=0.0,
-                )
+                e = load_tile(row_ptr, channel, embed.channel, is_row, channel < channels)
+                channel_ptr = features_ptr + channel.to(tl.int64) * features.channel
+                f = load_tile(channel_ptr, p, features.pixel, channel < channels, inside)
                 if not VARIANT.product.half:
                     e = e.to(tl.float32)
                     f = f.to(tl.float32)

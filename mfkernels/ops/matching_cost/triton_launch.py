@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mfkernels.ops.matching_cost.operator import Inputs
 from mfkernels.ops.matching_cost.triton_kernels import (
     Block,
     CostBlock,
@@ -19,9 +22,9 @@ from mfkernels.ops.matching_cost.triton_kernels import (
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
-    FeatureStride,
+    Features,
     FocalParameters,
-    PredictionStride,
+    Predictions,
     Product,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
@@ -32,21 +35,7 @@ ROWS_OF_A_PROGRAM = 128
 ROWS_OF_A_COST_PROGRAM = 16
 
 
-def matching_cost(
-    class_logits: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    label_map: Tensor | None,
-    masks: Tensor | None,
-    labels: Tensor,
-    counts: Tensor,
-    max_count: int,
-    class_weight: float,
-    mask_weight: float,
-    dice_weight: float,
-    alpha: float,
-    gamma: float,
-) -> Tensor:
+def matching_cost(*arguments: Any) -> Tensor:
     """The operator `mfkernels::matching_cost`: the cost `[L, B, Q, T]`, float32.
 
     `class_logits [L, B, Q, K+1]`; `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or
@@ -54,68 +43,55 @@ def matching_cost(
     bool; `labels [N]` and `counts [B]`, int64; T is `max_count`. The cost is 0 beyond an image's
     own segments and NaN for a label outside [0, K).
     """
-    check_floats("matching_cost", class_logits, mask_embed, pixel_features)
-    layers, images, queries, classes = class_logits.shape
-    cost = class_logits.new_empty((layers, images, queries, max_count), dtype=torch.float32)
+    given = Inputs(*arguments)
+    check_floats("matching_cost", given.class_logits, given.mask_embed, given.pixel_features)
+    layers, images, queries, _ = given.class_logits.shape
+    max_count = given.max_count
+    cost = given.class_logits.new_empty((layers, images, queries, max_count), dtype=torch.float32)
     if cost.numel() == 0:
         return cost
-    rows = layers * queries
-    height, width = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
-    splits = cdiv(height * width, PIXELS_OF_A_SPLIT)
+    features = given.mask_embed if given.pixel_features is None else given.pixel_features
+    pixels = features.shape[-2] * features.shape[-1]
+    splits = cdiv(pixels, PIXELS_OF_A_SPLIT)
     # New memory is never read before it was written: every program stores all of its part.
     partial = PartialSums(
-        sums_ptr=cost.new_empty((splits, images, rows, 2 * max_count + 2)),
+        sums_ptr=cost.new_empty((splits, images, layers * queries, 2 * max_count + 2)),
         areas_ptr=cost.new_empty((splits, images, max_count)),
     )
-    _launch_sums(
-        mask_embed,
-        pixel_features,
-        stored_segments(label_map, masks),
-        counts,
-        partial,
-        FocalParameters.of(alpha, gamma),
-        label_map is not None,
-    )
-    sizes = CostSizes(
-        splits=splits,
-        rows=rows,
-        queries=queries,
-        classes=classes,
-        max_count=max_count,
-        pixels=height * width,
-    )
-    weights = CostWeights(float(class_weight), float(mask_weight), float(dice_weight))
-    _launch_cost(class_logits, labels, counts, partial, cost, sizes, weights)
+    _launch_sums(given, partial)
+    _launch_cost(given, partial, pixels, cost)
     return cost
 
 
-def _launch_cost(
-    class_logits: Tensor,
-    labels: Tensor,
-    counts: Tensor,
-    partial: PartialSums,
-    cost: Tensor,
-    sizes: CostSizes,
-    weights: CostWeights,
-) -> None:
-    """Fill `cost [L, B, Q, T]`; tensors as for `matching_cost`."""
-    images = len(counts)
+def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor) -> None:
+    """Fill `cost [L, B, Q, T]`."""
+    layers, images, queries, classes = given.class_logits.shape
+    sizes = CostSizes(
+        splits=len(partial.areas_ptr),
+        rows=layers * queries,
+        queries=queries,
+        classes=classes,
+        max_count=given.max_count,
+        pixels=pixels,
+    )
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
         segments=_segments_of_a_block(sizes.max_count),
-        classes=min(power_of_2(sizes.classes), 128),
+        classes=min(power_of_2(classes), 128),
         images=min(power_of_2(images), 64),
     )
     launcher.launch(
         cost_kernel,
         (cdiv(sizes.rows, block.rows), cdiv(sizes.max_count, block.segments), images),
-        class_logits_ptr=class_logits.contiguous(),
-        labels_ptr=labels,
-        counts_ptr=counts,
+        class_logits_ptr=given.class_logits.contiguous(),
+        labels_ptr=given.labels,
+        counts_ptr=given.counts,
         partial=partial,
         cost_ptr=cost,
         sizes=sizes,
-        weights=weights,
+        weights=CostWeights(
+            float(given.class_weight), float(given.mask_weight), float(given.dice_weight)
+        ),
         BLOCK=block,
         num_warps=4,
     )
@@ -125,27 +101,21 @@ def _segments_of_a_block(max_count: int) -> int:
     return min(power_of_2(max_count, 16), 64)
 
 
-def _launch_sums(
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    segments: Tensor,
-    counts: Tensor,
-    partial: PartialSums,
-    focal: FocalParameters,
-    is_label_map: bool,
-) -> None:
-    """Fill `partial`; tensors as for `matching_cost`, `segments` as stored."""
-    factored = pixel_features is not None
-    features = with_flat_pixels(mask_embed if pixel_features is None else pixel_features)
-    embed = mask_embed if factored else features
+def _launch_sums(given: Inputs, partial: PartialSums) -> None:
+    """Fill `partial`."""
+    factored, is_label_map = given.pixel_features is not None, given.label_map is not None
+    features = given.mask_embed if given.pixel_features is None else given.pixel_features
+    features = with_flat_pixels(features)
+    embed = given.mask_embed if factored else features
+    segments = stored_segments(given.label_map, given.masks)
     layers, images, queries = embed.shape[:3]
     height, width = features.shape[-2:]
     target_height, target_width = segments.shape[-2:]
-    splits, _, max_count = partial.areas_ptr.shape
+    splits, max_count = len(partial.areas_ptr), given.max_count
     sizes = Sizes(
         rows=layers * queries,
         queries=queries,
-        channels=mask_embed.shape[-1] if factored else 1,
+        channels=embed.shape[-1] if factored else 1,
         height=height,
         width=width,
         target_height=target_height,
@@ -158,22 +128,20 @@ def _launch_sums(
     launcher.launch(
         sums_kernel,
         (cdiv(sizes.rows, block.rows), splits * cdiv(max_count, block.segments), images),
-        embed_ptr=embed,
-        features_ptr=features,
+        embed=Predictions.of(embed, dense=not factored),
+        features=Features.of(features) if factored else Features(features),
         segments_ptr=segments,
-        counts_ptr=counts,
+        counts_ptr=given.counts,
         partial=partial,
         sizes=sizes,
-        embed_stride=PredictionStride.of(embed, dense=not factored),
-        features_stride=FeatureStride.of(features) if factored else FeatureStride(),
         ratio=Ratio(target_height / height, target_width / width),
-        focal=focal,
+        focal=FocalParameters.of(given.alpha, given.gamma),
         VARIANT=Variant(
             factored=factored,
             all_channels=all_channels,
             whole_tiles=height * width % block.pixels == 0,
             label_map=is_label_map,
-            square=focal.gamma == 2,
+            square=given.gamma == 2,
             product=product,
         ),
         BLOCK=block,

@@ -54,20 +54,11 @@ def check_semantic(
 
 
 def check_owners(
-    scores: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    padded_height: int,
-    padded_width: int,
-    image_height: int,
-    image_width: int,
-    height: int,
-    width: int,
-    confident_only: bool,
+    scores: Tensor, mask_embed: Tensor, pixel_features: Tensor | None, *sizes: Any
 ) -> None:
+    *sides, height, width, _confident_only = sizes
     check_sides("results", height, width)
-    padded = padded_height, padded_width
-    _check_view(mask_embed, pixel_features, *padded, image_height, image_width, like=scores)
+    _check_view(mask_embed, pixel_features, *sides, like=scores)
     check_argument("scores", scores, (mask_embed.shape[0],), mask_embed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ Labels = Tensor | list[Tensor]
 LabelsAndScores = tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
 
 
+class _Options(TypedDict, total=False):
+    """What does not decide what `semantic_segmentation` returns."""
+
+    input_size: Size | None
+    image_sizes: Sequence[Size] | None
+    resize_logits: bool
+
+
 @overload
 def semantic_segmentation(
     class_logits: Tensor,
@@ -30,10 +38,8 @@ def semantic_segmentation(
     pixel_features: Tensor | None,
     size: Sizes,
     *,
-    input_size: Size | None = None,
-    image_sizes: Sequence[Size] | None = None,
-    resize_logits: bool = False,
     return_scores: Literal[False] = False,
+    **options: Unpack[_Options],
 ) -> Labels: ...
 
 
@@ -44,10 +50,8 @@ def semantic_segmentation(
     pixel_features: Tensor | None,
     size: Sizes,
     *,
-    input_size: Size | None = None,
-    image_sizes: Sequence[Size] | None = None,
-    resize_logits: bool = False,
     return_scores: Literal[True],
+    **options: Unpack[_Options],
 ) -> LabelsAndScores: ...
 
 

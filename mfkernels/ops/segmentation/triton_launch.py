@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,25 +235,18 @@ def _launch_semantic(
 
 
 def panoptic_owners(
-    scores: Tensor,
-    mask_embed: Tensor,
-    pixel_features: Tensor | None,
-    padded_height: int,
-    padded_width: int,
-    image_height: int,
-    image_width: int,
-    height: int,
-    width: int,
-    confident_only: bool,
+    scores: Tensor, mask_embed: Tensor, pixel_features: Tensor | None, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
     """The operator `mfkernels::panoptic_owners`, on one image.
 
-    `scores [Q]`, negative for a query that is left out; masks and sizes as in
-    `semantic_segmentation`. Returns `owners [H, W]`, int32, −1 for
+    `scores [Q]`, negative for a query that is left out; masks as in `semantic_segmentation`;
+    `sizes`: height and width of the padded input, of the image and of the result, and whether only
+    queries of which the mask is at least 0.5 own a pixel. Returns `owners [H, W]`, int32, −1 for
     none, and `counts [Q, 3]`, int64: the pixels that a query owns, those where its mask is at least
     0.5, and those of `owners`.
     """
     check_floats("panoptic_owners", scores, mask_embed, pixel_features)
+    *_, image_height, image_width, height, width, confident_only = sizes
     queries, columns = scores.shape[0], columns_of(scores.shape[0])
     mask_height, mask_width = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
     owners = scores.new_empty((height, width), dtype=torch.int32)
@@ -274,43 +268,17 @@ def panoptic_owners(
         num_warps=1,
     )
     logits_by_pixel(mask_embed, pixel_features, order, logits)
-    sizes = OwnersSizes(
-        columns=columns,
-        mask_height=mask_height,
-        mask_width=mask_width,
-        input_height=padded_height,
-        input_width=padded_width,
-        image_height=image_height,
-        image_width=image_width,
-        height=height,
-        width=width,
-    )
-    _launch_owners(logits, order, weights, kept, owners, counts, sizes, confident_only)
-    return owners, counts
-
-
-def _launch_owners(
-    logits: Tensor,
-    order: Tensor,
-    weights: Tensor,
-    kept: Tensor,
-    owners: Tensor,
-    counts: Tensor,
-    sizes: OwnersSizes,
-    confident_only: bool,
-) -> None:
-    """Fill `owners [H, W]` and add to `counts [Q, 3]`; the others are inputs."""
-    resized = (sizes.image_height, sizes.image_width) != (sizes.height, sizes.width)
+    resized = (image_height, image_width) != (height, width)
     launcher.launch(
         owners_kernel,
-        (cdiv(sizes.height, TILE.height) * cdiv(sizes.width, TILE.width),),
+        (cdiv(height, TILE.height) * cdiv(width, TILE.width),),
         logits_ptr=logits,
         order_ptr=order,
         weights_ptr=weights,
         kept_ptr=kept,
         owners_ptr=owners,
         counts_ptr=counts,
-        sizes=sizes,
+        sizes=OwnersSizes(columns, mask_height, mask_width, *sizes[:-1]),
         CONFIDENT_ONLY=confident_only,
         RESIZED=resized,
         TILE=TILE,
@@ -319,3 +287,4 @@ def _launch_owners(
         num_warps=4 if resized else 8,
         num_stages=1,
     )
+    return owners, counts

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton import launcher
-from mfkernels.triton.arguments import FeatureStride, PredictionStride, Product
+from mfkernels.triton.arguments import Features, Predictions, Product
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.math import neighbours, sigmoid
 from mfkernels.triton.tensors import with_flat_pixels
@@ -34,15 +34,13 @@ class Block(NamedTuple):
 
 @triton.jit
 def by_pixel_kernel(
-    embed_ptr,
-    features_ptr,
+    embed,
+    features,
     order_ptr,
     logits_ptr,
     columns,
     channels,
     pixels,
-    embed_stride,
-    features_stride,
     FACTORED: tl.constexpr,
     PRODUCT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -54,20 +52,18 @@ def by_pixel_kernel(
     query = tl.load(order_ptr + column, mask=column < columns, other=-1)
     if tl.max(query) >= 0:
         p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
-        query_ptr = embed_ptr + query.to(tl.int64) * embed_stride.query
+        query_ptr = embed.ptr + query.to(tl.int64) * embed.query
         if FACTORED:
             x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
             for start in range(0, channels, BLOCK.channels):
                 c = (start + tl.arange(0, BLOCK.channels)).to(tl.int64)
                 e = tl.load(
-                    query_ptr[None, :] + c[:, None] * embed_stride.channel,
+                    query_ptr[None, :] + c[:, None] * embed.channel,
                     mask=(query >= 0)[None, :] & (c < channels)[:, None],
                     other=0.0,
                 )
                 f = tl.load(
-                    features_ptr
-                    + p[:, None] * features_stride.pixel
-                    + c[None, :] * features_stride.channel,
+                    features.ptr + p[:, None] * features.pixel + c[None, :] * features.channel,
                     mask=(p < pixels)[:, None] & (c < channels)[None, :],
                     other=0.0,
                 )
@@ -79,7 +75,7 @@ def by_pixel_kernel(
             x = tl.where((query >= 0)[None, :], x, 0.0)
         else:
             x = tl.load(
-                query_ptr[None, :] + p[:, None] * embed_stride.pixel,
+                query_ptr[None, :] + p[:, None] * embed.pixel,
                 mask=(query >= 0)[None, :] & (p < pixels)[:, None],
                 other=0.0,
             ).to(tl.float32)
@@ -110,15 +106,13 @@ def logits_by_pixel(
     launcher.launch(
         by_pixel_kernel,
         (cdiv(pixels, block.pixels), cdiv(columns, block.queries)),
-        embed_ptr=embed,
-        features_ptr=features,
+        embed=Predictions.of(embed, dense=not factored),
+        features=Features.of(features) if factored else Features(features),
         order_ptr=order,
         logits_ptr=logits,
         columns=columns,
         channels=mask_embed.shape[1] if factored else 1,
         pixels=pixels,
-        embed_stride=PredictionStride.of(embed, dense=not factored),
-        features_stride=FeatureStride.of(features) if factored else FeatureStride(),
         FACTORED=factored,
         PRODUCT=Product.of(embed, features),
         BLOCK=block,
