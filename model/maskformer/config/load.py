@@ -49,8 +49,10 @@ def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Conf
         ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
     """
     values = _read(_find(str(name_or_file)), ())
+    given: dict[str, Any] = {}
     for override in overrides:
-        _merge(values, _parse_override(override))
+        _merge(given, _parse_override(override))
+    _overlay(values, given)
     return parse_config(values)
 
 
@@ -130,7 +132,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     merged = _read(_find_base(str(base), file), (*above, file.resolve()))
-    _merge(merged, values)
+    _overlay(merged, values)
     return merged
 
 
@@ -149,6 +151,21 @@ def _find_base(base: str, child: Path) -> Path:
         f"config: {child} names the base '{base}', which is neither the file {beside} nor a recipe "
         f"of the package{hint}"
     )
+
+
+def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Puts values over a recipe's. Other classes take over nothing that is said per class."""
+    old, new = recipe.get("data"), values.get("data")
+    if (
+        isinstance(old, dict)
+        and isinstance(new, Mapping)
+        and new.get("classes", old.get("classes")) != old.get("classes")
+    ):
+        old.pop("colors", None)
+        old.pop("things", None)
+        if isinstance(recipe.get("model"), dict):
+            recipe["model"].pop("num_classes", None)
+    _merge(recipe, values)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import yaml
 
 from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
 from maskformer.config.recipes import config_names
-from maskformer.config.schema import Config
+from maskformer.config.schema import Config, FolderConfig
 from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
@@ -122,3 +122,32 @@ def test_model_overrides_merge_into_sections() -> None:
 def test_a_data_root_may_start_at_home() -> None:
     config = load_config("camvid", ["data.root=~/camvid"])
     assert config.data.root == Path.home() / "camvid"
+
+
+class TestOtherClasses:
+    """What a base says per class does not fit a recipe with other classes."""
+
+    def test_colors_things_and_count_are_left_behind(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text("base: camvid\ndata: {classes: [a, b, c], label_offset: 1}\n")
+        config = load_config(file)
+        assert isinstance(config.data, FolderConfig)
+        assert config.data.classes == ("a", "b", "c")
+        assert config.data.colors is None
+        assert config.data.things == ()
+        assert config.model.num_classes is None
+        assert config.data.ignore == (11,)
+
+    def test_overrides_in_any_order(self) -> None:
+        colors = "data.colors=[[1, 2, 3], [4, 5, 6]]"
+        for overrides in ((colors, "data.classes=[a, b]"), ("data.classes=[a, b]", colors)):
+            config = load_config("camvid", overrides)
+            assert isinstance(config.data, FolderConfig)
+            assert config.data.colors == ((1, 2, 3), (4, 5, 6))
+
+    def test_the_same_classes_keep_all(self) -> None:
+        base = load_config("camvid")
+        assert isinstance(base.data, FolderConfig)
+        assert base.data.classes is not None
+        same = load_config("camvid", [f"data.classes={list(base.data.classes)}"])
+        assert same == base
