@@ -1,4 +1,4 @@
-"""The operators `assignment` (csrc/torch_library.cpp describes it) and `assignment_reference`."""
+"""The operators `assignment` (see csrc/operator_schemas.cpp) and `assignment_reference`."""
 
 from __future__ import annotations
 

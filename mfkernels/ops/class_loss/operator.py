@@ -1,6 +1,6 @@
 """The operators `class_loss` and `class_loss_backward`, which only Triton serves.
 
-csrc/torch_library.cpp describes their arguments.
+csrc/operator_schemas.cpp describes their arguments.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operators `focal_dice`, `point_loss` and `sigmoid_focal_loss` with their backward passes.
 
-csrc/torch_library.cpp describes their arguments.
+csrc/operator_schemas.cpp describes their arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operator `mask_logits`; csrc/torch_library.cpp describes its arguments."""
+"""The operator `mask_logits`; csrc/operator_schemas.cpp describes its arguments."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The operators `mask_loss` and `mask_loss_backward`.
 
-csrc/torch_library.cpp describes their arguments.
+csrc/operator_schemas.cpp describes their arguments.
 """
 
 from __future__ import annotations

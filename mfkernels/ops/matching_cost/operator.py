@@ -1,4 +1,4 @@
-"""The operator `matching_cost`; csrc/torch_library.cpp describes its arguments."""
+"""The operator `matching_cost`; csrc/operator_schemas.cpp describes its arguments."""
 
 from __future__ import annotations
 

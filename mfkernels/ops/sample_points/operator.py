@@ -1,6 +1,6 @@
 """The operators `sample_points` and `sample_points_backward`.
 
-csrc/torch_library.cpp describes their arguments.
+csrc/operator_schemas.cpp describes their arguments.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operators `semantic_segmentation` and `panoptic_owners`, each for one image.
 
-csrc/torch_library.cpp describes their arguments.
+csrc/operator_schemas.cpp describes their arguments.
 """
 
 from __future__ import annotations
