@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import golden
-from helpers.fake_gpu import StayOnDevice
+from helpers.gpu.stay_on_device import StayOnDevice
 from helpers.official_criterion import criterion as official
 from helpers.strategies import Case, cases, official_outputs
 from hypothesis import assume, given, settings

@@ -114,5 +114,7 @@ def test_operators_on_masks(package: Path, libraries: str, isa: str, names: str)
 
 @pytest.mark.parametrize("isa", ["baseline", "avx512"])
 def test_operators_on_any_arguments(package: Path, libraries: str, isa: str) -> None:
-    shown = run(package, libraries, isa, "tests/helpers/operator_fuzz.py", "320", "1", "--no-limit")
+    shown = run(
+        package, libraries, isa, "tests/helpers/hostile/operators.py", "320", "1", "--no-limit"
+    )
     assert "'results'" in shown

@@ -30,7 +30,7 @@ needs_native = pytest.mark.skipif(
 @needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits its memory")
 def test_no_arguments_crash_an_operator(tmp_path: Path) -> None:
-    program = TESTS / "helpers" / "operator_fuzz.py"
+    program = TESTS / "helpers" / "hostile" / "operators.py"
     last = tmp_path / "last.txt"
     result = subprocess.run(
         [sys.executable, str(program), "480", "7", str(last)],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.gpu.interpreter import assert_as_exact
 from helpers.strategies import Case
-from helpers.triton_interpreter import assert_as_exact
 from torch import Tensor
 
 from mfkernels import SegmentTargets

@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 import triton
-from helpers.triton_compiler import (
+from helpers.gpu.compiler import (
     ARCHITECTURES,
     SHARED_MEMORY,
     SPILLED_ELSEWHERE,

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
     "file", [str(file.relative_to(ROOT)) for file in sorted(TESTS.rglob("test_*_triton.py"))]
 )
 def test_in_the_interpreter(file: str) -> None:
-    plugins = ["-p", "helpers.triton_interpreter", "-p", "no:cacheprovider"]
+    plugins = ["-p", "helpers.gpu.interpreter", "-p", "no:cacheprovider"]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {
         **os.environ,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.hostile_images import write_special
+from helpers.hostile.images import write_special
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hostile_images import SPECIAL, contents, encoded, eps, png, write_special
+from helpers.hostile.images import SPECIAL, contents, encoded, eps, png, write_special
 from PIL import EpsImagePlugin, Image
 
 from maskformer import ImageProcessor

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.hostile_images import SPECIAL, contents, encoded, write_special
+from helpers.hostile.images import SPECIAL, contents, encoded, write_special
 from helpers.recipes import tiny_recipe
 
 from maskformer import MaskFormer

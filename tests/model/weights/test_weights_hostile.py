@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from helpers.hostile_weights import __file__ as program
+from helpers.hostile.weights import __file__ as program
 
 
 def test_hostile_weights(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.triton_interpreter import assert_as_exact
+from helpers.gpu.interpreter import assert_as_exact
 from torch import Tensor
 
 from mfkernels.ops.focal_dice import reference as oracle

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.fake_gpu import StayOnDevice
+from helpers.gpu.stay_on_device import StayOnDevice
 from helpers.strategies import Case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode

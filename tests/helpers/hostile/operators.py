@@ -1,6 +1,6 @@
 """Random arguments, right and wrong, for every CPU operator of `torch.ops.mfkernels`.
 
-`python operator_fuzz.py CALLS SEED [FILE]` prints how the calls ended. Whatever the arguments are,
+`python operators.py CALLS SEED [FILE]` prints how the calls ended. Whatever the arguments are,
 a call gives a result or one of `EXPECTED`; a crash ends this process, and FILE says how to repeat
 the call. Memory is limited, but with `--no-limit` (under sanitizers, which map much) it is not.
 """
@@ -283,7 +283,7 @@ def run(calls: int, seed: int, last: Path | None) -> Counter[str]:
         if name == "assignment_reference" and is_long(arguments[0]):
             continue
         if last is not None:
-            last.write_text(f"{name}: operator_fuzz.py 1 {seed + call}\n")
+            last.write_text(f"{name}: operators.py 1 {seed + call}\n")
         try:
             every[name](*arguments)
             outcomes["results"] += 1
