@@ -3,8 +3,9 @@
 Cheng, Schwing, Kirillov: "Per-Pixel Classification is Not All You Need for Semantic Segmentation".
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from maskformer.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from maskformer.config.load import load_config
@@ -48,13 +49,7 @@ if not TYPE_CHECKING:
         "weights": ("LoadReport", "WeightsMismatchError"),
     }
 
-    def __getattr__(name):
-        for module, names in _MODULES.items():
-            if name in names:
-                value = getattr(import_module(f"{__name__}.{module}"), name)
-                globals()[name] = value
-                return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = imported_on_use(__name__, _MODULES)
 
     def __dir__():
         return sorted({*globals(), *__all__})

@@ -11,21 +11,25 @@ from maskformer.data.datasets.shapes import Shapes
 from maskformer.data.loaders import EvalLoader, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.transforms import EvalTransform, TrainTransform
+from maskformer.errors import DatasetError, LabelValueError, WorkerError
 
 __all__ = [
     "Batch",
     "CocoPanoptic",
     "Dataset",
+    "DatasetError",
     "DatasetInfo",
     "EvalBatch",
     "EvalLoader",
     "EvalTransform",
     "Folder",
+    "LabelValueError",
     "Normalize",
     "Sample",
     "Shapes",
     "TrainLoader",
     "TrainTransform",
+    "WorkerError",
     "build_dataset",
     "check_dataset",
 ]
