@@ -50,7 +50,9 @@ def names_of_class(name: str, kind: type) -> Iterator[str]:
         if not base.__module__.startswith(("mfkernels", "maskformer")):
             continue
         for attribute, value in vars(base).items():
-            if attribute.startswith("_"):
+            if attribute.startswith("_") or (
+                issubclass(kind, BaseModel) and attribute[:6] == "model_"
+            ):
                 continue
             if isinstance(value, (classmethod, staticmethod)):
                 value = value.__func__
