@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.command_line import EAGER, FusedRow, main, providers_of, run_case
 from harness.inputs import CASES, Floor, Inputs, make_inputs, random_matches
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,11 +54,7 @@ def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list
     losses: dict[str, Losses] = {EAGER: eager, "mfkernels": ours}
     if compiled:
         losses["torch.compile"] = torch.compile(eager)
-    providers: dict[str, Provider] = {}
-    forwards: dict[str, Callable[[], Any]] = {}
-    for provider, of_layers in losses.items():
-        providers[provider] = lambda of_layers=of_layers: step(of_layers, inputs, matches)
-        forwards[provider] = lambda of_layers=of_layers: of_layers(inputs, matches)
+    providers, forwards = providers_of(losses, step, inputs, matches)
     # The logits are read twice, and their gradient is written once.
     floor = Floor(0, 3 * 4 * inputs.class_logits.numel())
     return run_case(

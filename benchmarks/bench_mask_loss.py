@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, Provider, main, run_case
+from harness.command_line import EAGER, FusedRow, main, providers_of, run_case
 from harness.inputs import CASES, Inputs, loss_floor, make_inputs, random_matches
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,11 +57,7 @@ def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list
     losses: dict[str, Losses] = {EAGER: eager, "mfkernels": ours}
     if compiled:
         losses["torch.compile"] = torch.compile(eager)
-    providers: dict[str, Provider] = {}
-    forwards: dict[str, Callable[[], Any]] = {}
-    for provider, each in losses.items():
-        providers[provider] = lambda each=each: step(each, inputs, matches)
-        forwards[provider] = lambda each=each: each(inputs, matches)
+    providers, forwards = providers_of(losses, step, inputs, matches)
     return run_case(
         "mask_loss",
         name,

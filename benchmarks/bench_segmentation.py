@@ -54,8 +54,9 @@ CASES = {
     "F K=150 512x683, 6 views": Sizes(150, (512, 683), SCALES),
 }
 
-# Labels may differ where two scores are nearly equal (tests/test_segmentation_native.py says how
-# nearly). The relative norm of n wrong ones among N pixels is about the root of n / N.
+# Labels may differ where two scores are nearly equal (how nearly:
+# tests/ops/segmentation/test_segmentation_native.py). The relative norm of n wrong ones among N
+# pixels is about the root of n / N.
 TOLERANCE = 0.01
 
 

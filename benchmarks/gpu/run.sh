@@ -34,6 +34,8 @@ else
 fi
 
 echo "== benchmarks"
-for operation in assignment matching_cost mask_loss focal_dice criterion segmentation integrations; do
-  "$python" "benchmarks/bench_$operation.py" --device cuda --json "$out/${operation}_$gpu.json"
+for benchmark in benchmarks/bench_*.py; do
+  operation=$(basename "$benchmark" .py)
+  operation=${operation#bench_}
+  "$python" "$benchmark" --device cuda --json "$out/${operation}_$gpu.json"
 done

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ class FusedRow(Row):
 
 Provider = Callable[[], list[Tensor]]
 """Forward and, unless gradients are off, backward; the values to compare."""
+
+
+def providers_of(
+    losses: dict[str, Callable[..., Tensor]], step: Callable[..., list[Tensor]], *arguments: Any
+) -> tuple[dict[str, Provider], dict[str, Callable[[], Tensor]]]:
+    """Each loss with its backward pass, as `step` does it, and without."""
+    both = {name: partial(step, loss, *arguments) for name, loss in losses.items()}
+    return both, {name: partial(loss, *arguments) for name, loss in losses.items()}
 
 
 def run_case(

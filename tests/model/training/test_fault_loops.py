@@ -1,6 +1,7 @@
 """Runs that are killed or signalled at random moments end, once resumed, as if nothing had been.
 
-`pytest -m slow -s tests/test_fault_loops.py` prints a table; MFKERNELS_FAULT_LOOPS sets the count.
+`pytest -m slow -s tests/model/training/test_fault_loops.py` prints a table; MFKERNELS_FAULT_LOOPS
+sets the count.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.backends import each_backend, native_only
 from helpers.repository import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,20 +17,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from mfkernels import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss, use_backend
-from mfkernels.backend import why_not_native
 
-
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("focal_dice", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
-
-
-native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
+served_by = each_backend("focal_dice")
 
 
 def pair(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:

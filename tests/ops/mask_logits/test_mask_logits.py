@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from helpers.backends import each_backend, native_only
 from helpers.strategies import Case, cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from mfkernels import mask_logits, matching_cost, use_backend
-from mfkernels.backend import why_not_native
 from mfkernels.ops.common.logits import logits_of_image
 
-
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("mask_logits", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
-
-
-native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
+served_by = each_backend("mask_logits")
 
 
 def test_is_the_sum_over_channels() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from helpers.backends import each_backend, native_only
 from helpers.repository import ROOT
 from helpers.strategies import Case, cases
 from hypothesis import HealthCheck, given, settings
@@ -16,22 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import SegmentTargets, focal_dice_loss, mask_logits, mask_loss, use_backend
-from mfkernels.backend import why_not_native
 from mfkernels.ops.mask_loss import reference
 
-
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("mask_loss", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    # Other operations of a test may have no native kernel yet: those are not forced.
-    with use_backend("auto" if request.param == "native" else "reference"):
-        yield request.param
-
-
-native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
+served_by = each_backend("mask_loss", forced=False)
 
 
 def random_assignment(case: Case) -> Tensor:

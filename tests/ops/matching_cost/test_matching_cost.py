@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from helpers import golden
+from helpers.backends import each_backend, native_only
 from helpers.strategies import Case, cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import SegmentTargets, mask_logits, matching_cost, use_backend
-from mfkernels.backend import why_not_native
 from mfkernels.ops.matching_cost.reference import matching_cost as reference
 
-
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("matching_cost", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    # Other operations of a test may have no native kernel yet: those are not forced.
-    with use_backend("auto" if request.param == "native" else "reference"):
-        yield request.param
-
-
-native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
+served_by = each_backend("matching_cost", forced=False)
 
 
 def official_targets() -> SegmentTargets:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.backends import each_backend, native_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels import sample_points, use_backend
-from mfkernels.backend import why_not_native
+from mfkernels import sample_points
 
-
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("sample_points", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
-
-
-native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
+served_by = each_backend("sample_points")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from helpers.backends import each_backend
 from helpers.strategies import Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,22 +20,12 @@ from mfkernels import (
     mask_logits,
     panoptic_segmentation,
     semantic_segmentation,
-    use_backend,
 )
-from mfkernels.backend import why_not_native
 
 Size = tuple[int, int]
 
 
-@pytest.fixture(params=["reference", "native"], autouse=True)
-def served_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs with both backends."""
-    reason = why_not_native("semantic_segmentation", "cpu")
-    if request.param == "native" and reason is not None:
-        pytest.skip(reason)
-    # The product that tests compare with may have no native kernel: that is not forced.
-    with use_backend("auto" if request.param == "native" else "reference"):
-        yield request.param
+served_by = each_backend("semantic_segmentation", forced=False)
 
 
 hypothesis_settings = settings(

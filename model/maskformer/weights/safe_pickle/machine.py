@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -60,12 +61,12 @@ class Name:
     path: str
 
 
-class Filled:
+class Filled(ABC):
     """Something whose content a pickle gives after making it; see `rebuild`."""
 
+    @abstractmethod
     def fill(self, state: Any) -> None:
         """Takes the content; refuses what does not fit."""
-        raise NotImplementedError
 
     def value(self) -> Any:
         """What stands in containers in its place."""
