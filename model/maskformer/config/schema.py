@@ -209,9 +209,10 @@ class FolderConfig(DataSection):
     root: DataRoot
     train: FolderSplit
     val: FolderSplit
-    image_suffix: str = ".jpg"
+    image_suffix: str = "*"
+    """Of the files that are images, in any case of letters; `"*"`: every type that can be read."""
     label_suffix: str = ".png"
-    """Replaces the image suffix to give the name of the label file."""
+    """Replaces the image suffix to give the name of the label file, in any case of letters."""
     classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
     """Class names, or a text file with one per line; left out, the labels found are numbered."""
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
