@@ -15,7 +15,7 @@ import torch
 from maskformer.config.choices import Mode
 from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo, Normalize
-from maskformer.data.images import read_image
+from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
 from maskformer.data.sample import Sample
 from maskformer.errors import DatasetError, OutputError, UsageError
@@ -185,6 +185,7 @@ def predict_images(
         tta=AugmentedViews.from_config(config) if tta else None,
         with_instances=mode == "instance",
     )
+    reader = ImageReader.from_config(config.data)
     failures = 0
     model.eval()
     with (
@@ -193,7 +194,7 @@ def predict_images(
     ):
         for file, name, image_id in zip(files, names, ids, strict=True):
             try:
-                sample = _load(file)
+                sample = _load(file, reader)
                 [prediction] = predict(processor.batch([sample]))
             except DatasetError as error:
                 progress.warn(str(error))
@@ -206,8 +207,8 @@ def predict_images(
     return failures
 
 
-def _load(file: Path) -> Sample:
-    image = read_image(file)
+def _load(file: Path, reader: ImageReader) -> Sample:
+    image = reader(file)
     nothing = torch.zeros(0)
     return Sample(
         image=image,

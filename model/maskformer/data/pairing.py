@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from maskformer.data.images import FORMATS
+from maskformer.data.image_files.opening import FORMATS
 from maskformer.errors import DatasetError
 from maskformer.system.listing import Listing, count_names, list_folder
 from maskformer.system.text import escape
@@ -20,7 +20,7 @@ from maskformer.system.text import escape
 Image.init()
 IMAGE_SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
-)
+) | {".npy"}
 """Of files that are images by their name, in lower case."""
 ANY = "*"
 """Stands for all of `IMAGE_SUFFIXES`."""

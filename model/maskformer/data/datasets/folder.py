@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import FolderConfig, FolderSplit
 from maskformer.data.datasets.label_values import explain_label_values
-from maskformer.data.images import check_same_size, read_image, read_labels
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_labels
 from maskformer.data.pairing import Pairs, pair_files
 from maskformer.data.palette import palette
 from maskformer.data.progress import track
@@ -44,6 +45,7 @@ class Folder:
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
         self.config = config
+        self._reader = ImageReader.from_config(config)
         self.files, self._names, self.notes = _pair_files(config, split)
         names = _class_names(config)
         if names is None:
@@ -63,8 +65,8 @@ class Folder:
     def __getitem__(self, index: int) -> Sample:
         index = check_index(index, len(self.files))
         image_file, label_file = self.files[index]
-        image = read_image(image_file)
-        values = read_labels(label_file)
+        image, frame = self._reader.read(image_file)
+        values = read_labels(label_file, frame, self.config.max_pixels)
         check_same_size(image, image_file, values, label_file)
         classes, segments = self._to_segments(values, label_file)
         return Sample(
