@@ -169,9 +169,13 @@ def predict_images(
     names = _output_names(files)
     ids = image_ids(names)
     out.mkdir(parents=True, exist_ok=True)
+    reader = ImageReader.from_config(config.data)
     device = next(model.parameters()).device
     processor = ImageProcessor(
-        config.data.test_short_side, config.data.test_max_side, Normalize.from_config(model.config)
+        config.data.test_short_side,
+        config.data.test_max_side,
+        Normalize.from_config(model.config),
+        reader,
     )
     what = config.eval.model_copy(
         update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
@@ -185,7 +189,6 @@ def predict_images(
         tta=AugmentedViews.from_config(config) if tta else None,
         with_instances=mode == "instance",
     )
-    reader = ImageReader.from_config(config.data)
     failures = 0
     model.eval()
     with (

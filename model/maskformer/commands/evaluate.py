@@ -56,7 +56,7 @@ def run(
         check_output_beside_data(output, recipe.data, dataset)
         check_output_beside_model(output, folder)
         check_subfolders(output, ["predictions"])
-    _check_classes(model, recipe, len(dataset.info.classes))
+    _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
     if change := class_change(known_classes(folder), dataset.info.classes):
@@ -94,7 +94,12 @@ def run(
         progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
 
 
-def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None:
+def _check_model(model: SegmentationModel, recipe: Config, count: int) -> None:
+    if model.config.num_channels != recipe.data.num_channels:
+        raise ConfigError(
+            f"the checkpoint takes images of {model.config.num_channels} channels, "
+            f"data.channels gives {recipe.data.num_channels}"
+        )
     if model.config.num_classes != count:
         raise ConfigError(
             f"the checkpoint knows {model.config.num_classes} classes, "

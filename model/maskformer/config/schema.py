@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     field_validator,
@@ -23,6 +25,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the images of ImageNet, per channel, in units of 0..255."""
+MIDDLE_LEVEL = 127.5
+"""Mean and deviation of channels that are not RGB: 0..255 becomes -1..1."""
 MAX_PIXELS = 178_956_970
 """Of an image; what Pillow reads unless it is told otherwise."""
 MAX_NAME = 1000
@@ -35,13 +39,28 @@ Side = Annotated[int, Field(gt=0, le=1 << 15)]
 """Of an image, in pixels."""
 Channels = Annotated[int, Field(gt=0, le=1 << 14)]
 MAX_BANDS = 1 << 10
-Bands = Annotated[int, Field(gt=0, le=MAX_BANDS)]
-"""Of an image: how many, or the number of one."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 Wide = Annotated[int, Field(gt=0, le=1 << 16)]
 """Classes, queries and the like."""
 Layers = Annotated[int, Field(ge=0, le=64)]
 Dilation = Annotated[int, Field(gt=0, le=64)]
+
+
+def _check_channels(value: Any) -> Any:
+    bands = value if isinstance(value, list | tuple) else [value]
+    if not 0 < len(bands) <= MAX_BANDS or not all(
+        isinstance(band, int) and not isinstance(band, bool) and 0 < band <= MAX_BANDS
+        for band in bands
+    ):
+        raise ValueError(
+            "expected a number of channels, such as 4, or a list of bands counted from 1, such as "
+            f"[4, 3, 2]; both up to {MAX_BANDS}; got {shown(value)}"
+        )
+    return value
+
+
+ImageChannels = Annotated[int | tuple[int, ...], BeforeValidator(_check_channels)]
+"""Of an image file: how many, or the numbers of those that are taken."""
 
 
 def _check_name(name: str) -> str:
@@ -75,6 +94,9 @@ Size = tuple[Side, Side]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_PerChannel = Field(min_length=1, max_length=MAX_BANDS)
 
 
 class BackboneConfig(Section):
@@ -138,8 +160,26 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
-    pixel_mean: tuple[Finite, Finite, Finite] = PIXEL_MEAN
-    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
+    pixel_mean: Annotated[tuple[Finite, ...], _PerChannel] = PIXEL_MEAN
+    """Per channel of the input, in units of 0..255. How many there are is how many channels the
+    backbone takes; left out, 127.5 each where `data.channels` is not 3.
+    """
+    pixel_std: Annotated[tuple[Positive, ...], _PerChannel] = PIXEL_STD
+    """As many as `pixel_mean`."""
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.pixel_mean) != len(self.pixel_std):
+            raise ValueError(
+                f"pixel_mean has {len(self.pixel_mean)} values and pixel_std "
+                f"{len(self.pixel_std)}, expected one of each per channel"
+            )
+        return self
+
+    @property
+    def num_channels(self) -> int:
+        """Of the input."""
+        return len(self.pixel_mean)
 
 
 class CriterionConfig(Section):
@@ -189,7 +229,7 @@ class DataSection(Section):
     test_short_side: Side | None = 512
     """Evaluation resizes the short side to this; left empty, images keep their size."""
     test_max_side: Side | None = 2048
-    channels: Bands | Annotated[tuple[Bands, ...], Field(min_length=1, max_length=MAX_BANDS)] = 3
+    channels: ImageChannels = 3
     """3: RGB; grey is repeated, opacity left out, CMYK converted. Another number: images have
     exactly so many bands. A list such as [4, 3, 2]: the bands that are taken, counted from 1.
     """
@@ -363,3 +403,34 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_normalisation(cls, values: Any) -> Any:
+        """Other channels than RGB have no mean of ImageNet: that of the range serves."""
+        if not isinstance(values, Mapping):
+            return values
+        data, model = values.get("data"), values.get("model", {})
+        channels = data.get("channels", 3) if isinstance(data, Mapping) else 3
+        count = len(channels) if isinstance(channels, list | tuple) else channels
+        if (
+            not isinstance(count, int)
+            or count == 3
+            or not 0 < count <= MAX_BANDS
+            or not isinstance(model, Mapping)
+            or {"pixel_mean", "pixel_std"} & set(model)
+        ):
+            return values
+        middle = (MIDDLE_LEVEL,) * count
+        return {**values, "model": {**model, "pixel_mean": middle, "pixel_std": middle}}
+
+    @model_validator(mode="after")
+    def _same_channels(self) -> Self:
+        wanted = self.data.num_channels
+        if wanted != self.model.num_channels:
+            raise ValueError(
+                f"data.channels gives images of {wanted} channels, and model.pixel_mean and "
+                f"model.pixel_std have {self.model.num_channels} values: give {wanted} of each, or "
+                "leave both out"
+            )
+        return self

@@ -21,7 +21,7 @@ class Sample:
     """An image with its segments.
 
     Attributes:
-        image: `[3, H, W]` uint8, RGB.
+        image: `[C, H, W]` uint8; RGB where C is 3.
         segments: `[H, W]` int32, index into `labels`; -1 where no segment is (void).
         labels: `[T]` int64, class of each segment.
         crowd: `[T]` bool, segments that stand for a group of objects.

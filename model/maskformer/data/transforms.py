@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -67,7 +68,7 @@ class EvalTransform:
         self.max_side = max_side
 
     def __call__(self, image: Tensor) -> Tensor:
-        """`[3, H, W]` uint8 to `[3, H', W']` uint8.
+        """`[C, H, W]` uint8 to `[C, H', W']` uint8.
 
         Raises:
             DatasetError: as `resized_size` does.
@@ -118,9 +119,15 @@ def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_with_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    resized = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    if len(image) != 3:  # four bands would be colours and opacity, which scales them
+        return torch.stack([torch.from_numpy(_resized(band, size)) for band in image])
+    resized = _resized(image.permute(1, 2, 0).contiguous(), size)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    image = Image.fromarray(pixels.numpy())
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskformer.config.load import load_config
 from maskformer.config.schema import Config
 from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
+from maskformer.data.image_files.depth import ValueScale
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
@@ -131,7 +132,10 @@ class ImageProcessor:
             values = read_mapping(path / CONFIG_FILE)
             if values.get("library") == LIBRARY:
                 config, _ = read_config(path, values)
-                return cls(normalize=Normalize.from_config(config))
+                return cls(
+                    normalize=Normalize.from_config(config),
+                    reader=ImageReader(config.num_channels),
+                )
             return cls()
         raise FileNotFoundError(
             f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
@@ -156,6 +160,13 @@ class ImageProcessor:
             "image_std": [round(value / 255, 9) for value in normalize.std],
             "size_divisor": normalize.size_divisibility,
         }
+        if self.reader != ImageReader():
+            values["reader"] = {
+                "channels": self.reader.channels,
+                "value_range": self.reader.scale.value_range,
+                "percentiles": self.reader.scale.percentiles,
+                "exif_orientation": self.reader.orientation,
+            }
         if self.short_side is not None:
             values["size"] = {"shortest_edge": self.short_side}
             if self.max_side is not None:
@@ -283,6 +294,7 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
             )
         image = image_values(values)
         default = Normalize()
+        reader = part.reader
         return ImageProcessor(
             short_side=size.shortest_edge if part.do_resize else None,
             max_side=(size.longest_edge or part.max_size) if part.do_resize else None,
@@ -290,6 +302,11 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 image.get("pixel_mean", default.mean),
                 image.get("pixel_std", default.std),
                 image.get("size_divisibility", default.size_divisibility),
+            ),
+            reader=ImageReader(
+                reader.channels,
+                ValueScale(reader.value_range, reader.percentiles),
+                reader.exif_orientation,
             ),
         )
     except ValueError as error:

@@ -99,7 +99,9 @@ class Backbone(nn.Module):
 
     Args:
         config: which model, and how it is frozen and regularised.
-        options: further arguments of `timm.create_model`.
+        options: further arguments of `timm.create_model`, such as `in_chans`: of other numbers
+            than 3, timm adapts the first convolution of trained weights (repeats and scales it, or
+            adds up that of RGB for one channel).
 
     Raises:
         ValueError: timm has no such model or tag, its maps are not at the four strides, or
@@ -136,7 +138,7 @@ class Backbone(nn.Module):
             _scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`[B,3,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
+        """`[B,in_chans,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
         maps = self.body(x)
         maps = [maps[level] for level in self._levels]
         if self.norms is not None:

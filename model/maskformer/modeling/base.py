@@ -56,7 +56,7 @@ class SegmentationModel(nn.Module):
         self.class_names: tuple[str, ...] | None = None
         self._leftovers: dict[str, Tensor] = {}
         self.num_classes: int = config.num_classes
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, in_chans=config.num_channels)
         self.pixel_decoder = PixelDecoder(
             self.backbone.channels, config.pixel_decoder, config.decoder
         )
@@ -175,8 +175,8 @@ class SegmentationModel(nn.Module):
         self.backbone.load_weights(None if file is None else Path(file))
 
     def _decode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B,3,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
-        _check_images(pixel_values)
+        """Images `[B,channels,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
+        _check_images(pixel_values, self.config.num_channels)
         pixel_features, memory = self.pixel_decoder(self.backbone(pixel_values))
         return pixel_features, memory
 
@@ -231,10 +231,10 @@ def _fit(
     return found, report
 
 
-def _check_images(pixel_values: Tensor) -> None:
+def _check_images(pixel_values: Tensor, channels: int) -> None:
     shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(f"pixel_values must be [B, 3, H, W], got shape {list(shape)}")
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(f"pixel_values must be [B, {channels}, H, W], got shape {list(shape)}")
     if not pixel_values.is_floating_point():
         raise TypeError(
             f"pixel_values must be normalised floating-point images, got {pixel_values.dtype}"

@@ -34,13 +34,20 @@ SHADES = (0.0, 0.35, -0.3, 0.18, -0.15, 0.5)
 """How far objects of one class are moved towards white (positive) or black."""
 
 
+def as_rgb(image: Tensor) -> Tensor:
+    """The first three bands of `[C, H, W]`, or the first alone where there are fewer, as
+    `[3, H, W]`.
+    """
+    return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+
+
 def overlay(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
 ) -> Tensor:
     """The image under the colours of its segments. Void is darkened, segments are outlined.
 
     Args:
-        image: `[3, H, W]` uint8.
+        image: `[C, H, W]` uint8.
         segmentation: of the same size.
         info: classes and colours.
         opacity: of the colours, 0..1.
@@ -61,6 +68,7 @@ def overlay(
         raise ValueError(
             f"segmentation must hold classes in 0..{info.num_classes - 1}, got {labels.tolist()}"
         )
+    image = as_rgb(image)
     colors = torch.tensor(segment_colors(labels.tolist(), info), dtype=torch.float32)
     tint = torch.cat([colors.reshape(-1, 3), torch.zeros(1, 3)])[segments.long()]
     void = 1 - VOID_SHADE if segmentation.covers_all else 0.0
@@ -81,7 +89,7 @@ def side_by_side(
     """Image, ground truth (if there is any) and prediction next to each other, over a legend.
 
     Args:
-        image: `[3, H, W]` uint8.
+        image: `[C, H, W]` uint8.
         ground_truth: of the same size.
         prediction: of the same size.
         info: classes and colours.
@@ -94,7 +102,7 @@ def side_by_side(
         ValueError: the sizes differ or a class has no name.
     """
     size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
-    scaled = _resize_image(image, size)
+    scaled = _resize_image(as_rgb(image), size)
     panels = [(titles[0], scaled)]
     shown = []
     for title, segmentation in ((titles[1], ground_truth), (titles[2], prediction)):
@@ -118,7 +126,7 @@ def overlay_with_legend(
     """`overlay` over a legend, `[3, H', W']` uint8; small images are enlarged."""
     if max(image.shape[-2:]) < PANEL_SIDE[0]:
         size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
-        image, segmentation = _resize_image(image, size), _scale(segmentation, size)
+        image, segmentation = _resize_image(as_rgb(image), size), _scale(segmentation, size)
     picture = overlay(image, segmentation, info, opacity=opacity)
     legend = _legend(_entries([segmentation], info), max(picture.shape[-1], PANEL_SIDE[0]))
     missing = legend.shape[-1] - picture.shape[-1]

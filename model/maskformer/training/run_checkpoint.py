@@ -368,7 +368,15 @@ def load_prediction_recipe(checkpoint: Path, model: SegmentationModel) -> Config
     if (checkpoint / RECIPE).is_file():
         return load_recipe(checkpoint, [])
     processor = ImageProcessor.from_pretrained(checkpoint)
-    data = ShapesConfig(test_short_side=processor.short_side, test_max_side=processor.max_side)
+    reader = processor.reader
+    data = ShapesConfig(
+        test_short_side=processor.short_side,
+        test_max_side=processor.max_side,
+        channels=reader.channels,
+        value_range=reader.scale.value_range,
+        percentiles=reader.scale.percentiles,
+        exif_orientation=reader.orientation,
+    )
     return Config(model=model.config, data=data)
 
 

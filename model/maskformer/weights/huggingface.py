@@ -320,6 +320,7 @@ def _check_expressible(config: ModelConfig) -> Sizes:
     sizes = backbone_sizes(config.backbone)
     coarsest = sizes.channels[-1] if isinstance(sizes, ResNetSizes) else 8 * sizes.embed_dim
     reasons = {
+        f"it takes {config.num_channels} channels, not 3": config.num_channels != 3,
         f"its architecture is {config.architecture}": config.architecture != "maskformer",
         "its pixel decoder has a transformer encoder (+6 Enc)": config.pixel_decoder.encoder_layers,
         "its ResNet has a stem of three convolutions (R101c)": (

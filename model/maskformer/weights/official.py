@@ -307,6 +307,11 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 def _refuse_unrecorded(config: ModelConfig) -> None:
     """Refuses sizes that leave no trace in the weights: the file would be read as another model."""
+    if config.num_channels != 3:
+        raise WeightsError(
+            f"an official checkpoint takes RGB, this model {config.num_channels} channels; keep it "
+            "in the native format"
+        )
     deep = isinstance(sizes := backbone_sizes(config.backbone), ResNetSizes) and sizes.deep_stem
     recorded = {
         "backbone.multi_grid": (config.backbone.multi_grid, R101C_GRID if deep else None),

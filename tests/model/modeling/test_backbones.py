@@ -228,6 +228,27 @@ class TestLoadWeights:
             expected = source.forward_features(x)
             assert relative_error(backbone.eval()(x)[-1], expected) < 1e-5
 
+    @pytest.mark.parametrize("channels", [1, 2, 5])
+    def test_other_channels(self, source: nn.Module, tmp_path: Path, channels: int) -> None:
+        """timm repeats the first convolution over the channels, or adds it up for one of them."""
+        save_file(source.state_dict(), tmp_path / "w.safetensors")
+        backbone = Backbone(self.config, in_chans=channels)
+        backbone.load_weights(tmp_path / "w.safetensors")
+        grey = images()[:, :1]
+        with torch.no_grad():
+            expected = source.forward_features(grey.expand(-1, 3, -1, -1))
+            if channels == 1:  # the same for grey images
+                assert relative_error(backbone.eval()(grey)[-1], expected) < 1e-5
+            theirs = timm.create_model(
+                "resnet10t",
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(tmp_path / "w.safetensors")},
+                in_chans=channels,
+            )
+            several = torch.cat([grey * (index + 1) for index in range(channels)], 1)
+            expected = theirs.eval().forward_features(several)
+            assert relative_error(backbone.eval()(several)[-1], expected) < 1e-5
+
     def test_swin_file_leaves_output_norms(self, tmp_path: Path) -> None:
         source = timm.create_model(SWIN_T, pretrained=False, **SMALL_SWIN)
         save_file(source.state_dict(), tmp_path / "swin.safetensors")

@@ -79,7 +79,7 @@ def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) ->
         from tifffile import TiffFile
     except ImportError:
         raise ExtraMissingError from None
-    with TiffFile(stream) as tiff:
+    with TiffFile(stream, name="stream") as tiff:
         page = tiff.pages.first
         series = tiff.series[0]
         stacked = series.ndim == 3 and series.axes.endswith("YX") and not fits(page.samplesperpixel)

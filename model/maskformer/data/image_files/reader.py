@@ -119,7 +119,7 @@ class ImageReader:
             raise DatasetError(f"image file {name} has {error}") from None
         if self.channels == _RGB and pixels.shape[2] == 1:
             pixels = pixels.repeat(_RGB, 2)
-        return torch.from_numpy(np.ascontiguousarray(turn_array(pixels, tag).transpose(2, 0, 1)))
+        return torch.from_numpy(np.array(turn_array(pixels, tag).transpose(2, 0, 1), order="C"))
 
     def _select(self, bands: Bands, name: str) -> Values:
         """The wanted bands of an image."""
@@ -155,7 +155,8 @@ class ImageReader:
                 raise
             return self._read_tiff(stream, None, name)
         with image:
-            if is_reduced(image):
+            stacked = _has_pages(image) and not self._fits(len(image.getbands()))
+            if is_reduced(image) or stacked:
                 return self._read_tiff(stream, image, name)
             if has_deep_colors(image) and (self.scale.is_given or self.channels != _RGB):
                 try:
@@ -172,7 +173,7 @@ class ImageReader:
             return read_tiff(stream, self._fits, self.max_pixels)
         except ExtraMissingError:
             whole = image is not None and len(image.getbands()) == samples_of(image)
-            if image is not None and whole and not self.scale.is_given:
+            if image is not None and whole and self.channels == _RGB and not self.scale.is_given:
                 return self._pillow_bands(image, name)
             raise DatasetError(
                 f"image file {name} is a TIFF that Pillow "
@@ -196,6 +197,10 @@ class ImageReader:
         if shallow:
             values = values.astype(np.uint16) << 8
         return Bands(values, tag, top=top)
+
+
+def _has_pages(image: Image.Image) -> bool:
+    return image.format == "TIFF" and getattr(image, "n_frames", 1) > 1
 
 
 def _loses_depth(image: Image.Image) -> bool:
