@@ -15,6 +15,7 @@ from maskformer.config.load import load_config, merge_model_config
 from maskformer.config.schema import ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
+from maskformer.modeling.batch_norm import explain_single_values
 from maskformer.modeling.pixel_decoder import PixelDecoder
 from maskformer.weights import (
     Checkpoint,
@@ -177,7 +178,11 @@ class SegmentationModel(nn.Module):
     def _decode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B,channels,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
         _check_images(pixel_values, self.config.num_channels)
-        pixel_features, memory = self.pixel_decoder(self.backbone(pixel_values))
+        try:
+            maps = self.backbone(pixel_values)
+        except ValueError as error:
+            raise explain_single_values(error, pixel_values) from error
+        pixel_features, memory = self.pixel_decoder(maps)
         return pixel_features, memory
 
 

@@ -14,6 +14,7 @@ from maskformer.data import build_dataset, check_dataset
 from maskformer.data.class_change import class_change
 from maskformer.errors import CheckpointError, ConfigError, DatasetError
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
+from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
@@ -203,6 +204,9 @@ def _build_model(
     """The model with the weights that training starts from; `untrained` spares the ImageNet's."""
     check_size(config.model)
     model = build_model(config.model)
+    passes = data.accelerator.num_processes * config.train.accumulate
+    if warning := warn_of_single_images(model, config.train.batch_size // passes):
+        progress.warn(warning)
     backbone = config.model.backbone
     if weights is not None:
         # Another number of classes is the usual reason to start from a checkpoint.
