@@ -6,6 +6,7 @@ does is in `maskformer.commands`, imported when it runs.
 
 from __future__ import annotations
 
+import glob
 import signal
 import sys
 import traceback
@@ -153,9 +154,7 @@ def evaluate(
         check_output_folder(output)
     elif save_maps:
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
-    for override in overrides or []:
-        if override.startswith("model."):
-            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+    _check_model_stays(overrides or [])
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
 
@@ -173,7 +172,14 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES... [KEY=VALUE]...",
+            help="Image files, folders or glob patterns; values that replace the recipe's, such as "
+            "predict.tile=512.",
+        ),
+    ],
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Where the pictures and results go.")],
     mode: Annotated[
@@ -184,11 +190,25 @@ def predict(
     device: DeviceOption = None,
 ) -> None:
     """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
-    COCO instances, as --mode says.
+    COCO instances, as --mode says. files.json says which result belongs to which image.
     """
+    overrides = [text for text in images if _is_override(text)]
+    images = [text for text in images if text not in overrides]
+    if not images:
+        raise typer.BadParameter("no image is named, only values: IMAGES... [KEY=VALUE]...")
+    _check_model_stays(overrides)
     from maskformer.commands.predict import run
 
-    run(images, checkpoint, out, mode=mode, tta=tta, backend=backend, device=device)
+    run(
+        images,
+        checkpoint,
+        out,
+        overrides=overrides,
+        mode=mode,
+        tta=tta,
+        backend=backend,
+        device=device,
+    )
 
 
 @app.command()
@@ -281,6 +301,19 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
     from maskformer.config.load import load_config
 
     return load_config(config, overrides or [])
+
+
+def _check_model_stays(overrides: list[str]) -> None:
+    for override in overrides:
+        if override.startswith("model."):
+            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+
+
+def _is_override(text: str) -> bool:
+    """Whether it is KEY=VALUE; a file or pattern with `=` in it that finds something is not."""
+    key, equals, _ = text.partition("=")
+    is_key = bool(equals) and all(part.isidentifier() for part in key.split("."))
+    return is_key and not (Path(text).exists() or glob.glob(text))  # noqa: PTH207
 
 
 def _print_error(message: str, style: str | None = None) -> None:

@@ -48,7 +48,19 @@ def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Conf
     Raises:
         ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
     """
-    values = _read(_find(str(name_or_file)), ())
+    return _with_overrides(_read(_find(str(name_or_file)), ()), overrides)
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A recipe with other values; see `load_config`.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    return _with_overrides(config.model_dump(mode="json"), overrides)
+
+
+def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:
         _merge(given, _parse_override(override))

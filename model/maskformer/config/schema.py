@@ -217,7 +217,7 @@ class FolderConfig(DataSection):
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
         None
     )
-    """RGB per class for pictures; left out, a palette serves."""
+    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
     things: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] = ()
     label_offset: Integer = 0
     """class = value - label_offset."""
@@ -318,9 +318,32 @@ class EvalConfig(Section):
         return self
 
 
+SMALLEST_TILE = 32
+"""Pixels; the coarsest map of a backbone has one for each of these squares."""
+
+
+class PredictConfig(Section):
+    """How `maskformer predict` looks at large images and draws what it finds."""
+
+    tile: Annotated[Side, Field(ge=SMALLEST_TILE)] | None = None
+    """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
+    is an image of its own for `data.test_short_side`: tiles of that side keep every detail, larger
+    ones are shrunk and see more of the image at once.
+    """
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Share of a tile's side that neighbours have in common at least; there their class scores are
+    blended.
+    """
+    opacity: Fraction = 0.6
+    """Of the colours over the image: 0 shows the image alone, 1 the colours alone."""
+    picture_format: Literal["auto", "png", "jpg", "webp"] = "auto"
+    """Of the overlays; `auto` is PNG up to four million pixels and JPEG above."""
+
+
 class Config(Section):
     model: ModelConfig = ModelConfig()
     criterion: CriterionConfig = CriterionConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    predict: PredictConfig = PredictConfig()

@@ -61,6 +61,17 @@ def read_labels(file: Path) -> Labels:
         return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
+def read_palette(file: Path) -> list[tuple[int, int, int]]:
+    """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
+
+    Raises:
+        DatasetError: missing or broken.
+    """
+    with _opened(file, "label") as image:
+        channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
+        return list(zip(channels, channels, channels, strict=True))
+
+
 def read_segment_ids(file: Path) -> NDArray[np.int32]:
     """Reads a COCO panoptic PNG as ids `[H, W]`: R + 256 G + 65536 B.
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maskformer.config.load import load_config, to_yaml
+from maskformer.config.load import load_config, override_config, to_yaml
 from maskformer.config.schema import Config, ShapesConfig
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
@@ -358,18 +358,25 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
     return load_config(recipe, overrides)
 
 
-def load_prediction_recipe(checkpoint: Path, model: SegmentationModel) -> Config:
+def load_prediction_recipe(
+    checkpoint: Path, model: SegmentationModel, overrides: list[str]
+) -> Config:
     """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
 
+    Args:
+        checkpoint: its folder or file.
+        model: the one that it holds.
+        overrides: `key=value` pairs, as in `load_config`.
+
     Raises:
-        ConfigError: the recipe does not fit this version.
+        ConfigError: the recipe does not fit this version, or an override does not fit.
         ValueError: the folder's pre-processing cannot be followed.
     """
     if (checkpoint / RECIPE).is_file():
-        return load_recipe(checkpoint, [])
+        return load_recipe(checkpoint, overrides)
     processor = ImageProcessor.from_pretrained(checkpoint)
     data = ShapesConfig(test_short_side=processor.short_side, test_max_side=processor.max_side)
-    return Config(model=model.config, data=data)
+    return override_config(Config(model=model.config, data=data), overrides)
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:

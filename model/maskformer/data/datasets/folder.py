@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import FolderConfig, FolderSplit
+from maskformer.data.datasets.label_colors import with_colors_of_labels
 from maskformer.data.datasets.label_values import explain_label_values
 from maskformer.data.images import check_same_size, read_image, read_labels
 from maskformer.data.palette import palette
@@ -48,6 +49,8 @@ class Folder:
             train = self.files if split == "train" else _pair_files(config, "train")
             names = _number_classes(config, [label for _, label in train])
         self.info = _info(names, config)
+        if config.colors is None:
+            self.info = with_colors_of_labels(self.info, self.files[0][1])
         self._images = config.root / _folders(config, split).images
         self._table = _class_table(config, len(names))
 
