@@ -95,7 +95,12 @@ def train(
         bool, typer.Option("--overwrite", help="Replace the run in --output.")
     ] = False,
     weights: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+        Path | None,
+        typer.Option(
+            help="Start from the weights of this checkpoint: a run, a folder, a file or a hub id. "
+            "A recipe without a model section takes its architecture; without --config, the run's "
+            "whole recipe serves."
+        ),
     ] = None,
     backend: BackendOption = "auto",
     cpu: Annotated[
@@ -112,14 +117,17 @@ def train(
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
-    if config is None and not resume:
+    if config is None and not resume and weights is None:
         raise typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
+    if config is None and output is None:
+        raise typer.BadParameter("--weights without --config needs the run folder: --output FOLDER")
     recipe = _load_recipe(config, overrides)
     folder = output or Path("runs") / Path(str(config)).with_suffix("").as_posix().replace("/", "_")
     from maskformer.commands.train import run
 
     run(
         recipe,
+        config,
         overrides or [],
         folder,
         resume=resume,

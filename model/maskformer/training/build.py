@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -205,7 +206,11 @@ def _build_model(
     if weights is not None:
         # Another number of classes is the usual reason to start from a checkpoint.
         source = resolve_checkpoint(weights)
-        model.load_weights(source, ignore_mismatched_sizes=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said below, once for all processes
+            report = model.load_weights(source, ignore_mismatched_sizes=True)
+        if report.mismatched:
+            progress.print(report.summary)
         _compare_classes(source, data, progress, resume=False)
     elif not untrained and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
