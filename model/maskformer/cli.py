@@ -73,8 +73,27 @@ INTERNAL_ERROR = 70
 """Exit code after a bug; `EX_SOFTWARE` of sysexits.h."""
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from maskformer.system.version import installed
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        torch, timm = installed("torch"), installed("timm")
+        typer.echo(f"maskformer {installed()} (torch {torch}, timm {timm}, Python {python})")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of maskformer and of what it runs on.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the program an error arose.")
     ] = False,
@@ -270,6 +289,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end.__context__, TrainingStoppedError):
             _print_error("interrupted; nothing was left to save")
+        option = getattr(end.__context__, "option_name", None)
+        if option is not None:
+            _suggest_override(option)
         raise
     except TrainingStoppedError as stop:
         _print_error(str(stop))
@@ -309,6 +331,21 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
     from maskformer.config.load import load_config
 
     return load_config(config, overrides or [])
+
+
+def _suggest_override(option: str) -> None:
+    """Values of a recipe are no options: says how the one that was meant is written."""
+    from maskformer.config.options import overrides_for
+
+    rest = iter(sys.argv)
+    given = next((text for text in rest if text.partition("=")[0] == option), "")
+    value = given.partition("=")[2] or next(rest, "")
+    overrides = overrides_for(option, "" if value.startswith("-") else value)
+    if overrides:
+        _print_error(
+            f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
+            f"{' or '.join(overrides)}"
+        )
 
 
 def _check_model_stays(overrides: list[str]) -> None:

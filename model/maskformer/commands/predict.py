@@ -55,7 +55,7 @@ def run(
     count = len(files) - failures
     progress.print(
         f"{count} image{'s' * (count != 1)} predicted; the results are in {out}, and files.json "
-        "there says which belongs to which image"
+        "there says which belongs to which image."
     )
     if failures:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from maskformer.config.choices import Backend
 from maskformer.config.load import load_config
 from maskformer.config.schema import Config
 from maskformer.modeling.backbone import check_pretrained
-from maskformer.output.console import Progress, metrics_table
+from maskformer.output.console import Progress, metrics_table, written
 from maskformer.training.build import build_training
 from maskformer.training.run_checkpoint import (
     checkpoint_to_resume,
@@ -55,7 +55,7 @@ def run(
     metrics = trainer.fit()
     progress = Progress(enabled=parts.accelerator.is_main_process)
     progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
-    progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+    progress.print(written(output))
 
 
 def _tuning_recipe(config: str | None, overrides: list[str], weights: Path) -> Config:
