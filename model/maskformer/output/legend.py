@@ -44,8 +44,7 @@ def is_background(name: str) -> bool:
 
 def shows_nothing(segmentation: Segmentation, info: DatasetInfo) -> bool:
     """Whether no pixel belongs to a class other than the background."""
-    found = _areas([segmentation], info)[:-1].nonzero().flatten().tolist()
-    return all(is_background(info.classes[k]) for k in found)
+    return _is_nothing(_areas([segmentation], info), info)
 
 
 def legend(
@@ -63,8 +62,9 @@ def legend(
         `[3, H, width]` uint8, with as many rows as the names need, at most `ROWS`.
     """
     size = round(FONT_SIZE * scale)
-    entries = _entries(shown, info, size)
-    nothing = all(shows_nothing(segmentation, info) for segmentation in shown)
+    areas = _areas(shown, info)
+    entries = _entries(areas, info, size)
+    nothing = _is_nothing(areas, info)
     margin, swatch, row_height, gap = (
         round(length * scale) for length in (MARGIN, FONT_SIZE - 2, FONT_SIZE + 8, 6)
     )
@@ -94,19 +94,23 @@ def legend(
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
 
+def _is_nothing(areas: Tensor, info: DatasetInfo) -> bool:
+    found = areas[:-1].nonzero().flatten().tolist()
+    return all(is_background(info.classes[k]) for k in found)
+
+
 def _areas(shown: Sequence[Segmentation], info: DatasetInfo) -> Tensor:
     """Pixels of each class, and of void at the end."""
     areas = torch.zeros(info.num_classes + 1, dtype=torch.int64)
     for segmentation in shown:
-        per_segment = segment_areas(segmentation.segments.long(), len(segmentation.labels))
-        areas.index_add_(0, segmentation.labels.cpu().long(), per_segment)
+        per_segment = segment_areas(segmentation.segments, len(segmentation.labels))
+        areas.index_add_(0, segmentation.labels.cpu().long(), per_segment.cpu())
         if segmentation.covers_all:
             areas[-1] += int((segmentation.segments < 0).sum())
     return areas
 
 
-def _entries(shown: Sequence[Segmentation], info: DatasetInfo, size: int) -> list[Entry]:
-    areas = _areas(shown, info)
+def _entries(areas: Tensor, info: DatasetInfo, size: int) -> list[Entry]:
     order = areas[:-1].argsort(descending=True, stable=True).tolist()
     entries = [
         _entry(info, k, size) for k in order if areas[k] > 0 and not is_background(info.classes[k])
