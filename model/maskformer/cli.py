@@ -62,7 +62,8 @@ TtaOption = Annotated[
 CheckpointOption = Annotated[
     Path,
     typer.Option(
-        "--checkpoint", help="A run folder (its best checkpoint), a checkpoint or a model."
+        "--checkpoint",
+        help="A run folder (its best checkpoint), a checkpoint, a model, or a hub id.",
     ),
 ]
 
@@ -146,9 +147,9 @@ def train(
 
     run(
         recipe,
-        config,
         overrides or [],
         folder,
+        config=config,
         resume=resume,
         overwrite=overwrite,
         weights=weights,
@@ -182,6 +183,9 @@ def evaluate(
     elif save_maps:
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
     _check_model_stays(overrides or [])
+    for override in overrides or []:
+        if override.startswith("predict."):
+            raise UsageError(f"evaluate sees images whole: '{override}' is for maskformer predict")
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
 
@@ -202,7 +206,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES... [KEY=VALUE]...",
+            metavar="IMAGE|KEY=VALUE",
             help="Image files, folders or glob patterns; values that replace the recipe's, such as "
             "predict.tile=512.",
         ),
@@ -222,7 +226,7 @@ def predict(
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
     if not images:
-        raise typer.BadParameter("no image is named, only values: IMAGES... [KEY=VALUE]...")
+        raise typer.BadParameter("no image is named, only values of the recipe")
     _check_model_stays(overrides)
     from maskformer.commands.predict import run
 

@@ -24,10 +24,8 @@ def run(recipe: Config, size: tuple[int, int], title: str) -> None:
     progress = Progress()
     progress.print(info_table(model_info(model, size), title))
     reasons = {form: why_not_written(form, model) for form in get_args(Format)}
-    progress.print(
-        f"formats that maskformer convert can write: "
-        f"{', '.join(form for form, reason in reasons.items() if reason is None)}"
-    )
+    possible = ", ".join(form for form, reason in reasons.items() if reason is None)
+    progress.print(f"maskformer convert can write this model as {possible}.")
     for form, reason in reasons.items():
         if reason is not None:
-            progress.print(f"not {form}: {reason}")
+            progress.print(f"Not as {form}: {reason}.")

@@ -21,25 +21,29 @@ from maskformer.weights import open_checkpoint
 
 def run(
     recipe: Config | None,
-    config: str | None,
     overrides: list[str],
     output: Path,
     *,
+    config: str | None = None,
     resume: bool,
     overwrite: bool,
     weights: Path | None,
     backend: Backend,
     cpu: bool,
 ) -> None:
-    """Trains in the run folder `output`; without a recipe, with the one of the run to resume or of
-    the weights. A recipe without a `model` section takes the architecture of the weights.
+    """Trains in the run folder `output`.
+
+    Args:
+        recipe: the one named by `config`; without one, that of the run to resume or of the weights.
+        config: read again where the weights may bring the architecture.
     """
-    if resume and recipe is None:
-        recipe = load_recipe(checkpoint_to_resume(output), overrides)
-    elif weights is not None and not resume:
+    if weights is not None:
         weights = resolve_checkpoint(weights)
-        recipe = _tuning_recipe(config, overrides, weights)
-    assert recipe is not None
+    if recipe is None:
+        source = weights if weights is not None and not resume else checkpoint_to_resume(output)
+        recipe = load_recipe(source, overrides)
+    elif config is not None and weights is not None and not resume:
+        recipe = load_config(config, overrides, model=open_checkpoint(weights).config)
     if weights is None and not resume:
         check_pretrained(recipe.model.backbone)
     parts = build_training(
@@ -56,9 +60,3 @@ def run(
     progress = Progress(enabled=parts.accelerator.is_main_process)
     progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
     progress.print(written(output))
-
-
-def _tuning_recipe(config: str | None, overrides: list[str], weights: Path) -> Config:
-    if config is None:
-        return load_recipe(weights, overrides)
-    return load_config(config, overrides, model=open_checkpoint(weights).config)

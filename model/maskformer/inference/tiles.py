@@ -69,8 +69,8 @@ def semantic_map_of_tiles(
     """Class of every pixel by the scores of all tiles that see it, each an image of its own.
 
     Where tiles overlap, their scores at the image's size are averaged with weights that fall
-    smoothly towards the tile's edges. Of the image, the masks of two rows of tiles are held at
-    stride 4, and the scores of a few tiles.
+    smoothly towards the tile's edges. At a time, the masks at stride 4 of the rows of tiles that
+    overlap are held, and the scores of the few tiles that share a pixel.
 
     Args:
         model: on `device`, in evaluation mode.

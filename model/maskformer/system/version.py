@@ -26,4 +26,4 @@ def mark() -> str:
 def writer(text: str) -> str:
     """What is known of the version that wrote a text, for messages."""
     found = _MARK.match(text)
-    return f"maskformer {found[1]}" if found else "a version of maskformer that it does not name"
+    return f"maskformer {found[1]}" if found else "a version that it does not name"

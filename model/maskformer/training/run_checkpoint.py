@@ -364,8 +364,8 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
         load_config(recipe)
     except ConfigError as error:
         raise ConfigError(
-            f"{recipe} was written by {writer(read_text(recipe))} and does not fit this version, "
-            f"{installed()}: {error}"
+            f"{recipe} does not fit maskformer {installed()}; it was written by "
+            f"{writer(read_text(recipe))}: {error}"
         ) from None
     return load_config(recipe, overrides)
 

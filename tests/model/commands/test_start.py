@@ -53,6 +53,7 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("train --weights x", 2, "--output FOLDER"),
         ("predict predict.opacity=0 --checkpoint x --out y", 2, "no image is named"),
         ("predict a.png model.x=1 --checkpoint x --out y", 1, "the checkpoint decides the model"),
+        ("evaluate --checkpoint x predict.tile=64", 1, "evaluate sees images whole"),
         ("train --config quikstart", 1, "did you mean 'quickstart'?"),
         ("train --config quickstart train.stepz=1", 1, "did you mean 'steps'?"),
         ("predict photo.jpg", 2, "--checkpoint"),

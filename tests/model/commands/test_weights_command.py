@@ -151,25 +151,28 @@ def test_a_checkpoint_of_a_newer_version_is_named(run: Run, trained: Path, tmp_p
     predict = ["predict", tmp_path / "a.png", "--out", tmp_path / "out"]
     for text, writer in (
         (recipe.replace(mark, "# maskformer 9.1"), "maskformer 9.1"),
-        (recipe.replace(f"{mark}\n", ""), "a version of maskformer that it does not name"),
+        (recipe.replace(f"{mark}\n", ""), "a version that it does not name"),
     ):
         file.write_text(f"{text}\nema: {{decay: 0.9}}\n")
         for command in (predict, ["evaluate"]):
             code, _, err = run(*command, "--checkpoint", tmp_path / "newer")
             assert code == 1
-            assert f"{file} was written by {writer} and does not fit this version, 0." in err
-            assert "ema: unknown key" in err
+            assert f"{file} does not fit maskformer 0." in err
+            assert f"; it was written by {writer}: config: ema: unknown key" in err
 
 
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("camvid", "native\nnot hf: transformers' MaskFormer cannot express this model: its pixel"),
-        ("ade20k/r50", "native, hf, official\n"),
-        ("ade20k/r101c", "native, official\nnot hf: "),
+        (
+            "camvid",
+            "native.\nNot as hf: transformers' MaskFormer cannot express this model: its pi",
+        ),
+        ("ade20k/r50", "native, hf, official.\n"),
+        ("ade20k/r101c", "native, official.\nNot as hf: "),
     ],
 )
 def test_what_can_be_exported_is_known_before_training(run: Run, recipe: str, said: str) -> None:
     code, out, err = run("info", recipe, "--size", "64x64")
     assert code == 0, err
-    assert f"formats that maskformer convert can write: {said}" in out
+    assert f"maskformer convert can write this model as {said}" in out
