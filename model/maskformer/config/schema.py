@@ -68,13 +68,14 @@ Size = tuple[Side, Side]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class BackboneConfig(Section):
     """A timm `features_only` model whose strides 4, 8, 16, 32 feed the pixel decoder."""
 
     name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
+    """A timm model, such as `resnet50.tv_in1k` or `swin_tiny_patch4_window7_224`."""
     pretrained: bool = True
     """Start training from timm's ImageNet weights in `train`; building never downloads."""
     weights: Path | None = None
@@ -82,6 +83,7 @@ class BackboneConfig(Section):
     frozen_norm: bool = True
     """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
     drop_path: Fraction = 0.0
+    """Probability that a residual branch of the last block is skipped (stochastic depth)."""
     multi_grid: tuple[Dilation, Dilation, Dilation] | None = None
     """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
     options: Annotated[dict[Name, Option], Field(max_length=32)] = {}
@@ -106,58 +108,91 @@ class PixelDecoderConfig(Section):
     """The FPN of the paper; `encoder_layers: 6` adds the transformer encoder ("+ 6 Enc")."""
 
     channels: Channels = 256
+    """Channels of the feature pyramid."""
     mask_channels: Channels = 256
+    """Channels of the pixel features, and so of the mask embeddings."""
     groups: Channels = 32
+    """Groups of its GroupNorm layers; must divide the channels."""
     encoder_layers: Layers = 0
+    """Transformer encoder layers over the coarsest map; 6 in the "+ 6 Enc" models."""
 
 
 class DecoderConfig(Section):
     """The transformer decoder over the coarsest map, and its heads."""
 
     queries: Wide = 100
+    """N: how many segments the model proposes for an image."""
     channels: Channels = 256
+    """Width of the queries."""
     heads: Channels = 8
+    """Attention heads; must divide the channels."""
     feedforward: Wide = 2048
+    """Hidden width of the feed-forward layers."""
     layers: Annotated[Layers, Field(gt=0)] = 6
+    """Decoder layers; the loss is taken after each of them."""
     dropout: Fraction = 0.1
+    """Probability that an activation is dropped in training."""
     enforce_input_projection: bool = False
+    """Project the backbone's features even if they have the decoder's width already."""
 
 
 class ModelConfig(Section):
+    """The network, and how it wants its pixels."""
+
     architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
+    """Mask classification, or one of the paper's two per-pixel baselines."""
     num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)] | None = None
     """K, without "no object"; taken from the data set when left out."""
     backbone: BackboneConfig = BackboneConfig()
+    """What turns an image into feature maps."""
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    """What turns feature maps into pixel features."""
     decoder: DecoderConfig = DecoderConfig()
+    """What turns the coarsest map into classes and mask embeddings."""
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
     pixel_mean: tuple[Finite, Finite, Finite] = PIXEL_MEAN
+    """Subtracted from the pixels, per channel, in units of 0..255."""
     pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
+    """What the pixels are divided by then, per channel."""
 
 
 class CriterionConfig(Section):
     """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
 
     class_weight: NonNegative = 1.0
+    """Of the classification term, in the matching cost and in the loss."""
     mask_weight: NonNegative = 20.0
+    """Of the focal term, in both."""
     dice_weight: NonNegative = 1.0
+    """Of the dice term, in both."""
     no_object_weight: NonNegative = 0.1
+    """Of queries without a segment, in the cross-entropy."""
     alpha: Finite = 0.25
+    """Share of the focal loss that positive pixels have; negative: no such shares."""
     gamma: NonNegative = 2.0
+    """Exponent by which the focal loss discounts easy pixels."""
 
 
 class SemanticAugmentation(Section):
     """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
 
     kind: Literal["semantic"] = "semantic"
+    """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
     short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (512,)
+    """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
+    """Bound of the long side after that, in pixels; null: none."""
     crop: Size = (512, 512)
+    """Height and width of the training crop, in pixels; it decides memory and time of a step."""
     single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Crops in which one class has more of the labelled area are drawn anew, up to ten times."""
     color: bool = True
+    """Change brightness, contrast, saturation and hue at random."""
     flip: bool = True
+    """Mirror half of the images left to right."""
     pad_to_crop: bool = True
+    """Pad smaller images to the crop; the padding is void."""
     keep_empty: bool = False
     """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
 
@@ -166,11 +201,17 @@ class PanopticAugmentation(Section):
     """Flip, then resize, half of the time after a resize and a random crop (as DETR does)."""
 
     kind: Literal["panoptic"] = "panoptic"
+    """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
     short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = tuple(range(480, 801, 32))
+    """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = 1333
+    """Bound of the long side after that, in pixels; null: none."""
     crop_short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (400, 500, 600)
+    """Short sides before the random crop, where there is one."""
     crop_range: Size = (384, 600)
+    """Least and largest side of the random crop, in pixels."""
     flip: bool = True
+    """Mirror half of the images left to right."""
     keep_empty: bool = True
     """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
 
@@ -180,36 +221,50 @@ Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(disc
 
 class DataSection(Section):
     augmentation: Augmentation = SemanticAugmentation()
+    """What is done to training images at random."""
     test_short_side: Side | None = 512
     """Evaluation resizes the short side to this; left empty, images keep their size."""
     test_max_side: Side | None = 2048
+    """Bound of the long side in evaluation, in pixels; null: none."""
 
 
 class ShapesConfig(DataSection):
     """Images drawn by the program itself: nothing to download."""
 
     format: Literal["shapes"] = "shapes"
+    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
     image_size: Size = (96, 96)
+    """Height and width of the images, in pixels."""
     train_images: PositiveInt = 2000
+    """How many images there are to train on."""
     val_images: PositiveInt = 100
+    """How many images there are to evaluate on."""
     seed: Integer = 0
+    """Other seeds draw other images."""
 
 
 class FolderSplit(Section):
     """One split: two folders that mirror each other, relative to the data root."""
 
     images: Path
+    """Folder of the images, relative to `data.root`."""
     labels: Path
+    """Folder of the label files; it mirrors that of the images."""
 
 
 class FolderConfig(DataSection):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
+    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
     root: DataRoot
+    """The data set's folder; the other paths are relative to it."""
     train: FolderSplit
+    """What is trained on."""
     val: FolderSplit
+    """What is evaluated on."""
     image_suffix: str = ".jpg"
+    """How the names of the images end."""
     label_suffix: str = ".png"
     """Replaces the image suffix to give the name of the label file."""
     classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
@@ -219,6 +274,7 @@ class FolderConfig(DataSection):
     )
     """RGB per class for pictures; left out, a palette serves."""
     things: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] = ()
+    """Names of the classes whose objects are told apart; the others are stuff."""
     label_offset: Integer = 0
     """class = value - label_offset."""
     ignore: Annotated[tuple[Integer, ...], Field(max_length=MAX_CLASSES)] = (255,)
@@ -229,17 +285,24 @@ class CocoPanopticSplit(Section):
     """One split, relative to the data root."""
 
     images: Path
+    """Folder of the images."""
     panoptic: Path
+    """Folder of the PNGs whose colours are segment ids."""
     annotations: Path
+    """The JSON file with `images`, `annotations` and `categories`."""
 
 
 class CocoPanopticConfig(DataSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
+    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
     root: DataRoot
+    """The data set's folder; the other paths are relative to it."""
     train: CocoPanopticSplit
+    """What is trained on."""
     val: CocoPanopticSplit
+    """What is evaluated on."""
     categories: Path | None = None
     """A categories JSON, for annotation files that carry none."""
 
@@ -250,32 +313,48 @@ DataConfig = Annotated[
 
 
 class TrainConfig(Section):
-    """Optimiser, schedule and bookkeeping. A step is one optimiser update; `batch_size` counts all
-    processes.
-    """
+    """Optimiser, schedule and bookkeeping."""
 
     steps: PositiveInt = 160_000
+    """Optimiser updates of the whole run, after accumulation."""
     batch_size: PositiveInt = 16
+    """Images per step, over all processes and accumulated parts together."""
     accumulate: PositiveInt = 1
     """Forward-backward passes per step; the batch is split into this many parts. The step takes the
     mean of the parts' losses, each normalised by its own segments.
     """
     lr: Positive = 1e-4
+    """Learning rate of AdamW at the start of the schedule (after the warm-up)."""
     weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay; norms and embeddings have none, as officially."""
     backbone_lr_multiplier: NonNegative = 0.1
+    """The backbone's learning rate in terms of `lr`."""
     clip_norm: Positive = 0.01
+    """Bound of the gradient's norm over all parameters."""
     schedule: Literal["poly", "step"] = "poly"
+    """How the learning rate falls: polynomially to 0, or by `milestone_factor` at `milestones`."""
     poly_power: Positive = 0.9
+    """Exponent of the `poly` schedule."""
     milestones: Annotated[tuple[PositiveInt, ...], Field(max_length=1000)] = ()
+    """Steps of the `step` schedule."""
     milestone_factor: Positive = 0.1
+    """What the learning rate is multiplied by at each milestone."""
     warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rate rises linearly to its scheduled value."""
     warmup_factor: NonNegative = 1e-6
+    """Where that rise starts, in terms of the scheduled value."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of the model; the criterion sums in fp32 in any case."""
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
+    """Processes that read and augment images, per training process."""
     seed: Integer = 0
+    """Of the initial weights, the order of the images and their augmentation."""
     log_every: PositiveInt = 20
+    """Steps between two log lines."""
     evaluate_every: PositiveInt = 5000
+    """Steps between two evaluations; the last step is always evaluated."""
     checkpoint_every: PositiveInt = 5000
+    """Steps between two checkpoints; there is one before each evaluation, too."""
 
 
 class ViewsConfig(Section):
@@ -290,15 +369,20 @@ class ViewsConfig(Section):
     the largest scale. The official sizes are these.
     """
     flip: bool = True
+    """Average the mirror image of each size, too."""
 
 
 class EvalConfig(Section):
     """What evaluation measures and the thresholds of panoptic inference (paper §3.4)."""
 
     semantic: bool = True
+    """Measure mIoU and the like."""
     panoptic: bool = False
+    """Measure PQ; needs data that tells objects apart."""
     object_mask_threshold: Fraction = 0.8
+    """Queries of a lower class probability give no segment."""
     overlap_threshold: Fraction = 0.8
+    """Segments that keep less than this share of their mask after all overlaps are dropped."""
     resize_logits: bool = False
     """Resize mask logits, not scores, to the original size (the official order where panoptic is
     on).
@@ -308,6 +392,7 @@ class EvalConfig(Section):
     the batch size.
     """
     tta: ViewsConfig = ViewsConfig()
+    """What `--tta` averages over."""
     pictures: NonNegativeInt = 8
     """How many predictions are drawn for TensorBoard and the run folder."""
 
@@ -320,7 +405,12 @@ class EvalConfig(Section):
 
 class Config(Section):
     model: ModelConfig = ModelConfig()
+    """The network."""
     criterion: CriterionConfig = CriterionConfig()
+    """The loss."""
     data: DataConfig
+    """Images, labels and what is done to them."""
     train: TrainConfig = TrainConfig()
+    """The training run."""
     eval: EvalConfig = EvalConfig()
+    """What evaluation measures."""
