@@ -66,6 +66,8 @@ def run(
                 f"{change.text}; bring data.classes into the order of the checkpoint"
             )
         progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
+    for note in getattr(dataset, "notes", ()):
+        progress.print(f"val data: {note}")
     for warning in check_dataset(dataset):
         progress.warn(warning)
     with ExitStack() as stack:

@@ -29,11 +29,11 @@ def run(
 ) -> None:
     """Predicts; the recipe decides the mode unless given."""
     folder = resolve_checkpoint(checkpoint)
-    files = find_images(images, out)
+    progress = Progress()
+    files = find_images(images, out, progress.print)
     check_output_beside_model(out, folder)
     model = MaskFormer.from_pretrained(folder).to(choose_device(device))
     recipe = load_prediction_recipe(folder, model)
-    progress = Progress()
     with mfkernels.use_backend(backend):
         failures = predict_images(
             model,

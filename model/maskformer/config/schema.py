@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the images of ImageNet, per channel, in units of 0..255."""
+MAX_PIXELS = 178_956_970
+"""Of an image; what Pillow reads unless it is told otherwise."""
 MAX_NAME = 1000
 # Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -32,6 +34,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Side = Annotated[int, Field(gt=0, le=1 << 15)]
 """Of an image, in pixels."""
 Channels = Annotated[int, Field(gt=0, le=1 << 14)]
+MAX_BANDS = 1 << 10
+Bands = Annotated[int, Field(gt=0, le=MAX_BANDS)]
+"""Of an image: how many, or the number of one."""
+Percent = Annotated[float, Field(ge=0, le=100)]
 Wide = Annotated[int, Field(gt=0, le=1 << 16)]
 """Classes, queries and the like."""
 Layers = Annotated[int, Field(ge=0, le=64)]
@@ -226,6 +232,38 @@ class DataSection(Section):
     """Evaluation resizes the short side to this; left empty, images keep their size."""
     test_max_side: Side | None = 2048
     """Bound of the long side in evaluation, in pixels; null: none."""
+    channels: Bands | Annotated[tuple[Bands, ...], Field(min_length=1, max_length=MAX_BANDS)] = 3
+    """3: RGB; grey is repeated, opacity left out, CMYK converted. Another number: images have
+    exactly so many bands. A list such as [4, 3, 2]: the bands that are taken, counted from 1.
+    """
+    value_range: tuple[Finite, Finite] | None = None
+    """The values that become 0 and 255, such as [0, 4095] for 12 bits; all others lie between or
+    are clipped. Left out, 8 and 16 bits are read by their depth, and images that would lose most of
+    their levels are refused.
+    """
+    percentiles: tuple[Percent, Percent] | None = None
+    """In place of `value_range`: those of each band of each image, such as [2, 98]."""
+    exif_orientation: Literal["apply", "ignore"] | None = None
+    """Whether labels were drawn on the image as its orientation tag turns it (`apply`), or as it is
+    stored (`ignore`: nothing is turned). Left out, images are turned, and where the sizes leave
+    open what holds for the labels, they are refused.
+    """
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Larger images are refused; raise it only for files that can be trusted."""
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if self.value_range is not None and self.percentiles is not None:
+            raise ValueError("value_range and percentiles are both given, expected one of them")
+        for name, limits in (("value_range", self.value_range), ("percentiles", self.percentiles)):
+            if limits is not None and limits[0] >= limits[1]:
+                raise ValueError(f"{name} must be [low, high], got {list(limits)}")
+        return self
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images as the network gets them."""
+        return self.channels if isinstance(self.channels, int) else len(self.channels)
 
 
 class ShapesConfig(DataSection):
@@ -263,10 +301,10 @@ class FolderConfig(DataSection):
     """What is trained on."""
     val: FolderSplit
     """What is evaluated on."""
-    image_suffix: str = ".jpg"
-    """How the names of the images end."""
+    image_suffix: str = "*"
+    """Of the files that are images, in any case of letters; `"*"`: every type that can be read."""
     label_suffix: str = ".png"
-    """Replaces the image suffix to give the name of the label file."""
+    """Replaces the image suffix to give the name of the label file, in any case of letters."""
     classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
     """Class names, or a text file with one per line; left out, the labels found are numbered."""
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (

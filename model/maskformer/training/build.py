@@ -168,6 +168,8 @@ def build_data(
     check_output_beside_data(output, config.data, train, val)
     if accelerator.is_main_process:
         for split, dataset in (("train", train), ("val", val)):
+            for note in getattr(dataset, "notes", ()):
+                progress.print(f"{split} data: {note}")
             for warning in check_dataset(dataset, title=f"Checking {split} data"):
                 progress.warn(f"{split} data: {warning}")
     accelerator.wait_for_everyone()

@@ -165,7 +165,12 @@ def test_missing_and_empty_folders(tmp_path):
     refused(tmp_path, "images is empty; set data.train.images")
     (tmp_path / "images" / "a.jpeg").touch()
     (tmp_path / "images" / ".hidden.jpg").touch()
-    refused(tmp_path, "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg")
+    refused(
+        tmp_path,
+        "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg",
+        image_suffix=".jpg",
+    )
+    (tmp_path / "images" / "a.jpeg").unlink()
     (tmp_path / "images" / "a.jpg").touch()
     refused(tmp_path, "labels is empty; set data.train.labels .*looked for a.png")
 

@@ -21,7 +21,8 @@ from maskformer.data.datasets.coco_json import (
     entries,
     read_content,
 )
-from maskformer.data.images import check_same_size, read_image, read_segment_ids
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_segment_ids
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.errors import DatasetError
@@ -46,6 +47,7 @@ class CocoPanoptic:
 
     def __init__(self, config: CocoPanopticConfig, split: Split) -> None:
         self.config = config
+        self._reader = ImageReader.from_config(config)
         paths = config.train if split == "train" else config.val
         file = config.root / paths.annotations
         content = read_content(file, f"data.{split}.annotations")
@@ -123,8 +125,8 @@ class CocoPanoptic:
         index = check_index(index, len(self))
         image_file = self._images / self._image_names[index]
         png_file = self._panoptic / self._png_names[index]
-        image = read_image(image_file)
-        ids = read_segment_ids(png_file)
+        image, frame = self._reader.read(image_file)
+        ids = read_segment_ids(png_file, frame, self.config.max_pixels)
         check_same_size(image, image_file, ids, png_file)
         rows = slice(self._starts[index], self._starts[index + 1])
         return Sample(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import FolderConfig, FolderSplit
 from maskformer.data.datasets.label_values import explain_label_values
-from maskformer.data.images import check_same_size, read_image, read_labels
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_labels
+from maskformer.data.pairing import Pairs, pair_files
 from maskformer.data.palette import palette
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
 from maskformer.errors import DatasetError, LabelValueError
-from maskformer.system.listing import list_files
 from maskformer.system.reading import TEXT_LIMIT, read_regular
 
 LARGEST_VALUE = 2**16 - 1
@@ -35,6 +35,9 @@ class Folder:
         config: where the files are and how values become classes.
         split: which pair of folders.
 
+    Attributes:
+        notes: a line per folder of what is there and was not taken, and why.
+
     Raises:
         DatasetError: a folder is missing or empty, images lack their label file, or no classes are
             found.
@@ -42,10 +45,11 @@ class Folder:
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
         self.config = config
-        self.files = _pair_files(config, split)
+        self._reader = ImageReader.from_config(config)
+        self.files, self._names, self.notes = _pair_files(config, split)
         names = _class_names(config)
         if names is None:
-            train = self.files if split == "train" else _pair_files(config, "train")
+            train = self.files if split == "train" else _pair_files(config, "train").files
             names = _number_classes(config, [label for _, label in train])
         self.info = _info(names, config)
         self._images = config.root / _folders(config, split).images
@@ -59,9 +63,10 @@ class Folder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        image_file, label_file = self.files[check_index(index, len(self.files))]
-        image = read_image(image_file)
-        values = read_labels(label_file)
+        index = check_index(index, len(self.files))
+        image_file, label_file = self.files[index]
+        image, frame = self._reader.read(image_file)
+        values = read_labels(label_file, frame, self.config.max_pixels)
         check_same_size(image, image_file, values, label_file)
         classes, segments = self._to_segments(values, label_file)
         return Sample(
@@ -69,12 +74,9 @@ class Folder:
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
-            name=self._name(image_file),
+            name=self._names[index],
             file_name=image_file.relative_to(self._images).as_posix(),
         )
-
-    def _name(self, image_file: Path) -> str:
-        return image_file.relative_to(self._images).as_posix()[: -len(self.config.image_suffix)]
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:
         """One message for label values outside the classes, gathered from several files."""
@@ -123,7 +125,7 @@ def _count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArr
     return present.astype(np.int64), counts
 
 
-def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
+def _pair_files(config: FolderConfig, split: Split) -> Pairs:
     folders = _folders(config, split)
     images, labels = config.root / folders.images, config.root / folders.labels
     for folder, key in ((images, "images"), (labels, "labels")):
@@ -131,48 +133,11 @@ def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
             raise DatasetError(
                 f"{split} {key}: there is no folder {folder}; set data.root or data.{split}.{key}"
             )
-    suffix = config.image_suffix.lower()
-    found = list_files(images)
-    stems = sorted(name[: -len(suffix)] for name in found if name.lower().endswith(suffix))
-    if not stems:
-        raise DatasetError(
-            _nothing_found(images, f"data.{split}.images", "image_suffix", suffix, found)
-        )
-    image_of = {name[: -len(suffix)]: name for name in found if name.lower().endswith(suffix)}
-    label_suffix = config.label_suffix
-    present = list_files(labels)
-    listed = set(present)
-    # Each folder is listed under one name; a link may give it another.
-    missing = [
-        stem + label_suffix
-        for stem in stems
-        if stem + label_suffix not in listed and not os.path.lexists(labels / (stem + label_suffix))
-    ]
-    if len(missing) == len(stems):
-        raise DatasetError(
-            _nothing_found(labels, f"data.{split}.labels", "label_suffix", label_suffix, present)
-            + f" (looked for {missing[0]})"
-        )
-    if missing:
-        image = image_of[missing[0].removesuffix(label_suffix)]
-        raise DatasetError(
-            f"{split}: {len(missing)} of {len(stems)} images have no label file; first: "
-            f"{images / image}, expected {labels / missing[0]}; add the label files or remove the "
-            "images"
-        )
-    return [(images / image_of[stem], labels / (stem + label_suffix)) for stem in stems]
+    return pair_files(images, labels, split, [config.image_suffix], config.label_suffix)
 
 
 def _folders(config: FolderConfig, split: Split) -> FolderSplit:
     return config.train if split == "train" else config.val
-
-
-def _nothing_found(folder: Path, key: str, suffix_key: str, suffix: str, found: list[str]) -> str:
-    if not found:
-        return f"{folder} is empty; set {key} to the folder that holds the files"
-    suffixes = Counter(Path(name).suffix or "no suffix" for name in found)
-    listing = ", ".join(f"{count} {name}" for name, count in suffixes.most_common(4))
-    return f"{folder} has no file that fits data.{suffix_key} '{suffix}'; it holds {listing}"
 
 
 def _class_names(config: FolderConfig) -> tuple[str, ...] | None:
