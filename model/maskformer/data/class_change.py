@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+
+from maskformer.errors import DatasetError
+
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,31 @@ class ClassChange:
     same_count: bool
     reordered: bool
     text: str
+
+
+def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
+    """Refuses splits whose lists of classes differ.
+
+    Raises:
+        DatasetError: the lists differ; it says where, and which names only one of them has.
+    """
+    if tuple(train) == tuple(val):
+        return
+    pairs = enumerate(zip_longest(train, val, fillvalue="missing"))
+    index, (one, other) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
+    only = [
+        f"only {split} has {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        for split, names in (
+            ("train", [name for name in train if name not in val]),
+            ("val", [name for name in val if name not in train]),
+        )
+        if names
+    ]
+    raise DatasetError(
+        "the train and the val data do not have the same list of classes: class "
+        f"{index} is {one} in train and {other} in val; "
+        f"{'; '.join(only) or 'the names are the same, in another order'}"
+    )
 
 
 def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChange | None:

@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from maskformer.data.label_files import (
+    Labels,
+    check_lossless,
+    color_values,
+    grey_values,
+    largest_sample,
+)
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular
 from maskformer.system.text import escape
-
-Labels = NDArray[np.integer]
 
 FORMATS = (
     "JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA"
@@ -37,7 +42,8 @@ def read_image(file: Path) -> Tensor:
         DatasetError: missing, broken, not an image, or larger than `FILE_LIMIT` or than Pillow
             allows (178 million pixels).
     """
-    with _opened(file, "image") as image:
+    with _opened(file, "image") as opened:
+        image = _loaded(opened)
         if image.mode.startswith("I"):
             # Pillow clips 16-bit grey to 255 when it converts; keep the upper byte instead.
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -45,35 +51,37 @@ def read_image(file: Path) -> Tensor:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_labels(file: Path) -> Labels:
-    """Reads a label file (8 or 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+def read_labels(file: Path, *, colors: bool = False) -> Labels:
+    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+
+    Args:
+        colors: take colours for values: R << 16 | G << 8 | B, as in `#rrggbb`.
 
     Raises:
-        DatasetError: missing, broken, or coloured pixels instead of one value per pixel.
+        DatasetError: missing, broken, compressed with loss, or coloured pixels instead of one value
+            per pixel.
     """
     with _opened(file, "label") as image:
-        if len(image.getbands()) != 1 or image.mode == "F":
-            raise DatasetError(
-                f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or "
-                "16 bit grey, or a palette); convert the colours to class numbers first"
-            )
-        values = np.asarray(image)
-        return values.astype(np.uint8) if values.dtype == np.bool_ else values
+        check_lossless(image, file)
+        largest = largest_sample(image)
+        pixels = _loaded(image)
+        return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
 
 
 def read_segment_ids(file: Path) -> NDArray[np.int32]:
     """Reads a COCO panoptic PNG as ids `[H, W]`: R + 256 G + 65536 B.
 
     Raises:
-        DatasetError: missing, broken or not a colour image.
+        DatasetError: missing, broken, compressed with loss or not a colour image.
     """
     with _opened(file, "panoptic") as image:
+        check_lossless(image, file, "panoptic")
         if image.mode not in ("RGB", "RGBA"):
             raise DatasetError(
                 f"panoptic file {file} has {image.mode} pixels, expected RGB with "
                 "id = R + 256 G + 65536 B"
             )
-        return rgb_to_id(np.asarray(image)[..., :3])
+        return rgb_to_id(np.asarray(_loaded(image))[..., :3])
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -110,8 +118,8 @@ def check_same_size(
 
 
 @contextmanager
-def _opened(file: Path, what: str) -> Iterator[Image.Image]:
-    """The pixels of a file; whatever goes wrong with them becomes a `DatasetError`."""
+def _opened(file: Path, what: str) -> Iterator[ImageFile.ImageFile]:
+    """An image, not yet loaded; whatever goes wrong with its pixels becomes a `DatasetError`."""
     name = escape(file)
     try:
         with (
@@ -120,8 +128,7 @@ def _opened(file: Path, what: str) -> Iterator[Image.Image]:
         ):
             if 0 in image.size:
                 raise ValueError(f"it has {image.width}x{image.height} pixels")
-            image.load()
-            yield ImageOps.exif_transpose(image)
+            yield image
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -131,6 +138,12 @@ def _opened(file: Path, what: str) -> Iterator[Image.Image]:
             f"{what} file {name} cannot be read ({_reason(error)}); it is broken or not an image: "
             "replace or remove it"
         ) from None
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The pixels, turned as the EXIF orientation says."""
+    image.load()
+    return ImageOps.exif_transpose(image)
 
 
 @cache

@@ -10,9 +10,10 @@ from accelerate.utils import set_seed
 from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
 from maskformer.config.schema import Config, TrainConfig
-from maskformer.data import build_dataset, check_dataset
-from maskformer.data.class_change import class_change
-from maskformer.errors import CheckpointError, ConfigError, DatasetError
+from maskformer.data import build_dataset, check_splits
+from maskformer.data.check_dataset import check_objects
+from maskformer.data.class_change import check_same_classes, class_change
+from maskformer.errors import CheckpointError, ConfigError
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
@@ -162,17 +163,17 @@ def build_data(
     Raises:
         OutputError: `output` is or holds data of the recipe.
         DatasetError: data that cannot be trained on.
-        ConfigError: `model.num_classes` contradicts the data.
+        ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` asks for objects
+            that the labels do not tell apart.
     """
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+    check_same_classes(train.info.classes, val.info.classes)
+    check_objects(config.data, config.eval)
     check_output_beside_data(output, config.data, train, val)
     if accelerator.is_main_process:
-        for split, dataset in (("train", train), ("val", val)):
-            for warning in check_dataset(dataset, title=f"Checking {split} data"):
-                progress.warn(f"{split} data: {warning}")
+        for warning in check_splits(train, val):
+            progress.warn(warning)
     accelerator.wait_for_everyone()
-    if val.info.classes != train.info.classes:
-        raise DatasetError("the train and the val data do not have the same list of classes")
     config = _with_classes(config, len(train.info.classes))
     return TrainingData(train, val, config, accelerator, progress)
 
