@@ -189,13 +189,14 @@ def _pick(images: dict[str, str], file: Path, key: str, folders: FolderSplit) ->
         for name in (stem, full, f"{folders.images}/{full}")
     }
     wanted = [normalize("NFC", line).lstrip("/") for line in lines]
-    wanted = [line if line in stems else line.partition(" ")[0].strip() for line in wanted]
+    wanted = [line if line in stems else line.split()[0] for line in wanted]
     missing = [name for name in wanted if name not in stems]
-    if missing or not wanted:
-        said = f"{len(missing)} of {len(wanted)} names, first {missing[0]}," if missing else "none"
+    if not wanted:
+        raise DatasetError(f"{key}: {file} lists no image, expected one name per line")
+    if missing:
         raise DatasetError(
-            f"{key}: of the images that {file} lists, {said} are not in {folders.images}; expected "
-            "names below that folder, one per line, with or without suffix"
+            f"{key}: {len(missing)} of {len(wanted)} names in {file}, first {missing[0]}, are not "
+            f"in {folders.images}; expected names below that folder, with or without suffix"
         )
     picked = {stems[name] for name in wanted}
     return {stem: name for stem, name in images.items() if stem in picked}
