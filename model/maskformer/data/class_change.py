@@ -19,11 +19,14 @@ class ClassChange:
         same_count: both have equally many.
         reordered: a name stands at another place, so that one list's indices mislead in the other.
         text: the first difference, for messages.
+        order: where each class of the data stands in the checkpoint, if both have the same names,
+            each of them once.
     """
 
     same_count: bool
     reordered: bool
     text: str
+    order: tuple[int, ...] | None = None
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
@@ -74,4 +77,6 @@ def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChan
     text = f"class {index} is '{known[index]}' there and '{given[index]}' in the data"
     if len(differing) > 1:
         text += f", and {len(differing) - 1} more differ"
-    return ClassChange(True, bool(moved), text)
+    one_to_one = len({*old}) == len(old) and {*old} == {*new}
+    order = tuple(old.index(name) for name in new) if one_to_one else None
+    return ClassChange(True, bool(moved), text, order)

@@ -207,26 +207,35 @@ def _build_model(
         # Another number of classes is the usual reason to start from a checkpoint.
         source = resolve_checkpoint(weights)
         model.load_weights(source, ignore_mismatched_sizes=True)
-        _compare_classes(source, data, progress, resume=False)
+        order = _compare_classes(source, data, progress, resume=False)
+        if order is not None:
+            model.reorder_classes(order)
     elif not untrained and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
     return model
 
 
-def _compare_classes(source: Path, data: TrainingData, progress: Progress, *, resume: bool) -> None:
-    """Weights know classes by index: names that moved would be learnt anew, one as another."""
+def _compare_classes(
+    source: Path, data: TrainingData, progress: Progress, *, resume: bool
+) -> tuple[int, ...] | None:
+    """Weights know classes by index: names that moved would be learnt anew, one as another.
+
+    Returns:
+        Where each class stands in the checkpoint, if its weights can follow.
+    """
     change = class_change(known_classes(source), data.info.classes)
     if change is None or not (resume or change.same_count):
-        return  # weights of another number of classes: their head starts anew, which is said
+        return None  # weights of another number of classes: their head starts anew, which is said
     if resume and (change.reordered or not change.same_count):
         raise CheckpointError(
             f"cannot resume from {source} with other classes: {change.text}; restore "
             "data.classes, or start a new run with --weights"
         )
-    progress.warn(
-        f"the classes of {source} are not those of the data: {change.text}. "
-        "Weights follow the index of a class, not its name"
-    )
+    what = "Weights follow the index of a class, not its name"
+    if change.order is not None:
+        what = "The weights of each class follow its name"
+    progress.warn(f"the classes of {source} are not those of the data: {change.text}. {what}")
+    return change.order
 
 
 def _compare_recipes(

@@ -166,6 +166,13 @@ def test_masks_are_recognised(tmp_path: Path, settings: dict[str, Any], names: s
     refused(tmp_path, rf"data.label_map: {{{names}}}", 0, 255, 0, **settings)
 
 
+@pytest.mark.parametrize("white", [100, 128, 254, 65_535])
+def test_masks_of_another_white(tmp_path: Path, white: int) -> None:
+    refused(tmp_path, rf"{{0: background, {white}: object}}", 0, white)
+    refused(tmp_path, rf"{{0: a, {white}: b}}", 0, white, classes=["a", "b"])
+    assert classes_of(tmp_path, 0, white, label_map={0: "a", white: "b"}) == [0, 1]
+
+
 def test_void_around_two_classes_is_no_mask(tmp_path: Path) -> None:
     write_pair(tmp_path, "a", columns(0, 255))
     write_pair(tmp_path, "b", columns(0, 1))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.class_names import describe_classes, read_names
-from maskformer.data.datasets.label_check import MASK, mask_remedy, suspicious_labels
+from maskformer.data.datasets.label_check import mask_remedy, suspicious_labels, white_of_masks
 from maskformer.data.datasets.label_table import (
     LARGEST_VALUE,
     OUTSIDE,
@@ -154,8 +154,10 @@ def _number_classes(config: FolderConfig, label_files: Sequence[Path]) -> tuple[
         scan = pool.map(lambda file: {*count_values(read_labels(file))[0].tolist()}, label_files)
         found = set().union(*track(scan, len(label_files), "Counting classes"))
     folder = config.root / config.train.labels
-    if found == {*MASK}:
-        raise DatasetError(f"label files under {folder} hold only 0 and 255: {mask_remedy()}")
+    if white := white_of_masks(found):
+        raise DatasetError(
+            f"label files under {folder} hold only 0 and {white}: {mask_remedy(white)}"
+        )
     top = max(found - {*config.ignore}, default=config.label_offset - 1) - config.label_offset
     if top < 0:
         raise DatasetError(

@@ -13,8 +13,8 @@ from maskformer.data.images import read_labels
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
 
-MASK = (0, 255)
-"""The values of masks that image programs write: nothing, and the object."""
+SMALLEST_WHITE = 100
+"""Of masks that image programs write: 0, and one bright value such as 255 or 65535."""
 LOOKED_AT = 100
 """Label files, evenly spread."""
 MANY = 150
@@ -39,8 +39,8 @@ def suspicious_labels(files: Sequence[Path], config: FolderConfig, info: Dataset
             continue
     if config.label_map is not None:
         return []
-    if found == {*MASK} and info.num_classes <= 2:
-        raise DatasetError(f"the label files hold only 0 and 255: {mask_remedy(info)}")
+    if (white := white_of_masks(found)) and info.num_classes <= 2:
+        raise DatasetError(f"the label files hold only 0 and {white}: {mask_remedy(white, info)}")
     warnings = []
     if (factor := common_factor(found)) > 1:
         warnings.append(
@@ -55,18 +55,25 @@ def suspicious_labels(files: Sequence[Path], config: FolderConfig, info: Dataset
     return warnings
 
 
-def mask_remedy(info: DatasetInfo | None = None) -> str:
-    """What to set for masks of 0 and 255.
+def white_of_masks(values: Collection[int]) -> int:
+    """The bright value where there is only 0 beside it; 0 if these are no values of masks."""
+    white = max(values, default=0)
+    return white if {*values} == {0, white} and SMALLEST_WHITE <= white < 2**16 else 0
+
+
+def mask_remedy(white: int, info: DatasetInfo | None = None) -> str:
+    """What to set for masks.
 
     Args:
+        white: the value that is not 0.
         info: gives the names where there are two.
     """
     nothing, thing = "background", "object"
     if info is not None and info.num_classes >= 2:
         nothing, thing = info.classes[:2]
     return (
-        f"if they are masks, set data.label_map: {{0: {nothing}, 255: {thing}}}; "
-        f"if 255 is void, say so: data.label_map: {{0: {nothing}, 1: {thing}, 255: null}}"
+        f"if they are masks, set data.label_map: {{0: {nothing}, {white}: {thing}}}; "
+        f"if {white} is void, say so: data.label_map: {{0: {nothing}, 1: {thing}, {white}: null}}"
     )
 
 

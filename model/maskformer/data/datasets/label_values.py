@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.label_check import (
-    MASK,
     common_factor,
     mask_remedy,
     rule_for_multiples,
+    white_of_masks,
 )
 from maskformer.data.datasets.label_table import is_color
 from maskformer.data.sample import DatasetInfo
@@ -65,8 +65,9 @@ def _cause(values: list[int], found: set[int], config: FolderConfig, info: Datas
     ignore_them = f"add {them} to data.ignore: {sorted({*config.ignore, *values})}"
     if values[0] < 0 or values[-1] > 65535:
         return "these are not class numbers; expected an 8 or 16 bit label image"
-    if found == {*MASK} and num_classes <= 2:
-        return mask_remedy(info)
+    white = white_of_masks(found)
+    if white and num_classes <= 2:
+        return mask_remedy(white, info)
     factor = common_factor(found)
     if factor > 1 and max(found) // factor < num_classes:
         rule = rule_for_multiples(found, factor, info)
@@ -77,7 +78,7 @@ def _cause(values: list[int], found: set[int], config: FolderConfig, info: Datas
             f"or classes count from {values[0]}: set data.label_offset: {values[0]}"
         )
     if all(value in USUAL_VOID for value in values):
-        masks = f"; or {mask_remedy(info)}" if found == {*MASK} else ""
+        masks = f"; or {mask_remedy(white, info)}" if white else ""
         return f"the value stands for void: {ignore_them}{masks}"
     if values == [last + 1] and first not in found and first == 0:
         return "classes count from 1: set data.label_offset: 1"
