@@ -12,6 +12,7 @@ from maskformer.commands.device import choose_device
 from maskformer.config.choices import Backend
 from maskformer.config.schema import Config
 from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import (
@@ -51,6 +52,7 @@ def run(
     recipe = recipe or load_recipe(folder, overrides)
     target = choose_device(device)
     model = MaskFormer.from_pretrained(folder).to(target)
+    check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)

@@ -35,6 +35,8 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for section in get_args(get_args(union)[0])
 }
 """Sections by the tag that tells them apart, such as `folder`."""
+_FORMS = ("(list)", "(file)", "(share)", "(split)")
+"""Tags of values that may be written in several ways."""
 
 
 def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -159,10 +161,12 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
     if (
         isinstance(old, dict)
         and isinstance(new, Mapping)
-        and new.get("classes", old.get("classes")) != old.get("classes")
+        and any(new.get(key, old.get(key)) != old.get(key) for key in ("classes", "label_map"))
     ):
         old.pop("colors", None)
         old.pop("things", None)
+        if new.get("label_map"):  # not merged key by key: another map is another list of classes
+            old.pop("label_map", None)
         if isinstance(recipe.get("model"), dict):
             recipe["model"].pop("num_classes", None)
     _merge(recipe, values)
@@ -221,15 +225,28 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[lis
         if section is None and part in _VARIANTS:
             section = _VARIANTS[str(part)]
             continue
+        if part in (*_FORMS, "[key]"):
+            continue
         path.append(str(part))
         if index == len(location) - 1 or section is None:
             continue
-        annotation = (
-            section.model_fields[str(part)].annotation if part in section.model_fields else None
+        section = (
+            _section_in(section.model_fields[str(part)].annotation)
+            if part in section.model_fields
+            else None
         )
-        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation if is_section else None  # type: ignore[assignment]
     return path, list(section.model_fields) if section is not None else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a value is, or may be; None where there is none, or a choice of several."""
+    kinds = [
+        kind
+        for form in (annotation, *get_args(annotation))
+        for kind in (form, *get_args(form)[:1])
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    return kinds[0] if len({*kinds}) == 1 else None
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    PlainValidator,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -26,6 +30,7 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MAX_PIXELS = 178_956_970
 """Of an image; what Pillow reads unless it is told otherwise."""
 MAX_NAME = 1000
+MAX_DIGITS = 19
 # Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
@@ -44,14 +49,29 @@ Layers = Annotated[int, Field(ge=0, le=64)]
 Dilation = Annotated[int, Field(gt=0, le=64)]
 
 
+def _check_text(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            f"a name must be text, got {shown(value)}; YAML reads no, off, yes, on as false and "
+            "true, and digits as a number: write the name in quotes"
+        )
+    return value
+
+
 def _check_name(name: str) -> str:
     if len(name) > MAX_NAME:
         raise ValueError(f"a name has at most {MAX_NAME} characters")
     return name
 
 
+def _as_list(value: Any) -> Any:
+    """Lets one value stand for a list of one."""
+    return (value,) if isinstance(value, str | int | float) else value
+
+
 # Not `max_length`: pydantic would refuse the surrogates that stand for bytes that are not UTF-8.
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, BeforeValidator(_check_text), AfterValidator(_check_name)]
+OneOrMore = BeforeValidator(_as_list)
 Option = (
     Annotated[int, Field(ge=0, le=1 << 14)]
     | Annotated[float, Field(ge=0, le=1 << 14)]
@@ -185,7 +205,7 @@ class SemanticAugmentation(Section):
 
     kind: Literal["semantic"] = "semantic"
     """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
-    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (512,)
+    short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (512,)
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
     """Bound of the long side after that, in pixels; null: none."""
@@ -208,11 +228,17 @@ class PanopticAugmentation(Section):
 
     kind: Literal["panoptic"] = "panoptic"
     """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
-    short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = tuple(range(480, 801, 32))
+    short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = tuple(
+        range(480, 801, 32)
+    )
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = 1333
     """Bound of the long side after that, in pixels; null: none."""
-    crop_short_sides: Annotated[tuple[Side, ...], Field(max_length=1000)] = (400, 500, 600)
+    crop_short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (
+        400,
+        500,
+        600,
+    )
     """Short sides before the random crop, where there is one."""
     crop_range: Size = (384, 600)
     """Least and largest side of the random crop, in pixels."""
@@ -270,7 +296,7 @@ class ShapesConfig(DataSection):
     """Images drawn by the program itself: nothing to download."""
 
     format: Literal["shapes"] = "shapes"
-    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
     image_size: Size = (96, 96)
     """Height and width of the images, in pixels."""
     train_images: PositiveInt = 2000
@@ -281,42 +307,123 @@ class ShapesConfig(DataSection):
     """Other seeds draw other images."""
 
 
+Names = Annotated[
+    Annotated[
+        tuple[Name, ...],
+        Field(max_length=MAX_CLASSES),
+        Tag("(list)"),
+    ]
+    | Annotated[Path, Tag("(file)")],
+    Discriminator(lambda value: "(file)" if isinstance(value, str | Path) else "(list)"),
+]
+"""A list, or a text file with one name per line."""
+ANY = "*"
+"""The rest, whatever it is."""
+
+
+def _check_label(value: Any) -> int | str:
+    """A raw label as the key of a map: digits count as a number, as they do in YAML."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < MAX_DIGITS:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return value
+    if not isinstance(value, str):
+        _check_text(value)
+        raise ValueError(f"a raw label is a number, a name or a colour, got {shown(value)}")
+    return _check_name(value)
+
+
+def _check_class(value: Any) -> int | str | None:
+    if value is None or value == "ignore":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES:
+        return value
+    if not isinstance(value, str):
+        _check_text(value)
+        raise ValueError(f"a class is a name, a number or null, got {shown(value)}")
+    return _check_name(value)
+
+
+LabelMap = Annotated[
+    dict[
+        Annotated[int | str, PlainValidator(_check_label)],
+        Annotated[int | str | None, PlainValidator(_check_class)],
+    ],
+    Field(min_length=1, max_length=MAX_CLASSES),
+]
+Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
+"""Of the training images: they leave `train` and are the other split."""
+
+
+def _split_or_share(value: Any) -> str:
+    return "(share)" if isinstance(value, int | float) else "(split)"
+
+
 class FolderSplit(Section):
-    """One split: two folders that mirror each other, relative to the data root."""
+    """One split: folders that mirror each other, relative to the data root."""
 
     images: Path
     """Folder of the images, relative to `data.root`."""
     labels: Path
     """Folder of the label files; it mirrors that of the images."""
+    objects: Path | None = None
+    """A folder of files that number the objects of each image (VOC's `SegmentationObject`): they
+    tell the objects of `things` apart.
+    """
+    list: Path | None = None
+    """A text file, relative to the data root, whose lines begin with an image's name (VOC's
+    `ImageSets`), with or without suffix; left out, all images count.
+    """
+    exclude: Annotated[tuple[str, ...], OneOrMore, Field(max_length=1000)] = ()
+    """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
 
 
 class FolderConfig(DataSection):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
-    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
     root: DataRoot
     """The data set's folder; the other paths are relative to it."""
     train: FolderSplit
     """What is trained on."""
-    val: FolderSplit
-    """What is evaluated on."""
-    image_suffix: str = "*"
-    """Of the files that are images, in any case of letters; `"*"`: every type that can be read."""
+    val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    seed: Integer = 0
+    """Of the choice where `val` is a share; names decide, whatever their order."""
+    image_suffix: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
+        "*",
+    )
+    """Of the files that are images, one or several, in any case of letters; `"*"`: every type that
+    can be read.
+    """
     label_suffix: str = ".png"
-    """Replaces the image suffix to give the name of the label file, in any case of letters."""
-    classes: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] | Path | None = None
-    """Class names, or a text file with one per line; left out, the labels found are numbered."""
+    """Replaces the image suffix to give the name of the label file, and of that of objects, in any
+    case of letters.
+    """
+    classes: Names | None = None
+    """The names of the model's classes, or a text file with one per line; left out, they are those
+    of `label_map`, or else the labels found are numbered.
+    """
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
         None
     )
     """RGB per class for pictures; left out, a palette serves."""
-    things: Annotated[tuple[Name, ...], Field(max_length=MAX_CLASSES)] = ()
-    """Names of the classes whose objects are told apart; the others are stuff."""
+    things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
+    """The classes whose objects are told apart. With `objects`, left out, all but the background.
+    """
     label_offset: Integer = 0
-    """class = value - label_offset."""
-    ignore: Annotated[tuple[Integer, ...], Field(max_length=MAX_CLASSES)] = (255,)
+    """class = value - label_offset, where there is no `label_map`."""
+    ignore: Annotated[tuple[Integer, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = (255,)
     """Raw values of pixels that belong to no class."""
+    label_map: LabelMap | None = None
+    """Raw value: class, to merge, drop or pick classes, such as `{0: background, 255: crack}`. A
+    key is a raw value, a colour of RGB labels (`"#ff0000"`) or a name in `label_names`; `"*"` is
+    whatever the map and `ignore` do not list, which is refused otherwise. A class is a name in
+    `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
+    """
+    label_names: Names | None = None
+    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`."""
 
 
 class CocoPanopticSplit(Section):
@@ -334,19 +441,66 @@ class CocoPanopticConfig(DataSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
-    """How the data lies on the disk: `folder`, `coco_panoptic`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
     root: DataRoot
     """The data set's folder; the other paths are relative to it."""
     train: CocoPanopticSplit
     """What is trained on."""
-    val: CocoPanopticSplit
-    """What is evaluated on."""
+    val: Annotated[
+        Annotated[CocoPanopticSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
+    ]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    seed: Integer = 0
+    """Of the choice where `val` is a share; names decide, whatever their order."""
     categories: Path | None = None
     """A categories JSON, for annotation files that carry none."""
+    label_map: LabelMap | None = None
+    """Category (its name or id): class, to merge, drop or pick categories, such as
+    `{car: vehicle, bus: vehicle, "*": null}`. `"*"` is every category that the map does not list,
+    which is refused otherwise; null (or `ignore`) is void. The classes are the names on the right,
+    in this order.
+    """
+
+
+class CocoInstancesSplit(Section):
+    """One split, relative to the data root."""
+
+    images: Path
+    """Folder of the images."""
+    annotations: Path
+    """The JSON file with `images`, `annotations` and `categories`."""
+
+
+class CocoInstancesConfig(DataSection):
+    """COCO instances format: images, and a JSON file of polygons or RLE masks per split. Where
+    objects overlap, the one that the JSON lists later lies on top, and all lie over crowds.
+    """
+
+    format: Literal["coco_instances"] = "coco_instances"
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    root: DataRoot
+    """The data set's folder; the other paths are relative to it."""
+    train: CocoInstancesSplit
+    """What is trained on."""
+    val: Annotated[
+        Annotated[CocoInstancesSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
+    ]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    seed: Integer = 0
+    """Of the choice where `val` is a share; names decide, whatever their order."""
+    background: Name | None = "background"
+    """The class (stuff) of pixels outside of all objects: a category of this name, spelt with or
+    without underscores, or else a class of its own before the others. null makes them void.
+    """
+    label_map: LabelMap | None = None
+    """Category (its name or id): class, as in `coco_panoptic`; the name of the background makes
+    a category part of it.
+    """
 
 
 DataConfig = Annotated[
-    ShapesConfig | FolderConfig | CocoPanopticConfig, Field(discriminator="format")
+    ShapesConfig | FolderConfig | CocoPanopticConfig | CocoInstancesConfig,
+    Field(discriminator="format"),
 ]
 
 
@@ -373,7 +527,7 @@ class TrainConfig(Section):
     """How the learning rate falls: polynomially to 0, or by `milestone_factor` at `milestones`."""
     poly_power: Positive = 0.9
     """Exponent of the `poly` schedule."""
-    milestones: Annotated[tuple[PositiveInt, ...], Field(max_length=1000)] = ()
+    milestones: Annotated[tuple[PositiveInt, ...], OneOrMore, Field(max_length=1000)] = ()
     """Steps of the `step` schedule."""
     milestone_factor: Positive = 0.1
     """What the learning rate is multiplied by at each milestone."""
@@ -401,7 +555,9 @@ class ViewsConfig(Section):
     """
 
     scales: Annotated[
-        tuple[Annotated[Positive, Field(le=64)], ...], Field(min_length=1, max_length=100)
+        tuple[Annotated[Positive, Field(le=64)], ...],
+        OneOrMore,
+        Field(min_length=1, max_length=100),
     ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
     """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
     the largest scale. The official sizes are these.

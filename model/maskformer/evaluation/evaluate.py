@@ -178,8 +178,9 @@ def _summarise(
         if quality is None:
             continue
         for name, value in quality.compute().items():
-            if value.ndim:
-                per_class[name.removesuffix("_per_class")] = value.tolist()
+            if name.endswith("_per_class"):
+                # Of a single class, torchmetrics makes a number.
+                per_class[name.removesuffix("_per_class")] = value.reshape(-1).tolist()
             else:
                 metrics[name] = value.item()
     score = metrics["miou" if semantic is not None else "pq"]

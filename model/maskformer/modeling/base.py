@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -169,6 +169,20 @@ class SegmentationModel(nn.Module):
     ) -> None:
         self.load_state_dict(found, strict=False)
         self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
+
+    @torch.no_grad()
+    def reorder_classes(self, order: Sequence[int]) -> None:
+        """Gives class k the weights of class `order[k]`.
+
+        Args:
+            order: a permutation of 0..K-1.
+        """
+        for entry in self._class_entries():
+            entry[: len(order)] = entry[torch.as_tensor(order, device=entry.device)]
+
+    def _class_entries(self) -> list[Tensor]:
+        """The parameters whose first K rows belong to one class each."""
+        raise NotImplementedError
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""

@@ -10,9 +10,10 @@ from accelerate.utils import set_seed
 from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
 from maskformer.config.schema import Config, TrainConfig
-from maskformer.data import build_dataset, check_dataset
-from maskformer.data.class_change import class_change
-from maskformer.errors import CheckpointError, ConfigError, DatasetError
+from maskformer.data import build_dataset, check_splits
+from maskformer.data.check_dataset import check_objects
+from maskformer.data.class_change import check_same_classes, class_change
+from maskformer.errors import CheckpointError, ConfigError
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
@@ -162,19 +163,20 @@ def build_data(
     Raises:
         OutputError: `output` is or holds data of the recipe.
         DatasetError: data that cannot be trained on.
-        ConfigError: `model.num_classes` contradicts the data.
+        ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` asks for objects
+            that the labels do not tell apart.
     """
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+    check_same_classes(train.info.classes, val.info.classes)
+    check_objects(config.data, config.eval)
     check_output_beside_data(output, config.data, train, val)
     if accelerator.is_main_process:
         for split, dataset in (("train", train), ("val", val)):
             for note in getattr(dataset, "notes", ()):
                 progress.print(f"{split} data: {note}")
-            for warning in check_dataset(dataset, title=f"Checking {split} data"):
-                progress.warn(f"{split} data: {warning}")
+        for warning in check_splits(train, val):
+            progress.warn(warning)
     accelerator.wait_for_everyone()
-    if val.info.classes != train.info.classes:
-        raise DatasetError("the train and the val data do not have the same list of classes")
     config = _with_classes(config, len(train.info.classes))
     return TrainingData(train, val, config, accelerator, progress)
 
@@ -208,26 +210,35 @@ def _build_model(
         # Another number of classes is the usual reason to start from a checkpoint.
         source = resolve_checkpoint(weights)
         model.load_weights(source, ignore_mismatched_sizes=True)
-        _compare_classes(source, data, progress, resume=False)
+        order = _compare_classes(source, data, progress, resume=False)
+        if order is not None:
+            model.reorder_classes(order)
     elif not untrained and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
     return model
 
 
-def _compare_classes(source: Path, data: TrainingData, progress: Progress, *, resume: bool) -> None:
-    """Weights know classes by index: names that moved would be learnt anew, one as another."""
+def _compare_classes(
+    source: Path, data: TrainingData, progress: Progress, *, resume: bool
+) -> tuple[int, ...] | None:
+    """Weights know classes by index: names that moved would be learnt anew, one as another.
+
+    Returns:
+        Where each class stands in the checkpoint, if its weights can follow.
+    """
     change = class_change(known_classes(source), data.info.classes)
     if change is None or not (resume or change.same_count):
-        return  # weights of another number of classes: their head starts anew, which is said
+        return None  # weights of another number of classes: their head starts anew, which is said
     if resume and (change.reordered or not change.same_count):
         raise CheckpointError(
             f"cannot resume from {source} with other classes: {change.text}; restore "
             "data.classes, or start a new run with --weights"
         )
-    progress.warn(
-        f"the classes of {source} are not those of the data: {change.text}. "
-        "Weights follow the index of a class, not its name"
-    )
+    what = "Weights follow the index of a class, not its name"
+    if change.order is not None:
+        what = "The weights of each class follow its name"
+    progress.warn(f"the classes of {source} are not those of the data: {change.text}. {what}")
+    return change.order
 
 
 def _compare_recipes(

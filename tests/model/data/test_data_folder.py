@@ -111,7 +111,7 @@ def test_classes_from_a_file(tmp_path):
 
 
 def test_classes_from_the_recipes_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskformer.data.datasets.folder.CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.setattr("maskformer.data.datasets.class_names.CONFIG_FOLDER", tmp_path / "configs")
     (tmp_path / "configs" / "x").mkdir(parents=True)
     (tmp_path / "configs" / "x" / "classes.txt").write_text("a\nb\n")
     write(tmp_path, "a", grid(0, 1))
