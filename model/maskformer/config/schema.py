@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
+    Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -65,6 +70,48 @@ MAX_BLOCKS = 512
 DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
 Size = tuple[Side, Side]
 """Height, width in pixels."""
+Part = Literal[
+    "stem", "stage1", "stage2", "stage3", "stage4", "backbone", "pixel_decoder", "decoder"
+]
+"""Of a model. The stages of a backbone end at strides 4, 8, 16 and 32; the stem comes before."""
+Tracker = Literal[
+    "tensorboard",
+    "wandb",
+    "comet_ml",
+    "mlflow",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+]
+"""Programs that record a run; all but TensorBoard through accelerate."""
+SemanticMetric = Literal["miou", "fwiou", "macc", "pacc"]
+PanopticMetric = Literal[
+    "pq",
+    "sq",
+    "rq",
+    "pq_things",
+    "sq_things",
+    "rq_things",
+    "pq_stuff",
+    "sq_stuff",
+    "rq_stuff",
+]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+One = BeforeValidator(_as_list)
+"""Where a list of names is read, a name alone is a list of one."""
+ClassWeights = Annotated[
+    Annotated[dict[Name, NonNegative], Field(max_length=MAX_CLASSES), Tag("(by name)")]
+    | Annotated[tuple[NonNegative, ...], Field(max_length=MAX_CLASSES), Tag("(in order)")],
+    Discriminator(lambda value: "(by name)" if isinstance(value, dict) else "(in order)"),
+]
+"""Tells the two apart by itself, for errors of the one that was meant."""
 
 
 class Section(BaseModel):
@@ -145,6 +192,10 @@ class CriterionConfig(Section):
     no_object_weight: NonNegative = 0.1
     alpha: Finite = 0.25
     gamma: NonNegative = 2.0
+    class_weights: ClassWeights | None = None
+    """Weights of the classes in the cross-entropy: one per class, or by name, the others at 1. They
+    weigh no matching cost, as in the official code.
+    """
 
 
 class SemanticAugmentation(Section):
@@ -255,6 +306,8 @@ class TrainConfig(Section):
     """
 
     steps: PositiveInt = 160_000
+    epochs: Positive | None = None
+    """The length of training in passes over the training images, instead of `steps`."""
     batch_size: PositiveInt = 16
     accumulate: PositiveInt = 1
     """Forward-backward passes per step; the batch is split into this many parts. The step takes the
@@ -264,18 +317,52 @@ class TrainConfig(Section):
     weight_decay: NonNegative = 1e-4
     backbone_lr_multiplier: NonNegative = 0.1
     clip_norm: Positive = 0.01
-    schedule: Literal["poly", "step"] = "poly"
+    schedule: Literal["poly", "step", "cosine"] = "poly"
+    """How the learning rate falls: as a polynomial or half a cosine to 0, or at `milestones`."""
     poly_power: Positive = 0.9
     milestones: Annotated[tuple[PositiveInt, ...], Field(max_length=1000)] = ()
     milestone_factor: Positive = 0.1
     warmup_steps: NonNegativeInt = 0
     warmup_factor: NonNegative = 1e-6
+    freeze: Annotated[tuple[Part, ...], One] = ()
+    """Parts of the model that do not learn: `backbone`, or its `stem` and `stage1` to `stage4`;
+    `pixel_decoder`, `decoder`. Their norm layers and dropout behave as in evaluation.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is what is
+    evaluated and saved as the model.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
     seed: Integer = 0
     log_every: PositiveInt = 20
     evaluate_every: PositiveInt = 5000
     checkpoint_every: PositiveInt = 5000
+    keep: PositiveInt = 1
+    """How many of the newest checkpoints are kept, besides the best."""
+    best_metric: SemanticMetric | PanopticMetric | None = None
+    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured."""
+    patience: PositiveInt | None = None
+    """Stop early after this many evaluations in a row without a better `best_metric`."""
+    trackers: Annotated[tuple[Tracker, ...], One] = ("tensorboard",)
+    """Who records figures, such as `[tensorboard, wandb]`; all but TensorBoard need their package.
+    """
+    log_folder: Path | None = None
+    """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are both given, expected one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the default of `steps` where `epochs` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.epochs is not None:
+            del values["steps"]
+        return values
 
 
 class ViewsConfig(Section):
@@ -308,6 +395,8 @@ class EvalConfig(Section):
     the batch size.
     """
     tta: ViewsConfig = ViewsConfig()
+    all_classes: bool = False
+    """Tables of more than 30 classes also show those that do not occur."""
     pictures: NonNegativeInt = 8
     """How many predictions are drawn for TensorBoard and the run folder."""
 
@@ -324,3 +413,16 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _best_metric_is_measured(self) -> Config:
+        metric = self.train.best_metric
+        for names, measured, switch in (
+            (get_args(SemanticMetric), self.eval.semantic, "eval.semantic"),
+            (get_args(PanopticMetric), self.eval.panoptic, "eval.panoptic"),
+        ):
+            if metric in names and not measured:
+                raise ValueError(
+                    f"train.best_metric is {metric}, which is not measured: {switch} is off"
+                )
+        return self
