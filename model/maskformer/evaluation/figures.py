@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from maskformer.evaluation.evaluate import Evaluation, metrics_to_json
 from maskformer.output.confusion_picture import draw_confusion
 from maskformer.output.output_folder import CONFUSION, METRICS
 from maskformer.output.pictures import save_image
+from maskformer.system.text import encodable
 from maskformer.system.writing import write_text
 
 
@@ -43,7 +45,7 @@ def write_confusion(folder: Path, evaluation: Evaluation, classes: Sequence[str]
         "rows": "ground truth",
         "columns": "prediction; the last is void",
         "unit": "pixels",
-        "classes": list(classes),
+        "classes": [encodable(name) for name in classes],
     }
     # A row per line, or 150 classes would take 22,500 lines.
     rows = ",\n".join(f"  {json.dumps(row)}" for row in counts)
@@ -66,8 +68,13 @@ def read_figures(folder: Path) -> dict[str, float] | None:
 
 
 def unique_names(classes: Sequence[str]) -> list[str]:
-    """The names; where several classes share one, with their numbers."""
-    return [
-        name if classes.count(name) == 1 else f"{name} ({index})"
-        for index, name in enumerate(classes)
-    ]
+    """The names as UTF-8 can hold them; where several classes share one, with their numbers."""
+    names = [encodable(name) for name in classes]
+    counts = Counter(names)
+    unique: dict[str, int] = {}
+    for index, name in enumerate(names):
+        key = name if counts[name] == 1 else f"{name} ({index})"
+        while key in unique:
+            key = f"{key} ({index})"
+        unique[key] = index
+    return list(unique)

@@ -45,6 +45,11 @@ UNCHANGED_LEARNING = (
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",
+    "train.keep",
+    "train.best_metric",
+    "train.patience",
+    "train.trackers",
+    "train.log_folder",
     "eval.",
     "data.root",
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from maskformer.config.load import flat_values, to_yaml
+from maskformer.config.load import to_yaml
 from maskformer.config.schema import Config, TrainConfig
 from maskformer.data import DatasetInfo
 from maskformer.evaluation.evaluate import Evaluation, write_pictures
@@ -20,6 +20,7 @@ from maskformer.evaluation.figures import read_figures, write_confusion, write_f
 from maskformer.output.console import Progress, class_table, peak_memory
 from maskformer.training.evaluator import score_metric
 from maskformer.training.log_window import LogWindow
+from maskformer.training.recorders.plain import plain_values
 from maskformer.training.recorders.tensorboard import Board
 from maskformer.training.recorders.trackers import Trackers
 from maskformer.training.run_folder import PREDICTIONS, TENSORBOARD, mark_run
@@ -58,7 +59,7 @@ class Reporter:
         self._epoch_steps = epoch_steps
         train = config.train if config is not None else TrainConfig()
         folder = find_log_folder(output, train)
-        self._trackers = Trackers(accelerator, output.name, folder, progress.warn)
+        self._trackers = Trackers(accelerator, output.resolve().name, folder, progress.warn)
         self._board = Board(folder, progress.warn) if "tensorboard" in train.trackers else None
         self._images, self._seconds = 0, 0.0
         self._started = (0, time.monotonic())
@@ -71,7 +72,7 @@ class Reporter:
             ConfigError: a tracker cannot start.
         """
         self._started = step, time.monotonic()
-        values = flat_values(self._config) if self._config is not None else {}
+        values = plain_values(self._config) if self._config is not None else {}
         with ExitStack() as stack:
             stack.enter_context(self._trackers.open(values))
             if self._board is not None and self._accelerator.is_main_process:
@@ -174,4 +175,4 @@ def find_log_folder(output: Path, train: TrainConfig) -> Path:
     """Where TensorBoard and other trackers keep the files of the run in `output`."""
     if train.log_folder is None:
         return output / TENSORBOARD
-    return train.log_folder / output.name
+    return train.log_folder / output.resolve().name

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from maskformer.training.recorders.plain import Plain
+
 
 class Board:
     """Curves and pictures of a run.
@@ -42,7 +44,7 @@ class Board:
             for name, picture in (pictures or {}).items():
                 writer.add_image(f"{prefix}/{name}", picture, step)
 
-    def add_recipe(self, text: str, values: Mapping[str, object], metric: str, step: int) -> None:
+    def add_recipe(self, text: str, values: Mapping[str, Plain], metric: str, step: int) -> None:
         """Records what a run that starts at `step` is made of.
 
         Args:
@@ -50,14 +52,10 @@ class Board:
             values: its values by dotted key, for the table of hyperparameters.
             metric: the figure that stands beside them, such as `val/miou`.
         """
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in values.items()
-        }
         # What an earlier run wrote up to this step stays.
         with self._writing(step, purge_step=step + 1) as writer:
             writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), step)
-            for summary in hparams(plain, {metric: 0.0}):
+            for summary in hparams(dict(values), {metric: 0.0}):
                 writer._get_file_writer().add_summary(summary)
 
     @contextmanager

@@ -12,6 +12,7 @@ from accelerate.utils import LoggerType
 
 from maskformer.config.schema import Tracker
 from maskformer.errors import ConfigError
+from maskformer.training.recorders.plain import Plain
 
 PROJECT = "maskformer"
 
@@ -57,7 +58,7 @@ class Trackers:
         self._problem = ""
 
     @contextmanager
-    def open(self, values: Mapping[str, object]) -> Iterator[None]:
+    def open(self, values: Mapping[str, Plain]) -> Iterator[None]:
         """Starts them with the values of the recipe, and ends them.
 
         Raises:
@@ -66,14 +67,10 @@ class Trackers:
         if not self._accelerator.log_with:
             yield
             return
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in values.items()
-        }
         self._folder.mkdir(parents=True, exist_ok=True)
         options = {"wandb": {"name": self._run, "dir": str(self._folder)}}
         try:
-            self._accelerator.init_trackers(PROJECT, plain, options)
+            self._accelerator.init_trackers(PROJECT, dict(values), options)
         except Exception as error:  # each has errors of its own
             raise ConfigError(f"train.trackers: could not start: {error}") from error
         try:
