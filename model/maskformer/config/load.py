@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from maskformer.config.recipes import CONFIG_FOLDER, config_names
 from maskformer.config.schema import Augmentation, Config, DataConfig, ModelConfig
+from maskformer.config.synonyms import meant_key
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
@@ -35,8 +36,6 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for section in get_args(get_args(union)[0])
 }
 """Sections by the tag that tells them apart, such as `folder`."""
-_FORMS = ("(list)", "(file)", "(share)", "(split)")
-"""Tags of values that may be written in several ways."""
 
 
 def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -92,9 +91,14 @@ def to_yaml(config: BaseModel) -> str:
 
 def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
     """What two recipes do not share, by dotted key: the old and the new value."""
-    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
+    old, new = (flat_values(config) for config in (before, after))
     names = [*old, *(name for name in new if name not in old)]
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def flat_values(config: BaseModel) -> dict[str, Any]:
+    """The values of a recipe by dotted key."""
+    return _flatten(config.model_dump(mode="json"))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -156,7 +160,13 @@ def _find_base(base: str, child: Path) -> Path:
 
 
 def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Puts values over a recipe's. Other classes take over nothing that is said per class."""
+    """Puts values over a recipe's. Other classes take over nothing that is said per class, and a
+    length in epochs replaces one in steps, or the other way round.
+    """
+    length = {"steps", "epochs"} & set(_section(values, "train"))
+    if len(length) == 1:
+        for key in {"steps", "epochs"} - length:
+            _section(recipe, "train").pop(key, None)
     old, new = recipe.get("data"), values.get("data")
     if (
         isinstance(old, dict)
@@ -170,6 +180,11 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
         if isinstance(recipe.get("model"), dict):
             recipe["model"].pop("num_classes", None)
     _merge(recipe, values)
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -206,7 +221,11 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         path, valid = _locate(item["loc"], root)
         name = one_line(".".join(path)) or "the recipe"
         if item["type"] == "extra_forbidden":
-            hint = _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+            hint = (
+                _did_you_mean(meant_key(path))
+                or _nearest(path[-1], valid)
+                or f"; valid here: {', '.join(valid)}"
+            )
             lines.append(f"{name}: unknown key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
@@ -225,7 +244,7 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[lis
         if section is None and part in _VARIANTS:
             section = _VARIANTS[str(part)]
             continue
-        if part in (*_FORMS, "[key]"):
+        if str(part).startswith("(") or part == "[key]":  # a form of a value, or the key of a map
             continue
         path.append(str(part))
         if index == len(location) - 1 or section is None:
@@ -251,4 +270,8 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return _did_you_mean(close[0] if close else None)
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f"; did you mean '{name}'?" if name else ""

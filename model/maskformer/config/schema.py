@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,8 +13,10 @@ from pydantic import (
     Discriminator,
     Field,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -91,6 +93,42 @@ MAX_BLOCKS = 512
 DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
 Size = tuple[Side, Side]
 """Height, width in pixels."""
+Part = Literal[
+    "stem", "stage1", "stage2", "stage3", "stage4", "backbone", "pixel_decoder", "decoder"
+]
+"""Of a model. The stages of a backbone end at strides 4, 8, 16 and 32; the stem comes before."""
+Tracker = Literal[
+    "tensorboard",
+    "wandb",
+    "comet_ml",
+    "mlflow",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+]
+"""Programs that record a run; all but TensorBoard through accelerate."""
+SemanticMetric = Literal["miou", "fwiou", "macc", "pacc"]
+PanopticMetric = Literal[
+    "pq",
+    "sq",
+    "rq",
+    "pq_things",
+    "sq_things",
+    "rq_things",
+    "pq_stuff",
+    "sq_stuff",
+    "rq_stuff",
+]
+
+
+ClassWeights = Annotated[
+    Annotated[dict[Name, NonNegative], Field(max_length=MAX_CLASSES), Tag("(by name)")]
+    | Annotated[tuple[NonNegative, ...], Field(max_length=MAX_CLASSES), Tag("(in order)")],
+    Discriminator(lambda value: "(by name)" if isinstance(value, dict) else "(in order)"),
+]
+"""Tells the two apart by itself, for errors of the one that was meant."""
 
 
 class Section(BaseModel):
@@ -198,6 +236,10 @@ class CriterionConfig(Section):
     """Share of the focal loss that positive pixels have; negative: no such shares."""
     gamma: NonNegative = 2.0
     """Exponent by which the focal loss discounts easy pixels."""
+    class_weights: ClassWeights | None = None
+    """Weights of the classes in the cross-entropy: one per class, or by name, the others at 1. They
+    weigh no matching cost, as in the official code.
+    """
 
 
 class SemanticAugmentation(Section):
@@ -509,6 +551,8 @@ class TrainConfig(Section):
 
     steps: PositiveInt = 160_000
     """Optimiser updates of the whole run, after accumulation."""
+    epochs: Positive | None = None
+    """The length of training in passes over the training images, instead of `steps`."""
     batch_size: PositiveInt = 16
     """Images per step, over all processes and accumulated parts together."""
     accumulate: PositiveInt = 1
@@ -523,8 +567,8 @@ class TrainConfig(Section):
     """The backbone's learning rate in terms of `lr`."""
     clip_norm: Positive = 0.01
     """Bound of the gradient's norm over all parameters."""
-    schedule: Literal["poly", "step"] = "poly"
-    """How the learning rate falls: polynomially to 0, or by `milestone_factor` at `milestones`."""
+    schedule: Literal["poly", "step", "cosine"] = "poly"
+    """How the learning rate falls: as a polynomial or half a cosine to 0, or at `milestones`."""
     poly_power: Positive = 0.9
     """Exponent of the `poly` schedule."""
     milestones: Annotated[tuple[PositiveInt, ...], OneOrMore, Field(max_length=1000)] = ()
@@ -535,6 +579,14 @@ class TrainConfig(Section):
     """Steps in which the learning rate rises linearly to its scheduled value."""
     warmup_factor: NonNegative = 1e-6
     """Where that rise starts, in terms of the scheduled value."""
+    freeze: Annotated[tuple[Part, ...], OneOrMore] = ()
+    """Parts of the model that do not learn: `backbone`, or its `stem` and `stage1` to `stage4`;
+    `pixel_decoder`, `decoder`. Their norm layers and dropout behave as in evaluation.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is what is
+    evaluated and saved as the model.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast of the model; the criterion sums in fp32 in any case."""
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
@@ -547,6 +599,31 @@ class TrainConfig(Section):
     """Steps between two evaluations; the last step is always evaluated."""
     checkpoint_every: PositiveInt = 5000
     """Steps between two checkpoints; there is one before each evaluation, too."""
+    keep: PositiveInt = 1
+    """How many of the newest checkpoints are kept, besides the best."""
+    best_metric: SemanticMetric | PanopticMetric | None = None
+    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured."""
+    patience: PositiveInt | None = None
+    """Stop early after this many evaluations in a row without a better `best_metric`."""
+    trackers: Annotated[tuple[Tracker, ...], OneOrMore] = ("tensorboard",)
+    """Who records figures, such as `[tensorboard, wandb]`; all but TensorBoard need their package.
+    """
+    log_folder: Path | None = None
+    """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are both given, expected one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the default of `steps` where `epochs` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.epochs is not None:
+            del values["steps"]
+        return values
 
 
 class ViewsConfig(Section):
@@ -587,6 +664,8 @@ class EvalConfig(Section):
     """
     tta: ViewsConfig = ViewsConfig()
     """What `--tta` averages over."""
+    all_classes: bool = False
+    """Tables of more than 30 classes also show those that do not occur."""
     pictures: NonNegativeInt = 8
     """How many predictions are drawn for TensorBoard and the run folder."""
 
@@ -608,3 +687,16 @@ class Config(Section):
     """The training run."""
     eval: EvalConfig = EvalConfig()
     """What evaluation measures."""
+
+    @model_validator(mode="after")
+    def _best_metric_is_measured(self) -> Config:
+        metric = self.train.best_metric
+        for names, measured, switch in (
+            (get_args(SemanticMetric), self.eval.semantic, "eval.semantic"),
+            (get_args(PanopticMetric), self.eval.panoptic, "eval.panoptic"),
+        ):
+            if metric in names and not measured:
+                raise ValueError(
+                    f"train.best_metric is {metric}, which is not measured: {switch} is off"
+                )
+        return self

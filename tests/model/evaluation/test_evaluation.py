@@ -266,7 +266,7 @@ def test_a_single_class_has_all_figures() -> None:
     loader = EvalLoader(Sky(), ImageProcessor(None, None).batch)
     model = tiny_model(num_classes=1)
     evaluation = evaluate(model, loader, info, EVAL, CPU, Progress(enabled=False))
-    assert sorted(evaluation.per_class) == ["iou", "pq", "rq", "sq"]
+    assert sorted(evaluation.per_class) == ["accuracy", "iou", "pq", "rq", "sq"]
     assert all(len(values) == 1 for values in evaluation.per_class.values())
     assert {"miou", "fwiou", "macc", "pacc", "pq", "pq_stuff"} <= set(evaluation.metrics)
     assert not any(name.endswith("_per_class") for name in evaluation.metrics)
