@@ -123,9 +123,10 @@ class MaskFormerCriterion(nn.Module):
 
         Args:
             outputs: the factored form `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]`,
-                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; or the
-                official form `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted,
-                `aux_outputs`, a list of such dicts. Any floating-point dtype.
+                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; the same
+                of one layer, `[B, Q, K+1]` and `[B, Q, C]`; or the official form `pred_logits
+                [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted, `aux_outputs`, a list of
+                such dicts. Any floating-point dtype.
             targets: the segments, or the official list of `{"labels": [T_b], "masks":
                 [T_b, H, W]}`, on the device of the outputs.
 
@@ -280,13 +281,10 @@ def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) ->
 def _read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Class logits, mask embeddings and pixel features (or mask logits and None), by layers."""
     if "mask_embed" in outputs:
-        return [
-            (
-                _need(outputs, "class_logits"),
-                outputs["mask_embed"],
-                _need(outputs, "pixel_features"),
-            )
-        ]
+        class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")
+        if class_logits.ndim == mask_embed.ndim == 3:  # of one layer, as the parts take them
+            class_logits = class_logits[None]
+        return [(class_logits, mask_embed, _need(outputs, "pixel_features"))]
     predictions = [*(outputs.get("aux_outputs") or ()), outputs]
     # Dense logits are large: each layer stays where it is, none is copied into a stack.
     return [

@@ -220,6 +220,30 @@ def test_names_of_many_layers() -> None:
     assert values(final) == pytest.approx({name: losses[name].item() for name in final}, rel=1e-5)
 
 
+def test_one_layer_without_an_axis_of_layers() -> None:
+    """As the parts take it, `[B, Q, K+1]` and `[B, Q, C]`."""
+    case = Case(layers=2)
+    outputs = factored(case)
+    bare = {
+        "class_logits": outputs["class_logits"][-1],
+        "mask_embed": outputs["mask_embed"][-1],
+        "pixel_features": outputs["pixel_features"],
+    }
+    single = {**bare, "class_logits": bare["class_logits"][None]}
+    single["mask_embed"] = bare["mask_embed"][None]
+    criterion = MaskFormerCriterion(case.classes)
+    losses = criterion(bare, case.targets())
+    assert list(losses) == ["loss_ce", "loss_mask", "loss_dice"]
+    assert values(losses) == values(criterion(single, case.targets()))
+    assert torch.equal(
+        criterion.match(bare, case.targets()), criterion.match(outputs, case.targets())[-1:]
+    )
+    with pytest.raises(ValueError, match=r"class logits must be .* got"):
+        criterion({**bare, "class_logits": outputs["class_logits"]}, case.targets())
+    with pytest.raises(ValueError, match=r"class logits must be .* got"):
+        criterion({**single, "class_logits": bare["class_logits"]}, case.targets())
+
+
 def test_hugging_face() -> None:
     """Its matcher and losses, on the same dense logits."""
     modeling = pytest.importorskip("transformers.models.maskformer.modeling_maskformer")

@@ -26,6 +26,7 @@ SECTIONS = {
     "train": schema.TrainConfig,
     "eval": schema.EvalConfig,
     "eval.tta": schema.ViewsConfig,
+    "predict": schema.PredictConfig,
 }
 HEAD = """# The keys of a recipe
 

@@ -22,7 +22,7 @@ from maskformer.inference.prediction import Prediction
 from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.output.console import Progress, class_table, metrics_table
+from maskformer.output.console import Progress, class_table, metrics_table, written
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter
@@ -89,7 +89,7 @@ def run(
     progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
     if output is not None:
         _write_evaluation(evaluation, classes, output)
-        progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+        progress.print(written(output))
 
 
 def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None:

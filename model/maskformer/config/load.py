@@ -26,6 +26,7 @@ from maskformer.system.documents import (
     read_text,
     shown,
 )
+from maskformer.system.version import mark
 
 _MAX_BASES = 16
 _LISTED = 10
@@ -38,18 +39,38 @@ _VARIANTS: dict[str, type[BaseModel]] = {
 """Sections by the tag that tells them apart, such as `folder`."""
 
 
-def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    name_or_file: str | Path, overrides: Iterable[str] = (), *, model: ModelConfig | None = None
+) -> Config:
     """Reads, merges and checks a recipe.
 
     Args:
         name_or_file: a name out of `config_names()` or a YAML file, whose `base` is another file
             (relative to this one) or such a name, with or without `.yaml`.
         overrides: `key=value` pairs with dotted keys; values are YAML.
+        model: the one that a recipe means which says nothing of its model but the number of
+            classes, such as that of a checkpoint.
 
     Raises:
         ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
     """
     values = _read(_find(str(name_or_file)), ())
+    given = values.get("model") or {}
+    if model is not None and isinstance(given, Mapping) and set(given) <= {"num_classes"}:
+        values["model"] = {**model.model_dump(mode="json"), "num_classes": None, **given}
+    return _with_overrides(values, overrides)
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A recipe with other values; see `load_config`.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    return _with_overrides(config.model_dump(mode="json"), overrides)
+
+
+def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:
         _merge(given, _parse_override(override))
@@ -85,8 +106,8 @@ def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> Mod
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The recipe as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The recipe as YAML that `load_config` reads back; a comment says which version wrote it."""
+    return mark() + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:

@@ -450,7 +450,7 @@ class FolderConfig(DataSection):
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
         None
     )
-    """RGB per class for pictures; left out, a palette serves."""
+    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
     things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
     """The classes whose objects are told apart. With `objects`, left out, all but the background.
     """
@@ -676,6 +676,28 @@ class EvalConfig(Section):
         return self
 
 
+SMALLEST_TILE = 32
+"""Pixels; the coarsest map of a backbone has one for each of these squares."""
+
+
+class PredictConfig(Section):
+    """How `maskformer predict` looks at large images and draws what it finds."""
+
+    tile: Annotated[Side, Field(ge=SMALLEST_TILE)] | None = None
+    """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
+    is an image of its own for `data.test_short_side`: tiles of that side keep every detail, larger
+    ones are shrunk and see more of the image at once.
+    """
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Share of a tile's side that neighbours have in common at least; there their class scores are
+    blended.
+    """
+    opacity: Fraction = 0.6
+    """Of the colours over the image: 0 shows the image alone, 1 the colours alone."""
+    picture_format: Literal["auto", "png", "jpg", "webp"] = "auto"
+    """Of the overlays; `auto` is PNG up to four million pixels and JPEG above."""
+
+
 class Config(Section):
     model: ModelConfig = ModelConfig()
     """The network."""
@@ -687,6 +709,8 @@ class Config(Section):
     """The training run."""
     eval: EvalConfig = EvalConfig()
     """What evaluation measures."""
+    predict: PredictConfig = PredictConfig()
+    """How `maskformer predict` looks and draws."""
 
     @model_validator(mode="after")
     def _best_metric_is_measured(self) -> Config:

@@ -62,6 +62,17 @@ def read_labels(
         return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
 
 
+def read_palette(file: Path) -> list[tuple[int, int, int]]:
+    """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
+
+    Raises:
+        DatasetError: missing or broken.
+    """
+    with opened(file, "label") as image:
+        channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
+        return list(zip(channels, channels, channels, strict=True))
+
+
 def read_segment_ids(
     file: Path, frame: ImageFrame | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.int32]:

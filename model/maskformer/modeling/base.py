@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -254,10 +255,11 @@ def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
 
 
 def _fit(
-    checkpoint: Checkpoint, model: nn.Module, strict: bool, ignore_mismatched_sizes: bool
+    checkpoint: Checkpoint, model: SegmentationModel, strict: bool, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The entries of a model in a checkpoint; warns of what does not fit where that is allowed."""
-    found, report = checkpoint.match(model.state_dict())
+    wanted = model.state_dict()
+    found, report = checkpoint.match(wanted)
     if report.mismatched and not ignore_mismatched_sizes:
         raise WeightsMismatchError(
             report, "ignore_mismatched_sizes=True starts entries of another shape anew"
@@ -266,6 +268,11 @@ def _fit(
         raise WeightsMismatchError(report, "strict=False accepts what is there")
     if report.missing or report.unexpected or report.mismatched:
         warnings.warn(str(report), stacklevel=3)
+    before, now = checkpoint.config.num_classes, model.num_classes
+    anew = [entry for name, entry in wanted.items() if name not in found]
+    # Class heads have a row per class, and some one more for "no object".
+    if before is not None and before != now and all(len(row) in (now, now + 1) for row in anew):
+        report = replace(report, class_head=(before, now))
     return found, report
 
 

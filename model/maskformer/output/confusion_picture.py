@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from maskformer.data.palette import Color
-from maskformer.output.pictures import INK, MARGIN, PAPER
+from maskformer.output.legend import INK, MARGIN, PAPER
 from maskformer.system.text import escape
 
 FULL: Color = (20, 60, 130)

@@ -7,6 +7,7 @@ import re
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, cast
 
 import torch
@@ -138,6 +139,13 @@ class Counter:
         self._bars.advance(self._task, count)
         if self._left <= 0:
             self._bars.remove_task(self._task)
+
+
+def written(output: Path) -> str:
+    """Where training and evaluation leave their results."""
+    return (
+        f"The figures are in {output / 'metrics.json'}, the pictures in {output / 'predictions'}."
+    )
 
 
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -274,7 +275,11 @@ def _build_model(
     if weights is not None:
         # Another number of classes is the usual reason to start from a checkpoint.
         source = resolve_checkpoint(weights)
-        model.load_weights(source, ignore_mismatched_sizes=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said below, once for all processes
+            report = model.load_weights(source, ignore_mismatched_sizes=True)
+        if report.mismatched:
+            progress.print(report.summary)
         order = _compare_classes(source, data, progress, resume=False)
         if order is not None:
             model.reorder_classes(order)

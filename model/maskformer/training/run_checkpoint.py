@@ -26,14 +26,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maskformer.config.load import load_config, to_yaml
+from maskformer.config.load import load_config, override_config, to_yaml
 from maskformer.config.schema import Config, ShapesConfig
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError, DiskFullError
+from maskformer.errors import CheckpointError, ConfigError, DiskFullError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
-from maskformer.system.documents import read_mapping
+from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.version import installed, writer
 from maskformer.system.writing import (
     FULL_DISK,
     check_space,
@@ -56,7 +57,7 @@ from maskformer.training.kept_checkpoints import (
 from maskformer.training.run_folder import remove_checkpoint, size_of
 from maskformer.weights.files import WEIGHT_SUFFIXES
 from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_checkpoint, find_local, follow
-from maskformer.weights.open import read_class_names
+from maskformer.weights.open import find, is_hub_id, read_class_names
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 DATASET = "dataset.json"
@@ -352,17 +353,21 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
 
 def resolve_checkpoint(path: Path) -> Path:
     """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
-    folder. Other folders of models and weight files stand for themselves; see `find_local`.
+    folder. Other folders of models and weight files stand for themselves (see `find_local`), and
+    `owner/name`, where no such folder is, for a model on the hub.
 
     Raises:
         CheckpointError: nothing there.
+        HubError: it reads like an id on the hub, which cannot be reached or has no such model.
     """
     found = find_local(path)
     if found:
         return found.resolve()
+    if not path.exists() and is_hub_id(path):
+        return find(path).resolve()
     raise CheckpointError(
-        f"no checkpoint at {path}: expected a run folder, one with a config.json, or a weight file "
-        f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
+        f"no checkpoint at {path}: expected a run folder, one with a config.json, a weight file "
+        f"({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
     )
 
 
@@ -371,26 +376,40 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
 
     Raises:
         CheckpointError: the folder holds none.
-        ConfigError: an override does not fit.
+        ConfigError: an override does not fit, or the recipe is of another version.
     """
     recipe = checkpoint / RECIPE
     if not recipe.is_file():
         raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
+    try:
+        load_config(recipe)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{recipe} was written by {writer(read_text(recipe))} and does not fit this version, "
+            f"{installed()}: {error}"
+        ) from None
     return load_config(recipe, overrides)
 
 
-def load_prediction_recipe(checkpoint: Path, model: SegmentationModel) -> Config:
+def load_prediction_recipe(
+    checkpoint: Path, model: SegmentationModel, overrides: list[str]
+) -> Config:
     """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
 
+    Args:
+        checkpoint: its folder or file.
+        model: the one that it holds.
+        overrides: `key=value` pairs, as in `load_config`.
+
     Raises:
-        ConfigError: the recipe does not fit this version.
+        ConfigError: the recipe does not fit this version, or an override does not fit.
         ValueError: the folder's pre-processing cannot be followed.
     """
     if (checkpoint / RECIPE).is_file():
-        return load_recipe(checkpoint, [])
+        return load_recipe(checkpoint, overrides)
     processor = ImageProcessor.from_pretrained(checkpoint)
     data = ShapesConfig(test_short_side=processor.short_side, test_max_side=processor.max_side)
-    return Config(model=model.config, data=data)
+    return override_config(Config(model=model.config, data=data), overrides)
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.class_names import describe_classes, read_names
 from maskformer.data.datasets.label_check import mask_remedy, suspicious_labels, white_of_masks
+from maskformer.data.datasets.label_colors import with_colors_of_labels
 from maskformer.data.datasets.label_table import (
     LARGEST_VALUE,
     OUTSIDE,
@@ -56,6 +57,8 @@ class Folder:
         self._pairs, self.notes = split_files(config, split)
         self._table = _table(config, self._pairs, split)
         self.info = describe_classes(self._table.names, self._table.numbers, config)
+        if config.colors is None:
+            self.info = with_colors_of_labels(self.info, self._pairs[0].labels)
         self._images = config.root / folders_of(config, split).images
 
     @property
