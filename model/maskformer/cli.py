@@ -253,8 +253,18 @@ def info(
     ] = None,
     overrides: Overrides = None,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input for the FLOPs.")] = "512x512",
+    keys: Annotated[
+        bool, typer.Option("--keys", help="What the recipe sets: names, values, types, meanings.")
+    ] = False,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="The recipe with its base and the defaults, as YAML.")
+    ] = False,
 ) -> None:
     """Parameters by part, and FLOPs at a size; without a recipe, the list of recipes."""
+    if keys and as_yaml:
+        raise typer.BadParameter("--keys and --yaml print the recipe in two forms: choose one")
+    if config is None and (keys or as_yaml):
+        raise typer.BadParameter(f"which recipe? One of {', '.join(config_names())}, or a file")
     recipe = _load_recipe(config, overrides)
     if config is None or recipe is None:
         typer.echo("\n".join(config_names()))
@@ -262,6 +272,11 @@ def info(
     height, cross, width = size.partition("x")
     if not (cross and height.isdigit() and width.isdigit()):
         raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{size}'")
+    if keys or as_yaml:
+        from maskformer.commands.recipe_text import keys_text, yaml_text
+
+        typer.echo(keys_text(recipe) if keys else yaml_text(recipe), nl=False)
+        return
     from maskformer.commands.info import run
 
     run(recipe, (int(height), int(width)), title=config)

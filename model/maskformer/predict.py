@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ import torch
 from maskformer.config.choices import Mode
 from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo
-from maskformer.data.images import read_image
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
 from maskformer.data.sample import Sample
 from maskformer.errors import DatasetError, OutputError, UsageError
 from maskformer.modeling.base import SegmentationModel
@@ -23,14 +24,14 @@ from maskformer.output.output_folder import check_output_folder
 from maskformer.output.picture_writer import PictureWriter
 from maskformer.output.result_writer import ResultWriter
 from maskformer.predictor import Predictor
-from maskformer.system.listing import list_files
+from maskformer.system.listing import list_files, list_folder
 from maskformer.system.paths import OutputNames, find_input_in, folders_and_links_of, image_ids
 from maskformer.system.text import escape
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-
-def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
+def find_images(
+    patterns: Sequence[str], out: Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
     Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
@@ -40,6 +41,7 @@ def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
         patterns: as on the command line.
         out: where results go. What folders and patterns find in it comes from an earlier run and
             is left out.
+        note: told what else is in a folder, and is not taken.
 
     Raises:
         DatasetError: a pattern that stands for nothing.
@@ -50,18 +52,28 @@ def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
         found = [path] if path.is_file() else _outside(_expand(pattern), out)
         if not found:
             raise DatasetError(_nothing_found(pattern, out))
+        if path.is_dir() and (passed_over := _left_out(path)):
+            note(passed_over)
         for file in found:
             # The same file under another name of its folder is not predicted twice.
             files.setdefault((os.path.realpath(file.parent), file.name), file)
     return list(files.values())
 
 
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _left_out(folder: Path) -> str:
+    listing = list_folder(folder)
+    return left_out(folder, listing, [name for name in listing.files if not _is_image(name)])
+
+
 def _expand(pattern: str) -> list[Path]:
     """What a folder or a pattern stands for, sorted."""
     path = Path(pattern)
     if path.is_dir():
-        names = list_files(path)
-        return [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        return [path / name for name in list_files(path) if _is_image(name)]
     if "**" not in path.parts:
         names = glob.glob(pattern)  # noqa: PTH207 (absolute patterns too)
         return sorted(file for file in map(Path, names) if not file.is_dir())
@@ -153,6 +165,7 @@ def predict_images(
     _check_beside_images(out, files)
     names = _output_names(files)
     predict = Predictor(model, config, info, mode=mode, tta=tta, progress=progress)
+    reader = ImageReader.from_config(config.data)
     failures = 0
     with (
         progress.counting("predicting", len(files)) as counter,
@@ -161,7 +174,7 @@ def predict_images(
     ):
         for file, name, image_id in zip(files, names, image_ids(names), strict=True):
             try:
-                sample = _load(file)
+                sample = _load(file, reader)
                 prediction = predict(sample)
             except DatasetError as error:
                 progress.warn(str(error))
@@ -191,8 +204,8 @@ def _check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
         raise UsageError(f"predict.tile={tile} and --tta do not go together: leave one of them out")
 
 
-def _load(file: Path) -> Sample:
-    image = read_image(file)
+def _load(file: Path, reader: ImageReader) -> Sample:
+    image = reader(file)
     nothing = torch.zeros(0)
     return Sample(
         image=image,

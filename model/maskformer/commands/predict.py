@@ -33,12 +33,12 @@ def run(
     semantic.
     """
     folder = resolve_checkpoint(checkpoint)
-    files = find_images(images, out)
+    progress = Progress()
+    files = find_images(images, out, progress.print)
     check_output_beside_model(out, folder)
     model = MaskFormer.from_pretrained(folder).to(choose_device(device))
     recipe = load_prediction_recipe(folder, model, list(overrides))
     averaged = tta or recipe.predict.tile is not None
-    progress = Progress()
     with mfkernels.use_backend(backend):
         failures = predict_images(
             model,

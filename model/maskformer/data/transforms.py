@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
+from maskformer.config.schema import MAX_PIXELS, PanopticAugmentation, SemanticAugmentation
 from maskformer.data.color_jitter import distort_color
 from maskformer.data.sample import Sample, keep_segments, look_up, naming, segment_areas
 from maskformer.errors import DatasetError
@@ -21,9 +21,6 @@ PAD_VALUE = 128
 """Fills the image where the crop reaches beyond it, before normalisation."""
 
 CROP_TRIES = 10
-
-MAX_PIXELS = 178_956_970
-"""Of a resized image: as many as Pillow reads."""
 
 
 class TrainTransform:

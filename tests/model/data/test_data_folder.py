@@ -111,7 +111,7 @@ def test_classes_from_a_file(tmp_path):
 
 
 def test_classes_from_the_recipes_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskformer.data.datasets.folder.CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.setattr("maskformer.data.datasets.class_names.CONFIG_FOLDER", tmp_path / "configs")
     (tmp_path / "configs" / "x").mkdir(parents=True)
     (tmp_path / "configs" / "x" / "classes.txt").write_text("a\nb\n")
     write(tmp_path, "a", grid(0, 1))
@@ -165,7 +165,12 @@ def test_missing_and_empty_folders(tmp_path):
     refused(tmp_path, "images is empty; set data.train.images")
     (tmp_path / "images" / "a.jpeg").touch()
     (tmp_path / "images" / ".hidden.jpg").touch()
-    refused(tmp_path, "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg")
+    refused(
+        tmp_path,
+        "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg",
+        image_suffix=".jpg",
+    )
+    (tmp_path / "images" / "a.jpeg").unlink()
     (tmp_path / "images" / "a.jpg").touch()
     refused(tmp_path, "labels is empty; set data.train.labels .*looked for a.png")
 
