@@ -44,6 +44,16 @@ class LabelTable:
         return np.array([self.class_of.get(v, self.rest) for v in values.tolist()], np.int64)
 
 
+def count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The values present, ascending, and their pixels."""
+    if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
+        counts = np.bincount(values.ravel())
+        present = counts.nonzero()[0]
+        return present, counts[present]
+    present, counts = np.unique(values, return_counts=True)
+    return present.astype(np.int64), counts
+
+
 def is_color(key: int | str) -> bool:
     """Whether a key of `data.label_map` is a colour, as `#rrggbb`."""
     return isinstance(key, str) and _COLOR.fullmatch(key) is not None
