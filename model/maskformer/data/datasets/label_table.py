@@ -83,7 +83,8 @@ def mapped_table(
     values = _raw_values([*rules], config)
     class_of = dict(zip(values, (class_of_name[new] for new in rules.values()), strict=True))
     rest = OUTSIDE if fill == OUTSIDE else class_of_name[fill]
-    missing = [name for k, name in enumerate(names) if k not in {rest, *class_of.values()}]
+    reached = {rest, *class_of.values()}
+    missing = [name for k, name in enumerate(names) if k not in reached]
     if missing:
         raise DatasetError(
             f"data.label_map maps no value to {', '.join(missing[:8])} of data.classes; map a "

@@ -121,8 +121,7 @@ def _find_images(config: FolderConfig, split: Split) -> dict[str, str]:
     if folders.list is not None:
         return _pick(images, config.root / folders.list, f"data.{split}.list", folders)
     if folders.images != folders.labels:
-        labels = list_files(config.root / folders.labels)
-        _check_left_out(images, found, labels, config.image_suffix, split)
+        _check_left_out(images, found, config, split)
     return images
 
 
@@ -151,22 +150,18 @@ def _by_stem(found: Iterable[str], suffixes: Sequence[str], folder: Path) -> dic
 
 
 def _check_left_out(
-    images: Container[str],
-    found: Iterable[str],
-    labels: Iterable[str],
-    suffixes: Sequence[str],
-    split: Split,
+    images: Container[str], found: Iterable[str], config: FolderConfig, split: Split
 ) -> None:
     """Refuses to pass over images of other suffixes that have labels."""
+    paths = [Path(name) for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    others = [path for path in paths if path.with_suffix("").as_posix() not in images]
+    if not others:
+        return
+    labels = list_files(config.root / folders_of(config, split).labels)
     labelled = {Path(name).with_suffix("") for name in labels}
-    others = [Path(name) for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    stems = [path.with_suffix("") for path in others]
-    lost = [
-        path
-        for path, stem in zip(others, stems, strict=True)
-        if stem in labelled and stem.as_posix() not in images
-    ]
+    lost = [path for path in others if path.with_suffix("") in labelled]
     if lost:
+        suffixes = config.image_suffix
         wanted = dict.fromkeys([*suffixes, *sorted({path.suffix.lower() for path in lost})])
         raise DatasetError(
             f"{split}: {len(lost)} images that have a label file do not have the suffix "
