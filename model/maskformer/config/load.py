@@ -37,6 +37,8 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for section in get_args(get_args(union)[0])
 }
 """Sections by the tag that tells them apart, such as `folder`."""
+_LISTING_CLASSES = ("format", "classes", "label_map")
+"""Keys of `data` that make another list of classes."""
 
 
 def load_config(
@@ -192,7 +194,7 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
     if (
         isinstance(old, dict)
         and isinstance(new, Mapping)
-        and any(new.get(key, old.get(key)) != old.get(key) for key in ("classes", "label_map"))
+        and any(new.get(key, old.get(key)) != old.get(key) for key in _LISTING_CLASSES)
     ):
         old.pop("colors", None)
         old.pop("things", None)

@@ -198,9 +198,9 @@ def build_data(
         ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` asks for objects
             that the labels do not tell apart.
     """
+    check_objects(config.data, config.eval)
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
     check_same_classes(train.info.classes, val.info.classes)
-    check_objects(config.data, config.eval)
     for folder in (output, find_log_folder(output, config.train)):
         check_output_beside_data(folder, config.data, train, val)
     if accelerator.is_main_process:

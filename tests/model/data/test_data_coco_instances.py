@@ -251,6 +251,12 @@ def test_unusable_json(root: Path, content: Any, said: str) -> None:
         dataset(root, content)
 
 
+def test_names_that_begin_with_the_folder(root: Path) -> None:
+    split = {"images": "img", "annotations": "x.json"}
+    with pytest.raises(DatasetError, match=rf"begin at {root}: set data.train.images to it"):
+        dataset(root, train=split)
+
+
 def test_an_image_of_another_size(root: Path) -> None:
     data = dataset(root, changed("images", width=HEIGHT, height=WIDTH))
     with pytest.raises(DatasetError, match=r"x\.jpg is 8x6 pixels, but .*x\.json says 6x8"):

@@ -14,6 +14,7 @@ from PIL import Image
 from maskformer.config.schema import CocoPanopticConfig
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.images import id_to_rgb, rgb_to_id
+from maskformer.data.sample import segment_areas
 from maskformer.errors import DatasetError
 
 CATEGORIES = [
@@ -114,6 +115,20 @@ def test_the_sample_of_coco(real_data):
         assert areas == [item["area"] for item in annotation["segments_info"]]
         wanted = [item["category_id"] for item in annotation["segments_info"]]
         assert [data.info.category_ids[k] for k in sample.labels] == wanted
+
+
+def test_other_classes_for_the_sample_of_coco(real_data):
+    mapped = {"person": "person", "*": None}
+    root = real_data / "coco_panoptic_sample"
+    data, whole = (
+        build_dataset(config(root, **settings), "val") for settings in ({"label_map": mapped}, {})
+    )
+    assert data.info.classes == ("person",)
+    for one, other in zip(data, whole, strict=True):
+        person = other.labels == whole.info.classes.index("person")
+        assert one.labels.tolist() == [0] * int(person.sum())
+        areas = segment_areas(other.segments, len(person))[person]
+        assert torch.equal(segment_areas(one.segments, len(one.labels)), areas)
 
 
 def test_png_and_json_disagree(tmp_path):

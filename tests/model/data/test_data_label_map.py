@@ -148,6 +148,11 @@ def test_a_map_of_its_own_is_another_list_of_classes(tmp_path: Path) -> None:
     assert config.data.label_map == {1: "a"}
     assert config.data.colors is None
     assert config.model.num_classes is None
+    (tmp_path / "recipe.yaml").write_text(
+        "base: camvid\ndata: {format: coco_instances, root: x, train: {images: ., annotations: x}, "
+        "val: 0.1}\n"
+    )
+    assert load_config(tmp_path / "recipe.yaml").model.num_classes is None
 
 
 # Masks and stretched numbers without a map.
@@ -179,6 +184,8 @@ def test_void_around_two_classes_is_no_mask(tmp_path: Path) -> None:
     settings = folder_config(tmp_path, classes=["background", "crack"])
     assert check_dataset(build_dataset(settings, "train")) == []
     write_pair(tmp_path, "b", columns(0, 255))
+    settings = folder_config(tmp_path, classes=["background", "crack"])
+    assert "hold only 0 and 255" in check_dataset(build_dataset(settings, "val"))[0]
     said = {0: "background", 1: "crack", 255: None}
     settings = folder_config(tmp_path, classes=["background", "crack"], label_map=said)
     assert "at most one class occurs" in check_dataset(build_dataset(settings, "train"))[0]

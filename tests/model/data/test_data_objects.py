@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.label_folders import columns, folder_config, write_pair
+from helpers.model_cases import tiny_model
+from helpers.recipes import TINY
+from helpers.training import build_trainer
 from PIL import Image
 
+from maskformer.commands import evaluate
+from maskformer.config.load import parse_config
 from maskformer.config.schema import EvalConfig
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.check_dataset import check_objects
@@ -88,6 +93,27 @@ def test_things_that_nothing_tells_apart(
         return
     with pytest.raises(ConfigError, match=r"data.things names cat, .*set objects in data.train"):
         check_objects(data, evaluation)
+
+
+def test_training_and_evaluation_refuse_them(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", columns(0, 1))
+    data = folder_config(tmp_path, classes=CLASSES, things="cat")
+    recipe = {**TINY, "data": data, "eval": {"panoptic": True}}
+    with pytest.raises(ConfigError, match=r"data.things names cat"):
+        build_trainer(parse_config(recipe), tmp_path / "run", cpu=True)
+    model = tiny_model(num_classes=3)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"data.things names cat"):
+        evaluate.run(
+            tmp_path / "model",
+            parse_config(recipe),
+            [],
+            None,
+            save_maps=False,
+            tta=False,
+            backend="auto",
+            device="cpu",
+        )
 
 
 def test_the_voc_sample(real_data: Path) -> None:

@@ -155,3 +155,9 @@ def test_class_files_of_other_encodings(root: Path, encoding: str) -> None:
         DatasetError, match=r"classes\.txt cannot be read .* save the file as UTF-8"
     ):
         build_dataset(folder_config(root, classes="classes.txt"), "train")
+
+
+def test_the_list_of_a_labelling_tool_that_begins_with_void(root: Path) -> None:
+    (root / "labels.txt").write_text("__ignore__\n_background_\ncat\n")
+    with pytest.raises(DatasetError, match=r"labels\.txt is __ignore__, labelme's word for void"):
+        build_dataset(folder_config(root, classes="labels.txt"), "train")

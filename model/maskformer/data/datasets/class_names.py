@@ -12,6 +12,7 @@ from maskformer.errors import DatasetError
 from maskformer.system.reading import read_lines
 
 BACKGROUND = "background"
+LABELME_VOID = "__ignore__"
 
 
 def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str, ...]:
@@ -44,6 +45,11 @@ def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str
         ) from None
     if not lines:
         raise DatasetError(f"{key}: {file} is empty, expected one class name per line")
+    if lines[0] == LABELME_VOID:
+        raise DatasetError(
+            f"{key}: the first line of {file} is {LABELME_VOID}, labelme's word for void, which is "
+            "no class: take the line out, or use the class_names.txt of its export"
+        )
     return lines
 
 

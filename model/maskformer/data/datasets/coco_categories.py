@@ -114,7 +114,8 @@ def _mapped(
             f"are: {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}; add "
             "them, or '*': null to leave out all others"
         )
-    unused = [name for k, name in enumerate(names) if k not in class_of.values()]
+    reached = {*class_of.values()}
+    unused = [name for k, name in enumerate(names) if k not in reached]
     if unused:
         raise DatasetError(f"data.label_map maps no category to {', '.join(unused[:SHOWN])}")
     return names, class_of
@@ -136,7 +137,10 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
         raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
     missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
+        remedy = f"set {key}, or take the entries out of the JSON"
+        if (folder.parent / missing[0]).is_file():  # labelme writes the folder into the name
+            remedy = f"names begin at {folder.parent}: set {key} to it"
         raise DatasetError(
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
-            f"first {escape(missing[0])}; set {key}, or take the entries out of the JSON"
+            f"first {escape(missing[0])}; {remedy}"
         )

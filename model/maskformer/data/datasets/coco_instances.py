@@ -59,11 +59,11 @@ class CocoInstances:
     def __init__(self, config: CocoInstancesConfig, split: Split) -> None:
         check_pycocotools()
         self._reader = ImageReader.from_config(config)
-        paths, key = (config.val, "val") if split == "val" else (config.train, "train")
-        if not isinstance(paths, CocoInstancesSplit):
-            paths, key = config.train, "train"
+        paths, key = config.train, "data.train"
+        if split == "val" and isinstance(config.val, CocoInstancesSplit):
+            paths, key = config.val, "data.val"
         self._file = config.root / paths.annotations
-        content = read_content(self._file, f"data.{key}.annotations")
+        content = read_content(self._file, f"{key}.annotations")
         _check_instances(content, self._file)
         listed = entries(
             content.get("categories"), InstanceCategory, "categories", self._file, FORM
@@ -80,7 +80,7 @@ class CocoInstances:
             share, seed = config.val, config.seed
             self._images = take_share(self._images, share, seed, split, lambda i: i.file_name)
         names = [image.file_name for image in self._images]
-        check_present(self._folder, names, config.root, f"data.{key}.images")
+        check_present(self._folder, names, config.root, f"{key}.images")
 
     def _read_images(self, values: Any) -> list[SizedImage]:
         images = []

@@ -59,20 +59,19 @@ class CocoPanoptic:
     def __init__(self, config: CocoPanopticConfig, split: Split) -> None:
         self.config = config
         self._reader = ImageReader.from_config(config)
-        paths = config.val if split == "val" else config.train
-        key = f"data.{split}"
-        if not isinstance(paths, CocoPanopticSplit):
-            paths, key = config.train, "data.train"
+        paths, key = config.train, "data.train"
+        if split == "val" and isinstance(config.val, CocoPanopticSplit):
+            paths, key = config.val, "data.val"
         file = config.root / paths.annotations
         content = read_content(file, f"{key}.annotations")
         if not isinstance(content, dict) or not content.get("annotations"):
             raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
         _check_panoptic(content["annotations"], file)
         listed, source = _categories(config, content, file)
-        self._classes_of = Categories.from_list(listed, config.label_map, source)
-        self.info = self._classes_of.info
+        categories = Categories.from_list(listed, config.label_map, source)
+        self.info = categories.info
         self._images, self._panoptic = config.root / paths.images, config.root / paths.panoptic
-        self._read_annotations(content, file)
+        self._read_annotations(content, categories.class_of, file)
         if isinstance(config.val, float):
             rows = [*enumerate(self._png_names)]
             taken = take_share(rows, config.val, config.seed, split, lambda row: row[1])
@@ -80,8 +79,9 @@ class CocoPanoptic:
         check_present(self._images, self._image_names, config.root, f"{key}.images")
         check_present(self._panoptic, self._png_names, config.root, f"{key}.panoptic")
 
-    def _read_annotations(self, content: Mapping[str, Any], file: Path) -> None:
-        class_of = self._classes_of.class_of
+    def _read_annotations(
+        self, content: Mapping[str, Any], class_of: Mapping[int, int], file: Path
+    ) -> None:
         image_names = self._names_by_id(content.get("images") or [], file)
         self._image_ids: list[int | str] = []
         self._png_names: list[str] = []
@@ -161,7 +161,7 @@ class CocoPanoptic:
         crowd = torch.from_numpy(self._crowd[rows].copy())
         present = segment_areas(segments, len(labels)) > 0
         if self.config.label_map is not None:
-            segments, labels = _merge_stuff(segments, labels, crowd, self.info.things)
+            segments = _merge_stuff(segments, labels, crowd, self.info.things)
         keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)
         return Sample(
             image=image,
@@ -177,13 +177,13 @@ class CocoPanoptic:
 
 def _merge_stuff(
     segments: Tensor, labels: Tensor, crowd: Tensor, things: Collection[int]
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Joins segments whose categories became one class of stuff: an image has one of each."""
     first: dict[tuple[int, bool], int] = {}
     joined = []
     for k, (label, group) in enumerate(zip(labels.tolist(), crowd.tolist(), strict=True)):
         joined.append(k if label in things else first.setdefault((label, group), k))
-    return look_up(torch.tensor(joined, dtype=segments.dtype), segments), labels
+    return look_up(torch.tensor(joined, dtype=segments.dtype), segments)
 
 
 def ids_to_segments(

@@ -19,6 +19,7 @@ from maskformer.data.datasets.label_table import (
     LARGEST_VALUE,
     OUTSIDE,
     LabelTable,
+    count_values,
     mapped_table,
     offset_table,
 )
@@ -55,6 +56,7 @@ class Folder:
         self.config = config
         self._reader = ImageReader.from_config(config)
         self._pairs, self.notes = split_files(config, split)
+        self._split: Split = split
         self._table = _table(config, self._pairs, split)
         self.info = describe_classes(self._table.names, self._table.numbers, config)
         if config.colors is None:
@@ -104,9 +106,8 @@ class Folder:
 
     def look_for_mistakes(self) -> list[str]:
         """Looks at the raw values of some label files; see `suspicious_labels`."""
-        if self._table.colors:
-            return []
-        return suspicious_labels([pair.labels for pair in self._pairs], self.config, self.info)
+        files = [pair.labels for pair in self._pairs]
+        return suspicious_labels(files, self.config, self.info, self._split)
 
     def _to_segments(
         self, values: NDArray[np.integer], file: Path
@@ -125,25 +126,17 @@ class Folder:
             raise LabelValueError(self.explain([error]), error.file, error.values, error.found)
         classes = np.unique(classes_of[classes_of >= 0])
         segment_of = np.where(classes_of >= 0, np.searchsorted(classes, classes_of), -1)
-        return classes, segment_of.astype(np.int32)[_positions(present, values)]
+        return classes, _look_up(segment_of.astype(np.int32), present, values)
 
 
-def count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The values present, ascending, and their pixels."""
-    if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
-        counts = np.bincount(values.ravel())
-        present = counts.nonzero()[0]
-        return present, counts[present]
-    present, counts = np.unique(values, return_counts=True)
-    return present.astype(np.int64), counts
-
-
-def _positions(present: NDArray[np.int64], values: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each value is in the list of those present."""
+def _look_up(
+    numbers: NDArray[np.int32], present: NDArray[np.int64], values: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """The number of each pixel's value; `numbers` belong to the values present."""
     if present[0] < 0 or present[-1] > LARGEST_VALUE:
-        return np.searchsorted(present, values)
-    table = np.zeros(present[-1] + 1, np.int64)
-    table[present] = np.arange(len(present))
+        return numbers[np.searchsorted(present, values)]
+    table = np.zeros(present[-1] + 1, np.int32)
+    table[present] = numbers
     return table[values]
 
 

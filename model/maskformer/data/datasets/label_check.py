@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from maskformer.config.schema import FolderConfig
+from maskformer.data.datasets.label_table import count_values
 from maskformer.data.images import read_labels
-from maskformer.data.sample import DatasetInfo
+from maskformer.data.sample import DatasetInfo, Split
 from maskformer.errors import DatasetError
 
 SMALLEST_WHITE = 100
@@ -21,27 +22,32 @@ MANY = 150
 SMALLEST_FACTOR = 5
 
 
-def suspicious_labels(files: Sequence[Path], config: FolderConfig, info: DatasetInfo) -> list[str]:
-    """Reads some of the label files.
+def suspicious_labels(
+    files: Sequence[Path], config: FolderConfig, info: DatasetInfo, split: Split
+) -> list[str]:
+    """Reads some of the label files of a split.
 
     Returns:
         Warnings, one sentence each: values that look multiplied, or too many of them.
 
     Raises:
-        DatasetError: the labels are masks of 0 and 255, of which one class would be left.
+        DatasetError: the training labels are masks of 0 and 255, of which one class would be left.
     """
+    if config.label_map is not None:
+        return []
     chosen = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).round().astype(int))
     found: set[int] = set()
     for index in chosen:
         try:
-            found |= {*np.unique(read_labels(files[index])).tolist()}
+            found |= {*count_values(read_labels(files[index]))[0].tolist()}
         except DatasetError:  # told by whoever reads the sample
             continue
-    if config.label_map is not None:
-        return []
-    if (white := white_of_masks(found)) and info.num_classes <= 2:
-        raise DatasetError(f"the label files hold only 0 and {white}: {mask_remedy(white, info)}")
     warnings = []
+    if (white := white_of_masks(found)) and info.num_classes <= 2:
+        said = f"the label files hold only 0 and {white}: {mask_remedy(white, info)}"
+        if split == "train":
+            raise DatasetError(said)
+        warnings.append(said)  # a few images may show nothing of the one class, but void
     if (factor := common_factor(found)) > 1:
         warnings.append(
             f"the label values are multiples of {factor}, as if numbers had been stretched to be "

@@ -44,6 +44,16 @@ class LabelTable:
         return np.array([self.class_of.get(v, self.rest) for v in values.tolist()], np.int64)
 
 
+def count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The values present, ascending, and their pixels."""
+    if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
+        counts = np.bincount(values.ravel())
+        present = counts.nonzero()[0]
+        return present, counts[present]
+    present, counts = np.unique(values, return_counts=True)
+    return present.astype(np.int64), counts
+
+
 def is_color(key: int | str) -> bool:
     """Whether a key of `data.label_map` is a colour, as `#rrggbb`."""
     return isinstance(key, str) and _COLOR.fullmatch(key) is not None
@@ -73,7 +83,8 @@ def mapped_table(
     values = _raw_values([*rules], config)
     class_of = dict(zip(values, (class_of_name[new] for new in rules.values()), strict=True))
     rest = OUTSIDE if fill == OUTSIDE else class_of_name[fill]
-    missing = [name for k, name in enumerate(names) if k not in {rest, *class_of.values()}]
+    reached = {rest, *class_of.values()}
+    missing = [name for k, name in enumerate(names) if k not in reached]
     if missing:
         raise DatasetError(
             f"data.label_map maps no value to {', '.join(missing[:8])} of data.classes; map a "
