@@ -1,4 +1,4 @@
-"""The command line: `maskformer train | evaluate | predict | info | convert`.
+"""The command line: `maskformer init | train | evaluate | predict | info | convert`.
 
 Nothing here imports PyTorch, so help, mistakes and shell completion take no time. What a command
 does is in `maskformer.commands`, imported when it runs.
@@ -280,6 +280,22 @@ def info(
     from maskformer.commands.info import run
 
     run(recipe, (int(height), int(width)), title=config)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder with images and their labels.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The recipe to write; FOLDER's name.yaml unless given, - prints it."),
+    ] = None,
+) -> None:
+    """Look at a folder of images and labels and write a recipe for it: formats, classes, values,
+    split and sizes.
+    """
+    from maskformer.commands.init import run
+
+    run(folder, output)
 
 
 @app.command()
