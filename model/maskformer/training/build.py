@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
 from maskformer.config.schema import Config, TrainConfig
-from maskformer.data import build_dataset, check_splits
+from maskformer.data import DatasetInfo, build_dataset, check_splits
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import check_same_classes, class_change
 from maskformer.errors import CheckpointError, ConfigError
@@ -212,6 +212,7 @@ def build_data(
     accelerator.wait_for_everyone()
     config = _with_classes(config, len(train.info.classes))
     config = _with_steps(config, len(train), progress)
+    _check_best_metric(config, train.info)
     return TrainingData(train, val, config, accelerator, progress)
 
 
@@ -241,6 +242,15 @@ def _with_steps(config: Config, images: int, progress: Progress) -> Config:
             "learning rate never reaches train.lr; lower it"
         )
     return config.model_copy(update={"train": train})
+
+
+def _check_best_metric(config: Config, info: DatasetInfo) -> None:
+    """Refuses one of things, or of stuff, where the data has no such classes."""
+    metric = config.train.best_metric or ""
+    kinds = {"things": len(info.things), "stuff": info.num_classes - len(info.things)}
+    for kind, count in kinds.items():
+        if metric.endswith(f"_{kind}") and not count:
+            raise ConfigError(f"train.best_metric is {metric}, but no class of the data is {kind}")
 
 
 def _freeze(model: SegmentationModel, train: TrainConfig, progress: Progress) -> None:

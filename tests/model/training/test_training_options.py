@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
+from PIL import Image
 
 from maskformer import MaskFormer
 from maskformer.config.load import load_config, parse_config, to_yaml
@@ -292,6 +293,18 @@ class TestCheckpoints:
         overrides = [f"eval.{off}=false", f"eval.{on}=true", f"train.best_metric={metric}"]
         with pytest.raises(ConfigError, match=rf"{metric}, which is not measured: eval\.{off} is"):
             load_config("quickstart", overrides)
+
+    def test_a_metric_of_classes_that_are_not_there_is_refused(self, tmp_path: Path) -> None:
+        for kind in ("images", "labels"):
+            (tmp_path / kind).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / "images" / "a.jpg")
+        Image.new("L", (64, 64)).save(tmp_path / "labels" / "a.png")
+        split = {"images": "images", "labels": "labels"}
+        data = {"format": "folder", "root": str(tmp_path), "train": split, "val": split}
+        values = {**TINY, "data": {**data, "classes": ["a", "b"]}}
+        values["train"] = {**TINY["train"], "best_metric": "pq_things"}
+        with pytest.raises(ConfigError, match="pq_things, but no class of the data is things"):
+            build_trainer(parse_config(values), tmp_path / "run", cpu=True)
 
 
 class TestClassWeights:
