@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constrai
 STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
 BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test test-versions check format bench lock wheel clean
+.PHONY: train test test-versions check format docs bench lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -35,6 +35,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+docs: $(STAMP)
+	$(BIN)/python tools/recipe_page.py > docs/recipe.md
 
 bench: $(STAMP)
 	$(INSTALL) --no-build-isolation --editable '.[bench]'

@@ -9,21 +9,18 @@ The loss of the original and every gradient are compared first; a wrong result h
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from harness.command_line import EAGER
-from harness.memory import PAGES, peak_bytes
-from harness.report import RESULTS, show, write
+from harness.command_line import EAGER, chosen, command_line, parse
+from harness.memory import peak_bytes
+from harness.report import show, write
 from harness.timing import Row, interleaved, rows
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
@@ -250,29 +247,17 @@ def test_integrations(benchmark: Any, name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cases", nargs="*", default=[], help="first words of case names")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time a case")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--reuse-pages", action="store_true", help="a heap that keeps its pages")
-    parser.add_argument("--json", type=Path, help=f"where to write rows, for example in {RESULTS}")
-    arguments = parser.parse_args()
-    if arguments.reuse_pages and "GLIBC_TUNABLES" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PAGES})
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    arguments = parse(command_line((__doc__ or "").splitlines()[0]))
     result: list[StepRow] = []
-    for name in CASES:
-        if not arguments.cases or name.split()[0] in arguments.cases:
-            some = run(name, device, arguments.seconds)
-            show(some)
-            for row in some:
-                if row.peak >= 0:
-                    print(f"  {row.provider:<28} {row.peak / 1e6:9.1f} MB above the rest")
-            result += some
+    for name in chosen(CASES, arguments):
+        some = run(name, arguments.device, arguments.seconds)
+        show(some)
+        for row in some:
+            if row.peak >= 0:
+                print(f"  {row.provider:<28} {row.peak / 1e6:9.1f} MB above the rest")
+        result += some
     if arguments.json:
-        write(arguments.json, result, device)
+        write(arguments.json, result, arguments.device)
 
 
 if __name__ == "__main__":

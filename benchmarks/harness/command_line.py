@@ -120,24 +120,40 @@ def main(
     cases: Iterable[str] = CASES,
 ) -> None:
     """The command line of a benchmark."""
+    parser = command_line(description)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of eager as well")
+    arguments = parse(parser)
+    result: list[FusedRow] = []
+    for name in chosen(cases, arguments):
+        shown = run(name, arguments.device, arguments.seconds, arguments.compile)
+        show(shown)
+        result += shown
+    if arguments.json:
+        write(arguments.json, result, arguments.device)
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--cases", nargs="*", default=[], help="first words of case names")
     parser.add_argument("--seconds", type=float, default=10.0, help="time a case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="torch.compile of eager as well")
     parser.add_argument("--reuse-pages", action="store_true", help="a heap that keeps its pages")
     parser.add_argument("--json", type=Path, help=f"where to write rows, for example in {RESULTS}")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options as given; threads are set, and the process starts anew for another heap."""
     arguments = parser.parse_args()
     if arguments.reuse_pages and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PAGES})
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    result: list[FusedRow] = []
-    for name in cases:
-        if not arguments.cases or name.split()[0] in arguments.cases:
-            shown = run(name, device, arguments.seconds, arguments.compile)
-            show(shown)
-            result += shown
-    if arguments.json:
-        write(arguments.json, result, device)
+    return arguments
+
+
+def chosen(cases: Iterable[str], arguments: argparse.Namespace) -> list[str]:
+    """The cases that `--cases` names by their first words; all of them by default."""
+    return [c for c in cases if not arguments.cases or c.split()[0] in arguments.cases]

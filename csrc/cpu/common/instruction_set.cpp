@@ -9,7 +9,7 @@ namespace {
 
 InstructionSet detect() {
   InstructionSet best = InstructionSet::kBaseline;
-#ifdef MFK_X86_VARIANTS
+#if defined(MFK_HAS_AVX2) || defined(MFK_HAS_AVX512)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     best = InstructionSet::kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

@@ -45,14 +45,20 @@ struct PerType {
 }  // namespace mfk::cpu
 
 // Declares what <operation>/kernel.cpp defines, once for each instruction set; and the best one here.
-#ifdef MFK_X86_VARIANTS
 #define MFK_DECLARE_KERNEL(Kernel, operation) \
   extern const Kernel operation##_baseline;   \
   extern const Kernel operation##_avx2;       \
   extern const Kernel operation##_avx512
 #define MFK_BEST_KERNEL(operation) \
-  choose(operation##_baseline, operation##_avx2, operation##_avx512)
+  choose(operation##_baseline, MFK_AVX2_KERNEL(operation), MFK_AVX512_KERNEL(operation))
+
+#ifdef MFK_HAS_AVX2
+#define MFK_AVX2_KERNEL(operation) operation##_avx2
 #else
-#define MFK_DECLARE_KERNEL(Kernel, operation) extern const Kernel operation##_baseline
-#define MFK_BEST_KERNEL(operation) operation##_baseline
+#define MFK_AVX2_KERNEL(operation) operation##_baseline
+#endif
+#ifdef MFK_HAS_AVX512
+#define MFK_AVX512_KERNEL(operation) operation##_avx512
+#else
+#define MFK_AVX512_KERNEL(operation) MFK_AVX2_KERNEL(operation)
 #endif

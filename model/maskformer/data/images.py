@@ -13,10 +13,15 @@ from maskformer.config.schema import MAX_PIXELS
 from maskformer.data.image_files.opening import opened
 from maskformer.data.image_files.orientation import ImageFrame, load_as_stored, turn_image
 from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.label_files import (
+    Labels,
+    check_lossless,
+    color_values,
+    grey_values,
+    largest_sample,
+)
 from maskformer.errors import DatasetError
 from maskformer.system.text import escape
-
-Labels = NDArray[np.integer]
 
 
 def read_image(file: Path) -> Tensor:
@@ -32,27 +37,40 @@ def read_image(file: Path) -> Tensor:
 
 
 def read_labels(
-    file: Path, frame: ImageFrame | None = None, max_pixels: int = MAX_PIXELS
+    file: Path,
+    frame: ImageFrame | None = None,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    colors: bool = False,
 ) -> Labels:
-    """Reads a label file (8 or 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
 
     Args:
         frame: how the image lies whose labels they are.
         max_pixels: `data.max_pixels`.
+        colors: take colours for values: R << 16 | G << 8 | B, as in `#rrggbb`.
 
     Raises:
-        DatasetError: missing, broken, or coloured pixels instead of one value per pixel; or it is
-            open whether they lie as the image does, see `ImageFrame.turn_of_labels`.
+        DatasetError: missing, broken, compressed with loss, or coloured pixels instead of one value
+            per pixel; or it is open whether they lie as the image does, see
+            `ImageFrame.turn_of_labels`.
     """
     with opened(file, "label", max_pixels) as image:
-        image = _turned(image, file, frame)
-        if len(image.getbands()) != 1 or image.mode == "F":
-            raise DatasetError(
-                f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or "
-                "16 bit grey, or a palette); convert the colours to class numbers first"
-            )
-        values = np.asarray(image)
-        return values.astype(np.uint8) if values.dtype == np.bool_ else values
+        check_lossless(image, file)
+        largest = largest_sample(image)
+        pixels = _turned(image, file, frame)
+        return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
+
+
+def read_palette(file: Path) -> list[tuple[int, int, int]]:
+    """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
+
+    Raises:
+        DatasetError: missing or broken.
+    """
+    with opened(file, "label") as image:
+        channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
+        return list(zip(channels, channels, channels, strict=True))
 
 
 def read_segment_ids(
@@ -64,16 +82,18 @@ def read_segment_ids(
         frame, max_pixels: as in `read_labels`.
 
     Raises:
-        DatasetError: missing, broken or not a colour image, or as in `read_labels`.
+        DatasetError: missing, broken, compressed with loss or not a colour image, or as in
+            `read_labels`.
     """
     with opened(file, "panoptic", max_pixels) as image:
-        image = _turned(image, file, frame)
-        if image.mode not in ("RGB", "RGBA"):
+        check_lossless(image, file, "panoptic")
+        pixels = _turned(image, file, frame)
+        if pixels.mode not in ("RGB", "RGBA"):
             raise DatasetError(
-                f"panoptic file {file} has {image.mode} pixels, expected RGB with "
+                f"panoptic file {file} has {pixels.mode} pixels, expected RGB with "
                 "id = R + 256 G + 65536 B"
             )
-        return rgb_to_id(np.asarray(image)[..., :3])
+        return rgb_to_id(np.asarray(pixels)[..., :3])
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:

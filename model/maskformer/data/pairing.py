@@ -130,66 +130,110 @@ def labels_among(images: Path, labels: Path, label_suffix: str) -> Callable[[str
     return lambda name: name.startswith(start) and name.lower().endswith(end)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """An image and what belongs to it.
+
+    Attributes:
+        name: of the image, below its folder and without suffix.
+        image, labels: the files.
+        objects: the file that numbers its objects, if there is one.
+    """
+
+    name: str
+    image: Path
+    labels: Path
+    objects: Path | None = None
+
+
 class Pairs(NamedTuple):
     """Images and their label files.
 
     Attributes:
-        files: each image and its labels, in the order of their names.
-        names: of the images, relative to their folder, without suffix.
+        pairs: in the order of their names.
         notes: a line per folder of what is there and was not taken, and why.
     """
 
-    files: list[tuple[Path, Path]]
-    names: list[str]
+    pairs: list[Pair]
     notes: tuple[str, ...]
 
 
-def pair_files(
-    images: Path,
-    labels: Path,
-    split: str,
-    image_suffixes: Sequence[str],
-    label_suffix: str,
-    select: Callable[[str], bool] = lambda _: True,
-) -> Pairs:
-    """The images of a folder with the label files of the same names.
+@dataclass(frozen=True)
+class PairRules:
+    """Which names belong together.
 
-    Args:
+    Attributes:
         split: `train` or `val`, for the messages.
         image_suffixes: as `find_files` takes them.
-        label_suffix: replaces the suffix of an image.
-        select: tells by its name without suffix whether an image is wanted.
+        label_suffix: replaces the suffix of an image, to name its labels and objects.
+        skip: tells the names that are not wanted, by the whole name.
+        select: of the images that were found, those that are wanted.
+    """
+
+    split: str
+    image_suffixes: Sequence[str]
+    label_suffix: str
+    skip: Callable[[str], bool] = _nothing
+    select: Callable[[NamedFiles], dict[str, NamedFile]] = lambda found: found.files
+
+
+def pair_files(images: Path, labels: Path, rules: PairRules, objects: Path | None = None) -> Pairs:
+    """The images of a folder with the label files of the same names, and files of objects.
 
     Raises:
         DatasetError: as `find_files` does, or images that lack their label file.
     """
-    skip = labels_among(images, labels, label_suffix) if ANY in image_suffixes else _nothing
+    is_label: Callable[[str], bool] = _nothing
+    if ANY in rules.image_suffixes:
+        is_label = labels_among(images, labels, rules.label_suffix)
     found = find_files(
-        images, f"data.{split}.images", image_suffixes, "data.image_suffix", skip=skip
+        images,
+        f"data.{rules.split}.images",
+        rules.image_suffixes,
+        "data.image_suffix",
+        skip=lambda name: is_label(name) or rules.skip(name),
     )
-    wanted = {stem: image for stem, image in found.files.items() if select(image.stem)}
-    first = next(iter(found.files.values())).stem + label_suffix
+    wanted = rules.select(found)
+    label_of, notes = _match(found, wanted, labels, "labels", rules)
+    object_of: dict[str, Path] = {}
+    if objects is not None:
+        object_of, more = _match(found, wanted, objects, "objects", rules)
+        notes += more
+    if len(wanted) < len(found.files):
+        left = len(found.files) - len(wanted)
+        notes.insert(0, f"left out of {escape(images)}: {left:,} that the list does not name")
+    pairs = [
+        Pair(image.stem, images / image.name, label_of[stem], object_of.get(stem))
+        for stem, image in wanted.items()
+    ]
+    return Pairs(pairs, tuple(filter(None, [found.left_out(), *notes])))
+
+
+def _match(
+    found: NamedFiles, wanted: dict[str, NamedFile], folder: Path, key: str, rules: PairRules
+) -> tuple[dict[str, Path], list[str]]:
+    """The file of each wanted image in the folder of `labels` or of `objects`, and notes."""
+    suffix = rules.label_suffix
+    first = next(iter(found.files.values())).stem + suffix
     present = find_files(
-        labels, f"data.{split}.labels", [label_suffix], "data.label_suffix", looked_for=first
+        folder, f"data.{rules.split}.{key}", [suffix], "data.label_suffix", looked_for=first
     )
-    pairs = {image: _label_of(stem, image, present, label_suffix) for stem, image in wanted.items()}
-    missing = [image for image, label in pairs.items() if label is None]
+    files = {stem: _label_of(stem, image, present, suffix) for stem, image in wanted.items()}
+    missing = [wanted[stem] for stem, file in files.items() if file is None]
     if missing:
+        kind = "label file" if key == "labels" else "file of objects"
         raise DatasetError(
-            f"{split}: {len(missing)} of {len(wanted)} images have no label file; first: "
-            f"{escape(images / missing[0].name)}, expected "
-            f"{escape(labels / (missing[0].stem + label_suffix))}; add the label files, remove the "
-            "images, or let data.image_suffix say which type is an image"
+            f"{rules.split}: {len(missing)} of {len(wanted)} images have no {kind}; first: "
+            f"{escape(found.folder / missing[0].name)}, expected "
+            f"{escape(folder / (missing[0].stem + suffix))}; add the "
+            f"{'label files' if key == 'labels' else 'files'}, remove the images, or let "
+            "data.image_suffix say which type is an image"
         )
-    notes = [found.left_out(), present.left_out()]
+    notes = [present.left_out()]
     unused = [file.name for stem, file in present.files.items() if stem not in found.files]
     if unused:
-        notes.append(f"left out of {escape(labels)}: {count_names(unused, 'without an image')}")
-    return Pairs(
-        [(images / image.name, label) for image, label in pairs.items() if label is not None],
-        [image.stem for image in pairs],
-        tuple(filter(None, notes)),
-    )
+        notes.append(f"left out of {escape(folder)}: {count_names(unused, 'without an image')}")
+    return {stem: file for stem, file in files.items() if file is not None}, notes
 
 
 def _label_of(stem: str, image: NamedFile, labels: NamedFiles, label_suffix: str) -> Path | None:

@@ -28,6 +28,7 @@ class Sample:
         name: what messages and pictures call it.
         image_id: the data set's own number of the image, or else its name.
         file_name: of the image, relative to the data set's folder; empty where there is no file.
+        left_out: how many segments the annotation lists that have no pixel.
     """
 
     image: Tensor
@@ -37,6 +38,7 @@ class Sample:
     name: str
     image_id: int | str = ""
     file_name: str = ""
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         if self.image_id == "":

@@ -97,7 +97,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
     )
     longest = max(new_height, new_width)
     if max_side is not None and longest > max_side:
-        new_height, new_width = new_height * max_side / longest, new_width * max_side / longest
+        scale = max_side / longest  # a factor, as the authors round
+        new_height, new_width = new_height * scale, new_width * scale
     height_out, width_out = max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
     if height_out * width_out > MAX_PIXELS:
         raise DatasetError(

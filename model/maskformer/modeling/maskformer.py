@@ -54,3 +54,6 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         if with_mask_logits:
             outputs["mask_logits"] = mask_logits(outputs["mask_embed"], pixel_features)
         return outputs
+
+    def _class_entries(self) -> list[Tensor]:
+        return [*self.class_embed.parameters()]

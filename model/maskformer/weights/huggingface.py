@@ -246,7 +246,7 @@ def write(
         ValueError: `transformers` has no such model.
         OSError: the folder cannot be written.
     """
-    sizes = _check_expressible(config)
+    sizes = check_expressible(config)
     renamed = huggingface_names().to_theirs(weights)
     assert config.num_classes is not None
     renamed[_CLASS_WEIGHTS] = no_object_weights(config.num_classes)
@@ -311,7 +311,7 @@ def _read_backbone(values: Mapping[str, Any]) -> Any:
     )
 
 
-def _check_expressible(config: ModelConfig) -> Sizes:
+def check_expressible(config: ModelConfig) -> Sizes:
     """The backbone's sizes.
 
     Raises:

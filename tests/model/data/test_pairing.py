@@ -12,7 +12,7 @@ from PIL import Image
 from maskformer.config.schema import FolderConfig
 from maskformer.data import build_dataset
 from maskformer.data.datasets.folder import Folder
-from maskformer.data.pairing import pair_files
+from maskformer.data.pairing import PairRules, pair_files
 from maskformer.errors import DatasetError
 
 
@@ -25,15 +25,15 @@ def make(root: Path, *names: str) -> None:
 def pairs(
     root: Path, images: str = "images", labels: str = "labels", suffix: str = "*"
 ) -> list[str]:
-    found = pair_files(root / images, root / labels, "train", [suffix], ".png")
+    found = pair_files(root / images, root / labels, PairRules("train", [suffix], ".png"))
     return [
-        f"{image.relative_to(root / images)} {label.relative_to(root / labels)}"
-        for image, label in found.files
+        f"{pair.image.relative_to(root / images)} {pair.labels.relative_to(root / labels)}"
+        for pair in found.pairs
     ]
 
 
 def notes(root: Path) -> list[str]:
-    found = pair_files(root / "images", root / "labels", "train", ["*"], ".png")
+    found = pair_files(root / "images", root / "labels", PairRules("train", ["*"], ".png"))
     return [note.replace(f"{root}/", "") for note in found.notes]
 
 
@@ -99,10 +99,10 @@ def test_labels_beside_the_images(tmp_path: Path) -> None:
 def test_only_wanted_images_need_labels(tmp_path: Path) -> None:
     make(tmp_path, "images/a.jpg", "images/b.jpg", "labels/a.png")
     refused(tmp_path, "1 of 2 images have no label file; first: .*b.jpg, expected .*b.png; add")
-    found = pair_files(
-        tmp_path / "images", tmp_path / "labels", "val", ["*"], ".png", lambda stem: stem == "a"
-    )
-    assert found.names == ["a"]
+    rules = PairRules("val", ["*"], ".png", select=lambda found: {"a": found.files["a"]})
+    found = pair_files(tmp_path / "images", tmp_path / "labels", rules)
+    assert [pair.name for pair in found.pairs] == ["a"]
+    assert "1 that the list does not name" in found.notes[0]
 
 
 def test_parts_of_names_as_suffixes(tmp_path: Path) -> None:

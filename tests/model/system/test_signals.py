@@ -115,4 +115,7 @@ def test_output_to_a_closed_terminal_ends_nothing() -> None:
         os.close(terminal)
         assert b"ready" in os.read(ours, 100)
         os.close(ours)  # the system sends SIGHUP
-        assert process.wait(10) == 7
+        try:
+            assert process.wait(10) == 7
+        finally:
+            process.kill()

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from maskformer.config.schema import MAX_PIXELS
 from maskformer.errors import DatasetError
@@ -26,7 +26,7 @@ FILE_LIMIT = 1024**3
 
 
 @contextmanager
-def opened(file: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(file: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """An image, not yet loaded.
 
     Args:
@@ -70,7 +70,7 @@ class PixelLimitError(Exception):
         )
 
 
-def open_image(stream: BinaryIO, max_pixels: int) -> Image.Image:
+def open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
     """Pillow's image, not yet loaded.
 
     Raises:

@@ -1,0 +1,140 @@
+"""The keys of a recipe with their types and meanings, as the schema states them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from maskformer.config.schema import Config
+
+_TYPES = {
+    "boolean": "true or false",
+    "integer": "integer",
+    "null": "null",
+    "number": "number",
+    "object": "mapping",
+    "string": "text",
+}
+_LARGEST_SHOWN = 1000
+"""Bounds beyond this only keep absurd values out."""
+
+
+@dataclass(frozen=True)
+class RecipeKey:
+    """A key of a recipe.
+
+    Attributes:
+        name: dotted, as an override on the command line spells it.
+        type: what its values are, in words.
+        value: of the recipe, or the default, as YAML; empty where there is none.
+        meaning: one sentence or two.
+    """
+
+    name: str
+    type: str
+    value: str
+    meaning: str
+
+
+def recipe_keys(recipe: Config) -> list[RecipeKey]:
+    """All keys that a recipe can set, with its values; of unions, the variant that it chose."""
+    return list(_keys(recipe, ""))
+
+
+def section_keys(section: type[BaseModel]) -> list[RecipeKey]:
+    """The keys of one section with their defaults, without the sections inside."""
+    types = _types(section)
+    fields = section.model_fields
+    return [
+        RecipeKey(n, types[n], _default(fields[n].default), _one_line(fields[n].description))
+        for n in types
+    ]
+
+
+def _keys(section: BaseModel, prefix: str) -> Iterator[RecipeKey]:
+    types = _types(type(section))
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            text = _one_line(field.description)
+            yield RecipeKey(prefix + name, types[name], _yaml(values[name]), text)
+
+
+def _types(section: type[BaseModel]) -> dict[str, str]:
+    """In words, by name; without the keys that are sections themselves."""
+    schema = section.model_json_schema()
+    inner = schema.get("$defs", {})
+    return {
+        name: _type(node, inner)
+        for name, node in schema["properties"].items()
+        if not _is_section(node, inner)
+    }
+
+
+def _is_section(node: Mapping[str, Any], inner: Mapping[str, Any]) -> bool:
+    choices = node.get("oneOf", [node])
+    return all("properties" in _resolve(choice, inner) for choice in choices)
+
+
+def _resolve(node: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
+    return inner[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+
+def _type(node: Mapping[str, Any], inner: Mapping[str, Any]) -> str:
+    """The type of one key in words."""
+    node = _resolve(node, inner)
+    if "const" in node or "enum" in node:
+        return " or ".join(map(_yaml, node.get("enum", [node.get("const")])))
+    for union in ("anyOf", "oneOf"):
+        if union in node:
+            return " or ".join(dict.fromkeys(_type(choice, inner) for choice in node[union]))
+    kind = node.get("type")
+    if kind == "array":
+        entries = node.get("prefixItems")
+        if entries:
+            return f"list of {len(entries)}: {_type(entries[0], inner)}"
+        return f"list of {_type(node.get('items', {}), inner)}"
+    if kind == "object" and "properties" in node:
+        return "section"
+    if kind in ("integer", "number"):
+        return _TYPES[kind] + _bounds(node)
+    return "path" if node.get("format") == "path" else _TYPES.get(str(kind), "anything")
+
+
+def _bounds(node: Mapping[str, Any]) -> str:
+    low, above = node.get("minimum"), node.get("exclusiveMinimum")
+    high = node.get("maximum")
+    if low is not None and high is not None and high <= _LARGEST_SHOWN:
+        return f" in {low:g}..{high:g}"
+    text = ""
+    if low is not None and low >= 0:
+        text = f" ≥ {low:g}"
+    elif above is not None and above >= 0:
+        text = f" > {above:g}"
+    if high is not None and high <= _LARGEST_SHOWN:
+        text += f"{' and' if text else ''} ≤ {high:g}"
+    return text
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return ""
+    return _yaml(list(value) if isinstance(value, tuple) else value)
+
+
+def _yaml(value: Any) -> str:
+    """On one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 16, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
