@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,8 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
     missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
         remedy = f"set {key}, or take the entries out of the JSON"
-        if (folder.parent / missing[0]).is_file():  # labelme writes the folder into the name
+        # labelme writes the folder into the name. (`Path.is_file` raises for names that are too long.)
+        if os.path.isfile(folder.parent / missing[0]):  # noqa: PTH113
             remedy = f"names begin at {folder.parent}: set {key} to it"
         raise DatasetError(
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
