@@ -139,7 +139,7 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
     missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
         remedy = f"set {key}, or take the entries out of the JSON"
-        # labelme writes the folder into the name. (`Path.is_file` raises for names that are too long.)
+        # labelme writes the folder into the name. `Path.is_file` raises where names are too long.
         if os.path.isfile(folder.parent / missing[0]):  # noqa: PTH113
             remedy = f"names begin at {folder.parent}: set {key} to it"
         raise DatasetError(
