@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskformer.config.load import parse_config
-from maskformer.config.schema import FolderConfig
+from maskformer.config.schema import DataConfig, FolderConfig
 
 
 def columns(*values: Any, dtype: Any = np.uint8) -> NDArray[Any]:
@@ -31,8 +31,12 @@ def write_pair(
 
 def folder_config(root: Path, **settings: Any) -> FolderConfig:
     """`data` of a recipe as YAML would say it."""
-    split = {"images": "images", "labels": "labels"}
-    data = {"format": "folder", "root": str(root), "train": split, "val": split} | settings
-    config = parse_config({"data": data}).data
+    config = data_config("folder", root, {"images": "images", "labels": "labels"}, **settings)
     assert isinstance(config, FolderConfig)
     return config
+
+
+def data_config(form: str, root: Path, split: dict[str, str], **settings: Any) -> DataConfig:
+    """The same for any format; both splits are alike unless given."""
+    data = {"format": form, "root": str(root), "train": split, "val": split} | settings
+    return parse_config({"data": data}).data

@@ -16,11 +16,10 @@ from maskformer.system.writing import write_text
 
 def run(folder: Path, output: Path | None) -> None:
     """Writes a recipe for the data in `folder`; `output` is its file, `-` prints it."""
-    found = survey(folder.resolve())
-    file = output or Path(f"{found.root.name}.yaml")
+    file = output or Path(f"{folder.resolve().name}.yaml")
     if str(file) != "-" and file.exists():
         raise UsageError(f"{file} exists; name another file with --output, or remove it")
-    text = draft(found, gpu=torch.cuda.is_available())
+    text = draft(survey(folder.resolve()), gpu=torch.cuda.is_available())
     if str(file) == "-":
         sys.stdout.write(text)
         return

@@ -16,6 +16,7 @@ from pydantic import (
     PlainValidator,
     SerializerFunctionWrapHandler,
     Tag,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -423,10 +424,11 @@ def _check_class(value: Any) -> int | str | None:
     return _check_name(value)
 
 
+_ANY_TEXT = WithJsonSchema({"type": "string"})
 LabelMap = Annotated[
     dict[
-        Annotated[int | str, PlainValidator(_check_label)],
-        Annotated[int | str | None, PlainValidator(_check_class)],
+        Annotated[int | str, PlainValidator(_check_label), _ANY_TEXT],
+        Annotated[int | str | None, PlainValidator(_check_class), _ANY_TEXT],
     ],
     Field(min_length=1, max_length=MAX_CLASSES),
 ]
@@ -436,6 +438,15 @@ Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
 
 def _split_or_share(value: Any) -> str:
     return "(share)" if isinstance(value, int | float) else "(split)"
+
+
+class FilesSection(DataSection):
+    """Images that lie on the disk."""
+
+    root: DataRoot
+    """The data set's folder; the other paths are relative to it."""
+    seed: Integer = 0
+    """Of the choice where `val` is a share; names decide, whatever their order."""
 
 
 class FolderSplit(Section):
@@ -457,19 +468,15 @@ class FolderSplit(Section):
     """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
 
 
-class FolderConfig(DataSection):
+class FolderConfig(FilesSection):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
     """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
-    root: DataRoot
-    """The data set's folder; the other paths are relative to it."""
     train: FolderSplit
     """What is trained on."""
     val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
     """A split as `train`, or a share such as 0.1 of the images of `train`."""
-    seed: Integer = 0
-    """Of the choice where `val` is a share; names decide, whatever their order."""
     image_suffix: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
         "*",
     )
@@ -516,21 +523,17 @@ class CocoPanopticSplit(Section):
     """The JSON file with `images`, `annotations` and `categories`."""
 
 
-class CocoPanopticConfig(DataSection):
+class CocoPanopticConfig(FilesSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
     """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
-    root: DataRoot
-    """The data set's folder; the other paths are relative to it."""
     train: CocoPanopticSplit
     """What is trained on."""
     val: Annotated[
         Annotated[CocoPanopticSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
     ]
     """A split as `train`, or a share such as 0.1 of the images of `train`."""
-    seed: Integer = 0
-    """Of the choice where `val` is a share; names decide, whatever their order."""
     categories: Path | None = None
     """A categories JSON, for annotation files that carry none."""
     label_map: LabelMap | None = None
@@ -550,23 +553,19 @@ class CocoInstancesSplit(Section):
     """The JSON file with `images`, `annotations` and `categories`."""
 
 
-class CocoInstancesConfig(DataSection):
+class CocoInstancesConfig(FilesSection):
     """COCO instances format: images, and a JSON file of polygons or RLE masks per split. Where
     objects overlap, the one that the JSON lists later lies on top, and all lie over crowds.
     """
 
     format: Literal["coco_instances"] = "coco_instances"
     """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
-    root: DataRoot
-    """The data set's folder; the other paths are relative to it."""
     train: CocoInstancesSplit
     """What is trained on."""
     val: Annotated[
         Annotated[CocoInstancesSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
     ]
     """A split as `train`, or a share such as 0.1 of the images of `train`."""
-    seed: Integer = 0
-    """Of the choice where `val` is a share; names decide, whatever their order."""
     background: Name | None = "background"
     """The class (stuff) of pixels outside of all objects: a category of this name, spelt with or
     without underscores, or else a class of its own before the others. null makes them void.

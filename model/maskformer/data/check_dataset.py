@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from maskformer.config.schema import DataConfig, EvalConfig, FolderConfig, FolderSplit
 from maskformer.data.progress import track
-from maskformer.data.sample import Dataset, DatasetInfo
+from maskformer.data.sample import Dataset, DatasetInfo, evenly_spread
 from maskformer.errors import ConfigError, DatasetError, LabelValueError
 
 SHOWN = 5
@@ -101,7 +101,7 @@ def _read(dataset: Dataset, limit: int, title: str) -> _Look:
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     total = len(dataset)
-    indices = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int)).tolist()
+    indices = evenly_spread(total, limit)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looks = list(track(pool.map(partial(_look, dataset), indices), len(indices), title))
     errors = [look for look in looks if isinstance(look, DatasetError)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +124,11 @@ def keep_segments(segments: Tensor, keep: Tensor) -> Tensor:
 def segment_areas(segments: Tensor, count: int) -> Tensor:
     """Pixels per segment, `[count]` int64."""
     return torch.bincount(segments.flatten() + 1, minlength=count + 1)[1:]
+
+
+def evenly_spread(total: int, most: int) -> list[int]:
+    """Positions in 0..total-1, in order: all of them, or `most` from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int)).tolist()
 
 
 def check_index(index: int, length: int) -> int:

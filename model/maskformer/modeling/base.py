@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ GROWTH, SLACK = 4, 1 << 28
 """How much more memory a model may take than the weights that it is built for."""
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(nn.Module, ABC):
     """A backbone and a pixel decoder; subclasses add their head and `forward`.
 
     `class_names` are the names of the K classes where a checkpoint brought them, else None; they
@@ -184,9 +185,9 @@ class SegmentationModel(nn.Module):
         for entry in self._class_entries():
             entry[: len(order)] = entry[torch.as_tensor(order, device=entry.device)]
 
+    @abstractmethod
     def _class_entries(self) -> list[Tensor]:
         """The parameters whose first K rows belong to one class each."""
-        raise NotImplementedError
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""

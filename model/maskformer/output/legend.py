@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from maskformer.data.datasets.class_names import is_called
 from maskformer.data.palette import Color
 from maskformer.data.sample import DatasetInfo, segment_areas
 from maskformer.inference.segmentation import Segmentation
@@ -39,7 +40,7 @@ class Entry(NamedTuple):
 
 def is_background(name: str) -> bool:
     """Whether pixels of a class of this name are left as they are in pictures."""
-    return name.strip("_ ").lower() in BACKGROUND
+    return is_called(name, *BACKGROUND)
 
 
 def shows_nothing(segmentation: Segmentation, info: DatasetInfo) -> bool:

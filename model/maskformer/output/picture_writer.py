@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from torch import Tensor
 
@@ -39,15 +39,10 @@ class PictureWriter:
         self.config = config
         self._files: list[dict[str, str]] = []
 
-    def __enter__(self) -> PictureWriter:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Writes the list, after an interruption too: what it names is complete."""
         if self._files:
             write_json(self.folder / "files.json", self._files, indent=1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,15 +55,10 @@ class ResultWriter:
         self._instances: list[dict[str, Any]] | None = None
         self._has_classes = False
 
-    def __enter__(self) -> ResultWriter:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Writes the JSON files, after an interruption too: what they list is complete."""
         if self._has_classes:
             write_json(self.folder / "classes.json", categories(self.info), indent=1)

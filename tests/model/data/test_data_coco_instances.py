@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.label_folders import data_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskformer.config.load import parse_config
 from maskformer.config.schema import CocoInstancesConfig
 from maskformer.data import Dataset, build_dataset, check_dataset
 from maskformer.data.datasets.coco_masks import decode_segmentation
@@ -58,8 +58,7 @@ def root(tmp_path: Path) -> Path:
 
 def config(root: Path, **settings: Any) -> CocoInstancesConfig:
     split = {"images": ".", "annotations": "x.json"}
-    data = {"format": "coco_instances", "root": str(root), "train": split, "val": split} | settings
-    parsed = parse_config({"data": data}).data
+    parsed = data_config("coco_instances", root, split, **settings)
     assert isinstance(parsed, CocoInstancesConfig)
     return parsed
 

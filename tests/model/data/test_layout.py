@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from maskformer.cli import app
 from maskformer.config import Config, load_config
 from maskformer.data import build_dataset, check_dataset
+from maskformer.data.layout import coco_layout
 from maskformer.data.layout.survey import survey
 from maskformer.errors import DatasetError
 
@@ -118,6 +119,25 @@ def test_voc_with_objects_and_lists(tmp_path: Path) -> None:
     assert config.data.train.objects == Path("SegmentationObject")
     assert len(build_dataset(config.data, "train")) == 3
     assert build_dataset(config.data, "val")[0].name == "2007_3"
+
+
+def test_images_of_several_types_and_a_list_of_windows(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c.webp", "d.jpeg"):
+        image(tmp_path / f"set/img/{name}")
+        labels(tmp_path / f"set/mask/{name[0]}.png", (0, 1))
+    (tmp_path / "set/classes.txt").write_bytes("Straße\r\nGras\r\n".encode("utf-8-sig"))
+    data = recipe_for(tmp_path / "set").data
+    assert (data.image_suffix, data.classes) == (("*",), ("Straße", "Gras"))
+
+
+def test_one_json_per_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(60):
+        (tmp_path / f"{k}.json").write_text(json.dumps({"shapes": [], "imagePath": f"{k}.jpg"}))
+    read = []
+    monkeypatch.setattr(coco_layout, "_read", lambda file: read.append(file))
+    with pytest.raises(DatasetError):
+        survey(tmp_path)
+    assert len(read) == 1
 
 
 def test_numbers_with_gaps_become_a_map(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str
     return lines
 
 
-def is_background(name: str, background: str = BACKGROUND) -> bool:
-    """Whether a name means the background, spelt with or without underscores around it."""
-    return name.strip("_ ").casefold() == background.strip("_ ").casefold()
+def is_called(name: str, *words: str) -> bool:
+    """Whether a class has one of the names, spelt with or without underscores around it."""
+    return name.strip("_ ").casefold() in {word.strip("_ ").casefold() for word in words}
 
 
 def describe_classes(
@@ -82,7 +82,7 @@ def describe_classes(
         )
     things = config.things
     if config.train.objects is not None and not things:
-        things = tuple(name for name in names if not is_background(name))
+        things = tuple(name for name in names if not is_called(name, BACKGROUND))
     return DatasetInfo(
         classes=names,
         things=frozenset(names.index(name) for name in things),

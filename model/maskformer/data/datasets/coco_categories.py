@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskformer.config.schema import ANY
-from maskformer.data.datasets.class_names import is_background
+from maskformer.data.datasets.class_names import is_called
 from maskformer.data.datasets.coco_json import Category
 from maskformer.data.datasets.label_table import VOID, name_classes
 from maskformer.data.palette import palette
@@ -74,7 +74,7 @@ class Categories:
         """
         info = self.info
         for k, other in enumerate(info.classes):
-            if is_background(other, name):
+            if is_called(other, name):
                 return replace(self, info=replace(info, things=info.things - {k})), k
         number = 0 if 0 not in info.category_ids else max(info.category_ids) + 1
         colors = palette(info.num_classes + 1)

@@ -153,8 +153,12 @@ def _table(config: FolderConfig, pairs: Sequence[Pair], split: Split) -> LabelTa
 
 def _number_classes(config: FolderConfig, label_files: Sequence[Path]) -> tuple[str, ...]:
     """Names the classes by number, up to the largest value that any training label has."""
+
+    def values_of(file: Path) -> set[int]:
+        return {*count_values(read_labels(file, max_pixels=config.max_pixels))[0].tolist()}
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        scan = pool.map(lambda file: {*count_values(read_labels(file))[0].tolist()}, label_files)
+        scan = pool.map(values_of, label_files)
         found = set().union(*track(scan, len(label_files), "Counting classes"))
     folder = config.root / config.train.labels
     if white := white_of_masks(found):

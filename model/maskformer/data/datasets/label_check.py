@@ -6,12 +6,10 @@ from collections.abc import Collection, Sequence
 from math import gcd
 from pathlib import Path
 
-import numpy as np
-
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.label_table import count_values
 from maskformer.data.images import read_labels
-from maskformer.data.sample import DatasetInfo, Split
+from maskformer.data.sample import DatasetInfo, Split, evenly_spread
 from maskformer.errors import DatasetError
 
 SMALLEST_WHITE = 100
@@ -35,11 +33,11 @@ def suspicious_labels(
     """
     if config.label_map is not None:
         return []
-    chosen = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).round().astype(int))
     found: set[int] = set()
-    for index in chosen:
+    for index in evenly_spread(len(files), LOOKED_AT):
         try:
-            found |= {*count_values(read_labels(files[index]))[0].tolist()}
+            values = read_labels(files[index], max_pixels=config.max_pixels)
+            found |= {*count_values(values)[0].tolist()}
         except DatasetError:  # told by whoever reads the sample
             continue
     warnings = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskformer.system.documents import read_text
+from maskformer.system.reading import read_lines
 
 LIST_NAMES = (
     "classes.txt", "class_names.txt", "labels.txt", "label_names.txt", "categories.txt",
@@ -61,14 +61,13 @@ def _lists(root: Path, folder: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
     for place in [*places, root.parent]:
         for name in LIST_NAMES:
             try:
-                yield place / name, tuple(_names(read_text(place / name)))
+                yield place / name, tuple(_names(read_lines(place / name)))
             except (OSError, ValueError):
                 continue
 
 
-def _names(text: str) -> Iterator[str]:
+def _names(lines: Sequence[str]) -> Iterator[str]:
     """One per line, or the column `Name` of a table (as in ADE20K)."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and "\t" in lines[0] and "Name" in lines[0].split("\t"):
         yield from (row["Name"] for row in csv.DictReader(lines, delimiter="\t"))
     else:

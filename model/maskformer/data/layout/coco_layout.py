@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from maskformer.system.reading import read_json
 
 MAX_DEPTH = 3
 """Of the folders in which JSON files are looked for."""
+MAX_BESIDE = 50
+"""More JSON files in one folder are one per image, which are read in vain."""
 LOOKS = 20
 
 
@@ -39,6 +42,8 @@ class CocoFile:
 def coco_files(root: Path, folders: Folders, files: Sequence[str]) -> list[CocoFile]:
     """The JSON files below a folder that follow COCO's formats, with images beside them."""
     names = [n for n in files if n.lower().endswith(".json") and n.count("/") <= MAX_DEPTH]
+    beside = Counter(name.rpartition("/")[0] for name in names)
+    names = [name for name in names if beside[name.rpartition("/")[0]] <= MAX_BESIDE]
     contents = {name: _read(root / name) for name in names}
     lists = [
         name

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from maskformer.data.layout.classes import LabelMeaning
 from maskformer.data.layout.coco_layout import CocoFile
 from maskformer.data.layout.folder_layout import FolderLayout
 from maskformer.data.layout.pairs import Pair
 from maskformer.data.layout.survey import Survey
+from maskformer.system.documents import yaml_line
 from maskformer.system.text import escape
 
 SMALL, LARGE = "_small", "_r50"
@@ -47,14 +45,14 @@ def _data(found: Survey, base: str) -> Iterator[str]:
     yield "data:"
     if isinstance(layout, FolderLayout):
         yield "  format: folder"
-        yield f"  root: {_yaml(str(found.root))}"
+        yield f"  root: {yaml_line(str(found.root))}"
         yield from _folders(layout, found)
         if found.meaning is not None:
             yield from _labels(layout, found.meaning)
     else:
         train, val = layout
         yield f"  format: {train.kind}"
-        yield f"  root: {_yaml(str(found.root))}"
+        yield f"  root: {yaml_line(str(found.root))}"
         yield from _coco(train, val)
     yield from _sizes(found, base)
 
@@ -70,13 +68,13 @@ def _folders(layout: FolderLayout, found: Survey) -> Iterator[str]:
         yield f"  val: {_split(train, layout.objects[0], val_list)}"
     else:
         yield f"  val: {_share(found.images)}   # of the images above, which then train nothing"
-    yield f"  image_suffix: {_yaml(train.image_suffix)}"
-    yield f"  label_suffix: {_yaml(train.partner_suffix)}"
+    yield f"  image_suffix: {yaml_line(train.image_suffix)}"
+    yield f"  label_suffix: {yaml_line(train.partner_suffix)}"
 
 
 def _split(pair: Pair, objects: str | None, names: str | None) -> str:
     split = {"images": pair.images, "labels": pair.partners, "objects": objects, "list": names}
-    return _yaml({key: value for key, value in split.items() if value is not None})
+    return yaml_line({key: value for key, value in split.items() if value is not None})
 
 
 def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
@@ -84,13 +82,13 @@ def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
     yield f"  # Values in {layout.read} label files: {shown}"
     if meaning.label_map:
         yield "  label_map:   # value: class; null for pixels of no class. Give them your names."
-        yield from (f"    {value}: {_yaml(name)}" for value, name in meaning.label_map)
+        yield from (f"    {value}: {yaml_line(name)}" for value, name in meaning.label_map)
     else:
         yield f"  classes:   # {_origin(meaning)}"
-        yield from (f"    - {_yaml(name)}" for name in meaning.classes)
+        yield from (f"    - {yaml_line(name)}" for name in meaning.classes)
         yield f"  label_offset: {meaning.offset}   # class = value - label_offset"
     ignored = "values of pixels that belong to no class"
-    yield f"  ignore: {_yaml(list(meaning.ignore))}   # {ignored}"
+    yield f"  ignore: {yaml_line(list(meaning.ignore))}   # {ignored}"
 
 
 def _origin(meaning: LabelMeaning) -> str:
@@ -106,12 +104,12 @@ def _coco(train: CocoFile, val: CocoFile | None) -> Iterator[str]:
     else:
         yield f"  val: {_coco_split(val)}   # {val.count} images"
     if train.categories is not None:
-        yield f"  categories: {_yaml(train.categories)}"
+        yield f"  categories: {yaml_line(train.categories)}"
 
 
 def _coco_split(file: CocoFile) -> str:
     split = {"images": file.images, "panoptic": file.panoptic, "annotations": file.annotations}
-    return _yaml({key: value for key, value in split.items() if value})
+    return yaml_line({key: value for key, value in split.items() if value})
 
 
 def _share(images: int) -> float:
@@ -135,11 +133,3 @@ def _eval(found: Survey) -> Iterator[str]:
     if objects:
         yield "eval:"
         yield "  panoptic: true   # PQ: objects are told apart"
-
-
-def _yaml(value: Any) -> str:
-    """On one line."""
-    text = yaml.safe_dump(
-        value, default_flow_style=True, width=1 << 16, allow_unicode=True, sort_keys=False
-    )
-    return text.removesuffix("\n").removesuffix("\n...")

@@ -15,6 +15,7 @@ import numpy as np
 from maskformer.data.images import read_labels
 from maskformer.data.layout.pairs import LABEL_SUFFIXES, Folders, Pair, pairs
 from maskformer.data.progress import track
+from maskformer.data.sample import evenly_spread
 from maskformer.errors import DatasetError
 
 MAX_VALUES = 1000
@@ -89,7 +90,7 @@ def _holds_labels(root: Path, pair: Pair, folders: Folders) -> bool:
     splits = {_split_of(pair.images), _split_of(pair.partners)} - {None}
     if len(splits) > 1:
         return False
-    names = [n for n in folders[pair.images] if n.endswith(pair.image_suffix)][:LOOKS]
+    names = [name for name in folders[pair.images] if pair.has_image(name)][:LOOKS]
     return all(_few_values(root / pair.partners / pair.partner(name)) for name in names)
 
 
@@ -172,10 +173,9 @@ def _describe(
         for pair in (train, val)
         if pair is not None
         for name in folders[pair.images]
-        if name.endswith(pair.image_suffix)
+        if pair.has_image(name)
     ]
-    places = np.linspace(0, len(labels) - 1, min(READ, len(labels))).round().astype(int)
-    chosen = [labels[place] for place in np.unique(places)]
+    chosen = [labels[place] for place in evenly_spread(len(labels), READ)]
     values: set[int] = set()
     for file in track(chosen, len(chosen), "Reading labels"):
         values.update(np.unique(read_labels(file)).tolist())

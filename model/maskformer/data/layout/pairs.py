@@ -8,17 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-import numpy as np
+from maskformer.data.pairing import ANY, IMAGE_SUFFIXES
+from maskformer.data.sample import evenly_spread
 
-SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
-        *(".ppm", ".pgm", ".avif", ".jp2", ".qoi", ".tga"),
-    }
-)
-"""Of images and labels, in lower case."""
-LABEL_SUFFIXES = tuple(SUFFIXES - {".jpg", ".jpeg", ".avif", ".jp2"})
-"""Of formats that keep values."""
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".qoi", ".tga")
+"""Of formats that can keep values."""
 MAX_FOLDERS = 300
 SAMPLE = 20
 SHARE = 0.8
@@ -31,7 +25,8 @@ class Pair:
 
     Attributes:
         images, partners: the folders, relative to the data root.
-        image_suffix, partner_suffix: how names end, after what they share.
+        image_suffix, partner_suffix: how names end, after what they share; `"*"` is the type of an
+            image, whichever.
         count: images, about.
     """
 
@@ -41,8 +36,14 @@ class Pair:
     partner_suffix: str
     count: int
 
+    def has_image(self, name: str) -> bool:
+        """Whether a file in `images` is one of the images."""
+        return self.image_suffix == ANY or name.endswith(self.image_suffix)
+
     def partner(self, image: str) -> str:
         """The name of the file that belongs to an image, both relative to the folders."""
+        if self.image_suffix == ANY:
+            return PurePosixPath(image).with_suffix("").as_posix() + self.partner_suffix
         return image.removesuffix(self.image_suffix) + self.partner_suffix
 
 
@@ -59,7 +60,7 @@ def image_folders(files: Sequence[str]) -> Folders:
     folders: Folders = defaultdict(list)
     for file in files:
         path = PurePosixPath(file)
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         for parent in path.parents:
             folders[str(parent)].append(path.relative_to(parent).as_posix())
@@ -74,10 +75,13 @@ def pairs(folders: Folders) -> list[Pair]:
     partners = {folder: _by_stem(names) for folder, names in folders.items()}
     found = []
     for images, names in folders.items():
-        places = np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).round().astype(int)
-        sample = [names[place] for place in np.unique(places)]
+        sample = [names[place] for place in evenly_spread(len(names), SAMPLE)]
         for folder, stems in partners.items():
-            counts = Counter(match for name in sample for match in _matches(name, stems))
+            counts = Counter(
+                (_kind(image_suffix) if images != folder else image_suffix, suffix)
+                for name in sample
+                for image_suffix, suffix in _matches(name, stems)
+            )
             for (image_suffix, suffix), count in counts.items():
                 pair = Pair(images, folder, image_suffix, suffix, len(names))
                 if images != folder and count >= SHARE * len(sample):
@@ -87,6 +91,10 @@ def pairs(folders: Folders) -> list[Pair]:
                     if count >= max(SHARE * alike, (1 - SHARE) * len(sample)):
                         found.append(replace(pair, count=len(names) * alike // len(sample)))
     return found
+
+
+def _kind(suffix: str) -> str:
+    return ANY if suffix.lower() in IMAGE_SUFFIXES else suffix
 
 
 def _by_stem(names: Sequence[str]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from maskformer.data.layout.classes import LabelMeaning, read_meaning
 from maskformer.data.layout.coco_layout import CocoFile, coco_files, is_polygon_file
 from maskformer.data.layout.folder_layout import FolderLayout, common_folder, folder_layouts
 from maskformer.data.layout.pairs import Folders, image_folders
+from maskformer.data.sample import evenly_spread
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
 
@@ -71,7 +72,7 @@ def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Surv
 
 def _folder_survey(root: Path, layout: FolderLayout, folders: Folders) -> Survey:
     pair = layout.train
-    names = [name for name in folders[pair.images] if name.endswith(pair.image_suffix)]
+    names = [name for name in folders[pair.images] if pair.has_image(name)]
     meaning = read_meaning(root, pair.partners, layout.values)
     size = _median_size(root, [f"{pair.images}/{name}" for name in names])
     return Survey(root, layout, meaning, size, len(names))
@@ -102,7 +103,7 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
 
 def _median_size(root: Path, names: Sequence[str]) -> tuple[int, int]:
     """Height and width of the typical image."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).round().astype(int))
+    places = evenly_spread(len(names), SAMPLE)
     sizes = [read_image(root / names[place]).shape[-2:] for place in places]
     height, width = np.median(np.array(sizes), axis=0)
     return int(height), int(width)
