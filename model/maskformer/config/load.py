@@ -196,8 +196,11 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
         and isinstance(new, Mapping)
         and any(new.get(key, old.get(key)) != old.get(key) for key in _LISTING_CLASSES)
     ):
-        old.pop("colors", None)
-        old.pop("things", None)
+        for key in ("colors", "things"):
+            old.pop(key, None)
+        if new.get("classes", old.get("classes")) != old.get("classes"):
+            for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
+                old.pop(key, None)
         if new.get("label_map"):  # not merged key by key: another map is another list of classes
             old.pop("label_map", None)
         if isinstance(recipe.get("model"), dict):

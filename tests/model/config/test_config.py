@@ -136,7 +136,21 @@ class TestOtherClasses:
         assert config.data.colors is None
         assert config.data.things == ()
         assert config.model.num_classes is None
-        assert config.data.ignore == (11,)
+
+    def test_raw_values_of_the_old_labels_are_left_behind(self, tmp_path: Path) -> None:
+        """Void of other labels would otherwise leave out a class without a word."""
+        for base, given, offset, ignore in (
+            ("camvid", "classes: [a, b]", 0, (255,)),
+            ("ade20k/r50", "classes: [a, b]", 0, (255,)),
+            ("ade20k/r50", "classes: [a, b], ignore: 7, label_offset: 1", 1, (7,)),
+            ("camvid", "root: mine", 0, (11,)),
+            ("camvid", "label_map: {0: a, 1: b, 2: b}, classes: null, ignore: 3", 0, (3,)),
+        ):
+            file = tmp_path / "mine.yaml"
+            file.write_text(f"base: {base}\ndata: {{{given}}}\n")
+            data = load_config(file).data
+            assert isinstance(data, FolderConfig)
+            assert (data.label_offset, data.ignore) == (offset, ignore)
 
     def test_overrides_in_any_order(self) -> None:
         colors = "data.colors=[[1, 2, 3], [4, 5, 6]]"

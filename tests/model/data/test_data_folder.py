@@ -335,7 +335,7 @@ def test_the_doctor_warns(tmp_path):
 def test_classes_that_only_one_split_shows(tmp_path):
     for split, values in (("train", (0, 1)), ("val", (0, 2))):
         (tmp_path / split).mkdir()
-        write(tmp_path / split, "a", grid(*values))
+        write(tmp_path / split, f"of {split}", grid(*values))
     splits = {s: {"images": f"{s}/images", "labels": f"{s}/labels"} for s in ("train", "val")}
     settings = config(tmp_path, **splits)
     train, val = (build_dataset(settings, split) for split in ("train", "val"))
