@@ -225,3 +225,9 @@ def test_real_folders(real_data: Path, tmp_path: Path, name: str) -> None:
     config = load_config(file)
     for split in ("train", "val"):
         check_dataset(build_dataset(config.data, split), limit=20)
+    if name == "camvid":  # as the others, but ten seconds of images
+        return
+    drawn = tmp_path / "checks"
+    result = CliRunner().invoke(app, ["data", "check", "-c", str(file), "--output", str(drawn)])
+    assert result.exit_code == 0, result.output
+    assert {folder.name for folder in drawn.iterdir()} == {"train", "val"}
