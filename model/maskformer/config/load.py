@@ -37,6 +37,8 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for section in get_args(get_args(union)[0])
 }
 """Sections by the tag that tells them apart, such as `folder`."""
+_TAGS = {"format": None, "kind": "semantic"}
+"""Keys that tell such sections apart, and what they are where they are left out."""
 _LISTING_CLASSES = ("format", "classes", "label_map")
 """Keys of `data` that make another list of classes."""
 
@@ -198,11 +200,11 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
     ):
         for key in ("colors", "things"):
             old.pop(key, None)
-        if new.get("classes", old.get("classes")) != old.get("classes"):
-            for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
-                old.pop(key, None)
         if new.get("label_map"):  # not merged key by key: another map is another list of classes
             old.pop("label_map", None)
+        elif new.get("classes", old.get("classes")) != old.get("classes"):
+            for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
+                old.pop(key, None)
         if isinstance(recipe.get("model"), dict):
             recipe["model"].pop("num_classes", None)
     _merge(recipe, values)
@@ -219,7 +221,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
         old = into.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
             into[key] = value
-        elif any(tag in value and value[tag] != old.get(tag) for tag in ("format", "kind")):
+        elif any(t in value and value[t] != old.get(t, usual) for t, usual in _TAGS.items()):
             into[key] = dict(value)
         else:
             _merge(old, value)
@@ -255,11 +257,23 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             lines.append(f"{name}: unknown key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            lines.append(f"{name}.{_explain_tag(item['ctx'])}")
         elif item["type"] == "value_error":  # a section's own check; its input would say too much
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
             lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
     return "config: " + joined(lines, len(found))
+
+
+def _explain_tag(context: Mapping[str, Any]) -> str:
+    """What a key may be that tells sections apart, such as `data.format`."""
+    key = context["discriminator"].strip("'")
+    valid = [name for name, section in _VARIANTS.items() if key in section.model_fields]
+    text = f"{key}: expected one of {', '.join(valid)}"
+    if "tag" not in context:
+        return f"{text}; it is missing"
+    return f"{text}, got {shown(context['tag'])}{_nearest(context['tag'], valid)}"
 
 
 def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:

@@ -357,6 +357,12 @@ class DataSection(Section):
     max_pixels: PositiveInt = MAX_PIXELS
     """Larger images are refused; raise it only for files that can be trusted."""
 
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _usual_kind(cls, value: Any) -> Any:
+        """One value of it given on the command line needs no kind."""
+        return {"kind": "semantic", **value} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _check_values(self) -> Self:
         if self.value_range is not None and self.percentiles is not None:

@@ -17,6 +17,7 @@ LABELS_READ = 100
 """Label files that the quick form reads for the sake of their raw values."""
 LISTED = 50
 """Problems of a split that are told one by one where all of its images are read."""
+FILES = 10
 VOID_SHARE = 0.5
 
 
@@ -173,8 +174,8 @@ def _files_of_values(look: Look) -> list[str]:
     files = [escape(error.file) for error in look.errors if isinstance(error, LabelValueError)]
     if len(files) < 2:
         return []
-    more = f" and {len(files) - LISTED} more" if len(files) > LISTED else ""
-    return [f"the label files with these values are {', '.join(files[:LISTED])}{more}"]
+    more = f" and {len(files) - FILES} more" if len(files) > FILES else ""
+    return [f"the label files with these values are {', '.join(files[:FILES])}{more}"]
 
 
 def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:
@@ -184,10 +185,10 @@ def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:
     if look.left_out:
         warnings.append(f"listed segments without a pixel were left out: {look.left_out}")
     void = pixels[-1] / pixels.sum()
+    in_files = find is not None  # and not in a JSON
     if void > VOID_SHARE:
-        warnings.append(
-            f"{void:.0%} of the pixels are void; check data.ignore and data.label_offset"
-        )
+        settings = "data.ignore and data.label_offset" if in_files else "data.label_map"
+        warnings.append(f"{void:.0%} of the pixels are void; check {settings}")
     absent = [name for name, count in zip(info.classes, pixels[:-1], strict=True) if count == 0]
     if info.num_classes == 1 and not info.things:
         warnings.append(
@@ -195,10 +196,8 @@ def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:
             "pixels a class too, such as background"
         )
     elif len(absent) >= info.num_classes - 1 and info.num_classes > 1:
-        warnings.append(
-            "at most one class occurs in the labels; check data.ignore, data.label_offset and "
-            "data.label_map"
-        )
+        settings = "data.ignore, data.label_offset and " if in_files else ""
+        warnings.append(f"at most one class occurs in the labels; check {settings}data.label_map")
     elif absent and look.complete:
         warnings.append(
             f"{len(absent)} of {info.num_classes} classes never occur: {_listing(absent)}"

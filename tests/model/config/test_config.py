@@ -78,7 +78,7 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
         ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
         ("train.lr=.nan", r"train\.lr: "),
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'"),
-        ("data.format=videos", r"data: .*'shapes', 'folder', 'coco_panoptic'"),
+        ("data.format=videos", r"data\.format: .* shapes, folder, coco_panoptic, .*'videos'"),
         ("data.format=folder", r"data\.root: missing"),
         ("train.steps", "key=value"),
     ],
@@ -97,6 +97,33 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 def test_a_damaged_file_is_named(recipe: Path, text: str) -> None:
     recipe.write_text(text)
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        load_config(recipe)
+
+
+def test_an_augmentation_without_a_kind_is_semantic(recipe: Path) -> None:
+    config = load_config(recipe, ["data.augmentation.crop=[64, 32]"])
+    assert config.data.augmentation.kind == "semantic"
+    recipe.write_text("data: {format: shapes, augmentation: {crop: [64, 32]}}\n")
+    assert load_config(recipe) == config
+    assert load_config(recipe, ["data.augmentation.kind=semantic"]) == config
+    other = load_config(recipe, ["data.augmentation.kind=panoptic"]).data.augmentation
+    assert other.kind == "panoptic"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {root: x}", r"data\.format: expected one of .*folder.*; it is missing$"),
+        ("data: {format: fodler}", r"data\.format: .*, got 'fodler'; did you mean 'folder'\?$"),
+        (
+            "data: {format: shapes, augmentation: {kind: 7}}",
+            r"data\.augmentation\.kind: .*got '7'$",
+        ),
+    ],
+)
+def test_which_section_is_open(recipe: Path, text: str, said: str) -> None:
+    recipe.write_text(f"{text}\n")
+    with pytest.raises(ConfigError, match=said):
         load_config(recipe)
 
 
@@ -144,7 +171,8 @@ class TestOtherClasses:
             ("ade20k/r50", "classes: [a, b]", 0, (255,)),
             ("ade20k/r50", "classes: [a, b], ignore: 7, label_offset: 1", 1, (7,)),
             ("camvid", "root: mine", 0, (11,)),
-            ("camvid", "label_map: {0: a, 1: b, 2: b}, classes: null, ignore: 3", 0, (3,)),
+            ("camvid", "label_map: {0: a, 1: b, 2: b}", 0, (11,)),  # raw values of these labels
+            ("camvid", "label_map: {0: a, 1: b, 2: b}, classes: [b, a]", 0, (11,)),
         ):
             file = tmp_path / "mine.yaml"
             file.write_text(f"base: {base}\ndata: {{{given}}}\n")
