@@ -7,7 +7,7 @@ Unknown keys and wrong types are refused with the nearest valid name, before any
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from maskformer.config.recipes import CONFIG_FOLDER, config_names
 from maskformer.config.schema import Augmentation, Config, DataConfig, ModelConfig
-from maskformer.config.synonyms import meant_key
+from maskformer.config.synonyms import keys_called, meant_key, meant_option
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
@@ -29,6 +29,7 @@ from maskformer.system.documents import (
 from maskformer.system.version import mark
 
 _MAX_BASES = 16
+_FEW = 3
 _LISTED = 10
 _MAX_NAME = 200
 _VARIANTS: dict[str, type[BaseModel]] = {
@@ -193,21 +194,35 @@ def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
         for key in {"steps", "epochs"} - length:
             _section(recipe, "train").pop(key, None)
     old, new = recipe.get("data"), values.get("data")
-    if (
-        isinstance(old, dict)
-        and isinstance(new, Mapping)
-        and any(new.get(key, old.get(key)) != old.get(key) for key in _LISTING_CLASSES)
-    ):
-        for key in ("colors", "things"):
-            old.pop(key, None)
-        if new.get("label_map"):  # not merged key by key: another map is another list of classes
-            old.pop("label_map", None)
-        elif new.get("classes", old.get("classes")) != old.get("classes"):
-            for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
-                old.pop(key, None)
-        if isinstance(recipe.get("model"), dict):
-            recipe["model"].pop("num_classes", None)
+    if isinstance(old, dict) and isinstance(new, Mapping) and _leave_classes_behind(old, new):
+        _section(recipe, "model").pop("num_classes", None)
     _merge(recipe, values)
+
+
+def _leave_classes_behind(old: dict[str, Any], new: Mapping[str, Any]) -> bool:
+    """Takes out of a base's `data` what belongs to its classes, if the values make others."""
+    if all(new.get(key, old.get(key)) == old.get(key) for key in _LISTING_CLASSES):
+        return False
+    old.pop("colors", None)
+    old.pop("things", None)
+    label_map = new.get("label_map")
+    if isinstance(label_map, Mapping):
+        # Not merged key by key: another map is another list of classes.
+        mapped_before = old.pop("label_map", None) is not None
+        if "classes" not in new and _names_others(label_map, old.get("classes")):
+            classes = old.pop("classes")
+            if not mapped_before:  # they are what the map begins with
+                old.setdefault("label_names", classes)
+    elif new.get("classes", old.get("classes")) != old.get("classes"):
+        for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
+            old.pop(key, None)
+    return True
+
+
+def _names_others(label_map: Mapping[Any, Any], classes: Any) -> bool:
+    """Whether the names that a map leads to are not those of a list of classes."""
+    wanted = {name for name in label_map.values() if isinstance(name, str) and name != "ignore"}
+    return bool(wanted and classes) and not (isinstance(classes, list) and wanted == {*classes})
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -249,14 +264,11 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         path, valid = _locate(item["loc"], root)
         name = one_line(".".join(path)) or "the recipe"
         if item["type"] == "extra_forbidden":
-            hint = (
-                _did_you_mean(meant_key(path))
-                or _nearest(path[-1], valid)
-                or f"; valid here: {', '.join(valid)}"
-            )
-            lines.append(f"{name}: unknown key{hint}")
+            lines.append(f"{name}: unknown key{_hint(path, valid)}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            lines.append(f"{name}: {_explain_section(path, root)}, got {shown(item['input'])}")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"{name}.{_explain_tag(item['ctx'])}")
         elif item["type"] == "value_error":  # a section's own check; its input would say too much
@@ -264,6 +276,29 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         else:
             lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
     return "config: " + joined(lines, len(found))
+
+
+def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
+    """What an unknown key may have been meant to be."""
+    option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
+    if key := meant_key(path):
+        return _did_you_mean(key)
+    if option is not None:
+        return f"; that is said on the command line: {option}"
+    if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+
+
+def _explain_section(path: Sequence[str], root: type[BaseModel]) -> str:
+    """What is expected where something else came than a mapping."""
+    section: type[BaseModel] | None = root
+    for part in path:
+        field = section.model_fields.get(part) if section is not None else None
+        section = _section_in(field.annotation) if field is not None else None
+    if section is None:
+        return "expected a section"
+    return f"expected a section, with {'.'.join(path)}.{next(iter(section.model_fields))} and more"
 
 
 def _explain_tag(context: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("train --lr 0.1", 2, "KEY=VALUE, without dashes: train.lr=0.1\n"),
         ("train --batch-size=8", 2, "dashes: train.batch_size=8 or eval.batch_size=8\n"),
         ("train --train.lr 3", 2, "dashes: train.lr=3\n"),
+        ("train --learning-rate 1", 2, "dashes: train.lr=1\n"),
         ("train --crop", 2, "dashes: data.augmentation.crop=...\n"),
         ("train --querys 5 --cpu", 2, "dashes: model.decoder.queries=5\n"),
         ("train", 2, "--config is needed"),

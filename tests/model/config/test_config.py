@@ -7,7 +7,7 @@ import yaml
 
 from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
 from maskformer.config.recipes import config_names
-from maskformer.config.schema import Config, FolderConfig
+from maskformer.config.schema import Config, FolderConfig, SemanticAugmentation
 from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
@@ -110,6 +110,30 @@ def test_an_augmentation_without_a_kind_is_semantic(recipe: Path) -> None:
     assert other.kind == "panoptic"
 
 
+def test_one_number_is_a_square(recipe: Path) -> None:
+    augmentation = load_config(recipe, ["data.augmentation.crop=64"]).data.augmentation
+    assert isinstance(augmentation, SemanticAugmentation)
+    assert augmentation.crop == (64, 64)
+    with pytest.raises(ConfigError, match=r"data\.augmentation\.crop: .*got True"):
+        load_config(recipe, ["data.augmentation.crop=true"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "model.backbone=resnet34",
+            r"a section, with model\.backbone\.name and more, got 'resnet34'",
+        ),
+        ("train=5", r"train: expected a section, with train\.steps and more, got 5"),
+        ("data=7", r"data: expected a section, got 7"),
+    ],
+)
+def test_a_section_is_no_value(recipe: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(recipe, [override])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -179,6 +203,38 @@ class TestOtherClasses:
             data = load_config(file).data
             assert isinstance(data, FolderConfig)
             assert (data.label_offset, data.ignore) == (offset, ignore)
+
+    @pytest.mark.parametrize(
+        ("label_map", "classes", "names"),
+        [
+            ("{0: sky, 1: rest, '*': null}", None, 11),
+            ("{car: vehicle, '*': null}", None, 11),
+            ("{8: car, '*': ignore}", None, 11),
+            ("{8: 0, '*': null}", 11, None),  # numbers count in the list
+            ("{'*': null}", 11, None),
+        ],
+    )
+    def test_a_map_of_other_classes(
+        self, label_map: str, classes: int | None, names: int | None
+    ) -> None:
+        """The base's classes become the names of what is mapped."""
+        data = load_config("camvid", [f"data.label_map={label_map}"]).data
+        assert isinstance(data, FolderConfig)
+        assert (data.classes and len(data.classes)) == classes  # type: ignore[arg-type]
+        assert (data.label_names and len(data.label_names)) == names  # type: ignore[arg-type]
+
+    def test_a_map_in_place_of_a_map(self, tmp_path: Path) -> None:
+        (tmp_path / "base.yaml").write_text(
+            "base: camvid\ndata: {classes: [a, b], label_map: {0: a, '*': b}}\n"
+        )
+        (tmp_path / "mine.yaml").write_text("base: base.yaml\ndata: {label_map: {0: c, 1: b}}\n")
+        data = load_config(tmp_path / "mine.yaml").data
+        assert isinstance(data, FolderConfig)
+        assert (data.classes, data.label_map) == (None, {0: "c", 1: "b"})
+        assert data.label_names is None  # nobody said how the raw values are called
+        data = load_config(tmp_path / "base.yaml", ["data.label_map={0: b, 1: a}"]).data
+        assert isinstance(data, FolderConfig)
+        assert data.classes == ("a", "b")
 
     def test_overrides_in_any_order(self) -> None:
         colors = "data.colors=[[1, 2, 3], [4, 5, 6]]"
