@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 from maskformer.config.schema import DataConfig, EvalConfig, FolderConfig, FolderSplit
 from maskformer.data.inspection.look import Look, look_at
+from maskformer.data.inspection.problems import all_problems, refuse
 from maskformer.data.inspection.shared_images import shared_images
 from maskformer.data.sample import Dataset, DatasetInfo, Split
-from maskformer.errors import ConfigError, DatasetError, LabelValueError
+from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.text import escape
 
 SHOWN = 5
 LABELS_READ = 100
 """Label files that the quick form reads for the sake of their raw values."""
-LISTED = 50
-"""Problems of a split that are told one by one where all of its images are read."""
-FILES = 10
 VOID_SHARE = 0.5
 
 
@@ -53,7 +51,7 @@ def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking 
         DatasetError: what is wrong, with the files, the likely cause and the setting to change.
     """
     look = look_at(dataset, limit, title)
-    _refuse(dataset, look)
+    refuse(dataset, look)
     return _warnings(dataset, look, min(limit, LABELS_READ))
 
 
@@ -72,7 +70,7 @@ def check_splits(train: Dataset, val: Dataset, *, limit: int = 500) -> list[str]
     splits: dict[Split, Dataset] = {"train": train, "val": val}
     for split, dataset in splits.items():
         looks[split] = look_at(dataset, limit, f"Checking {split} data")
-        _refuse(dataset, looks[split])
+        refuse(dataset, looks[split])
         found = _warnings(dataset, looks[split], min(limit, LABELS_READ))
         warnings += [f"{split} data: {text}" for text in found]
     return [*warnings, *_warnings_of_both(splits, looks, limit)]
@@ -89,7 +87,7 @@ def find_everything(splits: Mapping[Split, Dataset]) -> Findings:
     for split, dataset in splits.items():
         look = look_at(dataset, len(dataset), f"Checking {split} data")
         found.looks[split] = look
-        lines = [*_problems(dataset, look, LISTED), *_files_of_values(look)]
+        lines = all_problems(dataset, look)
         try:
             warnings = _warnings(dataset, look, len(dataset)) if len(look.indices) else []
         except DatasetError as error:
@@ -147,35 +145,6 @@ def _only_in(look: Look, other: Look, info: DatasetInfo) -> list[str]:
         return []
     only = (look.pixels[:-1] > 0) & (other.pixels[:-1] == 0)
     return [name for name, missing in zip(info.classes, only, strict=True) if missing]
-
-
-def _refuse(dataset: Dataset, look: Look) -> None:
-    lines = _problems(dataset, look, SHOWN)
-    if len(look.errors) > 1:
-        count = f"{len(look.errors)} of the {look.looked_at} images looked at"
-        lines.insert(0, f"{count} cannot be used:")
-    if lines:
-        raise DatasetError("\n".join(lines))
-
-
-def _problems(dataset: Dataset, look: Look, most: int) -> list[str]:
-    """Why images cannot be used; what many of them have in common once."""
-    values = [error for error in look.errors if isinstance(error, LabelValueError)]
-    lines = [str(error) for error in look.errors if not isinstance(error, LabelValueError)]
-    explain: Callable[[Sequence[LabelValueError]], str] | None = getattr(dataset, "explain", None)
-    if values and explain is not None:
-        lines.insert(0, explain(values))
-    more = len(lines) - most
-    return [*lines[:most], f"and {more} more"] if more > 0 else lines
-
-
-def _files_of_values(look: Look) -> list[str]:
-    """Names the label files whose values were explained together."""
-    files = [escape(error.file) for error in look.errors if isinstance(error, LabelValueError)]
-    if len(files) < 2:
-        return []
-    more = f" and {len(files) - FILES} more" if len(files) > FILES else ""
-    return [f"the label files with these values are {', '.join(files[:FILES])}{more}"]
 
 
 def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:

@@ -132,11 +132,24 @@ def test_all_problems_are_listed(run: Run, root: Path) -> None:
     assert "error: train data: image file" in out
     assert f"error: train data: label file {root}/train/labels/b.png is 3x2 pixels" in out
     assert "error: val data: 2 label files have the values 7 (2 pixels), 9 (2 pixels)" in out
-    assert f"these values are {root}/val/labels/x.png, {root}/val/labels/y.png\n" in out
+    assert out.count("holds for 1 other: y.jpg\n") == 1
     assert "never occur" not in out  # not all was seen
     assert out.endswith(
-        "Training would refuse this data: 4 problems and no warnings, listed above.\n"
+        "Training would refuse this data: 3 problems and no warnings, listed above.\n"
     )
+
+
+def test_what_many_files_have_in_common_is_said_once(run: Run, root: Path) -> None:
+    for number in range(13):
+        write_pair(root / "val", f"n{number:02}", columns(*range(3)))
+        size = (4 + number, 2)  # the message differs in figures, too
+        Image.new("L", size).save(root / "val" / "labels" / f"n{number:02}.png")
+    code, out, _ = run("data", "check", "--config", recipe(root))
+    assert code == 1
+    (line,) = (line for line in out.splitlines() if line.startswith("error: "))
+    assert f"{root}/val/labels/n00.png is 4x2 pixels" in line
+    assert "the same holds for 12 others: n01.jpg, n02.jpg, " in line
+    assert line.endswith(", n10.jpg and 2 more")
 
 
 def test_a_split_that_cannot_be_read_hides_nothing_of_the_other(run: Run, root: Path) -> None:

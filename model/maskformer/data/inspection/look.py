@@ -28,7 +28,7 @@ class Look:
         segments: per class, crowds not counted, `[K]`.
         sizes: how many images there are of each `(height, width)`.
         left_out: listed segments without a pixel.
-        errors: why the other images cannot be used.
+        errors: why the other images cannot be used, by index.
         complete: all images were read.
     """
 
@@ -38,7 +38,7 @@ class Look:
     segments: NDArray[np.int64]
     sizes: Counter[tuple[int, int]]
     left_out: int
-    errors: tuple[DatasetError, ...]
+    errors: dict[int, DatasetError]
     complete: bool
 
     @property
@@ -88,13 +88,14 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
     total, classes = len(dataset), dataset.info.num_classes
     indices = evenly_spread(total, limit)
     pixels, segments = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64)
-    usable, present, errors, left_out = [], [], [], 0
+    usable, present, left_out = [], [], 0
+    errors: dict[int, DatasetError] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looks = track(pool.map(partial(_see, dataset), indices), len(indices), title)
         for index, seen in zip(indices, looks, strict=True):
             if isinstance(seen, DatasetError):
-                errors.append(seen)
+                errors[index] = seen
                 continue
             usable.append(index)
             present.append(seen.pixels[:-1] > 0)
@@ -109,7 +110,7 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
         segments,
         sizes,
         left_out,
-        tuple(errors),
+        errors,
         complete=len(usable) == total,
     )
 
