@@ -249,7 +249,7 @@ def test_coloured_labels(tmp_path):
         (
             (0, 3),
             {},
-            r"3 \(12 pixels\), outside the 3 classes .*ignore: \[3, 255\]; or 0 means .* lacks the last",
+            r"3 \(12 pixels\), outside the 3 classes .*: \[3, 255\]; or 0 means .* lacks the last",
         ),
         ((1, 2, 3), {}, "classes count from 1: set data.label_offset: 1"),
         ((0, 255), {"ignore": ()}, r"stands for void: add it to data.ignore: \[255\]"),
