@@ -133,8 +133,12 @@ def _find(name_or_file: str) -> Path:
     for file in (Path(name_or_file), named):
         if file.is_file():
             return file
-    names = config_names()
-    hint = nearest(name_or_file, names) or f"; recipes: {', '.join(names)}"
+    names, recipes = config_names(), f"; recipes: {', '.join(config_names())}"
+    if Path(name_or_file).suffix in (".yaml", ".yml"):  # so it is a file that is meant
+        folder = Path(name_or_file).parent
+        names = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
+        recipes = "; maskformer init FOLDER writes one for your images and labels"
+    hint = nearest(name_or_file, names) or recipes
     raise ConfigError(f"config: no recipe or file named '{one_line(name_or_file)}'{hint}")
 
 

@@ -151,6 +151,15 @@ def test_which_section_is_open(recipe: Path, text: str, said: str) -> None:
         load_config(recipe)
 
 
+def test_a_file_that_is_not_there(recipe: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"named '.*/recip\.yaml'; did you mean '.*/recipe\.yaml'"
+    ):
+        load_config(recipe.with_name("recip.yaml"))
+    with pytest.raises(ConfigError, match=r"named '.*\.yml'; maskformer init FOLDER writes one"):
+        load_config(recipe.parent / "other" / "mine.yml")
+
+
 def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
     recipe.write_text("base: other.yaml\n")
     (recipe.parent / "other.yaml").write_text(f"base: {recipe.name}\n")
