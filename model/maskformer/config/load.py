@@ -30,6 +30,7 @@ _MAX_BASES = 16
 _MAX_NAME = 200
 _TAGS = {"format": None, "kind": "semantic"}
 """Keys that tell such sections apart, and what they are where they are left out."""
+_EITHER_OR = (("train", {"steps", "epochs"}), ("data", {"value_range", "percentiles"}))
 _LISTING_CLASSES = ("format", "classes", "label_map")
 """Keys of `data` that make another list of classes."""
 
@@ -180,13 +181,13 @@ def _find_base(base: str, child: Path) -> Path:
 
 
 def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Puts values over a recipe's. Other classes take over nothing that is said per class, and a
-    length in epochs replaces one in steps, or the other way round.
+    """Puts values over a recipe's. Other classes take over nothing that is said per class, and of
+    two keys that say one thing in two ways, the given one replaces the other.
     """
-    length = {"steps", "epochs"} & set(_section(values, "train"))
-    if len(length) == 1:
-        for key in {"steps", "epochs"} - length:
-            _section(recipe, "train").pop(key, None)
+    for name, ways in _EITHER_OR:
+        if len(given := ways & set(_section(values, name))) == 1:
+            for key in ways - given:
+                _section(recipe, name).pop(key, None)
     old, new = recipe.get("data"), values.get("data")
     if isinstance(old, dict) and isinstance(new, Mapping) and _leave_classes_behind(old, new):
         _section(recipe, "model").pop("num_classes", None)

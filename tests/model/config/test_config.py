@@ -151,6 +151,14 @@ def test_which_section_is_open(recipe: Path, text: str, said: str) -> None:
         load_config(recipe)
 
 
+def test_one_of_two_ways_replaces_the_other(recipe: Path) -> None:
+    recipe.write_text("data: {format: shapes, value_range: [0, 9]}\n")
+    data = load_config(recipe, ["data.percentiles=[2, 98]"]).data
+    assert (data.value_range, data.percentiles) == (None, (2, 98))
+    with pytest.raises(ConfigError, match="both given"):
+        load_config(recipe, ["data.percentiles=[2, 98]", "data.value_range=[0, 1]"])
+
+
 def test_a_file_that_is_not_there(recipe: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"named '.*/recip\.yaml'; did you mean '.*/recipe\.yaml'"
