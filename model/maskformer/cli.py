@@ -142,7 +142,7 @@ def train(
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
     if config is None and not resume and weights is None:
-        raise _config_needed()
+        raise _config_needed(overrides)
     if config is None and output is None:
         raise typer.BadParameter("--weights without --config needs the run folder: --output FOLDER")
     recipe = _load_recipe(config, overrides)
@@ -320,7 +320,7 @@ def check(
     labels. The exit code is 1 where training would refuse the data.
     """
     if config is None:
-        raise _config_needed()
+        raise _config_needed(overrides)
     recipe = _load_recipe(config, overrides)
     assert recipe is not None
     from maskformer.commands.data_check import run
@@ -390,7 +390,16 @@ def main() -> None:
         sys.exit(INTERNAL_ERROR)
 
 
-def _config_needed() -> typer.BadParameter:
+def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
+    """Where a recipe or a folder was named without the option, it says how that is written."""
+    for text in overrides or []:
+        if text in config_names() or Path(text).is_file():
+            return typer.BadParameter(f"--config is needed: --config {text}")
+        if Path(text).is_dir():
+            return typer.BadParameter(
+                f"--config is needed, and {text} is a folder: maskformer init {text} writes a "
+                "recipe for it"
+            )
     return typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
 
 

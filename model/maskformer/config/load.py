@@ -134,6 +134,11 @@ def _find(name_or_file: str) -> Path:
     for file in (Path(name_or_file), named):
         if file.is_file():
             return file
+    if Path(name_or_file).is_dir():
+        raise ConfigError(
+            f"config: {one_line(name_or_file)} is a folder, expected a recipe's name or file; "
+            f"maskformer init {one_line(name_or_file)} writes a recipe for the data in it"
+        )
     names, recipes = config_names(), f"; recipes: {', '.join(config_names())}"
     if Path(name_or_file).suffix in (".yaml", ".yml"):  # so it is a file that is meant
         folder = Path(name_or_file).parent

@@ -51,6 +51,8 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("train --crop", 2, "dashes: data.augmentation.crop=...\n"),
         ("train --querys 5 --cpu", 2, "dashes: model.decoder.queries=5\n"),
         ("train", 2, "--config is needed"),
+        ("train quickstart", 2, "--config is needed: --config quickstart\n"),
+        ("data check /dev", 2, "maskformer init /dev writes a recipe"),
         ("train --weights x", 2, "--output FOLDER"),
         ("predict predict.opacity=0 --checkpoint x --out y", 2, "no image is named"),
         ("predict a.png model.x=1 --checkpoint x --out y", 1, "the checkpoint decides the model"),

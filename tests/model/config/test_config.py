@@ -166,6 +166,8 @@ def test_a_file_that_is_not_there(recipe: Path) -> None:
         load_config(recipe.with_name("recip.yaml"))
     with pytest.raises(ConfigError, match=r"named '.*\.yml'; maskformer init FOLDER writes one"):
         load_config(recipe.parent / "other" / "mine.yml")
+    with pytest.raises(ConfigError, match=r"is a folder, .*; maskformer init .* writes a recipe"):
+        load_config(recipe.parent)
 
 
 def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
