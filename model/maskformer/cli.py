@@ -420,6 +420,7 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
 def _suggest_override(option: str) -> None:
     """Values of a recipe are no options: says how the one that was meant is written."""
     from maskformer.config.options import overrides_for
+    from maskformer.config.synonyms import meant_option
 
     rest = iter(sys.argv)
     given = next((text for text in rest if text.partition("=")[0] == option), "")
@@ -430,6 +431,8 @@ def _suggest_override(option: str) -> None:
             f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
             f"{' or '.join(overrides)}"
         )
+    elif other := meant_option(option.lstrip("-")):
+        _print_error(f"{option} is written {other}")
 
 
 def _check_model_stays(overrides: list[str]) -> None:

@@ -48,6 +48,8 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("train --batch-size=8", 2, "dashes: train.batch_size=8 or eval.batch_size=8\n"),
         ("train --train.lr 3", 2, "dashes: train.lr=3\n"),
         ("train --learning-rate 1", 2, "dashes: train.lr=1\n"),
+        ("train --device cpu", 2, "--device is written --cpu (train) or --device"),
+        ("train --gpus 2", 2, "--gpus is written torchrun --nproc-per-node N"),
         ("train --crop", 2, "dashes: data.augmentation.crop=...\n"),
         ("train --querys 5 --cpu", 2, "dashes: model.decoder.queries=5\n"),
         ("train", 2, "--config is needed"),
