@@ -243,6 +243,14 @@ def test_label_map(tmp_path):
     assert "'floor' is the only class" in alone
 
 
+def test_images_that_the_json_does_not_name_are_counted(tmp_path):
+    write(tmp_path)
+    assert build_dataset(config(tmp_path), "val").notes == ()
+    (tmp_path / "images" / "x2.jpg").write_bytes(b"")
+    (note,) = build_dataset(config(tmp_path), "val").notes
+    assert note.endswith("images: 1 that the JSON does not name (x2.jpg)")
+
+
 def test_categories_that_become_one_class_of_stuff(tmp_path):
     segments = [segment(70_000, 200), segment(5, 7), segment(300, 1)]
     write(tmp_path, segments=segments)
