@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -85,25 +86,31 @@ def _open(recipe: Config) -> tuple[dict[Split, Dataset], list[str]]:
     """The splits that can be read, of one list of classes, and what is wrong with the recipe."""
     splits: dict[Split, Dataset] = {}
     errors: list[str] = []
-    _try(errors, lambda: check_objects(recipe.data, recipe.eval))
+    with _gathering(errors):
+        check_objects(recipe.data, recipe.eval)
     for split in get_args(Split):
-        _try(errors, lambda s=split: splits.update({s: build_dataset(recipe.data, s)}))  # type: ignore[misc]
+        with _gathering(errors):
+            splits[split] = build_dataset(recipe.data, split)
     if not splits:
         return splits, [*dict.fromkeys(errors)]
-    info = next(iter(splits.values())).info
-    classes = [dataset.info.classes for dataset in splits.values()]
-    before = len(errors)
-    _try(errors, lambda: check_same_classes(classes[0], classes[-1]))
-    if len(errors) > before:  # what the classes of val mean is open
-        del splits["val"]
-    _try(errors, lambda: build_criterion(with_classes(recipe, info.num_classes), info.classes))
-    _try(errors, lambda: check_best_metric(recipe, info))
+    info, *others = (dataset.info for dataset in splits.values())
+    for other in others:
+        with _gathering(errors):
+            check_same_classes(info.classes, other.classes)
+        if other.classes != info.classes:  # what those of val mean is open
+            del splits["val"]
+    with _gathering(errors):
+        build_criterion(with_classes(recipe, info.num_classes), info.classes)
+    with _gathering(errors):
+        check_best_metric(recipe, info)
     return splits, errors
 
 
-def _try(errors: list[str], step: Callable[[], object]) -> None:
+@contextmanager
+def _gathering(errors: list[str]) -> Iterator[None]:
+    """What training would end with is kept, and the check goes on."""
     try:
-        step()
+        yield
     except (ConfigError, DatasetError) as error:
         errors.append(str(error))
 
