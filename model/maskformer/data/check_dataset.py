@@ -129,7 +129,7 @@ def _warnings_of_both(
         names = _only_in(looks[one], looks[other], splits[one].info)
         if names:
             warnings.append(f"{one} data: it has {_listing(names)}, which {other} never shows")
-    shared = [escape(file) for file in shared_images(splits["train"], splits["val"], limit)]
+    shared = [escape(file.name) for file in shared_images(splits["train"], splits["val"], limit)]
     if shared:
         warnings.append(
             f"val data: {len(shared)} image{'s' * (len(shared) > 1)} of the same name and bytes "

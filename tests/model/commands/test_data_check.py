@@ -106,7 +106,7 @@ def test_images_in_both_splits(run: Run, root: Path) -> None:
     code, out, _ = run("data", "check", "--config", file)
     assert code == 0
     assert "warning: val data: 1 image of the same name and bytes is in train too (" in out
-    assert f"({root}/val/images/a.jpg), so that scores" in out
+    assert "in train too (a.jpg), so that scores" in out
     same = {**SPLITS, "val": SPLITS["train"]}
     out = run("data", "check", "--config", recipe(root, same))[1]
     assert "3 images of the same name and bytes are in train too" in out
