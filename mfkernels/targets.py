@@ -143,6 +143,31 @@ class SegmentTargets:
         return cls(_join_labels(labels), tuple(len(x) for x in labels), label_map=stacked)
 
     @classmethod
+    def from_class_maps(
+        cls, class_maps: Tensor | Sequence[Tensor], ignore_index: int = 255
+    ) -> SegmentTargets:
+        """Targets of semantic segmentation: one segment for each class that an image shows.
+
+        Args:
+            class_maps: `[B, H, W]`, or B maps `[H_b, W_b]`, of classes; any integer dtype.
+            ignore_index: the value of pixels of no class; negative values are of none, too.
+
+        Raises:
+            TypeError, ValueError: a dtype or shape does not fit.
+        """
+        label_maps, labels = [], []
+        for image, class_map in enumerate(class_maps):
+            _check_integer(f"class_maps[{image}]", class_map)
+            if class_map.ndim != 2:
+                raise ValueError(f"class_maps[{image}] must be [H, W], got {list(class_map.shape)}")
+            values, positions = class_map.unique(return_inverse=True)
+            is_class = (values != ignore_index) & (values >= 0)
+            numbers = (is_class.cumsum(0) - 1).where(is_class, -1)
+            label_maps.append(numbers[positions])
+            labels.append(values[is_class])
+        return cls.from_label_maps(label_maps, labels)
+
+    @classmethod
     def from_masks(
         cls,
         masks: Sequence[Tensor],

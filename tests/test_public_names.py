@@ -84,12 +84,14 @@ def names_of_recipes(section: type[BaseModel], prefix: str = "recipe ") -> Itera
                 yield from names_of_recipes(kind, f"{prefix}{key}.")
 
 
-def names_of_command_line() -> Iterator[str]:
-    for name, command in typer.main.get_command(cli.app).commands.items():
-        yield f"maskformer {name}"
+def names_of_command_line(group: Any = None, prefix: str = "maskformer") -> Iterator[str]:
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        yield f"{prefix} {name}"
         for parameter in command.params:
             for option in (*parameter.opts, *parameter.secondary_opts):
-                yield f"maskformer {name} {option}"
+                yield f"{prefix} {name} {option}"
+        if hasattr(command, "commands"):
+            yield from names_of_command_line(command, f"{prefix} {name}")
 
 
 def names_of_operators() -> Iterator[str]:

@@ -74,13 +74,19 @@ def test_the_recipe_for_own_data_works_as_written(
     "line",
     [line for text in snippets("bash") for line in text.splitlines() if "maskformer " in line],
 )
-def test_commands_are_read_as_written(line: str) -> None:
+def test_commands_are_read_as_written(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("base: camvid\n")
     words = shlex.split(line, comments=True)
     words = words[words.index("maskformer") + 1 :]
     group = typer.main.get_command(app)
     if words[0].startswith("-"):
         assert words == ["--install-completion"]
         return
+    if words[0] == "data":
+        group = group.commands[words.pop(0)]  # type: ignore[attr-defined]
     command = group.commands[words[0]]  # type: ignore[attr-defined]
     values = command.make_context(words[0], words[1:]).params
     overrides = [word for word in words if "=" in word and not word.startswith("-")]

@@ -30,6 +30,21 @@ def test_label_maps_are_padded_with_void() -> None:
     assert "label map of 2 images" in repr(targets)
 
 
+def test_a_segment_for_each_class_of_a_map() -> None:
+    maps = [torch.tensor([[7, 2, 255, 7]], dtype=torch.uint8), torch.tensor([[255, -1], [4, 0]])]
+    targets = SegmentTargets.from_class_maps(maps)
+    assert targets.label_map is not None
+    assert targets.label_map.tolist() == [[[1, 0, -1, 1], [-1] * 4], [[-1] * 4, [1, 0, -1, -1]]]
+    assert targets.labels.tolist() == [2, 7, 0, 4]
+    assert targets.counts == (2, 2)
+    other = SegmentTargets.from_class_maps(torch.tensor([[[0, 1]], [[0, 0]]]), ignore_index=0)
+    assert (other.counts, other.labels.tolist()) == ((1, 0), [1])
+    with pytest.raises(TypeError, match=r"class_maps\[0\]"):
+        SegmentTargets.from_class_maps([torch.zeros(1, 2)])
+    with pytest.raises(ValueError, match=r"class_maps\[1\] must be \[H, W\], got \[3\]"):
+        SegmentTargets.from_class_maps([torch.zeros(1, 2).long(), torch.zeros(3).long()])
+
+
 def test_masks_are_padded_with_zeros() -> None:
     masks = [torch.ones(2, 1, 3), torch.ones(0, 4, 1, dtype=torch.bool)]
     targets = SegmentTargets.from_masks(masks, [torch.tensor([1, 0]), torch.tensor([])])

@@ -1,4 +1,4 @@
-"""The command line: `maskformer init | train | evaluate | predict | info | convert`.
+"""The command line: `maskformer init | data check | train | evaluate | predict | info | convert`.
 
 Nothing here imports PyTorch, so help, mistakes and shell completion take no time. What a command
 does is in `maskformer.commands`, imported when it runs.
@@ -31,6 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app = typer.Typer(
+    help="Look at a data set before training.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data_app, name="data")
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -138,11 +142,11 @@ def train(
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
     if config is None and not resume and weights is None:
-        raise typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
+        raise _config_needed(overrides)
     if config is None and output is None:
         raise typer.BadParameter("--weights without --config needs the run folder: --output FOLDER")
     recipe = _load_recipe(config, overrides)
-    folder = output or Path("runs") / Path(str(config)).with_suffix("").as_posix().replace("/", "_")
+    folder = output or Path("runs") / _flat_name(str(config))
     from maskformer.commands.train import run
 
     run(
@@ -298,6 +302,33 @@ def init(
     run(folder, output)
 
 
+@data_app.command()
+def check(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the pictures go, an empty folder; checks/<config> unless given, or "
+            "checks/<config>_2 if that is there."
+        ),
+    ] = None,
+) -> None:
+    """Read all images and labels of a recipe, and say what training would refuse or warn of.
+
+    Lists sizes, what was left out and the classes of each split, and draws some samples with their
+    labels. The exit code is 1 where training would refuse the data.
+    """
+    if config is None:
+        raise _config_needed(overrides)
+    recipe = _load_recipe(config, overrides)
+    assert recipe is not None
+    from maskformer.commands.data_check import run
+
+    name = Path(config).stem if Path(config).is_file() else _flat_name(config)
+    run(recipe, output, Path("checks") / name)
+
+
 @app.command()
 def convert(
     source: Annotated[
@@ -359,6 +390,24 @@ def main() -> None:
         sys.exit(INTERNAL_ERROR)
 
 
+def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
+    """Where a recipe or a folder was named without the option, it says how that is written."""
+    for text in overrides or []:
+        if text in config_names() or Path(text).is_file():
+            return typer.BadParameter(f"--config is needed: --config {text}")
+        if Path(text).is_dir():
+            return typer.BadParameter(
+                f"--config is needed, and {text} is a folder: maskformer init {text} writes a "
+                "recipe for it"
+            )
+    return typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
+
+
+def _flat_name(config: str) -> str:
+    """What --config names as the name of one folder, such as `ade20k_r50`."""
+    return Path(config).with_suffix("").as_posix().replace("/", "_")
+
+
 def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | None:
     """The recipe of --config. Read before a command is imported: mistakes show at once."""
     if config is None:
@@ -371,6 +420,7 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
 def _suggest_override(option: str) -> None:
     """Values of a recipe are no options: says how the one that was meant is written."""
     from maskformer.config.options import overrides_for
+    from maskformer.config.synonyms import meant_option
 
     rest = iter(sys.argv)
     given = next((text for text in rest if text.partition("=")[0] == option), "")
@@ -381,6 +431,8 @@ def _suggest_override(option: str) -> None:
             f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
             f"{' or '.join(overrides)}"
         )
+    elif other := meant_option(option.lstrip("-")):
+        _print_error(f"{option} is written {other}")
 
 
 def _check_model_stays(overrides: list[str]) -> None:

@@ -26,4 +26,5 @@ def run(folder: Path, output: Path | None) -> None:
     write_text(file, text)
     progress = Progress()
     progress.print(f"wrote {file}; look at it, then")
+    progress.print(f"  maskformer data check --config {file}")
     progress.print(f"  maskformer train --config {file}")

@@ -6,21 +6,19 @@ Unknown keys and wrong types are refused with the nearest valid name, before any
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from maskformer.config.explain import explain, nearest
 from maskformer.config.recipes import CONFIG_FOLDER, config_names
-from maskformer.config.schema import Augmentation, Config, DataConfig, ModelConfig
-from maskformer.config.synonyms import meant_key
+from maskformer.config.schema import Config, ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
-    joined,
     one_line,
     parse_yaml,
     read_text,
@@ -29,14 +27,10 @@ from maskformer.system.documents import (
 from maskformer.system.version import mark
 
 _MAX_BASES = 16
-_LISTED = 10
 _MAX_NAME = 200
-_VARIANTS: dict[str, type[BaseModel]] = {
-    get_args(section.model_fields[tag].annotation)[0]: section
-    for union, tag in ((DataConfig, "format"), (Augmentation, "kind"))
-    for section in get_args(get_args(union)[0])
-}
-"""Sections by the tag that tells them apart, such as `folder`."""
+_TAGS = {"format": None, "kind": "semantic"}
+"""Keys that tell such sections apart, and what they are where they are left out."""
+_EITHER_OR = (("train", {"steps", "epochs"}), ("data", {"value_range", "percentiles"}))
 _LISTING_CLASSES = ("format", "classes", "label_map")
 """Keys of `data` that make another list of classes."""
 
@@ -85,7 +79,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
 
 
 def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -93,7 +87,7 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, ModelConfig)) from None
+        raise ConfigError(explain(error, ModelConfig)) from None
 
 
 def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -140,8 +134,17 @@ def _find(name_or_file: str) -> Path:
     for file in (Path(name_or_file), named):
         if file.is_file():
             return file
-    names = config_names()
-    hint = _nearest(name_or_file, names) or f"; recipes: {', '.join(names)}"
+    if Path(name_or_file).is_dir():
+        raise ConfigError(
+            f"config: {one_line(name_or_file)} is a folder, expected a recipe's name or file; "
+            f"maskformer init {one_line(name_or_file)} writes a recipe for the data in it"
+        )
+    names, recipes = config_names(), f"; recipes: {', '.join(config_names())}"
+    if Path(name_or_file).suffix in (".yaml", ".yml"):  # so it is a file that is meant
+        folder = Path(name_or_file).parent
+        names = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
+        recipes = "; maskformer init FOLDER writes one for your images and labels"
+    hint = nearest(name_or_file, names) or recipes
     raise ConfigError(f"config: no recipe or file named '{one_line(name_or_file)}'{hint}")
 
 
@@ -175,7 +178,7 @@ def _find_base(base: str, child: Path) -> Path:
         if file.is_file():
             return file
     names = config_names()
-    hint = _nearest(recipe, names) or f"; recipes: {', '.join(names)}"
+    hint = nearest(recipe, names) or f"; recipes: {', '.join(names)}"
     raise ConfigError(
         f"config: {child} names the base '{base}', which is neither the file {beside} nor a recipe "
         f"of the package{hint}"
@@ -183,26 +186,43 @@ def _find_base(base: str, child: Path) -> Path:
 
 
 def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Puts values over a recipe's. Other classes take over nothing that is said per class, and a
-    length in epochs replaces one in steps, or the other way round.
+    """Puts values over a recipe's. Other classes take over nothing that is said per class, and of
+    two keys that say one thing in two ways, the given one replaces the other.
     """
-    length = {"steps", "epochs"} & set(_section(values, "train"))
-    if len(length) == 1:
-        for key in {"steps", "epochs"} - length:
-            _section(recipe, "train").pop(key, None)
+    for name, ways in _EITHER_OR:
+        if len(given := ways & set(_section(values, name))) == 1:
+            for key in ways - given:
+                _section(recipe, name).pop(key, None)
     old, new = recipe.get("data"), values.get("data")
-    if (
-        isinstance(old, dict)
-        and isinstance(new, Mapping)
-        and any(new.get(key, old.get(key)) != old.get(key) for key in _LISTING_CLASSES)
-    ):
-        old.pop("colors", None)
-        old.pop("things", None)
-        if new.get("label_map"):  # not merged key by key: another map is another list of classes
-            old.pop("label_map", None)
-        if isinstance(recipe.get("model"), dict):
-            recipe["model"].pop("num_classes", None)
+    if isinstance(old, dict) and isinstance(new, Mapping) and _leave_classes_behind(old, new):
+        _section(recipe, "model").pop("num_classes", None)
     _merge(recipe, values)
+
+
+def _leave_classes_behind(old: dict[str, Any], new: Mapping[str, Any]) -> bool:
+    """Takes out of a base's `data` what belongs to its classes, if the values make others."""
+    if all(new.get(key, old.get(key)) == old.get(key) for key in _LISTING_CLASSES):
+        return False
+    old.pop("colors", None)
+    old.pop("things", None)
+    label_map = new.get("label_map")
+    if isinstance(label_map, Mapping):
+        # Not merged key by key: another map is another list of classes.
+        mapped_before = old.pop("label_map", None) is not None
+        if "classes" not in new and _names_others(label_map, old.get("classes")):
+            classes = old.pop("classes")
+            if not mapped_before:  # they are what the map begins with
+                old.setdefault("label_names", classes)
+    elif new.get("classes", old.get("classes")) != old.get("classes"):
+        for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
+            old.pop(key, None)
+    return True
+
+
+def _names_others(label_map: Mapping[Any, Any], classes: Any) -> bool:
+    """Whether the names that a map leads to are not those of a list of classes."""
+    wanted = {name for name in label_map.values() if isinstance(name, str) and name != "ignore"}
+    return bool(wanted and classes) and not (isinstance(classes, list) and wanted == {*classes})
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -216,7 +236,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
         old = into.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
             into[key] = value
-        elif any(tag in value and value[tag] != old.get(tag) for tag in ("format", "kind")):
+        elif any(t in value and value[t] != old.get(t, usual) for t, usual in _TAGS.items()):
             into[key] = dict(value)
         else:
             _merge(old, value)
@@ -235,66 +255,3 @@ def _parse_override(override: str) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
-
-
-def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
-    lines = []
-    found = error.errors(include_url=False)
-    for item in found[:_LISTED]:
-        path, valid = _locate(item["loc"], root)
-        name = one_line(".".join(path)) or "the recipe"
-        if item["type"] == "extra_forbidden":
-            hint = (
-                _did_you_mean(meant_key(path))
-                or _nearest(path[-1], valid)
-                or f"; valid here: {', '.join(valid)}"
-            )
-            lines.append(f"{name}: unknown key{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{name}: missing")
-        elif item["type"] == "value_error":  # a section's own check; its input would say too much
-            lines.append(f"{name}: {item['ctx']['error']}")
-        else:
-            lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
-    return "config: " + joined(lines, len(found))
-
-
-def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
-    path: list[str] = []
-    section: type[BaseModel] | None = root
-    for index, part in enumerate(location):
-        if section is None and part in _VARIANTS:
-            section = _VARIANTS[str(part)]
-            continue
-        if str(part).startswith("(") or part == "[key]":  # a form of a value, or the key of a map
-            continue
-        path.append(str(part))
-        if index == len(location) - 1 or section is None:
-            continue
-        section = (
-            _section_in(section.model_fields[str(part)].annotation)
-            if part in section.model_fields
-            else None
-        )
-    return path, list(section.model_fields) if section is not None else []
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a value is, or may be; None where there is none, or a choice of several."""
-    kinds = [
-        kind
-        for form in (annotation, *get_args(annotation))
-        for kind in (form, *get_args(form)[:1])
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
-    return kinds[0] if len({*kinds}) == 1 else None
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
-    return _did_you_mean(close[0] if close else None)
-
-
-def _did_you_mean(name: str | None) -> str:
-    return f"; did you mean '{name}'?" if name else ""

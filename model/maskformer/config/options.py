@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from maskformer.config.schema import Config
+from maskformer.config.synonyms import meant_key
 
 
 def overrides_for(option: str, value: str) -> list[str]:
@@ -24,6 +25,8 @@ def overrides_for(option: str, value: str) -> list[str]:
     wanted = option.lstrip("-").replace("-", "_").lower()
     keys = list(dict.fromkeys(_keys(Config)))
     found = [key for key in keys if wanted in (key, key.rpartition(".")[2])]
+    if not found and meant_key(wanted.split(".")) in keys:
+        found = [str(meant_key(wanted.split(".")))]
     if not found:
         names = [key.rpartition(".")[2] for key in keys]
         close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.75)

@@ -110,8 +110,11 @@ MAX_CLASSES = 1 << 16
 MAX_BLOCKS = 512
 
 DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
-Size = tuple[Side, Side]
-"""Height, width in pixels."""
+Size = Annotated[
+    tuple[Side, Side],
+    BeforeValidator(lambda value: (value, value) if type(value) is int else value),
+]
+"""Height, width in pixels; one number is both."""
 Part = Literal[
     "stem", "stage1", "stage2", "stage3", "stage4", "backbone", "pixel_decoder", "decoder"
 ]
@@ -320,7 +323,7 @@ class PanopticAugmentation(Section):
         600,
     )
     """Short sides before the random crop, where there is one."""
-    crop_range: Size = (384, 600)
+    crop_range: tuple[Side, Side] = (384, 600)
     """Least and largest side of the random crop, in pixels."""
     flip: bool = True
     """Mirror half of the images left to right."""
@@ -356,6 +359,12 @@ class DataSection(Section):
     """
     max_pixels: PositiveInt = MAX_PIXELS
     """Larger images are refused; raise it only for files that can be trusted."""
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _usual_kind(cls, value: Any) -> Any:
+        """One value of it given on the command line needs no kind."""
+        return {"kind": "semantic", **value} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -509,7 +518,9 @@ class FolderConfig(FilesSection):
     `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
     """
     label_names: Names | None = None
-    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`."""
+    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`. Left
+    out, the classes of a base that has no `label_map`.
+    """
 
 
 class CocoPanopticSplit(Section):

@@ -40,9 +40,11 @@ SYNONYMS = {
     "data.format": "dataset dataset_type dataset_format data.type",
     "data.things": "thing_classes isthing thing_names",
     "data.train": "data.training train_data train_dataset",
-    "data.val": "data.validation data.valid data.test val_data val_dataset",
+    "data.val": "data.validation data.valid data.test val_data val_dataset val_fraction val_split "
+    "val_ratio validation_split data.val.fraction data.val.share data.val.split",
+    "data.channels": "bands in_channels in_chans num_channels input_channels n_channels",
     "data.augmentation": "transforms transform augment augmentations aug data_augmentation",
-    "data.augmentation.crop": "img_size image_size input_size crop_size imgsz resolution",
+    "data.augmentation.crop": "img_size image_size input_size crop_size imgsz resolution data.size",
     "data.augmentation.flip": "hflip random_flip horizontal_flip fliplr",
     "data.augmentation.color": "color_jitter color_aug photometric_distortion colour",
     "data.augmentation.short_sides": "scales min_size_train resize",
@@ -84,12 +86,22 @@ SYNONYMS = {
     "train.trackers": "tracker logger loggers wandb tensorboard report_to log_with mlflow",
     "train.log_folder": "log_dir logdir logging_dir tensorboard_dir",
     "eval.batch_size": "val_batch_size eval_batch_size test_batch_size",
-    "eval.object_mask_threshold": "score_threshold confidence conf mask_threshold",
+    "eval.object_mask_threshold": "threshold score_threshold score_thresh confidence conf "
+    "mask_threshold",
     "eval.overlap_threshold": "overlap overlap_thr overlap_mask_area_threshold",
     "eval.pictures": "num_pictures visualize visualise vis images_to_draw",
     "eval.tta": "test_time_augmentation aug_test",
 }
 """Keys, and their names elsewhere: a name alone in any section, or with the sections before it."""
+OPTIONS = {
+    "--output FOLDER": "output output_dir out_dir save_dir work_dir workdir run_dir",
+    "--resume": "resume resume_from resume_from_checkpoint auto_resume",
+    "--weights PATH": "load_from pretrained_weights init_from finetune finetune_from",
+    "--cpu (train) or --device (evaluate, predict)": "device cuda use_cuda use_gpu accelerator",
+    "torchrun --nproc-per-node N -m maskformer train": "gpus num_gpus n_gpus ngpus gpu devices "
+    "world_size num_processes",
+}
+"""What the command line says instead of a recipe, and names for it elsewhere."""
 
 
 def meant_key(path: Sequence[str]) -> str | None:
@@ -101,6 +113,16 @@ def meant_key(path: Sequence[str]) -> str | None:
     words = [part.lower().replace("-", "_") for part in path]
     suffixes = (".".join(words[start:]) for start in range(len(words)))
     return next((_KEYS[name] for name in suffixes if name in _KEYS), None)
+
+
+def meant_option(name: str) -> str | None:
+    """What of the command line an unknown key stands for."""
+    return _OPTIONS.get(name.lower().replace("-", "_"))
+
+
+def keys_called(name: str) -> list[str]:
+    """All dotted keys whose last part this is."""
+    return sorted({key for key in keys() if key.rpartition(".")[2] == name})
 
 
 def keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -119,3 +141,4 @@ _KEYS = {
     **{key.rpartition(".")[2]: key for key in keys() if _NAMES[key.rpartition(".")[2]] == 1},
     **{name: key for key, names in SYNONYMS.items() for name in names.split()},
 }
+_OPTIONS = {name: option for option, names in OPTIONS.items() for name in names.split()}

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from maskformer.config.schema import DataConfig, EvalConfig, FolderConfig, FolderSplit
-from maskformer.data.progress import track
-from maskformer.data.sample import Dataset, DatasetInfo, evenly_spread
-from maskformer.errors import ConfigError, DatasetError, LabelValueError
+from maskformer.data.inspection.look import Look, look_at
+from maskformer.data.inspection.problems import all_problems, refuse
+from maskformer.data.inspection.shared_images import shared_images
+from maskformer.data.sample import Dataset, DatasetInfo, Split
+from maskformer.errors import ConfigError, DatasetError
+from maskformer.system.text import escape
 
 SHOWN = 5
+LABELS_READ = 100
+"""Label files that the quick form reads for the sake of their raw values."""
 VOID_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What was seen of one split.
+class Findings:
+    """What a look at all images of a data set found.
 
     Attributes:
-        pixels: per class, void last, `[K + 1]`.
-        left_out: listed segments without a pixel.
-        complete: all images were read.
+        looks: what each split shows.
+        warnings, errors: one sentence each, which begin with the split.
     """
 
-    pixels: NDArray[np.int64]
-    left_out: int
-    complete: bool
+    looks: dict[Split, Look]
+    warnings: list[str]
+    errors: list[str]
 
 
 def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking data") -> list[str]:
@@ -53,11 +50,14 @@ def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking 
     Raises:
         DatasetError: what is wrong, with the files, the likely cause and the setting to change.
     """
-    return _warnings(dataset, _read(dataset, limit, title))
+    look = look_at(dataset, limit, title)
+    refuse(dataset, look)
+    return _warnings(dataset, look, min(limit, LABELS_READ))
 
 
 def check_splits(train: Dataset, val: Dataset, *, limit: int = 500) -> list[str]:
-    """Checks both splits as `check_dataset` does, and whether they show the same classes.
+    """Checks both splits as `check_dataset` does, and whether they show the same classes and no
+    image is in both.
 
     Returns:
         Warnings, one sentence each, which begin with the split.
@@ -65,16 +65,39 @@ def check_splits(train: Dataset, val: Dataset, *, limit: int = 500) -> list[str]
     Raises:
         DatasetError: a split cannot be used.
     """
-    looks = {}
+    looks: dict[Split, Look] = {}
     warnings = []
-    for split, dataset in (("train", train), ("val", val)):
-        looks[split] = _read(dataset, limit, f"Checking {split} data")
-        warnings += [f"{split} data: {text}" for text in _warnings(dataset, looks[split])]
-    for one, other in (("train", "val"), ("val", "train")):
-        names = _only_in(looks[one], looks[other], train.info)
-        if names:
-            warnings.append(f"{one} data: it has {_listing(names)}, which {other} never shows")
-    return warnings
+    splits: dict[Split, Dataset] = {"train": train, "val": val}
+    for split, dataset in splits.items():
+        looks[split] = look_at(dataset, limit, f"Checking {split} data")
+        refuse(dataset, looks[split])
+        found = _warnings(dataset, looks[split], min(limit, LABELS_READ))
+        warnings += [f"{split} data: {text}" for text in found]
+    return [*warnings, *_warnings_of_both(splits, looks, limit)]
+
+
+def find_everything(splits: Mapping[Split, Dataset]) -> Findings:
+    """Reads all images of the splits and gathers what `check_splits` would warn of, and whatever
+    it would refuse them for.
+
+    Args:
+        splits: one or both; they have the same classes.
+    """
+    found = Findings({}, [], [])
+    for split, dataset in splits.items():
+        look = look_at(dataset, len(dataset), f"Checking {split} data")
+        found.looks[split] = look
+        lines = all_problems(dataset, look)
+        try:
+            warnings = _warnings(dataset, look, len(dataset)) if len(look.indices) else []
+        except DatasetError as error:
+            lines, warnings = [*lines, str(error)], []
+        found.errors.extend(f"{split} data: {text}" for text in lines)
+        found.warnings.extend(f"{split} data: {text}" for text in warnings)
+    if len(splits) > 1:
+        limit = max(map(len, splits.values()))
+        found.warnings.extend(_warnings_of_both(splits, found.looks, limit))
+    return found
 
 
 def check_objects(data: DataConfig, evaluation: EvalConfig) -> None:
@@ -97,32 +120,26 @@ def check_objects(data: DataConfig, evaluation: EvalConfig) -> None:
     )
 
 
-def _read(dataset: Dataset, limit: int, title: str) -> _Look:
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    total = len(dataset)
-    indices = evenly_spread(total, limit)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        looks = list(track(pool.map(partial(_look, dataset), indices), len(indices), title))
-    errors = [look for look in looks if isinstance(look, DatasetError)]
-    if errors:
-        raise DatasetError(_summarise(dataset, errors, len(indices)))
-    counts = np.sum([look for look in looks if not isinstance(look, DatasetError)], axis=0)
-    return _Look(counts[:-1], int(counts[-1]), complete=len(indices) == total)
+def _warnings_of_both(
+    splits: Mapping[Split, Dataset], looks: Mapping[Split, Look], limit: int
+) -> list[str]:
+    warnings = []
+    pairs: tuple[tuple[Split, Split], ...] = (("train", "val"), ("val", "train"))
+    for one, other in pairs:
+        names = _only_in(looks[one], looks[other], splits[one].info)
+        if names:
+            warnings.append(f"{one} data: it has {_listing(names)}, which {other} never shows")
+    shared = [escape(file.name) for file in shared_images(splits["train"], splits["val"], limit)]
+    if shared:
+        warnings.append(
+            f"val data: {len(shared)} image{'s' * (len(shared) > 1)} of the same name and bytes "
+            f"{'are' if len(shared) > 1 else 'is'} in train too ({_listing(shared)}), so that "
+            "scores say little of new images; take them out of one split"
+        )
+    return warnings
 
 
-def _look(dataset: Dataset, index: int) -> NDArray[np.int64] | DatasetError:
-    """Pixels per class, then of void, then the number of segments that were left out."""
-    try:
-        sample = dataset[index]
-    except DatasetError as error:
-        return error
-    classes = sample.semantic_map() + 1
-    counts = torch.bincount(classes.flatten(), minlength=dataset.info.num_classes + 1)
-    return np.append(np.roll(counts.numpy(), -1), sample.left_out)
-
-
-def _only_in(look: _Look, other: _Look, info: DatasetInfo) -> list[str]:
+def _only_in(look: Look, other: Look, info: DatasetInfo) -> list[str]:
     """Classes of one split that the other was wholly read for in vain."""
     if not other.complete:
         return []
@@ -130,30 +147,17 @@ def _only_in(look: _Look, other: _Look, info: DatasetInfo) -> list[str]:
     return [name for name, missing in zip(info.classes, only, strict=True) if missing]
 
 
-def _summarise(dataset: Dataset, errors: Sequence[DatasetError], looked_at: int) -> str:
-    values = [error for error in errors if isinstance(error, LabelValueError)]
-    lines = [str(error) for error in errors if not isinstance(error, LabelValueError)]
-    explain: Callable[[Sequence[LabelValueError]], str] | None = getattr(dataset, "explain", None)
-    if values and explain is not None:
-        lines.insert(0, explain(values))
-    more = len(lines) - SHOWN
-    lines = [*lines[:SHOWN], f"and {more} more"] if more > 0 else lines
-    if len(errors) == 1:
-        return lines[0]
-    return "\n".join([f"{len(errors)} of the {looked_at} images looked at cannot be used:", *lines])
-
-
-def _warnings(dataset: Dataset, look: _Look) -> list[str]:
-    find: Callable[[], list[str]] | None = getattr(dataset, "look_for_mistakes", None)
-    warnings = [] if find is None else find()
+def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:
+    find: Callable[[int], list[str]] | None = getattr(dataset, "look_for_mistakes", None)
+    warnings = [] if find is None else find(limit)
     info, pixels = dataset.info, look.pixels
     if look.left_out:
         warnings.append(f"listed segments without a pixel were left out: {look.left_out}")
     void = pixels[-1] / pixels.sum()
+    in_files = find is not None  # and not in a JSON
     if void > VOID_SHARE:
-        warnings.append(
-            f"{void:.0%} of the pixels are void; check data.ignore and data.label_offset"
-        )
+        settings = "data.ignore and data.label_offset" if in_files else "data.label_map"
+        warnings.append(f"{void:.0%} of the pixels are void; check {settings}")
     absent = [name for name, count in zip(info.classes, pixels[:-1], strict=True) if count == 0]
     if info.num_classes == 1 and not info.things:
         warnings.append(
@@ -161,10 +165,8 @@ def _warnings(dataset: Dataset, look: _Look) -> list[str]:
             "pixels a class too, such as background"
         )
     elif len(absent) >= info.num_classes - 1 and info.num_classes > 1:
-        warnings.append(
-            "at most one class occurs in the labels; check data.ignore, data.label_offset and "
-            "data.label_map"
-        )
+        settings = "data.ignore, data.label_offset and " if in_files else ""
+        warnings.append(f"at most one class occurs in the labels; check {settings}data.label_map")
     elif absent and look.complete:
         warnings.append(
             f"{len(absent)} of {info.num_classes} classes never occur: {_listing(absent)}"
@@ -173,4 +175,5 @@ def _warnings(dataset: Dataset, look: _Look) -> list[str]:
 
 
 def _listing(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" and more" if len(names) > SHOWN else "")
+    shown = [f"'{name}'" if "," in name else name for name in names[:SHOWN]]
+    return ", ".join(shown) + (" and more" if len(names) > SHOWN else "")

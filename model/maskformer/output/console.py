@@ -103,8 +103,14 @@ class Progress:
         self.console.print(escape(message, newlines=True) if isinstance(message, str) else message)
 
     def warn(self, message: str) -> None:
-        text = escape(message, newlines=True)
-        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+        self._say("warning", "yellow", message)
+
+    def error(self, message: str) -> None:
+        """One of several things that are wrong; one alone is raised."""
+        self._say("error", "red", message)
+
+    def _say(self, kind: str, color: str, message: str) -> None:
+        self.console.print(Text.assemble((f"{kind}: ", color), escape(message, newlines=True)))
 
 
 def duration(seconds: float) -> str:

@@ -211,14 +211,18 @@ def build_data(
         for warning in check_splits(train, val):
             progress.warn(warning)
     accelerator.wait_for_everyone()
-    config = _with_classes(config, len(train.info.classes))
+    config = with_classes(config, len(train.info.classes))
     config = _with_steps(config, len(train), progress)
-    _check_best_metric(config, train.info)
+    check_best_metric(config, train.info)
     return TrainingData(train, val, config, accelerator, progress)
 
 
-def _with_classes(config: Config, count: int) -> Config:
-    """Fills in the number of classes, or refuses one that contradicts the data."""
+def with_classes(config: Config, count: int) -> Config:
+    """Fills in the number of classes.
+
+    Raises:
+        ConfigError: the recipe says one that contradicts the data.
+    """
     wanted = config.model.num_classes
     if wanted not in (None, count):
         raise ConfigError(
@@ -245,8 +249,12 @@ def _with_steps(config: Config, images: int, progress: Progress) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _check_best_metric(config: Config, info: DatasetInfo) -> None:
-    """Refuses one of things, or of stuff, where the data has no such classes."""
+def check_best_metric(config: Config, info: DatasetInfo) -> None:
+    """Refuses a best metric of things, or of stuff, where the data has no such classes.
+
+    Raises:
+        ConfigError: so it is.
+    """
     metric = config.train.best_metric or ""
     kinds = {"things": len(info.things), "stuff": info.num_classes - len(info.things)}
     for kind, count in kinds.items():

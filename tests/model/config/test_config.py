@@ -7,7 +7,7 @@ import yaml
 
 from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
 from maskformer.config.recipes import config_names
-from maskformer.config.schema import Config, FolderConfig
+from maskformer.config.schema import Config, FolderConfig, SemanticAugmentation
 from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
@@ -78,7 +78,7 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
         ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
         ("train.lr=.nan", r"train\.lr: "),
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'"),
-        ("data.format=videos", r"data: .*'shapes', 'folder', 'coco_panoptic'"),
+        ("data.format=videos", r"data\.format: .* shapes, folder, coco_panoptic, .*'videos'"),
         ("data.format=folder", r"data\.root: missing"),
         ("train.steps", "key=value"),
     ],
@@ -98,6 +98,76 @@ def test_a_damaged_file_is_named(recipe: Path, text: str) -> None:
     recipe.write_text(text)
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         load_config(recipe)
+
+
+def test_an_augmentation_without_a_kind_is_semantic(recipe: Path) -> None:
+    config = load_config(recipe, ["data.augmentation.crop=[64, 32]"])
+    assert config.data.augmentation.kind == "semantic"
+    recipe.write_text("data: {format: shapes, augmentation: {crop: [64, 32]}}\n")
+    assert load_config(recipe) == config
+    assert load_config(recipe, ["data.augmentation.kind=semantic"]) == config
+    other = load_config(recipe, ["data.augmentation.kind=panoptic"]).data.augmentation
+    assert other.kind == "panoptic"
+
+
+def test_one_number_is_a_square(recipe: Path) -> None:
+    augmentation = load_config(recipe, ["data.augmentation.crop=64"]).data.augmentation
+    assert isinstance(augmentation, SemanticAugmentation)
+    assert augmentation.crop == (64, 64)
+    with pytest.raises(ConfigError, match=r"data\.augmentation\.crop: .*got True"):
+        load_config(recipe, ["data.augmentation.crop=true"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "model.backbone=resnet34",
+            r"a section, with model\.backbone\.name and more, got 'resnet34'",
+        ),
+        ("train=5", r"train: expected a section, with train\.steps and more, got 5"),
+        ("data=7", r"data: expected a section, got 7"),
+    ],
+)
+def test_a_section_is_no_value(recipe: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {root: x}", r"data\.format: expected one of .*folder.*; it is missing$"),
+        ("data: {format: fodler}", r"data\.format: .*, got 'fodler'; did you mean 'folder'\?$"),
+        (
+            "data: {format: shapes, augmentation: {kind: 7}}",
+            r"data\.augmentation\.kind: .*got '7'$",
+        ),
+    ],
+)
+def test_which_section_is_open(recipe: Path, text: str, said: str) -> None:
+    recipe.write_text(f"{text}\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(recipe)
+
+
+def test_one_of_two_ways_replaces_the_other(recipe: Path) -> None:
+    recipe.write_text("data: {format: shapes, value_range: [0, 9]}\n")
+    data = load_config(recipe, ["data.percentiles=[2, 98]"]).data
+    assert (data.value_range, data.percentiles) == (None, (2, 98))
+    with pytest.raises(ConfigError, match="both given"):
+        load_config(recipe, ["data.percentiles=[2, 98]", "data.value_range=[0, 1]"])
+
+
+def test_a_file_that_is_not_there(recipe: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"named '.*/recip\.yaml'; did you mean '.*/recipe\.yaml'"
+    ):
+        load_config(recipe.with_name("recip.yaml"))
+    with pytest.raises(ConfigError, match=r"named '.*\.yml'; maskformer init FOLDER writes one"):
+        load_config(recipe.parent / "other" / "mine.yml")
+    with pytest.raises(ConfigError, match=r"is a folder, .*; maskformer init .* writes a recipe"):
+        load_config(recipe.parent)
 
 
 def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
@@ -136,7 +206,54 @@ class TestOtherClasses:
         assert config.data.colors is None
         assert config.data.things == ()
         assert config.model.num_classes is None
-        assert config.data.ignore == (11,)
+
+    def test_raw_values_of_the_old_labels_are_left_behind(self, tmp_path: Path) -> None:
+        """Void of other labels would otherwise leave out a class without a word."""
+        for base, given, offset, ignore in (
+            ("camvid", "classes: [a, b]", 0, (255,)),
+            ("ade20k/r50", "classes: [a, b]", 0, (255,)),
+            ("ade20k/r50", "classes: [a, b], ignore: 7, label_offset: 1", 1, (7,)),
+            ("camvid", "root: mine", 0, (11,)),
+            ("camvid", "label_map: {0: a, 1: b, 2: b}", 0, (11,)),  # raw values of these labels
+            ("camvid", "label_map: {0: a, 1: b, 2: b}, classes: [b, a]", 0, (11,)),
+        ):
+            file = tmp_path / "mine.yaml"
+            file.write_text(f"base: {base}\ndata: {{{given}}}\n")
+            data = load_config(file).data
+            assert isinstance(data, FolderConfig)
+            assert (data.label_offset, data.ignore) == (offset, ignore)
+
+    @pytest.mark.parametrize(
+        ("label_map", "classes", "names"),
+        [
+            ("{0: sky, 1: rest, '*': null}", None, 11),
+            ("{car: vehicle, '*': null}", None, 11),
+            ("{8: car, '*': ignore}", None, 11),
+            ("{8: 0, '*': null}", 11, None),  # numbers count in the list
+            ("{'*': null}", 11, None),
+        ],
+    )
+    def test_a_map_of_other_classes(
+        self, label_map: str, classes: int | None, names: int | None
+    ) -> None:
+        """The base's classes become the names of what is mapped."""
+        data = load_config("camvid", [f"data.label_map={label_map}"]).data
+        assert isinstance(data, FolderConfig)
+        assert (data.classes and len(data.classes)) == classes  # type: ignore[arg-type]
+        assert (data.label_names and len(data.label_names)) == names  # type: ignore[arg-type]
+
+    def test_a_map_in_place_of_a_map(self, tmp_path: Path) -> None:
+        (tmp_path / "base.yaml").write_text(
+            "base: camvid\ndata: {classes: [a, b], label_map: {0: a, '*': b}}\n"
+        )
+        (tmp_path / "mine.yaml").write_text("base: base.yaml\ndata: {label_map: {0: c, 1: b}}\n")
+        data = load_config(tmp_path / "mine.yaml").data
+        assert isinstance(data, FolderConfig)
+        assert (data.classes, data.label_map) == (None, {0: "c", 1: "b"})
+        assert data.label_names is None  # nobody said how the raw values are called
+        data = load_config(tmp_path / "base.yaml", ["data.label_map={0: b, 1: a}"]).data
+        assert isinstance(data, FolderConfig)
+        assert data.classes == ("a", "b")
 
     def test_overrides_in_any_order(self) -> None:
         colors = "data.colors=[[1, 2, 3], [4, 5, 6]]"

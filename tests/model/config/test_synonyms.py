@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskformer.config.load import load_config
-from maskformer.config.synonyms import SYNONYMS, keys, meant_key
+from maskformer.config.synonyms import OPTIONS, SYNONYMS, keys, meant_key
 from maskformer.errors import ConfigError
 
 
@@ -29,6 +29,10 @@ from maskformer.errors import ConfigError
         ("criterion.eos_coef=0.1", "criterion.no_object_weight"),
         ("data.ignore_index=255", "data.ignore"),
         ("train.Early_Stopping=3", "train.patience"),
+        ("predict.threshold=0.5", "eval.object_mask_threshold"),
+        ("data.size=512", "data.augmentation.crop"),
+        ("data.val.fraction=0.1", "data.val"),
+        ("data.bands=4", "data.channels"),
         # The name of a key in another section.
         ("lr=0.1", "train.lr"),
         ("model.steps=5", "train.steps"),
@@ -37,7 +41,21 @@ from maskformer.errors import ConfigError
 )
 def test_an_unknown_key_is_answered_by_its_meaning(override: str, key: str) -> None:
     with pytest.raises(ConfigError, match=rf": unknown key; did you mean '{key}'\?"):
-        load_config("quickstart", [override])
+        load_config("camvid", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("device=cpu", r"said on the command line: --cpu \(train\) or --device"),
+        ("train.gpus=2", "said on the command line: torchrun --nproc-per-node N"),
+        ("train.Output-Dir=x", "said on the command line: --output FOLDER"),
+        ("batch_size=4", "did you mean 'eval.batch_size' or 'train.batch_size'"),
+    ],
+)
+def test_what_is_no_key_of_one_section(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f": unknown key; .*{said}"):
+        load_config("camvid", [override])
 
 
 def test_letters_help_where_the_meaning_is_unknown() -> None:
@@ -52,3 +70,6 @@ def test_every_synonym_leads_to_a_key_and_none_to_two() -> None:
     names = [name for words in SYNONYMS.values() for name in words.split()]
     assert len(names) == len(set(names))
     assert not known & set(names)
+    options = [name for words in OPTIONS.values() for name in words.split()]
+    assert len(options) == len(set(options))
+    assert not {meant_key([name]) for name in options} - {None}

@@ -95,6 +95,15 @@ def test_objects_lie_over_each_other_in_order(root: Path) -> None:
     assert check_dataset(data) == []
 
 
+def test_images_that_the_json_does_not_name_are_counted(root: Path) -> None:
+    assert dataset(root).notes == ()  # type: ignore[attr-defined]
+    for name in ("img/y.jpg", "img/z.PNG", "img/._x.jpg", "img/notes.txt", "elsewhere.jpg"):
+        (root / name).write_bytes(b"")
+    (note,) = dataset(root).notes  # type: ignore[attr-defined]
+    said = "left out of {}: 3 that the JSON does not name (img/._x.jpg, img/y.jpg, img/z.PNG)"
+    assert note == said.format(root)
+
+
 def test_what_is_covered_wholly_is_no_segment(root: Path) -> None:
     whole = annotation(4, 5, [box(0, 0, WIDTH, HEIGHT)])
     sample = dataset(root, CONTENT | {"annotations": [*CONTENT["annotations"], whole]})[0]

@@ -237,6 +237,18 @@ def test_label_map(tmp_path):
     assert sample.segments.tolist() == [[-1, 0, 0, -1], [1, 1, 0, -1]]
     assert sample.left_out == 0
     check_dataset(data)
+    picked = build_dataset(config(tmp_path, label_map={"rug": "floor", "*": None}), "val")
+    void, alone = check_dataset(picked)
+    assert void.endswith("of the pixels are void; check data.label_map")  # labels are no files
+    assert "'floor' is the only class" in alone
+
+
+def test_images_that_the_json_does_not_name_are_counted(tmp_path):
+    write(tmp_path)
+    assert build_dataset(config(tmp_path), "val").notes == ()
+    (tmp_path / "images" / "x2.jpg").write_bytes(b"")
+    (note,) = build_dataset(config(tmp_path), "val").notes
+    assert note.endswith("images: 1 that the JSON does not name (x2.jpg)")
 
 
 def test_categories_that_become_one_class_of_stuff(tmp_path):

@@ -40,6 +40,7 @@ def recipe_for(folder: Path) -> Config:
         app, ["init", str(folder), "--output", str(file)], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
+    assert f"maskformer data check --config {file}" in result.output
     assert f"maskformer train --config {file}" in result.output
     config = load_config(file)
     for split in ("train", "val"):
@@ -225,3 +226,44 @@ def test_real_folders(real_data: Path, tmp_path: Path, name: str) -> None:
     config = load_config(file)
     for split in ("train", "val"):
         check_dataset(build_dataset(config.data, split), limit=20)
+    if name == "camvid":  # as the others, but ten seconds of images
+        return
+    drawn = tmp_path / "checks"
+    result = CliRunner().invoke(app, ["data", "check", "-c", str(file), "--output", str(drawn)])
+    assert result.exit_code == 0, result.output
+    assert {folder.name for folder in drawn.iterdir()} == {"train", "val"}
+
+
+def test_bands_and_depth_of_images(tmp_path: Path) -> None:
+    """What training would ask for is found by looking."""
+    for k in range(3):
+        bands = np.full((40, 60, 5), 200 + k, np.uint16)
+        bands[:, 30:] = 2000
+        grey = bands[..., 0]
+        for name in ("sat", "xray", "float", "deep"):
+            (tmp_path / name / "set" / "img").mkdir(parents=True, exist_ok=True)
+            labels(tmp_path / name / "set" / "mask" / f"{k}.png")
+        np.save(tmp_path / "sat" / "set" / "img" / f"{k}.npy", bands)
+        Image.fromarray(grey).save(tmp_path / "xray" / "set" / "img" / f"{k}.png")
+        Image.fromarray(grey.astype(np.float32) / 4000).save(tmp_path / f"float/set/img/{k}.tif")
+        Image.fromarray(grey * 30).save(tmp_path / "deep" / "set" / "img" / f"{k}.png")
+    for name, channels, value_range in (
+        ("sat", 5, (0, 2047)),
+        ("xray", 3, (0, 2047)),
+        ("float", 3, (0, 1)),
+        ("deep", 3, None),  # 16 bits that are used
+    ):
+        config = recipe_for(tmp_path / name / "set")
+        assert (config.data.channels, config.data.value_range) == (channels, value_range), name
+        assert config.model.num_channels == channels
+        levels = build_dataset(config.data, "train")[0].image.unique()
+        assert len(levels) == 2, name
+
+
+def test_images_of_several_kinds(tmp_path: Path) -> None:
+    for k, count in enumerate((4, 5)):
+        (tmp_path / "set/img").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"set/img/{k}.npy", np.zeros((40, 60, count), np.uint8))
+        labels(tmp_path / f"set/mask/{k}.png")
+    with pytest.raises(DatasetError, match="holds images of 4 and 5 channels"):
+        survey(tmp_path / "set")

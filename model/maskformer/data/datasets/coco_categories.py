@@ -11,9 +11,11 @@ from maskformer.config.schema import ANY
 from maskformer.data.datasets.class_names import is_called
 from maskformer.data.datasets.coco_json import Category
 from maskformer.data.datasets.label_table import VOID, name_classes
+from maskformer.data.pairing import IMAGE_SUFFIXES
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
+from maskformer.system.listing import count_names, names_in
 from maskformer.system.paths import missing_files
 from maskformer.system.text import escape
 
@@ -146,3 +148,21 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
             f"first {escape(missing[0])}; {remedy}"
         )
+
+
+def unlisted_images(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """A line that counts the images beside those that a JSON names; empty where there are none.
+
+    Args:
+        folder: of the images.
+        names: all that the JSON says, relative to it.
+    """
+    listed = {*names}
+    above = {name.rpartition("/")[0] for name in names}
+    there = [f"{inner}/{name}".lstrip("/") for inner in above for name in names_in(folder / inner)]
+    others = [
+        name for name in there if name not in listed and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not others:
+        return ()
+    return (f"left out of {escape(folder)}: {count_names(others, 'that the JSON does not name')}",)

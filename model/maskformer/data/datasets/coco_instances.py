@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskformer.config.schema import CocoInstancesConfig, CocoInstancesSplit
-from maskformer.data.datasets.coco_categories import Categories, check_present
+from maskformer.data.datasets.coco_categories import Categories, check_present, unlisted_images
 from maskformer.data.datasets.coco_json import (
     Instance,
     InstanceCategory,
@@ -51,6 +51,9 @@ class CocoInstances:
         config: where the files are, and what the background is.
         split: which images and JSON.
 
+    Attributes:
+        notes: a line on images that the JSON does not name, if there are some.
+
     Raises:
         DatasetError: a file or folder is missing, the JSON does not follow the format, or
             pycocotools is not installed.
@@ -76,6 +79,8 @@ class CocoInstances:
         self._folder = config.root / paths.images
         self._images = self._read_images(content.get("images"))
         self._read_objects(content["annotations"], classes)
+        listed_names = [image.file_name for image in self._images]
+        self.notes = unlisted_images(self._folder, listed_names)
         if isinstance(config.val, float):
             share, seed = config.val, config.seed
             self._images = take_share(self._images, share, seed, split, lambda i: i.file_name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import CocoPanopticConfig, CocoPanopticSplit
-from maskformer.data.datasets.coco_categories import Categories, check_present
+from maskformer.data.datasets.coco_categories import Categories, check_present, unlisted_images
 from maskformer.data.datasets.coco_json import (
     Annotation,
     Category,
@@ -52,6 +52,9 @@ class CocoPanoptic:
         config: where the files are.
         split: which images, PNGs and JSON.
 
+    Attributes:
+        notes: a line on images that the JSON does not name, if there are some.
+
     Raises:
         DatasetError: a file or folder is missing, or the JSON does not follow the format.
     """
@@ -72,6 +75,7 @@ class CocoPanoptic:
         self.info = categories.info
         self._images, self._panoptic = config.root / paths.images, config.root / paths.panoptic
         self._read_annotations(content, categories.class_of, file)
+        self.notes = unlisted_images(self._images, self._image_names)
         if isinstance(config.val, float):
             rows = [*enumerate(self._png_names)]
             taken = take_share(rows, config.val, config.seed, split, lambda row: row[1])

@@ -30,7 +30,7 @@ from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.images import check_same_size, read_labels
 from maskformer.data.pairing import Pair
 from maskformer.data.progress import track
-from maskformer.data.sample import Sample, Split, check_index
+from maskformer.data.sample import Sample, Split, check_index, evenly_spread
 from maskformer.errors import DatasetError, LabelValueError
 
 
@@ -104,9 +104,9 @@ class Folder:
         """One message for label values outside the classes, gathered from several files."""
         return explain_label_values(errors, self.config, self.info)
 
-    def look_for_mistakes(self) -> list[str]:
-        """Looks at the raw values of some label files; see `suspicious_labels`."""
-        files = [pair.labels for pair in self._pairs]
+    def look_for_mistakes(self, limit: int) -> list[str]:
+        """Looks at the raw values of up to `limit` label files; see `suspicious_labels`."""
+        files = [self._pairs[k].labels for k in evenly_spread(len(self._pairs), limit)]
         return suspicious_labels(files, self.config, self.info, self._split)
 
     def _to_segments(

@@ -9,13 +9,12 @@ from pathlib import Path
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.label_table import count_values
 from maskformer.data.images import read_labels
-from maskformer.data.sample import DatasetInfo, Split, evenly_spread
+from maskformer.data.progress import track
+from maskformer.data.sample import DatasetInfo, Split
 from maskformer.errors import DatasetError
 
 SMALLEST_WHITE = 100
 """Of masks that image programs write: 0, and one bright value such as 255 or 65535."""
-LOOKED_AT = 100
-"""Label files, evenly spread."""
 MANY = 150
 SMALLEST_FACTOR = 5
 
@@ -23,7 +22,7 @@ SMALLEST_FACTOR = 5
 def suspicious_labels(
     files: Sequence[Path], config: FolderConfig, info: DatasetInfo, split: Split
 ) -> list[str]:
-    """Reads some of the label files of a split.
+    """Reads label files of a split.
 
     Returns:
         Warnings, one sentence each: values that look multiplied, or too many of them.
@@ -34,9 +33,9 @@ def suspicious_labels(
     if config.label_map is not None:
         return []
     found: set[int] = set()
-    for index in evenly_spread(len(files), LOOKED_AT):
+    for file in track(files, len(files), "Looking at label values"):
         try:
-            values = read_labels(files[index], max_pixels=config.max_pixels)
+            values = read_labels(file, max_pixels=config.max_pixels)
             found |= {*count_values(values)[0].tolist()}
         except DatasetError:  # told by whoever reads the sample
             continue

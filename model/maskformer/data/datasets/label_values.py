@@ -86,7 +86,8 @@ def _cause(values: list[int], found: set[int], config: FolderConfig, info: Datas
         shifted = [0, *(value for value in config.ignore if value != 0)]
         return (
             f"the value stands for void: {ignore_them}; or 0 means unlabelled and classes count "
-            f"from 1: set data.label_offset: 1 and data.ignore: {shifted}"
+            f"from 1: set data.label_offset: 1 and data.ignore: {shifted}; or data.classes lacks "
+            "the last name"
         )
     needed = (
         max(value for value in values if value not in USUAL_VOID or value == values[0]) - first + 1

@@ -68,7 +68,8 @@ def _by_depth(values: Values, top: float | None) -> NDArray[np.uint8]:
             f"{values.dtype.name} values from {low:g} to {high:g}"
             + (" and some that are not finite" if finite.size < values.size else left)
             + "; set data.value_range to the lowest and the highest value of the data set, such as "
-            f"{_likely(low, high)}, or data.percentiles: [2, 98] to stretch each image by itself"
+            + likely_range(low, high)
+            + ", or data.percentiles: [2, 98] to stretch each image by itself"
             + (f" (value_range [0, {top:g}] takes this one as it is)" if fits else "")
         )
     if floating:
@@ -80,8 +81,8 @@ def _finite(values: Values) -> Values:
     return values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
 
-def _likely(low: float, high: float) -> str:
-    """A range that holds the values, as data sets have it."""
+def likely_range(low: float, high: float) -> str:
+    """A range that holds the values, as data sets have it: `data.value_range` as YAML."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "[0, 1]"
     if low < 0:

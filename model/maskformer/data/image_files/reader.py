@@ -107,6 +107,15 @@ class ImageReader:
             frame = self._frame(file, bands)
             return self._finish(bands, frame.turn, name), frame
 
+    def stored(self, file: Path) -> Bands:
+        """What is in a file, before bands are taken, scaled and turned.
+
+        Raises:
+            DatasetError: missing, broken, not an image or too large.
+        """
+        with opened_stream(file, "image") as stream:
+            return self._read_bands(stream, escape(file))
+
     def _frame(self, file: Path, bands: Bands) -> ImageFrame:
         height, width = bands.values.shape[:2]
         return ImageFrame(file, (height, width), bands.tag, self.orientation)

@@ -9,6 +9,7 @@ from maskformer.data.layout.classes import LabelMeaning
 from maskformer.data.layout.coco_layout import CocoFile
 from maskformer.data.layout.folder_layout import FolderLayout
 from maskformer.data.layout.pairs import Pair
+from maskformer.data.layout.pixels import RGB, Pixels
 from maskformer.data.layout.survey import Survey
 from maskformer.system.documents import yaml_line
 from maskformer.system.text import escape
@@ -54,7 +55,19 @@ def _data(found: Survey, base: str) -> Iterator[str]:
         yield f"  format: {train.kind}"
         yield f"  root: {yaml_line(str(found.root))}"
         yield from _coco(train, val)
+    yield from _depth(found.pixels)
     yield from _sizes(found, base)
+
+
+def _depth(pixels: Pixels) -> Iterator[str]:
+    if pixels.channels != RGB:
+        taken = "a list such as [4, 3, 2] takes some of them"
+        yield f"  channels: {pixels.channels}   # bands of each image; {taken}"
+    if pixels.limits is not None:
+        low, high = pixels.limits
+        yield f"  # The images hold values from {low:g} to {high:g}. These become 0 and 255; or set"
+        yield "  # percentiles: [2, 98] to stretch each image by itself."
+        yield f"  value_range: {pixels.value_range}"
 
 
 def _folders(layout: FolderLayout, found: Survey) -> Iterator[str]:
@@ -117,7 +130,7 @@ def _share(images: int) -> float:
 
 
 def _sizes(found: Survey, base: str) -> Iterator[str]:
-    height, width = found.size
+    height, width = found.pixels.size
     side = min(height, width, SIDES[base])
     crop = max(side // STRIDE, 2) * STRIDE
     sides = [round(side * scale) for scale in SCALES[base]]

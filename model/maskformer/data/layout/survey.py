@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from maskformer.data.images import read_image
 from maskformer.data.layout.classes import LabelMeaning, read_meaning
 from maskformer.data.layout.coco_layout import CocoFile, coco_files, is_polygon_file
 from maskformer.data.layout.folder_layout import FolderLayout, common_folder, folder_layouts
 from maskformer.data.layout.pairs import Folders, image_folders
-from maskformer.data.sample import evenly_spread
+from maskformer.data.layout.pixels import Pixels, look_at_pixels
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
-
-SAMPLE = 30
 
 
 @dataclass(frozen=True)
@@ -28,14 +23,14 @@ class Survey:
         root: the folder.
         layout: label files, or COCO's JSON of train and of val (once if there is only one).
         meaning: of the values of label files.
-        size: median height and width of the images, in pixels.
+        pixels: what the images are like.
         images: how many there are to train on, with those of val where it is drawn from them.
     """
 
     root: Path
     layout: FolderLayout | tuple[CocoFile, CocoFile | None]
     meaning: LabelMeaning | None
-    size: tuple[int, int]
+    pixels: Pixels
     images: int
 
 
@@ -66,16 +61,16 @@ def survey(root: Path) -> Survey:
 
 def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Survey:
     train, val = _coco_splits(coco, root)
-    size = _median_size(root, [f"{train.images}/{name}" for name in folders[train.images]])
-    return Survey(root, (train, val), None, size, train.count)
+    pixels = look_at_pixels(root, [f"{train.images}/{name}" for name in folders[train.images]])
+    return Survey(root, (train, val), None, pixels, train.count)
 
 
 def _folder_survey(root: Path, layout: FolderLayout, folders: Folders) -> Survey:
     pair = layout.train
     names = [name for name in folders[pair.images] if pair.has_image(name)]
     meaning = read_meaning(root, pair.partners, layout.values)
-    size = _median_size(root, [f"{pair.images}/{name}" for name in names])
-    return Survey(root, layout, meaning, size, len(names))
+    pixels = look_at_pixels(root, [f"{pair.images}/{name}" for name in names])
+    return Survey(root, layout, meaning, pixels, len(names))
 
 
 def _folder(layout: FolderLayout) -> str:
@@ -99,14 +94,6 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
         names = ", ".join(file.annotations for file in files)
         raise DatasetError(f"{root} has several JSON files of one kind ({names}); name its folder")
     return files[0], None
-
-
-def _median_size(root: Path, names: Sequence[str]) -> tuple[int, int]:
-    """Height and width of the typical image."""
-    places = evenly_spread(len(names), SAMPLE)
-    sizes = [read_image(root / names[place]).shape[-2:] for place in places]
-    height, width = np.median(np.array(sizes), axis=0)
-    return int(height), int(width)
 
 
 def _nothing(root: Path, files: Sequence[str], has_images: bool) -> str:

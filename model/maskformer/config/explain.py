@@ -1,0 +1,119 @@
+"""What is wrong with a recipe, in words: keys by their names, and what may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from maskformer.config.schema import Augmentation, Config, DataConfig
+from maskformer.config.synonyms import keys_called, meant_key, meant_option
+from maskformer.system.documents import joined, one_line, shown
+
+_FEW = 3
+_LISTED = 10
+_VARIANTS: dict[str, type[BaseModel]] = {
+    get_args(section.model_fields[tag].annotation)[0]: section
+    for union, tag in ((DataConfig, "format"), (Augmentation, "kind"))
+    for section in get_args(get_args(union)[0])
+}
+"""Sections by the tag that tells them apart, such as `folder`."""
+
+
+def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
+    """All that is wrong with a recipe, or with one of its sections, by dotted key."""
+    lines = []
+    found = error.errors(include_url=False)
+    for item in found[:_LISTED]:
+        path, valid = _locate(item["loc"], root)
+        name = one_line(".".join(path)) or "the recipe"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{name}: unknown key{_hint(path, valid)}")
+        elif item["type"] == "missing":
+            lines.append(f"{name}: missing")
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            lines.append(f"{name}: {_explain_section(path, root)}, got {shown(item['input'])}")
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            lines.append(f"{name}.{_explain_tag(item['ctx'])}")
+        elif item["type"] == "value_error":  # a section's own check; its input would say too much
+            lines.append(f"{name}: {item['ctx']['error']}")
+        else:
+            lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
+    return "config: " + joined(lines, len(found))
+
+
+def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
+    """What an unknown key may have been meant to be."""
+    option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
+    if key := meant_key(path):
+        return _did_you_mean(key)
+    if option is not None:
+        return f"; that is said on the command line: {option}"
+    if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+
+
+def _explain_section(path: Sequence[str], root: type[BaseModel]) -> str:
+    """What is expected where something else came than a mapping."""
+    section: type[BaseModel] | None = root
+    for part in path:
+        field = section.model_fields.get(part) if section is not None else None
+        section = _section_in(field.annotation) if field is not None else None
+    if section is None:
+        return "expected a section"
+    return f"expected a section, with {'.'.join(path)}.{next(iter(section.model_fields))} and more"
+
+
+def _explain_tag(context: Mapping[str, Any]) -> str:
+    """What a key may be that tells sections apart, such as `data.format`."""
+    key = context["discriminator"].strip("'")
+    valid = [name for name, section in _VARIANTS.items() if key in section.model_fields]
+    text = f"{key}: expected one of {', '.join(valid)}"
+    if "tag" not in context:
+        return f"{text}; it is missing"
+    return f"{text}, got {shown(context['tag'])}{nearest(context['tag'], valid)}"
+
+
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
+    path: list[str] = []
+    section: type[BaseModel] | None = root
+    for index, part in enumerate(location):
+        if section is None and part in _VARIANTS:
+            section = _VARIANTS[str(part)]
+            continue
+        if str(part).startswith("(") or part == "[key]":  # a form of a value, or the key of a map
+            continue
+        path.append(str(part))
+        if index == len(location) - 1 or section is None:
+            continue
+        section = (
+            _section_in(section.model_fields[str(part)].annotation)
+            if part in section.model_fields
+            else None
+        )
+    return path, list(section.model_fields) if section is not None else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a value is, or may be; None where there is none, or a choice of several."""
+    kinds = [
+        kind
+        for form in (annotation, *get_args(annotation))
+        for kind in (form, *get_args(form)[:1])
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    return kinds[0] if len({*kinds}) == 1 else None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that may have been meant, as the end of a message; empty if none is near."""
+    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
+    return _did_you_mean(close[0] if close else None)
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f"; did you mean '{name}'?" if name else ""

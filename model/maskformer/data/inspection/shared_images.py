@@ -1,0 +1,47 @@
+"""Images that are in both splits, on which a model is scored after it has learnt them."""
+
+from __future__ import annotations
+
+import filecmp
+from collections import defaultdict
+from pathlib import Path
+
+from maskformer.data.sample import Dataset, evenly_spread
+
+
+def shared_images(train: Dataset, val: Dataset, limit: int) -> list[Path]:
+    """Files of `val` that `train` has too: of the same name and with the same bytes.
+
+    Names alone say little (the frames of two videos), and so do bytes (empty tiles of a map).
+
+    Args:
+        limit: how many of the files whose names and sizes are equal are read, evenly spread.
+    """
+    known: defaultdict[tuple[str, int], list[Path]] = defaultdict(list)
+    names = {file.name for file in _image_files(val)}
+    for file in _image_files(train):
+        if file.name in names:
+            known[_key(file)].append(file)
+    in_train = {name for name, _ in known}
+    same = [file for file in _image_files(val) if file.name in in_train and _key(file) in known]
+    looked_at = [same[k] for k in evenly_spread(len(same), limit)] if same else []
+    return [file for file in looked_at if any(_equal(file, other) for other in known[_key(file)])]
+
+
+def _image_files(dataset: Dataset) -> list[Path]:
+    """None of a data set that is not on the disk."""
+    return [files[0] for files in getattr(dataset, "files", ())]
+
+
+def _key(file: Path) -> tuple[str, int]:
+    try:
+        return file.name, file.stat().st_size
+    except OSError:  # told by whoever reads the sample
+        return file.name, -1
+
+
+def _equal(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other) or filecmp.cmp(file, other, shallow=False)
+    except OSError:
+        return False
