@@ -140,6 +140,16 @@ def load_tile(row_ptr, column, stride, is_row, is_column):
 
 
 @triton.jit
+def store_columns(line_ptr, element, columns, is_line, is_element):
+    """Store each column of a tile `[elements, lines]` as neighbouring elements of its line."""
+    tl.store(
+        line_ptr[None, :] + element[:, None],
+        columns,
+        mask=is_line[None, :] & is_element[:, None],
+    )
+
+
+@triton.jit
 def leading_bits(x):
     """`x` with the precision of bfloat16, rounded towards zero: one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
@@ -152,3 +162,102 @@ def split(x):
     remainder = x - leading
     middle = leading_bits(remainder)
     return leading.to(tl.bfloat16), middle.to(tl.bfloat16), (remainder - middle).to(tl.bfloat16)
+
+
+_TWO_PLANES = tl.constexpr("""{
+    .reg .b32 a, b;
+    cvt.rn.bf16x2.f32 $0, $3, $2;
+    shl.b32 a, $0, 16;
+    and.b32 b, $0, 0xffff0000;
+    sub.f32 a, $2, a;
+    sub.f32 b, $3, b;
+    cvt.rn.bf16x2.f32 $1, b, a;
+}""")
+_THREE_PLANES = tl.constexpr("""{
+    .reg .b32 a, b, c, d;
+    cvt.rn.bf16x2.f32 $0, $4, $3;
+    shl.b32 a, $0, 16;
+    and.b32 b, $0, 0xffff0000;
+    sub.f32 a, $3, a;
+    sub.f32 b, $4, b;
+    cvt.rn.bf16x2.f32 $1, b, a;
+    shl.b32 c, $1, 16;
+    and.b32 d, $1, 0xffff0000;
+    sub.f32 a, a, c;
+    sub.f32 b, b, d;
+    cvt.rn.bf16x2.f32 $2, b, a;
+}""")
+_FP16_PLANES = tl.constexpr("""{
+    .reg .b16 a, b;
+    .reg .f32 c, d;
+    cvt.rn.f16x2.f32 $0, $3, $2;
+    mov.b32 {a, b}, $0;
+    cvt.f32.f16 c, a;
+    cvt.f32.f16 d, b;
+    sub.f32 c, $2, c;
+    sub.f32 d, $3, d;
+    cvt.rn.f16x2.f32 $1, d, c;
+}""")
+
+
+@triton.jit
+def planes(x, COUNT: tl.constexpr):
+    """Up to three bfloat16 tensors whose sum is `x` to 8 bits each; one is `x` as it is.
+
+    Two elements at a time, where Triton would convert one by one, at a sixteenth of the rate.
+    """
+    if COUNT == 1:
+        return x, x, x
+    elif _ASSEMBLY and COUNT == -2:
+        first, second = tl.inline_asm_elementwise(
+            _FP16_PLANES, "=&r,=&r,r,r", [x.to(tl.float32)], (tl.float16, tl.float16), True, 2
+        )
+        return first, second, second
+    elif _ASSEMBLY and COUNT == 2:
+        first, second = tl.inline_asm_elementwise(
+            _TWO_PLANES, "=&r,=&r,r,r", [x.to(tl.float32)], (tl.bfloat16, tl.bfloat16), True, 2
+        )
+        return first, second, second
+    elif _ASSEMBLY:
+        first, second, third = tl.inline_asm_elementwise(
+            _THREE_PLANES,
+            "=&r,=&r,=&r,r,r",
+            [x.to(tl.float32)],
+            (tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            True,
+            2,
+        )
+        return first, second, third
+    else:
+        rest = x.to(tl.float32)
+        first = rest.to(tl.bfloat16)
+        rest -= first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        return first, second, (rest - second.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def add_product(a, b, total, trailing, PLANES: tl.constexpr):
+    """Add a · b to the sum of two matrices, small terms first.
+
+    Float32 needs `trailing`: apart, the small terms are not rounded to the precision of the others.
+    """
+    a1, a2, a3 = planes(a, PLANES.a)
+    b1, b2, b3 = planes(b, PLANES.b)
+    if PLANES.order == 2:
+        if PLANES.a == 3:
+            trailing = tl.dot(a3, b1, trailing)
+        if PLANES.b == 3:
+            trailing = tl.dot(a1, b3, trailing)
+        if PLANES.a > 1 and PLANES.b > 1:
+            trailing = tl.dot(a2, b2, trailing)
+        if PLANES.a > 1:
+            trailing = tl.dot(a2, b1, trailing)
+        if PLANES.b > 1:
+            trailing = tl.dot(a1, b2, trailing)
+    if PLANES.order == 1:
+        if PLANES.a != 1:
+            total = tl.dot(a2, b1, total)
+        if PLANES.b != 1:
+            total = tl.dot(a1, b2, total)
+    return tl.dot(a1, b1, total), trailing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from mfkernels.ops.mask_loss.triton_rows import (
@@ -16,14 +17,31 @@ from mfkernels.ops.mask_loss.triton_rows import (
     scatter_kernel,
 )
 from mfkernels.triton import launcher
-from mfkernels.triton.arguments import Features, Predictions, Product
+from mfkernels.triton.arguments import Features, Planes, Predictions
 from mfkernels.triton.launcher import cdiv
-from mfkernels.triton.tensors import float32_precision
 
 if TYPE_CHECKING:
     from mfkernels.ops.mask_loss.triton_launch import _Problem
 
 PIXELS_OF_A_SPLIT = 2048
+
+LOGITS = {
+    2: (ProductBlock(rows=64, channels=64, pixels=128), {"num_warps": 4, "num_stages": 4}),
+    4: (ProductBlock(rows=64, channels=32, pixels=128), {"num_warps": 4, "num_stages": 3}),
+}
+GRAD_EMBED = {
+    2: (ProductBlock(rows=64, channels=128, pixels=64), {"num_warps": 4, "num_stages": 3}),
+    4: (ProductBlock(rows=64, channels=128, pixels=32), {"num_warps": 4, "num_stages": 3}),
+}
+GRAD_FEATURES = {
+    2: (ProductBlock(rows=64, channels=128, pixels=128), {"num_warps": 8, "num_stages": 1}),
+    4: (ProductBlock(rows=32, channels=128, pixels=128), {"num_warps": 8, "num_stages": 1}),
+}
+
+
+def width(features: Tensor) -> int:
+    """Bytes of an element."""
+    return features.element_size()
 
 
 def splits_of(problem: _Problem) -> int:
@@ -36,19 +54,22 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
     if problem.features is None:
         return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(group)
-    block = ProductBlock(rows=64, pixels=64, channels=32)
+    block, options = LOGITS[width(problem.features)]
     launcher.launch(
         logits_kernel,
-        (cdiv(problem.pixels, block.pixels), cdiv(problem.rows, block.rows), group),
+        (
+            cdiv(problem.pixels, block.pixels) * cdiv(problem.rows, block.rows + block.more_rows),
+            1,
+            group,
+        ),
         embed=Predictions.of(problem.embed, dense=False),
         features=Features.of(problem.features),
         matching=problem.matching,
         logits_ptr=logits,
         sizes=problem.product_sizes(sizes),
-        PRODUCT=Product.of(problem.embed, problem.features),
+        PLANES=Planes.of(problem.features.dtype, problem.embed.dtype),
         BLOCK=block,
-        num_warps=8,
-        num_stages=3,
+        **options,
     )
     # Of a workspace only pixels are asked for.
     return Predictions(logits, layer=0, image=0, query=0, pixel=1)
@@ -75,20 +96,22 @@ def launch_grad_embed(
 ) -> None:
     """Fill a group's part of `partial [splits, L, B, T, C]`."""
     assert problem.features is not None
-    block = ProductBlock(rows=32, channels=64, pixels=32, pixels_of_split=PIXELS_OF_A_SPLIT)
-    tiles = cdiv(problem.rows, block.rows) * cdiv(problem.channels, block.channels)
+    block, options = GRAD_EMBED[width(problem.features)]
+    block = block._replace(pixels_of_split=PIXELS_OF_A_SPLIT)
+    tiles = cdiv(problem.rows, block.rows + block.more_rows) * cdiv(
+        problem.channels, block.channels
+    )
     launcher.launch(
         grad_embed_kernel,
-        (splits_of(problem), tiles, group),
+        (tiles, splits_of(problem), group),
         grad_ptr=grad_logits,
         features=Features.of(problem.features),
         matching=problem.matching,
         partial_ptr=partial,
         sizes=problem.product_sizes(sizes),
-        PRECISION=float32_precision(),
+        PLANES=Planes.of(problem.features.dtype, torch.float32, problem.embed.dtype),
         BLOCK=block,
-        num_warps=8,
-        num_stages=3,
+        **options,
     )
 
 
@@ -112,7 +135,8 @@ def launch_grad_features(
     problem: _Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
 ) -> None:
     """Fill a group's part of `grad_features [B, C, h, w]`."""
-    block = ProductBlock(rows=32, channels=64, pixels=64)
+    assert problem.features is not None
+    block, options = GRAD_FEATURES[width(problem.features)]
     launcher.launch(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
@@ -121,8 +145,7 @@ def launch_grad_features(
         matching=problem.matching,
         grad_features_ptr=grad_features,
         sizes=problem.product_sizes(sizes),
-        PRECISION=float32_precision(),
+        PLANES=Planes.of(problem.embed.dtype, torch.float32, problem.features.dtype),
         BLOCK=block,
-        num_warps=8,
-        num_stages=2,
+        **options,
     )
