@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
@@ -95,28 +94,6 @@ class Product(NamedTuple):
     def of(cls, *factors: Tensor) -> Product:
         dtypes = {factor.dtype for factor in factors}
         return cls(len(dtypes) == 1 and dtypes <= set(HALVES), float32_precision())
-
-
-class Planes(NamedTuple):
-    """In how many parts of 16 bits two factors are multiplied, and which products count."""
-
-    a: int
-    b: int
-    order: int
-    """Products of the i-th and j-th parts, from 0, count where i + j does not exceed it."""
-
-    @classmethod
-    def of(cls, a: torch.dtype, b: torch.dtype, result: torch.dtype = torch.float32) -> Planes:
-        """Two factors of one half precision as they are, others as sums of bfloat16 numbers.
-
-        Three hold float32. Two are as exact as TF32, if the user allows it, and more than enough
-        for a result in half precision.
-        """
-        if a == b and a in HALVES:
-            return cls(1, 1, 0)
-        order = 1 if result in HALVES or float32_precision() == "tf32" else 2
-        parts = {torch.bfloat16: 1, torch.float16: 2, torch.float32: order + 1}
-        return cls(parts[a], parts[b], order)
 
 
 class MaskAxis(NamedTuple):

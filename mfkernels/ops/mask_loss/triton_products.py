@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,31 +17,48 @@ from mfkernels.ops.mask_loss.triton_rows import (
     scatter_kernel,
 )
 from mfkernels.triton import launcher
-from mfkernels.triton.arguments import Features, Planes, Predictions
+from mfkernels.triton.arguments import Features, Predictions
 from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.products import Planes
 
 if TYPE_CHECKING:
     from mfkernels.ops.mask_loss.triton_launch import _Problem
 
 PIXELS_OF_A_SPLIT = 2048
 
-LOGITS = {
-    2: (ProductBlock(rows=64, channels=64, pixels=128), {"num_warps": 4, "num_stages": 4}),
-    4: (ProductBlock(rows=64, channels=32, pixels=128), {"num_warps": 4, "num_stages": 3}),
-}
-GRAD_EMBED = {
-    2: (ProductBlock(rows=64, channels=128, pixels=64), {"num_warps": 4, "num_stages": 3}),
-    4: (ProductBlock(rows=64, channels=128, pixels=32), {"num_warps": 4, "num_stages": 3}),
-}
-GRAD_FEATURES = {
-    2: (ProductBlock(rows=64, channels=128, pixels=128), {"num_warps": 8, "num_stages": 1}),
-    4: (ProductBlock(rows=32, channels=128, pixels=128), {"num_warps": 8, "num_stages": 1}),
-}
+
+class Tile(NamedTuple):
+    """What a program takes, its warps, and how many steps of its loop are under way."""
+
+    block: ProductBlock
+    warps: int
+    stages: int
 
 
-def width(features: Tensor) -> int:
-    """Bytes of an element."""
-    return features.element_size()
+# By the order of the planes. None takes more than the 99 KB of shared memory of small GPUs.
+LOGITS = (
+    Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=4, stages=4),
+    Tile(ProductBlock(rows=64, channels=32, pixels=128), warps=8, stages=3),
+    Tile(ProductBlock(rows=64, channels=32, pixels=128), warps=8, stages=3),
+)
+GRAD_EMBED = (
+    Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
+    Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
+    Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=3),
+)
+GRAD_FEATURES = (
+    Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
+    Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
+    Tile(ProductBlock(rows=16, channels=128, pixels=128), warps=8, stages=2),
+)
+IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
+"""Without units for these products: few registers and little shared memory."""
+
+
+def tile_of(tiles: tuple[Tile, ...], planes: Planes) -> tuple[ProductBlock, dict[str, int]]:
+    """A tile as an argument and as options of the compiler."""
+    tile = tiles[planes.order] if planes.a else IN_FLOAT32
+    return tile.block, {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def splits_of(problem: _Problem) -> int:
@@ -54,7 +71,8 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
     if problem.features is None:
         return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(group)
-    block, options = LOGITS[width(problem.features)]
+    planes = Planes.of(problem.features.dtype, problem.embed.dtype, device=logits.device)
+    block, options = tile_of(LOGITS, planes)
     launcher.launch(
         logits_kernel,
         (
@@ -67,7 +85,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
         matching=problem.matching,
         logits_ptr=logits,
         sizes=problem.product_sizes(sizes),
-        PLANES=Planes.of(problem.features.dtype, problem.embed.dtype),
+        PLANES=planes,
         BLOCK=block,
         **options,
     )
@@ -96,7 +114,9 @@ def launch_grad_embed(
 ) -> None:
     """Fill a group's part of `partial [splits, L, B, T, C]`."""
     assert problem.features is not None
-    block, options = GRAD_EMBED[width(problem.features)]
+    embed, features = problem.embed, problem.features
+    planes = Planes.of(features.dtype, torch.float32, embed.dtype, device=embed.device)
+    block, options = tile_of(GRAD_EMBED, planes)
     block = block._replace(pixels_of_split=PIXELS_OF_A_SPLIT)
     tiles = cdiv(problem.rows, block.rows + block.more_rows) * cdiv(
         problem.channels, block.channels
@@ -109,7 +129,7 @@ def launch_grad_embed(
         matching=problem.matching,
         partial_ptr=partial,
         sizes=problem.product_sizes(sizes),
-        PLANES=Planes.of(problem.features.dtype, torch.float32, problem.embed.dtype),
+        PLANES=planes,
         BLOCK=block,
         **options,
     )
@@ -136,7 +156,9 @@ def launch_grad_features(
 ) -> None:
     """Fill a group's part of `grad_features [B, C, h, w]`."""
     assert problem.features is not None
-    block, options = GRAD_FEATURES[width(problem.features)]
+    embed, features = problem.embed, problem.features
+    planes = Planes.of(embed.dtype, torch.float32, features.dtype, device=embed.device)
+    block, options = tile_of(GRAD_FEATURES, planes)
     launcher.launch(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
@@ -145,7 +167,7 @@ def launch_grad_features(
         matching=problem.matching,
         grad_features_ptr=grad_features,
         sizes=problem.product_sizes(sizes),
-        PLANES=Planes.of(problem.embed.dtype, torch.float32, problem.features.dtype),
+        PLANES=planes,
         BLOCK=block,
         **options,
     )
