@@ -207,9 +207,10 @@ def grad_embed_sum_kernel(
             matched = matched & (some != segment)
             row_ptr = partial_ptr + (layer_image * max_count + segment) * channels
             for first in range(0, splits, SPLITS):
-                split = first + tl.arange(0, SPLITS)
-                split_ptr = row_ptr + split * rows_of_split * channels
-                total += tl.sum(load_tile(split_ptr, c, 1, split < splits, c < channels), 0)
+                for split in tl.static_range(SPLITS):
+                    split_ptr = row_ptr + (first + split) * rows_of_split * channels
+                    inside = (c < channels) & (first + split < splits)
+                    total += tl.load(split_ptr + c, mask=inside, other=0.0)
     offset = (layer_image * queries + query) * channels
     tl.store(grad_embed_ptr + offset + c, total, mask=c < channels)
 
