@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.math import load_tile, row_offset, store_columns
+from mfkernels.triton.math import if_also, load_tile, row_offset, store_columns
 from mfkernels.triton.products import add_product
 
 SEGMENTS = tl.constexpr(32)
@@ -209,7 +209,7 @@ def grad_embed_sum_kernel(
             for first in range(0, splits, SPLITS):
                 for split in tl.static_range(SPLITS):
                     split_ptr = row_ptr + (first + split) * rows_of_split * channels
-                    inside = (c < channels) & (first + split < splits)
+                    inside = if_also(c < channels, first + split < splits)
                     total += tl.load(split_ptr + c, mask=inside, other=0.0)
     offset = (layer_image * queries + query) * channels
     tl.store(grad_embed_ptr + offset + c, total, mask=c < channels)
