@@ -110,33 +110,31 @@ def split(x, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_product(a, b, total, trailing, PLANES: tl.constexpr):
-    """Add a · b to `total + trailing`.
+def add_product(a, b, total, PLANES: tl.constexpr):
+    """`total` + a · b.
 
-    The second sum is of the small terms, which would be rounded to the precision of the first;
-    only where all of float32 counts.
+    Matrix units round sums towards zero at each step. Where all of float32 counts, small terms come
+    first, and steps add to a sum of their own.
     """
     if PLANES.a == 0:
         a, b = a.to(tl.float32), b.to(tl.float32)
         total = tl.dot(a, b, total, input_precision="ieee")
+    elif PLANES.order == 0:
+        total = tl.dot(a, b, total)
     else:
         a1, a2, a3 = split(a, PLANES.a)
         b1, b2, b3 = split(b, PLANES.b)
-        if PLANES.order == 1:
-            if PLANES.a > 1:
-                total = tl.dot(a2, b1, total)
-            if PLANES.b > 1:
-                total = tl.dot(a1, b2, total)
-        elif PLANES.order == 2:
-            if PLANES.a > 2:
-                trailing = tl.dot(a3, b1, trailing)
-            if PLANES.b > 2:
-                trailing = tl.dot(a1, b3, trailing)
-            if PLANES.a > 1 and PLANES.b > 1:
-                trailing = tl.dot(a2, b2, trailing)
-            if PLANES.a > 1:
-                trailing = tl.dot(a2, b1, trailing)
-            if PLANES.b > 1:
-                trailing = tl.dot(a1, b2, trailing)
-        total = tl.dot(a1, b1, total)
-    return total, trailing
+        part = tl.zeros(total.shape, tl.float32) if PLANES.order == 2 else total
+        if PLANES.a > 2:
+            part = tl.dot(a3, b1, part)
+        if PLANES.b > 2:
+            part = tl.dot(a1, b3, part)
+        if PLANES.order == 2 and PLANES.a > 1 and PLANES.b > 1:
+            part = tl.dot(a2, b2, part)
+        if PLANES.a > 1:
+            part = tl.dot(a2, b1, part)
+        if PLANES.b > 1:
+            part = tl.dot(a1, b2, part)
+        part = tl.dot(a1, b1, part)
+        total = total + part if PLANES.order == 2 else part
+    return total

@@ -147,7 +147,7 @@ def launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor
         sizes=problem.product_sizes(sizes),
         splits=splits_of(problem),
         BLOCK_C=256,
-        num_warps=4,
+        num_warps=8,
     )
 
 

@@ -113,26 +113,24 @@ def logits_kernel(
         p = (tl.program_id(0) // row_tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
         total = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)
-        trailing = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)
         if MORE:
             row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
             layer2, segment2, _, query2 = matched_rows(row2, count, image, matching, sizes)
             row2_ptr = embed.ptr + row_offset(layer2, image, query2, embed)
             total2 = tl.zeros([BLOCK_P, MORE], tl.float32)
-            trailing2 = tl.zeros([BLOCK_P, MORE], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
             f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
             e = load_tile(row_ptr, c, embed.channel, query >= 0, c < channels)
-            total, trailing = add_product(f, tl.trans(e), total, trailing, PLANES)
+            total = add_product(f, tl.trans(e), total, PLANES)
             if MORE:
                 e = load_tile(row2_ptr, c, embed.channel, query2 >= 0, c < channels)
-                total2, trailing2 = add_product(f, tl.trans(e), total2, trailing2, PLANES)
+                total2 = add_product(f, tl.trans(e), total2, PLANES)
         line_ptr = logits_ptr + workspace_index(layer, segment, sizes) * pixels
-        store_columns(line_ptr, p, total + trailing, query >= 0, p < pixels)
+        store_columns(line_ptr, p, total, query >= 0, p < pixels)
         if MORE:
             line_ptr = logits_ptr + workspace_index(layer2, segment2, sizes) * pixels
-            store_columns(line_ptr, p, total2 + trailing2, query2 >= 0, p < pixels)
+            store_columns(line_ptr, p, total2, query2 >= 0, p < pixels)
 
 
 @triton.jit
@@ -158,30 +156,28 @@ def grad_embed_kernel(
         features_ptr = features.ptr + image.to(tl.int64) * features.image
         channel_ptr = features_ptr + c.to(tl.int64) * features.channel
         total = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
-        trailing = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
         if MORE:
             row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
             layer2, segment2, index2, query2 = matched_rows(row2, count, image, matching, sizes)
             row2_ptr = grad_ptr + workspace_index(layer2, segment2, sizes) * pixels
             total2 = tl.zeros([BLOCK_C, MORE], tl.float32)
-            trailing2 = tl.zeros([BLOCK_C, MORE], tl.float32)
         begin = tl.program_id(1) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
             f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
             grad = load_tile(row_ptr, p, 1, query >= 0, p < pixels)
-            total, trailing = add_product(f, tl.trans(grad), total, trailing, PLANES)
+            total = add_product(f, tl.trans(grad), total, PLANES)
             if MORE:
                 grad = load_tile(row2_ptr, p, 1, query2 >= 0, p < pixels)
-                total2, trailing2 = add_product(f, tl.trans(grad), total2, trailing2, PLANES)
+                total2 = add_product(f, tl.trans(grad), total2, PLANES)
         rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
         partial_ptr += tl.program_id(1) * rows_of_split * channels
         line_ptr = partial_ptr + index * channels
-        store_columns(line_ptr, c, total + trailing, query >= 0, c < channels)
+        store_columns(line_ptr, c, total, query >= 0, c < channels)
         if MORE:
             line_ptr = partial_ptr + index2 * channels
-            store_columns(line_ptr, c, total2 + trailing2, query2 >= 0, c < channels)
+            store_columns(line_ptr, c, total2, query2 >= 0, c < channels)
 
 
 @triton.jit
@@ -227,7 +223,6 @@ def grad_features_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    trailing = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for start in range(0, sizes.layers * count, BLOCK.rows):
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
@@ -236,11 +231,11 @@ def grad_features_kernel(
         grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
-        total, trailing = add_product(tl.trans(e), grad, total, trailing, PLANES)
+        total = add_product(tl.trans(e), grad, total, PLANES)
     offset = (image.to(tl.int64) * channels + c) * pixels
     tl.store(
         grad_features_ptr + offset[:, None] + p[None, :],
-        total + trailing,
+        total,
         mask=(c < channels)[:, None] & (p < pixels)[None, :],
     )
 
