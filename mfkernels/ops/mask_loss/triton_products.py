@@ -20,6 +20,7 @@ from mfkernels.triton import launcher
 from mfkernels.triton.arguments import Features, Predictions
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.products import Planes
+from mfkernels.triton.tensors import compute_capability
 
 if TYPE_CHECKING:
     from mfkernels.ops.mask_loss.triton_launch import _Problem
@@ -35,30 +36,68 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the order of the planes. None takes more than the 99 KB of shared memory of small GPUs.
-LOGITS = (
-    Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=4, stages=4),
-    Tile(ProductBlock(rows=64, channels=32, pixels=128), warps=8, stages=3),
-    Tile(ProductBlock(rows=64, channels=32, pixels=128), warps=8, stages=3),
-)
-GRAD_EMBED = (
-    Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
-    Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
-    Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=3),
-)
-GRAD_FEATURES = (
-    Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
-    Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
-    Tile(ProductBlock(rows=16, channels=128, pixels=128), warps=8, stages=2),
-)
+class Tiles(NamedTuple):
+    """Where features, or embeddings, are in half precision as they are, and where in planes."""
+
+    half: Tile
+    single: Tile
+
+
+ON_WARPGROUPS = {
+    "logits": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=4),
+        single=Tile(ProductBlock(rows=64, channels=16, pixels=64), warps=4, stages=4),
+    ),
+    "grad_embed": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
+        single=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=3),
+    ),
+    "grad_features": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1),
+        single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
+    ),
+}
+"""Whose matrix units take factors from shared memory: compute capabilities 9 and 10."""
+
+ON_WARPS = {
+    "logits": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=8, stages=3),
+        single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=8, stages=3),
+    ),
+    "grad_embed": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=4),
+        single=Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=3),
+    ),
+    "grad_features": Tiles(
+        half=Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
+        single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
+    ),
+}
+"""Whose factors are in registers; at most 99 KB of shared memory."""
+
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
-"""Without units for these products: few registers and little shared memory."""
+"""Without units for these products: few registers, and little shared memory."""
 
 
-def tile_of(tiles: tuple[Tile, ...], planes: Planes) -> tuple[ProductBlock, dict[str, int]]:
-    """A tile as an argument and as options of the compiler."""
-    tile = tiles[planes.order] if planes.a else IN_FLOAT32
-    return tile.block, {"num_warps": tile.warps, "num_stages": tile.stages}
+def tile_of(
+    product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
+) -> tuple[ProductBlock, dict[str, int]]:
+    """A tile as an argument, and as options of the compiler."""
+    major = compute_capability(problem.embed.device)[0]
+    tiles = (ON_WARPGROUPS if major in (9, 10) else ON_WARPS)[product]
+    tile, more_rows = IN_FLOAT32, 0
+    if planes.a > 0:
+        tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
+        if product != "grad_features":  # whose steps are over rows
+            rows = tile.block.rows
+            more_rows = min((0, 16, 32), key=lambda more: padded(problem.rows, rows + more))
+    block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
+    return block, {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def padded(rows: int, tile: int) -> int:
+    """How many rows tiles have that hold as many as these."""
+    return cdiv(rows, tile) * tile
 
 
 def splits_of(problem: _Problem) -> int:
@@ -72,7 +111,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
         return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(group)
     planes = Planes.of(problem.features.dtype, problem.embed.dtype, device=logits.device)
-    block, options = tile_of(LOGITS, planes)
+    block, options = tile_of("logits", planes, problem)
     launcher.launch(
         logits_kernel,
         (
@@ -116,8 +155,7 @@ def launch_grad_embed(
     assert problem.features is not None
     embed, features = problem.embed, problem.features
     planes = Planes.of(features.dtype, torch.float32, embed.dtype, device=embed.device)
-    block, options = tile_of(GRAD_EMBED, planes)
-    block = block._replace(pixels_of_split=PIXELS_OF_A_SPLIT)
+    block, options = tile_of("grad_embed", planes, problem, PIXELS_OF_A_SPLIT)
     tiles = cdiv(problem.rows, block.rows + block.more_rows) * cdiv(
         problem.channels, block.channels
     )
@@ -158,7 +196,7 @@ def launch_grad_features(
     assert problem.features is not None
     embed, features = problem.embed, problem.features
     planes = Planes.of(embed.dtype, torch.float32, features.dtype, device=embed.device)
-    block, options = tile_of(GRAD_FEATURES, planes)
+    block, options = tile_of("grad_features", planes, problem)
     launcher.launch(
         grad_features_kernel,
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
