@@ -140,6 +140,16 @@ def load_tile(row_ptr, column, stride, is_row, is_column):
 
 
 @triton.jit
+def store_columns(line_ptr, element, columns, is_line, is_element):
+    """Store each column of a tile `[elements, lines]` as neighbouring elements of its line."""
+    tl.store(
+        line_ptr[None, :] + element[:, None],
+        columns,
+        mask=is_line[None, :] & is_element[:, None],
+    )
+
+
+@triton.jit
 def leading_bits(x):
     """`x` with the precision of bfloat16, rounded towards zero: one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)

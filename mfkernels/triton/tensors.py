@@ -46,3 +46,8 @@ def float32_precision() -> str:
     """
     # `allow_tf32` raises once the user has chosen through `fp32_precision`; this one knows both.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; without one, that which kernels are made for."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

@@ -24,9 +24,11 @@ from helpers.gpu.compiler import (
 
 from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
 from mfkernels.ops.focal_dice import triton_launch as focal_dice
+from mfkernels.ops.mask_loss import triton_products
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
 from mfkernels.ops.segmentation import triton_launch as segmentation
+from mfkernels.triton import products
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 
@@ -114,6 +116,12 @@ def launches_of_mask_loss(
     return launches
 
 
+def on_architecture(monkeypatch: pytest.MonkeyPatch, architecture: int) -> None:
+    """Launch as on a GPU of this architecture."""
+    for module in (triton_products, products):
+        monkeypatch.setattr(module, "compute_capability", lambda _: divmod(architecture, 10))
+
+
 MULTIPLY = {"logits_kernel", "grad_embed_kernel", "grad_features_kernel"}
 
 
@@ -127,8 +135,15 @@ MULTIPLY = {"logits_kernel", "grad_embed_kernel", "grad_features_kernel"}
     ],
 )
 def test_mask_loss(
-    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float, architecture: int
+    dtype: torch.dtype,
+    channels: int,
+    count: int,
+    label_map: bool,
+    gamma: float,
+    architecture: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    on_architecture(monkeypatch, architecture)
     launches = launches_of_mask_loss(dtype, channels, count, label_map, gamma)
     kernels = {launch.name: launch for launch in launches}
     assert kernels.keys() >= (MULTIPLY if channels else {"scatter_kernel"})

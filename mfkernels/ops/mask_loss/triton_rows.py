@@ -10,7 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.math import load_tile, row_offset
+from mfkernels.triton.math import if_also, load_tile, row_offset, store_columns
+from mfkernels.triton.products import add_product
+
+SEGMENTS = tl.constexpr(32)
+SPLITS = tl.constexpr(8)
+"""How many are read together where results of splits are added."""
 
 
 class Matching(NamedTuple):
@@ -50,6 +55,8 @@ class ProductBlock(NamedTuple):
     rows: int
     channels: int
     pixels: int
+    more_rows: int = 0
+    """A second tile of rows for the same features, as tiles must be powers of 2."""
     pixels_of_split: int = 0
 
 
@@ -60,8 +67,10 @@ def matched_rows(row, count, image, matching, sizes):
     The rows of an image are its segments in the first layer, then those in the second, and so on.
     """
     inside = (row >= 0) & (row < sizes.layers * count)
+    # Exact for fewer than 2²⁰ rows, in a third of the instructions of an integer division.
     count = tl.maximum(count, 1)
-    layer, segment = row // count, row % count
+    layer = ((row.to(tl.float32) + 0.5) * (1.0 / count.to(tl.float32))).to(tl.int32)
+    segment = row - layer * count
     index = (layer.to(tl.int64) * sizes.images + image) * sizes.max_count + segment
     query = tl.load(matching.assignment_ptr + index, mask=inside, other=-1)
     return layer, segment, index, tl.where(query < sizes.queries, query, -1)
@@ -83,73 +92,92 @@ def workspace_index(layer, segment, sizes):
 
 @triton.jit
 def logits_kernel(
-    embed, features, matching, logits_ptr, sizes, PRODUCT: tl.constexpr, BLOCK: tl.constexpr
+    embed, features, matching, logits_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """`logits [L, group, T, h·w]` of matched segments; the rest is not written."""
+    """`logits [L, group, T, h·w]` of matched segments; the rest is not written.
+
+    Pixels are the rows of the product, so that planes of features stay in registers.
+    """
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
+    MORE: tl.constexpr = BLOCK.more_rows
     channels, pixels = sizes.channels, sizes.pixels
+    row_tiles = tl.cdiv(sizes.layers * sizes.max_count, BLOCK_R + MORE)
+    first_row = (tl.program_id(0) % row_tiles) * (BLOCK_R + MORE)
     image, count = image_of_program(matching, sizes)
-    row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if tl.program_id(1) * BLOCK_R < sizes.layers * count:
+    if first_row < sizes.layers * count:
+        row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
-        matched = query >= 0
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         features_ptr = features.ptr + image.to(tl.int64) * features.image
-        p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-        x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
+        p = (tl.program_id(0) // row_tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+        pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
+        total = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)
+        if MORE:
+            row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
+            layer2, segment2, _, query2 = matched_rows(row2, count, image, matching, sizes)
+            row2_ptr = embed.ptr + row_offset(layer2, image, query2, embed)
+            total2 = tl.zeros([BLOCK_P, MORE], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
-            e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
-            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-            f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
-            if not PRODUCT.half:
-                e = e.to(tl.float32)
-                f = f.to(tl.float32)
-            x = tl.dot(e, f, x, input_precision=PRODUCT.precision)
-        group_index = workspace_index(layer, segment, sizes)
-        tl.store(
-            logits_ptr + group_index[:, None] * pixels + p[None, :],
-            x,
-            mask=matched[:, None] & (p < pixels)[None, :],
-        )
+            f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
+            e = load_tile(row_ptr, c, embed.channel, query >= 0, c < channels)
+            total = add_product(f, tl.trans(e), total, PLANES)
+            if MORE:
+                e = load_tile(row2_ptr, c, embed.channel, query2 >= 0, c < channels)
+                total2 = add_product(f, tl.trans(e), total2, PLANES)
+        line_ptr = logits_ptr + workspace_index(layer, segment, sizes) * pixels
+        store_columns(line_ptr, p, total, query >= 0, p < pixels)
+        if MORE:
+            line_ptr = logits_ptr + workspace_index(layer2, segment2, sizes) * pixels
+            store_columns(line_ptr, p, total2, query2 >= 0, p < pixels)
 
 
 @triton.jit
 def grad_embed_kernel(
-    grad_ptr, features, matching, partial_ptr, sizes, PRECISION: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr, features, matching, partial_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels."""
+    """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels.
+
+    Channels are the rows of the product, so that planes of features stay in registers.
+    """
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_C: tl.constexpr = BLOCK.channels
+    MORE: tl.constexpr = BLOCK.more_rows
     channels, pixels = sizes.channels, sizes.pixels
     channel_tiles = tl.cdiv(channels, BLOCK_C)
-    row_tile = tl.program_id(1) // channel_tiles
+    first_row = (tl.program_id(0) // channel_tiles) * (BLOCK_R + MORE)
     image, count = image_of_program(matching, sizes)
-    if row_tile * BLOCK_R < sizes.layers * count:
-        row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    if first_row < sizes.layers * count:
+        row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
-        matched = query >= 0
-        c = (tl.program_id(1) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+        row_ptr = grad_ptr + workspace_index(layer, segment, sizes) * pixels
+        c = (tl.program_id(0) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
         features_ptr = features.ptr + image.to(tl.int64) * features.image
-        group_index = workspace_index(layer, segment, sizes)
-        row_ptr = grad_ptr + group_index * pixels
-        total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-        begin = tl.program_id(0) * BLOCK.pixels_of_split
+        channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+        total = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
+        if MORE:
+            row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
+            layer2, segment2, index2, query2 = matched_rows(row2, count, image, matching, sizes)
+            row2_ptr = grad_ptr + workspace_index(layer2, segment2, sizes) * pixels
+            total2 = tl.zeros([BLOCK_C, MORE], tl.float32)
+        begin = tl.program_id(1) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
-            grad = load_tile(row_ptr, p, 1, matched, p < pixels)
-            pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
-            f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
-            total = tl.dot(grad, f.to(tl.float32), total, input_precision=PRECISION)
+            f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
+            grad = load_tile(row_ptr, p, 1, query >= 0, p < pixels)
+            total = add_product(f, tl.trans(grad), total, PLANES)
+            if MORE:
+                grad = load_tile(row2_ptr, p, 1, query2 >= 0, p < pixels)
+                total2 = add_product(f, tl.trans(grad), total2, PLANES)
         rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
-        offset = (tl.program_id(0) * rows_of_split + index) * channels
-        tl.store(
-            partial_ptr + offset[:, None] + c[None, :],
-            total,
-            mask=matched[:, None] & (c < channels)[None, :],
-        )
+        partial_ptr += tl.program_id(1) * rows_of_split * channels
+        line_ptr = partial_ptr + index * channels
+        store_columns(line_ptr, c, total, query >= 0, c < channels)
+        if MORE:
+            line_ptr = partial_ptr + index2 * channels
+            store_columns(line_ptr, c, total2, query2 >= 0, c < channels)
 
 
 @triton.jit
@@ -157,34 +185,35 @@ def grad_embed_sum_kernel(
     partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
 ):
     """`grad_embed [L, B, Q, C]`: the partial sums of the segments that each query is matched to."""
-    queries, channels = sizes.queries, sizes.channels
+    queries, channels, max_count = sizes.queries, sizes.channels, sizes.max_count
     layer, query = tl.program_id(0) // queries, tl.program_id(0) % queries
-    image = tl.program_id(2)
-    images = tl.num_programs(2)
+    image, images = tl.program_id(2), tl.num_programs(2)
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    rows_of_split = tl.full([], sizes.layers, tl.int64) * images * sizes.max_count
+    rows_of_split = tl.full([], sizes.layers, tl.int64) * images * max_count
     layer_image = layer.to(tl.int64) * images + image
     total = tl.zeros([BLOCK_C], tl.float32)
-    for segment in range(count):
-        index = layer_image * sizes.max_count + segment
-        if tl.load(matching.assignment_ptr + index) == query:
-            for split in range(splits):
-                offset = (split * rows_of_split + index) * channels
-                total += tl.load(partial_ptr + offset + c, mask=c < channels, other=0.0)
+    # Segments, and then splits, are read many at a time; most queries are matched to none.
+    for start in range(0, count, SEGMENTS):
+        some = start + tl.arange(0, SEGMENTS)
+        index = layer_image * max_count + some
+        matched = tl.load(matching.assignment_ptr + index, mask=some < count, other=-1) == query
+        for _ in range(tl.sum(matched.to(tl.int32))):
+            segment = tl.min(tl.where(matched, some, count))
+            matched = matched & (some != segment)
+            row_ptr = partial_ptr + (layer_image * max_count + segment) * channels
+            for first in range(0, splits, SPLITS):
+                for split in tl.static_range(SPLITS):
+                    split_ptr = row_ptr + (first + split) * rows_of_split * channels
+                    inside = if_also(c < channels, first + split < splits)
+                    total += tl.load(split_ptr + c, mask=inside, other=0.0)
     offset = (layer_image * queries + query) * channels
     tl.store(grad_embed_ptr + offset + c, total, mask=c < channels)
 
 
 @triton.jit
 def grad_features_kernel(
-    grad_ptr,
-    embed,
-    matching,
-    grad_features_ptr,
-    sizes,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_ptr, embed, matching, grad_features_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`grad_features [B, C, h·w]`: embedᵀ · grad_logits over the rows of each image."""
     BLOCK_C: tl.constexpr = BLOCK.channels
@@ -198,15 +227,11 @@ def grad_features_kernel(
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
-        e = tl.load(
-            row_ptr[None, :] + c.to(tl.int64)[:, None] * embed.channel,
-            mask=matched[None, :] & (c < channels)[:, None],
-            other=0.0,
-        )
         group_index = workspace_index(layer, segment, sizes)
         grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
-        total = tl.dot(e.to(tl.float32), grad, total, input_precision=PRECISION)
+        row_ptr = embed.ptr + row_offset(layer, image, query, embed)
+        e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
+        total = add_product(tl.trans(e), grad, total, PLANES)
     offset = (image.to(tl.int64) * channels + c) * pixels
     tl.store(
         grad_features_ptr + offset[:, None] + p[None, :],

@@ -1,0 +1,211 @@
+"""Launches of the products of the mask loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfkernels.ops.mask_loss.triton_rows import (
+    ProductBlock,
+    Sizes,
+    grad_embed_kernel,
+    grad_embed_sum_kernel,
+    grad_features_kernel,
+    logits_kernel,
+    scatter_kernel,
+)
+from mfkernels.triton import launcher
+from mfkernels.triton.arguments import Features, Predictions
+from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.products import Planes
+from mfkernels.triton.tensors import compute_capability
+
+if TYPE_CHECKING:
+    from mfkernels.ops.mask_loss.triton_launch import _Problem
+
+PIXELS_OF_A_SPLIT = 2048
+
+
+class Tile(NamedTuple):
+    """What a program takes, its warps, and how many steps of its loop are under way."""
+
+    block: ProductBlock
+    warps: int
+    stages: int
+
+
+class Tiles(NamedTuple):
+    """Where features, or embeddings, are in half precision as they are, and where in planes."""
+
+    half: Tile
+    single: Tile
+
+
+ON_WARPGROUPS = {
+    "logits": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=4),
+        single=Tile(ProductBlock(rows=64, channels=16, pixels=64), warps=4, stages=4),
+    ),
+    "grad_embed": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
+        single=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=3),
+    ),
+    "grad_features": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1),
+        single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
+    ),
+}
+"""Whose matrix units take factors from shared memory: compute capabilities 9 and 10."""
+
+ON_WARPS = {
+    "logits": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=8, stages=3),
+        single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=8, stages=3),
+    ),
+    "grad_embed": Tiles(
+        half=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=4),
+        single=Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=3),
+    ),
+    "grad_features": Tiles(
+        half=Tile(ProductBlock(rows=32, channels=128, pixels=64), warps=4, stages=1),
+        single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
+    ),
+}
+"""Whose factors are in registers; at most 99 KB of shared memory."""
+
+IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
+"""Without units for these products: few registers, and little shared memory."""
+
+
+def tile_of(
+    product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
+) -> tuple[ProductBlock, dict[str, int]]:
+    """A tile as an argument, and as options of the compiler."""
+    major = compute_capability(problem.embed.device)[0]
+    tiles = (ON_WARPGROUPS if major in (9, 10) else ON_WARPS)[product]
+    tile, more_rows = IN_FLOAT32, 0
+    if planes.a > 0:
+        tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
+        if product != "grad_features":  # whose steps are over rows
+            rows = tile.block.rows
+            more_rows = min((0, 16, 32), key=lambda more: padded(problem.rows, rows + more))
+    block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
+    return block, {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def padded(rows: int, tile: int) -> int:
+    """How many rows tiles have that hold as many as these."""
+    return cdiv(rows, tile) * tile
+
+
+def splits_of(problem: _Problem) -> int:
+    """Into how many parts a product over all pixels is cut."""
+    return cdiv(problem.pixels, PIXELS_OF_A_SPLIT)
+
+
+def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
+    """Logits of the matched segments of a group; dense ones are there already."""
+    if problem.features is None:
+        return Predictions.of(problem.embed, dense=True)
+    logits = problem.workspace(group)
+    planes = Planes.of(problem.features.dtype, problem.embed.dtype, device=logits.device)
+    block, options = tile_of("logits", planes, problem)
+    launcher.launch(
+        logits_kernel,
+        (
+            cdiv(problem.pixels, block.pixels) * cdiv(problem.rows, block.rows + block.more_rows),
+            1,
+            group,
+        ),
+        embed=Predictions.of(problem.embed, dense=False),
+        features=Features.of(problem.features),
+        matching=problem.matching,
+        logits_ptr=logits,
+        sizes=problem.product_sizes(sizes),
+        PLANES=planes,
+        BLOCK=block,
+        **options,
+    )
+    # Of a workspace only pixels are asked for.
+    return Predictions(logits, layer=0, image=0, query=0, pixel=1)
+
+
+def launch_scatter(
+    problem: _Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
+) -> None:
+    """Fill a group's part of the gradients `[L, B, Q, h, w]` of dense logits."""
+    launcher.launch(
+        scatter_kernel,
+        (cdiv(problem.pixels, 1024), sizes.layers * sizes.queries, group),
+        grad_matched_ptr=grad_matched,
+        matching=problem.matching,
+        grad_logits_ptr=grad_logits,
+        sizes=problem.product_sizes(sizes),
+        BLOCK=1024,
+        num_warps=4,
+    )
+
+
+def launch_grad_embed(
+    problem: _Problem, sizes: Sizes, grad_logits: Tensor, partial: Tensor, group: int
+) -> None:
+    """Fill a group's part of `partial [splits, L, B, T, C]`."""
+    assert problem.features is not None
+    embed, features = problem.embed, problem.features
+    planes = Planes.of(features.dtype, torch.float32, embed.dtype, device=embed.device)
+    block, options = tile_of("grad_embed", planes, problem, PIXELS_OF_A_SPLIT)
+    tiles = cdiv(problem.rows, block.rows + block.more_rows) * cdiv(
+        problem.channels, block.channels
+    )
+    launcher.launch(
+        grad_embed_kernel,
+        (tiles, splits_of(problem), group),
+        grad_ptr=grad_logits,
+        features=Features.of(problem.features),
+        matching=problem.matching,
+        partial_ptr=partial,
+        sizes=problem.product_sizes(sizes),
+        PLANES=planes,
+        BLOCK=block,
+        **options,
+    )
+
+
+def launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor) -> None:
+    """Fill `grad_embed [L, B, Q, C]` from `partial [splits, L, B, T, C]`."""
+    sizes = problem.sizes
+    launcher.launch(
+        grad_embed_sum_kernel,
+        (sizes.layers * sizes.queries, cdiv(problem.channels, 256), sizes.images),
+        partial_ptr=partial,
+        matching=problem.matching,
+        grad_embed_ptr=grad_embed,
+        sizes=problem.product_sizes(sizes),
+        splits=splits_of(problem),
+        BLOCK_C=256,
+        num_warps=8,
+    )
+
+
+def launch_grad_features(
+    problem: _Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
+) -> None:
+    """Fill a group's part of `grad_features [B, C, h, w]`."""
+    assert problem.features is not None
+    embed, features = problem.embed, problem.features
+    planes = Planes.of(embed.dtype, torch.float32, features.dtype, device=embed.device)
+    block, options = tile_of("grad_features", planes, problem)
+    launcher.launch(
+        grad_features_kernel,
+        (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
+        grad_ptr=grad_logits,
+        embed=Predictions.of(problem.embed, dense=False),
+        matching=problem.matching,
+        grad_features_ptr=grad_features,
+        sizes=problem.product_sizes(sizes),
+        PLANES=planes,
+        BLOCK=block,
+        **options,
+    )

@@ -1,0 +1,140 @@
+"""Products of float32 matrices on matrix units that multiply 16-bit numbers.
+
+A float32 number is the sum of three bfloat16 numbers, its planes, which have its range. The product
+of two matrices is the sum of those of their planes, each as fast as one in half precision; the
+units of TF32 are half as fast and, on Hopper, cannot read most of the matrices here.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from mfkernels.triton.tensors import HALVES, compute_capability, float32_precision
+
+# The interpreter has no assembly; it takes the operations that these instructions stand for.
+_ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
+
+
+class Planes(NamedTuple):
+    """How many planes two factors have, and whose products count; 0 of matrices kept in float32."""
+
+    a: int
+    b: int
+    order: int
+    """Products of the i-th and the j-th plane, from 0, count where i + j does not exceed it."""
+
+    @classmethod
+    def of(
+        cls,
+        a: torch.dtype,
+        b: torch.dtype,
+        result: torch.dtype = torch.float32,
+        *,
+        device: torch.device,
+    ) -> Planes:
+        """Two factors of one half precision as they are, others in planes.
+
+        Two planes are as exact as TF32, if the user allows it, and more than enough for a result in
+        half precision. Before compute capability 8 there are no units for bfloat16.
+        """
+        if a == b == torch.float16:
+            return cls(1, 1, 0)
+        if compute_capability(device) < (8, 0):
+            return cls(0, 0, 0)
+        if a == b == torch.bfloat16:
+            return cls(1, 1, 0)
+        order = 1 if result in HALVES or float32_precision() == "tf32" else 2
+        parts = {torch.bfloat16: 1, torch.float16: 2, torch.float32: order + 1}
+        return cls(parts[a], parts[b], order)
+
+
+# Two elements at a time, where Triton would round one by one, at a sixteenth of the rate.
+_TWO_PLANES = tl.constexpr("""{
+    .reg .b32 a, b;
+    cvt.rn.bf16x2.f32 $0, $3, $2;
+    shl.b32 a, $0, 16;
+    and.b32 b, $0, 0xffff0000;
+    sub.f32 a, $2, a;
+    sub.f32 b, $3, b;
+    cvt.rn.bf16x2.f32 $1, b, a;
+}""")
+_THREE_PLANES = tl.constexpr("""{
+    .reg .b32 a, b, c, d;
+    cvt.rn.bf16x2.f32 $0, $4, $3;
+    shl.b32 a, $0, 16;
+    and.b32 b, $0, 0xffff0000;
+    sub.f32 a, $3, a;
+    sub.f32 b, $4, b;
+    cvt.rn.bf16x2.f32 $1, b, a;
+    shl.b32 c, $1, 16;
+    and.b32 d, $1, 0xffff0000;
+    sub.f32 a, a, c;
+    sub.f32 b, b, d;
+    cvt.rn.bf16x2.f32 $2, b, a;
+}""")
+
+
+@triton.jit
+def split(x, COUNT: tl.constexpr):
+    """Planes of a matrix, three names for them: 8 bits each, rounded; one is `x` as it is."""
+    if COUNT == 1:
+        first, second, third = x, x, x
+    elif _ASSEMBLY and COUNT == 2:
+        first, second = tl.inline_asm_elementwise(
+            _TWO_PLANES, "=&r,=&r,r,r", [x.to(tl.float32)], (tl.bfloat16, tl.bfloat16), True, 2
+        )
+        third = second
+    elif _ASSEMBLY:
+        first, second, third = tl.inline_asm_elementwise(
+            _THREE_PLANES,
+            "=&r,=&r,=&r,r,r",
+            [x.to(tl.float32)],
+            (tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            True,
+            2,
+        )
+    else:
+        rest = x.to(tl.float32)
+        first = rest.to(tl.bfloat16)
+        rest -= first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+    return first, second, third
+
+
+@triton.jit
+def add_product(a, b, total, PLANES: tl.constexpr):
+    """`total` + a · b.
+
+    Matrix units round sums towards zero at each step. Where all of float32 counts, small terms come
+    first, and steps add to a sum of their own.
+    """
+    if PLANES.a == 0:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    elif PLANES.order == 0:
+        total = tl.dot(a, b, total)
+    else:
+        a1, a2, a3 = split(a, PLANES.a)
+        b1, b2, b3 = split(b, PLANES.b)
+        part = tl.zeros(total.shape, tl.float32) if PLANES.order == 2 else total
+        if PLANES.a > 2:
+            part = tl.dot(a3, b1, part)
+        if PLANES.b > 2:
+            part = tl.dot(a1, b3, part)
+        if PLANES.order == 2 and PLANES.a > 1 and PLANES.b > 1:
+            part = tl.dot(a2, b2, part)
+        if PLANES.a > 1:
+            part = tl.dot(a2, b1, part)
+        if PLANES.b > 1:
+            part = tl.dot(a1, b2, part)
+        part = tl.dot(a1, b1, part)
+        total = total + part if PLANES.order == 2 else part
+    return total
