@@ -12,6 +12,7 @@ from mfkernels import SegmentTargets
 from mfkernels.ops.class_loss import triton_launch as class_loss_kernels
 from mfkernels.ops.class_loss.reference import class_loss as class_loss_oracle
 from mfkernels.ops.mask_loss import triton_launch as mask_loss_kernels
+from mfkernels.ops.mask_loss import triton_products as mask_loss_products
 from mfkernels.ops.mask_loss.reference import mask_loss as mask_loss_oracle
 from mfkernels.ops.matching_cost.reference import matching_cost as matching_cost_oracle
 from mfkernels.ops.matching_cost.triton_launch import matching_cost as matching_cost_kernel
@@ -209,7 +210,7 @@ def test_mask_loss_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mask_loss(embed, features, *given)
     monkeypatch.setattr(mask_loss_kernels, "CELLS_OF_A_PROGRAM", 16)
     monkeypatch.setattr(mask_loss_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
-    monkeypatch.setattr(mask_loss_kernels, "PIXELS_OF_A_SPLIT", 32)
+    monkeypatch.setattr(mask_loss_products, "PIXELS_OF_A_SPLIT", 32)
     monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
     for some, same in zip(mask_loss(embed, features, *given), whole, strict=True):
         torch.testing.assert_close(some, same, rtol=1e-5, atol=1e-6)

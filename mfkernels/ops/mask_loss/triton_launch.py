@@ -25,29 +25,20 @@ from mfkernels.ops.mask_loss.triton_pixels import (
     loss_kernel,
     totals_kernel,
 )
-from mfkernels.ops.mask_loss.triton_rows import (
-    Matching,
-    ProductBlock,
-    ProductSizes,
-    Sizes,
-    grad_embed_kernel,
-    grad_embed_sum_kernel,
-    grad_features_kernel,
-    logits_kernel,
-    scatter_kernel,
+from mfkernels.ops.mask_loss.triton_products import (
+    launch_grad_embed,
+    launch_grad_embed_sum,
+    launch_grad_features,
+    launch_logits,
+    launch_scatter,
+    splits_of,
 )
+from mfkernels.ops.mask_loss.triton_rows import Matching, ProductSizes, Sizes
 from mfkernels.triton import launcher
-from mfkernels.triton.arguments import (
-    Features,
-    FocalParameters,
-    Predictions,
-    Product,
-    SegmentValues,
-)
+from mfkernels.triton.arguments import FocalParameters, Predictions, SegmentValues
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import (
     check_floats,
-    float32_precision,
     stored_segments,
     with_flat_pixels,
 )
@@ -57,7 +48,6 @@ WORKSPACE = 1 << 25
 
 CELLS_OF_A_PROGRAM = 512
 MASK_ROWS_OF_A_PROGRAM = 32
-PIXELS_OF_A_SPLIT = 2048
 
 
 @dataclass(frozen=True)
@@ -84,11 +74,6 @@ class _Problem:
     def pixels(self) -> int:
         """Of a mask."""
         return self.resize.y.size * self.resize.x.size
-
-    @property
-    def splits(self) -> int:
-        """Into how many parts a product over all pixels is cut."""
-        return cdiv(self.pixels, PIXELS_OF_A_SPLIT)
 
     def block(self, mask_rows: int = 1) -> Block:
         images = min(power_of_2(self.sizes.images), 64)
@@ -178,7 +163,7 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     chunks = cdiv((resize.y.size + 1) * (resize.x.size + 1), CELLS_OF_A_PROGRAM)
     partial = assignment.new_empty((*shape, chunks, 4), dtype=torch.float32)
     for sizes, group in problem.groups():
-        _launch_losses(problem, sizes, _logits(problem, sizes, group), partial, group)
+        _launch_losses(problem, sizes, launch_logits(problem, sizes, group), partial, group)
     launcher.launch(
         totals_kernel,
         (cdiv(focal.numel(), 32),),
@@ -195,29 +180,6 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         num_warps=1,
     )
     return focal, dice, sums
-
-
-def _logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
-    """Logits of the matched segments of a group; dense ones are there already."""
-    if problem.features is None:
-        return Predictions.of(problem.embed, dense=True)
-    logits = problem.workspace(group)
-    block = ProductBlock(rows=64, pixels=64, channels=32)
-    launcher.launch(
-        logits_kernel,
-        (cdiv(problem.pixels, block.pixels), cdiv(problem.rows, block.rows), group),
-        embed=Predictions.of(problem.embed, dense=False),
-        features=Features.of(problem.features),
-        matching=problem.matching,
-        logits_ptr=logits,
-        sizes=problem.product_sizes(sizes),
-        PRODUCT=Product.of(problem.embed, problem.features),
-        BLOCK=block,
-        num_warps=8,
-        num_stages=3,
-    )
-    # Of a workspace only pixels are asked for.
-    return Predictions(logits, layer=0, image=0, query=0, pixel=1)
 
 
 def _launch_losses(
@@ -264,18 +226,18 @@ def mask_loss_backward(
     grads = SegmentValues.of(grad_focal), SegmentValues.of(grad_dice)
     split_embed = embed_needed and problem.features is not None
     partial = sums.new_empty(
-        (problem.splits, *given.assignment.shape, problem.channels) if split_embed else (0,)
+        (splits_of(problem), *given.assignment.shape, problem.channels) if split_embed else (0,)
     )
     for sizes, group in problem.groups():
         grad_logits = _grad_logits(problem, sizes, grads, sums, group)
         if problem.features is None:
-            _launch_scatter(problem, sizes, grad_logits, grad_embed, group)
+            launch_scatter(problem, sizes, grad_logits, grad_embed, group)
         elif embed_needed:
-            _launch_grad_embed(problem, sizes, grad_logits, partial, group)
+            launch_grad_embed(problem, sizes, grad_logits, partial, group)
         if features_needed:
-            _launch_grad_features(problem, sizes, grad_logits, grad_features, group)
+            launch_grad_features(problem, sizes, grad_logits, grad_features, group)
     if split_embed:
-        _launch_grad_embed_sum(problem, partial, grad_embed)
+        launch_grad_embed_sum(problem, partial, grad_embed)
     return grad_embed, grad_features
 
 
@@ -290,7 +252,7 @@ def _grad_logits(
 
     `grads`: of the focal and of the dice loss.
     """
-    logits = _logits(problem, sizes, group)
+    logits = launch_logits(problem, sizes, group)
     grad_logits = problem.workspace(group)
     launcher.launch(
         grad_logits_kernel,
@@ -315,77 +277,3 @@ def _grad_logits(
         maxnreg=128,  # without it ptxas may spill a little to have another program at a time
     )
     return grad_logits
-
-
-def _launch_scatter(
-    problem: _Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
-) -> None:
-    """Fill a group's part of the gradients `[L, B, Q, h, w]` of dense logits."""
-    launcher.launch(
-        scatter_kernel,
-        (cdiv(problem.pixels, 1024), sizes.layers * sizes.queries, group),
-        grad_matched_ptr=grad_matched,
-        matching=problem.matching,
-        grad_logits_ptr=grad_logits,
-        sizes=problem.product_sizes(sizes),
-        BLOCK=1024,
-        num_warps=4,
-    )
-
-
-def _launch_grad_embed(
-    problem: _Problem, sizes: Sizes, grad_logits: Tensor, partial: Tensor, group: int
-) -> None:
-    """Fill a group's part of `partial [splits, L, B, T, C]`."""
-    assert problem.features is not None
-    block = ProductBlock(rows=32, channels=64, pixels=32, pixels_of_split=PIXELS_OF_A_SPLIT)
-    tiles = cdiv(problem.rows, block.rows) * cdiv(problem.channels, block.channels)
-    launcher.launch(
-        grad_embed_kernel,
-        (problem.splits, tiles, group),
-        grad_ptr=grad_logits,
-        features=Features.of(problem.features),
-        matching=problem.matching,
-        partial_ptr=partial,
-        sizes=problem.product_sizes(sizes),
-        PRECISION=float32_precision(),
-        BLOCK=block,
-        num_warps=8,
-        num_stages=3,
-    )
-
-
-def _launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor) -> None:
-    """Fill `grad_embed [L, B, Q, C]` from `partial [splits, L, B, T, C]`."""
-    sizes = problem.sizes
-    launcher.launch(
-        grad_embed_sum_kernel,
-        (sizes.layers * sizes.queries, cdiv(problem.channels, 256), sizes.images),
-        partial_ptr=partial,
-        matching=problem.matching,
-        grad_embed_ptr=grad_embed,
-        sizes=problem.product_sizes(sizes),
-        splits=problem.splits,
-        BLOCK_C=256,
-        num_warps=4,
-    )
-
-
-def _launch_grad_features(
-    problem: _Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
-) -> None:
-    """Fill a group's part of `grad_features [B, C, h, w]`."""
-    block = ProductBlock(rows=32, channels=64, pixels=64)
-    launcher.launch(
-        grad_features_kernel,
-        (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
-        grad_ptr=grad_logits,
-        embed=Predictions.of(problem.embed, dense=False),
-        matching=problem.matching,
-        grad_features_ptr=grad_features,
-        sizes=problem.product_sizes(sizes),
-        PRECISION=float32_precision(),
-        BLOCK=block,
-        num_warps=8,
-        num_stages=2,
-    )
