@@ -165,14 +165,15 @@ def mask_loss(
     assignment: Tensor,
     weights: Tensor,
     *options: float,
+    keep_maps: bool = True,
 ) -> list[Tensor]:
     """The same of the kernels."""
     segments = (targets.label_map, targets.masks, targets.counts_tensor())
     inputs = (embed, features, *segments, assignment, *options)
-    focal, dice, sums = mask_loss_kernels.mask_loss(*inputs)
+    focal, dice, sums, maps = mask_loss_kernels.mask_loss(*inputs, keep_maps)
     slopes = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
     gradients = mask_loss_kernels.mask_loss_backward(
-        *slopes, sums, *inputs, True, features is not None
+        *slopes, sums, maps, *inputs, True, features is not None
     )
     assert features is not None or gradients[1].shape == (0,)
     found = gradients if features is not None else gradients[:1]
@@ -184,13 +185,19 @@ MASK_CASES = [
     Case(counts=(0, 3), queries=2, channels=20, low=(3, 5), size=(7, 6), overlap=True),
     Case(counts=(2, 1), queries=4, low=(9, 5), size=(4, 3)),
     Case(layers=1, counts=(2, 3), queries=5, channels=40, low=(5, 7), size=(20, 21)),
+    Case(counts=(2, 0, 3), queries=3, channels=3, low=(35, 33), size=(140, 132)),
+    Case(layers=1, counts=(2, 1), queries=4, channels=3, low=(1, 2), size=(4, 8), overlap=True),
 ]
+"""The last two are four times as large as their masks."""
 
 
+@pytest.mark.parametrize("keep_maps", [True, False])
 @pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("options", [(0.25, 2.0), (-1.0, 0.5)])
 @pytest.mark.parametrize("case", MASK_CASES)
-def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> None:
+def test_mask_loss(
+    case: Case, options: tuple[float, float], factored: bool, keep_maps: bool
+) -> None:
     _, embed, features = case.predictions()
     embed, features = (embed, features) if factored else (dense(embed, features), None)
     targets, assignment = case.targets(), random_assignment(case)
@@ -198,7 +205,8 @@ def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> 
     given = (targets, assignment.clamp(max=case.queries - 1), weights, *options)
     truth = losses_and_gradients(embed.double(), double(features), *given)
     plain = losses_and_gradients(embed, features, *given)
-    ours = mask_loss(embed, features, targets, assignment, weights, *options)
+    given = (targets, assignment, weights, *options)
+    ours = mask_loss(embed, features, *given, keep_maps=keep_maps)
     assert_as_exact(ours, plain, truth)
 
 
