@@ -245,10 +245,11 @@ def members_kernel(
 
     One bit a pixel, and above them how many there are. `pairs_ptr`: two pixels an integer.
     """
+    CELLS: tl.constexpr = BLOCK.cells
     height, width = resize.y.size, resize.x.size
     image = tl.program_id(1)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    cell = tl.program_id(0) * BLOCK.cells + tl.arange(0, BLOCK.cells)
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     cells = (height + 1) * (width + 1)
     inside = cell < cells
     cell_y, cell_x = cell // (width + 1) - 1, cell % (width + 1) - 1
@@ -259,7 +260,7 @@ def members_kernel(
         if not LABEL_MAP:
             owner_ptr = pairs_ptr + (first + segment) * pairs
             stored = pairs_of_cell(owner_ptr, cell_y, cell_x, inside, resize)
-        word = tl.zeros([BLOCK.cells], tl.int32)
+        word = tl.zeros([CELLS], tl.int32)
         for pair in tl.static_range(8):
             two = stored[pair]
             if LABEL_MAP:
