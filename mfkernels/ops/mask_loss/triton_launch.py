@@ -106,8 +106,8 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits `[L, B, Q, h, w]`
     with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`, bool; `counts [B]` and
     `assignment [L, B, T]`, int64, −1 for a segment without a query. Returns `focal` and
-    `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y, and `maps`,
-    `[3, L, B, T, h·w]` or `[0]`. All results are float32.
+    `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y, and
+    `maps`, `[3, L, B, T, h·w]` or `[0]`. All results are float32.
     """
     *inputs, keep_maps = arguments
     given = Inputs(*inputs)

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.mask_loss.operator import Inputs
+from mfkernels.ops.mask_loss.triton_cells import Axis, Block, Resize, Variant, members_kernel
 from mfkernels.ops.mask_loss.triton_pixels import (
-    Axis,
-    Block,
-    Resize,
     Slopes,
-    Variant,
     combine_kernel,
-    members_kernel,
     pixels_kernel,
     totals_kernel,
 )
@@ -31,7 +27,7 @@ CELLS_OF_A_PROGRAM = 128
 MASK_ROWS_OF_A_PROGRAM = 32
 CELLS_OF_MEMBERS = 256
 PIXELS_OF_A_COMBINATION = 2048
-REGISTERS = 128
+REGISTERS = 96
 
 
 @dataclass(frozen=True)
