@@ -30,17 +30,19 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // `assignment` [L, B, T] int64: the query of each segment or -1. `focal` and `dice` [L, B, T]: the
   // losses of each segment, focal as the mean over H x W; 0 without a query. `sums` [L, B, T, 3] for
   // the backward pass, over the pixels of H x W: s y, s and y (s = sigmoid of the logit, y = target).
+  // `maps` [3, L, B, T, h w]: with `keep_maps`, gradients of what the losses are made of, which spare
+  // the backward pass the pixels of H x W; [0] if the implementation does not keep them.
   m.def(
       "mask_loss(Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
-      "Tensor counts, Tensor assignment, float alpha, float gamma) "
-      "-> (Tensor focal, Tensor dice, Tensor sums)");
+      "Tensor counts, Tensor assignment, float alpha, float gamma, bool keep_maps) "
+      "-> (Tensor focal, Tensor dice, Tensor sums, Tensor maps)");
 
   // Gradients in the shapes and dtypes of `mask_embed` and `pixel_features`; an empty tensor [0] for
   // one that is not needed or not there.
   m.def(
-      "mask_loss_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor mask_embed, "
-      "Tensor? pixel_features, Tensor? label_map, Tensor? masks, Tensor counts, "
-      "Tensor assignment, float alpha, float gamma, bool embed_needed, bool features_needed) "
+      "mask_loss_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor maps, "
+      "Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
+      "Tensor counts, Tensor assignment, float alpha, float gamma, bool embed_needed, bool features_needed) "
       "-> (Tensor grad_embed, Tensor grad_features)");
 
   // The same losses of logits and targets [M, P] (bool, or numbers from 0 to 1): `focal` and `dice`

@@ -12,6 +12,7 @@ from mfkernels import SegmentTargets
 from mfkernels.ops.class_loss import triton_launch as class_loss_kernels
 from mfkernels.ops.class_loss.reference import class_loss as class_loss_oracle
 from mfkernels.ops.mask_loss import triton_launch as mask_loss_kernels
+from mfkernels.ops.mask_loss import triton_pixels_launch as pixel_kernels
 from mfkernels.ops.mask_loss import triton_products as mask_loss_products
 from mfkernels.ops.mask_loss.reference import mask_loss as mask_loss_oracle
 from mfkernels.ops.matching_cost.reference import matching_cost as matching_cost_oracle
@@ -165,14 +166,15 @@ def mask_loss(
     assignment: Tensor,
     weights: Tensor,
     *options: float,
+    keep_maps: bool = True,
 ) -> list[Tensor]:
     """The same of the kernels."""
     segments = (targets.label_map, targets.masks, targets.counts_tensor())
     inputs = (embed, features, *segments, assignment, *options)
-    focal, dice, sums = mask_loss_kernels.mask_loss(*inputs)
+    focal, dice, sums, maps = mask_loss_kernels.mask_loss(*inputs, keep_maps)
     slopes = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
     gradients = mask_loss_kernels.mask_loss_backward(
-        *slopes, sums, *inputs, True, features is not None
+        *slopes, sums, maps, *inputs, True, features is not None
     )
     assert features is not None or gradients[1].shape == (0,)
     found = gradients if features is not None else gradients[:1]
@@ -184,13 +186,19 @@ MASK_CASES = [
     Case(counts=(0, 3), queries=2, channels=20, low=(3, 5), size=(7, 6), overlap=True),
     Case(counts=(2, 1), queries=4, low=(9, 5), size=(4, 3)),
     Case(layers=1, counts=(2, 3), queries=5, channels=40, low=(5, 7), size=(20, 21)),
+    Case(counts=(2, 0, 5), queries=6, channels=3, low=(35, 3), size=(140, 12)),
+    Case(layers=1, counts=(2, 1), queries=4, channels=3, low=(1, 2), size=(4, 8), overlap=True),
 ]
+"""The last two are four times as large as their masks."""
 
 
+@pytest.mark.parametrize("keep_maps", [True, False])
 @pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("options", [(0.25, 2.0), (-1.0, 0.5)])
 @pytest.mark.parametrize("case", MASK_CASES)
-def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> None:
+def test_mask_loss(
+    case: Case, options: tuple[float, float], factored: bool, keep_maps: bool
+) -> None:
     _, embed, features = case.predictions()
     embed, features = (embed, features) if factored else (dense(embed, features), None)
     targets, assignment = case.targets(), random_assignment(case)
@@ -198,21 +206,28 @@ def test_mask_loss(case: Case, options: tuple[float, float], factored: bool) -> 
     given = (targets, assignment.clamp(max=case.queries - 1), weights, *options)
     truth = losses_and_gradients(embed.double(), double(features), *given)
     plain = losses_and_gradients(embed, features, *given)
-    ours = mask_loss(embed, features, targets, assignment, weights, *options)
+    given = (targets, assignment, weights, *options)
+    ours = mask_loss(embed, features, *given, keep_maps=keep_maps)
     assert_as_exact(ours, plain, truth)
 
 
-def test_mask_loss_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [(10, 12), (20, 24)])
+@pytest.mark.parametrize("keep_maps", [True, False])
+def test_mask_loss_in_several_parts(
+    size: tuple[int, int], keep_maps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Several chunks of cells, strips of rows, splits of pixels and groups of images."""
-    case = Case(layers=2, counts=(2, 1), queries=2, channels=3, low=(5, 6), size=(10, 12))
+    case = Case(layers=2, counts=(2, 1), queries=2, channels=3, low=(5, 6), size=size)
     _, embed, features = case.predictions()
     given = (case.targets(), random_assignment(case), torch.rand(2, 2), 0.25, 2.0)
     whole = mask_loss(embed, features, *given)
-    monkeypatch.setattr(mask_loss_kernels, "CELLS_OF_A_PROGRAM", 16)
-    monkeypatch.setattr(mask_loss_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
+    monkeypatch.setattr(pixel_kernels, "CELLS_OF_A_PROGRAM", 32)
+    monkeypatch.setattr(pixel_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
+    monkeypatch.setattr(pixel_kernels, "CELLS_OF_MEMBERS", 16)
     monkeypatch.setattr(mask_loss_products, "PIXELS_OF_A_SPLIT", 32)
     monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
-    for some, same in zip(mask_loss(embed, features, *given), whole, strict=True):
+    parts = mask_loss(embed, features, *given, keep_maps=keep_maps)
+    for some, same in zip(parts, whole, strict=True):
         torch.testing.assert_close(some, same, rtol=1e-5, atol=1e-6)
 
 

@@ -21,6 +21,7 @@ from helpers.gpu.compiler import (
     specialised,
     specialised_by_triton,
 )
+from helpers.gpu.sass import longest_loop
 
 from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
 from mfkernels.ops.focal_dice import triton_launch as focal_dice
@@ -45,10 +46,10 @@ def predictions(dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor | Non
     return embed, meta(IMAGES, channels, 128, 128, dtype=dtype)
 
 
-def segments(count: int, label_map: bool) -> tuple[Tensor | None, Tensor | None]:
+def segments(count: int, label_map: bool, size: int = 512) -> tuple[Tensor | None, Tensor | None]:
     if label_map:
-        return meta(IMAGES, 512, 512, dtype=torch.int16), None
-    return None, meta(IMAGES * count, 512, 512, dtype=torch.bool)
+        return meta(IMAGES, size, size, dtype=torch.int16), None
+    return None, meta(IMAGES * count, size, size, dtype=torch.bool)
 
 
 def launches_of_matching_cost(
@@ -100,19 +101,26 @@ def test_matching_cost(
 
 
 def launches_of_mask_loss(
-    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float
+    dtype: torch.dtype,
+    channels: int,
+    count: int,
+    label_map: bool,
+    gamma: float,
+    *,
+    keep_maps: bool = True,
+    ratio: int = 4,
 ) -> list[Launch]:
     shape = (LAYERS, IMAGES, count)
     inputs = (
         *predictions(dtype, channels),
-        *segments(count, label_map),
+        *segments(count, label_map, 128 * ratio),
         meta(IMAGES, dtype=torch.int64),
         meta(*shape, dtype=torch.int64),
         *(0.25, gamma),
     )
     with recorded() as launches:
-        sums = mask_loss(*inputs)[2]
-        mask_loss_backward(meta(*shape), meta(*shape), sums, *inputs, True, channels > 0)
+        _, _, *saved = mask_loss(*inputs, keep_maps)
+        mask_loss_backward(meta(*shape), meta(*shape), *saved, *inputs, True, channels > 0)
     return launches
 
 
@@ -145,10 +153,54 @@ def test_mask_loss(
 ) -> None:
     on_architecture(monkeypatch, architecture)
     launches = launches_of_mask_loss(dtype, channels, count, label_map, gamma)
-    kernels = {launch.name: launch for launch in launches}
-    assert kernels.keys() >= (MULTIPLY if channels else {"scatter_kernel"})
-    for name, launch in kernels.items():
+    launches += launches_of_mask_loss(dtype, channels, count, label_map, gamma, keep_maps=False)
+    kernels = {(launch.name, launch.arguments.get("VARIANT")): launch for launch in launches}
+    names = {name for name, _ in kernels}
+    assert names >= (MULTIPLY if channels else {"scatter_kernel"}) | {"combine_kernel"}
+    for (name, _), launch in kernels.items():
         check(launch, architecture, tensor_cores=name in MULTIPLY)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("keep_maps", [True, False])
+def test_mask_loss_of_targets_of_another_size(keep_maps: bool, architecture: int) -> None:
+    given = (torch.float32, 0, 12, True, 1.5)
+    for launch in launches_of_mask_loss(*given, ratio=3, keep_maps=keep_maps):
+        check(launch, architecture, tensor_cores=False)
+
+
+@pytest.mark.parametrize("keep_maps", [True, False])
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_mask_loss_of_the_smallest_sizes(ratio: int, keep_maps: bool) -> None:
+    """A number that is 1 is a constant of the kernel, not a tensor."""
+    one = meta(1, 1, 1, dtype=torch.int64)
+    masks = meta(1, ratio, ratio, dtype=torch.bool)
+    inputs = (meta(1, 1, 1, 1), meta(1, 1, 1, 1), None, masks, one[0, 0], one, 0.25, 2.0)
+    with recorded() as launches:
+        focal, dice, *saved = mask_loss(*inputs, keep_maps)
+        mask_loss_backward(focal, dice, *saved, *inputs, True, True)
+    assert len(launches) >= 7
+    for launch in launches:
+        compile_launch(launch, 90)
+
+
+INSTRUCTIONS_OF_A_PIXEL = {(True, 3): 50, (True, 0): 30, (False, 1): 40}
+"""At most, by what is asked for: sums and three maps, sums alone, the gradient alone."""
+
+
+@pytest.mark.parametrize("asked", INSTRUCTIONS_OF_A_PIXEL)
+def test_instructions_of_a_target_pixel(asked: tuple[bool, int]) -> None:
+    """The kernels at target pixels are bound by the issue of instructions, for 4 x 4 a cell."""
+    launches = [
+        launch
+        for keep_maps in (True, False)
+        for launch in launches_of_mask_loss(torch.bfloat16, 256, 12, True, 2.0, keep_maps=keep_maps)
+        if launch.name == "pixels_kernel"
+    ]
+    by_variant = {(x.arguments["VARIANT"].sums, x.arguments["VARIANT"].maps): x for x in launches}
+    compiled = compile_launch(by_variant[asked], 90)
+    assert longest_loop(compiled.cubin).total() <= 16 * INSTRUCTIONS_OF_A_PIXEL[asked]
+    assert 65536 // (compiled.registers * 32) >= 16, "too few warps at a time"
 
 
 def launches_of_class_loss() -> list[Launch]:
@@ -282,9 +334,8 @@ def test_number_of_launches() -> None:
     loss = launches_of_mask_loss(torch.bfloat16, 256, 12, True, 2.0)
     assert [launch.name for launch in cost] == ["sums_kernel", "cost_kernel"]
     assert [launch.name for launch in loss] == [
-        *("logits_kernel", "loss_kernel", "totals_kernel"),
-        "logits_kernel",
-        "grad_logits_kernel",
+        *("logits_kernel", "members_kernel", "pixels_kernel", "totals_kernel"),
+        "combine_kernel",
         "grad_embed_kernel",
         "grad_features_kernel",
         "grad_embed_sum_kernel",

@@ -60,10 +60,11 @@ struct StoredProblem {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> mask_loss(const Tensor& embed, const OptionalTensor& features,
-                                             const OptionalTensor& label_map,
-                                             const OptionalTensor& masks, const Tensor& counts,
-                                             const Tensor& assignment, double alpha, double gamma) {
+// `maps` are not kept: a CPU computes the pixels anew as fast as it would read them.
+std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
+    const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
+    const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment, double alpha,
+    double gamma, bool /*keep_maps*/) {
   const StoredProblem stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
   MaskLossProblem problem = stored.problem;
   const int64_t layers = problem.predictions.layers, images = problem.predictions.images;
@@ -72,16 +73,18 @@ std::tuple<Tensor, Tensor, Tensor> mask_loss(const Tensor& embed, const Optional
   Tensor focal = torch::stable::new_zeros(embed, {layers, images, segments}, type);
   Tensor dice = torch::stable::new_zeros(embed, {layers, images, segments}, type);
   Tensor sums = torch::stable::new_zeros(embed, {layers, images, segments, 3}, type);
-  if (!stored.matched()) return {focal, dice, sums};
+  Tensor maps = torch::stable::new_empty(embed, {0}, type);
+  if (!stored.matched()) return {focal, dice, sums, maps};
   problem.focal = focal.mutable_data_ptr();
   problem.dice = dice.mutable_data_ptr();
   problem.sums = sums.mutable_data_ptr();
   mfk::cpu::mask_loss(problem, mfk::cpu::threads());
-  return {focal, dice, sums};
+  return {focal, dice, sums, maps};
 }
 
 std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Tensor& grad_dice,
-                                              const Tensor& sums, const Tensor& embed,
+                                              const Tensor& sums, const Tensor& /*maps*/,
+                                              const Tensor& embed,
                                               const OptionalTensor& features,
                                               const OptionalTensor& label_map,
                                               const OptionalTensor& masks, const Tensor& counts,

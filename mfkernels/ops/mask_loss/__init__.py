@@ -85,7 +85,9 @@ def mask_loss_unchecked(
             return reference.mask_loss(
                 embed, features, targets, assignment, num_masks, alpha, gamma
             )
-        focal, dice, _ = torch.ops.mfkernels.mask_loss(
+        inputs = (embed,) if features is None else (embed, features)
+        keep_maps = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        focal, dice, *_ = torch.ops.mfkernels.mask_loss(
             embed,
             features,
             targets.label_map,
@@ -94,6 +96,7 @@ def mask_loss_unchecked(
             assignment,
             alpha,
             gamma,
+            keep_maps,
         )
         # One sum and one division: on a GPU each operator is a launch.
         losses = torch.stack((focal, dice)).sum((2, 3)) / num_masks

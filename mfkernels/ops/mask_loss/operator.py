@@ -5,6 +5,7 @@ csrc/operator_schemas.cpp describes their arguments.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,13 @@ from mfkernels.ops.common.registration import differentiable_once, or_zeros, reg
 
 TRITON = "mfkernels.ops.mask_loss.triton_launch"
 
+BYTES_OF_MAPS = 1 << 30
+"""On a GPU, the most memory in which the forward pass keeps gradients for the backward pass.
+
+They take 12 bytes for each mask pixel of each matched segment, about 1/50 of what plain PyTorch
+keeps where targets are four times as large as masks. Above it the backward pass computes anew.
+"""
+
 
 class Inputs(NamedTuple):
     """What `mask_loss` takes, and `mask_loss_backward` among others."""
@@ -34,8 +42,19 @@ class Inputs(NamedTuple):
     gamma: float
 
 
+def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
+    """Of what the forward pass on a GPU keeps of the gradients: `[3, L, B, T, h·w]`, or `[0]`."""
+    like = given.mask_embed if given.pixel_features is None else given.pixel_features
+    shape = (3, *given.assignment.shape, like.shape[-2] * like.shape[-1])
+    return shape if keep_maps and 4 * math.prod(shape) <= BYTES_OF_MAPS else (0,)
+
+
 def check(*arguments: Any) -> None:
-    given = Inputs(*arguments)
+    *inputs, _keep_maps = arguments
+    check_inputs(Inputs(*inputs))
+
+
+def check_inputs(given: Inputs) -> None:
     check_prediction_arguments(given.mask_embed, given.pixel_features)
     layers, images = given.mask_embed.shape[:2]
     check_argument(
@@ -46,27 +65,31 @@ def check(*arguments: Any) -> None:
 
 
 def check_backward(
-    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, maps: Tensor, *inputs_and_needed: Any
 ) -> None:
     *inputs, _embed_needed, _features_needed = inputs_and_needed
-    check(*inputs)
     given = Inputs(*inputs)
+    check_inputs(given)
     shape, like = given.assignment.shape, given.mask_embed
     dtype = result_dtype(like, given.pixel_features)
     check_argument("grad_focal", grad_focal, shape, like, dtype)
     check_argument("grad_dice", grad_dice, shape, like, dtype)
     check_argument("sums", sums, (*shape, 3), like, dtype)
+    if maps.shape != (0,):
+        check_argument("maps", maps, maps_shape(given, True), like, dtype)
 
 
 def fake(*arguments: Any) -> tuple[Tensor, ...]:
-    given = Inputs(*arguments)
+    *inputs, keep_maps = arguments
+    given = Inputs(*inputs)
+    on_gpu = given.mask_embed.device.type == "cuda"
     shape, dtype = given.assignment.shape, result_dtype(given.mask_embed, given.pixel_features)
-    focal, dice = (given.assignment.new_empty(shape, dtype=dtype) for _ in range(2))
-    return focal, dice, given.assignment.new_empty((*shape, 3), dtype=dtype)
+    shapes = (shape, shape, (*shape, 3), maps_shape(given, keep_maps and on_gpu))
+    return tuple(given.assignment.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
 def fake_backward(
-    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, *inputs_and_needed: Any
+    grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, maps: Tensor, *inputs_and_needed: Any
 ) -> tuple[Tensor, Tensor]:
     mask_embed, pixel_features, *_, embed_needed, features_needed = inputs_and_needed
     features = mask_embed if pixel_features is None else pixel_features
@@ -78,20 +101,22 @@ def fake_backward(
 
 @differentiable_once("mask_loss")
 def backward(
-    ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _grad_sums: None
+    ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, *_grads_of_saved: None
 ) -> tuple[Tensor | None, ...]:
-    sums, *tensors = ctx.saved_tensors
+    sums, maps, *tensors = ctx.saved_tensors
+    *options, _keep_maps = ctx.options
     needed = ctx.needs_input_grad[:2]
     gradients = torch.ops.mfkernels.mask_loss_backward(
         or_zeros(grad_focal, sums[..., 0]),
         or_zeros(grad_dice, sums[..., 0]),
         sums,
+        maps,
         *tensors,
-        *ctx.options,
+        *options,
         *needed,
     )
     used = [grad if need else None for grad, need in zip(gradients, needed, strict=True)]
-    return (*used, *[None] * 6)
+    return (*used, *[None] * 7)
 
 
 register("mask_loss_backward", check=check_backward, fake=fake_backward, triton=TRITON)
@@ -100,6 +125,6 @@ register(
     check=check,
     fake=fake,
     triton=TRITON,
-    setup_context=save(2),
+    setup_context=save(2, 3),
     backward=backward,
 )

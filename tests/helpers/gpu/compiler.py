@@ -132,8 +132,8 @@ def specialised(value: Any) -> tuple[Any, Any]:
         return "*" + TYPES[value.dtype], "D"
     if isinstance(value, float):
         return "fp32", None
-    if value == 1:
-        return "constexpr", 1
+    if value is None or value == 1:
+        return "constexpr", value
     return "i32" if -(2**31) <= value < 2**31 else "i64", "" if value % 16 else "D"
 
 

@@ -112,11 +112,11 @@ class Draw:
     def mask_loss(self) -> list[Any]:
         counts = torch.tensor(self.counts, dtype=torch.int64)
         matches = self.integers(-1, self.Q, self.L, self.B, self.T)
-        return [*self.masks(), *self.segments(), counts, matches, *self.focal()]
+        return [*self.masks(), *self.segments(), counts, matches, *self.focal(), self.flag()]
 
     def mask_loss_backward(self) -> list[Any]:
-        sums = self.sums(self.L, self.B, self.T)
-        return [*sums, *self.mask_loss(), self.flag(), self.flag()]
+        sums, maps = self.sums(self.L, self.B, self.T), self.floats(0, dtype=self.wide)
+        return [*sums, maps, *self.mask_loss(), self.flag()]
 
     def focal_dice(self) -> list[Any]:
         targets = self.random.choice((self.bools, self.floats))(self.N, self.P)

@@ -238,10 +238,10 @@ def arguments(case: Case, *, dense: bool = False, dtype: torch.dtype = torch.flo
 @pytest.mark.parametrize("dense", [False, True])
 def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
     given = arguments(Case(overlap=overlap), dense=dense)
-    torch.library.opcheck(torch.ops.mfkernels.mask_loss.default, given)
+    torch.library.opcheck(torch.ops.mfkernels.mask_loss.default, (*given, True))
     with torch.no_grad():
-        focal, dice, sums = torch.ops.mfkernels.mask_loss(*given)
-        backward = (torch.rand_like(focal), torch.rand_like(dice), sums, *given, True, not dense)
+        focal, dice, *saved = torch.ops.mfkernels.mask_loss(*given, False)
+        backward = (torch.rand_like(focal), torch.rand_like(dice), *saved, *given, True, not dense)
         torch.library.opcheck(torch.ops.mfkernels.mask_loss_backward.default, backward)
 
 

@@ -1,0 +1,304 @@
+"""The target pixels of cells: what the mask loss sums over them.
+
+Cell (i, j) is the square between the four mask pixels (i, j), (i, j+1), (i+1, j) and (i+1, j+1),
+from which all its target pixels are interpolated. Cells −1 and h−1 (w−1) hang over the edge, where
+interpolation repeats the edge pixel: (h+1)(w+1) cells in all.
+
+Where targets are four times as large as masks, a cell holds 4 x 4 target pixels. Of a cell over the
+edge two of four lines are missing; the other two, along which the logit is constant, are visited
+twice and count half. So no pixel needs a mask.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from mfkernels.triton.math import (
+    exp2,
+    if_also,
+    minus_log2_of_rest,
+    reciprocal,
+    segments_of_image,
+)
+
+
+class Axis(NamedTuple):
+    """Masks and targets along one axis, and the weights at target pixels.
+
+    The weight of a cell's second mask pixel is `start` plus `step` times the phase where the ratio
+    of the sizes is a whole number, else `step` times a numerator.
+    """
+
+    size: int
+    target_size: int
+    phases: int
+    """The most target pixels of a cell."""
+    step: float
+    start: float
+
+
+class Resize(NamedTuple):
+    """Masks `[h, w]` and targets `[H, W]`, by axis."""
+
+    y: Axis
+    x: Axis
+
+
+class Variant(NamedTuple):
+    """What kernels are compiled for."""
+
+    factored: bool
+    label_map: bool
+    square: bool
+    whole: bool
+    """The ratio of the sizes of target and mask is a whole number along both axes."""
+    four: bool
+    """It is four, and `segments_ptr` points to pairs of pixels."""
+    sums: bool = True
+    """The sums over pixels are asked for."""
+    maps: int = 0
+    """How many maps at mask resolution are asked for: none, the gradient, or its three parts."""
+
+
+class Block(NamedTuple):
+    """How many cells of a row a program takes, and how many images it counts at a time."""
+
+    cells: int
+    images: int
+
+
+LN_2 = tl.constexpr(0.6931471805599453)
+NOWHERE = tl.constexpr(1e30)
+"""`−log₂ e` times the logit of a pixel that does not exist: it is no one's, and adds nothing."""
+
+
+@triton.jit
+def first_target_pixel(cell, axis):
+    """The first target pixel in a cell: ⌈((2 cell + 1) target_size − size) / (2 size)⌉.
+
+    It may be negative.
+    """
+    above_zero = axis.phases + 1
+    size = axis.size
+    numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * above_zero
+    return numerator // (2 * size) - above_zero
+
+
+@triton.jit
+def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
+    """Index of the target pixel, weight of the cell's second mask pixel, and whether it exists.
+
+    Where the ratio of the sizes is a whole number, the weight depends on the phase alone. Over the
+    edge the whole weight is that of the mask pixel that is inside.
+    """
+    index = first + phase
+    exists = (index >= 0) & (index < axis.target_size)
+    if WHOLE:
+        weight = phase * axis.step + axis.start
+    else:
+        numerator = (2 * index + 1) * axis.size - (2 * cell + 1) * axis.target_size
+        weight = numerator.to(tl.float32) * axis.step
+        exists = exists & (numerator < 2 * axis.target_size)
+    weight = tl.where(cell < 0, 1.0, tl.where(cell == axis.size - 1, 0.0, weight))
+    return index, weight, exists
+
+
+@triton.jit
+def line_of_cell(cell, phase: tl.constexpr, target_size):
+    """The line of 4 x 4 target pixels of a cell; of a cell over the edge, two lines twice."""
+    line = 4 * cell + 2 + phase
+    if phase < 2:
+        return tl.where(cell < 0, phase, line)
+    return tl.minimum(line, target_size - 4 + phase)
+
+
+@triton.jit
+def weights_of_cell(over):
+    """The weights of a cell's second mask pixel at four lines: halves over the edge."""
+    return (
+        tl.where(over, 0.5, 0.125),
+        tl.where(over, 0.5, 0.375),
+        tl.where(over, 0.5, 0.625),
+        tl.where(over, 0.5, 0.875),
+    )
+
+
+@triton.jit
+def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
+    """The 4 x 4 target pixels of cells, two in each of eight integers, little end first."""
+    stored = ()
+    for phase_y in tl.static_range(4):
+        y = line_of_cell(cell_y, phase_y, resize.y.target_size)
+        line_ptr = pairs_ptr + y.to(tl.int64) * (resize.x.target_size // 2)
+        for pair in tl.static_range(2):
+            x = line_of_cell(cell_x, 2 * pair, resize.x.target_size)
+            two = tl.load(line_ptr + x // 2, mask=inside, other=0).to(tl.int32)
+            stored = stored + (two,)  # noqa: RUF005 (kernels have no unpacking)
+    return stored
+
+
+@triton.jit
+def members_kernel(
+    pairs_ptr,
+    counts_ptr,
+    members_ptr,
+    max_count,
+    resize,
+    LABEL_MAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`members [B, T, h+1, w+1]`: which of the 4 x 4 target pixels of a cell are of a segment.
+
+    One bit a pixel, and above them how many there are. `pairs_ptr`: two pixels an integer.
+    """
+    CELLS: tl.constexpr = BLOCK.cells
+    height, width = resize.y.size, resize.x.size
+    image = tl.program_id(1)
+    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    cells = (height + 1) * (width + 1)
+    inside = cell < cells
+    cell_y, cell_x = cell // (width + 1) - 1, cell % (width + 1) - 1
+    pairs = tl.full([], resize.y.target_size, tl.int64) * (resize.x.target_size // 2)
+    if LABEL_MAP:
+        stored = pairs_of_cell(pairs_ptr + image * pairs, cell_y, cell_x, inside, resize)
+    for segment in range(tl.minimum(count, max_count)):
+        if not LABEL_MAP:
+            owner_ptr = pairs_ptr + (first + segment) * pairs
+            stored = pairs_of_cell(owner_ptr, cell_y, cell_x, inside, resize)
+        word = tl.zeros([CELLS], tl.int32)
+        for pair in tl.static_range(8):
+            two = stored[pair]
+            if LABEL_MAP:
+                two = two ^ (segment | (segment << 16))
+                low, high = (two & 0xFFFF) == 0, (two & -65536) == 0
+            else:
+                low, high = (two & 0x00FF) != 0, (two & 0xFF00) != 0
+            word += tl.where(low, 65536 + (1 << (2 * pair)), 0)
+            word += tl.where(high, 65536 + (2 << (2 * pair)), 0)
+        index = image.to(tl.int64) * max_count + segment
+        tl.store(members_ptr + index * cells + cell, word, mask=inside)
+
+
+@triton.jit
+def pixel(z, sign, focal, slopes, VARIANT: tl.constexpr):
+    """Σ terms of a pixel, and those of the maps.
+
+    `z`: −log₂ e times the logit, times `sign`, −1 in the segment and 1 elsewhere.
+    """
+    positive, negative, gamma = focal
+    miss = reciprocal(1.0 + exp2(z))
+    hit = 1.0 - miss
+    log1p = minus_log2_of_rest(tl.minimum(miss, hit))
+    entropy = tl.maximum(-z, 0.0) + log1p
+    scale = miss * miss if VARIANT.square else exp2(-gamma * (tl.maximum(z, 0.0) + log1p))
+    scale *= 0.5 * (negative + positive) + sign * (0.5 * (negative - positive))
+    sums = (scale * entropy, miss, sign * miss)
+    of_focal = sign * (scale * (gamma * LN_2 * (hit * entropy) + miss))
+    of_dice = miss - miss * miss
+    if VARIANT.maps == 1:
+        of_focal = slopes[0] * of_focal + (slopes[2] + slopes[1] * (1.0 - sign)) * of_dice
+    return sums, (of_focal, sign * of_dice, of_dice)
+
+
+@triton.jit
+def plus(a, b):
+    """The sums of two tuples of three."""
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+@triton.jit
+def plus_part(a, part, b):
+    """The sums of one tuple of four and a part of another."""
+    return a[0] + part * b[0], a[1] + part * b[1], a[2] + part * b[2], a[3] + part * b[3]
+
+
+@triton.jit
+def plus_pixel(line, weight, values):
+    """For each map, the sum of a line of target pixels, and that with the weights of the right."""
+    return (
+        line[0] + values[0],
+        line[1] + weight * values[0],
+        line[2] + values[1],
+        line[3] + weight * values[1],
+        line[4] + values[2],
+        line[5] + weight * values[2],
+    )
+
+
+@triton.jit
+def plus_line(cell, weight, line):
+    """The sums of lines, and those with the weights of the lower mask pixels."""
+    return (
+        cell[0] + line[0],
+        cell[1] + line[1],
+        cell[2] + line[2],
+        cell[3] + line[3],
+        cell[4] + line[4],
+        cell[5] + line[5],
+        cell[6] + weight * line[0],
+        cell[7] + weight * line[1],
+        cell[8] + weight * line[2],
+        cell[9] + weight * line[3],
+        cell[10] + weight * line[4],
+        cell[11] + weight * line[5],
+    )
+
+
+@triton.jit
+def cell_of_four(corners, word, weights, focal, slopes, VARIANT: tl.constexpr):
+    """The sums of the 4 x 4 target pixels of a cell, and for the maps, those by corner."""
+    x00, x01, x10, x11 = corners
+    weights_y, weights_x = weights
+    zero = tl.full(x00.shape, -0.0, tl.float32)  # x + (−0) is x, for the compiler too
+    x_down, x_step = x10 - x00, x01 - x00
+    x_step_down = (x11 - x10) - x_step
+    sums = (zero, zero, zero)
+    maps = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    for phase_y in tl.static_range(4):
+        line_left = x00 + weights_y[phase_y] * x_down
+        line_step = x_step + weights_y[phase_y] * x_step_down
+        line = (zero, zero, zero, zero, zero, zero)
+        for phase_x in tl.static_range(4):
+            sign = tl.where((word & (1 << (4 * phase_y + phase_x))) != 0, -1.0, 1.0)
+            z = sign * (line_left + weights_x[phase_x] * line_step)
+            of_sums, of_maps = pixel(z, sign, focal, slopes, VARIANT)
+            sums = plus(sums, of_sums)
+            line = plus_pixel(line, weights_x[phase_x], of_maps)
+        maps = plus_line(maps, weights_y[phase_y], line)
+    return (sums[0], sums[1], sums[2], (word >> 16).to(tl.float32)), maps
+
+
+@triton.jit
+def cell_of_any(corners, cell_y, place, resize, focal, slopes, VARIANT: tl.constexpr):
+    """The sums of the target pixels of a cell, and for the maps, those by corner."""
+    x00, x01, x10, x11 = corners
+    line_ptr, cell_x, first_x, segment = place
+    first_y = first_target_pixel(cell_y, resize.y)
+    zero = tl.zeros(x00.shape, tl.float32)
+    sums, members = (zero, zero, zero), zero
+    maps = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    for phase_y in range(resize.y.phases):
+        y, weight_y, exists_y = target_pixel(cell_y, first_y, phase_y, resize.y, VARIANT.whole)
+        line_left = x00 + weight_y * (x10 - x00)
+        line_step = x01 + weight_y * (x11 - x01) - line_left
+        pixel_ptr = line_ptr + y.to(tl.int64) * resize.x.target_size
+        line = (zero, zero, zero, zero, zero, zero)
+        for phase_x in range(resize.x.phases):
+            x, weight_x, exists = target_pixel(cell_x, first_x, phase_x, resize.x, VARIANT.whole)
+            exists = if_also(exists, exists_y)
+            stored = tl.load(pixel_ptr + x, mask=exists, other=-1 if VARIANT.label_map else 0)
+            same = stored == segment if VARIANT.label_map else stored != 0
+            sign = tl.where(same, -1.0, 1.0)
+            z = tl.where(exists, sign * (line_left + weight_x * line_step), NOWHERE)
+            of_sums, of_maps = pixel(z, sign, focal, slopes, VARIANT)
+            sums = plus(sums, of_sums)
+            members += tl.where(same, 1.0, 0.0)
+            line = plus_pixel(line, weight_x, of_maps)
+        maps = plus_line(maps, weight_y, line)
+    return (sums[0], sums[1], sums[2], members), maps

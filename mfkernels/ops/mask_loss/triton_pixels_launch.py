@@ -1,0 +1,205 @@
+"""Launches of the kernels at target pixels: sums, maps and gradients of logits."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfkernels.ops.mask_loss.operator import Inputs
+from mfkernels.ops.mask_loss.triton_cells import Axis, Block, Resize, Variant, members_kernel
+from mfkernels.ops.mask_loss.triton_pixels import (
+    Slopes,
+    combine_kernel,
+    pixels_kernel,
+    totals_kernel,
+)
+from mfkernels.ops.mask_loss.triton_rows import Matching, Sizes
+from mfkernels.triton import launcher
+from mfkernels.triton.arguments import FocalParameters, Predictions
+from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.tensors import stored_segments
+
+CELLS_OF_A_PROGRAM = 128
+"""Of a row: one a thread, so that a lane can ask the lane before."""
+MASK_ROWS_OF_A_PROGRAM = 32
+CELLS_OF_MEMBERS = 256
+PIXELS_OF_A_COMBINATION = 2048
+REGISTERS = 96
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Masks and targets as the kernels read them, and the arguments that launches share."""
+
+    segments: Tensor
+    """int16 `[B, H, W]` or uint8 `[N, H, W]`."""
+    matching: Matching
+    resize: Resize
+    focal: FocalParameters
+    variant: Variant
+    rows: int
+    """The most matched segments of an image, all layers together."""
+    images: int
+
+    @classmethod
+    def of(cls, given: Inputs, height: int, width: int) -> Pixels:
+        segments = stored_segments(given.label_map, given.masks)
+        target_height, target_width = segments.shape[-2:]
+        if 4 * (height + 1) * target_height >= 2**31 or 4 * (width + 1) * target_width >= 2**31:
+            raise ValueError(
+                "masks and targets are too large for 32-bit positions: "
+                f"{height}x{width} and {target_height}x{target_width}"
+            )
+        four = (target_height, target_width) == (4 * height, 4 * width)
+        whole = target_height % height == 0 and target_width % width == 0
+        layers, images, max_count = given.assignment.shape
+        matching = Matching(given.assignment.contiguous(), given.counts)
+        resize = Resize(_axis(height, target_height, whole), _axis(width, target_width, whole))
+        return cls(
+            segments=segments,
+            matching=matching,
+            resize=resize,
+            focal=FocalParameters.of(given.alpha, given.gamma),
+            variant=Variant(
+                factored=given.pixel_features is not None,
+                label_map=given.label_map is not None,
+                square=given.gamma == 2,
+                whole=whole,
+                four=four,
+            ),
+            rows=layers * max_count,
+            images=images,
+        )
+
+    @property
+    def pixels(self) -> int:
+        """Of a mask."""
+        return self.resize.y.size * self.resize.x.size
+
+    @property
+    def target_pixels(self) -> int:
+        return self.resize.y.target_size * self.resize.x.target_size
+
+    @functools.cached_property
+    def segments_of_cells(self) -> Tensor:
+        """`members [B, T, h+1, w+1]` where there are 4 x 4 pixels in a cell, else `segments`."""
+        if not self.variant.four:
+            return self.segments
+        images, max_count = self.matching.assignment_ptr.shape[1:]
+        height, width = self.resize.y.size + 1, self.resize.x.size + 1
+        members = self.segments.new_empty((images, max_count, height, width), dtype=torch.int32)
+        launcher.launch(
+            members_kernel,
+            (cdiv(height * width, CELLS_OF_MEMBERS), images),
+            pairs_ptr=_in_pairs(self.segments),
+            counts_ptr=self.matching.counts_ptr,
+            members_ptr=members,
+            max_count=max_count,
+            resize=self.resize,
+            LABEL_MAP=self.variant.label_map,
+            BLOCK=Block(CELLS_OF_MEMBERS, min(power_of_2(images), 64)),
+            num_warps=4,
+        )
+        return members
+
+    def partial_sums(self, *, maps: bool) -> Tensor:
+        """New memory for `[L, B, T, chunks, 4, w+1]`."""
+        assignment = self.matching.assignment_ptr
+        chunks = self._chunks(maps)
+        shape = (*assignment.shape, chunks, 4, self.resize.x.size + 1)
+        return assignment.new_empty(shape, dtype=torch.float32)
+
+    def _chunks(self, maps: bool) -> int:
+        """Into how many parts the rows of cells are cut."""
+        return cdiv(self.resize.y.size + (0 if maps else 1), MASK_ROWS_OF_A_PROGRAM)
+
+    def launch(
+        self,
+        logits: Predictions,
+        sizes: Sizes,
+        images: int,
+        *,
+        partial: Tensor | None = None,
+        maps: Tensor | None = None,
+        slopes: Slopes | None = None,
+    ) -> None:
+        """Fill a group's part of `partial`, and of `maps`: with `slopes`, the gradient alone."""
+        warps = CELLS_OF_A_PROGRAM // 32
+        cells = CELLS_OF_A_PROGRAM - (0 if maps is None else warps)
+        asked = 0 if maps is None else 3 if slopes is None else 1
+        launcher.launch(
+            pixels_kernel,
+            (
+                cdiv(self.rows * (self.resize.x.size + 1), cells),
+                self._chunks(maps is not None),
+                images,
+            ),
+            logits=logits,
+            segments_ptr=self.segments_of_cells,
+            matching=self.matching,
+            partial_ptr=partial,
+            slopes=slopes,
+            maps_ptr=maps,
+            sizes=sizes,
+            resize=self.resize,
+            focal=self.focal,
+            VARIANT=self.variant._replace(sums=partial is not None, maps=asked),
+            BLOCK=Block(CELLS_OF_A_PROGRAM, min(power_of_2(self.images), 64)),
+            num_warps=warps,
+            maxnreg=REGISTERS,
+        )
+
+    def launch_totals(
+        self, sizes: Sizes, partial: Tensor, focal: Tensor, dice: Tensor, sums: Tensor
+    ) -> None:
+        """Fill `focal` and `dice [L, B, T]` and `sums [L, B, T, 3]` from `partial`."""
+        launcher.launch(
+            totals_kernel,
+            (focal.numel(),),
+            partial_ptr=partial,
+            matching=self.matching,
+            focal_ptr=focal,
+            dice_ptr=dice,
+            sums_ptr=sums,
+            sizes=sizes,
+            entries=partial.shape[3] * partial.shape[5],
+            columns=partial.shape[5],
+            target_pixels=float(self.target_pixels),
+            BLOCK=512,
+            num_warps=4,
+        )
+
+    def launch_combination(
+        self, maps: Tensor, slopes: Slopes, grad_logits: Tensor, sizes: Sizes, images: int
+    ) -> None:
+        """Fill the gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
+        launcher.launch(
+            combine_kernel,
+            (cdiv(self.pixels, PIXELS_OF_A_COMBINATION), self.rows, images),
+            maps_ptr=maps,
+            matching=self.matching,
+            slopes=slopes,
+            grad_logits_ptr=grad_logits,
+            sizes=sizes,
+            target_pixels=float(self.target_pixels),
+            pixels=self.pixels,
+            BLOCK=PIXELS_OF_A_COMBINATION,
+            num_warps=4,
+        )
+
+
+def _in_pairs(segments: Tensor) -> Tensor:
+    """Two pixels as one integer of twice the size; copied only if they lie at odd addresses."""
+    wide = torch.int32 if segments.dtype == torch.int16 else torch.int16
+    if segments.storage_offset() % 2:
+        segments = segments.clone()
+    return segments.view(wide)
+
+
+def _axis(size: int, target_size: int, whole: bool) -> Axis:
+    ratio = target_size // size
+    weights = (1 / ratio, (1 - ratio % 2) / (2 * ratio)) if whole else (0.5 / target_size, 0.0)
+    return Axis(size, target_size, cdiv(target_size, size), *weights)
