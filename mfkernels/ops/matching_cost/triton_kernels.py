@@ -16,16 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.arguments import (
-    Product,
-)
 from mfkernels.triton.math import (
+    exp2,
+    halve,
+    beside,
+    stack,
+    tf32_parts,
+    unstack,
     load_tile,
-    power_of_sigmoid,
+    log2,
+    reciprocal_of_pairs,
     row_offset,
     segments_of_image,
-    sigmoid_both,
-    split,
 )
 
 
@@ -33,9 +35,18 @@ class PartialSums(NamedTuple):
     """What the first kernel leaves for the second one."""
 
     sums_ptr: Tensor
-    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ and s in each segment, f₋ and s everywhere."""
+    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ in each segment, f₋ everywhere, then s likewise."""
     areas_ptr: Tensor
     """`[splits, B, T]`: pixels of each segment."""
+
+
+class Scales(NamedTuple):
+    """By what the product of factors in parts is to be multiplied, which are powers of 2."""
+
+    embed_ptr: Tensor | int = 1
+    """`[B, rows]`."""
+    features_ptr: Tensor | int = 1
+    """`[B, blocks of pixels]`."""
 
 
 class Sizes(NamedTuple):
@@ -58,6 +69,14 @@ class Ratio(NamedTuple):
     horizontal: float
 
 
+class Focal(NamedTuple):
+    """`scale` · (`positive`² · f₊ − f₋), in logarithms to base 2; and the exponent."""
+
+    scale: float
+    positive: float
+    gamma: float
+
+
 class Variant(NamedTuple):
     """What the first kernel is compiled for."""
 
@@ -68,7 +87,8 @@ class Variant(NamedTuple):
     """The pixels are a multiple of a block's."""
     label_map: bool
     square: bool
-    product: Product
+    parts: int
+    """How many float16 tensors each factor is the sum of; 0: it is as it came."""
 
 
 class Block(NamedTuple):
@@ -80,6 +100,8 @@ class Block(NamedTuple):
     segments: int
     images: int
     pixels_of_split: int
+    stages: int
+    pieces: int = 1
 
 
 class CostSizes(NamedTuple):
@@ -109,9 +131,128 @@ class CostBlock(NamedTuple):
 
 
 @triton.jit
+def load_embed(row_ptr, c, channels, embed, is_row, VARIANT: tl.constexpr):
+    """Tiles of both parts of the embeddings; twice the same if they are in one part."""
+    e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
+    if VARIANT.parts == 2:
+        rest = load_tile(row_ptr + embed.pixel, c, embed.channel, is_row, c < channels)
+    else:
+        rest = e
+    return e, rest
+
+
+@triton.jit
+def add_logits(x, e, features_ptr, start, c, channels, features, sizes, VARIANT: tl.constexpr):
+    """`x` plus the product of embeddings and features; columns are pixels of each part in turn."""
+    COLUMNS: tl.constexpr = x.shape[1]
+    if VARIANT.parts == 0:
+        column = start + tl.arange(0, COLUMNS)
+        inside = column < sizes.height * sizes.width
+    else:
+        column = start * VARIANT.parts + tl.arange(0, COLUMNS)
+        inside = column >= 0
+    channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+    f = load_tile(channel_ptr, column, features.pixel, c < channels, inside)
+    x = tl.dot(e[0], f, x)
+    if VARIANT.parts == 2:
+        x = tl.dot(e[1], f, x)
+    return x
+
+
+@triton.jit
+def members_of(
+    start, t, count, segments_ptr, sizes, ratio, VARIANT: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """`[pixels, segments]`: 1 where a pixel lies in a segment, else 0; pixels as `turned` has them.
+
+    The column after the last segment stands for the whole image.
+    """
+    index = tl.arange(0, BLOCK_P)
+    p = start + (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
+    inside = p < sizes.height * sizes.width
+    # One division for all pixels; the quotient of small numbers is exact in float32.
+    column = (p - start) + start % sizes.width
+    further = ((column.to(tl.float32) + 0.5) * (1.0 / sizes.width)).to(tl.int32)
+    row = start // sizes.width + further
+    column -= further * sizes.width
+    # Nearest neighbour in float32, as PyTorch does it.
+    target_y = (row.to(tl.float32) * ratio.vertical).to(tl.int32)
+    target_x = (column.to(tl.float32) * ratio.horizontal).to(tl.int32)
+    target_y = tl.minimum(target_y, sizes.target_height - 1)
+    target_x = tl.minimum(target_x, sizes.target_width - 1)
+    if VARIANT.label_map:
+        target_pixel = target_y.to(tl.int64) * sizes.target_width + target_x
+        label = tl.load(segments_ptr + target_pixel, mask=inside, other=-1)
+        member = label.to(tl.int32)[:, None] == t[None, :]
+    else:
+        size = tl.full(t.shape, sizes.target_height, tl.int64) * sizes.target_width
+        target_pixel = target_y.to(tl.int64) * sizes.target_width + target_x
+        value = tl.load(
+            segments_ptr + target_pixel[:, None] + (t * size)[None, :],
+            mask=inside[:, None] & (t < count)[None, :],
+            other=0,
+        )
+        member = value != 0
+    everywhere = inside[:, None] & (t == sizes.max_count)[None, :]
+    return (member | everywhere).to(tl.float32)
+
+
+@triton.jit
+def focal_maps(y, focal, SQUARE: tl.constexpr):
+    """sigmoid(x), f₊ · positive − f₋ and f₋ of y = −x log₂e, in logarithms to base 2."""
+    e = exp2(tl.minimum(y, 62.0, propagate_nan=tl.PropagateNan.ALL))
+    sigmoid = reciprocal_of_pairs(1.0 + e)
+    # What −log₂ of sigmoid(x) and of sigmoid(−x) are.
+    of_plus = tl.maximum(log2(1.0 + e), y)
+    of_minus = of_plus - y
+    if SQUARE:
+        other = focal.positive - focal.positive * sigmoid
+        positive = other * other
+        negative = sigmoid * sigmoid * of_minus
+    else:
+        positive = focal.positive * focal.positive * exp2(-focal.gamma * of_minus)
+        negative = exp2(-focal.gamma * of_plus) * of_minus
+    return sigmoid, positive * of_plus - negative, negative
+
+
+@triton.jit
+def turned(x):
+    """`x` with its columns in the order in which a tensor core's operand of float32 has them.
+
+    Of 8 columns a thread has two neighbouring ones of a product, but of a factor two at distance 4.
+    """
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(x, [R, C // 8, 4, 2]), [0, 1, 3, 2]), [R, C])
+
+
+@triton.jit
+def add_product(sums, x, members):
+    """`sums + x @ members`: zeros and ones are exact, and so are, to 22 bits, two parts of `x`."""
+    leading, rest = tf32_parts(x)
+    sums = tl.dot(leading, members, sums, input_precision="tf32")
+    return tl.dot(rest, members, sums, input_precision="tf32")
+
+
+@triton.jit
+def add_maps(
+    y, inside, members, all_negative, gain_sums, sigmoid_sums, focal, VARIANT: tl.constexpr
+):
+    sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
+    if not VARIANT.whole_tiles:
+        negative = tl.where(inside[None, :], negative, 0.0)
+    negative = tl.reshape(negative, [y.shape[0], y.shape[1] // 8, 4, 2])
+    all_negative += tl.sum(tl.sum(negative, 3), 1)
+    gain_sums = add_product(gain_sums, turned(gain), members)
+    sigmoid_sums = add_product(sigmoid_sums, turned(sigmoid), members)
+    return all_negative, gain_sums, sigmoid_sums
+
+
+@triton.jit
 def sums_kernel(
     embed,
     features,
+    scales,
     segments_ptr,
     counts_ptr,
     partial,
@@ -121,116 +262,111 @@ def sums_kernel(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The partial sums of one split of the pixels."""
+    """Partial sums over one split of the pixels, which `PartialSums` describes."""
     BLOCK_R: tl.constexpr = BLOCK.rows
-    BLOCK_T: tl.constexpr = BLOCK.segments
     BLOCK_P: tl.constexpr = BLOCK.pixels
-    channels, max_count = sizes.channels, sizes.max_count
-    target_tiles = tl.cdiv(max_count, BLOCK_T)
-    row_tile = tl.program_id(0)
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    rows, channels, max_count = sizes.rows, sizes.channels, sizes.max_count
+    target_tiles = tl.cdiv(max_count + 1, BLOCK_T)
     split_index = tl.program_id(1) // target_tiles
     target_tile = tl.program_id(1) % target_tiles
     image = tl.program_id(2)
-    images = tl.num_programs(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     t = target_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     pixels = sizes.height * sizes.width
+    target_size = sizes.target_height.to(tl.int64) * sizes.target_width
+    segments_ptr += (image if VARIANT.label_map else first) * target_size
 
-    row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    layer, query = row // sizes.queries, row % sizes.queries
-    is_row = row < sizes.rows
-    row_ptr = embed.ptr + row_offset(layer, image, query, embed)
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    is_row = row < rows
+    row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
     c = tl.arange(0, BLOCK.channels)
     features_ptr = features.ptr + image.to(tl.int64) * features.image
+    if VARIANT.parts > 0:
+        unscale = tl.load(scales.embed_ptr + image * rows + row, mask=is_row, other=0.0)
+        scales_ptr = scales.features_ptr + image * tl.cdiv(pixels, BLOCK_P)
     if VARIANT.factored and VARIANT.all_channels:
-        e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
-        if not VARIANT.product.half:
-            e = e.to(tl.float32)
+        e = load_embed(row_ptr, c, channels, embed, is_row, VARIANT)
 
-    segment_gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    segment_sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
+    gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    both_sums = tl.zeros([2 * BLOCK_R, BLOCK_T], tl.float32)
+    # What the threads of a tensor core's product have of each row.
+    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
+    area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
     begin = split_index * BLOCK.pixels_of_split
-    for start in range(begin, min(begin + BLOCK.pixels_of_split, pixels), BLOCK_P):
+    end = min(begin + BLOCK.pixels_of_split, pixels)
+    for start in tl.range(begin, end, BLOCK_P, num_stages=BLOCK.stages):
         p = start + tl.arange(0, BLOCK_P)
         inside = p < pixels
-
+        members = members_of(start, t, count, segments_ptr, sizes, ratio, VARIANT, BLOCK_P)
+        area += members
+        x = tl.zeros([BLOCK_R, BLOCK_P * max(VARIANT.parts, 1)], tl.float32)
         if not VARIANT.factored:
             x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
         elif VARIANT.all_channels:
-            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-            f = load_tile(channel_ptr, p, features.pixel, c < channels, inside)
-            if not VARIANT.product.half:
-                f = f.to(tl.float32)
-            x = tl.dot(e, f, input_precision=VARIANT.product.precision)
+            x = add_logits(x, e, features_ptr, start, c, channels, features, sizes, VARIANT)
         else:
-            x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
             for start_c in range(0, channels, BLOCK.channels):
-                channel = start_c + c
-                e = load_tile(row_ptr, channel, embed.channel, is_row, channel < channels)
-                channel_ptr = features_ptr + channel.to(tl.int64) * features.channel
-                f = load_tile(channel_ptr, p, features.pixel, channel < channels, inside)
-                if not VARIANT.product.half:
-                    e = e.to(tl.float32)
-                    f = f.to(tl.float32)
-                x = tl.dot(e, f, x, input_precision=VARIANT.product.precision)
-
-        # Nearest neighbour in float32, as PyTorch does it.
-        target_y = ((p // sizes.width).to(tl.float32) * ratio.vertical).to(tl.int32)
-        target_x = ((p % sizes.width).to(tl.float32) * ratio.horizontal).to(tl.int32)
-        target_y = tl.minimum(target_y, sizes.target_height - 1).to(tl.int64)
-        target_x = tl.minimum(target_x, sizes.target_width - 1)
-        target_pixel = target_y * sizes.target_width + target_x
-        if VARIANT.label_map:
-            offset = image.to(tl.int64) * sizes.target_height * sizes.target_width
-            label = tl.load(segments_ptr + offset + target_pixel, mask=inside, other=-1)
-            member = label.to(tl.int32)[:, None] == t[None, :]
+                k = start_c + c
+                e = load_embed(row_ptr, k, channels, embed, is_row, VARIANT)
+                x = add_logits(x, e, features_ptr, start, k, channels, features, sizes, VARIANT)
+        if VARIANT.parts == 2:
+            of_leading, of_trailing = halve(x)
+            x = of_leading + of_trailing
+        if VARIANT.parts == 0:
+            y = x * -1.4426950408889634
         else:
-            size = tl.full([BLOCK_T], sizes.target_height, tl.int64) * sizes.target_width
-            value = tl.load(
-                segments_ptr + target_pixel[:, None] + ((first + t) * size)[None, :],
-                mask=inside[:, None] & (t < count)[None, :],
-                other=0,
+            scale = tl.minimum(unscale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
+            y = x * (scale * -1.4426950408889634)[:, None]
+        if BLOCK.pieces == 0:
+            sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
+            if not VARIANT.whole_tiles:
+                negative = tl.where(inside[None, :], negative, 0.0)
+            negative = tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2])
+            all_negative += tl.sum(tl.sum(negative, 3), 1)
+            hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
+            twice = tl.trans(beside(tl.trans(members), tl.trans(members)))
+            both_sums = tl.dot(beside(hi, lo), twice, both_sums, input_precision="tf32")
+        elif BLOCK.pieces == 3:
+            sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
+            if not VARIANT.whole_tiles:
+                negative = tl.where(inside[None, :], negative, 0.0)
+            negative = tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2])
+            all_negative += tl.sum(tl.sum(negative, 3), 1)
+            hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
+            both_sums = tl.dot(hi, members, both_sums, input_precision="tf32")
+            both_sums = tl.dot(lo, members, both_sums, input_precision="tf32")
+        elif BLOCK.pieces == 1:
+            all_negative, gain_sums, sigmoid_sums = add_maps(
+                y, inside, members, all_negative, gain_sums, sigmoid_sums, focal, VARIANT
             )
-            member = value != 0
-        member = member.to(tl.float32)
-        area += tl.sum(member, 0)
+        else:
+            y0, y1 = halve(y)
+            m0, m1 = halve(tl.trans(members))
+            i0, i1 = tl.split(tl.trans(tl.reshape(inside, [2, BLOCK_P // 2])))
+            all_negative, gain_sums, sigmoid_sums = add_maps(
+                y0, i0, tl.trans(m0), all_negative, gain_sums, sigmoid_sums, focal, VARIANT
+            )
+            all_negative, gain_sums, sigmoid_sums = add_maps(
+                y1, i1, tl.trans(m1), all_negative, gain_sums, sigmoid_sums, focal, VARIANT
+            )
 
-        sigmoid, other, log1p = sigmoid_both(x)
-        softplus, softplus_of_minus = tl.maximum(x, 0.0) + log1p, tl.maximum(-x, 0.0) + log1p
-        negative = power_of_sigmoid(sigmoid, softplus_of_minus, focal.gamma, VARIANT.square)
-        negative = negative * softplus * focal.negative_weight
-        positive = power_of_sigmoid(other, softplus, focal.gamma, VARIANT.square)
-        gain = focal.positive_weight * (positive * softplus_of_minus) - negative
-        if not VARIANT.whole_tiles:
-            negative = tl.where(inside[None, :], negative, 0.0)
-            sigmoid = tl.where(inside[None, :], sigmoid, 0.0)
-        all_negative += tl.sum(negative, 1)
-        all_sigmoid += tl.sum(sigmoid, 1)
-        # Zeros and ones are exact in bfloat16, and so is the sum of three parts.
-        members = member.to(tl.bfloat16)
-        leading, middle, trailing = split(gain)
-        segment_gain = tl.dot(leading, members, segment_gain)
-        segment_gain = tl.dot(middle, members, segment_gain)
-        segment_gain = tl.dot(trailing, members, segment_gain)
-        leading, middle, trailing = split(sigmoid)
-        segment_sigmoid = tl.dot(leading, members, segment_sigmoid)
-        segment_sigmoid = tl.dot(middle, members, segment_sigmoid)
-        segment_sigmoid = tl.dot(trailing, members, segment_sigmoid)
-
-    row_index = (split_index.to(tl.int64) * images + image) * sizes.rows + row
-    sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
-    stored = is_row[:, None] & (t < max_count)[None, :]
-    tl.store(sums_ptr[:, None] + t[None, :], segment_gain, mask=stored)
-    tl.store(sums_ptr[:, None] + max_count + t[None, :], segment_sigmoid, mask=stored)
+    if BLOCK.pieces == 0 or BLOCK.pieces == 3:
+        gain_sums, sigmoid_sums = unstack(both_sums)
+    images = tl.num_programs(2)
+    row_index = (split_index.to(tl.int64) * images + image) * rows + row
+    sums_ptr = (partial.sums_ptr + row_index * (2 * max_count + 2))[:, None] + t[None, :]
+    gain_sums *= focal.scale
+    tl.store(sums_ptr, gain_sums, mask=is_row[:, None] & (t < max_count)[None, :])
+    sums_ptr += max_count + 1
+    tl.store(sums_ptr, sigmoid_sums, mask=is_row[:, None] & (t <= max_count)[None, :])
     if target_tile == 0:
-        tl.store(sums_ptr + 2 * max_count, all_negative, mask=is_row)
-        tl.store(sums_ptr + 2 * max_count + 1, all_sigmoid, mask=is_row)
-    if row_tile == 0:
+        all_ptr = partial.sums_ptr + row_index * (2 * max_count + 2) + max_count
+        tl.store(all_ptr, tl.sum(all_negative, 1) * focal.scale, mask=is_row)
+    if tl.program_id(0) == 0:
         areas_offset = (split_index.to(tl.int64) * images + image) * max_count
-        tl.store(partial.areas_ptr + areas_offset + t, area, mask=t < max_count)
+        tl.store(partial.areas_ptr + areas_offset + t, tl.sum(area, 0), mask=t < max_count)
 
 
 @triton.jit
@@ -266,8 +402,8 @@ def cost_kernel(
         row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split_index) * rows + row
         sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
         gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
-        sigmoid += tl.load(sums_ptr[:, None] + max_count + t[None, :], mask=inside, other=0.0)
-        all_negative += tl.load(sums_ptr + 2 * max_count, mask=is_row, other=0.0)
+        sigmoid += tl.load(sums_ptr[:, None] + max_count + 1 + t[None, :], mask=inside, other=0.0)
+        all_negative += tl.load(sums_ptr + max_count, mask=is_row, other=0.0)
         all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
         image_index = image + tl.full([BLOCK_T], images, tl.int64) * split_index
         area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)

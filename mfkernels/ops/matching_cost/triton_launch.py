@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from mfkernels.ops.matching_cost.operator import Inputs
 from mfkernels.ops.matching_cost.triton_kernels import (
     Block,
+    Focal,
+    Scales,
     CostBlock,
     CostSizes,
     CostWeights,
@@ -20,18 +23,18 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     cost_kernel,
     sums_kernel,
 )
+from mfkernels.ops.matching_cost.triton_parts import embed_parts_kernel, features_parts_kernel
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
     Features,
-    FocalParameters,
     Predictions,
     Product,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.tensors import check_floats, stored_segments, with_flat_pixels
+from mfkernels.triton.tensors import check_floats, float32_precision, stored_segments, with_flat_pixels
 
 PIXELS_OF_A_SPLIT = 2048
-ROWS_OF_A_PROGRAM = 128
+CHANNELS_OF_A_PLANES_BLOCK = 64
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -76,7 +79,7 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
     )
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
-        segments=_segments_of_a_block(sizes.max_count),
+        segments=min(power_of_2(sizes.max_count, 16), 64),
         classes=min(power_of_2(classes), 128),
         images=min(power_of_2(images), 64),
     )
@@ -97,10 +100,6 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
     )
 
 
-def _segments_of_a_block(max_count: int) -> int:
-    return min(power_of_2(max_count, 16), 64)
-
-
 def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     """Fill `partial`."""
     factored, is_label_map = given.pixel_features is not None, given.label_map is not None
@@ -111,7 +110,6 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     layers, images, queries = embed.shape[:3]
     height, width = features.shape[-2:]
     target_height, target_width = segments.shape[-2:]
-    splits, max_count = len(partial.areas_ptr), given.max_count
     sizes = Sizes(
         rows=layers * queries,
         queries=queries,
@@ -120,48 +118,122 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
         width=width,
         target_height=target_height,
         target_width=target_width,
-        max_count=max_count,
+        max_count=given.max_count,
     )
-    product = Product.of(embed, features)
-    all_channels = not factored or (product.half and sizes.channels <= 256)
-    block = _block(sizes, images, all_channels, is_label_map, product)
+    in_parts = factored and not Product.of(embed, features).half
+    parts = (1 if float32_precision() == "tf32" else 2) if in_parts else 0
+    plan = _plan(sizes, images, factored, parts)
+    block = plan.block
+    rows, columns = Predictions.of(embed, dense=not factored), Features(features)
+    scales = Scales()
+    if factored:
+        columns = Features.of(features)
+    if parts > 0:
+        rows, columns, scales = _parts(embed, features, parts, block.pixels)
     launcher.launch(
         sums_kernel,
-        (cdiv(sizes.rows, block.rows), splits * cdiv(max_count, block.segments), images),
-        embed=Predictions.of(embed, dense=not factored),
-        features=Features.of(features) if factored else Features(features),
+        (
+            cdiv(sizes.rows, block.rows),
+            len(partial.areas_ptr) * cdiv(sizes.max_count + 1, block.segments),
+            images,
+        ),
+        embed=rows,
+        features=columns,
+        scales=scales,
         segments_ptr=segments,
         counts_ptr=given.counts,
         partial=partial,
         sizes=sizes,
         ratio=Ratio(target_height / height, target_width / width),
-        focal=FocalParameters.of(given.alpha, given.gamma),
+        focal=_focal(given.alpha, given.gamma),
         VARIANT=Variant(
             factored=factored,
-            all_channels=all_channels,
+            all_channels=sizes.channels <= block.channels,
             whole_tiles=height * width % block.pixels == 0,
             label_map=is_label_map,
             square=given.gamma == 2,
-            product=product,
+            parts=parts,
         ),
         BLOCK=block,
-        num_warps=8,
-        num_stages=3,
-        maxnreg=255,  # shared memory allows one program at a time anyway
+        num_warps=plan.warps,
+        num_stages=block.stages,
+        maxnreg=plan.registers,
     )
 
 
-def _block(
-    sizes: Sizes, images: int, all_channels: bool, is_label_map: bool, product: Product
-) -> Block:
-    segments = _segments_of_a_block(sizes.max_count)
-    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
-    crowded = segments == 64 or (segments == 32 and not is_label_map and not product.half)
-    return Block(
-        rows=ROWS_OF_A_PROGRAM,
-        pixels=16 if crowded else 32,
-        channels=power_of_2(sizes.channels, 16) if all_channels else 32,
+def _focal(alpha: float, gamma: float) -> Focal:
+    positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+    # A weight of 0 is as good as one that is lost in float32.
+    negative = max(negative, positive * 2.0**-40)
+    return Focal(negative * math.log(2), math.sqrt(positive / negative), float(gamma))
+
+
+def _parts(
+    embed: Tensor, features: Tensor, parts: int, pixels_of_a_block: int
+) -> tuple[Predictions, Features, Scales]:
+    """Both factors as sums of float16 tensors, and their scales."""
+    layers, images, queries, channels = embed.shape
+    rows, block_c = layers * queries, min(power_of_2(channels), 64)
+    e = embed.new_empty((images, rows, parts, channels), dtype=torch.float16)
+    e_scales = embed.new_empty((images, rows), dtype=torch.float32)
+    launcher.launch(
+        embed_parts_kernel,
+        (cdiv(rows, 32), images),
+        embed=Predictions.of(embed, dense=False),
+        parts_ptr=e,
+        scales_ptr=e_scales,
+        rows=rows,
+        queries=queries,
+        channels=channels,
+        BLOCK_R=32,
+        BLOCK_C=block_c,
+        PARTS=parts,
+        num_warps=4,
+    )
+    pixels = features.shape[-2] * features.shape[-1]
+    blocks = cdiv(pixels, pixels_of_a_block)
+    shape = (images, channels, blocks, parts, pixels_of_a_block)
+    f = features.new_empty(shape, dtype=torch.float16)
+    f_scales = features.new_empty((images, blocks), dtype=torch.float32)
+    launcher.launch(
+        features_parts_kernel,
+        (blocks, images),
+        features=Features.of(features),
+        parts_ptr=f,
+        scales_ptr=f_scales,
+        channels=channels,
+        pixels=pixels,
+        BLOCK_C=block_c,
+        BLOCK_P=pixels_of_a_block,
+        PARTS=parts,
+        num_warps=8,
+    )
+    image, row = e.stride()[:2]
+    return (
+        Predictions(e, queries * row, image, row, 1, channels),
+        Features(f, *f.stride()[:2]),
+        Scales(e_scales, f_scales),
+    )
+
+
+class Plan(NamedTuple):
+    """How the first kernel is launched."""
+
+    block: Block
+    warps: int
+    registers: int
+
+
+def _plan(sizes: Sizes, images: int, factored: bool, parts: int) -> Plan:
+    segments = min(power_of_2(sizes.max_count + 1, 16), 64)
+    channels = power_of_2(sizes.channels, 16)
+    block = Block(
+        rows=128,
+        pixels=64,
+        channels=channels if channels <= 256 else 64,
         segments=segments,
         images=min(power_of_2(images), 64),
         pixels_of_split=PIXELS_OF_A_SPLIT,
+        stages=1,
     )
+    return Plan(block, warps=8, registers=255 if parts else 128)
