@@ -70,10 +70,12 @@ class Ratio(NamedTuple):
 
 
 class Focal(NamedTuple):
-    """`scale` · (`positive`² · f₊ − f₋), in logarithms to base 2; and the exponent."""
+    """`scale` · (`positive`² · f₊ − `negative` · f₋), in logarithms to base 2; and the exponent."""
 
     scale: float
     positive: float
+    negative: float
+    """The integer 1, a constant then, where this weight is not the smaller one."""
     gamma: float
 
 
@@ -142,17 +144,17 @@ def load_embed(row_ptr, c, channels, embed, is_row, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def add_logits(x, e, features_ptr, start, c, channels, features, sizes, VARIANT: tl.constexpr):
+def add_logits(x, e, features_ptr, start, c, channels, features, inside, VARIANT: tl.constexpr):
     """`x` plus the product of embeddings and features; columns are pixels of each part in turn."""
-    COLUMNS: tl.constexpr = x.shape[1]
+    column = tl.arange(0, x.shape[1])
     if VARIANT.parts == 0:
-        column = start + tl.arange(0, COLUMNS)
-        inside = column < sizes.height * sizes.width
+        column += start
+        is_column = inside
     else:
-        column = start * VARIANT.parts + tl.arange(0, COLUMNS)
-        inside = column >= 0
+        column += start * VARIANT.parts
+        is_column = column >= 0
     channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-    f = load_tile(channel_ptr, column, features.pixel, c < channels, inside)
+    f = load_tile(channel_ptr, column, features.pixel, c < channels, is_column)
     x = tl.dot(e[0], f, x)
     if VARIANT.parts == 2:
         x = tl.dot(e[1], f, x)
@@ -160,46 +162,51 @@ def add_logits(x, e, features_ptr, start, c, channels, features, sizes, VARIANT:
 
 
 @triton.jit
-def members_of(
-    start, t, count, segments_ptr, sizes, ratio, VARIANT: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """`[pixels, segments]`: 1 where a pixel lies in a segment, else 0; pixels as `turned` has them.
+def wrapped(row, column, sizes):
+    """Columns from the beginning of a row, and where those beyond its end are.
 
-    The column after the last segment stands for the whole image.
+    Exact for rows below 2²⁰ pixels.
     """
-    index = tl.arange(0, BLOCK_P)
-    p = start + (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
-    inside = p < sizes.height * sizes.width
-    # One division for all pixels; the quotient of small numbers is exact in float32.
-    column = (p - start) + start % sizes.width
     further = ((column.to(tl.float32) + 0.5) * (1.0 / sizes.width)).to(tl.int32)
-    row = start // sizes.width + further
-    column -= further * sizes.width
-    # Nearest neighbour in float32, as PyTorch does it.
+    return row + further, column - further * sizes.width
+
+
+@triton.jit
+def load_segments(
+    row, column, inside, t, count, segments_ptr, sizes, ratio, LABEL_MAP: tl.constexpr
+):
+    """Labels `[pixels, 1]`, or `[pixels, segments]` of masks, of the nearest neighbours of pixels."""
+    # In float32, as PyTorch does it.
     target_y = (row.to(tl.float32) * ratio.vertical).to(tl.int32)
     target_x = (column.to(tl.float32) * ratio.horizontal).to(tl.int32)
     target_y = tl.minimum(target_y, sizes.target_height - 1)
     target_x = tl.minimum(target_x, sizes.target_width - 1)
-    if VARIANT.label_map:
-        target_pixel = target_y.to(tl.int64) * sizes.target_width + target_x
-        label = tl.load(segments_ptr + target_pixel, mask=inside, other=-1)
-        member = label.to(tl.int32)[:, None] == t[None, :]
+    pixel_ptr = segments_ptr + (target_y.to(tl.int64) * sizes.target_width + target_x)[:, None]
+    if LABEL_MAP:
+        value = tl.load(pixel_ptr, mask=inside[:, None], other=-1)
     else:
         size = tl.full(t.shape, sizes.target_height, tl.int64) * sizes.target_width
-        target_pixel = target_y.to(tl.int64) * sizes.target_width + target_x
-        value = tl.load(
-            segments_ptr + target_pixel[:, None] + (t * size)[None, :],
-            mask=inside[:, None] & (t < count)[None, :],
-            other=0,
-        )
+        in_masks = inside[:, None] & (t < count)[None, :]
+        value = tl.load(pixel_ptr + (t * size)[None, :], mask=in_masks, other=0)
+    return value
+
+
+@triton.jit
+def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
+    """`[pixels, segments]`: 1 where a pixel lies in a segment, else 0.
+
+    The column after the last segment stands for the whole image.
+    """
+    if LABEL_MAP:
+        member = value.to(tl.int32) == t[None, :]
+    else:
         member = value != 0
-    everywhere = inside[:, None] & (t == sizes.max_count)[None, :]
-    return (member | everywhere).to(tl.float32)
+    return (member | (inside[:, None] & (t == max_count)[None, :])).to(tl.float32)
 
 
 @triton.jit
 def focal_maps(y, focal, SQUARE: tl.constexpr):
-    """sigmoid(x), f₊ · positive − f₋ and f₋ of y = −x log₂e, in logarithms to base 2."""
+    """sigmoid(x), weighted f₊ − f₋ and weighted f₋ of y = −x log₂e, in logarithms to base 2."""
     e = exp2(tl.minimum(y, 62.0, propagate_nan=tl.PropagateNan.ALL))
     sigmoid = reciprocal_of_pairs(1.0 + e)
     # What −log₂ of sigmoid(x) and of sigmoid(−x) are.
@@ -208,10 +215,11 @@ def focal_maps(y, focal, SQUARE: tl.constexpr):
     if SQUARE:
         other = focal.positive - focal.positive * sigmoid
         positive = other * other
-        negative = sigmoid * sigmoid * of_minus
+        negative = sigmoid * sigmoid
     else:
         positive = focal.positive * focal.positive * exp2(-focal.gamma * of_minus)
-        negative = exp2(-focal.gamma * of_plus) * of_minus
+        negative = exp2(-focal.gamma * of_plus)
+    negative = focal.negative * negative * of_minus
     return sigmoid, positive * of_plus - negative, negative
 
 
@@ -294,31 +302,43 @@ def sums_kernel(
     # What the threads of a tensor core's product have of each row.
     all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
     area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
+    # As `turned` has them.
+    index = tl.arange(0, BLOCK_P)
+    index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
+    row_y, row_x = begin // sizes.width, begin % sizes.width
     end = min(begin + BLOCK.pixels_of_split, pixels)
     for start in tl.range(begin, end, BLOCK_P, num_stages=BLOCK.stages):
         p = start + tl.arange(0, BLOCK_P)
-        inside = p < pixels
-        members = members_of(start, t, count, segments_ptr, sizes, ratio, VARIANT, BLOCK_P)
-        area += members
+        inside = tl.arange(0, BLOCK_P) < pixels - start
+        if VARIANT.whole_tiles:
+            inside = tl.full([BLOCK_P], True, tl.int1)
+        here = index < pixels - start
+        y, x = wrapped(row_y, row_x + index, sizes)
+        value = load_segments(y, x, here, t, count, segments_ptr, sizes, ratio, VARIANT.label_map)
+        row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
+        if VARIANT.parts > 0:
+            block_scale = tl.load(scales_ptr + start // BLOCK_P)
         x = tl.zeros([BLOCK_R, BLOCK_P * max(VARIANT.parts, 1)], tl.float32)
         if not VARIANT.factored:
             x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
         elif VARIANT.all_channels:
-            x = add_logits(x, e, features_ptr, start, c, channels, features, sizes, VARIANT)
+            x = add_logits(x, e, features_ptr, start, c, channels, features, inside, VARIANT)
         else:
             for start_c in range(0, channels, BLOCK.channels):
                 k = start_c + c
                 e = load_embed(row_ptr, k, channels, embed, is_row, VARIANT)
-                x = add_logits(x, e, features_ptr, start, k, channels, features, sizes, VARIANT)
+                x = add_logits(x, e, features_ptr, start, k, channels, features, inside, VARIANT)
         if VARIANT.parts == 2:
             of_leading, of_trailing = halve(x)
             x = of_leading + of_trailing
         if VARIANT.parts == 0:
             y = x * -1.4426950408889634
         else:
-            scale = tl.minimum(unscale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
+            scale = tl.minimum(unscale * block_scale, 2.0e38)
             y = x * (scale * -1.4426950408889634)[:, None]
+        members = members_of(value, here, t, max_count, VARIANT.label_map)
+        area += members
         if BLOCK.pieces == 0:
             sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
             if not VARIANT.whole_tiles:

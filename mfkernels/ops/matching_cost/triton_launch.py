@@ -163,9 +163,13 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
 
 def _focal(alpha: float, gamma: float) -> Focal:
     positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-    # A weight of 0 is as good as one that is lost in float32.
-    negative = max(negative, positive * 2.0**-40)
-    return Focal(negative * math.log(2), math.sqrt(positive / negative), float(gamma))
+    larger = max(positive, negative)
+    return Focal(
+        scale=larger * math.log(2),
+        positive=math.sqrt(positive / larger),
+        negative=1 if negative == larger else negative / larger,
+        gamma=float(gamma),
+    )
 
 
 def _parts(
@@ -229,11 +233,12 @@ def _plan(sizes: Sizes, images: int, factored: bool, parts: int) -> Plan:
     channels = power_of_2(sizes.channels, 16)
     block = Block(
         rows=128,
-        pixels=64,
+        pixels=32,
         channels=channels if channels <= 256 else 64,
         segments=segments,
         images=min(power_of_2(images), 64),
         pixels_of_split=PIXELS_OF_A_SPLIT,
-        stages=1,
+        stages=2,
+        pieces=3,
     )
     return Plan(block, warps=8, registers=255 if parts else 128)
