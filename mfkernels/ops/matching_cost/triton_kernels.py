@@ -257,6 +257,19 @@ def add_maps(
 
 
 @triton.jit
+def add_stacked(y, inside, members, all_negative, both_sums, focal, VARIANT: tl.constexpr):
+    sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
+    if not VARIANT.whole_tiles:
+        negative = tl.where(inside[None, :], negative, 0.0)
+    negative = tl.reshape(negative, [y.shape[0], y.shape[1] // 8, 4, 2])
+    all_negative += tl.sum(tl.sum(negative, 3), 1)
+    hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
+    both_sums = tl.dot(hi, members, both_sums, input_precision="tf32")
+    both_sums = tl.dot(lo, members, both_sums, input_precision="tf32")
+    return all_negative, both_sums
+
+
+@triton.jit
 def sums_kernel(
     embed,
     features,
@@ -357,6 +370,16 @@ def sums_kernel(
             hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
             both_sums = tl.dot(hi, members, both_sums, input_precision="tf32")
             both_sums = tl.dot(lo, members, both_sums, input_precision="tf32")
+        elif BLOCK.pieces == 4:
+            y0, y1 = halve(y)
+            m0, m1 = unstack(members)
+            i0, i1 = tl.split(tl.trans(tl.reshape(inside, [2, BLOCK_P // 2])))
+            all_negative, both_sums = add_stacked(
+                y0, i0, m0, all_negative, both_sums, focal, VARIANT
+            )
+            all_negative, both_sums = add_stacked(
+                y1, i1, m1, all_negative, both_sums, focal, VARIANT
+            )
         elif BLOCK.pieces == 1:
             all_negative, gain_sums, sigmoid_sums = add_maps(
                 y, inside, members, all_negative, gain_sums, sigmoid_sums, focal, VARIANT
@@ -372,7 +395,7 @@ def sums_kernel(
                 y1, i1, tl.trans(m1), all_negative, gain_sums, sigmoid_sums, focal, VARIANT
             )
 
-    if BLOCK.pieces == 0 or BLOCK.pieces == 3:
+    if BLOCK.pieces == 0 or BLOCK.pieces >= 3:
         gain_sums, sigmoid_sums = unstack(both_sums)
     images = tl.num_programs(2)
     row_index = (split_index.to(tl.int64) * images + image) * rows + row

@@ -239,6 +239,6 @@ def _plan(sizes: Sizes, images: int, factored: bool, parts: int) -> Plan:
         images=min(power_of_2(images), 64),
         pixels_of_split=PIXELS_OF_A_SPLIT,
         stages=2,
-        pieces=3,
+        pieces=4,
     )
     return Plan(block, warps=8, registers=255 if parts else 128)
