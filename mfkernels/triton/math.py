@@ -231,11 +231,3 @@ def unstack(x):
     R: tl.constexpr = x.shape[0] // 2
     C: tl.constexpr = x.shape[1]
     return tl.split(tl.permute(tl.reshape(x, [2, R, C]), [1, 2, 0]))
-
-
-@triton.jit
-def beside(x, y):
-    """The columns of `x`, then those of `y`."""
-    R: tl.constexpr = x.shape[0]
-    C: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.permute(tl.join(x, y), [0, 2, 1]), [R, 2 * C])

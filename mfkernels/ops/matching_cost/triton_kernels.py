@@ -10,24 +10,23 @@ in a fixed order and forms the cost.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mfkernels.triton.arguments import Features, FocalParameters, Predictions
 from mfkernels.triton.math import (
     exp2,
     halve,
-    beside,
-    stack,
-    tf32_parts,
-    unstack,
     load_tile,
     log2,
     reciprocal_of_pairs,
     row_offset,
     segments_of_image,
+    tf32_parts,
 )
 
 
@@ -40,13 +39,14 @@ class PartialSums(NamedTuple):
     """`[splits, B, T]`: pixels of each segment."""
 
 
-class Scales(NamedTuple):
-    """By what the product of factors in parts is to be multiplied, which are powers of 2."""
+class Factors(NamedTuple):
+    """Embeddings and features, or dense logits as `embed`."""
 
-    embed_ptr: Tensor | int = 1
-    """`[B, rows]`."""
-    features_ptr: Tensor | int = 1
-    """`[B, blocks of pixels]`."""
+    embed: Predictions
+    features: Features
+    embed_scales_ptr: Tensor | int = 1
+    """`[B, rows]` and `[B, blocks of pixels]`: what factors in parts are to be multiplied by."""
+    features_scales_ptr: Tensor | int = 1
 
 
 class Sizes(NamedTuple):
@@ -75,8 +75,19 @@ class Focal(NamedTuple):
     scale: float
     positive: float
     negative: float
-    """The integer 1, a constant then, where this weight is not the smaller one."""
+    """The integer 1, a constant of the kernel, where this is the larger weight."""
     gamma: float
+
+    @classmethod
+    def of(cls, alpha: float, gamma: float) -> Focal:
+        positive, negative, gamma = FocalParameters.of(alpha, gamma)
+        larger = max(positive, negative)
+        return cls(
+            scale=larger * math.log(2),
+            positive=math.sqrt(positive / larger),
+            negative=1 if negative == larger else negative / larger,
+            gamma=gamma,
+        )
 
 
 class Variant(NamedTuple):
@@ -90,7 +101,7 @@ class Variant(NamedTuple):
     label_map: bool
     square: bool
     parts: int
-    """How many float16 tensors each factor is the sum of; 0: it is as it came."""
+    """How many float16 tensors each factor is the sum of, see `triton_parts`; 0: as it came."""
 
 
 class Block(NamedTuple):
@@ -103,7 +114,6 @@ class Block(NamedTuple):
     images: int
     pixels_of_split: int
     stages: int
-    pieces: int = 1
 
 
 class CostSizes(NamedTuple):
@@ -133,31 +143,62 @@ class CostBlock(NamedTuple):
 
 
 @triton.jit
-def load_embed(row_ptr, c, channels, embed, is_row, VARIANT: tl.constexpr):
+def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
     """Tiles of both parts of the embeddings; twice the same if they are in one part."""
     e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
     if VARIANT.parts == 2:
-        rest = load_tile(row_ptr + embed.pixel, c, embed.channel, is_row, c < channels)
+        rest = load_tile(row_ptr + channels, c, embed.channel, is_row, c < channels)
     else:
         rest = e
     return e, rest
 
 
 @triton.jit
-def add_logits(x, e, features_ptr, start, c, channels, features, inside, VARIANT: tl.constexpr):
-    """`x` plus the product of embeddings and features; columns are pixels of each part in turn."""
-    column = tl.arange(0, x.shape[1])
-    if VARIANT.parts == 0:
-        column += start
-        is_column = inside
-    else:
-        column += start * VARIANT.parts
-        is_column = column >= 0
+def add_product(x, e, features_ptr, c, channels, column, inside, features, VARIANT: tl.constexpr):
+    """`x` plus the product of embeddings and features of some channels."""
     channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-    f = load_tile(channel_ptr, column, features.pixel, c < channels, is_column)
+    f = load_tile(channel_ptr, column, features.pixel, c < channels, inside)
     x = tl.dot(e[0], f, x)
     if VARIANT.parts == 2:
         x = tl.dot(e[1], f, x)
+    return x
+
+
+@triton.jit
+def logits_tile(
+    row_ptr,
+    e,
+    features_ptr,
+    start,
+    inside,
+    embed,
+    features,
+    is_row,
+    channels,
+    VARIANT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Logits `[rows, pixels]`, not scaled yet if the factors are in parts."""
+    # The pixels of both parts, one after the other.
+    COLUMNS: tl.constexpr = BLOCK.pixels * max(VARIANT.parts, 1)
+    column = start * max(VARIANT.parts, 1) + tl.arange(0, COLUMNS)
+    is_column = column >= 0 if VARIANT.parts > 0 else inside
+    c = tl.arange(0, BLOCK.channels)
+    x = tl.zeros([BLOCK.rows, COLUMNS], tl.float32)
+    if not VARIANT.factored:
+        x = load_tile(row_ptr, column, embed.pixel, is_row, inside).to(tl.float32)
+    elif VARIANT.all_channels:
+        x = add_product(x, e, features_ptr, c, channels, column, is_column, features, VARIANT)
+    else:
+        for start_c in range(0, channels, BLOCK.channels):
+            k = start_c + c
+            some = load_embed(row_ptr, k, embed, is_row, channels, VARIANT)
+            x = add_product(
+                x, some, features_ptr, k, channels, column, is_column, features, VARIANT
+            )
+    if VARIANT.parts == 2:
+        of_leading, of_rest = halve(x)
+        x = of_leading + of_rest
     return x
 
 
@@ -172,13 +213,11 @@ def wrapped(row, column, sizes):
 
 
 @triton.jit
-def load_segments(
-    row, column, inside, t, count, segments_ptr, sizes, ratio, LABEL_MAP: tl.constexpr
-):
-    """Labels `[pixels, 1]`, or `[pixels, segments]` of masks, of the nearest neighbours of pixels."""
+def load_segments(position, inside, t, count, segments_ptr, sizes, ratio, LABEL_MAP: tl.constexpr):
+    """At the nearest neighbours of pixels: labels `[pixels, 1]`, or masks `[pixels, segments]`."""
     # In float32, as PyTorch does it.
-    target_y = (row.to(tl.float32) * ratio.vertical).to(tl.int32)
-    target_x = (column.to(tl.float32) * ratio.horizontal).to(tl.int32)
+    target_y = (position[0].to(tl.float32) * ratio.vertical).to(tl.int32)
+    target_x = (position[1].to(tl.float32) * ratio.horizontal).to(tl.int32)
     target_y = tl.minimum(target_y, sizes.target_height - 1)
     target_x = tl.minimum(target_x, sizes.target_width - 1)
     pixel_ptr = segments_ptr + (target_y.to(tl.int64) * sizes.target_width + target_x)[:, None]
@@ -197,10 +236,7 @@ def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
 
     The column after the last segment stands for the whole image.
     """
-    if LABEL_MAP:
-        member = value.to(tl.int32) == t[None, :]
-    else:
-        member = value != 0
+    member = value.to(tl.int32) == t[None, :] if LABEL_MAP else value != 0
     return (member | (inside[:, None] & (t == max_count)[None, :])).to(tl.float32)
 
 
@@ -225,9 +261,9 @@ def focal_maps(y, focal, SQUARE: tl.constexpr):
 
 @triton.jit
 def turned(x):
-    """`x` with its columns in the order in which a tensor core's operand of float32 has them.
+    """`x` with its columns in the order in which a tensor core's factor in float32 has them.
 
-    Of 8 columns a thread has two neighbouring ones of a product, but of a factor two at distance 4.
+    Of 8 columns a thread has two neighbours in a product, but two at a distance of 4 in a factor.
     """
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1]
@@ -235,45 +271,36 @@ def turned(x):
 
 
 @triton.jit
-def add_product(sums, x, members):
+def add_sums(sums, x, members):
     """`sums + x @ members`: zeros and ones are exact, and so are, to 22 bits, two parts of `x`."""
-    leading, rest = tf32_parts(x)
+    leading, rest = tf32_parts(turned(x))
     sums = tl.dot(leading, members, sums, input_precision="tf32")
     return tl.dot(rest, members, sums, input_precision="tf32")
 
 
 @triton.jit
-def add_maps(
-    y, inside, members, all_negative, gain_sums, sigmoid_sums, focal, VARIANT: tl.constexpr
-):
-    sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
-    if not VARIANT.whole_tiles:
-        negative = tl.where(inside[None, :], negative, 0.0)
-    negative = tl.reshape(negative, [y.shape[0], y.shape[1] // 8, 4, 2])
-    all_negative += tl.sum(tl.sum(negative, 3), 1)
-    gain_sums = add_product(gain_sums, turned(gain), members)
-    sigmoid_sums = add_product(sigmoid_sums, turned(sigmoid), members)
-    return all_negative, gain_sums, sigmoid_sums
-
-
-@triton.jit
-def add_stacked(y, inside, members, all_negative, both_sums, focal, VARIANT: tl.constexpr):
-    sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
-    if not VARIANT.whole_tiles:
-        negative = tl.where(inside[None, :], negative, 0.0)
-    negative = tl.reshape(negative, [y.shape[0], y.shape[1] // 8, 4, 2])
-    all_negative += tl.sum(tl.sum(negative, 3), 1)
-    hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
-    both_sums = tl.dot(hi, members, both_sums, input_precision="tf32")
-    both_sums = tl.dot(lo, members, both_sums, input_precision="tf32")
-    return all_negative, both_sums
+def store_sums(partial, gain, sigmoid, all_negative, area, split_index, row, t, sizes, focal):
+    image, images = tl.program_id(2), tl.num_programs(2)
+    rows, max_count = sizes.rows, sizes.max_count
+    is_row = row < rows
+    row_index = (split_index.to(tl.int64) * images + image) * rows + row
+    gain_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
+    sigmoid_ptr = gain_ptr + max_count + 1
+    stored = is_row[:, None] & (t < max_count)[None, :]
+    tl.store(gain_ptr[:, None] + t[None, :], gain * focal.scale, mask=stored)
+    stored = is_row[:, None] & (t <= max_count)[None, :]
+    tl.store(sigmoid_ptr[:, None] + t[None, :], sigmoid, mask=stored)
+    if tl.sum((t == 0).to(tl.int32)) == 1:
+        negative = tl.sum(all_negative, 1) * focal.scale
+        tl.store(gain_ptr + max_count, negative, mask=is_row)
+    if tl.program_id(0) == 0:
+        areas_offset = (split_index.to(tl.int64) * images + image) * max_count
+        tl.store(partial.areas_ptr + areas_offset + t, tl.sum(area, 0), mask=t < max_count)
 
 
 @triton.jit
 def sums_kernel(
-    embed,
-    features,
-    scales,
+    factors,
     segments_ptr,
     counts_ptr,
     partial,
@@ -286,130 +313,67 @@ def sums_kernel(
     """Partial sums over one split of the pixels, which `PartialSums` describes."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
-    BLOCK_T: tl.constexpr = BLOCK.segments
-    rows, channels, max_count = sizes.rows, sizes.channels, sizes.max_count
-    target_tiles = tl.cdiv(max_count + 1, BLOCK_T)
+    pixels = sizes.height * sizes.width
+    target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK.segments)
     split_index = tl.program_id(1) // target_tiles
-    target_tile = tl.program_id(1) % target_tiles
     image = tl.program_id(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    t = target_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    pixels = sizes.height * sizes.width
+    t = tl.program_id(1) % target_tiles * BLOCK.segments + tl.arange(0, BLOCK.segments)
     target_size = sizes.target_height.to(tl.int64) * sizes.target_width
     segments_ptr += (image if VARIANT.label_map else first) * target_size
-
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    is_row = row < rows
+    is_row = row < sizes.rows
+    embed, features = factors.embed, factors.features
     row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
-    c = tl.arange(0, BLOCK.channels)
     features_ptr = features.ptr + image.to(tl.int64) * features.image
-    if VARIANT.parts > 0:
-        unscale = tl.load(scales.embed_ptr + image * rows + row, mask=is_row, other=0.0)
-        scales_ptr = scales.features_ptr + image * tl.cdiv(pixels, BLOCK_P)
+    e = row_ptr
     if VARIANT.factored and VARIANT.all_channels:
-        e = load_embed(row_ptr, c, channels, embed, is_row, VARIANT)
+        c = tl.arange(0, BLOCK.channels)
+        e = load_embed(row_ptr, c, embed, is_row, sizes.channels, VARIANT)
+    if VARIANT.parts > 0:
+        row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
+        scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, BLOCK_P)
 
-    gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    both_sums = tl.zeros([2 * BLOCK_R, BLOCK_T], tl.float32)
-    # What the threads of a tensor core's product have of each row.
-    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
-    area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
-    # As `turned` has them.
+    gain_sums = tl.zeros([BLOCK_R, BLOCK.segments], tl.float32)
+    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK.segments], tl.float32)
+    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)  # of the four threads that have a row
+    area = tl.zeros([BLOCK_P, BLOCK.segments], tl.float32)
     index = tl.arange(0, BLOCK_P)
-    index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
+    turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
-    row_y, row_x = begin // sizes.width, begin % sizes.width
     end = min(begin + BLOCK.pixels_of_split, pixels)
+    y, x = begin // sizes.width, begin % sizes.width
     for start in tl.range(begin, end, BLOCK_P, num_stages=BLOCK.stages):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = tl.arange(0, BLOCK_P) < pixels - start
-        if VARIANT.whole_tiles:
-            inside = tl.full([BLOCK_P], True, tl.int1)
-        here = index < pixels - start
-        y, x = wrapped(row_y, row_x + index, sizes)
-        value = load_segments(y, x, here, t, count, segments_ptr, sizes, ratio, VARIANT.label_map)
-        row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
+        inside = tl.full([BLOCK_P], True, tl.int1)
+        if not VARIANT.whole_tiles:
+            inside = index < pixels - start
+        # Read before the product, whose time hides that of memory.
+        is_pixel = turned_index < pixels - start
+        position = wrapped(y, x + turned_index, sizes)
+        segments = load_segments(
+            position, is_pixel, t, count, segments_ptr, sizes, ratio, VARIANT.label_map
+        )
+        y, x = wrapped(y, x + BLOCK_P, sizes)
+        scale = tl.full([BLOCK_R], 1.0, tl.float32)
         if VARIANT.parts > 0:
-            block_scale = tl.load(scales_ptr + start // BLOCK_P)
-        x = tl.zeros([BLOCK_R, BLOCK_P * max(VARIANT.parts, 1)], tl.float32)
-        if not VARIANT.factored:
-            x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
-        elif VARIANT.all_channels:
-            x = add_logits(x, e, features_ptr, start, c, channels, features, inside, VARIANT)
-        else:
-            for start_c in range(0, channels, BLOCK.channels):
-                k = start_c + c
-                e = load_embed(row_ptr, k, channels, embed, is_row, VARIANT)
-                x = add_logits(x, e, features_ptr, start, k, channels, features, inside, VARIANT)
-        if VARIANT.parts == 2:
-            of_leading, of_trailing = halve(x)
-            x = of_leading + of_trailing
-        if VARIANT.parts == 0:
-            y = x * -1.4426950408889634
-        else:
-            scale = tl.minimum(unscale * block_scale, 2.0e38)
-            y = x * (scale * -1.4426950408889634)[:, None]
-        members = members_of(value, here, t, max_count, VARIANT.label_map)
+            scale = tl.minimum(row_scale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
+        logits = logits_tile(
+            *(row_ptr, e, features_ptr, start, inside, embed, features, is_row, sizes.channels),
+            VARIANT,
+            BLOCK,
+        )
+        members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
         area += members
-        if BLOCK.pieces == 0:
-            sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
-            if not VARIANT.whole_tiles:
-                negative = tl.where(inside[None, :], negative, 0.0)
-            negative = tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2])
-            all_negative += tl.sum(tl.sum(negative, 3), 1)
-            hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
-            twice = tl.trans(beside(tl.trans(members), tl.trans(members)))
-            both_sums = tl.dot(beside(hi, lo), twice, both_sums, input_precision="tf32")
-        elif BLOCK.pieces == 3:
-            sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
-            if not VARIANT.whole_tiles:
-                negative = tl.where(inside[None, :], negative, 0.0)
-            negative = tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2])
-            all_negative += tl.sum(tl.sum(negative, 3), 1)
-            hi, lo = tf32_parts(turned(stack(gain, sigmoid)))
-            both_sums = tl.dot(hi, members, both_sums, input_precision="tf32")
-            both_sums = tl.dot(lo, members, both_sums, input_precision="tf32")
-        elif BLOCK.pieces == 4:
-            y0, y1 = halve(y)
-            m0, m1 = unstack(members)
-            i0, i1 = tl.split(tl.trans(tl.reshape(inside, [2, BLOCK_P // 2])))
-            all_negative, both_sums = add_stacked(
-                y0, i0, m0, all_negative, both_sums, focal, VARIANT
-            )
-            all_negative, both_sums = add_stacked(
-                y1, i1, m1, all_negative, both_sums, focal, VARIANT
-            )
-        elif BLOCK.pieces == 1:
-            all_negative, gain_sums, sigmoid_sums = add_maps(
-                y, inside, members, all_negative, gain_sums, sigmoid_sums, focal, VARIANT
-            )
-        else:
-            y0, y1 = halve(y)
-            m0, m1 = halve(tl.trans(members))
-            i0, i1 = tl.split(tl.trans(tl.reshape(inside, [2, BLOCK_P // 2])))
-            all_negative, gain_sums, sigmoid_sums = add_maps(
-                y0, i0, tl.trans(m0), all_negative, gain_sums, sigmoid_sums, focal, VARIANT
-            )
-            all_negative, gain_sums, sigmoid_sums = add_maps(
-                y1, i1, tl.trans(m1), all_negative, gain_sums, sigmoid_sums, focal, VARIANT
-            )
-
-    if BLOCK.pieces == 0 or BLOCK.pieces >= 3:
-        gain_sums, sigmoid_sums = unstack(both_sums)
-    images = tl.num_programs(2)
-    row_index = (split_index.to(tl.int64) * images + image) * rows + row
-    sums_ptr = (partial.sums_ptr + row_index * (2 * max_count + 2))[:, None] + t[None, :]
-    gain_sums *= focal.scale
-    tl.store(sums_ptr, gain_sums, mask=is_row[:, None] & (t < max_count)[None, :])
-    sums_ptr += max_count + 1
-    tl.store(sums_ptr, sigmoid_sums, mask=is_row[:, None] & (t <= max_count)[None, :])
-    if target_tile == 0:
-        all_ptr = partial.sums_ptr + row_index * (2 * max_count + 2) + max_count
-        tl.store(all_ptr, tl.sum(all_negative, 1) * focal.scale, mask=is_row)
-    if tl.program_id(0) == 0:
-        areas_offset = (split_index.to(tl.int64) * images + image) * max_count
-        tl.store(partial.areas_ptr + areas_offset + t, tl.sum(area, 0), mask=t < max_count)
+        logits *= (scale * -1.4426950408889634)[:, None]
+        sigmoid, gain, negative = focal_maps(logits, focal, VARIANT.square)
+        if not VARIANT.whole_tiles:
+            negative = tl.where(inside[None, :], negative, 0.0)
+        all_negative += tl.sum(tl.sum(tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2]), 3), 1)
+        gain_sums = add_sums(gain_sums, gain, members)
+        sigmoid_sums = add_sums(sigmoid_sums, sigmoid, members)
+    store_sums(
+        partial, gain_sums, sigmoid_sums, all_negative, area, split_index, row, t, sizes, focal
+    )
 
 
 @triton.jit

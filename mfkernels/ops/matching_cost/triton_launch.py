@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from mfkernels.ops.matching_cost.operator import Inputs
 from mfkernels.ops.matching_cost.triton_kernels import (
     Block,
-    Focal,
-    Scales,
     CostBlock,
     CostSizes,
     CostWeights,
+    Factors,
+    Focal,
     PartialSums,
     Ratio,
     Sizes,
@@ -23,7 +22,7 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     cost_kernel,
     sums_kernel,
 )
-from mfkernels.ops.matching_cost.triton_parts import embed_parts_kernel, features_parts_kernel
+from mfkernels.ops.matching_cost.triton_parts import PartsBlock, PartsSizes, parts_kernel
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
     Features,
@@ -31,10 +30,16 @@ from mfkernels.triton.arguments import (
     Product,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.tensors import check_floats, float32_precision, stored_segments, with_flat_pixels
+from mfkernels.triton.tensors import (
+    Gpu,
+    check_floats,
+    float32_precision,
+    stored_segments,
+    with_flat_pixels,
+)
 
 PIXELS_OF_A_SPLIT = 2048
-CHANNELS_OF_A_PLANES_BLOCK = 64
+ROWS_OF_A_PARTS_PROGRAM = 32
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -102,7 +107,7 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
 
 def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     """Fill `partial`."""
-    factored, is_label_map = given.pixel_features is not None, given.label_map is not None
+    factored = given.pixel_features is not None
     features = given.mask_embed if given.pixel_features is None else given.pixel_features
     features = with_flat_pixels(features)
     embed = given.mask_embed if factored else features
@@ -120,16 +125,15 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
         target_width=target_width,
         max_count=given.max_count,
     )
-    in_parts = factored and not Product.of(embed, features).half
-    parts = (1 if float32_precision() == "tf32" else 2) if in_parts else 0
-    plan = _plan(sizes, images, factored, parts)
+    parts = _number_of_parts(embed, features) if factored else 0
+    plan = plan_sums(sizes, images, parts, factored, Gpu.of(features.device))
     block = plan.block
-    rows, columns = Predictions.of(embed, dense=not factored), Features(features)
-    scales = Scales()
-    if factored:
-        columns = Features.of(features)
+    factors = Factors(
+        Predictions.of(embed, dense=not factored),
+        Features.of(features) if factored else Features(features),
+    )
     if parts > 0:
-        rows, columns, scales = _parts(embed, features, parts, block.pixels)
+        factors = _split(factors, sizes, images, parts, block.pixels)
     launcher.launch(
         sums_kernel,
         (
@@ -137,86 +141,71 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
             len(partial.areas_ptr) * cdiv(sizes.max_count + 1, block.segments),
             images,
         ),
-        embed=rows,
-        features=columns,
-        scales=scales,
+        factors=factors,
         segments_ptr=segments,
         counts_ptr=given.counts,
         partial=partial,
         sizes=sizes,
         ratio=Ratio(target_height / height, target_width / width),
-        focal=_focal(given.alpha, given.gamma),
+        focal=Focal.of(given.alpha, given.gamma),
         VARIANT=Variant(
             factored=factored,
             all_channels=sizes.channels <= block.channels,
             whole_tiles=height * width % block.pixels == 0,
-            label_map=is_label_map,
+            label_map=given.label_map is not None,
             square=given.gamma == 2,
             parts=parts,
         ),
         BLOCK=block,
-        num_warps=plan.warps,
+        num_warps=block.rows // 16,
         num_stages=block.stages,
         maxnreg=plan.registers,
     )
 
 
-def _focal(alpha: float, gamma: float) -> Focal:
-    positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-    larger = max(positive, negative)
-    return Focal(
-        scale=larger * math.log(2),
-        positive=math.sqrt(positive / larger),
-        negative=1 if negative == larger else negative / larger,
-        gamma=float(gamma),
-    )
+def _number_of_parts(embed: Tensor, features: Tensor) -> int:
+    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
+    if Product.of(embed, features).half:
+        return 0
+    return 1 if float32_precision() == "tf32" else 2
 
 
-def _parts(
-    embed: Tensor, features: Tensor, parts: int, pixels_of_a_block: int
-) -> tuple[Predictions, Features, Scales]:
-    """Both factors as sums of float16 tensors, and their scales."""
-    layers, images, queries, channels = embed.shape
-    rows, block_c = layers * queries, min(power_of_2(channels), 64)
-    e = embed.new_empty((images, rows, parts, channels), dtype=torch.float16)
-    e_scales = embed.new_empty((images, rows), dtype=torch.float32)
-    launcher.launch(
-        embed_parts_kernel,
-        (cdiv(rows, 32), images),
-        embed=Predictions.of(embed, dense=False),
-        parts_ptr=e,
-        scales_ptr=e_scales,
-        rows=rows,
-        queries=queries,
-        channels=channels,
-        BLOCK_R=32,
-        BLOCK_C=block_c,
-        PARTS=parts,
-        num_warps=4,
-    )
-    pixels = features.shape[-2] * features.shape[-1]
+def _split(
+    factors: Factors, sizes: Sizes, images: int, parts: int, pixels_of_a_block: int
+) -> Factors:
+    """Both factors as sums of float16 tensors, in new memory as large as float32 takes."""
+    embed, features = factors.embed.ptr, factors.features.ptr
+    rows, channels, pixels = sizes.rows, sizes.channels, sizes.height * sizes.width
     blocks = cdiv(pixels, pixels_of_a_block)
-    shape = (images, channels, blocks, parts, pixels_of_a_block)
-    f = features.new_empty(shape, dtype=torch.float16)
+    half = torch.float16
+    e = embed.new_empty((images, rows, parts, channels), dtype=half)
+    e_scales = embed.new_empty((images, rows), dtype=torch.float32)
+    f = features.new_empty((images, channels, blocks, parts, pixels_of_a_block), dtype=half)
     f_scales = features.new_empty((images, blocks), dtype=torch.float32)
     launcher.launch(
-        features_parts_kernel,
-        (blocks, images),
-        features=Features.of(features),
-        parts_ptr=f,
-        scales_ptr=f_scales,
-        channels=channels,
-        pixels=pixels,
-        BLOCK_C=block_c,
-        BLOCK_P=pixels_of_a_block,
+        parts_kernel,
+        (blocks + cdiv(rows, ROWS_OF_A_PARTS_PROGRAM), images),
+        embed=factors.embed,
+        features=factors.features,
+        embed_parts_ptr=e,
+        embed_scales_ptr=e_scales,
+        features_parts_ptr=f,
+        features_scales_ptr=f_scales,
+        sizes=PartsSizes(rows, sizes.queries, channels, pixels, blocks),
+        BLOCK=PartsBlock(
+            rows=ROWS_OF_A_PARTS_PROGRAM,
+            channels=min(power_of_2(channels), 64),
+            pixels=pixels_of_a_block,
+        ),
         PARTS=parts,
         num_warps=8,
     )
     image, row = e.stride()[:2]
-    return (
-        Predictions(e, queries * row, image, row, 1, channels),
+    return Factors(
+        Predictions(e, sizes.queries * row, image, row, channel=1),
         Features(f, *f.stride()[:2]),
-        Scales(e_scales, f_scales),
+        e_scales,
+        f_scales,
     )
 
 
@@ -224,21 +213,35 @@ class Plan(NamedTuple):
     """How the first kernel is launched."""
 
     block: Block
-    warps: int
     registers: int
+    """Of a thread, at most."""
 
 
-def _plan(sizes: Sizes, images: int, factored: bool, parts: int) -> Plan:
+def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, gpu: Gpu) -> Plan:
+    on_hopper = gpu.capability[0] == 9
     segments = min(power_of_2(sizes.max_count + 1, 16), 64)
-    channels = power_of_2(sizes.channels, 16)
+    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
     block = Block(
         rows=128,
-        pixels=32,
-        channels=channels if channels <= 256 else 64,
+        pixels=16 if parts == 2 and segments == 64 else 32,
+        channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),
         pixels_of_split=PIXELS_OF_A_SPLIT,
         stages=2,
-        pieces=4,
     )
-    return Plan(block, warps=8, registers=255 if parts else 128)
+    if sizes.channels <= 256 and (on_hopper or parts == 0):
+        buffers = block.stages if on_hopper else block.stages + 1
+        for rows in (block.rows, 64):
+            resident = block._replace(rows=rows)
+            if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
+                # Two programs at a time need at most 128 registers.
+                two = on_hopper and factored and parts == 0 and segments <= 32
+                return Plan(resident, registers=128 if two else 255)
+    return Plan(block._replace(pixels=min(block.pixels, 1024 // segments), channels=32), 255)
+
+
+def _shared_memory_of(block: Block, parts: int, buffers: int) -> int:
+    """Bytes: embeddings, features of some blocks of pixels, and members of segments."""
+    tiles = block.rows + buffers * block.pixels
+    return 2 * max(parts, 1) * block.channels * tiles + 4 * block.pixels * block.segments
