@@ -203,9 +203,14 @@ def scale_to_half(largest):
 
 
 @triton.jit
-def halves(x):
-    """Two float16 tensors whose sum is the float32 tensor `x`, |x| < 2¹⁵, to 22 bits."""
-    leading = x.to(tl.float16)
+def halves(x, BITS: tl.constexpr):
+    """Two float16 tensors whose sum is the float32 tensor `x`, |x| < 2¹⁵, to `BITS` + 11 bits.
+
+    `BITS` of the first one: fewer than 11, so that sums of its products are nearly exact.
+    """
+    UNIT: tl.constexpr = 1 << (24 - BITS)
+    rounded = (x.to(tl.int32, bitcast=True) + UNIT // 2) & -UNIT
+    leading = rounded.to(tl.float32, bitcast=True).to(tl.float16)
     return leading, (x - leading.to(tl.float32)).to(tl.float16)
 
 

@@ -21,6 +21,7 @@ from mfkernels.triton.arguments import Features, FocalParameters, Predictions
 from mfkernels.triton.math import (
     exp2,
     halve,
+    if_also,
     load_tile,
     log2,
     reciprocal_of_pairs,
@@ -171,6 +172,7 @@ def logits_tile(
     features_ptr,
     start,
     inside,
+    more,
     embed,
     features,
     is_row,
@@ -182,11 +184,12 @@ def logits_tile(
     # The pixels of both parts, one after the other.
     COLUMNS: tl.constexpr = BLOCK.pixels * max(VARIANT.parts, 1)
     column = start * max(VARIANT.parts, 1) + tl.arange(0, COLUMNS)
-    is_column = column >= 0 if VARIANT.parts > 0 else inside
+    is_column = if_also(column >= 0, more) if VARIANT.parts > 0 else if_also(inside, more)
     c = tl.arange(0, BLOCK.channels)
-    x = tl.zeros([BLOCK.rows, COLUMNS], tl.float32)
+    ROWS: tl.constexpr = BLOCK.rows
+    x = tl.zeros([ROWS, COLUMNS], tl.float32)
     if not VARIANT.factored:
-        x = load_tile(row_ptr, column, embed.pixel, is_row, inside).to(tl.float32)
+        x = load_tile(row_ptr, column, embed.pixel, is_row, if_also(inside, more)).to(tl.float32)
     elif VARIANT.all_channels:
         x = add_product(x, e, features_ptr, c, channels, column, is_column, features, VARIANT)
     else:
@@ -313,12 +316,14 @@ def sums_kernel(
     """Partial sums over one split of the pixels, which `PartialSums` describes."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
     pixels = sizes.height * sizes.width
-    target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK.segments)
+    target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK_T)
     split_index = tl.program_id(1) // target_tiles
     image = tl.program_id(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    t = tl.program_id(1) % target_tiles * BLOCK.segments + tl.arange(0, BLOCK.segments)
+    t = tl.program_id(1) % target_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
     target_size = sizes.target_height.to(tl.int64) * sizes.target_width
     segments_ptr += (image if VARIANT.label_map else first) * target_size
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -334,43 +339,52 @@ def sums_kernel(
         row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
         scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, BLOCK_P)
 
-    gain_sums = tl.zeros([BLOCK_R, BLOCK.segments], tl.float32)
-    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK.segments], tl.float32)
+    gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
     all_negative = tl.zeros([BLOCK_R, 4], tl.float32)  # of the four threads that have a row
-    area = tl.zeros([BLOCK_P, BLOCK.segments], tl.float32)
+    area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
     index = tl.arange(0, BLOCK_P)
     turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
     end = min(begin + BLOCK.pixels_of_split, pixels)
-    y, x = begin // sizes.width, begin % sizes.width
-    for start in tl.range(begin, end, BLOCK_P, num_stages=BLOCK.stages):
-        inside = tl.full([BLOCK_P], True, tl.int1)
-        if not VARIANT.whole_tiles:
-            inside = index < pixels - start
-        # Read before the product, whose time hides that of memory.
-        is_pixel = turned_index < pixels - start
-        position = wrapped(y, x + turned_index, sizes)
+    row_y, row_x = begin // sizes.width, begin % sizes.width
+    # The first turn has no pixels yet: no segment, and a logit so small that it counts as 0.
+    segments = tl.zeros([BLOCK_P, COLUMNS], tl.int32)
+    if VARIANT.label_map:
+        segments -= 1
+    segments = segments.to(segments_ptr.dtype.element_ty)
+    y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
+    for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
+        is_pixel = if_also(turned_index < pixels - start, start >= begin)
+        members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
+        area += members
+        after = start + BLOCK_P
+        is_pixel = turned_index < end - after
+        position = wrapped(row_y, row_x + turned_index, sizes)
         segments = load_segments(
             position, is_pixel, t, count, segments_ptr, sizes, ratio, VARIANT.label_map
         )
-        y, x = wrapped(y, x + BLOCK_P, sizes)
+        row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
         scale = tl.full([BLOCK_R], 1.0, tl.float32)
         if VARIANT.parts > 0:
-            scale = tl.minimum(row_scale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
-        logits = logits_tile(
-            *(row_ptr, e, features_ptr, start, inside, embed, features, is_row, sizes.channels),
-            VARIANT,
-            BLOCK,
-        )
-        members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
-        area += members
-        logits *= (scale * -1.4426950408889634)[:, None]
-        sigmoid, gain, negative = focal_maps(logits, focal, VARIANT.square)
+            block_scale = tl.load(scales_ptr + after // BLOCK_P, after < end, 0.0)
+            scale = tl.minimum(row_scale * block_scale, 2.0e38)
+
+        sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
         if not VARIANT.whole_tiles:
-            negative = tl.where(inside[None, :], negative, 0.0)
+            negative = tl.where((index < pixels - start)[None, :], negative, 0.0)
         all_negative += tl.sum(tl.sum(tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2]), 3), 1)
         gain_sums = add_sums(gain_sums, gain, members)
         sigmoid_sums = add_sums(sigmoid_sums, sigmoid, members)
+
+        inside = tl.full([BLOCK_P], True, tl.int1)
+        if not VARIANT.whole_tiles:
+            inside = index < pixels - after
+        logits = logits_tile(
+            *(row_ptr, e, features_ptr, after, inside, after < end),
+            *(embed, features, is_row, sizes.channels, VARIANT, BLOCK),
+        )
+        y = logits * (scale * -1.4426950408889634)[:, None]
     store_sums(
         partial, gain_sums, sigmoid_sums, all_negative, area, split_index, row, t, sizes, focal
     )

@@ -40,6 +40,7 @@ from mfkernels.triton.tensors import (
 
 PIXELS_OF_A_SPLIT = 2048
 ROWS_OF_A_PARTS_PROGRAM = 32
+BITS_OF_A_LEADING_PART = 10
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -196,6 +197,7 @@ def _split(
             rows=ROWS_OF_A_PARTS_PROGRAM,
             channels=min(power_of_2(channels), 64),
             pixels=pixels_of_a_block,
+            bits=BITS_OF_A_LEADING_PART if parts == 2 else 11,
         ),
         PARTS=parts,
         num_warps=8,

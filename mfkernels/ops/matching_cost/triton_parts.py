@@ -30,6 +30,7 @@ class PartsBlock(NamedTuple):
     rows: int
     channels: int
     pixels: int
+    bits: int
 
 
 @triton.jit
@@ -88,7 +89,7 @@ def split_features(
         row_ptr = features_ptr + c.to(tl.int64) * features.channel
         is_channel = c < sizes.channels
         f = load_tile(row_ptr, p, features.pixel, is_channel, is_pixel).to(tl.float32)
-        leading, rest = halves(f * scale)
+        leading, rest = halves(f * scale, BLOCK.bits)
         first = ((image.to(tl.int64) * sizes.channels + c) * sizes.blocks + block) * PARTS
         part_ptr = parts_ptr + (first * BLOCK.pixels)[:, None] + index[None, :]
         tl.store(part_ptr, leading, mask=is_channel[:, None])
@@ -115,7 +116,7 @@ def split_embed(
         c = start + tl.arange(0, BLOCK.channels)
         is_channel = c < sizes.channels
         e = load_tile(row_ptr, c, embed.channel, is_row, is_channel).to(tl.float32)
-        leading, rest = halves(e * scale[:, None])
+        leading, rest = halves(e * scale[:, None], BLOCK.bits)
         part_ptr = parts_ptr + (row_index * PARTS * sizes.channels)[:, None] + c[None, :]
         stored = is_row[:, None] & is_channel[None, :]
         tl.store(part_ptr, leading, mask=stored)
