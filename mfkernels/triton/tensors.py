@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,6 @@ class Gpu(NamedTuple):
         """The GPU of this index, or an H100 where there is none."""
         if device.type != "cuda":
             return cls((9, 0), 227 * 1024)
-        properties = torch.cuda.get_device_properties(device)
+        properties: Any = torch.cuda.get_device_properties(device)
         capability = properties.major, properties.minor
         return cls(capability, properties.shared_memory_per_block_optin)

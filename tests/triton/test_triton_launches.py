@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 OF_AN_OPERATOR = {
     "mfkernels::assignment": 1,
-    "mfkernels::matching_cost": 2,
+    "mfkernels::matching_cost": 3,
     "mfkernels::mask_loss": 3,
     "mfkernels::mask_loss_backward": 5,
     "mfkernels::class_loss": 2,

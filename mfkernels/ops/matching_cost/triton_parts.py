@@ -72,48 +72,52 @@ def largest_magnitude(row_ptr, column, stride, is_row, is_column, before):
 def split_features(
     features, parts_ptr, scales_ptr, block, image, sizes, BLOCK: tl.constexpr, PARTS: tl.constexpr
 ):
-    index = tl.arange(0, BLOCK.pixels)
-    p = block * BLOCK.pixels + index
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    index = tl.arange(0, BLOCK_P)
+    p = block * BLOCK_P + index
     is_pixel = p < sizes.pixels
     features_ptr = features.ptr + image.to(tl.int64) * features.image
-    largest = tl.zeros([BLOCK.channels, BLOCK.pixels], tl.int32)
-    for start in range(0, sizes.channels, BLOCK.channels):
-        c = start + tl.arange(0, BLOCK.channels)
+    largest = tl.zeros([BLOCK_C, BLOCK_P], tl.int32)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
         row_ptr = features_ptr + c.to(tl.int64) * features.channel
         is_channel = c < sizes.channels
         largest = largest_magnitude(row_ptr, p, features.pixel, is_channel, is_pixel, largest)
     scale, unscale = scale_to_half(tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True))
     tl.store(scales_ptr + image * sizes.blocks + block, unscale)
-    for start in range(0, sizes.channels, BLOCK.channels):
-        c = start + tl.arange(0, BLOCK.channels)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
         row_ptr = features_ptr + c.to(tl.int64) * features.channel
         is_channel = c < sizes.channels
         f = load_tile(row_ptr, p, features.pixel, is_channel, is_pixel).to(tl.float32)
         leading, rest = halves(f * scale, BLOCK.bits)
         first = ((image.to(tl.int64) * sizes.channels + c) * sizes.blocks + block) * PARTS
-        part_ptr = parts_ptr + (first * BLOCK.pixels)[:, None] + index[None, :]
+        part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + index[None, :]
         tl.store(part_ptr, leading, mask=is_channel[:, None])
         if PARTS == 2:
-            tl.store(part_ptr + BLOCK.pixels, rest, mask=is_channel[:, None])
+            tl.store(part_ptr + BLOCK_P, rest, mask=is_channel[:, None])
 
 
 @triton.jit
 def split_embed(
     embed, parts_ptr, scales_ptr, block, image, sizes, BLOCK: tl.constexpr, PARTS: tl.constexpr
 ):
-    row = block * BLOCK.rows + tl.arange(0, BLOCK.rows)
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = row < sizes.rows
     row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
-    largest = tl.zeros([BLOCK.rows, BLOCK.channels], tl.int32)
-    for start in range(0, sizes.channels, BLOCK.channels):
-        c = start + tl.arange(0, BLOCK.channels)
+    largest = tl.zeros([BLOCK_R, BLOCK_C], tl.int32)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
         is_channel = c < sizes.channels
         largest = largest_magnitude(row_ptr, c, embed.channel, is_row, is_channel, largest)
     scale, unscale = scale_to_half(tl.max(largest, 1).to(tl.float32, bitcast=True))
     row_index = image.to(tl.int64) * sizes.rows + row
     tl.store(scales_ptr + row_index, unscale, mask=is_row)
-    for start in range(0, sizes.channels, BLOCK.channels):
-        c = start + tl.arange(0, BLOCK.channels)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
         is_channel = c < sizes.channels
         e = load_tile(row_ptr, c, embed.channel, is_row, is_channel).to(tl.float32)
         leading, rest = halves(e * scale[:, None], BLOCK.bits)
