@@ -220,19 +220,3 @@ def halve(x):
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1] // 2
     return tl.split(tl.permute(tl.reshape(x, [R, 2, C]), [0, 2, 1]))
-
-
-@triton.jit
-def stack(x, y):
-    """The rows of `x`, then those of `y`."""
-    R: tl.constexpr = x.shape[0]
-    C: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.permute(tl.join(x, y), [2, 0, 1]), [2 * R, C])
-
-
-@triton.jit
-def unstack(x):
-    """The upper and the lower half of a matrix's rows."""
-    R: tl.constexpr = x.shape[0] // 2
-    C: tl.constexpr = x.shape[1]
-    return tl.split(tl.permute(tl.reshape(x, [2, R, C]), [1, 2, 0]))

@@ -4,6 +4,9 @@ A program of the first kernel takes some rows (a row is a query of a layer) of o
 the splits of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
 tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel adds them
 in a fixed order and forms the cost.
+
+What passes between a product and the next one stays in the registers where it is: the maps are
+factors in TF32, in two parts each, and their columns are only named anew (`turned`).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -274,6 +277,12 @@ def turned(x):
 
 
 @triton.jit
+def sums_of_threads(x):
+    """`[rows, 4]`: what each of the four threads that share a row of a product has of it."""
+    return tl.sum(tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@triton.jit
 def add_sums(sums, x, members):
     """`sums + x @ members`: zeros and ones are exact, and so are, to 22 bits, two parts of `x`."""
     leading, rest = tf32_parts(turned(x))
@@ -318,6 +327,7 @@ def sums_kernel(
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_T: tl.constexpr = BLOCK.segments
     COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
+    NONE: tl.constexpr = -1 if VARIANT.label_map else 0
     pixels = sizes.height * sizes.width
     target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK_T)
     split_index = tl.program_id(1) // target_tiles
@@ -341,7 +351,7 @@ def sums_kernel(
 
     gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
     sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)  # of the four threads that have a row
+    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
     area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
     index = tl.arange(0, BLOCK_P)
     turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
@@ -349,11 +359,9 @@ def sums_kernel(
     end = min(begin + BLOCK.pixels_of_split, pixels)
     row_y, row_x = begin // sizes.width, begin % sizes.width
     # The first turn has no pixels yet: no segment, and a logit so small that it counts as 0.
-    segments = tl.zeros([BLOCK_P, COLUMNS], tl.int32)
-    if VARIANT.label_map:
-        segments -= 1
-    segments = segments.to(segments_ptr.dtype.element_ty)
+    segments = tl.full([BLOCK_P, COLUMNS], NONE, segments_ptr.dtype.element_ty)
     y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
+    # A turn reads what the next one needs, and forms its logits last, so that memory has time.
     for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
         is_pixel = if_also(turned_index < pixels - start, start >= begin)
         members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
@@ -373,7 +381,7 @@ def sums_kernel(
         sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
         if not VARIANT.whole_tiles:
             negative = tl.where((index < pixels - start)[None, :], negative, 0.0)
-        all_negative += tl.sum(tl.sum(tl.reshape(negative, [BLOCK_R, BLOCK_P // 8, 4, 2]), 3), 1)
+        all_negative += sums_of_threads(negative)
         gain_sums = add_sums(gain_sums, gain, members)
         sigmoid_sums = add_sums(sigmoid_sums, sigmoid, members)
 

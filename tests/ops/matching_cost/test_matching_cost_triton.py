@@ -35,20 +35,27 @@ def assert_as_exact(ours: Tensor, plain: Tensor, truth: Tensor) -> None:
     assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + slack
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.0, 1.0])
 @pytest.mark.parametrize("half", [None, torch.bfloat16])
 @pytest.mark.parametrize(
     ("of_embed", "of_features"),
     [(1.0, 30.0), (1.0, 1e30), (1.0, 1e-30), (1e30, 1.0), (1e20, 1e-20), (1e-25, 1e25), (1e-38, 1)],
 )
 def test_huge_and_tiny_factors(
-    of_embed: float, of_features: float, half: torch.dtype | None, alpha: float
+    of_embed: float, of_features: float, half: torch.dtype | None
 ) -> None:
     def change(embed: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         scaled = embed * of_embed, features * of_features
         return scaled if half is None else (scaled[0].to(half), scaled[1].to(half))
 
-    assert_as_exact(*both(CASE, change, 1.0, 20.0, 1.0, alpha, 2.0))
+    assert_as_exact(*both(CASE, change, *OPTIONS))
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.75, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0, 3.5])
+def test_weights_and_exponents_at_huge_logits(alpha: float, gamma: float) -> None:
+    for size in (1.0, 1e30):
+        results = both(CASE, lambda e, f: (e, f * size), 1.0, 20.0, 1.0, alpha, gamma)  # noqa: B023
+        assert_as_exact(*results)
 
 
 def test_embeddings_of_different_size_do_not_disturb_each_other() -> None:
@@ -60,7 +67,7 @@ def test_embeddings_of_different_size_do_not_disturb_each_other() -> None:
         assert_as_exact(*(x[:, :, query] for x in results))
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 31, 63, 64, 100])
+@pytest.mark.parametrize("count", [1, 15, 16, 63, 64])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_numbers_of_segments(count: int, overlap: bool) -> None:
     """Around the sizes of tiles: a column after the last segment belongs to the whole image."""
