@@ -152,3 +152,71 @@ def split(x):
     remainder = x - leading
     middle = leading_bits(remainder)
     return leading.to(tl.bfloat16), middle.to(tl.bfloat16), (remainder - middle).to(tl.bfloat16)
+
+
+@triton.jit
+def log2(x):
+    """log₂(x) in one instruction, to 2⁻²² of it, or of 1 near 1; x not denormal."""
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.log2(x)
+
+
+@triton.jit
+def reciprocal_of_pairs(x):
+    """1 / x for `[rows, columns]`, 1 ≤ x ≤ 2⁶²: one hardware reciprocal for two columns."""
+    first, second = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+    both = reciprocal(first * second)
+    return tl.reshape(tl.join(both * second, both * first), x.shape)
+
+
+@triton.jit
+def tf32_parts(x):
+    """Two float32 tensors whose sum is `x`: the 11 bits that a tensor core takes, and the rest.
+
+    It takes 11 of the rest's 13 bits, too.
+    """
+    if _ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "and.b32 $0, $2, 0xffffe000; sub.rn.f32 $1, $2, $0;",
+            "=&f,=f,f",
+            [x],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    leading = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+    return leading, x - leading
+
+
+@triton.jit
+def scale_to_half(largest):
+    """The power of 2 that brings `largest` ≥ 0 into [2¹⁴, 2¹⁵), and its inverse; both are normal.
+
+    An infinity stays one.
+    """
+    exponent = tl.minimum(tl.maximum(268 - (largest.to(tl.int32, bitcast=True) >> 23), 1), 253)
+    scale = (exponent << 23).to(tl.float32, bitcast=True)
+    return scale, ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def halves(x, BITS: tl.constexpr):
+    """Two float16 tensors whose sum is the float32 tensor `x`, |x| < 2¹⁵, to `BITS` + 11 bits.
+
+    `BITS` of the first one: fewer than 11, so that sums of its products are nearly exact.
+    """
+    UNIT: tl.constexpr = 1 << (24 - BITS)
+    rounded = (x.to(tl.int32, bitcast=True) + UNIT // 2) & -UNIT
+    leading = rounded.to(tl.float32, bitcast=True).to(tl.float16)
+    return leading, (x - leading.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def halve(x):
+    """The left and the right half of a matrix's columns."""
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, [R, 2, C]), [0, 2, 1]))

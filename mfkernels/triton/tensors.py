@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,18 @@ def float32_precision() -> str:
     Three TF32 products of the leading and trailing halves are about as exact as float32 is.
     """
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+class Gpu(NamedTuple):
+    capability: tuple[int, int]
+    shared_memory: int
+    """Bytes that one program may have."""
+
+    @classmethod
+    def of(cls, device: torch.device) -> Gpu:
+        """The GPU of this index, or an H100 where there is none."""
+        if device.type != "cuda":
+            return cls((9, 0), 227 * 1024)
+        properties: Any = torch.cuda.get_device_properties(device)
+        capability = properties.major, properties.minor
+        return cls(capability, properties.shared_memory_per_block_optin)

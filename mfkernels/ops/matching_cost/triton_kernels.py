@@ -4,28 +4,33 @@ A program of the first kernel takes some rows (a row is a query of a layer) of o
 the splits of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
 tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel adds them
 in a fixed order and forms the cost.
+
+What passes between a product and the next one stays in the registers where it is: the maps are
+factors in TF32, in two parts each, and their columns are only named anew (`turned`).
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.arguments import (
-    Product,
-)
+from mfkernels.triton.arguments import Features, FocalParameters, Predictions
 from mfkernels.triton.math import (
+    exp2,
+    halve,
+    if_also,
     load_tile,
-    power_of_sigmoid,
+    log2,
+    reciprocal_of_pairs,
     row_offset,
     segments_of_image,
-    sigmoid_both,
-    split,
+    tf32_parts,
 )
 
 
@@ -33,9 +38,19 @@ class PartialSums(NamedTuple):
     """What the first kernel leaves for the second one."""
 
     sums_ptr: Tensor
-    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ and s in each segment, f₋ and s everywhere."""
+    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ in each segment, f₋ everywhere, then s likewise."""
     areas_ptr: Tensor
     """`[splits, B, T]`: pixels of each segment."""
+
+
+class Factors(NamedTuple):
+    """Embeddings and features, or dense logits as `embed`."""
+
+    embed: Predictions
+    features: Features
+    embed_scales_ptr: Tensor | int = 1
+    """`[B, rows]` and `[B, blocks of pixels]`: what factors in parts are to be multiplied by."""
+    features_scales_ptr: Tensor | int = 1
 
 
 class Sizes(NamedTuple):
@@ -58,6 +73,27 @@ class Ratio(NamedTuple):
     horizontal: float
 
 
+class Focal(NamedTuple):
+    """`scale` · (`positive`² · f₊ − `negative` · f₋), in logarithms to base 2; and the exponent."""
+
+    scale: float
+    positive: float
+    negative: float
+    """The integer 1, a constant of the kernel, where this is the larger weight."""
+    gamma: float
+
+    @classmethod
+    def of(cls, alpha: float, gamma: float) -> Focal:
+        positive, negative, gamma = FocalParameters.of(alpha, gamma)
+        larger = max(positive, negative)
+        return cls(
+            scale=larger * math.log(2),
+            positive=math.sqrt(positive / larger),
+            negative=1 if negative == larger else negative / larger,
+            gamma=gamma,
+        )
+
+
 class Variant(NamedTuple):
     """What the first kernel is compiled for."""
 
@@ -68,7 +104,8 @@ class Variant(NamedTuple):
     """The pixels are a multiple of a block's."""
     label_map: bool
     square: bool
-    product: Product
+    parts: int
+    """How many float16 tensors each factor is the sum of, see `triton_parts`; 0: as it came."""
 
 
 class Block(NamedTuple):
@@ -80,6 +117,7 @@ class Block(NamedTuple):
     segments: int
     images: int
     pixels_of_split: int
+    stages: int
 
 
 class CostSizes(NamedTuple):
@@ -109,9 +147,172 @@ class CostBlock(NamedTuple):
 
 
 @triton.jit
-def sums_kernel(
+def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
+    """Tiles of both parts of the embeddings; twice the same if they are in one part."""
+    e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
+    if VARIANT.parts == 2:
+        rest = load_tile(row_ptr + channels, c, embed.channel, is_row, c < channels)
+    else:
+        rest = e
+    return e, rest
+
+
+@triton.jit
+def add_product(x, e, features_ptr, c, channels, column, inside, features, VARIANT: tl.constexpr):
+    """`x` plus the product of embeddings and features of some channels."""
+    channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+    f = load_tile(channel_ptr, column, features.pixel, c < channels, inside)
+    x = tl.dot(e[0], f, x)
+    if VARIANT.parts == 2:
+        x = tl.dot(e[1], f, x)
+    return x
+
+
+@triton.jit
+def logits_tile(
+    row_ptr,
+    e,
+    features_ptr,
+    start,
+    inside,
+    more,
     embed,
     features,
+    is_row,
+    channels,
+    VARIANT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Logits `[rows, pixels]`, not scaled yet if the factors are in parts."""
+    # The pixels of both parts, one after the other.
+    COLUMNS: tl.constexpr = BLOCK.pixels * max(VARIANT.parts, 1)
+    column = start * max(VARIANT.parts, 1) + tl.arange(0, COLUMNS)
+    is_column = if_also(column >= 0, more) if VARIANT.parts > 0 else if_also(inside, more)
+    c = tl.arange(0, BLOCK.channels)
+    ROWS: tl.constexpr = BLOCK.rows
+    x = tl.zeros([ROWS, COLUMNS], tl.float32)
+    if not VARIANT.factored:
+        x = load_tile(row_ptr, column, embed.pixel, is_row, if_also(inside, more)).to(tl.float32)
+    elif VARIANT.all_channels:
+        x = add_product(x, e, features_ptr, c, channels, column, is_column, features, VARIANT)
+    else:
+        for start_c in range(0, channels, BLOCK.channels):
+            k = start_c + c
+            some = load_embed(row_ptr, k, embed, is_row, channels, VARIANT)
+            x = add_product(
+                x, some, features_ptr, k, channels, column, is_column, features, VARIANT
+            )
+    if VARIANT.parts == 2:
+        of_leading, of_rest = halve(x)
+        x = of_leading + of_rest
+    return x
+
+
+@triton.jit
+def wrapped(row, column, sizes):
+    """Columns from the beginning of a row, and where those beyond its end are.
+
+    Exact for rows below 2²⁰ pixels.
+    """
+    further = ((column.to(tl.float32) + 0.5) * (1.0 / sizes.width)).to(tl.int32)
+    return row + further, column - further * sizes.width
+
+
+@triton.jit
+def load_segments(position, inside, t, count, segments_ptr, sizes, ratio, LABEL_MAP: tl.constexpr):
+    """At the nearest neighbours of pixels: labels `[pixels, 1]`, or masks `[pixels, segments]`."""
+    # In float32, as PyTorch does it.
+    target_y = (position[0].to(tl.float32) * ratio.vertical).to(tl.int32)
+    target_x = (position[1].to(tl.float32) * ratio.horizontal).to(tl.int32)
+    target_y = tl.minimum(target_y, sizes.target_height - 1)
+    target_x = tl.minimum(target_x, sizes.target_width - 1)
+    pixel_ptr = segments_ptr + (target_y.to(tl.int64) * sizes.target_width + target_x)[:, None]
+    if LABEL_MAP:
+        value = tl.load(pixel_ptr, mask=inside[:, None], other=-1)
+    else:
+        size = tl.full(t.shape, sizes.target_height, tl.int64) * sizes.target_width
+        in_masks = inside[:, None] & (t < count)[None, :]
+        value = tl.load(pixel_ptr + (t * size)[None, :], mask=in_masks, other=0)
+    return value
+
+
+@triton.jit
+def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
+    """`[pixels, segments]`: 1 where a pixel lies in a segment, else 0.
+
+    The column after the last segment stands for the whole image.
+    """
+    member = value.to(tl.int32) == t[None, :] if LABEL_MAP else value != 0
+    return (member | (inside[:, None] & (t == max_count)[None, :])).to(tl.float32)
+
+
+@triton.jit
+def focal_maps(y, focal, SQUARE: tl.constexpr):
+    """sigmoid(x), weighted f₊ − f₋ and weighted f₋ of y = −x log₂e, in logarithms to base 2."""
+    e = exp2(tl.minimum(y, 62.0, propagate_nan=tl.PropagateNan.ALL))
+    sigmoid = reciprocal_of_pairs(1.0 + e)
+    # What −log₂ of sigmoid(x) and of sigmoid(−x) are.
+    of_plus = tl.maximum(log2(1.0 + e), y)
+    of_minus = of_plus - y
+    if SQUARE:
+        other = focal.positive - focal.positive * sigmoid
+        positive = other * other
+        negative = sigmoid * sigmoid
+    else:
+        positive = focal.positive * focal.positive * exp2(-focal.gamma * of_minus)
+        negative = exp2(-focal.gamma * of_plus)
+    negative = focal.negative * negative * of_minus
+    return sigmoid, positive * of_plus - negative, negative
+
+
+@triton.jit
+def turned(x):
+    """`x` with its columns in the order in which a tensor core's factor in float32 has them.
+
+    Of 8 columns a thread has two neighbours in a product, but two at a distance of 4 in a factor.
+    """
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(x, [R, C // 8, 4, 2]), [0, 1, 3, 2]), [R, C])
+
+
+@triton.jit
+def sums_of_threads(x):
+    """`[rows, 4]`: what each of the four threads that share a row of a product has of it."""
+    return tl.sum(tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@triton.jit
+def add_sums(sums, x, members):
+    """`sums + x @ members`: zeros and ones are exact, and so are, to 22 bits, two parts of `x`."""
+    leading, rest = tf32_parts(turned(x))
+    sums = tl.dot(leading, members, sums, input_precision="tf32")
+    return tl.dot(rest, members, sums, input_precision="tf32")
+
+
+@triton.jit
+def store_sums(partial, gain, sigmoid, all_negative, area, split_index, row, t, sizes, focal):
+    image, images = tl.program_id(2), tl.num_programs(2)
+    rows, max_count = sizes.rows, sizes.max_count
+    is_row = row < rows
+    row_index = (split_index.to(tl.int64) * images + image) * rows + row
+    gain_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
+    sigmoid_ptr = gain_ptr + max_count + 1
+    stored = is_row[:, None] & (t < max_count)[None, :]
+    tl.store(gain_ptr[:, None] + t[None, :], gain * focal.scale, mask=stored)
+    stored = is_row[:, None] & (t <= max_count)[None, :]
+    tl.store(sigmoid_ptr[:, None] + t[None, :], sigmoid, mask=stored)
+    if tl.sum((t == 0).to(tl.int32)) == 1:
+        negative = tl.sum(all_negative, 1) * focal.scale
+        tl.store(gain_ptr + max_count, negative, mask=is_row)
+    if tl.program_id(0) == 0:
+        areas_offset = (split_index.to(tl.int64) * images + image) * max_count
+        tl.store(partial.areas_ptr + areas_offset + t, tl.sum(area, 0), mask=t < max_count)
+
+
+@triton.jit
+def sums_kernel(
+    factors,
     segments_ptr,
     counts_ptr,
     partial,
@@ -121,116 +322,80 @@ def sums_kernel(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The partial sums of one split of the pixels."""
+    """Partial sums over one split of the pixels, which `PartialSums` describes."""
     BLOCK_R: tl.constexpr = BLOCK.rows
-    BLOCK_T: tl.constexpr = BLOCK.segments
     BLOCK_P: tl.constexpr = BLOCK.pixels
-    channels, max_count = sizes.channels, sizes.max_count
-    target_tiles = tl.cdiv(max_count, BLOCK_T)
-    row_tile = tl.program_id(0)
-    split_index = tl.program_id(1) // target_tiles
-    target_tile = tl.program_id(1) % target_tiles
-    image = tl.program_id(2)
-    images = tl.num_programs(2)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    t = target_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
+    NONE: tl.constexpr = -1 if VARIANT.label_map else 0
     pixels = sizes.height * sizes.width
-
-    row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    layer, query = row // sizes.queries, row % sizes.queries
+    target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK_T)
+    split_index = tl.program_id(1) // target_tiles
+    image = tl.program_id(2)
+    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    t = tl.program_id(1) % target_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    target_size = sizes.target_height.to(tl.int64) * sizes.target_width
+    segments_ptr += (image if VARIANT.label_map else first) * target_size
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = row < sizes.rows
-    row_ptr = embed.ptr + row_offset(layer, image, query, embed)
-    c = tl.arange(0, BLOCK.channels)
+    embed, features = factors.embed, factors.features
+    row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
     features_ptr = features.ptr + image.to(tl.int64) * features.image
+    e = row_ptr
     if VARIANT.factored and VARIANT.all_channels:
-        e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
-        if not VARIANT.product.half:
-            e = e.to(tl.float32)
+        c = tl.arange(0, BLOCK.channels)
+        e = load_embed(row_ptr, c, embed, is_row, sizes.channels, VARIANT)
+    if VARIANT.parts > 0:
+        row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
+        scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, BLOCK_P)
 
-    segment_gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    segment_sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
+    gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
+    area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
+    index = tl.arange(0, BLOCK_P)
+    turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
-    for start in range(begin, min(begin + BLOCK.pixels_of_split, pixels), BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = p < pixels
+    end = min(begin + BLOCK.pixels_of_split, pixels)
+    row_y, row_x = begin // sizes.width, begin % sizes.width
+    # The first turn has no pixels yet: no segment, and a logit so small that it counts as 0.
+    segments = tl.full([BLOCK_P, COLUMNS], NONE, segments_ptr.dtype.element_ty)
+    y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
+    # A turn reads what the next one needs, and forms its logits last, so that memory has time.
+    for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
+        is_pixel = if_also(turned_index < pixels - start, start >= begin)
+        members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
+        area += members
+        after = start + BLOCK_P
+        is_pixel = turned_index < end - after
+        position = wrapped(row_y, row_x + turned_index, sizes)
+        segments = load_segments(
+            position, is_pixel, t, count, segments_ptr, sizes, ratio, VARIANT.label_map
+        )
+        row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
+        scale = tl.full([BLOCK_R], 1.0, tl.float32)
+        if VARIANT.parts > 0:
+            block_scale = tl.load(scales_ptr + after // BLOCK_P, after < end, 0.0)
+            scale = tl.minimum(row_scale * block_scale, 2.0e38)
 
-        if not VARIANT.factored:
-            x = load_tile(row_ptr, p, embed.pixel, is_row, inside).to(tl.float32)
-        elif VARIANT.all_channels:
-            channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-            f = load_tile(channel_ptr, p, features.pixel, c < channels, inside)
-            if not VARIANT.product.half:
-                f = f.to(tl.float32)
-            x = tl.dot(e, f, input_precision=VARIANT.product.precision)
-        else:
-            x = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
-            for start_c in range(0, channels, BLOCK.channels):
-                channel = start_c + c
-                e = load_tile(row_ptr, channel, embed.channel, is_row, channel < channels)
-                channel_ptr = features_ptr + channel.to(tl.int64) * features.channel
-                f = load_tile(channel_ptr, p, features.pixel, channel < channels, inside)
-                if not VARIANT.product.half:
-                    e = e.to(tl.float32)
-                    f = f.to(tl.float32)
-                x = tl.dot(e, f, x, input_precision=VARIANT.product.precision)
-
-        # Nearest neighbour in float32, as PyTorch does it.
-        target_y = ((p // sizes.width).to(tl.float32) * ratio.vertical).to(tl.int32)
-        target_x = ((p % sizes.width).to(tl.float32) * ratio.horizontal).to(tl.int32)
-        target_y = tl.minimum(target_y, sizes.target_height - 1).to(tl.int64)
-        target_x = tl.minimum(target_x, sizes.target_width - 1)
-        target_pixel = target_y * sizes.target_width + target_x
-        if VARIANT.label_map:
-            offset = image.to(tl.int64) * sizes.target_height * sizes.target_width
-            label = tl.load(segments_ptr + offset + target_pixel, mask=inside, other=-1)
-            member = label.to(tl.int32)[:, None] == t[None, :]
-        else:
-            size = tl.full([BLOCK_T], sizes.target_height, tl.int64) * sizes.target_width
-            value = tl.load(
-                segments_ptr + target_pixel[:, None] + ((first + t) * size)[None, :],
-                mask=inside[:, None] & (t < count)[None, :],
-                other=0,
-            )
-            member = value != 0
-        member = member.to(tl.float32)
-        area += tl.sum(member, 0)
-
-        sigmoid, other, log1p = sigmoid_both(x)
-        softplus, softplus_of_minus = tl.maximum(x, 0.0) + log1p, tl.maximum(-x, 0.0) + log1p
-        negative = power_of_sigmoid(sigmoid, softplus_of_minus, focal.gamma, VARIANT.square)
-        negative = negative * softplus * focal.negative_weight
-        positive = power_of_sigmoid(other, softplus, focal.gamma, VARIANT.square)
-        gain = focal.positive_weight * (positive * softplus_of_minus) - negative
+        sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
         if not VARIANT.whole_tiles:
-            negative = tl.where(inside[None, :], negative, 0.0)
-            sigmoid = tl.where(inside[None, :], sigmoid, 0.0)
-        all_negative += tl.sum(negative, 1)
-        all_sigmoid += tl.sum(sigmoid, 1)
-        # Zeros and ones are exact in bfloat16, and so is the sum of three parts.
-        members = member.to(tl.bfloat16)
-        leading, middle, trailing = split(gain)
-        segment_gain = tl.dot(leading, members, segment_gain)
-        segment_gain = tl.dot(middle, members, segment_gain)
-        segment_gain = tl.dot(trailing, members, segment_gain)
-        leading, middle, trailing = split(sigmoid)
-        segment_sigmoid = tl.dot(leading, members, segment_sigmoid)
-        segment_sigmoid = tl.dot(middle, members, segment_sigmoid)
-        segment_sigmoid = tl.dot(trailing, members, segment_sigmoid)
+            negative = tl.where((index < pixels - start)[None, :], negative, 0.0)
+        all_negative += sums_of_threads(negative)
+        gain_sums = add_sums(gain_sums, gain, members)
+        sigmoid_sums = add_sums(sigmoid_sums, sigmoid, members)
 
-    row_index = (split_index.to(tl.int64) * images + image) * sizes.rows + row
-    sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
-    stored = is_row[:, None] & (t < max_count)[None, :]
-    tl.store(sums_ptr[:, None] + t[None, :], segment_gain, mask=stored)
-    tl.store(sums_ptr[:, None] + max_count + t[None, :], segment_sigmoid, mask=stored)
-    if target_tile == 0:
-        tl.store(sums_ptr + 2 * max_count, all_negative, mask=is_row)
-        tl.store(sums_ptr + 2 * max_count + 1, all_sigmoid, mask=is_row)
-    if row_tile == 0:
-        areas_offset = (split_index.to(tl.int64) * images + image) * max_count
-        tl.store(partial.areas_ptr + areas_offset + t, area, mask=t < max_count)
+        inside = tl.full([BLOCK_P], True, tl.int1)
+        if not VARIANT.whole_tiles:
+            inside = index < pixels - after
+        logits = logits_tile(
+            *(row_ptr, e, features_ptr, after, inside, after < end),
+            *(embed, features, is_row, sizes.channels, VARIANT, BLOCK),
+        )
+        y = logits * (scale * -1.4426950408889634)[:, None]
+    store_sums(
+        partial, gain_sums, sigmoid_sums, all_negative, area, split_index, row, t, sizes, focal
+    )
 
 
 @triton.jit
@@ -266,8 +431,8 @@ def cost_kernel(
         row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split_index) * rows + row
         sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
         gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
-        sigmoid += tl.load(sums_ptr[:, None] + max_count + t[None, :], mask=inside, other=0.0)
-        all_negative += tl.load(sums_ptr + 2 * max_count, mask=is_row, other=0.0)
+        sigmoid += tl.load(sums_ptr[:, None] + max_count + 1 + t[None, :], mask=inside, other=0.0)
+        all_negative += tl.load(sums_ptr + max_count, mask=is_row, other=0.0)
         all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
         image_index = image + tl.full([BLOCK_T], images, tl.int64) * split_index
         area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     CostBlock,
     CostSizes,
     CostWeights,
+    Factors,
+    Focal,
     PartialSums,
     Ratio,
     Sizes,
@@ -20,18 +22,25 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     cost_kernel,
     sums_kernel,
 )
+from mfkernels.ops.matching_cost.triton_parts import PartsBlock, PartsSizes, parts_kernel
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import (
     Features,
-    FocalParameters,
     Predictions,
     Product,
 )
 from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.tensors import check_floats, stored_segments, with_flat_pixels
+from mfkernels.triton.tensors import (
+    Gpu,
+    check_floats,
+    float32_precision,
+    stored_segments,
+    with_flat_pixels,
+)
 
 PIXELS_OF_A_SPLIT = 2048
-ROWS_OF_A_PROGRAM = 128
+ROWS_OF_A_PARTS_PROGRAM = 32
+BITS_OF_A_LEADING_PART = 10
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -76,7 +85,7 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
     )
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
-        segments=_segments_of_a_block(sizes.max_count),
+        segments=min(power_of_2(sizes.max_count, 16), 64),
         classes=min(power_of_2(classes), 128),
         images=min(power_of_2(images), 64),
     )
@@ -97,13 +106,9 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
     )
 
 
-def _segments_of_a_block(max_count: int) -> int:
-    return min(power_of_2(max_count, 16), 64)
-
-
 def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     """Fill `partial`."""
-    factored, is_label_map = given.pixel_features is not None, given.label_map is not None
+    factored = given.pixel_features is not None
     features = given.mask_embed if given.pixel_features is None else given.pixel_features
     features = with_flat_pixels(features)
     embed = given.mask_embed if factored else features
@@ -111,7 +116,6 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     layers, images, queries = embed.shape[:3]
     height, width = features.shape[-2:]
     target_height, target_width = segments.shape[-2:]
-    splits, max_count = len(partial.areas_ptr), given.max_count
     sizes = Sizes(
         rows=layers * queries,
         queries=queries,
@@ -120,48 +124,126 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
         width=width,
         target_height=target_height,
         target_width=target_width,
-        max_count=max_count,
+        max_count=given.max_count,
     )
-    product = Product.of(embed, features)
-    all_channels = not factored or (product.half and sizes.channels <= 256)
-    block = _block(sizes, images, all_channels, is_label_map, product)
+    parts = _number_of_parts(embed, features) if factored else 0
+    plan = plan_sums(sizes, images, parts, factored, Gpu.of(features.device))
+    block = plan.block
+    factors = Factors(
+        Predictions.of(embed, dense=not factored),
+        Features.of(features) if factored else Features(features),
+    )
+    if parts > 0:
+        factors = _split(factors, sizes, images, parts, block.pixels)
     launcher.launch(
         sums_kernel,
-        (cdiv(sizes.rows, block.rows), splits * cdiv(max_count, block.segments), images),
-        embed=Predictions.of(embed, dense=not factored),
-        features=Features.of(features) if factored else Features(features),
+        (
+            cdiv(sizes.rows, block.rows),
+            len(partial.areas_ptr) * cdiv(sizes.max_count + 1, block.segments),
+            images,
+        ),
+        factors=factors,
         segments_ptr=segments,
         counts_ptr=given.counts,
         partial=partial,
         sizes=sizes,
         ratio=Ratio(target_height / height, target_width / width),
-        focal=FocalParameters.of(given.alpha, given.gamma),
+        focal=Focal.of(given.alpha, given.gamma),
         VARIANT=Variant(
             factored=factored,
-            all_channels=all_channels,
+            all_channels=sizes.channels <= block.channels,
             whole_tiles=height * width % block.pixels == 0,
-            label_map=is_label_map,
+            label_map=given.label_map is not None,
             square=given.gamma == 2,
-            product=product,
+            parts=parts,
         ),
         BLOCK=block,
-        num_warps=8,
-        num_stages=3,
-        maxnreg=255,  # shared memory allows one program at a time anyway
+        num_warps=block.rows // 16,
+        num_stages=block.stages,
+        maxnreg=plan.registers,
     )
 
 
-def _block(
-    sizes: Sizes, images: int, all_channels: bool, is_label_map: bool, product: Product
-) -> Block:
-    segments = _segments_of_a_block(sizes.max_count)
+def _number_of_parts(embed: Tensor, features: Tensor) -> int:
+    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
+    if Product.of(embed, features).half:
+        return 0
+    return 1 if float32_precision() == "tf32" else 2
+
+
+def _split(
+    factors: Factors, sizes: Sizes, images: int, parts: int, pixels_of_a_block: int
+) -> Factors:
+    """Both factors as sums of float16 tensors, in new memory as large as float32 takes."""
+    embed, features = factors.embed.ptr, factors.features.ptr
+    rows, channels, pixels = sizes.rows, sizes.channels, sizes.height * sizes.width
+    blocks = cdiv(pixels, pixels_of_a_block)
+    half = torch.float16
+    e = embed.new_empty((images, rows, parts, channels), dtype=half)
+    e_scales = embed.new_empty((images, rows), dtype=torch.float32)
+    f = features.new_empty((images, channels, blocks, parts, pixels_of_a_block), dtype=half)
+    f_scales = features.new_empty((images, blocks), dtype=torch.float32)
+    launcher.launch(
+        parts_kernel,
+        (blocks + cdiv(rows, ROWS_OF_A_PARTS_PROGRAM), images),
+        embed=factors.embed,
+        features=factors.features,
+        embed_parts_ptr=e,
+        embed_scales_ptr=e_scales,
+        features_parts_ptr=f,
+        features_scales_ptr=f_scales,
+        sizes=PartsSizes(rows, sizes.queries, channels, pixels, blocks),
+        BLOCK=PartsBlock(
+            rows=ROWS_OF_A_PARTS_PROGRAM,
+            channels=min(power_of_2(channels), 64),
+            pixels=pixels_of_a_block,
+            bits=BITS_OF_A_LEADING_PART if parts == 2 else 11,
+        ),
+        PARTS=parts,
+        num_warps=8,
+    )
+    image, row = e.stride()[:2]
+    return Factors(
+        Predictions(e, sizes.queries * row, image, row, channel=1),
+        Features(f, *f.stride()[:2]),
+        e_scales,
+        f_scales,
+    )
+
+
+class Plan(NamedTuple):
+    """How the first kernel is launched."""
+
+    block: Block
+    registers: int
+    """Of a thread, at most."""
+
+
+def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, gpu: Gpu) -> Plan:
+    on_hopper = gpu.capability[0] == 9
+    segments = min(power_of_2(sizes.max_count + 1, 16), 64)
     # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
-    crowded = segments == 64 or (segments == 32 and not is_label_map and not product.half)
-    return Block(
-        rows=ROWS_OF_A_PROGRAM,
-        pixels=16 if crowded else 32,
-        channels=power_of_2(sizes.channels, 16) if all_channels else 32,
+    block = Block(
+        rows=128,
+        pixels=16 if parts == 2 and segments == 64 else 32,
+        channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),
         pixels_of_split=PIXELS_OF_A_SPLIT,
+        stages=2,
     )
+    if sizes.channels <= 256 and (on_hopper or parts == 0):
+        buffers = block.stages if on_hopper else block.stages + 1
+        for rows in (block.rows, 64):
+            resident = block._replace(rows=rows)
+            if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
+                # Two programs at a time need at most 128 registers.
+                two = on_hopper and factored and parts == 0 and segments <= 32
+                return Plan(resident, registers=128 if two else 255)
+    return Plan(block._replace(pixels=min(block.pixels, 1024 // segments), channels=32), 255)
+
+
+def _shared_memory_of(block: Block, parts: int, buffers: int) -> int:
+    """Bytes: embeddings, features of some blocks of pixels, and members of segments."""
+    tiles = block.rows + buffers * block.pixels
+    return 2 * max(parts, 1) * block.channels * tiles + 4 * block.pixels * block.segments

@@ -1,0 +1,128 @@
+"""Factors in float32 as sums of float16 tensors, which tensor cores multiply fast.
+
+A power of 2 brings each embedding, and each block of pixels of the features, into the range of
+float16, where two parts hold 22 bits.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from mfkernels.triton.math import halves, load_tile, row_offset, scale_to_half
+
+
+class PartsSizes(NamedTuple):
+    rows: int
+    queries: int
+    channels: int
+    pixels: int
+    blocks: int
+
+
+class PartsBlock(NamedTuple):
+    """How many of each a program takes at a time."""
+
+    rows: int
+    channels: int
+    pixels: int
+    bits: int
+
+
+@triton.jit
+def parts_kernel(
+    embed,
+    features,
+    embed_parts_ptr,
+    embed_scales_ptr,
+    features_parts_ptr,
+    features_scales_ptr,
+    sizes,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Parts and scales of embeddings `[L, B, Q, C]` and of features `[B, C, h, w]`.
+
+    `embed_parts [B, rows, PARTS, C]`, `features_parts [B, C, blocks, PARTS, pixels of a block]`, 0
+    beyond the last pixel; `embed_scales [B, rows]` and `features_scales [B, blocks]`: by which the
+    parts are to be multiplied.
+    """
+    block, image = tl.program_id(0), tl.program_id(1)
+    if block < sizes.blocks:
+        split_features(
+            features, features_parts_ptr, features_scales_ptr, block, image, sizes, BLOCK, PARTS
+        )
+    else:
+        block -= sizes.blocks
+        split_embed(embed, embed_parts_ptr, embed_scales_ptr, block, image, sizes, BLOCK, PARTS)
+
+
+@triton.jit
+def largest_magnitude(row_ptr, column, stride, is_row, is_column, before):
+    """Magnitudes of a tile, or `before`; as integers they keep their order, and NaN is last."""
+    x = load_tile(row_ptr, column, stride, is_row, is_column).to(tl.float32)
+    return tl.maximum(before, tl.abs(x).to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def split_features(
+    features, parts_ptr, scales_ptr, block, image, sizes, BLOCK: tl.constexpr, PARTS: tl.constexpr
+):
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    index = tl.arange(0, BLOCK_P)
+    p = block * BLOCK_P + index
+    is_pixel = p < sizes.pixels
+    features_ptr = features.ptr + image.to(tl.int64) * features.image
+    largest = tl.zeros([BLOCK_C, BLOCK_P], tl.int32)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        row_ptr = features_ptr + c.to(tl.int64) * features.channel
+        is_channel = c < sizes.channels
+        largest = largest_magnitude(row_ptr, p, features.pixel, is_channel, is_pixel, largest)
+    scale, unscale = scale_to_half(tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True))
+    tl.store(scales_ptr + image * sizes.blocks + block, unscale)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        row_ptr = features_ptr + c.to(tl.int64) * features.channel
+        is_channel = c < sizes.channels
+        f = load_tile(row_ptr, p, features.pixel, is_channel, is_pixel).to(tl.float32)
+        leading, rest = halves(f * scale, BLOCK.bits)
+        first = ((image.to(tl.int64) * sizes.channels + c) * sizes.blocks + block) * PARTS
+        part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + index[None, :]
+        tl.store(part_ptr, leading, mask=is_channel[:, None])
+        if PARTS == 2:
+            tl.store(part_ptr + BLOCK_P, rest, mask=is_channel[:, None])
+
+
+@triton.jit
+def split_embed(
+    embed, parts_ptr, scales_ptr, block, image, sizes, BLOCK: tl.constexpr, PARTS: tl.constexpr
+):
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    is_row = row < sizes.rows
+    row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
+    largest = tl.zeros([BLOCK_R, BLOCK_C], tl.int32)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        is_channel = c < sizes.channels
+        largest = largest_magnitude(row_ptr, c, embed.channel, is_row, is_channel, largest)
+    scale, unscale = scale_to_half(tl.max(largest, 1).to(tl.float32, bitcast=True))
+    row_index = image.to(tl.int64) * sizes.rows + row
+    tl.store(scales_ptr + row_index, unscale, mask=is_row)
+    for start in range(0, sizes.channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        is_channel = c < sizes.channels
+        e = load_tile(row_ptr, c, embed.channel, is_row, is_channel).to(tl.float32)
+        leading, rest = halves(e * scale[:, None], BLOCK.bits)
+        part_ptr = parts_ptr + (row_index * PARTS * sizes.channels)[:, None] + c[None, :]
+        stored = is_row[:, None] & is_channel[None, :]
+        tl.store(part_ptr, leading, mask=stored)
+        if PARTS == 2:
+            tl.store(part_ptr + sizes.channels, rest, mask=stored)
