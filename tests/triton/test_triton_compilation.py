@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from helpers.gpu.compiler import (
     Launch,
     compile_launch,
     is_pinned,
+    longest_loop,
     recorded,
     specialised,
     specialised_by_triton,
@@ -27,6 +29,7 @@ from mfkernels.ops.focal_dice import triton_launch as focal_dice
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
 from mfkernels.ops.segmentation import triton_launch as segmentation
+from mfkernels.triton.tensors import Gpu
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 
@@ -50,9 +53,15 @@ def segments(count: int, label_map: bool) -> tuple[Tensor | None, Tensor | None]
 
 
 def launches_of_matching_cost(
-    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float
+    dtype: torch.dtype,
+    channels: int,
+    count: int,
+    label_map: bool,
+    gamma: float,
+    architecture: int = 90,
 ) -> list[Launch]:
-    with recorded() as launches:
+    gpu = Gpu(divmod(architecture, 10), SHARED_MEMORY[architecture])
+    with recorded() as launches, mock.patch.object(Gpu, "of", return_value=gpu):
         matching_cost(
             meta(LAYERS, IMAGES, QUERIES, CLASSES + 1, dtype=dtype),
             *predictions(dtype, channels),
@@ -91,10 +100,38 @@ def check(launch: Launch, architecture: int, *, tensor_cores: bool) -> None:
 def test_matching_cost(
     dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float, architecture: int
 ) -> None:
-    sums, cost = launches_of_matching_cost(dtype, channels, count, label_map, gamma)
+    case = (dtype, channels, count, label_map, gamma, architecture)
+    *parts, sums, cost = launches_of_matching_cost(*case)
+    assert len(parts) == (dtype == torch.float32 and channels > 0)
     check(sums, architecture, tensor_cores=True)
-    if channels == 256:
-        check(cost, architecture, tensor_cores=False)
+    for launch in parts + ([cost] if channels == 256 else []):
+        check(launch, architecture, tensor_cores=False)
+
+
+@pytest.mark.parametrize("architecture", [75, 86])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_matching_cost_fits_into_small_shared_memory(dtype: torch.dtype, architecture: int) -> None:
+    *_, sums, _ = launches_of_matching_cost(dtype, 256, 12, False, 2.0, architecture)
+    assert compile_launch(sums, architecture).shared <= SHARED_MEMORY[architecture]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count", "instructions", "programs"),
+    [(torch.bfloat16, 12, 37, 2), (torch.bfloat16, 24, 42, 2), (torch.float32, 12, 45, 1)],
+)
+def test_budget_of_matching_cost(
+    dtype: torch.dtype, count: int, instructions: int, programs: int
+) -> None:
+    """Of an H100: instructions for each logit, and programs that a multiprocessor holds at once."""
+    *_, sums, _ = launches_of_matching_cost(dtype, 256, count, True, 2.0)
+    check(sums, 90, tensor_cores=True)
+    compiled, block = compile_launch(sums, 90), sums.arguments["BLOCK"]
+    threads = 32 * sums.options["num_warps"]
+    loop = longest_loop(compiled)
+    assert sum(name.startswith("HGMMA") for name in loop) >= 32
+    assert len(loop) * threads / (block.rows * block.pixels) <= instructions
+    registers = -(-compiled.registers // 8) * 8 * threads
+    assert min(65536 // registers, (228 << 10) // (compiled.shared + 1024)) >= programs
 
 
 def launches_of_mask_loss(
@@ -266,6 +303,8 @@ def test_number_of_launches() -> None:
     cost = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
     loss = launches_of_mask_loss(torch.bfloat16, 256, 12, True, 2.0)
     assert [launch.name for launch in cost] == ["sums_kernel", "cost_kernel"]
+    cost = launches_of_matching_cost(torch.float32, 256, 12, True, 2.0)
+    assert [launch.name for launch in cost] == ["parts_kernel", "sums_kernel", "cost_kernel"]
     assert [launch.name for launch in loss] == [
         *("logits_kernel", "loss_kernel", "totals_kernel"),
         "logits_kernel",

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from mfkernels.triton import launcher
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes that one program may have, by architecture (CUDA programming guide)."""
 
 SPILLED_ELSEWHERE = 64
@@ -88,6 +88,7 @@ class Compiled:
     shared: int
     """Bytes of shared memory of a program."""
     ptx: str
+    cubin: bytes
 
     @property
     def tensor_cores(self) -> bool:
@@ -116,7 +117,8 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
     usage = _resource_usage(compiled.asm["cubin"])
-    return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
+    shared, asm = compiled.metadata.shared, compiled.asm
+    return Compiled(usage[0], usage[1], shared, asm["ptx"], asm["cubin"])
 
 
 def specialised(value: Any) -> tuple[Any, Any]:
@@ -152,17 +154,31 @@ def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...]
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of local memory a thread (0 without spills)."""
+    text = cuobjdump(cubin, "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def longest_loop(compiled: Compiled) -> list[str]:
+    """The machine instructions of the loop that has most of them, without their operands."""
+    text = cuobjdump(compiled.cubin, "--dump-sass")
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+ )?(\S+)(.*?);", text, re.MULTILINE)
+    index = {int(address, 16): i for i, (address, _, _) in enumerate(code)}
+    loop: list[str] = []
+    for last, (_, name, operands) in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)", operands)
+        if name == "BRA" and target is not None:
+            first = index.get(int(target[1], 16), last)
+            loop = max(loop, [name for _, name, _ in code[first : last + 1]], key=len)
+    return loop
+
+
+def cuobjdump(cubin: bytes, option: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     program = str(tool) if tool.exists() else shutil.which("cuobjdump")
     assert program is not None
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        text = subprocess.run(
-            [program, "--dump-resource-usage", file.name],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found is not None, text
-    return int(found[1]), int(found[2]) + int(found[3])
+        command = [program, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
