@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mfkernels.ops.segmentation import triton_launch as kernels
 from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
-from mfkernels.ops.segmentation.triton_kernels import QUERIES_OF_GUESS
 
 Size = tuple[int, int]
 
