@@ -45,3 +45,8 @@ def float32_precision() -> str:
     Three TF32 products of the leading and trailing halves are about as exact as float32 is.
     """
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; without one, that which kernels are made for."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

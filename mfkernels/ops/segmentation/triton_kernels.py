@@ -9,7 +9,7 @@ that they are interpolated from, and where the least score of one class exceeds 
 any other, it is the label of the whole tile.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class View(NamedTuple):
     image_height: int
     image_width: int
     flipped: int
-    mask_step_y: float = 1.0
-    mask_step_x: float = 1.0
-    image_step_y: float = 1.0
-    image_step_x: float = 1.0
+    mask_step_y: float
+    mask_step_x: float
+    image_step_y: float
+    image_step_x: float
 
 
 class ProbabilitySizes(NamedTuple):
@@ -219,31 +219,32 @@ def extremes_kernel(
     QUERIES: tl.constexpr = BLOCK.queries
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     q = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    column = tl.minimum(q, view.columns - 1)
-    top, bottom, left, right = cells_of_tiles(
-        tl.minimum(tile, tiles - 1), view, sizes, RESIZED, TILE
-    )
-    low = tl.full([TILES, QUERIES], float("inf"), tl.float32)
-    high = tl.full([TILES, QUERIES], float("-inf"), tl.float32)
+    # Tiles behind the last one are read as that one.
+    tile_read = tl.minimum(tile, tiles - 1)
+    top, bottom, left, right = cells_of_tiles(tile_read, view, sizes, RESIZED, TILE)
+    is_query = (q < view.columns)[None, :] & (tile >= 0)[:, None]
+    DTYPE: tl.constexpr = logits_ptr.dtype.element_ty
+    low = tl.full([TILES, QUERIES], float("inf"), DTYPE)
+    high = tl.full([TILES, QUERIES], float("-inf"), DTYPE)
     stride = view.columns * (2 if IN_PARTS else 1)
     for row in range(tl.max(bottom - top) + 1):
         y = tl.minimum(top + row, bottom)
         for step in range(tl.max(right - left) + 1):
             cell = y * view.mask_width + tl.minimum(left + step, right)
-            x = tl.load(logits_ptr + (cell.to(tl.int64) * stride)[:, None] + column[None, :])
-            x = x.to(tl.float32)
+            cell_ptr = logits_ptr + (cell.to(tl.int64) * stride)[:, None]
+            x = tl.load(cell_ptr + q[None, :], mask=is_query, other=0.0)
             low, high = tl.minimum(low, x), tl.maximum(high, x)
+    low, high = low.to(tl.float32), high.to(tl.float32)
     if not IN_PARTS:
         low, high = high * -1.4426950408889634, low * -1.4426950408889634
     # Stored logits are negative where masks are likely.
     least = scaled_sigmoid(high + tl.abs(high) * _ROUNDED)
     most = scaled_sigmoid(low - tl.abs(low) * _ROUNDED)
-    extreme_ptr = (
-        extremes_ptr + (tile.to(tl.int64) * sizes.rows + view.first_row)[:, None] + q[None, :]
-    )
-    mask = (tile < tiles)[:, None] & (q < view.columns)[None, :]
-    tl.store(extreme_ptr, least.to(tl.float16), mask=mask)
-    tl.store(extreme_ptr + tl.cast(tiles, tl.int64) * sizes.rows, most.to(tl.float16), mask=mask)
+    tile_ptr = extremes_ptr + (tile.to(tl.int64) * sizes.rows + view.first_row)[:, None]
+    mask = (tile < tiles)[:, None] & is_query
+    tl.store(tile_ptr + q[None, :], least.to(tl.float16), mask=mask)
+    all_tiles = tl.cast(tiles, tl.int64) * sizes.rows
+    tl.store(tile_ptr + all_tiles + q[None, :], most.to(tl.float16), mask=mask)
 
 
 @triton.jit
@@ -298,7 +299,7 @@ def certain_kernel(extremes_ptr, parts_ptr, certain_ptr, tiles, sizes, BLOCK: tl
 
 @triton.jit
 def add_products(total, leading, trailing, parts_ptr, rows, PIECES: tl.constexpr):
-    """Add to scores `[P, K]` what queries contribute, of which `parts` has the block's first row."""
+    """Add to scores `[P, K]` what queries contribute, whose first row `parts` points to."""
     SIZE: tl.constexpr = total.shape[1]
     k = tl.arange(0, SIZE)
     for piece in tl.static_range(len(PIECES)):

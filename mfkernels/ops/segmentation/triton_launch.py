@@ -32,10 +32,10 @@ from mfkernels.ops.segmentation.triton_owners import (
     keep_kernel,
     owners_kernel,
 )
-from mfkernels.ops.segmentation.triton_plan import Plan, plan_of
+from mfkernels.ops.segmentation.triton_plan import Options, Plan, plan_of
 from mfkernels.triton import launcher
 from mfkernels.triton.launcher import cdiv
-from mfkernels.triton.tensors import check_floats
+from mfkernels.triton.tensors import check_floats, compute_capability
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def semantic_segmentation(
         )
     ]
     first, classes = probability[0], probability[0].shape[1]
-    plan = plan_of(frames, [len(p) for p in probability], classes, (height, width), resize_logits)
+    options = Options(resize_logits, return_scores, compute_capability(first.device))
+    plan = plan_of(frames, [len(p) for p in probability], classes, (height, width), options)
     in_parts = plan.patch.size > 0
     workspace = _Workspace(
         logits=first.new_empty(plan.elements, dtype=torch.float16 if in_parts else torch.float32),
@@ -107,16 +108,20 @@ def _frame(mask: tuple[int, int], sides: list[int], flipped: bool, result: tuple
     """A view whose place in the workspaces is not known yet."""
     input_height, input_width, image_height, image_width = sides
     return View(
-        0,
-        0,
-        0,
-        *mask,
-        *sides,
-        int(flipped),
-        mask[0] / input_height,
-        mask[1] / input_width,
-        image_height / result[0],
-        image_width / result[1],
+        first_block=0,
+        first_row=0,
+        columns=0,
+        mask_height=mask[0],
+        mask_width=mask[1],
+        input_height=input_height,
+        input_width=input_width,
+        image_height=image_height,
+        image_width=image_width,
+        flipped=int(flipped),
+        mask_step_y=mask[0] / input_height,
+        mask_step_x=mask[1] / input_width,
+        image_step_y=image_height / result[0],
+        image_step_x=image_width / result[1],
     )
 
 
@@ -146,7 +151,7 @@ def _launch_certain(
     """Fill `certain [tiles]`."""
     tiles = len(certain)
     extremes = workspace.parts.new_empty((2, tiles, plan.rows))
-    block = TilesBlock(tiles=32, queries=32, classes=plan.classes)
+    block = TilesBlock(tiles=16, queries=64, classes=plan.classes)
     for view in plan.views:
         launcher.launch(
             extremes_kernel,
@@ -185,7 +190,7 @@ def _launch_semantic(
     sizes: SemanticSizes,
     plan: Plan,
 ) -> None:
-    """Fill `labels [H, W]`, and `scores [K, H, W]` unless they are empty."""
+    """Fill `labels [H, W]`, and `scores [K, H, W]` if they are asked for."""
     launcher.launch(
         semantic_kernel,
         plan.tiles,
@@ -197,7 +202,7 @@ def _launch_semantic(
         scores_ptr=scores,
         sizes=sizes,
         view=plan.views[0],
-        VARIANT=SemanticVariant(scores.numel() > 0, plan.at_once),
+        VARIANT=SemanticVariant(plan.scores, plan.at_once),
         RESIZING=plan.resizing,
         TILE=plan.tile,
         PATCH=plan.patch,

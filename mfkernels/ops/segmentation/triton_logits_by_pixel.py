@@ -19,7 +19,7 @@ from mfkernels.triton import launcher
 from mfkernels.triton.arguments import Features, Predictions, Product
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.math import if_also, neighbours, sigmoid, split
-from mfkernels.triton.tensors import with_flat_pixels
+from mfkernels.triton.tensors import compute_capability, with_flat_pixels
 
 CHUNK = 32
 """Queries that a program handles at a time."""
@@ -36,7 +36,7 @@ class Block(NamedTuple):
 class Columns(NamedTuple):
     """How many columns there are, and how many queries, if they come in their own order."""
 
-    count: int
+    total: int
     queries: int
 
 
@@ -57,8 +57,10 @@ class Layout(NamedTuple):
 def query_of(column, order_ptr, columns, LAYOUT: tl.constexpr):
     """The query of each column, −1 for none."""
     if LAYOUT.ordered:
-        return tl.load(order_ptr + column, mask=column < columns.count, other=-1)
-    return tl.where(column < columns.queries, column, -1)
+        query = tl.load(order_ptr + column, mask=column < columns.total, other=-1)
+    else:
+        query = tl.where(column < columns.queries, column, -1)
+    return query
 
 
 @triton.jit
@@ -78,7 +80,7 @@ def embed_kernel(
     """
     column = tl.program_id(0)
     query = query_of(column, order_ptr, columns, LAYOUT)
-    plane = columns.count * padded_channels
+    plane = columns.total * padded_channels
     for start in range(0, padded_channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         e = tl.load(
@@ -99,21 +101,26 @@ def embed_kernel(
 
 
 @triton.jit
-def add_product(total, f, part_ptr, plane, PARTS: tl.constexpr):
-    """Add features `[P, C]` times embeddings `[C, Q]`, of which `part_ptr` is the first part."""
+def add_product(total, small, f, part_ptr, plane, PARTS: tl.constexpr):
+    """Add features `[P, C]` times embeddings `[C, Q]`, of which `part_ptr` is the first part.
+
+    The products of lesser parts are summed apart: tensor cores truncate each sum.
+    """
     leading_e = tl.load(part_ptr)
     if PARTS == 1:
-        return tl.dot(f, leading_e, total)
-    leading, middle, trailing = split(f.to(tl.float32))
-    middle_e = tl.load(part_ptr + plane)
-    if PARTS == 3:
-        trailing_e = tl.load(part_ptr + 2 * plane)
-        total = tl.dot(leading, trailing_e, total)
-        total = tl.dot(trailing, leading_e, total)
-        total = tl.dot(middle, middle_e, total)
-    total = tl.dot(middle, leading_e, total)
-    total = tl.dot(leading, middle_e, total)
-    return tl.dot(leading, leading_e, total)
+        f = f.to(leading_e.dtype)
+    else:
+        leading, middle, trailing = split(f.to(tl.float32))
+        middle_e = tl.load(part_ptr + plane)
+        if PARTS == 3:
+            trailing_e = tl.load(part_ptr + 2 * plane)
+            small = tl.dot(leading, trailing_e, small)
+            small = tl.dot(trailing, leading_e, small)
+            small = tl.dot(middle, middle_e, small)
+        small = tl.dot(middle, leading_e, small)
+        small = tl.dot(leading, middle_e, small)
+        f = leading
+    return tl.dot(f, leading_e, total, input_precision="ieee"), small
 
 
 @triton.jit
@@ -148,11 +155,14 @@ def by_pixel_kernel(
     """The logits of each column at each mask pixel, 0 without a query; see `Layout`."""
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_Q: tl.constexpr = BLOCK.queries
-    column = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
+    # Programs of the same pixels run side by side, and share their features in the cache.
+    blocks = tl.cdiv(columns.total, BLOCK_Q)
+    column = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    p = ((tl.program_id(0) // blocks) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
+    small = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
     # Those of no column are read from the last one.
-    row_ptr = embed_parts_ptr + tl.minimum(column, columns.count - 1) * padded_channels
+    row_ptr = embed_parts_ptr + tl.minimum(column, columns.total - 1) * padded_channels
     for start in range(0, padded_channels, BLOCK.channels):
         c = start + tl.arange(0, BLOCK.channels)
         f = tl.load(
@@ -161,11 +171,13 @@ def by_pixel_kernel(
             other=0.0,
         )
         part_ptr = row_ptr[None, :] + c[:, None]
-        x = add_product(x, f, part_ptr, columns.count * padded_channels, LAYOUT.parts)
+        plane = columns.total * padded_channels
+        x, small = add_product(x, small, f, part_ptr, plane, LAYOUT.parts)
+    x += small
     # Infinite features would make NaN of a column without a query.
     query = query_of(column, order_ptr, columns, LAYOUT)
     x = tl.where((query >= 0)[None, :], x, 0.0)
-    store_logits(logits_ptr, x, p, column, columns.count, pixels, LAYOUT.in_parts)
+    store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
 @triton.jit
@@ -189,7 +201,7 @@ def transpose_kernel(
         mask=(query >= 0)[None, :] & (p < pixels)[:, None],
         other=0.0,
     )
-    store_logits(logits_ptr, x.to(tl.float32), p, column, columns.count, pixels, LAYOUT.in_parts)
+    store_logits(logits_ptr, x.to(tl.float32), p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
 def columns_of(queries: int, block: int = CHUNK) -> int:
@@ -198,9 +210,23 @@ def columns_of(queries: int, block: int = CHUNK) -> int:
 
 
 BY_PIXEL = {
-    "half": (Block(64, 128, 32), {"num_warps": 8, "num_stages": 3}),
-    "float": (Block(128, 128, 32), {"num_warps": 8, "num_stages": 2, "maxnreg": 128}),
+    "half": (Block(64, 128, 64), {"num_warps": 4, "num_stages": 3}),
+    "float": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 3}),
 }
+
+
+def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
+    """In how many parts factors are multiplied, and their dtype.
+
+    One half precision as it is; three parts in bfloat16 hold float32, and two are more than TF32.
+    Before compute capability 8 there are no units for bfloat16.
+    """
+    product = Product.of(embed, features)
+    if product.half:
+        return 1, embed.dtype
+    if compute_capability(embed.device) < (8, 0):
+        return 1, torch.float32
+    return 2 if product.precision == "tf32" else 3, torch.bfloat16
 
 
 def logits_by_pixel(
@@ -217,7 +243,7 @@ def logits_by_pixel(
         block = Block(pixels=64, queries=32, channels=1)
         launcher.launch(
             transpose_kernel,
-            (cdiv(pixels, block.pixels), cdiv(columns.count, block.queries)),
+            (cdiv(pixels, block.pixels), cdiv(columns.total, block.queries)),
             masks=Predictions.of(with_flat_pixels(mask_embed), dense=True),
             order_ptr=given_order,
             logits_ptr=logits,
@@ -229,18 +255,14 @@ def logits_by_pixel(
         )
         return
     features = with_flat_pixels(pixel_features)
-    product = Product.of(mask_embed, features)
-    parts = 1 if product.half else 2 if product.precision == "tf32" else 3
+    parts, dtype = _parts_of(mask_embed, features)
     layout = Layout(order is not None, in_parts, parts)
     channels = mask_embed.shape[1]
     padded_channels = cdiv(channels, 64) * 64
-    embed_parts = mask_embed.new_empty(
-        (parts, columns.count, padded_channels),
-        dtype=mask_embed.dtype if product.half else torch.bfloat16,
-    )
+    embed_parts = mask_embed.new_empty((parts, columns.total, padded_channels), dtype=dtype)
     launcher.launch(
         embed_kernel,
-        (columns.count,),
+        (columns.total,),
         embed=Predictions.of(mask_embed, dense=False),
         order_ptr=given_order,
         embed_parts_ptr=embed_parts,
@@ -251,10 +273,10 @@ def logits_by_pixel(
         BLOCK_C=256,
         num_warps=4,
     )
-    block, options = BY_PIXEL["half" if product.half else "float"]
+    block, options = BY_PIXEL["half" if parts == 1 else "float"]
     launcher.launch(
         by_pixel_kernel,
-        (cdiv(pixels, block.pixels), cdiv(columns.count, block.queries)),
+        (cdiv(pixels, block.pixels) * cdiv(columns.total, block.queries),),
         embed_parts_ptr=embed_parts,
         features=Features.of(features),
         order_ptr=given_order,

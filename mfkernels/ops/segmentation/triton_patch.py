@@ -5,7 +5,7 @@ weight that each mask pixel has at each pixel of the tile, and the patch's logit
 Weights and logits are split in two half-precision parts each, so that it is as exact as float32.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
@@ -95,6 +95,19 @@ def scaled_sigmoid(x):
     return reciprocal(exp2(x) * (1.0 / SCALE) + 1.0 / SCALE)
 
 
+@triton.jit
+def halves(x):
+    """Float32 in half precision, and what this lacks."""
+    rounded = x.to(tl.float16)
+    return rounded, (x - rounded.to(tl.float32)).to(tl.float16)
+
+
+@triton.constexpr_function
+def size_of(pieces, piece):
+    """Of a piece, as a constant of which Triton 3.6 makes a shape, too."""
+    return pieces[piece]
+
+
 @triton.constexpr_function
 def before(pieces, piece):
     """The sum of the pieces before one."""
@@ -137,16 +150,31 @@ def load_patch(
 
 
 @triton.jit
-def patch_weights(y, x, top, left, PATCH: tl.constexpr):
-    """The weight `[P, size]` of each cell of the patch at places `y, x [P]` in the mask.
-
-    In half precision, and what this lacks.
-    """
+def patch_weights(y, x, top, left, view, PATCH: tl.constexpr):
+    """The weight `[P, size]` that each cell of the patch has at pixels `y, x [P]` of the input."""
     row, column = cells_of_patch(top, left, PATCH)
+    y = place(y, view.mask_step_y, view.mask_height)
+    x = place(x, view.mask_step_x, view.mask_width)
     weight = weight_at(y[:, None] - row.to(tl.float32)[None, :])
-    weight *= weight_at(x[:, None] - column.to(tl.float32)[None, :])
-    rounded = weight.to(tl.float16)
-    return rounded, (weight - rounded.to(tl.float32)).to(tl.float16)
+    return weight * weight_at(x[:, None] - column.to(tl.float32)[None, :])
+
+
+@triton.jit
+def corner_of(corner, y, x, sizes, view):
+    """A pixel of the image from which one of the result is interpolated, and its weight: `[P]`.
+
+    `corner`: 0 to 3, row by row.
+    """
+    is_lower, is_right = corner >= 2, corner % 2 == 1
+    y = place(y, view.image_step_y, view.image_height)
+    x = place(x, view.image_step_x, view.image_width)
+    top, left = y.to(tl.int32), x.to(tl.int32)
+    weight_y, weight_x = y - top.to(tl.float32), x - left.to(tl.float32)
+    weight = tl.where(is_lower, weight_y, 1.0 - weight_y)
+    weight *= tl.where(is_right, weight_x, 1.0 - weight_x)
+    bottom = tl.minimum(top + 1, view.image_height - 1)
+    right = tl.minimum(left + 1, view.image_width - 1)
+    return tl.where(is_lower, bottom, top), tl.where(is_right, right, left), weight
 
 
 @triton.jit
@@ -159,7 +187,18 @@ def interpolate(weight, lacking, leading, trailing, PATCH: tl.constexpr):
 
 
 @triton.jit
-def values_by_corners(
+def sigmoids(weight, leading, trailing, PATCH: tl.constexpr, PIECES: tl.constexpr):
+    """Sigmoids `[P, piece]` times SCALE of logits that are interpolated by weights `[P, size]`."""
+    rounded, lacking = halves(weight)
+    values = ()
+    for piece in tl.static_range(len(PIECES)):
+        logits = interpolate(rounded, lacking, leading[piece], trailing[piece], PATCH)
+        values += (scaled_sigmoid(logits),)
+    return values
+
+
+@triton.jit
+def resized_sigmoids(
     leading,
     trailing,
     view,
@@ -168,49 +207,23 @@ def values_by_corners(
     x,
     top,
     left,
-    RESIZING: tl.constexpr,
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Sigmoids `[P, piece]` times SCALE at pixels `y, x [P]`, by the patch that the tile has.
-
-    From four pixels of the input each; or the sigmoids of what comes from there.
-    """
+    """The same at the four pixels of the input around each pixel `y, x [P]`, interpolated."""
     PIXELS: tl.constexpr = y.shape[0]
-    y = place(y, view.image_step_y, view.image_height)
-    x = place(x, view.image_step_x, view.image_width)
-    upper, lefter = y.to(tl.int32), x.to(tl.int32)
-    lower = tl.minimum(upper + 1, view.image_height - 1)
-    righter = tl.minimum(lefter + 1, view.image_width - 1)
-    weight_y, weight_x = y - upper.to(tl.float32), x - lefter.to(tl.float32)
     values = ()
     for piece in tl.static_range(len(PIECES)):
-        values += (
-            tl.full(
-                [PIXELS, before(PIECES, piece + 1) - before(PIECES, piece)],
-                0.0,
-                tl.float32,
-            ),
-        )
+        values += (tl.zeros([PIXELS, size_of(PIECES, piece)], tl.float32),)
     # Unrolled, the loop would keep the weights of all corners in registers.
     for corner in range(4):
-        is_lower, is_right = corner >= 2, corner % 2 == 1
-        weight = tl.where(is_lower, weight_y, 1.0 - weight_y)
-        weight *= tl.where(is_right, weight_x, 1.0 - weight_x)
-        corner_y = place(tl.where(is_lower, lower, upper), view.mask_step_y, view.mask_height)
-        corner_x = place(tl.where(is_right, righter, lefter), view.mask_step_x, view.mask_width)
-        cell_weight, lacking = patch_weights(corner_y, corner_x, top, left, PATCH)
+        corner_y, corner_x, share = corner_of(corner, y, x, sizes, view)
+        weight = patch_weights(corner_y, corner_x, top, left, view, PATCH)
+        rounded, lacking = halves(weight)
         sums = ()
         for piece in tl.static_range(len(PIECES)):
-            value = interpolate(cell_weight, lacking, leading[piece], trailing[piece], PATCH)
-            if not RESIZING.logits:
-                value = scaled_sigmoid(value)
-            sums += (values[piece] + weight[:, None] * value,)
-        values = sums
-    if RESIZING.logits:
-        sums = ()
-        for piece in tl.static_range(len(PIECES)):
-            sums += (scaled_sigmoid(values[piece]),)
+            logits = interpolate(rounded, lacking, leading[piece], trailing[piece], PATCH)
+            sums += (values[piece] + share[:, None] * scaled_sigmoid(logits),)
         values = sums
     return values
 
@@ -228,6 +241,8 @@ def patch_values(
     PIECES: tl.constexpr,
 ):
     """Sigmoids `[P, piece]` times SCALE at the pixels of the tile, by its patch."""
+    PIXELS: tl.constexpr = TILE.height * TILE.width
+    CELLS: tl.constexpr = PATCH.size
     y, x, _ = pixels_of_tile(sizes.height, sizes.width, TILE)
     top, left = corner_of_tile(TILE)
     flipped = view.flipped != 0
@@ -239,18 +254,19 @@ def patch_values(
     top = place(top, view.mask_step_y, view.mask_height).to(tl.int32)
     left = place(left, view.mask_step_x, view.mask_width).to(tl.int32)
     leading, trailing = load_patch(logits_ptr, view, columns, first, top, left, PATCH, PIECES)
-    if RESIZING.resized:
-        values = values_by_corners(
-            leading, trailing, view, sizes, y, x, top, left, RESIZING, PATCH, PIECES
-        )
+    if RESIZING.resized and not RESIZING.logits:
+        values = resized_sigmoids(leading, trailing, view, sizes, y, x, top, left, PATCH, PIECES)
+    elif RESIZING.resized:
+        # Interpolating twice is interpolating once, by sums of products of weights.
+        weight = tl.zeros([PIXELS, CELLS], tl.float32)
+        for corner in tl.static_range(4):
+            corner_y, corner_x, share = corner_of(corner, y, x, sizes, view)
+            at_corner = patch_weights(corner_y, corner_x, top, left, view, PATCH)
+            weight += share[:, None] * at_corner
+        values = sigmoids(weight, leading, trailing, PATCH, PIECES)
     else:
-        y = place(y, view.mask_step_y, view.mask_height)
-        x = place(x, view.mask_step_x, view.mask_width)
-        weight, lacking = patch_weights(y, x, top, left, PATCH)
-        values = ()
-        for piece in tl.static_range(len(PIECES)):
-            logits = interpolate(weight, lacking, leading[piece], trailing[piece], PATCH)
-            values += (scaled_sigmoid(logits),)
+        weight = patch_weights(y, x, top, left, view, PATCH)
+        values = sigmoids(weight, leading, trailing, PATCH, PIECES)
     return values
 
 
@@ -279,9 +295,9 @@ def tile_values(
     leading = ()
     trailing = ()
     for piece in tl.static_range(len(PIECES)):
-        part = values[piece].to(tl.float16)
+        part, lacking = halves(values[piece])
         leading += (part,)
-        trailing += ((values[piece] - part.to(tl.float32)).to(tl.float16),)
+        trailing += (lacking,)
     return leading, trailing
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
-from typing import Any
+from typing import NamedTuple
 
 from mfkernels.ops.segmentation.triton_kernels import View
 from mfkernels.ops.segmentation.triton_logits_by_pixel import columns_of
@@ -18,9 +18,18 @@ AT_ONCE = 128
 PIECE = 32
 """Queries at a time where there are more, or several views; also those of the guess."""
 LARGEST_PATCH = 64
-TILE_SIDES = 8, 16
-CLASSES = 32
-TUNED: dict[str, Any] = {}
+"""Mask pixels of a tile that are interpolated on tensor cores."""
+TILE_SIDES = 8, 8
+"""Pixels of the result that a program takes, down and across."""
+MANY_CLASSES = 256
+"""From which on larger blocks of classes pay, though more of the last one is empty."""
+
+
+class Options(NamedTuple):
+    resize_logits: bool
+    scores: bool
+    capability: tuple[int, int]
+    """Of the GPU."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Plan:
     classes: int
     """At a time."""
     at_once: bool
+    scores: bool
+    capability: tuple[int, int]
     pieces: tuple[int, ...]
     resizing: Resizing
     tile: Tile
@@ -41,18 +52,28 @@ class Plan:
     """Across and down."""
     patch: Patch
 
-    def options(self) -> dict[str, Any]:
-        # Two programs share a multiprocessor where 128 registers suffice.
-        lean = 0 < self.patch.size <= 32 and not (self.resizing.resized and self.resizing.logits)
-        return {"num_warps": 8, "num_stages": 2, "maxnreg": 128 if lean else 255, **TUNED}
+    def options(self) -> dict[str, int]:
+        """Of the compiler, so that three or four programs share a multiprocessor."""
+        simple = self.at_once and not self.resizing.resized and self.classes <= 32
+        spacious = self.scores or not 0 < self.patch.size <= 32
+        # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
+        spacious |= self.resizing.resized and self.capability >= (10, 0)
+        return {
+            "num_warps": 4,
+            "num_stages": 3 if self.classes <= 32 else 2,
+            "maxnreg": 255 if spacious else 128 if simple else 168,
+        }
 
 
 def plan_of(
-    frames: list[View], queries: list[int], classes: int, size: Size, resize_logits: bool
+    frames: list[View], queries: list[int], classes: int, size: Size, options: Options
 ) -> Plan:
-    at_once = len(frames) == 1 and queries[0] <= AT_ONCE
+    """`frames`: the views, whose place in the workspaces is not known yet."""
+    # Before compute capability 8, all queries at once need more shared memory than there is.
+    at_once = options.capability >= (8, 0) and len(frames) == 1 and queries[0] <= AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
-    tile, patch = _tile_and_patch(frames, size, resized)
+    resizing = Resizing(resized, options.resize_logits)
+    tile, patch = _tile_and_patch(frames, size, resizing)
     views, elements, rows = [], 0, 0
     for view, count in zip(frames, queries, strict=True):
         columns = columns_of(count, 16 if at_once else PIECE)
@@ -60,16 +81,19 @@ def plan_of(
         views.append(view._replace(**place))
         elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
         rows += columns
+    block = 32 if classes < MANY_CLASSES else 64
     pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (PIECE,)
     return Plan(
         views=views,
         elements=elements,
         rows=rows,
-        class_columns=cdiv(classes, CLASSES) * CLASSES,
-        classes=CLASSES,
+        class_columns=cdiv(classes, block) * block,
+        classes=block,
         at_once=at_once,
         pieces=pieces,
-        resizing=Resizing(resized, resize_logits),
+        resizing=resizing,
+        scores=options.scores,
+        capability=options.capability,
         tile=tile,
         tiles=(cdiv(size[1] + tile.left, tile.width), cdiv(size[0] + tile.up, tile.height)),
         patch=patch,
@@ -83,43 +107,47 @@ def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
     return (largest,) * (n // largest) + tuple(some)
 
 
-def _tile_and_patch(views: list[View], size: Size, resized: bool) -> tuple[Tile, Patch]:
+def _tile_and_patch(views: list[View], size: Size, resizing: Resizing) -> tuple[Tile, Patch]:
     vertical = [(v.mask_height, v.input_height, v.image_height) for v in views]
     horizontal = [(v.mask_width, v.input_width, v.image_width) for v in views]
     height, width = TILE_SIDES
-    up, rows = _shift_and_span(vertical, size[0], height, resized, False)
-    left, columns = _shift_and_span(
-        horizontal, size[1], width, resized, any(v.flipped for v in views)
-    )
+    if resizing.resized:
+        up, rows = 0, _span_of_resized(vertical, size[0], height)
+        left, columns = 0, _span_of_resized(horizontal, size[1], width)
+    else:
+        mirrored = any(v.flipped for v in views)
+        up, rows = _shift_and_span(vertical, size[0], height, False)
+        left, columns = _shift_and_span(horizontal, size[1], width, mirrored)
     patch = power_of_2(rows * columns, 16)
     if patch > LARGEST_PATCH:
         return Tile(height, width, 0, 0), Patch(0, 0, False)
-    exact = all(_is_power_of_2(n, m) for m, n, _ in vertical + horizontal)
+    summed = resizing.resized and resizing.logits
+    exact = not summed and all(
+        n in {r * m for r in (1, 2, 4, 8, 16)} for m, n, _ in vertical + horizontal
+    )
     return Tile(height, width, up, left), Patch(patch, columns, exact)
 
 
-def _is_power_of_2(size: int, mask: int) -> bool:
-    """Whether weights are multiples of 1/32: their products have ten bits."""
-    ratio, rest = divmod(size, mask)
-    return rest == 0 and ratio in (1, 2, 4, 8, 16)
+Axis = tuple[int, int, int]
+"""Of a view: size of the mask, of the input and of the image."""
 
 
-def _shift_and_span(
-    axes: list[tuple[int, int, int]], result: int, side: int, resized: bool, mirrored: bool
-) -> tuple[int, int]:
+def _shift_and_span(axes: list[Axis], result: int, side: int, mirrored: bool) -> tuple[int, int]:
     """How many pixels before the result tiles begin, and how many mask pixels one reads at most.
 
-    `axes`: size of the mask, of the input and of the image in each view.
+    At a whole even ratio, tiles that begin half a mask pixel earlier read one less.
     """
-    if not resized:
-        ratios = {n // m if n % m == 0 else 1 for m, n, _ in axes}
-        ratio = max(ratios)
-        aligned = result % ratio == 0 or not mirrored
-        if len(ratios) == 1 and ratio % 2 == 0 and side % ratio == 0 and aligned:
-            return ratio // 2, side // ratio + 1
-        return 0, max(floor((side - 1) * m / n) + 3 for m, n, _ in axes)
-    spans = []
-    for m, n, image in axes:
-        inputs = floor((side - 1) * image / result) + 3
-        spans.append(floor((inputs - 1) * m / n) + 3)
-    return 0, max(spans)
+    ratios = {n // m if n % m == 0 else 1 for m, n, _ in axes}
+    ratio = max(ratios)
+    aligned = result % ratio == 0 or not mirrored
+    if len(ratios) == 1 and ratio % 2 == 0 and side % ratio == 0 and aligned:
+        return ratio // 2, side // ratio + 1
+    return 0, max(floor((side - 1) * m / n) + 3 for m, n, _ in axes)
+
+
+def _span_of_resized(axes: list[Axis], result: int, side: int) -> int:
+    """How many mask pixels a tile of a resized image reads at most."""
+    inputs = [floor((side - 1) * image / result) + 3 for _, _, image in axes]
+    return max(
+        floor((count - 1) * m / n) + 3 for count, (m, n, _) in zip(inputs, axes, strict=True)
+    )

@@ -88,6 +88,7 @@ class Compiled:
     shared: int
     """Bytes of shared memory of a program."""
     ptx: str
+    cubin: bytes
 
     @property
     def tensor_cores(self) -> bool:
@@ -116,7 +117,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
     usage = _resource_usage(compiled.asm["cubin"])
-    return Compiled(usage[0], usage[1], compiled.metadata.shared, compiled.asm["ptx"])
+    return Compiled(*usage, compiled.metadata.shared, compiled.asm["ptx"], compiled.asm["cubin"])
 
 
 def specialised(value: Any) -> tuple[Any, Any]:
@@ -152,17 +153,19 @@ def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...]
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of local memory a thread (0 without spills)."""
+    text = cuobjdump(cubin, "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def cuobjdump(cubin: bytes, option: str) -> str:
+    """What the tool of this name prints."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     program = str(tool) if tool.exists() else shutil.which("cuobjdump")
     assert program is not None
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        text = subprocess.run(
-            [program, "--dump-resource-usage", file.name],
-            check=True,
-            capture_output=True,
-            text=True,
+        return subprocess.run(
+            [program, option, file.name], check=True, capture_output=True, text=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found is not None, text
-    return int(found[1]), int(found[2]) + int(found[3])
