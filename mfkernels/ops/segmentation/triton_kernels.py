@@ -80,14 +80,6 @@ class SemanticSizes(NamedTuple):
     width: int
 
 
-class SemanticVariant(NamedTuple):
-    """What the semantic kernel is compiled for."""
-
-    scores: bool
-    at_once: bool
-    """All queries are of one view and handled at once: their sigmoids are computed only once."""
-
-
 class TilesBlock(NamedTuple):
     """How many of each a program takes at a time."""
 
@@ -320,7 +312,7 @@ def scores_of_views(
     parts_ptr,
     description_ptr,
     sizes,
-    RESIZING: tl.constexpr,
+    VARIANT: tl.constexpr,
     TILE: tl.constexpr,
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
@@ -334,7 +326,7 @@ def scores_of_views(
         for chunk in range(view.columns // CHUNK):
             first = chunk * CHUNK
             leading, trailing = tile_values(
-                view_logits_ptr, view, view.columns, first, sizes, RESIZING, TILE, PATCH, PIECES
+                view_logits_ptr, view, view.columns, first, sizes, VARIANT, TILE, PATCH, PIECES
             )
             row_ptr = parts_ptr + (view.first_row + first) * SIZE
             total = add_products(total, leading, trailing, row_ptr, sizes.rows, PIECES)
@@ -369,27 +361,23 @@ def semantic_kernel(
     sizes,
     view,
     VARIANT: tl.constexpr,
-    RESIZING: tl.constexpr,
     TILE: tl.constexpr,
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
-    SIZE: tl.constexpr,
 ):
-    """`labels [H, W]` of a tile of pixels, and `scores [K, H, W]` if they are asked for.
-
-    `view`: the only one, if all its queries are handled at once.
-    """
+    """`labels [H, W]` and `scores [K, H, W]` of a tile; `view`: the only one, if `at_once`."""
+    SIZE: tl.constexpr = VARIANT.classes
     PIXELS: tl.constexpr = TILE.height * TILE.width
     ROWS: tl.constexpr = before(PIECES, len(PIECES))
     if not VARIANT.scores:
         known = tl.load(certain_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
         if known >= 0:
-            store_labels(labels_ptr, tl.zeros([PIXELS], tl.int64) + known, sizes, TILE)
+            store_labels(labels_ptr, known.to(tl.int64), sizes, TILE)
             return
     leading, trailing = (), ()
     if VARIANT.at_once:
         leading, trailing = tile_values(
-            logits_ptr, view, ROWS, 0, sizes, RESIZING, TILE, PATCH, PIECES
+            logits_ptr, view, ROWS, 0, sizes, VARIANT, TILE, PATCH, PIECES
         )
     label = tl.zeros([PIXELS], tl.int32)
     best = tl.full([PIXELS], float("-inf"), tl.float32)
@@ -406,7 +394,7 @@ def semantic_kernel(
                 block_ptr,
                 description_ptr,
                 sizes,
-                RESIZING,
+                VARIANT,
                 TILE,
                 PATCH,
                 PIECES,
@@ -414,11 +402,10 @@ def semantic_kernel(
         if VARIANT.scores:
             store_scores(scores_ptr, found, start, sizes, TILE)
         largest = tl.max(found, 1)
-        k = tl.arange(0, SIZE)
+        k = tl.arange(0, SIZE)[None, :]
         # The first one of equals wins.
-        index = tl.min(tl.where(found == largest[:, None], k[None, :], SIZE), 1)
+        index = tl.min(tl.where(found == largest[:, None], k, SIZE), 1)
         label = tl.where(largest > best, start + index, label)
         best = tl.maximum(best, largest)
     # What is not a number may leave no class.
-    label = tl.minimum(label, sizes.classes - 1)
-    store_labels(labels_ptr, label.to(tl.int64), sizes, TILE)
+    store_labels(labels_ptr, tl.minimum(label, sizes.classes - 1).to(tl.int64), sizes, TILE)

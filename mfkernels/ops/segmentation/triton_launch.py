@@ -13,7 +13,6 @@ from mfkernels.ops.segmentation.triton_kernels import (
     FIELDS,
     ProbabilitySizes,
     SemanticSizes,
-    SemanticVariant,
     TilesBlock,
     View,
     certain_kernel,
@@ -140,7 +139,7 @@ def _prepare_view(
         description_ptr=workspace.description[index],
         sizes=ProbabilitySizes(queries, classes, p.stride(0), plan.rows, plan.class_columns),
         view=view,
-        SIZE=plan.classes,
+        SIZE=plan.variant.classes,
         num_warps=1,
     )
 
@@ -151,7 +150,7 @@ def _launch_certain(
     """Fill `certain [tiles]`."""
     tiles = len(certain)
     extremes = workspace.parts.new_empty((2, tiles, plan.rows))
-    block = TilesBlock(tiles=16, queries=64, classes=plan.classes)
+    block = TilesBlock(tiles=16, queries=64, classes=plan.variant.classes)
     for view in plan.views:
         launcher.launch(
             extremes_kernel,
@@ -161,13 +160,13 @@ def _launch_certain(
             view=view,
             sizes=sizes,
             tiles=tiles,
-            RESIZED=plan.resizing.resized,
+            RESIZED=plan.variant.resized,
             IN_PARTS=plan.patch.size > 0,
             TILE=plan.tile,
             BLOCK=block,
             num_warps=4,
         )
-    block = TilesBlock(tiles=64, queries=64, classes=plan.classes)
+    block = TilesBlock(tiles=64, queries=64, classes=plan.variant.classes)
     launcher.launch(
         certain_kernel,
         (cdiv(tiles, block.tiles),),
@@ -202,12 +201,10 @@ def _launch_semantic(
         scores_ptr=scores,
         sizes=sizes,
         view=plan.views[0],
-        VARIANT=SemanticVariant(plan.scores, plan.at_once),
-        RESIZING=plan.resizing,
+        VARIANT=plan.variant,
         TILE=plan.tile,
         PATCH=plan.patch,
         PIECES=plan.pieces,
-        SIZE=plan.classes,
         **plan.options(),
     )
 

@@ -42,11 +42,18 @@ class Patch(NamedTuple):
     exact: bool
 
 
-class Resizing(NamedTuple):
-    """Whether the input is resized to the result, and if so, the logits or their sigmoids."""
+class Variant(NamedTuple):
+    """What the semantic kernel is compiled for."""
 
     resized: bool
-    logits: bool
+    """The input is resized to the result."""
+    resize_logits: bool
+    """If so, as logits, and not as their sigmoids."""
+    scores: bool
+    at_once: bool
+    """All queries are of one view and handled at once: their sigmoids are computed only once."""
+    classes: int
+    """At a time."""
 
 
 @triton.jit
@@ -235,7 +242,7 @@ def patch_values(
     columns,
     first,
     sizes,
-    RESIZING: tl.constexpr,
+    VARIANT: tl.constexpr,
     TILE: tl.constexpr,
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
@@ -248,15 +255,15 @@ def patch_values(
     flipped = view.flipped != 0
     x = tl.where(flipped, sizes.width - 1 - x, x)
     left = tl.where(flipped, sizes.width - TILE.width - left, left)
-    if RESIZING.resized:
+    if VARIANT.resized:
         top = place(top, view.image_step_y, view.image_height).to(tl.int32)
         left = place(left, view.image_step_x, view.image_width).to(tl.int32)
     top = place(top, view.mask_step_y, view.mask_height).to(tl.int32)
     left = place(left, view.mask_step_x, view.mask_width).to(tl.int32)
     leading, trailing = load_patch(logits_ptr, view, columns, first, top, left, PATCH, PIECES)
-    if RESIZING.resized and not RESIZING.logits:
+    if VARIANT.resized and not VARIANT.resize_logits:
         values = resized_sigmoids(leading, trailing, view, sizes, y, x, top, left, PATCH, PIECES)
-    elif RESIZING.resized:
+    elif VARIANT.resized:
         # Interpolating twice is interpolating once, by sums of products of weights.
         weight = tl.zeros([PIXELS, CELLS], tl.float32)
         for corner in tl.static_range(4):
@@ -277,7 +284,7 @@ def tile_values(
     columns,
     first,
     sizes,
-    RESIZING: tl.constexpr,
+    VARIANT: tl.constexpr,
     TILE: tl.constexpr,
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
@@ -287,11 +294,9 @@ def tile_values(
     The leading parts, in half precision, and what these lack.
     """
     if PATCH.size > 0:
-        values = patch_values(
-            logits_ptr, view, columns, first, sizes, RESIZING, TILE, PATCH, PIECES
-        )
+        values = patch_values(logits_ptr, view, columns, first, sizes, VARIANT, TILE, PATCH, PIECES)
     else:
-        values = general_values(logits_ptr, view, columns, first, sizes, RESIZING, TILE, PIECES)
+        values = general_values(logits_ptr, view, columns, first, sizes, VARIANT, TILE, PIECES)
     leading = ()
     trailing = ()
     for piece in tl.static_range(len(PIECES)):
@@ -308,7 +313,7 @@ def general_values(
     columns,
     first,
     sizes,
-    RESIZING: tl.constexpr,
+    VARIANT: tl.constexpr,
     TILE: tl.constexpr,
     PIECES: tl.constexpr,
 ):
@@ -331,8 +336,8 @@ def general_values(
             x,
             vertical,
             horizontal,
-            RESIZING.resized,
-            RESIZING.logits,
+            VARIANT.resized,
+            VARIANT.resize_logits,
         )
         values += (value * SCALE,)
     return values

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mfkernels.ops.segmentation.triton_kernels import View
 from mfkernels.ops.segmentation.triton_logits_by_pixel import columns_of
-from mfkernels.ops.segmentation.triton_patch import Patch, Resizing, Tile
+from mfkernels.ops.segmentation.triton_patch import Patch, Tile, Variant
 from mfkernels.triton.launcher import cdiv, power_of_2
 
 Size = tuple[int, int]
@@ -40,13 +40,9 @@ class Plan:
     rows: int
     """Of the probabilities of all views."""
     class_columns: int
-    classes: int
-    """At a time."""
-    at_once: bool
-    scores: bool
+    variant: Variant
     capability: tuple[int, int]
     pieces: tuple[int, ...]
-    resizing: Resizing
     tile: Tile
     tiles: Size
     """Across and down."""
@@ -54,13 +50,14 @@ class Plan:
 
     def options(self) -> dict[str, int]:
         """Of the compiler, so that three or four programs share a multiprocessor."""
-        simple = self.at_once and not self.resizing.resized and self.classes <= 32
-        spacious = self.scores or not 0 < self.patch.size <= 32
+        variant = self.variant
+        simple = variant.at_once and not variant.resized and variant.classes <= 32
+        spacious = variant.scores or not 0 < self.patch.size <= 32
         # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
-        spacious |= self.resizing.resized and self.capability >= (10, 0)
+        spacious |= variant.resized and self.capability >= (10, 0)
         return {
             "num_warps": 4,
-            "num_stages": 3 if self.classes <= 32 else 2,
+            "num_stages": 3 if variant.classes <= 32 else 2,
             "maxnreg": 255 if spacious else 128 if simple else 168,
         }
 
@@ -72,8 +69,9 @@ def plan_of(
     # Before compute capability 8, all queries at once need more shared memory than there is.
     at_once = options.capability >= (8, 0) and len(frames) == 1 and queries[0] <= AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
-    resizing = Resizing(resized, options.resize_logits)
-    tile, patch = _tile_and_patch(frames, size, resizing)
+    block = 32 if classes < MANY_CLASSES else 64
+    variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
+    tile, patch = _tile_and_patch(frames, size, variant)
     views, elements, rows = [], 0, 0
     for view, count in zip(frames, queries, strict=True):
         columns = columns_of(count, 16 if at_once else PIECE)
@@ -81,18 +79,14 @@ def plan_of(
         views.append(view._replace(**place))
         elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
         rows += columns
-    block = 32 if classes < MANY_CLASSES else 64
     pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (PIECE,)
     return Plan(
         views=views,
         elements=elements,
         rows=rows,
         class_columns=cdiv(classes, block) * block,
-        classes=block,
-        at_once=at_once,
+        variant=variant,
         pieces=pieces,
-        resizing=resizing,
-        scores=options.scores,
         capability=options.capability,
         tile=tile,
         tiles=(cdiv(size[1] + tile.left, tile.width), cdiv(size[0] + tile.up, tile.height)),
@@ -107,11 +101,11 @@ def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
     return (largest,) * (n // largest) + tuple(some)
 
 
-def _tile_and_patch(views: list[View], size: Size, resizing: Resizing) -> tuple[Tile, Patch]:
+def _tile_and_patch(views: list[View], size: Size, variant: Variant) -> tuple[Tile, Patch]:
     vertical = [(v.mask_height, v.input_height, v.image_height) for v in views]
     horizontal = [(v.mask_width, v.input_width, v.image_width) for v in views]
     height, width = TILE_SIDES
-    if resizing.resized:
+    if variant.resized:
         up, rows = 0, _span_of_resized(vertical, size[0], height)
         left, columns = 0, _span_of_resized(horizontal, size[1], width)
     else:
@@ -121,7 +115,7 @@ def _tile_and_patch(views: list[View], size: Size, resizing: Resizing) -> tuple[
     patch = power_of_2(rows * columns, 16)
     if patch > LARGEST_PATCH:
         return Tile(height, width, 0, 0), Patch(0, 0, False)
-    summed = resizing.resized and resizing.logits
+    summed = variant.resized and variant.resize_logits
     exact = not summed and all(
         n in {r * m for r in (1, 2, 4, 8, 16)} for m, n, _ in vertical + horizontal
     )
