@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,7 +23,7 @@ from helpers.gpu.compiler import (
     specialised,
     specialised_by_triton,
 )
-from helpers.gpu.sass import longest_loop
+from helpers.gpu.sass import instructions, longest_loop
 
 from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
 from mfkernels.ops.focal_dice import triton_launch as focal_dice
@@ -30,6 +31,7 @@ from mfkernels.ops.mask_loss import triton_products
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
 from mfkernels.ops.segmentation import triton_launch as segmentation
+from mfkernels.ops.segmentation import triton_logits_by_pixel as logits_by_pixel
 from mfkernels.triton import products
 from mfkernels.triton.tensors import Gpu
 
@@ -275,6 +277,13 @@ def test_focal_dice(
         check(launch, architecture, tensor_cores=False)
 
 
+@pytest.fixture
+def on_architecture(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is launched is made for the GPU that it is compiled for."""
+    for module in (segmentation, logits_by_pixel):
+        monkeypatch.setattr(module, "compute_capability", lambda _: divmod(architecture, 10))
+
+
 def launches_of_semantic(
     dtype: torch.dtype,
     classes: int,
@@ -283,11 +292,12 @@ def launches_of_semantic(
     scores: bool = False,
     views: int = 1,
     factored: bool = True,
+    low: tuple[int, int] = (256, 512),
+    resize_logits: bool = False,
 ) -> list[Launch]:
     """At 1024x2048 with 100 queries."""
-    pixels = (256, 512)
-    embed = meta(QUERIES, *((256,) if factored else pixels), dtype=dtype)
-    features = [meta(256, *pixels, dtype=dtype)] * views if factored else []
+    embed = meta(QUERIES, *((256,) if factored else low), dtype=dtype)
+    features = [meta(256, *low, dtype=dtype)] * views if factored else []
     image = (1024 - resized, 2048)
     with recorded() as launches:
         segmentation.semantic_segmentation(
@@ -296,7 +306,7 @@ def launches_of_semantic(
             features,
             *([side] * views for side in (1024, 2048, *image)),
             [False] * views,
-            *(1024, 2048, False, scores),
+            *(1024, 2048, resize_logits, scores),
         )
     return launches
 
@@ -309,22 +319,52 @@ def launches_of_semantic(
         (torch.bfloat16, 19, {"resized": True}),
         (torch.float32, 847, {"resized": True, "views": 2}),
         (torch.float16, 150, {"scores": True, "factored": False}),
+        (torch.float32, 150, {"resized": True, "resize_logits": True}),
+        (torch.bfloat16, 150, {"low": (1024, 2048)}),
     ],
 )
+@pytest.mark.usefixtures("on_architecture")
 def test_semantic_segmentation(
-    dtype: torch.dtype, classes: int, options: dict[str, bool], architecture: int
+    dtype: torch.dtype, classes: int, options: dict[str, Any], architecture: int
 ) -> None:
     launches = launches_of_semantic(dtype, classes, **options)
+    views = options.get("views", 1)
+    products = ["embed_kernel", "by_pixel_kernel"]
+    per_view = [
+        "prepare_kernel",
+        *(products if options.get("factored", True) else ["transpose_kernel"]),
+    ]
+    certain = [] if options.get("scores") else ["extremes_kernel"] * views + ["certain_kernel"]
     names = [launch.name for launch in launches]
-    per_view = ["bounds_kernel", "prepare_kernel", "by_pixel_kernel"]
-    assert names == per_view * options.get("views", 1) + ["semantic_kernel"] * (
-        1 if options.get("scores") else 2
-    )
-    multiply = {"semantic_kernel"} | (
-        {"by_pixel_kernel"} if options.get("factored", True) else set()
-    )
-    for launch in launches[:3] + launches[-2:]:
+    assert names == per_view * views + certain + ["semantic_kernel"]
+    multiply = {"semantic_kernel", "by_pixel_kernel", "certain_kernel"}
+    for launch in {launch.name: launch for launch in launches}.values():
         check(launch, architecture, tensor_cores=launch.name in multiply)
+
+
+@pytest.mark.parametrize(("architecture", "kilobytes"), [(75, 64), (86, 99), (120, 99)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.usefixtures("on_architecture")
+def test_semantic_segmentation_fits_small_shared_memory(
+    dtype: torch.dtype, architecture: int, kilobytes: int
+) -> None:
+    for options in ({"classes": 150}, {"classes": 847, "resized": True}):
+        for launch in launches_of_semantic(dtype, **options):
+            assert compile_launch(launch, architecture).shared <= kilobytes * 1024, launch.name
+
+
+def test_instructions_of_semantic_segmentation() -> None:
+    """For 32 classes of a tile of pixels, for all before and after, and for 32 channels."""
+    launches = {launch.name: launch for launch in launches_of_semantic(torch.float32, 150)}
+    semantic = launches["semantic_kernel"]
+    compiled = compile_launch(semantic, 90)
+    loop = sum(longest_loop(compiled.cubin).values())
+    assert loop <= 250
+    assert sum(instructions(compiled.cubin).values()) - loop <= 880
+    # Four programs share the registers of a multiprocessor.
+    assert 4 * compiled.registers * 32 * semantic.options["num_warps"] <= 65536
+    by_pixel = compile_launch(launches["by_pixel_kernel"], 90)
+    assert sum(longest_loop(by_pixel.cubin).values()) <= 360
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -340,6 +380,7 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
         )
     assert [launch.name for launch in launches] == [
         "keep_kernel",
+        "embed_kernel",
         "by_pixel_kernel",
         "owners_kernel",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,12 @@ from torch import Tensor
 
 from mfkernels.ops.segmentation.triton_kernels import (
     FIELDS,
-    TILE,
-    Negligible,
-    OwnersSizes,
-    PrepareBlock,
-    PrepareSizes,
-    SemanticBlock,
+    ProbabilitySizes,
     SemanticSizes,
-    SemanticVariant,
+    TilesBlock,
     View,
-    bounds_kernel,
-    keep_kernel,
-    owners_kernel,
+    certain_kernel,
+    extremes_kernel,
     prepare_kernel,
     semantic_kernel,
 )
@@ -30,12 +25,16 @@ from mfkernels.ops.segmentation.triton_logits_by_pixel import (
     columns_of,
     logits_by_pixel,
 )
+from mfkernels.ops.segmentation.triton_owners import (
+    TILE,
+    OwnersSizes,
+    keep_kernel,
+    owners_kernel,
+)
+from mfkernels.ops.segmentation.triton_plan import Options, Plan, plan_of
 from mfkernels.triton import launcher
-from mfkernels.triton.launcher import cdiv, power_of_2
-from mfkernels.triton.tensors import check_floats
-
-IGNORED, NEGLIGIBLE = 0.1, 0.01
-"""The most that queries without part in the guess may add to a score: together, and by itself."""
+from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.tensors import check_floats, compute_capability
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,9 @@ class _Workspace:
     """What the kernels of `semantic_segmentation` leave for each other, all views together."""
 
     logits: Tensor
-    """By pixel, view after view, `[h·w, columns]` each."""
+    """By pixel, view after view."""
     parts: Tensor
     description: Tensor
-    ignored: Tensor
 
 
 def semantic_segmentation(
@@ -71,166 +69,143 @@ def semantic_segmentation(
     float32, or `[0]` where they are not wanted.
     """
     check_floats("semantic_segmentation", *probability, *mask_embed, *pixel_features)
-    views = len(probability)
-    first = probability[0]
-    classes = first.shape[1]
-    resized = {*image_heights} != {height} or {*image_widths} != {width}
-    # As many classes as the registers hold without spilling; see test_triton_compilation.py.
-    most_classes = 256 if not return_scores else 64 if resized else 128
-    block_k = min(power_of_2(classes, 16), most_classes)
-    class_columns = cdiv(classes, block_k) * block_k
-    columns = [columns_of(p.shape[0]) for p in probability]
-    pixels = [x.shape[-2] * x.shape[-1] for x in (pixel_features or mask_embed)]
-    elements = sum(p * c for p, c in zip(pixels, columns, strict=True))
-    workspace = _Workspace(
-        logits=first.new_empty(elements, dtype=torch.float32),
-        parts=first.new_empty((2, sum(columns), class_columns), dtype=torch.float16),
-        description=first.new_empty((views, FIELDS.value), dtype=torch.int64),
-        ignored=first.new_empty(views, dtype=torch.float32),
-    )
+    sides = (padded_heights, padded_widths, image_heights, image_widths)
     frames = [
-        *zip(padded_heights, padded_widths, image_heights, image_widths, flipped, strict=True)
-    ]
-    _prepare_views(workspace, probability, mask_embed, pixel_features, frames, block_k)
-    tiles = cdiv(height, TILE.height) * cdiv(width, TILE.width)
-    labels = first.new_empty((height, width), dtype=torch.int64)
-    shape = (classes, height, width) if return_scores else (0,)
-    scores = first.new_empty(shape, dtype=torch.float32)
-    unsure = first.new_empty(tiles, dtype=torch.uint8)
-    for in_full in (True,) if return_scores else (False, True):
-        _launch_semantic(
-            workspace,
-            unsure,
-            labels,
-            scores,
-            classes,
-            SemanticVariant(in_full, return_scores, resized, resize_logits),
-            block_k,
+        _frame(masks.shape[-2:], side, mirrored, (height, width))
+        for masks, mirrored, *side in zip(
+            pixel_features or mask_embed, flipped, *sides, strict=True
         )
+    ]
+    first, classes = probability[0], probability[0].shape[1]
+    options = Options(resize_logits, return_scores, compute_capability(first.device))
+    plan = plan_of(frames, [len(p) for p in probability], classes, (height, width), options)
+    in_parts = plan.patch.size > 0
+    workspace = _Workspace(
+        logits=first.new_empty(plan.elements, dtype=torch.float16 if in_parts else torch.float32),
+        parts=first.new_empty(2 * plan.rows * plan.class_columns, dtype=torch.float16),
+        description=first.new_empty((len(frames), FIELDS.value), dtype=torch.int64),
+    )
+    for index, view in enumerate(plan.views):
+        _prepare_view(probability[index], workspace, index, view, plan)
+        begin, pixels = view.first_block * 16, view.mask_height * view.mask_width
+        shape = (pixels, 2, view.columns) if in_parts else (pixels, view.columns)
+        logits = workspace.logits[begin : begin + math.prod(shape)].view(shape)
+        features = pixel_features[index] if pixel_features else None
+        logits_by_pixel(mask_embed[index], features, None, logits)
+    labels = first.new_empty((height, width), dtype=torch.int64)
+    scores_shape = (classes, height, width) if return_scores else (0,)
+    scores = first.new_empty(scores_shape, dtype=torch.float32)
+    sizes = SemanticSizes(len(frames), classes, plan.rows, plan.class_columns, height, width)
+    certain = first.new_empty(math.prod(plan.tiles), dtype=torch.int32)
+    if not return_scores:
+        _launch_certain(workspace, certain, sizes, plan)
+    _launch_semantic(workspace, certain, labels, scores, sizes, plan)
     return labels, scores
 
 
-def _prepare_views(
-    workspace: _Workspace,
-    probability: list[Tensor],
-    mask_embed: list[Tensor],
-    pixel_features: list[Tensor],
-    frames: list[tuple[int, int, int, int, bool]],
-    block_k: int,
-) -> None:
-    """Fill the workspace; arguments as for `semantic_segmentation`.
-
-    `frames`: height and width of each view's input and of its image, and whether it is mirrored.
-    """
-    row, begin = 0, 0
-    for view, p in enumerate(probability):
-        mask_height, mask_width = (pixel_features or mask_embed)[view].shape[-2:]
-        columns = columns_of(p.shape[0])
-        input_height, input_width, image_height, image_width, flipped = frames[view]
-        fields = View(
-            first_chunk=begin // CHUNK,
-            first_row=row,
-            chunks=columns // CHUNK,
-            mask_height=mask_height,
-            mask_width=mask_width,
-            input_height=input_height,
-            input_width=input_width,
-            image_height=image_height,
-            image_width=image_width,
-            flipped=int(flipped),
-        )
-        order = _prepare_view(p, workspace, view, fields, block_k)
-        end = begin + mask_height * mask_width * columns
-        logits_by_pixel(
-            mask_embed[view],
-            pixel_features[view] if pixel_features else None,
-            order,
-            workspace.logits[begin:end].view(mask_height * mask_width, columns),
-        )
-        row, begin = row + columns, end
+def _frame(mask: tuple[int, int], sides: list[int], flipped: bool, result: tuple[int, int]) -> View:
+    """A view whose place in the workspaces is not known yet."""
+    input_height, input_width, image_height, image_width = sides
+    return View(
+        first_block=0,
+        first_row=0,
+        columns=0,
+        mask_height=mask[0],
+        mask_width=mask[1],
+        input_height=input_height,
+        input_width=input_width,
+        image_height=image_height,
+        image_width=image_width,
+        flipped=int(flipped),
+        mask_step_y=mask[0] / input_height,
+        mask_step_x=mask[1] / input_width,
+        image_step_y=image_height / result[0],
+        image_step_x=image_width / result[1],
+    )
 
 
 def _prepare_view(
-    probability: Tensor, workspace: _Workspace, view: int, fields: View, block_k: int
-) -> Tensor:
-    """Fill a view's part of the workspace but for the logits; returns its `order [columns]`."""
+    probability: Tensor, workspace: _Workspace, index: int, view: View, plan: Plan
+) -> None:
+    """Fill a view's part of the workspace but for the logits."""
     queries, classes = probability.shape
-    _, all_columns, class_columns = workspace.parts.shape
-    columns, views = fields.chunks * CHUNK, len(workspace.ignored)
-    bounds = probability.new_empty(queries, dtype=torch.float32)
-    order = probability.new_empty(columns, dtype=torch.int32)
     p = probability.float()
     p = p if probability.stride(1) == 1 else p.contiguous()
     launcher.launch(
-        bounds_kernel,
-        (queries,),
+        prepare_kernel,
+        (view.columns,),
         probability_ptr=p,
-        bounds_ptr=bounds,
-        classes=classes,
-        probability_stride=p.stride(0),
-        BLOCK=min(power_of_2(classes), 1024),
+        parts_ptr=workspace.parts,
+        description_ptr=workspace.description[index],
+        sizes=ProbabilitySizes(queries, classes, p.stride(0), plan.rows, plan.class_columns),
+        view=view,
+        SIZE=plan.variant.classes,
         num_warps=1,
     )
+
+
+def _launch_certain(
+    workspace: _Workspace, certain: Tensor, sizes: SemanticSizes, plan: Plan
+) -> None:
+    """Fill `certain [tiles]`."""
+    tiles = len(certain)
+    extremes = workspace.parts.new_empty((2, tiles, plan.rows))
+    block = TilesBlock(tiles=16, queries=64, classes=plan.variant.classes)
+    for view in plan.views:
+        launcher.launch(
+            extremes_kernel,
+            (cdiv(tiles, block.tiles), cdiv(view.columns, block.queries)),
+            logits_ptr=workspace.logits[view.first_block * 16 :],
+            extremes_ptr=extremes,
+            view=view,
+            sizes=sizes,
+            tiles=tiles,
+            RESIZED=plan.variant.resized,
+            IN_PARTS=plan.patch.size > 0,
+            TILE=plan.tile,
+            BLOCK=block,
+            num_warps=4,
+        )
+    block = TilesBlock(tiles=64, queries=64, classes=plan.variant.classes)
     launcher.launch(
-        prepare_kernel,
-        (columns,),
-        probability_ptr=p,
-        bounds_ptr=bounds,
-        order_ptr=order,
+        certain_kernel,
+        (cdiv(tiles, block.tiles),),
+        extremes_ptr=extremes,
         parts_ptr=workspace.parts,
-        description_ptr=workspace.description[view],
-        ignored_ptr=workspace.ignored[view:],
-        sizes=PrepareSizes(queries, classes, p.stride(0), all_columns, class_columns),
-        negligible=Negligible(together=IGNORED / views, single=NEGLIGIBLE / views),
-        view=fields,
-        BLOCK=PrepareBlock(queries=128, classes=block_k),
+        certain_ptr=certain,
+        tiles=tiles,
+        sizes=sizes,
+        BLOCK=block,
         num_warps=4,
+        num_stages=3,
     )
-    return order
 
 
 def _launch_semantic(
     workspace: _Workspace,
-    unsure: Tensor,
+    certain: Tensor,
     labels: Tensor,
     scores: Tensor,
-    classes: int,
-    variant: SemanticVariant,
-    block_k: int,
+    sizes: SemanticSizes,
+    plan: Plan,
 ) -> None:
-    """Fill `labels [H, W]`, and `scores [K, H, W]` or, with the guess, `unsure [tiles]`."""
-    _, all_columns, class_columns = workspace.parts.shape
-    # 16 warps hide more of the latency, where their registers suffice.
-    warps = 16 if block_k >= 128 and not variant.resized else 8
+    """Fill `labels [H, W]`, and `scores [K, H, W]` if they are asked for."""
     launcher.launch(
         semantic_kernel,
-        (len(unsure),),
+        plan.tiles,
         logits_ptr=workspace.logits,
         parts_ptr=workspace.parts,
         description_ptr=workspace.description,
-        ignored_ptr=workspace.ignored,
-        unsure_ptr=unsure,
+        certain_ptr=certain,
         labels_ptr=labels,
         scores_ptr=scores,
-        sizes=SemanticSizes(
-            views=len(workspace.ignored),
-            classes=classes,
-            all_columns=all_columns,
-            class_columns=class_columns,
-            height=labels.shape[0],
-            width=labels.shape[1],
-        ),
-        VARIANT=variant,
-        TILE=TILE,
-        BLOCK=SemanticBlock(
-            classes=block_k,
-            # Three products with 128 registers a thread: fewer queries at a time do not spill.
-            queries=CHUNK // 2 if variant.in_full and warps == 16 else CHUNK,
-        ),
-        CHUNK=CHUNK,
-        num_warps=warps,
-        num_stages=2,
-        maxnreg=128 if warps == 16 else 255,
+        sizes=sizes,
+        view=plan.views[0],
+        VARIANT=plan.variant,
+        TILE=plan.tile,
+        PATCH=plan.patch,
+        PIECES=plan.pieces,
+        **plan.options(),
     )
 
 
@@ -271,7 +246,7 @@ def panoptic_owners(
     resized = (image_height, image_width) != (height, width)
     launcher.launch(
         owners_kernel,
-        (cdiv(height, TILE.height) * cdiv(width, TILE.width),),
+        (cdiv(width, TILE.width), cdiv(height, TILE.height)),
         logits_ptr=logits,
         order_ptr=order,
         weights_ptr=weights,

@@ -1,7 +1,7 @@
 """Mask logits of chosen queries in a chosen order, and their values at pixels of a result.
 
 Inference reads the same low-resolution logits for many pixels, and all queries at a time: they are
-stored by pixel, `[h·w, columns]`, one column per query, as many columns as whole chunks have.
+stored by pixel, one column per query, as many columns as whole chunks have.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import Features, Predictions, Product
 from mfkernels.triton.launcher import cdiv
-from mfkernels.triton.math import neighbours, sigmoid
-from mfkernels.triton.tensors import with_flat_pixels
+from mfkernels.triton.math import if_also, neighbours, sigmoid, split
+from mfkernels.triton.tensors import compute_capability, with_flat_pixels
 
 CHUNK = 32
 """Queries that a program handles at a time."""
@@ -32,92 +33,261 @@ class Block(NamedTuple):
     channels: int
 
 
+class Columns(NamedTuple):
+    """How many columns there are, and how many queries, if they come in their own order."""
+
+    total: int
+    queries: int
+
+
+class Layout(NamedTuple):
+    """What the kernels of this file are compiled for.
+
+    `ordered`: queries come in the order `order [columns]`, −1 for none. `in_parts`: logits are
+    stored as `[h·w, 2, columns]`, times −log2(e), leading and trailing part in half precision;
+    otherwise as float32 `[h·w, columns]`. `parts`: of factors, in which they are multiplied.
+    """
+
+    ordered: bool
+    in_parts: bool
+    parts: int
+
+
+@triton.jit
+def query_of(column, order_ptr, columns, LAYOUT: tl.constexpr):
+    """The query of each column, −1 for none."""
+    if LAYOUT.ordered:
+        query = tl.load(order_ptr + column, mask=column < columns.total, other=-1)
+    else:
+        query = tl.where(column < columns.queries, column, -1)
+    return query
+
+
+@triton.jit
+def embed_kernel(
+    embed,
+    order_ptr,
+    embed_parts_ptr,
+    columns,
+    channels,
+    padded_channels,
+    LAYOUT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`embed_parts [parts, columns, padded channels]`: the embedding of each column, or zeros.
+
+    As it is, or as a sum of numbers in bfloat16.
+    """
+    column = tl.program_id(0)
+    query = query_of(column, order_ptr, columns, LAYOUT)
+    plane = columns.total * padded_channels
+    for start in range(0, padded_channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        e = tl.load(
+            embed.ptr + query.to(tl.int64) * embed.query + c.to(tl.int64) * embed.channel,
+            mask=if_also(c < channels, query >= 0),
+            other=0.0,
+        )
+        part_ptr = embed_parts_ptr + column * padded_channels + c
+        mask = c < padded_channels
+        if LAYOUT.parts == 1:
+            tl.store(part_ptr, e, mask=mask)
+        else:
+            leading, middle, trailing = split(e.to(tl.float32))
+            tl.store(part_ptr, leading, mask=mask)
+            tl.store(part_ptr + plane, middle, mask=mask)
+            if LAYOUT.parts == 3:
+                tl.store(part_ptr + 2 * plane, trailing, mask=mask)
+
+
+@triton.jit
+def add_product(total, small, f, part_ptr, plane, PARTS: tl.constexpr):
+    """Add features `[P, C]` times embeddings `[C, Q]`, of which `part_ptr` is the first part.
+
+    The products of lesser parts are summed apart: tensor cores truncate each sum.
+    """
+    leading_e = tl.load(part_ptr)
+    if PARTS == 1:
+        f = f.to(leading_e.dtype)
+    else:
+        leading, middle, trailing = split(f.to(tl.float32))
+        middle_e = tl.load(part_ptr + plane)
+        if PARTS == 3:
+            trailing_e = tl.load(part_ptr + 2 * plane)
+            small = tl.dot(leading, trailing_e, small)
+            small = tl.dot(trailing, leading_e, small)
+            small = tl.dot(middle, middle_e, small)
+        small = tl.dot(middle, leading_e, small)
+        small = tl.dot(leading, middle_e, small)
+        f = leading
+    return tl.dot(f, leading_e, total, input_precision="ieee"), small
+
+
+@triton.jit
+def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constexpr):
+    stride = 2 * columns if IN_PARTS else columns
+    offset = p[:, None] * stride + column[None, :]
+    mask = (p < pixels)[:, None] & (column < columns)[None, :]
+    if IN_PARTS:
+        # Sigmoids are 0 or 1 long before the range of half precision ends.
+        x = tl.minimum(tl.maximum(x * -1.4426950408889634, -30000.0), 30000.0)
+        leading = x.to(tl.float16)
+        tl.store(logits_ptr + offset, leading, mask=mask)
+        trailing = (x - leading.to(tl.float32)).to(tl.float16)
+        tl.store(logits_ptr + offset + columns, trailing, mask=mask)
+    else:
+        tl.store(logits_ptr + offset, x, mask=mask)
+
+
 @triton.jit
 def by_pixel_kernel(
-    embed,
+    embed_parts_ptr,
     features,
     order_ptr,
     logits_ptr,
     columns,
     channels,
+    padded_channels,
     pixels,
-    FACTORED: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    LAYOUT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`logits [h·w, columns]` of the queries `order [columns]`, 0 where that is −1."""
+    """The logits of each column at each mask pixel, 0 without a query; see `Layout`."""
+    BLOCK_P: tl.constexpr = BLOCK.pixels
+    BLOCK_Q: tl.constexpr = BLOCK.queries
+    # Programs of the same pixels run side by side, and share their features in the cache.
+    blocks = tl.cdiv(columns.total, BLOCK_Q)
+    column = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    p = ((tl.program_id(0) // blocks) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
+    x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
+    small = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
+    # Those of no column are read from the last one.
+    row_ptr = embed_parts_ptr + tl.minimum(column, columns.total - 1) * padded_channels
+    for start in range(0, padded_channels, BLOCK.channels):
+        c = start + tl.arange(0, BLOCK.channels)
+        f = tl.load(
+            features.ptr + p[:, None] * features.pixel + c.to(tl.int64)[None, :] * features.channel,
+            mask=(p < pixels)[:, None] & (c < channels)[None, :],
+            other=0.0,
+        )
+        part_ptr = row_ptr[None, :] + c[:, None]
+        plane = columns.total * padded_channels
+        x, small = add_product(x, small, f, part_ptr, plane, LAYOUT.parts)
+    x += small
+    # Infinite features would make NaN of a column without a query.
+    query = query_of(column, order_ptr, columns, LAYOUT)
+    x = tl.where((query >= 0)[None, :], x, 0.0)
+    store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
+
+
+@triton.jit
+def transpose_kernel(
+    masks,
+    order_ptr,
+    logits_ptr,
+    columns,
+    pixels,
+    LAYOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The same from dense logits `[Q, h·w]`."""
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_Q: tl.constexpr = BLOCK.queries
     column = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    query = tl.load(order_ptr + column, mask=column < columns, other=-1)
-    if tl.max(query) >= 0:
-        p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
-        query_ptr = embed.ptr + query.to(tl.int64) * embed.query
-        if FACTORED:
-            x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
-            for start in range(0, channels, BLOCK.channels):
-                c = (start + tl.arange(0, BLOCK.channels)).to(tl.int64)
-                e = tl.load(
-                    query_ptr[None, :] + c[:, None] * embed.channel,
-                    mask=(query >= 0)[None, :] & (c < channels)[:, None],
-                    other=0.0,
-                )
-                f = tl.load(
-                    features.ptr + p[:, None] * features.pixel + c[None, :] * features.channel,
-                    mask=(p < pixels)[:, None] & (c < channels)[None, :],
-                    other=0.0,
-                )
-                if not PRODUCT.half:
-                    e = e.to(tl.float32)
-                    f = f.to(tl.float32)
-                x = tl.dot(f, e, x, input_precision=PRODUCT.precision)
-            # Infinite features would make NaN of a column without a query.
-            x = tl.where((query >= 0)[None, :], x, 0.0)
-        else:
-            x = tl.load(
-                query_ptr[None, :] + p[:, None] * embed.pixel,
-                mask=(query >= 0)[None, :] & (p < pixels)[:, None],
-                other=0.0,
-            ).to(tl.float32)
-        tl.store(
-            logits_ptr + p[:, None] * columns + column[None, :],
-            x,
-            mask=(p < pixels)[:, None] & (column < columns)[None, :],
-        )
+    p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
+    query = query_of(column, order_ptr, columns, LAYOUT)
+    x = tl.load(
+        masks.ptr + (query.to(tl.int64) * masks.query)[None, :] + p[:, None] * masks.pixel,
+        mask=(query >= 0)[None, :] & (p < pixels)[:, None],
+        other=0.0,
+    )
+    store_logits(logits_ptr, x.to(tl.float32), p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
-def columns_of(queries: int) -> int:
-    """How many columns the queries take: whole chunks, at least one."""
-    return max(cdiv(queries, CHUNK), 1) * CHUNK
+def columns_of(queries: int, block: int = CHUNK) -> int:
+    """How many columns the queries take: whole blocks, at least one."""
+    return max(cdiv(queries, block), 1) * block
+
+
+BY_PIXEL = {
+    "half": (Block(64, 128, 64), {"num_warps": 4, "num_stages": 3}),
+    "float": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 3}),
+}
+
+
+def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
+    """In how many parts factors are multiplied, and their dtype.
+
+    One half precision as it is; three parts in bfloat16 hold float32, and two are more than TF32.
+    Before compute capability 8 there are no units for bfloat16.
+    """
+    product = Product.of(embed, features)
+    if product.half:
+        return 1, embed.dtype
+    if compute_capability(embed.device) < (8, 0):
+        return 1, torch.float32
+    return 2 if product.precision == "tf32" else 3, torch.bfloat16
 
 
 def logits_by_pixel(
-    mask_embed: Tensor, pixel_features: Tensor | None, order: Tensor, logits: Tensor
+    mask_embed: Tensor, pixel_features: Tensor | None, order: Tensor | None, logits: Tensor
 ) -> None:
-    """Fill `logits [h·w, columns]`, float32, for the queries `order [columns]` (−1: none).
+    """Fill `logits` for the queries `order [columns]` (−1: none), or for all in their own order.
 
     `mask_embed [Q, C]` and `pixel_features [C, h, w]`, or dense logits `[Q, h, w]` and none.
+    `logits [h·w, columns]`, float32; or in two parts, float16 `[h·w, 2, columns]`: see `Layout`.
     """
-    factored = pixel_features is not None
-    features = with_flat_pixels(mask_embed if pixel_features is None else pixel_features)
-    embed = mask_embed if factored else features
-    pixels, columns = logits.shape
-    block = Block(pixels=64, queries=128, channels=32)
+    pixels, columns = logits.shape[0], Columns(logits.shape[-1], mask_embed.shape[0])
+    in_parts, given_order = logits.ndim == 3, logits if order is None else order
+    if pixel_features is None:
+        block = Block(pixels=64, queries=32, channels=1)
+        launcher.launch(
+            transpose_kernel,
+            (cdiv(pixels, block.pixels), cdiv(columns.total, block.queries)),
+            masks=Predictions.of(with_flat_pixels(mask_embed), dense=True),
+            order_ptr=given_order,
+            logits_ptr=logits,
+            columns=columns,
+            pixels=pixels,
+            LAYOUT=Layout(order is not None, in_parts, 1),
+            BLOCK=block,
+            num_warps=4,
+        )
+        return
+    features = with_flat_pixels(pixel_features)
+    parts, dtype = _parts_of(mask_embed, features)
+    layout = Layout(order is not None, in_parts, parts)
+    channels = mask_embed.shape[1]
+    padded_channels = cdiv(channels, 64) * 64
+    embed_parts = mask_embed.new_empty((parts, columns.total, padded_channels), dtype=dtype)
+    launcher.launch(
+        embed_kernel,
+        (columns.total,),
+        embed=Predictions.of(mask_embed, dense=False),
+        order_ptr=given_order,
+        embed_parts_ptr=embed_parts,
+        columns=columns,
+        channels=channels,
+        padded_channels=padded_channels,
+        LAYOUT=layout,
+        BLOCK_C=256,
+        num_warps=4,
+    )
+    block, options = BY_PIXEL["half" if parts == 1 else "float"]
     launcher.launch(
         by_pixel_kernel,
-        (cdiv(pixels, block.pixels), cdiv(columns, block.queries)),
-        embed=Predictions.of(embed, dense=not factored),
-        features=Features.of(features) if factored else Features(features),
-        order_ptr=order,
+        (cdiv(pixels, block.pixels) * cdiv(columns.total, block.queries),),
+        embed_parts_ptr=embed_parts,
+        features=Features.of(features),
+        order_ptr=given_order,
         logits_ptr=logits,
         columns=columns,
-        channels=mask_embed.shape[1] if factored else 1,
+        channels=channels,
+        padded_channels=padded_channels,
         pixels=pixels,
-        FACTORED=factored,
-        PRODUCT=Product.of(embed, features),
+        LAYOUT=layout,
         BLOCK=block,
-        num_warps=8,
-        num_stages=3,
+        **options,
     )
 
 

@@ -10,6 +10,13 @@ from helpers.gpu.compiler import cuobjdump
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", re.MULTILINE)
 
 
+def instructions(cubin: bytes) -> Counter[str]:
+    """How often each instruction, without its modifiers, is in a kernel."""
+    return Counter(
+        name.split(".")[0] for _, name, _ in INSTRUCTION.findall(cuobjdump(cubin, "-sass"))
+    )
+
+
 def longest_loop(cubin: bytes) -> Counter[str]:
     """How often each instruction, without its modifiers, is in the innermost loop with the most."""
     found = [

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mfkernels.ops.segmentation import triton_launch as kernels
 from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
-from mfkernels.ops.segmentation.triton_kernels import QUERIES_OF_GUESS
 
 Size = tuple[int, int]
 
@@ -90,9 +89,16 @@ SEMANTIC_CASES: list[tuple[list[View], int, Size]] = [
     ([View(queries=1, low=(1, 1), padded=(1, 1), image=(1, 1))], 1, (1, 1)),
     ([View(queries=40, low=(3, 7), padded=(12, 25), image=(9, 21), seed=1)], 20, (13, 10)),
     ([View(low=(9, 8), padded=(5, 6), image=(4, 6), flipped=True, seed=2)], 3, (7, 11)),
+    ([View(100, (3, 5), (9, 15), (9, 14), seed=6)], 35, (9, 14)),
+    ([View(130, (4, 5), (16, 20), (14, 18), seed=7)], 3, (14, 18)),
+    ([View(20, (5, 6), (20, 24), (20, 24), True, 8)], 70, (11, 13)),
     ([View(seed=3), View(3, (5, 3), (10, 6), (9, 6), True, 4), View(33, seed=5)], 6, (16, 20)),
 ]
-"""Padding, cropping, up- and downsampling, one class and query, several chunks and views."""
+"""Padding, cropping, up- and downsampling, one class and query, several chunks and views.
+
+Also weights that half precision rounds, more queries than are handled at once, and patches of each
+size.
+"""
 
 
 @pytest.mark.parametrize("resize_logits", [False, True])
@@ -108,54 +114,98 @@ def test_semantic(views: list[View], classes: int, size: Size, resize_logits: bo
     assert torch.equal(guessed, semantic(views, classes, size, resize_logits, False, dense=True)[0])
 
 
-def test_the_guess_of_a_sure_model_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six queries of 100 matter, and each has a stripe of the image of its own."""
-    classes, size = 6, (8, 96)
+def recorded_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, dict[str, Any]]:
+    """The arguments of the latest launch of each kernel, by its name."""
+    launches: dict[str, dict[str, Any]] = {}
+    original = kernels.launcher.launch
+
+    def launch(kernel: Any, grid: Any, **arguments: Any) -> None:
+        original(kernel, grid, **arguments)
+        launches[kernel.fn.__name__] = arguments
+
+    monkeypatch.setattr(kernels.launcher, "launch", launch)
+    return launches
+
+
+def sure_model(classes: int, low: Size) -> tuple[Tensor, Tensor]:
+    """`[100, classes]` and mask logits of 100 queries: a few matter, each with a stripe."""
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(100, classes + 1, generator=generator)
     class_logits[:, -1] += 9
     sure = torch.randperm(100, generator=generator)[:classes]
     class_logits[sure] = 9 * torch.eye(classes, classes + 1)
-    logits = torch.randn(100, 2, 24, generator=generator)
-    logits[sure] = 1.2 * torch.eye(classes).repeat_interleave(4, 1)[:, None] - 0.6
-    probability = class_logits.softmax(1)[:, :-1]
-    given = ([probability], [logits], [], *one_view(size), *size, False, False)
-    launches: list[dict[str, Any]] = []
+    logits = torch.randn(100, *low, generator=generator)
+    stripes = torch.eye(classes).repeat_interleave(low[1] // classes, 1)
+    logits[sure] = 12 * stripes[:, None] - 6
+    return class_logits.softmax(1)[:, :-1], logits
+
+
+@pytest.mark.parametrize(
+    ("low", "sides", "size", "mirrored"),
+    [
+        # Tiles begin half a mask pixel before the image; the result is the input.
+        ((6, 48), (24, 192, 24, 192), (24, 192), False),
+        ((6, 48), (24, 192, 22, 180), (22, 180), True),
+        # Resized from a part of the input.
+        ((6, 48), (24, 192, 20, 180), (33, 260), True),
+        # Hardly larger than the mask.
+        ((6, 300), (7, 301, 7, 301), (7, 301), False),
+    ],
+)
+def test_tiles_of_one_certain_class(
+    low: Size,
+    sides: tuple[int, int, int, int],
+    size: Size,
+    mirrored: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classes = 6
+    probability, logits = sure_model(classes, low)
+    launches = recorded_launches(monkeypatch)
+    given = ([probability], [logits], [], *([side] for side in sides), [mirrored], *size, False)
+    labels, _ = kernels.semantic_segmentation(*given, False)
+    padded, image = sides[:2], sides[2:]
+    masks = resize(crop(resize(logits.double(), padded).sigmoid(), image), size)
+    truth = torch.einsum("qk,qhw->khw", probability.double(), masks.flip(2) if mirrored else masks)
+    assert_best(labels, truth)
+
+    certain, tile = launches["certain_kernel"]["certain_ptr"], launches["semantic_kernel"]["TILE"]
+    rows = (torch.arange(size[0]) + tile.up) // tile.height
+    columns = (torch.arange(size[1]) + tile.left) // tile.width
+    across = int(columns[-1]) + 1
+    assert len(certain) == (int(rows[-1]) + 1) * across
+    claimed = certain[rows[:, None] * across + columns]
+    assert_best(claimed.long().where(claimed >= 0, labels), truth)
+    assert 0.1 < (claimed >= 0).float().mean() < 0.9
+    assert len(certain.unique()) == classes + 1
+
+
+def test_what_is_certain_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    probability, logits = sure_model(6, (2, 24))
     original = kernels.launcher.launch
 
     def launch(kernel: Any, grid: Any, **arguments: Any) -> None:
         original(kernel, grid, **arguments)
-        if kernel is kernels.semantic_kernel:
-            launches.append(arguments)
+        if kernel is kernels.certain_kernel:
+            arguments["certain_ptr"].fill_(5)
 
     monkeypatch.setattr(kernels.launcher, "launch", launch)
-    labels, _ = kernels.semantic_segmentation(*given)
-    masks = resize(logits.double(), size).sigmoid()
-    assert_best(labels, torch.einsum("qk,qhw->khw", probability.double(), masks))
-    assert [arguments["VARIANT"].in_full for arguments in launches] == [False, True]
-    ignored, unsure = launches[0]["ignored_ptr"], launches[0]["unsure_ptr"]
-    used = int(launches[0]["description_ptr"][0, QUERIES_OF_GUESS.value])
-    bounds = probability.amax(1).sort(descending=True).values
-    assert classes <= used < 32
-    assert 0 < ignored[0] <= kernels.IGNORED
-    torch.testing.assert_close(ignored[0], bounds[used:].sum())
-    assert bounds[used] <= kernels.NEGLIGIBLE
-    last_is_needed = bounds[used - 1] > kernels.NEGLIGIBLE
-    assert last_is_needed or bounds[used - 1 :].sum() > kernels.IGNORED
-    # Where stripes meet, the tile is computed in full.
-    assert 0 < int(unsure.sum()) < len(unsure) == 12
+    given = ([probability], [logits], [], *one_view((8, 96)), 8, 96, False, False)
+    assert (kernels.semantic_segmentation(*given)[0] == 5).all()
 
-    # A guess that ignores what matters is found out everywhere.
-    monkeypatch.setattr(kernels, "IGNORED", 1e9)
-    monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e9)
-    assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1]["unsure_ptr"].all()
 
-    # Nothing is ignored where every query matters.
-    monkeypatch.setattr(kernels, "NEGLIGIBLE", 1e-9)
-    assert torch.equal(kernels.semantic_segmentation(*given)[0], labels)
-    assert launches[-1]["description_ptr"][0, QUERIES_OF_GUESS.value] == 100
-    assert launches[-1]["ignored_ptr"] == 0
+def test_near_ties_are_not_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everywhere the same score, and one that is 0.0003 larger."""
+    launches = recorded_launches(monkeypatch)
+    for lead, known in ((3e-4, False), (3e-3, True)):
+        probability = torch.tensor([[0.4, 0.4 + lead / 2], [0.4 + lead / 2, 0.4]])
+        probability[:, 1] += lead / 2
+        logits = torch.full((2, 2, 2), 20.0)
+        given = ([probability], [logits], [], *one_view((8, 8)), 8, 8, False, False)
+        assert (kernels.semantic_segmentation(*given)[0] == 1).all()
+        assert (launches["certain_kernel"]["certain_ptr"] >= 0).all() == known
 
 
 def test_semantic_of_near_ties_is_computed_in_full() -> None:

@@ -1,0 +1,124 @@
+"""The owner map of a panoptic result, streamed over tiles of it."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from mfkernels.ops.segmentation.triton_logits_by_pixel import mask_values
+from mfkernels.ops.segmentation.triton_patch import Tile, pixels_of_tile
+from mfkernels.triton.arguments import MaskAxis
+
+TILE = Tile(8, 8, 0, 0)
+
+
+class OwnersSizes(NamedTuple):
+    columns: int
+    mask_height: int
+    mask_width: int
+    input_height: int
+    input_width: int
+    image_height: int
+    image_width: int
+    height: int
+    width: int
+
+
+@triton.jit
+def keep_kernel(
+    scores_ptr, order_ptr, weights_ptr, counts_ptr, kept_ptr, queries, BLOCK_Q: tl.constexpr
+):
+    """Put the kept queries first: `order` and `weights [columns]`, −1 and 0 behind them.
+
+    How many are `kept [1]`; zeros into `counts [Q, 3]`.
+    """
+    query = tl.program_id(0)
+    before = tl.zeros([BLOCK_Q], tl.int32)
+    kept = tl.zeros([BLOCK_Q], tl.int32)
+    for start in range(0, queries, BLOCK_Q):
+        q = start + tl.arange(0, BLOCK_Q)
+        is_kept = (tl.load(scores_ptr + q, mask=q < queries, other=-1.0) >= 0).to(tl.int32)
+        kept += is_kept
+        before += tl.where(q < query, is_kept, 0)
+    all_kept = tl.sum(kept)
+    score = tl.load(scores_ptr + query, mask=query < queries, other=-1.0)
+    if score >= 0:
+        index = tl.sum(before)
+        tl.store(order_ptr + index, query)
+        tl.store(weights_ptr + index, score)
+    if query >= all_kept:
+        tl.store(order_ptr + query, -1)
+        tl.store(weights_ptr + query, 0.0)
+    if query == 0:
+        tl.store(kept_ptr, all_kept)
+    zero = tl.zeros([], tl.int64)
+    tl.store(counts_ptr + query * 3, zero, mask=query < queries)
+    tl.store(counts_ptr + query * 3 + 1, zero, mask=query < queries)
+    tl.store(counts_ptr + query * 3 + 2, zero, mask=query < queries)
+
+
+@triton.jit
+def owners_kernel(
+    logits_ptr,
+    order_ptr,
+    weights_ptr,
+    kept_ptr,
+    owners_ptr,
+    counts_ptr,
+    sizes,
+    CONFIDENT_ONLY: tl.constexpr,
+    RESIZED: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """`owners [H, W]` of a tile of pixels; what it has of each query is added to `counts [Q, 3]`.
+
+    Sums of integers are the same in any order. What is not a number owns nothing.
+    """
+    PIXELS: tl.constexpr = TILE.height * TILE.width
+    vertical = MaskAxis(sizes.mask_height, sizes.input_height, sizes.image_height, sizes.height)
+    horizontal = MaskAxis(sizes.mask_width, sizes.input_width, sizes.image_width, sizes.width)
+    y, x, inside = pixels_of_tile(sizes.height, sizes.width, TILE)
+    kept = tl.load(kept_ptr)
+
+    best = tl.full([PIXELS], -1.0, tl.float32)
+    owner = tl.full([PIXELS], -1, tl.int32)
+    sure = tl.zeros([PIXELS], tl.int32)
+    for start in range(0, kept, CHUNK):
+        index = tl.arange(0, CHUNK)
+        q = start + index
+        values = mask_values(
+            logits_ptr, sizes.columns, q, y, x, vertical, horizontal, RESIZED, RESIZE_LOGITS=True
+        )
+        confident = inside[:, None] & (q < kept)[None, :] & (values >= 0.5)
+        pixels = tl.sum(confident.to(tl.int32), 0)
+        query = tl.load(order_ptr + q)
+        tl.atomic_add(counts_ptr + query * 3 + 1, pixels.to(tl.int64), mask=pixels > 0)
+
+        possible = (q < kept)[None, :] & (values == values)
+        weighted = tl.where(possible, tl.load(weights_ptr + q)[None, :] * values, -1.0)
+        largest, largest_at = tl.max(weighted, 1, return_indices=True)
+        value = tl.sum(tl.where(index[None, :] == largest_at[:, None], values, 0.0), 1)
+        # The first one of equals wins.
+        owner = tl.where(largest > best, start + largest_at, owner)
+        sure = tl.where(largest > best, (value >= 0.5).to(tl.int32), sure)
+        best = tl.maximum(best, largest)
+
+    for start in range(0, kept, CHUNK):
+        q = start + tl.arange(0, CHUNK)
+        owned = inside[:, None] & (owner[:, None] == q[None, :])
+        shown = owned & (sure != 0)[:, None] if CONFIDENT_ONLY else owned
+        query = tl.load(order_ptr + q)
+        pixels = tl.sum(owned.to(tl.int32), 0)
+        tl.atomic_add(counts_ptr + query * 3, pixels.to(tl.int64), mask=pixels > 0)
+        pixels = tl.sum(shown.to(tl.int32), 0)
+        tl.atomic_add(counts_ptr + query * 3 + 2, pixels.to(tl.int64), mask=pixels > 0)
+
+    owner = tl.load(order_ptr + owner, mask=owner >= 0, other=-1)
+    if CONFIDENT_ONLY:
+        owner = tl.where(sure != 0, owner, -1)
+    tl.store(owners_ptr + y.to(tl.int64) * sizes.width + x, owner, mask=inside)

@@ -1,0 +1,147 @@
+"""How the semantic result of an image is cut into tiles, queries and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+from typing import NamedTuple
+
+from mfkernels.ops.segmentation.triton_kernels import View
+from mfkernels.ops.segmentation.triton_logits_by_pixel import columns_of
+from mfkernels.ops.segmentation.triton_patch import Patch, Tile, Variant
+from mfkernels.triton.launcher import cdiv, power_of_2
+
+Size = tuple[int, int]
+
+AT_ONCE = 128
+"""The most queries whose sigmoids the registers hold."""
+PIECE = 32
+"""Queries at a time where there are more, or several views; also those of the guess."""
+LARGEST_PATCH = 64
+"""Mask pixels of a tile that are interpolated on tensor cores."""
+TILE_SIDES = 8, 8
+"""Pixels of the result that a program takes, down and across."""
+MANY_CLASSES = 256
+"""From which on larger blocks of classes pay, though more of the last one is empty."""
+
+
+class Options(NamedTuple):
+    resize_logits: bool
+    scores: bool
+    capability: tuple[int, int]
+    """Of the GPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    views: list[View]
+    elements: int
+    """Of the logits of all views."""
+    rows: int
+    """Of the probabilities of all views."""
+    class_columns: int
+    variant: Variant
+    capability: tuple[int, int]
+    pieces: tuple[int, ...]
+    tile: Tile
+    tiles: Size
+    """Across and down."""
+    patch: Patch
+
+    def options(self) -> dict[str, int]:
+        """Of the compiler, so that three or four programs share a multiprocessor."""
+        variant = self.variant
+        simple = variant.at_once and not variant.resized and variant.classes <= 32
+        spacious = variant.scores or not 0 < self.patch.size <= 32
+        # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
+        spacious |= variant.resized and self.capability >= (10, 0)
+        return {
+            "num_warps": 4,
+            "num_stages": 3 if variant.classes <= 32 else 2,
+            "maxnreg": 255 if spacious else 128 if simple else 168,
+        }
+
+
+def plan_of(
+    frames: list[View], queries: list[int], classes: int, size: Size, options: Options
+) -> Plan:
+    """`frames`: the views, whose place in the workspaces is not known yet."""
+    # Before compute capability 8, all queries at once need more shared memory than there is.
+    at_once = options.capability >= (8, 0) and len(frames) == 1 and queries[0] <= AT_ONCE
+    resized = any((v.image_height, v.image_width) != size for v in frames)
+    block = 32 if classes < MANY_CLASSES else 64
+    variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
+    tile, patch = _tile_and_patch(frames, size, variant)
+    views, elements, rows = [], 0, 0
+    for view, count in zip(frames, queries, strict=True):
+        columns = columns_of(count, 16 if at_once else PIECE)
+        place = {"first_block": elements // 16, "first_row": rows, "columns": columns}
+        views.append(view._replace(**place))
+        elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
+        rows += columns
+    pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (PIECE,)
+    return Plan(
+        views=views,
+        elements=elements,
+        rows=rows,
+        class_columns=cdiv(classes, block) * block,
+        variant=variant,
+        pieces=pieces,
+        capability=options.capability,
+        tile=tile,
+        tiles=(cdiv(size[1] + tile.left, tile.width), cdiv(size[0] + tile.up, tile.height)),
+        patch=patch,
+    )
+
+
+def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
+    """Powers of 2 whose sum is n, the largest first."""
+    rest = n % largest
+    some = (1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1)
+    return (largest,) * (n // largest) + tuple(some)
+
+
+def _tile_and_patch(views: list[View], size: Size, variant: Variant) -> tuple[Tile, Patch]:
+    vertical = [(v.mask_height, v.input_height, v.image_height) for v in views]
+    horizontal = [(v.mask_width, v.input_width, v.image_width) for v in views]
+    height, width = TILE_SIDES
+    if variant.resized:
+        up, rows = 0, _span_of_resized(vertical, size[0], height)
+        left, columns = 0, _span_of_resized(horizontal, size[1], width)
+    else:
+        mirrored = any(v.flipped for v in views)
+        up, rows = _shift_and_span(vertical, size[0], height, False)
+        left, columns = _shift_and_span(horizontal, size[1], width, mirrored)
+    patch = power_of_2(rows * columns, 16)
+    if patch > LARGEST_PATCH:
+        return Tile(height, width, 0, 0), Patch(0, 0, False)
+    summed = variant.resized and variant.resize_logits
+    exact = not summed and all(
+        n in {r * m for r in (1, 2, 4, 8, 16)} for m, n, _ in vertical + horizontal
+    )
+    return Tile(height, width, up, left), Patch(patch, columns, exact)
+
+
+Axis = tuple[int, int, int]
+"""Of a view: size of the mask, of the input and of the image."""
+
+
+def _shift_and_span(axes: list[Axis], result: int, side: int, mirrored: bool) -> tuple[int, int]:
+    """How many pixels before the result tiles begin, and how many mask pixels one reads at most.
+
+    At a whole even ratio, tiles that begin half a mask pixel earlier read one less.
+    """
+    ratios = {n // m if n % m == 0 else 1 for m, n, _ in axes}
+    ratio = max(ratios)
+    aligned = result % ratio == 0 or not mirrored
+    if len(ratios) == 1 and ratio % 2 == 0 and side % ratio == 0 and aligned:
+        return ratio // 2, side // ratio + 1
+    return 0, max(floor((side - 1) * m / n) + 3 for m, n, _ in axes)
+
+
+def _span_of_resized(axes: list[Axis], result: int, side: int) -> int:
+    """How many mask pixels a tile of a resized image reads at most."""
+    inputs = [floor((side - 1) * image / result) + 3 for _, _, image in axes]
+    return max(
+        floor((count - 1) * m / n) + 3 for count, (m, n, _) in zip(inputs, axes, strict=True)
+    )
