@@ -236,7 +236,9 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     """What turns the coarsest map into classes and mask embeddings."""
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
-    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
+    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
+    Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
+    """
     pixel_mean: Annotated[tuple[Finite, ...], _PerChannel] = PIXEL_MEAN
     """Per channel of the input, in units of 0..255. How many there are is how many channels the
     backbone takes; left out, 127.5 each where `data.channels` is not 3.
@@ -638,7 +640,9 @@ class TrainConfig(Section):
     keep: PositiveInt = 1
     """How many of the newest checkpoints are kept, besides the best."""
     best_metric: SemanticMetric | PanopticMetric | None = None
-    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured."""
+    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured. The
+    paper reports the last checkpoint (`checkpoints/last`), not the best.
+    """
     patience: PositiveInt | None = None
     """Stop early after this many evaluations in a row without a better `best_metric`."""
     trackers: Annotated[tuple[Tracker, ...], OneOrMore] = ("tensorboard",)
@@ -672,11 +676,38 @@ class ViewsConfig(Section):
         OneOrMore,
         Field(min_length=1, max_length=100),
     ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
-    """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
-    the largest scale. The official sizes are these.
+    """In terms of `data.test_short_side`. The official sizes of ADE20K are these."""
+    short_sides: (
+        Annotated[tuple[Side, ...], OneOrMore, Field(min_length=1, max_length=100)] | None
+    ) = None
+    """Short sides in pixels, in place of `scales`."""
+    max_side: Side | None = None
+    """Bound of the long side in pixels; left out, `data.test_max_side` times the largest scale, or
+    none with `short_sides`.
     """
     flip: bool = True
     """Average the mirror image of each size, too."""
+    from_original: bool = False
+    """Resize the image as it was read, which keeps details in sizes above the test size. Officially
+    each size is made of the image that was already resized to the test size.
+    """
+
+    @model_validator(mode="after")
+    def _one_kind_of_size(self) -> Self:
+        if self.short_sides is not None and "scales" in self.model_fields_set:
+            raise ValueError(
+                "scales and short_sides are both given, expected one of them: short_sides=null "
+                "makes room for scales"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `scales` where `short_sides` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.short_sides is not None:
+            del values["scales"]
+        return values
 
 
 class EvalConfig(Section):

@@ -28,6 +28,7 @@ from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
 from maskformer.training.log_window import LogWindow
+from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
 
@@ -77,6 +78,7 @@ class Trainer:
         self.parts = parts
         self.step = parts.step
         self.skipped = torch.zeros((), device=parts.accelerator.device)
+        self._rates: list[float] = []
 
     @property
     def bare_model(self) -> SegmentationModel:
@@ -222,6 +224,7 @@ class Trainer:
                 step = not bad
         if step:
             optimizer.step()
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         parts.scheduler.step()
         optimizer.zero_grad()
         if parts.average is not None:
@@ -229,7 +232,9 @@ class Trainer:
 
     def _log(self, window: LogWindow) -> None:
         values = window.summary()
-        values["lr"] = float(self.parts.scheduler.get_last_lr()[0])
+        groups = logged_groups(self.parts.model, self.parts.optimizer)
+        # The scheduler already holds the next step's rates.
+        values |= {name: self._rates[index] for name, index in groups.items()}
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
             values["bad_costs"] = self.parts.criterion.bad_costs.item()
