@@ -282,6 +282,9 @@ class CriterionConfig(Section):
     """
 
 
+LabelResize = Literal["floor", "center"]
+
+
 class SemanticAugmentation(Section):
     """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
 
@@ -291,6 +294,11 @@ class SemanticAugmentation(Section):
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
     """Bound of the long side after that, in pixels; null: none."""
+    label_resize: LabelResize = "floor"
+    """Which label a pixel takes: `floor` is that of its upper left corner, as officially for label
+    PNGs; `center` that of its centre, where the image's own pixels are taken, as officially for
+    panoptic PNGs.
+    """
     crop: Size = (512, 512)
     """Height and width of the training crop, in pixels; it decides memory and time of a step."""
     single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -316,6 +324,10 @@ class PanopticAugmentation(Section):
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = 1333
     """Bound of the long side after that, in pixels; null: none."""
+    label_resize: LabelResize = "center"
+    """Which label a pixel takes: that of its `center`, as officially, or `floor`, that of its upper
+    left corner.
+    """
     crop_short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (
         400,
         500,
