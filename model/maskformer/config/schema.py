@@ -280,6 +280,11 @@ class CriterionConfig(Section):
     """Weights of the classes in the cross-entropy: one per class, or by name, the others at 1. They
     weigh no matching cost, as in the official code.
     """
+    class_loss: Literal["per_process", "over_all"] = "per_process"
+    """What the class loss is the mean of: the queries of each process, as officially, where a
+    segment weighs more on processes that have few; or those of all, so that several processes learn
+    what one would.
+    """
 
 
 LabelResize = Literal["floor", "center"]

@@ -14,6 +14,7 @@ from helpers.training import build_trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.config.load import parse_config
+from maskformer.config.schema import Config
 from maskformer.data import (
     Batch,
     Normalize,
@@ -27,9 +28,9 @@ from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
 BACKBONE = {**TINY["model"]["backbone"], "frozen_norm": True}
-CONFIG = parse_config(
-    {**TINY, "model": {**TINY["model"], "num_classes": 9, "decoder": DECODER, "backbone": BACKBONE}}
-)
+MODEL = {**TINY["model"], "num_classes": 9, "decoder": DECODER, "backbone": BACKBONE}
+OFFICIAL = parse_config({**TINY, "model": MODEL})
+CONFIG = parse_config({**TINY, "model": MODEL, "criterion": {"class_loss": "over_all"}})
 
 
 def load_batch(rank: int, world_size: int, without_targets: tuple[int, ...]) -> Batch:
@@ -53,15 +54,37 @@ def load_batch(rank: int, world_size: int, without_targets: tuple[int, ...]) -> 
     return Batch(batch.pixel_values[list(images)], targets, tuple(batch.names[i] for i in images))
 
 
+Gradients = dict[str, torch.Tensor]
+
+
 def compute_gradients(
-    rank: int, world_size: int, without_targets: tuple[int, ...]
-) -> dict[str, torch.Tensor]:
+    rank: int, world_size: int, without_targets: tuple[int, ...], config: Config = CONFIG
+) -> Gradients:
     torch.manual_seed(0)
-    model = build_model(CONFIG.model).double()
+    model = build_model(config.model).double()
     forward = DistributedDataParallel(model) if world_size > 1 else model
     batch = load_batch(rank, world_size, without_targets)
-    criterion = build_criterion(CONFIG)
+    criterion = build_criterion(config)
     criterion.total(criterion(forward(batch.pixel_values.double()), batch.targets)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def compute_official_gradients(without_targets: tuple[int, ...]) -> Gradients:
+    """Those of two processes in one: the mean of both means of the class loss, and the mask losses
+    of all images over the number of all their segments.
+    """
+    torch.manual_seed(0)
+    model = build_model(OFFICIAL.model).double()
+    criterion = build_criterion(OFFICIAL)
+    whole = load_batch(0, 1, without_targets)
+    losses = criterion(model(whole.pixel_values.double()), whole.targets)
+    of_masks = {name: loss for name, loss in losses.items() if not name.startswith("loss_ce")}
+    criterion.total(of_masks).backward()
+    for rank in range(2):
+        half = load_batch(rank, 2, without_targets)
+        losses = criterion(model(half.pixel_values.double()), half.targets)
+        of_classes = [loss for name, loss in losses.items() if name.startswith("loss_ce")]
+        (torch.stack(of_classes).sum() / 2).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -72,20 +95,25 @@ def gradients_worker(rank: int, port: int, folder: Path) -> None:
     join_processes(rank, 2, port)
     dist.init_process_group("gloo")
     gradients = [compute_gradients(rank, 2, images) for images in WITHOUT_TARGETS]
-    torch.save(gradients, folder / f"{rank}.pt")
+    official = [compute_gradients(rank, 2, images, OFFICIAL) for images in WITHOUT_TARGETS]
+    torch.save((gradients, official), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    """Also with an image, a whole process, and all processes without a segment."""
+    """Also with an image, a whole process, and all processes without a segment: those of one
+    process with `class_loss: over_all`, and else the official ones.
+    """
     mp.spawn(gradients_worker, (free_port(), tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, without_targets in enumerate(WITHOUT_TARGETS):
         alone = compute_gradients(0, 1, without_targets)
+        official = compute_official_gradients(without_targets)
         for rank in ranks:
-            assert rank[case].keys() == alone.keys()
-            for name, gradient in alone.items():
-                torch.testing.assert_close(rank[case][name], gradient, rtol=1e-6, atol=1e-12)
+            for found, expected in zip(rank, (alone, official), strict=True):
+                assert found[case].keys() == expected.keys()
+                for name, gradient in expected.items():
+                    torch.testing.assert_close(found[case][name], gradient, rtol=1e-6, atol=1e-12)
 
 
 def trainer_worker(rank: int, port: int, run: Path) -> None:
