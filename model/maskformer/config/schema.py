@@ -540,6 +540,10 @@ class CocoPanopticSplit(Section):
     """Folder of the PNGs whose colours are segment ids."""
     annotations: Path
     """The JSON file with `images`, `annotations` and `categories`."""
+    semantic_labels: Path | None = None
+    """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void), by which
+    mIoU is measured, officially for ADE20K. Where it does not exist, the panoptic PNGs serve.
+    """
 
 
 class CocoPanopticConfig(FilesSection):
@@ -741,6 +745,10 @@ class EvalConfig(Section):
     resize_logits: bool = False
     """Resize mask logits, not scores, to the original size (the official order where panoptic is
     on).
+    """
+    all_crowds: bool = False
+    """PQ excuses predictions on any crowd of their class; officially only on the last one that the
+    annotation of an image lists.
     """
     batch_size: PositiveInt = 1
     """Images read together. Those of one padded size also run together: results do not depend on
