@@ -163,7 +163,9 @@ class BackboneConfig(Section):
     name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
     """A timm model, such as `resnet50.tv_in1k` or `swin_tiny_patch4_window7_224`."""
     pretrained: bool = True
-    """Start training from timm's ImageNet weights in `train`; building never downloads."""
+    """Start training from timm's ImageNet weights in `train`; building never downloads. Without,
+    initial values are timm's, not the official ones: see docs/facts.md.
+    """
     weights: Path | None = None
     """A local file with the backbone's timm weights; wins over the download."""
     frozen_norm: bool = True
