@@ -129,6 +129,8 @@ class MaskFormerCriterion(nn.Module):
         self,
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
+        *,
+        num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The unweighted losses of every layer.
 
@@ -140,6 +142,9 @@ class MaskFormerCriterion(nn.Module):
                 such dicts. Any floating-point dtype.
             targets: the segments, or the official list of `{"labels": [T_b], "masks":
                 [T_b, H, W]}`, on the device of the outputs.
+            num_masks: what the mask losses are divided by, 0-dim and positive; left out, the
+                number of segments, averaged over all processes, at least 1. Where gradients are
+                accumulated, the mean over the parts of a step makes them what processes would give.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction and the same with `_0`,
@@ -155,7 +160,8 @@ class MaskFormerCriterion(nn.Module):
         losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         with torch.autocast(targets.device.type, enabled=False):
             assignment = self._match(groups, targets)
-            num_masks = mean_num_masks(targets)
+            if num_masks is None:
+                num_masks = mean_num_masks(targets)
             matched = assignment.split([len(layers.class_logits) for layers in groups])
             for layers, queries in zip(groups, matched, strict=True):
                 loss_mask, loss_dice = mask_loss_unchecked(

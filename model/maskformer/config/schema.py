@@ -617,8 +617,9 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 16
     """Images per step, over all processes and accumulated parts together."""
     accumulate: PositiveInt = 1
-    """Forward-backward passes per step; the batch is split into this many parts. The step takes the
-    mean of the parts' losses, each normalised by its own segments.
+    """Forward-backward passes per step; the batch is split into this many parts, which count as
+    processes do: the mask losses are divided by the mean number of segments of all parts. With 64,
+    one GPU takes the 64 images of the paper's COCO recipes one by one, without padding, as 64 did.
     """
     lr: Positive = 1e-4
     """Learning rate of AdamW at the start of the schedule (after the warm-up)."""

@@ -31,6 +31,7 @@ from maskformer.training.log_window import LogWindow
 from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
+from mfkernels.distributed import mean_num_masks
 
 
 @dataclass
@@ -193,10 +194,15 @@ class Trainer:
     def _train_step(self, batches: list[Batch], window: LogWindow) -> None:
         parts, accelerator = self.parts, self.parts.accelerator
         parts.model.train()
+        options: dict[str, Tensor] = {}
+        if len(batches) > 1 and isinstance(parts.criterion, mfkernels.MaskFormerCriterion):
+            # The parts of a step count as its processes do.
+            targets = [batch.targets for batch in batches]
+            options["num_masks"] = mean_num_masks(*targets, device=accelerator.device)
         for batch in batches:
             batch = batch.to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(parts.model):
-                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets)
+                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets, **options)
                 loss = parts.criterion.total(losses)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -24,6 +24,7 @@ from maskformer.data import (
 )
 from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
+from maskformer.training.log_window import LogWindow
 from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
@@ -123,6 +124,59 @@ def trainer_worker(rank: int, port: int, run: Path) -> None:
     if rank == 0:
         torch.save(metrics, run / "returned.pt")
     dist.destroy_process_group()
+
+
+def record_steps(config: Config, run: Path) -> list[dict[str, float]]:
+    """Trains, and returns the figures of every step."""
+    trainer = build_trainer(config, run, cpu=True)
+    log, seen = trainer.parts.reporter.log, []
+
+    def record(step: int, values: dict[str, float], window: LogWindow) -> None:
+        seen.append(values)
+        log(step, values, window)
+
+    trainer.parts.reporter.log = record  # type: ignore[method-assign]
+    trainer.fit()
+    return seen
+
+
+def one_image_each(kind: str) -> Config:
+    """Two images a step, of different sizes in the panoptic recipe."""
+    values = OFFICIAL.model_dump(mode="json")
+    values["train"] |= {"clip_norm": 0.01, "steps": 3}
+    if kind == "panoptic":
+        values["model"]["size_divisibility"] = 0
+        values["data"]["augmentation"] = {
+            "kind": "panoptic",
+            "short_sides": [48, 64, 80],
+            "max_side": 90,
+            "crop_short_sides": [64, 72],
+            "crop_range": [40, 60],
+        }
+    return parse_config(values)
+
+
+def steps_worker(rank: int, port: int, folder: Path) -> None:
+    join_processes(rank, 2, port)
+    for kind in ("semantic", "panoptic"):
+        torch.save(record_steps(one_image_each(kind), folder / kind), folder / f"{kind}{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> None:
+    """`accumulate: 2` takes the steps of two processes of one image each, to rounding."""
+    mp.spawn(steps_worker, (free_port(), tmp_path), nprocs=2)
+    for kind in ("semantic", "panoptic"):
+        config = one_image_each(kind)
+        train = config.train.model_copy(update={"accumulate": 2})
+        alone = record_steps(config.model_copy(update={"train": train}), tmp_path / f"{kind}-one")
+        ranks = [torch.load(tmp_path / f"{kind}{rank}.pt") for rank in range(2)]
+        assert len(alone) == config.train.steps
+        for step, first, second in zip(alone, *ranks, strict=True):
+            assert step["grad_norm"] == pytest.approx(first["grad_norm"], rel=2e-3)
+            for name in ("loss", "loss_ce", "loss_mask", "loss_dice"):
+                mean = (first[name] + second[name]) / 2
+                assert step[name] == pytest.approx(mean, rel=2e-4)
 
 
 def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
