@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,13 @@ from mfkernels.ops.assignment import (
     STATUS_POSITIVE_INFINITY,
     batch_linear_assignment_with_status,
 )
-from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.class_loss import class_loss as sum_class_loss
 from mfkernels.ops.mask_loss import mask_loss_unchecked
 from mfkernels.ops.matching_cost import matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
+ClassLoss = Literal["per_process", "over_all"]
 _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
 
@@ -58,6 +59,9 @@ class MaskFormerCriterion(nn.Module):
         gamma: exponent of the focal loss, at least 0.
         class_weights: K weights of the classes in the class loss, as `cross_entropy` takes them;
             left out, all are 1. They do not count in the matching cost, as in the official code.
+        class_loss: what the class loss is the mean of: `"per_process"`, the queries of this
+            process, as in the official code, where a segment weighs more on processes that have
+            few; or `"over_all"`, those of all processes, which learn what one process would.
 
     Attributes:
         weights: the weight of each kind of loss.
@@ -80,6 +84,7 @@ class MaskFormerCriterion(nn.Module):
         alpha: float = 0.25,
         gamma: float = 2.0,
         class_weights: Sequence[float] | Tensor | None = None,
+        class_loss: ClassLoss = "per_process",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -94,6 +99,11 @@ class MaskFormerCriterion(nn.Module):
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         check_focal(alpha, gamma)
+        if class_loss not in get_args(ClassLoss):
+            raise ValueError(
+                f"class_loss must be one of {', '.join(get_args(ClassLoss))}, got {class_loss!r}"
+            )
+        self.class_loss = class_loss
         per_class = None if class_weights is None else _check_weights(class_weights, num_classes)
         self.register_buffer("class_weights", per_class, persistent=False)
         self.num_classes = num_classes
@@ -111,13 +121,16 @@ class MaskFormerCriterion(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"num_classes={self.num_classes}, weights={self.weights}, "
-            f"no_object_weight={self.no_object_weight}, alpha={self.alpha}, gamma={self.gamma}"
+            f"no_object_weight={self.no_object_weight}, alpha={self.alpha}, gamma={self.gamma}, "
+            f"class_loss={self.class_loss}"
         )
 
     def forward(
         self,
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
+        *,
+        num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The unweighted losses of every layer.
 
@@ -129,6 +142,9 @@ class MaskFormerCriterion(nn.Module):
                 such dicts. Any floating-point dtype.
             targets: the segments, or the official list of `{"labels": [T_b], "masks":
                 [T_b, H, W]}`, on the device of the outputs.
+            num_masks: what the mask losses are divided by, 0-dim and positive; left out, the
+                number of segments, averaged over all processes, at least 1. Where gradients are
+                accumulated, the mean over the parts of a step makes them what processes would give.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction and the same with `_0`,
@@ -144,7 +160,8 @@ class MaskFormerCriterion(nn.Module):
         losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         with torch.autocast(targets.device.type, enabled=False):
             assignment = self._match(groups, targets)
-            num_masks = mean_num_masks(targets)
+            if num_masks is None:
+                num_masks = mean_num_masks(targets)
             matched = assignment.split([len(layers.class_logits) for layers in groups])
             for layers, queries in zip(groups, matched, strict=True):
                 loss_mask, loss_dice = mask_loss_unchecked(
@@ -228,18 +245,14 @@ class MaskFormerCriterion(nn.Module):
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
     ) -> Tensor:
-        """`[L]`: weighted mean of the cross-entropy over all queries of all images and processes.
-
-        The official code averages over the images of each process alone, which weighs processes
-        with few segments more.
-        """
+        """`[L]`: weighted mean of the cross-entropy over all queries of all images."""
         per_class = self.class_weights
         if per_class is not None and per_class.device != class_logits.device:
             self.class_weights = per_class = per_class.to(class_logits.device)
-        loss, weight = class_loss(
+        loss, weight = sum_class_loss(
             class_logits, targets, assignment, self.no_object_weight, per_class
         )
-        return loss / mean_over_processes(weight)
+        return loss / (mean_over_processes(weight) if self.class_loss == "over_all" else weight)
 
     def _check(
         self,

@@ -16,12 +16,16 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def mean_num_masks(targets: SegmentTargets) -> Tensor:
-    """Segments per process, averaged over all processes, at least 1; 0-dim, on the device."""
+def mean_num_masks(*targets: SegmentTargets, device: torch.device | None = None) -> Tensor:
+    """Segments per part of a step, at least 1; 0-dim, on the device, which is that of the targets.
+
+    The mean over the targets given, one for each part, and over all processes.
+    """
+    device = targets[0].device if device is None else device
+    mean = sum(part.num_segments for part in targets) / len(targets)
     if not _in_parallel():
-        return torch.full((), max(targets.num_segments, 1.0), device=targets.device)
-    count = torch.full((), float(targets.num_segments), device=targets.device)
-    return mean_over_processes(count).clamp(min=1)
+        return torch.full((), max(mean, 1.0), device=device)
+    return mean_over_processes(torch.full((), mean, device=device)).clamp(min=1)
 
 
 def _in_parallel() -> bool:

@@ -580,3 +580,26 @@ def test_number_of_masks_is_that_of_all_processes(tmp_path: Path) -> None:
     for rank in range(2):
         gradient = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("segments", "share"), [(3, 0.6241), (20, 1.3759)])
+def test_class_loss_of_each_process_or_of_all(
+    monkeypatch: pytest.MonkeyPatch, segments: int, share: float
+) -> None:
+    """Of two processes with 3 and 20 segments and 100 queries each: 3 + 9.7 and 20 + 8 weights, of
+    which the mean is 20.35. Over all, each loss is its official one times 12.7 or 28 by 20.35.
+    """
+    monkeypatch.setattr("mfkernels.criterion.mean_over_processes", lambda _: torch.tensor(20.35))
+    case = Case(counts=(segments,), queries=100)
+    outputs, targets = factored(case), case.targets()
+    official = MaskFormerCriterion(case.classes)
+    ours = MaskFormerCriterion(case.classes, class_loss="over_all")
+    of_process, over_all = (criterion(outputs, targets) for criterion in (official, ours))
+    for name, loss in of_process.items():
+        ratio = share if name.startswith("loss_ce") else 1.0
+        assert over_all[name].item() == pytest.approx(loss.item() * ratio, rel=1e-4)
+
+
+def test_class_loss_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="class_loss must be one of per_process, over_all, got 1"):
+        MaskFormerCriterion(3, class_loss=1)  # type: ignore[arg-type]

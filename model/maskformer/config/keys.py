@@ -63,7 +63,7 @@ def _keys(section: BaseModel, prefix: str) -> Iterator[RecipeKey]:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from _keys(value, f"{prefix}{name}.")
-        else:
+        elif name in values:  # no recipe may hold two ways to say one thing
             text = _one_line(field.description)
             yield RecipeKey(prefix + name, types[name], yaml_line(values[name]), text)
 

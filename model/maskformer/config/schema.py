@@ -166,7 +166,9 @@ class BackboneConfig(Section):
     name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
     """A timm model, such as `resnet50.tv_in1k` or `swin_tiny_patch4_window7_224`."""
     pretrained: bool = True
-    """Start training from timm's ImageNet weights in `train`; building never downloads."""
+    """Start training from timm's ImageNet weights in `train`; building never downloads. Without,
+    initial values are timm's, not the official ones: see docs/facts.md.
+    """
     weights: Path | None = None
     """A local file with the backbone's timm weights; wins over the download."""
     frozen_norm: bool = True
@@ -239,7 +241,9 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     """What turns the coarsest map into classes and mask embeddings."""
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
-    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32)."""
+    """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
+    Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
+    """
     pixel_mean: Annotated[tuple[Finite, ...], _PerChannel] = PIXEL_MEAN
     """Per channel of the input, in units of 0..255. How many there are is how many channels the
     backbone takes; left out, 127.5 each where `data.channels` is not 3.
@@ -281,6 +285,14 @@ class CriterionConfig(Section):
     """Weights of the classes in the cross-entropy: one per class, or by name, the others at 1. They
     weigh no matching cost, as in the official code.
     """
+    class_loss: Literal["per_process", "over_all"] = "per_process"
+    """What the class loss is the mean of: the queries of each process, as officially, where a
+    segment weighs more on processes that have few; or those of all, so that several processes learn
+    what one would.
+    """
+
+
+LabelResize = Literal["floor", "center"]
 
 
 class SemanticAugmentation(Section):
@@ -292,6 +304,11 @@ class SemanticAugmentation(Section):
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
     """Bound of the long side after that, in pixels; null: none."""
+    label_resize: LabelResize = "floor"
+    """Which label a pixel takes: `floor` is that of its upper left corner, as officially for label
+    PNGs; `center` that of its centre, where the image's own pixels are taken, as officially for
+    panoptic PNGs.
+    """
     crop: Size = (512, 512)
     """Height and width of the training crop, in pixels; it decides memory and time of a step."""
     single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -317,6 +334,10 @@ class PanopticAugmentation(Section):
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = 1333
     """Bound of the long side after that, in pixels; null: none."""
+    label_resize: LabelResize = "center"
+    """Which label a pixel takes: that of its `center`, as officially, or `floor`, that of its upper
+    left corner.
+    """
     crop_short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (
         400,
         500,
@@ -532,6 +553,10 @@ class CocoPanopticSplit(Section):
     """Folder of the PNGs whose colours are segment ids."""
     annotations: Path
     """The JSON file with `images`, `annotations` and `categories`."""
+    semantic_labels: Path | None = None
+    """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void), by which
+    mIoU is measured, officially for ADE20K. Where it does not exist, the panoptic PNGs serve.
+    """
 
 
 class CocoPanopticConfig(FilesSection):
@@ -603,8 +628,9 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 16
     """Images per step, over all processes and accumulated parts together."""
     accumulate: PositiveInt = 1
-    """Forward-backward passes per step; the batch is split into this many parts. The step takes the
-    mean of the parts' losses, each normalised by its own segments.
+    """Forward-backward passes per step; the batch is split into this many parts, which count as
+    processes do: the mask losses are divided by the mean number of segments of all parts. With 64,
+    one GPU takes the 64 images of the paper's COCO recipes one by one, without padding, as 64 did.
     """
     lr: Positive = 1e-4
     """Learning rate of AdamW at the start of the schedule (after the warm-up)."""
@@ -649,7 +675,9 @@ class TrainConfig(Section):
     keep: PositiveInt = 1
     """How many of the newest checkpoints are kept, besides the best."""
     best_metric: SemanticMetric | PanopticMetric | None = None
-    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured."""
+    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured. The
+    paper reports the last checkpoint (`checkpoints/last`), not the best.
+    """
     patience: PositiveInt | None = None
     """Stop early after this many evaluations in a row without a better `best_metric`."""
     trackers: Annotated[tuple[Tracker, ...], OneOrMore] = ("tensorboard",)
@@ -683,11 +711,38 @@ class ViewsConfig(Section):
         OneOrMore,
         Field(min_length=1, max_length=100),
     ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
-    """In terms of `data.test_short_side`; the long side is bounded by `data.test_max_side` times
-    the largest scale. The official sizes are these.
+    """In terms of `data.test_short_side`. The official sizes of ADE20K are these."""
+    short_sides: (
+        Annotated[tuple[Side, ...], OneOrMore, Field(min_length=1, max_length=100)] | None
+    ) = None
+    """Short sides in pixels, in place of `scales`."""
+    max_side: Side | None = None
+    """Bound of the long side in pixels; left out, `data.test_max_side` times the largest scale, or
+    none with `short_sides`.
     """
     flip: bool = True
     """Average the mirror image of each size, too."""
+    from_original: bool = False
+    """Resize the image as it was read, which keeps details in sizes above the test size. Officially
+    each size is made of the image that was already resized to the test size.
+    """
+
+    @model_validator(mode="after")
+    def _one_kind_of_size(self) -> Self:
+        if self.short_sides is not None and "scales" in self.model_fields_set:
+            raise ValueError(
+                "scales and short_sides are both given, expected one of them: short_sides=null "
+                "makes room for scales"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `scales` where `short_sides` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.short_sides is not None:
+            del values["scales"]
+        return values
 
 
 class EvalConfig(Section):
@@ -704,6 +759,10 @@ class EvalConfig(Section):
     resize_logits: bool = False
     """Resize mask logits, not scores, to the original size (the official order where panoptic is
     on).
+    """
+    all_crowds: bool = False
+    """PQ excuses predictions on any crowd of their class; officially only on the last one that the
+    annotation of an image lists.
     """
     batch_size: PositiveInt = 1
     """Images read together. Those of one padded size also run together: results do not depend on

@@ -30,6 +30,8 @@ class Sample:
         image_id: the data set's own number of the image, or else its name.
         file_name: of the image, relative to the data set's folder; empty where there is no file.
         left_out: how many segments the annotation lists that have no pixel.
+        classes: `[H, W]` int64 class of each pixel, -1 for void, where the data set has it apart
+            from the segments.
     """
 
     image: Tensor
@@ -40,6 +42,7 @@ class Sample:
     image_id: int | str = ""
     file_name: str = ""
     left_out: int = 0
+    classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image_id == "":
@@ -52,7 +55,7 @@ class Sample:
 
     def semantic_map(self) -> Tensor:
         """The class of each pixel, `[H, W]` int64, -1 for void. Crowds carry their class."""
-        return look_up(self.labels, self.segments)
+        return look_up(self.labels, self.segments) if self.classes is None else self.classes
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from maskformer.config.schema import MAX_PIXELS, PanopticAugmentation, SemanticAugmentation
+from maskformer.config.schema import (
+    MAX_PIXELS,
+    LabelResize,
+    PanopticAugmentation,
+    SemanticAugmentation,
+)
 from maskformer.data.color_jitter import distort_color
 from maskformer.data.sample import Sample, keep_segments, look_up, naming, segment_areas
 from maskformer.errors import DatasetError
@@ -110,13 +116,22 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing on uint8, within two levels of Pillow and four times as fast."""
+    """Bilinear with antialiasing on uint8, within two levels of Pillow and four times as fast.
+
+    Preparing images is what holds up training, and its augmentation changes levels by far more.
+    """
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
-    """The nearest pixel's segment, by pixel centres."""
-    return F.resize(segments[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+def resize_segments(segments: Tensor, size: tuple[int, int], how: LabelResize) -> Tensor:
+    """The segment at each pixel's centre, or at its upper left corner (`floor`)."""
+    if how == "center":
+        return F.resize(segments[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+    rows, columns = (
+        interpolate(torch.arange(old, dtype=torch.float64)[None, None], new, mode="nearest")[0, 0]
+        for old, new in zip(segments.shape, size, strict=True)
+    )
+    return segments[rows.long()][:, columns.long()]
 
 
 def _resize_with_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,7 +148,8 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
     short = rng.choice(config.short_sides)
-    sample = _resize(sample, resized_size(sample.size, short, config.max_side))
+    size = resized_size(sample.size, short, config.max_side)
+    sample = _resize(sample, size, config.label_resize)
     sample = _random_crop(sample, config, rng)
     if config.color:
         sample = replace(sample, image=distort_color(sample.image, rng))
@@ -146,14 +162,14 @@ def _panoptic(sample: Sample, config: PanopticAugmentation, rng: random.Random) 
     if config.flip and rng.random() < 0.5:
         sample = _flip(sample)
     if rng.random() < 0.5:
-        sample = _resize(
-            sample, resized_size(sample.size, rng.choice(config.crop_short_sides), None)
-        )
+        size = resized_size(sample.size, rng.choice(config.crop_short_sides), None)
+        sample = _resize(sample, size, config.label_resize)
         low, high = config.crop_range
         height, width = (rng.randint(min(side, low), min(side, high)) for side in sample.size)
         sample = _crop(sample, *_corner(sample, (height, width), rng), height, width)
     short = rng.choice(config.short_sides)
-    return _resize(sample, resized_size(sample.size, short, config.max_side))
+    size = resized_size(sample.size, short, config.max_side)
+    return _resize(sample, size, config.label_resize)
 
 
 def _random_crop(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
@@ -185,13 +201,13 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
     )
 
 
-def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
+def _resize(sample: Sample, size: tuple[int, int], labels: LabelResize) -> Sample:
     if size == sample.size:
         return sample
     return replace(
         sample,
         image=resize_image(sample.image, size),
-        segments=resize_segments(sample.segments, size),
+        segments=resize_segments(sample.segments, size, labels),
     )
 
 

@@ -101,9 +101,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     semantic = SemanticQuality(info.num_classes).to(device) if config.semantic else None
-    panoptic = (
-        PanopticQuality(info.num_classes, info.things).to(device) if config.panoptic else None
-    )
+    panoptic = None
+    if config.panoptic:
+        panoptic = PanopticQuality(info.num_classes, info.things, all_crowds=config.all_crowds)
+        panoptic.to(device)
     pictures: dict[str, Tensor] = {}
     names = OutputNames()
     images, seconds = 0, 0.0

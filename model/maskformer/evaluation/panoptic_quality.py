@@ -26,6 +26,8 @@ class PanopticQuality(Metric):
     Args:
         num_classes: K.
         things: classes whose objects are told apart; the rest are stuff.
+        all_crowds: a prediction may lie on any crowd of its class. Without, only on the last one of
+            an image, as in panopticapi, which keeps one crowd per class.
     """
 
     full_state_update = False
@@ -36,8 +38,16 @@ class PanopticQuality(Metric):
     false_positives: Tensor
     false_negatives: Tensor
 
-    def __init__(self, num_classes: int, things: Iterable[int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        things: Iterable[int],
+        *,
+        all_crowds: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.all_crowds = all_crowds
         self.num_classes = num_classes
         self.things = frozenset(things)
         zeros = torch.zeros(num_classes, dtype=torch.float64)
@@ -88,7 +98,8 @@ class PanopticQuality(Metric):
         pairs = matched.nonzero()
         # A prediction that mostly covers void, or crowd of its own class, is neither right nor
         # wrong.
-        unknown = void + (overlap * (same & crowd)).sum(1)
+        excused = crowd if self.all_crowds else _last_of_each_class(labels, crowd)
+        unknown = void + (overlap * (same & excused)).sum(1)
         wrong = ~matched.any(1) & (2 * unknown <= area)
         missed = ~matched.any(0) & ~crowd
 
@@ -162,6 +173,13 @@ def _number_segments(ids: Tensor, segments: Sequence[Mapping[str, Any]]) -> tupl
     table, order = listed.sort()
     position = torch.searchsorted(torch.cat([table.new_zeros(1), table]), ids.long())
     return torch.cat([order.new_full((1,), -1), order])[position], classes
+
+
+def _last_of_each_class(labels: Tensor, crowd: Tensor) -> Tensor:
+    """Of the crowds `[T]`, those after which no other of their class is listed."""
+    order = torch.arange(len(labels), device=labels.device)
+    later = (labels[:, None] == labels) & crowd & (order > order[:, None])
+    return crowd & ~later.any(1)
 
 
 def _overlaps(predicted: Tensor, truth: Tensor, rows: int, columns: int) -> Tensor:

@@ -62,6 +62,8 @@ class ImageProcessor:
         max_side: bound of the long side; wins over `short_side`.
         normalize: mean, deviation and padding.
         reader: how files and Pillow images become 8 bits, and the number C of channels.
+        resize_logits: semantic maps of panoptic models, as officially: mask logits, not scores, are
+            resized to the original size.
 
     Raises:
         ValueError: a side, a mean, a deviation or a padding that no image can have.
@@ -71,6 +73,7 @@ class ImageProcessor:
     max_side: int | None = 2048
     normalize: Normalize = field(default_factory=Normalize)
     reader: ImageReader = field(default_factory=ImageReader)
+    resize_logits: bool = False
 
     def __post_init__(self) -> None:
         for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
@@ -102,6 +105,7 @@ class ImageProcessor:
             config.data.test_max_side,
             Normalize.from_config(config.model),
             ImageReader.from_config(config.data),
+            config.eval.resize_logits,
         )
 
     @classmethod
@@ -167,6 +171,8 @@ class ImageProcessor:
                 "percentiles": self.reader.scale.percentiles,
                 "exif_orientation": self.reader.orientation,
             }
+        if self.resize_logits:
+            values["resize_logits"] = True
         if self.short_side is not None:
             values["size"] = {"shortest_edge": self.short_side}
             if self.max_side is not None:
@@ -229,7 +235,8 @@ class ImageProcessor:
         self, outputs: Mapping[str, Tensor], processed: ProcessedImages
     ) -> list[Tensor]:
         """Class of every pixel of each original image, int64 `[H_b,W_b]`."""
-        return as_outputs(outputs).semantic(_frames(processed))
+        frames = _frames(processed)
+        return as_outputs(outputs).semantic(frames, resize_logits=self.resize_logits)
 
     def post_process_panoptic(
         self,
@@ -308,6 +315,7 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 ValueScale(reader.value_range, reader.percentiles),
                 reader.exif_orientation,
             ),
+            resize_logits=part.resize_logits,
         )
     except ValueError as error:
         raise ConfigError(f"{file} cannot be followed: {error}") from error

@@ -24,31 +24,55 @@ class AugmentedViews:
     Args:
         scales: sizes in terms of `short_side`, or of the image where that is None.
         flip: also mirror each size left to right.
-        short_side, max_side: those of plain evaluation; the largest scale stretches `max_side`.
+        short_side, max_side: those of plain evaluation.
+        short_sides: sizes in pixels, in place of `scales`.
+        longest_side: bound of the long side of every view in pixels; left out, the largest scale
+            stretches `max_side`.
+        from_original: resize the image as it was read; else as plain evaluation resized it, which
+            is the official way.
     """
 
     scales: tuple[float, ...]
     flip: bool
     short_side: int | None
     max_side: int | None = None
+    short_sides: tuple[int, ...] | None = None
+    longest_side: int | None = None
+    from_original: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> AugmentedViews:
         """The views of a recipe."""
-        data = config.data
-        tta = config.eval.tta
-        return cls(tta.scales, tta.flip, data.test_short_side, data.test_max_side)
+        data, tta = config.data, config.eval.tta
+        return cls(
+            tta.scales,
+            tta.flip,
+            data.test_short_side,
+            data.test_max_side,
+            tta.short_sides,
+            tta.max_side,
+            tta.from_original,
+        )
 
     def __call__(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """From `[C, H, W]` uint8, each size `[C, H', W']` uint8, and whether it is mirrored."""
         short_side = self.short_side or min(image.shape[-2:])
-        bounded = self.short_side is not None and self.max_side is not None
-        max_side = int(max(self.scales) * (self.max_side or 0) + 0.5) if bounded else None
-        for scale in self.scales:
-            resized = EvalTransform(max(int(scale * short_side + 0.5), 1), max_side)(image)
+        sides = self.short_sides or [max(int(s * short_side + 0.5), 1) for s in self.scales]
+        if not self.from_original:
+            image = EvalTransform(self.short_side, self.max_side)(image)
+        for side in sides:
+            resized = EvalTransform(side, self._bound())(image)
             yield resized, False
             if self.flip:
                 yield resized.flip(-1), True
+
+    def _bound(self) -> int | None:
+        """Of the long side of every view, in pixels."""
+        if self.longest_side is not None or self.short_sides is not None:
+            return self.longest_side
+        if self.short_side is None or self.max_side is None:
+            return None
+        return int(max(self.scales) * self.max_side + 0.5)
 
 
 def semantic_map_of_views(

@@ -21,6 +21,8 @@ Size = tuple[int, int]
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
 """`[H, W]` int32 segment ids and what each segment is."""
 
+STRIDE = 4
+"""Of pixel features, in pixels of the input."""
 ELEMENTS_AT_ONCE = 2**22
 """Per-pixel models: scores held at a time, so that classes x height x width never exists."""
 
@@ -248,7 +250,9 @@ def _best_class(views: Sequence[PixelView], size: Size) -> Tensor:
 
 def _pixel_scores(view: PixelView, classes: slice, size: Size) -> Tensor:
     height, width = view.image_size
-    full = _resize(view.logits[None, classes].float(), view.input_size)
+    logits = view.logits[None, classes].float()
+    # Officially by the stride, not to the input's size, which may be no multiple of it.
+    full = _resize(logits, (STRIDE * logits.shape[-2], STRIDE * logits.shape[-1]))
     scores = _resize(full[..., :height, :width], size)[0]
     return scores.flip(-1) if view.flipped else scores
 

@@ -84,7 +84,10 @@ class Progress:
             self._bars.update(self._training, note=note)
         if not self.console.is_terminal:
             left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
-            self.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}{left}")
+            rates = f"lr {values['lr']:.2e}"
+            if values.get("lr_backbone", values["lr"]) != values["lr"]:
+                rates += f" (backbone {values['lr_backbone']:.2e})"
+            self.print(f"step {step}/{self._steps}  {note}  {rates}{left}")
         for name in ("skipped_steps", "bad_costs"):
             if values.get(name):
                 self.warn(f"{name.replace('_', ' ')} since the start: {values[name]:.0f}")

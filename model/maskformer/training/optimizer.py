@@ -52,6 +52,27 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
+def logged_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Which parameter group's rate is logged: `lr`, the head's, and `lr_backbone`.
+
+    Where one of them does not learn, it has no group; a model without a head that learns logs the
+    backbone's rate as `lr`.
+    """
+    group_of = {
+        id(parameter): index
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in group_of:
+            key = "lr_backbone" if "backbone" in name.split(".") else "lr"
+            found.setdefault(key, group_of[id(parameter)])
+    if "lr" not in found:
+        found["lr"] = found.pop("lr_backbone", 0)
+    return found
+
+
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, start_step: int = 0
 ) -> LambdaLR:

@@ -28,8 +28,10 @@ from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
 from maskformer.training.log_window import LogWindow
+from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
+from mfkernels.distributed import mean_num_masks
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Trainer:
         self.parts = parts
         self.step = parts.step
         self.skipped = torch.zeros((), device=parts.accelerator.device)
+        self._rates: list[float] = []
 
     @property
     def bare_model(self) -> SegmentationModel:
@@ -191,10 +194,15 @@ class Trainer:
     def _train_step(self, batches: list[Batch], window: LogWindow) -> None:
         parts, accelerator = self.parts, self.parts.accelerator
         parts.model.train()
+        options: dict[str, Tensor] = {}
+        if len(batches) > 1 and isinstance(parts.criterion, mfkernels.MaskFormerCriterion):
+            # The parts of a step count as its processes do.
+            targets = [batch.targets for batch in batches]
+            options["num_masks"] = mean_num_masks(*targets, device=accelerator.device)
         for batch in batches:
             batch = batch.to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(parts.model):
-                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets)
+                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets, **options)
                 loss = parts.criterion.total(losses)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -222,6 +230,7 @@ class Trainer:
                 step = not bad
         if step:
             optimizer.step()
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         parts.scheduler.step()
         optimizer.zero_grad()
         if parts.average is not None:
@@ -229,7 +238,9 @@ class Trainer:
 
     def _log(self, window: LogWindow) -> None:
         values = window.summary()
-        values["lr"] = float(self.parts.scheduler.get_last_lr()[0])
+        groups = logged_groups(self.parts.model, self.parts.optimizer)
+        # The scheduler already holds the next step's rates.
+        values |= {name: self._rates[index] for name, index in groups.items()}
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
             values["bad_costs"] = self.parts.criterion.bad_costs.item()

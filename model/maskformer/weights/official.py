@@ -195,9 +195,11 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
             "encoder_layers": encoder_layers,
         },
     }
+    # Per-pixel models pad as far as the backbone asks for, and a ResNet asks for nothing.
+    padding = {"size_divisibility": 32 if isinstance(sizes, SwinSizes) else 0}
     if f"{_QUERIES}weight" in weights:
         classes = len(weights[f"{_QUERIES}weight"])
-        return values | {"architecture": "per_pixel", "num_classes": classes}
+        return values | {**padding, "architecture": "per_pixel", "num_classes": classes}
     queries, width = weights[f"{_QUERIES}query_embed.weight"].shape
     layers = f"{_QUERIES}transformer.decoder.layers"
     projection = weights.get(f"{_QUERIES}input_proj.weight")
@@ -210,6 +212,7 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
     classifier = weights.get(f"{_QUERIES}class_embed.weight")
     if classifier is None:  # a query per class
         return values | {
+            **padding,
             "architecture": "per_pixel_plus",
             "num_classes": queries,
             "decoder": decoder,

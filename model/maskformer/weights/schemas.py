@@ -94,6 +94,7 @@ class PreprocessorPart(Part):
     image_std: Annotated[tuple[Positive, ...], _PER_CHANNEL] | None = None
     size_divisor: Annotated[int, Field(ge=0, le=1 << 12)] | None = None
     reader: ReaderPart = ReaderPart()
+    resize_logits: bool = False
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:

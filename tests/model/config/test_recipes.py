@@ -89,7 +89,7 @@ def test_ade20k(name: str) -> None:
     assert (train.steps, train.batch_size, train.evaluate_every) == (160_000, 16, 5000)
     assert (train.schedule, train.poly_power) == ("poly", 0.9)
     assert config.model.num_classes == 150
-    assert config.model.size_divisibility == 32
+    assert config.model.size_divisibility == (0 if name.startswith("per_pixel") else 32)
     assert not config.eval.resize_logits
     expected = name.removesuffix("_r50") if name.startswith("per_pixel") else "maskformer"
     assert config.model.architecture == expected
@@ -120,6 +120,7 @@ def test_coco_panoptic(name: str) -> None:
     assert config.model.size_divisibility == 0
     assert config.model.decoder.enforce_input_projection == name.startswith("swin")
     assert config.eval.panoptic
+    assert train.best_metric == "pq"
     assert config.eval.resize_logits
     assert (config.eval.object_mask_threshold, config.eval.overlap_threshold) == (0.8, 0.8)
 
@@ -138,3 +139,4 @@ def test_ade20k_panoptic(name: str) -> None:
     assert config.model.num_classes == 150
     assert config.model.size_divisibility == 32
     assert (config.eval.object_mask_threshold, config.eval.overlap_threshold) == (0.7, 0.8)
+    assert train.best_metric == "pq"

@@ -66,6 +66,51 @@ def test_ids_are_colours(number):
     assert rgb_to_id(rgb).item() == number
 
 
+def with_labels(root, labels, **settings):
+    """A data set whose validation has label PNGs, too."""
+    write(root)
+    (root / "labels").mkdir(exist_ok=True)
+    Image.fromarray(np.array(labels, np.uint8)).save(root / "labels" / "1.png")
+    split = {"images": "images", "panoptic": "panoptic", "annotations": "panoptic.json"}
+    return config(root, val={**split, "semantic_labels": "labels"}, **settings)
+
+
+def test_label_files_tell_the_classes_of_validation(tmp_path):
+    """Here the panoptic PNG leaves void what the label PNG calls a person."""
+    given = with_labels(tmp_path, [[0, 1, 1, 2], [255, 1, 1, 2]])
+    data = build_dataset(given, "val")
+    [sample] = data
+    assert sample.semantic_map().tolist() == [[0, 1, 1, 2], [-1, 1, 1, 2]]
+    assert sample.segments.tolist() == [[-1, 1, 1, 0], [2, 2, 1, 0]]
+    assert not data.notes
+    [trained] = build_dataset(given, "train")
+    assert trained.semantic_map().tolist() == [[-1, 1, 1, 2], [1, 1, 1, 2]]
+
+
+def test_without_label_files_the_segments_serve(tmp_path):
+    given = with_labels(tmp_path, [[0] * 4] * 2, label_map={"*": "thing"})
+    [note] = build_dataset(given, "val").notes
+    assert "panoptic PNGs, not by data.val.semantic_labels: data.label_map" in note
+    given = with_labels(tmp_path, [[0] * 4] * 2)
+    (tmp_path / "labels" / "1.png").rename(tmp_path / "elsewhere.png")
+    with pytest.raises(DatasetError, match=r"data\.val\.semantic_labels"):
+        build_dataset(given, "val")
+    (tmp_path / "labels").rmdir()
+    data = build_dataset(given, "val")
+    assert data[0].semantic_map().tolist() == [[-1, 1, 1, 2], [1, 1, 1, 2]]
+    assert "labels does not exist" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([[3] * 4] * 2, "has the value 3, expected 0 to 2, or 255"), ([[0] * 3] * 2, "3x2")],
+)
+def test_label_files_that_do_not_fit(tmp_path, labels, message):
+    data = build_dataset(with_labels(tmp_path, labels), "val")
+    with pytest.raises(DatasetError, match=message):
+        data[0]
+
+
 def test_sample(tmp_path):
     write(tmp_path)
     data = build_dataset(config(tmp_path), "train")

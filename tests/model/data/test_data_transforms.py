@@ -11,10 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional as F
 
+from maskformer.config.load import load_config
 from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
 from maskformer.data import EvalTransform, Sample, TrainTransform
-from maskformer.data.color_jitter import distort_color, scale_saturation
+from maskformer.data.color_jitter import (
+    distort_color,
+    from_hsv,
+    scale_levels,
+    scale_saturation,
+    to_hsv,
+    turn_hue,
+)
 from maskformer.data.transforms import PAD_VALUE, resize_image, resize_segments, resized_size
 
 PLAIN = {"short_sides": (20,), "color": False, "flip": False}
@@ -73,7 +82,44 @@ def test_resizing_is_that_of_pillow(size):
     assert difference.max() <= 1
     labels = rng.integers(-1, 70_000, (37, 53), dtype=np.int32)
     expected = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
-    assert np.array_equal(resize_segments(torch.from_numpy(labels), size).numpy(), expected)
+    resized = resize_segments(torch.from_numpy(labels), size, "center")
+    assert np.array_equal(resized.numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(13, 17), (40, 60), (90, 41), (37, 53), (371, 211)])
+def test_labels_take_the_upper_left_corner(size):
+    """Officially `F.interpolate(mode="nearest")` on doubles: floor(i * old / new)."""
+    labels = torch.randint(-1, 70_000, (37, 53), dtype=torch.int32)
+    resized = resize_segments(labels, size, "floor")
+    assert resized.dtype == torch.int32
+    expected = F.interpolate(labels[None, None].double(), size, mode="nearest")[0, 0]
+    assert torch.equal(resized, expected.int())
+
+
+def test_where_the_two_labels_differ():
+    """Of 4 columns 3 are made: corners 0, 1.33, 2.67 and centres 0.67, 2, 3.33."""
+    labels = torch.tensor([[10, 11, 12, 13]], dtype=torch.int32)
+    assert resize_segments(labels, (1, 3), "floor").tolist() == [[10, 11, 12]]
+    assert resize_segments(labels, (1, 3), "center").tolist() == [[10, 12, 13]]
+
+
+def test_each_recipe_resizes_labels_as_its_mapper():
+    ways = {
+        name: load_config(name).data.augmentation.label_resize
+        for name in ("ade20k/r50", "ade20k_panoptic/r50_6enc", "coco_panoptic/swin_t")
+    }
+    assert list(ways.values()) == ["floor", "center", "center"]
+    sample = make(4, 8)
+    floor, center = (
+        TrainTransform(
+            SemanticAugmentation(
+                short_sides=(3,), crop=(3, 6), color=False, flip=False, label_resize=way
+            )
+        )(sample, 0)
+        for way in ("floor", "center")
+    )
+    assert torch.equal(floor.image, center.image)
+    assert not torch.equal(floor.semantic_map(), center.semantic_map())
 
 
 def test_eval_transform():
@@ -200,13 +246,61 @@ def test_panoptic_crop_of_a_small_image():
     assert all(size[0] == 12 for size in sizes)
 
 
-@settings(max_examples=60)
-@given(st.tuples(*[st.integers(0, 255)] * 3), st.floats(0.5, 1.5))
-def test_saturation_is_that_of_hsv(rgb, factor):
-    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in rgb))
-    expected = colorsys.hsv_to_rgb(hue, min(saturation * factor, 1), value)
-    scaled = scale_saturation(torch.tensor(rgb, dtype=torch.uint8)[:, None, None], factor).flatten()
-    assert np.abs(scaled.numpy() - 255 * np.array(expected)).max() < 0.51
+def pixel(*rgb):
+    return torch.tensor(rgb, dtype=torch.uint8)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("rgb", "hsv"),
+    [
+        # V = max, S = 255 (V - min) / V, H = 30 (G - B) / (V - min), from G on 60, from B on 120
+        ((255, 0, 0), (0, 255, 255)),
+        ((0, 255, 0), (60, 255, 255)),
+        ((0, 0, 255), (120, 255, 255)),
+        ((200, 100, 50), (10, 191, 200)),  # S 191.25, H 10
+        ((50, 100, 200), (110, 191, 200)),  # H 120 - 30 * 50 / 150
+        ((200, 50, 100), (170, 191, 200)),  # H -10: from the other end of the circle
+        ((200, 199, 199), (0, 1, 200)),
+        ((7, 7, 7), (0, 0, 7)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((100, 20, 30), (176, 204, 100)),  # H -3.75, rounded
+    ],
+)
+def test_eight_bits_of_hue_saturation_and_value(rgb, hsv):
+    assert tuple(int(part) for part in to_hsv(pixel(*rgb))) == hsv
+
+
+@settings(max_examples=200)
+@given(st.tuples(*[st.integers(0, 255)] * 3))
+def test_hsv_is_rounded_to_eight_bits(rgb):
+    hue, saturation, value = to_hsv(pixel(*rgb))
+    exact = colorsys.rgb_to_hsv(*(c / 255 for c in rgb))
+    assert int(value) == max(rgb)
+    assert abs(int(saturation) - 255 * exact[1]) < 0.6
+    distance = abs(int(hue) - 180 * exact[0])
+    assert min(distance, 180 - distance) < 0.6
+    assert 0 <= int(hue) < 180
+    expected = colorsys.hsv_to_rgb(int(hue) / 180, int(saturation) / 255, int(value) / 255)
+    back = from_hsv(hue, saturation, value).flatten().numpy()
+    assert np.abs(back - 255 * np.array(expected)).max() < 0.51
+
+
+def test_levels_are_truncated():
+    """Of 0..255 times 1.5 every odd one loses half a level; rounding would make them brighter."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert scale_levels(levels, 1.5).tolist() == [min(3 * level // 2, 255) for level in range(256)]
+    assert scale_levels(levels[:4], offset=-1.25).tolist() == [0, 0, 0, 1]
+    assert scale_levels(levels[:4], offset=0.75).tolist() == [0, 1, 2, 3]
+
+
+def test_saturation_and_hue_of_a_pixel():
+    """(200, 100, 50) is H 10, S 191, V 200. S becomes 114 (114.6): 200 (1 - 114/255 x), x = 1 for
+    blue, 1 - 10/30 for green. H 10 - 15 is 175: red stays the largest, now blue leads green.
+    """
+    assert scale_saturation(pixel(200, 100, 50), 0.6).flatten().tolist() == [200, 140, 111]
+    assert scale_saturation(pixel(200, 100, 50), 1.5).flatten().tolist() == [200, 67, 0]
+    assert turn_hue(pixel(200, 100, 50), -15).flatten().tolist() == [200, 50, 75]
+    assert turn_hue(pixel(9, 9, 9), 7).flatten().tolist() == [9, 9, 9]
 
 
 def test_color_changes_the_image_only():

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.model_cases import randomise, tiny_model
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from maskformer import ImageProcessor
 from maskformer.config.load import load_config
-from maskformer.config.schema import EvalConfig
+from maskformer.config.schema import EvalConfig, ViewsConfig
 from maskformer.data import DatasetInfo, EvalLoader, EvalTransform, Normalize, Sample
 from maskformer.data.palette import palette
 from maskformer.errors import ConfigError
@@ -147,7 +148,7 @@ def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) ->
         outputs = model(pixel_values)
     resize = partial(F.interpolate, mode="bilinear", align_corners=False)
     if "pixel_logits" in outputs:
-        scores = resize(outputs["pixel_logits"][-1], pixel_values.shape[-2:])
+        scores = resize(outputs["pixel_logits"][-1], scale_factor=4)
     else:
         embed, features = outputs["mask_embed"][-1], outputs["pixel_features"]
         logits = torch.einsum("bqc,bchw->bqhw", embed, features)
@@ -157,16 +158,22 @@ def scores_of(model: SegmentationModel, image: Tensor, size: tuple[int, int]) ->
     return resize(scores[..., :height, :width], size)[0]
 
 
+@pytest.mark.parametrize("from_original", [False, True])
 @pytest.mark.parametrize("index", [0, 3, 6])
-def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> None:
-    views = AugmentedViews((0.8, 1.0, 1.6), flip=True, short_side=50, max_side=80)
-    image = Images()[index].image
+def test_views_are_averaged_as_scores(
+    model: SegmentationModel, index: int, from_original: bool
+) -> None:
+    views = AugmentedViews(
+        (0.8, 1.0, 1.6), flip=True, short_side=50, max_side=80, from_original=from_original
+    )
+    original = Images()[index].image
+    image = original if from_original else EvalTransform(50, 80)(original)
     mean = torch.zeros(7, *SIZES[index])
     for short_side in (40, 50, 80):
         resized = EvalTransform(short_side, 128)(image)
         mean = mean + scores_of(model, resized, SIZES[index])
         mean = mean + scores_of(model, resized.flip(-1), SIZES[index]).flip(-1)
-    found = semantic_map_of_views(model, image, views, CPU, resize_logits=False)
+    found = semantic_map_of_views(model, original, views, CPU, resize_logits=False)
     assert len(found.unique()) > 1
     assert torch.equal(found, mean.argmax(0))
 
@@ -176,16 +183,51 @@ def test_views_are_averaged_as_scores(model: SegmentationModel, index: int) -> N
     [
         ("ade20k/r50", [256, 384, 512, 640, 768, 896], 3584),
         ("ade20k/swin_b", [320, 480, 640, 800, 960, 1120], 4480),
+        ("ade20k_panoptic/r50_6enc", [320, 480, 640, 800, 960, 1120], 4480),
+        ("coco_panoptic/r50_6enc", list(range(400, 1201, 100)), 4000),
     ],
 )
 def test_the_official_sizes(recipe: str, short_sides: list[int], max_side: int) -> None:
     """docs/facts.md, Inference."""
     views = AugmentedViews.from_config(load_config(recipe))
     square, long = torch.zeros(3, 64, 64).byte(), torch.zeros(3, 8, 8000).byte()
+    assert not views.from_original
     sizes = [resized.shape[-2:] for resized, _ in views(square)]
     assert sizes == [(side, side) for side in short_sides for _ in range(2)]
     assert {resized.shape[-1] for resized, _ in views(long)} == {max_side}
-    assert [flipped for _, flipped in views(square)] == [False, True] * 6
+    assert [flipped for _, flipped in views(square)] == [False, True] * len(short_sides)
+
+
+def test_views_are_made_of_the_test_size() -> None:
+    """Of 100x133 at a test size of 50 comes 50x67 (66.5 rounded up), and of that 100x134, not
+    100x133; and what the first resize lost stays lost.
+    """
+    original = torch.zeros(3, 100, 133, dtype=torch.uint8)
+    original[:, ::2] = 255
+    ours, official = (
+        AugmentedViews((2.0,), flip=False, short_side=50, from_original=from_original)
+        for from_original in (True, False)
+    )
+    [(view, _)] = ours(original)
+    assert torch.equal(view, original)
+    [(view, _)] = official(original)
+    assert view.shape == (3, 100, 134)
+    # A triangle of two pixels on either side of the middle, over stripes: 127.5 everywhere inside.
+    assert (view[:, 4:-4].int() - 127).abs().max() <= 1
+
+
+def test_the_two_kinds_of_sizes_exclude_each_other() -> None:
+    values = ViewsConfig(short_sides=(40, 50)).model_dump()
+    assert "scales" not in values
+    assert ViewsConfig(**values).short_sides == (40, 50)
+    with pytest.raises(ValidationError, match="scales and short_sides are both given"):
+        ViewsConfig(scales=(1.0,), short_sides=(40,))
+
+
+def test_sizes_in_pixels_need_no_test_size() -> None:
+    views = AugmentedViews((1.0,), False, None, None, short_sides=(10, 40), longest_side=50)
+    sizes = [tuple(view.shape[-2:]) for view, _ in views(torch.zeros(3, 20, 30).byte())]
+    assert sizes == [(10, 15), (33, 50)]
 
 
 def test_images_of_their_own_size_are_scaled_by_it() -> None:

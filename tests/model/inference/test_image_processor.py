@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,33 @@ class TestPostProcessing:
             full = F.interpolate(score[None, :, :h, :w], size=original, mode="bilinear")[0]
             assert (full.argmax(0) == labels).float().mean() > 0.999
 
+    def test_semantic_maps_of_panoptic_models(self) -> None:
+        """Masks are cropped and resized as logits, then added up, as a panoptic recipe asks."""
+        recipe = parse_config({**TINY, "eval": {"resize_logits": True}})
+        assert ImageProcessor.from_config(recipe).resize_logits
+        processor = ImageProcessor(48, 200, resize_logits=True)
+        processed = processor(picture(90, 121))
+        random = torch.Generator().manual_seed(0)
+        height, width = processed["pixel_values"].shape[-2:]
+        outputs = {
+            "class_logits": 2 * torch.randn(1, 1, 9, 8, generator=random),
+            "mask_embed": 2 * torch.randn(1, 1, 9, 6, generator=random),
+            "pixel_features": torch.randn(1, 6, height // 4, width // 4, generator=random),
+        }
+        with use_backend("reference"):
+            [found] = processor.post_process_semantic(outputs, processed)
+            [other] = replace(processor, resize_logits=False).post_process_semantic(
+                outputs, processed
+            )
+        [(h, w)] = processed["image_sizes"]
+        masks = torch.einsum("bqc,bchw->bqhw", outputs["mask_embed"][-1], outputs["pixel_features"])
+        masks = F.interpolate(masks, size=(height, width), mode="bilinear")[..., :h, :w]
+        masks = F.interpolate(masks, size=(90, 121), mode="bilinear").sigmoid()
+        classes = outputs["class_logits"][-1].softmax(-1)[..., :-1]
+        expected = torch.einsum("bqk,bqhw->bkhw", classes, masks)[0].argmax(0)
+        assert (found == expected).float().mean() > 0.999
+        assert not torch.equal(found, other)
+
     def test_panoptic(self) -> None:
         model = tiny_model()
         processor = ImageProcessor(48, 200)
@@ -184,7 +212,7 @@ class TestFolders:
     def test_round_trip(self, tmp_path: Path) -> None:
         self.processor.save_pretrained(tmp_path / "new")
         assert ImageProcessor.from_pretrained(tmp_path / "new") == self.processor
-        unresized = ImageProcessor(None, None)
+        unresized = ImageProcessor(None, None, resize_logits=True)
         unresized.save_pretrained(tmp_path)
         assert ImageProcessor.from_pretrained(tmp_path) == unresized
 

@@ -26,6 +26,18 @@ def test_per_pixel_maps_are_cropped_and_resized() -> None:
     assert torch.equal(maps[1], expected)
 
 
+def test_per_pixel_logits_are_enlarged_by_their_stride() -> None:
+    """An input of 30x22 that is not padded has logits of 8x6: 32x24 pixels, of which 30x22 count.
+    Resizing to the input instead would shift every pixel by up to 2.
+    """
+    logits = torch.randn(1, 1, 3, 8, 6)
+    [found] = PixelOutputs(pixel_logits=logits).semantic(Frames((30, 22), [(30, 22)], [(30, 22)]))
+    full = F.interpolate(logits[0], scale_factor=4, mode="bilinear", align_corners=False)
+    assert torch.equal(found, full[0, :, :30, :22].argmax(0))
+    squeezed = F.interpolate(logits[0], (30, 22), mode="bilinear", align_corners=False)
+    assert not torch.equal(found, squeezed[0].argmax(0))
+
+
 def test_a_per_pixel_model_gives_one_segment_per_class() -> None:
     logits = torch.randn(1, 2, 5, 8, 8)
     maps = PixelOutputs(pixel_logits=logits).semantic(FRAMES)

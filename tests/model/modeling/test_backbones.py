@@ -344,3 +344,17 @@ class TestLoadWeights:
         config = self.config.model_copy(update={"weights": tmp_path / "none.pth"})
         with pytest.raises(FileNotFoundError, match=r"model\.backbone\.weights: no such file"):
             check_pretrained(config)
+
+
+def test_untrained_values_are_those_that_are_stated() -> None:
+    """docs/facts.md, Untrained backbones."""
+    swin = Backbone(BackboneConfig(name="swin_tiny_patch4_window7_224"))
+    linear = [m for m in swin.body.modules() if isinstance(m, nn.Linear)]
+    weights = torch.cat([m.weight.flatten() for m in linear])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not any(m.bias.any() for m in linear if m.bias is not None)
+    tables = [p for n, p in swin.body.named_parameters() if "relative_position_bias_table" in n]
+    assert torch.cat([t.flatten() for t in tables]).std().item() == pytest.approx(0.02, rel=0.1)
+    resnet = Backbone(BackboneConfig(name="resnet50"))
+    last = [b.bn3.weight for b in resnet.body.modules() if type(b).__name__ == "Bottleneck"]
+    assert {round(float(weight.mean()), 6) for weight in last} == {0.25}  # 16 branches

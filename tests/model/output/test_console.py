@@ -50,12 +50,16 @@ def test_a_line_tells_epoch_loss_parts_and_time_left() -> None:
     with progress.training(0, 50):
         progress.log(10, values, 75.0)
         progress.log(20, {"loss": 1.0, "loss_sem_seg": 1.0, **dict(list(values.items())[5:8])})
-    first, second = stream.getvalue().splitlines()
+        progress.log(30, {**values, "lr_backbone": 1e-5})
+        progress.log(40, {**values, "lr_backbone": 1e-4})
+    first, second, third, fourth = stream.getvalue().splitlines()
     assert first == (
         "step 10/50  epoch 1.2  loss 4.000 (ce 1.000  mask 0.050  dice 2.000)  8.0 images/s  "
         "0.50 GB  lr 1.00e-04  1 min 15 s left"
     )
     assert second == "step 20/50  loss 1.000  8.0 images/s  0.50 GB  lr 1.00e-04"
+    assert third.endswith("lr 1.00e-04 (backbone 1.00e-05)")
+    assert fourth.endswith("lr 1.00e-04")
 
 
 class TestClassTable:

@@ -14,6 +14,7 @@ from helpers.training import build_trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.config.load import parse_config
+from maskformer.config.schema import Config
 from maskformer.data import (
     Batch,
     Normalize,
@@ -23,13 +24,14 @@ from maskformer.data import (
 )
 from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
+from maskformer.training.log_window import LogWindow
 from mfkernels import SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
 BACKBONE = {**TINY["model"]["backbone"], "frozen_norm": True}
-CONFIG = parse_config(
-    {**TINY, "model": {**TINY["model"], "num_classes": 9, "decoder": DECODER, "backbone": BACKBONE}}
-)
+MODEL = {**TINY["model"], "num_classes": 9, "decoder": DECODER, "backbone": BACKBONE}
+OFFICIAL = parse_config({**TINY, "model": MODEL})
+CONFIG = parse_config({**TINY, "model": MODEL, "criterion": {"class_loss": "over_all"}})
 
 
 def load_batch(rank: int, world_size: int, without_targets: tuple[int, ...]) -> Batch:
@@ -53,15 +55,37 @@ def load_batch(rank: int, world_size: int, without_targets: tuple[int, ...]) -> 
     return Batch(batch.pixel_values[list(images)], targets, tuple(batch.names[i] for i in images))
 
 
+Gradients = dict[str, torch.Tensor]
+
+
 def compute_gradients(
-    rank: int, world_size: int, without_targets: tuple[int, ...]
-) -> dict[str, torch.Tensor]:
+    rank: int, world_size: int, without_targets: tuple[int, ...], config: Config = CONFIG
+) -> Gradients:
     torch.manual_seed(0)
-    model = build_model(CONFIG.model).double()
+    model = build_model(config.model).double()
     forward = DistributedDataParallel(model) if world_size > 1 else model
     batch = load_batch(rank, world_size, without_targets)
-    criterion = build_criterion(CONFIG)
+    criterion = build_criterion(config)
     criterion.total(criterion(forward(batch.pixel_values.double()), batch.targets)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def compute_official_gradients(without_targets: tuple[int, ...]) -> Gradients:
+    """Those of two processes in one: the mean of both means of the class loss, and the mask losses
+    of all images over the number of all their segments.
+    """
+    torch.manual_seed(0)
+    model = build_model(OFFICIAL.model).double()
+    criterion = build_criterion(OFFICIAL)
+    whole = load_batch(0, 1, without_targets)
+    losses = criterion(model(whole.pixel_values.double()), whole.targets)
+    of_masks = {name: loss for name, loss in losses.items() if not name.startswith("loss_ce")}
+    criterion.total(of_masks).backward()
+    for rank in range(2):
+        half = load_batch(rank, 2, without_targets)
+        losses = criterion(model(half.pixel_values.double()), half.targets)
+        of_classes = [loss for name, loss in losses.items() if name.startswith("loss_ce")]
+        (torch.stack(of_classes).sum() / 2).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -72,20 +96,25 @@ def gradients_worker(rank: int, port: int, folder: Path) -> None:
     join_processes(rank, 2, port)
     dist.init_process_group("gloo")
     gradients = [compute_gradients(rank, 2, images) for images in WITHOUT_TARGETS]
-    torch.save(gradients, folder / f"{rank}.pt")
+    official = [compute_gradients(rank, 2, images, OFFICIAL) for images in WITHOUT_TARGETS]
+    torch.save((gradients, official), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    """Also with an image, a whole process, and all processes without a segment."""
+    """Also with an image, a whole process, and all processes without a segment: those of one
+    process with `class_loss: over_all`, and else the official ones.
+    """
     mp.spawn(gradients_worker, (free_port(), tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, without_targets in enumerate(WITHOUT_TARGETS):
         alone = compute_gradients(0, 1, without_targets)
+        official = compute_official_gradients(without_targets)
         for rank in ranks:
-            assert rank[case].keys() == alone.keys()
-            for name, gradient in alone.items():
-                torch.testing.assert_close(rank[case][name], gradient, rtol=1e-6, atol=1e-12)
+            for found, expected in zip(rank, (alone, official), strict=True):
+                assert found[case].keys() == expected.keys()
+                for name, gradient in expected.items():
+                    torch.testing.assert_close(found[case][name], gradient, rtol=1e-6, atol=1e-12)
 
 
 def trainer_worker(rank: int, port: int, run: Path) -> None:
@@ -95,6 +124,59 @@ def trainer_worker(rank: int, port: int, run: Path) -> None:
     if rank == 0:
         torch.save(metrics, run / "returned.pt")
     dist.destroy_process_group()
+
+
+def record_steps(config: Config, run: Path) -> list[dict[str, float]]:
+    """Trains, and returns the figures of every step."""
+    trainer = build_trainer(config, run, cpu=True)
+    log, seen = trainer.parts.reporter.log, []
+
+    def record(step: int, values: dict[str, float], window: LogWindow) -> None:
+        seen.append(values)
+        log(step, values, window)
+
+    trainer.parts.reporter.log = record  # type: ignore[method-assign]
+    trainer.fit()
+    return seen
+
+
+def one_image_each(kind: str) -> Config:
+    """Two images a step, of different sizes in the panoptic recipe."""
+    values = OFFICIAL.model_dump(mode="json")
+    values["train"] |= {"clip_norm": 0.01, "steps": 3}
+    if kind == "panoptic":
+        values["model"]["size_divisibility"] = 0
+        values["data"]["augmentation"] = {
+            "kind": "panoptic",
+            "short_sides": [48, 64, 80],
+            "max_side": 90,
+            "crop_short_sides": [64, 72],
+            "crop_range": [40, 60],
+        }
+    return parse_config(values)
+
+
+def steps_worker(rank: int, port: int, folder: Path) -> None:
+    join_processes(rank, 2, port)
+    for kind in ("semantic", "panoptic"):
+        torch.save(record_steps(one_image_each(kind), folder / kind), folder / f"{kind}{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> None:
+    """`accumulate: 2` takes the steps of two processes of one image each, to rounding."""
+    mp.spawn(steps_worker, (free_port(), tmp_path), nprocs=2)
+    for kind in ("semantic", "panoptic"):
+        config = one_image_each(kind)
+        train = config.train.model_copy(update={"accumulate": 2})
+        alone = record_steps(config.model_copy(update={"train": train}), tmp_path / f"{kind}-one")
+        ranks = [torch.load(tmp_path / f"{kind}{rank}.pt") for rank in range(2)]
+        assert len(alone) == config.train.steps
+        for step, first, second in zip(alone, *ranks, strict=True):
+            assert step["grad_norm"] == pytest.approx(first["grad_norm"], rel=2e-3)
+            for name in ("loss", "loss_ce", "loss_mask", "loss_dice"):
+                mean = (first[name] + second[name]) / 2
+                assert step[name] == pytest.approx(mean, rel=2e-4)
 
 
 def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:

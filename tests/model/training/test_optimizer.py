@@ -11,6 +11,7 @@ from maskformer.training.optimizer import (
     build_optimizer,
     build_scheduler,
     learning_rate_factor,
+    logged_groups,
     parameter_groups,
 )
 
@@ -87,3 +88,19 @@ def test_cosine_schedule_with_warmup() -> None:
     assert learning_rate_factor(250, config) == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert learning_rate_factor(500, config) == pytest.approx(0.5)
     assert learning_rate_factor(1000, config) == learning_rate_factor(1500, config) == 0.0
+
+
+def test_the_head_names_the_rate() -> None:
+    config = TrainConfig(lr=1.0, backbone_lr_multiplier=10.0)
+    model = Model()
+    optimizer = build_optimizer(model, config)
+
+    def rates() -> dict[str, float]:
+        groups = logged_groups(model, optimizer)
+        return {name: optimizer.param_groups[index]["lr"] for name, index in groups.items()}
+
+    assert rates() == {"lr": 1.0, "lr_backbone": 10.0}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("backbone" in name)
+    optimizer = build_optimizer(model, config)
+    assert rates() == {"lr": 10.0}

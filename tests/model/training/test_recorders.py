@@ -86,6 +86,23 @@ def test_another_tracker_gets_the_figures(recorder: type[Recorder], tmp_path: Pa
     assert not list((tmp_path / "mine" / "tensorboard").glob("events*"))  # not asked for
 
 
+def test_rates_are_those_of_the_step_that_was_done(
+    recorder: type[Recorder], tmp_path: Path
+) -> None:
+    """Step t of T has the rate lr (1 - (t - 1) / T)^0.9, the backbone's a tenth of it."""
+    recipe = tiny_recipe(
+        steps=3, trackers=["wandb"], lr=0.01, backbone_lr_multiplier=0.1, warmup_steps=0
+    )
+    build_trainer(recipe, tmp_path / "mine", cpu=True).fit()
+    [run] = recorder.runs
+    logged = {step: values for step, values in run.logged if "train/lr" in values}
+    assert sorted(logged) == [1, 2, 3]
+    for step, values in logged.items():
+        rate = 0.01 * (1 - (step - 1) / 3) ** 0.9
+        assert values["train/lr"] == pytest.approx(rate)
+        assert values["train/lr_backbone"] == pytest.approx(rate / 10)
+
+
 def test_a_tracker_that_fails_ends_no_training(
     recorder: type[Recorder],
     tmp_path: Path,

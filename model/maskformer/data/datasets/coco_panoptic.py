@@ -25,8 +25,9 @@ from maskformer.data.datasets.coco_json import (
 )
 from maskformer.data.datasets.label_table import VOID
 from maskformer.data.datasets.split_files import take_share
+from maskformer.data.image_files.orientation import ImageFrame
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import check_same_size, read_segment_ids
+from maskformer.data.images import check_same_size, read_labels, read_segment_ids
 from maskformer.data.sample import (
     Sample,
     Split,
@@ -40,6 +41,8 @@ from maskformer.system.paths import name_inside
 from maskformer.system.text import escape
 
 BGR = "its channels are in the order blue, green, red, as OpenCV writes them; swap them"
+VOID_LABEL = 255
+"""In label files beside the panoptic ones."""
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
 
@@ -53,7 +56,8 @@ class CocoPanoptic:
         split: which images, PNGs and JSON.
 
     Attributes:
-        notes: a line on images that the JSON does not name, if there are some.
+        notes: a line each on images that the JSON does not name and on label files that do not
+            serve, if there are some.
 
     Raises:
         DatasetError: a file or folder is missing, or the JSON does not follow the format.
@@ -82,6 +86,24 @@ class CocoPanoptic:
             self._keep([row for row, _ in taken])
         check_present(self._images, self._image_names, config.root, f"{key}.images")
         check_present(self._panoptic, self._png_names, config.root, f"{key}.panoptic")
+        self.notes: tuple[str, ...] = ()
+        self._labels = None
+        if split == "val" and paths.semantic_labels is not None:
+            self._labels = self._find_labels(config.root / paths.semantic_labels, key)
+
+    def _find_labels(self, folder: Path, key: str) -> Path | None:
+        """The folder of the label files, which are only there to measure mIoU by."""
+        reason = None
+        if self.config.label_map is not None:
+            reason = "data.label_map changes the classes"
+        elif not folder.is_dir():
+            reason = f"{folder} does not exist"
+        if reason is not None:
+            note = f"mIoU is measured by the panoptic PNGs, not by {key}.semantic_labels: {reason}"
+            self.notes = (note,)
+            return None
+        check_present(folder, self._png_names, self.config.root, f"{key}.semantic_labels")
+        return folder
 
     def _read_annotations(
         self, content: Mapping[str, Any], class_of: Mapping[int, int], file: Path
@@ -176,7 +198,24 @@ class CocoPanoptic:
             image_id=self._image_ids[index],
             file_name=self._image_names[index],
             left_out=int((~present).sum()),
+            classes=self._read_classes(index, image, image_file, frame),
         )
+
+    def _read_classes(
+        self, index: int, image: Tensor, image_file: Path, frame: ImageFrame
+    ) -> Tensor | None:
+        if self._labels is None:
+            return None
+        file = self._labels / self._png_names[index]
+        values = read_labels(file, frame, self.config.max_pixels).astype(np.int64)
+        check_same_size(image, image_file, values, file)
+        values[values == VOID_LABEL] = VOID
+        if values.max() >= self.info.num_classes:
+            raise DatasetError(
+                f"label file {file} has the value {values.max()}, expected 0 to "
+                f"{self.info.num_classes - 1}, or {VOID_LABEL} for void"
+            )
+        return torch.from_numpy(values)
 
 
 def _merge_stuff(
