@@ -33,7 +33,9 @@ from mfkernels.triton.arguments import SegmentValues
 from mfkernels.triton.tensors import check_floats, with_flat_pixels
 
 WORKSPACE = 1 << 25
-"""Elements of a workspace of logits or gradients (128 MiB); a larger batch goes in groups."""
+"""Elements of a workspace of logits or gradients (128 MiB), or half of those of the pixel features,
+if these are more; a larger batch goes in groups.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class _Problem:
     def groups(self) -> Iterator[tuple[Sizes, int]]:
         """The sizes with the first image of each group, and how many images it has."""
         images, per_image = self.sizes.images, max(self.rows * self.pixels, 1)
-        group = max(1, min(images, WORKSPACE // per_image))
+        features = 0 if self.features is None else self.features.numel()
+        group = max(1, min(images, max(WORKSPACE, features // 2) // per_image))
         for first in range(0, images, group):
             yield self.sizes._replace(first_image=first), min(group, images - first)
 

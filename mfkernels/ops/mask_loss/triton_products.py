@@ -43,10 +43,10 @@ class Tiles(NamedTuple):
     single: Tile
 
 
-ON_WARPGROUPS = {
+ON_HOPPER = {
     "logits": Tiles(
         half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=4),
-        single=Tile(ProductBlock(rows=64, channels=16, pixels=64), warps=4, stages=4),
+        single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=4, stages=4),
     ),
     "grad_embed": Tiles(
         half=Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
@@ -57,9 +57,9 @@ ON_WARPGROUPS = {
         single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""Whose matrix units take factors from shared memory: compute capabilities 9 and 10."""
+"""Compute capability 9, whose matrix units take factors from shared memory."""
 
-ON_WARPS = {
+ELSEWHERE = {
     "logits": Tiles(
         half=Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=8, stages=3),
         single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=8, stages=3),
@@ -73,7 +73,7 @@ ON_WARPS = {
         single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""Whose factors are in registers; at most 99 KB of shared memory."""
+"""Few enough registers for GPUs whose factors are in them, at most 99 KB of shared memory."""
 
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
 """Without units for these products: few registers, and little shared memory."""
@@ -83,8 +83,8 @@ def tile_of(
     product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
 ) -> tuple[ProductBlock, dict[str, int]]:
     """A tile as an argument, and as options of the compiler."""
-    major = compute_capability(problem.embed.device)[0]
-    tiles = (ON_WARPGROUPS if major in (9, 10) else ON_WARPS)[product]
+    is_hopper = compute_capability(problem.embed.device)[0] == 9
+    tiles = (ON_HOPPER if is_hopper else ELSEWHERE)[product]
     tile, more_rows = IN_FLOAT32, 0
     if planes.a > 0:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
