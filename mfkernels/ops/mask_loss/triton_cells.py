@@ -118,7 +118,7 @@ def line_of_cell(cell, phase: tl.constexpr, target_size):
 
 
 @triton.jit
-def weights_of_cell(over):
+def weights_of_lines(over):
     """The weights of a cell's second mask pixel at four lines: halves over the edge."""
     return (
         tl.where(over, 0.5, 0.125),
@@ -129,17 +129,25 @@ def weights_of_cell(over):
 
 
 @triton.jit
+def pairs_of_line(pairs_ptr, cell_y, cell_x, phase: tl.constexpr, inside, resize):
+    """The four target pixels of a line of cells, two in an integer, little end first."""
+    y = line_of_cell(cell_y, phase, resize.y.target_size)
+    line_ptr = pairs_ptr + y.to(tl.int64) * (resize.x.target_size // 2)
+    left = line_of_cell(cell_x, 0, resize.x.target_size) // 2
+    right = line_of_cell(cell_x, 2, resize.x.target_size) // 2
+    first = tl.load(line_ptr + left, mask=inside, other=0).to(tl.int32)
+    return first, tl.load(line_ptr + right, mask=inside, other=0).to(tl.int32)
+
+
+@triton.jit
 def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
-    """The 4 x 4 target pixels of cells, two in each of eight integers, little end first."""
-    stored = ()
-    for phase_y in tl.static_range(4):
-        y = line_of_cell(cell_y, phase_y, resize.y.target_size)
-        line_ptr = pairs_ptr + y.to(tl.int64) * (resize.x.target_size // 2)
-        for pair in tl.static_range(2):
-            x = line_of_cell(cell_x, 2 * pair, resize.x.target_size)
-            two = tl.load(line_ptr + x // 2, mask=inside, other=0).to(tl.int32)
-            stored = stored + (two,)  # noqa: RUF005 (kernels have no unpacking)
-    return stored
+    """The 4 x 4 target pixels of cells, by line."""
+    return (
+        pairs_of_line(pairs_ptr, cell_y, cell_x, 0, inside, resize),
+        pairs_of_line(pairs_ptr, cell_y, cell_x, 1, inside, resize),
+        pairs_of_line(pairs_ptr, cell_y, cell_x, 2, inside, resize),
+        pairs_of_line(pairs_ptr, cell_y, cell_x, 3, inside, resize),
+    )
 
 
 @triton.jit
@@ -173,7 +181,7 @@ def members_kernel(
             stored = pairs_of_cell(owner_ptr, cell_y, cell_x, inside, resize)
         word = tl.zeros([CELLS], tl.int32)
         for pair in tl.static_range(8):
-            two = stored[pair]
+            two = stored[pair // 2][pair % 2]
             if LABEL_MAP:
                 two = two ^ (segment | (segment << 16))
                 low, high = (two & 0xFFFF) == 0, (two & -65536) == 0
@@ -251,26 +259,28 @@ def plus_line(cell, weight, line):
 
 
 @triton.jit
-def cell_of_four(corners, word, weights, focal, slopes, VARIANT: tl.constexpr):
+def cell_of_four(corners, word, edges, focal, slopes, VARIANT: tl.constexpr):
     """The sums of the 4 x 4 target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
-    weights_y, weights_x = weights
-    zero = tl.full(x00.shape, -0.0, tl.float32)  # x + (−0) is x, for the compiler too
+    over_y, weights_x = edges
+    # x + (−0) is x, for the compiler too: a line begins without an addition.
+    zero = tl.full(x00.shape, -0.0, tl.float32)
     x_down, x_step = x10 - x00, x01 - x00
     x_step_down = (x11 - x10) - x_step
     sums = (zero, zero, zero)
     maps = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    for phase_y in tl.static_range(4):
-        line_left = x00 + weights_y[phase_y] * x_down
-        line_step = x_step + weights_y[phase_y] * x_step_down
+    for phase_y in range(4):  # unrolled, it would take too many registers
+        weight_y = tl.where(over_y, 0.5, 0.125 + 0.25 * phase_y)
+        line_left = x00 + weight_y * x_down
+        line_step = x_step + weight_y * x_step_down
         line = (zero, zero, zero, zero, zero, zero)
         for phase_x in tl.static_range(4):
-            sign = tl.where((word & (1 << (4 * phase_y + phase_x))) != 0, -1.0, 1.0)
+            sign = tl.where(((word >> (4 * phase_y)) & (1 << phase_x)) != 0, -1.0, 1.0)
             z = sign * (line_left + weights_x[phase_x] * line_step)
             of_sums, of_maps = pixel(z, sign, focal, slopes, VARIANT)
             sums = plus(sums, of_sums)
             line = plus_pixel(line, weights_x[phase_x], of_maps)
-        maps = plus_line(maps, weights_y[phase_y], line)
+        maps = plus_line(maps, weight_y, line)
     return (sums[0], sums[1], sums[2], (word >> 16).to(tl.float32)), maps
 
 

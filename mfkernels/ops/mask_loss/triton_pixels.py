@@ -16,7 +16,7 @@ from mfkernels.ops.mask_loss.triton_cells import (
     cell_of_four,
     first_target_pixel,
     plus_part,
-    weights_of_cell,
+    weights_of_lines,
 )
 from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
 from mfkernels.triton.arguments import SegmentValues
@@ -123,7 +123,7 @@ def walk(rows, columns, maps, lines, resize, focal, slope, VARIANT: tl.constexpr
     height, width = resize.y.size, resize.x.size
     left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
     over_x = (cell_x < 0) | (cell_x == width - 1)
-    weights_x = weights_of_cell(over_x)
+    weights_x = weights_of_lines(over_x)
     first_x = first_target_pixel(cell_x, resize.x)
     zero = tl.zeros(cell_x.shape, tl.float32)
     sums, above = (zero, zero, zero, zero), (zero, zero, zero)
@@ -136,8 +136,8 @@ def walk(rows, columns, maps, lines, resize, focal, slope, VARIANT: tl.constexpr
         if VARIANT.four:
             over_y = (cell_y < 0) | (cell_y == height - 1)
             word = tl.load(segments_ptr + (cell_y + 1) * (width + 1) + (cell_x + 1))
-            weights = (weights_of_cell(over_y), weights_x)
-            more, of_maps = cell_of_four(corners, word, weights, focal, slope, VARIANT)
+            edges = (over_y, weights_x)
+            more, of_maps = cell_of_four(corners, word, edges, focal, slope, VARIANT)
             part = tl.where(over_y, 0.5, 1.0)
         else:
             place = (segments_ptr, cell_x, first_x, segment)
@@ -193,13 +193,13 @@ def pixels_kernel(
         logits_ptr, members_ptr, offset = begins_of_rows(
             logits, segments_ptr, place, image, first, sizes, resize, VARIANT
         )
-        maps, slope = (), ()
+        size = tl.full([], resize.y.size, tl.int64) * width
+        plane = size * sizes.layers * sizes.images * sizes.max_count
+        maps, slope = None, None
         if VARIANT.maps == 3:
-            size = tl.full([], resize.y.size, tl.int64) * width
-            plane = size * sizes.layers * sizes.images * sizes.max_count
             maps = (maps_ptr + index * size, plane)
         elif VARIANT.maps == 1:
-            maps = (maps_ptr + offset, 0)
+            maps = (maps_ptr + offset, plane)
             target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
             slope = coefficients(slopes, layer, image, segment, index, query >= 0, target_pixels)
         lines = tl.cdiv(resize.y.size + 1 - OVERLAP, tl.num_programs(1))
