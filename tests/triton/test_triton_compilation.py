@@ -162,15 +162,17 @@ def launches_of_mask_loss(
     return launches
 
 
-def on_architecture(monkeypatch: pytest.MonkeyPatch, architecture: int) -> None:
-    """Launch as on a GPU of this architecture."""
-    for module in (triton_products, products):
+@pytest.fixture
+def on_architecture(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is launched is made for the GPU that it is compiled for."""
+    for module in (triton_products, products, segmentation, logits_by_pixel):
         monkeypatch.setattr(module, "compute_capability", lambda _: divmod(architecture, 10))
 
 
 MULTIPLY = {"logits_kernel", "grad_embed_kernel", "grad_features_kernel"}
 
 
+@pytest.mark.usefixtures("on_architecture")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "channels", "count", "label_map", "gamma"),
@@ -187,9 +189,7 @@ def test_mask_loss(
     label_map: bool,
     gamma: float,
     architecture: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    on_architecture(monkeypatch, architecture)
     launches = launches_of_mask_loss(dtype, channels, count, label_map, gamma)
     launches += launches_of_mask_loss(dtype, channels, count, label_map, gamma, keep_maps=False)
     kernels = {(launch.name, launch.arguments.get("VARIANT")): launch for launch in launches}
@@ -281,13 +281,6 @@ def test_focal_dice(
     assert len(launches) == 5
     for launch in launches:
         check(launch, architecture, tensor_cores=False)
-
-
-@pytest.fixture
-def on_architecture(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is launched is made for the GPU that it is compiled for."""
-    for module in (segmentation, logits_by_pixel):
-        monkeypatch.setattr(module, "compute_capability", lambda _: divmod(architecture, 10))
 
 
 def launches_of_semantic(
