@@ -84,8 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
 
 std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Tensor& grad_dice,
                                               const Tensor& sums, const Tensor& /*maps*/,
-                                              const Tensor& embed,
-                                              const OptionalTensor& features,
+                                              const Tensor& embed, const OptionalTensor& features,
                                               const OptionalTensor& label_map,
                                               const OptionalTensor& masks, const Tensor& counts,
                                               const Tensor& assignment, double alpha, double gamma,
