@@ -39,8 +39,8 @@ def launches(
     )
     losses = meta(LAYERS, IMAGES, count)
     with recorded() as found:
-        sums = mask_loss(*inputs)[2]
-        mask_loss_backward(losses, losses, sums, *inputs, True, True)
+        *_, sums, maps = mask_loss(*inputs, True)
+        mask_loss_backward(losses, losses, sums, maps, *inputs, True, True)
     return {launch.name: launch for launch in found if launch.name in NAMES}
 
 
