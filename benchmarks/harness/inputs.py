@@ -1,11 +1,11 @@
-"""CaseSizes, inputs and floors that the benchmarks of the mask operations share."""
+"""Sizes, inputs and floors that the benchmarks of the mask operations share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from harness.timing import machine_rates
+from harness.comparison import Floor
 from torch import Tensor
 
 from mfkernels import SegmentTargets
@@ -23,6 +23,16 @@ class CaseSizes:
     layers: int = 6
     queries: int = 100
     channels: int = 256
+
+    def shrunk(self) -> CaseSizes:
+        """The same kind of problem, where only the result matters."""
+        low, size = ((side // 8, other // 8) for side, other in (self.low, self.size))
+        return replace(self, low=low, size=size, layers=2, channels=32)
+
+    @property
+    def pixels(self) -> int:
+        """Of the mask logits of all images."""
+        return self.images * self.low[0] * self.low[1]
 
 
 CASES = {
@@ -61,14 +71,21 @@ class Inputs:
         }
 
 
-def make_inputs(name: str, device: torch.device) -> Inputs:
-    """Random predictions; segments that are the Voronoi cells of random points."""
-    sizes = CASES[name]
+def sizes_of(case: str, shrink: bool) -> CaseSizes:
+    return CASES[case].shrunk() if shrink else CASES[case]
+
+
+def make_inputs(
+    sizes: CaseSizes, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Inputs:
+    """Random predictions, of the same values in every dtype; segments that are the Voronoi cells of
+    random points.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(scale: float, *shape: int) -> Tensor:
         values = scale * torch.randn(shape, generator=generator)
-        return values.to(device).requires_grad_()
+        return values.to(device, dtype).requires_grad_()
 
     height, width = sizes.size
     pixels = torch.stack(
@@ -102,31 +119,14 @@ def random_matches(inputs: Inputs) -> Tensor:
     return order[..., : inputs.targets.max_count].to(inputs.targets.device)
 
 
-@dataclass(frozen=True)
-class Floor:
-    """What no implementation can avoid."""
-
-    flops: float
-    """Of matrix products; the arithmetic on single elements is not counted."""
-    bytes: float
-    """Inputs once for each pass over them, and results."""
-
-    def milliseconds(self, device: torch.device) -> float:
-        flops, bandwidth = machine_rates(device)
-        return 1e3 * max(self.flops / flops, self.bytes / bandwidth)
-
-
-def matching_floor(name: str) -> Floor:
+def matching_floor(sizes: CaseSizes) -> Floor:
     """Logits of all layers, from features that are read once."""
-    sizes = CASES[name]
-    pixels = sizes.images * sizes.low[0] * sizes.low[1]
-    features = 4 * pixels * sizes.channels
-    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * pixels, features)
+    features = 4 * sizes.pixels * sizes.channels
+    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * sizes.pixels, features)
 
 
-def loss_floor(name: str) -> Floor:
+def loss_floor(sizes: CaseSizes) -> Floor:
     """Logits of matched masks, twice, and both gradients; features read twice and written once."""
-    sizes = CASES[name]
-    pixels = sizes.images * sizes.low[0] * sizes.low[1]
-    features = 4 * pixels * sizes.channels
-    return Floor(4 * 2 * sizes.layers * sizes.segments * sizes.channels * pixels, 3 * features)
+    features = 4 * sizes.pixels * sizes.channels
+    flops = 4 * 2 * sizes.layers * sizes.segments * sizes.channels * sizes.pixels
+    return Floor(flops, 3 * features)
