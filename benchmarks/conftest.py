@@ -62,9 +62,7 @@ def _is_quick(item: pytest.Item) -> bool:
     params = getattr(getattr(function, "callspec", None), "params", {})
     marks = [m for m in function.iter_markers("parametrize") if m.args[0] == "case"]
     return not marks or (
-        params["case"] == marks[0].args[1][0]
-        and params["provider"] in QUICK_PROVIDERS
-        and not function.originalname.startswith("test_growth")
+        params["case"] == marks[0].args[1][0] and params["provider"] in QUICK_PROVIDERS
     )
 
 
@@ -77,6 +75,13 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     machine_info["mfkernels"] = describe_machine(config.stash[KEY].device)
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: object, output_json: dict[str, Any]
+) -> None:
+    for row in output_json["benchmarks"]:
+        row["stats"].pop("data", None)  # of thousands of calls; the quantiles say enough
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

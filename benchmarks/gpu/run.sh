@@ -34,8 +34,4 @@ else
 fi
 
 echo "== benchmarks"
-for benchmark in benchmarks/bench_*.py; do
-  operation=$(basename "$benchmark" .py)
-  operation=${operation#bench_}
-  "$python" "$benchmark" --device cuda --json "$out/${operation}_$gpu.json"
-done
+"$python" -m pytest benchmarks --benchmark-only --device cuda --benchmark-json "$out/$gpu.json"

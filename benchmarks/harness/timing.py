@@ -21,6 +21,7 @@ SLOW = 5.0
 """Seconds of a call beyond which two rounds are enough."""
 MOST_CALLS = 10
 """Of a fast provider in a round, while a slow one is called once."""
+MOST_ROUNDS = 100
 
 
 @dataclass
@@ -56,7 +57,7 @@ def interleaved(
     least = LEAST_ROUNDS if longest < SLOW else LEAST_ROUNDS - 1
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < least or time.perf_counter() < end:
+    while rounds < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
         rounds += 1
         for name, provider in providers.items():
             for _ in range(calls[name]):
