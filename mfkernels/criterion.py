@@ -56,6 +56,8 @@ class MaskFormerCriterion(nn.Module):
         no_object_weight: weight of "no object" in the class loss.
         alpha: weight of the positives in the focal loss; negative: no weighting.
         gamma: exponent of the focal loss, at least 0.
+        class_weights: K weights of the classes in the class loss, as `cross_entropy` takes them;
+            left out, all are 1. They do not count in the matching cost, as in the official code.
 
     Attributes:
         weights: the weight of each kind of loss.
@@ -65,6 +67,7 @@ class MaskFormerCriterion(nn.Module):
     """
 
     bad_costs: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class MaskFormerCriterion(nn.Module):
         no_object_weight: float = 0.1,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -90,6 +94,8 @@ class MaskFormerCriterion(nn.Module):
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         check_focal(alpha, gamma)
+        per_class = None if class_weights is None else _check_weights(class_weights, num_classes)
+        self.register_buffer("class_weights", per_class, persistent=False)
         self.num_classes = num_classes
         self.weights = {
             "loss_ce": class_weight,
@@ -117,9 +123,10 @@ class MaskFormerCriterion(nn.Module):
 
         Args:
             outputs: the factored form `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]`,
-                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; or the
-                official form `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted,
-                `aux_outputs`, a list of such dicts. Any floating-point dtype.
+                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; the same
+                of one layer, `[B, Q, K+1]` and `[B, Q, C]`; or the official form `pred_logits
+                [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted, `aux_outputs`, a list of
+                such dicts. Any floating-point dtype.
             targets: the segments, or the official list of `{"labels": [T_b], "masks":
                 [T_b, H, W]}`, on the device of the outputs.
 
@@ -226,7 +233,12 @@ class MaskFormerCriterion(nn.Module):
         The official code averages over the images of each process alone, which weighs processes
         with few segments more.
         """
-        loss, weight = class_loss(class_logits, targets, assignment, self.no_object_weight)
+        per_class = self.class_weights
+        if per_class is not None and per_class.device != class_logits.device:
+            self.class_weights = per_class = per_class.to(class_logits.device)
+        loss, weight = class_loss(
+            class_logits, targets, assignment, self.no_object_weight, per_class
+        )
         return loss / mean_over_processes(weight)
 
     def _check(
@@ -255,16 +267,24 @@ class MaskFormerCriterion(nn.Module):
         return groups, targets
 
 
+def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) -> Tensor:
+    weights = torch.as_tensor(class_weights, dtype=torch.float32).detach().clone()
+    if list(weights.shape) != [num_classes]:
+        raise ValueError(
+            f"class_weights must be [{num_classes}], one per class, got {list(weights.shape)}"
+        )
+    if not bool((weights >= 0).all() & weights.isfinite().all()):
+        raise ValueError(f"class_weights must be finite and not negative, got {weights.tolist()}")
+    return weights
+
+
 def _read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Class logits, mask embeddings and pixel features (or mask logits and None), by layers."""
     if "mask_embed" in outputs:
-        return [
-            (
-                _need(outputs, "class_logits"),
-                outputs["mask_embed"],
-                _need(outputs, "pixel_features"),
-            )
-        ]
+        class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")
+        if class_logits.ndim == mask_embed.ndim == 3:  # of one layer, as the parts take them
+            class_logits = class_logits[None]
+        return [(class_logits, mask_embed, _need(outputs, "pixel_features"))]
     predictions = [*(outputs.get("aux_outputs") or ()), outputs]
     # Dense logits are large: each layer stays where it is, none is copied into a stack.
     return [

@@ -210,3 +210,25 @@ def test_module_prints_the_table() -> None:
         [sys.executable, "-m", "mfkernels"], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == str(mfkernels.explain())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "backend", "code", "text"),
+    [
+        (["--help"], "auto", 0, "what serves each operation"),
+        (["--version"], "auto", 0, f"mfkernels {mfkernels.__version__}"),
+        (["foo"], "auto", 2, "unrecognized arguments: foo"),
+        ([], "cuda", 1, "error: MFKERNELS_BACKEND is 'cuda', expected one of"),
+    ],
+)
+def test_module_answers_in_words(arguments: list[str], backend: str, code: int, text: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mfkernels", *arguments],
+        env={**os.environ, "MFKERNELS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code
+    assert text in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -71,6 +71,42 @@ class TestGoldenNumbers:
         losses = official(golden.official_outputs(), golden.targets(), golden.NUM_CLASSES)
         assert values(losses) == pytest.approx(golden.LOSSES, abs=1e-6)
 
+    @pytest.mark.parametrize("backend", ["reference", "native"])
+    def test_class_weights_weigh_the_class_loss_alone(self, backend: str) -> None:
+        weights = torch.linspace(0, 3, golden.NUM_CLASSES)
+        outputs = golden.official_outputs()
+        logits = outputs["pred_logits"].requires_grad_()
+        weighted = official(outputs, golden.targets(), golden.NUM_CLASSES, class_weights=weights)
+        [expected] = torch.autograd.grad(weighted["loss_ce"], logits)
+        criterion = MaskFormerCriterion(golden.NUM_CLASSES, class_weights=weights.tolist())
+        with use_backend(backend):
+            losses = criterion(outputs, golden.targets())
+            assert values(losses) == pytest.approx(values(weighted), abs=1e-6)
+            assert losses["loss_ce"].item() != pytest.approx(golden.LOSSES["loss_ce"], abs=1e-3)
+            torch.testing.assert_close(torch.autograd.grad(losses["loss_ce"], logits)[0], expected)
+            plain = self.criterion.match(outputs, golden.targets())
+            assert criterion.match(outputs, golden.targets()).equal(plain)
+        assert not criterion.state_dict()
+
+    def test_class_weights_of_one_change_nothing(self) -> None:
+        criterion = MaskFormerCriterion(
+            golden.NUM_CLASSES, class_weights=torch.ones(golden.NUM_CLASSES)
+        )
+        losses = criterion(golden.official_outputs(), golden.targets())
+        assert values(losses) == values(self.criterion(golden.official_outputs(), golden.targets()))
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1.0, 2.0], rf"must be \[{golden.NUM_CLASSES}\], one per class, got \[2\]"),
+            ([-1.0] * golden.NUM_CLASSES, "must be finite and not negative"),
+            ([float("nan")] * golden.NUM_CLASSES, "must be finite and not negative"),
+        ],
+    )
+    def test_class_weights_that_do_not_fit(self, weights: list[float], message: str) -> None:
+        with pytest.raises(ValueError, match=f"class_weights {message}"):
+            MaskFormerCriterion(golden.NUM_CLASSES, class_weights=weights)
+
     def test_total(self) -> None:
         losses = self.criterion(golden.official_outputs(), golden.targets())
         expected = sum(
@@ -182,6 +218,30 @@ def test_names_of_many_layers() -> None:
     single["pixel_features"] = factored(case)["pixel_features"]
     final = MaskFormerCriterion(case.classes)(single, case.targets())
     assert values(final) == pytest.approx({name: losses[name].item() for name in final}, rel=1e-5)
+
+
+def test_one_layer_without_an_axis_of_layers() -> None:
+    """As the parts take it, `[B, Q, K+1]` and `[B, Q, C]`."""
+    case = Case(layers=2)
+    outputs = factored(case)
+    bare = {
+        "class_logits": outputs["class_logits"][-1],
+        "mask_embed": outputs["mask_embed"][-1],
+        "pixel_features": outputs["pixel_features"],
+    }
+    single = {**bare, "class_logits": bare["class_logits"][None]}
+    single["mask_embed"] = bare["mask_embed"][None]
+    criterion = MaskFormerCriterion(case.classes)
+    losses = criterion(bare, case.targets())
+    assert list(losses) == ["loss_ce", "loss_mask", "loss_dice"]
+    assert values(losses) == values(criterion(single, case.targets()))
+    assert torch.equal(
+        criterion.match(bare, case.targets()), criterion.match(outputs, case.targets())[-1:]
+    )
+    with pytest.raises(ValueError, match=r"class logits must be .* got"):
+        criterion({**bare, "class_logits": outputs["class_logits"]}, case.targets())
+    with pytest.raises(ValueError, match=r"class logits must be .* got"):
+        criterion({**single, "class_logits": bare["class_logits"]}, case.targets())
 
 
 def test_hugging_face() -> None:

@@ -2,16 +2,25 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
+import typer
+from helpers.integrations_models import maskformer as huggingface_maskformer
 from helpers.repository import ROOT
 from PIL import Image
 
 from maskformer import load_config
+from maskformer.cli import app
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.sample import Split
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_the_figures_in_the_readme_are_the_measured_ones() -> None:
@@ -59,3 +68,63 @@ def test_the_recipe_for_own_data_works_as_written(
         assert len(dataset) == 2
         assert dataset.info.classes == ("background", "cat", "dog")
         assert check_dataset(dataset) == ["1 of 3 classes never occur: dog"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for text in snippets("bash") for line in text.splitlines() if "maskformer " in line],
+)
+def test_commands_are_read_as_written(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    words = words[words.index("maskformer") + 1 :]
+    group = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        assert words == ["--install-completion"]
+        return
+    command = group.commands[words[0]]  # type: ignore[attr-defined]
+    values = command.make_context(words[0], words[1:]).params
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    recipe = values.get("config") or "camvid"
+    load_config(recipe, overrides)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not fit the model")  # another number of classes
+def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the text around it says that names stand for."""
+    weights, patching, training, parts = snippets("python")
+    monkeypatch.chdir(tmp_path)
+    model = huggingface_maskformer()
+    model.save_pretrained("facebook/maskformer-swin-tiny-ade")  # a folder comes before the hub
+    exec(
+        f"import maskformer\n{weights}",
+        {"path": "facebook/maskformer-swin-tiny-ade", "folder": tmp_path / "out"},
+    )
+    assert (tmp_path / "out" / "config.json").is_file()
+    try:
+        exec(patching, patched := {"model": model})
+        assert patched["names"]
+    finally:
+        exec("from mfkernels.integrations.transformers import unpatch; unpatch()")
+    truth = (torch.rand(3, 64, 64) < 0.3).float()
+    names = {
+        "pixel_values": torch.rand(1, 3, 64, 64),
+        "masks": [truth.bool()],
+        "labels": [torch.tensor([1, 5, 7])],
+        "costs": torch.rand(2, 4, 6),
+        "row_counts": torch.tensor([4, 3]),
+        "col_counts": torch.tensor([6, 2]),
+        "logits": torch.randn(3, 64, 64, requires_grad=True),
+        "truth": truth,
+        "points": torch.rand(3, 10, 2),
+        "things": {1, 2},
+    }
+    exec(training, names)
+    outputs = names["outputs"]
+    one_layer = [outputs[key][-1].detach() for key in ("class_logits", "mask_embed")]
+    factors = [*one_layer, outputs["pixel_features"].detach()]
+    exec(
+        parts,
+        names
+        | dict(zip(("class_logits", "mask_embed", "pixel_features"), factors, strict=True))
+        | {"mirrored": factors},
+    )

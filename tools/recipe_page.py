@@ -18,12 +18,15 @@ SECTIONS = {
     "data.train and data.val, format: folder": schema.FolderSplit,
     "data, format: coco_panoptic": schema.CocoPanopticConfig,
     "data.train and data.val, format: coco_panoptic": schema.CocoPanopticSplit,
+    "data, format: coco_instances": schema.CocoInstancesConfig,
+    "data.train and data.val, format: coco_instances": schema.CocoInstancesSplit,
     "data, format: shapes": schema.ShapesConfig,
     "data.augmentation, kind: semantic": schema.SemanticAugmentation,
     "data.augmentation, kind: panoptic": schema.PanopticAugmentation,
     "train": schema.TrainConfig,
     "eval": schema.EvalConfig,
     "eval.tta": schema.ViewsConfig,
+    "predict": schema.PredictConfig,
 }
 HEAD = """# The keys of a recipe
 

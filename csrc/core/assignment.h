@@ -301,6 +301,22 @@ MFK_HOST_DEVICE void fit_row_duals(const Group& group, const P& p) {
   group.sync();
 }
 
+// The rows on the path that ends at column `end` get the columns that they were reached from.
+template <class P>
+MFK_HOST_DEVICE void assign_along_path(const P& p, int32_t start, const Nearest& end,
+                                       int32_t scanned) {
+  p.row_dual[start] += end.distance;
+  int32_t column = end.column;
+  for (int32_t turn = 0; turn <= scanned; ++turn) {
+    const int32_t row = static_cast<int32_t>(p.path[column]);
+    p.row_of_column[column] = row;
+    const int32_t next = p.column_of_row[row];
+    p.column_of_row[row] = column;
+    if (row == start) break;
+    column = next;
+  }
+}
+
 // Assign row `start` along a shortest augmenting path. False: no path over real edges exists.
 template <bool kStrict, class Group, class P>
 MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
@@ -352,18 +368,7 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
   group.sync();
   if (!reached) return false;
 
-  if (group.lane() == 0) {
-    p.row_dual[start] += best.distance;
-    int32_t column = best.column;
-    for (int32_t turn = 0; turn <= scanned; ++turn) {
-      const int32_t row = static_cast<int32_t>(p.path[column]);
-      p.row_of_column[column] = row;
-      const int32_t next = p.column_of_row[row];
-      p.column_of_row[row] = column;
-      if (row == start) break;
-      column = next;
-    }
-  }
+  if (group.lane() == 0) assign_along_path(p, start, best, scanned);
   group.sync();
   return true;
 }

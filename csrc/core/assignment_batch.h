@@ -78,7 +78,7 @@ MFK_INLINE int64_t dense_stride(int64_t columns) { return columns | 1; }
 template <class S, class T, class Group>
 MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Shape& shape,
                                    bool negate, T* dense, int64_t stride) {
-  constexpr int kInFlight = 8;
+  constexpr int kInFlight = 16;
   const bool down = shape.row_stride < shape.column_stride;
   const int32_t inner = down ? shape.rows : shape.columns;
   const int32_t outer = down ? shape.columns : shape.rows;
@@ -86,6 +86,8 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
   const int64_t from_outer = down ? shape.column_stride : shape.row_stride;
   const int64_t to_inner = down ? stride : 1;
   const int64_t to_outer = down ? 1 : stride;
+  const int32_t step_outer = group.lanes() / inner;
+  const int32_t step_inner = group.lanes() % inner;
   int32_t status = 0;
   int32_t o = group.lane() / inner;
   int32_t i = group.lane() % inner;
@@ -99,7 +101,12 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
       const int64_t safe_o = inside ? o : outer - 1;
       costs[k] = source[safe_o * from_outer + i * from_inner];
       targets[k] = inside ? o * to_outer + i * to_inner : -1;
-      for (i += group.lanes(); i >= inner; i -= inner) ++o;
+      o += step_outer;
+      i += step_inner;
+      if (i >= inner) {
+        i -= inner;
+        ++o;
+      }
     }
     MFK_UNROLL
     for (int k = 0; k < kInFlight; ++k) {
@@ -111,10 +118,14 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
   return status;
 }
 
+// The costs of problem `index` into dense rows, its smaller side as rows; this lane's status bits.
 template <class T, class Group>
-MFK_HOST_DEVICE int32_t load_dense(const Group& group, const Batch& batch, int64_t index,
-                                   const Shape& shape, T* dense, int64_t stride) {
+MFK_HOST_DEVICE int32_t load_problem(const Group& group, const Batch& batch, int64_t index,
+                                     T* dense) {
+  const Shape shape = shape_of(batch, index);
+  if (shape.rows == 0) return 0;
   const int64_t first = index * batch.batch_stride;
+  const int64_t stride = dense_stride(shape.columns);
   const auto copy = [&](const auto* source) {
     return copy_costs(group, source + first, shape, batch.maximize, dense, stride);
   };
@@ -161,18 +172,17 @@ MFK_HOST_DEVICE void substitute_missing(const Group& group, const P& p, typename
   group.sync();
 }
 
-// Problem `index` from costs to assignment and status. `memory` and `dense` belong to the group.
+// Assignment and status of problem `index` from what `load_problem` left in `dense`. `memory` and
+// `dense` belong to the group, `status` to the lane.
 template <bool kStrict, class T, class Group>
-MFK_HOST_DEVICE void solve_problem(const Group& group, const Batch& batch, int64_t index,
-                                   char* memory, T* dense) {
+MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_t index,
+                                  char* memory, T* dense, int32_t status) {
   const Shape shape = shape_of(batch, index);
   int64_t* result = batch.assignment + index * batch.rows;
-  int32_t status = 0;
   bool complete = true;
   Problem<DenseCosts<T>> p = carve<T>(memory, shape.rows, shape.columns, kStrict);
   if (shape.rows > 0) {
     p.costs = {dense, dense_stride(shape.columns)};
-    status = load_dense(group, batch, index, shape, dense, p.costs.row_stride);
     // At most twice, in a loop so that the code of the search exists once.
     for (;;) {
       complete = solve<kStrict>(group, p);

@@ -1,5 +1,5 @@
-// The tensor operator `assignment` on CUDA: all problems in one launch, one warp each, or eight warps
-// where there are many columns.
+// The tensor operator `assignment` on CUDA: all problems in one launch. One warp solves a problem that
+// four warps loaded, or eight warps do both where there are many columns.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -11,8 +11,10 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "core/assignment_batch.h"
+#include "core/assignment_registers.h"
 #include "core/integers.h"
 #include "tensors/assignment_batch.h"
 
@@ -20,6 +22,7 @@ namespace {
 
 using mfk::Element;
 using mfk::assignment::Batch;
+using mfk::assignment::InRegisters;
 using mfk::assignment::Nearest;
 using mfk::assignment::TwoLeast;
 using torch::headeronly::ScalarType;
@@ -33,22 +36,26 @@ __device__ __forceinline__ uint64_t key_of(double value) {
   return bits & 0x8000000000000000u ? ~bits : bits | 0x8000000000000000u;
 }
 
-__device__ __forceinline__ double value_of(uint64_t key) {
-  const uint64_t bits = key & 0x8000000000000000u ? key & 0x7fffffffffffffffu : ~key;
-  return __longlong_as_double(static_cast<long long>(bits));
+// The lane with the least key; of those with the same key the one with the least rank.
+__device__ __forceinline__ int least_lane(uint64_t key, int32_t rank) {
+  const uint32_t high = static_cast<uint32_t>(key >> 32);
+  const bool high_ties = high == __reduce_min_sync(kAll, high);
+  unsigned lanes = __ballot_sync(kAll, high_ties);
+  if ((lanes & (lanes - 1)) != 0) {
+    const uint32_t low = static_cast<uint32_t>(key);
+    const bool ties = high_ties && low == __reduce_min_sync(kAll, high_ties ? low : ~0u);
+    const int32_t least_rank = __reduce_min_sync(kAll, ties ? rank : INT32_MAX);
+    lanes = __ballot_sync(kAll, ties && rank == least_rank);
+  }
+  return __ffs(static_cast<int>(lanes)) - 1;
 }
 
 __device__ __forceinline__ Nearest nearest_in_warp(const Nearest& mine) {
-  const uint64_t key = key_of(mine.distance);
-  const uint32_t high = static_cast<uint32_t>(key >> 32);
-  const uint32_t low = static_cast<uint32_t>(key);
-  const uint32_t least_high = __reduce_min_sync(kAll, high);
-  const uint32_t least_low = __reduce_min_sync(kAll, high == least_high ? low : ~0u);
-  const bool tie = high == least_high && low == least_low;
-  const int32_t rank = __reduce_min_sync(kAll, tie ? mine.rank : INT32_MAX);
-  const unsigned winners = __ballot_sync(kAll, tie && mine.rank == rank);
-  const int32_t column = __shfl_sync(kAll, mine.column, __ffs(winners) - 1);
-  return {value_of(static_cast<uint64_t>(least_high) << 32 | least_low), rank, column};
+  const int lane = least_lane(key_of(mine.distance), mine.rank);
+  const Nearest best{__shfl_sync(kAll, mine.distance, lane), __shfl_sync(kAll, mine.rank, lane),
+                     __shfl_sync(kAll, mine.column, lane)};
+  __syncwarp();
+  return best;
 }
 
 __device__ __forceinline__ TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
@@ -59,15 +66,15 @@ __device__ __forceinline__ TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
   return {least, other < second ? other : second, first ? a.column : b.column};
 }
 
-__device__ __forceinline__ TwoLeast two_least_in_warp(TwoLeast mine) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const TwoLeast other{__shfl_xor_sync(kAll, mine.least, offset),
-                         __shfl_xor_sync(kAll, mine.second, offset),
-                         __shfl_xor_sync(kAll, mine.column, offset)};
-    mine = join(mine, other);
-  }
-  return mine;
+__device__ __forceinline__ TwoLeast two_least_in_warp(const TwoLeast& mine) {
+  const int lane = least_lane(key_of(mine.least), mine.column);
+  const bool has_least = threadIdx.x % 32 == static_cast<unsigned>(lane);
+  const double next = has_least ? mine.second : mine.least;
+  const int next_lane = least_lane(key_of(next), 0);
+  const TwoLeast best{__shfl_sync(kAll, mine.least, lane), __shfl_sync(kAll, next, next_lane),
+                      __shfl_sync(kAll, mine.column, lane)};
+  __syncwarp();
+  return best;
 }
 
 __device__ __forceinline__ void claim_slot(int32_t* slot, int32_t row) {
@@ -142,44 +149,58 @@ struct Block {
   }
 };
 
+// All warps of a block, which load what the first of them then solves.
+struct Loaders {
+  __device__ int lane() const { return static_cast<int>(threadIdx.x); }
+  __device__ int lanes() const { return static_cast<int>(blockDim.x); }
+  __device__ void sync() const { __syncthreads(); }
+};
+
 extern __shared__ double shared_memory[];
 
-// One warp, everything in shared memory.
-template <class T, bool kStrict>
-__global__ void __launch_bounds__(32, 1) solve_on_chip(const Batch batch, int64_t arrays) {
-  char* memory = reinterpret_cast<char*>(shared_memory);
-  T* dense = reinterpret_cast<T*>(memory + arrays);
-  mfk::assignment::solve_problem<kStrict, T>(Warp{}, batch, blockIdx.x, memory, dense);
-}
-
-struct OffChip {
-  char* arrays;  // null: in shared memory
+// Where the working memory of problems is; null: in shared memory.
+struct Workspace {
+  char* arrays;
   int64_t array_bytes;
-  char* costs;
+  char* costs;  // from here they come through the L2 cache
   int64_t cost_bytes;
 };
 
-// Costs in global memory, from where they come through the L2 cache.
-template <class T, bool kStrict>
-__global__ void __launch_bounds__(32, 1) solve_warp(const Batch batch, const OffChip off) {
+constexpr int kLoadingWarps = 4;
+
+template <class T, class Group, bool kStrict, bool kOnChip>
+__global__ void __launch_bounds__(32 * kLoadingWarps, 1)
+    solve_by_warp(const Batch batch, const Workspace space) {
+  __shared__ int status;
+  char* memory = reinterpret_cast<char*>(shared_memory);
+  T* dense = reinterpret_cast<T*>(memory + space.array_bytes);
   const int64_t problem = blockIdx.x;
-  char* memory =
-      off.arrays ? off.arrays + problem * off.array_bytes : reinterpret_cast<char*>(shared_memory);
-  T* dense = reinterpret_cast<T*>(off.costs + problem * off.cost_bytes);
-  mfk::assignment::solve_problem<kStrict, T>(Warp{}, batch, problem, memory, dense);
+  if constexpr (!kOnChip) {
+    if (space.arrays) memory = space.arrays + problem * space.array_bytes;
+    dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
+  }
+  if (threadIdx.x == 0) status = 0;
+  const int32_t bits = mfk::assignment::load_problem<T>(Loaders{}, batch, problem, dense);
+  if (bits != 0) atomicOr(&status, bits);
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const Group group{Warp{}};
+  mfk::assignment::solve_loaded<kStrict, T>(group, batch, problem, memory, dense, status);
 }
 
 constexpr int kWarps = 8;
 
-template <class T, bool kStrict>
+template <class T, class Group, bool kStrict>
 __global__ void __launch_bounds__(32 * kWarps, 1)
-    solve_block(const Batch batch, const OffChip off) {
+    solve_by_block(const Batch batch, const Workspace space) {
   __shared__ typename Block<kWarps>::Slots slots;
   const int64_t problem = blockIdx.x;
-  char* memory =
-      off.arrays ? off.arrays + problem * off.array_bytes : reinterpret_cast<char*>(shared_memory);
-  T* dense = reinterpret_cast<T*>(off.costs + problem * off.cost_bytes);
-  mfk::assignment::solve_problem<kStrict, T>(Block<kWarps>(&slots), batch, problem, memory, dense);
+  char* memory = space.arrays ? space.arrays + problem * space.array_bytes
+                              : reinterpret_cast<char*>(shared_memory);
+  T* dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
+  const Group group{Block<kWarps>(&slots)};
+  const int32_t bits = mfk::assignment::load_problem<T>(group, batch, problem, dense);
+  mfk::assignment::solve_loaded<kStrict, T>(group, batch, problem, memory, dense, bits);
 }
 
 // From this many columns a problem gets eight warps.
@@ -207,36 +228,90 @@ void launch(Kernel kernel, int64_t problems, int threads, int64_t bytes, cudaStr
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <class T, bool kStrict>
-void solve(const Tensor& cost, const Batch& batch, int device, cudaStream_t stream) {
-  const int64_t least = batch.rows < batch.columns ? batch.rows : batch.columns;
-  const int64_t most = batch.rows < batch.columns ? batch.columns : batch.rows;
-  const int64_t arrays = mfk::assignment::array_bytes(least, most, kStrict);
-  const int64_t costs = mfk::round_up(least * mfk::assignment::dense_stride(most) * sizeof(T), 16);
-  const int64_t block_limit =
-      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kReservedBytes;
-  const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
+// Whether all problems run at a time with costs and arrays in shared memory, or take little of it.
+bool fits_on_chip(int64_t problems, int64_t bytes, int64_t block_limit, int device) {
+  const int64_t wave = mfk::divide_up(problems, attribute(cudaDevAttrMultiProcessorCount, device));
   const int64_t per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  const int64_t wave = mfk::divide_up(batch.batch, processors);
-  const bool one_wave = wave * (arrays + costs + kReservedBytes) <= per_processor;
+  return bytes <= block_limit &&
+         (bytes <= kModestBytes || wave * (bytes + kReservedBytes) <= per_processor);
+}
 
-  if (most <= kManyColumns && arrays + costs <= block_limit &&
-      (one_wave || arrays + costs <= kModestBytes)) {
-    launch(solve_on_chip<T, kStrict>, batch.batch, 32, arrays + costs, stream, batch, arrays);
-    return;
+// How much memory the largest problem of a batch takes, and whose it is.
+struct Footprint {
+  int64_t columns, arrays, costs, block_limit;
+
+  template <class T>
+  static Footprint of(const Batch& batch, bool strict, int device) {
+    const int64_t rows = batch.rows < batch.columns ? batch.rows : batch.columns;
+    const int64_t columns = batch.rows < batch.columns ? batch.columns : batch.rows;
+    const int64_t stride = mfk::assignment::dense_stride(columns);
+    return {columns, mfk::assignment::array_bytes(rows, columns, strict),
+            mfk::round_up(rows * stride * static_cast<int64_t>(sizeof(T)), 16),
+            attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kReservedBytes};
   }
-  const bool arrays_fit = arrays <= block_limit;
-  const int64_t off_chip = costs + (arrays_fit ? 0 : arrays);
-  const Tensor workspace =
-      torch::stable::new_empty(cost, {batch.batch * off_chip}, ScalarType::Byte);
-  char* memory = static_cast<char*>(workspace.mutable_data_ptr());
-  const OffChip off{arrays_fit ? nullptr : memory + batch.batch * costs, arrays, memory, costs};
-  const int64_t bytes = arrays_fit ? arrays : 0;
-  if (most <= kManyColumns) {
-    launch(solve_warp<T, kStrict>, batch.batch, 32, bytes, stream, batch, off);
+};
+
+// Costs in global memory, the other arrays in shared memory where they fit.
+template <class Kernel>
+void launch_off_chip(Kernel kernel, int threads, const Tensor& cost, const Batch& batch,
+                     const Footprint& size, cudaStream_t stream) {
+  const bool arrays_fit = size.arrays <= size.block_limit;
+  const int64_t bytes = batch.batch * (size.costs + (arrays_fit ? 0 : size.arrays));
+  const Tensor memory = torch::stable::new_empty(cost, {bytes}, ScalarType::Byte);
+  char* costs = static_cast<char*>(memory.mutable_data_ptr());
+  char* arrays = arrays_fit ? nullptr : costs + batch.batch * size.costs;
+  launch(kernel, batch.batch, threads, arrays_fit ? size.arrays : 0, stream, batch,
+         Workspace{arrays, size.arrays, costs, size.costs});
+}
+
+template <class T, class Group, bool kStrict>
+void launch_warps(const Tensor& cost, const Batch& batch, const Footprint& size, int device,
+                  cudaStream_t stream) {
+  constexpr int kThreads = 32 * kLoadingWarps;
+  const int64_t bytes = size.arrays + size.costs;
+  if (fits_on_chip(batch.batch, bytes, size.block_limit, device)) {
+    launch(solve_by_warp<T, Group, kStrict, true>, batch.batch, kThreads, bytes, stream, batch,
+           Workspace{nullptr, size.arrays, nullptr, size.costs});
   } else {
-    launch(solve_block<T, kStrict>, batch.batch, 32 * kWarps, bytes, stream, batch, off);
+    launch_off_chip(solve_by_warp<T, Group, kStrict, false>, kThreads, cost, batch, size, stream);
   }
+}
+
+template <class T, class Group, bool kStrict>
+void launch_blocks(const Tensor& cost, const Batch& batch, const Footprint& size,
+                   cudaStream_t stream) {
+  launch_off_chip(solve_by_block<T, Group, kStrict>, 32 * kWarps, cost, batch, size, stream);
+}
+
+template <class T, bool kStrict>
+void solve_in_memory(const Tensor& cost, const Batch& batch, int device, cudaStream_t stream) {
+  const Footprint size = Footprint::of<T>(batch, kStrict, device);
+  if (size.columns <= kManyColumns) {
+    launch_warps<T, Warp, kStrict>(cost, batch, size, device, stream);
+  } else {
+    launch_blocks<T, Block<kWarps>, kStrict>(cost, batch, size, stream);
+  }
+}
+
+// A group that keeps its columns in registers, as few of them per lane as the problems need.
+void solve_in_registers(const Tensor& cost, const Batch& batch, int device, cudaStream_t stream) {
+  const Footprint size = Footprint::of<float>(batch, false, device);
+  const auto warps = [&](auto per_lane) {
+    using Group = InRegisters<Warp, decltype(per_lane)::value>;
+    launch_warps<float, Group, false>(cost, batch, size, device, stream);
+  };
+  const auto blocks = [&](auto per_lane) {
+    using Group = InRegisters<Block<kWarps>, decltype(per_lane)::value>;
+    launch_blocks<float, Group, false>(cost, batch, size, stream);
+  };
+  const int64_t per_lane = mfk::divide_up(size.columns, 32);
+  if (per_lane <= 2) return warps(std::integral_constant<int, 2>{});
+  if (per_lane <= 4) return warps(std::integral_constant<int, 4>{});
+  if (per_lane <= 10) return warps(std::integral_constant<int, 10>{});
+  if (per_lane <= 16) return warps(std::integral_constant<int, 16>{});
+  if (per_lane <= 4 * kWarps) return blocks(std::integral_constant<int, 4>{});
+  if (per_lane <= 16 * kWarps) return blocks(std::integral_constant<int, 16>{});
+  launch_blocks<float, Block<kWarps>, false>(cost, batch, size, stream);
 }
 
 // Values are clamped on the device: looking at them here would wait for it.
@@ -265,10 +340,10 @@ std::tuple<Tensor, Tensor> assignment(const Tensor& cost, const std::optional<Te
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
     const cudaStream_t stream = static_cast<cudaStream_t>(handle);
     const bool is_double = batch.element == Element::kDouble;
-    if (is_double && strict) solve<double, true>(cost, batch, device, stream);
-    if (is_double && !strict) solve<double, false>(cost, batch, device, stream);
-    if (!is_double && strict) solve<float, true>(cost, batch, device, stream);
-    if (!is_double && !strict) solve<float, false>(cost, batch, device, stream);
+    if (is_double && strict) solve_in_memory<double, true>(cost, batch, device, stream);
+    if (is_double && !strict) solve_in_memory<double, false>(cost, batch, device, stream);
+    if (!is_double && strict) solve_in_memory<float, true>(cost, batch, device, stream);
+    if (!is_double && !strict) solve_in_registers(cost, batch, device, stream);
   }
   return {tensors.assignment, tensors.status};
 }

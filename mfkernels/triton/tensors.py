@@ -44,4 +44,5 @@ def float32_precision() -> str:
 
     Three TF32 products of the leading and trailing halves are about as exact as float32 is.
     """
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    # `allow_tf32` raises once the user has chosen through `fp32_precision`; this one knows both.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

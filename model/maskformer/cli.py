@@ -1,4 +1,4 @@
-"""The command line: `maskformer train | evaluate | predict | info | convert`.
+"""The command line: `maskformer init | train | evaluate | predict | info | convert`.
 
 Nothing here imports PyTorch, so help, mistakes and shell completion take no time. What a command
 does is in `maskformer.commands`, imported when it runs.
@@ -6,6 +6,7 @@ does is in `maskformer.commands`, imported when it runs.
 
 from __future__ import annotations
 
+import glob
 import signal
 import sys
 import traceback
@@ -61,7 +62,8 @@ TtaOption = Annotated[
 CheckpointOption = Annotated[
     Path,
     typer.Option(
-        "--checkpoint", help="A run folder (its best checkpoint), a checkpoint or a model."
+        "--checkpoint",
+        help="A run folder (its best checkpoint), a checkpoint, a model, or a hub id.",
     ),
 ]
 
@@ -72,8 +74,27 @@ INTERNAL_ERROR = 70
 """Exit code after a bug; `EX_SOFTWARE` of sysexits.h."""
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from maskformer.system.version import installed
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        torch, timm = installed("torch"), installed("timm")
+        typer.echo(f"maskformer {installed()} (torch {torch}, timm {timm}, Python {python})")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of maskformer and of what it runs on.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where in the program an error arose.")
     ] = False,
@@ -94,7 +115,12 @@ def train(
         bool, typer.Option("--overwrite", help="Replace the run in --output.")
     ] = False,
     weights: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+        Path | None,
+        typer.Option(
+            help="Start from the weights of this checkpoint: a run, a folder, a file or a hub id. "
+            "A recipe without a model section takes its architecture; without --config, the run's "
+            "whole recipe serves."
+        ),
     ] = None,
     backend: BackendOption = "auto",
     cpu: Annotated[
@@ -111,8 +137,10 @@ def train(
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
-    if config is None and not resume:
+    if config is None and not resume and weights is None:
         raise typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
+    if config is None and output is None:
+        raise typer.BadParameter("--weights without --config needs the run folder: --output FOLDER")
     recipe = _load_recipe(config, overrides)
     folder = output or Path("runs") / Path(str(config)).with_suffix("").as_posix().replace("/", "_")
     from maskformer.commands.train import run
@@ -121,6 +149,7 @@ def train(
         recipe,
         overrides or [],
         folder,
+        config=config,
         resume=resume,
         overwrite=overwrite,
         weights=weights,
@@ -153,9 +182,10 @@ def evaluate(
         check_output_folder(output)
     elif save_maps:
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
+    _check_model_stays(overrides or [])
     for override in overrides or []:
-        if override.startswith("model."):
-            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+        if override.startswith("predict."):
+            raise UsageError(f"evaluate sees images whole: '{override}' is for maskformer predict")
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
 
@@ -173,7 +203,14 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|KEY=VALUE",
+            help="Image files, folders or glob patterns; values that replace the recipe's, such as "
+            "predict.tile=512.",
+        ),
+    ],
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option(help="Where the pictures and results go.")],
     mode: Annotated[
@@ -184,11 +221,25 @@ def predict(
     device: DeviceOption = None,
 ) -> None:
     """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
-    COCO instances, as --mode says.
+    COCO instances, as --mode says. files.json says which result belongs to which image.
     """
+    overrides = [text for text in images if _is_override(text)]
+    images = [text for text in images if text not in overrides]
+    if not images:
+        raise typer.BadParameter("no image is named, only values of the recipe")
+    _check_model_stays(overrides)
     from maskformer.commands.predict import run
 
-    run(images, checkpoint, out, mode=mode, tta=tta, backend=backend, device=device)
+    run(
+        images,
+        checkpoint,
+        out,
+        overrides=overrides,
+        mode=mode,
+        tta=tta,
+        backend=backend,
+        device=device,
+    )
 
 
 @app.command()
@@ -232,6 +283,22 @@ def info(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder with images and their labels.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The recipe to write; FOLDER's name.yaml unless given, - prints it."),
+    ] = None,
+) -> None:
+    """Look at a folder of images and labels and write a recipe for it: formats, classes, values,
+    split and sizes.
+    """
+    from maskformer.commands.init import run
+
+    run(folder, output)
+
+
+@app.command()
 def convert(
     source: Annotated[
         str, typer.Argument(help="A folder, an official .pkl or .pth file, or a hub id.")
@@ -257,6 +324,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end.__context__, TrainingStoppedError):
             _print_error("interrupted; nothing was left to save")
+        option = getattr(end.__context__, "option_name", None)
+        if option is not None:
+            _suggest_override(option)
         raise
     except TrainingStoppedError as stop:
         _print_error(str(stop))
@@ -296,6 +366,34 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
     from maskformer.config.load import load_config
 
     return load_config(config, overrides or [])
+
+
+def _suggest_override(option: str) -> None:
+    """Values of a recipe are no options: says how the one that was meant is written."""
+    from maskformer.config.options import overrides_for
+
+    rest = iter(sys.argv)
+    given = next((text for text in rest if text.partition("=")[0] == option), "")
+    value = given.partition("=")[2] or next(rest, "")
+    overrides = overrides_for(option, "" if value.startswith("-") else value)
+    if overrides:
+        _print_error(
+            f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
+            f"{' or '.join(overrides)}"
+        )
+
+
+def _check_model_stays(overrides: list[str]) -> None:
+    for override in overrides:
+        if override.startswith("model."):
+            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+
+
+def _is_override(text: str) -> bool:
+    """Whether it is KEY=VALUE; a file or pattern with `=` in it that finds something is not."""
+    key, equals, _ = text.partition("=")
+    is_key = bool(equals) and all(part.isidentifier() for part in key.split("."))
+    return is_key and not (Path(text).exists() or glob.glob(text))  # noqa: PTH207
 
 
 def _print_error(message: str, style: str | None = None) -> None:

@@ -6,34 +6,32 @@ import fnmatch
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from maskformer.config.choices import Mode
 from maskformer.config.schema import Config
-from maskformer.data import DatasetInfo, Normalize
-from maskformer.data.images import read_image
+from maskformer.data import DatasetInfo
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
 from maskformer.data.sample import Sample
 from maskformer.errors import DatasetError, OutputError, UsageError
-from maskformer.inference.image_processor import ImageProcessor
-from maskformer.inference.prediction import predict_batch
-from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
-from maskformer.output.pictures import overlay_with_legend, save_picture
+from maskformer.output.picture_writer import PictureWriter
 from maskformer.output.result_writer import ResultWriter
-from maskformer.system.listing import list_files
+from maskformer.predictor import Predictor
+from maskformer.system.listing import list_files, list_folder
 from maskformer.system.paths import OutputNames, find_input_in, folders_and_links_of, image_ids
 from maskformer.system.text import escape
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-
-def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
+def find_images(
+    patterns: Sequence[str], out: Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> list[Path]:
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
     Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
@@ -43,6 +41,7 @@ def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
         patterns: as on the command line.
         out: where results go. What folders and patterns find in it comes from an earlier run and
             is left out.
+        note: told what else is in a folder, and is not taken.
 
     Raises:
         DatasetError: a pattern that stands for nothing.
@@ -53,18 +52,28 @@ def find_images(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
         found = [path] if path.is_file() else _outside(_expand(pattern), out)
         if not found:
             raise DatasetError(_nothing_found(pattern, out))
+        if path.is_dir() and (passed_over := _left_out(path)):
+            note(passed_over)
         for file in found:
             # The same file under another name of its folder is not predicted twice.
             files.setdefault((os.path.realpath(file.parent), file.name), file)
     return list(files.values())
 
 
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _left_out(folder: Path) -> str:
+    listing = list_folder(folder)
+    return left_out(folder, listing, [name for name in listing.files if not _is_image(name)])
+
+
 def _expand(pattern: str) -> list[Path]:
     """What a folder or a pattern stands for, sorted."""
     path = Path(pattern)
     if path.is_dir():
-        names = list_files(path)
-        return [path / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        return [path / name for name in list_files(path) if _is_image(name)]
     if "**" not in path.parts:
         names = glob.glob(pattern)  # noqa: PTH207 (absolute patterns too)
         return sorted(file for file in map(Path, names) if not file.is_dir())
@@ -127,14 +136,17 @@ def predict_images(
     progress: Progress,
     tta: bool = False,
 ) -> int:
-    """Writes `NAME.png` (overlay and legend) for each image, and what `ResultWriter` writes.
+    """Writes `NAME.png` (overlay and legend; large ones `NAME.jpg`) for each image, what
+    `ResultWriter` writes, and `files.json`: which image each NAME stands for.
 
     An image that cannot be read is reported and left out. In the JSON files an image's id is its
-    name, as a number where it is one that no other name is too (COCO's custom).
+    name, as a number where it is one that no other name is too (COCO's custom). `out` is made for
+    the first result.
 
     Args:
         model: on its device.
-        config: thresholds, sizes and views; its `eval.semantic` and `eval.panoptic` do not count.
+        config: thresholds, sizes, views, tiles and pictures; its `eval.semantic` and
+            `eval.panoptic` do not count.
         info: classes of the model.
         mode: what to predict; `"instance"` draws what scores above `eval.object_mask_threshold`
             and writes all.
@@ -146,56 +158,54 @@ def predict_images(
     Raises:
         OSError: `out` cannot be written.
         OutputError: `out` is or holds the folder of an image.
-        UsageError: model and classes do not allow the mode.
+        UsageError: model, classes, test-time augmentation, tiles and mode do not go together.
     """
-    if tta and mode != "semantic":
-        raise UsageError(
-            f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
-        )
+    _check_mode(mode, tta, config.predict.tile)
     check_output_folder(out)
     _check_beside_images(out, files)
     names = _output_names(files)
-    ids = image_ids(names)
-    out.mkdir(parents=True, exist_ok=True)
-    device = next(model.parameters()).device
-    processor = ImageProcessor(
-        config.data.test_short_side, config.data.test_max_side, Normalize.from_config(model.config)
-    )
-    what = config.eval.model_copy(
-        update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
-    )
-    predict = partial(
-        predict_batch,
-        model,
-        info=info,
-        config=what,
-        device=device,
-        tta=AugmentedViews.from_config(config) if tta else None,
-        with_instances=mode == "instance",
-    )
+    predict = Predictor(model, config, info, mode=mode, tta=tta, progress=progress)
+    reader = ImageReader.from_config(config.data)
     failures = 0
-    model.eval()
     with (
         progress.counting("predicting", len(files)) as counter,
         ResultWriter(out, info) as results,
+        PictureWriter(out, info, config) as pictures,
     ):
-        for file, name, image_id in zip(files, names, ids, strict=True):
+        for file, name, image_id in zip(files, names, image_ids(names), strict=True):
             try:
-                sample = _load(file)
-                [prediction] = predict(processor.batch([sample]))
+                sample = _load(file, reader)
+                prediction = predict(sample)
             except DatasetError as error:
                 progress.warn(str(error))
                 failures += 1
             else:
-                drawn = prediction.segmentation(config.eval.object_mask_threshold)
-                save_picture(overlay_with_legend(sample.image, drawn, info), out / f"{name}.png")
+                if name != file.stem:
+                    progress.print(f"{file}: its results are named {name}")
+                pictures.add(name, file, sample.image, prediction)
                 results.add(name, image_id, prediction, file.name)
             counter.advance(1)
     return failures
 
 
-def _load(file: Path) -> Sample:
-    image = read_image(file)
+def _check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
+    """Refuses what cannot be averaged, and two ways of averaging at once."""
+    if tta and mode != "semantic":
+        raise UsageError(
+            f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"
+        )
+    if tile is not None and mode != "semantic":
+        raise UsageError(
+            f"predict.tile={tile} joins the class scores of tiles, expected mode 'semantic', got "
+            f"'{mode}': segments of different tiles have no common score; leave it out, or predict "
+            "with --mode semantic"
+        )
+    if tile is not None and tta:
+        raise UsageError(f"predict.tile={tile} and --tta do not go together: leave one of them out")
+
+
+def _load(file: Path, reader: ImageReader) -> Sample:
+    image = reader(file)
     nothing = torch.zeros(0)
     return Sample(
         image=image,

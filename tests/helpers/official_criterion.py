@@ -29,6 +29,7 @@ def criterion(
     no_object_weight: float = 0.1,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    class_weights: Tensor | float = 1.0,
 ) -> dict[str, Tensor]:
     """The unweighted losses of `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]`, `aux_outputs`.
 
@@ -36,6 +37,7 @@ def criterion(
     """
     num_masks = max(sum(len(target["labels"]) for target in targets), 1)
     weight = torch.ones(num_classes + 1, dtype=outputs["pred_logits"].dtype)
+    weight[:-1] = class_weights
     weight[-1] = no_object_weight
     losses: dict[str, Tensor] = {}
     aux = enumerate(outputs.get("aux_outputs", ()))

@@ -382,6 +382,20 @@ class TestPatching:
         unpatch()
         assert all(a is b for a, b in zip(before, originals(), strict=True))
 
+    def test_it_says_what_is_patched(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "mfkernels")
+        names = patch()
+        assert names == patch()
+        assert {"MaskFormerHungarianMatcher.forward", "Mask2FormerLoss.loss_masks"} <= set(names)
+        assert "MaskFormerImageProcessor.post_process_panoptic_segmentation" in names
+        assert f"mfkernels serves in every model: {', '.join(names)}" in caplog.text
+        unpatch()
+        model = models.build("mask2former")
+        expected = ("Mask2FormerHungarianMatcher.forward", "Mask2FormerLoss.loss_masks")
+        assert sorted(patch(model)) == list(expected)
+        assert f"mfkernels serves in this {type(model).__name__}: Mask2Former" in caplog.text
+        assert patch(criterion=False, matcher=False, post_processing=False) == ()
+
     def test_some_features(self) -> None:
         before = originals()
         patch(criterion=False, post_processing=False)

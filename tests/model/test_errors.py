@@ -40,7 +40,8 @@ def all_errors() -> dict[str, type[Exception]]:
             is_error = inspect.isclass(value) and issubclass(value, Exception)
             if is_error and value.__module__.startswith("maskformer.") and name.endswith("Error"):
                 found[name] = value
-    del found["RefusedError"]  # never leaves the reader of pickles
+    for inner in ("RefusedError", "ExtraMissingError", "PixelLimitError"):
+        del found[inner]  # never leaves the readers of pickles and of images
     return found
 
 

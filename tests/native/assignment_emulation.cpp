@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/assignment_batch.h"
+#include "core/assignment_registers.h"
 
 namespace py = pybind11;
 namespace assignment = mfk::assignment;
@@ -125,8 +126,15 @@ struct EmulatedWarp {
   }
 };
 
+template <bool kStrict, class T, class Group>
+void solve(const Group& group, const assignment::Batch& batch, int64_t index, char* memory,
+           T* dense) {
+  const int32_t bits = assignment::load_problem<T>(group, batch, index, dense);
+  assignment::solve_loaded<kStrict, T>(group, batch, index, memory, dense, bits);
+}
+
 template <class T, bool kStrict>
-void solve(const assignment::Batch& batch, int lanes, int step) {
+void solve_all(const assignment::Batch& batch, int lanes, int step, bool in_registers) {
   Fibers fibers(lanes, step);
   Exchange exchange;
   exchange.nearest.resize(lanes);
@@ -137,12 +145,23 @@ void solve(const assignment::Batch& batch, int lanes, int step) {
   // Poisoned: what is not written before it is read shows.
   std::vector<double> memory(assignment::array_bytes(least, most, kStrict) / 8);
   std::vector<T> dense(least * assignment::dense_stride(most));
+  const EmulatedWarp warp{&fibers, &exchange};
   for (int64_t b = 0; b < batch.batch; ++b) {
     std::fill(memory.begin(), memory.end(), -assignment::infinity() + assignment::infinity());
     std::fill(dense.begin(), dense.end(), static_cast<T>(-assignment::infinity()));
     fibers.run([&] {
-      assignment::solve_problem<kStrict, T>(EmulatedWarp{&fibers, &exchange}, batch, b,
-                                            reinterpret_cast<char*>(memory.data()), dense.data());
+      char* arrays = reinterpret_cast<char*>(memory.data());
+      if constexpr (!kStrict) {
+        using Few = assignment::InRegisters<EmulatedWarp, 2>;
+        using Many = assignment::InRegisters<EmulatedWarp, 16>;
+        if (in_registers && most <= 2 * lanes) {
+          return solve<kStrict>(Few(warp), batch, b, arrays, dense.data());
+        }
+        if (in_registers && most <= 16 * lanes) {
+          return solve<kStrict>(Many(warp), batch, b, arrays, dense.data());
+        }
+      }
+      solve<kStrict>(warp, batch, b, arrays, dense.data());
     });
   }
 }
@@ -175,14 +194,16 @@ std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
       result.mutable_data(),
       status.mutable_data(),
   };
-  // `threads` of the driver chooses the lanes and their order: upwards, downwards, in large steps.
+  // `threads` of the driver chooses the lanes and their order (upwards, downwards, in large steps),
+  // and with 1 that columns stay in memory.
   const int lanes = threads == 3 ? 64 : 32;
   const int step = threads == 1 ? 1 : lanes - (threads == 2 ? 1 : 13);
+  const bool in_registers = threads != 1;
   const bool wide = batch.element == mfk::Element::kDouble;
-  if (wide && strict) solve<double, true>(batch, lanes, step);
-  if (wide && !strict) solve<double, false>(batch, lanes, step);
-  if (!wide && strict) solve<float, true>(batch, lanes, step);
-  if (!wide && !strict) solve<float, false>(batch, lanes, step);
+  if (wide && strict) solve_all<double, true>(batch, lanes, step, in_registers);
+  if (wide && !strict) solve_all<double, false>(batch, lanes, step, in_registers);
+  if (!wide && strict) solve_all<float, true>(batch, lanes, step, in_registers);
+  if (!wide && !strict) solve_all<float, false>(batch, lanes, step, in_registers);
   return {std::move(result), std::move(status)};
 }
 

@@ -27,11 +27,16 @@ configuration, outputs.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from torch import nn
 
 from mfkernels.integrations.transformers import patching
 
 __all__ = ["patch", "unpatch"]
+
+_logger = logging.getLogger(__name__)
 
 
 def patch(
@@ -40,7 +45,7 @@ def patch(
     criterion: bool = True,
     matcher: bool = True,
     post_processing: bool = True,
-) -> None:
+) -> tuple[str, ...]:
     """Replace methods of the supported models. A second call changes nothing.
 
     A copy of a patched model is patched. A patched model that is pickled whole comes back unpatched
@@ -53,6 +58,9 @@ def patch(
         matcher: the bipartite matching.
         post_processing: the image processors. They are no part of a model, so this has an effect
             with `model=None` only.
+
+    Returns:
+        What is ours now, such as `"MaskFormerLoss.forward"`; logged at the level INFO too.
 
     Raises:
         RuntimeError: the installed transformers is of another version, a method has another
@@ -68,7 +76,7 @@ def patch(
             patching.check_family(family, features)
         for _, replacement in replacements:
             patching.patch_class(replacement)
-        return
+        return _said("every model", [replacement for _, replacement in replacements])
     found = _in_model(model, features)
     if features and not found:
         names = ", ".join(family.name for family in patching.FAMILIES)
@@ -79,6 +87,7 @@ def patch(
         patching.check_family(family, features)
     for _, module, replacement in found:
         patching.patch_instance(module, replacement)
+    return _said(f"this {type(model).__name__}", [replacement for _, _, replacement in found])
 
 
 def unpatch(
@@ -103,6 +112,12 @@ def unpatch(
         return
     for _, module, replacement in _in_model(model, features):
         patching.unpatch_instance(module, replacement)
+
+
+def _said(where: str, replacements: Sequence[patching.Replacement]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(f"{r.owner}.{r.attribute}" for r in replacements))
+    _logger.info("mfkernels serves in %s: %s", where, ", ".join(names) or "nothing")
+    return names
 
 
 def _features(criterion: bool, matcher: bool, post_processing: bool) -> frozenset[str]:

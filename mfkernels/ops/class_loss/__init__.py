@@ -13,7 +13,11 @@ from mfkernels.targets import SegmentTargets
 
 
 def class_loss(
-    class_logits: Tensor, targets: SegmentTargets, assignment: Tensor, no_object_weight: float
+    class_logits: Tensor,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    no_object_weight: float,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over queries and images of weight · entropy, and of the weights alone.
 
@@ -23,15 +27,20 @@ def class_loss(
         class_logits: `[L, B, Q, K+1]`; index K is "no object".
         targets: the segments of the B images.
         assignment: `[L, B, T]` int64: the query of each segment, or −1 for none.
-        no_object_weight: weight of a query without a segment; all others weigh 1.
+        no_object_weight: weight of a query without a segment.
+        class_weights: `[K]`, weights of queries by the class of their segment; left out, all of
+            them weigh 1. No kernel takes any: plain PyTorch serves them, on the device too.
 
     Returns:
         Both `[L]`, float32 (float64 for float64 inputs); the first is differentiable once. It is
         NaN if a label is outside `[0, K)`.
     """
     problem = native_problem(class_logits)
-    if backend.select("class_loss", class_logits.device, problem) != "native":
-        return reference.class_loss(class_logits, targets, assignment, no_object_weight)
+    plain = class_weights is not None
+    if plain or backend.select("class_loss", class_logits.device, problem) != "native":
+        return reference.class_loss(
+            class_logits, targets, assignment, no_object_weight, class_weights
+        )
     loss, weight, _, _ = torch.ops.mfkernels.class_loss(
         class_logits, targets.labels, targets.counts_tensor(), assignment, no_object_weight
     )

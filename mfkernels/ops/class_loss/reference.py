@@ -11,7 +11,11 @@ from mfkernels.targets import SegmentTargets
 
 
 def class_loss(
-    class_logits: Tensor, targets: SegmentTargets, assignment: Tensor, no_object_weight: float
+    class_logits: Tensor,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    no_object_weight: float,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`[L]` and `[L]`: weight · entropy summed over queries and images, and the weights' sum."""
     layers, images, queries, classes = class_logits.shape
@@ -25,6 +29,8 @@ def class_loss(
     target = assignment.new_full((layers, images, queries + 1), num_classes)
     target = target.scatter(2, query, labels)[:, :, :queries]
     weight = logits.new_ones(classes)
+    if class_weights is not None:
+        weight[:num_classes] = class_weights
     weight[num_classes] = no_object_weight
     entropy = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"

@@ -13,4 +13,4 @@ def run(source: str, target: Path, to: Format) -> None:
     """Converts, and says how many parameters there are."""
     model = convert(source, target, to)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    Progress().print(f"{parameters:,} parameters: {target}")
+    Progress().print(f"A model of {parameters:,} parameters was written to {target} as {to}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,24 +13,19 @@ from maskformer.commands.device import choose_device
 from maskformer.config.choices import Backend
 from maskformer.config.schema import Config
 from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
-from maskformer.evaluation.evaluate import (
-    Evaluation,
-    eval_loader,
-    evaluate,
-    metrics_to_json,
-    write_pictures,
-)
+from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.evaluation.figures import write_confusion, write_figures
 from maskformer.inference.prediction import Prediction
 from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.output.console import Progress, class_table, metrics_table
+from maskformer.output.console import Progress, class_table, metrics_table, written
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter
-from maskformer.system.writing import write_text
 from maskformer.training.run_checkpoint import known_classes, load_recipe, resolve_checkpoint
 
 
@@ -51,12 +47,13 @@ def run(
     recipe = recipe or load_recipe(folder, overrides)
     target = choose_device(device)
     model = MaskFormer.from_pretrained(folder).to(target)
+    check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)
         check_output_beside_model(output, folder)
         check_subfolders(output, ["predictions"])
-    _check_classes(model, recipe, len(dataset.info.classes))
+    _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
     if change := class_change(known_classes(folder), dataset.info.classes):
@@ -66,6 +63,8 @@ def run(
                 f"{change.text}; bring data.classes into the order of the checkpoint"
             )
         progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
+    for note in getattr(dataset, "notes", ()):
+        progress.print(f"val data: {note}")
     for warning in check_dataset(dataset):
         progress.warn(warning)
     with ExitStack() as stack:
@@ -84,15 +83,21 @@ def run(
             tta=AugmentedViews.from_config(recipe) if tta else None,
             on_prediction=on_prediction,
         )
-    progress.print(class_table(dataset.info.classes, evaluation.per_class, "by class"))
+    classes, everything = dataset.info.classes, recipe.eval.all_classes
+    progress.print(class_table(classes, evaluation.per_class, "by class", everything=everything))
     scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
     progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
     if output is not None:
-        _write_evaluation(evaluation, output)
-        progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+        _write_evaluation(evaluation, classes, output)
+        progress.print(written(output))
 
 
-def _check_classes(model: SegmentationModel, recipe: Config, count: int) -> None:
+def _check_model(model: SegmentationModel, recipe: Config, count: int) -> None:
+    if model.config.num_channels != recipe.data.num_channels:
+        raise ConfigError(
+            f"the checkpoint takes images of {model.config.num_channels} channels, "
+            f"data.channels gives {recipe.data.num_channels}"
+        )
     if model.config.num_classes != count:
         raise ConfigError(
             f"the checkpoint knows {model.config.num_classes} classes, "
@@ -108,7 +113,7 @@ def _write_results(
     results.add(sample.name, sample.image_id, prediction, sample.file_name)
 
 
-def _write_evaluation(evaluation: Evaluation, output: Path) -> None:
+def _write_evaluation(evaluation: Evaluation, classes: Sequence[str], output: Path) -> None:
     write_pictures(evaluation, output / "predictions")
-    text = metrics_to_json({**evaluation.metrics, "per_class": evaluation.per_class})
-    write_text(output / "metrics.json", text)
+    write_figures(output, evaluation.metrics, evaluation, classes)
+    write_confusion(output, evaluation, classes)

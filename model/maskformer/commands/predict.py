@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -22,18 +23,22 @@ def run(
     checkpoint: Path,
     out: Path,
     *,
+    overrides: Sequence[str] = (),
     mode: Mode | None,
     tta: bool,
     backend: Backend,
     device: str | None,
 ) -> None:
-    """Predicts; the recipe decides the mode unless given."""
+    """Predicts; the recipe decides the mode unless given, as far as it can: views and tiles are
+    semantic.
+    """
     folder = resolve_checkpoint(checkpoint)
-    files = find_images(images, out)
+    progress = Progress()
+    files = find_images(images, out, progress.print)
     check_output_beside_model(out, folder)
     model = MaskFormer.from_pretrained(folder).to(choose_device(device))
-    recipe = load_prediction_recipe(folder, model)
-    progress = Progress()
+    recipe = load_prediction_recipe(folder, model, list(overrides))
+    averaged = tta or recipe.predict.tile is not None
     with mfkernels.use_backend(backend):
         failures = predict_images(
             model,
@@ -41,12 +46,16 @@ def run(
             recipe,
             load_info(folder, model),
             out,
-            mode=mode or ("panoptic" if recipe.eval.panoptic and not tta else "semantic"),
+            mode=mode or ("panoptic" if recipe.eval.panoptic and not averaged else "semantic"),
             tta=tta,
             progress=progress,
         )
     if failures == len(files):
         raise DatasetError(f"none of {len(files)} images could be read")
-    progress.print(f"{len(files) - failures} images: {out}")
+    count = len(files) - failures
+    progress.print(
+        f"{count} image{'s' * (count != 1)} predicted; the results are in {out}, and files.json "
+        "there says which belongs to which image."
+    )
     if failures:
         raise typer.Exit(1)

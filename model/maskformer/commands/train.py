@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskformer.config.choices import Backend
+from maskformer.config.load import load_config
 from maskformer.config.schema import Config
-from maskformer.output.console import Progress, metrics_table
+from maskformer.modeling.backbone import check_pretrained
+from maskformer.output.console import Progress, metrics_table, written
 from maskformer.training.build import build_training
-from maskformer.training.run_checkpoint import checkpoint_to_resume, load_recipe
+from maskformer.training.run_checkpoint import (
+    checkpoint_to_resume,
+    load_recipe,
+    resolve_checkpoint,
+)
 from maskformer.training.trainer import Trainer
+from maskformer.weights import open_checkpoint
 
 
 def run(
@@ -17,15 +24,30 @@ def run(
     overrides: list[str],
     output: Path,
     *,
+    config: str | None = None,
     resume: bool,
     overwrite: bool,
     weights: Path | None,
     backend: Backend,
     cpu: bool,
 ) -> None:
-    """Trains in the run folder `output`; without a recipe, with the one of the run to resume."""
+    """Trains in the run folder `output`.
+
+    Args:
+        recipe: the one named by `config`; without one, that of the run to resume or of the weights.
+        config: read again where the weights may bring the architecture.
+    """
+    if weights is not None:
+        weights = resolve_checkpoint(weights)
+    if recipe is None:
+        source = weights if weights is not None and not resume else checkpoint_to_resume(output)
+        recipe = load_recipe(source, overrides)
+    elif config is not None and weights is not None and not resume:
+        recipe = load_config(config, overrides, model=open_checkpoint(weights).config)
+    if weights is None and not resume:
+        check_pretrained(recipe.model.backbone)
     parts = build_training(
-        recipe or load_recipe(checkpoint_to_resume(output), overrides),
+        recipe,
         output,
         resume=resume,
         overwrite=overwrite,
@@ -37,4 +59,4 @@ def run(
     metrics = trainer.fit()
     progress = Progress(enabled=parts.accelerator.is_main_process)
     progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
-    progress.print(f"figures: {output / 'metrics.json'}   pictures: {output / 'predictions'}")
+    progress.print(written(output))

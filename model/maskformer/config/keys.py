@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from maskformer.config.schema import Config
+from maskformer.system.documents import yaml_line
 
 _TYPES = {
     "boolean": "true or false",
@@ -65,7 +65,7 @@ def _keys(section: BaseModel, prefix: str) -> Iterator[RecipeKey]:
             yield from _keys(value, f"{prefix}{name}.")
         else:
             text = _one_line(field.description)
-            yield RecipeKey(prefix + name, types[name], _yaml(values[name]), text)
+            yield RecipeKey(prefix + name, types[name], yaml_line(values[name]), text)
 
 
 def _types(section: type[BaseModel]) -> dict[str, str]:
@@ -85,6 +85,8 @@ def _is_section(node: Mapping[str, Any], inner: Mapping[str, Any]) -> bool:
 
 
 def _resolve(node: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
+    if len(node.get("allOf", ())) == 1:  # how pydantic before 2.9 gives a reference a default
+        node = node["allOf"][0]
     return inner[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 
 
@@ -92,7 +94,7 @@ def _type(node: Mapping[str, Any], inner: Mapping[str, Any]) -> str:
     """The type of one key in words."""
     node = _resolve(node, inner)
     if "const" in node or "enum" in node:
-        return " or ".join(map(_yaml, node.get("enum", [node.get("const")])))
+        return " or ".join(map(yaml_line, node.get("enum", [node.get("const")])))
     for union in ("anyOf", "oneOf"):
         if union in node:
             return " or ".join(dict.fromkeys(_type(choice, inner) for choice in node[union]))
@@ -127,13 +129,7 @@ def _bounds(node: Mapping[str, Any]) -> str:
 def _default(value: Any) -> str:
     if value is PydanticUndefined:
         return ""
-    return _yaml(list(value) if isinstance(value, tuple) else value)
-
-
-def _yaml(value: Any) -> str:
-    """On one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 16, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return yaml_line(list(value) if isinstance(value, tuple) else value)
 
 
 def _one_line(text: str | None) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from maskformer.config.recipes import CONFIG_FOLDER, config_names
 from maskformer.config.schema import Augmentation, Config, DataConfig, ModelConfig
+from maskformer.config.synonyms import meant_key
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
@@ -25,6 +26,7 @@ from maskformer.system.documents import (
     read_text,
     shown,
 )
+from maskformer.system.version import mark
 
 _MAX_BASES = 16
 _LISTED = 10
@@ -35,20 +37,42 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for section in get_args(get_args(union)[0])
 }
 """Sections by the tag that tells them apart, such as `folder`."""
+_LISTING_CLASSES = ("format", "classes", "label_map")
+"""Keys of `data` that make another list of classes."""
 
 
-def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    name_or_file: str | Path, overrides: Iterable[str] = (), *, model: ModelConfig | None = None
+) -> Config:
     """Reads, merges and checks a recipe.
 
     Args:
         name_or_file: a name out of `config_names()` or a YAML file, whose `base` is another file
             (relative to this one) or such a name, with or without `.yaml`.
         overrides: `key=value` pairs with dotted keys; values are YAML.
+        model: the one that a recipe means which says nothing of its model but the number of
+            classes, such as that of a checkpoint.
 
     Raises:
         ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
     """
     values = _read(_find(str(name_or_file)), ())
+    given = values.get("model") or {}
+    if model is not None and isinstance(given, Mapping) and set(given) <= {"num_classes"}:
+        values["model"] = {**model.model_dump(mode="json"), "num_classes": None, **given}
+    return _with_overrides(values, overrides)
+
+
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A recipe with other values; see `load_config`.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    return _with_overrides(config.model_dump(mode="json"), overrides)
+
+
+def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:
         _merge(given, _parse_override(override))
@@ -84,15 +108,20 @@ def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> Mod
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The recipe as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The recipe as YAML that `load_config` reads back; a comment says which version wrote it."""
+    return mark() + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
     """What two recipes do not share, by dotted key: the old and the new value."""
-    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
+    old, new = (flat_values(config) for config in (before, after))
     names = [*old, *(name for name in new if name not in old)]
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def flat_values(config: BaseModel) -> dict[str, Any]:
+    """The values of a recipe by dotted key."""
+    return _flatten(config.model_dump(mode="json"))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -154,18 +183,31 @@ def _find_base(base: str, child: Path) -> Path:
 
 
 def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Puts values over a recipe's. Other classes take over nothing that is said per class."""
+    """Puts values over a recipe's. Other classes take over nothing that is said per class, and a
+    length in epochs replaces one in steps, or the other way round.
+    """
+    length = {"steps", "epochs"} & set(_section(values, "train"))
+    if len(length) == 1:
+        for key in {"steps", "epochs"} - length:
+            _section(recipe, "train").pop(key, None)
     old, new = recipe.get("data"), values.get("data")
     if (
         isinstance(old, dict)
         and isinstance(new, Mapping)
-        and new.get("classes", old.get("classes")) != old.get("classes")
+        and any(new.get(key, old.get(key)) != old.get(key) for key in _LISTING_CLASSES)
     ):
         old.pop("colors", None)
         old.pop("things", None)
+        if new.get("label_map"):  # not merged key by key: another map is another list of classes
+            old.pop("label_map", None)
         if isinstance(recipe.get("model"), dict):
             recipe["model"].pop("num_classes", None)
     _merge(recipe, values)
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -202,7 +244,11 @@ def _explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         path, valid = _locate(item["loc"], root)
         name = one_line(".".join(path)) or "the recipe"
         if item["type"] == "extra_forbidden":
-            hint = _nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+            hint = (
+                _did_you_mean(meant_key(path))
+                or _nearest(path[-1], valid)
+                or f"; valid here: {', '.join(valid)}"
+            )
             lines.append(f"{name}: unknown key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
@@ -221,17 +267,34 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[lis
         if section is None and part in _VARIANTS:
             section = _VARIANTS[str(part)]
             continue
+        if str(part).startswith("(") or part == "[key]":  # a form of a value, or the key of a map
+            continue
         path.append(str(part))
         if index == len(location) - 1 or section is None:
             continue
-        annotation = (
-            section.model_fields[str(part)].annotation if part in section.model_fields else None
+        section = (
+            _section_in(section.model_fields[str(part)].annotation)
+            if part in section.model_fields
+            else None
         )
-        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation if is_section else None  # type: ignore[assignment]
     return path, list(section.model_fields) if section is not None else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a value is, or may be; None where there is none, or a choice of several."""
+    kinds = [
+        kind
+        for form in (annotation, *get_args(annotation))
+        for kind in (form, *get_args(form)[:1])
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    return kinds[0] if len({*kinds}) == 1 else None
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return _did_you_mean(close[0] if close else None)
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f"; did you mean '{name}'?" if name else ""

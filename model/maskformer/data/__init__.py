@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
+from maskformer.config.schema import CocoInstancesConfig, DataConfig, FolderConfig, ShapesConfig
 from maskformer.data.batches import Batch, EvalBatch, Normalize
-from maskformer.data.check_dataset import check_dataset
+from maskformer.data.check_dataset import check_dataset, check_splits
+from maskformer.data.datasets.coco_instances import CocoInstances
 from maskformer.data.datasets.coco_panoptic import CocoPanoptic
 from maskformer.data.datasets.folder import Folder
 from maskformer.data.datasets.shapes import Shapes
@@ -15,6 +16,7 @@ from maskformer.errors import DatasetError, LabelValueError, WorkerError
 
 __all__ = [
     "Batch",
+    "CocoInstances",
     "CocoPanoptic",
     "Dataset",
     "DatasetError",
@@ -32,12 +34,11 @@ __all__ = [
     "WorkerError",
     "build_dataset",
     "check_dataset",
+    "check_splits",
 ]
 
 
-def build_dataset(
-    config: ShapesConfig | FolderConfig | CocoPanopticConfig, split: Split
-) -> Dataset:
+def build_dataset(config: DataConfig, split: Split) -> Dataset:
     """The data set that a recipe's `data` section describes.
 
     Args:
@@ -54,4 +55,6 @@ def build_dataset(
         return Shapes(config, split)
     if isinstance(config, FolderConfig):
         return Folder(config, split)
+    if isinstance(config, CocoInstancesConfig):
+        return CocoInstances(config, split)
     return CocoPanoptic(config, split)

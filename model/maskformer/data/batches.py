@@ -15,7 +15,7 @@ from mfkernels import SegmentTargets
 MIN_SIDE = 32
 """The coarsest stride of a backbone, in pixels."""
 
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Batch:
     """What one training pass takes.
 
     Attributes:
-        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        pixel_values: `[B, C, H, W]` float32, normalised, then padded with zeros.
         targets: the segments, on the same padded size.
         names: of the images.
     """
@@ -50,7 +50,7 @@ class EvalBatch:
     """Resized images and their untouched samples; see `ImageProcessor.batch`.
 
     Attributes:
-        pixel_values: `[B, 3, H, W]` float32, normalised, then padded with zeros.
+        pixel_values: `[B, C, H, W]` float32, normalised, then padded with zeros.
         image_sizes: height and width of each image inside the padded input.
         input_sizes: height and width to which each image would be padded if it were alone.
         original_sizes: height and width of each image on disk, and of its ground truth.
@@ -80,8 +80,8 @@ class Normalize:
             Never less than 32, the smallest input of a model.
     """
 
-    mean: Triple = PIXEL_MEAN
-    std: Triple = PIXEL_STD
+    mean: PerChannel = PIXEL_MEAN
+    std: PerChannel = PIXEL_STD
     size_divisibility: int = 32
 
     @classmethod
@@ -90,10 +90,12 @@ class Normalize:
         return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """`[3, H_b, W_b]` uint8 each to `[B, 3, H, W]` float32, zeros right and below."""
+        """`[C, H_b, W_b]` uint8 each to `[B, C, H, W]` float32, zeros right and below."""
         height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        batch = images[0].new_zeros((len(images), 3, height, width), dtype=torch.float32)
+        batch = images[0].new_zeros(
+            (len(images), len(self.mean), height, width), dtype=torch.float32
+        )
         for padded, image in zip(batch, images, strict=True):
             padded[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
         return batch

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+
+from maskformer.errors import DatasetError
+
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,39 @@ class ClassChange:
         same_count: both have equally many.
         reordered: a name stands at another place, so that one list's indices mislead in the other.
         text: the first difference, for messages.
+        order: where each class of the data stands in the checkpoint, if both have the same names,
+            each of them once.
     """
 
     same_count: bool
     reordered: bool
     text: str
+    order: tuple[int, ...] | None = None
+
+
+def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
+    """Refuses splits whose lists of classes differ.
+
+    Raises:
+        DatasetError: the lists differ; it says where, and which names only one of them has.
+    """
+    if tuple(train) == tuple(val):
+        return
+    pairs = enumerate(zip_longest(train, val, fillvalue="missing"))
+    index, (one, other) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
+    only = [
+        f"only {split} has {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        for split, names in (
+            ("train", [name for name in train if name not in val]),
+            ("val", [name for name in val if name not in train]),
+        )
+        if names
+    ]
+    raise DatasetError(
+        "the train and the val data do not have the same list of classes: class "
+        f"{index} is {one} in train and {other} in val; "
+        f"{'; '.join(only) or 'the names are the same, in another order'}"
+    )
 
 
 def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChange | None:
@@ -44,4 +77,6 @@ def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChan
     text = f"class {index} is '{known[index]}' there and '{given[index]}' in the data"
     if len(differing) > 1:
         text += f", and {len(differing) - 1} more differ"
-    return ClassChange(True, bool(moved), text)
+    one_to_one = len({*old}) == len(old) and {*old} == {*new}
+    order = tuple(old.index(name) for name in new) if one_to_one else None
+    return ClassChange(True, bool(moved), text, order)

@@ -16,15 +16,18 @@ HUE = 18
 
 
 def distort_color(image: Tensor, rng: random.Random) -> Tensor:
-    """Brightness, contrast, saturation and hue, each half of the time; `[3, H, W]` uint8."""
+    """Brightness, contrast, saturation and hue, each half of the time; `[C, H, W]` uint8.
+
+    Other numbers of channels than 3 have no saturation and no hue.
+    """
     if rng.random() < 0.5:
         image = _to_uint8(image.float() + rng.uniform(-BRIGHTNESS, BRIGHTNESS))
     contrast_first = rng.random() < 0.5
     if contrast_first:
         image = _distort_contrast(image, rng)
-    if rng.random() < 0.5:
+    if len(image) == 3 and rng.random() < 0.5:
         image = scale_saturation(image, rng.uniform(*SATURATION))
-    if rng.random() < 0.5:
+    if len(image) == 3 and rng.random() < 0.5:
         image = F.adjust_hue(image, rng.randint(-HUE, HUE) / 180)
     if not contrast_first:
         image = _distort_contrast(image, rng)

@@ -2,78 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from maskformer.config.schema import MAX_PIXELS
+from maskformer.data.image_files.opening import opened
+from maskformer.data.image_files.orientation import ImageFrame, load_as_stored, turn_image
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.label_files import (
+    Labels,
+    check_lossless,
+    color_values,
+    grey_values,
+    largest_sample,
+)
 from maskformer.errors import DatasetError
-from maskformer.system.reading import open_regular
 from maskformer.system.text import escape
-
-Labels = NDArray[np.integer]
-
-FORMATS = (
-    "JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA"
-)  # fmt: skip
-"""What images and labels may be, whatever their suffix says. Among the others that Pillow opens are
-some that start programs, as EPS does. TGA is the last because it has no mark to know it by."""
-FILE_LIMIT = 1024**3
-"""Bytes of an image file; some decoders read it whole."""
 
 
 def read_image(file: Path) -> Tensor:
     """Reads an image as `[3, H, W]` uint8 RGB, turned as its EXIF orientation says.
 
-    Of several frames, the first.
+    Of several frames, the first. `ImageReader` reads other numbers of channels and ranges.
 
     Raises:
-        DatasetError: missing, broken, not an image, or larger than `FILE_LIMIT` or than Pillow
-            allows (178 million pixels).
+        DatasetError: missing, broken, not an image, larger than `FILE_LIMIT` or `MAX_PIXELS`, or
+            of a depth that does not tell what is black and white.
     """
-    with _opened(file, "image") as image:
-        if image.mode.startswith("I"):
-            # Pillow clips 16-bit grey to 255 when it converts; keep the upper byte instead.
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        pixels = np.array(image.convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return ImageReader()(file)
 
 
-def read_labels(file: Path) -> Labels:
-    """Reads a label file (8 or 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+def read_labels(
+    file: Path,
+    frame: ImageFrame | None = None,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    colors: bool = False,
+) -> Labels:
+    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+
+    Args:
+        frame: how the image lies whose labels they are.
+        max_pixels: `data.max_pixels`.
+        colors: take colours for values: R << 16 | G << 8 | B, as in `#rrggbb`.
 
     Raises:
-        DatasetError: missing, broken, or coloured pixels instead of one value per pixel.
+        DatasetError: missing, broken, compressed with loss, or coloured pixels instead of one value
+            per pixel; or it is open whether they lie as the image does, see
+            `ImageFrame.turn_of_labels`.
     """
-    with _opened(file, "label") as image:
-        if len(image.getbands()) != 1 or image.mode == "F":
-            raise DatasetError(
-                f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or "
-                "16 bit grey, or a palette); convert the colours to class numbers first"
-            )
-        values = np.asarray(image)
-        return values.astype(np.uint8) if values.dtype == np.bool_ else values
+    with opened(file, "label", max_pixels) as image:
+        check_lossless(image, file)
+        largest = largest_sample(image)
+        pixels = _turned(image, file, frame)
+        return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
 
 
-def read_segment_ids(file: Path) -> NDArray[np.int32]:
+def read_palette(file: Path) -> list[tuple[int, int, int]]:
+    """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
+
+    Raises:
+        DatasetError: missing or broken.
+    """
+    with opened(file, "label") as image:
+        channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
+        return list(zip(channels, channels, channels, strict=True))
+
+
+def read_segment_ids(
+    file: Path, frame: ImageFrame | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.int32]:
     """Reads a COCO panoptic PNG as ids `[H, W]`: R + 256 G + 65536 B.
 
+    Args:
+        frame, max_pixels: as in `read_labels`.
+
     Raises:
-        DatasetError: missing, broken or not a colour image.
+        DatasetError: missing, broken, compressed with loss or not a colour image, or as in
+            `read_labels`.
     """
-    with _opened(file, "panoptic") as image:
-        if image.mode not in ("RGB", "RGBA"):
+    with opened(file, "panoptic", max_pixels) as image:
+        check_lossless(image, file, "panoptic")
+        pixels = _turned(image, file, frame)
+        if pixels.mode not in ("RGB", "RGBA"):
             raise DatasetError(
-                f"panoptic file {file} has {image.mode} pixels, expected RGB with "
+                f"panoptic file {file} has {pixels.mode} pixels, expected RGB with "
                 "id = R + 256 G + 65536 B"
             )
-        return rgb_to_id(np.asarray(image)[..., :3])
+        return rgb_to_id(np.asarray(pixels)[..., :3])
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -109,40 +129,9 @@ def check_same_size(
     )
 
 
-@contextmanager
-def _opened(file: Path, what: str) -> Iterator[Image.Image]:
-    """The pixels of a file; whatever goes wrong with them becomes a `DatasetError`."""
-    name = escape(file)
-    try:
-        with (
-            open_regular(file, FILE_LIMIT) as stream,
-            Image.open(stream, formats=_formats()) as image,
-        ):
-            if 0 in image.size:
-                raise ValueError(f"it has {image.width}x{image.height} pixels")
-            image.load()
-            yield ImageOps.exif_transpose(image)
-    except DatasetError:
-        raise
-    except FileNotFoundError:
-        raise DatasetError(f"{what} file {name} does not exist") from None
-    except Exception as error:  # broken files make decoders raise any type
-        raise DatasetError(
-            f"{what} file {name} cannot be read ({_reason(error)}); it is broken or not an image: "
-            "replace or remove it"
-        ) from None
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow knows."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"its content is none of {', '.join(_formats())}"
-    if isinstance(error, MemoryError):
-        return "it does not fit into memory"
-    return escape(error) or type(error).__name__
+def _turned(image: Image.Image, file: Path, frame: ImageFrame | None) -> Image.Image:
+    """The pixels, turned as the EXIF orientation and the image that they belong to say."""
+    stored, tag = load_as_stored(image)
+    if frame is not None:
+        tag = frame.turn_of_labels((stored.height, stored.width), tag, escape(file))
+    return turn_image(stored, tag)

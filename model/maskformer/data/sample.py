@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +22,14 @@ class Sample:
     """An image with its segments.
 
     Attributes:
-        image: `[3, H, W]` uint8, RGB.
+        image: `[C, H, W]` uint8; RGB where C is 3.
         segments: `[H, W]` int32, index into `labels`; -1 where no segment is (void).
         labels: `[T]` int64, class of each segment.
         crowd: `[T]` bool, segments that stand for a group of objects.
         name: what messages and pictures call it.
         image_id: the data set's own number of the image, or else its name.
         file_name: of the image, relative to the data set's folder; empty where there is no file.
+        left_out: how many segments the annotation lists that have no pixel.
     """
 
     image: Tensor
@@ -37,6 +39,7 @@ class Sample:
     name: str
     image_id: int | str = ""
     file_name: str = ""
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         if self.image_id == "":
@@ -121,6 +124,11 @@ def keep_segments(segments: Tensor, keep: Tensor) -> Tensor:
 def segment_areas(segments: Tensor, count: int) -> Tensor:
     """Pixels per segment, `[count]` int64."""
     return torch.bincount(segments.flatten() + 1, minlength=count + 1)[1:]
+
+
+def evenly_spread(total: int, most: int) -> list[int]:
+    """Positions in 0..total-1, in order: all of them, or `most` from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int)).tolist()
 
 
 def check_index(index: int, length: int) -> int:

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from maskformer.config.schema import PanopticAugmentation, SemanticAugmentation
+from maskformer.config.schema import MAX_PIXELS, PanopticAugmentation, SemanticAugmentation
 from maskformer.data.color_jitter import distort_color
 from maskformer.data.sample import Sample, keep_segments, look_up, naming, segment_areas
 from maskformer.errors import DatasetError
@@ -21,9 +22,6 @@ PAD_VALUE = 128
 """Fills the image where the crop reaches beyond it, before normalisation."""
 
 CROP_TRIES = 10
-
-MAX_PIXELS = 178_956_970
-"""Of a resized image: as many as Pillow reads."""
 
 
 class TrainTransform:
@@ -70,7 +68,7 @@ class EvalTransform:
         self.max_side = max_side
 
     def __call__(self, image: Tensor) -> Tensor:
-        """`[3, H, W]` uint8 to `[3, H', W']` uint8.
+        """`[C, H, W]` uint8 to `[C, H', W']` uint8.
 
         Raises:
             DatasetError: as `resized_size` does.
@@ -99,7 +97,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
     )
     longest = max(new_height, new_width)
     if max_side is not None and longest > max_side:
-        new_height, new_width = new_height * max_side / longest, new_width * max_side / longest
+        scale = max_side / longest  # a factor, as the authors round
+        new_height, new_width = new_height * scale, new_width * scale
     height_out, width_out = max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
     if height_out * width_out > MAX_PIXELS:
         raise DatasetError(
@@ -121,9 +120,15 @@ def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_with_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    resized = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    if len(image) != 3:  # four bands would be colours and opacity, which scales them
+        return torch.stack([torch.from_numpy(_resized(band, size)) for band in image])
+    resized = _resized(image.permute(1, 2, 0).contiguous(), size)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    image = Image.fromarray(pixels.numpy())
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:

@@ -47,6 +47,8 @@ class Evaluation:
     """uint8 `[3, H, W]` by the image's name as `OutputNames` makes it: image, ground truth,
     prediction.
     """
+    confusion: Tensor | None = None
+    """int64 `[K + 1, K + 1]`: pixels by true and predicted class, the last void; of label maps."""
 
 
 def eval_loader(
@@ -174,16 +176,20 @@ def _summarise(
 ) -> Evaluation:
     metrics: dict[str, float] = {}
     per_class: dict[str, list[float]] = {}
+    confusion = None
     for quality in (semantic, panoptic):
         if quality is None:
             continue
         for name, value in quality.compute().items():
-            if value.ndim:
-                per_class[name.removesuffix("_per_class")] = value.tolist()
+            if name == "confusion":
+                confusion = value.cpu()
+            elif name.endswith("_per_class"):
+                # torchmetrics makes a number of a tensor that holds a single one.
+                per_class[name.removesuffix("_per_class")] = value.reshape(-1).tolist()
             else:
                 metrics[name] = value.item()
     score = metrics["miou" if semantic is not None else "pq"]
     score = score if math.isfinite(score) else -math.inf  # nothing was labelled
     metrics["eval_images_per_second"] = images_per_second
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
-    return Evaluation(metrics, per_class, score, pictures)
+    return Evaluation(metrics, per_class, score, pictures, confusion)

@@ -70,7 +70,9 @@ class SemanticQuality(Metric):
         Returns:
             `miou`: mean IoU over the classes with ground truth; `fwiou`: IoU weighted by their
             pixels; `macc`: mean recall of these classes; `pacc`: share of right pixels;
-            `iou_per_class [K]`, NaN without ground truth. All NaN when no pixel was labelled.
+            `iou_per_class` and `accuracy_per_class` (recall) `[K]`, NaN without ground truth. All
+            NaN when no pixel was labelled. Besides, `confusion`, int64 `[K + 1, K + 1]`: pixels by
+            true and by predicted class; the last stands for void.
         """
         counts = self.confusion.double()
         right = counts.diagonal()[:-1]
@@ -84,4 +86,6 @@ class SemanticQuality(Metric):
             "macc": (right / truth)[present].mean(),
             "pacc": right.sum() / total,
             "iou_per_class": iou,
+            "accuracy_per_class": right / truth,
+            "confusion": self.confusion,
         }

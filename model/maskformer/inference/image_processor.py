@@ -10,13 +10,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from maskformer.config.load import load_config
 from maskformer.config.schema import Config
 from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
-from maskformer.data.images import read_image
+from maskformer.data.image_files.depth import ValueScale
+from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
 from maskformer.modeling.outputs import Frames, as_outputs
@@ -40,7 +41,7 @@ _MAX_LEVEL = 1e6
 class ProcessedImages(TypedDict):
     """A network input and what undoes it.
 
-    `pixel_values [B,3,H,W]` float32, normalised, zeros right and below; `image_sizes` height and
+    `pixel_values [B,C,H,W]` float32, normalised, zeros right and below; `image_sizes` height and
     width of each image inside it; `original_sizes` as they came.
     """
 
@@ -60,6 +61,7 @@ class ImageProcessor:
         short_side: of the resized image; None leaves images as they are.
         max_side: bound of the long side; wins over `short_side`.
         normalize: mean, deviation and padding.
+        reader: how files and Pillow images become 8 bits, and the number C of channels.
 
     Raises:
         ValueError: a side, a mean, a deviation or a padding that no image can have.
@@ -68,6 +70,7 @@ class ImageProcessor:
     short_side: int | None = 512
     max_side: int | None = 2048
     normalize: Normalize = field(default_factory=Normalize)
+    reader: ImageReader = field(default_factory=ImageReader)
 
     def __post_init__(self) -> None:
         for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
@@ -80,8 +83,12 @@ class ImageProcessor:
             ("mean", normalize.mean, -_MAX_LEVEL),
             ("std", normalize.std, 1 / _MAX_LEVEL),
         ):
-            if not isinstance(values, Sequence) or len(values) != 3:
-                raise ValueError(f"normalize.{name} must be three numbers, got {shown(values)}")
+            count = self.reader.num_channels
+            if not isinstance(values, Sequence) or len(values) != count:
+                raise ValueError(
+                    f"normalize.{name} must be {count} numbers, one per channel, got "
+                    f"{shown(values)}"
+                )
             for value in values:
                 _check_number(f"normalize.{name}", value, low, _MAX_LEVEL, whole=False)
         step = normalize.size_divisibility
@@ -94,6 +101,7 @@ class ImageProcessor:
             config.data.test_short_side,
             config.data.test_max_side,
             Normalize.from_config(config.model),
+            ImageReader.from_config(config.data),
         )
 
     @classmethod
@@ -124,7 +132,10 @@ class ImageProcessor:
             values = read_mapping(path / CONFIG_FILE)
             if values.get("library") == LIBRARY:
                 config, _ = read_config(path, values)
-                return cls(normalize=Normalize.from_config(config))
+                return cls(
+                    normalize=Normalize.from_config(config),
+                    reader=ImageReader(config.num_channels),
+                )
             return cls()
         raise FileNotFoundError(
             f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
@@ -149,6 +160,13 @@ class ImageProcessor:
             "image_std": [round(value / 255, 9) for value in normalize.std],
             "size_divisor": normalize.size_divisibility,
         }
+        if self.reader != ImageReader():
+            values["reader"] = {
+                "channels": self.reader.channels,
+                "value_range": self.reader.scale.value_range,
+                "percentiles": self.reader.scale.percentiles,
+                "exif_orientation": self.reader.orientation,
+            }
         if self.short_side is not None:
             values["size"] = {"shortest_edge": self.short_side}
             if self.max_side is not None:
@@ -160,23 +178,24 @@ class ImageProcessor:
         """Makes one network input.
 
         Args:
-            images: one or several of: a file, a Pillow image (both are turned as their EXIF
-                orientation says), an array `[H,W,3]` uint8 RGB, a tensor `[3,H,W]` uint8 RGB.
+            images: one or several of: a file, a Pillow image (both are read by `reader`, which
+                turns them as their EXIF orientation says), an array `[H,W,C]` uint8, a tensor
+                `[C,H,W]` uint8; C = 3 is RGB.
 
         Returns:
-            A dict of `pixel_values`, float32 `[B,3,H,W]`: the resized images, normalised, with
+            A dict of `pixel_values`, float32 `[B,C,H,W]`: the resized images, normalised, with
             zeros right and below; `image_sizes`, (height, width) of each resized image in it;
             and `original_sizes`, (height, width) of each image as it came.
 
         Raises:
             ValueError: no images, or one of another shape or dtype.
-            DatasetError: a file that is no image.
+            DatasetError: a file that is no image, or not one of the kind that `reader` expects.
         """
         if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
         if not images:
             raise ValueError("images: expected at least one, got none")
-        originals = [_to_tensor(image) for image in images]
+        originals = [_to_tensor(image, self.reader) for image in images]
         resized = [self._resize(image) for image in originals]
         return {
             "pixel_values": self.normalize(resized),
@@ -238,21 +257,23 @@ def _frames(processed: ProcessedImages) -> Frames:
     return Frames((int(height), int(width)), processed["image_sizes"], processed["original_sizes"])
 
 
-def _to_tensor(image: ImageLike) -> Tensor:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+def _to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
+    if isinstance(image, str):
+        image = Path(image)
+    if isinstance(image, Path | Image.Image):
+        return reader(image)
+    channels = reader.num_channels
     if isinstance(image, np.ndarray):
-        tensor, form = torch.from_numpy(image), "[H, W, 3]"
-        fits = tensor.ndim == 3 and tensor.shape[2] == 3
+        tensor, form = torch.from_numpy(image), f"[H, W, {channels}]"
+        fits = tensor.ndim == 3 and tensor.shape[2] == channels
         pixels = tensor.permute(2, 0, 1).contiguous() if fits else tensor
     else:
-        pixels, form = image, "[3, H, W]"
-        fits = pixels.ndim == 3 and pixels.shape[0] == 3
+        pixels, form = image, f"[{channels}, H, W]"
+        fits = pixels.ndim == 3 and pixels.shape[0] == channels
     if not fits or pixels.dtype != torch.uint8 or 0 in pixels.shape:
+        kind = "uint8 RGB" if channels == 3 else "uint8"
         raise ValueError(
-            f"images: each must be {form} uint8 RGB, got {list(image.shape)} {image.dtype}"
+            f"images: each must be {form} {kind}, got {list(image.shape)} {image.dtype}"
         )
     return pixels
 
@@ -273,6 +294,7 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
             )
         image = image_values(values)
         default = Normalize()
+        reader = part.reader
         return ImageProcessor(
             short_side=size.shortest_edge if part.do_resize else None,
             max_side=(size.longest_edge or part.max_size) if part.do_resize else None,
@@ -280,6 +302,11 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 image.get("pixel_mean", default.mean),
                 image.get("pixel_std", default.std),
                 image.get("size_divisibility", default.size_divisibility),
+            ),
+            reader=ImageReader(
+                reader.channels,
+                ValueScale(reader.value_range, reader.percentiles),
+                reader.exif_orientation,
             ),
         )
     except ValueError as error:

@@ -35,9 +35,13 @@ class Segmentation:
     def from_semantic(cls, label_map: Tensor) -> Segmentation:
         """A map of classes `[H, W]`, -1 = void."""
         label_map = label_map.cpu()
-        classes = label_map[label_map >= 0].unique()
-        segments = torch.searchsorted(classes, label_map).where(label_map >= 0, -1)
-        return cls(segments, classes)
+        # Tables, not a sort: large photos have tens of millions of pixels. Void is the last entry.
+        present = torch.zeros(int(label_map.max()) + 2, dtype=torch.bool)
+        present[label_map] = True
+        classes = present[:-1].nonzero().flatten()
+        numbers = torch.full(present.shape, -1, dtype=torch.int32)
+        numbers[classes] = torch.arange(len(classes), dtype=torch.int32)
+        return cls(numbers[label_map], classes)
 
     @classmethod
     def from_panoptic(cls, ids: Tensor, segments_info: Sequence[Mapping[str, Any]]) -> Segmentation:

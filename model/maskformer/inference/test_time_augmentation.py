@@ -40,7 +40,7 @@ class AugmentedViews:
         return cls(tta.scales, tta.flip, data.test_short_side, data.test_max_side)
 
     def __call__(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """From `[3, H, W]` uint8, each size `[3, H', W']` uint8, and whether it is mirrored."""
+        """From `[C, H, W]` uint8, each size `[C, H', W']` uint8, and whether it is mirrored."""
         short_side = self.short_side or min(image.shape[-2:])
         bounded = self.short_side is not None and self.max_side is not None
         max_side = int(max(self.scales) * (self.max_side or 0) + 0.5) if bounded else None
@@ -66,7 +66,7 @@ def semantic_map_of_views(
 
     Args:
         model: on `device`, in evaluation mode.
-        image: `[3, H, W]` uint8, as it was read.
+        image: `[C, H, W]` uint8, as it was read.
         resize_logits: as in `mfkernels.semantic_segmentation`.
 
     Returns:

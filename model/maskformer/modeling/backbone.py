@@ -21,10 +21,13 @@ from torch.nn import functional
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskformer.config.schema import BackboneConfig
-from maskformer.errors import CheckpointError, ConfigError
+from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.weights.backbone_weights import read_backbone_weights
+from maskformer.weights.hub import check_hub
 
 STRIDES = (4, 8, 16, 32)
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Which of them timm loads."""
 
 _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     # Inputs of any size, and windows that keep their size on maps smaller than one window.
@@ -99,7 +102,9 @@ class Backbone(nn.Module):
 
     Args:
         config: which model, and how it is frozen and regularised.
-        options: further arguments of `timm.create_model`.
+        options: further arguments of `timm.create_model`, such as `in_chans`: of other numbers
+            than 3, timm adapts the first convolution of trained weights (repeats and scales it, or
+            adds up that of RGB for one channel).
 
     Raises:
         ValueError: timm has no such model or tag, its maps are not at the four strides, or
@@ -136,7 +141,7 @@ class Backbone(nn.Module):
             _scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`[B,3,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
+        """`[B,in_chans,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
         maps = self.body(x)
         maps = [maps[level] for level in self._levels]
         if self.norms is not None:
@@ -164,20 +169,16 @@ class Backbone(nn.Module):
 
     def _fetch(self) -> nn.Module:
         try:
+            _check_source(self.config)
             source: nn.Module = timm.create_model(
                 self.config.name, pretrained=True, **self._options
             )
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"fetching the ImageNet weights of backbone '{self.config.name}' failed: {error}\n"
-                "Give a local file with model.backbone.weights=FILE, or start from random weights "
-                "with model.backbone.pretrained=false."
-            ) from error
+            raise _fetching_failed(self.config, error) from error
         return source
 
     def _read(self, file: Path) -> nn.Module:
-        if not file.is_file():
-            raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
+        _check_file(file)
         try:
             state = read_backbone_weights(file, self.state_dict())
             # timm renames entries of several layouts, then skips in silence what it does not
@@ -208,6 +209,41 @@ class Backbone(nn.Module):
 
     def _misfit(self, file: Path) -> str:
         return f"model.backbone.weights: {file} does not fit backbone '{self.config.name}'"
+
+
+def check_pretrained(config: BackboneConfig) -> None:
+    """Makes sure that the ImageNet weights of a backbone can be had, before other work starts.
+
+    Raises:
+        FileNotFoundError: no such file as `config.weights`.
+        CheckpointError: they are not in the local cache, and the hub cannot be reached.
+    """
+    if config.weights is not None:
+        _check_file(config.weights)
+    elif config.pretrained:
+        try:
+            _check_source(config)
+        except HubError as error:
+            raise _fetching_failed(config, error) from error
+
+
+def _check_source(config: BackboneConfig) -> None:
+    source = timm.models.get_pretrained_cfg(config.name)
+    if source is not None and source.hf_hub_id:
+        check_hub(source.hf_hub_id, HUB_FILES)
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
+
+
+def _fetching_failed(config: BackboneConfig, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"fetching the ImageNet weights of backbone '{config.name}' failed: {error}\n"
+        "Give a local file with model.backbone.weights=FILE, or start from random weights "
+        "with model.backbone.pretrained=false."
+    )
 
 
 def _timm_options(config: BackboneConfig) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from maskformer.config.choices import Format
 from maskformer.config.load import load_config, merge_model_config
-from maskformer.config.schema import ModelConfig
+from maskformer.config.schema import ModelConfig, Part
 from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
+from maskformer.modeling.batch_norm import explain_single_values
+from maskformer.modeling.parts import modules_of_part
 from maskformer.modeling.pixel_decoder import PixelDecoder
 from maskformer.weights import (
     Checkpoint,
@@ -30,7 +34,7 @@ GROWTH, SLACK = 4, 1 << 28
 """How much more memory a model may take than the weights that it is built for."""
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(nn.Module, ABC):
     """A backbone and a pixel decoder; subclasses add their head and `forward`.
 
     `class_names` are the names of the K classes where a checkpoint brought them, else None; they
@@ -55,8 +59,9 @@ class SegmentationModel(nn.Module):
         self.config = config
         self.class_names: tuple[str, ...] | None = None
         self._leftovers: dict[str, Tensor] = {}
+        self._frozen: list[nn.Module] = []
         self.num_classes: int = config.num_classes
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, in_chans=config.num_channels)
         self.pixel_decoder = PixelDecoder(
             self.backbone.channels, config.pixel_decoder, config.decoder
         )
@@ -170,14 +175,54 @@ class SegmentationModel(nn.Module):
         self.load_state_dict(found, strict=False)
         self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
 
+    @torch.no_grad()
+    def reorder_classes(self, order: Sequence[int]) -> None:
+        """Gives class k the weights of class `order[k]`.
+
+        Args:
+            order: a permutation of 0..K-1.
+        """
+        for entry in self._class_entries():
+            entry[: len(order)] = entry[torch.as_tensor(order, device=entry.device)]
+
+    @abstractmethod
+    def _class_entries(self) -> list[Tensor]:
+        """The parameters whose first K rows belong to one class each."""
+
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""
         self.backbone.load_weights(None if file is None else Path(file))
 
+    def freeze(self, parts: Iterable[Part]) -> None:
+        """Keeps parts from learning: no gradients, and evaluation mode even while training.
+
+        Raises:
+            ConfigError: the model has no such part, or nothing would be left to learn.
+        """
+        for part in parts:
+            modules = modules_of_part(self, part)
+            self._frozen += modules
+            for module in modules:
+                module.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("train.freeze: nothing would be left to learn")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
     def _decode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B,3,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
-        _check_images(pixel_values)
-        pixel_features, memory = self.pixel_decoder(self.backbone(pixel_values))
+        """Images `[B,channels,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
+        _check_images(pixel_values, self.config.num_channels)
+        try:
+            maps = self.backbone(pixel_values)
+        except ValueError as error:
+            raise explain_single_values(error, pixel_values) from error
+        pixel_features, memory = self.pixel_decoder(maps)
         return pixel_features, memory
 
 
@@ -216,10 +261,11 @@ def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
 
 
 def _fit(
-    checkpoint: Checkpoint, model: nn.Module, strict: bool, ignore_mismatched_sizes: bool
+    checkpoint: Checkpoint, model: SegmentationModel, strict: bool, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The entries of a model in a checkpoint; warns of what does not fit where that is allowed."""
-    found, report = checkpoint.match(model.state_dict())
+    wanted = model.state_dict()
+    found, report = checkpoint.match(wanted)
     if report.mismatched and not ignore_mismatched_sizes:
         raise WeightsMismatchError(
             report, "ignore_mismatched_sizes=True starts entries of another shape anew"
@@ -228,13 +274,18 @@ def _fit(
         raise WeightsMismatchError(report, "strict=False accepts what is there")
     if report.missing or report.unexpected or report.mismatched:
         warnings.warn(str(report), stacklevel=3)
+    before, now = checkpoint.config.num_classes, model.num_classes
+    anew = [entry for name, entry in wanted.items() if name not in found]
+    # Class heads have a row per class, and some one more for "no object".
+    if before is not None and before != now and all(len(row) in (now, now + 1) for row in anew):
+        report = replace(report, class_head=(before, now))
     return found, report
 
 
-def _check_images(pixel_values: Tensor) -> None:
+def _check_images(pixel_values: Tensor, channels: int) -> None:
     shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(f"pixel_values must be [B, 3, H, W], got shape {list(shape)}")
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(f"pixel_values must be [B, {channels}, H, W], got shape {list(shape)}")
     if not pixel_values.is_floating_point():
         raise TypeError(
             f"pixel_values must be normalised floating-point images, got {pixel_values.dtype}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,17 @@ class PerPixelCriterion(nn.Module):
 
     Every layer weighs the same; void pixels do not count. A batch without labelled pixels gives
     zero.
+
+    Args:
+        class_weights: K weights of the classes, as `cross_entropy` takes them; left out, all are 1.
     """
+
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, outputs: Mapping[str, Tensor], targets: SegmentTargets) -> dict[str, Tensor]:
         """Returns `loss_sem_seg` of the last layer and `loss_sem_seg_{i}` of the others.
@@ -41,11 +52,16 @@ class PerPixelCriterion(nn.Module):
         """The loss to minimise: the sum over layers."""
         return torch.stack(list(losses.values())).sum()
 
-    @staticmethod
-    def _layer(logits: Tensor, classes: Tensor) -> Tensor:
+    def _layer(self, logits: Tensor, classes: Tensor) -> Tensor:
         full = F.interpolate(logits, size=classes.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(full, classes, ignore_index=VOID, reduction="sum")
-        return loss / (classes != VOID).sum().clamp(min=1)
+        loss = F.cross_entropy(
+            full, classes, self.class_weights, ignore_index=VOID, reduction="sum"
+        )
+        labelled = classes != VOID
+        if self.class_weights is None:
+            return loss / labelled.sum().clamp(min=1)
+        total = self.class_weights[classes.clamp(min=0)].where(labelled, 0.0).sum()
+        return loss / total.where(total > 0, 1.0)
 
 
 def class_maps(targets: SegmentTargets) -> Tensor:
@@ -66,10 +82,48 @@ def class_maps(targets: SegmentTargets) -> Tensor:
     return classes.masked_fill(segments < 0, VOID)
 
 
-def build_criterion(config: Config) -> mfkernels.MaskFormerCriterion | PerPixelCriterion:
-    """The criterion of a recipe whose number of classes is known."""
+def build_criterion(
+    config: Config, classes: Sequence[str] | None = None
+) -> mfkernels.MaskFormerCriterion | PerPixelCriterion:
+    """The criterion of a recipe whose number of classes is known.
+
+    Args:
+        config: the recipe.
+        classes: their names, where class weights go by name.
+
+    Raises:
+        ConfigError: no number of classes, or class weights that do not fit them.
+    """
+    count = config.model.num_classes
+    given = config.criterion.class_weights
+    names = classes if classes is not None else [str(index) for index in range(count or 0)]
+    weights = None if given is None else weights_of_classes(given, names)
     if config.model.architecture != "maskformer":
-        return PerPixelCriterion()
-    if config.model.num_classes is None:
+        return PerPixelCriterion(weights)
+    if count is None:
         raise ConfigError("model.num_classes: needed to build the criterion, got None")
-    return mfkernels.MaskFormerCriterion(config.model.num_classes, **config.criterion.model_dump())
+    options = config.criterion.model_dump(exclude={"class_weights"})
+    return mfkernels.MaskFormerCriterion(count, **options, class_weights=weights)
+
+
+def weights_of_classes(
+    given: Mapping[str, float] | Sequence[float], classes: Sequence[str]
+) -> list[float]:
+    """A weight per class; those that are not named weigh 1.
+
+    Raises:
+        ConfigError: another number of weights, or a name that no class has.
+    """
+    if not isinstance(given, Mapping):
+        if len(given) != len(classes):
+            raise ConfigError(
+                f"criterion.class_weights must hold one weight per class, got {len(given)} for "
+                f"{len(classes)} classes; a mapping from names to weights may leave classes out"
+            )
+        return list(given)
+    for name in given:
+        if name not in classes:
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"classes: {', '.join(classes)}"
+            raise ConfigError(f"criterion.class_weights: no class is named '{name}'; {hint}")
+    return [given.get(name, 1.0) for name in classes]

@@ -30,8 +30,9 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         """Predictions of all L decoder layers, the final one last.
 
         Args:
-            pixel_values: `[B,3,H,W]`, normalised with `config.pixel_mean` and `config.pixel_std`;
-                padded with zeros on the right and at the bottom if images differ in size.
+            pixel_values: `[B,C,H,W]`, a channel per value of `config.pixel_mean`; normalised with
+                `config.pixel_mean` and `config.pixel_std`; padded with zeros on
+                the right and at the bottom if images differ in size.
             with_mask_logits: also compute the dense masks, which the criterion and inference
                 do without.
 
@@ -40,7 +41,7 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
             `pixel_features [B,C,h,w]` at stride 4, and `mask_logits [L,B,Q,h,w]` if asked for.
 
         Raises:
-            ValueError: `pixel_values` is not `[B,3,H,W]` with at least 32 rows and columns.
+            ValueError: `pixel_values` is not `[B,C,H,W]` with at least 32 rows and columns.
             TypeError: `pixel_values` is not floating-point.
         """
         pixel_features, memory = self._decode_pixels(pixel_values)
@@ -53,3 +54,6 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         if with_mask_logits:
             outputs["mask_logits"] = mask_logits(outputs["mask_embed"], pixel_features)
         return outputs
+
+    def _class_entries(self) -> list[Tensor]:
+        return [*self.class_embed.parameters()]

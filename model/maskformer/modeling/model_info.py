@@ -43,7 +43,7 @@ def model_info(config: ModelConfig, size: tuple[int, int] = (512, 512)) -> Model
     """
     with torch.device("meta"):
         model = build_model(config).eval()
-        image = torch.empty(1, 3, *size)
+        image = torch.empty(1, config.num_channels, *size)
     parts = dict(model.named_children())
     parameters = {
         name: sum(p.numel() for p in part.parameters() if p.requires_grad)

@@ -1,8 +1,8 @@
 """What models return: mappings from public names to tensors, that know how to become maps.
 
 `MaskOutputs` are the masks and classes of queries, `PixelOutputs` the scores of pixels. Both have
-`semantic`, `panoptic` and `instances` for a batch, and `view` and `average_views` for several views
-of one image, so that inference does not ask which model it has.
+`semantic`, `panoptic` and `instances` for a batch, `view` and `average_views` for several views of
+one image, and `scores` for its tiles, so that inference does not ask which model it has.
 """
 
 from __future__ import annotations
@@ -129,6 +129,26 @@ class MaskOutputs(dict[str, Tensor]):
         )
         return maps[0]
 
+    @staticmethod
+    def scores(
+        view: mfkernels.SegmentationView,
+        size: Size,
+        resize_logits: bool,
+        classes: slice,
+    ) -> Tensor:
+        """What some classes score in one image, `[k, H, W]`; the sum over queries of paper §3.4."""
+        logits = view.class_logits
+        wanted = logits[..., :-1][..., classes]
+        stop = (classes.start or 0) + wanted.shape[-1]
+        others = torch.cat([logits[..., : classes.start or 0], logits[..., stop:]], -1)
+        # The classes that are left out share one column: the softmax of the others stays.
+        rest = others.logsumexp(-1, keepdim=True)
+        of_wanted = view._replace(class_logits=torch.cat([wanted, rest], -1))
+        _, scores = mfkernels.average_semantic_segmentation(
+            [of_wanted], size, resize_logits=resize_logits, return_scores=True
+        )
+        return scores[0]
+
     def _final(self) -> tuple[Tensor, Tensor, Tensor]:
         return self["class_logits"][-1], self["mask_embed"][-1], self["pixel_features"]
 
@@ -190,6 +210,11 @@ class PixelOutputs(dict[str, Tensor]):
     ) -> Tensor:
         """As `MaskOutputs.average_views`."""
         return _best_class(views, size)
+
+    @staticmethod
+    def scores(view: PixelView, size: Size, resize_logits: bool, classes: slice) -> Tensor:
+        """As `MaskOutputs.scores`, of logits."""
+        return _pixel_scores(view, classes, size)
 
 
 Outputs = MaskOutputs | PixelOutputs

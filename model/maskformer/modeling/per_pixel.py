@@ -29,6 +29,9 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         pixel_features, _ = self._decode_pixels(pixel_values)
         return PixelOutputs(pixel_logits=self.classifier(pixel_features)[None])
 
+    def _class_entries(self) -> list[Tensor]:
+        return [*self.classifier.parameters()]
+
 
 class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
     """MaskFormer's decoder with one query per class: the mask of query k scores class k."""
@@ -50,3 +53,6 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         queries = self.decoder(memory)
         embeddings = self.mask_embed(queries if self.training else queries[-1:])
         return PixelOutputs(pixel_logits=mask_logits(embeddings, pixel_features))
+
+    def _class_entries(self) -> list[Tensor]:
+        return [*self.decoder.query_embed.parameters()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, cast
 
 import torch
@@ -23,6 +26,9 @@ from rich.text import Text
 
 from maskformer.modeling.model_info import ModelInfo
 from maskformer.system.text import StandardOutput, escape
+
+LONG_TABLE = 30
+"""Classes; in longer tables only those are shown that occur."""
 
 
 class Progress:
@@ -64,16 +70,21 @@ class Progress:
         if self._training is not None:
             self._bars.update(self._training, completed=step)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, values: Mapping[str, float], seconds_left: float | None = None
+    ) -> None:
         """One line about the last logging interval, and the note beside the bar."""
         note = (
-            f"loss {values['loss']:.3f}  {values['images_per_second']:.1f} images/s  "
-            f"{values['peak_memory_mb'] / 1e3:.2f} GB"
+            f"loss {values['loss']:.3f}{_loss_parts(values)}  "
+            f"{values['images_per_second']:.1f} images/s  {values['peak_memory_mb'] / 1e3:.2f} GB"
         )
+        if "epoch" in values:
+            note = f"epoch {values['epoch']:.1f}  {note}"
         if self._training is not None:
             self._bars.update(self._training, note=note)
         if not self.console.is_terminal:
-            self.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}")
+            left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
+            self.print(f"step {step}/{self._steps}  {note}  lr {values['lr']:.2e}{left}")
         for name in ("skipped_steps", "bad_costs"):
             if values.get(name):
                 self.warn(f"{name.replace('_', ' ')} since the start: {values[name]:.0f}")
@@ -96,6 +107,25 @@ class Progress:
         self.console.print(Text.assemble(("warning: ", "yellow"), text))
 
 
+def duration(seconds: float) -> str:
+    """The two largest units, such as `3 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _loss_parts(values: Mapping[str, float]) -> str:
+    """The losses of the final layer, where there are several."""
+    parts = [name for name in values if re.fullmatch(r"loss_[a-z_]*[a-z]", name)]
+    text = "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3f}" for name in parts)
+    return f" ({text})" if len(parts) > 1 else ""
+
+
 class Counter:
     """One bar among those of a `Progress`; it goes away when full."""
 
@@ -111,6 +141,13 @@ class Counter:
             self._bars.remove_task(self._task)
 
 
+def written(output: Path) -> str:
+    """Where training and evaluation leave their results."""
+    return (
+        f"The figures are in {output / 'metrics.json'}, the pictures in {output / 'predictions'}."
+    )
+
+
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
     """Two columns: what was measured, and the figure."""
     table = Table(title=escape(title), title_justify="left")
@@ -122,15 +159,34 @@ def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
     return table
 
 
-def class_table(names: Sequence[str], columns: Mapping[str, Sequence[float]], title: str) -> Table:
-    """One row per class; figures that do not exist (a class that never occurs) stay empty."""
-    table = Table(title=escape(title), title_justify="left")
+def class_table(
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[float]],
+    title: str,
+    *,
+    everything: bool = False,
+) -> Table:
+    """One row per class; figures that do not exist (a class that never occurs) stay empty.
+
+    Args:
+        names: of the classes.
+        columns: figures by class, NaN where there is none.
+        title: above the table.
+        everything: a long table shows classes that never occur, too.
+    """
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
     table.add_column("class")
     for column in columns:
         table.add_column(column, justify="right")
+    left_out = 0
     for index, name in enumerate(names):
-        values = (columns[column][index] for column in columns)
+        values = [columns[column][index] for column in columns]
+        if len(names) > LONG_TABLE and not everything and all(map(math.isnan, values)):
+            left_out += 1
+            continue
         table.add_row(escape(name), *("" if value != value else f"{value:.3f}" for value in values))
+    if left_out:
+        table.caption = f"{left_out} classes that do not occur: shown with eval.all_classes=true"
     return table
 
 

@@ -10,6 +10,10 @@ from maskformer.errors import OutputError
 from maskformer.system.text import escape
 from maskformer.system.writing import existing_parent
 
+METRICS = "metrics.json"
+CONFUSION = "confusion_matrix"
+"""Of a JSON file and a picture."""
+
 
 def check_output_folder(folder: Path) -> None:
     """Refuses a folder that cannot be created or written, before hours of work depend on it.

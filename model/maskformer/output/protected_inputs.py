@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskformer.config.schema import CocoPanopticConfig, DataConfig, FolderConfig
+from pydantic import BaseModel
+
+from maskformer.config.schema import DataConfig, ShapesConfig
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
 from maskformer.system.paths import find_input_in, folders_and_links_of
@@ -48,18 +50,10 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
 
 
 def _paths(config: DataConfig) -> list[Path]:
-    if isinstance(config, FolderConfig):
-        names = [
-            name for split in (config.train, config.val) for name in (split.images, split.labels)
-        ]
-        names += [config.classes] if isinstance(config.classes, Path) else []
-    elif isinstance(config, CocoPanopticConfig):
-        names = [
-            name
-            for split in (config.train, config.val)
-            for name in (split.images, split.panoptic, split.annotations)
-        ]
-        names += [config.categories] if config.categories is not None else []
-    else:
+    if isinstance(config, ShapesConfig):
         return []
-    return [config.root / name for name in names]
+    given = [getattr(config, key, None) for key in ("classes", "label_names", "categories")]
+    for split in (config.train, config.val):
+        if isinstance(split, BaseModel):
+            given += split.model_dump().values()
+    return [config.root / name for name in given if isinstance(name, Path)]

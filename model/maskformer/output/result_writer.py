@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 import mfkernels
 from maskformer.data import DatasetInfo
@@ -27,7 +27,8 @@ from maskformer.system.writing import write_json
 class ResultWriter:
     """Writes predictions into a folder; a context manager, the JSON files follow at its end.
 
-        classes/NAME.png                  the data set's own number of each pixel's class
+        classes/NAME.png, classes.json    the data set's own number of each pixel's class, in the
+                                          classes' colours (a palette) up to number 255; the classes
         panoptic/NAME.png, panoptic.json  COCO panoptic format; id = R + 256 G + 65536 B, 0 is void
         instances.json                    COCO results format, masks run-length encoded
 
@@ -52,17 +53,15 @@ class ResultWriter:
         self._images: list[dict[str, Any]] = []
         self._panoptic: list[dict[str, Any]] | None = None
         self._instances: list[dict[str, Any]] | None = None
+        self._has_classes = False
 
-    def __enter__(self) -> ResultWriter:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Writes the JSON files, after an interruption too: what they list is complete."""
+        if self._has_classes:
+            write_json(self.folder / "classes.json", categories(self.info), indent=1)
         if self._panoptic is not None:
             content = {
                 "images": self._images,
@@ -92,12 +91,12 @@ class ResultWriter:
         image_id = self._unique_id(image_id, name)
         file_name = encodable(file_name or f"{name}.jpg")
         if prediction.classes is not None:
-            labels = label_numbers(self.info)[prediction.classes.cpu().numpy()]
-            self._save_png(labels, "classes", name)
+            self._save_png(self._label_image(prediction.classes), "classes", name)
+            self._has_classes = True
         if prediction.panoptic is not None:
             ids, segments = prediction.panoptic
             numbers = ids.cpu().numpy()
-            self._save_png(id_to_rgb(numbers), "panoptic", name)
+            self._save_png(Image.fromarray(id_to_rgb(numbers)), "panoptic", name)
             self._panoptic = self._panoptic or []
             height, width = numbers.shape
             self._images.append(
@@ -125,10 +124,19 @@ class ResultWriter:
         self._ids.add(json.dumps(wanted))
         return wanted
 
-    def _save_png(self, pixels: NDArray[np.integer], kind: str, name: str) -> None:
+    def _label_image(self, classes: Tensor) -> Image.Image:
+        numbers = label_numbers(self.info)
+        image = Image.fromarray(numbers[classes.cpu().numpy()])
+        if numbers.dtype == np.uint8:  # a palette has no more colours
+            colors = np.zeros((256, 3), np.uint8)
+            colors[numbers] = self.info.colors
+            image.putpalette(colors.tobytes())
+        return image
+
+    def _save_png(self, image: Image.Image, kind: str, name: str) -> None:
         file = self.folder / kind / f"{name}.png"
         check_inside(self.folder, file.parent)
-        save_image(Image.fromarray(pixels), file)
+        save_image(image, file)
 
     def _describe_instances(
         self, image_id: int | str, file_name: str, found: mfkernels.Instances

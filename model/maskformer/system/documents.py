@@ -25,6 +25,14 @@ _SHOWN_ERRORS = 10
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def yaml_line(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=1 << 16, allow_unicode=True, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def read_text(file: Path) -> str:
     """A file of UTF-8.
 

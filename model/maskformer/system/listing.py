@@ -4,13 +4,51 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
+
+SHOWN = 3
 
 
-def list_files(folder: Path) -> list[str]:
-    """All files below a folder, as sorted paths relative to it.
+@dataclass(frozen=True)
+class Listing:
+    """The files below a folder, and what was passed over there.
+
+    Attributes:
+        files: sorted paths relative to the folder.
+        hidden: files and folders whose name begins with a dot.
+        repeated: links to folders that were read already, or that lead back.
+        unreadable: folders that may not be read.
+    """
+
+    files: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def left_out(self) -> list[str]:
+        """A phrase for each reason, such as `2 hidden (._a.jpg, .ipynb_checkpoints)`."""
+        reasons = {
+            "hidden": self.hidden,
+            "linked folders that were read already": self.repeated,
+            "folders that may not be read": self.unreadable,
+        }
+        return [count_names(names, what) for what, names in reasons.items() if names]
+
+
+def count_names(names: Iterable[str], what: str) -> str:
+    """How many there are, what they are, and the first of them."""
+    ordered = sorted(names)
+    first = ", ".join(map(escape, ordered[:SHOWN])) + (", ..." if len(ordered) > SHOWN else "")
+    return f"{len(ordered):,} {what} ({first})"
+
+
+def list_folder(folder: Path) -> Listing:
+    """All files below a folder.
 
     Hidden files and folders (`.name`) are left out. Links to folders are followed, and every folder
     is read once, however many links lead to it, or back. Folders that may not be read are left out.
@@ -18,7 +56,7 @@ def list_files(folder: Path) -> list[str]:
     Raises:
         DatasetError: the folder itself cannot be read.
     """
-    found: list[str] = []
+    listing = Listing()
     seen: set[tuple[int, int]] = set()
     folders, links = [""], deque[str]()
     while folders or links:
@@ -27,23 +65,33 @@ def list_files(folder: Path) -> list[str]:
         try:
             status = (folder / inner).stat()
             if (status.st_dev, status.st_ino) in seen:
+                listing.repeated.append(inner)
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / inner) as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            with os.scandir(folder / inner) as scan:
+                entries = list(scan)
         except OSError as error:
             if inner:
+                listing.unreadable.append(inner)
                 continue
             raise DatasetError(f"folder {folder} cannot be read: {error}") from None
-        for entry in visible:
+        for entry in entries:
             path = f"{inner}/{entry.name}" if inner else entry.name
-            if not _is_folder(entry):
-                found.append(path)
+            if entry.name.startswith("."):
+                listing.hidden.append(path)
+            elif not _is_folder(entry):
+                listing.files.append(path)
             elif entry.is_symlink():
                 links.append(path)
             else:
                 folders.append(path)
-    return sorted(found)
+    listing.files.sort()
+    return listing
+
+
+def list_files(folder: Path) -> list[str]:
+    """`list_folder(folder).files`."""
+    return list_folder(folder).files
 
 
 def names_in(folder: Path) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -49,6 +50,30 @@ def read_regular(file: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(_too_large(len(content), limit))
     return content
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that hold something, without the spaces around them. UTF-8, or
+    UTF-16 with its mark, as Windows writes.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        OSError: as `open_regular` does.
+        ValueError: it is neither; the message does not name the file.
+    """
+    content = read_regular(file, TEXT_LIMIT)
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line} is no UTF-8, perhaps it is in an older encoding such as Windows' cp1252; "
+            "save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError("it holds NUL, as UTF-16 without its mark does; save the file as UTF-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:

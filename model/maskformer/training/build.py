@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
 from maskformer.config.schema import Config, TrainConfig
-from maskformer.data import build_dataset, check_dataset
-from maskformer.data.class_change import class_change
-from maskformer.errors import CheckpointError, ConfigError, DatasetError
+from maskformer.data import DatasetInfo, build_dataset, check_splits
+from maskformer.data.check_dataset import check_objects
+from maskformer.data.class_change import check_same_classes, class_change
+from maskformer.errors import CheckpointError, ConfigError
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
+from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
@@ -23,7 +28,8 @@ from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
 from maskformer.training.optimizer import build_optimizer, build_scheduler
-from maskformer.training.reporter import Reporter
+from maskformer.training.recorders.trackers import check_trackers
+from maskformer.training.reporter import Reporter, find_log_folder
 from maskformer.training.run_checkpoint import (
     checkpoint_to_resume,
     count_processes,
@@ -42,6 +48,11 @@ UNCHANGED_LEARNING = (
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",
+    "train.keep",
+    "train.best_metric",
+    "train.patience",
+    "train.trackers",
+    "train.log_folder",
     "eval.",
     "data.root",
 )
@@ -87,7 +98,8 @@ def build_training(
     check_not_in_use(output)
     notes: list[str] = []
     checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
-    accelerator = build_accelerator(config.train, cpu=cpu)
+    log_folder = find_log_folder(output, config.train)
+    accelerator = build_accelerator(config.train, cpu=cpu, log_folder=log_folder)
     progress = Progress(enabled=accelerator.is_main_process)
     for note in notes:
         progress.warn(note)
@@ -96,13 +108,15 @@ def build_training(
     config = data.config
 
     model = _build_model(config, weights, data, progress, untrained=resume)
+    _freeze(model, config.train, progress)
     bare_optimizer = build_optimizer(model, config.train)
     if checkpoint is not None:
         _compare_classes(checkpoint, data, progress, resume=True)
         _compare_recipes(checkpoint, config, accelerator, progress)
         model.load_weights(checkpoint)
-    criterion = build_criterion(config).to(accelerator.device)
+    criterion = build_criterion(config, data.info.classes).to(accelerator.device)
     prepared, optimizer = accelerator.prepare(model, bare_optimizer)
+    average = build_average(model, config.train)
     set_seed(config.train.seed, device_specific=True)
 
     # Several processes also get SIGTERM from their launcher, when one of them has failed.
@@ -117,6 +131,7 @@ def build_training(
         signals,
         progress,
         overwrite=overwrite,
+        average=average,
     )
     step = checkpointer.restore(checkpoint) if checkpoint is not None else 0
     return TrainingParts(
@@ -130,21 +145,40 @@ def build_training(
         signals=SignalAgreement(signals, accelerator, step),
         checkpointer=checkpointer,
         evaluator=Evaluator(data, config, accelerator, signals, progress),
-        reporter=Reporter(output, config.train.steps, accelerator, progress),
+        reporter=Reporter(
+            output,
+            config.train.steps,
+            accelerator,
+            progress,
+            config=config,
+            info=data.info,
+            epoch_steps=len(data.train) / config.train.batch_size,
+        ),
         step=step,
         evaluation_due=checkpoint is not None and not was_evaluated(checkpoint),
         backend=backend,
+        average=average,
     )
 
 
-def build_accelerator(train: TrainConfig, *, cpu: bool = False) -> Accelerator:
-    """Device, precision and processes.
+def build_accelerator(
+    train: TrainConfig, *, cpu: bool = False, log_folder: Path | None = None
+) -> Accelerator:
+    """Device, precision, processes and trackers.
+
+    Args:
+        train: what the recipe says of them.
+        cpu: use the CPU even if there is a GPU.
+        log_folder: for the files of trackers that keep them here.
 
     Raises:
-        ConfigError: the device does not have the precision.
+        ConfigError: the device does not have the precision, or the package of a tracker is missing.
     """
+    trackers = check_trackers(train.trackers)
     try:
         return Accelerator(
+            log_with=trackers or None,
+            project_dir=log_folder or Path() if trackers else None,
             mixed_precision=PRECISION[train.precision],
             gradient_accumulation_steps=train.accumulate,
             cpu=cpu,
@@ -162,18 +196,24 @@ def build_data(
     Raises:
         OutputError: `output` is or holds data of the recipe.
         DatasetError: data that cannot be trained on.
-        ConfigError: `model.num_classes` contradicts the data.
+        ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` asks for objects
+            that the labels do not tell apart.
     """
+    check_objects(config.data, config.eval)
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
-    check_output_beside_data(output, config.data, train, val)
+    check_same_classes(train.info.classes, val.info.classes)
+    for folder in (output, find_log_folder(output, config.train)):
+        check_output_beside_data(folder, config.data, train, val)
     if accelerator.is_main_process:
         for split, dataset in (("train", train), ("val", val)):
-            for warning in check_dataset(dataset, title=f"Checking {split} data"):
-                progress.warn(f"{split} data: {warning}")
+            for note in getattr(dataset, "notes", ()):
+                progress.print(f"{split} data: {note}")
+        for warning in check_splits(train, val):
+            progress.warn(warning)
     accelerator.wait_for_everyone()
-    if val.info.classes != train.info.classes:
-        raise DatasetError("the train and the val data do not have the same list of classes")
     config = _with_classes(config, len(train.info.classes))
+    config = _with_steps(config, len(train), progress)
+    _check_best_metric(config, train.info)
     return TrainingData(train, val, config, accelerator, progress)
 
 
@@ -190,6 +230,47 @@ def _with_classes(config: Config, count: int) -> Config:
     )
 
 
+def _with_steps(config: Config, images: int, progress: Progress) -> Config:
+    """Counts epochs in steps, which is how a run is resumed; warns of a warm-up without an end."""
+    train = config.train
+    if train.epochs is not None:
+        steps = max(1, math.ceil(train.epochs * images / train.batch_size))
+        train = train.model_copy(update={"steps": steps, "epochs": None})
+        progress.print(f"{config.train.epochs:g} epochs of {images} images are {steps} steps")
+    if train.warmup_steps >= train.steps:
+        progress.warn(
+            f"train.warmup_steps is {train.warmup_steps}, but the run has {train.steps} steps: the "
+            "learning rate never reaches train.lr; lower it"
+        )
+    return config.model_copy(update={"train": train})
+
+
+def _check_best_metric(config: Config, info: DatasetInfo) -> None:
+    """Refuses one of things, or of stuff, where the data has no such classes."""
+    metric = config.train.best_metric or ""
+    kinds = {"things": len(info.things), "stuff": info.num_classes - len(info.things)}
+    for kind, count in kinds.items():
+        if metric.endswith(f"_{kind}") and not count:
+            raise ConfigError(f"train.best_metric is {metric}, but no class of the data is {kind}")
+
+
+def _freeze(model: SegmentationModel, train: TrainConfig, progress: Progress) -> None:
+    if train.freeze:
+        model.freeze(train.freeze)
+        counts = [p.numel() for p in model.parameters() if not p.requires_grad]
+        total = sum(p.numel() for p in model.parameters())
+        progress.print(
+            f"frozen: {', '.join(train.freeze)} ({sum(counts):,} of {total:,} parameters)"
+        )
+
+
+def build_average(model: SegmentationModel, train: TrainConfig) -> AveragedModel | None:
+    """The moving average of the weights that a recipe asks for; buffers are those of the model."""
+    if train.ema is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
+
+
 def _build_model(
     config: Config,
     weights: Path | None,
@@ -201,31 +282,47 @@ def _build_model(
     """The model with the weights that training starts from; `untrained` spares the ImageNet's."""
     check_size(config.model)
     model = build_model(config.model)
+    passes = data.accelerator.num_processes * config.train.accumulate
+    if warning := warn_of_single_images(model, config.train.batch_size // passes):
+        progress.warn(warning)
     backbone = config.model.backbone
     if weights is not None:
         # Another number of classes is the usual reason to start from a checkpoint.
         source = resolve_checkpoint(weights)
-        model.load_weights(source, ignore_mismatched_sizes=True)
-        _compare_classes(source, data, progress, resume=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said below, once for all processes
+            report = model.load_weights(source, ignore_mismatched_sizes=True)
+        if report.mismatched:
+            progress.print(report.summary)
+        order = _compare_classes(source, data, progress, resume=False)
+        if order is not None:
+            model.reorder_classes(order)
     elif not untrained and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
     return model
 
 
-def _compare_classes(source: Path, data: TrainingData, progress: Progress, *, resume: bool) -> None:
-    """Weights know classes by index: names that moved would be learnt anew, one as another."""
+def _compare_classes(
+    source: Path, data: TrainingData, progress: Progress, *, resume: bool
+) -> tuple[int, ...] | None:
+    """Weights know classes by index: names that moved would be learnt anew, one as another.
+
+    Returns:
+        Where each class stands in the checkpoint, if its weights can follow.
+    """
     change = class_change(known_classes(source), data.info.classes)
     if change is None or not (resume or change.same_count):
-        return  # weights of another number of classes: their head starts anew, which is said
+        return None  # weights of another number of classes: their head starts anew, which is said
     if resume and (change.reordered or not change.same_count):
         raise CheckpointError(
             f"cannot resume from {source} with other classes: {change.text}; restore "
             "data.classes, or start a new run with --weights"
         )
-    progress.warn(
-        f"the classes of {source} are not those of the data: {change.text}. "
-        "Weights follow the index of a class, not its name"
-    )
+    what = "Weights follow the index of a class, not its name"
+    if change.order is not None:
+        what = "The weights of each class follow its name"
+    progress.warn(f"the classes of {source} are not those of the data: {change.text}. {what}")
+    return change.order
 
 
 def _compare_recipes(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from maskformer.config.load import to_yaml
 from maskformer.config.schema import Config
@@ -20,14 +22,18 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
+from maskformer.training.evaluator import score_metric
 from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_checkpoint import (
+    best_score,
     check_room,
     checkpoint_size,
     load_training_state,
     mark_best,
     save_checkpoint,
     save_weights,
+    was_evaluated,
+    weights_size,
 )
 from maskformer.training.run_folder import (
     CHECKPOINTS,
@@ -37,7 +43,7 @@ from maskformer.training.run_folder import (
     remove_leftovers,
     remove_run,
 )
-from maskformer.weights.locate import RECIPE, find_checkpoint
+from maskformer.weights.locate import BEST, RECIPE, find_checkpoint
 
 
 class Checkpointer:
@@ -50,9 +56,11 @@ class Checkpointer:
         model, optimizer: as `Accelerator.prepare` returns them.
         signals: its wish to save is fulfilled by a save.
         overwrite: `prepare` replaces the run that `output` may hold.
+        average: of the weights; it is what is saved as the model, the weights beside it.
 
     Attributes:
         folder: of the checkpoints.
+        stale_evaluations: how many evaluations in a row found no better score.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Checkpointer:
         progress: Progress,
         *,
         overwrite: bool = False,
+        average: AveragedModel | None = None,
     ) -> None:
         self.output = output
         self.folder = output / CHECKPOINTS
@@ -78,13 +87,17 @@ class Checkpointer:
         self._signals = signals
         self._progress = progress
         self._overwrite = overwrite
+        self._average = average
+        self._metric = score_metric(config)
+        self.stale_evaluations = 0
+        self._best = -math.inf
         self._saved_step: int | None = None
         self._unsaved = False
         """The last save found no room; it is tried again after the evaluation."""
         self._score: float | None = None
 
     def restore(self, checkpoint: Path) -> int:
-        """Takes over all but the weights of the model; returns the step.
+        """Takes over all but the model that the checkpoint shows to others; returns the step.
 
         Raises:
             CheckpointError: a missing or unreadable file, or other groups of parameters.
@@ -93,10 +106,19 @@ class Checkpointer:
         try:
             step = int(state["step"])
             load_optimizer_state(self._optimizer.optimizer, state["optimizer"])
-        except (KeyError, TypeError, ValueError) as error:
+            if "weights" in state:  # the model is their average
+                self._bare_model().load_state_dict(state["weights"])
+                if self._average is not None:
+                    self._average.n_averaged.fill_(state["averaged_steps"])
+            self.stale_evaluations = int(state.get("stale_evaluations", 0))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
         if state["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._best = best_score(self.folder, self._metric)
+        if was_evaluated(checkpoint):  # after it was saved
+            best = find_checkpoint(self.folder, BEST) == checkpoint.resolve()
+            self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         self._saved_step = step
         return step
 
@@ -122,7 +144,10 @@ class Checkpointer:
         if not self._accelerator.is_main_process:
             return
         needed = checkpoint_size(self._bare_model())
-        if warning := check_room(self.output, needed, overwrite=self._overwrite):
+        if self._average is not None:
+            needed += weights_size(self._bare_model())
+        keep = self._config.train.keep
+        if warning := check_room(self.output, needed, overwrite=self._overwrite, keep=keep):
             self._progress.warn(warning)
         if self._overwrite and is_run(self.output):
             remove_run(self.output)
@@ -145,7 +170,7 @@ class Checkpointer:
             save_checkpoint(
                 self.folder,
                 step,
-                self._bare_model(),
+                self._shown_model(),
                 self._state(step),
                 self._config,
                 self._info,
@@ -172,9 +197,12 @@ class Checkpointer:
     def add_score(self, step: int, score: float) -> None:
         """Notes what the evaluation of a saved step found, and which step is the best."""
         self._score = score
+        better = math.isfinite(score) and score > self._best
+        self._best = score if better else self._best
+        self.stale_evaluations = 0 if better else self.stale_evaluations + 1
         if self._accelerator.is_main_process:
             try:
-                mark_best(self.folder, step, score)
+                self._mark_best(step, score)
             except CheckpointError as error:
                 self._progress.warn(f"{error} Training goes on.")
 
@@ -187,7 +215,7 @@ class Checkpointer:
             if self._unsaved:
                 self.save(step, required=True)
                 if self._score is not None:
-                    mark_best(self.folder, step, self._score)
+                    self._mark_best(step, self._score)
 
     def stopped(self, step: int) -> TrainingStoppedError:
         """The error that ends a run after a signal; saves the step if it is not saved yet."""
@@ -211,13 +239,28 @@ class Checkpointer:
         model: SegmentationModel = self._accelerator.unwrap_model(self._model)
         return model
 
+    def _shown_model(self) -> SegmentationModel:
+        """What a checkpoint holds as the model."""
+        if self._average is None:
+            return self._bare_model()
+        return cast(SegmentationModel, self._average.module)
+
+    def _mark_best(self, step: int, score: float) -> None:
+        keep = self._config.train.keep
+        mark_best(self.folder, step, score, metric=self._metric, keep=keep)
+
     def _state(self, step: int) -> dict[str, Any]:
         scaler = self._accelerator.scaler
-        return {
+        state = {
             "step": step,
             "optimizer": self._optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "stale_evaluations": self.stale_evaluations,
         }
+        if self._average is not None:
+            state["weights"] = dict(self._bare_model().state_dict())
+            state["averaged_steps"] = self._average.n_averaged.item()
+        return state
 
     def _save_if_missing(self, step: int) -> None:
         """The last chance: no process may still be in the middle of a step."""
@@ -227,7 +270,7 @@ class Checkpointer:
     def _save_weights(self, step: int) -> str:
         """The last resort; tells what to do next."""
         try:
-            folder = save_weights(self.output, step, self._bare_model(), self._config, self._info)
+            folder = save_weights(self.output, step, self._shown_model(), self._config, self._info)
         except CheckpointError as error:
             return f"{error} Free room on the disk, then {self._how_to_resume()}"
         return (

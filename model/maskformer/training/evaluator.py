@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from accelerate import Accelerator
 
 from maskformer.config.schema import Config
@@ -10,6 +13,11 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Interrupted, Signals
 from maskformer.training.data import TrainingData
+
+
+def score_metric(config: Config) -> str:
+    """What the best checkpoint is best in."""
+    return config.train.best_metric or ("miou" if config.eval.semantic else "pq")
 
 
 class Evaluator:
@@ -45,7 +53,7 @@ class Evaluator:
         )
         # One process alone must not leave the others waiting for its figures.
         alone = self._accelerator.num_processes == 1
-        return evaluate(
+        evaluation = evaluate(
             model,
             loader,
             self.data.info,
@@ -54,6 +62,9 @@ class Evaluator:
             self._progress,
             between_batches=self._stop_if_asked if alone else None,
         )
+        score = evaluation.metrics.get(score_metric(self.config), math.nan)
+        # Nothing was labelled, or, say, no thing occurs.
+        return replace(evaluation, score=score if math.isfinite(score) else -math.inf)
 
     def _stop_if_asked(self) -> None:
         if self._signals.stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -54,7 +55,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, start_step: int = 0
 ) -> LambdaLR:
-    """Learning rate of step t: warm-up times polynomial decay or the steps' factors.
+    """Learning rate of step t: warm-up times polynomial or cosine decay or the steps' factors.
 
     The rate follows from the recipe and the step alone, so resuming is starting at a step.
     """
@@ -67,14 +68,25 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     """Takes over the moments of a saved `state_dict`; the recipe's rates and decays stay.
 
     Raises:
-        ValueError: the parameters were grouped differently, so that the moments would go astray.
+        ValueError: the parameters were grouped differently, or are others, so that the moments
+            would go astray.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [g["params"] for g in state["param_groups"]] != [g["params"] for g in groups]:
         raise ValueError(
-            "the saved optimizer groups the parameters differently: train.weight_decay or "
-            "train.backbone_lr_multiplier became, or ceased to be, 0 or 1; keep those of the run"
+            "the saved optimizer groups the parameters differently: train.freeze changed, or "
+            "train.weight_decay or train.backbone_lr_multiplier became, or ceased to be, 0 or 1; "
+            "keep those of the run"
         )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order = [index for group in groups for index in group["params"]]
+    for index, parameter in zip(order, parameters, strict=True):
+        moment = state["state"].get(index, {}).get("exp_avg")
+        if moment is not None and moment.shape != parameter.shape:
+            raise ValueError(
+                "the saved optimizer learnt other parameters: train.freeze changed; keep that of "
+                "the run"
+            )
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
@@ -86,5 +98,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
         warmup = config.warmup_factor * (1 - done) + done
     if config.schedule == "poly":
         return float(warmup * max(0.0, 1 - step / config.steps) ** config.poly_power)
+    if config.schedule == "cosine":
+        return warmup * (1 + math.cos(math.pi * min(step / config.steps, 1.0))) / 2
     passed = sum(step >= milestone for milestone in config.milestones)
     return float(warmup * config.milestone_factor**passed)

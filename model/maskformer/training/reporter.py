@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
-from maskformer.evaluation.evaluate import Evaluation, metrics_to_json, write_pictures
-from maskformer.output.console import Progress, peak_memory
-from maskformer.system.writing import write_text
+from maskformer.config.load import to_yaml
+from maskformer.config.schema import Config, TrainConfig
+from maskformer.data import DatasetInfo
+from maskformer.evaluation.evaluate import Evaluation, write_pictures
+from maskformer.evaluation.figures import read_figures, write_confusion, write_figures
+from maskformer.output.console import Progress, class_table, peak_memory
+from maskformer.training.evaluator import score_metric
 from maskformer.training.log_window import LogWindow
-from maskformer.training.run_folder import METRICS, PREDICTIONS, TENSORBOARD, mark_run
-from maskformer.training.tensorboard import Board
+from maskformer.training.recorders.plain import plain_values
+from maskformer.training.recorders.tensorboard import Board
+from maskformer.training.recorders.trackers import Trackers
+from maskformer.training.run_folder import PREDICTIONS, TENSORBOARD, mark_run
 
 
 class Reporter:
@@ -23,22 +32,55 @@ class Reporter:
     Args:
         output: the run folder.
         steps: at which the run ends.
+        accelerator: its trackers, if it has any, record the figures too.
+        config: the recipe, recorded with the figures; it names the log folder, and whether
+            TensorBoard records anything.
+        info: names the classes.
+        epoch_steps: how many steps a pass over the training images takes.
     """
 
     def __init__(
-        self, output: Path, steps: int, accelerator: Accelerator, progress: Progress
+        self,
+        output: Path,
+        steps: int,
+        accelerator: Accelerator,
+        progress: Progress,
+        *,
+        config: Config | None = None,
+        info: DatasetInfo | None = None,
+        epoch_steps: float | None = None,
     ) -> None:
         self._output = output
         self._steps = steps
         self._accelerator = accelerator
         self._progress = progress
-        self._board = Board(output / TENSORBOARD, progress.warn)
+        self._config = config
+        self._info = info
+        self._epoch_steps = epoch_steps
+        train = config.train if config is not None else TrainConfig()
+        folder = find_log_folder(output, train)
+        self._trackers = Trackers(accelerator, output.resolve().name, folder, progress.warn)
+        self._board = Board(folder, progress.warn) if "tensorboard" in train.trackers else None
         self._images, self._seconds = 0, 0.0
+        self._started = (0, time.monotonic())
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """For a run that starts at `step`."""
-        with self._board.open(), self._progress.training(step, self._steps):
+        """For a run that starts at `step`.
+
+        Raises:
+            ConfigError: a tracker cannot start.
+        """
+        self._started = step, time.monotonic()
+        values = plain_values(self._config) if self._config is not None else {}
+        with ExitStack() as stack:
+            stack.enter_context(self._trackers.open(values))
+            if self._board is not None and self._accelerator.is_main_process:
+                stack.enter_context(self._board.open())
+                if self._config is not None:
+                    metric = f"val/{score_metric(self._config)}"
+                    self._board.add_recipe(to_yaml(self._config), values, metric, step)
+            stack.enter_context(self._progress.training(step, self._steps))
             yield
 
     def advance(self, step: int) -> None:
@@ -47,23 +89,53 @@ class Reporter:
 
     def log(self, step: int, values: dict[str, float], window: LogWindow) -> None:
         """The figures of a window."""
-        if self._accelerator.is_main_process:
-            self._board.add("train", values, step)
-        self._progress.log(step, values)
+        if self._epoch_steps is not None:
+            values = {**values, "epoch": step / self._epoch_steps}
+        self._record("train", values, step)
+        first, start = self._started
+        seconds_left = (time.monotonic() - start) / max(step - first, 1) * (self._steps - step)
+        self._progress.log(step, values, seconds_left)
         self._images += window.images * window.processes
         self._seconds += window.seconds
 
     def add_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Figures and pictures of an evaluation."""
+        self._record("val", evaluation.metrics, step, evaluation.pictures)
         if self._accelerator.is_main_process:
-            self._board.add("val", evaluation.metrics, step, evaluation.pictures)
             try:
                 mark_run(self._output, write_pictures(evaluation, self._output / PREDICTIONS))
             except (OSError, ValueError) as error:
                 self._progress.warn(f"no pictures of step {step}: {error}")
-        scores = [name for name in ("miou", "pq") if name in evaluation.metrics]
+        everything = self._config is not None and self._config.eval.all_classes
+        title, classes = f"step {step} by class", self._classes(evaluation)
+        table = class_table(classes, evaluation.per_class, title, everything=everything)
+        self._progress.print(table)
+        names = ("miou", "macc", "pacc", "pq")
+        scores = [name for name in names if name in evaluation.metrics]
         figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
         self._progress.print(f"step {step}/{self._steps}  {figures}")
+
+    def stopped_early(self, step: int, evaluations: int) -> None:
+        """Training ends before its last step."""
+        self._progress.print(
+            f"stopped early at step {step}/{self._steps}: no better score in {evaluations} "
+            "evaluations (train.patience); checkpoints/best is the best"
+        )
+
+    def kept_figures(self, step: int) -> dict[str, float] | None:
+        """What `finish` wrote at `step` in an earlier session, if it is still there."""
+        figures = read_figures(self._output)
+        return figures if figures is not None and figures.get("step") == step else None
+
+    def already_finished(self, step: int, *, early: bool) -> None:
+        """Says how a run goes on that is resumed after its end."""
+        key = f"train.steps={2 * step}"
+        if early and self._config is not None:
+            key = f"train.patience={2 * (self._config.train.patience or 1)}"
+        self._progress.print(
+            f"already finished at step {step}: its figures stay; raise {key.partition('=')[0]} to "
+            f"go on: maskformer train --resume --output {shlex.quote(str(self._output))} {key}"
+        )
 
     def finish(self, step: int, evaluation: Evaluation) -> dict[str, float]:
         """Writes `metrics.json` and returns its figures."""
@@ -74,5 +146,33 @@ class Reporter:
         )
         metrics["peak_memory_mb"] = peak_memory(self._accelerator.device) / 1e6
         if self._accelerator.is_main_process:
-            write_text(self._output / METRICS, metrics_to_json(metrics))
+            write_figures(self._output, metrics, evaluation, self._classes(evaluation))
+            try:
+                write_confusion(self._output, evaluation, self._classes(evaluation))
+            except (OSError, ValueError) as error:
+                self._progress.warn(f"no confusion matrix: {error}")
         return metrics
+
+    def _classes(self, evaluation: Evaluation) -> Sequence[str]:
+        if self._info is not None:
+            return self._info.classes
+        count = max(map(len, evaluation.per_class.values()), default=0)
+        return [f"class {index}" for index in range(count)]
+
+    def _record(
+        self,
+        prefix: str,
+        values: dict[str, float],
+        step: int,
+        pictures: dict[str, Tensor] | None = None,
+    ) -> None:
+        self._trackers.add(prefix, values, step)
+        if self._board is not None and self._accelerator.is_main_process:
+            self._board.add(prefix, values, step, pictures)
+
+
+def find_log_folder(output: Path, train: TrainConfig) -> Path:
+    """Where TensorBoard and other trackers keep the files of the run in `output`."""
+    if train.log_folder is None:
+        return output / TENSORBOARD
+    return train.log_folder / output.resolve().name

@@ -8,8 +8,8 @@
 
 A folder is written under a temporary name, flushed to disk and renamed; links are replaced
 atomically. Where the file system has no links, `last` and `best` are files that hold the name of
-the step folder. Step folders that no link names are removed. The folder must be on a file system
-that all processes share.
+the step folder. Step folders that no link names are removed, but for the newest `train.keep`. The
+folder must be on a file system that all processes share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import math
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maskformer.config.load import load_config, to_yaml
+from maskformer.config.load import load_config, override_config, to_yaml
 from maskformer.config.schema import Config, ShapesConfig
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError, DiskFullError
+from maskformer.errors import CheckpointError, ConfigError, DiskFullError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
-from maskformer.system.documents import read_mapping
+from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.version import installed, writer
 from maskformer.system.writing import (
     FULL_DISK,
     check_space,
@@ -46,10 +47,17 @@ from maskformer.system.writing import (
     write_text,
 )
 from maskformer.training.checksums import find_damage, write_checksums
-from maskformer.training.run_folder import remove_checkpoint, remove_link, size_of
+from maskformer.training.kept_checkpoints import (
+    linked,
+    make_room,
+    remove_checkpoints,
+    remove_old,
+    superseded,
+)
+from maskformer.training.run_folder import remove_checkpoint, size_of
 from maskformer.weights.files import WEIGHT_SUFFIXES
 from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_checkpoint, find_local, follow
-from maskformer.weights.open import read_class_names
+from maskformer.weights.open import find, is_hub_id, read_class_names
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 DATASET = "dataset.json"
@@ -77,10 +85,10 @@ def save_checkpoint(
             but where both `last` and `best` are there, `last` makes room for this one.
     """
     target = _step_folder(folder, step)
-    needed = checkpoint_size(model, state["optimizer"])
+    needed = checkpoint_size(model, state["optimizer"]) + _size(state.get("weights", {}).values())
     error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
-    if _is_full_disk(error) and accelerator.num_processes == 1 and _size_of_superseded(folder):
-        _remove_superseded(folder)  # a quota does not show in the free room
+    if _is_full_disk(error) and accelerator.num_processes == 1 and superseded(folder):
+        remove_checkpoints(folder, superseded(folder))  # a quota does not show in the free room
         error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
     if error is not None:
         room = f" {megabytes(needed)} are needed, {free_megabytes(folder)} are free."
@@ -108,8 +116,8 @@ def _write_checkpoint(
     problem: Exception | None = None
     if accelerator.is_main_process:
         try:
-            _remove_unlinked(folder)
-            _make_room(folder, needed)
+            remove_old(folder, config.train.keep)
+            make_room(folder, needed)
             partial.mkdir(parents=True)
         except OSError as error:
             problem = error
@@ -131,12 +139,12 @@ def _write_checkpoint(
             _flush(partial)
             # A linked folder of this step holds this very state. One without a link is left over
             # from a run that was resumed at an earlier step, perhaps with another recipe.
-            if target.resolve() not in _linked(folder):
+            if target.resolve() not in linked(folder):
                 _clear(target)
                 partial.replace(target)
                 sync_folder(folder)
             _link(folder / LAST, target)
-            _remove_unlinked(folder)
+            remove_old(folder, config.train.keep)
         except OSError as error:
             problem = error
     if problem is not None:
@@ -151,9 +159,16 @@ def _is_full_disk(error: Exception | None) -> bool:
     return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
 
 
-def mark_best(folder: Path, step: int, score: float) -> bool:
+def mark_best(
+    folder: Path, step: int, score: float, *, metric: str | None = None, keep: int = 1
+) -> bool:
     """Notes the score of `folder/step_N`, which says that it was evaluated, and points `best` there
     if the score exceeds that of the best one so far.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        metric: what the score measures; the best in another metric is no rival.
+        keep: how many of the newest checkpoints stay besides the best.
 
     Returns:
         Whether it did; not for a score that is not finite, nor for a step that was not saved.
@@ -164,13 +179,14 @@ def mark_best(folder: Path, step: int, score: float) -> bool:
     target = _step_folder(folder, step)
     if not (target / STATE).is_file():
         return False
-    better = math.isfinite(score) and score > _best_score(folder)
+    better = math.isfinite(score) and score > best_score(folder, metric)
+    noted = {"score": score if math.isfinite(score) else None, "metric": metric}
     try:
-        write_json(target / SCORE, {"score": score if math.isfinite(score) else None})
+        write_json(target / SCORE, noted)
         if not better:
             return False
         _link(folder / BEST, target)
-        _remove_unlinked(folder)
+        remove_old(folder, keep)
     except OSError as error:
         raise CheckpointError(f"could not make {target} the best checkpoint: {error}.") from error
     return True
@@ -217,8 +233,7 @@ def save_weights(
 
 def weights_size(model: torch.nn.Module) -> int:
     """Bytes of a file with the model's weights."""
-    tensors = model.state_dict().values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return _size(model.state_dict().values())
 
 
 def checkpoint_size(model: torch.nn.Module, optimizer: Mapping[str, Any] | None = None) -> int:
@@ -229,16 +244,21 @@ def checkpoint_size(model: torch.nn.Module, optimizer: Mapping[str, Any] | None 
         for value in entry.values()
         if isinstance(value, torch.Tensor)
     ] or [p for p in model.parameters() if p.requires_grad for _ in range(2)]
-    return weights_size(model) + sum(t.numel() * t.element_size() for t in moments)
+    return weights_size(model) + _size(moments)
 
 
-def check_room(run: Path, needed: int, *, overwrite: bool) -> str:
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def check_room(run: Path, needed: int, *, overwrite: bool, keep: int = 1) -> str:
     """Refuses to train what could not be saved.
 
     Args:
         run: the run folder.
         needed: bytes of a checkpoint.
         overwrite: an earlier run in the folder will be removed.
+        keep: how many of the newest checkpoints stay besides the best.
 
     Returns:
         A warning where there is room for fewer checkpoints than a run keeps, else "".
@@ -251,14 +271,16 @@ def check_room(run: Path, needed: int, *, overwrite: bool) -> str:
     if free is None:
         return ""
     held = sum(size_of(step) for step in folder.glob("step_*"))
-    removable = held if overwrite else _size_of_superseded(folder)
+    removable = held if overwrite else sum(map(size_of, superseded(folder)))
     purpose = "a checkpoint of this model"
     if free + removable < needed:
         check_space(run, needed, purpose)
-    if free + held < 3 * needed:
+    if free + held < (keep + 2) * needed:
+        newest = "last" if keep == 1 else f"last {keep}"
         return (
             f"{purpose} needs {megabytes(needed)}, {megabytes(free)} are free: too little for the "
-            "best, the last and a new one, so that the last is removed before a new one is written"
+            f"best, the {newest} and a new one, so that the last is removed before a new one is "
+            "written"
         )
     return ""
 
@@ -331,17 +353,21 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
 
 def resolve_checkpoint(path: Path) -> Path:
     """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
-    folder. Other folders of models and weight files stand for themselves; see `find_local`.
+    folder. Other folders of models and weight files stand for themselves (see `find_local`), and
+    `owner/name`, where no such folder is, for a model on the hub.
 
     Raises:
         CheckpointError: nothing there.
+        HubError: it reads like an id on the hub, which cannot be reached or has no such model.
     """
     found = find_local(path)
     if found:
         return found.resolve()
+    if not path.exists() and is_hub_id(path):
+        return find(path).resolve()
     raise CheckpointError(
-        f"no checkpoint at {path}: expected a run folder, one with a config.json, or a weight file "
-        f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
+        f"no checkpoint at {path}: expected a run folder, one with a config.json, a weight file "
+        f"({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
     )
 
 
@@ -350,26 +376,48 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
 
     Raises:
         CheckpointError: the folder holds none.
-        ConfigError: an override does not fit.
+        ConfigError: an override does not fit, or the recipe is of another version.
     """
     recipe = checkpoint / RECIPE
     if not recipe.is_file():
         raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
+    try:
+        load_config(recipe)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{recipe} does not fit maskformer {installed()}; it was written by "
+            f"{writer(read_text(recipe))}: {error}"
+        ) from None
     return load_config(recipe, overrides)
 
 
-def load_prediction_recipe(checkpoint: Path, model: SegmentationModel) -> Config:
+def load_prediction_recipe(
+    checkpoint: Path, model: SegmentationModel, overrides: list[str]
+) -> Config:
     """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
 
+    Args:
+        checkpoint: its folder or file.
+        model: the one that it holds.
+        overrides: `key=value` pairs, as in `load_config`.
+
     Raises:
-        ConfigError: the recipe does not fit this version.
+        ConfigError: the recipe does not fit this version, or an override does not fit.
         ValueError: the folder's pre-processing cannot be followed.
     """
     if (checkpoint / RECIPE).is_file():
-        return load_recipe(checkpoint, [])
+        return load_recipe(checkpoint, overrides)
     processor = ImageProcessor.from_pretrained(checkpoint)
-    data = ShapesConfig(test_short_side=processor.short_side, test_max_side=processor.max_side)
-    return Config(model=model.config, data=data)
+    reader = processor.reader
+    data = ShapesConfig(
+        test_short_side=processor.short_side,
+        test_max_side=processor.max_side,
+        channels=reader.channels,
+        value_range=reader.scale.value_range,
+        percentiles=reader.scale.percentiles,
+        exif_orientation=reader.orientation,
+    )
+    return override_config(Config(model=model.config, data=data), overrides)
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
@@ -434,10 +482,15 @@ def _step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:07d}"
 
 
-def _best_score(folder: Path) -> float:
+def best_score(folder: Path, metric: str | None = None) -> float:
+    """The score of the best checkpoint, minus infinity where none is, or it is best in another
+    metric than this.
+    """
     try:
         values = json.loads((follow(folder / BEST) / SCORE).read_text(encoding="utf-8"))
-        return float(values["score"])
+        # Earlier versions did not name it.
+        same = metric is None or values.get("metric") in (None, metric)
+        return float(values["score"]) if same else -math.inf
     except (OSError, ValueError, KeyError, TypeError):
         return -math.inf
 
@@ -456,10 +509,6 @@ def _link(link: Path, target: Path) -> None:
         write_text(link, f"{target.name}\n")
 
 
-def _linked(folder: Path) -> set[Path]:
-    return {follow(folder / name).resolve() for name in (LAST, BEST)}
-
-
 def _clear(target: Path) -> None:
     """Makes way for a folder: removes a checkpoint, sets aside what the user put there."""
     remove_checkpoint(target)
@@ -469,36 +518,3 @@ def _clear(target: Path) -> None:
         if not aside.exists():
             target.rename(aside)
         number += 1
-
-
-def _remove_unlinked(folder: Path) -> None:
-    """Removes superseded step folders and what killed processes left half written."""
-    kept = _linked(folder)
-    for step_folder in (*folder.glob("step_*"), *folder.glob(".step_*.partial")):
-        if step_folder.resolve() not in kept:
-            remove_checkpoint(step_folder)
-
-
-def _make_room(folder: Path, needed: int) -> None:
-    """Removes the last checkpoint where it is not the best and takes the room of a new one.
-
-    Raises:
-        DiskFullError: there is too little room all the same.
-    """
-    free = free_bytes(folder)
-    if free is not None and free < needed <= free + _size_of_superseded(folder):
-        _remove_superseded(folder)
-    check_space(folder, needed, "a checkpoint")
-
-
-def _remove_superseded(folder: Path) -> None:
-    last = find_checkpoint(folder)
-    if last is not None:
-        remove_link(folder / LAST)
-        remove_checkpoint(last)
-
-
-def _size_of_superseded(folder: Path) -> int:
-    """Bytes of the last checkpoint, if the best is another."""
-    last, best = find_checkpoint(folder), find_checkpoint(folder, BEST)
-    return size_of(last) if last and best and last != best else 0

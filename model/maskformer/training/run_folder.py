@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maskformer.errors import RunInUseError
+from maskformer.output.output_folder import CONFUSION, METRICS
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.files import CONFIG_FILE
@@ -21,8 +22,8 @@ from maskformer.weights.native import LIBRARY
 MARKER = ".maskformer-run"
 """JSON: says that the folder is a run, and which pictures it has drawn."""
 LOCK = ".maskformer-lock"
-METRICS = "metrics.json"
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
+FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")
 WEIGHTS = "weights_step_*"
 CHECKPOINT_FILES = (
     STATE,  # first: what is left of a checkpoint without it is none
@@ -82,7 +83,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """What is in the way of a new run and was not left by one that was killed early."""
-    found = [name for name in (RECIPE, METRICS) if os.path.lexists(folder / name)]
+    found = [name for name in FILES if os.path.lexists(folder / name)]
     for name in (CHECKPOINTS, TENSORBOARD, PREDICTIONS):
         path = folder / name
         if path.is_dir():
@@ -128,7 +129,7 @@ def remove_run(folder: Path) -> None:
     for emptied in (checkpoints, folder / PREDICTIONS):
         with suppress(OSError):
             emptied.rmdir()
-    for name in (RECIPE, METRICS, MARKER):
+    for name in (*FILES, MARKER):
         _unlink(folder / name)
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 import mfkernels
 from maskformer.config.choices import Backend
@@ -43,6 +45,7 @@ class TrainingParts:
         step: how many steps are done already.
         evaluation_due: the evaluation of `step` did not come to its end.
         backend: of the mfkernels operations, see `mfkernels.use_backend`.
+        average: of the weights; it follows every step and is what is evaluated.
     """
 
     train: TrainConfig
@@ -59,6 +62,7 @@ class TrainingParts:
     step: int = 0
     evaluation_due: bool = False
     backend: Backend = "auto"
+    average: AveragedModel | None = None
 
 
 class Trainer:
@@ -80,8 +84,22 @@ class Trainer:
         model: SegmentationModel = self.parts.accelerator.unwrap_model(self.parts.model)
         return model
 
+    @property
+    def evaluated_model(self) -> SegmentationModel:
+        """The average of the weights where there is one, else the model."""
+        if self.parts.average is None:
+            return self.bare_model
+        return cast(SegmentationModel, self.parts.average.module)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end, evaluation and all, before it was resumed."""
+        return self.step > 0 and not self.parts.evaluation_due and self._at_end()
+
     def fit(self) -> dict[str, float]:
         """Trains to the last step, evaluates, and returns the metrics of the final model.
+
+        A run that was finished already keeps its figures.
 
         Raises:
             TrainingStoppedError: a signal came; the last finished step was saved.
@@ -93,6 +111,9 @@ class Trainer:
         """
         parts = self.parts
         with parts.checkpointer.locked():
+            if self.finished and (figures := parts.reporter.kept_figures(self.step)):
+                parts.reporter.already_finished(self.step, early=self.step < parts.train.steps)
+                return figures
             loader = parts.data.loader(self.step)
             parts.checkpointer.prepare()
             with (
@@ -105,10 +126,12 @@ class Trainer:
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train, parts = self.parts.train, self.parts
         due = self.step % train.evaluate_every == 0 and 0 < self.step < train.steps
+        evaluation = None
         if parts.evaluation_due and due:
-            self._evaluate()  # something ended it before the run was resumed
+            evaluation = self._evaluate()  # something ended it before the run was resumed
         window = LogWindow(parts.accelerator)
-        while self.step < train.steps:
+        while not self._at_end():
+            evaluation = None
             self._train_step(self._wait_for_batches(batches, window), window)
             self.step += 1
             parts.reporter.advance(self.step)
@@ -125,9 +148,20 @@ class Trainer:
                 if stop:
                     raise parts.checkpointer.stopped(self.step)
                 if due and not done:
-                    self._evaluate()
+                    evaluation = self._evaluate()
+        if evaluation is not None:
+            parts.reporter.stopped_early(self.step, parts.checkpointer.stale_evaluations)
         with parts.checkpointer.saved_in_the_end(self.step):
-            return parts.reporter.finish(self.step, self._evaluate())
+            return parts.reporter.finish(self.step, evaluation or self._evaluate())
+
+    def _at_end(self) -> bool:
+        """All steps are done, or too many evaluations in a row found nothing better."""
+        train = self.parts.train
+        tired = (
+            train.patience is not None
+            and self.parts.checkpointer.stale_evaluations >= train.patience
+        )
+        return self.step >= train.steps or tired
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
@@ -190,6 +224,8 @@ class Trainer:
             optimizer.step()
         parts.scheduler.step()
         optimizer.zero_grad()
+        if parts.average is not None:
+            parts.average.update_parameters(self.bare_model)
 
     def _log(self, window: LogWindow) -> None:
         values = window.summary()
@@ -207,7 +243,7 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         with self._between_steps():
-            evaluation = self.parts.evaluator(self.bare_model)
+            evaluation = self.parts.evaluator(self.evaluated_model)
         self.parts.reporter.add_evaluation(self.step, evaluation)
         self.parts.checkpointer.add_score(self.step, evaluation.score)
         return evaluation

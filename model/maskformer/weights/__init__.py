@@ -1,6 +1,7 @@
 """Checkpoints of all formats: reading, renaming and writing them.
 
 open              which format a file or a folder has; reads and writes all of them
+hub               whether the Hugging Face hub can be reached
 locate            where the checkpoint of a run, a folder or a file is
 checkpoint        what every format is read into
 native            our own folders

@@ -246,7 +246,7 @@ def write(
         ValueError: `transformers` has no such model.
         OSError: the folder cannot be written.
     """
-    sizes = _check_expressible(config)
+    sizes = check_expressible(config)
     renamed = huggingface_names().to_theirs(weights)
     assert config.num_classes is not None
     renamed[_CLASS_WEIGHTS] = no_object_weights(config.num_classes)
@@ -311,7 +311,7 @@ def _read_backbone(values: Mapping[str, Any]) -> Any:
     )
 
 
-def _check_expressible(config: ModelConfig) -> Sizes:
+def check_expressible(config: ModelConfig) -> Sizes:
     """The backbone's sizes.
 
     Raises:
@@ -320,6 +320,7 @@ def _check_expressible(config: ModelConfig) -> Sizes:
     sizes = backbone_sizes(config.backbone)
     coarsest = sizes.channels[-1] if isinstance(sizes, ResNetSizes) else 8 * sizes.embed_dim
     reasons = {
+        f"it takes {config.num_channels} channels, not 3": config.num_channels != 3,
         f"its architecture is {config.architecture}": config.architecture != "maskformer",
         "its pixel decoder has a transformer encoder (+6 Enc)": config.pixel_decoder.encoder_layers,
         "its ResNet has a stem of three convolutions (R101c)": (

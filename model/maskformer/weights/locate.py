@@ -9,6 +9,8 @@ from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
 
 STATE, RECIPE = "training_state.pt", "recipe.yaml"
 LAST, BEST = "last", "best"
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights beside a `config.json`; the first that is there counts."""
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
 _STEP_FOLDER = re.compile(rb"(step_\d+)\n?")
 
@@ -56,8 +58,9 @@ def find_local(path: Path) -> Path | None:
     """The folder or file that holds the model at a path, or None.
 
     Of a run folder or its `checkpoints` folder, that is the best checkpoint, or the last where
-    none is best yet. A folder of a model and a weight file stand for themselves; a folder without
-    `config.json` stands for the one `.pkl` or `.pth` file in it.
+    none is best yet. A folder of a model and a weight file stand for themselves; a weight file that
+    is part of a folder with a `config.json` stands for that folder, and a folder without one for
+    the one `.pkl` or `.pth` file in it.
     """
     path = follow(path)
     for folder in (path / "checkpoints", path):
@@ -65,7 +68,17 @@ def find_local(path: Path) -> Path | None:
             found = find_checkpoint(folder, name)
             if found:
                 return found
+    if _is_of_folder(path):
+        return path.parent
     if (path / CONFIG_FILE).is_file() or (path.is_file() and path.suffix in WEIGHT_SUFFIXES):
         return path
     files = [file for file in path.glob("*") if file.suffix in _OFFICIAL_SUFFIXES]
     return files[0] if len(files) == 1 and files[0].is_file() else None
+
+
+def _is_of_folder(file: Path) -> bool:
+    """Whether it is the weight file that a model's folder is read from."""
+    if not file.is_file() or not (file.parent / CONFIG_FILE).is_file():
+        return False
+    weights = (name for name in FOLDER_WEIGHTS if (file.parent / name).is_file())
+    return file.name == next(weights, None)

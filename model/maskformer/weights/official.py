@@ -276,7 +276,7 @@ def write(
         OSError: the file cannot be written.
     """
     file = path if path.suffix == ".pkl" else path / DEFAULT_FILE
-    _refuse_unrecorded(config)
+    check_expressible(config)
     renamed = official_names(config, zoo=True).to_theirs(
         {name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)}
     )
@@ -305,8 +305,17 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _refuse_unrecorded(config: ModelConfig) -> None:
-    """Refuses sizes that leave no trace in the weights: the file would be read as another model."""
+def check_expressible(config: ModelConfig) -> None:
+    """Refuses sizes that leave no trace in the weights: the file would be read as another model.
+
+    Raises:
+        WeightsError: the authors' code has no such backbone, or their files do not record a size.
+    """
+    if config.num_channels != 3:
+        raise WeightsError(
+            f"an official checkpoint takes RGB, this model {config.num_channels} channels; keep it "
+            "in the native format"
+        )
     deep = isinstance(sizes := backbone_sizes(config.backbone), ResNetSizes) and sizes.deep_stem
     recorded = {
         "backbone.multi_grid": (config.backbone.multi_grid, R101C_GRID if deep else None),

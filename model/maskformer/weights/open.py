@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskformer.config.choices import Format
 from maskformer.config.schema import ModelConfig
-from maskformer.errors import HubError
+from maskformer.errors import HubError, WeightsError
 from maskformer.system.documents import read_mapping
 from maskformer.weights import huggingface, native, official
 from maskformer.weights.checkpoint import Checkpoint
@@ -72,6 +72,18 @@ def write_checkpoint(
         raise ValueError(f"format must be 'native', 'hf' or 'official', got {form!r}")
 
 
+def why_not_written(form: Format, config: ModelConfig) -> str | None:
+    """Why a format cannot express a model; None where it can."""
+    try:
+        if form == "hf":
+            huggingface.check_expressible(config)
+        elif form == "official":
+            official.check_expressible(config)
+    except WeightsError as error:
+        return str(error)
+    return None
+
+
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
     """The names of the classes in a folder of a model, or None.
 
@@ -102,7 +114,7 @@ def find(path_or_hub_id: str | Path) -> Path:
         return find_local(path) or path
     if path.suffix in WEIGHT_SUFFIXES:
         raise FileNotFoundError(f"no such file: {path}")
-    if not _HUB_ID.fullmatch(str(path_or_hub_id)):
+    if not is_hub_id(path_or_hub_id):
         raise FileNotFoundError(f"no such folder: {path}")
     try:
         return _download(str(path_or_hub_id))
@@ -110,6 +122,11 @@ def find(path_or_hub_id: str | Path) -> Path:
         raise HubError(
             f"'{path_or_hub_id}' is no local folder, and the Hugging Face hub failed: {error}"
         ) from error
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether it reads like the id of a model on the Hugging Face hub, and like no weight file."""
+    return bool(_HUB_ID.fullmatch(str(name))) and Path(name).suffix not in WEIGHT_SUFFIXES
 
 
 def _download(hub_id: str) -> Path:

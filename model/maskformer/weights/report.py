@@ -21,6 +21,8 @@ class LoadReport:
         unexpected: entries that the model has no place for.
         mismatched: entries of another shape, each with both shapes.
         unused: entries known to carry nothing that the model needs, such as index tables.
+        class_head: the numbers of classes of the checkpoint and of the model, where only what has a
+            row per class does not fit.
     """
 
     origin: str
@@ -28,6 +30,15 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    class_head: tuple[int, int] | None = None
+
+    @property
+    def summary(self) -> str:
+        """In one line where no more than another number of classes is in the way."""
+        if self.class_head is None or self.unexpected:
+            return str(self)
+        before, now = self.class_head
+        return f"class head starts anew ({before} -> {now}); all else comes from {self.origin}"
 
     def __str__(self) -> str:
         kinds = {

@@ -5,24 +5,27 @@ What else they hold is passed over, as its writers expect.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maskformer.config.schema import (
+    MAX_BANDS,
     MAX_BLOCKS,
     MAX_CLASSES,
     Channels,
     Finite,
     Fraction,
+    ImageChannels,
     Name,
+    Percent,
     Positive,
     Side,
 )
 
 _Key = Annotated[str, Field(pattern=r"^[0-9]{1,6}$")]
 _Stages = Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
-_Triple = tuple[Finite, Finite, Finite]
+_PER_CHANNEL = Field(min_length=1, max_length=MAX_BANDS)
 
 
 class Part(BaseModel):
@@ -71,6 +74,15 @@ class SizePart(Part):
     longest_edge: Side | None = None
 
 
+class ReaderPart(Part):
+    """How images become 8 bits; ours alone, and absent where it is the default."""
+
+    channels: ImageChannels = 3
+    value_range: tuple[Finite, Finite] | None = None
+    percentiles: tuple[Percent, Percent] | None = None
+    exif_orientation: Literal["apply", "ignore"] | None = None
+
+
 class PreprocessorPart(Part):
     """`preprocessor_config.json`."""
 
@@ -78,6 +90,18 @@ class PreprocessorPart(Part):
     size: Side | SizePart = SizePart(shortest_edge=800, longest_edge=1333)
     max_size: Side | None = None
     rescale_factor: Positive = 1 / 255
-    image_mean: _Triple | None = None
-    image_std: tuple[Positive, Positive, Positive] | None = None
+    image_mean: Annotated[tuple[Finite, ...], _PER_CHANNEL] | None = None
+    image_std: Annotated[tuple[Positive, ...], _PER_CHANNEL] | None = None
     size_divisor: Annotated[int, Field(ge=0, le=1 << 12)] | None = None
+    reader: ReaderPart = ReaderPart()
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Self:
+        channels = self.reader.channels
+        count = channels if isinstance(channels, int) else len(channels)
+        for values in (self.image_mean, self.image_std):
+            if values is not None and len(values) != count:
+                raise ValueError(
+                    f"image_mean and image_std must have {count} values, one per channel"
+                )
+        return self

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.coco_format import check_panoptic
-from helpers.recipes import TINY, write_recipe
+from helpers.command_line import Run
 from PIL import Image
 
 from maskformer.cli import INTERNAL_ERROR, main
@@ -20,35 +19,6 @@ from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter
 from maskformer.training.run_checkpoint import load_info, load_recipe, resolve_checkpoint
 from mfkernels import backend
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Calls the command line; gives back the exit code and what was printed."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    recipe = write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 2}})
-    arguments = ["train", "--cpu", "--config", recipe, "--output", folder / "run"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return folder / "run"
 
 
 def test_evaluate_repeats_the_figures_of_training(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -160,7 +130,7 @@ def test_brackets_in_names_are_no_markup(run: Run, trained: Path, tmp_path: Path
     code, text, err = run("predict", folder, "--checkpoint", trained, "--out", folder / "out")
     assert code == 1, err
     assert f"image file {folder}/broken[i].png cannot be read" in text
-    assert f"2 images: {folder}/out" in text
+    assert f"2 images predicted; the results are in {folder}/out, and files.json" in text
 
 
 @pytest.mark.parametrize("panoptic", [True, False])
@@ -181,14 +151,14 @@ def test_predict_writes_pictures_and_maps(
     assert "2 images" in text
     names = {path.name for path in out.iterdir()}
     if panoptic:
-        assert names == {"a.png", "a_2.png", "panoptic", "panoptic.json"}
+        assert names == {"a.png", "a_2.png", "files.json", "panoptic", "panoptic.json"}
         content = json.loads((out / "panoptic.json").read_text())
         assert [entry["image_id"] for entry in content["annotations"]] == ["a", "a_2"]
         ids = read_segment_ids(out / "panoptic" / "a_2.png")
         present = set(np.unique(ids)) - {0}
         assert present == {s["id"] for s in content["annotations"][1]["segments_info"]}
     else:
-        assert names == {"a.png", "a_2.png", "classes"}
+        assert names == {"a.png", "a_2.png", "files.json", "classes", "classes.json"}
         classes = np.asarray(Image.open(out / "classes" / "a_2.png"))
         assert classes.shape == (70, 90)
         assert classes.max() < 9
@@ -201,7 +171,11 @@ def test_predict_writes_instances(run: Run, trained: Path, tmp_path: Path) -> No
         "predict", tmp_path / "*.jpg", "--checkpoint", trained, "--out", out, "--mode", "instance"
     )
     assert code == 0, err
-    assert {path.name for path in out.iterdir()} == {"000042.png", "instances.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "000042.png",
+        "files.json",
+        "instances.json",
+    }
     entries = json.loads((out / "instances.json").read_text())
     assert {entry["image_id"] for entry in entries} == {42}
     assert all(entry["segmentation"]["size"] == [70, 90] for entry in entries)
@@ -354,7 +328,7 @@ def test_an_interruption_outside_of_training_is_said(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskformer.training.build.check_dataset", interrupt)
+    monkeypatch.setattr("maskformer.training.build.check_splits", interrupt)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 130
     assert err.strip() == "interrupted; nothing was left to save"
@@ -364,7 +338,7 @@ def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9")
 
-    monkeypatch.setattr("maskformer.training.build.check_dataset", fail)
+    monkeypatch.setattr("maskformer.training.build.check_splits", fail)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 1
     assert "out of memory; lower train.batch_size" in err
@@ -378,7 +352,7 @@ def test_a_bug_is_no_mistake_of_the_user(
     def fail(*_: object, **__: object) -> None:
         raise bug("shapes do not fit")
 
-    monkeypatch.setattr("maskformer.training.build.check_dataset", fail)
+    monkeypatch.setattr("maskformer.training.build.check_splits", fail)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == INTERNAL_ERROR
     assert "Traceback" in err
@@ -392,7 +366,7 @@ def test_a_backend_that_cannot_serve_is_said(run: Run, monkeypatch: pytest.Monke
     def ask(*_: object, **__: object) -> None:
         backend.requested()
 
-    monkeypatch.setattr("maskformer.training.build.check_dataset", ask)
+    monkeypatch.setattr("maskformer.training.build.check_splits", ask)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 1
     assert "error: MFKERNELS_BACKEND is 'fast', expected one of" in err

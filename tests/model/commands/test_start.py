@@ -42,7 +42,18 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("", 2, "evaluate"),  # the help too
         ("train --help", 0, "--overwrite"),
         ("train --rezume", 2, "--rezume"),
+        ("--version", 0, "maskformer 0."),
+        ("train --lr 0.1", 2, "--lr is a value of the recipe"),
+        ("train --lr 0.1", 2, "KEY=VALUE, without dashes: train.lr=0.1\n"),
+        ("train --batch-size=8", 2, "dashes: train.batch_size=8 or eval.batch_size=8\n"),
+        ("train --train.lr 3", 2, "dashes: train.lr=3\n"),
+        ("train --crop", 2, "dashes: data.augmentation.crop=...\n"),
+        ("train --querys 5 --cpu", 2, "dashes: model.decoder.queries=5\n"),
         ("train", 2, "--config is needed"),
+        ("train --weights x", 2, "--output FOLDER"),
+        ("predict predict.opacity=0 --checkpoint x --out y", 2, "no image is named"),
+        ("predict a.png model.x=1 --checkpoint x --out y", 1, "the checkpoint decides the model"),
+        ("evaluate --checkpoint x predict.tile=64", 1, "evaluate sees images whole"),
         ("train --config quikstart", 1, "did you mean 'quickstart'?"),
         ("train --config quickstart train.stepz=1", 1, "did you mean 'steps'?"),
         ("predict photo.jpg", 2, "--checkpoint"),
@@ -58,6 +69,11 @@ def test_answers_without_pytorch(arguments: str, code: int, text: str) -> None:
     assert result.returncode == code
     assert text in result.stdout + result.stderr
     assert result.stderr.endswith("imported:\n")
+
+
+def test_no_suggestion_without_a_key() -> None:
+    result = command_line("train", "--rezume")
+    assert "recipe" not in result.stderr
 
 
 def test_a_command_in_a_process_of_its_own() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from maskformer.config.schema import CocoPanopticConfig
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.images import id_to_rgb, rgb_to_id
+from maskformer.data.sample import segment_areas
 from maskformer.errors import DatasetError
 
 CATEGORIES = [
@@ -116,19 +117,65 @@ def test_the_sample_of_coco(real_data):
         assert [data.info.category_ids[k] for k in sample.labels] == wanted
 
 
+def test_other_classes_for_the_sample_of_coco(real_data):
+    mapped = {"person": "person", "*": None}
+    root = real_data / "coco_panoptic_sample"
+    data, whole = (
+        build_dataset(config(root, **settings), "val") for settings in ({"label_map": mapped}, {})
+    )
+    assert data.info.classes == ("person",)
+    for one, other in zip(data, whole, strict=True):
+        person = other.labels == whole.info.classes.index("person")
+        assert one.labels.tolist() == [0] * int(person.sum())
+        areas = segment_areas(other.segments, len(person))[person]
+        assert torch.equal(segment_areas(one.segments, len(one.labels)), areas)
+
+
 def test_png_and_json_disagree(tmp_path):
     write(tmp_path, segments=SEGMENTS[:2])
     refused(tmp_path, r"1\.png has segment ids that its JSON entry does not list: 300 \(2 pixels\)")
-    write(tmp_path, segments=[*SEGMENTS, segment(9, 1)])
-    refused(tmp_path, r"1\.png lists segments without a pixel: ids \[9\]; PNG and JSON belong to")
+    more = [segment(number, 1) for number in (9, 10, 11, 12)]
+    write(tmp_path, segments=[*SEGMENTS, *more])
+    refused(tmp_path, r"1\.png lists segments without a pixel: ids \[9, 10, 11, 12\]; PNG and JSON")
     write(tmp_path, segments=[*SEGMENTS, segment(5, 1)])
     refused(tmp_path, r"1\.png lists a segment id twice")
-    write(tmp_path, segments=[*SEGMENTS, segment(0, 1)])
-    refused(
-        tmp_path, r"annotations\[0\]\.segments_info\[3\]\.id: Input should be greater than or equal"
-    )
     write(tmp_path, segments=[segment(70_000, 3), *SEGMENTS[1:]])
     refused(tmp_path, r"segments of the category ids \[3\], which its categories do not list")
+
+
+@pytest.mark.parametrize("number", [0, 9])
+def test_a_stray_entry_is_left_out_and_counted(tmp_path, number):
+    write(tmp_path, segments=[segment(number, 1, area=0), *SEGMENTS])
+    data = build_dataset(config(tmp_path), "val")
+    sample = data[0]
+    assert sample.left_out == 1
+    assert sample.labels.tolist() == [2, 1, 1]
+    assert sample.crowd.tolist() == [False, False, True]
+    assert sample.segments.tolist() == [[-1, 1, 1, 0], [2, 2, 1, 0]]
+    warnings = check_dataset(data)
+    assert warnings[0] == "listed segments without a pixel were left out: 1"
+    write(tmp_path)
+    assert not any("left out" in text for text in check_dataset(build_dataset(data.config, "val")))
+
+
+def test_channels_in_the_wrong_order(tmp_path):
+    write(tmp_path)
+    Image.fromarray(id_to_rgb(IDS)[..., ::-1]).save(tmp_path / "panoptic" / "1.png")
+    refused(tmp_path, "the order blue, green, red, as OpenCV writes them; swap them")
+
+
+@pytest.mark.parametrize(("form", "name"), [("JPEG", "JPEG"), ("WEBP", "WebP"), ("TIFF", "JPEG")])
+def test_colours_compressed_with_loss(tmp_path, form, name):
+    write(tmp_path)
+    options = {"compression": "jpeg"} if form == "TIFF" else {}
+    Image.fromarray(id_to_rgb(IDS)).save(tmp_path / "panoptic" / "1.png", form, **options)
+    refused(tmp_path, rf"panoptic file .*1\.png is compressed as {name}, which changes values")
+
+
+def test_a_json_of_instances(tmp_path):
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1]]}
+    write(tmp_path, annotations=[annotation])
+    refused(tmp_path, r"panoptic\.json is a COCO instances JSON .* data.format: coco_instances")
 
 
 def test_sizes_disagree(tmp_path):
@@ -172,3 +219,64 @@ def test_unusable_json(tmp_path):
     refused(tmp_path, r"COCO panoptic format: categories\[0\]\.isthing: Field required, got \{'id'")
     write(tmp_path, categories=[*CATEGORIES, CATEGORIES[0]])
     refused(tmp_path, "list a category id twice")
+
+
+# Other classes than the categories.
+
+
+def test_label_map(tmp_path):
+    write(tmp_path)
+    vehicles = {"train": "vehicle", 1: "vehicle", "rug": None}
+    data = build_dataset(config(tmp_path, label_map=vehicles), "val")
+    assert data.info.classes == ("vehicle",)
+    assert (data.info.things, data.info.category_ids) == (frozenset({0}), (1,))
+    assert data.info.colors == ((220, 20, 60),)
+    sample = data[0]
+    assert sample.labels.tolist() == [0, 0]
+    assert sample.crowd.tolist() == [False, True]
+    assert sample.segments.tolist() == [[-1, 0, 0, -1], [1, 1, 0, -1]]
+    assert sample.left_out == 0
+    check_dataset(data)
+
+
+def test_categories_that_become_one_class_of_stuff(tmp_path):
+    segments = [segment(70_000, 200), segment(5, 7), segment(300, 1)]
+    write(tmp_path, segments=segments)
+    data = build_dataset(config(tmp_path, label_map={"rug": "floor", "*": "floor"}), "val")
+    assert data.info.things == frozenset()
+    assert data[0].labels.tolist() == [0]
+    assert data[0].segments.tolist() == [[-1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("label_map", "said"),
+    [
+        ({"cat": "a", "*": None}, "has the keys cat, which are no name or id of a category"),
+        ({"person": "a"}, r"does not say what 2 of the 3 categories are: train, rug; add .*'\*'"),
+        ({"*": None}, "maps everything to void"),
+        ({"person": 1, "*": None}, "maps no category to class 0"),
+        ({"person": 0, "rug": "a", "*": None}, "mixes names and numbers"),
+    ],
+)
+def test_a_label_map_that_does_not_fit(tmp_path, label_map, said):
+    write(tmp_path)
+    refused(tmp_path, said, label_map=label_map)
+
+
+def test_val_as_a_share_of_train(tmp_path):
+    write(tmp_path)
+    entries = [
+        {"image_id": k, "file_name": f"{k}.png", "segments_info": SEGMENTS} for k in range(9)
+    ]
+    for k in range(9):
+        Image.new("RGB", (4, 2)).save(tmp_path / "images" / f"{k}.jpg")
+        Image.fromarray(id_to_rgb(IDS)).save(tmp_path / "panoptic" / f"{k}.png")
+    write(tmp_path, images=[], annotations=entries)
+    settings = config(tmp_path, val=1 / 3)
+    train, val = (build_dataset(settings, split) for split in ("train", "val"))
+    names = [sorted(sample.name for sample in data) for data in (train, val)]
+    assert [len(each) for each in names] == [6, 3]
+    assert sorted(names[0] + names[1]) == [str(k) for k in range(9)]
+    write(tmp_path, images=[], annotations=entries[::-1])
+    assert sorted(sample.name for sample in build_dataset(settings, "val")) == names[1]
+    assert check_dataset(val) == check_dataset(train)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from maskformer.config.schema import FolderConfig
-from maskformer.data import build_dataset, check_dataset
+from maskformer.data import build_dataset, check_dataset, check_splits
 from maskformer.data.images import read_image, read_labels
 from maskformer.errors import DatasetError, LabelValueError
 
@@ -111,7 +111,7 @@ def test_classes_from_a_file(tmp_path):
 
 
 def test_classes_from_the_recipes_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskformer.data.datasets.folder.CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.setattr("maskformer.data.datasets.class_names.CONFIG_FOLDER", tmp_path / "configs")
     (tmp_path / "configs" / "x").mkdir(parents=True)
     (tmp_path / "configs" / "x" / "classes.txt").write_text("a\nb\n")
     write(tmp_path, "a", grid(0, 1))
@@ -165,7 +165,12 @@ def test_missing_and_empty_folders(tmp_path):
     refused(tmp_path, "images is empty; set data.train.images")
     (tmp_path / "images" / "a.jpeg").touch()
     (tmp_path / "images" / ".hidden.jpg").touch()
-    refused(tmp_path, "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg")
+    refused(
+        tmp_path,
+        "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg",
+        image_suffix=".jpg",
+    )
+    (tmp_path / "images" / "a.jpeg").unlink()
     (tmp_path / "images" / "a.jpg").touch()
     refused(tmp_path, "labels is empty; set data.train.labels .*looked for a.png")
 
@@ -325,6 +330,27 @@ def test_the_doctor_warns(tmp_path):
     assert check_dataset(data, limit=1) != check_dataset(data)
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         check_dataset(data, limit=0)
+
+
+def test_classes_that_only_one_split_shows(tmp_path):
+    for split, values in (("train", (0, 1)), ("val", (0, 2))):
+        (tmp_path / split).mkdir()
+        write(tmp_path / split, "a", grid(*values))
+    splits = {s: {"images": f"{s}/images", "labels": f"{s}/labels"} for s in ("train", "val")}
+    settings = config(tmp_path, **splits)
+    train, val = (build_dataset(settings, split) for split in ("train", "val"))
+    assert check_splits(train, val) == [
+        "train data: 1 of 3 classes never occur: sky",
+        "val data: 1 of 3 classes never occur: tree",
+        "train data: it has tree, which val never shows",
+        "val data: it has sky, which train never shows",
+    ]
+    write(tmp_path / "val", "b", grid(1))
+    val = build_dataset(settings, "val")
+    assert not [text for text in check_splits(train, val, limit=1) if "train data: it" in text]
+    write(tmp_path / "val", "b", grid(9))
+    with pytest.raises(DatasetError, match="value 9"):
+        check_splits(train, build_dataset(settings, "val"))
 
 
 def test_labels_keep_their_raw_values(tmp_path):

@@ -256,6 +256,22 @@ def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> Non
     assert len(evaluation.pictures) == 8
 
 
+def test_a_single_class_has_all_figures() -> None:
+    class Sky(Images):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return replace(sample, labels=torch.zeros_like(sample.labels))
+
+    info = DatasetInfo(("sky",), frozenset(), palette(1), (0,))
+    loader = EvalLoader(Sky(), ImageProcessor(None, None).batch)
+    model = tiny_model(num_classes=1)
+    evaluation = evaluate(model, loader, info, EVAL, CPU, Progress(enabled=False))
+    assert sorted(evaluation.per_class) == ["accuracy", "iou", "pq", "rq", "sq"]
+    assert all(len(values) == 1 for values in evaluation.per_class.values())
+    assert {"miou", "fwiou", "macc", "pacc", "pq", "pq_stuff"} <= set(evaluation.metrics)
+    assert not any(name.endswith("_per_class") for name in evaluation.metrics)
+
+
 def test_views_without_scores_are_refused(maskformer: SegmentationModel) -> None:
     config = EVAL.model_copy(update={"semantic": False})
     loader = EvalLoader(Images(), ImageProcessor(None, None).batch)

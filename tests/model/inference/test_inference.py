@@ -55,6 +55,20 @@ def test_per_pixel_loss_is_the_cross_entropy_of_labelled_pixels() -> None:
     assert logits.grad is not None
 
 
+def test_per_pixel_loss_with_class_weights() -> None:
+    classes = torch.tensor([[[0, 2], [-1, 1]]])
+    logits = torch.randn(1, 1, 3, 2, 2)
+    targets = SegmentTargets.from_label_maps(
+        torch.tensor([[[0, 2], [-1, 1]]]), [torch.tensor([0, 1, 2])]
+    )
+    weights = [0.5, 2.0, 0.0]
+    found = PerPixelCriterion(weights)({"pixel_logits": logits}, targets)["loss_sem_seg"]
+    expected = F.cross_entropy(logits[-1], classes, torch.tensor(weights), ignore_index=-1)
+    torch.testing.assert_close(found, expected)
+    unweighted = PerPixelCriterion([0.0] * 3)({"pixel_logits": logits}, targets)
+    assert unweighted["loss_sem_seg"] == 0
+
+
 def test_per_pixel_loss_without_labels_is_zero_and_attached() -> None:
     targets = SegmentTargets.from_label_maps(torch.full((1, 4, 4), -1), [torch.zeros(0).long()])
     logits = torch.randn(1, 1, 3, 2, 2, requires_grad=True)

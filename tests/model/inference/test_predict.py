@@ -65,6 +65,21 @@ def test_the_rules_of_training(tmp_path: Path) -> None:
     assert names(find_images([str(linked / "d*" / "**" / "?.jpg")]), linked) == expected
 
 
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    junk = ["._a.jpg", ".ipynb_checkpoints/a.jpg", "Thumbs.db", "day/IMG_1.HEIC"]
+    for name in ("a.jpg", "b.GIF", "day/c.jp2", *junk):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    notes: list[str] = []
+    assert names(find_images([str(tmp_path)], None, notes.append), tmp_path) == [
+        "a.jpg", "b.GIF", "day/c.jp2"
+    ]  # fmt: skip
+    said = "2 hidden (._a.jpg, .ipynb_checkpoints); 2 of another type (Thumbs.db, day/IMG_1.HEIC)"
+    assert notes == [f"left out of {tmp_path}: {said}"]
+    find_images([str(tmp_path / "*.jpg"), str(tmp_path / "day" / "c.jp2")], None, notes.append)
+    assert len(notes) == 1
+
+
 @pytest.mark.timeout(20)
 def test_links_that_lead_back(photos: Path) -> None:
     for number in range(4):
@@ -87,7 +102,7 @@ def test_why_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "IMG_1.HEIC").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DatasetError, match=r"the folder holds 1 \.HEIC, and images are \.bmp, "):
+    with pytest.raises(DatasetError, match=r"the folder holds 1 \.HEIC, and images are \.apng, "):
         find_images(["photos"])
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(DatasetError, match=r"all 1 lie in --out \., where results go"):

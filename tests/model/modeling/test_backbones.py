@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -10,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskformer.config.schema import BackboneConfig
-from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d
+from maskformer.errors import CheckpointError
+from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d, check_pretrained
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
 SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}
@@ -228,6 +231,27 @@ class TestLoadWeights:
             expected = source.forward_features(x)
             assert relative_error(backbone.eval()(x)[-1], expected) < 1e-5
 
+    @pytest.mark.parametrize("channels", [1, 2, 5])
+    def test_other_channels(self, source: nn.Module, tmp_path: Path, channels: int) -> None:
+        """timm repeats the first convolution over the channels, or adds it up for one of them."""
+        save_file(source.state_dict(), tmp_path / "w.safetensors")
+        backbone = Backbone(self.config, in_chans=channels)
+        backbone.load_weights(tmp_path / "w.safetensors")
+        grey = images()[:, :1]
+        with torch.no_grad():
+            expected = source.forward_features(grey.expand(-1, 3, -1, -1))
+            if channels == 1:  # the same for grey images
+                assert relative_error(backbone.eval()(grey)[-1], expected) < 1e-5
+            theirs = timm.create_model(
+                "resnet10t",
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(tmp_path / "w.safetensors")},
+                in_chans=channels,
+            )
+            several = torch.cat([grey * (index + 1) for index in range(channels)], 1)
+            expected = theirs.eval().forward_features(several)
+            assert relative_error(backbone.eval()(several)[-1], expected) < 1e-5
+
     def test_swin_file_leaves_output_norms(self, tmp_path: Path) -> None:
         source = timm.create_model(SWIN_T, pretrained=False, **SMALL_SWIN)
         save_file(source.state_dict(), tmp_path / "swin.safetensors")
@@ -273,6 +297,7 @@ class TestLoadWeights:
             return model
 
         monkeypatch.setattr(timm, "create_model", fetch)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
         backbone.load_weights()
         stem = backbone.body["conv1"]
         assert torch.equal(stem[0].weight, source.conv1[0].weight)
@@ -284,7 +309,38 @@ class TestLoadWeights:
             raise OSError("connection refused")
 
         monkeypatch.setattr(timm, "create_model", fail)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
         with pytest.raises(RuntimeError, match="connection refused") as info:
             backbone.load_weights()
         assert "model.backbone.weights=FILE" in str(info.value)
         assert "model.backbone.pretrained=false" in str(info.value)
+
+    def test_no_network_is_noticed_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The libraries try five times and wait in between; nobody waits here."""
+        url = "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+        config = self.config.model_copy(update={"pretrained": True})
+        for fetch in (Backbone(config).load_weights, lambda: check_pretrained(config)):
+            with pytest.raises(CheckpointError, match="hub cannot be reached") as info:
+                fetch()
+            assert "model.backbone.weights=FILE" in str(info.value)
+            assert "model.backbone.pretrained=false" in str(info.value)
+
+    def test_weights_in_the_cache_need_no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("connection refused")
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+        monkeypatch.setattr(
+            huggingface_hub,
+            "try_to_load_from_cache",
+            lambda _, file, **__: "a file" if file == "pytorch_model.bin" else None,
+        )
+        check_pretrained(self.config.model_copy(update={"pretrained": True}))
+        check_pretrained(self.config.model_copy(update={"pretrained": False}))
+
+    def test_a_missing_file_of_weights_is_noticed_before(self, tmp_path: Path) -> None:
+        config = self.config.model_copy(update={"weights": tmp_path / "none.pth"})
+        with pytest.raises(FileNotFoundError, match=r"model\.backbone\.weights: no such file"):
+            check_pretrained(config)

@@ -38,6 +38,25 @@ def test_parameter_counts(recipe: str, num_classes: int) -> None:
     assert trainable(model) == PARAMETERS[recipe, num_classes]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "output", "dim"),
+    [
+        ("maskformer", "class_logits", -1),
+        ("per_pixel", "pixel_logits", 2),
+        ("per_pixel_plus", "pixel_logits", 2),
+    ],
+)
+def test_classes_in_another_order(architecture: str, output: str, dim: int) -> None:
+    model = tiny_model(architecture=architecture).double()
+    randomise(model)
+    pixels, order = images().double(), [3, 1, 0, 6, 5, 2, 4]
+    before = model(pixels)[output]
+    model.reorder_classes(order)
+    expected = before.index_select(dim, torch.tensor([*order, *range(7, before.shape[dim])]))
+    assert relative_error(model(pixels)[output], expected) < 1e-9
+    assert not torch.equal(before, expected)
+
+
 class TestForward:
     @pytest.mark.parametrize("size", [(64, 64), (32, 32), (75, 101), (33, 160)])
     @pytest.mark.parametrize("encoder_layers", [0, 2])

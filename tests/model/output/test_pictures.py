@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.recipes import tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from maskformer.config.schema import ShapesConfig
 from maskformer.data import DatasetInfo, Shapes
 from maskformer.data.palette import palette
 from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.inference.segmentation import Segmentation
+from maskformer.output import fonts, legend, pictures
+from maskformer.output.legend import VOID
+from maskformer.output.picture_writer import PictureWriter
 from maskformer.output.pictures import (
     OUTLINE,
     PANEL_SIDE,
-    VOID,
     overlay,
     overlay_with_legend,
+    save_picture,
     segment_colors,
     side_by_side,
 )
@@ -27,6 +33,9 @@ from maskformer.output.pictures import (
 INFO = DatasetInfo(
     ("car", "road", "sky"), frozenset({0}), ((200, 0, 0), (0, 200, 0), (0, 0, 200)), (1, 2, 3)
 )
+
+
+REST = ("things", "colors", "category_ids")
 
 
 def has_color(picture, color):
@@ -187,3 +196,112 @@ def test_impossible_classes(change, said):
     values = {name: getattr(INFO, name) for name in ("classes", "things", "colors", "category_ids")}
     with pytest.raises(ValueError, match=said):
         DatasetInfo(**values | change)
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "__Background__", "void"])
+def test_the_background_stays_clear(name):
+    info = DatasetInfo((name, "cat"), frozenset(), ((9, 9, 9), (200, 0, 0)), (0, 1))
+    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
+    label_map = torch.zeros(400, 400, dtype=torch.int64)
+    label_map[:, 200:] = 1
+    drawn = Segmentation.from_semantic(label_map)
+    picture = overlay(image, drawn, info, opacity=0.5)
+    assert picture[:, 1, 0].tolist() == [100, 100, 100]
+    assert picture[:, 1, 300].tolist() == [150, 50, 50]
+    names = overlay_with_legend(image, drawn, info)[:, 400:]
+    assert has_color(names, (200, 0, 0))
+    assert not has_color(names, (9, 9, 9))
+
+
+def test_an_overlay_in_bands_is_the_same(monkeypatch):
+    sample = Shapes(ShapesConfig(), "val")[4]
+    drawn = Segmentation.from_sample(sample)
+    whole = overlay(sample.image, drawn, Shapes.info)
+    monkeypatch.setattr(pictures, "PIXELS_AT_ONCE", 1000)
+    assert torch.equal(overlay(sample.image, drawn, Shapes.info), whole)
+
+
+def test_nothing_found_is_said(monkeypatch):
+    """With other words the picture is another one; where something was found they are not there."""
+    info = DatasetInfo(("_background_", "cat"), frozenset({1}), ((0, 0, 0), (200, 0, 0)), (0, 1))
+    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
+    background = Segmentation.from_semantic(torch.zeros(400, 400, dtype=torch.int64))
+    void = Segmentation(torch.full((400, 400), -1), torch.zeros(0, dtype=torch.int64))
+    none = Segmentation.from_instances(
+        torch.zeros(0, 400, 400).bool(), torch.zeros(0).long(), torch.zeros(0)
+    )
+    cat = Segmentation.from_semantic(torch.ones(400, 400, dtype=torch.int64))
+
+    def drawn():
+        return [
+            *(overlay_with_legend(image, found, info) for found in (background, void, none, cat)),
+            *(side_by_side(image, cat, found, info) for found in (background, cat)),
+        ]
+
+    before = drawn()
+    for module in (legend, pictures):
+        monkeypatch.setattr(module, "NOTHING", "n")
+    differs = [not torch.equal(one, other) for one, other in zip(before, drawn(), strict=True)]
+    assert differs == [True, True, True, False, True, False]
+
+
+def test_names_in_every_script(monkeypatch):
+    """A system font where Pillow's lacks letters, the number of the class where all do."""
+    assert fonts.font_for("cat", 15) is fonts.own_font(15)
+    monkeypatch.setattr(fonts, "FOLDERS", ())
+    for cached in (fonts.font_for, fonts._font_files):
+        cached.cache_clear()
+    info = DatasetInfo(("背景布", "车"), frozenset(), ((1, 1, 1), (200, 0, 0)), (0, 1))
+    numbers = DatasetInfo(("class 0", "class 1"), *[getattr(info, n) for n in REST])
+    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
+    label_map = torch.zeros(400, 400, dtype=torch.int64)
+    label_map[:, 300:] = 1
+    drawn = Segmentation.from_semantic(label_map)
+    assert fonts.font_for("车", 15) is None
+    expected = overlay_with_legend(image, drawn, numbers)
+    assert torch.equal(overlay_with_legend(image, drawn, info), expected)
+    monkeypatch.undo()
+    for cached in (fonts.font_for, fonts._font_files):
+        cached.cache_clear()
+
+
+@pytest.mark.skipif(not list(Path("/usr/share/fonts").rglob("DejaVuSans.ttf")), reason="no DejaVu")
+def test_a_font_of_the_system_serves():
+    font = fonts.font_for("дорога", 15)
+    assert font is not None
+    assert font is not fonts.own_font(15)
+    assert len({bytes(font.getmask(letter)) for letter in "дорг"}) == 4
+
+
+def test_letters_of_large_pictures_grow():
+    label_map = Segmentation.from_semantic(torch.zeros(60, 4800, dtype=torch.int64))
+    picture = overlay_with_legend(torch.zeros(3, 60, 4800, dtype=torch.uint8), label_map, INFO)
+    small = overlay_with_legend(
+        torch.zeros(3, 60, 1200, dtype=torch.uint8),
+        Segmentation.from_semantic(torch.zeros(60, 1200, dtype=torch.int64)),
+        INFO,
+    )
+    assert picture.shape[1] - 60 == pytest.approx(4 * (small.shape[1] - 60), abs=4)
+
+
+@pytest.mark.parametrize(("suffix", "form"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+def test_pictures_in_all_formats(tmp_path, suffix, form):
+    picture = torch.full((3, 40, 60), 100, dtype=torch.uint8)
+    save_picture(picture, tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert image.format == form
+        assert image.size == (60, 40)
+
+
+def test_formats_have_largest_sides(tmp_path):
+    config = tiny_recipe()
+    for wanted, size, suffix in (
+        ("auto", (2000, 2000), "png"),
+        ("auto", (2001, 2000), "jpg"),
+        ("auto", (70_000, 100), "png"),
+        ("webp", (16_384, 2), "png"),
+        ("webp", (16_383, 2), "webp"),
+    ):
+        section = config.predict.model_copy(update={"picture_format": wanted})
+        writer = PictureWriter(tmp_path, INFO, config.model_copy(update={"predict": section}))
+        assert writer._suffix(torch.empty(3, *size, device="meta")) == suffix

@@ -154,6 +154,20 @@ def test_label_maps_are_a_data_set_of_their_own(tmp_path: Path) -> None:
         assert torch.equal(again[0].semantic_map(), classes)
 
 
+def test_label_maps_show_the_colours_of_the_classes(tmp_path: Path) -> None:
+    classes = torch.arange(3).repeat(4, 1)
+    with ResultWriter(tmp_path, INFO) as results:
+        results.add("x", 1, Prediction(classes=classes))
+    with Image.open(tmp_path / "classes" / "x.png") as image:
+        assert image.mode == "P"
+        assert np.asarray(image)[0].tolist() == list(INFO.category_ids)
+        assert np.asarray(image.convert("RGB"))[0].tolist() == [list(c) for c in INFO.colors]
+    listed = json.loads((tmp_path / "classes.json").read_text())
+    assert [(c["id"], c["name"], tuple(c["color"])) for c in listed] == list(
+        zip(INFO.category_ids, INFO.classes, INFO.colors, strict=True)
+    )
+
+
 @pytest.mark.parametrize("numbers", [(-1, 0, 1), (1, 2, 65536)])
 def test_class_numbers_that_no_label_file_holds(
     tmp_path: Path, numbers: tuple[int, int, int]

@@ -123,7 +123,7 @@ class Place:
             picture(index).save(data / "images" / f"{name}.jpg", format="JPEG")
             labels = np.full(SIZE, index % 3, np.uint8)
             Image.fromarray(labels).save(data / "labels" / f"{name}.png", format="PNG")
-        split = {"images": "images", "labels": "labels"}
+        split = {"images": "images", "labels": "labels", "objects": "labels"}
         kind = {"format": "folder", "classes": list(CLASSES), "things": [CLASSES[1]]}
         return {**kind, "root": str(data), "train": split, "val": split}
 

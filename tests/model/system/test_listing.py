@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskformer.errors import DatasetError
-from maskformer.system.listing import list_files
+from maskformer.system.listing import list_files, list_folder
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -46,3 +46,16 @@ def test_loops(tmp_path: Path) -> None:
 def test_unreadable(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"folder .*nowhere cannot be read"):
         list_files(tmp_path / "nowhere")
+
+
+def test_what_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jpg", "x/._a.jpg", "x/.git/b.jpg", "x/y/1.jpg", "x/y/.DS_Store", "x/y/.a")
+    (tmp_path / "x/again").symlink_to("y")
+    (tmp_path / "x/y/up").symlink_to("..")
+    listing = list_folder(tmp_path / "x")
+    assert listing.files == ["a.jpg", "y/1.jpg"]
+    assert listing.left_out() == [
+        "4 hidden (._a.jpg, .git, y/.DS_Store, ...)",
+        "2 linked folders that were read already (again, y/up)",
+    ]
+    assert list_folder(tmp_path / "x" / ".git").left_out() == []

@@ -85,7 +85,7 @@ def together(
     Returns:
         Their exit codes, and what both said besides the steps.
     """
-    write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 100_000}})
+    write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 100_000, "batch_size": 4}})
     arguments = [
         "train",
         "--cpu",

@@ -79,3 +79,11 @@ def test_a_non_finite_gradient_leaves_weights_and_state_alone() -> None:
     optimizer.step()
     assert torch.equal(weight, torch.ones(3))
     assert not optimizer.state[weight]["exp_avg"].any()
+
+
+def test_cosine_schedule_with_warmup() -> None:
+    config = TrainConfig(steps=1000, schedule="cosine", warmup_steps=100, warmup_factor=0.5)
+    assert learning_rate_factor(0, config) == 0.5
+    assert learning_rate_factor(250, config) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert learning_rate_factor(500, config) == pytest.approx(0.5)
+    assert learning_rate_factor(1000, config) == learning_rate_factor(1500, config) == 0.0

@@ -242,7 +242,7 @@ def test_the_last_checkpoint_makes_room_for_a_new_one(
     real = checkpoints.mark_best
     monkeypatch.setattr(
         "maskformer.training.checkpointer.mark_best",
-        lambda folder, step, _: real(folder, step, next(scores)),
+        lambda folder, step, _, **options: real(folder, step, next(scores), **options),
     )
     recipe = tiny_recipe(steps=4, evaluate_every=1)
     build_trainer(recipe, run, cpu=True).fit()

@@ -156,10 +156,29 @@ def test_resuming_gives_the_very_same_run(finished_run: Path, tmp_path: Path) ->
         assert torch.equal(value, weights[1][name]), name
 
 
-def test_resuming_a_finished_run_evaluates_it(finished_run: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_keeps_its_figures(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    figures = build_trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert figures == {name: value for name, value in metrics.items() if name != "per_class"}
+    assert (
+        "already finished at step 6: its figures stay; raise train.steps to go on: "
+        f"maskformer train --resume --output {run} train.steps=12" in capsys.readouterr().out
+    )
+
+
+def test_a_finished_run_that_lost_its_figures_is_evaluated(
+    finished_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run, symlinks=True)
     before = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").unlink()
     build_trainer(tiny_recipe(), run, resume=True, cpu=True).fit()
     after = json.loads((run / "metrics.json").read_text())
     assert after["train_images_per_second"] is None
@@ -223,7 +242,7 @@ def test_best_is_the_step_with_the_highest_score(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "maskformer.training.checkpointer.mark_best",
-            lambda place, step, score: mark_best(place, step, next(scores)),
+            lambda place, step, _, **options: mark_best(place, step, next(scores), **options),
         )
         trainer.fit()
     best = find_checkpoint(folder, BEST)
@@ -333,16 +352,16 @@ def test_weights_start_a_new_run(finished_run: Path, tmp_path: Path) -> None:
     assert trainer.step == 0
 
 
-def test_weights_of_other_classes_start_with_a_new_head(finished_run: Path, tmp_path: Path) -> None:
+def test_weights_of_other_classes_start_with_a_new_head(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(UserWarning, match="class_embed"):
         other = MaskFormer.from_pretrained(
             resolve_checkpoint(finished_run), num_classes=3, ignore_mismatched_sizes=True
         )
     other.save_pretrained(tmp_path / "other")
-    with pytest.warns(UserWarning, match="class_embed"):
-        trainer = build_trainer(
-            tiny_recipe(), tmp_path / "run", weights=tmp_path / "other", cpu=True
-        )
+    trainer = build_trainer(tiny_recipe(), tmp_path / "run", weights=tmp_path / "other", cpu=True)
+    assert "class head starts anew (3 -> 9); all else comes from" in capsys.readouterr().out
     expected = other.state_dict()
     same = {k: torch.equal(v, expected[k]) for k, v in trainer.bare_model.state_dict().items()}
     assert [name for name, equal in same.items() if not equal] == [

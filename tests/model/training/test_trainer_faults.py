@@ -290,10 +290,24 @@ def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -
 def test_starting_from_other_classes_is_said(
     copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rename_classes(copied_run, lambda names: names[::-1])
+    rename_classes(copied_run, lambda names: [*names[:-1], "something"])
     build_trainer(tiny_recipe(), tmp_path / "new", weights=copied_run, cpu=True)
     out = " ".join(capsys.readouterr().out.split())
+    assert "are not those of the data: class " in out
+    assert "Weights follow the index of a class" in out
+
+
+def test_weights_of_classes_in_another_order_follow_their_names(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename_classes(copied_run, lambda names: names[::-1])
+    trainer = build_trainer(tiny_recipe(), tmp_path / "new", weights=copied_run, cpu=True)
+    out = " ".join(capsys.readouterr().out.split())
     assert "are not those of the data: class 0 is" in out
+    assert "The weights of each class follow its name" in out
+    old = MaskFormer.from_pretrained(copied_run).state_dict()["class_embed.weight"]
+    new = trainer.bare_model.state_dict()["class_embed.weight"]
+    assert torch.equal(new, torch.cat([old[:-1].flip(0), old[-1:]]))
 
 
 def test_renamed_classes_are_said(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,10 +61,11 @@ def test_cuda_kernels_compile_without_warnings_and_do_not_spill(
     messages = ptxas.compile_verbosely(ROOT / "csrc" / "cuda" / "assignment.cu")
     assert "warning" not in messages
     kernels = ptxas.parse("assignment.cu", messages)
-    # Three kernels, fp32 and fp64 costs, any or SciPy's indices on ties.
-    assert len(kernels) == 12 * len(ptxas.ARCHITECTURES)
+    # By a warp with costs on chip or off it, or by a block: for fp32 and fp64 costs, any or SciPy's
+    # indices on ties, and fp32 also with 2, 4, 10 or 16 columns of a lane in registers (4 or 16).
+    assert len(kernels) == (3 * 4 - 2 + 2 * 4 + 2) * len(ptxas.ARCHITECTURES)
     for kernel in kernels:
         record_property(f"{kernel.architecture} {kernel.name}", vars(kernel))
         assert kernel.spill_stores == kernel.spill_loads == kernel.stack == 0, kernel
-        assert kernel.registers <= 168, kernel
+        assert kernel.registers <= 208, kernel
         assert kernel.shared_memory <= 2048, kernel

@@ -1,4 +1,4 @@
-"""The JSON file of the COCO panoptic format, checked entry by entry."""
+"""The JSON files of the COCO formats, checked entry by entry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    Strict,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
@@ -24,17 +23,46 @@ from maskformer.system.reading import read_json
 LARGEST_ID = 2**63 - 1
 
 
-def _check_image_id(value: Any) -> Any:
-    # A union would report both of its halves.
-    if type(value) is str or (type(value) is int and 0 <= value <= LARGEST_ID):
+def _whole(low: int, high: int) -> PlainValidator:
+    """Whole numbers, also those that some programs write as 7.0."""
+
+    def check(value: Any) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is int and low <= value <= high:
+            return value
+        raise PydanticCustomError("whole", f"Input should be a whole number in {low}..{high}")
+
+    return PlainValidator(check)
+
+
+def _check_image_id(value: Any) -> int | str:
+    if type(value) is str:
+        return value
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int and 0 <= value <= LARGEST_ID:
         return value
     raise PydanticCustomError("image_id", "Input should be text or an integer in 0..2^63-1")
 
 
+def _check_flag(value: Any) -> bool:
+    """Some programs write flags as text, of which "0" is true to Python."""
+    flag = _FLAGS.get(value.strip().casefold() if isinstance(value, str) else repr(value))
+    if flag is None:
+        raise PydanticCustomError("flag", "Input should be 0, 1, true or false")
+    return flag
+
+
+_FLAGS = {
+    **dict.fromkeys(("0", "0.0", "false", "False"), False),
+    **dict.fromkeys(("1", "1.0", "true", "True"), True),
+}
 ImageId = Annotated[int | str, PlainValidator(_check_image_id)]
-CategoryId = Annotated[int, Strict(), Field(ge=0, le=LARGEST_ID)]
-SegmentId = Annotated[int, Strict(), Field(ge=1, lt=2**24)]
+CategoryId = Annotated[int, _whole(0, LARGEST_ID)]
+SegmentId = Annotated[int, _whole(0, 2**24 - 1)]
 """What a colour can say; 0 is void."""
+Flag = Annotated[bool, PlainValidator(_check_flag)]
 
 
 class Entry(BaseModel):
@@ -51,8 +79,21 @@ class ImageEntry(Entry):
 class Segment(Entry):
     id: SegmentId
     category_id: CategoryId
-    # Some programs write flags as text; "0" is false.
-    iscrowd: bool = False
+    iscrowd: Flag = False
+
+
+class SizedImage(ImageEntry):
+    width: Annotated[int, _whole(1, 1 << 20)] | None = None
+    height: Annotated[int, _whole(1, 1 << 20)] | None = None
+
+
+class Instance(Entry):
+    """An object; `segmentation` is checked when it is decoded."""
+
+    image_id: ImageId
+    category_id: CategoryId
+    iscrowd: Flag = False
+    segmentation: Any = None
 
 
 class Annotation(Entry):
@@ -64,8 +105,12 @@ class Annotation(Entry):
 class Category(Entry):
     id: CategoryId
     name: Annotated[str, Field(coerce_numbers_to_str=True)]
-    isthing: bool
+    isthing: Flag
     color: tuple[Byte, Byte, Byte] | None = None
+
+
+class InstanceCategory(Category):
+    isthing: Flag = True
 
 
 E = TypeVar("E", bound=Entry)
@@ -89,19 +134,22 @@ def read_content(file: Path, key: str) -> Any:
         raise DatasetError(f"{file} cannot be read as JSON: {error}") from None
 
 
-def entries(values: Any, kind: type[E], name: str, file: Path) -> Iterator[E]:
+def entries(
+    values: Any, kind: type[E], name: str, file: Path, form: str = "panoptic"
+) -> Iterator[E]:
     """The entries of one list of the JSON.
 
     Args:
         values: the list, as it was read.
         kind: of its entries.
         name: what the file calls it.
+        form: which of the COCO formats, for messages.
 
     Raises:
         DatasetError: (while iterating) an entry does not follow the format.
     """
     if not isinstance(values, list):
-        raise _error(file, name, "Input should be a list", values)
+        raise _error(file, form, name, "Input should be a list", values)
     for index, value in enumerate(values):
         try:
             yield kind.model_validate(value)
@@ -110,11 +158,12 @@ def entries(values: Any, kind: type[E], name: str, file: Path) -> Iterator[E]:
             steps = "".join(
                 f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]
             )
-            raise _error(file, f"{name}[{index}]{steps}", first["msg"], first["input"]) from None
+            place = f"{name}[{index}]{steps}"
+            raise _error(file, form, place, first["msg"], first["input"]) from None
 
 
-def _error(file: Path, place: str, message: str, value: Any) -> DatasetError:
+def _error(file: Path, form: str, place: str, message: str, value: Any) -> DatasetError:
     return DatasetError(
-        f"{file} does not follow the COCO panoptic format: {place}: {message}, "
+        f"{file} does not follow the COCO {form} format: {place}: {message}, "
         f"got {reprlib.repr(value)}"
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maskformer.config.recipes import CONFIG_FOLDER
-from maskformer.config.schema import CocoPanopticConfig
+from maskformer.config.schema import CocoPanopticConfig, CocoPanopticSplit
+from maskformer.data.datasets.coco_categories import Categories, check_present
 from maskformer.data.datasets.coco_json import (
     Annotation,
     Category,
@@ -21,13 +23,23 @@ from maskformer.data.datasets.coco_json import (
     entries,
     read_content,
 )
-from maskformer.data.images import check_same_size, read_image, read_segment_ids
-from maskformer.data.palette import palette
-from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.data.datasets.label_table import VOID
+from maskformer.data.datasets.split_files import take_share
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_segment_ids
+from maskformer.data.sample import (
+    Sample,
+    Split,
+    check_index,
+    keep_segments,
+    look_up,
+    segment_areas,
+)
 from maskformer.errors import DatasetError
-from maskformer.system.paths import missing_files, name_inside
+from maskformer.system.paths import name_inside
 from maskformer.system.text import escape
 
+BGR = "its channels are in the order blue, green, red, as OpenCV writes them; swap them"
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
 
@@ -46,25 +58,36 @@ class CocoPanoptic:
 
     def __init__(self, config: CocoPanopticConfig, split: Split) -> None:
         self.config = config
-        paths = config.train if split == "train" else config.val
+        self._reader = ImageReader.from_config(config)
+        paths, key = config.train, "data.train"
+        if split == "val" and isinstance(config.val, CocoPanopticSplit):
+            paths, key = config.val, "data.val"
         file = config.root / paths.annotations
-        content = read_content(file, f"data.{split}.annotations")
+        content = read_content(file, f"{key}.annotations")
         if not isinstance(content, dict) or not content.get("annotations"):
             raise DatasetError(f"{file} has no annotations; expected a COCO panoptic JSON")
-        self.info = _info(*_categories(config, content, file))
+        _check_panoptic(content["annotations"], file)
+        listed, source = _categories(config, content, file)
+        categories = Categories.from_list(listed, config.label_map, source)
+        self.info = categories.info
         self._images, self._panoptic = config.root / paths.images, config.root / paths.panoptic
-        self._read_annotations(content, file)
-        _check_present(self._images, self._image_names, config.root, f"data.{split}.images")
-        _check_present(self._panoptic, self._png_names, config.root, f"data.{split}.panoptic")
+        self._read_annotations(content, categories.class_of, file)
+        if isinstance(config.val, float):
+            rows = [*enumerate(self._png_names)]
+            taken = take_share(rows, config.val, config.seed, split, lambda row: row[1])
+            self._keep([row for row, _ in taken])
+        check_present(self._images, self._image_names, config.root, f"{key}.images")
+        check_present(self._panoptic, self._png_names, config.root, f"{key}.panoptic")
 
-    def _read_annotations(self, content: Mapping[str, Any], file: Path) -> None:
-        class_of = {number: k for k, number in enumerate(self.info.category_ids)}
+    def _read_annotations(
+        self, content: Mapping[str, Any], class_of: Mapping[int, int], file: Path
+    ) -> None:
         image_names = self._names_by_id(content.get("images") or [], file)
         self._image_ids: list[int | str] = []
         self._png_names: list[str] = []
         self._image_names: list[str] = []
         # Flat arrays: a million small objects would be copied into every worker process.
-        starts, ids, classes, crowd = [0], array("q"), array("q"), array("b")
+        ends, ids, classes, crowd = [0], array("q"), array("q"), array("b")
         unknown: set[int] = set()
         for annotation in entries(content["annotations"], Annotation, "annotations", file):
             png = name_inside(self._panoptic, annotation.file_name, f"{file}: the file_name")
@@ -75,11 +98,11 @@ class CocoPanoptic:
             )
             for segment in annotation.segments_info:
                 ids.append(segment.id)
-                classes.append(class_of.get(segment.category_id, -1))
+                classes.append(class_of.get(segment.category_id, VOID))
                 crowd.append(segment.iscrowd)
-                if classes[-1] < 0:
+                if segment.category_id not in class_of:
                     unknown.add(segment.category_id)
-            starts.append(len(ids))
+            ends.append(len(ids))
         if unknown:
             raise DatasetError(
                 f"{file} has segments of the category ids {sorted(unknown)[:8]}, which its "
@@ -88,10 +111,16 @@ class CocoPanoptic:
         twice = [number for number, count in Counter(self._image_ids).items() if count > 1]
         if twice:
             raise DatasetError(f"{file} has several annotations of the image ids {twice[:8]}")
-        self._starts = np.array(starts)
+        self._rows = np.stack([ends[:-1], ends[1:]], 1)
         self._ids = np.array(ids, np.int64)
         self._classes = np.array(classes, np.int64)
         self._crowd = np.array(crowd, np.bool_)
+
+    def _keep(self, images: Sequence[int]) -> None:
+        self._image_ids = [self._image_ids[k] for k in images]
+        self._png_names = [self._png_names[k] for k in images]
+        self._image_names = [self._image_names[k] for k in images]
+        self._rows = self._rows[images]
 
     def _names_by_id(self, values: Any, file: Path) -> dict[int | str, str]:
         names: dict[int | str, str] = {}
@@ -123,19 +152,38 @@ class CocoPanoptic:
         index = check_index(index, len(self))
         image_file = self._images / self._image_names[index]
         png_file = self._panoptic / self._png_names[index]
-        image = read_image(image_file)
-        ids = read_segment_ids(png_file)
+        image, frame = self._reader.read(image_file)
+        ids = read_segment_ids(png_file, frame, self.config.max_pixels)
         check_same_size(image, image_file, ids, png_file)
-        rows = slice(self._starts[index], self._starts[index + 1])
+        rows = slice(*self._rows[index])
+        segments = torch.from_numpy(ids_to_segments(ids, self._ids[rows], png_file))
+        labels = torch.from_numpy(self._classes[rows].copy())
+        crowd = torch.from_numpy(self._crowd[rows].copy())
+        present = segment_areas(segments, len(labels)) > 0
+        if self.config.label_map is not None:
+            segments = _merge_stuff(segments, labels, crowd, self.info.things)
+        keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)
         return Sample(
             image=image,
-            segments=torch.from_numpy(ids_to_segments(ids, self._ids[rows], png_file)),
-            labels=torch.from_numpy(self._classes[rows].copy()),
-            crowd=torch.from_numpy(self._crowd[rows].copy()),
+            segments=keep_segments(segments, keep),
+            labels=labels[keep],
+            crowd=crowd[keep],
             name=Path(self._image_names[index]).with_suffix("").as_posix(),
             image_id=self._image_ids[index],
             file_name=self._image_names[index],
+            left_out=int((~present).sum()),
         )
+
+
+def _merge_stuff(
+    segments: Tensor, labels: Tensor, crowd: Tensor, things: Collection[int]
+) -> Tensor:
+    """Joins segments whose categories became one class of stuff: an image has one of each."""
+    first: dict[tuple[int, bool], int] = {}
+    joined = []
+    for k, (label, group) in enumerate(zip(labels.tolist(), crowd.tolist(), strict=True)):
+        joined.append(k if label in things else first.setdefault((label, group), k))
+    return look_up(torch.tensor(joined, dtype=segments.dtype), segments)
 
 
 def ids_to_segments(
@@ -143,32 +191,46 @@ def ids_to_segments(
 ) -> NDArray[np.int32]:
     """Replaces the ids of a PNG by positions in the JSON's list; 0 becomes -1.
 
+    A few of those listed may have no pixel, among them any with id 0.
+
     Raises:
-        DatasetError: an id is listed twice or is 0, has no pixel, or is in the PNG only.
+        DatasetError: an id is listed twice, is in the PNG only, or most have no pixel.
     """
     order = np.argsort(listed, kind="stable")
+    order = order[listed[order] > 0]
     table = np.concatenate([[0], listed[order]])
     if (table[1:] <= table[:-1]).any():
         raise DatasetError(
-            f"the JSON entry of {file} lists a segment id twice or an id below 1: "
-            f"{sorted(listed.tolist())}"
+            f"the JSON entry of {file} lists a segment id twice: {sorted(listed.tolist())}"
         )
     position = np.searchsorted(table, ids).clip(max=len(table) - 1)
     stray = table[position] != ids
     if stray.any():
         values, counts = np.unique(ids[stray], return_counts=True)
+        swapped = (ids & 255) << 16 | ids & 0xFF00 | ids >> 16
+        cause = BGR if np.isin(swapped, table).all() else MISMATCH
         raise DatasetError(
             f"panoptic file {file} has segment ids that its JSON entry does not list: "
-            f"{_list_ids(values, counts)}; {MISMATCH}"
+            f"{_list_ids(values, counts)}; {cause}"
         )
     pixels = np.bincount(position.ravel(), minlength=len(table))
     missing = table[1:][pixels[1:] == 0]
-    if len(missing):
+    if len(missing) > max(1, len(listed) // 2):
         raise DatasetError(
             f"the JSON entry of panoptic file {file} lists segments without a pixel: ids "
             f"{missing[:6].tolist()}{' and more' if len(missing) > 6 else ''}; {MISMATCH}"
         )
     return np.concatenate([[-1], order]).astype(np.int32)[position]
+
+
+def _check_panoptic(annotations: Any, file: Path) -> None:
+    """Names the other format of COCO where it came."""
+    first = annotations[0] if isinstance(annotations, list) else None
+    if isinstance(first, dict) and "segments_info" not in first and "segmentation" in first:
+        raise DatasetError(
+            f"{file} is a COCO instances JSON (an annotation per object, with polygons or RLE), "
+            "not a panoptic one; set data.format: coco_instances"
+        )
 
 
 def _list_ids(values: NDArray[np.integer], counts: NDArray[np.integer]) -> str:
@@ -191,29 +253,3 @@ def _categories(
     if not values:
         raise DatasetError(f"{file} carries no categories; set data.categories to a JSON that does")
     return list(entries(values, Category, "categories", file)), file
-
-
-def _info(categories: Sequence[Category], file: Path) -> DatasetInfo:
-    colors = palette(len(categories))
-    ids = tuple(category.id for category in categories)
-    if len(set(ids)) != len(ids):
-        raise DatasetError(f"the categories of {file} list a category id twice")
-    return DatasetInfo(
-        classes=tuple(category.name for category in categories),
-        things=frozenset(k for k, category in enumerate(categories) if category.isthing),
-        colors=tuple(
-            category.color or color for category, color in zip(categories, colors, strict=True)
-        ),
-        category_ids=ids,
-    )
-
-
-def _check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
-    missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
-    if missing:
-        raise DatasetError(
-            f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
-            f"first {escape(missing[0])}; set {key}, or take the entries out of the JSON"
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,28 +11,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskformer.config.recipes import CONFIG_FOLDER
-from maskformer.config.schema import FolderConfig, FolderSplit
+from maskformer.config.schema import FolderConfig
+from maskformer.data.datasets.class_names import describe_classes, read_names
+from maskformer.data.datasets.label_check import mask_remedy, suspicious_labels, white_of_masks
+from maskformer.data.datasets.label_colors import with_colors_of_labels
+from maskformer.data.datasets.label_table import (
+    LARGEST_VALUE,
+    OUTSIDE,
+    LabelTable,
+    count_values,
+    mapped_table,
+    offset_table,
+)
 from maskformer.data.datasets.label_values import explain_label_values
-from maskformer.data.images import check_same_size, read_image, read_labels
-from maskformer.data.palette import palette
+from maskformer.data.datasets.objects import split_objects
+from maskformer.data.datasets.split_files import folders_of, split_files
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_labels
+from maskformer.data.pairing import Pair
 from maskformer.data.progress import track
-from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.data.sample import Sample, Split, check_index
 from maskformer.errors import DatasetError, LabelValueError
-from maskformer.system.listing import list_files
-from maskformer.system.reading import TEXT_LIMIT, read_regular
-
-LARGEST_VALUE = 2**16 - 1
 
 
 class Folder:
     """Images and label files that share their relative names, one raw value per class.
 
-    Each sample has one segment per class present, in the order of the classes.
+    Each sample has one segment per class present, in the order of the classes; with files of
+    objects, one per object of each thing.
 
     Args:
         config: where the files are and how values become classes.
         split: which pair of folders.
+
+    Attributes:
+        notes: a line per folder of what is there and was not taken, and why.
 
     Raises:
         DatasetError: a folder is missing or empty, images lack their label file, or no classes are
@@ -42,52 +54,68 @@ class Folder:
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
         self.config = config
-        self.files = _pair_files(config, split)
-        names = _class_names(config)
-        if names is None:
-            train = self.files if split == "train" else _pair_files(config, "train")
-            names = _number_classes(config, [label for _, label in train])
-        self.info = _info(names, config)
-        self._images = config.root / _folders(config, split).images
-        self._table = _class_table(config, len(names))
+        self._reader = ImageReader.from_config(config)
+        self._pairs, self.notes = split_files(config, split)
+        self._split: Split = split
+        self._table = _table(config, self._pairs, split)
+        self.info = describe_classes(self._table.names, self._table.numbers, config)
+        if config.colors is None:
+            self.info = with_colors_of_labels(self.info, self._pairs[0].labels)
+        self._images = config.root / folders_of(config, split).images
+
+    @property
+    def files(self) -> list[tuple[Path, ...]]:
+        """Each image file and its label file, and the file of its objects if there is one."""
+        return [
+            tuple(file for file in (pair.image, pair.labels, pair.objects) if file is not None)
+            for pair in self._pairs
+        ]
 
     @property
     def num_images(self) -> int:
-        return len(self.files)
+        return len(self._pairs)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        image_file, label_file = self.files[check_index(index, len(self.files))]
-        image = read_image(image_file)
-        values = read_labels(label_file)
-        check_same_size(image, image_file, values, label_file)
-        classes, segments = self._to_segments(values, label_file)
+        pair = self._pairs[check_index(index, len(self._pairs))]
+        image, frame = self._reader.read(pair.image)
+        limit = self.config.max_pixels
+        values = read_labels(pair.labels, frame, limit, colors=self._table.colors)
+        check_same_size(image, pair.image, values, pair.labels)
+        classes, segments = self._to_segments(values, pair.labels)
+        if pair.objects is not None:
+            objects = read_labels(pair.objects, frame, limit)
+            check_same_size(image, pair.image, objects, pair.objects)
+            classes, segments = split_objects(
+                classes, segments, objects, self.info, pair.objects, self.config.ignore
+            )
         return Sample(
             image=image,
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(classes),
             crowd=torch.zeros(len(classes), dtype=torch.bool),
-            name=self._name(image_file),
-            file_name=image_file.relative_to(self._images).as_posix(),
+            name=pair.name,
+            file_name=pair.image.relative_to(self._images).as_posix(),
         )
-
-    def _name(self, image_file: Path) -> str:
-        return image_file.relative_to(self._images).as_posix()[: -len(self.config.image_suffix)]
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:
         """One message for label values outside the classes, gathered from several files."""
-        return explain_label_values(errors, self.config, self.info.num_classes)
+        return explain_label_values(errors, self.config, self.info)
+
+    def look_for_mistakes(self) -> list[str]:
+        """Looks at the raw values of some label files; see `suspicious_labels`."""
+        files = [pair.labels for pair in self._pairs]
+        return suspicious_labels(files, self.config, self.info, self._split)
 
     def _to_segments(
         self, values: NDArray[np.integer], file: Path
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Classes present, ascending, and the map that indexes them, -1 for void."""
-        present, counts = _count_values(values)
-        known = (present >= 0) & (present <= LARGEST_VALUE)
-        classes_of = np.where(known, self._table[present.clip(0, LARGEST_VALUE)], _OUTSIDE)
-        bad = classes_of == _OUTSIDE
+        present, counts = count_values(values)
+        classes_of = self._table.classes(present)
+        bad = classes_of == OUTSIDE
         if bad.any():
             error = LabelValueError(
                 "",
@@ -97,118 +125,47 @@ class Folder:
             )
             raise LabelValueError(self.explain([error]), error.file, error.values, error.found)
         classes = np.unique(classes_of[classes_of >= 0])
-        to_segment = np.full(LARGEST_VALUE + 1, -1, np.int32)
-        to_segment[present] = np.where(classes_of >= 0, np.searchsorted(classes, classes_of), -1)
-        return classes, to_segment[values]
+        segment_of = np.where(classes_of >= 0, np.searchsorted(classes, classes_of), -1)
+        return classes, _look_up(segment_of.astype(np.int32), present, values)
 
 
-_OUTSIDE = -2
+def _look_up(
+    numbers: NDArray[np.int32], present: NDArray[np.int64], values: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """The number of each pixel's value; `numbers` belong to the values present."""
+    if present[0] < 0 or present[-1] > LARGEST_VALUE:
+        return numbers[np.searchsorted(present, values)]
+    table = np.zeros(present[-1] + 1, np.int32)
+    table[present] = numbers
+    return table[values]
 
 
-def _class_table(config: FolderConfig, num_classes: int) -> NDArray[np.int64]:
-    """The class of each raw value: -1 for void, -2 for no class of the list."""
-    table = np.arange(LARGEST_VALUE + 1, dtype=np.int64) - config.label_offset
-    table[(table < 0) | (table >= num_classes)] = _OUTSIDE
-    table[[value for value in config.ignore if 0 <= value <= LARGEST_VALUE]] = -1
-    return table
-
-
-def _count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The values present and their pixels."""
-    if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
-        counts = np.bincount(values.ravel())
-        present = counts.nonzero()[0]
-        return present, counts[present]
-    present, counts = np.unique(values, return_counts=True)
-    return present.astype(np.int64), counts
-
-
-def _pair_files(config: FolderConfig, split: Split) -> list[tuple[Path, Path]]:
-    folders = _folders(config, split)
-    images, labels = config.root / folders.images, config.root / folders.labels
-    for folder, key in ((images, "images"), (labels, "labels")):
-        if not folder.is_dir():
-            raise DatasetError(
-                f"{split} {key}: there is no folder {folder}; set data.root or data.{split}.{key}"
-            )
-    suffix = config.image_suffix.lower()
-    found = list_files(images)
-    stems = sorted(name[: -len(suffix)] for name in found if name.lower().endswith(suffix))
-    if not stems:
-        raise DatasetError(
-            _nothing_found(images, f"data.{split}.images", "image_suffix", suffix, found)
-        )
-    image_of = {name[: -len(suffix)]: name for name in found if name.lower().endswith(suffix)}
-    label_suffix = config.label_suffix
-    present = list_files(labels)
-    listed = set(present)
-    # Each folder is listed under one name; a link may give it another.
-    missing = [
-        stem + label_suffix
-        for stem in stems
-        if stem + label_suffix not in listed and not os.path.lexists(labels / (stem + label_suffix))
-    ]
-    if len(missing) == len(stems):
-        raise DatasetError(
-            _nothing_found(labels, f"data.{split}.labels", "label_suffix", label_suffix, present)
-            + f" (looked for {missing[0]})"
-        )
-    if missing:
-        image = image_of[missing[0].removesuffix(label_suffix)]
-        raise DatasetError(
-            f"{split}: {len(missing)} of {len(stems)} images have no label file; first: "
-            f"{images / image}, expected {labels / missing[0]}; add the label files or remove the "
-            "images"
-        )
-    return [(images / image_of[stem], labels / (stem + label_suffix)) for stem in stems]
-
-
-def _folders(config: FolderConfig, split: Split) -> FolderSplit:
-    return config.train if split == "train" else config.val
-
-
-def _nothing_found(folder: Path, key: str, suffix_key: str, suffix: str, found: list[str]) -> str:
-    if not found:
-        return f"{folder} is empty; set {key} to the folder that holds the files"
-    suffixes = Counter(Path(name).suffix or "no suffix" for name in found)
-    listing = ", ".join(f"{count} {name}" for name, count in suffixes.most_common(4))
-    return f"{folder} has no file that fits data.{suffix_key} '{suffix}'; it holds {listing}"
-
-
-def _class_names(config: FolderConfig) -> tuple[str, ...] | None:
-    if not isinstance(config.classes, Path):
-        return config.classes
-    candidates = [config.root / config.classes, CONFIG_FOLDER / config.classes]
-    file = next((path for path in candidates if path.is_file()), None)
-    if file is None:
-        raise DatasetError(
-            f"data.classes: there is no file {candidates[0]}"
-            + ("" if config.classes.is_absolute() else f" or {candidates[1]}")
-        )
-    try:
-        text = read_regular(file, TEXT_LIMIT).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"data.classes: {file} cannot be read ({error}), expected UTF-8 text, one class name "
-            "per line"
-        ) from None
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not names:
-        raise DatasetError(f"data.classes: {file} is empty, expected one class name per line")
-    return names
+def _table(config: FolderConfig, pairs: Sequence[Pair], split: Split) -> LabelTable:
+    if config.label_map is not None:
+        return mapped_table(config.label_map, config)
+    if config.classes is not None:
+        names = read_names(config.classes, config.root, "data.classes")
+    else:
+        train = pairs if split == "train" else split_files(config, "train").pairs
+        names = _number_classes(config, [pair.labels for pair in train])
+    return offset_table(names, config)
 
 
 def _number_classes(config: FolderConfig, label_files: Sequence[Path]) -> tuple[str, ...]:
     """Names the classes by number, up to the largest value that any training label has."""
 
-    def largest(file: Path) -> int:
-        present, _ = _count_values(read_labels(file))
-        return max(set(present.tolist()) - set(config.ignore), default=config.label_offset - 1)
+    def values_of(file: Path) -> set[int]:
+        return {*count_values(read_labels(file, max_pixels=config.max_pixels))[0].tolist()}
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        scan = track(pool.map(largest, label_files), len(label_files), "Counting classes")
-        top = max(scan) - config.label_offset
+        scan = pool.map(values_of, label_files)
+        found = set().union(*track(scan, len(label_files), "Counting classes"))
     folder = config.root / config.train.labels
+    if white := white_of_masks(found):
+        raise DatasetError(
+            f"label files under {folder} hold only 0 and {white}: {mask_remedy(white)}"
+        )
+    top = max(found - {*config.ignore}, default=config.label_offset - 1) - config.label_offset
     if top < 0:
         raise DatasetError(
             f"no class found in {len(label_files)} label files under {folder}: every value is "
@@ -220,24 +177,3 @@ def _number_classes(config: FolderConfig, label_files: Sequence[Path]) -> tuple[
             f"class numbers up to {LARGEST_VALUE}"
         )
     return tuple(f"class {number}" for number in range(top + 1))
-
-
-def _info(names: tuple[str, ...], config: FolderConfig) -> DatasetInfo:
-    if not names:
-        raise DatasetError("data.classes is an empty list, expected at least one name")
-    unknown = [name for name in config.things if name not in names]
-    if unknown:
-        raise DatasetError(
-            f"data.things names {', '.join(unknown)}, which data.classes does not list"
-        )
-    if config.colors is not None and len(config.colors) != len(names):
-        raise DatasetError(
-            f"data.colors must hold one colour per class, got {len(config.colors)} "
-            f"for {len(names)} classes"
-        )
-    return DatasetInfo(
-        classes=names,
-        things=frozenset(names.index(name) for name in config.things),
-        colors=config.colors or palette(len(names)),
-        category_ids=tuple(number + config.label_offset for number in range(len(names))),
-    )

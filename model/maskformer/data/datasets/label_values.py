@@ -6,20 +6,28 @@ from collections import Counter
 from collections.abc import Sequence
 
 from maskformer.config.schema import FolderConfig
+from maskformer.data.datasets.label_check import (
+    common_factor,
+    mask_remedy,
+    rule_for_multiples,
+    white_of_masks,
+)
+from maskformer.data.datasets.label_table import is_color
+from maskformer.data.sample import DatasetInfo
 from maskformer.errors import LabelValueError
 
 USUAL_VOID = (254, 255, 65534, 65535)
 
 
 def explain_label_values(
-    errors: Sequence[LabelValueError], config: FolderConfig, num_classes: int
+    errors: Sequence[LabelValueError], config: FolderConfig, info: DatasetInfo
 ) -> str:
     """Names the files, the values and the likely cause.
 
     Args:
         errors: one per offending file.
         config: the settings that turned values into classes.
-        num_classes: K.
+        info: the classes.
     """
     pixels: Counter[int] = Counter()
     found: set[int] = set()
@@ -27,8 +35,8 @@ def explain_label_values(
         pixels.update(error.values)
         found.update(error.found)
     values = sorted(pixels)
-    first, last = config.label_offset, config.label_offset + num_classes - 1
-    listing = ", ".join(f"{value} ({pixels[value]} pixels)" for value in values[:6])
+    shown = "#{:06x}".format if any(map(is_color, config.label_map or ())) else str
+    listing = ", ".join(f"{shown(value)} ({pixels[value]} pixels)" for value in values[:6])
     listing += f" and {len(values) - 6} more" if len(values) > 6 else ""
     files = (
         f"label file {errors[0].file} has"
@@ -36,27 +44,42 @@ def explain_label_values(
         else f"{len(errors)} label files have"
     )
     where = "" if len(errors) == 1 else f" The first is {errors[0].file}."
+    said = f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
+    if config.label_map is not None:
+        return (
+            f"{said}which data.label_map does not list.{where} Add what they are, such as "
+            f"{shown(values[0])!r}: null for void, or '*': null for all others."
+        )
+    first, last = config.label_offset, config.label_offset + info.num_classes - 1
     return (
-        f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
-        f"outside the {num_classes} classes (values {first} to {last}; void "
+        f"{said}outside the {info.num_classes} classes (values {first} to {last}; void "
         f"is {list(config.ignore)}).{where} "
-        f"Likely cause: {_cause(values, found, config, num_classes)}."
+        f"Likely cause: {_cause(values, found, config, info)}."
     )
 
 
-def _cause(values: list[int], found: set[int], config: FolderConfig, num_classes: int) -> str:
+def _cause(values: list[int], found: set[int], config: FolderConfig, info: DatasetInfo) -> str:
+    num_classes = info.num_classes
     first, last = config.label_offset, config.label_offset + num_classes - 1
     them = "them" if len(values) > 1 else "it"
     ignore_them = f"add {them} to data.ignore: {sorted({*config.ignore, *values})}"
     if values[0] < 0 or values[-1] > 65535:
         return "these are not class numbers; expected an 8 or 16 bit label image"
+    white = white_of_masks(found)
+    if white and num_classes <= 2:
+        return mask_remedy(white, info)
+    factor = common_factor(found)
+    if factor > 1 and max(found) // factor < num_classes:
+        rule = rule_for_multiples(found, factor, info)
+        return f"numbers were multiplied by {factor} to be seen: set data.label_map: {rule}"
     if all(value < first for value in values):
         return (
             f"values below data.label_offset {first} stand for void: {ignore_them}, "
             f"or classes count from {values[0]}: set data.label_offset: {values[0]}"
         )
     if all(value in USUAL_VOID for value in values):
-        return f"the value stands for void: {ignore_them}"
+        masks = f"; or {mask_remedy(white, info)}" if white else ""
+        return f"the value stands for void: {ignore_them}{masks}"
     if values == [last + 1] and first not in found and first == 0:
         return "classes count from 1: set data.label_offset: 1"
     if values == [last + 1] and first == 0:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from maskformer.config.schema import ShapesConfig
 from maskformer.data.sample import DatasetInfo, Sample, Split, check_index
+from maskformer.errors import DatasetError
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -57,11 +58,18 @@ class Shapes:
     Args:
         config: size, number of images and seed.
         split: `train` and `val` never share an image.
+
+    Raises:
+        DatasetError: other channels than RGB are asked for.
     """
 
     info = INFO
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
+        if config.channels != 3:
+            raise DatasetError(
+                f"data.channels is {config.channels}, and data.format: shapes draws RGB"
+            )
         self._size = config.image_size
         self._length = config.train_images if split == "train" else config.val_images
         self._split = split

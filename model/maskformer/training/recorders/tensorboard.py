@@ -9,6 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from maskformer.training.recorders.plain import Plain
 
 
 class Board:
@@ -35,13 +38,32 @@ class Board:
         pictures: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Records figures, and pictures `[3, H, W]` uint8, under `prefix/name`."""
+        with self._writing(step, purge_step=step) as writer:
+            for name, value in values.items():
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+            for name, picture in (pictures or {}).items():
+                writer.add_image(f"{prefix}/{name}", picture, step)
+
+    def add_recipe(self, text: str, values: Mapping[str, Plain], metric: str, step: int) -> None:
+        """Records what a run that starts at `step` is made of.
+
+        Args:
+            text: the recipe.
+            values: its values by dotted key, for the table of hyperparameters.
+            metric: the figure that stands beside them, such as `val/miou`.
+        """
+        # What an earlier run wrote up to this step stays.
+        with self._writing(step, purge_step=step + 1) as writer:
+            writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), step)
+            for summary in hparams(dict(values), {metric: 0.0}):
+                writer._get_file_writer().add_summary(summary)
+
+    @contextmanager
+    def _writing(self, step: int, *, purge_step: int) -> Iterator[SummaryWriter]:
         try:
             if self._writer is None:
-                self._writer = SummaryWriter(self._folder, purge_step=step)
-            for name, value in values.items():
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
-            for name, picture in (pictures or {}).items():
-                self._writer.add_image(f"{prefix}/{name}", picture, step)
+                self._writer = SummaryWriter(self._folder, purge_step=purge_step)
+            yield self._writer
             self._problem = ""
         except Exception as error:
             self._writer = None

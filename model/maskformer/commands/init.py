@@ -1,0 +1,29 @@
+"""`maskformer init`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from maskformer.data.layout.draft import draft
+from maskformer.data.layout.survey import survey
+from maskformer.errors import UsageError
+from maskformer.output.console import Progress
+from maskformer.system.writing import write_text
+
+
+def run(folder: Path, output: Path | None) -> None:
+    """Writes a recipe for the data in `folder`; `output` is its file, `-` prints it."""
+    file = output or Path(f"{folder.resolve().name}.yaml")
+    if str(file) != "-" and file.exists():
+        raise UsageError(f"{file} exists; name another file with --output, or remove it")
+    text = draft(survey(folder.resolve()), gpu=torch.cuda.is_available())
+    if str(file) == "-":
+        sys.stdout.write(text)
+        return
+    write_text(file, text)
+    progress = Progress()
+    progress.print(f"wrote {file}; look at it, then")
+    progress.print(f"  maskformer train --config {file}")

@@ -1,0 +1,148 @@
+"""The classes of the COCO formats: categories as they are listed, or as a recipe maps them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskformer.config.schema import ANY
+from maskformer.data.datasets.class_names import is_called
+from maskformer.data.datasets.coco_json import Category
+from maskformer.data.datasets.label_table import VOID, name_classes
+from maskformer.data.palette import palette
+from maskformer.data.sample import DatasetInfo
+from maskformer.errors import DatasetError
+from maskformer.system.paths import missing_files
+from maskformer.system.text import escape
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a data set.
+
+    Attributes:
+        info: what they are.
+        class_of: the class of each category id, `VOID` for those that the recipe drops.
+    """
+
+    info: DatasetInfo
+    class_of: Mapping[int, int]
+
+    @classmethod
+    def from_list(
+        cls,
+        categories: Sequence[Category],
+        label_map: Mapping[int | str, int | str | None] | None,
+        file: Path,
+    ) -> Categories:
+        """One class per category, in order, or those of `data.label_map`, in which a class is a
+        thing if all of its categories are.
+
+        Args:
+            file: that lists the categories, for messages.
+
+        Raises:
+            DatasetError: an id is listed twice, or the map does not fit the categories.
+        """
+        ids = [category.id for category in categories]
+        if len({*ids}) != len(ids):
+            raise DatasetError(f"the categories of {file} list a category id twice")
+        if label_map is None:
+            names, class_of = tuple(c.name for c in categories), {n: k for k, n in enumerate(ids)}
+        else:
+            names, class_of = _mapped(categories, label_map, file)
+        members: list[list[Category]] = [[] for _ in names]
+        for category in categories:
+            if class_of[category.id] != VOID:
+                members[class_of[category.id]].append(category)
+        colors = palette(len(names))
+        info = DatasetInfo(
+            classes=names,
+            things=frozenset(k for k, each in enumerate(members) if all(c.isthing for c in each)),
+            colors=tuple(each[0].color or colors[k] for k, each in enumerate(members)),
+            category_ids=tuple(each[0].id for each in members),
+        )
+        return cls(info, class_of)
+
+    def with_background(self, name: str) -> tuple[Categories, int]:
+        """The classes with one that means the background, and its number: a class of the name, or
+        else a new one before the others.
+        """
+        info = self.info
+        for k, other in enumerate(info.classes):
+            if is_called(other, name):
+                return replace(self, info=replace(info, things=info.things - {k})), k
+        number = 0 if 0 not in info.category_ids else max(info.category_ids) + 1
+        colors = palette(info.num_classes + 1)
+        unused = next(color for color in colors if color not in info.colors)
+        info = DatasetInfo(
+            (name, *info.classes),
+            frozenset(k + 1 for k in info.things),
+            (unused, *info.colors),
+            (number, *info.category_ids),
+        )
+        shifted = {n: k if k == VOID else k + 1 for n, k in self.class_of.items()}
+        return Categories(info, shifted), 0
+
+
+def _mapped(
+    categories: Sequence[Category], label_map: Mapping[int | str, int | str | None], file: Path
+) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The classes of the map, and the class of each category id."""
+    known = {category.name for category in categories} | {category.id for category in categories}
+    unknown = [str(key) for key in label_map if key not in known and key != ANY]
+    if unknown:
+        raise DatasetError(
+            f"data.label_map has the keys {', '.join(unknown[:SHOWN])}, which are no name or id of "
+            f"a category in {file}"
+        )
+    names, class_of_name = name_classes([*label_map.values()], None)
+    class_of: dict[int, int] = {}
+    missing = []
+    for category in categories:
+        key = next((k for k in (category.name, category.id, ANY) if k in label_map), None)
+        if key is None:
+            missing.append(category.name)
+        else:
+            class_of[category.id] = class_of_name[label_map[key]]
+    if missing:
+        raise DatasetError(
+            f"data.label_map does not say what {len(missing)} of the {len(categories)} categories "
+            f"are: {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}; add "
+            "them, or '*': null to leave out all others"
+        )
+    reached = {*class_of.values()}
+    unused = [name for k, name in enumerate(names) if k not in reached]
+    if unused:
+        raise DatasetError(f"data.label_map maps no category to {', '.join(unused[:SHOWN])}")
+    return names, class_of
+
+
+def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
+    """Refuses a JSON whose files are not there.
+
+    Args:
+        folder: where they are looked for.
+        names: as the JSON says them.
+        root: of the data; links may lead anywhere in it.
+        key: the setting that names the folder.
+
+    Raises:
+        DatasetError: the folder or a file is missing, or a link leads outside.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
+    missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
+    if missing:
+        remedy = f"set {key}, or take the entries out of the JSON"
+        # labelme writes the folder into the name. `Path.is_file` raises where names are too long.
+        if os.path.isfile(folder.parent / missing[0]):  # noqa: PTH113
+            remedy = f"names begin at {folder.parent}: set {key} to it"
+        raise DatasetError(
+            f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
+            f"first {escape(missing[0])}; {remedy}"
+        )

@@ -1,0 +1,210 @@
+"""COCO instances format: per split, images and a JSON file that draws each object."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskformer.config.schema import CocoInstancesConfig, CocoInstancesSplit
+from maskformer.data.datasets.coco_categories import Categories, check_present
+from maskformer.data.datasets.coco_json import (
+    Instance,
+    InstanceCategory,
+    SizedImage,
+    entries,
+    read_content,
+)
+from maskformer.data.datasets.coco_masks import check_pycocotools, decode_segmentation
+from maskformer.data.datasets.label_table import VOID
+from maskformer.data.datasets.split_files import take_share
+from maskformer.data.image_files.orientation import UPRIGHT
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.sample import (
+    Sample,
+    Split,
+    check_index,
+    keep_segments,
+    segment_areas,
+)
+from maskformer.errors import DatasetError
+from maskformer.system.paths import name_inside
+from maskformer.system.text import escape
+
+FORM = "instances"
+
+
+class CocoInstances:
+    """Images whose objects are polygons or run lengths in a COCO JSON.
+
+    Objects are painted in the order of the JSON, crowds before the others, so that later ones lie
+    on top. Pixels outside of all are the background, or void.
+
+    Args:
+        config: where the files are, and what the background is.
+        split: which images and JSON.
+
+    Raises:
+        DatasetError: a file or folder is missing, the JSON does not follow the format, or
+            pycocotools is not installed.
+    """
+
+    def __init__(self, config: CocoInstancesConfig, split: Split) -> None:
+        check_pycocotools()
+        self._reader = ImageReader.from_config(config)
+        paths, key = config.train, "data.train"
+        if split == "val" and isinstance(config.val, CocoInstancesSplit):
+            paths, key = config.val, "data.val"
+        self._file = config.root / paths.annotations
+        content = read_content(self._file, f"{key}.annotations")
+        _check_instances(content, self._file)
+        listed = entries(
+            content.get("categories"), InstanceCategory, "categories", self._file, FORM
+        )
+        classes = Categories.from_list([*listed], config.label_map, self._file)
+        self._background = VOID
+        if config.background is not None:
+            classes, self._background = classes.with_background(config.background)
+        self.info = classes.info
+        self._folder = config.root / paths.images
+        self._images = self._read_images(content.get("images"))
+        self._read_objects(content["annotations"], classes)
+        if isinstance(config.val, float):
+            share, seed = config.val, config.seed
+            self._images = take_share(self._images, share, seed, split, lambda i: i.file_name)
+        names = [image.file_name for image in self._images]
+        check_present(self._folder, names, config.root, f"{key}.images")
+
+    def _read_images(self, values: Any) -> list[SizedImage]:
+        images = []
+        for image in entries(values, SizedImage, "images", self._file, FORM):
+            name = name_inside(self._folder, image.file_name, f"{self._file}: the file_name")
+            images.append(image.model_copy(update={"file_name": name}))
+        for key in ("id", "file_name"):
+            times = Counter(getattr(image, key) for image in images)
+            twice = [escape(value) for value, count in times.items() if count > 1]
+            if twice:
+                raise DatasetError(f"{self._file} lists images of the {key} {twice[0]} twice")
+        return images
+
+    def _read_objects(self, values: Any, classes: Categories) -> None:
+        known = {image.id for image in self._images}
+        rows: dict[int | str, list[int]] = {}
+        # Flat: a million small objects would be copied into every worker process.
+        ends, labels, crowd, shapes = array("q", [0]), array("q"), array("b"), bytearray()
+        for row, entry in enumerate(entries(values, Instance, "annotations", self._file, FORM)):
+            place = f"annotations[{row}]"
+            if entry.image_id not in known:
+                raise DatasetError(
+                    f"{self._file}: {place} is of the image id {escape(entry.image_id)}, which its "
+                    "images do not list"
+                )
+            if entry.category_id not in classes.class_of:
+                raise DatasetError(
+                    f"{self._file}: {place} is of the category id {entry.category_id}, which its "
+                    "categories do not list"
+                )
+            rows.setdefault(entry.image_id, []).append(row)
+            labels.append(classes.class_of[entry.category_id])
+            crowd.append(entry.iscrowd)
+            shapes += json.dumps(entry.segmentation).encode()
+            ends.append(len(shapes))
+        self._objects = {image: np.array(each) for image, each in rows.items()}
+        self._ends, self._shapes = np.array(ends), bytes(shapes)
+        self._labels, self._crowd = np.array(labels), np.array(crowd, np.bool_)
+
+    @property
+    def files(self) -> list[tuple[Path]]:
+        """Each image file."""
+        return [(self._folder / image.file_name,) for image in self._images]
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self._images[check_index(index, len(self))]
+        file = self._folder / entry.file_name
+        image, frame = self._reader.read(file)
+        height, width = image.shape[-2:]
+        listed = (entry.height or height, entry.width or width)
+        frame.turn_of_labels(listed, UPRIGHT, escape(self._file))
+        if listed != (height, width):
+            raise DatasetError(
+                f"image file {file} is {width}x{height} pixels, but {self._file} says "
+                f"{entry.width}x{entry.height}: it was resized, or turned after it was labelled "
+                "(EXIF orientation is applied)"
+            )
+        segments, labels, crowd, left_out = self._paint(entry.id, height, width)
+        keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)
+        return Sample(
+            image=image,
+            segments=keep_segments(segments, keep),
+            labels=labels[keep],
+            crowd=crowd[keep],
+            name=Path(entry.file_name).with_suffix("").as_posix(),
+            image_id=entry.id,
+            file_name=entry.file_name,
+            left_out=left_out,
+        )
+
+    def _paint(
+        self, image: int | str, height: int, width: int
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Segments `[H, W]`, their classes and whether they are crowds, some without a pixel; and
+        how many objects have no shape.
+        """
+        rows = self._objects.get(image, np.empty(0, np.int64))
+        rows = rows[np.argsort(~self._crowd[rows], kind="stable")]
+        segments = torch.zeros((height, width), dtype=torch.int32)
+        labels, crowd, left_out = [self._background], [False], 0
+        stuff = {self._background: 0}
+        for row in rows.tolist():
+            mask = self._decode(row, height, width)
+            left_out += not mask.any()
+            label = int(self._labels[row])
+            number = stuff.get(label, len(labels))
+            if number == len(labels):
+                labels.append(label)
+                crowd.append(bool(self._crowd[row]) and label in self.info.things)
+            if label not in self.info.things:
+                stuff[label] = number
+            segments[torch.from_numpy(mask)] = number
+        return segments, torch.tensor(labels), torch.tensor(crowd), left_out
+
+    def _decode(self, row: int, height: int, width: int) -> NDArray[np.bool_]:
+        shape = json.loads(self._shapes[self._ends[row] : self._ends[row + 1]])
+        try:
+            return decode_segmentation(shape, height, width)
+        except DatasetError as error:
+            raise DatasetError(f"{self._file}: annotations[{row}]: {error}") from None
+
+
+def _check_instances(content: Any, file: Path) -> None:
+    """Names what came instead of a list of objects."""
+    values = content.get("annotations") if isinstance(content, dict) else None
+    if not values:
+        raise DatasetError(f"{file} has no annotations; expected a COCO instances JSON")
+    first = values[0] if isinstance(values, list) else None
+    if isinstance(first, dict) and "segments_info" in first:
+        raise DatasetError(
+            f"{file} is a COCO panoptic JSON (segments of PNG files), not one of instances; set "
+            "data.format: coco_panoptic"
+        )
+    if isinstance(values, list) and not any(
+        isinstance(value, dict) and value.get("segmentation") for value in values
+    ):
+        raise DatasetError(
+            f"{file} has boxes only: no annotation has a segmentation; masks are needed to train "
+            "segmentation"
+        )

@@ -1,0 +1,119 @@
+"""Masks of the COCO instances format: polygons and run lengths, checked before they are drawn."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskformer.errors import DatasetError
+
+Mask = NDArray[np.bool_]
+MOST_STEPS = 1 << 26
+"""Around a polygon, in fifths of a pixel, which is how pycocotools follows it."""
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
+    """The pixels of an object, `[H, W]`; none where nothing is drawn.
+
+    Args:
+        segmentation: a list of polygons `[x, y, x, y, ...]` in pixels, or `{"size": [H, W],
+            "counts": ...}` with run lengths as numbers or as COCO's text.
+
+    Raises:
+        DatasetError: it is neither, or does not fit the image; the message does not name the file.
+    """
+    if segmentation is None or segmentation == []:
+        return np.zeros((height, width), np.bool_)
+    if isinstance(segmentation, dict):
+        return _decode_runs(segmentation, height, width)
+    if isinstance(segmentation, list):
+        polygons = [_check_polygon(polygon, height, width) for polygon in segmentation]
+        return _draw([polygon for polygon in polygons if len(polygon) >= 6], height, width)
+    raise DatasetError("its segmentation is neither a list of polygons nor run lengths")
+
+
+def check_pycocotools() -> None:
+    """Says early what drawing polygons needs.
+
+    Raises:
+        DatasetError: it is not installed.
+    """
+    try:
+        importlib.import_module("pycocotools.mask")
+    except ImportError:
+        raise DatasetError(
+            "data.format coco_instances needs pycocotools to draw polygons; install it: "
+            "pip install 'mfkernels[coco]', or pip install pycocotools"
+        ) from None
+
+
+def _draw(polygons: list[list[float]], height: int, width: int) -> Mask:
+    if not polygons:
+        return np.zeros((height, width), np.bool_)
+    from pycocotools import mask
+
+    drawn = mask.decode(mask.frPyObjects(polygons, height, width))
+    return drawn.any(axis=2)
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """pycocotools follows any numbers, to where memory ends."""
+    if isinstance(polygon, int | float):
+        raise DatasetError("its segmentation is one polygon, expected a list of polygons")
+    try:
+        points = np.array(polygon, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.full(1, np.nan)
+    if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+        raise DatasetError("a polygon of it is no list of pairs of numbers x, y")
+    points = points.reshape(-1, 2)
+    size = np.array([width, height])
+    if ((points < -size) | (points > 2 * size)).any():
+        raise DatasetError(
+            f"a polygon of it leaves the image of {width}x{height} pixels by more than its size; "
+            "coordinates are pixels"
+        )
+    steps = 5 * np.abs(points - np.roll(points, 1, 0)).max(1, initial=0).sum()
+    if steps > MOST_STEPS:
+        raise DatasetError(f"a polygon of it is {steps / 5:,.0f} pixels long")
+    return points.ravel().tolist()
+
+
+def _decode_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
+    if segmentation.get("size") != [height, width]:
+        raise DatasetError(
+            f"its run lengths are of an image of the size {segmentation.get('size')!r:.60}, "
+            f"expected [{height}, {width}] (height, width)"
+        )
+    counts = segmentation.get("counts")
+    runs = _runs_of_text(counts) if isinstance(counts, str) else counts
+    if not (
+        isinstance(runs, list)
+        and all(type(run) is int and run >= 0 for run in runs)
+        and sum(runs) == height * width
+    ):
+        raise DatasetError(f"its run lengths do not add up to {height} x {width} pixels")
+    inside = np.arange(len(runs)) % 2 == 1
+    # Columns come first in COCO's order.
+    return np.repeat(inside, runs).reshape(width, height).T
+
+
+def _runs_of_text(text: str) -> list[int]:
+    """COCO's text: 5 bits a character, least first, and differences to the run before the last."""
+    runs: list[int] = []
+    codes = iter(ord(character) - 48 for character in text)
+    for first in codes:
+        value, shift, code = 0, 0, first
+        for code in itertools.chain([first], codes):
+            value |= (code & 31) << shift
+            shift += 5
+            if not code & 32:
+                break
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs

@@ -1,0 +1,146 @@
+"""Files whose bands or depth Pillow cannot represent: NumPy's, TIFF and 16-bit colour PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from maskformer.config.schema import MAX_BANDS
+from maskformer.data.image_files.depth import Values
+from maskformer.data.image_files.opening import check_pixels
+from maskformer.data.image_files.orientation import UPRIGHT
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277
+"""TIFF's tags."""
+NPY_MARK = b"\x93NUMPY"
+
+
+class Bands(NamedTuple):
+    """An image as it is stored.
+
+    Attributes:
+        values: `[H, W, C]`, any real dtype.
+        tag: the EXIF orientation.
+        alpha: the last band is opacity.
+        top: the largest value of the depth that the file states.
+    """
+
+    values: Values
+    tag: int = UPRIGHT
+    alpha: bool = False
+    top: float | None = None
+
+
+class ExtraMissingError(Exception):
+    """A package of the extra `tiff` is not installed."""
+
+
+def read_npy(stream: BinaryIO, max_pixels: int) -> Bands:
+    """An array `[H, W]`, `[H, W, C]` or `[C, H, W]`: of the first and the last axis, the shorter
+    one is that of the bands.
+
+    Raises:
+        ValueError, PixelLimitError: another shape or dtype, too large, or damaged.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if len(shape) not in (2, 3) or dtype.kind not in "buif":
+        raise ValueError(
+            f"it is an array {list(shape)} of {dtype}, expected [H, W], [H, W, C] or [C, H, W] of "
+            "numbers"
+        )
+    first = len(shape) == 3 and shape[0] < shape[2]
+    bands = 1 if len(shape) == 2 else min(shape[0], shape[2])
+    _check_shape(shape[1:] if first else shape[:2], bands, max_pixels)
+    stream.seek(0)
+    values = np.load(stream, allow_pickle=False)
+    return Bands(np.moveaxis(values, 0, 2) if first else np.atleast_3d(values))
+
+
+def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) -> Bands:
+    """The first image of a TIFF, or all, where each of them is one band.
+
+    Args:
+        fits: tells by the number of bands whether it is the wanted one.
+
+    Raises:
+        ExtraMissingError: it needs tifffile, which is not installed.
+        PixelLimitError: too large.
+        Exception: of any type, where the file is damaged.
+    """
+    try:
+        from tifffile import TiffFile
+    except ImportError:
+        raise ExtraMissingError from None
+    with TiffFile(stream, name="stream") as tiff:
+        page = tiff.pages.first
+        series = tiff.series[0]
+        stacked = series.ndim == 3 and series.axes.endswith("YX") and not fits(page.samplesperpixel)
+        source = series if stacked else page
+        axes, shape = source.axes, source.shape
+        if len(shape) == 3 and axes.endswith("YX"):
+            _check_shape(shape[1:], shape[0], max_pixels)
+            values = np.moveaxis(source.asarray(), 0, 2)
+        elif axes in ("YX", "YXS"):
+            _check_shape(shape[:2], shape[2] if len(shape) == 3 else 1, max_pixels)
+            values = np.atleast_3d(source.asarray())
+        else:
+            raise ValueError(f"its axes are {axes}, expected one image of one or several bands")
+        alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+        return Bands(values, page.tags.valueof("Orientation", UPRIGHT), alpha)
+
+
+def read_deep_png(stream: BinaryIO, tag: int) -> Bands:
+    """A colour PNG of 16 bits, of which Pillow keeps the upper byte.
+
+    Raises:
+        ExtraMissingError: it needs imagecodecs, which is not installed.
+        RuntimeError: the file is damaged.
+    """
+    try:
+        from imagecodecs import png_decode
+    except ImportError:
+        raise ExtraMissingError from None
+    stream.seek(0)
+    values = png_decode(stream.read())
+    return Bands(values, tag, alpha=values.shape[2] in (2, 4))
+
+
+def has_deep_colors(image: Image.Image) -> bool:
+    """Whether it is a PNG, not yet loaded, of which Pillow would keep the upper byte."""
+    return (
+        image.format == "PNG"
+        and len(image.getbands()) > 1
+        and any(str(tile.args).endswith(";16B") for tile in getattr(image, "tile", ()))
+    )
+
+
+def is_reduced(image: Image.Image) -> bool:
+    """Whether it is a TIFF of which Pillow keeps only some bands or the upper byte."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,))
+    samples = samples_of(image)
+    return samples > 1 and (samples != len(image.getbands()) or max(bits) > 8)
+
+
+def samples_of(image: Image.Image) -> int:
+    """Bands that a TIFF stores; 1 of other formats."""
+    samples: int = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 1)
+    return samples
+
+
+def states_12_bits(image: Image.Image) -> bool:
+    """Whether a TIFF stores one band of 12 bits."""
+    return getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()) == (12,)
+
+
+def _check_shape(sides: tuple[int, ...], bands: int, max_pixels: int) -> None:
+    check_pixels(sides[1], sides[0], max_pixels)
+    if not 0 < bands <= MAX_BANDS:
+        raise ValueError(f"it has {bands} bands, expected 1 to {MAX_BANDS}")

@@ -1,0 +1,140 @@
+"""What a label file stores, sample by sample, and why some files cannot hold labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from maskformer.errors import DatasetError
+
+Labels = NDArray[np.integer]
+LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
+"""Formats that change values, by Pillow's name. (AVIF and JPEG 2000 can be lossless, which no
+header proves.)"""
+LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
+SHOWN_COLORS = 4
+
+
+def check_lossless(image: ImageFile.ImageFile, file: Path, what: str = "label") -> None:
+    """Refuses formats whose compression turns one class into another.
+
+    Args:
+        image: opened, not yet loaded.
+        file: for the message.
+        what: it is, for the message.
+
+    Raises:
+        DatasetError: the format is lossy; it is named.
+    """
+    name = LOSSY.get(image.format or "")
+    if image.format == "TIFF":
+        name = LOSSY_TIFF.get(str(image.info.get("compression")))
+    elif image.format == "WEBP" and not _is_lossless_webp(image):
+        name = "WebP"
+    if name is not None:
+        raise DatasetError(
+            f"{what} file {file} is compressed as {name}, which changes values, mostly at the "
+            "edges of segments; export the labels anew as PNG (a PNG made from this file would "
+            "keep its wrong values)"
+        )
+
+
+def largest_sample(image: ImageFile.ImageFile) -> int:
+    """The largest value that the file can store, which Pillow shows as 255 or 65535: 3 for 2 bit
+    grey, 15 for 4 bit, the "maxval" of PGM.
+
+    Args:
+        image: opened, not yet loaded: afterwards nothing tells how it was stored.
+    """
+    codec, _, _, arguments = image.tile[0] if image.tile else ("", None, 0, "")
+    mode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+    if codec.startswith("ppm") and others:
+        return int(others[0])
+    return {"L;2": 3, "L;4": 15}.get(str(mode)[:3], 255)
+
+
+def _samples(pixels: Labels, largest: int) -> Labels:
+    """Undoes the stretching to 255 or 65535, which loses nothing."""
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8)
+    if largest in (255, 65535):
+        return pixels
+    stretched = 255 if largest < 255 else 65535
+    return (pixels.astype(np.int64) * largest + stretched // 2) // stretched
+
+
+def grey_values(image: Image.Image, largest: int, file: Path) -> Labels:
+    """One value per pixel, `[H, W]`, as the file stores it.
+
+    Args:
+        largest: see `largest_sample`.
+
+    Raises:
+        DatasetError: the pixels are colours, fractions or have an alpha channel.
+    """
+    if len(image.getbands()) == 1 and image.mode != "F":
+        return _samples(np.asarray(image), largest)
+    raise DatasetError(
+        f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 bit "
+        f"grey, or a palette); {_remedy(image)}"
+    )
+
+
+def color_values(image: Image.Image, file: Path) -> Labels:
+    """The colours of an RGB label file as numbers, `[H, W]` int32: R << 16 | G << 8 | B, as in
+    `#rrggbb`. Palettes give their colours.
+
+    Raises:
+        DatasetError: the pixels are fractions or partly transparent.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise DatasetError(
+            f"label file {file} has {image.mode} pixels, but the keys of data.label_map are "
+            "colours; give numbers as keys"
+        )
+    if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):
+        raise DatasetError(
+            f"label file {file} has pixels that are partly transparent, so that their colours are "
+            "uncertain; save it without its alpha channel"
+        )
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _remedy(image: Image.Image) -> str:
+    if image.mode == "F":
+        return "save whole numbers: round them, as 8 or 16 bit"
+    if image.mode in ("LA", "La", "PA"):
+        return "save it without its alpha channel"
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and (pixels[..., :3] == pixels[..., :1]).all():
+        return "its channels are equal: save one of them, such as Pillow's image.getchannel(0)"
+    colors = _common_colors(image)
+    return (
+        "if each colour is a class, say which: set data.label_map: "
+        f"{{{', '.join(f'{color!r}: ...' for color in colors)}}}"
+    )
+
+
+def _common_colors(image: Image.Image) -> list[str]:
+    """The most frequent colours, as keys of `data.label_map`."""
+    rgb = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    colors, counts = np.unique(rgb, axis=0, return_counts=True)
+    listed = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors[np.argsort(-counts)]]
+    return [*listed[:SHOWN_COLORS], *(["..."] if len(listed) > SHOWN_COLORS else [])]
+
+
+def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:
+    """Whether the first chunk of pixels is VP8L; animations and files with alpha have others
+    before it.
+    """
+    if image.fp is None:  # WebP files are read whole when they are opened
+        return False
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(4096)
+    image.fp.seek(place)
+    return b"VP8L" in head and b"VP8 " not in head

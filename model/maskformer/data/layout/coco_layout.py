@@ -1,0 +1,110 @@
+"""COCO's JSON files of segments or of objects: which images and PNGs they belong to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from maskformer.data.layout.pairs import Folders
+from maskformer.system.reading import read_json
+
+MAX_DEPTH = 3
+"""Of the folders in which JSON files are looked for."""
+MAX_BESIDE = 50
+"""More JSON files in one folder are one per image, which are read in vain."""
+LOOKS = 20
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A JSON file and the folders that it speaks of, all relative to the data root.
+
+    Attributes:
+        kind: the recipe's `data.format`.
+        annotations: the JSON file.
+        images: the folder of the images.
+        panoptic: the folder of the PNGs, for `coco_panoptic`.
+        count: images.
+        categories: a JSON that lists the categories, where this one does not.
+    """
+
+    kind: Literal["coco_panoptic", "coco_instances"]
+    annotations: str
+    images: str
+    panoptic: str
+    count: int
+    categories: str | None
+
+
+def coco_files(root: Path, folders: Folders, files: Sequence[str]) -> list[CocoFile]:
+    """The JSON files below a folder that follow COCO's formats, with images beside them."""
+    names = [n for n in files if n.lower().endswith(".json") and n.count("/") <= MAX_DEPTH]
+    beside = Counter(name.rpartition("/")[0] for name in names)
+    names = [name for name in names if beside[name.rpartition("/")[0]] <= MAX_BESIDE]
+    contents = {name: _read(root / name) for name in names}
+    lists = [
+        name
+        for name, content in contents.items()
+        if isinstance(content, list) and content and "isthing" in _first(content)
+    ]
+    found = (
+        _describe(name, content, folders, lists[0] if lists else None)
+        for name, content in contents.items()
+        if isinstance(content, Mapping)
+    )
+    return [file for file in found if file is not None]
+
+
+def is_polygon_file(root: Path, files: Sequence[str]) -> bool:
+    """Whether there are labelme's own files: one JSON of shapes per image."""
+    name = next((name for name in files if name.lower().endswith(".json")), None)
+    content = _read(root / name) if name is not None else None
+    return isinstance(content, Mapping) and {"shapes", "imagePath"} <= content.keys()
+
+
+def _read(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _first(values: Any) -> Mapping[str, Any]:
+    first = values[0] if isinstance(values, list) and values else None
+    return first if isinstance(first, Mapping) else {}
+
+
+def _describe(
+    name: str, content: Mapping[str, Any], folders: Folders, categories: str | None
+) -> CocoFile | None:
+    annotations, images = content.get("annotations"), content.get("images")
+    first = _first(annotations)
+    if not isinstance(images, list):
+        images = []
+    shown = [image.get("file_name") for image in images[:LOOKS] if isinstance(image, Mapping)]
+    if "segments_info" in first:
+        pngs = [entry.get("file_name") for entry in annotations[:LOOKS]]  # type: ignore[index]
+        shown = shown or [PurePosixPath(str(png)).with_suffix(".jpg").as_posix() for png in pngs]
+        folder, panoptic = _folder_of(shown, folders), _folder_of(pngs, folders)
+        if folder is None or panoptic is None:
+            return None
+        own = None if content.get("categories") else categories
+        return CocoFile("coco_panoptic", name, folder, panoptic, len(images) or len(pngs), own)
+    if "segmentation" in first or "bbox" in first:
+        folder = _folder_of(shown, folders)
+        return (folder and CocoFile("coco_instances", name, folder, "", len(images), None)) or None
+    return None
+
+
+def _folder_of(names: Sequence[Any], folders: Folders) -> str | None:
+    """The folder that holds most of the files; the innermost of several."""
+    counts = {
+        folder: sum(name in known for name in names)
+        for folder, inside in folders.items()
+        if (known := frozenset(inside))
+    }
+    best = max(counts.values(), default=0)
+    return max((f for f, n in counts.items() if n == best), key=len) if best else None

@@ -1,0 +1,128 @@
+"""Which folders hold images, and which hold a file for each of them under a similar name."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+from maskformer.data.pairing import ANY, IMAGE_SUFFIXES
+from maskformer.data.sample import evenly_spread
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".qoi", ".tga")
+"""Of formats that can keep values."""
+MAX_FOLDERS = 300
+SAMPLE = 20
+SHARE = 0.8
+"""Of the sample that must have a partner."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two folders whose files belong together.
+
+    Attributes:
+        images, partners: the folders, relative to the data root.
+        image_suffix, partner_suffix: how names end, after what they share; `"*"` is the type of an
+            image, whichever.
+        count: images, about.
+    """
+
+    images: str
+    partners: str
+    image_suffix: str
+    partner_suffix: str
+    count: int
+
+    def has_image(self, name: str) -> bool:
+        """Whether a file in `images` is one of the images."""
+        return self.image_suffix == ANY or name.endswith(self.image_suffix)
+
+    def partner(self, image: str) -> str:
+        """The name of the file that belongs to an image, both relative to the folders."""
+        if self.image_suffix == ANY:
+            return PurePosixPath(image).with_suffix("").as_posix() + self.partner_suffix
+        return image.removesuffix(self.image_suffix) + self.partner_suffix
+
+
+Folders = dict[str, list[str]]
+"""Of each folder, all image files below it, relative to it."""
+
+
+def image_folders(files: Sequence[str]) -> Folders:
+    """The folders that hold images, directly or deeper.
+
+    Args:
+        files: sorted paths, relative to the data root.
+    """
+    folders: Folders = defaultdict(list)
+    for file in files:
+        path = PurePosixPath(file)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        for parent in path.parents:
+            folders[str(parent)].append(path.relative_to(parent).as_posix())
+    if len(folders) > MAX_FOLDERS:
+        upper = sorted(folders, key=lambda name: (name.count("/"), name))[:MAX_FOLDERS]
+        folders = {name: folders[name] for name in upper}
+    return dict(folders)
+
+
+def pairs(folders: Folders) -> list[Pair]:
+    """All pairs of folders in which nearly every file of the first has a partner in the second."""
+    partners = {folder: _by_stem(names) for folder, names in folders.items()}
+    found = []
+    for images, names in folders.items():
+        sample = [names[place] for place in evenly_spread(len(names), SAMPLE)]
+        for folder, stems in partners.items():
+            counts = Counter(
+                (_kind(image_suffix) if images != folder else image_suffix, suffix)
+                for name in sample
+                for image_suffix, suffix in _matches(name, stems)
+            )
+            for (image_suffix, suffix), count in counts.items():
+                pair = Pair(images, folder, image_suffix, suffix, len(names))
+                if images != folder and count >= SHARE * len(sample):
+                    found.append(pair)
+                elif images == folder and image_suffix != suffix:
+                    alike = sum(name.endswith(image_suffix) for name in sample)
+                    if count >= max(SHARE * alike, (1 - SHARE) * len(sample)):
+                        found.append(replace(pair, count=len(names) * alike // len(sample)))
+    return found
+
+
+def _kind(suffix: str) -> str:
+    return ANY if suffix.lower() in IMAGE_SUFFIXES else suffix
+
+
+def _by_stem(names: Sequence[str]) -> dict[str, list[str]]:
+    """The suffixes that follow each beginning of a name."""
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for stem, suffix in _splits(name):
+            stems[stem].append(suffix)
+    return stems
+
+
+def _matches(name: str, stems: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of suffixes, after the longest beginning that the name shares with others."""
+    for stem, image_suffix in _splits(name):
+        others = [other for other in stems.get(stem, ()) if other != image_suffix]
+        same = [image_suffix] if image_suffix in stems.get(stem, ()) else []
+        if others or same:
+            yield from ((image_suffix, suffix) for suffix in dict.fromkeys(same + others))
+            return
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """A path as beginning and suffix, cut before each dot, dash and underscore of the file's name;
+    the longest beginning first.
+    """
+    start = name.rfind("/") + 1
+    cuts = [k for k in range(start + 1, len(name)) if name[k] in "._-"]
+    # "a_.png" is not cut into "a" and "_.png": the suffix begins where a word does.
+    cuts = [k for k, after in pairwise([*cuts, len(name)]) if after > k + 1]
+    for cut in reversed(cuts):
+        yield name[:cut], name[cut:]

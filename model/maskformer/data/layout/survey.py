@@ -1,0 +1,122 @@
+"""What data a folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maskformer.data.images import read_image
+from maskformer.data.layout.classes import LabelMeaning, read_meaning
+from maskformer.data.layout.coco_layout import CocoFile, coco_files, is_polygon_file
+from maskformer.data.layout.folder_layout import FolderLayout, common_folder, folder_layouts
+from maskformer.data.layout.pairs import Folders, image_folders
+from maskformer.data.sample import evenly_spread
+from maskformer.errors import DatasetError
+from maskformer.system.listing import list_files
+
+SAMPLE = 30
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        root: the folder.
+        layout: label files, or COCO's JSON of train and of val (once if there is only one).
+        meaning: of the values of label files.
+        size: median height and width of the images, in pixels.
+        images: how many there are to train on, with those of val where it is drawn from them.
+    """
+
+    root: Path
+    layout: FolderLayout | tuple[CocoFile, CocoFile | None]
+    meaning: LabelMeaning | None
+    size: tuple[int, int]
+    images: int
+
+
+def survey(root: Path) -> Survey:
+    """Looks at a folder and below it, and reads a few of its files.
+
+    Raises:
+        DatasetError: it cannot be read, or holds no data set or several.
+    """
+    files = list_files(root)
+    folders = image_folders(files)
+    coco = coco_files(root, folders, files)
+    described = {_top(file.annotations) for file in coco} - {"."}
+    layouts = [
+        layout
+        for layout in folder_layouts(root, folders, files)
+        if not coco or _folder(layout) not in {".", *described}
+    ]
+    found = [*(_top(file.annotations) for file in coco), *map(_folder, layouts)]
+    if not found:
+        raise DatasetError(_nothing(root, files, bool(folders)))
+    if len(layouts) > 1 or len({*found}) > 1:
+        raise DatasetError(
+            f"{root} holds several data sets: {', '.join(dict.fromkeys(found))}; name one of them"
+        )
+    return _coco_survey(root, coco, folders) if coco else _folder_survey(root, layouts[0], folders)
+
+
+def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Survey:
+    train, val = _coco_splits(coco, root)
+    size = _median_size(root, [f"{train.images}/{name}" for name in folders[train.images]])
+    return Survey(root, (train, val), None, size, train.count)
+
+
+def _folder_survey(root: Path, layout: FolderLayout, folders: Folders) -> Survey:
+    pair = layout.train
+    names = [name for name in folders[pair.images] if pair.has_image(name)]
+    meaning = read_meaning(root, pair.partners, layout.values)
+    size = _median_size(root, [f"{pair.images}/{name}" for name in names])
+    return Survey(root, layout, meaning, size, len(names))
+
+
+def _folder(layout: FolderLayout) -> str:
+    return common_folder(layout.train.images, layout.train.partners)
+
+
+def _top(path: str) -> str:
+    return path.rpartition("/")[0] or "."
+
+
+def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFile | None]:
+    kinds = {file.kind for file in coco}
+    # Panoptic sets come with the instances of the same images.
+    kind = "coco_panoptic" if "coco_panoptic" in kinds else "coco_instances"
+    files = [file for file in coco if file.kind == kind]
+    train = [file for file in files if "train" in file.annotations.lower()]
+    val = [file for file in files if "val" in file.annotations.lower()]
+    if train and val:
+        return train[0], val[0]
+    if len(files) > 1:
+        names = ", ".join(file.annotations for file in files)
+        raise DatasetError(f"{root} has several JSON files of one kind ({names}); name its folder")
+    return files[0], None
+
+
+def _median_size(root: Path, names: Sequence[str]) -> tuple[int, int]:
+    """Height and width of the typical image."""
+    places = evenly_spread(len(names), SAMPLE)
+    sizes = [read_image(root / names[place]).shape[-2:] for place in places]
+    height, width = np.median(np.array(sizes), axis=0)
+    return int(height), int(width)
+
+
+def _nothing(root: Path, files: Sequence[str], has_images: bool) -> str:
+    if is_polygon_file(root, files):
+        return (
+            f"{root} holds polygons of labelme, one JSON per image; export them first with its "
+            "labelme2voc.py or labelme2coco.py, and name the folder that this writes"
+        )
+    what = "images, but no label files beside them" if has_images else "no images"
+    return (
+        f"{root} holds {what}; expected images with one label file each (same name, grey or "
+        "palette PNG), or a JSON in COCO's panoptic or instances format with its images"
+    )

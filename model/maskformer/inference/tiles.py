@@ -1,0 +1,188 @@
+"""Large photos in overlapping tiles, whose class scores are blended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.outputs import Size, as_outputs
+
+SCORES_AT_ONCE = 2**26
+"""Class scores of a tile that are held at a time; of more classes, one part after the other."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of one size that cover an image, evenly spaced.
+
+    Args:
+        side: of a tile in pixels of the image, which may be smaller.
+        overlap: share of the side that neighbours have in common at least, below 1.
+    """
+
+    side: int
+    overlap: float
+
+    def size(self, image: Size) -> Size:
+        """Height and width of every tile of an image."""
+        return min(self.side, image[0]), min(self.side, image[1])
+
+    def count(self, image: Size) -> int:
+        """How many tiles cover an image."""
+        return len(self.starts(image[0])) * len(self.starts(image[1]))
+
+    def starts(self, length: int) -> list[int]:
+        """Where the tiles of a row (or column) of `length` pixels begin."""
+        room = length - min(self.side, length)
+        step = max(int(self.side * (1 - self.overlap)), 1)
+        steps = -(-room // step)
+        return [round(number * room / max(steps, 1)) for number in range(steps + 1)]
+
+
+class _Tile(NamedTuple):
+    """Where a tile lies, and the scores `[k, H, W]` of some classes in it."""
+
+    top: int
+    left: int
+    scores: Callable[[slice], Tensor]
+
+
+@torch.inference_mode()
+def semantic_map_of_tiles(
+    model: SegmentationModel,
+    image: Tensor,
+    tiles: Tiles,
+    processor: ImageProcessor,
+    device: torch.device,
+    *,
+    resize_logits: bool,
+    on_tile: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Class of every pixel by the scores of all tiles that see it, each an image of its own.
+
+    Where tiles overlap, their scores at the image's size are averaged with weights that fall
+    smoothly towards the tile's edges. At a time, the masks at stride 4 of the rows of tiles that
+    overlap are held, and the scores of the few tiles that share a pixel.
+
+    Args:
+        model: on `device`, in evaluation mode.
+        image: `[3, H, W]` uint8, as it was read.
+        tiles: how it is cut.
+        processor: makes the network input of a tile.
+        resize_logits: as in `mfkernels.semantic_segmentation`.
+        on_tile: called after each tile.
+
+    Returns:
+        `[H, W]` int64.
+    """
+    height, width = int(image.shape[-2]), int(image.shape[-1])
+    size = tiles.size((height, width))
+    rows, columns = tiles.starts(height), tiles.starts(width)
+    labels = torch.zeros(height, width, dtype=torch.int64, device=device)
+    look = partial(_look, model, processor, device, resize_logits)
+    seen: list[_Tile] = []
+    for top, bottom in _between_edges(rows, size[0]):
+        seen = [tile for tile in seen if tile.top + size[0] > top]
+        for corner in product([row for row in rows if row == top], columns):
+            pixels = image[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+            seen.append(_Tile(*corner, look(pixels)))
+            on_tile()
+        band = labels[top:bottom]
+        _label_band(band, top, seen, columns, size, model.num_classes)
+    return labels
+
+
+def window(size: Size) -> Tensor:
+    """Weights of the pixels of a tile, `[H, W]` float32: a raised cosine, nowhere zero."""
+    rows, columns = (
+        torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).square() for side in size
+    )
+    return rows[:, None] * columns
+
+
+def blend(scores: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The weighted mean of `[K, H, W]` by weights `[H, W]`; of one, that one to the bit."""
+    total = torch.stack(list(weights)).sum(0)
+    parts = (part * (weight / total).to(part) for part, weight in zip(scores, weights, strict=True))
+    mean = next(parts)
+    for part in parts:
+        mean += part
+    return mean
+
+
+def _between_edges(starts: Sequence[int], side: int) -> Iterator[tuple[int, int]]:
+    """Stretches that the same tiles cover from end to end."""
+    return pairwise(sorted({*starts, *(start + side for start in starts)}))
+
+
+def _look(
+    model: SegmentationModel,
+    processor: ImageProcessor,
+    device: torch.device,
+    resize_logits: bool,
+    pixels: Tensor,
+) -> Callable[[slice], Tensor]:
+    """Shows a tile to the network. Of what it returns, masks at stride 4 are kept."""
+    processed = processor(pixels)
+    pixel_values = processed["pixel_values"].to(device)
+    outputs = as_outputs(model(pixel_values))
+    input_size = int(pixel_values.shape[-2]), int(pixel_values.shape[-1])
+    view: Any = outputs.view(input_size, processed["image_sizes"][0], flipped=False)
+    [size] = processed["original_sizes"]
+    return partial(outputs.scores, view, size, resize_logits)
+
+
+def _label_band(
+    labels: Tensor,
+    top: int,
+    seen: Sequence[_Tile],
+    columns: Sequence[int],
+    size: Size,
+    num_classes: int,
+) -> None:
+    """Writes the best classes of the rows from `top` on, all of which each tile covers."""
+    best = torch.full(labels.shape, -torch.inf, device=labels.device)
+    step = max(SCORES_AT_ONCE // (size[0] * size[1]), 1)
+    for start in range(0, num_classes, step):
+        classes = slice(start, start + step)
+        for left, scores in _blended(seen, (top, top + len(labels)), columns, size, classes):
+            here = slice(left, left + scores.shape[-1])
+            highest, label = scores.max(dim=0)
+            better = highest > best[:, here]
+            labels[:, here] = torch.where(better, label + start, labels[:, here])
+            best[:, here] = torch.maximum(highest, best[:, here])
+
+
+def _blended(
+    seen: Sequence[_Tile],
+    band: tuple[int, int],
+    columns: Sequence[int],
+    size: Size,
+    classes: slice,
+) -> Iterator[tuple[int, Tensor]]:
+    """Scores of some classes in a band, `[k, rows, columns]` stretch by stretch, and where each
+    stretch begins.
+    """
+    weights = window(size)
+    strips: dict[int, Tensor] = {}
+    for left, right in _between_edges(columns, size[1]):
+        covering = [i for i, tile in enumerate(seen) if tile.left <= left < tile.left + size[1]]
+        strips = {index: strip for index, strip in strips.items() if index in covering}
+        scores, shares = [], []
+        for index in covering:
+            tile = seen[index]
+            rows = slice(band[0] - tile.top, band[1] - tile.top)
+            if index not in strips:
+                strips[index] = tile.scores(classes)[:, rows].clone()  # lets go of the other rows
+            here = slice(left - tile.left, right - tile.left)
+            scores.append(strips[index][..., here])
+            shares.append(weights[rows, here])
+        yield left, blend(scores, shares)

@@ -1,0 +1,115 @@
+"""A confusion matrix as a picture: rows are the ground truth, columns the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from maskformer.data.palette import Color
+from maskformer.output.legend import INK, MARGIN, PAPER
+from maskformer.system.text import escape
+
+FULL: Color = (20, 60, 130)
+GRID: Color = (225, 225, 225)
+CAPTION = "row: ground truth   column: prediction   percent of the row's pixels"
+LONGEST_NAME = 32
+FEW = 25
+"""So many classes leave room for figures."""
+
+
+class _Layout(NamedTuple):
+    """In pixels."""
+
+    cell: int
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    left: int
+    """Room for the names of the rows, and above for those of the columns."""
+    top: int
+
+
+def draw_confusion(confusion: Tensor, names: Sequence[str]) -> Image.Image:
+    """Shares of the pixels of each class that were taken for each class.
+
+    Args:
+        confusion: `[K + 1, K + 1]` pixels by true and by predicted class; the last stands for void.
+        names: of the K classes. Those that occur neither way are left out.
+
+    Raises:
+        ValueError: the size of the matrix does not fit the names.
+    """
+    if confusion.shape != (len(names) + 1, len(names) + 1):
+        raise ValueError(
+            f"confusion must be [K + 1, K + 1] for {len(names)} classes, "
+            f"got {list(confusion.shape)}"
+        )
+    counts = confusion.cpu().double()
+    occur = (counts.sum(0) + counts.sum(1) > 0).nonzero().flatten().tolist()
+    rows = [k for k in occur if k < len(names)]
+    shares = counts[rows][:, occur] / counts[rows].sum(1, keepdim=True)
+    labels = [_legible(name) for name in (*names, "(void)")]
+    layout = _lay_out(labels, len(occur))
+    size = (
+        layout.left + layout.cell * len(occur) + MARGIN,
+        layout.top + layout.cell * len(rows) + MARGIN,
+    )
+    caption = ImageFont.load_default(13)
+    sheet = Image.new(
+        "RGB", (max(size[0], round(caption.getlength(CAPTION)) + 2 * MARGIN), size[1]), PAPER
+    )
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), CAPTION, INK, caption, anchor="lt")
+    _draw_cells(draw, shares, layout)
+    for number, k in enumerate(rows):
+        middle = layout.top + layout.cell * (number + 0.5)
+        draw.text((layout.left - 6, middle), labels[k], INK, layout.font, anchor="rm")
+    for number, k in enumerate(occur):
+        _draw_upwards(sheet, labels[k], layout.left + layout.cell * number, layout)
+    return sheet
+
+
+def _lay_out(labels: Sequence[str], count: int) -> _Layout:
+    cell, size = (40, 14) if count <= FEW else (16, 11)
+    font = ImageFont.load_default(size)
+    room = round(max(font.getlength(label) for label in labels)) + 6
+    return _Layout(cell, font, MARGIN + room, 2 * MARGIN + 13 + room)
+
+
+def _draw_cells(draw: ImageDraw.ImageDraw, shares: Tensor, layout: _Layout) -> None:
+    for row, values in enumerate(shares.tolist()):
+        for column, share in enumerate(values):
+            left = layout.left + column * layout.cell
+            top = layout.top + row * layout.cell
+            box = (left, top, left + layout.cell, top + layout.cell)
+            if share != share:  # predicted, but never there
+                draw.rectangle(box, PAPER, GRID)
+                continue
+            # A small share is seen all the same.
+            draw.rectangle(box, _mix(share**0.5), GRID)
+            if layout.cell >= 40 and share >= 0.005:
+                middle = (left + layout.cell / 2, top + layout.cell / 2)
+                ink = PAPER if share > 0.3 else INK
+                draw.text(middle, f"{100 * share:.0f}", ink, layout.font, anchor="mm")
+
+
+def _draw_upwards(sheet: Image.Image, label: str, left: int, layout: _Layout) -> None:
+    """A name that reads upwards, over its column."""
+    strip = Image.new("RGB", (layout.left - MARGIN, layout.cell), PAPER)
+    draw = ImageDraw.Draw(strip)
+    draw.text((6, layout.cell / 2), label, INK, layout.font, anchor="lm")
+    strip = strip.transpose(Image.Transpose.ROTATE_90)
+    sheet.paste(strip, (left, layout.top - strip.height))
+
+
+def _mix(share: float) -> Color:
+    white = torch.tensor([255.0, 255.0, 255.0])
+    red, green, blue = torch.lerp(white, torch.tensor(FULL).float(), share).round().int().tolist()
+    return red, green, blue
+
+
+def _legible(name: str) -> str:
+    name = escape(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

@@ -1,0 +1,74 @@
+"""Fonts that have the letters of a text: Pillow's own, else one of the system's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+FOLDERS = (
+    Path.home() / ".local/share/fonts",
+    Path.home() / ".fonts",
+    Path("/usr/local/share/fonts"),
+    Path("/usr/share/fonts"),
+    Path(sys.prefix) / "fonts",
+)
+_SUFFIXES = frozenset({".otf", ".ttc", ".ttf"})
+_LESS_LEGIBLE = ("bold", "condensed", "italic", "light", "math", "mono", "oblique", "serif", "thin")
+_NO_CHARACTER = "\uffff"
+"""Every font draws it as it draws what it lacks."""
+
+
+@cache
+def own_font(size: int) -> Font:
+    """Pillow's font, which has the letters of English."""
+    return ImageFont.load_default(size)
+
+
+@cache
+def font_for(text: str, size: int) -> Font | None:
+    """A font that can draw every character of a text, or None."""
+    for font in (own_font(size), *_system_fonts(size)):
+        if _has_all(font, text):
+            return font
+    return None
+
+
+def _has_all(font: Font, text: str) -> bool:
+    absent = _shape(font, _NO_CHARACTER)
+    return all(_shape(font, character) != absent for character in set(text))
+
+
+def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
+def _system_fonts(size: int) -> Iterator[Font]:
+    for file in _font_files():
+        try:
+            yield ImageFont.truetype(file, size)
+        except OSError:  # such as one that has pictures of one size only
+            continue
+
+
+@cache
+def _font_files() -> tuple[Path, ...]:
+    """The plain ones first."""
+    files = (
+        file
+        for folder in FOLDERS
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and file.is_file()
+    )
+    return tuple(sorted(files, key=_rank))
+
+
+def _rank(file: Path) -> tuple[int, str]:
+    name = file.name.lower().replace("sansserif", "sans")
+    return sum(word in name for word in _LESS_LEGIBLE), name

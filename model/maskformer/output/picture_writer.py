@@ -1,0 +1,75 @@
+"""Pictures of predictions in a folder, and the list of which image each belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from maskformer.config.schema import Config
+from maskformer.data import DatasetInfo
+from maskformer.inference.prediction import Prediction
+from maskformer.output.pictures import overlay_with_legend, save_picture
+from maskformer.system.text import encodable
+from maskformer.system.writing import write_json
+
+PNG_PIXELS = 4_000_000
+"""Above, a PNG of a photo takes tens of megabytes."""
+LONGEST_SIDE = {"jpg": 65_535, "webp": 16_383}
+"""What these formats can hold, in pixels."""
+
+
+class PictureWriter:
+    """Writes overlays; a context manager, `files.json` follows at its end.
+
+        NAME.png, .jpg or .webp   the image under the colours of its segments, over a legend
+        files.json                `file` (the image's path), `name` and `picture` of each
+
+    Args:
+        folder: where they go; made if need be.
+        info: classes of the predictions.
+        config: `predict` says how pictures look, `eval.object_mask_threshold` which instances
+            are drawn.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo, config: Config) -> None:
+        self.folder = folder
+        self.info = info
+        self.config = config
+        self._files: list[dict[str, str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Writes the list, after an interruption too: what it names is complete."""
+        if self._files:
+            write_json(self.folder / "files.json", self._files, indent=1)
+
+    def add(self, name: str, file: Path, image: Tensor, prediction: Prediction) -> None:
+        """Draws a prediction.
+
+        Args:
+            name: of the picture, without suffix.
+            file: the image's.
+            image: `[3, H, W]` uint8.
+            prediction: in the size of the image.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        segmentation = prediction.segmentation(self.config.eval.object_mask_threshold)
+        picture = overlay_with_legend(
+            image, segmentation, self.info, opacity=self.config.predict.opacity
+        )
+        picture_file = f"{name}.{self._suffix(picture)}"
+        save_picture(picture, self.folder / picture_file)
+        self._files.append({"file": encodable(str(file)), "name": name, "picture": picture_file})
+
+    def _suffix(self, picture: Tensor) -> str:
+        height, width = picture.shape[-2:]
+        wanted: str = self.config.predict.picture_format
+        if wanted == "auto":
+            wanted = "png" if height * width <= PNG_PIXELS else "jpg"
+        return wanted if max(height, width) <= LONGEST_SIDE.get(wanted, 1 << 30) else "png"

@@ -1,0 +1,1 @@
+"""Who records the figures of a run: TensorBoard, and others through accelerate."""

@@ -1,0 +1,19 @@
+"""The values of a recipe as those take them who record a run."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from maskformer.config.load import flat_values
+from maskformer.system.text import encodable
+
+Plain = bool | int | float | str
+
+
+def plain_values(config: BaseModel) -> dict[str, Plain]:
+    """By dotted key: numbers, and all else as text."""
+    return {name: _plain(value) for name, value in flat_values(config).items()}
+
+
+def _plain(value: object) -> Plain:
+    return value if isinstance(value, (bool, int, float)) else encodable(str(value))

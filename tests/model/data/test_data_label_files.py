@@ -1,0 +1,149 @@
+"""What a label file stores comes back, and files that cannot hold labels are named."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskformer.data.images import read_labels
+from maskformer.errors import DatasetError
+
+
+def grey_png(values: NDArray[np.uint8], bits: int) -> bytes:
+    """A grey PNG of so many bits, which Pillow does not write."""
+    packed = [
+        np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes()
+        for row in values
+    ]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    height, width = values.shape
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+            chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in packed))),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def grey_tiff(values: NDArray[np.uint8], bits: int) -> bytes:
+    """An uncompressed grey TIFF of 2 or 4 bits in one strip; the width fills whole bytes."""
+    strip = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].ravel())
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    tags[279] = len(strip)
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags))
+    return head + entries + b"\0\0\0\0" + strip.tobytes()
+
+
+def grid(largest: int) -> NDArray[np.uint8]:
+    return (np.arange(64, dtype=np.uint8).reshape(8, 8) % (largest + 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_png_of_few_bits(tmp_path: Path, bits: int) -> None:
+    values = grid(min(2**bits - 1, 60))
+    (tmp_path / "a.png").write_bytes(grey_png(values, bits))
+    assert np.array_equal(read_labels(tmp_path / "a.png"), values)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_tiff_of_few_bits(tmp_path: Path, bits: int) -> None:
+    values = grid(2**bits - 1)
+    (tmp_path / "a.tif").write_bytes(grey_tiff(values, bits))
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), values)
+
+
+@pytest.mark.parametrize("largest", [1, 7, 20, 254, 255, 300, 1000, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_portable_grey_map(tmp_path: Path, largest: int, plain: bool) -> None:
+    values = np.linspace(0, largest, 64).round().astype(np.uint16).reshape(8, 8)
+    stored = values.astype(">u2" if largest > 255 else np.uint8).tobytes()
+    if plain:
+        stored = b" ".join(b"%d" % value for value in values.ravel())
+    (tmp_path / "a.pgm").write_bytes(b"P%d 8 8 %d\n" % (2 if plain else 5, largest) + stored)
+    assert np.array_equal(read_labels(tmp_path / "a.pgm"), values)
+
+
+def save(folder: Path, form: str, mode: str = "L", **options: object) -> Path:
+    file = folder / "a.png"
+    Image.fromarray(grid(20)).convert(mode).save(file, form, **options)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options", "name"),
+    [
+        ("JPEG", "L", {}, "JPEG"),
+        ("JPEG", "RGB", {"quality": 100}, "JPEG"),
+        ("WEBP", "RGB", {"quality": 100}, "WebP"),
+        ("WEBP", "RGBA", {}, "WebP"),
+        ("JPEG2000", "L", {}, "JPEG 2000"),
+        ("AVIF", "RGB", {}, "AVIF"),
+        ("TIFF", "L", {"compression": "jpeg"}, "JPEG"),
+    ],
+)
+def test_formats_that_lose_values(
+    tmp_path: Path, form: str, mode: str, options: dict[str, object], name: str
+) -> None:
+    try:
+        file = save(tmp_path, form, mode, **options)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {form}")
+    with pytest.raises(DatasetError, match=rf"label file .*a\.png is compressed as {name}, which"):
+        read_labels(file)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "GIF", "TGA"])
+def test_formats_that_keep_values(tmp_path: Path, form: str) -> None:
+    file = save(tmp_path, form, **({"compression": "tiff_lzw"} if form == "TIFF" else {}))
+    assert np.array_equal(read_labels(file), grid(20))
+
+
+def test_lossless_webp_holds_colours(tmp_path: Path) -> None:
+    file = save(tmp_path, "WEBP", "RGB", lossless=True)
+    with pytest.raises(DatasetError, match="its channels are equal: save one of them"):
+        read_labels(file)
+    assert np.array_equal(read_labels(file, colors=True), grid(20).astype(np.int32) * 0x010101)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("RGB", (4, 2), (255, 0, 16)), r"each colour is a class.*label_map: {'#ff0010'"),
+        (Image.new("RGB", (4, 2), (7, 7, 7)), "its channels are equal: save one of them"),
+        (Image.new("LA", (4, 2), (7, 255)), "LA pixels, .* without its alpha channel"),
+        (Image.fromarray(np.full((2, 4), 1.5, np.float32)), "F pixels, .* round them"),
+    ],
+    ids=["colours", "grey", "alpha", "fractions"],
+)
+def test_the_remedy_for_other_pixels(tmp_path: Path, image: Image.Image, said: str) -> None:
+    image.save(tmp_path / "a.tif")
+    with pytest.raises(DatasetError, match=said):
+        read_labels(tmp_path / "a.tif")
+
+
+def test_colours_as_values(tmp_path: Path) -> None:
+    pixels = np.array([[[1, 2, 3, 255], [255, 0, 0, 255]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png", colors=True).tolist() == [[0x010203, 0xFF0000]]
+    pixels[0, 0, 3] = 9
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"partly transparent, .* without its alpha channel"):
+        read_labels(tmp_path / "a.png", colors=True)
+    Image.fromarray(np.array([[1]], np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"the keys of data.label_map are colours"):
+        read_labels(tmp_path / "a.png", colors=True)

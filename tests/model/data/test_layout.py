@@ -1,0 +1,227 @@
+"""`maskformer init`: what it finds in folders of every kind, and the recipe that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from maskformer.cli import app
+from maskformer.config import Config, load_config
+from maskformer.data import build_dataset, check_dataset
+from maskformer.data.layout import coco_layout
+from maskformer.data.layout.survey import survey
+from maskformer.errors import DatasetError
+
+RNG = np.random.default_rng(0)
+
+
+def image(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(file)
+
+
+def labels(file: Path, values: Sequence[int] = (0, 1, 2), dtype: type = np.uint8) -> None:
+    """All values, each at least once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.resize(np.array(values, dtype), (40, 60))
+    Image.fromarray(pixels).save(file)
+
+
+def recipe_for(folder: Path) -> Config:
+    """Writes the recipe, reads it back and checks that its data can be used."""
+    file = folder.parent / "recipe.yaml"
+    result = CliRunner().invoke(
+        app, ["init", str(folder), "--output", str(file)], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    assert f"maskformer train --config {file}" in result.output
+    config = load_config(file)
+    for split in ("train", "val"):
+        dataset = build_dataset(config.data, split)
+        assert len(dataset) > 0
+        check_dataset(dataset)
+    return config
+
+
+def test_training_and_validation_folders(tmp_path: Path) -> None:
+    """As in ADE20K, with its table of classes: 0 is of no class."""
+    for split, word in (("train", "training"), ("val", "validation")):
+        for k in range(3):
+            image(tmp_path / f"ade/images/{word}/{split}_{k}.jpg")
+            labels(tmp_path / f"ade/annotations/{word}/{split}_{k}.png", range(4))
+    (tmp_path / "ade/objectInfo150.txt").write_text("Idx\tName\n1\twall\n2\tsky\n3\tdoor, gate\n")
+    data = recipe_for(tmp_path / "ade").data
+    assert data.train.images == Path("images/training")
+    assert data.val.labels == Path("annotations/validation")
+    assert (data.classes, data.label_offset) == (("wall", "sky", "door, gate"), 1)
+    assert set(data.ignore) == {0, 255}
+
+
+def test_long_suffixes_and_other_files_beside_the_labels(tmp_path: Path) -> None:
+    """As in Cityscapes: class numbers, object numbers and pictures lie in one folder."""
+    for split, cities in (("train", ("aachen", "ulm")), ("val", ("bonn",))):
+        for city in cities:
+            for k in range(2):
+                name = f"{city}_{k:06d}_000019"
+                target = tmp_path / "city/gtFine" / split / city
+                image(tmp_path / f"city/leftImg8bit/{split}/{city}/{name}_leftImg8bit.png")
+                image(target / f"{name}_gtFine_color.png")
+                labels(target / f"{name}_gtFine_labelIds.png", range(5))
+                labels(target / f"{name}_gtFine_instanceIds.png", range(0, 24000, 11), np.uint16)
+    data = recipe_for(tmp_path / "city").data
+    assert (data.train.images, data.train.labels) == (
+        Path("leftImg8bit/train"),
+        Path("gtFine/train"),
+    )
+    assert data.label_suffix == "_gtFine_labelIds.png"
+    assert len(data.classes) == 5
+
+
+def test_masks_of_0_and_255_beside_their_images(tmp_path: Path) -> None:
+    for k in range(4):
+        image(tmp_path / f"cracks/{k}.jpg")
+        labels(tmp_path / f"cracks/{k}_mask.png", (0, 255))
+    config = recipe_for(tmp_path / "cracks")
+    assert config.data.label_map == {0: "background", 255: "object"}
+    assert config.data.label_suffix == "_mask.png"
+    sample = build_dataset(config.data, "train")[0]
+    assert sample.labels.tolist() == [0, 1]
+
+
+def test_splits_above_the_folders(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        for k in range(2):
+            image(tmp_path / f"cells/{split}/images/{k}.tif")
+            labels(tmp_path / f"cells/{split}/masks/{k}.tif", (0, 1))
+    data = recipe_for(tmp_path / "cells").data
+    assert (data.train.images, data.val.images) == (Path("train/images"), Path("valid/images"))
+
+
+def test_voc_with_objects_and_lists(tmp_path: Path) -> None:
+    root = tmp_path / "voc"
+    for k in range(4):
+        image(root / f"JPEGImages/2007_{k}.jpg")
+        labels(root / f"SegmentationClass/2007_{k}.png", (0, 1, 255))
+        labels(root / f"SegmentationObject/2007_{k}.png", (0, 1, 255))
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_0\n2007_1\n2007_2\n")
+    (lists / "val.txt").write_text("2007_3\n")
+    (root / "class_names.txt").write_text("_background_\ncat\n")
+    config = recipe_for(root)
+    assert config.eval.panoptic
+    assert config.data.train.objects == Path("SegmentationObject")
+    assert len(build_dataset(config.data, "train")) == 3
+    assert build_dataset(config.data, "val")[0].name == "2007_3"
+
+
+def test_images_of_several_types_and_a_list_of_windows(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c.webp", "d.jpeg"):
+        image(tmp_path / f"set/img/{name}")
+        labels(tmp_path / f"set/mask/{name[0]}.png", (0, 1))
+    (tmp_path / "set/classes.txt").write_bytes("Straße\r\nGras\r\n".encode("utf-8-sig"))
+    data = recipe_for(tmp_path / "set").data
+    assert (data.image_suffix, data.classes) == (("*",), ("Straße", "Gras"))
+
+
+def test_one_json_per_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(60):
+        (tmp_path / f"{k}.json").write_text(json.dumps({"shapes": [], "imagePath": f"{k}.jpg"}))
+    read = []
+    monkeypatch.setattr(coco_layout, "_read", lambda file: read.append(file))
+    with pytest.raises(DatasetError):
+        survey(tmp_path)
+    assert len(read) == 1
+
+
+def test_numbers_with_gaps_become_a_map(tmp_path: Path) -> None:
+    for k in range(3):
+        image(tmp_path / f"set/img/{k}.png")
+        labels(tmp_path / f"set/label/{k}.png", (7, 40, 200))
+    data = recipe_for(tmp_path / "set").data
+    assert data.label_map == {7: "class 7", 40: "class 40", 200: "class 200"}
+
+
+def coco_json(root: Path, **content: object) -> None:
+    (root / "annotations.json").write_text(json.dumps(content))
+
+
+def test_coco_instances(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    for k in range(3):
+        image(root / f"images/{k}.jpg")
+    box = [[5, 5, 30, 5, 30, 30, 5, 30]]
+    coco_json(
+        root,
+        images=[{"id": k, "file_name": f"{k}.jpg", "width": 60, "height": 40} for k in range(3)],
+        annotations=[
+            {"id": k, "image_id": k, "category_id": 1, "segmentation": box, "bbox": [5, 5, 25, 25],
+             "area": 625, "iscrowd": 0}
+            for k in range(3)
+        ],
+        categories=[{"id": 1, "name": "cat"}],
+    )  # fmt: skip
+    config = recipe_for(root)
+    assert config.data.format == "coco_instances"
+    assert config.eval.panoptic
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], "holds no images"),
+        (["a.jpg", "b.jpg"], "holds images, but no label files beside them"),
+        (["one/img/a.jpg", "one/mask/a.png", "two/img/a.jpg", "two/mask/a.png"], "several data"),
+    ],
+)
+def test_what_is_no_data_set(tmp_path: Path, files: list[str], expected: str) -> None:
+    for name in files:
+        (labels if "mask" in name else image)(tmp_path / name)
+    with pytest.raises(DatasetError, match=expected):
+        survey(tmp_path)
+
+
+def test_polygons_of_labelme_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.jpg"}))
+    with pytest.raises(DatasetError, match="labelme2voc"):
+        survey(tmp_path)
+
+
+def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:
+    for k in range(2):
+        image(tmp_path / f"set/img/{k}.png")
+        labels(tmp_path / f"set/mask/{k}.png")
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: camvid\n")
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "set"), "--output", str(file)])
+    assert result.exit_code != 0
+    assert "exists" in str(result.exception)
+    assert file.read_text() == "base: camvid\n"
+    shown = CliRunner().invoke(app, ["init", str(tmp_path / "set"), "--output", "-"])
+    assert shown.output.startswith("# Made by")
+
+
+REAL = (
+    "camvid",
+    "ade20k_sample",
+    "coco_panoptic_sample",
+    "labelme_sample/semantic_segmentation/data_dataset_voc",
+    "labelme_sample/instance_segmentation/data_dataset_voc",
+    "labelme_sample/instance_segmentation/data_dataset_coco",
+)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_folders(real_data: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    result = CliRunner().invoke(app, ["init", str(real_data / name), "--output", str(file)])
+    assert result.exit_code == 0, result.output
+    config = load_config(file)
+    for split in ("train", "val"):
+        check_dataset(build_dataset(config.data, split), limit=20)
