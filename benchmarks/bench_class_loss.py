@@ -57,7 +57,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
             COMPILE: lambda: build(compiled(reference)),
         },
         truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
-        tolerance=1e-5,
+        tolerance=sizes.right_within(1e-5),
         # The logits are read twice, and their gradient is written once.
         floor=Floor(0, 3 * 4 * inputs.class_logits.numel()),
         given=inputs.tensors,

@@ -46,7 +46,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
             COMPILE: lambda: build(compiled(reference)),
         },
         truth=provider(reference, make_inputs(sizes, device, torch.float64)),
-        tolerance=1e-5,
+        tolerance=sizes.right_within(1e-5),
         # Three products; the logits are written and their gradient is read twice.
         floor=Floor(
             3 * 2 * leading * sizes.channels * sizes.pixels, 3 * 4 * leading * sizes.pixels

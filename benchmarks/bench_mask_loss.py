@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import mask_loss
+from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice.reference import focal_dice_loss
 
 
@@ -33,7 +34,8 @@ def native(inputs: Inputs, matches: Tensor) -> Tensor:
 
 
 def reference(inputs: Inputs, matches: Tensor) -> Tensor:
-    logits = torch.einsum("lbqc,bchw->lbqhw", inputs.mask_embed, inputs.pixel_features)
+    embed, features = at_least_float32(inputs.mask_embed), at_least_float32(inputs.pixel_features)
+    logits = torch.einsum("lbqc,bchw->lbqhw", embed, features)
     masks = torch.cat([target["masks"] for target in inputs.official_targets]).to(logits.dtype)
     count = masks.shape[0]
     losses = []
@@ -65,7 +67,7 @@ def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
             COMPILE: lambda: build(compiled(reference)),
         },
         truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
-        tolerance=1e-4,
+        tolerance=sizes.right_within(1e-4),
         floor=loss_floor(sizes),
         given=inputs.tensors,
     )

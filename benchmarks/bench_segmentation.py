@@ -1,7 +1,7 @@
 """From class logits and the factors of masks to label maps.
 
-A to D: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three scales, each
-plain and mirrored. The plain way is the official computation, one whole tensor after the other.
+A to D, G to I: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three scales,
+each plain and mirrored. The plain way is the official computation, one whole tensor after the other.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Sizes:
     inputs: tuple[tuple[Size, Size], ...]
     kept: int | None = None
     """Panoptic: queries above the threshold. None: semantic."""
+    confident: int = 0
+    """Semantic: queries with an object, as a trained model has them. 0: all alike."""
 
     def shrunk(self) -> Sizes:
         """The same kind of problem, where only the result matters."""
@@ -57,7 +59,7 @@ SCALES = tuple(
     ((side, -(-side * 4 // 3 // 32) * 32), (side, side * 4 // 3)) for side in (256, 512, 768)
 )
 
-CASES = {
+CPU_CASES = {
     "A K=150 512x683": Sizes(150, (512, 683), (ADE,)),
     "B K=150 1024x2048": Sizes(150, (1024, 2048), (STREET,)),
     "C K=847 512x683": Sizes(847, (512, 683), (ADE,)),
@@ -65,6 +67,12 @@ CASES = {
     "E panoptic 800x1088": Sizes(133, (800, 1088), (((800, 1088), (800, 1088)),), kept=20),
     "F K=150 512x683, 6 views": Sizes(150, (512, 683), SCALES),
 }
+GPU_CASES = {
+    "G K=19 1024x2048": Sizes(19, (1024, 2048), (STREET,)),
+    "H K=150 1024x2048, trained": Sizes(150, (1024, 2048), (STREET,), confident=15),
+    "I K=150 512x683, trained": Sizes(150, (512, 683), (ADE,), confident=15),
+}
+CASES = CPU_CASES | (GPU_CASES if torch.cuda.is_available() else {})
 
 MOST_WRONG = 1e-4
 """Share of pixels whose label may differ, where two scores are nearly equal (how nearly:
@@ -89,17 +97,26 @@ def make_views(
                 class_logits[..., -1] = 12
                 chosen = torch.arange(0, QUERIES, QUERIES // sizes.kept)
                 class_logits[0, chosen, chosen % sizes.classes] = 18
-            views.append(
-                SegmentationView(
-                    class_logits,
-                    draw(0.2, QUERIES, CHANNELS),
-                    draw(1.0, CHANNELS, *low),
-                    padded,
-                    [image],
-                    flipped,
-                )
-            )
+            factors = draw(0.2, QUERIES, CHANNELS), draw(1.0, CHANNELS, *low)
+            if sizes.confident:
+                class_logits[..., -1] = 8
+                make_objects(class_logits, *factors, sizes.confident)
+            views.append(SegmentationView(class_logits, *factors, padded, [image], flipped))
     return views
+
+
+def make_objects(class_logits: Tensor, embed: Tensor, features: Tensor, count: int) -> None:
+    """The first queries get a class each, and a disc as mask: the other masks stay noise."""
+    generator = torch.Generator().manual_seed(1)
+    index = torch.arange(count)
+    class_logits[0, index, -1] = 0
+    class_logits[0, index, index] = 10
+    centers = torch.rand(count, 2, 1, 1, generator=generator).to(features)
+    height, width = features.shape[-2:]
+    y = torch.linspace(0, 1, height).to(features)[:, None]
+    x = torch.linspace(0, 1, width).to(features)
+    features[0, :count] = 6 - 200 * ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2)
+    embed[0, :count] = torch.eye(count, embed.shape[-1]).to(embed)
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
