@@ -1,7 +1,8 @@
 """From class logits and the factors of masks to label maps.
 
-A to D, G to I: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three scales,
-each plain and mirrored. The plain way is the official computation, one whole tensor after the other.
+A to D, G to I: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three
+scales, each plain and mirrored. The plain way is the official computation, one whole tensor after
+the other.
 """
 
 from __future__ import annotations
