@@ -42,8 +42,10 @@ __device__ __forceinline__ int least_lane(uint64_t key, int32_t rank) {
   const bool high_ties = high == __reduce_min_sync(kAll, high);
   unsigned lanes = __ballot_sync(kAll, high_ties);
   if ((lanes & (lanes - 1)) != 0) {
-    const uint32_t low = static_cast<uint32_t>(key);
-    const bool ties = high_ties && low == __reduce_min_sync(kAll, high_ties ? low : ~0u);
+    // All lanes take part in each reduction: none stands behind a condition of the lane.
+    const uint32_t low = high_ties ? static_cast<uint32_t>(key) : ~0u;
+    const uint32_t least_low = __reduce_min_sync(kAll, low);
+    const bool ties = high_ties && low == least_low;
     const int32_t least_rank = __reduce_min_sync(kAll, ties ? rank : INT32_MAX);
     lanes = __ballot_sync(kAll, ties && rank == least_rank);
   }
@@ -158,9 +160,9 @@ struct Loaders {
 
 extern __shared__ double shared_memory[];
 
-// Where the working memory of problems is; null: in shared memory.
+// Where the working memory of problems is.
 struct Workspace {
-  char* arrays;
+  char* arrays;  // null: in shared memory, where those of a warp always are
   int64_t array_bytes;
   char* costs;  // from here they come through the L2 cache
   int64_t cost_bytes;
@@ -175,10 +177,7 @@ __global__ void __launch_bounds__(32 * kLoadingWarps, 1)
   char* memory = reinterpret_cast<char*>(shared_memory);
   T* dense = reinterpret_cast<T*>(memory + space.array_bytes);
   const int64_t problem = blockIdx.x;
-  if constexpr (!kOnChip) {
-    if (space.arrays) memory = space.arrays + problem * space.array_bytes;
-    dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
-  }
+  if constexpr (!kOnChip) dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
   if (threadIdx.x == 0) status = 0;
   const int32_t bits = mfk::assignment::load_problem<T>(Loaders{}, batch, problem, dense);
   if (bits != 0) atomicOr(&status, bits);
