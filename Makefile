@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constrai
 STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
 BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test test-versions check format docs bench lock wheel clean
+.PHONY: train test test-versions check format docs bench bench-compare lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -41,7 +41,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(INSTALL) --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json build/bench.json
+
+# What lost against the committed run, by ratios to the plain path.
+bench-compare: bench
+	$(BIN)/python benchmarks/compare.py build/bench.json
 
 # The build requirements come first and the build uses them as they are: an isolated build
 # environment would download a second PyTorch.

@@ -1,32 +1,24 @@
-"""Batched assignment against its peers: float32 tensor in, int64 tensors out, conversions included.
+"""Batched assignment: float32 tensor in, int64 tensors out, conversions included.
 
-    python benchmarks/bench_assignment.py                 all cases of this machine
-    python benchmarks/bench_assignment.py --cases a b     some of them
-    pytest benchmarks/bench_assignment.py                 the same under pytest-benchmark
-
-A provider whose total cost is not the optimum is reported as wrong, without a time.
+The plain way is one call of SciPy for each problem, as matchers do today; its optimum is the truth.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import pytest
 import torch
-from harness.report import RESULTS, show, write
-from harness.timing import Row, interleaved, rows
+from harness.comparison import NATIVE, REFERENCE, Comparison, Floor, Provider
+from harness.plugin import comparison_test
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import mfkernels
 
 Pairs = list[tuple[Tensor, Tensor]]
-BASELINE = "scipy loop"
 
 
 @dataclass(frozen=True)
@@ -81,9 +73,10 @@ GPU_CASES: dict[str, tuple[Callable[..., Tensor], int, int, int, bool]] = {
 }
 
 
-def make_case(name: str, device: torch.device) -> Case:
-    cases = CPU_CASES if device.type == "cpu" else GPU_CASES
-    draw, problems, queries, targets, ragged = cases[name]
+def make_case(case: str, device: torch.device, shrink: bool) -> Case:
+    draw, problems, queries, targets, ragged = (CPU_CASES | GPU_CASES)[case]
+    if shrink:
+        problems, queries, targets = 3, min(queries, 40), min(targets, 30)
     generator = torch.Generator().manual_seed(0)
     cost = draw(problems, queries, targets, generator).to(device)
     columns = [targets] * problems
@@ -105,8 +98,9 @@ def loop(solve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], case: Cas
     ]
 
 
-def ours(case: Case, counts: Tensor | None) -> Tensor:
-    return mfkernels.batch_linear_assignment(case.cost, col_counts=counts)
+def native(case: Case) -> Callable[[], Pairs | Tensor]:
+    counts = torch.tensor(case.columns, device=case.cost.device) if case.ragged else None
+    return lambda: mfkernels.batch_linear_assignment(case.cost, col_counts=counts)
 
 
 def padded(case: Case, value: float) -> Tensor:
@@ -115,10 +109,12 @@ def padded(case: Case, value: float) -> Tensor:
     return torch.where(used[:, None].to(case.cost.device), case.cost, value)
 
 
-def lapx_providers(case: Case) -> dict[str, Callable[[], Pairs]]:
+def lapx_batch(name: str, case: Case) -> Callable[[], Pairs]:
     import lap
 
-    def batch(solver: Callable[..., tuple[list[np.ndarray], list[np.ndarray]]]) -> Pairs:
+    solver = getattr(lap, f"{name}_batch")
+
+    def solve() -> Pairs:
         cost = padded(case, 1e3) if case.ragged else case.cost
         threads = torch.get_num_threads()
         found = solver(cost.numpy(), extend_cost=True, return_cost=False, n_threads=threads)
@@ -128,112 +124,93 @@ def lapx_providers(case: Case) -> dict[str, Callable[[], Pairs]]:
         kept = [columns < count for (_, columns), count in zip(pairs, case.columns, strict=True)]
         return [(r[keep], c[keep]) for (r, c), keep in zip(pairs, kept, strict=True)]
 
-    def one(solver: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Pairs:
-        return loop(lambda cost: solver(cost, extend_cost=True, return_cost=False), case)
-
-    providers: dict[str, Callable[[], Pairs]] = {}
-    for name in ("lapjvr", "lapjvh", "lapjvs"):
-        single, many = getattr(lap, name), getattr(lap, f"{name}_batch")
-        providers[f"lapx {name} loop"] = lambda solver=single: one(solver)
-
-        providers[f"lapx {name}_batch"] = lambda solver=many: batch(solver)
-    return providers
+    return solve
 
 
-def lapjv_provider(case: Case) -> Callable[[], Pairs]:
-    import lapjv
+def lapx_loop(name: str, case: Case) -> Callable[[], Pairs]:
+    import lap
+
+    solver = partial(getattr(lap, name), extend_cost=True, return_cost=False)
+    return lambda: loop(solver, case)
+
+
+def lapjv(case: Case) -> Callable[[], Pairs]:
+    from lapjv import lapjv as solver
 
     def square(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         side = max(cost.shape)
         full = np.zeros((side, side), cost.dtype)
         full[: cost.shape[0], : cost.shape[1]] = cost
-        columns = lapjv.lapjv(full)[0][: cost.shape[0]]
+        columns = solver(full)[0][: cost.shape[0]]
         rows = np.flatnonzero(columns < cost.shape[1])
         return rows, columns[rows]
 
     return lambda: loop(square, case)
 
 
-def providers_of(case: Case) -> dict[str, Callable[[], Tensor | Pairs]]:
-    """Ours and every peer that is installed."""
-    device = case.cost.device
-    counts = torch.tensor(case.columns, device=device) if case.ragged else None
-    providers: dict[str, Callable[[], Tensor | Pairs]] = {
-        BASELINE: lambda: loop(linear_sum_assignment, case),
-        "mfkernels": lambda: ours(case, counts),
-    }
-    if device.type == "cpu":
-        if importlib.util.find_spec("lap") is not None:
-            providers.update(lapx_providers(case))
-        if importlib.util.find_spec("lapjv") is not None:
-            providers["src-d lapjv loop"] = lapjv_provider(case)
-    elif importlib.util.find_spec("torch_linear_assignment") is not None:
-        from torch_linear_assignment import batch_linear_assignment
+def torch_linear_assignment(case: Case) -> Callable[[], Tensor]:
+    from torch_linear_assignment import batch_linear_assignment
 
-        # It wants the smaller side first, and has no ragged counts.
-        cost = padded(case, 1e3).transpose(1, 2).contiguous()
-        providers["torch-linear-assignment"] = lambda: batch_linear_assignment(cost)
-    return providers
+    # It wants the smaller side first, and has no ragged counts.
+    cost = padded(case, 1e3).transpose(1, 2).contiguous()
+    columns = torch.tensor(case.columns, device=cost.device)[:, None]
+
+    def solve() -> Tensor:
+        """In our form: the column of each row."""
+        queries = batch_linear_assignment(cost)
+        problems, targets = queries.shape
+        found = queries.new_full((problems, cost.shape[2]), -1)
+        order = torch.arange(targets, device=cost.device).expand_as(queries)
+        return found.scatter(1, queries, torch.where(order < columns, order, -1))
+
+    return solve
 
 
-def totals(case: Case, found: Tensor | Pairs, transposed: bool) -> Tensor:
+def totals(case: Case, found: Tensor | Pairs) -> list[Tensor]:
     """Total cost of each problem, fp64."""
     cost = case.cost.double().cpu()
     if isinstance(found, Tensor):
         found = mfkernels.assignment_to_indices(found.cpu())
-        if transposed:
-            found = [
-                (columns[rows < count], rows[rows < count])
-                for (rows, columns), count in zip(found, case.columns, strict=True)
-            ]
-    return torch.stack(
-        [c[rows, columns].sum() for c, (rows, columns) in zip(cost, found, strict=True)]
+    sums = [c[rows, columns].sum() for c, (rows, columns) in zip(cost, found, strict=True)]
+    return [torch.stack(sums)]
+
+
+def excess(found: list[Tensor], best: list[Tensor]) -> float:
+    """How much more than the optimum a problem costs at the most, relative to 1 and to it."""
+    return float(((found[0] - best[0]).abs() / best[0].abs().clamp(min=1)).max())
+
+
+def make(name: str, device: torch.device, shrink: bool) -> Comparison:
+    case = make_case(name, device, shrink)
+
+    def build(solver: Callable[[Case], Callable[[], Tensor | Pairs]]) -> Provider:
+        return Provider(solver(case), result=partial(totals, case))
+
+    lapx = {
+        f"lapx-{name}{kind}": partial(build, partial(solve, name))
+        for name in ("lapjvr", "lapjvh", "lapjvs")
+        for kind, solve in (("", lapx_loop), ("-batch", lapx_batch))
+    }
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(lambda case: lambda: loop(linear_sum_assignment, case)),
+            **lapx,
+            "lapjv": lambda: build(lapjv),
+            "torch-linear-assignment": lambda: build(torch_linear_assignment),
+        },
+        truth=lambda: totals(case, loop(linear_sum_assignment, case)),
+        error=excess,
+        tolerance=1e-6,
+        floor=Floor(0, 4 * case.cost.numel()),
     )
 
 
-def run_case(name: str, device: torch.device, seconds: float = 2.0) -> list[Row]:
-    """Check every provider for optimality, then time those that are right."""
-    case = make_case(name, device)
-    providers = providers_of(case)
-    truth = totals(case, providers[BASELINE](), transposed=False)
-    right = {}
-    for provider, solve in providers.items():
-        total = totals(case, solve(), transposed=provider == "torch-linear-assignment")
-        if torch.allclose(total, truth, rtol=1e-6, atol=1e-6):
-            right[provider] = solve
-        else:
-            print(f"{name}: {provider} is wrong by up to {(total - truth).abs().max():.3g}")
-    return rows("assignment", name, device, interleaved(right, device, seconds), BASELINE)
-
-
-DEVICES = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-ALL = [(name, d) for d in DEVICES for name in (CPU_CASES if d.type == "cpu" else GPU_CASES)]
-
-
-@pytest.mark.parametrize(("name", "device"), ALL, ids=lambda value: str(value).replace(" ", "-"))
-def test_assignment(benchmark, name: str, device: torch.device) -> None:
-    case = make_case(name, device)
-    benchmark.extra_info["rows"] = [vars(row) for row in run_case(name, device)]
-    counts = torch.tensor(case.columns, device=device) if case.ragged else None
-    benchmark(ours, case, counts)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default=str(DEVICES[-1]))
-    parser.add_argument("--cases", nargs="*", default=[], help="first words of case names")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time a case")
-    parser.add_argument("--json", type=Path, help=f"where to write rows, for example in {RESULTS}")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    result: list[Row] = []
-    for name in CPU_CASES if device.type == "cpu" else GPU_CASES:
-        if not arguments.cases or name.split()[0] in arguments.cases:
-            result += run_case(name, device, arguments.seconds)
-            show(row for row in result if row.case == name)
-    if arguments.json:
-        write(arguments.json, result, device)
-
-
-if __name__ == "__main__":
-    main()
+if torch.cuda.is_available():
+    test_assignment = comparison_test(
+        GPU_CASES, [NATIVE, REFERENCE, "torch-linear-assignment"], make
+    )
+else:
+    LAPX = [f"lapx-{name}{kind}" for name in ("lapjvr", "lapjvh", "lapjvs")
+            for kind in ("", "-batch")]  # fmt: skip
+    test_assignment = comparison_test(CPU_CASES, [NATIVE, REFERENCE, *LAPX, "lapjv"], make)

@@ -1,21 +1,18 @@
 """Class loss of given matches with its backward pass.
 
-    python benchmarks/bench_class_loss.py                      all cases of this machine
-    pytest benchmarks/bench_class_loss.py                      ours alone under pytest-benchmark
-
-Eager is the official way: a target for every query, then the cross-entropy of each layer. On a CPU,
-PyTorch serves ours too.
+The plain way is the official one: a target for every query, then the cross-entropy of each layer.
+On a CPU, PyTorch serves ours too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, main, providers_of, run_case
-from harness.inputs import CASES, Floor, Inputs, make_inputs, random_matches
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider, compiled
+from harness.inputs import CASES, Inputs, make_inputs, random_matches, sizes_of
+from harness.plugin import comparison_test
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,15 +20,13 @@ from mfkernels.ops.class_loss import class_loss
 
 NO_OBJECT_WEIGHT = 0.1
 
-Losses = Callable[[Inputs, Tensor], Tensor]
 
-
-def ours(inputs: Inputs, matches: Tensor) -> Tensor:
+def native(inputs: Inputs, matches: Tensor) -> Tensor:
     loss, weight = class_loss(inputs.class_logits, inputs.targets, matches, NO_OBJECT_WEIGHT)
     return loss / weight
 
 
-def eager(inputs: Inputs, matches: Tensor) -> Tensor:
+def reference(inputs: Inputs, matches: Tensor) -> Tensor:
     no_object = inputs.class_logits.shape[-1] - 1
     weight = inputs.class_logits.new_ones(no_object + 1)
     weight[-1] = NO_OBJECT_WEIGHT
@@ -43,30 +38,30 @@ def eager(inputs: Inputs, matches: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def step(losses: Losses, inputs: Inputs, matches: Tensor) -> list[Tensor]:
-    values = losses(inputs, matches)
-    return [values.detach(), *torch.autograd.grad(values.sum(), inputs.class_logits)]
-
-
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    inputs = make_inputs(name, device)
-    matches = random_matches(inputs)
-    losses: dict[str, Losses] = {EAGER: eager, "mfkernels": ours}
-    if compiled:
-        losses["torch.compile"] = torch.compile(eager)
-    providers, forwards = providers_of(losses, step, inputs, matches)
-    # The logits are read twice, and their gradient is written once.
-    floor = Floor(0, 3 * 4 * inputs.class_logits.numel())
-    return run_case(
-        "class_loss", name, device, inputs.tensors, providers, forwards, seconds, 1e-5, floor
+def provider(loss: Callable[..., Tensor], inputs: Inputs, matches: Tensor) -> Provider:
+    return Provider(
+        lambda: loss(inputs, matches),
+        lambda losses: torch.autograd.grad(losses.sum(), inputs.class_logits),
     )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_class_loss(benchmark: Any, name: str) -> None:
-    inputs = make_inputs(name, torch.device("cpu"))
-    benchmark(step, ours, inputs, random_matches(inputs))
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    sizes = sizes_of(case, shrink)
+    inputs = make_inputs(sizes, device)
+    matches = random_matches(inputs)
+    build = partial(provider, inputs=inputs, matches=matches)
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(reference),
+            COMPILE: lambda: build(compiled(reference)),
+        },
+        truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
+        tolerance=sizes.right_within(1e-5),
+        # The logits are read twice, and their gradient is written once.
+        floor=Floor(0, 3 * 4 * inputs.class_logits.numel()),
+        given=inputs.tensors,
+    )
 
 
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run)
+test_class_loss = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE], make)

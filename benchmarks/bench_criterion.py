@@ -1,95 +1,115 @@
-"""Mask logits, criterion and backward pass: the official computation, its compilation, and ours.
+"""Mask logits, criterion and backward pass of all layers.
 
-    python benchmarks/bench_criterion.py                       all cases of this machine
-    python benchmarks/bench_criterion.py --reuse-pages         with a heap that keeps its pages
-    pytest benchmarks/bench_criterion.py                       ours alone under pytest-benchmark
-
-Every provider's losses and gradients are compared first; a wrong one is reported without a time.
+`reference` is the official computation on dense logits, `transformers` the criterion of its
+MaskFormer, whose losses are weighted within.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, Provider, main, run_case
-from harness.inputs import CASES, Floor, Inputs, loss_floor, make_inputs, matching_floor
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider, compiled
+from harness.inputs import (
+    CASES,
+    CaseSizes,
+    Inputs,
+    loss_floor,
+    make_inputs,
+    matching_floor,
+    sizes_of,
+)
 from harness.official import official_criterion
+from harness.plugin import comparison_test
 from torch import Tensor
 
-from mfkernels import MaskFormerCriterion
+from mfkernels import MaskFormerCriterion, use_backend
+from mfkernels.ops.common.logits import at_least_float32
 
-OURS = "mfkernels"
-
-
-def eager_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Tensor]:
-    masks = torch.einsum("lbqc,bchw->lbqhw", inputs.mask_embed, inputs.pixel_features)
-    *aux, final = (
-        {"pred_logits": logits, "pred_masks": mask}
-        for logits, mask in zip(inputs.class_logits, masks, strict=True)
-    )
-    outputs = {**final, "aux_outputs": aux}
-    return official_criterion(outputs, inputs.official_targets, criterion.num_classes)
+Total = Callable[[Inputs], Tensor]
+"""The weighted loss of all layers."""
 
 
-def our_losses(inputs: Inputs, criterion: MaskFormerCriterion) -> dict[str, Tensor]:
-    return criterion(inputs.factored, inputs.targets)
+def native(criterion: MaskFormerCriterion) -> Total:
+    return lambda inputs: criterion.total(criterion(inputs.factored, inputs.targets))
 
 
-Losses = Callable[[Inputs, MaskFormerCriterion], Mapping[str, Tensor]]
+def dense_layers(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    class_logits, embed, features = map(at_least_float32, inputs.leaves)
+    masks = torch.einsum("lbqc,bchw->lbqhw", embed, features)
+    return [*zip(class_logits, masks, strict=True)]
 
 
-def step(losses: Losses, inputs: Inputs, criterion: MaskFormerCriterion) -> list[Tensor]:
-    values = losses(inputs, criterion)
-    total = criterion.total(values)
-    gradients = torch.autograd.grad(total, inputs.leaves)
-    return [total.detach(), *gradients]
+def truth(criterion: MaskFormerCriterion, inputs: Inputs) -> list[Tensor]:
+    """Of this project's oracle, which takes a few masks at a time."""
+    with use_backend("reference"):
+        return provider(native(criterion), inputs)()
 
 
-def criterion_floor(name: str) -> Floor:
-    matching, loss = matching_floor(name), loss_floor(name)
+def reference(criterion: MaskFormerCriterion) -> Total:
+    def total(inputs: Inputs) -> Tensor:
+        *aux, final = (
+            {"pred_logits": logits, "pred_masks": mask} for logits, mask in dense_layers(inputs)
+        )
+        outputs = {**final, "aux_outputs": aux}
+        losses = official_criterion(outputs, inputs.official_targets, criterion.num_classes)
+        return criterion.total(losses)
+
+    return total
+
+
+def transformers(criterion: MaskFormerCriterion) -> Total:
+    from transformers.models.maskformer import modeling_maskformer as hf
+
+    weights = {"loss_cross_entropy": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
+    matcher = hf.MaskFormerHungarianMatcher(1.0, 20.0, 1.0)
+    loss = hf.MaskFormerLoss(criterion.num_classes, matcher, weights, 0.1)
+
+    def total(inputs: Inputs) -> Tensor:
+        *aux, final = (
+            {"class_queries_logits": logits, "masks_queries_logits": mask}
+            for logits, mask in dense_layers(inputs)
+        )
+        masks = [target["masks"].float() for target in inputs.official_targets]
+        labels = [target["labels"] for target in inputs.official_targets]
+        losses = loss.to(masks[0].device)(
+            final["masks_queries_logits"], final["class_queries_logits"], masks, labels, aux
+        )
+        return sum(
+            value * next(w for name, w in weights.items() if key.startswith(name))
+            for key, value in losses.items()
+        )
+
+    return total
+
+
+def provider(total: Total, inputs: Inputs) -> Provider:
+    return Provider(lambda: total(inputs), lambda loss: torch.autograd.grad(loss, inputs.leaves))
+
+
+def floor_of(sizes: CaseSizes) -> Floor:
+    matching, loss = matching_floor(sizes), loss_floor(sizes)
     return Floor(matching.flops + loss.flops, matching.bytes + loss.bytes)
 
 
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    inputs = make_inputs(name, device)
-    criterion = MaskFormerCriterion(CASES[name].classes).to(device)
-    losses: dict[str, Losses] = {EAGER: eager_losses, OURS: our_losses}
-    if compiled:
-        losses["torch.compile"] = torch.compile(eager_losses)
-    providers: dict[str, Provider] = {}
-    forwards: dict[str, Callable[[], Any]] = {}
-    for provider, each in losses.items():
-        providers[provider] = lambda each=each: step(each, inputs, criterion)
-        forwards[provider] = lambda each=each: criterion.total(each(inputs, criterion))
-    return run_case(
-        "criterion",
-        name,
-        device,
-        inputs.tensors,
-        providers,
-        forwards,
-        seconds,
-        1e-4,
-        criterion_floor(name),
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    sizes = sizes_of(case, shrink)
+    inputs = make_inputs(sizes, device)
+    criterion = MaskFormerCriterion(sizes.classes).to(device)
+    build = partial(provider, inputs=inputs)
+    return Comparison(
+        {
+            NATIVE: lambda: build(native(criterion)),
+            REFERENCE: lambda: build(reference(criterion)),
+            COMPILE: lambda: build(compiled(reference(criterion))),
+            "transformers": lambda: build(transformers(criterion)),
+        },
+        truth=lambda: truth(criterion, make_inputs(sizes, device, torch.float64)),
+        tolerance=sizes.right_within(1e-4),
+        floor=floor_of(sizes),
+        given=inputs.tensors,
     )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_criterion(benchmark: Any, name: str) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = make_inputs(name, device)
-    criterion = MaskFormerCriterion(CASES[name].classes).to(device)
-
-    def ours() -> None:
-        step(our_losses, inputs, criterion)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(ours)
-
-
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run)
+test_criterion = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE, "transformers"], make)

@@ -1,82 +1,120 @@
 """Focal and dice loss of logits that are already there, with their backward pass.
 
-    python benchmarks/bench_focal_dice.py                      all cases of this machine
-    python benchmarks/bench_focal_dice.py --reuse-pages        with a heap that keeps its pages
-    pytest benchmarks/bench_focal_dice.py                      ours alone under pytest-benchmark
-
 A and B: the matched masks of one layer at full size (MaskFormer). C: one layer's points of
-Mask2Former, sampling included.
+Mask2Former, sampling included. `torchvision` has the focal loss, beside a dice loss by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, Provider, main, run_case
-from harness.inputs import Floor
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider, compiled
+from harness.plugin import comparison_test
 from torch import Tensor
+from torch.nn import functional as F
 
 from mfkernels import focal_dice_loss, point_loss, use_backend
 
-CASES = {
+CASES: dict[str, tuple[int, tuple[int, int], int | None]] = {
     "A 36 masks 512x512": (36, (512, 512), None),
     "B 12 masks 800x1344": (12, (800, 1344), None),
     "C 30 masks 12544 points": (30, (256, 256), 12544),
 }
 """Masks, size of the logits, points."""
 
-Losses = Callable[[], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Inputs:
+    """`logits [N, h, w]`, `masks [N, H, W]` bool, and `points [N, P, 2]` or None."""
+
+    logits: Tensor
+    masks: Tensor
+    points: Tensor | None
 
 
-def make_case(name: str, device: torch.device) -> tuple[list[Tensor], Losses]:
-    """The inputs, logits first, and the losses of them."""
-    masks, size, points = CASES[name]
+Losses = Callable[[Inputs], tuple[Tensor, Tensor]]
+
+
+def make_inputs(case: str, device: torch.device, shrink: bool) -> Inputs:
+    count, size, points = CASES[case]
+    if shrink:
+        count, size, points = 4, (size[0] // 8, size[1] // 8), points and 500
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(masks, *size, generator=generator).to(device).requires_grad_()
+    logits = torch.randn(count, *size, generator=generator).to(device).requires_grad_()
     scale = 1 if points is None else 4
-    shape = (masks, *(scale * side for side in size))
-    targets = (torch.rand(shape, generator=generator) < 0.2).to(device)
+    shape = (count, *(scale * side for side in size))
+    masks = (torch.rand(shape, generator=generator) < 0.2).to(device)
     if points is None:
-        return [logits, targets], lambda: focal_dice_loss(logits, targets)
-    places = torch.rand(masks, points, 2, generator=generator).to(device)
-    return [logits, targets, places], lambda: point_loss(logits, targets, places)
+        return Inputs(logits, masks, None)
+    return Inputs(logits, masks, torch.rand(count, points, 2, generator=generator).to(device))
 
 
-def step(losses: Losses, logits: Tensor) -> list[Tensor]:
-    loss_mask, loss_dice = losses()
-    total = loss_mask + loss_dice
-    return [total.detach(), *torch.autograd.grad(total, logits)]
+def native(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    if inputs.points is None:
+        return focal_dice_loss(inputs.logits, inputs.masks)
+    return point_loss(inputs.logits, inputs.masks, inputs.points)
 
 
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    given, ours = make_case(name, device)
+def reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    with use_backend("reference"):
+        return native(inputs)
 
-    def eager() -> tuple[Tensor, Tensor]:
-        with use_backend("reference"):
-            return ours()
 
-    losses: dict[str, Losses] = {EAGER: eager, "mfkernels": ours}
-    if compiled:
-        losses["torch.compile"] = torch.compile(eager)
-    providers: dict[str, Provider] = {
-        provider: lambda each=each: step(each, given[0]) for provider, each in losses.items()
-    }
-    # Logits and targets are read twice, the gradient is written once.
-    sizes = [x.numel() * x.element_size() for x in given]
-    floor = Floor(0, 3 * sizes[0] + (2 * sizes[1] if CASES[name][2] is None else 0))
-    return run_case(
-        "focal_dice", name, device, given, providers, dict(losses), seconds, 1e-5, floor
+def torchvision() -> Losses:
+    from torchvision.ops import sigmoid_focal_loss
+
+    def losses(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        logits, masks = inputs.logits, inputs.masks.to(inputs.logits.dtype)
+        if inputs.points is not None:
+            grid = (2 * inputs.points - 1)[:, None].to(logits.dtype)
+            logits, masks = (
+                F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, 0]
+                for maps in (logits, masks)
+            )
+        logits, masks = logits.flatten(1), masks.flatten(1)
+        # Mask2Former's is the cross-entropy alone.
+        alpha, gamma = (0.25, 2.0) if inputs.points is None else (-1.0, 0.0)
+        focal = sigmoid_focal_loss(logits, masks, alpha=alpha, gamma=gamma).mean(1).sum()
+        chance = logits.sigmoid()
+        sums = (2 * (chance * masks).sum(1) + 1) / (chance.sum(1) + masks.sum(1) + 1)
+        return focal / len(masks), (1 - sums).sum() / len(masks)
+
+    return losses
+
+
+def provider(losses: Losses, inputs: Inputs) -> Provider:
+    return Provider(
+        lambda: losses(inputs),
+        lambda values: torch.autograd.grad(values[0] + values[1], inputs.logits),
     )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_focal_dice(benchmark: Any, name: str) -> None:
-    given, losses = make_case(name, torch.device("cpu"))
-    benchmark(step, losses, given[0])
+def in_float64(inputs: Inputs) -> Inputs:
+    points = None if inputs.points is None else inputs.points.double()
+    return Inputs(inputs.logits.detach().double().requires_grad_(), inputs.masks, points)
 
 
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run, CASES)
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    inputs = make_inputs(case, device, shrink)
+    build = partial(provider, inputs=inputs)
+    given = [x for x in (inputs.logits, inputs.masks, inputs.points) if x is not None]
+    # Logits and masks are read twice, the gradient is written once.
+    sizes = [x.numel() * x.element_size() for x in given]
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(reference),
+            COMPILE: lambda: build(compiled(reference)),
+            "torchvision": lambda: build(torchvision()),
+        },
+        truth=provider(torchvision(), in_float64(inputs)),
+        tolerance=1e-5,
+        floor=Floor(0, 3 * sizes[0] + (2 * sizes[1] if inputs.points is None else 0)),
+        given=given,
+    )
+
+
+test_focal_dice = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE, "torchvision"], make)

@@ -1,38 +1,19 @@
-"""Models of transformers before and after `patch`: losses alone, and whole training steps.
-
-    python benchmarks/bench_integrations.py                    all cases of this machine
-    python benchmarks/bench_integrations.py --reuse-pages      with a heap that keeps its pages
-    pytest benchmarks/bench_integrations.py                    ours alone under pytest-benchmark
-
-The loss of the original and every gradient are compared first; a wrong result has no time.
+"""Models of transformers before (`original`) and after (`native`) `patch`: losses alone, and whole
+training steps, whose forward and backward passes are not told apart.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
 
-import pytest
 import torch
-import transformers
-from harness.command_line import EAGER, chosen, command_line, parse
-from harness.memory import peak_bytes
-from harness.report import show, write
-from harness.timing import Row, interleaved, rows
+from harness.comparison import NATIVE, Comparison, Floor, Provider
+from harness.plugin import comparison_test
 from torch import Tensor, nn
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
-from transformers.models.maskformer.modeling_maskformer import (
-    MaskFormerHungarianMatcher,
-    MaskFormerLoss,
-)
 
-from mfkernels.integrations.transformers import patch, unpatch
-
-OURS = "mfkernels"
-TOLERANCE = 1e-4
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -47,12 +28,9 @@ class Sizes:
     layers: int
     queries: int = 100
 
-
-@dataclass(frozen=True)
-class StepRow(Row):
-    """Times with the memory above that before the step, in bytes; -1 where it is not measured."""
-
-    peak: int
+    def shrunk(self) -> Sizes:
+        """The same kind of problem, where only the result matters."""
+        return replace(self, low=self.low // 4, size=self.size // 4, layers=min(self.layers, 2))
 
 
 @dataclass
@@ -128,14 +106,16 @@ def make_step(model: nn.Module, sizes: Sizes, device: torch.device) -> Case:
     return Case(model, step)
 
 
-def maskformer_loss(device: torch.device) -> Case:
-    sizes = Sizes(4, 128, 512, classes=150, segments=9, layers=6)
-    matcher = MaskFormerHungarianMatcher(1.0, 20.0, 1.0)
-    return make_loss(MaskFormerLoss(sizes.classes, matcher, {}, 0.1), sizes, device)
+def maskformer_loss(sizes: Sizes, device: torch.device) -> Case:
+    from transformers.models.maskformer import modeling_maskformer as hf
+
+    matcher = hf.MaskFormerHungarianMatcher(1.0, 20.0, 1.0)
+    return make_loss(hf.MaskFormerLoss(sizes.classes, matcher, {}, 0.1), sizes, device)
 
 
-def mask2former_loss(device: torch.device) -> Case:
-    sizes = Sizes(2, 256, 1024, classes=150, segments=15, layers=10)
+def mask2former_loss(sizes: Sizes, device: torch.device) -> Case:
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+
     config = SimpleNamespace(
         num_labels=sizes.classes,
         no_object_weight=0.1,
@@ -149,7 +129,9 @@ def mask2former_loss(device: torch.device) -> Case:
     return make_loss(Mask2FormerLoss(config, {}), sizes, device)
 
 
-def maskformer_step(device: torch.device) -> Case:
+def maskformer_step(sizes: Sizes, device: torch.device) -> Case:
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.MaskFormerConfig(
         backbone_config=transformers.ResNetConfig(
@@ -165,11 +147,12 @@ def maskformer_step(device: torch.device) -> Case:
         num_labels=150,
     )
     model = transformers.MaskFormerForInstanceSegmentation(config)
-    sizes = Sizes(2, 96, 384, classes=150, segments=9, layers=1)
     return make_step(model, sizes, device)
 
 
-def mask2former_step(device: torch.device) -> Case:
+def mask2former_step(sizes: Sizes, device: torch.device) -> Case:
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.Mask2FormerConfig(
         backbone_config=transformers.SwinConfig(
@@ -190,20 +173,22 @@ def mask2former_step(device: torch.device) -> Case:
         num_labels=150,
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config)
-    sizes = Sizes(2, 96, 384, classes=150, segments=12, layers=4)
     return make_step(model, sizes, device)
 
 
-CASES: dict[str, Callable[[torch.device], Case]] = {
-    "maskformer-loss 4x512x512, 6 layers": maskformer_loss,
-    "mask2former-loss 2x1024x1024, 10 layers": mask2former_loss,
-    "maskformer-step 2x384x384": maskformer_step,
-    "mask2former-step 2x384x384, 4 layers": mask2former_step,
+CASES: dict[str, tuple[Callable[[Sizes, torch.device], Case], Sizes]] = {
+    "maskformer-loss 4x512x512, 6 layers": (maskformer_loss, Sizes(4, 128, 512, 150, 9, 6)),
+    "mask2former-loss 2x1024x1024, 10 layers": (mask2former_loss, Sizes(2, 256, 1024, 150, 15, 10)),
+    "maskformer-step 2x384x384": (maskformer_step, Sizes(2, 96, 384, 150, 9, 1)),
+    "mask2former-step 2x384x384, 4 layers": (mask2former_step, Sizes(2, 96, 384, 150, 12, 4)),
 }
 
 
-def run(name: str, device: torch.device, seconds: float) -> list[StepRow]:
-    case = CASES[name](device)
+def make(name: str, device: torch.device, shrink: bool) -> Comparison:
+    from mfkernels.integrations.transformers import patch, unpatch
+
+    build, sizes = CASES[name]
+    case = build(sizes.shrunk() if shrink else sizes, device)
 
     def original() -> list[Tensor]:
         unpatch(case.module)
@@ -213,52 +198,12 @@ def run(name: str, device: torch.device, seconds: float) -> list[StepRow]:
         patch(case.module)
         return case.step()
 
-    providers: dict[str, Callable[[], list[Tensor]]] = {EAGER: original, OURS: patched}
-    worst = max(
-        float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
-        for a, b in zip(patched(), original(), strict=True)
+    return Comparison(
+        {NATIVE: lambda: Provider(patched), ORIGINAL: lambda: Provider(original)},
+        truth=original,
+        tolerance=1e-4,
+        floor=Floor(0, 0),
     )
-    if not worst <= TOLERANCE:
-        print(f"{name}: {OURS} is wrong by {worst:.2g}")
-        del providers[OURS]
-    times = interleaved(providers, device, seconds, least=3, warm_up=1)
-    keeps_pages = device.type == "cpu" and "GLIBC_TUNABLES" in os.environ
-    return [
-        StepRow(
-            **asdict(row),
-            peak=-1 if keeps_pages else peak_bytes(device, providers[row.provider]),
-        )
-        for row in rows("patched transformers", name, device, times, EAGER)
-    ]
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_integrations(benchmark: Any, name: str) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    case = CASES[name](device)
-    patch(case.module)
-
-    def ours() -> None:
-        case.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark(ours)
-
-
-def main() -> None:
-    arguments = parse(command_line((__doc__ or "").splitlines()[0]))
-    result: list[StepRow] = []
-    for name in chosen(CASES, arguments):
-        some = run(name, arguments.device, arguments.seconds)
-        show(some)
-        for row in some:
-            if row.peak >= 0:
-                print(f"  {row.provider:<28} {row.peak / 1e6:9.1f} MB above the rest")
-        result += some
-    if arguments.json:
-        write(arguments.json, result, arguments.device)
-
-
-if __name__ == "__main__":
-    main()
+test_patched_transformers = comparison_test(CASES, [NATIVE, ORIGINAL], make)

@@ -1,38 +1,42 @@
 """Mask losses of given matches with their backward pass, mask logits included.
 
-    python benchmarks/bench_mask_loss.py                       all cases of this machine
-    python benchmarks/bench_mask_loss.py --reuse-pages         with a heap that keeps its pages
-    pytest benchmarks/bench_mask_loss.py                       ours alone under pytest-benchmark
-
-Eager is the official way: all mask logits, then every matched mask at full size at once.
+The plain way is the official one: all mask logits, then every matched mask at full size at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, main, providers_of, run_case
-from harness.inputs import CASES, Inputs, loss_floor, make_inputs, random_matches
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Provider, compiled
+from harness.inputs import (
+    CASES,
+    CaseSizes,
+    Inputs,
+    loss_floor,
+    make_inputs,
+    random_matches,
+    sizes_of,
+)
+from harness.plugin import comparison_test
 from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import mask_loss
+from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice.reference import focal_dice_loss
 
-Losses = Callable[[Inputs, Tensor], Tensor]
 
-
-def ours(inputs: Inputs, matches: Tensor) -> Tensor:
+def native(inputs: Inputs, matches: Tensor) -> Tensor:
     losses = mask_loss(inputs.mask_embed, inputs.pixel_features, inputs.targets, matches)
     return torch.stack(losses)
 
 
-def eager(inputs: Inputs, matches: Tensor) -> Tensor:
-    logits = torch.einsum("lbqc,bchw->lbqhw", inputs.mask_embed, inputs.pixel_features)
-    masks = torch.cat([target["masks"] for target in inputs.official_targets]).float()
+def reference(inputs: Inputs, matches: Tensor) -> Tensor:
+    embed, features = at_least_float32(inputs.mask_embed), at_least_float32(inputs.pixel_features)
+    logits = torch.einsum("lbqc,bchw->lbqhw", embed, features)
+    masks = torch.cat([target["masks"] for target in inputs.official_targets]).to(logits.dtype)
     count = masks.shape[0]
     losses = []
     for layer, queries in zip(logits, matches, strict=True):
@@ -45,37 +49,32 @@ def eager(inputs: Inputs, matches: Tensor) -> Tensor:
     return torch.stack(losses, 1)
 
 
-def step(losses: Losses, inputs: Inputs, matches: Tensor) -> list[Tensor]:
-    values = losses(inputs, matches)
-    gradients = torch.autograd.grad(values.sum(), [inputs.mask_embed, inputs.pixel_features])
-    return [values.detach(), *gradients]
-
-
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    inputs = make_inputs(name, device)
-    matches = random_matches(inputs)
-    losses: dict[str, Losses] = {EAGER: eager, "mfkernels": ours}
-    if compiled:
-        losses["torch.compile"] = torch.compile(eager)
-    providers, forwards = providers_of(losses, step, inputs, matches)
-    return run_case(
-        "mask_loss",
-        name,
-        device,
-        inputs.tensors,
-        providers,
-        forwards,
-        seconds,
-        1e-4,
-        loss_floor(name),
+def provider(loss: Callable[..., Tensor], inputs: Inputs, matches: Tensor) -> Provider:
+    leaves = [inputs.mask_embed, inputs.pixel_features]
+    return Provider(
+        lambda: loss(inputs, matches), lambda losses: torch.autograd.grad(losses.sum(), leaves)
     )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_mask_loss(benchmark: Any, name: str) -> None:
-    inputs = make_inputs(name, torch.device("cpu"))
-    benchmark(step, ours, inputs, random_matches(inputs))
+def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
+    inputs = make_inputs(sizes, device)
+    matches = random_matches(inputs)
+    build = partial(provider, inputs=inputs, matches=matches)
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(reference),
+            COMPILE: lambda: build(compiled(reference)),
+        },
+        truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
+        tolerance=sizes.right_within(1e-4),
+        floor=loss_floor(sizes),
+        given=inputs.tensors,
+    )
 
 
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run)
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    return comparison(sizes_of(case, shrink), device)
+
+
+test_mask_loss = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE], make)

@@ -1,60 +1,51 @@
-"""Matching cost of all layers, mask logits included: the official computation and ours.
-
-python benchmarks/bench_matching_cost.py                   all cases of this machine
-python benchmarks/bench_matching_cost.py --reuse-pages     with a heap that keeps its pages
-pytest benchmarks/bench_matching_cost.py                   ours alone under pytest-benchmark
-"""
+"""Matching cost of all layers, mask logits included."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, Provider, main, run_case
-from harness.inputs import CASES, Inputs, make_inputs, matching_floor
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Provider, compiled
+from harness.inputs import CASES, CaseSizes, Inputs, make_inputs, matching_floor, sizes_of
+from harness.plugin import comparison_test
 from torch import Tensor
 
 from mfkernels import matching_cost, use_backend
 
 
-def ours(inputs: Inputs) -> list[Tensor]:
-    return [matching_cost(*inputs.leaves, inputs.targets)]
+def native(inputs: Inputs) -> Tensor:
+    return matching_cost(*inputs.leaves, inputs.targets)
 
 
 @torch.no_grad()
-def eager(inputs: Inputs) -> list[Tensor]:
+def reference(inputs: Inputs) -> Tensor:
     with use_backend("reference"):
-        return ours(inputs)
+        return native(inputs)
 
 
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    inputs = make_inputs(name, device)
-    providers: dict[str, Provider] = {
-        EAGER: lambda: eager(inputs),
-        "mfkernels": lambda: ours(inputs),
-    }
-    if compiled:
-        graph = torch.compile(eager)
-        providers["torch.compile"] = lambda: graph(inputs)
-    return run_case(
-        "matching_cost",
-        name,
-        device,
-        inputs.tensors,
-        providers,
-        {},
-        seconds,
-        1e-5,
-        matching_floor(name),
+def provider(cost: Callable[[Inputs], Tensor], inputs: Inputs) -> Provider:
+    return Provider(lambda: cost(inputs))
+
+
+def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
+    inputs = make_inputs(sizes, device)
+    build = partial(provider, inputs=inputs)
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(reference),
+            COMPILE: lambda: build(compiled(reference)),
+        },
+        truth=provider(reference, make_inputs(sizes, device, torch.float64)),
+        tolerance=1e-5,
+        floor=matching_floor(sizes),
+        given=inputs.tensors,
     )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_matching_cost(benchmark: Any, name: str) -> None:
-    inputs = make_inputs(name, torch.device("cpu"))
-    benchmark(ours, inputs)
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    return comparison(sizes_of(case, shrink), device)
 
 
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run)
+test_matching_cost = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE], make)

@@ -1,23 +1,20 @@
-"""From class logits and the factors of masks to label maps: the official computation and ours.
+"""From class logits and the factors of masks to label maps.
 
-    python benchmarks/bench_segmentation.py                    all cases of this machine
-    python benchmarks/bench_segmentation.py --reuse-pages      with a heap that keeps its pages
-    pytest benchmarks/bench_segmentation.py                    ours alone under pytest-benchmark
-
-A to D: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three scales, each
-plain and mirrored.
+A to D, G to I: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three
+scales, each plain and mirrored. The plain way is the official computation, one whole tensor after
+the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
-from harness.command_line import EAGER, FusedRow, main, run_case
-from harness.inputs import Floor
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider, compiled
+from harness.plugin import comparison_test
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +23,9 @@ from mfkernels.ops.segmentation.reference import panoptic_map
 
 Size = tuple[int, int]
 QUERIES, CHANNELS = 100, 256
+THINGS = 20
+CLASSES_AT_ONCE = 50
+"""In float64, so that 847 of them fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,21 @@ class Sizes:
     inputs: tuple[tuple[Size, Size], ...]
     kept: int | None = None
     """Panoptic: queries above the threshold. None: semantic."""
+    confident: int = 0
+    """Semantic: queries with an object, as a trained model has them. 0: all alike."""
+
+    def shrunk(self) -> Sizes:
+        """The same kind of problem, where only the result matters."""
+
+        def smaller(size: Size) -> Size:
+            return size[0] // 8, size[1] // 8
+
+        inputs = tuple(
+            ((-(-h // 256) * 32, -(-w // 256) * 32), smaller(image))
+            for (h, w), image in self.inputs
+        )
+        return replace(self, classes=max(self.classes // 8, 20), size=smaller(self.size),
+                       inputs=inputs)  # fmt: skip
 
 
 ADE = ((512, 704), (512, 683))
@@ -45,7 +60,7 @@ SCALES = tuple(
     ((side, -(-side * 4 // 3 // 32) * 32), (side, side * 4 // 3)) for side in (256, 512, 768)
 )
 
-CASES = {
+CPU_CASES = {
     "A K=150 512x683": Sizes(150, (512, 683), (ADE,)),
     "B K=150 1024x2048": Sizes(150, (1024, 2048), (STREET,)),
     "C K=847 512x683": Sizes(847, (512, 683), (ADE,)),
@@ -53,19 +68,26 @@ CASES = {
     "E panoptic 800x1088": Sizes(133, (800, 1088), (((800, 1088), (800, 1088)),), kept=20),
     "F K=150 512x683, 6 views": Sizes(150, (512, 683), SCALES),
 }
+GPU_CASES = {
+    "G K=19 1024x2048": Sizes(19, (1024, 2048), (STREET,)),
+    "H K=150 1024x2048, trained": Sizes(150, (1024, 2048), (STREET,), confident=15),
+    "I K=150 512x683, trained": Sizes(150, (512, 683), (ADE,), confident=15),
+}
+CASES = CPU_CASES | (GPU_CASES if torch.cuda.is_available() else {})
 
-# Labels may differ where two scores are nearly equal (how nearly:
-# tests/ops/segmentation/test_segmentation_native.py). The relative norm of n wrong ones among N
-# pixels is about the root of n / N.
-TOLERANCE = 0.01
+MOST_WRONG = 1e-4
+"""Share of pixels whose label may differ, where two scores are nearly equal (how nearly:
+tests/ops/segmentation/test_segmentation_native.py).
+"""
 
 
-def make_views(name: str, device: torch.device) -> list[SegmentationView]:
-    sizes = CASES[name]
+def make_views(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[SegmentationView]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(scale: float, *shape: int) -> Tensor:
-        return (scale * torch.randn(1, *shape, generator=generator)).to(device)
+        return (scale * torch.randn(1, *shape, generator=generator)).to(device, dtype)
 
     views = []
     for padded, image in sizes.inputs:
@@ -75,18 +97,27 @@ def make_views(name: str, device: torch.device) -> list[SegmentationView]:
             if sizes.kept is not None:
                 class_logits[..., -1] = 12
                 chosen = torch.arange(0, QUERIES, QUERIES // sizes.kept)
-                class_logits[0, chosen, chosen] = 18
-            views.append(
-                SegmentationView(
-                    class_logits,
-                    draw(0.2, QUERIES, CHANNELS),
-                    draw(1.0, CHANNELS, *low),
-                    padded,
-                    [image],
-                    flipped,
-                )
-            )
+                class_logits[0, chosen, chosen % sizes.classes] = 18
+            factors = draw(0.2, QUERIES, CHANNELS), draw(1.0, CHANNELS, *low)
+            if sizes.confident:
+                class_logits[..., -1] = 8
+                make_objects(class_logits, *factors, sizes.confident)
+            views.append(SegmentationView(class_logits, *factors, padded, [image], flipped))
     return views
+
+
+def make_objects(class_logits: Tensor, embed: Tensor, features: Tensor, count: int) -> None:
+    """The first queries get a class each, and a disc as mask: the other masks stay noise."""
+    generator = torch.Generator().manual_seed(1)
+    index = torch.arange(count)
+    class_logits[0, index, -1] = 0
+    class_logits[0, index, index] = 10
+    centers = torch.rand(count, 2, 1, 1, generator=generator).to(features)
+    height, width = features.shape[-2:]
+    y = torch.linspace(0, 1, height).to(features)[:, None]
+    x = torch.linspace(0, 1, width).to(features)
+    features[0, :count] = 6 - 200 * ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2)
+    embed[0, :count] = torch.eye(count, embed.shape[-1]).to(embed)
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
@@ -95,23 +126,55 @@ def resize(maps: Tensor, size: Size) -> Tensor:
 
 
 @torch.no_grad()
-def official(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
-    """Upsample, score, crop, resize, and `argmax`, one whole tensor after the other."""
-    total = 0
-    for class_logits, embed, features, padded, images, flipped in views:
-        assert features is not None
-        assert padded is not None
-        assert images is not None
-        ((height, width),) = images
-        masks = resize(torch.einsum("bqc,bchw->bqhw", embed, features), padded)
-        if sizes.kept is not None:
-            masks = resize(masks[..., :height, :width], sizes.size)
-            return as_tensors(*panoptic_map(class_logits[0], masks[0], **panoptic_rules(sizes)))
-        chances = class_logits.softmax(-1)[..., :-1]
-        scores = torch.einsum("bqk,bqhw->bkhw", chances, masks.sigmoid())
-        scores = resize(scores[..., :height, :width], sizes.size)
-        total = total + (scores.flip(-1) if flipped else scores)
-    return [total.argmax(1)]
+def reference(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
+    """Upsample, score, crop, resize, and `argmax`."""
+    if sizes.kept is not None:
+        return panoptic(views[0], sizes)
+    return [sum(scores(view, sizes, slice(sizes.classes)) for view in views).argmax(1)]
+
+
+def panoptic(view: SegmentationView, sizes: Sizes) -> list[Tensor]:
+    masks = upsampled(view)
+    masks = resize(masks, sizes.size)
+    return as_tensors(*panoptic_map(view.class_logits[0], masks[0], **panoptic_rules(sizes)))
+
+
+def upsampled(view: SegmentationView) -> Tensor:
+    """Mask logits at the size of the input, without its padding."""
+    _, embed, features, padded, images, _ = view
+    ((height, width),) = images
+    masks = resize(torch.einsum("bqc,bchw->bqhw", embed, features), padded)
+    return masks[..., :height, :width]
+
+
+def scores(view: SegmentationView, sizes: Sizes, classes: slice) -> Tensor:
+    """`[1, k, H, W]`: the score of some classes in a view."""
+    chances = view.class_logits.softmax(-1)[..., :-1][..., classes]
+    found = torch.einsum("bqk,bqhw->bkhw", chances, upsampled(view).sigmoid())
+    found = resize(found, sizes.size)
+    return found.flip(-1) if view.flipped else found
+
+
+@torch.no_grad()
+def truth(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
+    """The reference in float64, some classes after the other."""
+    if sizes.kept is not None:
+        return panoptic(views[0], sizes)
+    best, labels = torch.tensor(-1.0), torch.tensor(0)
+    for first in range(0, sizes.classes, CLASSES_AT_ONCE):
+        part = slice(first, min(first + CLASSES_AT_ONCE, sizes.classes))
+        top, where = sum(scores(view, sizes, part) for view in views).max(1)
+        labels = torch.where(top > best.to(top), where + first, labels.to(where.device))
+        best = torch.maximum(top, best.to(top))
+    return [labels]
+
+
+def share_of_wrong_pixels(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Or 1 where the segments themselves differ."""
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        if one.shape != other.shape or not torch.allclose(one.double(), other.double(), atol=1e-4):
+            return 1.0
+    return float((found[0].flatten() != expected[0].flatten()).double().mean())
 
 
 def panoptic_rules(sizes: Sizes) -> dict[str, Any]:
@@ -119,20 +182,20 @@ def panoptic_rules(sizes: Sizes) -> dict[str, Any]:
         "input_size": sizes.size,
         "image_size": sizes.size,
         "size": sizes.size,
-        "thing_classes": frozenset(range(80)),
+        "thing_classes": frozenset(range(THINGS)),
         "object_mask_threshold": 0.8,
         "overlap_threshold": 0.0,
         "confident_only": False,
     }
 
 
-def ours(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
+def native(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
     if sizes.kept is None:
         labels = average_semantic_segmentation(views, sizes.size)
         assert isinstance(labels, Tensor)
         return [labels]
     (result,) = panoptic_segmentation(
-        *views[0][:3], sizes.size, thing_classes=range(80), overlap_threshold=0.0
+        *views[0][:3], sizes.size, thing_classes=range(THINGS), overlap_threshold=0.0
     )
     return as_tensors(*result)
 
@@ -151,23 +214,27 @@ def floor_of(views: list[SegmentationView], sizes: Sizes) -> Floor:
     return Floor(2.0 * (rows * sum(features) + scores), 4 * sum(features) + 8 * pixels)
 
 
-def run(name: str, device: torch.device, seconds: float, compiled: bool) -> list[FusedRow]:
-    sizes, views = CASES[name], make_views(name, device)
-    providers: dict[str, Callable[[], list[Tensor]]] = {
-        EAGER: lambda: official(views, sizes),
-        "mfkernels": lambda: ours(views, sizes),
-    }
-    if compiled:
-        graph = torch.compile(official)
-        providers["torch.compile"] = lambda: graph(views, sizes)
-    floor = floor_of(views, sizes)
-    return run_case("segmentation", name, device, [], providers, {}, seconds, TOLERANCE, floor)
+def comparison(sizes: Sizes, device: torch.device) -> Comparison:
+    views = make_views(sizes, device)
+
+    def build(compute: Callable[..., list[Tensor]]) -> Provider:
+        return Provider(partial(compute, views, sizes))
+
+    return Comparison(
+        {
+            NATIVE: lambda: build(native),
+            REFERENCE: lambda: build(reference),
+            COMPILE: lambda: build(compiled(reference)),
+        },
+        truth=lambda: truth(make_views(sizes, device, torch.float64), sizes),
+        error=share_of_wrong_pixels,
+        tolerance=MOST_WRONG,
+        floor=floor_of(views, sizes),
+    )
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split()[0])
-def test_segmentation(benchmark: Any, name: str) -> None:
-    benchmark(ours, make_views(name, torch.device("cpu")), CASES[name])
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    return comparison(CASES[case].shrunk() if shrink else CASES[case], device)
 
 
-if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run, CASES)
+test_segmentation = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE], make)

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-README = FOLDER.parent / "README.md"
+from harness.results import Case, committed_runs, read_cases
+
+README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-BASELINES = ("eager", "scipy loop")
+GROWTH = "growth"
 
 
 def table() -> str:
-    """One line per case: this project, the plain path it replaces, and the best peer."""
+    """One line per case: this project, the plain path that it replaces, the best of the rest."""
     lines = [
-        "| operation, case | on | mfkernels | plain path | ratio | best peer |",
+        "| operation, case | on | mfkernels | plain path | ratio | best other |",
         "|---|---|---|---|---|---|",
     ]
-    for file in sorted((FOLDER / "results").glob("*_cpu.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        machine = f"{content['machine']['threads']} CPU threads"
-        cases: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-        for row in content["rows"]:
-            cases[row["operation"], row["case"]][row["provider"]] = row["ms"]
-        for (operation, case), times in cases.items():
-            ours = times.pop("mfkernels")
-            plain = next(times.pop(name) for name in BASELINES if name in times)
-            peer = min(times.items(), key=lambda item: item[1], default=None)
-            beside = f"{peer[1]:.3g} ms ({peer[0]})" if peer else ""
-            lines.append(
-                f"| {operation}, {case} | {machine} | {ours:.3g} ms | {plain:.4g} ms "
-                f"| {plain / ours:.1f}× | {beside} |"
-            )
+    for file in committed_runs():
+        machine, cases = read_cases(file)
+        lines += [_line(case, machine) for case in cases if case.operation != GROWTH]
     return "\n".join(lines)
+
+
+def _line(case: Case, machine: str) -> str:
+    name, ms = case.best_other()
+    beside = f"{ms:.3g} ms ({name})" if name else ""
+    return (
+        f"| {case.operation}, {case.name} | {machine} | {case.native:.3g} ms | {case.plain:.4g} ms "
+        f"| {case.plain / case.native:.1f}× | {beside} |"
+    )
 
 
 def update(text: str) -> str:

@@ -1,41 +1,47 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call well inside ten minutes: build or reuse the native library,
-# GPU tests, compute-sanitizer on small cases, benchmarks. Writes JSON to benchmarks/results/ (or $OUT).
+# Everything that needs a GPU, in one call well inside ten minutes: benchmarks, GPU tests, sanitizers.
+# Builds the native library where it is missing. Results go to benchmarks/results/ (or $OUT); a stage
+# that fails keeps none of the others from running, and its name is in the last line.
 #
-#   benchmarks/gpu/run.sh            builds where the library is missing
+#   benchmarks/gpu/run.sh
 #   PYTHON=.venv/bin/python OUT=/tmp/out benchmarks/gpu/run.sh
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 out=${OUT:-benchmarks/results}
 mkdir -p "$out"
+failed=()
 
-"$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU is visible to torch"'
-gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')
+stage() {
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+}
 
-echo "== build"
+"$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU is visible to torch"' || exit 1
+gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_").lower())')
 if ! "$python" -c 'from mfkernels import backend; assert backend.part("cuda").usable' 2>/dev/null; then
-  "$python" setup.py -q build_ext --inplace
+  "$python" setup.py -q build_ext --inplace || exit 1
 fi
-PYTHONPATH=.:model "$python" -m mfkernels
-export PYTHONPATH=.:model:tests:benchmarks
+export PYTHONPATH=.:model:tests:benchmarks${PYTHONPATH:+:$PYTHONPATH}
+"$python" -m mfkernels
 
-echo "== tests"
-"$python" -m pytest -q -m gpu tests --junitxml "$out/gpu_tests_$gpu.xml"
-
-echo "== compute-sanitizer"
+stage benchmarks timeout "${SECONDS_OF_BENCHMARKS:-300}" "$python" -m pytest -q benchmarks \
+  --benchmark-only --device cuda --seconds 0.5 --benchmark-json "$out/$gpu.json"
+stage tests timeout 200 "$python" -m pytest -q -m gpu --junitxml "$out/gpu_tests_$gpu.xml" \
+  $(grep -lr 'pytest.mark.gpu' tests)
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" benchmarks/gpu/sanitize.py \
-      | tee "$out/sanitizer_${tool}_$gpu.txt"
+    stage "$tool" timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \
+      "$python" benchmarks/gpu/sanitize.py
   done
 else
   echo "compute-sanitizer is not installed: skipped"
 fi
 
-echo "== benchmarks"
-for benchmark in benchmarks/bench_*.py; do
-  operation=$(basename "$benchmark" .py)
-  operation=${operation#bench_}
-  "$python" "$benchmark" --device cuda --json "$out/${operation}_$gpu.json"
-done
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
+echo "all stages passed"

@@ -1,11 +1,11 @@
-"""CaseSizes, inputs and floors that the benchmarks of the mask operations share."""
+"""Sizes, inputs and floors that the benchmarks of the mask operations share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from harness.timing import machine_rates
+from harness.comparison import Floor
 from torch import Tensor
 
 from mfkernels import SegmentTargets
@@ -23,12 +23,39 @@ class CaseSizes:
     layers: int = 6
     queries: int = 100
     channels: int = 256
+    dtype: torch.dtype = torch.float32
+    """Of the predictions. The plain way computes in float32 at least, as matchers and losses do."""
+
+    def shrunk(self) -> CaseSizes:
+        """The same kind of problem, where only the result matters."""
+        low, size = ((side // 8, other // 8) for side, other in (self.low, self.size))
+        return replace(self, low=low, size=size, layers=2, channels=32)
+
+    @property
+    def pixels(self) -> int:
+        """Of the mask logits of all images."""
+        return self.images * self.low[0] * self.low[1]
+
+    def right_within(self, of_float32: float) -> float:
+        """The tolerance of results that keep the dtype of the predictions."""
+        return of_float32 if self.dtype == torch.float32 else 2e-2
 
 
-CASES = {
+CPU_CASES = {
     "A ADE20K 4x512x512": CaseSizes(4, (128, 128), (512, 512), 150, 9),
     "B COCO 1x800x1344": CaseSizes(1, (200, 336), (800, 1344), 133, 12),
 }
+GPU_CASES = {
+    f"{name.split()[0]}-{str(dtype)[6:]} {name}, {str(dtype)[6:]}": replace(
+        sizes, images=16, dtype=dtype
+    )
+    for dtype in (torch.bfloat16, torch.float32)
+    for name, sizes in {
+        "A ADE20K 16x512x512": CPU_CASES["A ADE20K 4x512x512"],
+        "B COCO 16x800x1344": CPU_CASES["B COCO 1x800x1344"],
+    }.items()
+}
+CASES = GPU_CASES if torch.cuda.is_available() else CPU_CASES
 
 
 @dataclass
@@ -61,25 +88,32 @@ class Inputs:
         }
 
 
-def make_inputs(name: str, device: torch.device) -> Inputs:
-    """Random predictions; segments that are the Voronoi cells of random points."""
-    sizes = CASES[name]
-    generator = torch.Generator().manual_seed(0)
+def sizes_of(case: str, shrink: bool) -> CaseSizes:
+    return CASES[case].shrunk() if shrink else CASES[case]
+
+
+def make_inputs(
+    sizes: CaseSizes, device: torch.device, compute: torch.dtype | None = None
+) -> Inputs:
+    """Random predictions; segments that are the Voronoi cells of random points.
+
+    `compute`: the dtype that the values, rounded to that of the case, are given in.
+    """
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(scale: float, *shape: int) -> Tensor:
-        values = scale * torch.randn(shape, generator=generator)
-        return values.to(device).requires_grad_()
+        values = scale * torch.randn(shape, generator=generator, device=device)
+        return values.to(sizes.dtype).to(compute or sizes.dtype).requires_grad_()
 
-    height, width = sizes.size
-    pixels = torch.stack(
-        torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1
-    ).float()
+    axes = [torch.arange(side, dtype=torch.float32, device=device) for side in sizes.size]
+    pixels = torch.cartesian_prod(*axes)
+    extent = torch.tensor(sizes.size, device=device)
     maps, labels = [], []
     for _ in range(sizes.images):
-        centers = torch.rand(sizes.segments, 2, generator=generator) * torch.tensor([height, width])
-        distance = torch.cdist(pixels.flatten(0, 1), centers)
-        maps.append(distance.argmin(1).reshape(height, width))
-        labels.append(torch.randint(sizes.classes, (sizes.segments,), generator=generator))
+        centers = extent * torch.rand(sizes.segments, 2, generator=generator, device=device)
+        maps.append(torch.cdist(pixels, centers).argmin(1).reshape(sizes.size).cpu())
+        drawn = torch.randint(sizes.classes, (sizes.segments,), generator=generator, device=device)
+        labels.append(drawn.cpu())
     targets = SegmentTargets.from_label_maps(torch.stack(maps), labels).to(device)
     leading = (sizes.layers, sizes.images, sizes.queries)
     return Inputs(
@@ -102,31 +136,14 @@ def random_matches(inputs: Inputs) -> Tensor:
     return order[..., : inputs.targets.max_count].to(inputs.targets.device)
 
 
-@dataclass(frozen=True)
-class Floor:
-    """What no implementation can avoid."""
-
-    flops: float
-    """Of matrix products; the arithmetic on single elements is not counted."""
-    bytes: float
-    """Inputs once for each pass over them, and results."""
-
-    def milliseconds(self, device: torch.device) -> float:
-        flops, bandwidth = machine_rates(device)
-        return 1e3 * max(self.flops / flops, self.bytes / bandwidth)
-
-
-def matching_floor(name: str) -> Floor:
+def matching_floor(sizes: CaseSizes) -> Floor:
     """Logits of all layers, from features that are read once."""
-    sizes = CASES[name]
-    pixels = sizes.images * sizes.low[0] * sizes.low[1]
-    features = 4 * pixels * sizes.channels
-    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * pixels, features)
+    features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
+    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * sizes.pixels, features)
 
 
-def loss_floor(name: str) -> Floor:
+def loss_floor(sizes: CaseSizes) -> Floor:
     """Logits of matched masks, twice, and both gradients; features read twice and written once."""
-    sizes = CASES[name]
-    pixels = sizes.images * sizes.low[0] * sizes.low[1]
-    features = 4 * pixels * sizes.channels
-    return Floor(4 * 2 * sizes.layers * sizes.segments * sizes.channels * pixels, 3 * features)
+    features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
+    flops = 4 * 2 * sizes.layers * sizes.segments * sizes.channels * sizes.pixels
+    return Floor(flops, 3 * features)

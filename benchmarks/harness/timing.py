@@ -1,92 +1,118 @@
-"""Interleaved timing of several providers on the same inputs, and what the machine can do."""
+"""Timing of several providers in turns, and what the machine can do."""
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
+from harness.comparison import Floor, Provider
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
-@dataclass(frozen=True)
-class Row:
-    """One measured figure. `ms` is the median; `ratio` is against the baseline of the case."""
-
-    operation: str
-    case: str
-    provider: str
-    device: str
-    ms: float
-    p20: float
-    p80: float
-    ratio: float
-    rounds: int
+LEAST_ROUNDS = 3
+SLOW = 5.0
+"""Seconds of a call beyond which two rounds are enough."""
+MOST_CALLS = 10
+"""Of a fast provider in a round, while a slow one is called once."""
+MOST_ROUNDS = 100
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@dataclass
+class Times:
+    """Seconds of many calls: the forward pass, and the backward pass (0 where there is none)."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    graph: float | None = None
+    """Median of a replayed CUDA graph; None where there is none."""
+
+    @property
+    def total(self) -> list[float]:
+        return [a + b for a, b in zip(self.forward, self.backward, strict=True)]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.total)
 
 
 def interleaved(
-    providers: dict[str, Callable[[], object]],
-    device: torch.device,
-    seconds: float = 2.0,
-    least: int = 7,
-    warm_up: int = 2,
-) -> dict[str, list[float]]:
-    """Milliseconds of many calls of each provider, in turns, after a warm-up.
-
-    The number of rounds is what fits into `seconds`, at least `least`.
-    """
-    for provider in providers.values():
-        for _ in range(warm_up):
-            provider()
-    _synchronize(device)
-    times: dict[str, list[float]] = {name: [] for name in providers}
+    providers: Mapping[str, Provider], device: torch.device, seconds: float
+) -> dict[str, Times]:
+    """Calls all providers in turns for about `seconds`, after one call of each as a warm-up."""
+    clock = _cuda_call if device.type == "cuda" else _cpu_call
+    times = {name: Times() for name in providers}
+    slowest = {name: sum(clock(provider)) for name, provider in providers.items()}
+    longest = max(slowest.values())
+    calls = {
+        name: max(1, min(MOST_CALLS, math.floor(0.25 * longest / max(own, 1e-9))))
+        for name, own in slowest.items()
+    }
+    least = LEAST_ROUNDS if longest < SLOW else LEAST_ROUNDS - 1
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
+    rounds = 0
+    while rounds < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+        rounds += 1
         for name, provider in providers.items():
-            start = time.perf_counter()
-            provider()
-            _synchronize(device)
-            times[name].append(1e3 * (time.perf_counter() - start))
+            for _ in range(calls[name]):
+                forward, backward = clock(provider)
+                times[name].forward.append(forward)
+                times[name].backward.append(backward)
+    if device.type == "cuda":
+        for name, provider in providers.items():
+            times[name].graph = _graph_seconds(provider)
     return times
 
 
-def rows(
-    operation: str,
-    case: str,
-    device: torch.device,
-    times: dict[str, list[float]],
-    baseline: str,
-) -> list[Row]:
-    """Medians and spread of each provider, with the speed-up over the baseline."""
-    base = statistics.median(times[baseline])
-    result = []
-    for provider, values in times.items():
-        ordered = sorted(values)
-        median = statistics.median(values)
-        result.append(
-            Row(
-                operation,
-                case,
-                provider,
-                str(device),
-                median,
-                ordered[len(ordered) // 5],
-                ordered[-1 - len(ordered) // 5],
-                base / median,
-                len(values),
-            )
-        )
-    return result
+def _cpu_call(provider: Provider) -> tuple[float, float]:
+    start = time.perf_counter()
+    values = provider.forward()
+    middle = time.perf_counter()
+    if provider.backward is None:
+        return middle - start, 0.0
+    provider.backward(values)
+    return middle - start, time.perf_counter() - middle
+
+
+def _cuda_call(provider: Provider) -> tuple[float, float]:
+    """By events on the device, after a second-level cache full of zeros."""
+    _flush(torch.cuda.current_device())
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+    events[0].record()
+    values = provider.forward()
+    events[1].record()
+    if provider.backward is not None:
+        provider.backward(values)
+    events[2].record()
+    torch.cuda.synchronize()
+    forward, backward = (a.elapsed_time(b) / 1e3 for a, b in pairwise(events))
+    return forward, backward if provider.backward is not None else 0.0
+
+
+@functools.cache
+def _cache_filler(device: int) -> torch.Tensor:
+    return torch.empty(1 << 28, dtype=torch.int8, device=device)
+
+
+def _flush(device: int) -> None:
+    _cache_filler(device).zero_()
+
+
+def _graph_seconds(provider: Provider) -> float | None:
+    """One replay of the whole call as a CUDA graph, with a warm cache; None: it cannot be one."""
+    from triton.testing import do_bench_cudagraph
+
+    try:
+        return float(do_bench_cudagraph(provider, rep=50, return_mode="median")) / 1e3
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
 
 
 @functools.cache
@@ -96,51 +122,58 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
     The best of two libraries: on some processors one of them is far from what they can do.
     """
     a = torch.randn(2048, 2048, device=device)
-    image, weight = (
-        torch.randn(1, 512, 64, 64, device=device),
-        torch.randn(512, 512, 1, 1).to(device),
-    )
+    image = torch.randn(1, 512, 64, 64, device=device)
+    weight = torch.randn(512, 512, 1, 1, device=device)
     source = torch.randn(1 << 26, device=device)
     copy = torch.empty_like(source)
-    calls: dict[str, Callable[[], object]] = {
-        "matmul": lambda: a @ a,
-        "convolution": lambda: torch.nn.functional.conv2d(image, weight),
-        "copy": lambda: copy.copy_(source),
+    calls = {
+        "matmul": Provider(lambda: a @ a),
+        "convolution": Provider(lambda: torch.nn.functional.conv2d(image, weight)),
+        "copy": Provider(lambda: copy.copy_(source)),
     }
-    times = {name: min(ms) / 1e3 for name, ms in interleaved(calls, device, 1.0).items()}
-    flops = max(2 * 2048**3 / times["matmul"], 2 * 512**2 * 64**2 / times["convolution"])
-    return flops, 2 * 4 * source.numel() / times["copy"]
+    best = {name: min(times.forward) for name, times in interleaved(calls, device, 1.0).items()}
+    flops = max(2 * 2048**3 / best["matmul"], 2 * 512**2 * 64**2 / best["convolution"])
+    return flops, 2 * 4 * source.numel() / best["copy"]
+
+
+def floor_seconds(floor: Floor, device: torch.device) -> float:
+    """The time of a floor at the rates of this machine."""
+    flops, bandwidth = machine_rates(device)
+    return max(floor.flops / flops, floor.bytes / bandwidth)
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the operators that start a kernel, those that wait for the device apart."""
+    """Counts the operators that start a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches = self.syncs = 0
+        self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense":
-            self.syncs += 1
-        elif not (func.is_view or name in _NO_KERNEL):
+        if not (func.is_view or name in _NO_KERNEL):
             self.launches += 1
         return result
 
 
-_NO_KERNEL = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias"})
+_NO_KERNEL = frozenset(
+    {
+        *("_local_scalar_dense", "alias", "detach"),
+        *("empty", "empty_like", "empty_strided", "new_empty"),
+    }
+)
 
 
-def count_launches(device: torch.device, call: Callable[[], object]) -> tuple[int, int]:
-    """Kernels that a call starts, and how often the host waits for the device (−1: not known).
+def count_launches(device: torch.device, call: Callable[[], object]) -> tuple[int, int | None]:
+    """Kernels that a call starts, and how often the host waits for the device (None: not known).
 
     On a CPU: operators that compute, as each is at least one kernel on a GPU.
     """
     if device.type != "cuda":
         with _Counter() as counter:
             call()
-        return counter.launches, -1
+        return counter.launches, None
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         call()
         torch.cuda.synchronize(device)

@@ -36,14 +36,14 @@ def criterion(
     `targets`: per image `labels [T_b]` and `masks [T_b, H, W]`, of one size.
     """
     num_masks = max(sum(len(target["labels"]) for target in targets), 1)
-    weight = torch.ones(num_classes + 1, dtype=outputs["pred_logits"].dtype)
+    weight = outputs["pred_logits"].new_ones(num_classes + 1)
     weight[:-1] = class_weights
     weight[-1] = no_object_weight
     losses: dict[str, Tensor] = {}
     aux = enumerate(outputs.get("aux_outputs", ()))
     for suffix, prediction in (("", outputs), *((f"_{i}", each) for i, each in aux)):
         class_logits, mask_logits = prediction["pred_logits"], prediction["pred_masks"]
-        classes = torch.full(class_logits.shape[:2], num_classes)
+        classes = torch.full(class_logits.shape[:2], num_classes, device=class_logits.device)
         matched_logits: list[Tensor] = []
         matched_masks: list[Tensor] = []
         for image, target in enumerate(targets):
@@ -56,7 +56,8 @@ def criterion(
                 - class_weight * probability[:, target["labels"]]
                 + dice_weight * dice_cost(flat, low.flatten(1))
             )
-            queries, segments = map(torch.from_numpy, linear_sum_assignment(cost.cpu()))
+            pairs = linear_sum_assignment(cost.cpu())
+            queries, segments = (torch.from_numpy(side).to(cost.device) for side in pairs)
             classes[image, queries] = target["labels"][segments]
             matched_logits.append(mask_logits[image, queries])
             matched_masks.append(masks[segments])
