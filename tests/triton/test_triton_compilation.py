@@ -106,7 +106,8 @@ def test_matching_cost(
 ) -> None:
     case = (dtype, channels, count, label_map, gamma, architecture)
     *parts, sums, cost = launches_of_matching_cost(*case)
-    assert len(parts) == (dtype == torch.float32 and channels > 0)
+    as_they_are = dtype != torch.float32 and label_map and count < 16
+    assert len(parts) == (channels > 0 and not as_they_are)
     check(sums, architecture, tensor_cores=True)
     for launch in parts + ([cost] if channels == 256 else []):
         check(launch, architecture, tensor_cores=False)
@@ -121,7 +122,7 @@ def test_matching_cost_fits_into_small_shared_memory(dtype: torch.dtype, archite
 
 @pytest.mark.parametrize(
     ("dtype", "count", "instructions", "programs"),
-    [(torch.bfloat16, 12, 37, 2), (torch.bfloat16, 24, 42, 2), (torch.float32, 12, 45, 1)],
+    [(torch.bfloat16, 12, 37, 2), (torch.bfloat16, 24, 72, 1), (torch.float32, 12, 45, 1)],
 )
 def test_budget_of_matching_cost(
     dtype: torch.dtype, count: int, instructions: int, programs: int

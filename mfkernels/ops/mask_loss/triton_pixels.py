@@ -186,7 +186,8 @@ def pixels_kernel(
         element = tl.arange(0, CELLS)
         column = begin_x + element - (element // 32 + 1) * OVERLAP
         row = tl.where(column >= 0, column // (width + 1), -1)
-        cell_x = column % (width + 1) - 1
+        # Before the first row there is nothing to read: its first lane takes what comes after it.
+        cell_x = tl.maximum(column, 0) % (width + 1) - 1
         place = matched_rows(row, count, image, matching, sizes)
         layer, segment, index, query = place
         counted = (query >= 0) & ((element % 32 > 0) | (OVERLAP == 0))

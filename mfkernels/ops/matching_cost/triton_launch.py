@@ -41,6 +41,7 @@ from mfkernels.triton.tensors import (
 PIXELS_OF_A_SPLIT = 2048
 ROWS_OF_A_PARTS_PROGRAM = 32
 BITS_OF_A_LEADING_PART = 10
+FEW_SEGMENTS = 16
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -126,8 +127,9 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
         target_width=target_width,
         max_count=given.max_count,
     )
-    parts = _number_of_parts(embed, features) if factored else 0
-    plan = plan_sums(sizes, images, parts, factored, Gpu.of(features.device))
+    few = sizes.max_count < FEW_SEGMENTS and given.label_map is not None
+    parts = _number_of_parts(embed, features, few) if factored else 0
+    plan = plan_sums(sizes, images, parts, factored, few, Gpu.of(features.device))
     block = plan.block
     factors = Factors(
         Predictions.of(embed, dense=not factored),
@@ -164,10 +166,17 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     )
 
 
-def _number_of_parts(embed: Tensor, features: Tensor) -> int:
-    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
-    if Product.of(embed, features).half:
+def _number_of_parts(embed: Tensor, features: Tensor, few: bool) -> int:
+    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32.
+
+    With masks, or more segments than few, factors in half precision gave wrong sums on an H200
+    (Triton 3.6), where parts of them give right ones.
+    """
+    half = Product.of(embed, features).half
+    if half and few:
         return 0
+    if half:
+        return 2
     return 1 if float32_precision() == "tf32" else 2
 
 
@@ -219,13 +228,13 @@ class Plan(NamedTuple):
     """Of a thread, at most."""
 
 
-def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, gpu: Gpu) -> Plan:
+def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, gpu: Gpu) -> Plan:
     on_hopper = gpu.capability[0] == 9
-    segments = min(power_of_2(sizes.max_count + 1, 16), 64)
+    segments = FEW_SEGMENTS if sizes.max_count < FEW_SEGMENTS else 64
     # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
     block = Block(
         rows=128,
-        pixels=16 if parts == 2 and segments == 64 else 32,
+        pixels=32 if few else 16,
         channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),

@@ -6,6 +6,7 @@ TRITON_INTERPRET=1, which has to be set before Triton is imported.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
+
+from mfkernels.triton import launcher
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,57 @@ def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builder, "create_dot", create_dot)
     monkeypatch.setattr(builder, "cast_impl", cast_impl)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of an argument of a kernel, which may be a tuple."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """The addresses that a kernel may touch: of its elements, or of the storage behind a view."""
+    begin = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return begin, begin + tensor.numel() * tensor.element_size()
+    storage = tensor.untyped_storage()
+    return begin, storage.data_ptr() + storage.nbytes()
+
+
+@pytest.fixture(autouse=True)
+def within_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels touch nothing outside of their arguments, which on a GPU may be nobody's memory."""
+    builder = interpreter.InterpreterBuilder
+    load, store, start = builder.create_masked_load, builder.create_masked_store, launcher.start
+    extents: list[tuple[int, int]] = []
+
+    def noted_start(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
+        found = (tensor for value in arguments.values() for tensor in tensors_in(value))
+        extents[:] = [extent(tensor) for tensor in found if tensor.numel() > 0]
+        start(kernel, grid, **arguments)
+
+    def check(pointers: Any, mask: Any) -> None:
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        begin = pointers.data.astype(np.uint64)[mask.data]
+        inside = np.zeros(begin.shape, np.bool_)
+        for first, last in extents:
+            inside |= (begin >= first) & (begin + np.uint64(size) <= last)
+        assert inside.all(), f"{(~inside).sum()} addresses lie outside of all arguments"
+
+    def masked_load(self: Any, pointers: Any, mask: Any, *others: Any, **named: Any) -> Any:
+        check(pointers, mask)
+        return load(self, pointers, mask, *others, **named)
+
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *others)
+
+    monkeypatch.setattr(launcher, "start", noted_start)
+    monkeypatch.setattr(builder, "create_masked_load", masked_load)
+    monkeypatch.setattr(builder, "create_masked_store", masked_store)
 
 
 @pytest.fixture(autouse=True)
