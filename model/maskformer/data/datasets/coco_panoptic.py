@@ -86,7 +86,6 @@ class CocoPanoptic:
             self._keep([row for row, _ in taken])
         check_present(self._images, self._image_names, config.root, f"{key}.images")
         check_present(self._panoptic, self._png_names, config.root, f"{key}.panoptic")
-        self.notes: tuple[str, ...] = ()
         self._labels = None
         if split == "val" and paths.semantic_labels is not None:
             self._labels = self._find_labels(config.root / paths.semantic_labels, key)
@@ -100,7 +99,7 @@ class CocoPanoptic:
             reason = f"{folder} does not exist"
         if reason is not None:
             note = f"mIoU is measured by the panoptic PNGs, not by {key}.semantic_labels: {reason}"
-            self.notes = (note,)
+            self.notes = (*self.notes, note)
             return None
         check_present(folder, self._png_names, self.config.root, f"{key}.semantic_labels")
         return folder
