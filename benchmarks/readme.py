@@ -33,9 +33,7 @@ def _line(case: Case, machine: str) -> str:
 
 
 def update(text: str) -> str:
-    """The README with the present table between the two marks; as it is without committed runs."""
-    if not committed_runs():
-        return text
+    """The README with the present table between the two marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

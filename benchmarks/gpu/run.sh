@@ -30,7 +30,7 @@ export PYTHONPATH=.:model:tests:benchmarks${PYTHONPATH:+:$PYTHONPATH}
 stage benchmarks timeout "${SECONDS_OF_BENCHMARKS:-300}" "$python" -m pytest -q benchmarks \
   --benchmark-only --device cuda --seconds 0.5 --benchmark-json "$out/$gpu.json"
 stage tests timeout 200 "$python" -m pytest -q -m gpu --junitxml "$out/gpu_tests_$gpu.xml" \
-  $(grep -lr 'pytest.mark.gpu' tests)
+  $(grep -lr --include='*.py' 'pytest.mark.gpu' tests)
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     stage "$tool" timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \

@@ -169,8 +169,9 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
 def _number_of_parts(embed: Tensor, features: Tensor, few: bool) -> int:
     """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32.
 
-    With masks, or more segments than few, factors in half precision gave wrong sums on an H200
-    (Triton 3.6), where parts of them give right ones.
+    Factors in half precision gave wrong sums for 40 segments held as masks on an H200 (Triton 3.6),
+    where parts of float32 ones gave right ones. What of it matters is not known, so that only the
+    form that was right there, few segments of a label map, takes them as they are.
     """
     half = Product.of(embed, features).half
     if half and few:
