@@ -41,6 +41,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(INSTALL) --no-build-isolation --editable '.[bench]'
+	@mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json build/bench.json
 
 # What lost against the committed run, by ratios to the plain path.
