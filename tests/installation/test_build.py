@@ -145,7 +145,7 @@ class TestWithCompiler:
         assert [name for name in names if re.match(r"mfkernels/_numpy\..*\.so$", name)]
         assert "mfkernels/py.typed" in names
         assert "mfkernels/ops/assignment/reference.py" in names
-        assert "maskformer/config/schema.py" in names
+        assert "maskformer/config/schema/data.py" in names
         configs = {
             path.name for path in (ROOT / "model" / "maskformer" / "configs").rglob("*.yaml")
         }

@@ -1,0 +1,98 @@
+"""The schema of a recipe: its sections, their defaults and bounds."""
+
+from maskformer.config.schema.augmentation import (
+    Augmentation,
+    LabelResize,
+    PanopticAugmentation,
+    SemanticAugmentation,
+)
+from maskformer.config.schema.config import Config
+from maskformer.config.schema.criterion import CriterionConfig
+from maskformer.config.schema.data import (
+    ANY,
+    CocoInstancesConfig,
+    CocoInstancesSplit,
+    CocoPanopticConfig,
+    CocoPanopticSplit,
+    DataConfig,
+    DataSection,
+    FolderConfig,
+    FolderSplit,
+    ShapesConfig,
+)
+from maskformer.config.schema.evaluation import (
+    SMALLEST_TILE,
+    EvalConfig,
+    PredictConfig,
+    ViewsConfig,
+)
+from maskformer.config.schema.fields import (
+    MAX_BANDS,
+    MAX_CLASSES,
+    MAX_PIXELS,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Byte,
+    Channels,
+    Finite,
+    Fraction,
+    ImageChannels,
+    Name,
+    Percent,
+    Positive,
+    Side,
+)
+from maskformer.config.schema.model import (
+    MAX_BLOCKS,
+    BackboneConfig,
+    DecoderConfig,
+    ModelConfig,
+    Part,
+    PixelDecoderConfig,
+)
+from maskformer.config.schema.train import Tracker, TrainConfig
+
+__all__ = [
+    "ANY",
+    "MAX_BANDS",
+    "MAX_BLOCKS",
+    "MAX_CLASSES",
+    "MAX_PIXELS",
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "SMALLEST_TILE",
+    "Augmentation",
+    "BackboneConfig",
+    "Byte",
+    "Channels",
+    "CocoInstancesConfig",
+    "CocoInstancesSplit",
+    "CocoPanopticConfig",
+    "CocoPanopticSplit",
+    "Config",
+    "CriterionConfig",
+    "DataConfig",
+    "DataSection",
+    "DecoderConfig",
+    "EvalConfig",
+    "Finite",
+    "FolderConfig",
+    "FolderSplit",
+    "Fraction",
+    "ImageChannels",
+    "LabelResize",
+    "ModelConfig",
+    "Name",
+    "PanopticAugmentation",
+    "Part",
+    "Percent",
+    "PixelDecoderConfig",
+    "Positive",
+    "PredictConfig",
+    "SemanticAugmentation",
+    "ShapesConfig",
+    "Side",
+    "Tracker",
+    "TrainConfig",
+    "ViewsConfig",
+]

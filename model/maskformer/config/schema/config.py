@@ -1,0 +1,85 @@
+"""A whole recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, get_args
+
+from pydantic import model_validator
+
+from maskformer.config.schema.criterion import CriterionConfig
+from maskformer.config.schema.data import (
+    DataConfig,
+)
+from maskformer.config.schema.evaluation import (
+    EvalConfig,
+    PredictConfig,
+)
+from maskformer.config.schema.fields import (
+    MAX_BANDS,
+    MIDDLE_LEVEL,
+    Section,
+)
+from maskformer.config.schema.model import (
+    ModelConfig,
+)
+from maskformer.config.schema.train import PanopticMetric, SemanticMetric, TrainConfig
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    criterion: CriterionConfig = CriterionConfig()
+    """The loss."""
+    data: DataConfig
+    """Images, labels and what is done to them."""
+    train: TrainConfig = TrainConfig()
+    """The training run."""
+    eval: EvalConfig = EvalConfig()
+    """What evaluation measures."""
+    predict: PredictConfig = PredictConfig()
+    """How `maskformer predict` looks and draws."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_normalisation(cls, values: Any) -> Any:
+        """Other channels than RGB have no mean of ImageNet: that of the range serves."""
+        if not isinstance(values, Mapping):
+            return values
+        data, model = values.get("data"), values.get("model", {})
+        channels = data.get("channels", 3) if isinstance(data, Mapping) else 3
+        count = len(channels) if isinstance(channels, list | tuple) else channels
+        if (
+            not isinstance(count, int)
+            or count == 3
+            or not 0 < count <= MAX_BANDS
+            or not isinstance(model, Mapping)
+            or {"pixel_mean", "pixel_std"} & set(model)
+        ):
+            return values
+        middle = (MIDDLE_LEVEL,) * count
+        return {**values, "model": {**model, "pixel_mean": middle, "pixel_std": middle}}
+
+    @model_validator(mode="after")
+    def _same_channels(self) -> Self:
+        wanted = self.data.num_channels
+        if wanted != self.model.num_channels:
+            raise ValueError(
+                f"data.channels gives images of {wanted} channels, and model.pixel_mean and "
+                f"model.pixel_std have {self.model.num_channels} values: give {wanted} of each, or "
+                "leave both out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_metric_is_measured(self) -> Self:
+        metric = self.train.best_metric
+        for names, measured, switch in (
+            (get_args(SemanticMetric), self.eval.semantic, "eval.semantic"),
+            (get_args(PanopticMetric), self.eval.panoptic, "eval.panoptic"),
+        ):
+            if metric in names and not measured:
+                raise ValueError(
+                    f"train.best_metric is {metric}, which is not measured: {switch} is off"
+                )
+        return self

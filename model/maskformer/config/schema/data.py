@@ -1,0 +1,302 @@
+"""The sections of data sets, one per format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from maskformer.config.schema.augmentation import Augmentation, SemanticAugmentation
+from maskformer.config.schema.fields import (
+    MAX_CLASSES,
+    MAX_DIGITS,
+    MAX_PIXELS,
+    Byte,
+    DataRoot,
+    Finite,
+    ImageChannels,
+    Integer,
+    Name,
+    OneOrMore,
+    Percent,
+    PositiveInt,
+    Section,
+    Side,
+    Size,
+    check_name,
+    check_text,
+)
+from maskformer.system.documents import shown
+
+
+class DataSection(Section):
+    augmentation: Augmentation = SemanticAugmentation()
+    """What is done to training images at random."""
+    test_short_side: Side | None = 512
+    """Evaluation resizes the short side to this; left empty, images keep their size."""
+    test_max_side: Side | None = 2048
+    """Bound of the long side in evaluation, in pixels; null: none."""
+    channels: ImageChannels = 3
+    """3: RGB; grey is repeated, opacity left out, CMYK converted. Another number: images have
+    exactly so many bands. A list such as [4, 3, 2]: the bands that are taken, counted from 1.
+    """
+    value_range: tuple[Finite, Finite] | None = None
+    """The values that become 0 and 255, such as [0, 4095] for 12 bits; all others lie between or
+    are clipped. Left out, 8 and 16 bits are read by their depth, and images that would lose most of
+    their levels are refused.
+    """
+    percentiles: tuple[Percent, Percent] | None = None
+    """In place of `value_range`: those of each band of each image, such as [2, 98]."""
+    exif_orientation: Literal["apply", "ignore"] | None = None
+    """Whether labels were drawn on the image as its orientation tag turns it (`apply`), or as it is
+    stored (`ignore`: nothing is turned). Left out, images are turned, and where the sizes leave
+    open what holds for the labels, they are refused.
+    """
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Larger images are refused; raise it only for files that can be trusted."""
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _usual_kind(cls, value: Any) -> Any:
+        """One value of it given on the command line needs no kind."""
+        return {"kind": "semantic", **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if self.value_range is not None and self.percentiles is not None:
+            raise ValueError("value_range and percentiles are both given, expected one of them")
+        for name, limits in (("value_range", self.value_range), ("percentiles", self.percentiles)):
+            if limits is not None and limits[0] >= limits[1]:
+                raise ValueError(f"{name} must be [low, high], got {list(limits)}")
+        return self
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images as the network gets them."""
+        return self.channels if isinstance(self.channels, int) else len(self.channels)
+
+
+class ShapesConfig(DataSection):
+    """Images drawn by the program itself: nothing to download."""
+
+    format: Literal["shapes"] = "shapes"
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    image_size: Size = (96, 96)
+    """Height and width of the images, in pixels."""
+    train_images: PositiveInt = 2000
+    """How many images there are to train on."""
+    val_images: PositiveInt = 100
+    """How many images there are to evaluate on."""
+    seed: Integer = 0
+    """Other seeds draw other images."""
+
+
+Names = Annotated[
+    Annotated[
+        tuple[Name, ...],
+        Field(max_length=MAX_CLASSES),
+        Tag("(list)"),
+    ]
+    | Annotated[Path, Tag("(file)")],
+    Discriminator(lambda value: "(file)" if isinstance(value, str | Path) else "(list)"),
+]
+"""A list, or a text file with one name per line."""
+ANY = "*"
+"""The rest, whatever it is."""
+
+
+def _check_label(value: Any) -> int | str:
+    """A raw label as the key of a map: digits count as a number, as they do in YAML."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < MAX_DIGITS:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return value
+    if not isinstance(value, str):
+        check_text(value)
+        raise ValueError(f"a raw label is a number, a name or a colour, got {shown(value)}")
+    return check_name(value)
+
+
+def _check_class(value: Any) -> int | str | None:
+    if value is None or value == "ignore":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES:
+        return value
+    if not isinstance(value, str):
+        check_text(value)
+        raise ValueError(f"a class is a name, a number or null, got {shown(value)}")
+    return check_name(value)
+
+
+_ANY_TEXT = WithJsonSchema({"type": "string"})
+LabelMap = Annotated[
+    dict[
+        Annotated[int | str, PlainValidator(_check_label), _ANY_TEXT],
+        Annotated[int | str | None, PlainValidator(_check_class), _ANY_TEXT],
+    ],
+    Field(min_length=1, max_length=MAX_CLASSES),
+]
+Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
+"""Of the training images: they leave `train` and are the other split."""
+
+
+def _split_or_share(value: Any) -> str:
+    return "(share)" if isinstance(value, int | float) else "(split)"
+
+
+class FilesSection(DataSection):
+    """Images that lie on the disk."""
+
+    root: DataRoot
+    """The data set's folder; the other paths are relative to it."""
+    seed: Integer = 0
+    """Of the choice where `val` is a share; names decide, whatever their order."""
+
+
+class FolderSplit(Section):
+    """One split: folders that mirror each other, relative to the data root."""
+
+    images: Path
+    """Folder of the images, relative to `data.root`."""
+    labels: Path
+    """Folder of the label files; it mirrors that of the images."""
+    objects: Path | None = None
+    """A folder of files that number the objects of each image (VOC's `SegmentationObject`): they
+    tell the objects of `things` apart.
+    """
+    list: Path | None = None
+    """A text file, relative to the data root, whose lines begin with an image's name (VOC's
+    `ImageSets`), with or without suffix; left out, all images count.
+    """
+    exclude: Annotated[tuple[str, ...], OneOrMore, Field(max_length=1000)] = ()
+    """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
+
+
+class FolderConfig(FilesSection):
+    """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
+
+    format: Literal["folder"] = "folder"
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    train: FolderSplit
+    """What is trained on."""
+    val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    image_suffix: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
+        "*",
+    )
+    """Of the files that are images, one or several, in any case of letters; `"*"`: every type that
+    can be read.
+    """
+    label_suffix: str = ".png"
+    """Replaces the image suffix to give the name of the label file, and of that of objects, in any
+    case of letters.
+    """
+    classes: Names | None = None
+    """The names of the model's classes, or a text file with one per line; left out, they are those
+    of `label_map`, or else the labels found are numbered.
+    """
+    colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
+        None
+    )
+    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
+    things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
+    """The classes whose objects are told apart. With `objects`, left out, all but the background.
+    """
+    label_offset: Integer = 0
+    """class = value - label_offset, where there is no `label_map`."""
+    ignore: Annotated[tuple[Integer, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = (255,)
+    """Raw values of pixels that belong to no class."""
+    label_map: LabelMap | None = None
+    """Raw value: class, to merge, drop or pick classes, such as `{0: background, 255: crack}`. A
+    key is a raw value, a colour of RGB labels (`"#ff0000"`) or a name in `label_names`; `"*"` is
+    whatever the map and `ignore` do not list, which is refused otherwise. A class is a name in
+    `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
+    """
+    label_names: Names | None = None
+    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`. Left
+    out, the classes of a base that has no `label_map`.
+    """
+
+
+class CocoPanopticSplit(Section):
+    """One split, relative to the data root."""
+
+    images: Path
+    """Folder of the images."""
+    panoptic: Path
+    """Folder of the PNGs whose colours are segment ids."""
+    annotations: Path
+    """The JSON file with `images`, `annotations` and `categories`."""
+    semantic_labels: Path | None = None
+    """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void), by which
+    mIoU is measured, officially for ADE20K. Where it does not exist, the panoptic PNGs serve.
+    """
+
+
+class CocoPanopticConfig(FilesSection):
+    """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
+
+    format: Literal["coco_panoptic"] = "coco_panoptic"
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    train: CocoPanopticSplit
+    """What is trained on."""
+    val: Annotated[
+        Annotated[CocoPanopticSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
+    ]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    categories: Path | None = None
+    """A categories JSON, for annotation files that carry none."""
+    label_map: LabelMap | None = None
+    """Category (its name or id): class, to merge, drop or pick categories, such as
+    `{car: vehicle, bus: vehicle, "*": null}`. `"*"` is every category that the map does not list,
+    which is refused otherwise; null (or `ignore`) is void. The classes are the names on the right,
+    in this order.
+    """
+
+
+class CocoInstancesSplit(Section):
+    """One split, relative to the data root."""
+
+    images: Path
+    """Folder of the images."""
+    annotations: Path
+    """The JSON file with `images`, `annotations` and `categories`."""
+
+
+class CocoInstancesConfig(FilesSection):
+    """COCO instances format: images, and a JSON file of polygons or RLE masks per split. Where
+    objects overlap, the one that the JSON lists later lies on top, and all lie over crowds.
+    """
+
+    format: Literal["coco_instances"] = "coco_instances"
+    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    train: CocoInstancesSplit
+    """What is trained on."""
+    val: Annotated[
+        Annotated[CocoInstancesSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
+    ]
+    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    background: Name | None = "background"
+    """The class (stuff) of pixels outside of all objects: a category of this name, spelt with or
+    without underscores, or else a class of its own before the others. null makes them void.
+    """
+    label_map: LabelMap | None = None
+    """Category (its name or id): class, as in `coco_panoptic`; the name of the background makes
+    a category part of it.
+    """
+
+
+DataConfig = Annotated[
+    ShapesConfig | FolderConfig | CocoPanopticConfig | CocoInstancesConfig,
+    Field(discriminator="format"),
+]

@@ -1,0 +1,120 @@
+"""The sections of evaluation and prediction."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from maskformer.config.schema.fields import (
+    Fraction,
+    NonNegativeInt,
+    OneOrMore,
+    Positive,
+    PositiveInt,
+    Section,
+    Side,
+)
+
+
+class ViewsConfig(Section):
+    """Test-time augmentation (`--tta`): an image in several sizes, and their mirror images; the
+    class scores of all of them are averaged.
+    """
+
+    scales: Annotated[
+        tuple[Annotated[Positive, Field(le=64)], ...],
+        OneOrMore,
+        Field(min_length=1, max_length=100),
+    ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    """In terms of `data.test_short_side`. The official sizes of ADE20K are these."""
+    short_sides: (
+        Annotated[tuple[Side, ...], OneOrMore, Field(min_length=1, max_length=100)] | None
+    ) = None
+    """Short sides in pixels, in place of `scales`."""
+    max_side: Side | None = None
+    """Bound of the long side in pixels; left out, `data.test_max_side` times the largest scale, or
+    none with `short_sides`.
+    """
+    flip: bool = True
+    """Average the mirror image of each size, too."""
+    from_original: bool = False
+    """Resize the image as it was read, which keeps details in sizes above the test size. Officially
+    each size is made of the image that was already resized to the test size.
+    """
+
+    @model_validator(mode="after")
+    def _one_kind_of_size(self) -> Self:
+        if self.short_sides is not None and "scales" in self.model_fields_set:
+            raise ValueError(
+                "scales and short_sides are both given, expected one of them: short_sides=null "
+                "makes room for scales"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `scales` where `short_sides` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.short_sides is not None:
+            del values["scales"]
+        return values
+
+
+class EvalConfig(Section):
+    """What evaluation measures and the thresholds of panoptic inference (paper §3.4)."""
+
+    semantic: bool = True
+    """Measure mIoU and the like."""
+    panoptic: bool = False
+    """Measure PQ; needs data that tells objects apart."""
+    object_mask_threshold: Fraction = 0.8
+    """Queries of a lower class probability give no segment."""
+    overlap_threshold: Fraction = 0.8
+    """Segments that keep less than this share of their mask after all overlaps are dropped."""
+    resize_logits: bool = False
+    """Resize mask logits, not scores, to the original size (the official order where panoptic is
+    on).
+    """
+    all_crowds: bool = False
+    """PQ excuses predictions on any crowd of their class; officially only on the last one that the
+    annotation of an image lists.
+    """
+    batch_size: PositiveInt = 1
+    """Images read together. Those of one padded size also run together: results do not depend on
+    the batch size.
+    """
+    tta: ViewsConfig = ViewsConfig()
+    """What `--tta` averages over."""
+    all_classes: bool = False
+    """Tables of more than 30 classes also show those that do not occur."""
+    pictures: NonNegativeInt = 8
+    """How many predictions are drawn for TensorBoard and the run folder."""
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvalConfig:
+        if not (self.semantic or self.panoptic):
+            raise ValueError("semantic and panoptic are both off, expected at least one of them")
+        return self
+
+
+SMALLEST_TILE = 32
+"""Pixels; the coarsest map of a backbone has one for each of these squares."""
+
+
+class PredictConfig(Section):
+    """How `maskformer predict` looks at large images and draws what it finds."""
+
+    tile: Annotated[Side, Field(ge=SMALLEST_TILE)] | None = None
+    """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
+    is an image of its own for `data.test_short_side`: tiles of that side keep every detail, larger
+    ones are shrunk and see more of the image at once.
+    """
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Share of a tile's side that neighbours have in common at least; there their class scores are
+    blended.
+    """
+    opacity: Fraction = 0.6
+    """Of the colours over the image: 0 shows the image alone, 1 the colours alone."""
+    picture_format: Literal["auto", "png", "jpg", "webp"] = "auto"
+    """Of the overlays; `auto` is PNG up to four million pixels and JPEG above."""

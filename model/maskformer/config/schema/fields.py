@@ -1,0 +1,93 @@
+"""Types of values that sections share, and their bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from maskformer.system.documents import shown
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of the images of ImageNet, per channel, in units of 0..255."""
+MIDDLE_LEVEL = 127.5
+"""Mean and deviation of channels that are not RGB: 0..255 becomes -1..1."""
+MAX_PIXELS = 178_956_970
+"""Of an image; what Pillow reads unless it is told otherwise."""
+MAX_NAME = 1000
+MAX_DIGITS = 19
+# Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, le=1 << 15)]
+"""Of an image, in pixels."""
+Channels = Annotated[int, Field(gt=0, le=1 << 14)]
+MAX_BANDS = 1 << 10
+Percent = Annotated[float, Field(ge=0, le=100)]
+Wide = Annotated[int, Field(gt=0, le=1 << 16)]
+"""Classes, queries and the like."""
+Layers = Annotated[int, Field(ge=0, le=64)]
+Dilation = Annotated[int, Field(gt=0, le=64)]
+
+
+def _check_channels(value: Any) -> Any:
+    bands = value if isinstance(value, list | tuple) else [value]
+    if not 0 < len(bands) <= MAX_BANDS or not all(
+        isinstance(band, int) and not isinstance(band, bool) and 0 < band <= MAX_BANDS
+        for band in bands
+    ):
+        raise ValueError(
+            "expected a number of channels, such as 4, or a list of bands counted from 1, such as "
+            f"[4, 3, 2]; both up to {MAX_BANDS}; got {shown(value)}"
+        )
+    return value
+
+
+ImageChannels = Annotated[int | tuple[int, ...], BeforeValidator(_check_channels)]
+"""Of an image file: how many, or the numbers of those that are taken."""
+
+
+def check_text(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            f"a name must be text, got {shown(value)}; YAML reads no, off, yes, on as false and "
+            "true, and digits as a number: write the name in quotes"
+        )
+    return value
+
+
+def check_name(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has at most {MAX_NAME} characters")
+    return name
+
+
+def _as_list(value: Any) -> Any:
+    """Lets one value stand for a list of one."""
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+# Not `max_length`: pydantic would refuse the surrogates that stand for bytes that are not UTF-8.
+Name = Annotated[str, BeforeValidator(check_text), AfterValidator(check_name)]
+OneOrMore = BeforeValidator(_as_list)
+
+MAX_CLASSES = 1 << 16
+
+DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
+Size = Annotated[
+    tuple[Side, Side],
+    BeforeValidator(lambda value: (value, value) if type(value) is int else value),
+]
+"""Height, width in pixels; one number is both."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,127 @@
+"""The section of the training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from maskformer.config.schema.fields import (
+    Integer,
+    NonNegative,
+    NonNegativeInt,
+    OneOrMore,
+    Positive,
+    PositiveInt,
+    Section,
+)
+from maskformer.config.schema.model import Part
+
+Tracker = Literal[
+    "tensorboard",
+    "wandb",
+    "comet_ml",
+    "mlflow",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+]
+"""Programs that record a run; all but TensorBoard through accelerate."""
+SemanticMetric = Literal["miou", "fwiou", "macc", "pacc"]
+PanopticMetric = Literal[
+    "pq",
+    "sq",
+    "rq",
+    "pq_things",
+    "sq_things",
+    "rq_things",
+    "pq_stuff",
+    "sq_stuff",
+    "rq_stuff",
+]
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule and bookkeeping."""
+
+    steps: PositiveInt = 160_000
+    """Optimiser updates of the whole run, after accumulation."""
+    epochs: Positive | None = None
+    """The length of training in passes over the training images, instead of `steps`."""
+    batch_size: PositiveInt = 16
+    """Images per step, over all processes and accumulated parts together."""
+    accumulate: PositiveInt = 1
+    """Forward-backward passes per step; the batch is split into this many parts, which count as
+    processes do: the mask losses are divided by the mean number of segments of all parts. With 64,
+    one GPU takes the 64 images of the paper's COCO recipes one by one, without padding, as 64 did.
+    """
+    lr: Positive = 1e-4
+    """Learning rate of AdamW at the start of the schedule (after the warm-up)."""
+    weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay; norms and embeddings have none, as officially."""
+    backbone_lr_multiplier: NonNegative = 0.1
+    """The backbone's learning rate in terms of `lr`."""
+    clip_norm: Positive = 0.01
+    """Bound of the gradient's norm over all parameters."""
+    schedule: Literal["poly", "step", "cosine"] = "poly"
+    """How the learning rate falls: as a polynomial or half a cosine to 0, or at `milestones`."""
+    poly_power: Positive = 0.9
+    """Exponent of the `poly` schedule."""
+    milestones: Annotated[tuple[PositiveInt, ...], OneOrMore, Field(max_length=1000)] = ()
+    """Steps of the `step` schedule."""
+    milestone_factor: Positive = 0.1
+    """What the learning rate is multiplied by at each milestone."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rate rises linearly to its scheduled value."""
+    warmup_factor: NonNegative = 1e-6
+    """Where that rise starts, in terms of the scheduled value."""
+    freeze: Annotated[tuple[Part, ...], OneOrMore] = ()
+    """Parts of the model that do not learn: `backbone`, or its `stem` and `stage1` to `stage4`;
+    `pixel_decoder`, `decoder`. Their norm layers and dropout behave as in evaluation.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is what is
+    evaluated and saved as the model.
+    """
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of the model; the criterion sums in fp32 in any case."""
+    workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
+    """Processes that read and augment images, per training process."""
+    seed: Integer = 0
+    """Of the initial weights, the order of the images and their augmentation."""
+    log_every: PositiveInt = 20
+    """Steps between two log lines."""
+    evaluate_every: PositiveInt = 5000
+    """Steps between two evaluations; the last step is always evaluated."""
+    checkpoint_every: PositiveInt = 5000
+    """Steps between two checkpoints; there is one before each evaluation, too."""
+    keep: PositiveInt = 1
+    """How many of the newest checkpoints are kept, besides the best."""
+    best_metric: SemanticMetric | PanopticMetric | None = None
+    """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured. The
+    paper reports the last checkpoint (`checkpoints/last`), not the best.
+    """
+    patience: PositiveInt | None = None
+    """Stop early after this many evaluations in a row without a better `best_metric`."""
+    trackers: Annotated[tuple[Tracker, ...], OneOrMore] = ("tensorboard",)
+    """Who records figures, such as `[tensorboard, wandb]`; all but TensorBoard need their package.
+    """
+    log_folder: Path | None = None
+    """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are both given, expected one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the default of `steps` where `epochs` counts: no recipe may hold both."""
+        values: dict[str, Any] = to_values(self)
+        if self.epochs is not None:
+            del values["steps"]
+        return values
