@@ -23,16 +23,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskformer import MaskFormer
 from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
-from maskformer.errors import DatasetError, TrainingDivergedError, TrainingStoppedError
-from maskformer.training.run_checkpoint import (
-    BEST,
-    STATE,
+from maskformer.errors import (
     CheckpointError,
-    mark_best,
-    resolve_checkpoint,
+    DatasetError,
+    TrainingDivergedError,
+    TrainingStoppedError,
 )
+from maskformer.training.checkpoints.contents import resolve_checkpoint
+from maskformer.training.checkpoints.writing import mark_best
 from maskformer.training.trainer import Trainer
-from maskformer.weights.locate import find_checkpoint
+from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]

@@ -18,7 +18,7 @@ from PIL import Image
 from maskformer import MaskFormer
 from maskformer.config.load import load_config, parse_config, to_yaml
 from maskformer.errors import CheckpointError, ConfigError, TrainingStoppedError
-from maskformer.training.run_checkpoint import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
