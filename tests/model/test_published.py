@@ -45,7 +45,16 @@ def test_ablations_are_recipes() -> None:
             load_config(recipe, [change["change"]])
 
 
-@pytest.mark.parametrize("recipe", ROWS)
+@pytest.mark.parametrize("recipe", ["ade20k/swin_b", "coco_panoptic/swin_b"])
+def test_other_initial_weights_change_no_cost(recipe: str) -> None:
+    model, other = (load_config(name).model for name in (recipe, f"{recipe}_in1k"))
+    assert model.backbone.name.partition(".")[0] == other.backbone.name.partition(".")[0]
+    backbone = other.backbone.model_copy(update={"name": model.backbone.name})
+    assert other.model_copy(update={"backbone": backbone}) == model
+    assert ROWS[recipe]["here"] == ROWS[f"{recipe}_in1k"]["here"]
+
+
+@pytest.mark.parametrize("recipe", [name for name in ROWS if not name.endswith("_in1k")])
 def test_parameters_and_multiply_adds(recipe: str) -> None:
     """What the page says of this model, and that it is what was published."""
     row = ROWS[recipe]
