@@ -101,6 +101,7 @@ def gradients_worker(rank: int, port: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     """Also with an image, a whole process, and all processes without a segment: those of one
     process with `class_loss: over_all`, and else the official ones.

@@ -21,6 +21,7 @@ DRIVER = TESTS / "helpers" / "assignment_driver.py"
 
 
 @needs_build
+@pytest.mark.long
 def test_device_code_on_an_emulated_warp_equals_scipy(tmp_path: Path) -> None:
     """32 and 64 lanes, three orders of lanes between barriers, memory poisoned with NaN."""
     native_build(tmp_path, ["mfk_emulated_warp"], "-DMFK_EMULATION=ON")
@@ -45,6 +46,7 @@ def test_every_instruction_set_equals_scipy(isa: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
 def test_cuda_kernels_compile_without_warnings_and_do_not_spill(
