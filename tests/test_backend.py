@@ -218,7 +218,7 @@ def test_module_prints_the_table() -> None:
     [
         (["--help"], "auto", 0, "what serves each operation"),
         (["--version"], "auto", 0, f"mfkernels {mfkernels.__version__}"),
-        (["foo"], "auto", 2, "unrecognized arguments: foo"),
+        (["foo"], "auto", 2, "invalid choice: 'foo'"),
         ([], "cuda", "error: MFKERNELS_BACKEND is 'cuda', expected one of", ""),
     ],
 )
