@@ -49,6 +49,10 @@ def test_what_all_share(name: str) -> None:
     assert (criterion.class_weight, criterion.mask_weight, criterion.dice_weight) == (1, 20, 1)
     assert (criterion.no_object_weight, criterion.alpha, criterion.gamma) == (0.1, 0.25, 2)
     assert train.clip_norm == 0.01
+    assert train.group_by_aspect
+    assert criterion.class_loss == "per_process"
+    assert not config.eval.tta.from_original
+    assert not config.eval.all_crowds
     assert model.backbone.pretrained
     assert model.backbone.frozen_norm
 
@@ -122,6 +126,8 @@ def test_coco_panoptic(name: str) -> None:
     assert config.eval.panoptic
     assert train.best_metric == "pq"
     assert config.eval.resize_logits
+    assert config.eval.tta.short_sides == tuple(range(400, 1201, 100))
+    assert config.eval.tta.max_side == 4000
     assert (config.eval.object_mask_threshold, config.eval.overlap_threshold) == (0.8, 0.8)
 
 
@@ -135,6 +141,8 @@ def test_ade20k_panoptic(name: str) -> None:
     assert augmentation.short_sides == tuple(int(x * 0.1 * 640) for x in range(5, 21))
     assert (augmentation.max_side, augmentation.crop) == (2560, (640, 640))
     assert augmentation.keep_empty
+    assert str(data.val.semantic_labels) == "annotations_detectron2/validation"
+    assert config.eval.tta.short_sides is None
     assert (train.steps, train.batch_size, train.schedule) == (720_000, 16, "poly")
     assert config.model.num_classes == 150
     assert config.model.size_divisibility == 32
