@@ -258,6 +258,7 @@ class _TrainCollate:
             pixel_values=pixel_values,
             targets=SegmentTargets.from_label_maps(maps, [sample.labels for sample in usable]),
             names=tuple(sample.name for sample in usable),
+            image_sizes=tuple(sample.size for sample in usable),
         )
 
 
