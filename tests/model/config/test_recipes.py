@@ -1,142 +1,103 @@
-"""The published recipes: figures of docs/facts.md, Training."""
+"""The published recipes, value by value; tests/helpers/official_recipes.py has the table."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from helpers.official_recipes import OFFICIAL, official_values
+from typer.testing import CliRunner
 
-from maskformer.config.load import load_config
+from maskformer.cli import app
+from maskformer.config.load import flat_values, load_config
 from maskformer.config.recipes import CONFIG_FOLDER
-from maskformer.config.schema import CocoPanopticConfig, FolderConfig
+from maskformer.config.schema import FolderConfig
+from maskformer.data.datasets.class_names import describe_classes, read_names
+from maskformer.data.datasets.label_table import OUTSIDE, VOID, mapped_table
 
-ADE20K = [
-    "r50",
-    "r101",
-    "r101c",
-    "swin_t",
-    "swin_s",
-    "swin_b",
-    "swin_l",
-    "per_pixel_r50",
-    "per_pixel_plus_r50",
-]
-COCO = ["r50_6enc", "r101_6enc", "swin_t", "swin_s", "swin_b", "swin_l"]
-NAMES = (
-    [f"ade20k/{name}" for name in ADE20K]
-    + [f"coco_panoptic/{name}" for name in COCO]
-    + [f"ade20k_panoptic/{name}" for name in COCO[:2]]
-)
-TIMM = {
-    "r50": "resnet50.tv_in1k",
-    "r101": "resnet101.tv_in1k",
-    "r101c": "resnet101s.gluon_in1k",
-    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
-    "swin_b": "swin_base_patch4_window12_384.ms_in22k",
-    "swin_l": "swin_large_patch4_window12_384.ms_in22k",
-}
+RECIPES = sorted(OFFICIAL.values())
+OURS = ("predict.", "eval.pictures", "eval.all_classes", "eval.batch_size", "data.max_pixels",
+        "data.seed", "train.seed", "train.log_every", "train.log_folder", "train.keep",
+        "train.trackers")  # fmt: skip
+"""Values with which the official configurations have nothing to do."""
+CLASSES = ("data.classes", "data.colors", "data.label_map")
+"""Compared by tests of their own."""
+NO_COCO_CATEGORIES = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_all_share(name: str) -> None:
-    config = load_config(name)
-    model, criterion, train = config.model, config.criterion, config.train
-    decoder = model.decoder
-    assert (decoder.queries, decoder.channels, decoder.heads) == (100, 256, 8)
-    assert (decoder.feedforward, decoder.layers, decoder.dropout) == (2048, 6, 0.1)
-    assert (model.pixel_decoder.channels, model.pixel_decoder.mask_channels) == (256, 256)
-    assert model.pixel_mean == (123.675, 116.28, 103.53)
-    assert model.pixel_std == (58.395, 57.12, 57.375)
-    assert (criterion.class_weight, criterion.mask_weight, criterion.dice_weight) == (1, 20, 1)
-    assert (criterion.no_object_weight, criterion.alpha, criterion.gamma) == (0.1, 0.25, 2)
-    assert train.clip_norm == 0.01
-    assert model.backbone.pretrained
-    assert model.backbone.frozen_norm
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_backbone_families(name: str) -> None:
-    config = load_config(name)
-    backbone, train = config.model.backbone, config.train
-    short = name.partition("/")[2].removeprefix("per_pixel_").removeprefix("plus_")
-    assert backbone.name == TIMM[short.removesuffix("_6enc")]
-    swin = "swin" in short
-    assert backbone.drop_path == (0.3 if swin else 0)
-    assert backbone.multi_grid == ((1, 2, 4) if short == "r101c" else None)
-    assert (train.lr, train.weight_decay) == ((6e-5, 1e-2) if swin else (1e-4, 1e-4))
-    assert train.backbone_lr_multiplier == (1.0 if swin else 0.1)
-    assert train.warmup_steps == (1500 if swin else 0)
-    assert train.warmup_factor == 1e-6
-    assert config.model.pixel_decoder.encoder_layers == (6 if short.endswith("6enc") else 0)
-
-
-@pytest.mark.parametrize("name", ADE20K)
-def test_ade20k(name: str) -> None:
-    config = load_config(f"ade20k/{name}")
-    side = 640 if name in ("swin_b", "swin_l") else 512
-    data, train = config.data, config.train
+def folder(recipe: str) -> FolderConfig:
+    data = load_config(recipe).data
     assert isinstance(data, FolderConfig)
-    augmentation = data.augmentation
-    assert augmentation.kind == "semantic"
-    assert augmentation.short_sides == tuple(int(x * 0.1 * side) for x in range(5, 21))
-    assert (augmentation.max_side, augmentation.crop) == (4 * side, (side, side))
-    assert (data.test_short_side, data.test_max_side) == (side, 4 * side)
-    assert augmentation.color
-    assert augmentation.flip
-    assert augmentation.pad_to_crop
-    assert augmentation.single_category_max_area == 1
-    assert not augmentation.keep_empty
-    assert (data.label_offset, data.ignore) == (1, (0,))
-    assert (train.steps, train.batch_size, train.evaluate_every) == (160_000, 16, 5000)
-    assert (train.schedule, train.poly_power) == ("poly", 0.9)
-    assert config.model.num_classes == 150
-    assert config.model.size_divisibility == (0 if name.startswith("per_pixel") else 32)
-    assert not config.eval.resize_logits
-    expected = name.removesuffix("_r50") if name.startswith("per_pixel") else "maskformer"
-    assert config.model.architecture == expected
+    return data
 
 
-def test_ade20k_class_names() -> None:
-    names = (CONFIG_FOLDER / "ade20k/classes.txt").read_text(encoding="utf-8").splitlines()
-    assert len(set(names)) == 150
-    assert [names[index] for index in (0, 2, 12, 149)] == ["wall", "sky", "person", "flag"]
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_value_is_the_official_one(recipe: str) -> None:
+    found = flat_values(load_config(recipe))
+    expected = official_values(recipe)
+    assert {key: found[key] for key in expected} == expected
+    rest = {key: value for key, value in found.items() if key not in expected}
+    rest = {key: value for key, value in rest.items() if not key.startswith((*OURS, *CLASSES))}
+    assert not any(rest.values()), "values that the table does not know"
 
 
-@pytest.mark.parametrize("name", COCO)
-def test_coco_panoptic(name: str) -> None:
-    config = load_config(f"coco_panoptic/{name}")
-    data, train = config.data, config.train
-    assert isinstance(data, CocoPanopticConfig)
-    augmentation = data.augmentation
-    assert augmentation.kind == "panoptic"
-    assert augmentation.short_sides == tuple(range(480, 801, 32))
-    assert augmentation.max_side == (1000 if name == "swin_l" else 1333)
-    assert augmentation.crop_short_sides == (400, 500, 600)
-    assert augmentation.crop_range == (384, 600)
-    assert (data.test_short_side, data.test_max_side) == (800, 1333)
-    assert (train.steps, train.batch_size) == (554_400, 64)
-    assert (train.schedule, train.milestones) == ("step", (369_600,))
-    assert train.milestone_factor == 0.1
-    assert config.model.num_classes == 133
-    assert config.model.size_divisibility == 0
-    assert config.model.decoder.enforce_input_projection == name.startswith("swin")
-    assert config.eval.panoptic
-    assert train.best_metric == "pq"
-    assert config.eval.resize_logits
-    assert (config.eval.object_mask_threshold, config.eval.overlap_threshold) == (0.8, 0.8)
+def test_the_recipes_are_the_official_list() -> None:
+    assert len({*RECIPES}) == len(OFFICIAL) == 30
+    listed = CliRunner().invoke(app, ["info"]).output.split()
+    assert {*RECIPES} <= {*listed}
+    assert {name for name in listed if "/" in name} == {*RECIPES}
 
 
-@pytest.mark.parametrize("name", COCO[:2])
-def test_ade20k_panoptic(name: str) -> None:
-    config = load_config(f"ade20k_panoptic/{name}")
-    data, train = config.data, config.train
-    assert isinstance(data, CocoPanopticConfig)
-    augmentation = data.augmentation
-    assert augmentation.kind == "semantic"
-    assert augmentation.short_sides == tuple(int(x * 0.1 * 640) for x in range(5, 21))
-    assert (augmentation.max_side, augmentation.crop) == (2560, (640, 640))
-    assert augmentation.keep_empty
-    assert (train.steps, train.batch_size, train.schedule) == (720_000, 16, "poly")
-    assert config.model.num_classes == 150
-    assert config.model.size_divisibility == 32
-    assert (config.eval.object_mask_threshold, config.eval.overlap_threshold) == (0.7, 0.8)
-    assert train.best_metric == "pq"
+@pytest.mark.parametrize(
+    ("recipe", "count", "some"),
+    [
+        ("ade20k/r50", 150, {0: "wall", 2: "sky", 12: "person", 149: "flag"}),
+        ("ade20k_full/r50", 847, {0: "wall", 2: "sky", 7: "bed", 844: "gear shift"}),
+        ("cityscapes/r101", 19, {0: "road", 11: "person", 16: "train", 18: "bicycle"}),
+        ("coco_stuff_10k/r50", 171, {0: "person", 79: "toothbrush", 80: "banner", 170: "wood"}),
+        ("mapillary/r50", 65, {0: "Bird", 13: "Road", 55: "Car", 64: "Ego Vehicle"}),
+    ],
+)
+def test_class_names(recipe: str, count: int, some: dict[int, str]) -> None:
+    data = folder(recipe)
+    assert data.classes is not None
+    names = read_names(data.classes, Path("nowhere"), "data.classes")
+    assert len(names) == len({*names}) == count
+    assert {k: names[k] for k in some} == some
+    info = describe_classes(names, tuple(range(count)), data)
+    assert len({*info.colors}) == count
+    if recipe.startswith(("cityscapes", "mapillary")):
+        road = names.index("road" if count == 19 else "Road")
+        assert info.colors[road] == (128, 64, 128)
+
+
+def test_cityscapes_label_ids() -> None:
+    data = folder("cityscapes/r101")
+    assert data.label_map is not None
+    table = mapped_table(data.label_map, data)
+    ids = {number: k for k, number in enumerate(CITYSCAPES_IDS)}
+    assert table.class_of == ids | {255: VOID}
+    assert table.rest == VOID
+    assert table.numbers == tuple(CITYSCAPES_IDS)  # label maps that are written hold label ids
+
+
+def test_coco_stuff_numbers() -> None:
+    data = folder("coco_stuff_10k/r50")
+    assert data.label_map is not None
+    table = mapped_table(data.label_map, data)
+    numbers = [k for k in range(1, 183) if k not in NO_COCO_CATEGORIES]
+    assert table.class_of == {number: k for k, number in enumerate(numbers)} | {0: VOID}
+    assert table.rest == OUTSIDE
+    things = [k for k in numbers if k <= 90]
+    assert len(things) == 80
+
+
+def test_coco_stuff_of_version_1_0() -> None:
+    """As the comment in the recipe says."""
+    comment = (CONFIG_FOLDER / "coco_stuff_10k" / "_classes.yaml").read_text().partition("\ndata:")
+    given = [word for word in comment[0].split() if word.startswith("data.")]
+    data = load_config("coco_stuff_10k/r50", given).data
+    assert isinstance(data, FolderConfig)
+    assert (data.label_map, data.label_offset, data.ignore) == (None, 2, (1,))
+    assert data.classes == Path("coco_stuff_10k/classes.txt")
