@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class Sample:
         left_out: how many segments the annotation lists that have no pixel.
         classes: `[H, W]` int64 class of each pixel, -1 for void, where the data set has it apart
             from the segments.
+        label_file: the file of its labels, where it has one to itself.
     """
 
     image: Tensor
@@ -43,6 +45,7 @@ class Sample:
     file_name: str = ""
     left_out: int = 0
     classes: Tensor | None = None
+    label_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.image_id == "":

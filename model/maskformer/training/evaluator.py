@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from maskformer.config.schema import Config
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate
+from maskformer.evaluation.measures import finite_score
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Interrupted, Signals
@@ -64,7 +65,7 @@ class Evaluator:
         )
         score = evaluation.metrics.get(score_metric(self.config), math.nan)
         # Nothing was labelled, or, say, no thing occurs.
-        return replace(evaluation, score=score if math.isfinite(score) else -math.inf)
+        return replace(evaluation, score=finite_score(score))
 
     def _stop_if_asked(self) -> None:
         if self._signals.stop:
