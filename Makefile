@@ -38,6 +38,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python tools/recipe_page.py > docs/recipe.md
+	$(BIN)/python tools/published_page.py > docs/results/published.md
 
 bench: $(STAMP)
 	$(INSTALL) --no-build-isolation --editable '.[bench]'

@@ -38,6 +38,13 @@ OFFICIAL = {
     "coco-stuff-10k-171/per_pixel_baseline_plus_R50_bs32_60k": "coco_stuff_10k/per_pixel_plus_r50",
     "mapillary-vistas-65/maskformer_R50_bs16_300k": "mapillary/r50",
 }
+NOT_RELEASED = [
+    "ade20k/swin_b_in1k",
+    "cityscapes/per_pixel_r101",
+    "cityscapes/per_pixel_plus_r101",
+    "coco_panoptic/swin_b_in1k",
+]
+"""Models of the paper's tables without a configuration; what their neighbours set is taken."""
 
 ALL: Values = {
     "model.backbone.pretrained": True,
@@ -111,6 +118,7 @@ BACKBONE: dict[str, Values] = {
     "swin_t": SWIN | {"model.backbone.name": "swin_tiny_patch4_window7_224.ms_in1k"},
     "swin_s": SWIN | {"model.backbone.name": "swin_small_patch4_window7_224.ms_in1k"},
     "swin_b": SWIN | {"model.backbone.name": "swin_base_patch4_window12_384.ms_in22k"},
+    "swin_b_in1k": SWIN | {"model.backbone.name": "swin_base_patch4_window12_384.ms_in1k"},
     "swin_l": SWIN | {"model.backbone.name": "swin_large_patch4_window12_384.ms_in22k"},
 }
 
@@ -328,10 +336,12 @@ HEAD: dict[str, Values] = {
 ENFORCED: Values = {"model.decoder.enforce_input_projection": True}
 EXCEPTION: dict[str, Values] = {
     "ade20k/swin_b": semantic(640, 20, [640, 640]),
+    "ade20k/swin_b_in1k": semantic(640, 20, [640, 640]),
     "ade20k/swin_l": semantic(640, 20, [640, 640]),
     "coco_panoptic/swin_t": ENFORCED,
     "coco_panoptic/swin_s": ENFORCED,
     "coco_panoptic/swin_b": ENFORCED,
+    "coco_panoptic/swin_b_in1k": ENFORCED,
     "coco_panoptic/swin_l": ENFORCED | {"data.augmentation.max_side": 1000},
 }
 

@@ -31,8 +31,11 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
     if features is None:
         return mask_embed
     dtype = torch.promote_types(embed.dtype, features.dtype)
-    if torch.is_autocast_enabled(embed.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(embed.device.type)
+    device = embed.device.type
+    # Asked of a device without autocast (meta), torch raises.
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
     embed, features = embed.to(dtype), features.to(dtype)
     if backend.select("mask_logits", embed.device) == "native":
         logits = torch.ops.mfkernels.mask_logits(embed, features)

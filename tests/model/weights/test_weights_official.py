@@ -54,6 +54,19 @@ RECIPES = {
     "ade20k/per_pixel_plus_r50": {**R50, "head": "per_pixel_plus"},
     "ade20k_panoptic/r50_6enc": {**R50, "encoder_layers": 6},
     "ade20k_panoptic/r101_6enc": {**R101, "encoder_layers": 6},
+    "ade20k_full/r50": {**R50, "classes": 847},
+    "ade20k_full/r101": {**R101, "classes": 847},
+    "ade20k_full/r101c": {**R101, "deep_stem": True, "classes": 847},
+    "ade20k_full/per_pixel_r50": {**R50, "head": "per_pixel", "classes": 847},
+    "ade20k_full/per_pixel_plus_r50": {**R50, "head": "per_pixel_plus", "classes": 847},
+    "cityscapes/r101": {**R101, "classes": 19},
+    "cityscapes/r101c": {**R101, "deep_stem": True, "classes": 19},
+    "coco_stuff_10k/r50": {**R50, "classes": 171},
+    "coco_stuff_10k/r101": {**R101, "classes": 171},
+    "coco_stuff_10k/r101c": {**R101, "deep_stem": True, "classes": 171},
+    "coco_stuff_10k/per_pixel_r50": {**R50, "head": "per_pixel", "classes": 171},
+    "coco_stuff_10k/per_pixel_plus_r50": {**R50, "head": "per_pixel_plus", "classes": 171},
+    "mapillary/r50": {**R50, "classes": 65},
     "coco_panoptic/r50_6enc": {**R50, "encoder_layers": 6, "classes": 133},
     "coco_panoptic/swin_b": {
         **SWIN_FULL,
@@ -146,14 +159,14 @@ def test_published_models_are_recognised(recipe: str) -> None:
     if recipe == "coco_panoptic/swin_b":  # enforced where it happens anyway
         expected = merge_model_config(expected, {"decoder": {"enforce_input_projection": False}})
     assert config == expected
-    if recipe != "ade20k/r101c":
+    if not official.deep_stem:
         parameters = sum(
             tensor.numel()
             for name, tensor in weights.items()
             if not re.search(r"backbone.*norm\.|_index|empty", name) or official.swin
             if not re.search(r"_index|empty", name)
         )
-        assert parameters == PARAMETERS[recipe, official.classes]
+        assert parameters == PARAMETERS[recipe]
 
 
 def test_real_resnet50(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(mask_logits, (embed, features))
 
 
+def test_shapes_alone() -> None:
+    """On the meta device, which has no autocast that could be asked for."""
+    embed, features = torch.empty(2, 5, 8, device="meta"), torch.empty(2, 8, 3, 4, device="meta")
+    with use_backend("auto"):
+        assert mask_logits(embed, features).shape == (2, 5, 3, 4)
+
+
 def test_dtypes() -> None:
     _, embed, features = Case().predictions()
     assert mask_logits(embed.half(), features.half()).dtype == torch.float16
