@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,22 @@ from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
 Split = Literal["train", "val"]
+
+
+class ObjectMask(NamedTuple):
+    """One object as it was drawn, whether or not others hide it.
+
+    Attributes:
+        label: its class.
+        runs: COCO's run lengths, `{"size": [H, W], "counts": bytes}`.
+        area: in pixels, as the data set states it.
+        crowd: it stands for a group of objects.
+    """
+
+    label: int
+    runs: dict[str, Any]
+    area: float
+    crowd: bool
 
 
 @dataclass
@@ -34,6 +50,7 @@ class Sample:
         classes: `[H, W]` int64 class of each pixel, -1 for void, where the data set has it apart
             from the segments.
         label_file: the file of its labels, where it has one to itself.
+        objects: the things as they were drawn, where the data set knows more than `segments`.
     """
 
     image: Tensor
@@ -46,6 +63,7 @@ class Sample:
     left_out: int = 0
     classes: Tensor | None = None
     label_file: Path | None = None
+    objects: tuple[ObjectMask, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.image_id == "":

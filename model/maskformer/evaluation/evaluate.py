@@ -22,7 +22,7 @@ from maskformer.data import (
     Sample,
 )
 from maskformer.errors import ConfigError
-from maskformer.evaluation.measures import Measures, finite_score
+from maskformer.evaluation.measures import Measures, default_metric, finite_score
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.inference.prediction import Prediction, predict_batch
 from maskformer.inference.segmentation import Segmentation
@@ -106,7 +106,9 @@ def evaluate(
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
             start = time.perf_counter()
-            predictions = predict_batch(model, batch, info, config, device, tta=tta)
+            predictions = predict_batch(
+                model, batch, info, config, device, tta=tta, with_instances=config.instances
+            )
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # or only the launches would be timed
             seconds += time.perf_counter() - start
@@ -118,7 +120,7 @@ def evaluate(
                     pictures[names.take(sample.name)] = side_by_side(
                         sample.image,
                         Segmentation.from_sample(sample),
-                        prediction.segmentation(),
+                        prediction.segmentation(config.object_mask_threshold),
                         info,
                     )
             images += len(batch.samples)
@@ -127,7 +129,7 @@ def evaluate(
                 between_batches()
     model.train(was_training)
     metrics, per_class, confusion = measures.compute()
-    score = finite_score(metrics[measures.score_name])
+    score = finite_score(metrics[default_metric(config)])
     metrics["eval_images_per_second"] = images / max(seconds, 1e-9)
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
     return Evaluation(metrics, per_class, score, pictures, confusion)

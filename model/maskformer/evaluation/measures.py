@@ -16,6 +16,7 @@ from maskformer.evaluation.cityscapes_quality import (
     check_instance_files,
     read_instances,
 )
+from maskformer.evaluation.mask_precision import MaskPrecision
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.inference.prediction import Prediction
@@ -48,6 +49,15 @@ def check_measures(config: EvalConfig, dataset: Dataset) -> None:
     if config.cityscapes:
         CityscapesQuality(dataset.info.classes)
         check_instance_files(getattr(dataset, "files", ()))
+    if config.instances:
+        MaskPrecision(dataset.info.num_classes, dataset.info.things)
+
+
+def default_metric(config: EvalConfig) -> str:
+    """What "best" means unless a recipe says otherwise."""
+    if config.semantic:
+        return "miou"
+    return "pq" if config.panoptic else "ap"
 
 
 class Measures:
@@ -75,6 +85,9 @@ class Measures:
             self._panoptic = PanopticQuality(
                 info.num_classes, info.things, all_crowds=config.all_crowds
             ).to(device)
+        self._precision: MaskPrecision | None = None
+        if config.instances:
+            self._precision = MaskPrecision(info.num_classes, info.things)
         self._device = device
 
     def update(self, prediction: Prediction, sample: Sample) -> None:
@@ -90,19 +103,16 @@ class Measures:
                 semantic.add_instances(classes, read_instances(sample))
         if self._panoptic is not None and prediction.panoptic is not None:
             self._panoptic.update(prediction.panoptic, sample)
+        if self._precision is not None and prediction.instances is not None:
+            self._precision.update(prediction.instances, sample)
 
     def compute(self) -> Figures:
         """The figures over all images; every process must ask for them."""
         figures = Figures({}, {}, None)
-        for quality in (self._semantic, self._panoptic):
+        for quality in (self._semantic, self._panoptic, self._precision):
             if quality is not None:
                 figures = _add(figures, quality)
         return figures
-
-    @property
-    def score_name(self) -> str:
-        """What "best" means unless a recipe says otherwise."""
-        return "miou" if self._semantic is not None else "pq"
 
 
 def finite_score(value: float) -> float:
@@ -110,7 +120,7 @@ def finite_score(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _add(figures: Figures, quality: Metric) -> Figures:
+def _add(figures: Figures, quality: Metric | MaskPrecision) -> Figures:
     confusion = figures.confusion
     for name, value in quality.compute().items():
         if name == "confusion":

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from maskformer.config.schema import Config
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate
-from maskformer.evaluation.measures import finite_score
+from maskformer.evaluation.measures import default_metric, finite_score
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Interrupted, Signals
@@ -18,7 +18,7 @@ from maskformer.training.data import TrainingData
 
 def score_metric(config: Config) -> str:
     """What the best checkpoint is best in."""
-    return config.train.best_metric or ("miou" if config.eval.semantic else "pq")
+    return config.train.best_metric or default_metric(config.eval)
 
 
 class Evaluator:
