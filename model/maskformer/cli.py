@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskformer.config.choices import Backend, Format, Mode
+from maskformer.config.choices import Backend, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
 from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
@@ -32,7 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(
-    help="Look at a data set before training.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at a data set before training, or convert it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
 
@@ -327,6 +329,24 @@ def check(
 
     name = Path(config).stem if Path(config).is_file() else _flat_name(config)
     run(recipe, output, Path("checks") / name)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[PreparedSet, typer.Argument(help="Which data set it is.")],
+    root: Annotated[
+        Path,
+        typer.Argument(help="Its folder: ADE20K_2021_17_01 or ADEChallengeData2016, as unpacked."),
+    ],
+) -> None:
+    """Convert an official archive once, for the recipes of that name.
+
+    Results go beside the files of the archive, which stay as they are. Files that are there are
+    not written again: after an interruption, the same command goes on.
+    """
+    from maskformer.commands.data_prepare import run
+
+    run(name, root)
 
 
 @app.command()

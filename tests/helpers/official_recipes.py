@@ -237,6 +237,7 @@ SET: dict[str, Values] = {
         "data.label_suffix": "_gtFine_labelIds.png",
         "data.augmentation.pad_to_crop": False,
         "data.test_max_side": 2048,
+        "eval.cityscapes": True,  # the official scripts measure it all
     },
     "coco_stuff_10k": SEMANTIC
     | semantic(640, 15, [640, 640])

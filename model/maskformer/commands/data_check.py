@@ -15,6 +15,7 @@ from maskformer.data.check_dataset import Findings, check_objects, find_everythi
 from maskformer.data.class_change import check_same_classes
 from maskformer.data.sample import Split
 from maskformer.errors import ConfigError, DatasetError
+from maskformer.evaluation.measures import check_measures
 from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
 from maskformer.output.data_report import classes_table, sizes_line, write_samples
@@ -103,6 +104,9 @@ def _open(recipe: Config) -> tuple[dict[Split, Dataset], list[str]]:
         build_criterion(with_classes(recipe, info.num_classes), info.classes)
     with _gathering(errors):
         check_best_metric(recipe, info)
+    if "val" in splits:
+        with _gathering(errors):
+            check_measures(recipe.eval, splits["val"])
     return splits, errors
 
 

@@ -18,6 +18,7 @@ from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate, write_pictures
 from maskformer.evaluation.figures import write_confusion, write_figures
+from maskformer.evaluation.measures import check_measures
 from maskformer.inference.prediction import Prediction
 from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
@@ -49,6 +50,7 @@ def run(
     model = MaskFormer.from_pretrained(folder).to(target)
     check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
+    check_measures(recipe.eval, dataset)
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)
         check_output_beside_model(output, folder)

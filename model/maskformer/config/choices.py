@@ -12,3 +12,6 @@ Format = Literal["native", "hf", "official"]
 
 Backend = Literal["reference", "native", "auto"]
 """`mfkernels.backend.Backend`, without the import of PyTorch."""
+
+PreparedSet = Literal["ade20k_full", "ade20k_panoptic"]
+"""Data sets that `data prepare` converts."""

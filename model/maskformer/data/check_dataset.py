@@ -106,17 +106,19 @@ def check_objects(data: DataConfig, evaluation: EvalConfig) -> None:
     Raises:
         ConfigError: the format has classes per pixel only.
     """
-    if not (evaluation.panoptic and isinstance(data, FolderConfig) and data.things):
+    key = "eval.panoptic" if evaluation.panoptic else "eval.instances"
+    scored = evaluation.panoptic or evaluation.instances
+    if not (scored and isinstance(data, FolderConfig) and data.things):
         return
     splits = [data.train, data.val] if isinstance(data.val, FolderSplit) else [data.train]
     if all(split.objects is not None for split in splits):
         return
     raise ConfigError(
         f"data.things names {_listing(data.things)}, but label files tell classes apart, not "
-        "objects, and eval.panoptic would score each class of an image as one object; set objects "
+        f"objects, and {key} would score each class of an image as one object; set objects "
         "in data.train and data.val to folders of files that number them (VOC's "
         "SegmentationObject), use data.format coco_panoptic or coco_instances, or leave out "
-        "data.things, or set eval.panoptic: false"
+        f"data.things, or set {key}: false"
     )
 
 

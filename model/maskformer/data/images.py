@@ -10,8 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from maskformer.config.schema import MAX_PIXELS
-from maskformer.data.image_files.opening import opened
-from maskformer.data.image_files.orientation import ImageFrame, load_as_stored, turn_image
+from maskformer.data.image_files.mat import SUFFIX, read_mat
+from maskformer.data.image_files.opening import opened, opened_stream
+from maskformer.data.image_files.orientation import (
+    UPRIGHT,
+    ImageFrame,
+    load_as_stored,
+    turn_array,
+    turn_image,
+)
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.label_files import (
     Labels,
@@ -43,7 +50,8 @@ def read_labels(
     *,
     colors: bool = False,
 ) -> Labels:
-    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF) as raw values, `[H, W]`.
+    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF, or the variable `S` of a
+    MATLAB file) as raw values, `[H, W]`.
 
     Args:
         frame: how the image lies whose labels they are.
@@ -55,6 +63,8 @@ def read_labels(
             per pixel; or it is open whether they lie as the image does, see
             `ImageFrame.turn_of_labels`.
     """
+    if file.suffix.lower() == SUFFIX:
+        return _matlab_labels(file, frame, max_pixels, colors=colors)
     with opened(file, "label", max_pixels) as image:
         check_lossless(image, file)
         largest = largest_sample(image)
@@ -127,6 +137,21 @@ def check_same_size(
         f"label file {label_file} is {labels.shape[1]}x{labels.shape[0]} pixels, "
         f"its image {image_file} is {width}x{height}: {cause}"
     )
+
+
+def _matlab_labels(
+    file: Path, frame: ImageFrame | None, max_pixels: int, *, colors: bool
+) -> Labels:
+    if colors:
+        raise DatasetError(
+            f"label file {escape(file)} holds numbers, but the keys of data.label_map are colours; "
+            "give numbers as keys"
+        )
+    with opened_stream(file, "label") as stream:
+        values = read_mat(stream, max_pixels)
+    if frame is None:
+        return values
+    return turn_array(values, frame.turn_of_labels(values.shape, UPRIGHT, escape(file)))
 
 
 def _turned(image: Image.Image, file: Path, frame: ImageFrame | None) -> Image.Image:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,22 @@ from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
 Split = Literal["train", "val"]
+
+
+class ObjectMask(NamedTuple):
+    """One object as it was drawn, whether or not others hide it.
+
+    Attributes:
+        label: its class.
+        runs: COCO's run lengths, `{"size": [H, W], "counts": bytes}`.
+        area: in pixels, as the data set states it.
+        crowd: it stands for a group of objects.
+    """
+
+    label: int
+    runs: dict[str, Any]
+    area: float
+    crowd: bool
 
 
 @dataclass
@@ -32,6 +49,8 @@ class Sample:
         left_out: how many segments the annotation lists that have no pixel.
         classes: `[H, W]` int64 class of each pixel, -1 for void, where the data set has it apart
             from the segments.
+        label_file: the file of its labels, where it has one to itself.
+        objects: the things as they were drawn, where the data set knows more than `segments`.
     """
 
     image: Tensor
@@ -43,6 +62,8 @@ class Sample:
     file_name: str = ""
     left_out: int = 0
     classes: Tensor | None = None
+    label_file: Path | None = None
+    objects: tuple[ObjectMask, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.image_id == "":

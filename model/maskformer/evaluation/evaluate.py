@@ -22,8 +22,7 @@ from maskformer.data import (
     Sample,
 )
 from maskformer.errors import ConfigError
-from maskformer.evaluation.panoptic_quality import PanopticQuality
-from maskformer.evaluation.semantic_quality import SemanticQuality
+from maskformer.evaluation.measures import Measures, default_metric, finite_score
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.inference.prediction import Prediction, predict_batch
 from maskformer.inference.segmentation import Segmentation
@@ -100,33 +99,28 @@ def evaluate(
         raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
     was_training = model.training
     model.eval()
-    semantic = SemanticQuality(info.num_classes).to(device) if config.semantic else None
-    panoptic = None
-    if config.panoptic:
-        panoptic = PanopticQuality(info.num_classes, info.things, all_crowds=config.all_crowds)
-        panoptic.to(device)
+    measures = Measures(info, config, device)
     pictures: dict[str, Tensor] = {}
     names = OutputNames()
     images, seconds = 0, 0.0
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
             start = time.perf_counter()
-            predictions = predict_batch(model, batch, info, config, device, tta=tta)
+            predictions = predict_batch(
+                model, batch, info, config, device, tta=tta, with_instances=config.instances
+            )
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # or only the launches would be timed
             seconds += time.perf_counter() - start
             for sample, prediction in zip(batch.samples, predictions, strict=True):
-                if semantic is not None and prediction.classes is not None:
-                    semantic.update(prediction.classes, sample.semantic_map().to(device))
-                if panoptic is not None and prediction.panoptic is not None:
-                    panoptic.update(prediction.panoptic, sample)
+                measures.update(prediction, sample)
                 if on_prediction is not None:
                     on_prediction(sample, prediction)
                 if len(pictures) < config.pictures:
                     pictures[names.take(sample.name)] = side_by_side(
                         sample.image,
                         Segmentation.from_sample(sample),
-                        prediction.segmentation(),
+                        prediction.segmentation(config.object_mask_threshold),
                         info,
                     )
             images += len(batch.samples)
@@ -134,7 +128,11 @@ def evaluate(
             if between_batches is not None:
                 between_batches()
     model.train(was_training)
-    return _summarise(semantic, panoptic, pictures, images / max(seconds, 1e-9), device)
+    metrics, per_class, confusion = measures.compute()
+    score = finite_score(metrics[default_metric(config)])
+    metrics["eval_images_per_second"] = images / max(seconds, 1e-9)
+    metrics["peak_memory_mb"] = peak_memory(device) / 1e6
+    return Evaluation(metrics, per_class, score, pictures, confusion)
 
 
 def metrics_to_json(values: Mapping[str, Any]) -> str:
@@ -166,31 +164,3 @@ def write_pictures(evaluation: Evaluation, folder: Path) -> list[str]:
         written.append(f"{names.take(name.replace('/', '_'))}.png")
         save_picture(picture, folder / written[-1])
     return written
-
-
-def _summarise(
-    semantic: SemanticQuality | None,
-    panoptic: PanopticQuality | None,
-    pictures: dict[str, Tensor],
-    images_per_second: float,
-    device: torch.device,
-) -> Evaluation:
-    metrics: dict[str, float] = {}
-    per_class: dict[str, list[float]] = {}
-    confusion = None
-    for quality in (semantic, panoptic):
-        if quality is None:
-            continue
-        for name, value in quality.compute().items():
-            if name == "confusion":
-                confusion = value.cpu()
-            elif name.endswith("_per_class"):
-                # torchmetrics makes a number of a tensor that holds a single one.
-                per_class[name.removesuffix("_per_class")] = value.reshape(-1).tolist()
-            else:
-                metrics[name] = value.item()
-    score = metrics["miou" if semantic is not None else "pq"]
-    score = score if math.isfinite(score) else -math.inf  # nothing was labelled
-    metrics["eval_images_per_second"] = images_per_second
-    metrics["peak_memory_mb"] = peak_memory(device) / 1e6
-    return Evaluation(metrics, per_class, score, pictures, confusion)

@@ -17,6 +17,7 @@ from maskformer.data import DatasetInfo, build_dataset, check_splits
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import check_same_classes, class_change
 from maskformer.errors import CheckpointError, ConfigError
+from maskformer.evaluation.measures import check_measures
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
@@ -200,6 +201,7 @@ def build_data(
     check_objects(config.data, config.eval)
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
     check_same_classes(train.info.classes, val.info.classes)
+    check_measures(config.eval, val)
     for folder in (output, find_log_folder(output, config.train)):
         check_output_beside_data(folder, config.data, train, val)
     if accelerator.is_main_process:

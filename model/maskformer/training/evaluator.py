@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from maskformer.config.schema import Config
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate
+from maskformer.evaluation.measures import default_metric, finite_score
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Interrupted, Signals
@@ -17,7 +18,7 @@ from maskformer.training.data import TrainingData
 
 def score_metric(config: Config) -> str:
     """What the best checkpoint is best in."""
-    return config.train.best_metric or ("miou" if config.eval.semantic else "pq")
+    return config.train.best_metric or default_metric(config.eval)
 
 
 class Evaluator:
@@ -64,7 +65,7 @@ class Evaluator:
         )
         score = evaluation.metrics.get(score_metric(self.config), math.nan)
         # Nothing was labelled, or, say, no thing occurs.
-        return replace(evaluation, score=score if math.isfinite(score) else -math.inf)
+        return replace(evaluation, score=finite_score(score))
 
     def _stop_if_asked(self) -> None:
         if self._signals.stop:

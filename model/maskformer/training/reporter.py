@@ -110,7 +110,7 @@ class Reporter:
         title, classes = f"step {step} by class", self._classes(evaluation)
         table = class_table(classes, evaluation.per_class, title, everything=everything)
         self._progress.print(table)
-        names = ("miou", "macc", "pacc", "pq")
+        names = ("miou", "macc", "pacc", "pq", "ap")
         scores = [name for name in names if name in evaluation.metrics]
         figures = "  ".join(f"val {name} {evaluation.metrics[name]:.4f}" for name in scores)
         self._progress.print(f"step {step}/{self._steps}  {figures}")

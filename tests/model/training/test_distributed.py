@@ -23,10 +23,11 @@ from maskformer.data import (
     TrainTransform,
     build_dataset,
 )
+from maskformer.evaluation.mask_precision import MaskPrecision
 from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
 from maskformer.training.log_window import LogWindow
-from mfkernels import SegmentTargets
+from mfkernels import Instances, SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
 BACKBONE = {**TINY["model"]["backbone"], "frozen_norm": True}
@@ -119,12 +120,27 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
                     torch.testing.assert_close(found[case][name], gradient, rtol=1e-6, atol=1e-12)
 
 
+def mask_precision(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Mask AP of detections that are right for every second object, on this process's images."""
+    dataset = build_dataset(CONFIG.data, "val")
+    precision = MaskPrecision(dataset.info.num_classes, dataset.info.things)
+    for index in range(rank, len(dataset), world_size):
+        sample = dataset[index]
+        count = len(sample.labels)
+        masks = sample.segments == torch.arange(count)[:, None, None]
+        labels = sample.labels + torch.arange(count) % 2 * 4
+        scores = torch.linspace(0.1 + index / 10, 0.9, count)
+        precision.update(Instances(masks, labels, scores, torch.zeros(count, 4)), sample)
+    return precision.compute()
+
+
 def trainer_worker(rank: int, port: int, run: Path) -> None:
     join_processes(rank, 2, port)
     trainer = build_trainer(CONFIG, run, cpu=True)
     metrics = trainer.fit()
     if rank == 0:
         torch.save(metrics, run / "returned.pt")
+    torch.save(mask_precision(rank, 2), run / f"precision{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -201,3 +217,8 @@ def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
     assert together["step"] == alone["step"]
     assert together["miou"] == pytest.approx(alone["miou"], rel=0.02)
     assert together["pacc"] == pytest.approx(alone["pacc"], rel=0.02)
+    expected = mask_precision(0, 1)
+    assert 0 < expected["ap"] < 1
+    for rank in range(2):
+        found = torch.load(tmp_path / "two" / f"precision{rank}.pt")
+        torch.testing.assert_close(found, expected, equal_nan=True)

@@ -23,7 +23,12 @@ from maskformer.config.schema.fields import (
 from maskformer.config.schema.model import (
     ModelConfig,
 )
-from maskformer.config.schema.train import PanopticMetric, SemanticMetric, TrainConfig
+from maskformer.config.schema.train import (
+    InstanceMetric,
+    PanopticMetric,
+    SemanticMetric,
+    TrainConfig,
+)
 
 
 class Config(Section):
@@ -72,11 +77,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _instances_need_masks(self) -> Self:
+        if self.eval.instances and self.model.architecture != "maskformer":
+            raise ValueError(
+                f"eval.instances needs a model with masks, but model.architecture is "
+                f"{self.model.architecture}: it tells no objects apart"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _best_metric_is_measured(self) -> Self:
         metric = self.train.best_metric
         for names, measured, switch in (
             (get_args(SemanticMetric), self.eval.semantic, "eval.semantic"),
             (get_args(PanopticMetric), self.eval.panoptic, "eval.panoptic"),
+            (get_args(InstanceMetric), self.eval.instances, "eval.instances"),
         ):
             if metric in names and not measured:
                 raise ValueError(

@@ -199,7 +199,7 @@ class FolderConfig(FilesSection):
     """
     label_suffix: str = ".png"
     """Replaces the image suffix to give the name of the label file, and of that of objects, in any
-    case of letters.
+    case of letters. Of MATLAB's files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
     """
     classes: Names | None = None
     """The names of the model's classes, or a text file with one per line; left out, they are those

@@ -68,6 +68,12 @@ class EvalConfig(Section):
     """Measure mIoU and the like."""
     panoptic: bool = False
     """Measure PQ; needs data that tells objects apart."""
+    instances: bool = False
+    """Measure the mask AP of things, as COCO does; needs pycocotools."""
+    cityscapes: bool = False
+    """Measure the IoU of categories and iIoU, too, as Cityscapes does; needs its 19 classes, and
+    `*_instanceIds.png` beside the label files.
+    """
     object_mask_threshold: Fraction = 0.8
     """Queries of a lower class probability give no segment."""
     overlap_threshold: Fraction = 0.8
@@ -93,8 +99,12 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvalConfig:
-        if not (self.semantic or self.panoptic):
-            raise ValueError("semantic and panoptic are both off, expected at least one of them")
+        if not (self.semantic or self.panoptic or self.instances):
+            raise ValueError(
+                "semantic, panoptic and instances are all off, expected at least one of them"
+            )
+        if self.cityscapes and not self.semantic:
+            raise ValueError("cityscapes measures label maps, but semantic is off: turn it on")
         return self
 
 

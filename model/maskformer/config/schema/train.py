@@ -42,6 +42,7 @@ PanopticMetric = Literal[
     "sq_stuff",
     "rq_stuff",
 ]
+InstanceMetric = Literal["ap", "ap50", "ap75"]
 
 
 class TrainConfig(Section):
@@ -105,7 +106,7 @@ class TrainConfig(Section):
     """Steps between two checkpoints; there is one before each evaluation, too."""
     keep: PositiveInt = 1
     """How many of the newest checkpoints are kept, besides the best."""
-    best_metric: SemanticMetric | PanopticMetric | None = None
+    best_metric: SemanticMetric | PanopticMetric | InstanceMetric | None = None
     """What the best checkpoint is best in; left out, mIoU, or PQ where only that is measured. The
     paper reports the last checkpoint (`checkpoints/last`), not the best.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from maskformer.data.datasets.coco_json import (
     entries,
     read_content,
 )
-from maskformer.data.datasets.coco_masks import check_pycocotools, decode_segmentation
+from maskformer.data.datasets.coco_masks import check_pycocotools, decode_segmentation, encode_runs
 from maskformer.data.datasets.label_table import VOID
 from maskformer.data.datasets.split_files import take_share
 from maskformer.data.image_files.orientation import UPRIGHT
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.sample import (
+    ObjectMask,
     Sample,
     Split,
     check_index,
@@ -39,6 +41,18 @@ from maskformer.system.paths import name_inside
 from maskformer.system.text import escape
 
 FORM = "instances"
+
+
+class _Painting(NamedTuple):
+    """Segments `[H, W]`, their classes and whether they are crowds, some without a pixel; how many
+    objects have no shape; and, of validation, the things as they were drawn.
+    """
+
+    segments: Tensor
+    labels: Tensor
+    crowd: Tensor
+    left_out: int
+    objects: tuple[ObjectMask, ...]
 
 
 class CocoInstances:
@@ -77,6 +91,7 @@ class CocoInstances:
             classes, self._background = classes.with_background(config.background)
         self.info = classes.info
         self._folder = config.root / paths.images
+        self._keeps_objects = split == "val"
         self._images = self._read_images(content.get("images"))
         self._read_objects(content["annotations"], classes)
         listed_names = [image.file_name for image in self._images]
@@ -104,6 +119,7 @@ class CocoInstances:
         rows: dict[int | str, list[int]] = {}
         # Flat: a million small objects would be copied into every worker process.
         ends, labels, crowd, shapes = array("q", [0]), array("q"), array("b"), bytearray()
+        areas = array("d")
         for row, entry in enumerate(entries(values, Instance, "annotations", self._file, FORM)):
             place = f"annotations[{row}]"
             if entry.image_id not in known:
@@ -119,11 +135,13 @@ class CocoInstances:
             rows.setdefault(entry.image_id, []).append(row)
             labels.append(classes.class_of[entry.category_id])
             crowd.append(entry.iscrowd)
+            areas.append(entry.area)
             shapes += json.dumps(entry.segmentation).encode()
             ends.append(len(shapes))
         self._objects = {image: np.array(each) for image, each in rows.items()}
         self._ends, self._shapes = np.array(ends), bytes(shapes)
         self._labels, self._crowd = np.array(labels), np.array(crowd, np.bool_)
+        self._areas = np.array(areas)
 
     @property
     def files(self) -> list[tuple[Path]]:
@@ -150,7 +168,7 @@ class CocoInstances:
                 f"{entry.width}x{entry.height}: it was resized, or turned after it was labelled "
                 "(EXIF orientation is applied)"
             )
-        segments, labels, crowd, left_out = self._paint(entry.id, height, width)
+        segments, labels, crowd, left_out, objects = self._paint(entry.id, height, width)
         keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)
         return Sample(
             image=image,
@@ -161,14 +179,11 @@ class CocoInstances:
             image_id=entry.id,
             file_name=entry.file_name,
             left_out=left_out,
+            objects=objects if self._keeps_objects else None,
         )
 
-    def _paint(
-        self, image: int | str, height: int, width: int
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Segments `[H, W]`, their classes and whether they are crowds, some without a pixel; and
-        how many objects have no shape.
-        """
+    def _paint(self, image: int | str, height: int, width: int) -> _Painting:
+        objects: list[ObjectMask] = []
         rows = self._objects.get(image, np.empty(0, np.int64))
         rows = rows[np.argsort(~self._crowd[rows], kind="stable")]
         segments = torch.zeros((height, width), dtype=torch.int32)
@@ -178,6 +193,10 @@ class CocoInstances:
             mask = self._decode(row, height, width)
             left_out += not mask.any()
             label = int(self._labels[row])
+            if self._keeps_objects and label in self.info.things and mask.any():
+                area = float(self._areas[row])
+                area = area if math.isfinite(area) else float(mask.sum())
+                objects.append(ObjectMask(label, encode_runs(mask), area, bool(self._crowd[row])))
             number = stuff.get(label, len(labels))
             if number == len(labels):
                 labels.append(label)
@@ -185,7 +204,8 @@ class CocoInstances:
             if label not in self.info.things:
                 stuff[label] = number
             segments[torch.from_numpy(mask)] = number
-        return segments, torch.tensor(labels), torch.tensor(crowd), left_out
+        kinds = torch.tensor(labels), torch.tensor(crowd)
+        return _Painting(segments, *kinds, left_out, tuple(objects))
 
     def _decode(self, row: int, height: int, width: int) -> NDArray[np.bool_]:
         shape = json.loads(self._shapes[self._ends[row] : self._ends[row + 1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,11 @@ SegmentId = Annotated[int, _whole(0, 2**24 - 1)]
 Flag = Annotated[bool, PlainValidator(_check_flag)]
 
 
+def _area_or_nan(value: Any) -> float:
+    """Only evaluation wants to know it, and can do without."""
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else math.nan
+
+
 class Entry(BaseModel):
     """An object of the JSON; keys that are not listed do not matter."""
 
@@ -94,6 +100,7 @@ class Instance(Entry):
     category_id: CategoryId
     iscrowd: Flag = False
     segmentation: Any = None
+    area: Annotated[float, PlainValidator(_area_or_nan)] = math.nan
 
 
 class Annotation(Entry):

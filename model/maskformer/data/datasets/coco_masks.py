@@ -36,6 +36,14 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
     raise DatasetError("its segmentation is neither a list of polygons nor run lengths")
 
 
+def encode_runs(mask: Mask) -> dict[str, Any]:
+    """The run lengths of a mask `[H, W]`, as pycocotools packs them."""
+    from pycocotools.mask import encode
+
+    runs: dict[str, Any] = encode(np.asfortranarray(mask, np.uint8))
+    return runs
+
+
 def check_pycocotools() -> None:
     """Says early what drawing polygons needs.
 

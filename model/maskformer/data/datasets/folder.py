@@ -98,6 +98,7 @@ class Folder:
             crowd=torch.zeros(len(classes), dtype=torch.bool),
             name=pair.name,
             file_name=pair.image.relative_to(self._images).as_posix(),
+            label_file=pair.labels,
         )
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
+T = TypeVar("T", bound=np.generic)
 OrientationRule = Literal["apply", "ignore"] | None
 UPRIGHT = 1
 _MEANING = {
@@ -61,7 +62,7 @@ def turn_image(image: Image.Image, tag: int) -> Image.Image:
     return image.transpose(methods[tag]) if tag in methods else image
 
 
-def turn_array(pixels: NDArray[np.generic], tag: int) -> NDArray[np.generic]:
+def turn_array(pixels: NDArray[T], tag: int) -> NDArray[T]:
     """The same for `[H, W, ...]`."""
     if tag in _QUARTER:
         pixels = pixels.swapaxes(0, 1)

@@ -1,0 +1,31 @@
+"""`maskformer data prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.config.choices import PreparedSet
+from maskformer.data.preparation.ade20k_full import prepare_ade20k_full
+from maskformer.data.preparation.ade20k_panoptic import prepare_ade20k_panoptic
+from maskformer.output.console import Progress
+
+PREPARATIONS = {
+    "ade20k_full": (prepare_ade20k_full, "ade20k_full/r50"),
+    "ade20k_panoptic": (prepare_ade20k_panoptic, "ade20k_panoptic/r50_6enc"),
+}
+"""What does it, and a recipe for the result."""
+
+
+def run(name: PreparedSet, root: Path) -> None:
+    """Converts the archive in `root`, and says what was done.
+
+    Raises:
+        DatasetError: files are missing or cannot be used.
+        DiskFullError, OSError: the results cannot be written.
+    """
+    prepare, recipe = PREPARATIONS[name]
+    done = prepare(root)
+    folders = ", ".join(folder.name for folder in done.folders)
+    progress = Progress()
+    progress.print(f"{done.images:,} images: {done.written:,} files written into {root}: {folders}")
+    progress.print(f"  maskformer data check --config {recipe} data.root={root}")

@@ -1,0 +1,1 @@
+"""Data sets whose official archives are converted once before they can be read."""

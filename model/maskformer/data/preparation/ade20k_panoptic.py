@@ -1,0 +1,216 @@
+"""ADE20K's panoptic labels out of its maps of classes and of instances."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from scipy.ndimage import find_objects
+
+from maskformer.config.recipes import CONFIG_FOLDER
+from maskformer.data.image_files.opening import opened
+from maskformer.data.images import id_to_rgb, read_labels
+from maskformer.data.preparation.files import (
+    Prepared,
+    for_each,
+    make_folders,
+    names_with,
+    write_missing,
+)
+from maskformer.errors import DatasetError
+from maskformer.system.text import escape
+from maskformer.system.writing import write_json
+
+_SEGMENTS = "segments_info"
+"""The text in a PNG that describes its segments: a later run needs it for the JSON file."""
+_SPLITS = {"train": "training", "val": "validation"}
+_VOID_LABEL = 255
+
+
+class _Split(NamedTuple):
+    root: Path
+    folder: str
+    panoptic: Path
+    categories: list[dict[str, Any]]
+    with_panoptic: bool
+
+
+class _Done(NamedTuple):
+    image: dict[str, Any]
+    segments: list[dict[str, Any]]
+    written: int
+
+
+def prepare_ade20k_panoptic(root: Path) -> Prepared:
+    """Writes `ade20k_panoptic_train` and `_val` (PNGs and a JSON file in COCO's panoptic format)
+    and `annotations_detectron2` (class - 1, 255: void) beside the archive's folders.
+
+    Stuff comes from `annotations`, things from `annotations_instance`, which lie on top, as the
+    official preparation does it. Areas and boxes are those of the pixels that are left; officially
+    those of stuff are as if no thing lay on it.
+
+    Args:
+        root: the folder `ADEChallengeData2016` of the archive with `annotations_instance` in it.
+
+    Raises:
+        DatasetError: the folder is another one, or there are images that cannot be used.
+        DiskFullError, OSError: the results cannot be written.
+    """
+    categories = json.loads((CONFIG_FOLDER / "ade20k_panoptic" / "categories.json").read_text())
+    images = written = 0
+    for short, folder in _SPLITS.items():
+        panoptic, file = root / f"ade20k_panoptic_{short}", root / f"ade20k_panoptic_{short}.json"
+        expected = "the official folder ADEChallengeData2016 with annotations_instance in it"
+        names = names_with(root / "images" / folder, ".jpg", expected)
+        names_with(root / "annotations_instance" / folder, ".png", expected)
+        split = _Split(root, folder, panoptic, categories, with_panoptic=not file.exists())
+        labels = root / "annotations_detectron2" / folder
+        make_folders([labels, *([panoptic] if split.with_panoptic else [])])
+        done = for_each(names, partial(_prepare, split), f"Preparing ADE20K panoptic, {folder}")
+        if split.with_panoptic:
+            write_json(file, _content(done, categories))
+        images += len(names)
+        written += sum(each.written for each in done) + split.with_panoptic
+    results = ("ade20k_panoptic_train", "ade20k_panoptic_val", "annotations_detectron2")
+    return Prepared(images, written, tuple(root / name for name in results))
+
+
+def merge(
+    classes: NDArray[np.integer], instances: NDArray[np.integer], things: list[int], name: str
+) -> tuple[NDArray[np.int32], list[int]]:
+    """Segments of an image.
+
+    Args:
+        classes: `[H, W]`, 1 to 150, 0 is void.
+        instances: `[H, W, >=2]`: the category of a thing (1 to 100) and its number in the image,
+            0 where none is.
+        things: the class of each category of things, counted from 0.
+        name: of the file of instances, for messages.
+
+    Returns:
+        Ids `[H, W]`, 0 where no segment is, and the class of the segments 1, 2, ...
+
+    Raises:
+        DatasetError: a thing has no category, or two.
+    """
+    ids = np.zeros(classes.shape, np.int32)
+    found: list[int] = []
+    for value in np.unique(classes).tolist():
+        if value and value - 1 not in things:
+            found.append(value - 1)
+            ids[classes == value] = len(found)
+    for number in np.unique(instances[..., 1]).tolist():
+        if number == 0:
+            continue
+        mask = instances[..., 1] == number
+        kinds = np.unique(instances[..., 0][mask]).tolist()
+        if len(kinds) != 1 or not 1 <= kinds[0] <= len(things):
+            raise DatasetError(
+                f"file of instances {name} gives the object {number} the categories {kinds}, "
+                f"expected one of 1 to {len(things)}"
+            )
+        found.append(things[kinds[0] - 1])
+        ids[mask] = len(found)
+    return ids, found
+
+
+def _prepare(split: _Split, name: str) -> _Done:
+    file = split.root / "annotations" / split.folder / f"{name}.png"
+    labels = split.root / "annotations_detectron2" / split.folder / f"{name}.png"
+    panoptic = split.panoptic / f"{name}.png"
+    written = 0
+    if not labels.exists() or (split.with_panoptic and not panoptic.exists()):
+        classes = read_labels(file)
+        if classes.max() > len(split.categories):
+            raise DatasetError(
+                f"label file {escape(file)} has the value {classes.max()}, expected 0 to "
+                f"{len(split.categories)}"
+            )
+        plain = np.where(classes == 0, _VOID_LABEL, classes - 1).astype(np.uint8)
+        written = write_missing(labels, partial(Image.fromarray(plain).save, format="PNG"))
+        if split.with_panoptic:
+            written += write_missing(panoptic, partial(_write_panoptic, split, name, classes))
+    if not split.with_panoptic:
+        return _Done({}, [], written)
+    with opened(split.root / "images" / split.folder / f"{name}.jpg", "image") as image:
+        width, height = image.size
+    segments = _read_segments(panoptic, (width, height))
+    image_entry = {"id": name, "file_name": f"{name}.jpg", "width": width, "height": height}
+    return _Done(image_entry, segments, written)
+
+
+def _write_panoptic(split: _Split, name: str, classes: NDArray[np.integer], target: Path) -> None:
+    file = split.root / "annotations_instance" / split.folder / f"{name}.png"
+    with opened(file, "instance") as image:
+        if len(image.getbands()) < 2:
+            raise DatasetError(
+                f"file of instances {escape(file)} has {image.mode} pixels, expected RGB with the "
+                "category in R and the number in G"
+            )
+        instances = np.asarray(image)
+    if instances.shape[:2] != classes.shape:
+        raise DatasetError(
+            f"file of instances {escape(file)} is {instances.shape[1]}x{instances.shape[0]} "
+            f"pixels, its label file {classes.shape[1]}x{classes.shape[0]}"
+        )
+    things = [category["id"] for category in split.categories if category["isthing"]]
+    ids, found = merge(classes, instances, things, escape(file))
+    text = PngInfo()
+    text.add_text(_SEGMENTS, json.dumps(_describe(ids, found)))
+    Image.fromarray(id_to_rgb(ids)).save(target, format="PNG", pnginfo=text)
+
+
+def _describe(ids: NDArray[np.int32], classes: list[int]) -> list[dict[str, Any]]:
+    """The `segments_info` of COCO; without those of which nothing is left."""
+    areas = np.bincount(ids.ravel(), minlength=len(classes) + 1).tolist()
+    segments = []
+    for number, box in enumerate(find_objects(ids, len(classes)), 1):
+        if box is not None:
+            rows, columns = box
+            sides = [columns.start, rows.start, *(s.stop - s.start for s in (columns, rows))]
+            segments.append(
+                {
+                    "id": number,
+                    "category_id": classes[number - 1],
+                    "area": areas[number],
+                    "bbox": sides,
+                    "iscrowd": 0,
+                }
+            )
+    return segments
+
+
+def _read_segments(file: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """What this or an earlier run wrote into a PNG."""
+    with opened(file, "panoptic") as image:
+        text, found = image.info.get(_SEGMENTS), image.size
+    if text is None:
+        raise DatasetError(
+            f"{escape(file)} was not written by this command, and the JSON file that describes it "
+            "is missing: move the folder away, or bring the file back"
+        )
+    if found != size:
+        raise DatasetError(
+            f"{escape(file)} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}"
+        )
+    segments: list[dict[str, Any]] = json.loads(text)
+    return segments
+
+
+def _content(done: list[_Done], categories: list[dict[str, Any]]) -> dict[str, Any]:
+    annotations = [
+        {
+            "image_id": each.image["id"],
+            "file_name": f"{each.image['id']}.png",
+            "segments_info": each.segments,
+        }
+        for each in done
+    ]
+    images = [each.image for each in done]
+    return {"images": images, "annotations": annotations, "categories": categories}
