@@ -19,6 +19,7 @@ from mfkernels.distributed import mean_num_masks
 from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
+    as_pairs,
     assign,
     dense_cost,
     from_pairs,
@@ -234,17 +235,17 @@ class SetCriterion(nn.Module):
     ) -> list[tuple[Tensor, list[Pair]]]:
         """The assignment `[B, T]` of each layer, and the same as pairs."""
         forward = getattr(self.matcher.forward, "__func__", None)
+        queries = layers[0]["pred_logits"].shape[1]
         if (
             isinstance(self.matcher, HungarianMatcher)
             and forward is HungarianMatcher.forward
             and not has_hooks(self.matcher)
         ):
             assignment = self.matcher.assign(layers, targets, segments)
-            queries = layers[0]["pred_logits"].shape[1]
             return [(matched, pairs(matched, segments.counts, queries)) for matched in assignment]
-        indices = [self.matcher(layer, targets) for layer in layers]
+        indices = [as_pairs(self.matcher(layer, targets)) for layer in layers]
         return [
-            (from_pairs(matched, segments.max_count, segments.device), matched)
+            (from_pairs(matched, segments.counts, queries, segments.device), matched)
             for matched in indices
         ]
 
