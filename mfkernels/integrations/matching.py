@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -102,6 +103,19 @@ def assign_layers(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its `forward`."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def called(module: Any, attribute: str) -> Callable[..., Any] | None:
+    """The function that a call of `module.<attribute>` runs; None: what others put there."""
+    own = vars(module).get(attribute)
+    if own is None:
+        function: Callable[..., Any] = getattr(type(module), attribute)
+        return function
+    return own.__func__ if is_bound_to(own, module) else None
+
+
+def is_bound_to(method: Any, module: Any) -> bool:
+    return isinstance(method, MethodType) and method.__self__ is module
 
 
 def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]:

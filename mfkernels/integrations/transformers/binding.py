@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from mfkernels.integrations.matching import is_bound_to
+
 Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds what it replaces."""
@@ -34,19 +36,6 @@ def is_replacement(method: Any) -> bool:
 def official(method: Any) -> Any:
     """The method before any patch."""
     return getattr(method, ORIGINAL, method)
-
-
-def called(module: Any, attribute: str) -> Method | None:
-    """The function that a call of `module.<attribute>` runs; None: what others put there."""
-    own = vars(module).get(attribute)
-    if own is None:
-        function: Method = getattr(type(module), attribute)
-        return function
-    return own.__func__ if _is_bound_to(own, module) else None
-
-
-def _is_bound_to(method: Any, module: Any) -> bool:
-    return isinstance(method, MethodType) and method.__self__ is module
 
 
 class Served:
@@ -138,7 +127,7 @@ class Binding:
         return f"{type(module).__name__} has a {self.attribute} of its own"
 
     def _is_ours_or_original(self, method: Any, module: nn.Module) -> bool:
-        return _is_bound_to(method, module) and official(method.__func__) is self.original
+        return is_bound_to(method, module) and official(method.__func__) is self.original
 
     def _is_hooked(self, module: nn.Module) -> bool:
         kept = vars(module).get(_BEHIND_HOOK)

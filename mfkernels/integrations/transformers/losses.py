@@ -16,6 +16,7 @@ from mfkernels.integrations.matching import (
     assign,
     assign_layers,
     binary_targets,
+    called,
     dense_cost,
     from_pairs,
     has_hooks,
@@ -24,7 +25,6 @@ from mfkernels.integrations.matching import (
 )
 from mfkernels.integrations.transformers.binding import (
     Method,
-    called,
     is_replacement,
     official,
 )
