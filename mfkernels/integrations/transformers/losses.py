@@ -115,6 +115,7 @@ def dense_criterion(original: Method) -> Method:
             for layer in auxiliary_predictions or ()
         ]
         losses = {}
+        class_labels = [label.long() for label in class_labels]
         matches = _match(self, layers, targets, mask_labels, class_labels)
         for layer, (assignment, indices) in enumerate(matches):
             mask_logits, class_logits = layers[layer]
