@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfkernels.checks import result_dtype
 from mfkernels.ops.assignment import batch_linear_assignment
-from mfkernels.ops.matching_cost import matching_cost
-from mfkernels.targets import SegmentTargets
+from mfkernels.ops.matching_cost import matching_cost, reference
+from mfkernels.targets import SegmentTargets, holds_values
 
 Pair = tuple[Tensor, Tensor]
 """Matched queries in ascending order and the segment of each, both `[min(Q, T_b)]` int64."""
@@ -22,7 +23,7 @@ Pair = tuple[Tensor, Tensor]
 def binary_targets(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> SegmentTargets | None:
     """The segments of a batch, or None if a mask holds anything but 0 and 1.
 
-    On a GPU this reads one flag back.
+    On a GPU this reads one flag back, and it breaks a graph of `torch.compile`.
     """
     binary = [mask if mask.dtype == torch.bool else mask != 0 for mask in masks]
     pairs = zip(masks, binary, strict=True)
@@ -67,6 +68,52 @@ def dense_cost(
         cost = matching_cost(classes[part], mask_logits[part], None, alone, **weights)
         costs.append(F.pad(cost, (0, targets.max_count - cost.shape[-1])))
     return torch.cat(costs)
+
+
+def dense_cost_of_any_masks(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    masks: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Tensor:
+    """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
+    check_mask_logits(mask_logits)
+    longest = max((len(label) for label in labels), default=0)
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        probability = class_logits.to(result_dtype(class_logits, mask_logits)).softmax(-1)
+        costs = []
+        for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+            logits = mask_logits[image].to(probability.dtype).flatten(1)
+            mask = mask.to(logits)[:, None]
+            low = F.interpolate(mask, mask_logits.shape[-2:], mode="nearest")[:, 0].flatten(1)
+            cost = mask_weight * reference.focal_cost(logits, low, alpha=0.25, gamma=2.0)
+            cost += dice_weight * reference.dice_cost(logits, low)
+            index = class_index(label, probability).to(logits.device)
+            cost -= class_weight * probability[image][:, index]
+            costs.append(F.pad(cost, (0, longest - len(label))))
+        return torch.stack(costs)
+
+
+def class_index(label: Tensor, probability: Tensor) -> Tensor:
+    """`label` in int64, for `probability [..., K+1]`; K, "no object", is a class like the others.
+
+    Raises:
+        TypeError, ValueError: it holds no integers, or one that is no class.
+    """
+    classes = probability.shape[-1]
+    if label.numel():
+        if label.dtype.is_floating_point or label.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {label.dtype}")
+        if holds_values(label) and not -classes <= int(label.min()) <= int(label.max()) < classes:
+            raise ValueError(
+                f'labels must be in 0..{classes - 2} (or {classes - 1}, "no object"), got '
+                f"{label.tolist()}"
+            )
+    return label.long()
 
 
 def check_mask_logits(mask_logits: Tensor) -> None:

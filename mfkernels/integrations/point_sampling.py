@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.checks import result_dtype
-from mfkernels.integrations.matching import Pair, as_pairs, check_mask_logits
+from mfkernels.integrations.matching import Pair, as_pairs, check_mask_logits, class_index
 from mfkernels.ops.common.registration import differentiable_once
 from mfkernels.ops.focal_dice import focal_dice_loss
 from mfkernels.ops.sample_points import reference, sample_points
-from mfkernels.targets import holds_values
 
 
 class Sampling(NamedTuple):
@@ -80,23 +79,9 @@ def point_matching_cost(
             s = x.sigmoid_()
             dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
             cost = mask_weight * (entropy[:, None] - overlap) / num_points + dice_weight * dice
-            cost -= class_weight * probability[image][:, _checked(label, probability).to(device)]
+            cost -= class_weight * probability[image][:, class_index(label, probability).to(device)]
             costs.append(F.pad(cost, (0, longest - len(label))))
         return torch.stack(costs)
-
-
-def _checked(label: Tensor, probability: Tensor) -> Tensor:
-    """`label` in int64. K, "no object", is a class like others, as in the official code."""
-    classes = probability.shape[-1]
-    if label.numel():
-        if label.dtype.is_floating_point or label.dtype == torch.bool:
-            raise TypeError(f"labels must be integers, got {label.dtype}")
-        if holds_values(label) and not -classes <= int(label.min()) <= int(label.max()) < classes:
-            raise ValueError(
-                f'labels must be in 0..{classes - 2} (or {classes - 1}, "no object"), got '
-                f"{label.tolist()}"
-            )
-    return label.long()
 
 
 @torch.no_grad()

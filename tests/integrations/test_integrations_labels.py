@@ -116,6 +116,47 @@ def test_logits_of_a_video(criterion: nn.Module) -> None:
         run(criterion, [layer], [torch.tensor([0, 1, 3]), torch.tensor([2, 3])])
 
 
+def matching_arguments(padding: float) -> tuple[Any, ...]:
+    masks = models.targets((3, 2))["mask_labels"]
+    for mask in masks:
+        mask[:, -8:] = padding
+    return (*layers(6)[0].values(), masks, [torch.tensor([0, 1, 3]), torch.tensor([2, 3])])
+
+
+def indices_of(matcher: Any, arguments: tuple[Any, ...]) -> list[list[list[int]]]:
+    torch.manual_seed(5)
+    return [[index.tolist() for index in pair] for pair in matcher(*arguments)]
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.25, 255.0])
+def test_matching_of_masks_of_any_values(
+    criterion: nn.Module, padding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = matching_arguments(padding)
+    theirs = indices_of(criterion.matcher, arguments)
+    patch(criterion)
+    for module in MODULES.values():
+        monkeypatch.setattr(module, "linear_sum_assignment", lambda *_: pytest.fail("SciPy"))
+    assert indices_of(criterion.matcher, arguments) == theirs
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_compiles_into_one_graph(criterion: nn.Module) -> None:
+    patch(criterion)
+    *logits, masks, labels = matching_arguments(0.0)
+    torch.compiler.reset()
+    compiled = torch.compile(criterion.matcher, fullgraph=True, backend="eager")
+    arguments = (*logits, masks, labels)
+    assert indices_of(compiled, arguments) == indices_of(criterion.matcher, arguments)
+    whole = torch.compile(criterion, fullgraph=True, backend="eager")
+    arguments = (*logits, [mask.bool() for mask in masks], labels)
+    results = []
+    for call in (criterion, whole):
+        torch.manual_seed(5)
+        results.append(call(*arguments))
+    torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.fixture(autouse=True)
 def unpatched() -> Iterator[None]:
     yield

@@ -15,7 +15,8 @@ configuration, outputs.
   full size; Mask2Former's and its relatives' are taken at the sampled points without copies of the
   targets. Both compute in float32 under autocast. Masks with values other than 0 and 1 (the padding
   of an image processor with `ignore_index`) go through transformers' own MaskFormer criterion,
-  which is logged once; looking for them reads one flag back from a GPU. The losses at points take
+  which is logged once; looking for them reads one flag back from a GPU, and breaks the graph of
+  `torch.compile`: give masks of bool to avoid both. The losses at points, and both matchers, take
   such masks as they are. Parts that a subclass changes are called as before, and what it passes on
   to `super()` is served; MaskFormer's layers are matched one by one where the matcher is another
   one or has hooks. Pairs that are not one-to-one, and points chosen by a part of a subclass, are

@@ -18,6 +18,7 @@ from mfkernels.integrations.matching import (
     binary_targets,
     called,
     dense_cost,
+    dense_cost_of_any_masks,
     from_pairs,
     has_hooks,
     pairs,
@@ -40,17 +41,24 @@ _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
 
 
-def dense_matcher(original: Method) -> Method:
+def dense_matcher(_original: Method) -> Method:
     """MaskFormer's matcher: `[B, Q, h, w]` logits against masks at that size."""
 
-    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor | None:
-        targets = _targets(masks, labels, layer[0].device)
-        return None if targets is None else _dense_cost(matcher, *layer, targets, masks)
+    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
+        mask_logits, class_logits = layer
+        # To look at the values would break the graph that is being compiled.
+        looks = not torch.compiler.is_compiling() or all(m.dtype == torch.bool for m in masks)
+        targets = binary_targets(masks, labels) if looks else None
+        if targets is not None:
+            return _dense_cost(matcher, *layer, targets.to(mask_logits.device), masks)
+        return dense_cost_of_any_masks(
+            class_logits, mask_logits, masks, labels, **_weights(matcher)
+        )
 
-    return _matcher(original, cost)
+    return _matcher(cost)
 
 
-def point_matcher(original: Method) -> Method:
+def point_matcher(_original: Method) -> Method:
     """Mask2Former's matcher: logits and masks at random points, drawn image after image."""
 
     def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
@@ -59,11 +67,11 @@ def point_matcher(original: Method) -> Method:
             class_logits, mask_logits, masks, labels, matcher.num_points, **_weights(matcher)
         )
 
-    return _matcher(original, cost)
+    return _matcher(cost)
 
 
-def _matcher(original: Method, cost_of: Callable[..., Tensor | None]) -> Method:
-    """A matcher by a cost `[B, Q, T]`; `original` serves the calls for which that is None."""
+def _matcher(cost_of: Callable[..., Tensor]) -> Method:
+    """A matcher by a cost `[B, Q, T]`."""
 
     @torch.no_grad()
     def forward(
@@ -75,9 +83,6 @@ def _matcher(original: Method, cost_of: Callable[..., Tensor | None]) -> Method:
     ) -> list[Pair]:
         layer = (masks_queries_logits, class_queries_logits)
         cost = cost_of(self, layer, mask_labels, class_labels)
-        if cost is None:
-            matched: list[Pair] = original(self, *layer, mask_labels, class_labels)
-            return matched
         counts = [len(label) for label in class_labels]
         return pairs(assign(cost, counts), counts, cost.shape[1])
 
