@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -216,6 +217,62 @@ class TestWrappers:
         run(module)
         assert (len(calls), len(scipy_calls)) == (2, 2)
         assert module.matcher.forward is wrapper
+
+
+@pytest.mark.parametrize("of_model", [False, True])
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_patch_of_others_in_the_class_stays(
+    of_model: bool, wraps: bool, scipy_calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = mask2former.Mask2FormerHungarianMatcher
+    inner, calls = owner.forward, []
+
+    def forward(
+        self: Any,
+        masks_queries_logits: Tensor,
+        class_queries_logits: Tensor,
+        mask_labels: Any,
+        class_labels: Any,
+    ) -> Any:
+        calls.append(1)
+        layer = (masks_queries_logits, class_queries_logits)
+        return inner(self, *layer, mask_labels, class_labels)
+
+    theirs = functools.wraps(inner)(forward) if wraps else forward
+    monkeypatch.setattr(owner, "forward", theirs)
+    module = criterion("mask2former")
+    scope = (module,) if of_model else ()
+    names = patch(*scope)
+    run(module)
+    assert owner.forward is theirs
+    assert (len(calls), len(scipy_calls)) == (1, 2)
+    assert "Mask2FormerHungarianMatcher.forward" not in names
+    assert any("others have replaced" in missed for missed in names.not_reached)
+    assert "Mask2FormerLoss.loss_masks" in names
+    unpatch(*scope)
+    assert owner.forward is theirs
+
+
+def test_what_wraps_ours_in_the_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, calls = maskformer.MaskFormerHungarianMatcher, []
+    module = criterion("maskformer")
+    theirs = run(module, layers=3)
+    patch()
+    ours = owner.forward
+
+    @functools.wraps(ours)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return ours(*args, **kwargs)
+
+    monkeypatch.setattr(owner, "forward", forward)
+    assert "MaskFormerHungarianMatcher.forward" in patch()
+    same(run(module, layers=3), theirs)
+    assert len(calls) == 3
+    unpatch()
+    assert owner.forward is forward
+    monkeypatch.undo()
+    owner.forward = binding.official(ours)
 
 
 class EomtStyle(mask2former.Mask2FormerLoss):

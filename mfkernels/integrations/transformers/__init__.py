@@ -60,9 +60,9 @@ def patch(
     """Replace methods of the supported models. A second call changes nothing.
 
     A copy of a patched model is patched, and so are the replicas of `DataParallel`. A patched model
-    that is pickled whole comes back unpatched. A `forward` that others have put into a module is
-    neither overwritten nor deleted: behind hooks of accelerate it is ours that runs, and what
-    cannot be reached is said.
+    that is pickled whole comes back unpatched. A `forward` that others have put into a module or
+    a class is neither overwritten nor deleted: behind hooks of accelerate it is ours that runs, and
+    what cannot be reached is said.
 
     Args:
         model: a model with one of the supported criteria in it; only this instance changes. None:
@@ -119,7 +119,11 @@ def _patch_classes(features: frozenset[str]) -> Patched:
         binding.follow(module)
         if reason := binding.why_not_reached(module):
             missed.append(f"{binding.name} (in a {type(module).__name__}: {reason})")
-    return _said("every model", bindings, missed)
+    missed += [
+        f"{name} (others have replaced it)" for name, each in bindings.items() if each.is_of_others
+    ]
+    reached = [name for name, each in bindings.items() if not each.is_of_others]
+    return _said("every model", reached, missed)
 
 
 def _living(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:

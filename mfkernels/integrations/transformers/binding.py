@@ -23,6 +23,8 @@ from mfkernels.integrations.matching import is_bound_to
 Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds what it replaces."""
+_ITSELF = "_mfkernels_itself"
+"""The attribute that holds the replacement: what wraps one has a copy of its attributes."""
 _BEHIND_HOOK = "_old_forward"
 """Where accelerate keeps the bound method that its hook runs."""
 _BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
@@ -30,12 +32,21 @@ _BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
 
 
 def is_replacement(method: Any) -> bool:
-    return hasattr(method, ORIGINAL)
+    function = getattr(method, "__func__", method)
+    return getattr(function, _ITSELF, None) is function is not None
 
 
 def official(method: Any) -> Any:
-    """The method before any patch."""
-    return getattr(method, ORIGINAL, method)
+    """The function before any patch of ours."""
+    function = getattr(method, "__func__", method)
+    return getattr(function, ORIGINAL) if is_replacement(function) else function
+
+
+def wrapped(method: Any) -> Iterator[Any]:
+    """The function and what it wraps, from the outside to the inside."""
+    yield method
+    if hasattr(method, "__wrapped__"):
+        yield from wrapped(method.__wrapped__)
 
 
 class Served:
@@ -79,7 +90,18 @@ class Binding:
     def name(self) -> str:
         return f"{self.owner.__name__}.{self.attribute}"
 
+    @functools.cached_property
+    def is_of_others(self) -> bool:
+        """Whether the method was somebody else's patch already, which stays."""
+        # What wraps a method may bear its names; its globals are its own.
+        links = wrapped(self.original)
+        homes = [getattr(link, "__globals__", {}).get("__name__", "") for link in links]
+        packages = {"torch", self.owner.__module__.partition(".")[0]}
+        return any(home.partition(".")[0] not in packages for home in homes)
+
     def patch_class(self) -> None:
+        if self.is_of_others:
+            return
         self.everywhere = True
         if vars(self.owner)[self.attribute] is self.original:
             setattr(self.owner, self.attribute, self.method)
@@ -90,7 +112,7 @@ class Binding:
             setattr(self.owner, self.attribute, self.original)
 
     def patch_instance(self, module: nn.Module) -> None:
-        if not isinstance(module, self.mixin):
+        if not (self.is_of_others or isinstance(module, self.mixin)):
             module.__class__ = _served(_below(type(module)), (*_bindings(type(module)), self))
         self.follow(module)
 
@@ -115,6 +137,8 @@ class Binding:
 
     def why_not_reached(self, module: nn.Module) -> str | None:
         """What stands between a call of the module and the replacement, or None."""
+        if self.is_of_others:
+            return f"others have replaced the {self.attribute} of its class"
         own = vars(module).get(self.attribute)
         if own is not None and not self._is_hooked(module):
             return f"a {type(own).__name__} of others is in the place of its {self.attribute}"
@@ -153,6 +177,7 @@ def bind(
         return (ours if in_force else original)(module, *args, **kwargs)
 
     setattr(method, ORIGINAL, original)
+    setattr(method, _ITSELF, method)
     # Image processors are only patched everywhere.
     of_module = issubclass(owner, nn.Module)
     mixin = type(owner.__name__, (Served, owner), {attribute: method}) if of_module else Served

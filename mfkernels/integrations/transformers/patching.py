@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from mfkernels.integrations.transformers import losses, post_processing
-from mfkernels.integrations.transformers.binding import ORIGINAL, Binding, Method, bind, bound
+from mfkernels.integrations.transformers.binding import (
+    Binding,
+    Method,
+    bind,
+    bound,
+    is_replacement,
+    official,
+    wrapped,
+)
 
 Feature = Literal["criterion", "matcher", "post_processing"]
 
@@ -57,7 +65,8 @@ class Replacement:
             raise RefusedError(
                 f"transformers {_version()}: {self.owner} has no method {self.attribute}"
             )
-        found: Method = getattr(current, ORIGINAL, current)
+        ours = filter(is_replacement, wrapped(current))
+        found: Method = official(next(ours, current))
         expected = list(inspect.signature(self.build(found)).parameters)
         given = list(inspect.signature(found).parameters)
         if given != expected:
