@@ -1,6 +1,6 @@
 """The matcher and the criterion of the official MaskFormer and Mask2Former, without detectron2.
 
-Constructors, arguments and results are those of `mask_former.modeling` and of
+Constructors, methods, arguments and results are those of `mask_former.modeling` and of
 `mask2former.modeling`, which differ by points: with `num_points` (and, for the criterion,
 `oversample_ratio` and `importance_sample_ratio`) the masks are compared at sampled points. All
 layers and images are matched in one call on their device (with points: one call per layer, because
