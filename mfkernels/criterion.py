@@ -116,7 +116,7 @@ class MaskFormerCriterion(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
         # No buffer, which DistributedDataParallel would overwrite with that of the first process.
-        self.bad_costs = torch.zeros((), dtype=torch.int64)
+        self.bad_costs = torch.zeros((), dtype=torch.int64, device="cpu")
         self._warned = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskFormerCriterion:
