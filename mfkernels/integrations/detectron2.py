@@ -182,7 +182,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction, then the same with `_0`,
-            `_1`, … for `aux_outputs`; 0-dim, differentiable once. The mask losses are divided by
+            `_1`, … for `aux_outputs`; 0-dim, differentiable. The mask losses are divided by
             the number of segments, averaged over all processes, at least 1; the class loss by the
             weights of this process.
 
