@@ -15,6 +15,8 @@ from mfkernels.checks import (
     check_tensor,
     native_problem,
     result_dtype,
+    usable_by_autograd,
+    without_autocast,
 )
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
@@ -37,7 +39,7 @@ def sigmoid_focal_loss(
         reduction: `"none"` (each element), `"mean"` or `"sum"`.
 
     Returns:
-        In the dtype of `logits`: its shape, or 0-dim when reduced. Differentiable once.
+        In the dtype of `logits`: its shape, or 0-dim when reduced. Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.
@@ -45,7 +47,7 @@ def sigmoid_focal_loss(
     _check_pair(logits, targets, alpha, gamma)
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         if reduction != "none" and logits.numel():
             loss = _focal_and_dice(logits.reshape(1, -1), targets.reshape(1, -1), alpha, gamma)[0]
             loss = loss.sum() if reduction == "mean" else loss.sum() * logits.numel()
@@ -65,7 +67,7 @@ def dice_loss(logits: Tensor, targets: Tensor, num_masks: float | Tensor | None 
         num_masks: the divisor. None: M, at least 1.
 
     Returns:
-        0-dim, float32 (float64 for float64 logits). Differentiable once.
+        0-dim, float32 (float64 for float64 logits). Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape or device does not fit.
@@ -93,8 +95,8 @@ def focal_dice_loss(
         gamma: exponent of the focal loss, at least 0.
 
     Returns:
-        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits). Differentiable
-        once.
+        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits).
+        Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.
@@ -104,7 +106,7 @@ def focal_dice_loss(
         raise ValueError(
             f"logits must be [M, ...] with at least one element per mask, got {list(logits.shape)}"
         )
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         focal, dice = _focal_and_dice(logits.flatten(1), targets.flatten(1), alpha, gamma)
         return _summed(focal, dice, num_masks)
 
@@ -152,8 +154,9 @@ def point_loss(
     check_device("targets", targets, logits.device)
     check_device("points", points, logits.device)
     check_focal(alpha, gamma)
-    with torch.autocast(logits.device.type, enabled=False):
-        targets, points = targets.detach(), points.detach().to(result_dtype(logits))
+    with without_autocast(logits.device):
+        targets = usable_by_autograd(targets.detach())
+        points = usable_by_autograd(points.detach()).to(result_dtype(logits))
         if backend.select("point_loss", logits.device) == "native":
             focal, dice, _ = torch.ops.mfkernels.point_loss(
                 logits, _readable(targets, logits), points, alpha, gamma
@@ -166,6 +169,7 @@ def point_loss(
 
 def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
+    targets = usable_by_autograd(targets)
     if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
         values = _readable(targets, logits)
         losses: Tensor = torch.ops.mfkernels.sigmoid_focal_loss(logits, values, alpha, gamma)
@@ -178,6 +182,7 @@ def _focal_and_dice(
     logits: Tensor, targets: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]` from `[M, P]`, P > 0."""
+    targets = usable_by_autograd(targets)
     if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
         values = _readable(targets, logits)
         focal, dice, _ = torch.ops.mfkernels.focal_dice(logits, values, alpha, gamma)
@@ -188,6 +193,8 @@ def _focal_and_dice(
 
 def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tuple[Tensor, Tensor]:
     divisor = max(len(focal), 1) if num_masks is None else num_masks
+    if isinstance(divisor, Tensor):
+        divisor = usable_by_autograd(divisor)
     return focal.sum() / divisor, dice.sum() / divisor
 
 

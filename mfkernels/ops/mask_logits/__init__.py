@@ -31,8 +31,10 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
     if features is None:
         return mask_embed
     dtype = torch.promote_types(embed.dtype, features.dtype)
-    if torch.is_autocast_enabled(embed.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(embed.device.type)
+    device_type = embed.device.type
+    has_autocast = torch.amp.is_autocast_available(device_type)  # "meta" has none
+    if has_autocast and torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
     embed, features = embed.to(dtype), features.to(dtype)
     if backend.select("mask_logits", embed.device) == "native":
         logits = torch.ops.mfkernels.mask_logits(embed, features)
