@@ -120,6 +120,22 @@ _reasons = {
 """The answers of `why_not_native`, which do not change while the process lives."""
 
 
+def is_transformed() -> bool:
+    """Whether a transformation of `torch.func` or forward-mode differentiation is going on."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+_TRANSFORMED = (
+    "it is called inside of a transformation of torch.func (vmap, grad, jvp, ...) or of "
+    "forward-mode differentiation, which only plain PyTorch serves"
+)
+
+
 def select(operation: str, device: torch.device, problem: str | None = None) -> Choice:
     """Decide which backend serves one call.
 
@@ -138,6 +154,8 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
         return "pytorch"
     key = (operation, device.type)
     reason = problem or (_reasons[key] if key in _reasons else why_not_native(*key))
+    if reason is None and is_transformed():
+        reason = _TRANSFORMED
     if reason is None:
         return "native"
     if backend == "native":

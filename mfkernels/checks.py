@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,6 +43,20 @@ def check_tensor(name: str, tensor: Tensor) -> None:
     # The dispatcher lets None pass as an undefined tensor.
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A block without autocast, if the type of device has it at all ("meta" does not)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def usable_by_autograd(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd may keep if it was made in inference mode."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return tensor
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 class MaskPredictions(NamedTuple):
@@ -96,6 +111,8 @@ def check_predictions(mask_embed: Tensor, pixel_features: Tensor | None) -> Mask
         raise ValueError(
             f"expected at least one query and one pixel, got mask_embed {shape}{given}"
         )
+    if pixel_features is not None:
+        pixel_features = usable_by_autograd(pixel_features)
     layered = mask_embed if had_layers else mask_embed[None]
     return MaskPredictions(layered, pixel_features, had_layers)
 

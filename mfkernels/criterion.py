@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from mfkernels.backend import is_transformed
 from mfkernels.checks import (
     MaskPredictions,
     check_device,
@@ -17,6 +18,7 @@ from mfkernels.checks import (
     check_focal,
     check_predictions,
     check_targets,
+    without_autocast,
 )
 from mfkernels.distributed import mean_num_masks, mean_over_processes
 from mfkernels.ops.assignment import (
@@ -67,7 +69,7 @@ class MaskFormerCriterion(nn.Module):
         weights: the weight of each kind of loss.
         bad_costs: 0-dim int64 on the device: how many (layer, image) cost matrices held a NaN or an
             infinity so far, in this process. They are matched all the same (see
-            `mfkernels.batch_linear_assignment`).
+            `mfkernels.batch_linear_assignment`). Nothing is counted inside of `torch.func`.
     """
 
     bad_costs: Tensor
@@ -115,7 +117,7 @@ class MaskFormerCriterion(nn.Module):
         self.no_object_weight = no_object_weight
         self.alpha = alpha
         self.gamma = gamma
-        # No buffer, which DistributedDataParallel would overwrite with that of the first process.
+        # No buffer: DistributedDataParallel would overwrite it with that of the first process.
         self.bad_costs = torch.zeros((), dtype=torch.int64, device="cpu")
         self._warned = False
 
@@ -164,7 +166,7 @@ class MaskFormerCriterion(nn.Module):
         """
         groups, targets = self._check(outputs, targets)
         losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
-        with torch.autocast(targets.device.type, enabled=False):
+        with without_autocast(targets.device):
             assignment = self._match(groups, targets)
             if num_masks is None:
                 num_masks = mean_num_masks(targets)
@@ -250,9 +252,10 @@ class MaskFormerCriterion(nn.Module):
         assignment, status = batch_linear_assignment_with_status(
             cost.transpose(-1, -2), row_counts=targets.counts_tensor()
         )
-        if self.bad_costs.device != status.device:
-            self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
-        self.bad_costs += ((status & _NOT_FINITE) != 0).sum()
+        if not is_transformed():  # a transformation allows no such side effect
+            if self.bad_costs.device != status.device:
+                self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
+            self.bad_costs += ((status & _NOT_FINITE) != 0).sum()
         return assignment
 
     def _class_loss(
@@ -294,7 +297,8 @@ class MaskFormerCriterion(nn.Module):
 
 
 def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) -> Tensor:
-    weights = torch.as_tensor(class_weights, dtype=torch.float32).detach().clone()
+    device = class_weights.device if isinstance(class_weights, Tensor) else "cpu"
+    weights = torch.as_tensor(class_weights, dtype=torch.float32, device=device).detach().clone()
     if list(weights.shape) != [num_classes]:
         raise ValueError(
             f"class_weights must be [{num_classes}], one per class, got {list(weights.shape)}"

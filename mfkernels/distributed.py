@@ -24,8 +24,10 @@ def mean_num_masks(*targets: SegmentTargets, device: torch.device | None = None)
     device = targets[0].device if device is None else device
     mean = sum(part.num_segments for part in targets) / len(targets)
     if not _in_parallel():
-        return torch.full((), max(mean, 1.0), device=device)
-    return mean_over_processes(torch.full((), mean, device=device)).clamp(min=1)
+        mean = max(mean, 1.0)
+    # In float32 whatever the default is: bfloat16 does not count beyond 256.
+    value = torch.full((), mean, dtype=torch.float32, device=device)
+    return mean_over_processes(value).clamp(min=1) if _in_parallel() else value
 
 
 def _in_parallel() -> bool:

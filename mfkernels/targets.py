@@ -9,7 +9,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
 
@@ -299,9 +301,16 @@ class SegmentTargets:
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: a real tensor (not a fake or traced one) on the CPU."""
+    """Whether reading values costs nothing: a tensor on the CPU, not fake, traced or wrapped.
+
+    Subclasses that only carry a name (`Parameter`, `tv_tensors.Mask`) hold values as any tensor.
+    """
     return (
-        type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not isinstance(tensor, FakeTensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_traceable_wrapper_subclass(tensor)
     )
 
 

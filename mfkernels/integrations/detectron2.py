@@ -197,7 +197,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction, then the same with `_0`,
-            `_1`, … for `aux_outputs`; 0-dim, differentiable once. The mask losses are divided by
+            `_1`, … for `aux_outputs`; 0-dim, differentiable. The mask losses are divided by
             the number of segments, averaged over all processes, at least 1; the class loss by the
             weights of this process. On a GPU, where labels are not looked at, one outside of 0..K
             makes every `loss_ce` NaN.

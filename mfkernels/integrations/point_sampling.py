@@ -8,15 +8,15 @@ seed gives the same points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.checks import result_dtype
+from mfkernels.checks import result_dtype, without_autocast
 from mfkernels.integrations.matching import Pair, as_pairs, check_mask_logits, class_index
-from mfkernels.ops.common.registration import differentiable_once
+from mfkernels.ops.common.recomputation import recomputed
 from mfkernels.ops.focal_dice import focal_dice_loss
 from mfkernels.ops.sample_points import reference, sample_points
 
@@ -37,6 +37,12 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     return reference.sample_points(maps.to(points.dtype), points)
 
 
+def _uniform(shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Random points `[*shape, 2]`, in at least float32 whatever the default dtype is."""
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return torch.rand(*shape, 2, dtype=dtype, device=device)
+
+
 @torch.no_grad()
 def point_matching_cost(
     class_logits: Tensor,
@@ -51,8 +57,8 @@ def point_matching_cost(
 ) -> Tensor:
     """`[B, Q, T]` of class, binary cross-entropy and dice cost; 0 beyond an image's own segments.
 
-    All masks of an image share `num_points` uniformly random points. The cross-entropy of all pairs
-    is one product, because it is linear in the target: `softplus(x) − x·t`.
+    All masks of an image share `num_points` uniformly random points. The cross-entropy is linear in
+    the target: `log(1 + exp(−|x|)) + relu(x)·(1 − t) + relu(−x)·t`.
 
     Args:
         class_logits: `[B, Q, K+1]`.
@@ -65,20 +71,23 @@ def point_matching_cost(
     check_mask_logits(mask_logits)
     device = mask_logits.device
     dtype = result_dtype(class_logits, mask_logits)
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         probability = class_logits.to(dtype).softmax(-1)
         longest = max((len(label) for label in labels), default=0)
         costs = []
         for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
-            points = torch.rand(1, num_points, 2, device=device).to(dtype)
+            points = _uniform((1, num_points), device).to(dtype)
             x = sample(mask_logits[image], points)
             t = sample(mask.to(device), points)
-            overlap = x @ t.T
-            # log(1 + exp(x)) in terms of operators that are vectorised.
-            entropy = x.relu().sum(1) - x.abs().sigmoid_().log_().sum(1)
+            size = x.abs()
+            not_finite = 0 * size.amax(1)  # NaN there, see docs/not_finite.md
+            # log(1 + exp(-|x|)) in terms of operators that are vectorised.
+            least = size.sigmoid_().log_().sum(1) + not_finite
+            # Sums of what is wrong only: a large logit that is right adds nothing to round.
+            wrong = x.relu() @ (1 - t).T - x.clamp(max=0) @ t.T
             s = x.sigmoid_()
             dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
-            cost = mask_weight * (entropy[:, None] - overlap) / num_points + dice_weight * dice
+            cost = mask_weight * (wrong - least[:, None]) / num_points + dice_weight * dice
             cost -= class_weight * probability[image][:, class_index(label, probability).to(device)]
             costs.append(F.pad(cost, (0, longest - len(label))))
         return torch.stack(costs)
@@ -92,15 +101,14 @@ def uncertain_points(logits: Tensor, sampling: Sampling) -> Tensor:
     smallest |logit| are kept; the others are fresh random points. They come in no particular order.
     """
     count, device = logits.shape[0], logits.device
-    candidates = torch.rand(
-        count, int(sampling.num_points * sampling.oversample_ratio), 2, device=device
-    ).to(result_dtype(logits))
+    candidates = _uniform((count, int(sampling.num_points * sampling.oversample_ratio)), device)
+    candidates = candidates.to(result_dtype(logits))
     values = sample(logits, candidates)
     chosen = int(sampling.importance_sample_ratio * sampling.num_points)
     index = values.abs_().topk(chosen, dim=1, largest=False, sorted=False).indices
     points = candidates.gather(1, index[..., None].expand(-1, -1, 2))
     if chosen < sampling.num_points:
-        fresh = torch.rand(count, sampling.num_points - chosen, 2, device=device)
+        fresh = _uniform((count, sampling.num_points - chosen), device)
         points = torch.cat((points, fresh.to(points.dtype)), dim=1)
     return points
 
@@ -124,8 +132,7 @@ def mask_losses(
         unique: whether no segment of an image is matched twice, which saves copies of masks.
 
     Returns:
-        Both 0-dim, float32 (float64 for float64 logits). Attached to the graph, differentiable
-        once.
+        Both 0-dim, float32 (float64 for float64 logits). Attached to the graph.
     """
     check_mask_logits(mask_logits)
     indices = as_pairs(indices)
@@ -141,34 +148,16 @@ def mask_losses(
         _target_values(mask.to(device), segment.to(device), where, size, unique)
         for mask, (_, segment), where in per_image
     ]
-    loss_mask, loss_dice = _Losses.apply(flat, index, points, torch.cat(targets))
-    return loss_mask, loss_dice
+    # Nothing of the size of the matched logits is kept.
+    return recomputed(_losses, flat, index, points, torch.cat(targets))
 
 
-class _Losses(torch.autograd.Function):
-    """The losses of rows `index [N]` of `logits [R, h, w]`; keeps nothing of size `[N, h, w]`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, index: Tensor, points: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(logits, index, points, targets)
-        return _losses(logits[index], points, targets)
-
-    @staticmethod
-    @differentiable_once("mask_losses")
-    def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, index, points, targets = ctx.saved_tensors
-        rows = logits[index].requires_grad_()
-        with torch.enable_grad():
-            losses = _losses(rows, points, targets)
-        (gradient,) = torch.autograd.grad(losses, rows, (grad_mask, grad_dice))
-        # A query may be matched more than once.
-        return torch.zeros_like(logits).index_add_(0, index, gradient), None, None, None
-
-
-def _losses(rows: Tensor, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return focal_dice_loss(sample(rows, points), targets, 1.0, alpha=-1.0, gamma=0.0)
+def _losses(
+    logits: Tensor, index: Tensor, points: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses of rows `index [N]` of `logits [R, h, w]`."""
+    values = sample(logits.index_select(0, index), points)
+    return focal_dice_loss(values, targets, 1.0, alpha=-1.0, gamma=0.0)
 
 
 @torch.no_grad()

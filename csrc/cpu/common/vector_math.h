@@ -101,7 +101,7 @@ MFK_INLINE Doubles log1p_unit(const Doubles& e) {
 }
 
 // What focal and dice loss are made of: p = sigmoid(z), q = 1 - p, up = log(1 + e^z) and
-// down = log(1 + e^-z).
+// down = log(1 + e^-z). For an infinite z both logarithms are NaN: so are PyTorch's cross-entropies.
 template <class V>
 struct Sigmoid {
   V p, q, up, down;
@@ -112,7 +112,7 @@ MFK_INLINE Sigmoid<V> sigmoid(const V& z) {
   const V e = exp_negative(-magnitude(z));
   const V large = 1 / (1 + e);
   const V small = e * large;
-  const V log = log1p_unit(e);
+  const V log = multiply_add(z, V{}, log1p_unit(e));
   return {z > 0 ? large : small, z > 0 ? small : large, (z > 0 ? z : V{}) + log,
           (z < 0 ? -z : V{}) + log};
 }
@@ -135,6 +135,7 @@ MFK_INLINE V focal(const Sigmoid<V>& s, T gamma) {
 // Its derivative by z, in a form that holds at gamma = 0 too.
 template <int kGamma, class V, class T>
 MFK_INLINE V focal_gradient(const Sigmoid<V>& s, T gamma) {
+  if constexpr (kGamma == 0) return s.p;
   return focal_power<kGamma>(s, gamma) * multiply_add(gamma * s.q, s.up, s.p);
 }
 

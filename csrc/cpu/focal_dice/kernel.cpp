@@ -155,7 +155,9 @@ MFK_INLINE void for_gradients(const FocalDiceProblem& loss, int64_t mask, int64_
       run.for_vectors([&](int64_t i, const V& x, const V& y, const IndexFor<T>&) {
         const Focal<decltype(gamma)::value, T> focal(x, y, loss.alpha, exponent);
         const V dice = (factors.dice + factors.dice_change * y) * focal.s.p * focal.s.q;
-        store(result + i, multiply_add(broadcast(factors.focal), focal.gradient(exponent), dice));
+        // NaN, which an infinite logit gives, stays out where only the dice loss is asked for.
+        const V all = multiply_add(broadcast(factors.focal), focal.gradient(exponent), dice);
+        store(result + i, factors.focal != 0 ? all : dice);
       });
       f(start, result, count);
     });

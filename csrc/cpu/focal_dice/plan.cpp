@@ -60,9 +60,11 @@ FocalDiceGradFactors<T> grad_factors(const FocalDiceProblem& loss, int64_t mask)
   const double grad_dice = static_cast<const T*>(loss.grad_dice)[mask];
   const double above = 2 * static_cast<double>(sums[0]) + 1;
   const double below = static_cast<double>(sums[1]) + static_cast<double>(sums[2]) + 1;
-  const double grad_focal = static_cast<const T*>(loss.grad_focal)[mask];
-  return {static_cast<T>(grad_focal / static_cast<double>(loss.elements)),
-          static_cast<T>(grad_dice * above / (below * below)),
+  const double grad_focal =
+      static_cast<const T*>(loss.grad_focal)[mask] / static_cast<double>(loss.elements);
+  // A dice loss that nobody asks for takes no part: its sums may be NaN.
+  if (grad_dice == 0) return {static_cast<T>(grad_focal), 0, 0};
+  return {static_cast<T>(grad_focal), static_cast<T>(grad_dice * above / (below * below)),
           static_cast<T>(-2 * grad_dice / below)};
 }
 

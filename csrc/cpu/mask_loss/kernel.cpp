@@ -310,7 +310,12 @@ class ChunkWorker {
                       logits_ + i * logit_stride_);
         }
       }
-      for (int64_t i = 0; i < count; ++i) f(block + i, logits_ + i * logit_stride_);
+      for (int64_t i = 0; i < count; ++i) {
+        T* logits = logits_ + i * logit_stride_;
+        // An infinity becomes NaN, whatever weights interpolation gives it.
+        for (int64_t p = 0; p < pixels; ++p) logits[p] += 0 * logits[p];
+        f(block + i, logits);
+      }
     }
   }
 

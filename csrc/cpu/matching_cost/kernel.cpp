@@ -16,6 +16,9 @@ MFK_INLINE Sigmoid<V> counterpart(const Sigmoid<V>& s) {
   return {s.q, s.p, s.down, s.up};
 }
 
+// Which of the three maps is summed outside of segments.
+constexpr int kNegative = 1;
+
 template <class T>
 class ChunkWorker {
  public:
@@ -38,7 +41,7 @@ class ChunkWorker {
     }
     if (most > 0) {
       const int64_t padded = round_up(most, kPanel<T>);
-      panels_ = arena.take<T>(padded * plan.tile);
+      for (T*& panels : panels_) panels = arena.take<T>(padded * plan.tile);
       for (T*& map : maps_) map = arena.take<T>(kTileRows * plan.tile);
       products_ = arena.take<T>(kTileRows * kPanel<T>);
     }
@@ -124,7 +127,7 @@ class ChunkWorker {
       if (!maps) return;
       const int64_t index = row * plan_.tile + (p - begin_);
       store(maps_[0] + index, inside_loss);
-      store(maps_[1] + index, outside_loss);
+      store(maps_[kNegative] + index, outside_loss);
       store(maps_[2] + index, probabilities);
     };
     const int64_t begin = larger(piece.begin, begin_), end = smaller(piece.end, end_);
@@ -142,15 +145,19 @@ class ChunkWorker {
     sums.probability += sum_of<T>(probability);
   }
 
-  // MaskPredictions of the tile as panels of segments [padded / kPanel][tile, kPanel] of 0 and 1.
+  // Masks of the tile, and their complements, as panels of segments [padded / kPanel][tile, kPanel]
+  // of 0 and 1.
   void pack_masks() {
     constexpr int64_t kColumns = kPanel<T>;
     const int64_t padded = order_.padded;
     for (int64_t t = 0; t < round_up(segments_, kColumns); ++t) {
-      T* panel = panels_ + t / kColumns * kColumns * plan_.tile + t % kColumns;
+      const int64_t first = t / kColumns * kColumns * plan_.tile + t % kColumns;
+      T *inside = panels_[0] + first, *outside = panels_[1] + first;
       const uint8_t* mask = t < segments_ ? order_.masks + t * padded + begin_ : nullptr;
       for (int64_t p = 0; p < end_ - begin_; ++p) {
-        panel[p * kColumns] = static_cast<T>(mask != nullptr && mask[p] != 0 ? 1 : 0);
+        const bool is_inside = mask != nullptr && mask[p] != 0;
+        inside[p * kColumns] = static_cast<T>(is_inside ? 1 : 0);
+        outside[p * kColumns] = static_cast<T>(is_inside ? 0 : 1);
       }
     }
   }
@@ -158,8 +165,9 @@ class ChunkWorker {
   void add_masks(int64_t block, int64_t count) {
     constexpr int64_t kColumns = kPanel<T>;
     for (int which = 0; which < 3; ++which) {
+      const T* panels = panels_[which == kNegative ? 1 : 0];
       for (int64_t t = 0; t < segments_; t += kColumns) {
-        multiply<false, T>(count, {maps_[which], plan_.tile, 1}, panels_ + t * plan_.tile,
+        multiply<false, T>(count, {maps_[which], plan_.tile, 1}, panels + t * plan_.tile,
                            end_ - begin_, products_, kColumns);
         for (int64_t i = 0; i < count; ++i) {
           double* sums = mask_sums_ + ((block + i) * 3 + which) * segments_ + t;
@@ -181,7 +189,7 @@ class ChunkWorker {
   double* mask_sums_ = nullptr;
   T* logits_ = nullptr;    // [kTileRows, tile]
   T* features_ = nullptr;  // of the tile, in panels of pixels
-  T* panels_ = nullptr;    // masks of the tile, in panels of segments
+  T* panels_[2] = {};      // masks of the tile and their complements, in panels of segments
   T* maps_[3] = {};        // [kTileRows, tile]: focal loss of positives and negatives, probability
   T* products_ = nullptr;  // of maps and masks
 };

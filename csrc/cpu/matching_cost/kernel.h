@@ -2,7 +2,8 @@
 //
 // All sums of the cost run over pixels, whose order is free: those of one segment come together, so
 // that sums over a segment are sums over vectors. Where masks overlap, pixels keep their order, and a
-// second product adds up the masks. A task takes a chunk of pixels through the masks of all layers;
+// second product adds up the masks. What lies outside of a segment is added up, never taken from the
+// sum over all pixels: a right pixel with a large logit would swallow the rest. A task takes a chunk of pixels through the masks of all layers;
 // what tasks add up to is stored for each and summed in order afterwards.
 #pragma once
 
@@ -34,7 +35,8 @@ struct PixelOrder {
   const int32_t* first_pixel;  // [chunks + 1]
   const uint8_t* masks;        // [T_b, padded] where masks overlap, else null
   PieceSums* sums;             // [pieces, L * Q] out
-  double* mask_sums;           // [chunks, L * Q, 3, T_b] out where masks overlap
+  // [chunks, L * Q, 3, T_b] out where masks overlap: negatives are outside of the segment
+  double* mask_sums;
 };
 
 template <class T>

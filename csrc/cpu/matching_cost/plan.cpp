@@ -180,24 +180,28 @@ class MatchingCostPlanner {
       std::fill_n(result, most, T{0});
       if (count == 0) continue;
       std::fill(sums.begin(), sums.end(), PieceSums{0, 0, 0});
-      PieceSums all{0, 0, 0};
+      PieceSums elsewhere{0, 0, 0};
+      double all_probability = 0;
       for (size_t i = 0; i < image.pieces.size(); ++i) {
         const PieceSums& part = image.sums[i * queries_ + row];
-        add(all, part);
-        if (image.pieces[i].segment >= 0) add(sums[image.pieces[i].segment], part);
+        all_probability += part.probability;
+        add(image.pieces[i].segment >= 0 ? sums[image.pieces[i].segment] : elsewhere, part);
       }
-      if (!image.masks.empty()) add_masks(image, row, sums);
+      if (image.masks.empty()) {
+        take_negatives_of_others(elsewhere.negative, sums);
+      } else {
+        add_masks(image, row, sums);
+      }
       softmax_classes(layer, b, query, probability);
       for (int64_t t = 0; t < count; ++t) {
         const double weight_inside = problem_.alpha >= 0 ? problem_.alpha : 1;
         const double weight_outside = problem_.alpha >= 0 ? 1 - problem_.alpha : 1;
         const double pixels =
             static_cast<double>(predictions_.height) * static_cast<double>(predictions_.width);
-        const double focal = (weight_inside * sums[t].positive +
-                              weight_outside * (all.negative - sums[t].negative)) /
-                             pixels;
+        const double focal =
+            (weight_inside * sums[t].positive + weight_outside * sums[t].negative) / pixels;
         const double area = static_cast<double>(image.areas[t]);
-        const double dice = 1 - (2 * sums[t].probability + 1) / (all.probability + area + 1);
+        const double dice = 1 - (2 * sums[t].probability + 1) / (all_probability + area + 1);
         const int64_t label = problem_.labels[first_segment_[b] + t];
         const double class_probability = label >= 0 && label < problem_.classes - 1
                                              ? probability[label]
@@ -213,6 +217,22 @@ class MatchingCostPlanner {
     total.positive += part.positive;
     total.negative += part.negative;
     total.probability += part.probability;
+  }
+
+  // The negative sum of each segment becomes that of all others and of the pixels of none.
+  static void take_negatives_of_others(double of_none, std::vector<PieceSums>& sums) {
+    double after = 0;
+    std::vector<double> behind(sums.size());
+    for (size_t t = sums.size(); t-- > 0;) {
+      behind[t] = after;
+      after += sums[t].negative;
+    }
+    double before = of_none;
+    for (size_t t = 0; t < sums.size(); ++t) {
+      const double own = sums[t].negative;
+      sums[t].negative = before + behind[t];
+      before += own;
+    }
   }
 
   void add_masks(const Image& image, int64_t row, std::vector<PieceSums>& sums) const {

@@ -190,7 +190,7 @@ def _counts(
     if counts is None:
         return None
     if not isinstance(counts, Tensor):
-        counts = torch.tensor(counts, dtype=torch.int64)
+        counts = torch.tensor(counts, dtype=torch.int64, device="cpu")
     if counts.dtype.is_floating_point or counts.dtype.is_complex or counts.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {counts.dtype}")
     counts = counts.to(device, torch.int64, non_blocking=True)

@@ -51,8 +51,8 @@ def linear_assignment(
     matrices = cost.detach().to("cpu", torch.float64).numpy()
     row_list = _checked("row_counts", row_counts, batch, rows)
     col_list = _checked("col_counts", col_counts, batch, columns)
-    assignment = torch.full((batch, rows), -1, dtype=torch.int64)
-    status = torch.zeros(batch, dtype=torch.int32)
+    assignment = torch.full((batch, rows), -1, dtype=torch.int64, device="cpu")
+    status = torch.zeros(batch, dtype=torch.int32, device="cpu")
     if cost.numel() == 0:
         return assignment.to(cost.device), status.to(cost.device)
     for b, (r, c) in enumerate(zip(row_list, col_list, strict=True)):

@@ -32,7 +32,7 @@ def class_loss(
             them weigh 1. No kernel takes any: plain PyTorch serves them, on the device too.
 
     Returns:
-        Both `[L]`, float32 (float64 for float64 inputs); the first is differentiable once. It is
+        Both `[L]`, float32 (float64 for float64 inputs); the first is differentiable. It is
         NaN if a label is outside `[0, K)`.
     """
     problem = native_problem(class_logits)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mfkernels.ops.common.arguments import check_argument
-from mfkernels.ops.common.registration import differentiable_once, register
+from mfkernels.ops.common.logits import at_least_float32
+from mfkernels.ops.common.registration import register
 
 TRITON = "mfkernels.ops.class_loss.triton_launch"
 
@@ -66,12 +68,25 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.save_for_backward(class_logits, normalizer, target)
 
 
-@differentiable_once("class_loss")
 def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.mfkernels.class_loss_backward(
-        grad_loss, *ctx.saved_tensors, ctx.no_object_weight
-    )
+    class_logits, normalizer, target = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        gradient = gradient_again(grad_loss, class_logits, target, ctx.no_object_weight)
+    else:
+        gradient = torch.ops.mfkernels.class_loss_backward(
+            grad_loss, class_logits, normalizer, target, ctx.no_object_weight
+        )
     return gradient, None, None, None, None
+
+
+def gradient_again(
+    grad_loss: Tensor, class_logits: Tensor, target: Tensor, no_object_weight: float
+) -> Tensor:
+    """The gradient in operators of PyTorch, so that it has a gradient itself."""
+    classes = class_logits.shape[-1]
+    weight = torch.where(target == classes - 1, no_object_weight, 1.0) * grad_loss[:, None, None]
+    miss = at_least_float32(class_logits).softmax(-1) - F.one_hot(target.long(), classes)
+    return (weight[..., None] * miss).to(class_logits.dtype)
 
 
 register(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfkernels import native
+from mfkernels.checks import usable_by_autograd
 
 Function = Callable[..., Any]
 
@@ -71,21 +72,6 @@ def _imported_once(module: str, name: str) -> Function:
     return lambda *arguments: launcher()(*arguments)
 
 
-def differentiable_once(name: str) -> Callable[[Function], Function]:
-    """Make `backward(ctx, …)` refuse to be differentiated itself, which would give wrong zeros."""
-
-    def decorate(backward: Function) -> Function:
-        @functools.wraps(backward)
-        def once(ctx: Any, *gradients: Tensor | None) -> Any:
-            if torch.is_grad_enabled():
-                raise RuntimeError(f"{name} can be differentiated only once (create_graph=True)")
-            return backward(ctx, *gradients)
-
-        return once
-
-    return decorate
-
-
 def save(*outputs: int) -> Function:
     """A `setup_context` that saves these outputs and all tensors among the inputs, in this order.
 
@@ -95,11 +81,51 @@ def save(*outputs: int) -> Function:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.options = [value for value in inputs if isinstance(value, (bool, int, float))]
         tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+        tensors = [None if tensor is None else usable_by_autograd(tensor) for tensor in tensors]
         ctx.save_for_backward(*(output[index] for index in outputs), *tensors)
         if isinstance(output, tuple):  # gradients of outputs that nobody used are None then
             ctx.set_materialize_grads(False)
 
     return setup_context
+
+
+def differentiable_again(plain: Function) -> Callable[[Function], Function]:
+    """Make `backward(ctx, …)` give gradients with a gradient where `create_graph=True` asks for it.
+
+    They are those of `plain`, which computes the same in operators of PyTorch.
+
+    Args:
+        plain: takes what `save` has kept of the inputs; gives the outputs that have a gradient.
+    """
+
+    def decorate(backward: Function) -> Function:
+        @functools.wraps(backward)
+        def either(ctx: Any, *gradients: Tensor | None) -> Any:
+            if not torch.is_grad_enabled():
+                return backward(ctx, *gradients)
+            inputs = (*ctx.saved_tensors, *ctx.options)[-len(ctx.needs_input_grad) :]
+            return _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
+
+        return either
+
+    return decorate
+
+
+def _gradients_of(
+    plain: Function,
+    inputs: Sequence[Any],
+    needed: Sequence[bool],
+    gradients: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    outputs = plain(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    used = [pair for pair in zip(outputs, gradients, strict=False) if pair[1] is not None]
+    wanted = [value for value, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    if not used:
+        return (None,) * len(inputs)
+    results, factors = zip(*used, strict=True)
+    found = iter(torch.autograd.grad(results, wanted, factors, create_graph=True))
+    return tuple(next(found) if is_needed else None for is_needed in needed)
 
 
 def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from mfkernels.checks import (
     check_tensor,
     native_problem,
     result_dtype,
+    usable_by_autograd,
+    without_autocast,
 )
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
@@ -45,7 +47,7 @@ def sigmoid_focal_loss(
         reduction: `"none"` (each element), `"mean"` or `"sum"`.
 
     Returns:
-        In the dtype of `inputs`: its shape, or 0-dim when reduced. Differentiable once.
+        In the dtype of `inputs`: its shape, or 0-dim when reduced. Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.
@@ -56,7 +58,7 @@ def sigmoid_focal_loss(
         raise ValueError(
             f"Invalid reduction {reduction!r}: reduction must be 'none', 'mean' or 'sum'"
         )
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         if reduction != "none" and logits.numel() and not _is_zero(gamma):
             loss = _focal_and_dice(logits.reshape(1, -1), targets.reshape(1, -1), alpha, gamma)[0]
             loss = loss.sum() if reduction == "mean" else loss.sum() * logits.numel()
@@ -76,7 +78,7 @@ def dice_loss(logits: Tensor, targets: Tensor, num_masks: float | Tensor | None 
         num_masks: the divisor. None: M, at least 1.
 
     Returns:
-        0-dim, float32 (float64 for float64 logits). Differentiable once.
+        0-dim, float32 (float64 for float64 logits). Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape or device does not fit.
@@ -104,8 +106,8 @@ def focal_dice_loss(
         gamma: exponent of the focal loss, at least 0.
 
     Returns:
-        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits). Differentiable
-        once.
+        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits).
+        Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.
@@ -115,7 +117,7 @@ def focal_dice_loss(
         raise ValueError(
             f"logits must be [M, ...] with at least one element per mask, got {list(logits.shape)}"
         )
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         focal, dice = _focal_and_dice(logits.flatten(1), targets.flatten(1), alpha, gamma)
         return _summed(focal, dice, num_masks)
 
@@ -163,8 +165,9 @@ def point_loss(
     check_device("targets", targets, logits.device)
     check_device("points", points, logits.device)
     check_focal(alpha, gamma, learnable=True)
-    with torch.autocast(logits.device.type, enabled=False):
-        targets, points = targets.detach(), points.detach().to(result_dtype(logits))
+    with without_autocast(logits.device):
+        targets = usable_by_autograd(targets.detach())
+        points = usable_by_autograd(points.detach()).to(result_dtype(logits))
         problem = _problem(logits, None, alpha, gamma)
         if backend.select("point_loss", logits.device, problem) == "native":
             focal, dice, _ = torch.ops.mfkernels.point_loss(
@@ -178,6 +181,7 @@ def point_loss(
 
 def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
     """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
+    targets = usable_by_autograd(targets)
     problem = _problem(logits, targets, alpha, gamma)
     if backend.select("focal_dice", logits.device, problem) == "native" and not _is_zero(gamma):
         values = _readable(targets, logits)
@@ -193,6 +197,7 @@ def _focal_and_dice(
     logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]` from `[M, P]`, P > 0."""
+    targets = usable_by_autograd(targets)
     problem = _problem(logits, targets, alpha, gamma)
     if backend.select("focal_dice", logits.device, problem) == "native":
         values = _readable(targets, logits)
@@ -204,6 +209,8 @@ def _focal_and_dice(
 
 def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tuple[Tensor, Tensor]:
     divisor = max(len(focal), 1) if num_masks is None else num_masks
+    if isinstance(divisor, Tensor):
+        divisor = usable_by_autograd(divisor)
     return focal.sum() / divisor, dice.sum() / divisor
 
 

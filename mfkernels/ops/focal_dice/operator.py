@@ -13,13 +13,15 @@ from torch import Tensor
 
 from mfkernels.checks import check_focal, check_tensor, result_dtype
 from mfkernels.ops.common.arguments import bool_if_it_is, check_argument, check_images
+from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.common.registration import (
     Function,
-    differentiable_once,
+    differentiable_again,
     or_zeros,
     register,
     save,
 )
+from mfkernels.ops.focal_dice import reference
 
 TRITON = "mfkernels.ops.focal_dice.triton_launch"
 
@@ -51,7 +53,20 @@ def fake(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return focal, dice, logits.new_empty((rows, 3), dtype=dtype)
 
 
-def register_pair(name: str, check: Function, triton: str | None) -> None:
+def plain_focal_dice(
+    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    logits = at_least_float32(logits)
+    return reference.focal_dice_loss(logits, targets.to(logits.dtype), alpha, gamma)
+
+
+def plain_elements(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    precise = at_least_float32(logits)
+    losses = reference.sigmoid_focal_loss(precise, targets.to(precise.dtype), alpha, gamma)
+    return losses.to(logits.dtype)
+
+
+def register_pair(name: str, check: Function, plain: Function, triton: str | None) -> None:
     """An operator that gives `focal`, `dice` and `sums`, and its backward pass."""
 
     def check_backward(
@@ -68,7 +83,7 @@ def register_pair(name: str, check: Function, triton: str | None) -> None:
     ) -> Tensor:
         return logits.new_empty(logits.shape)
 
-    @differentiable_once(name)
+    @differentiable_again(plain)
     def backward(
         ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _grad_sums: None
     ) -> tuple[Tensor | None, ...]:
@@ -105,7 +120,7 @@ def fake_elements_backward(grad_losses: Tensor, logits: Tensor, *others: Any) ->
     return logits.new_empty(logits.shape)
 
 
-@differentiable_once("sigmoid_focal_loss")
+@differentiable_again(plain_elements)
 def backward_elements(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
     grad_logits = torch.ops.mfkernels.sigmoid_focal_loss_backward(
         grad_losses, *ctx.saved_tensors, *ctx.options
@@ -113,8 +128,8 @@ def backward_elements(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...
     return grad_logits, None, None, None
 
 
-register_pair("focal_dice", check_focal_dice, triton=TRITON)
-register_pair("point_loss", check_point_loss, triton=None)
+register_pair("focal_dice", check_focal_dice, plain_focal_dice, triton=TRITON)
+register_pair("point_loss", check_point_loss, reference.gathered_point_loss, triton=None)
 register(
     "sigmoid_focal_loss_backward",
     check=check_elements_backward,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.ops.common.logits import at_least_float32
-from mfkernels.ops.sample_points.reference import sample_points
+from mfkernels.ops.sample_points.reference import gathered_points, sample_points
 
 Number = float | Tensor
 
@@ -16,11 +16,13 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
     """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    # NaN at every infinite logit, where cross-entropy is NaN or infinite; docs/not_finite.md.
+    cross_entropy = cross_entropy + 0 * logits
     p_t = probability * targets + (1 - probability) * (1 - targets)
     miss = 1 - p_t
     if 0 < gamma < 1:
         # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
-        miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)
+        miss = miss + torch.finfo(miss.dtype).tiny
     loss = cross_entropy * miss**gamma
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
@@ -46,3 +48,11 @@ def sample_pair(logits: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor
     """`[M, P]` and `[M, P]`: logits, at least float32, and targets at `points [M, P, 2]`."""
     sampled = sample_points(at_least_float32(logits), points)
     return sampled, sample_points(targets.to(sampled.dtype), points)
+
+
+def gathered_point_loss(
+    logits: Tensor, targets: Tensor, points: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """`[M]` and `[M]`: `focal_dice_loss` of a sampled pair, with second derivatives."""
+    values = gathered_points(at_least_float32(logits), points)
+    return focal_dice_loss(values, gathered_points(targets, points), alpha, gamma)

@@ -18,6 +18,7 @@ from mfkernels.triton.math import exp_of_negative, reciprocal, sigmoid_both
 def entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE: tl.constexpr):
     """Cross-entropy, the miss m = 1 − p_t, and m^γ; exact for targets 0 and 1, valid between."""
     entropy = y * (tl.maximum(-x, 0.0) + log1p) + (1.0 - y) * (tl.maximum(x, 0.0) + log1p)
+    entropy += 0.0 * x  # NaN at every infinite logit
     # The smallest normal number keeps 0^0 = 1 and the logarithm finite.
     miss = tl.maximum((1.0 - y) * sigmoid + y * other, 1.1754944e-38)
     if SQUARE:
@@ -31,6 +32,7 @@ def focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE: tl.constexpr):
     entropy, miss, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
     weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
     bend = focal.gamma * (1.0 - 2.0 * y) * entropy * (sigmoid * other * reciprocal(miss))
+    bend = tl.where(focal.gamma > 0.0, bend, 0.0)  # without an exponent, entropy plays no part
     return weight * scale * ((1.0 - y) * sigmoid - y * other + bend)
 
 
@@ -130,8 +132,11 @@ def gradient_kernel(
     x = tl.load(logits_ptr + start + p, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(targets_ptr + start + p, mask=inside, other=0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
-    grad_logit = grad_focal * focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE)
-    grad_logit += sigmoid * other * (grad_of_all + grad_of_target * y)
+    of_focal = grad_focal * focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE)
+    of_dice = sigmoid * other * (grad_of_all + grad_of_target * y)
+    # A loss that nobody asks for takes no part: it may be NaN.
+    grad_logit = tl.where(grad_focal == 0.0, 0.0, of_focal)
+    grad_logit += tl.where(grad_dice == 0.0, 0.0, of_dice)
     tl.store(grad_logits_ptr + start + p, grad_logit, mask=inside)
 
 

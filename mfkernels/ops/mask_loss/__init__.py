@@ -14,6 +14,8 @@ from mfkernels.checks import (
     check_predictions,
     check_targets,
     native_problem,
+    usable_by_autograd,
+    without_autocast,
 )
 from mfkernels.ops.mask_loss import reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -34,7 +36,7 @@ def mask_loss(
     For every matched segment the logits are upsampled bilinearly (`align_corners=False`) to the
     size of the targets; the focal loss is a mean over pixels, the dice loss is smoothed by +1 above
     and below. Both are summed over the segments and divided by `num_masks`. Computed in float32
-    (float64 if an input is), under autocast too. Differentiable once.
+    (float64 if an input is), under autocast too. Differentiable.
 
     Args:
         mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or
@@ -79,7 +81,9 @@ def mask_loss_unchecked(
 ) -> tuple[Tensor, Tensor]:
     """`mask_loss` of checked arguments: `[L]` and `[L]` from the assignment `[L, B, T]`."""
     embed, features = predictions.embed, predictions.features
-    with torch.autocast(embed.device.type, enabled=False):
+    if isinstance(num_masks, Tensor):
+        num_masks = usable_by_autograd(num_masks)
+    with without_autocast(embed.device):
         problem = native_problem(embed, features)
         if backend.select("mask_loss", embed.device, problem) != "native":
             return reference.mask_loss(

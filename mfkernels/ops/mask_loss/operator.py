@@ -17,7 +17,9 @@ from mfkernels.ops.common.arguments import (
     check_prediction_arguments,
     check_segments,
 )
-from mfkernels.ops.common.registration import differentiable_once, or_zeros, register, save
+from mfkernels.ops.common.registration import differentiable_again, or_zeros, register, save
+from mfkernels.ops.mask_loss import reference
+from mfkernels.targets import SegmentTargets
 
 TRITON = "mfkernels.ops.mask_loss.triton_launch"
 
@@ -99,7 +101,24 @@ def fake_backward(
     )
 
 
-@differentiable_once("mask_loss")
+def plain(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, _keep_maps = arguments
+    given = Inputs(*inputs)
+    # The reference loops over segments on the host. No loss depends on their classes.
+    counts = tuple(given.counts.tolist())
+    labels = given.counts.new_zeros(sum(counts))
+    targets = SegmentTargets(labels, counts, given.label_map, given.masks)
+    return reference.losses_of_segments(
+        given.mask_embed,
+        given.pixel_features,
+        targets,
+        given.assignment,
+        given.alpha,
+        given.gamma,
+    )
+
+
+@differentiable_again(plain)
 def backward(
     ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, *_grads_of_saved: None
 ) -> tuple[Tensor | None, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.checks import usable_by_autograd
 from mfkernels.ops.common.logits import at_least_float32, logits_of_image
-from mfkernels.ops.common.registration import differentiable_once
+from mfkernels.ops.common.recomputation import recomputed
 from mfkernels.ops.focal_dice.reference import focal_dice_loss
 from mfkernels.targets import SegmentTargets
 
@@ -26,42 +25,57 @@ def upsampled_losses(
     return focal_dice_loss(upsampled.flatten(1), masks.flatten(1).to(logits.dtype), alpha, gamma)
 
 
-class _UpsampledLosses(torch.autograd.Function):
-    """`upsampled_losses`, a chunk of masks at a time; saves nothing of full size for backward.
+def losses_in_chunks(
+    logits: Tensor, masks: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """`upsampled_losses`, a chunk of masks at a time; keeps nothing of full size for backward."""
+    chunk = max(1, PIXELS_AT_ONCE // masks[0].numel())
+    chunks = zip(logits.split(chunk), masks.split(chunk), strict=True)
+    losses = [recomputed(upsampled_losses, x, y, alpha, gamma) for x, y in chunks]
+    focal, dice = (torch.cat(parts) for parts in zip(*losses, strict=True))
+    return focal, dice
 
-    The loss of a mask depends on its own logits only, so the gradient of each sum holds that of
-    each loss.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, masks: Tensor, alpha: float, gamma: float
-    ) -> tuple[Tensor, Tensor]:
-        chunk = max(1, PIXELS_AT_ONCE // masks[0].numel())
-        losses: list[tuple[Tensor, Tensor]] = []
-        gradients: list[tuple[Tensor, Tensor]] = []
-        for chunk_logits, chunk_masks in zip(logits.split(chunk), masks.split(chunk), strict=True):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf = chunk_logits.detach().requires_grad_(ctx.needs_input_grad[0])
-                focal, dice = upsampled_losses(leaf, chunk_masks, alpha, gamma)
-                if ctx.needs_input_grad[0]:
-                    (of_focal,) = torch.autograd.grad(focal.sum(), leaf, retain_graph=True)
-                    (of_dice,) = torch.autograd.grad(dice.sum(), leaf)
-                    gradients.append((of_focal, of_dice))
-            losses.append((focal.detach(), dice.detach()))
-        if gradients:
-            ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
-        focal, dice = (torch.cat(parts) for parts in zip(*losses, strict=True))
-        return focal, dice
-
-    @staticmethod
-    @differentiable_once("mask_loss")
-    def backward(
-        ctx: Any, grad_focal: Tensor, grad_dice: Tensor
-    ) -> tuple[Tensor, None, None, None]:
-        of_focal, of_dice = ctx.saved_tensors
-        gradient = grad_focal[:, None, None] * of_focal + grad_dice[:, None, None] * of_dice
-        return gradient, None, None, None
+def losses_of_segments(
+    mask_embed: Tensor,
+    pixel_features: Tensor | None,
+    targets: SegmentTargets,
+    assignment: Tensor,
+    alpha: float,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss `[L, B, T]` of the segments; 0 where none is matched."""
+    # Sums of nothing: without any segment the losses are 0 and the gradients 0 instead of None.
+    zero = at_least_float32(mask_embed[..., :0]).sum()
+    if pixel_features is not None:
+        zero = zero + at_least_float32(pixel_features[..., :0]).sum()
+    layers, images = mask_embed.shape[:2]
+    nothing = zero.expand(layers, targets.max_count)
+    layer_index = torch.arange(layers, device=mask_embed.device)[:, None]
+    features = [None] * images if pixel_features is None else pixel_features.unbind()
+    of_images: list[tuple[Tensor, Tensor]] = []
+    for image, rows in enumerate(mask_embed.unbind(1)):
+        count = targets.counts[image]
+        if count == 0 or layers == 0:
+            of_images.append((nothing, nothing))
+            continue
+        masks = usable_by_autograd(targets.dense_masks(image))
+        query = assignment[:, image, :count]
+        matched = query >= 0
+        chosen = rows[layer_index, query.clamp(min=0)]
+        # An unmatched segment borrows query 0; zeros keep that query's values out of the gradient.
+        chosen = chosen.where(matched.reshape(matched.shape + (1,) * (chosen.ndim - 2)), 0)
+        logits = logits_of_image(chosen, features[image])
+        # An infinity becomes NaN, whatever weights interpolation gives it.
+        logits = logits + 0 * logits
+        losses = [losses_in_chunks(x, masks, alpha, gamma) for x in logits]
+        focal, dice = (torch.stack(parts).where(matched, 0) for parts in zip(*losses, strict=True))
+        absent = (0, targets.max_count - count)
+        of_images.append((F.pad(focal, absent), F.pad(dice, absent)))
+    if not of_images:
+        return nothing[:, None][:, :0], nothing[:, None][:, :0]
+    focal, dice = (torch.stack(parts, 1) for parts in zip(*of_images, strict=True))
+    return focal + zero, dice + zero
 
 
 def mask_loss(
@@ -74,28 +88,5 @@ def mask_loss(
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
     """`loss_mask [L]` and `loss_dice [L]`: sums over matched segments, divided by `num_masks`."""
-    # Sums of nothing: without any segment the losses are 0 and the gradients 0 instead of None.
-    zero = at_least_float32(mask_embed[..., :0]).flatten(1).sum(1)
-    if pixel_features is not None:
-        zero = zero + at_least_float32(pixel_features[..., :0]).sum()
-    layers, images = mask_embed.shape[:2]
-    layer_index = torch.arange(layers, device=mask_embed.device)[:, None]
-    features = [None] * images if pixel_features is None else pixel_features.unbind()
-    totals: list[tuple[Tensor, Tensor]] = [(zero, zero)]
-    for image, rows in enumerate(mask_embed.unbind(1)):
-        if targets.counts[image] == 0 or layers == 0:
-            continue
-        masks = targets.dense_masks(image)
-        query = assignment[:, image, : targets.counts[image]]
-        matched = query >= 0
-        chosen = rows[layer_index, query.clamp(min=0)]
-        # An unmatched segment borrows query 0; zeros keep that query's values out of the gradient.
-        chosen = chosen.where(matched.reshape(matched.shape + (1,) * (chosen.ndim - 2)), 0)
-        logits = logits_of_image(chosen, features[image])
-        losses = [_UpsampledLosses.apply(x, masks, alpha, gamma) for x in logits]
-        focal, dice = (torch.stack(parts) for parts in zip(*losses, strict=True))
-        totals.append((focal.where(matched, 0).sum(1), dice.where(matched, 0).sum(1)))
-    loss_mask, loss_dice = (
-        torch.stack(parts).sum(0) / num_masks for parts in zip(*totals, strict=True)
-    )
-    return loss_mask, loss_dice
+    focal, dice = losses_of_segments(mask_embed, pixel_features, targets, assignment, alpha, gamma)
+    return focal.sum((1, 2)) / num_masks, dice.sum((1, 2)) / num_masks

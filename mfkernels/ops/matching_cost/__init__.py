@@ -15,6 +15,7 @@ from mfkernels.checks import (
     check_predictions,
     check_targets,
     native_problem,
+    without_autocast,
 )
 from mfkernels.ops.matching_cost import reference
 from mfkernels.targets import SegmentTargets
@@ -86,8 +87,10 @@ def matching_cost_unchecked(
 
     `options`: `class_weight`, `mask_weight`, `dice_weight`, `alpha` and `gamma`.
     """
-    embed, features = predictions.embed, predictions.features
-    with torch.autocast(embed.device.type, enabled=False):
+    # Detached: forward-mode derivatives go through `no_grad`.
+    class_logits, embed = class_logits.detach(), predictions.embed.detach()
+    features = None if predictions.features is None else predictions.features.detach()
+    with without_autocast(embed.device):
         problem = native_problem(class_logits, embed, features)
         if backend.select("matching_cost", embed.device, problem) != "native":
             return reference.matching_cost(class_logits, embed, features, targets, *options)

@@ -1,9 +1,9 @@
-"""The matching cost in two launches; mask logits live in registers only.
+"""The matching cost in two launches, of which this is the first; logits live in registers only.
 
-A program of the first kernel takes some rows (a row is a query of a layer) of one image and one of
+A program takes some rows (a row is a query of a layer) of one image and one of
 the splits of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
-tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel adds them
-in a fixed order and forms the cost.
+tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel, of
+`triton_cost`, adds them in a fixed order and forms the cost.
 
 What passes between a product and the next one stays in the registers where it is: the maps are
 factors in TF32, in two parts each, and their columns are only named anew (`turned`).
@@ -35,7 +35,7 @@ from mfkernels.triton.math import (
 
 
 class PartialSums(NamedTuple):
-    """What the first kernel leaves for the second one."""
+    """What this kernel leaves for the second one."""
 
     sums_ptr: Tensor
     """`[splits, B, rows, 2 T + 2]`: f₊−f₋ in each segment, f₋ everywhere, then s likewise."""
@@ -94,8 +94,18 @@ class Focal(NamedTuple):
         )
 
 
+class Masks(NamedTuple):
+    """Predicted masks, the segments and what the focal loss of one and the other needs."""
+
+    factors: Factors
+    segments_ptr: Tensor
+    sizes: Sizes
+    ratio: Ratio
+    focal: Focal
+
+
 class Variant(NamedTuple):
-    """What the first kernel is compiled for."""
+    """What the first kernel is compiled for, and the second one's reading of masks."""
 
     factored: bool
     all_channels: bool
@@ -118,32 +128,6 @@ class Block(NamedTuple):
     images: int
     pixels_of_split: int
     stages: int
-
-
-class CostSizes(NamedTuple):
-    splits: int
-    rows: int
-    queries: int
-    classes: int
-    max_count: int
-    pixels: int
-
-
-class CostWeights(NamedTuple):
-    """By which the terms of the cost are multiplied."""
-
-    class_weight: float
-    mask_weight: float
-    dice_weight: float
-
-
-class CostBlock(NamedTuple):
-    """How many of each a program of the second kernel takes at a time."""
-
-    rows: int
-    segments: int
-    classes: int
-    images: int
 
 
 @triton.jit
@@ -248,7 +232,7 @@ def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
 
 @triton.jit
 def focal_maps(y, focal, SQUARE: tl.constexpr):
-    """sigmoid(x), weighted f₊ − f₋ and weighted f₋ of y = −x log₂e, in logarithms to base 2."""
+    """sigmoid(x), weighted f₊ and weighted f₋ of y = −x log₂e, in logarithms to base 2."""
     e = exp2(tl.minimum(y, 62.0, propagate_nan=tl.PropagateNan.ALL))
     sigmoid = reciprocal_of_pairs(1.0 + e)
     # What −log₂ of sigmoid(x) and of sigmoid(−x) are.
@@ -261,8 +245,7 @@ def focal_maps(y, focal, SQUARE: tl.constexpr):
     else:
         positive = focal.positive * focal.positive * exp2(-focal.gamma * of_minus)
         negative = exp2(-focal.gamma * of_plus)
-    negative = focal.negative * negative * of_minus
-    return sigmoid, positive * of_plus - negative, negative
+    return sigmoid, positive * of_plus, focal.negative * negative * of_minus
 
 
 @triton.jit
@@ -312,13 +295,9 @@ def store_sums(partial, gain, sigmoid, all_negative, area, split_index, row, t, 
 
 @triton.jit
 def sums_kernel(
-    factors,
-    segments_ptr,
+    masks,
     counts_ptr,
     partial,
-    sizes,
-    ratio,
-    focal,
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -326,6 +305,7 @@ def sums_kernel(
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_T: tl.constexpr = BLOCK.segments
+    factors, sizes, ratio, focal = masks.factors, masks.sizes, masks.ratio, masks.focal
     COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
     NONE: tl.constexpr = -1 if VARIANT.label_map else 0
     pixels = sizes.height * sizes.width
@@ -335,7 +315,7 @@ def sums_kernel(
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     t = tl.program_id(1) % target_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
     target_size = sizes.target_height.to(tl.int64) * sizes.target_width
-    segments_ptr += (image if VARIANT.label_map else first) * target_size
+    segments_ptr = masks.segments_ptr + (image if VARIANT.label_map else first) * target_size
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row = row < sizes.rows
     embed, features = factors.embed, factors.features
@@ -378,7 +358,8 @@ def sums_kernel(
             block_scale = tl.load(scales_ptr + after // BLOCK_P, after < end, 0.0)
             scale = tl.minimum(row_scale * block_scale, 2.0e38)
 
-        sigmoid, gain, negative = focal_maps(y, focal, VARIANT.square)
+        sigmoid, positive, negative = focal_maps(y, focal, VARIANT.square)
+        gain = positive - negative
         if not VARIANT.whole_tiles:
             negative = tl.where((index < pixels - start)[None, :], negative, 0.0)
         all_negative += sums_of_threads(negative)
@@ -395,89 +376,4 @@ def sums_kernel(
         y = logits * (scale * -1.4426950408889634)[:, None]
     store_sums(
         partial, gain_sums, sigmoid_sums, all_negative, area, split_index, row, t, sizes, focal
-    )
-
-
-@triton.jit
-def cost_kernel(
-    class_logits_ptr,
-    labels_ptr,
-    counts_ptr,
-    partial,
-    cost_ptr,
-    sizes,
-    weights,
-    BLOCK: tl.constexpr,
-):
-    """`cost [L, B, Q, T]` from the partial sums and `class_logits [L, B, Q, classes]`."""
-    BLOCK_R: tl.constexpr = BLOCK.rows
-    BLOCK_T: tl.constexpr = BLOCK.segments
-    BLOCK_K: tl.constexpr = BLOCK.classes
-    rows, queries, classes, max_count = sizes.rows, sizes.queries, sizes.classes, sizes.max_count
-    image = tl.program_id(2)
-    images = tl.num_programs(2)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    is_row, is_segment = row < rows, t < count
-    inside = is_row[:, None] & is_segment[None, :]
-
-    gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
-    for split_index in range(sizes.splits):
-        row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split_index) * rows + row
-        sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
-        gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
-        sigmoid += tl.load(sums_ptr[:, None] + max_count + 1 + t[None, :], mask=inside, other=0.0)
-        all_negative += tl.load(sums_ptr + max_count, mask=is_row, other=0.0)
-        all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
-        image_index = image + tl.full([BLOCK_T], images, tl.int64) * split_index
-        area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)
-
-    # Rows beyond the last one repeat it, and are not stored.
-    row = tl.minimum(row, rows - 1)
-    layer, query = row // queries, row % queries
-    row_index = (layer.to(tl.int64) * images + image) * queries + query
-    # One maximum and one sum for each column of the tile, joined after the loops.
-    largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            class_logits_ptr + row_index[:, None] * classes + k[None, :],
-            mask=(k < classes)[None, :],
-            other=float("-inf"),
-        )
-        largest = tl.maximum(largest, x.to(tl.float32))
-    largest = tl.max(largest, 1)
-    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            class_logits_ptr + row_index[:, None] * classes + k[None, :],
-            mask=(k < classes)[None, :],
-            other=float("-inf"),
-        )
-        total += tl.exp(x.to(tl.float32) - largest[:, None])
-    total = tl.sum(total, 1)
-    label = tl.load(labels_ptr + first + t, mask=is_segment, other=0)
-    possible = (label >= 0) & (label < classes - 1)
-    x = tl.load(
-        class_logits_ptr + row_index[:, None] * classes + label[None, :],
-        mask=inside & possible[None, :],
-        other=0.0,
-    )
-    probability = tl.exp(x.to(tl.float32) - largest[:, None]) / total[:, None]
-    probability = tl.where(possible[None, :], probability, float("nan"))
-
-    focal = (gain + all_negative[:, None]) / sizes.pixels
-    dice = 1.0 - (2.0 * sigmoid + 1.0) / (all_sigmoid[:, None] + area[None, :] + 1.0)
-    cost = weights.mask_weight * focal - weights.class_weight * probability
-    cost += weights.dice_weight * dice
-    tl.store(
-        cost_ptr + row_index[:, None] * max_count + t[None, :],
-        tl.where(is_segment[None, :], cost, 0.0),
-        mask=is_row[:, None] & (t < max_count)[None, :],
     )

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.matching_cost.operator import Inputs
-from mfkernels.ops.matching_cost.triton_kernels import (
-    Block,
+from mfkernels.ops.matching_cost.triton_cost import (
     CostBlock,
     CostSizes,
     CostWeights,
+    cost_kernel,
+)
+from mfkernels.ops.matching_cost.triton_kernels import (
+    Block,
     Factors,
     Focal,
+    Masks,
     PartialSums,
     Ratio,
     Sizes,
     Variant,
-    cost_kernel,
     sums_kernel,
 )
 from mfkernels.ops.matching_cost.triton_parts import PartsBlock, PartsSizes, parts_kernel
@@ -68,13 +71,15 @@ def matching_cost(*arguments: Any) -> Tensor:
         sums_ptr=cost.new_empty((splits, images, layers * queries, 2 * max_count + 2)),
         areas_ptr=cost.new_empty((splits, images, max_count)),
     )
-    _launch_sums(given, partial)
-    _launch_cost(given, partial, pixels, cost)
+    prepared = _prepare(given)
+    _launch_sums(given, prepared, partial)
+    _launch_cost(given, prepared, partial, cost)
     return cost
 
 
-def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor) -> None:
+def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost: Tensor) -> None:
     """Fill `cost [L, B, Q, T]`."""
+    of_masks = prepared.masks.sizes
     layers, images, queries, classes = given.class_logits.shape
     sizes = CostSizes(
         splits=len(partial.areas_ptr),
@@ -82,7 +87,7 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
         queries=queries,
         classes=classes,
         max_count=given.max_count,
-        pixels=pixels,
+        pixels=of_masks.height * of_masks.width,
     )
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
@@ -90,9 +95,12 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
         classes=min(power_of_2(classes), 128),
         images=min(power_of_2(images), 64),
     )
+    masks_block = prepared.plan.block._replace(rows=block.rows, segments=block.segments)
+    masks_block = masks_block._replace(channels=min(masks_block.channels, 32))
     launcher.launch(
         cost_kernel,
         (cdiv(sizes.rows, block.rows), cdiv(sizes.max_count, block.segments), images),
+        masks=prepared.masks,
         class_logits_ptr=given.class_logits.contiguous(),
         labels_ptr=given.labels,
         counts_ptr=given.counts,
@@ -102,13 +110,23 @@ def _launch_cost(given: Inputs, partial: PartialSums, pixels: int, cost: Tensor)
         weights=CostWeights(
             float(given.class_weight), float(given.mask_weight), float(given.dice_weight)
         ),
+        VARIANT=prepared.variant._replace(all_channels=of_masks.channels <= masks_block.channels),
+        MASKS_BLOCK=masks_block,
         BLOCK=block,
         num_warps=4,
+        num_stages=1,
     )
 
 
-def _launch_sums(given: Inputs, partial: PartialSums) -> None:
-    """Fill `partial`."""
+class _Prepared(NamedTuple):
+    """What both kernels take."""
+
+    masks: Masks
+    variant: Variant
+    plan: Plan
+
+
+def _prepare(given: Inputs) -> _Prepared:
     factored = given.pixel_features is not None
     features = given.mask_embed if given.pixel_features is None else given.pixel_features
     features = with_flat_pixels(features)
@@ -137,32 +155,42 @@ def _launch_sums(given: Inputs, partial: PartialSums) -> None:
     )
     if parts > 0:
         factors = _split(factors, sizes, images, parts, block.pixels)
+    masks = Masks(
+        factors=factors,
+        segments_ptr=segments,
+        sizes=sizes,
+        ratio=Ratio(target_height / height, target_width / width),
+        focal=Focal.of(given.alpha, given.gamma),
+    )
+    variant = Variant(
+        factored=factored,
+        all_channels=sizes.channels <= block.channels,
+        whole_tiles=height * width % block.pixels == 0,
+        label_map=given.label_map is not None,
+        square=given.gamma == 2,
+        parts=parts,
+    )
+    return _Prepared(masks, variant, plan)
+
+
+def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> None:
+    """Fill `partial`."""
+    sizes, block = prepared.masks.sizes, prepared.plan.block
     launcher.launch(
         sums_kernel,
         (
             cdiv(sizes.rows, block.rows),
             len(partial.areas_ptr) * cdiv(sizes.max_count + 1, block.segments),
-            images,
+            len(given.counts),
         ),
-        factors=factors,
-        segments_ptr=segments,
+        masks=prepared.masks,
         counts_ptr=given.counts,
         partial=partial,
-        sizes=sizes,
-        ratio=Ratio(target_height / height, target_width / width),
-        focal=Focal.of(given.alpha, given.gamma),
-        VARIANT=Variant(
-            factored=factored,
-            all_channels=sizes.channels <= block.channels,
-            whole_tiles=height * width % block.pixels == 0,
-            label_map=given.label_map is not None,
-            square=given.gamma == 2,
-            parts=parts,
-        ),
+        VARIANT=prepared.variant,
         BLOCK=block,
         num_warps=block.rows // 16,
         num_stages=block.stages,
-        maxnreg=plan.registers,
+        maxnreg=prepared.plan.registers,
     )
 
 

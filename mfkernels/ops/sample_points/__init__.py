@@ -7,7 +7,13 @@ from torch import Tensor
 
 import mfkernels.ops.sample_points.operator  # noqa: F401
 from mfkernels import backend
-from mfkernels.checks import check_device, check_floating, check_memory
+from mfkernels.checks import (
+    check_device,
+    check_floating,
+    check_memory,
+    usable_by_autograd,
+    without_autocast,
+)
 from mfkernels.ops.sample_points import reference
 
 
@@ -22,7 +28,7 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
             edge to edge of the image. They have no gradient.
 
     Returns:
-        `[M, P]`, float32 (float64 for float64 points). Differentiable once in `images`.
+        `[M, P]`, float32 (float64 for float64 points). Differentiable in `images`.
 
     Raises:
         TypeError, ValueError: a dtype, shape or device does not fit.
@@ -38,8 +44,9 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
             f"points must be [{len(images)}, P, 2] or [1, P, 2], got {list(points.shape)}"
         )
     check_device("points", points, images.device)
-    with torch.autocast(images.device.type, enabled=False):
-        points = points.detach().to(torch.promote_types(points.dtype, torch.float32))
+    with without_autocast(images.device):
+        points = usable_by_autograd(points.detach())
+        points = points.to(torch.promote_types(points.dtype, torch.float32))
         if backend.select("sample_points", images.device) != "native":
             return reference.sample_points(images, points)
         values: Tensor = torch.ops.mfkernels.sample_points(images, points)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.common.arguments import check_argument, check_images
-from mfkernels.ops.common.registration import differentiable_once, register, save
+from mfkernels.ops.common.registration import differentiable_again, register, save
+from mfkernels.ops.sample_points.reference import gathered_points
 
 
 def check(images: Tensor, points: Tensor) -> None:
@@ -37,7 +38,7 @@ def fake_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> Tensor
     return images.new_empty(images.shape)
 
 
-@differentiable_once("sample_points")
+@differentiable_again(gathered_points)
 def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
     return torch.ops.mfkernels.sample_points_backward(grad_values, *ctx.saved_tensors), None
 

@@ -6,22 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.backend import is_transformed
+
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:
     """`[M, P]`: each of `[M, h, w]` read bilinearly at its points `[M, P, 2]`, or `[1, P, 2]`.
 
     Points are x and y, 0 to 1 from edge to edge; beyond the edge is zero.
     """
-    if not images.dtype.is_floating_point:
-        return _gather(images, points)
+    if not images.dtype.is_floating_point or is_transformed():
+        return gathered_points(images, points)
     # One image at a time stays in the cache, unlike the same points of all images as channels.
     grid = (2 * points - 1)[:, None].expand(len(images), -1, -1, -1)
     maps = images[:, None].to(points.dtype)
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)[:, 0, 0]
 
 
-def _gather(images: Tensor, points: Tensor) -> Tensor:
-    """The same without a floating-point copy of the images, which for masks would be large."""
+def gathered_points(images: Tensor, points: Tensor) -> Tensor:
+    """The same without a floating-point copy of the images, which for masks would be large.
+
+    And in operators that have second and forward derivatives, unlike `grid_sample`.
+    """
     count, height, width = images.shape
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
@@ -31,5 +36,5 @@ def _gather(images: Tensor, points: Tensor) -> Tensor:
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             index = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
             weight = torch.where(inside, across * down, 0)
-            values += weight * images.flatten(1).gather(1, index)
+            values = values + weight * images.flatten(1).gather(1, index)
     return values

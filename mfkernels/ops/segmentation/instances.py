@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfkernels.checks import result_dtype
+from mfkernels.checks import result_dtype, without_autocast
 from mfkernels.ops.common.logits import logits_of_image
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
@@ -79,7 +79,7 @@ def instance_segmentation(
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     results = []
-    with torch.autocast(mask_embed.device.type, enabled=False):
+    with without_autocast(mask_embed.device):
         probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
         for image, of_pairs in enumerate(probability):
             scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))

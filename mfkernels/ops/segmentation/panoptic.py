@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.checks import native_problem, result_dtype
+from mfkernels.checks import native_problem, result_dtype, without_autocast
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
     CheckedView,
@@ -80,13 +80,13 @@ def panoptic_segmentation(
         raise ValueError(f"paint must be one of {', '.join(map(repr, PAINTS))}, got {paint!r}")
     options = (object_mask_threshold, overlap_threshold, paint == "mask2former")
     device = mask_embed.device
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         images = range(len(view.sizes.results))
         problem = native_problem(*view.tensors)
         if backend.select("panoptic_owners", device, problem) != "native":
             return [_reference_map(view, image, things, *options) for image in images]
-        is_thing = torch.tensor([label in things for label in range(class_logits.shape[-1])])
-        is_thing = is_thing.to(device)
+        of_labels = [label in things for label in range(class_logits.shape[-1])]
+        is_thing = torch.tensor(of_labels, device="cpu").to(device)
         return [_native_map(view, image, is_thing, *options) for image in images]
 
 

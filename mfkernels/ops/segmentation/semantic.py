@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfkernels import backend
-from mfkernels.checks import native_problem, result_dtype
+from mfkernels.checks import native_problem, result_dtype, without_autocast
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
     CheckedView,
@@ -155,7 +155,7 @@ def _semantic(
     sizes = checked[0].sizes
     labels: list[Tensor] = []
     scores: list[Tensor] = []
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         native = backend.select("semantic_segmentation", device, native_problem(*tensors))
         dtype = result_dtype(*tensors)
         # Scores are linear in the probabilities: dividing these gives their mean.

@@ -184,12 +184,18 @@ def test_unmatched_segments_touch_no_query() -> None:
     assert used == [[0, 0, 1], [0, 1, 2], [0, 1, 3], [1, 1, 4]]
 
 
-def test_only_one_derivative() -> None:
-    case = Case()
-    _, embed, features = case.predictions(grad=True)
-    loss = mask_loss(embed, features, case.targets(), random_assignment(case))[0].sum()
-    with pytest.raises(RuntimeError, match="differentiated only once"):
-        torch.autograd.grad(loss, embed, create_graph=True)
+def test_a_gradient_has_a_gradient() -> None:
+    case = Case(size=(9, 7))
+    _, embed, features = case.predictions(torch.float64, grad=True)
+    targets, assignment = case.targets(), random_assignment(case)
+    losses = mask_loss(embed, features, targets, assignment)
+    total = losses[0].sum() + 2 * losses[1].sum()
+    plain = torch.autograd.grad(total, (embed, features), retain_graph=True)
+    again = torch.autograd.grad(total, (embed, features), create_graph=True)
+    torch.testing.assert_close(again, plain)
+    assert torch.autograd.gradgradcheck(
+        lambda *factors: mask_loss(*factors, targets, assignment), (embed, features), fast_mode=True
+    )
 
 
 def test_errors() -> None:

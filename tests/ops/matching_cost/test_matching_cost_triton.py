@@ -134,3 +134,44 @@ def test_tf32_has_at_least_its_eleven_bits(monkeypatch: pytest.MonkeyPatch) -> N
     _, same, _ = both(CASE, lambda e, f: (rounded(e), rounded(f)), *OPTIONS)
     error, tf32 = (ours - truth).abs().max(), (same - truth).abs().max()
     assert 1e-5 < error <= 1.5 * tf32
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [
+        *((form, size) for form in ("factors", "bfloat16") for size in (3e2, 65504.0)),
+        *(("dense", size) for size in (3e2, 65504.0, 1e8, 1e30)),
+    ],
+)
+def test_a_right_pixel_with_a_large_logit_swallows_nothing(
+    form: str, overlap: bool, size: float
+) -> None:
+    """Each cost, not only the largest, is as exact as that of plain PyTorch.
+
+    Of factors, 22 bits below the largest of an embedding count, so that they stay below 2²².
+    """
+    case = Case(layers=1, counts=(3, 2), queries=5, low=(6, 5), size=(6, 5), overlap=overlap)
+    targets = case.targets()
+
+    def change(embed: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        embed[..., 0] = (torch.arange(case.queries) % 2) * size
+        for image in range(2):
+            features[image, 0] = targets.dense_masks(image)[0]
+        return embed, features
+
+    if form == "bfloat16":
+        results = both(case, lambda *x: tuple(y.bfloat16() for y in change(*x)), *OPTIONS)
+    elif form == "factors":
+        results = both(case, change, *OPTIONS)
+    else:
+        class_logits, embed, features = case.predictions()
+        logits = torch.einsum("lbqc,bchw->lbqhw", *change(embed, features))
+        stored = (targets.label_map, targets.masks, targets.labels, targets.counts_tensor(), 3)
+        ours = matching_cost(class_logits, logits, None, *stored, *OPTIONS)
+        plain = oracle(class_logits, logits, None, targets, *OPTIONS)
+        truth = oracle(class_logits.double(), logits.double(), None, targets, *OPTIONS)
+        results = ours, plain, truth
+    ours, plain, truth = results
+    slack = 1e-6 + 2**-18 * truth.abs()
+    assert ((ours - truth).abs() <= 2 * (plain - truth).abs() + slack).all()

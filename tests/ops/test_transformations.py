@@ -1,0 +1,173 @@
+"""Second and forward derivatives, `torch.func` and `torch.compile`, of every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from helpers.strategies import Case
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+import mfkernels as mfk
+from mfkernels import MaskFormerCriterion, SegmentTargets, backend, use_backend
+from mfkernels.ops.class_loss.operator import gradient_again
+
+CASE = Case(counts=(2, 0, 1), queries=3, channels=2, low=(3, 4), size=(6, 5))
+CLASS_LOGITS, EMBED, FEATURES = CASE.predictions(torch.float64)
+TARGETS = CASE.targets()
+ASSIGNMENT = torch.tensor([[[0, 2], [-1, -1], [1, -1]], [[1, -1], [-1, -1], [2, -1]]])
+POINTS = torch.rand(2, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+MASKS = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(4)) < 0.5
+IMAGES = FEATURES[0]
+Function = Callable[[Tensor], Tensor]
+
+
+def criterion_of(embed: Tensor) -> Tensor:
+    criterion = MaskFormerCriterion(CASE.classes)
+    outputs = {"class_logits": CLASS_LOGITS, "mask_embed": embed, "pixel_features": FEATURES}
+    return criterion.total(criterion(outputs, TARGETS))
+
+
+FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
+    "sigmoid_focal_loss": (
+        lambda x: mfk.sigmoid_focal_loss(x, POINTS).mul(POINTS).sum(),
+        3 * POINTS.flip(1) - 1,
+    ),
+    "mean": (lambda x: mfk.sigmoid_focal_loss(x, POINTS, reduction="mean"), 3 * POINTS - 1),
+    "focal_dice_loss": (lambda x: sum(mfk.focal_dice_loss(x, POINTS), x.new_zeros(())), 2 * POINTS),
+    "point_loss": (lambda x: sum(mfk.point_loss(x, MASKS, POINTS), x.new_zeros(())), IMAGES),
+    "sample_points": (lambda x: mfk.sample_points(x, POINTS).square().sum(), IMAGES),
+    "mask_logits": (lambda x: mfk.mask_logits(x, FEATURES).square().sum(), EMBED),
+    "mask_loss": (
+        lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),
+        EMBED,
+    ),
+    "criterion": (criterion_of, EMBED),
+}
+
+
+@pytest.fixture(params=["reference", "auto"])
+def asked_for(request: pytest.FixtureRequest) -> Iterator[str]:
+    with use_backend(request.param):
+        yield request.param
+
+
+def gradient_of(function: Function, at: Tensor) -> Tensor:
+    x = at.clone().requires_grad_()
+    return torch.autograd.grad(function(x), x)[0]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.usefixtures("asked_for")
+def test_forward_and_functional_derivatives(name: str) -> None:
+    function, at = FUNCTIONS[name]
+    truth, along = gradient_of(function, at), torch.randn_like(at)
+    torch.testing.assert_close(grad(function)(at), truth)
+    torch.testing.assert_close(jvp(function, (at,), (along,))[1], (truth * along).sum())
+    several = torch.stack((at, 2 * at))
+    torch.testing.assert_close(vmap(function)(several), torch.stack([*map(function, several)]))
+    dual = torch.autograd.forward_ad
+    with dual.dual_level():
+        tangent = dual.unpack_dual(function(dual.make_dual(at, along))).tangent
+    torch.testing.assert_close(tangent, (truth * along).sum())
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_costs_have_no_forward_derivative_and_vmap() -> None:
+    def cost(embed: Tensor) -> Tensor:
+        return mfk.matching_cost(CLASS_LOGITS, embed, FEATURES, TARGETS)
+
+    assert not jvp(cost, (EMBED,), (torch.ones_like(EMBED),))[1].any()
+    several = torch.stack((EMBED, -EMBED))
+    costs = vmap(cost)(several)
+    torch.testing.assert_close(costs, torch.stack([cost(EMBED), cost(-EMBED)]))
+    solved = vmap(mfk.batch_linear_assignment)(costs)
+    assert torch.equal(solved, mfk.batch_linear_assignment(costs))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_native_is_refused_by_name_inside_of_transformations(name: str) -> None:
+    function, at = FUNCTIONS[name]
+    with use_backend("native"), pytest.raises(backend.BackendError, match=r"torch\.func"):
+        jvp(function, (at,), (at,))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.usefixtures("asked_for")
+def test_second_derivatives(name: str) -> None:
+    """Whoever serves the first ones; on a GPU they have a kernel of their own, too."""
+    function, at = FUNCTIONS[name]
+    if name in ("point_loss", "sample_points") and backend.requested() == "reference":
+        pytest.skip("grid_sample has no second derivative in PyTorch")
+    x = at.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
+
+
+def test_second_derivative_of_the_class_loss_of_gpus() -> None:
+    target = torch.tensor([[[1, 4, 4], [4, 0, 4], [4, 4, 4]]] * 2)
+    weights = torch.tensor([1, 1, 1, 1, 0.1], dtype=torch.float64)
+
+    def plain(logits: Tensor) -> Tensor:
+        entropy = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 2), target.flatten(), weights, reduction="none"
+        )
+        return entropy.view(2, -1).sum(1)
+
+    x, slope = CLASS_LOGITS.clone().requires_grad_(), torch.tensor([1.0, 2.0]).double()
+    (truth,) = torch.autograd.grad(plain(x), x, slope, create_graph=True)
+    ours = gradient_again(slope, x, target.int(), 0.1)
+    torch.testing.assert_close(ours, truth)
+    seconds = [
+        torch.autograd.grad(g.square().sum(), x, retain_graph=True)[0] for g in (ours, truth)
+    ]
+    torch.testing.assert_close(*seconds)
+
+
+@pytest.mark.parametrize("which", ["reference", "native"])
+def test_compiled_criterion_with_changing_targets(which: str) -> None:
+    criterion = MaskFormerCriterion(CASE.classes)
+    fixed = {"class_logits": CLASS_LOGITS[:1, :1], "pixel_features": FEATURES[:1]}
+
+    def step(embed: Tensor, targets: SegmentTargets) -> Tensor:
+        return criterion.total(criterion({**fixed, "mask_embed": embed}, targets))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager")
+    with use_backend("auto" if which == "native" else "reference"):
+        for count in (1, 2):
+            masks, labels = [torch.rand(count, 9, 7) < 0.5], [torch.arange(count)]
+            targets = SegmentTargets.from_masks(masks, labels)
+            results = []
+            for function in (step, compiled):
+                x = EMBED[:1, :1].clone().requires_grad_()
+                loss = function(x, targets)
+                results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+            torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("which", ["reference", "native"])
+def test_compiled_point_losses_with_changing_shapes(which: str) -> None:
+    def step(images: Tensor, masks: Tensor, points: Tensor) -> Tensor:
+        return torch.stack(mfk.point_loss(images, masks, points)).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    with use_backend(which):
+        for count in (1, 2, 4):
+            shapes = ((count, 3, 4), (count, 6, 5), (count, 7, 2))
+            images, masks, points = (torch.rand(shape) for shape in shapes)
+            results = []
+            for function in (step, compiled):
+                x = images.clone().requires_grad_()
+                loss = function(x, masks < 0.5, points)
+                results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+            torch.testing.assert_close(*results)
+
+
+def test_costs_are_not_counted_inside_of_transformations() -> None:
+    criterion = MaskFormerCriterion(CASE.classes)
+    outputs = {"class_logits": CLASS_LOGITS * torch.nan, "pixel_features": FEATURES}
+    grad(lambda e: criterion.total(criterion({**outputs, "mask_embed": e}, TARGETS)))(EMBED)
+    assert criterion.bad_costs == 0
