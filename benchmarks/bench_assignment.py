@@ -170,7 +170,7 @@ def totals(case: Case, found: Tensor | Pairs) -> list[Tensor]:
     """Total cost of each problem, fp64."""
     cost = case.cost.double().cpu()
     if isinstance(found, Tensor):
-        found = mfkernels.assignment_to_indices(found.cpu())
+        found = mfkernels.assignment_to_pairs(found.cpu())
     sums = [c[rows, columns].sum() for c, (rows, columns) in zip(cost, found, strict=True)]
     return [torch.stack(sums)]
 

@@ -5,6 +5,7 @@ from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.explanation import explain
 from mfkernels.ops.assignment import (
     assignment_to_indices,
+    assignment_to_pairs,
     batch_linear_assignment,
     batch_linear_assignment_with_status,
     linear_sum_assignment,
@@ -32,6 +33,7 @@ __all__ = [
     "SegmentTargets",
     "SegmentationView",
     "assignment_to_indices",
+    "assignment_to_pairs",
     "average_semantic_segmentation",
     "batch_linear_assignment",
     "batch_linear_assignment_with_status",

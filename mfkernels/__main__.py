@@ -1,4 +1,4 @@
-"""``python -m mfkernels``: what is built, what serves each operation, and why not the others."""
+"""``python -m mfkernels``: what serves each operation; ``check``: whether it is right here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import mfkernels
 from mfkernels.backend import BackendError
+from mfkernels.selfcheck import command
 
 
 def main() -> None:
@@ -17,8 +18,13 @@ def main() -> None:
         epilog="MFKERNELS_BACKEND=reference, native or auto chooses who serves them.",
     )
     parser.add_argument("--version", action="version", version=f"mfkernels {mfkernels.__version__}")
-    parser.parse_args()
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    about = "check every operation on this machine against plain PyTorch in float64"
+    command.add_arguments(commands.add_parser("check", help=about, description=about))
+    arguments = parser.parse_args()
     try:
+        if arguments.command == "check":
+            sys.exit(command.run(arguments))
         print(mfkernels.explain())
     except BackendError as error:
         sys.exit(f"error: {error}")

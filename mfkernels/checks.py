@@ -147,7 +147,11 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def check_focal(alpha: float, gamma: float) -> None:
+def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool = False) -> None:
+    """`learnable`: whether the caller gives tensors their gradients."""
+    for name, value in (("alpha", alpha), ("gamma", gamma)):
+        if isinstance(value, Tensor):
+            _check_one_number(name, value, learnable)
     if not gamma >= 0:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
     if not alpha <= 1:
@@ -155,3 +159,13 @@ def check_focal(alpha: float, gamma: float) -> None:
     for name, value in (("alpha", alpha), ("gamma", gamma)):
         if abs(value) == math.inf:
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_one_number(name: str, value: Tensor, learnable: bool) -> None:
+    if value.numel() != 1:
+        raise TypeError(
+            f"{name} must be one number, got a tensor of shape {list(value.shape)}; weights by "
+            "class or pixel can multiply a loss that is not reduced"
+        )
+    if value.requires_grad and not learnable:
+        raise TypeError(f"{name} must be a number here: it would get no gradient; use detach()")

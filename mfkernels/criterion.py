@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -66,7 +66,7 @@ class MaskFormerCriterion(nn.Module):
     Attributes:
         weights: the weight of each kind of loss.
         bad_costs: 0-dim int64 on the device: how many (layer, image) cost matrices held a NaN or an
-            infinity so far. They are matched all the same (see
+            infinity so far, in this process. They are matched all the same (see
             `mfkernels.batch_linear_assignment`).
     """
 
@@ -115,8 +115,14 @@ class MaskFormerCriterion(nn.Module):
         self.no_object_weight = no_object_weight
         self.alpha = alpha
         self.gamma = gamma
-        self.register_buffer("bad_costs", torch.zeros((), dtype=torch.int64), persistent=False)
+        # No buffer, which DistributedDataParallel would overwrite with that of the first process.
+        self.bad_costs = torch.zeros((), dtype=torch.int64, device="cpu")
         self._warned = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskFormerCriterion:
+        super()._apply(fn, recurse)
+        self.bad_costs = fn(self.bad_costs)
+        return self
 
     def extra_repr(self) -> str:
         return (
@@ -224,8 +230,7 @@ class MaskFormerCriterion(nn.Module):
             matching_cost_unchecked(*layers, targets, (*options, self.alpha, self.gamma))
             for layers in groups
         ]
-        cost = torch.cat(costs) if len(costs) > 1 else costs[0]
-        queries = cost.shape[2]
+        queries = min(cost.shape[2] for cost in costs)
         if targets.max_count > queries and not self._warned:
             self._warned = True
             warnings.warn(
@@ -233,6 +238,14 @@ class MaskFormerCriterion(nn.Module):
                 f"only the {queries} that match best are learnt from (this is said once)",
                 stacklevel=3,
             )
+        # Layers with as many queries as each other are one problem; usually all are.
+        if len({cost.shape[2] for cost in costs}) == 1 < len(costs):
+            costs = [torch.cat(costs)]
+        assignments = [self._assign(cost, targets) for cost in costs]
+        return torch.cat(assignments) if len(assignments) > 1 else assignments[0]
+
+    def _assign(self, cost: Tensor, targets: SegmentTargets) -> Tensor:
+        """`[L, B, T]` for `cost [L, B, Q, T]`."""
         # Segments are the rows: few of them, many queries.
         assignment, status = batch_linear_assignment_with_status(
             cost.transpose(-1, -2), row_counts=targets.counts_tensor()

@@ -278,18 +278,23 @@ class SegmentTargets:
         segments = torch.arange(count, dtype=torch.int16, device=self.device)
         return label_map == segments[:, None, None]
 
-    def check_labels(self, num_classes: int) -> None:
+    def check_labels(self, num_classes: int, *, no_object: bool = False) -> None:
         """Raise ValueError for a label outside `[0, num_classes)`.
 
         Needs no synchronisation: labels that were already on a GPU when the targets were built pass
         unchecked.
+
+        Args:
+            num_classes: K.
+            no_object: whether K itself is a label too, of segments that are to be no object.
         """
         limits = self._label_limits
-        if limits is not None and (limits[0] < 0 or limits[1] >= num_classes):
+        if limits is not None and (limits[0] < 0 or limits[1] >= num_classes + no_object):
             wrong = limits[0] if limits[0] < 0 else limits[1]
+            also = f' (or {num_classes}, "no object")' if no_object else ""
             raise ValueError(
-                f"labels must be in 0..{num_classes - 1} for {num_classes} classes, got {wrong}; "
-                "is the label offset right, and is the ignore value left out?"
+                f"labels must be in 0..{num_classes - 1} for {num_classes} classes{also}, got "
+                f"{wrong}; is the label offset right, and is the ignore value left out?"
             )
 
 

@@ -14,6 +14,11 @@ import torch
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*_triton.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first: no worker of pytest-xdist waits for one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that holds `camvid/` and `coco_panoptic_sample/`; tests that need it skip without

@@ -62,6 +62,7 @@ def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.long
 def test_every_benchmark_is_right_once() -> None:
     result = run("benchmarks", "--quick", "--benchmark-disable", "--verbose")
     assert result.returncode == 0, result.stdout[-4000:]

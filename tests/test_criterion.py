@@ -569,16 +569,17 @@ def _process(rank: int, folder: Path) -> None:
     )
     gradient = gradient_of_part(slice(2 * rank, 2 * rank + 2))
     torch.distributed.all_reduce(gradient)
-    torch.save(gradient / 2, folder / f"{rank}.pt")
+    torch.save((gradient / 2, bad_costs_of_steps(rank)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_number_of_masks_is_that_of_all_processes(tmp_path: Path) -> None:
-    """Two processes, one of them without any segment, give the gradients of one."""
+def test_two_processes(tmp_path: Path) -> None:
+    """One without any segment gives the gradients of one; each counts its own bad costs."""
     expected = gradient_of_part(slice(4))
     mp.spawn(_process, (tmp_path,), nprocs=2)
     for rank in range(2):
-        gradient = torch.load(tmp_path / f"{rank}.pt")
+        gradient, bad_costs = torch.load(tmp_path / f"{rank}.pt")
+        assert bad_costs == [rank, rank]
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -603,3 +604,57 @@ def test_class_loss_of_each_process_or_of_all(
 def test_class_loss_is_one_of_two() -> None:
     with pytest.raises(ValueError, match="class_loss must be one of per_process, over_all, got 1"):
         MaskFormerCriterion(3, class_loss=1)  # type: ignore[arg-type]
+
+
+class _Counting(torch.nn.Module):
+    """A network with its criterion in it, as models of `transformers` have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Linear(4, 5 * 8)
+        self.criterion = MaskFormerCriterion(3)
+
+    def forward(self, inputs: Tensor, targets: SegmentTargets) -> Tensor:
+        outputs = {
+            "class_logits": torch.zeros(1, 1, 5, 4),
+            "mask_embed": self.embed(inputs).view(1, 1, 5, 8),
+            "pixel_features": torch.ones(1, 8, 6, 6),
+        }
+        return self.criterion.total(self.criterion(outputs, targets))
+
+
+def bad_costs_of_steps(rank: int) -> list[float]:
+    """What a process reports after each of two steps; the first one of process 1 is NaN."""
+    network = torch.nn.parallel.DistributedDataParallel(_Counting())
+    masks = torch.rand(2, 12, 12) > 0.5
+    targets = SegmentTargets.from_masks([masks], [torch.tensor([0, 1])])
+    counts = []
+    for factor in (torch.nan if rank else 1.0, 1.0):
+        network(factor * torch.ones(1, 4), targets)
+        counts.append(network.module.criterion.bad_costs.item())
+    return counts
+
+
+def test_the_count_of_bad_costs_goes_where_the_module_goes() -> None:
+    criterion = _Counting()
+    assert criterion.to("meta").criterion.bad_costs.is_meta
+    assert criterion.half().criterion.bad_costs.dtype == torch.int64
+    assert "criterion.bad_costs" not in criterion.state_dict()
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (6, 1)])
+def test_layers_with_other_numbers_of_queries(counts: tuple[int, ...]) -> None:
+    case = Case(counts=counts)
+    layers = [dense(factored(Case(counts=counts, queries=queries))) for queries in (5, 7, 5)]
+    outputs = {
+        **{key: layers[0][key] for key in ("pred_logits", "pred_masks")},
+        "aux_outputs": [{k: v for k, v in x.items() if k != "aux_outputs"} for x in layers[1:]],
+    }
+    criterion = MaskFormerCriterion(case.classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        losses = criterion(outputs, case.targets())
+        assert criterion.match(outputs, case.targets()).shape == (3, 2, max(counts))
+    expected = official(outputs, case.official_targets(), case.classes)
+    assert values(losses) == pytest.approx(values(expected), rel=1e-5)

@@ -44,6 +44,15 @@ def test_cited_facts_are_there() -> None:
                 assert any(cited.startswith(heading) for heading in headings), (file, cited)
 
 
+def test_the_tests_that_a_page_names_are_there() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\S+)`", (ROOT / "docs/official.md").read_text())
+    assert len(named) > 20
+    for file, path in named:
+        text = (ROOT / file).read_text()
+        for name in path.split("::"):
+            assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), (file, name)
+
+
 def test_the_recipe_for_own_data_works_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

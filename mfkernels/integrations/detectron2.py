@@ -1,6 +1,6 @@
 """The matcher and the criterion of the official MaskFormer and Mask2Former, without detectron2.
 
-Constructors, arguments and results are those of `mask_former.modeling` and of
+Constructors, methods, arguments and results are those of `mask_former.modeling` and of
 `mask2former.modeling`, which differ by points: with `num_points` (and, for the criterion,
 `oversample_ratio` and `importance_sample_ratio`) the masks are compared at sampled points. All
 layers and images are matched in one call on their device (with points: one call per layer, because
@@ -10,16 +10,20 @@ that is the order of the random numbers), and nothing waits for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from mfkernels.distributed import mean_num_masks
 from mfkernels.integrations import point_sampling
+from mfkernels.integrations.matched_targets import GroundTruth, Matches
 from mfkernels.integrations.matching import (
     Pair,
-    assign,
+    as_pairs,
+    assign_layers,
+    called,
+    check_mask_logits,
     dense_cost,
     from_pairs,
     has_hooks,
@@ -79,6 +83,11 @@ class HungarianMatcher(nn.Module):
             `[min(Q, T_b)]` int64, on the CPU. The criterion uses `assign`, which stays on the
             device.
         """
+        return self.memory_efficient_forward(outputs, targets)
+
+    @torch.no_grad()
+    def memory_efficient_forward(self, outputs: Outputs, targets: Targets) -> list[Pair]:
+        """What `forward` calls, as in the official code; a subclass may replace it."""
         counts = [len(target["labels"]) for target in targets]
         assignment = self.assign([outputs], targets)[0].cpu()
         return pairs(assignment, counts, outputs["pred_logits"].shape[1])
@@ -121,11 +130,14 @@ class HungarianMatcher(nn.Module):
                 dense_cost(layer["pred_logits"], layer["pred_masks"], segments, sizes, **weights)
                 for layer in layers
             ]
-        return assign(torch.stack(costs), [len(label) for label in labels])
+        return torch.stack(assign_layers(costs, [len(label) for label in labels]))
 
 
 class SetCriterion(nn.Module):
     """Class and mask losses of matched queries (MaskFormer, §3.2; Mask2Former, §3.3).
+
+    Subclasses may replace `get_loss`, `loss_labels` and `loss_masks`, which have the official
+    arguments, and add losses to those that `get_loss` knows.
 
     Args:
         num_classes: K, without "no object".
@@ -134,7 +146,7 @@ class SetCriterion(nn.Module):
         weight_dict: the weight of each loss by name. It is only kept, as in the official code,
             whose models multiply by it and drop the losses that are not in it.
         eos_coef: weight of "no object" in the class loss.
-        losses: which to compute, of `"labels"` and `"masks"`.
+        losses: which to compute, of `"labels"`, `"masks"` and what a subclass's `get_loss` adds.
         num_points: how many points a mask loss takes; 0: MaskFormer's losses of all pixels at the
             size of the targets.
         oversample_ratio: how many times as many points are drawn at first.
@@ -156,8 +168,11 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         unknown = sorted(set(losses) - {"labels", "masks"})
-        if unknown:
-            raise ValueError(f"losses may hold 'labels' and 'masks', got {unknown}")
+        if unknown and type(self).get_loss is SetCriterion.get_loss:
+            raise ValueError(
+                f"losses may hold 'labels' and 'masks', got {unknown}; a subclass computes others "
+                "in its get_loss"
+            )
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
@@ -177,91 +192,168 @@ class SetCriterion(nn.Module):
         Args:
             outputs: `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted,
                 `aux_outputs`, a list of such dicts.
-            targets: per image `labels [T_b]` and `masks [T_b, H_b, W_b]`, bool or 0 and 1, on the
-                device of the outputs.
+            targets: per image `labels [T_b]` of any integer dtype, K being "no object", and
+                `masks [T_b, H_b, W_b]`, bool or 0 and 1, on the device of the outputs.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the final prediction, then the same with `_0`,
             `_1`, … for `aux_outputs`; 0-dim, differentiable once. The mask losses are divided by
             the number of segments, averaged over all processes, at least 1; the class loss by the
-            weights of this process.
+            weights of this process. On a GPU, where labels are not looked at, one outside of 0..K
+            makes every `loss_ce` NaN.
 
         Raises:
-            ValueError: the matcher gave a query or a segment of an image more than once.
+            TypeError: labels, or indices of the matcher, are no integers.
+            ValueError: the logits are not of `num_classes` + 1 classes, a label is outside of 0..K,
+                or the matcher gave a query or a segment of an image more than once.
         """
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
-        segments = SegmentTargets.from_masks(masks, labels)
-        num_masks = mean_num_masks(segments)
-        if self.num_points:
-            # Matching and loss of each layer in turn, as the random numbers are drawn.
-            losses = [self._layers([layer], targets, segments, num_masks)[0] for layer in layers]
-        else:
-            losses = self._layers(layers, targets, segments, num_masks)
+        truth = GroundTruth.of(SegmentTargets.from_masks(masks, labels), self.num_classes)
+        num_masks = mean_num_masks(truth.segments)
+        # With points: matching and loss of each layer in turn, as the random numbers are drawn.
+        parts = [[layer] for layer in layers] if self.num_points else [layers]
         result: dict[str, Tensor] = {}
-        for layer, of_layer in enumerate(losses):
-            suffix = f"_{layer - 1}" if layer else ""
-            result.update({name + suffix: loss for name, loss in of_layer.items()})
+        suffixes = iter(["", *(f"_{layer}" for layer in range(len(layers) - 1))])
+        for part in parts:
+            for layer, matches in zip(part, self._match(part, targets, truth), strict=True):
+                suffix = next(suffixes)
+                for loss in self.losses:
+                    losses = self.get_loss(loss, layer, targets, matches, num_masks)
+                    result.update({name + suffix: value for name, value in losses.items()})
         return result
 
-    def _layers(
+    def get_loss(
         self,
-        layers: Sequence[Outputs],
+        loss: str,
+        outputs: Outputs,
         targets: Targets,
-        segments: SegmentTargets,
-        num_masks: Tensor,
-    ) -> list[dict[str, Tensor]]:
-        result = []
-        matches = self._match(layers, targets, segments)
-        for layer, (matched, indices) in zip(layers, matches, strict=True):
-            losses: dict[str, Tensor] = {}
-            if "labels" in self.losses:
-                loss, weight = class_loss(
-                    layer["pred_logits"][None], segments, matched[None], self.eos_coef
-                )
-                losses["loss_ce"] = loss[0] / weight[0]
-            if "masks" in self.losses:
-                loss_mask, loss_dice = self._mask_losses(
-                    layer["pred_masks"], segments, matched, indices
-                )
-                losses["loss_mask"] = loss_mask / num_masks
-                losses["loss_dice"] = loss_dice / num_masks
-            result.append(losses)
-        return result
+        indices: Sequence[Pair],
+        num_masks: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """The losses of one name in `losses`; a subclass may add names.
+
+        Args:
+            loss: `"labels"` or `"masks"`.
+            outputs, targets, indices, num_masks: see `loss_labels` and `loss_masks`.
+        """
+        method = {"labels": self.loss_labels, "masks": self.loss_masks}.get(loss)
+        if method is None:
+            raise ValueError(f"loss must be 'labels' or 'masks', got {loss!r}")
+        return method(outputs, targets, indices, num_masks)
+
+    def loss_labels(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        indices: Sequence[Pair],
+        num_masks: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """`loss_ce` of one layer.
+
+        Args:
+            outputs: its `pred_logits [B, Q, K+1]`.
+            targets: see `forward`.
+            indices: the matched queries and their segments, image by image, of any integer type.
+            num_masks: not used.
+
+        Raises:
+            ValueError: the logits are not of `num_classes` + 1 classes, a label is not in 0..K, or
+                a query has more than one segment.
+        """
+        logits = outputs["pred_logits"]
+        if logits.ndim != 3 or logits.shape[-1] != self.num_classes + 1:
+            raise ValueError(
+                f"pred_logits must be [B, Q, {self.num_classes + 1}], num_classes and one for no "
+                f"object, got {list(logits.shape)}"
+            )
+        matches = self._matches(targets, indices)
+        matches.truth.segments.check_labels(self.num_classes, no_object=True)
+        loss, weight = class_loss(
+            logits[None], matches.truth.classes, matches.class_assignment[None], self.eos_coef
+        )
+        return {"loss_ce": loss[0] / weight[0]}
+
+    def loss_masks(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        indices: Sequence[Pair],
+        num_masks: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """`loss_mask` and `loss_dice` of one layer.
+
+        Args:
+            outputs: its `pred_masks [B, Q, h, w]`.
+            targets, indices: see `loss_labels`.
+            num_masks: what both are divided by.
+        """
+        mask_logits = outputs["pred_masks"]
+        matches = self._matches(targets, indices)
+        segments = matches.truth.segments
+        if self.num_points:
+            sampling = point_sampling.Sampling(
+                self.num_points, self.oversample_ratio, self.importance_sample_ratio
+            )
+            masks = [segments.dense_masks(image) for image in range(segments.batch_size)]
+            sums = point_sampling.mask_losses(mask_logits, masks, matches, sampling, unique=True)
+        else:
+            check_mask_logits(mask_logits)
+            sums = mask_loss(mask_logits, None, segments, matches.assignment, num_masks=1.0)
+        return {"loss_mask": sums[0] / num_masks, "loss_dice": sums[1] / num_masks}
+
+    def _get_src_permutation_idx(self, indices: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """The image and the query of each pair, both `[N]` int64."""
+        return _flat([query for query, _ in as_pairs(indices)])
+
+    def _get_tgt_permutation_idx(self, indices: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """The image and the segment of each pair, both `[N]` int64."""
+        return _flat([segment for _, segment in as_pairs(indices)])
+
+    def _matches(self, targets: Targets, indices: Sequence[Pair]) -> Matches:
+        if isinstance(indices, Matches):
+            return indices
+        labels, masks = _split(targets)
+        return Matches.of(indices, masks, labels, self.num_classes)
 
     def _match(
-        self, layers: Sequence[Outputs], targets: Targets, segments: SegmentTargets
-    ) -> list[tuple[Tensor, list[Pair]]]:
-        """The assignment `[B, T]` of each layer, and the same as pairs."""
-        forward = getattr(self.matcher.forward, "__func__", None)
-        if (
-            isinstance(self.matcher, HungarianMatcher)
-            and forward is HungarianMatcher.forward
-            and not has_hooks(self.matcher)
-        ):
-            assignment = self.matcher.assign(layers, targets, segments)
-            queries = layers[0]["pred_logits"].shape[1]
-            return [(matched, pairs(matched, segments.counts, queries)) for matched in assignment]
-        indices = [self.matcher(layer, targets) for layer in layers]
+        self, layers: Sequence[Outputs], targets: Targets, truth: GroundTruth
+    ) -> list[Matches]:
+        segments = truth.segments
+        queries = [layer["pred_logits"].shape[1] for layer in layers]
+        if _is_ours(self.matcher):
+            assignments = list(self.matcher.assign(layers, targets, segments))
+            indices = [
+                pairs(matched, segments.counts, count)
+                for matched, count in zip(assignments, queries, strict=True)
+            ]
+        else:
+            bare = [{key: layer[key] for key in layer if key != "aux_outputs"} for layer in layers]
+            indices = [as_pairs(self.matcher(layer, targets)) for layer in bare]
+            assignments = [
+                from_pairs(matched, segments.counts, count, segments.device)
+                for matched, count in zip(indices, queries, strict=True)
+            ]
         return [
-            (from_pairs(matched, segments.max_count, segments.device), matched)
-            for matched in indices
+            Matches(matched, assignment, truth)
+            for matched, assignment in zip(indices, assignments, strict=True)
         ]
 
-    def _mask_losses(
-        self,
-        mask_logits: Tensor,
-        segments: SegmentTargets,
-        matched: Tensor,
-        indices: Sequence[Pair],
-    ) -> tuple[Tensor, Tensor]:
-        if not self.num_points:
-            return mask_loss(mask_logits, None, segments, matched, num_masks=1.0)
-        sampling = point_sampling.Sampling(
-            self.num_points, self.oversample_ratio, self.importance_sample_ratio
-        )
-        masks = [segments.dense_masks(image) for image in range(segments.batch_size)]
-        return point_sampling.mask_losses(mask_logits, masks, indices, sampling, unique=True)
+
+def _is_ours(matcher: nn.Module) -> TypeGuard[HungarianMatcher]:
+    """Whether a call of the matcher is the official matching and nothing else."""
+    ours = HungarianMatcher
+    return (
+        isinstance(matcher, ours)
+        and called(matcher, "forward") is ours.forward
+        and called(matcher, "memory_efficient_forward") is ours.memory_efficient_forward
+        and not has_hooks(matcher)
+    )
+
+
+def _flat(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    images = [torch.full_like(index, image) for image, index in enumerate(indices)]
+    return torch.cat(images), torch.cat([*indices])
 
 
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mfkernels.checks import result_dtype
 from mfkernels.ops.assignment import batch_linear_assignment
-from mfkernels.ops.matching_cost import matching_cost
-from mfkernels.targets import SegmentTargets
+from mfkernels.ops.matching_cost import matching_cost, reference
+from mfkernels.targets import SegmentTargets, holds_values
 
 Pair = tuple[Tensor, Tensor]
 """Matched queries in ascending order and the segment of each, both `[min(Q, T_b)]` int64."""
@@ -19,7 +23,7 @@ Pair = tuple[Tensor, Tensor]
 def binary_targets(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> SegmentTargets | None:
     """The segments of a batch, or None if a mask holds anything but 0 and 1.
 
-    On a GPU this reads one flag back.
+    On a GPU this reads one flag back, and it breaks a graph of `torch.compile`.
     """
     binary = [mask if mask.dtype == torch.bool else mask != 0 for mask in masks]
     pairs = zip(masks, binary, strict=True)
@@ -41,12 +45,19 @@ def dense_cost(
     Args:
         class_logits: `[B, Q, K+1]`.
         mask_logits: `[B, Q, h, w]`.
-        targets: the segments, padded to one size.
+        targets: the segments, padded to one size. Their labels may be K, "no object", too.
         sizes: `(H_b, W_b)` before the padding.
         weights: `class_weight`, `mask_weight` and `dice_weight`.
+
+    Raises:
+        ValueError: a shape or a label does not fit.
     """
+    check_mask_logits(mask_logits)
+    targets.check_labels(class_logits.shape[-1] - 1, no_object=True)
+    # K is a class like the others, before one that has no probability.
+    classes = F.pad(class_logits, (0, 1), value=-math.inf)
     if all(size == targets.size for size in sizes):
-        return matching_cost(class_logits, mask_logits, None, targets, **weights)
+        return matching_cost(classes, mask_logits, None, targets, **weights)
     costs = []
     for image, (height, width) in enumerate(sizes):
         mask = targets.dense_masks(image)[:, :height, :width]
@@ -54,9 +65,63 @@ def dense_cost(
         label = targets.labels[start : start + targets.counts[image]]
         part = slice(image, image + 1)
         alone = SegmentTargets.from_masks([mask], [label])
-        cost = matching_cost(class_logits[part], mask_logits[part], None, alone, **weights)
+        cost = matching_cost(classes[part], mask_logits[part], None, alone, **weights)
         costs.append(F.pad(cost, (0, targets.max_count - cost.shape[-1])))
     return torch.cat(costs)
+
+
+def dense_cost_of_any_masks(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    masks: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Tensor:
+    """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
+    check_mask_logits(mask_logits)
+    longest = max((len(label) for label in labels), default=0)
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        probability = class_logits.to(result_dtype(class_logits, mask_logits)).softmax(-1)
+        costs = []
+        for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+            logits = mask_logits[image].to(probability.dtype).flatten(1)
+            mask = mask.to(logits)[:, None]
+            low = F.interpolate(mask, mask_logits.shape[-2:], mode="nearest")[:, 0].flatten(1)
+            cost = mask_weight * reference.focal_cost(logits, low, alpha=0.25, gamma=2.0)
+            cost += dice_weight * reference.dice_cost(logits, low)
+            index = class_index(label, probability).to(logits.device)
+            cost -= class_weight * probability[image][:, index]
+            costs.append(F.pad(cost, (0, longest - len(label))))
+        return torch.stack(costs)
+
+
+def class_index(label: Tensor, probability: Tensor) -> Tensor:
+    """`label` in int64, for `probability [..., K+1]`; K, "no object", is a class like the others.
+
+    Raises:
+        TypeError, ValueError: it holds no integers, or one that is no class.
+    """
+    classes = probability.shape[-1]
+    if label.numel():
+        if label.dtype.is_floating_point or label.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {label.dtype}")
+        if holds_values(label) and not -classes <= int(label.min()) <= int(label.max()) < classes:
+            raise ValueError(
+                f'labels must be in 0..{classes - 2} (or {classes - 1}, "no object"), got '
+                f"{label.tolist()}"
+            )
+    return label.long()
+
+
+def check_mask_logits(mask_logits: Tensor) -> None:
+    if mask_logits.ndim != 4:
+        raise ValueError(
+            f"mask logits must be [B, Q, h, w], got {list(mask_logits.shape)}; frames of a video "
+            "fit if they are one below the other, in logits and masks"
+        )
 
 
 def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
@@ -75,9 +140,29 @@ def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
     return inverse[..., :segments]
 
 
+def assign_layers(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """`assign` of layers' costs `[B, Q, T]`; one call if all have the same number of queries."""
+    if len({cost.shape for cost in costs}) == 1:
+        return list(assign(torch.stack([*costs]), counts))
+    return [assign(cost, counts) for cost in costs]
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its `forward`."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def called(module: Any, attribute: str) -> Callable[..., Any] | None:
+    """The function that a call of `module.<attribute>` runs; None: what others put there."""
+    own = vars(module).get(attribute)
+    if own is None:
+        function: Callable[..., Any] = getattr(type(module), attribute)
+        return function
+    return own.__func__ if is_bound_to(own, module) else None
+
+
+def is_bound_to(method: Any, module: Any) -> bool:
+    return isinstance(method, MethodType) and method.__self__ is module
 
 
 def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]:
@@ -89,19 +174,61 @@ def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]
     ]
 
 
-def from_pairs(indices: Sequence[Pair], max_count: int, device: torch.device) -> Tensor:
+def as_pairs(indices: Sequence[tuple[Any, Any]]) -> list[Pair]:
+    """Pairs of what a matcher gives: tensors, NumPy arrays or lists of any integer dtype.
+
+    Raises:
+        TypeError: an index is of another dtype.
+    """
+    return [(_as_index(query), _as_index(segment)) for query, segment in indices]
+
+
+def _as_index(index: Any) -> Tensor:
+    tensor = torch.as_tensor(index)
+    if tensor.dtype.is_floating_point and tensor.numel() == 0:  # an empty list
+        return tensor.long()
+    if tensor.dtype in (torch.bool, torch.uint8) or not _is_integer(tensor.dtype):
+        raise TypeError(
+            f"indices of a matcher must be integers, int32 or int64; got {tensor.dtype}"
+        )
+    return tensor.long()
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def from_pairs(
+    indices: Sequence[Pair], counts: Sequence[int], queries: int, device: torch.device
+) -> Tensor:
     """`[B, T]` int64: the inverse of `pairs`. Indices on a GPU are waited for.
 
     Raises:
-        ValueError: a query or a segment is in more than one pair of an image.
+        ValueError: what `problem_of` says.
     """
-    assignment = torch.full((len(indices), max_count), -1, device=device)
-    for image, (row, (query, segment)) in enumerate(zip(assignment, indices, strict=True)):
-        for name, index in (("query", query), ("segment", segment)):
-            if len(index.unique()) < len(index):
-                raise ValueError(
-                    f"the matcher must match one-to-one; for image {image} it gave a {name} more "
-                    f"than once: {index.tolist()}"
-                )
+    problem = problem_of(indices, counts, queries)
+    if problem is not None:
+        raise ValueError(f"the matcher must match one-to-one; {problem}")
+    assignment = torch.full((len(indices), max(counts, default=0)), -1, device=device)
+    for row, (query, segment) in zip(assignment, indices, strict=True):
         row[segment.to(device)] = query.to(device)
     return assignment
+
+
+def problem_of(indices: Sequence[Pair], counts: Sequence[int], queries: int) -> str | None:
+    """Why pairs match no `queries` with `counts` segments one-to-one, or None."""
+    if len(indices) != len(counts):
+        return f"it gave pairs of {len(indices)} images for {len(counts)}"
+    for image, ((query, segment), count) in enumerate(zip(indices, counts, strict=True)):
+        if query.shape != segment.shape or query.ndim != 1:
+            return (
+                f"for image {image} it gave queries of shape {list(query.shape)} and segments of "
+                f"shape {list(segment.shape)}"
+            )
+        for name, index, size in (("query", query, queries), ("segment", segment, count)):
+            values = index.unique()
+            if len(values) < len(index):
+                return f"for image {image} it gave a {name} more than once: {index.tolist()}"
+            if len(values) and not 0 <= int(values[0]) <= int(values[-1]) < size:
+                return f"for image {image} it gave a {name} out of 0..{size - 1}: {index.tolist()}"
+    return None

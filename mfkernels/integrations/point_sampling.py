@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.checks import result_dtype
-from mfkernels.integrations.matching import Pair
+from mfkernels.integrations.matching import Pair, as_pairs, check_mask_logits, class_index
 from mfkernels.ops.common.registration import differentiable_once
 from mfkernels.ops.focal_dice import focal_dice_loss
 from mfkernels.ops.sample_points import reference, sample_points
@@ -62,6 +62,7 @@ def point_matching_cost(
         num_points: P.
         class_weight, mask_weight, dice_weight: weights of the three terms.
     """
+    check_mask_logits(mask_logits)
     device = mask_logits.device
     dtype = result_dtype(class_logits, mask_logits)
     with torch.autocast(device.type, enabled=False):
@@ -78,7 +79,7 @@ def point_matching_cost(
             s = x.sigmoid_()
             dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
             cost = mask_weight * (entropy[:, None] - overlap) / num_points + dice_weight * dice
-            cost -= class_weight * probability[image][:, label.to(device)]
+            cost -= class_weight * probability[image][:, class_index(label, probability).to(device)]
             costs.append(F.pad(cost, (0, longest - len(label))))
         return torch.stack(costs)
 
@@ -126,6 +127,8 @@ def mask_losses(
         Both 0-dim, float32 (float64 for float64 logits). Attached to the graph, differentiable
         once.
     """
+    check_mask_logits(mask_logits)
+    indices = as_pairs(indices)
     device = mask_logits.device
     flat = mask_logits.flatten(0, 1)  # rows of all images
     starts = range(0, len(flat), mask_logits.shape[1])

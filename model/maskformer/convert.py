@@ -9,7 +9,7 @@ from maskformer.errors import OutputError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
-from maskformer.training.run_checkpoint import DATASET, load_info
+from maskformer.training.checkpoints.contents import DATASET, load_info
 from maskformer.training.run_folder import is_run
 from maskformer.weights.locate import STATE
 from maskformer.weights.official import DEFAULT_FILE

@@ -127,6 +127,7 @@ class TestWithCompiler:
         assert result.returncode != 0
         assert message in result.stderr
 
+    @pytest.mark.long
     def test_wheel_holds_everything_for_every_python_and_old_libraries(self, sources: Path) -> None:
         choices = {"MFKERNELS_BUILD": "cpu", "MFKERNELS_PYTHONS": sys.executable}
         result = build(sources, "bdist_wheel", **choices)

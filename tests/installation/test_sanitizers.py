@@ -22,6 +22,7 @@ OPERATIONS = (
 
 pytestmark = [
     needs_build,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="needs libasan and libubsan of Linux"),
 ]
 

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import golden
+from helpers.official_criterion import criterion as official
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from mfkernels import use_backend
 from mfkernels.integrations.detectron2 import HungarianMatcher, SetCriterion
 
 WEIGHTS = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
@@ -141,6 +145,234 @@ def test_at_points_as_mask2former() -> None:
     gradients = [torch.autograd.grad(sum(some.values()), leaves) for some in (losses, expected)]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("num_points", [0, 24])
+class TestLabels:
+    """Labels of K, "no object", and others that the official code takes or refuses."""
+
+    def losses(self, num_points: int, label: Tensor, backend: str) -> dict[str, Tensor]:
+        outputs, targets = golden.official_outputs(), golden.targets()
+        targets[0]["labels"] = label
+        criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+        torch.manual_seed(3)
+        with use_backend(backend):
+            return criterion(outputs, targets)
+
+    def test_no_object_is_learnt(self, num_points: int, backend: str) -> None:
+        label = torch.tensor([golden.NUM_CLASSES, 1])
+        losses = self.losses(num_points, label, backend)
+        assert all(bool(loss.isfinite()) for loss in losses.values())
+        if num_points == 0:
+            targets = golden.targets()
+            targets[0]["labels"] = label
+            expected = official(golden.official_outputs(), targets, golden.NUM_CLASSES)
+            for name, loss in losses.items():
+                torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("wrong", [-1, golden.NUM_CLASSES + 1, -100])
+    def test_others_are_refused(self, num_points: int, backend: str, wrong: int) -> None:
+        with pytest.raises(ValueError, match=rf"labels must be in 0\.\.2 .*no object.*{wrong}"):
+            self.losses(num_points, torch.tensor([0, wrong]), backend)
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+    def test_any_integer(self, num_points: int, backend: str, dtype: torch.dtype) -> None:
+        label = golden.targets()[0]["labels"]
+        expected = self.losses(num_points, label, backend)
+        assert self.losses(num_points, label.to(dtype), backend) == expected
+        with pytest.raises(TypeError, match="integer"):
+            self.losses(num_points, label.float(), backend)
+
+    def test_an_empty_list(self, num_points: int, backend: str) -> None:
+        outputs, targets = golden.official_outputs(), golden.targets(empty=(0,))
+        criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+        results = []
+        for empty in (torch.zeros(0), torch.zeros(0, dtype=torch.int64)):
+            targets[0]["labels"] = empty
+            torch.manual_seed(3)
+            with use_backend(backend):
+                results.append(criterion(outputs, targets))
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("num_points", [0, 24])
+@pytest.mark.parametrize("form", [np.int64, np.int32, np.asarray, torch.tensor, list])
+def test_indices_of_any_form(num_points: int, form: Any) -> None:
+    class Fixed(nn.Module):
+        def forward(self, outputs: Any, targets: Any) -> list[Any]:
+            return [(as_form([0, 2]), as_form([1, 0]))] * len(targets)
+
+    def as_form(index: list[int]) -> Any:
+        return np.array(index, form) if form in (np.int64, np.int32) else form(index)
+
+    criterion = maskformer(Fixed(), num_points=num_points)
+    torch.manual_seed(3)
+    ours = criterion(golden.official_outputs(), golden.targets())
+    form = torch.tensor
+    torch.manual_seed(3)
+    assert criterion(golden.official_outputs(), golden.targets()) == ours
+
+
+@pytest.mark.parametrize(
+    ("query", "segment", "error", "said"),
+    [
+        ([0.0, 1.0], [0, 1], TypeError, "indices of a matcher must be integers"),
+        ([0, 99], [0, 1], ValueError, r"a query out of 0..\d+: \[0, 99\]"),
+        ([0, 1], [0, -1], ValueError, r"a segment out of 0..1: \[0, -1\]"),
+        ([0, 1], [0], ValueError, r"queries of shape \[2\] and segments of shape \[1\]"),
+    ],
+)
+def test_wrong_indices_are_refused(
+    query: list[float], segment: list[int], error: type[Exception], said: str
+) -> None:
+    class Fixed(nn.Module):
+        def forward(self, outputs: Any, targets: Any) -> list[Any]:
+            return [(torch.tensor(query), torch.tensor(segment))] * len(targets)
+
+    with pytest.raises(error, match=said):
+        maskformer(Fixed())(golden.official_outputs(), golden.targets())
+
+
+@pytest.mark.parametrize("num_points", [0, 24])
+def test_layers_with_other_numbers_of_queries(num_points: int) -> None:
+    outputs = golden.official_outputs()
+    (aux,) = outputs["aux_outputs"]
+    outputs["aux_outputs"] = [{key: value[:, :3] for key, value in aux.items()}]
+    criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+    torch.manual_seed(3)
+    together = criterion(outputs, golden.targets())
+    torch.manual_seed(3)
+    alone = [
+        criterion(layer, golden.targets()) for layer in (without_aux(outputs), aux_of(outputs))
+    ]
+    for name, loss in alone[0].items():
+        torch.testing.assert_close(together[name], loss)
+        torch.testing.assert_close(together[f"{name}_0"], alone[1][name])
+
+
+def without_aux(outputs: Any) -> dict[str, Tensor]:
+    return {key: value for key, value in outputs.items() if key != "aux_outputs"}
+
+
+def aux_of(outputs: Any) -> dict[str, Tensor]:
+    layer: dict[str, Tensor] = outputs["aux_outputs"][0]
+    return layer
+
+
+@pytest.mark.parametrize("classes", [golden.NUM_CLASSES - 1, golden.NUM_CLASSES + 1])
+@pytest.mark.parametrize("num_points", [0, 24])
+def test_another_number_of_classes(classes: int, num_points: int) -> None:
+    criterion = SetCriterion(
+        classes, HungarianMatcher(1, 20, 1, num_points), {}, 0.1, ["labels", "masks"], num_points
+    )
+    with pytest.raises(ValueError, match=rf"must be \[B, Q, {classes + 1}\].*got \[2, 5, 4\]"):
+        criterion(golden.official_outputs(), golden.targets())
+
+
+def test_logits_of_a_video() -> None:
+    outputs = golden.official_outputs(aux=False)
+    outputs["pred_masks"] = outputs["pred_masks"][:, :, None].expand(-1, -1, 3, -1, -1)
+    for num_points in (0, 24):
+        criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+        with pytest.raises(ValueError, match=r"must be \[B, Q, h, w\], got \[2, 5, 3, .*video"):
+            criterion(outputs, golden.targets())
+
+
+@pytest.mark.parametrize("num_points", [0, 24])
+class TestOfficialMethods:
+    """What derived repositories override or call."""
+
+    def test_each_loss_of_given_pairs(self, num_points: int) -> None:
+        outputs, targets = golden.official_outputs(aux=False), golden.targets()
+        criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+        torch.manual_seed(3)
+        expected = criterion(outputs, targets)
+        torch.manual_seed(3)
+        indices = criterion.matcher.memory_efficient_forward(outputs, targets)
+        arguments = (outputs, targets, indices, 5)
+        losses = criterion.loss_labels(*arguments) | criterion.loss_masks(*arguments)
+        torch.testing.assert_close(losses, dict(expected), rtol=1e-6, atol=1e-6)
+        torch.manual_seed(3)
+        criterion.matcher(outputs, targets)
+        for name in ("labels", "masks"):
+            found = criterion.get_loss(name, *arguments)
+            for key, loss in found.items():
+                torch.testing.assert_close(loss, expected[key], rtol=1e-6, atol=1e-6)
+
+    def test_a_segment_may_have_several_queries(self, num_points: int) -> None:
+        """As in the denoising parts of derived criteria."""
+        outputs, targets = golden.official_outputs(aux=False), golden.targets()
+        twice = [(torch.tensor([0, 1]), torch.tensor([0, 0]))] * 2
+        once = [[(torch.tensor([query]), torch.tensor([0]))] * 2 for query in (0, 1)]
+        criterion = maskformer(num_points=num_points)
+        both = criterion.loss_masks(outputs, targets, twice, 1.0)
+        alone = [criterion.loss_masks(outputs, targets, indices, 1.0) for indices in once]
+        for name, loss in both.items():
+            # Points are drawn anew for each.
+            tolerance = {"rtol": 0.2, "atol": 0.2} if num_points else {}
+            torch.testing.assert_close(loss, alone[0][name] + alone[1][name], **tolerance)
+        classes = torch.full((2, 5), golden.NUM_CLASSES)
+        for image in range(2):
+            classes[image, :2] = targets[image]["labels"][0]
+        expected = F.cross_entropy(
+            outputs["pred_logits"].transpose(1, 2), classes, criterion.empty_weight
+        )
+        found = criterion.loss_labels(outputs, targets, twice, 1.0)["loss_ce"]
+        torch.testing.assert_close(found, expected)
+
+    def test_permutations(self, num_points: int) -> None:
+        indices = [(np.array([3, 4]), np.array([1, 0])), (torch.tensor([2]), torch.tensor([0]))]
+        criterion = maskformer(num_points=num_points)
+        image, query = criterion._get_src_permutation_idx(indices)
+        assert (image.tolist(), query.tolist()) == ([0, 0, 1], [3, 4, 2])
+        image, segment = criterion._get_tgt_permutation_idx(indices)
+        assert (image.tolist(), segment.tolist()) == ([0, 0, 1], [1, 0, 0])
+
+    def test_losses_of_a_subclass(self, num_points: int) -> None:
+        class Contrastive(SetCriterion):
+            def get_loss(self, loss: str, *arguments: Any) -> dict[str, Tensor]:
+                if loss == "contrastive":
+                    return self.loss_contrastive(*arguments)
+                return super().get_loss(loss, *arguments)
+
+            def loss_contrastive(
+                self, outputs: Any, targets: Any, indices: Any, num_masks: Any
+            ) -> dict[str, Tensor]:
+                source = self._get_src_permutation_idx(indices)
+                return {"loss_contrastive": outputs["pred_logits"][source].sum() / num_masks}
+
+            def loss_labels(self, *arguments: Any) -> dict[str, Tensor]:
+                return {"loss_ce": 2 * super().loss_labels(*arguments)["loss_ce"]}
+
+        matcher = HungarianMatcher(1, 20, 1, num_points)
+        outputs = golden.official_outputs()
+        results = []
+        for kind, names in (
+            (SetCriterion, ["labels", "masks"]),
+            (Contrastive, ["labels", "masks", "contrastive"]),
+        ):
+            torch.manual_seed(3)
+            criterion = kind(golden.NUM_CLASSES, matcher, WEIGHTS, 0.1, names, num_points)
+            results.append(criterion(outputs, golden.targets()))
+        plain, theirs = results
+        assert theirs.keys() - plain.keys() == {"loss_contrastive", "loss_contrastive_0"}
+        for name, loss in plain.items():
+            factor = 2 if name.startswith("loss_ce") else 1
+            torch.testing.assert_close(theirs[name], factor * loss)
+
+    def test_a_matcher_of_a_subclass_is_called(self, num_points: int) -> None:
+        calls = []
+
+        class Mine(HungarianMatcher):
+            def memory_efficient_forward(self, outputs: Any, targets: Any) -> Any:
+                calls.append(sorted(outputs))
+                return super().memory_efficient_forward(outputs, targets)
+
+        maskformer(Mine(1, 20, 1, num_points), num_points=num_points)(
+            golden.official_outputs(), golden.targets()
+        )
+        assert calls == [["pred_logits", "pred_masks"]] * 2
 
 
 def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_pairs_are_scipys(counts: list[int], queries: int, seed: int) -> None:
             rows, columns = linear_sum_assignment(matrix[:, :count])
             assert query.tolist() == rows.tolist()
             assert segment.tolist() == columns.tolist()
-        back = from_pairs(found, max(counts), cost.device)
+        back = from_pairs(found, counts, queries, cost.device)
         assert torch.equal(back, matched)
 
 
@@ -148,7 +148,7 @@ def test_pairs_that_are_not_one_to_one_have_no_inverse(
 ) -> None:
     indices = [(torch.tensor(query), torch.tensor(segment))]
     with pytest.raises(ValueError, match="must match one-to-one; for image 0 it gave a"):
-        from_pairs(indices, 2, torch.device("cpu"))
+        from_pairs(indices, (2,), 4, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])

@@ -24,8 +24,9 @@ from helpers import integrations_models as models  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as mask2former  # noqa: E402
 from transformers.models.maskformer import modeling_maskformer as maskformer  # noqa: E402
 
-from mfkernels.integrations import point_sampling  # noqa: E402
+from mfkernels.integrations import matching, point_sampling  # noqa: E402
 from mfkernels.integrations.transformers import (  # noqa: E402
+    binding,
     losses,
     patch,
     patching,
@@ -191,9 +192,9 @@ class TestTargets:
             module = criterion(name)
             patch(module, **{f: f == feature for f in ("criterion", "matcher")})
             patched = {"criterion": module, "matcher": module.matcher}
-            attribute = {"forward", "loss_masks"}
             for which, owner in patched.items():
-                assert bool(attribute & vars(owner).keys()) == (which == feature)
+                methods = (getattr(owner, name, None) for name in ("forward", "loss_masks"))
+                assert any(map(binding.is_replacement, methods)) == (which == feature)
             ours, _ = run(module, layers, targets)
             for key, loss in theirs.items():
                 torch.testing.assert_close(ours[key], loss, rtol=2e-6, atol=1e-6)
@@ -205,8 +206,9 @@ class TestTargets:
         monkeypatch.setattr(maskformer, "linear_sum_assignment", forbidden)
         monkeypatch.setattr(mask2former, "linear_sum_assignment", forbidden)
         calls = []
-        assign = losses.assign
-        monkeypatch.setattr(losses, "assign", lambda *a: calls.append(1) or assign(*a))
+        assign = matching.assign
+        for module_of_it in (matching, losses):
+            monkeypatch.setattr(module_of_it, "assign", lambda *a: calls.append(1) or assign(*a))
         run(module, predictions(layers=3), models.targets((3, 2)))
         # Mask2Former's random points are drawn in the order of the layers: one call each.
         assert len(calls) == (1 if name == "maskformer" else 3)
@@ -373,8 +375,8 @@ class TestPatching:
         patch()
         patched = originals()
         assert not any(a is b for a, b in zip(before, patched, strict=True))
-        assert losses.is_replacement(module.forward)
-        assert losses.is_replacement(criterion("mask2former").loss_masks)
+        assert binding.is_replacement(module.forward)
+        assert binding.is_replacement(criterion("mask2former").loss_masks)
         patch()
         assert all(a is b for a, b in zip(patched, originals(), strict=True))
         unpatch()
@@ -404,9 +406,9 @@ class TestPatching:
             patching.chosen(frozenset(("criterion", "matcher", "post_processing"))),
             strict=True,
         ):
-            assert losses.is_replacement(each) == (which.feature == "matcher")
+            assert binding.is_replacement(each) == (which.feature == "matcher")
         unpatch(matcher=False)
-        assert losses.is_replacement(maskformer.MaskFormerHungarianMatcher.forward)
+        assert binding.is_replacement(maskformer.MaskFormerHungarianMatcher.forward)
         unpatch()
         assert all(a is b for a, b in zip(before, originals(), strict=True))
 
@@ -415,14 +417,14 @@ class TestPatching:
         before = originals()
         patch(model)
         patch(model)
-        assert losses.is_replacement(model.criterion.loss_masks)
-        assert losses.is_replacement(model.criterion.matcher.forward)
-        assert not losses.is_replacement(other.criterion.loss_masks)
+        assert binding.is_replacement(model.criterion.loss_masks)
+        assert binding.is_replacement(model.criterion.matcher.forward)
+        assert not binding.is_replacement(other.criterion.loss_masks)
         assert all(a is b for a, b in zip(before, originals(), strict=True))
         unpatch()
-        assert losses.is_replacement(model.criterion.loss_masks)
+        assert binding.is_replacement(model.criterion.loss_masks)
         unpatch(model)
-        assert not losses.is_replacement(model.criterion.loss_masks)
+        assert not binding.is_replacement(model.criterion.loss_masks)
         assert "loss_masks" not in vars(model.criterion)
         assert "forward" not in vars(model.criterion.matcher)
 
@@ -431,11 +433,11 @@ class TestPatching:
         patch()
         patch(module)
         unpatch(module)
-        assert losses.is_replacement(module.forward)
+        assert binding.is_replacement(module.forward)
         patch(module)
         unpatch()
-        assert losses.is_replacement(module.forward)
-        assert getattr(module.forward, losses.ORIGINAL) is maskformer.MaskFormerLoss.forward
+        assert binding.is_replacement(module.forward)
+        assert getattr(module.forward, binding.ORIGINAL) is maskformer.MaskFormerLoss.forward
 
     def test_a_copy_is_patched_and_on_its_own(self) -> None:
         model = criterion("mask2former")
@@ -452,17 +454,21 @@ class TestPatching:
             for key, loss in run(each, layers, targets)[0].items():
                 torch.testing.assert_close(loss, expected[key])
 
-    def test_a_pickled_model_comes_back_to_its_classes(self) -> None:
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_a_pickled_model_comes_back_to_its_classes(self, protocol: int) -> None:
         module = criterion("mask2former")
         patch(module)
+        loaded = pickle.loads(pickle.dumps(module, protocol))
+        assert type(loaded) is mask2former.Mask2FormerLoss
+        # Earlier versions left the class's own method bound to the module.
+        vars(loaded)["loss_masks"] = loaded.loss_masks
         for bring in (unpatch, patch):
-            loaded = pickle.loads(pickle.dumps(module))
-            assert "loss_masks" in vars(loaded)
             patch()
             bring(loaded)
-            assert losses.is_replacement(loaded.loss_masks)
+            assert binding.is_replacement(loaded.loss_masks)
             unpatch()
-            assert losses.is_replacement(loaded.loss_masks) == (bring is patch)
+            assert binding.is_replacement(loaded.loss_masks) == (bring is patch)
+            assert "loss_masks" not in vars(loaded)
 
     def test_a_subclass_keeps_its_own_method(self) -> None:
         class Mine(mask2former.Mask2FormerLoss):
@@ -472,8 +478,8 @@ class TestPatching:
         module = criterion("mask2former")
         module.__class__ = Mine
         patch(module)
-        assert not losses.is_replacement(module.loss_masks)
-        assert losses.is_replacement(module.matcher.forward)
+        assert not binding.is_replacement(module.loss_masks)
+        assert binding.is_replacement(module.matcher.forward)
 
     @pytest.mark.parametrize(
         ("name", "part"),
@@ -488,10 +494,11 @@ class TestPatching:
 
         def own(self: Any, *args: Any, **kwargs: Any) -> Any:
             calls.append(part)
-            return getattr(super(type(self), self), part)(*args, **kwargs)
+            return getattr(super(mine, self), part)(*args, **kwargs)
 
         module = criterion(name)
-        module.__class__ = type("Mine", (type(module),), {part: own})
+        mine = type("Mine", (type(module),), {part: own})
+        module.__class__ = mine
         patch(module)
         run(module, predictions(layers=2), models.targets((2, 1)))
         assert len(calls) == 2
@@ -515,7 +522,7 @@ class TestRefusals:
             patch()
         for owner in vars(maskformer).values():
             if isinstance(owner, type):
-                assert not any(map(losses.is_replacement, vars(owner).values()))
+                assert not any(map(binding.is_replacement, vars(owner).values()))
 
     @pytest.mark.parametrize("version", ["4.57.1", "5.22.0", "6.0.0.dev0"])
     def test_another_version(self, version: str, monkeypatch: pytest.MonkeyPatch) -> None:

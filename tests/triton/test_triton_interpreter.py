@@ -12,6 +12,7 @@ from helpers.repository import ROOT, TESTS
 pytest.importorskip("triton")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "file", [str(file.relative_to(ROOT)) for file in sorted(TESTS.rglob("test_*_triton.py"))]
 )

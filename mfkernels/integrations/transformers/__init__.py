@@ -15,9 +15,12 @@ configuration, outputs.
   full size; Mask2Former's and its relatives' are taken at the sampled points without copies of the
   targets. Both compute in float32 under autocast. Masks with values other than 0 and 1 (the padding
   of an image processor with `ignore_index`) go through transformers' own MaskFormer criterion,
-  which is logged once; looking for them reads one flag back from a GPU. The losses at points take
-  such masks as they are. Parts that a subclass changes are called as before, and MaskFormer's own
-  criterion where the matcher is another one or has hooks.
+  which is logged once; looking for them reads one flag back from a GPU, and breaks the graph of
+  `torch.compile`: give masks of bool to avoid both. The losses at points, and both matchers, take
+  such masks as they are. Parts that a subclass changes are called as before, and what it passes on
+  to `super()` is served; MaskFormer's layers are matched one by one where the matcher is another
+  one or has hooks. Pairs that are not one-to-one, and points chosen by a part of a subclass, are
+  left to transformers' own mask losses, which is logged once.
 * post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
   MaskFormer, Mask2Former and OneFormer give the same maps without holding all classes or all kept
   queries at full size. These functions are not the official ones, which `mfkernels` has kernels
@@ -28,15 +31,23 @@ configuration, outputs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
 from mfkernels.integrations.transformers import patching
+from mfkernels.integrations.transformers.binding import Binding, living
 
 __all__ = ["patch", "unpatch"]
 
 _logger = logging.getLogger(__name__)
+
+
+class Patched(tuple[str, ...]):
+    """What `patch` reached, such as `"MaskFormerLoss.forward"`."""
+
+    not_reached: tuple[str, ...] = ()
+    """What it did not reach, with the reasons."""
 
 
 def patch(
@@ -45,11 +56,13 @@ def patch(
     criterion: bool = True,
     matcher: bool = True,
     post_processing: bool = True,
-) -> tuple[str, ...]:
+) -> Patched:
     """Replace methods of the supported models. A second call changes nothing.
 
-    A copy of a patched model is patched. A patched model that is pickled whole comes back unpatched
-    and does not follow the classes; `patch(model)` or `unpatch(model)` brings it back.
+    A copy of a patched model is patched, and so are the replicas of `DataParallel`. A patched model
+    that is pickled whole comes back unpatched. A `forward` that others have put into a module or
+    a class is neither overwritten nor deleted: behind hooks of accelerate it is ours that runs, and
+    what cannot be reached is said.
 
     Args:
         model: a model with one of the supported criteria in it; only this instance changes. None:
@@ -60,7 +73,9 @@ def patch(
             with `model=None` only.
 
     Returns:
-        What is ours now, such as `"MaskFormerLoss.forward"`; logged at the level INFO too.
+        What is ours now, such as `"MaskFormerLoss.forward"`; logged at the level INFO too. Its
+        attribute `not_reached` names what is not, in which module (of all that there are, for
+        `model=None`) and why; logged as a warning.
 
     Raises:
         RuntimeError: the installed transformers is of another version, a method has another
@@ -71,23 +86,56 @@ def patch(
     patching.check_version()
     features = _features(criterion, matcher, post_processing and model is None)
     if model is None:
-        replacements = list(patching.chosen(features))
-        for family in dict.fromkeys(family for family, _ in replacements):
-            patching.check_family(family, features)
-        for _, replacement in replacements:
-            patching.patch_class(replacement)
-        return _said("every model", [replacement for _, replacement in replacements])
+        return _patch_classes(features)
     found = _in_model(model, features)
     if features and not found:
         names = ", ".join(family.name for family in patching.FAMILIES)
         raise ValueError(
             f"{type(model).__name__} has no criterion or matcher of a supported model ({names})"
         )
-    for family in dict.fromkeys(family for family, _, _ in found):
+    for family in dict.fromkeys(family for family, _, _, _ in found):
         patching.check_family(family, features)
-    for _, module, replacement in found:
-        patching.patch_instance(module, replacement)
-    return _said(f"this {type(model).__name__}", [replacement for _, _, replacement in found])
+    reached, missed = [], []
+    for _, path, module, replacement in found:
+        binding = replacement.bind()
+        binding.patch_instance(module)
+        reason = binding.why_not_reached(module)
+        if reason is None:
+            reached.append(binding.name)
+        else:
+            missed.append(f"{binding.name} ({path or 'the model'}: {reason})")
+    return _said(f"this {type(model).__name__}", reached, missed)
+
+
+def _patch_classes(features: frozenset[str]) -> Patched:
+    replacements = list(patching.chosen(features))
+    for family in dict.fromkeys(family for family, _ in replacements):
+        patching.check_family(family, features)
+    bindings = {binding.name: binding for _, each in replacements for binding in [each.bind()]}
+    for binding in bindings.values():
+        binding.patch_class()
+    missed = []
+    for binding, module in _living(bindings.values()):
+        binding.follow(module)
+        if reason := binding.why_not_reached(module):
+            missed.append(f"{binding.name} (in a {type(module).__name__}: {reason})")
+    missed += [
+        f"{name} (others have replaced it)" for name, each in bindings.items() if each.is_of_others
+    ]
+    reached = [name for name, each in bindings.items() if not each.is_of_others]
+    return _said("every model", reached, missed)
+
+
+def _living(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:
+    """All modules there are, with their bindings."""
+    if not bindings:
+        return []
+    return [
+        (binding, module)
+        for module in living(binding.owner for binding in bindings)
+        for binding in bindings
+        if isinstance(module, binding.owner)
+    ]
 
 
 def unpatch(
@@ -106,17 +154,29 @@ def unpatch(
         TypeError: `model` is not a module.
     """
     features = _features(criterion, matcher, post_processing and model is None)
-    if model is None:
-        for _, replacement in patching.chosen(features):
-            patching.unpatch_class(replacement)
+    if model is not None:
+        for _, _, module, replacement in _in_model(model, features):
+            for binding in replacement.bound():
+                binding.unpatch_instance(module)
         return
-    for _, module, replacement in _in_model(model, features):
-        patching.unpatch_instance(module, replacement)
+    bindings = [
+        binding
+        for _, each in patching.chosen(features)
+        for binding in each.bound()
+        if binding.everywhere
+    ]
+    for binding in bindings:
+        binding.unpatch_class()
+    for binding, module in _living(bindings):
+        binding.follow(module)
 
 
-def _said(where: str, replacements: Sequence[patching.Replacement]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(f"{r.owner}.{r.attribute}" for r in replacements))
+def _said(where: str, reached: Iterable[str], missed: Iterable[str]) -> Patched:
+    names = Patched(dict.fromkeys(reached))
+    names.not_reached = tuple(dict.fromkeys(missed))
     _logger.info("mfkernels serves in %s: %s", where, ", ".join(names) or "nothing")
+    if names.not_reached:
+        _logger.warning("mfkernels does not serve in %s: %s", where, "; ".join(names.not_reached))
     return names
 
 
@@ -127,23 +187,18 @@ def _features(criterion: bool, matcher: bool, post_processing: bool) -> frozense
 
 def _in_model(
     model: nn.Module, features: frozenset[str]
-) -> list[tuple[patching.Family, nn.Module, patching.Replacement]]:
+) -> list[tuple[patching.Family, str, nn.Module, patching.Replacement]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
     # A class whose module is not loaded has no instances.
-    owners = [
+    owners: list[tuple[patching.Family, patching.Replacement, type[nn.Module]]] = [
         (family, replacement, owner)
         for family, replacement in patching.chosen(features)
         if (owner := replacement.find(load=False)) is not None
     ]
     return [
-        (family, module, replacement)
-        for module in model.modules()
+        (family, path, module, replacement)
+        for path, module in model.named_modules()
         for family, replacement, owner in owners
-        if isinstance(module, owner) and _inherits(module, owner, replacement.attribute)
+        if isinstance(module, owner)
     ]
-
-
-def _inherits(module: nn.Module, owner: type, attribute: str) -> bool:
-    """Whether a subclass has left the method as it is."""
-    return getattr(type(module), attribute) is vars(owner).get(attribute)

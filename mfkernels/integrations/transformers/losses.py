@@ -12,19 +12,25 @@ from torch import Tensor
 from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matching import (
     Pair,
+    as_pairs,
     assign,
+    assign_layers,
     binary_targets,
+    called,
     dense_cost,
+    dense_cost_of_any_masks,
     from_pairs,
     has_hooks,
     pairs,
+    problem_of,
+)
+from mfkernels.integrations.transformers.binding import (
+    Method,
+    is_replacement,
+    official,
 )
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
-
-Method = Callable[..., Any]
-ORIGINAL = "_mfkernels_original"
-"""The attribute of a replacement that holds what it replaces."""
 
 _PerImage = Sequence[Tensor]
 """A tensor per image."""
@@ -35,21 +41,24 @@ _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
 
 
-def is_replacement(method: Any) -> bool:
-    return hasattr(method, ORIGINAL)
-
-
-def dense_matcher(original: Method) -> Method:
+def dense_matcher(_original: Method) -> Method:
     """MaskFormer's matcher: `[B, Q, h, w]` logits against masks at that size."""
 
-    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor | None:
-        targets = _targets(masks, labels, layer[0].device)
-        return None if targets is None else _dense_cost(matcher, *layer, targets, masks)
+    def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
+        mask_logits, class_logits = layer
+        # To look at the values would break the graph that is being compiled.
+        looks = not torch.compiler.is_compiling() or all(m.dtype == torch.bool for m in masks)
+        targets = binary_targets(masks, labels) if looks else None
+        if targets is not None:
+            return _dense_cost(matcher, *layer, targets.to(mask_logits.device), masks)
+        return dense_cost_of_any_masks(
+            class_logits, mask_logits, masks, labels, **_weights(matcher)
+        )
 
-    return _matcher(original, cost)
+    return _matcher(cost)
 
 
-def point_matcher(original: Method) -> Method:
+def point_matcher(_original: Method) -> Method:
     """Mask2Former's matcher: logits and masks at random points, drawn image after image."""
 
     def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
@@ -58,11 +67,11 @@ def point_matcher(original: Method) -> Method:
             class_logits, mask_logits, masks, labels, matcher.num_points, **_weights(matcher)
         )
 
-    return _matcher(original, cost)
+    return _matcher(cost)
 
 
-def _matcher(original: Method, cost_of: Callable[..., Tensor | None]) -> Method:
-    """A matcher by a cost `[B, Q, T]`; `original` serves the calls for which that is None."""
+def _matcher(cost_of: Callable[..., Tensor]) -> Method:
+    """A matcher by a cost `[B, Q, T]`."""
 
     @torch.no_grad()
     def forward(
@@ -74,9 +83,6 @@ def _matcher(original: Method, cost_of: Callable[..., Tensor | None]) -> Method:
     ) -> list[Pair]:
         layer = (masks_queries_logits, class_queries_logits)
         cost = cost_of(self, layer, mask_labels, class_labels)
-        if cost is None:
-            matched: list[Pair] = original(self, *layer, mask_labels, class_labels)
-            return matched
         counts = [len(label) for label in class_labels]
         return pairs(assign(cost, counts), counts, cost.shape[1])
 
@@ -95,7 +101,8 @@ def dense_criterion(original: Method) -> Method:
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
-        if not _customised(self, "forward", "loss_masks") and _one_to_one(self.matcher, original):
+        # Another matcher, or other mask losses, are called layer after layer.
+        if _changed_part(self, original, "loss_masks") is None and _one_to_one(self, original):
             targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
         if targets is None:
             losses: dict[str, Tensor] = original(
@@ -113,15 +120,14 @@ def dense_criterion(original: Method) -> Method:
             for layer in auxiliary_predictions or ()
         ]
         losses = {}
+        class_labels = [label.long() for label in class_labels]
         matches = _match(self, layers, targets, mask_labels, class_labels)
         for layer, (assignment, indices) in enumerate(matches):
             mask_logits, class_logits = layers[layer]
             # Once per layer, as in the original: all processes must take part equally often.
             num_masks = self.get_num_masks(class_labels, device=class_labels[0].device)
-            loss_mask, loss_dice = mask_loss(mask_logits, None, targets, assignment, num_masks=1.0)
             of_layer = {
-                "loss_mask": loss_mask / num_masks,
-                "loss_dice": loss_dice / num_masks,
+                **_dense_losses(mask_logits, targets, assignment, num_masks),
                 **self.loss_labels(class_logits, class_labels, indices),
             }
             suffix = f"_{layer - 1}" if layer else ""
@@ -129,6 +135,51 @@ def dense_criterion(original: Method) -> Method:
         return losses
 
     return forward
+
+
+def dense_losses(original: Method) -> Method:
+    """MaskFormer's mask losses where others call them: subclasses, other matchers."""
+
+    def loss_masks(
+        self: Any,
+        masks_queries_logits: Tensor,
+        mask_labels: _PerImage,
+        indices: Sequence[Pair],
+        num_masks: Tensor,
+    ) -> dict[str, Tensor]:
+        assignment = None
+        # Their classes play no part.
+        labels = [mask.new_zeros(len(mask), dtype=torch.int64) for mask in mask_labels]
+        targets = _targets(mask_labels, labels, masks_queries_logits.device)
+        if targets is not None:
+            assignment = _assignment(indices, targets, masks_queries_logits.shape[1])
+        if targets is None or assignment is None:
+            theirs: dict[str, Tensor] = original(
+                self, masks_queries_logits, mask_labels, indices, num_masks
+            )
+            return theirs
+        return _dense_losses(masks_queries_logits, targets, assignment, num_masks)
+
+    return loss_masks
+
+
+def _dense_losses(
+    mask_logits: Tensor, targets: SegmentTargets, assignment: Tensor, num_masks: Tensor
+) -> dict[str, Tensor]:
+    loss_mask, loss_dice = mask_loss(mask_logits, None, targets, assignment, num_masks=1.0)
+    return {"loss_mask": loss_mask / num_masks, "loss_dice": loss_dice / num_masks}
+
+
+def _assignment(indices: Sequence[Pair], targets: SegmentTargets, queries: int) -> Tensor | None:
+    """`[B, T]`, or None, said once, for pairs that only the original takes."""
+    indices = as_pairs(indices)
+    problem = problem_of(indices, targets.counts, queries)
+    if problem is not None:
+        _say(
+            "the matcher does not match one-to-one; transformers' own mask losses serve such calls"
+        )
+        return None
+    return from_pairs(indices, targets.counts, queries, targets.device)
 
 
 def point_losses(original: Method) -> Method:
@@ -141,9 +192,14 @@ def point_losses(original: Method) -> Method:
         indices: Sequence[Pair],
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
-        if _customised(
-            self, "loss_masks", "sample_points_using_uncertainty", "calculate_uncertainty"
-        ):
+        changed = _changed_part(
+            self, original, "sample_points_using_uncertainty", "calculate_uncertainty"
+        )
+        if changed is not None:
+            _say(
+                f"{type(self).__name__} has a {changed} of its own; "
+                "transformers' own mask losses call it"
+            )
             theirs: dict[str, Tensor] = original(
                 self, masks_queries_logits, mask_labels, indices, num_masks
             )
@@ -156,32 +212,35 @@ def point_losses(original: Method) -> Method:
             mask_labels,
             indices,
             sampling,
-            unique=_is_of(original, self) and _one_to_one(self.matcher, original),
+            unique=_is_of(original, self) and _one_to_one(self, original),
         )
         return {"loss_mask": loss_mask / num_masks, "loss_dice": loss_dice / num_masks}
 
     return loss_masks
 
 
-def _customised(module: Any, method: str, *parts: str) -> bool:
-    """Whether somebody gave `module` another version of a part that the original method calls."""
+def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
+    """Which part that `original` calls somebody gave `module` another version of, if any."""
+    kinds = type(module).__mro__
+    name = original.__name__
+    # The last one: before it there may be the classes that hold replacements.
+    (*_, home) = (kind for kind in kinds if official(vars(kind).get(name)) is original)
+    for part in parts:
+        found = called(module, part)
+        if found is None or official(found) is not official(vars(home)[part]):
+            return part
+    return None
 
-    def home(name: str) -> Any:
-        if name in vars(module) and not is_replacement(vars(module)[name]):
-            return module
-        return next(kind for kind in type(module).__mro__ if name in vars(kind))
 
-    return any(home(part) is not home(method) for part in parts)
-
-
-def _one_to_one(matcher: Any, original: Method) -> bool:
-    """Whether a call of `matcher` is the official matching, patched or not, and nothing else."""
-    return _is_of(original, matcher) and not has_hooks(matcher)
+def _one_to_one(criterion: Any, original: Method) -> bool:
+    """Whether a call of the matcher is the official matching, patched or not, and nothing else."""
+    return _is_of(original, criterion.matcher) and not has_hooks(criterion.matcher)
 
 
 def _is_of(original: Method, module: Any) -> bool:
     """Whether the `forward` of `module`, patched or not, is of the file that `original` is from."""
-    return getattr(getattr(module, "forward", None), "__module__", None) == original.__module__
+    forward = called(module, "forward")
+    return forward is not None and forward.__module__ == original.__module__
 
 
 def _match(
@@ -193,15 +252,19 @@ def _match(
 ) -> list[tuple[Tensor, list[Pair]]]:
     """The assignment `[B, T]` of each layer, and the same as pairs."""
     matcher = criterion.matcher
-    if not is_replacement(matcher.forward):
+    if not is_replacement(called(matcher, "forward")):
         indices = [matcher(*layer, mask_labels, class_labels) for layer in layers]
         return [
-            (from_pairs(matched, targets.max_count, targets.device), matched) for matched in indices
+            (from_pairs(matched, targets.counts, mask_logits.shape[1], targets.device), matched)
+            for matched, (mask_logits, _) in zip(indices, layers, strict=True)
         ]
     with torch.no_grad():
-        cost = torch.stack([_dense_cost(matcher, *layer, targets, mask_labels) for layer in layers])
-        assignment = assign(cost, targets.counts)
-    return [(matched, pairs(matched, targets.counts, cost.shape[2])) for matched in assignment]
+        costs = [_dense_cost(matcher, *layer, targets, mask_labels) for layer in layers]
+        assignments = assign_layers(costs, targets.counts)
+    return [
+        (matched, pairs(matched, targets.counts, cost.shape[1]))
+        for matched, cost in zip(assignments, costs, strict=True)
+    ]
 
 
 def _dense_cost(
@@ -232,12 +295,16 @@ def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> Segme
     """The segments, or None, said once, where the original has to do the work."""
     targets = binary_targets(masks, labels)
     if targets is None:
-        reason = (
+        _say(
             "a mask holds values other than 0 and 1 (ignore_index padding?); "
             "transformers' own criterion serves such calls"
         )
-        if reason not in _logged:
-            _logged.add(reason)
-            _logger.warning(reason)
         return None
     return targets.to(device)
+
+
+def _say(reason: str) -> None:
+    """Log it once."""
+    if reason not in _logged:
+        _logged.add(reason)
+        _logger.warning(reason)

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from mfkernels.integrations.transformers import losses, post_processing
-from mfkernels.integrations.transformers.losses import ORIGINAL, Method, is_replacement
+from mfkernels.integrations.transformers.binding import (
+    Binding,
+    Method,
+    bind,
+    bound,
+    is_replacement,
+    official,
+    wrapped,
+)
 
 Feature = Literal["criterion", "matcher", "post_processing"]
 
@@ -37,7 +45,7 @@ class Replacement:
     attribute: str
     build: Callable[[Method], Method]
 
-    def find(self, load: bool = True) -> type | None:
+    def find(self, load: bool = True) -> type[Any] | None:
         """The class; None if its module is not loaded and `load` is off."""
         name = f"transformers.models.{self.module}"
         if not load and name not in sys.modules:
@@ -49,14 +57,16 @@ class Replacement:
                 f"transformers {_version()} has no {name}.{self.owner}: {error}"
             ) from error
 
-    def original(self) -> Method:
-        """What the class had before any patch, with the signature that the replacement has."""
-        current = vars(self.find() or object).get(self.attribute)
-        if not callable(current):
+    def bind(self) -> Binding:
+        """What the class had before any patch, and ours with the same signature."""
+        owner = self.find()
+        current = vars(owner or object).get(self.attribute)
+        if owner is None or not callable(current):
             raise RefusedError(
                 f"transformers {_version()}: {self.owner} has no method {self.attribute}"
             )
-        found: Method = getattr(current, ORIGINAL, current)
+        ours = filter(is_replacement, wrapped(current))
+        found: Method = official(next(ours, current))
         expected = list(inspect.signature(self.build(found)).parameters)
         given = list(inspect.signature(found).parameters)
         if given != expected:
@@ -64,13 +74,13 @@ class Replacement:
                 f"transformers {_version()}: {self.owner}.{self.attribute} takes "
                 f"({', '.join(given)}), expected ({', '.join(expected)})"
             )
-        return found
+        return bind(owner, self.attribute, found, self.build)
 
-    def replacement(self) -> Method:
-        original = self.original()
-        method = functools.wraps(original)(self.build(original))
-        setattr(method, ORIGINAL, original)
-        return method
+    def bound(self) -> list[Binding]:
+        """What `bind` gave before."""
+        # A class whose module is not loaded has never been bound.
+        owner = self.find(load=False)
+        return bound(owner, self.attribute) if owner is not None else []
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,18 @@ def _family(folder: str, prefix: str, *, dense: bool = False, processors: bool =
     matcher = losses.dense_matcher if dense else losses.point_matcher
     replacements = [
         Replacement("matcher", modelling, f"{prefix}HungarianMatcher", "forward", matcher),
-        Replacement("criterion", modelling, f"{prefix}Loss", "forward", losses.dense_criterion)
-        if dense
-        else Replacement(
-            "criterion", modelling, f"{prefix}Loss", "loss_masks", losses.point_losses
+        Replacement(
+            "criterion",
+            modelling,
+            f"{prefix}Loss",
+            "loss_masks",
+            losses.dense_losses if dense else losses.point_losses,
         ),
     ]
+    if dense:
+        replacements.append(
+            Replacement("criterion", modelling, f"{prefix}Loss", "forward", losses.dense_criterion)
+        )
     first_size = (384, 384) if folder == "mask2former" else None
     for middle, ending in (("", ""), ("pil_", "Pil")) if processors else ():
         module = f"{folder}.image_processing_{middle}{folder}"
@@ -167,36 +183,6 @@ def chosen(features: frozenset[str]) -> Iterator[tuple[Family, Replacement]]:
                 yield family, replacement
 
 
-def patch_class(replacement: Replacement) -> None:
-    owner = replacement.find()
-    if not is_replacement(vars(owner or object).get(replacement.attribute)):
-        setattr(owner, replacement.attribute, replacement.replacement())
-
-
-def unpatch_class(replacement: Replacement) -> None:
-    owner = replacement.find(load=False)
-    current = vars(owner or object).get(replacement.attribute)
-    if is_replacement(current):
-        setattr(owner, replacement.attribute, getattr(current, ORIGINAL))
-
-
-def patch_instance(module: nn.Module, replacement: Replacement) -> None:
-    if not is_replacement(vars(module).get(replacement.attribute)):
-        # Straight into __dict__: a module's own __setattr__ has nothing to add.
-        vars(module)[replacement.attribute] = MethodType(replacement.replacement(), module)
-
-
-def unpatch_instance(module: nn.Module, replacement: Replacement) -> None:
-    """Pickling leaves the class's own method behind, bound; it is dropped too."""
-    current = vars(module).get(replacement.attribute)
-    of_class = getattr(type(module), replacement.attribute)
-    left = isinstance(current, MethodType) and current.__func__ is getattr(
-        of_class, ORIGINAL, of_class
-    )
-    if left or is_replacement(current):
-        del vars(module)[replacement.attribute]
-
-
 @functools.cache
 def check_family(family: Family, features: frozenset[str]) -> None:
     """Raise RefusedError if the replacements do not compute what the installed classes compute.
@@ -231,9 +217,9 @@ def _refusal(family: Family, reason: str) -> RefusedError:
 
 
 def _compare_losses(family: Family) -> None:
-    replacements = {replacement.feature: replacement for replacement in family.replacements}
+    replacements = [each for each in family.replacements if each.feature != "post_processing"]
     criterion = family.make_criterion(
-        importlib.import_module(f"transformers.models.{replacements['criterion'].module}")
+        importlib.import_module(f"transformers.models.{replacements[0].module}")
     )
     # No process group takes part in this.
     vars(criterion)["get_num_masks"] = lambda class_labels, device: torch.full((), 3.0)
@@ -253,12 +239,12 @@ def _compare_losses(family: Family) -> None:
         arguments["calculate_contrastive_loss"] = False
     results: list[dict[str, Tensor]] = []
     for ours in (False, True):
-        for replacement, owner in (
-            (replacements["criterion"], criterion),
-            (replacements["matcher"], criterion.matcher),
-        ):
-            method = replacement.replacement() if ours else replacement.original()
-            vars(owner)[replacement.attribute] = MethodType(method, owner)
+        for replacement in replacements:
+            module: Any = criterion.matcher if replacement.feature == "matcher" else criterion
+            binding = replacement.bind()
+            vars(module)[binding.attribute] = MethodType(binding.original, module)
+            if ours:
+                binding.patch_instance(module)
         torch.default_generator.manual_seed(1)
         with torch.no_grad():
             results.append(criterion(**arguments))
@@ -282,10 +268,11 @@ def _compare_maps(family: Family) -> None:
         if replacement.feature != "post_processing":
             continue
         processor: Any = object.__new__(replacement.find() or object)
+        original = replacement.bind().original
         fused = {"label_ids_to_fuse": {0}} if "panoptic" in replacement.attribute else {}
         theirs, ours = (
             method(processor, outputs, target_sizes=[(9, 3)], **fused)[0]
-            for method in (replacement.original(), replacement.replacement())
+            for method in (original, replacement.build(original))
         )
         if fused:
             same = theirs["segments_info"] == ours["segments_info"]

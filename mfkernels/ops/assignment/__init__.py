@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "STATUS_NEGATIVE_INFINITY",
     "STATUS_POSITIVE_INFINITY",
     "assignment_to_indices",
+    "assignment_to_pairs",
     "batch_linear_assignment",
     "batch_linear_assignment_with_status",
     "linear_sum_assignment",
@@ -203,7 +205,7 @@ def _counts(
     return counts.contiguous().reshape(math.prod(leading))
 
 
-def assignment_to_indices(
+def assignment_to_pairs(
     assignment: Tensor,
 ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
     """SciPy's pair form: the rows that have a column, and their columns.
@@ -228,3 +230,20 @@ def assignment_to_indices(
         for row_columns in flat
         for rows in [(row_columns >= 0).nonzero().flatten()]
     ]
+
+
+def assignment_to_indices(
+    assignment: Tensor,
+) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
+    """The earlier name of `assignment_to_pairs`, which goes away with the next release.
+
+    torch-linear-assignment's function of this name gives something else: two tensors `[B, K]`.
+    """
+    warnings.warn(
+        "assignment_to_indices is called assignment_to_pairs now and goes away with the next "
+        "release; it does not give the two tensors [B, K] that torch-linear-assignment's function "
+        "of the same name gives",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return assignment_to_pairs(assignment)

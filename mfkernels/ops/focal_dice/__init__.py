@@ -18,40 +18,51 @@ from mfkernels.checks import (
 )
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
+from mfkernels.ops.focal_dice.reference import Number
+from mfkernels.ops.focal_dice.torchvision import like_torchvision
 
 
+@like_torchvision
 def sigmoid_focal_loss(
-    logits: Tensor,
+    inputs: Tensor,
     targets: Tensor,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    alpha: Number = 0.25,
+    gamma: Number = 2.0,
     reduction: str = "none",
 ) -> Tensor:
     """Focal loss with `torchvision.ops.sigmoid_focal_loss`'s contract (Lin et al. 2017, eq. 5).
 
+    `torch.jit.script` takes it too. Without an exponent (`gamma` 0) it is plain cross-entropy of
+    PyTorch, to the last bit.
+
     Args:
-        logits: any shape, any floating-point dtype (half precision is computed in float32).
+        inputs: logits of any shape and floating-point dtype (half precision is computed in
+            float32).
         targets: same shape, bool or numbers from 0 to 1.
         alpha: weight of the positives; negative: no weighting.
-        gamma: exponent, at least 0.
+        gamma: exponent, at least 0. Both may be 0-dim tensors; where they need a gradient, plain
+            PyTorch gives it.
         reduction: `"none"` (each element), `"mean"` or `"sum"`.
 
     Returns:
-        In the dtype of `logits`: its shape, or 0-dim when reduced. Differentiable once.
+        In the dtype of `inputs`: its shape, or 0-dim when reduced. Differentiable once.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or value does not fit.
     """
+    logits = inputs
     _check_pair(logits, targets, alpha, gamma)
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(
+            f"Invalid reduction {reduction!r}: reduction must be 'none', 'mean' or 'sum'"
+        )
     with torch.autocast(logits.device.type, enabled=False):
-        if reduction != "none" and logits.numel():
+        if reduction != "none" and logits.numel() and not _is_zero(gamma):
             loss = _focal_and_dice(logits.reshape(1, -1), targets.reshape(1, -1), alpha, gamma)[0]
             loss = loss.sum() if reduction == "mean" else loss.sum() * logits.numel()
         else:
             loss = _focal_of_elements(logits, targets, alpha, gamma)
-            if reduction != "none":  # of nothing
+            if reduction != "none":
                 loss = loss.mean() if reduction == "mean" else loss.sum()
     return loss.to(logits.dtype)
 
@@ -77,8 +88,8 @@ def focal_dice_loss(
     logits: Tensor,
     targets: Tensor,
     num_masks: float | Tensor | None = None,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    alpha: Number = 0.25,
+    gamma: Number = 2.0,
 ) -> tuple[Tensor, Tensor]:
     """The two mask losses of the official criterion, for logits at the size of the targets.
 
@@ -114,8 +125,8 @@ def point_loss(
     targets: Tensor,
     points: Tensor,
     num_masks: float | Tensor | None = None,
-    alpha: float = -1.0,
-    gamma: float = 0.0,
+    alpha: Number = -1.0,
+    gamma: Number = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`focal_dice_loss` at sampled points of masks (Mask2Former, §3.3), sampling included.
 
@@ -151,12 +162,13 @@ def point_loss(
         )
     check_device("targets", targets, logits.device)
     check_device("points", points, logits.device)
-    check_focal(alpha, gamma)
+    check_focal(alpha, gamma, learnable=True)
     with torch.autocast(logits.device.type, enabled=False):
         targets, points = targets.detach(), points.detach().to(result_dtype(logits))
-        if backend.select("point_loss", logits.device) == "native":
+        problem = _problem(logits, None, alpha, gamma)
+        if backend.select("point_loss", logits.device, problem) == "native":
             focal, dice, _ = torch.ops.mfkernels.point_loss(
-                logits, _readable(targets, logits), points, alpha, gamma
+                logits, _readable(targets, logits), points, float(alpha), float(gamma)
             )
         else:
             values = reference.sample_pair(logits, targets, points)
@@ -164,23 +176,27 @@ def point_loss(
         return _summed(focal, dice, num_masks)
 
 
-def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
     """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
-    if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
+    problem = _problem(logits, targets, alpha, gamma)
+    if backend.select("focal_dice", logits.device, problem) == "native" and not _is_zero(gamma):
         values = _readable(targets, logits)
-        losses: Tensor = torch.ops.mfkernels.sigmoid_focal_loss(logits, values, alpha, gamma)
+        losses: Tensor = torch.ops.mfkernels.sigmoid_focal_loss(
+            logits, values, float(alpha), float(gamma)
+        )
         return losses
     precise = at_least_float32(logits)
     return reference.sigmoid_focal_loss(precise, targets.to(precise.dtype), alpha, gamma)
 
 
 def _focal_and_dice(
-    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+    logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]` from `[M, P]`, P > 0."""
-    if backend.select("focal_dice", logits.device, _problem(logits, targets)) == "native":
+    problem = _problem(logits, targets, alpha, gamma)
+    if backend.select("focal_dice", logits.device, problem) == "native":
         values = _readable(targets, logits)
-        focal, dice, _ = torch.ops.mfkernels.focal_dice(logits, values, alpha, gamma)
+        focal, dice, _ = torch.ops.mfkernels.focal_dice(logits, values, float(alpha), float(gamma))
         return focal, dice
     precise = at_least_float32(logits)
     return reference.focal_dice_loss(precise, targets.to(precise.dtype), alpha, gamma)
@@ -191,11 +207,19 @@ def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tu
     return focal.sum() / divisor, dice.sum() / divisor
 
 
-def _problem(logits: Tensor, targets: Tensor) -> str | None:
-    """Why the native kernels cannot serve this pair, or None."""
-    if targets.requires_grad and torch.is_grad_enabled():
-        return "the targets need a gradient, which only plain PyTorch gives"
+def _problem(logits: Tensor, targets: Tensor | None, alpha: Number, gamma: Number) -> str | None:
+    """Why the native kernels cannot serve this call, or None."""
+    if torch.is_grad_enabled():
+        given = (("the targets need", targets), ("alpha needs", alpha), ("gamma needs", gamma))
+        for what, value in given:
+            if isinstance(value, Tensor) and value.requires_grad:
+                return f"{what} a gradient, which only plain PyTorch gives"
     return native_problem(logits)
+
+
+def _is_zero(gamma: Number) -> bool:
+    """Whether the loss is plain cross-entropy; a tensor is not looked into."""
+    return not isinstance(gamma, Tensor) and gamma == 0
 
 
 def _readable(targets: Tensor, logits: Tensor) -> Tensor:
@@ -205,7 +229,7 @@ def _readable(targets: Tensor, logits: Tensor) -> Tensor:
     return targets.to(result_dtype(logits))
 
 
-def _check_pair(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> None:
+def _check_pair(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> None:
     check_floating("logits", logits)
     check_tensor("targets", targets)
     if targets.shape != logits.shape:
@@ -214,4 +238,4 @@ def _check_pair(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> 
             f"got {list(targets.shape)}"
         )
     check_device("targets", targets, logits.device)
-    check_focal(alpha, gamma)
+    check_focal(alpha, gamma, learnable=True)

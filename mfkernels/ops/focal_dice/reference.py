@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.sample_points.reference import sample_points
 
+Number = float | Tensor
 
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
     """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -33,7 +35,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def focal_dice_loss(
-    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+    logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
     """`[M]` and `[M]`: focal loss (mean over `P`) and dice loss of each row of `[M, P]`."""
     focal = sigmoid_focal_loss(logits, targets, alpha, gamma).mean(1)

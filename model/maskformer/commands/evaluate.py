@@ -27,7 +27,7 @@ from maskformer.output.console import Progress, class_table, metrics_table, writ
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter
-from maskformer.training.run_checkpoint import known_classes, load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
 
 
 def run(

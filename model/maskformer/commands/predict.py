@@ -15,7 +15,11 @@ from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress
 from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict import find_images, predict_images
-from maskformer.training.run_checkpoint import load_info, load_prediction_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import (
+    load_info,
+    load_prediction_recipe,
+    resolve_checkpoint,
+)
 
 
 def run(

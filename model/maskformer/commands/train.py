@@ -10,11 +10,8 @@ from maskformer.config.schema import Config
 from maskformer.modeling.backbone import check_pretrained
 from maskformer.output.console import Progress, metrics_table, written
 from maskformer.training.build import build_training
-from maskformer.training.run_checkpoint import (
-    checkpoint_to_resume,
-    load_recipe,
-    resolve_checkpoint,
-)
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.resuming import checkpoint_to_resume
 from maskformer.training.trainer import Trainer
 from maskformer.weights import open_checkpoint
 

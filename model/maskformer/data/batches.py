@@ -26,11 +26,13 @@ class Batch:
         pixel_values: `[B, C, H, W]` float32, normalised, then padded with zeros.
         targets: the segments, on the same padded size.
         names: of the images.
+        image_sizes: height and width of each image inside the padded input.
     """
 
     pixel_values: Tensor
     targets: SegmentTargets
     names: tuple[str, ...]
+    image_sizes: tuple[tuple[int, int], ...] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return replace(

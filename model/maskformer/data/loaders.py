@@ -2,11 +2,12 @@
 
 Which images a training step sees, and how they are augmented, follows from the seed and the step
 number alone: not from the number of workers or processes, nor from the steps before. Resuming means
-starting at a step.
+starting at a step. Where images are grouped, it also follows from how many of them are a batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import warnings
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from maskformer.data.aspect import GroupedByAspect
 from maskformer.data.batches import Batch, EvalBatch, Normalize
 from maskformer.data.sample import Dataset, Sample
 from maskformer.data.transforms import TrainTransform
@@ -34,12 +38,13 @@ T = TypeVar("T")
 class TrainLoader:
     """An endless stream of training batches, the same for the same seed and step.
 
-    Step `s` takes the draws from `s * batch_size` on, out of an endless row of permutations of the
-    data set. Process `rank` gets its slice of them: the slices of all processes together are what
-    one process would get.
+    Images are drawn out of an endless row of permutations of the data set and laid into batches, of
+    which each group has one open at a time; a full one is the next part of a step. Process `rank`
+    gets its parts of each step: those of all processes together are what one process would get
+    with as many parts, and without groups what it would get in any case.
 
     Args:
-        dataset: raw samples.
+        dataset: raw samples; `GroupedByAspect` has two groups, others have one.
         transform: the augmentation.
         batch_size: images per step, over all processes and parts.
         seed: of the order and of the augmentation.
@@ -86,7 +91,11 @@ class TrainLoader:
         if len(dataset) == 0:
             raise DatasetError("the data set holds no image")
         self._warn = warn
-        draws = _Draws(len(dataset), batch_size, seed, start_step, rank, world_size, accumulate)
+        landscape = np.zeros(len(dataset), np.bool_)
+        if isinstance(dataset, GroupedByAspect):
+            landscape = dataset.landscape
+        size = batch_size // shares
+        draws = _Draws(landscape, size, seed, start_step, rank, world_size, accumulate)
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Augmented(dataset, transform),
             batch_sampler=draws,
@@ -161,10 +170,15 @@ def derive_seed(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Per batch, the images to draw and the seed of each one's augmentation."""
+    """Per batch, the images to draw and the seed of each one's augmentation.
 
-    length: int
-    batch_size: int
+    Args:
+        landscape: `[N]` bool, the group of each image; a batch holds images of one group.
+        size: images per batch, one of the `world_size * accumulate` parts of a step.
+    """
+
+    landscape: NDArray[np.bool_]
+    size: int
     seed: int
     start_step: int
     rank: int
@@ -172,26 +186,32 @@ class _Draws:
     accumulate: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // (self.world_size * self.accumulate)
-        step, epoch = self.start_step, -1
-        order: list[int] = []
-        while True:
-            for part in range(self.accumulate):
-                first = step * self.batch_size + (self.rank * self.accumulate + part) * share
-                draws = []
-                for draw in range(first, first + share):
-                    if draw // self.length != epoch:
-                        epoch = draw // self.length
-                        order = self._order(epoch)
-                    draws.append(
-                        (order[draw % self.length], derive_seed(self.seed, "augment", draw))
-                    )
-                yield draws
-            step += 1
+        shares = self.world_size * self.accumulate
+        first = self.start_step * shares
+        # As many epochs as a batch has images fill as many batches as there are images, and leave
+        # none half full: from there on, what was before does not matter.
+        cycle, skipped = divmod(first, len(self.landscape))
+        batches = itertools.islice(self._batches(cycle * self.size), skipped, None)
+        for part, batch in enumerate(batches, first):
+            if part % shares // self.accumulate == self.rank:
+                yield [(index, derive_seed(self.seed, "augment", draw)) for index, draw in batch]
+
+    def _batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
+        """All batches from an epoch on: images, and which draw each of them is."""
+        half_full: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        draw = epoch * len(self.landscape)
+        for number in itertools.count(epoch):
+            order = self._order(number)
+            for index, group in zip(order, self.landscape[order].tolist(), strict=True):
+                half_full[group].append((index, draw))
+                draw += 1
+                if len(half_full[group]) == self.size:
+                    yield half_full[group]
+                    half_full[group] = []
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        return torch.randperm(self.length, generator=generator).tolist()
+        return torch.randperm(len(self.landscape), generator=generator).tolist()
 
 
 class _Augmented(TorchDataset[Sample | DatasetError]):
@@ -238,6 +258,7 @@ class _TrainCollate:
             pixel_values=pixel_values,
             targets=SegmentTargets.from_label_maps(maps, [sample.labels for sample in usable]),
             names=tuple(sample.name for sample in usable),
+            image_sizes=tuple(sample.size for sample in usable),
         )
 
 

@@ -116,9 +116,10 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing on uint8, within two levels of Pillow and four times as fast.
+    """Bilinear with antialiasing on uint8, within one level of Pillow and four times as fast.
 
-    Preparing images is what holds up training, and its augmentation changes levels by far more.
+    Preparing images is what holds up training: Pillow would add a quarter to the augmentation of
+    ADE20K, for the last bit of a thousandth of the levels.
     """
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 

@@ -27,7 +27,12 @@ from maskformer.weights.files import CONFIG_FILE, check_weight_file
 from maskformer.weights.locate import RECIPE
 from maskformer.weights.native import LIBRARY, read_config
 from maskformer.weights.open import find
-from maskformer.weights.preprocessor import PREPROCESSOR_FILE, image_values, read_preprocessor
+from maskformer.weights.preprocessor import (
+    PREPROCESSOR_FILE,
+    image_values,
+    read_preprocessor,
+    section_values,
+)
 from maskformer.weights.schemas import PreprocessorPart, SizePart
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -140,7 +145,7 @@ class ImageProcessor:
                     normalize=Normalize.from_config(config),
                     reader=ImageReader(config.num_channels),
                 )
-            return cls()
+            return cls(normalize=_normalize(section_values(values)))
         raise FileNotFoundError(
             f"{path} holds no checkpoint: expected {PREPROCESSOR_FILE}, {CONFIG_FILE}, a run, or "
             "one .pkl or .pth file"
@@ -299,17 +304,11 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 f"it asks for the size {shown(values.get('size'))}; this pipeline keeps the aspect "
                 "ratio and needs 'shortest_edge'"
             )
-        image = image_values(values)
-        default = Normalize()
         reader = part.reader
         return ImageProcessor(
             short_side=size.shortest_edge if part.do_resize else None,
             max_side=(size.longest_edge or part.max_size) if part.do_resize else None,
-            normalize=Normalize(
-                image.get("pixel_mean", default.mean),
-                image.get("pixel_std", default.std),
-                image.get("size_divisibility", default.size_divisibility),
-            ),
+            normalize=_normalize(image_values(values)),
             reader=ImageReader(
                 reader.channels,
                 ValueScale(reader.value_range, reader.percentiles),
@@ -319,6 +318,16 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
         )
     except ValueError as error:
         raise ConfigError(f"{file} cannot be followed: {error}") from error
+
+
+def _normalize(values: Mapping[str, Any]) -> Normalize:
+    """Of the names in a model section, where they are there."""
+    default = Normalize()
+    return Normalize(
+        values.get("pixel_mean", default.mean),
+        values.get("pixel_std", default.std),
+        values.get("size_divisibility", default.size_divisibility),
+    )
 
 
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:

@@ -20,6 +20,7 @@ from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.batch_norm import explain_single_values
 from maskformer.modeling.parts import modules_of_part
 from maskformer.modeling.pixel_decoder import PixelDecoder
+from maskformer.modeling.transformer import Sizes
 from maskformer.weights import (
     Checkpoint,
     LoadReport,
@@ -215,14 +216,34 @@ class SegmentationModel(nn.Module, ABC):
             module.eval()
         return self
 
-    def _decode_pixels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def _sizes_in_cells(self, pixel_values: Tensor, image_sizes: Sizes | None) -> Sizes | None:
+        """Those of images on the coarsest map, where attention leaves their padding out.
+
+        Raises:
+            ValueError: not one size per image, or some are larger than the input.
+        """
+        if image_sizes is None or not self.config.decoder.mask_padding:
+            return None
+        height, width = pixel_values.shape[-2:]
+        fit = all(0 < rows <= height and 0 < columns <= width for rows, columns in image_sizes)
+        if not fit or len(image_sizes) != len(pixel_values):
+            raise ValueError(
+                f"image_sizes must be {len(pixel_values)} pairs of height and width, at most "
+                f"{height} and {width}, got {list(image_sizes)}"
+            )
+        stride = STRIDES[-1]
+        return [(-(-rows // stride), -(-columns // stride)) for rows, columns in image_sizes]
+
+    def _decode_pixels(
+        self, pixel_values: Tensor, sizes: Sizes | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Images `[B,channels,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
         _check_images(pixel_values, self.config.num_channels)
         try:
             maps = self.backbone(pixel_values)
         except ValueError as error:
             raise explain_single_values(error, pixel_values) from error
-        pixel_features, memory = self.pixel_decoder(maps)
+        pixel_features, memory = self.pixel_decoder(maps, sizes)
         return pixel_features, memory
 
 

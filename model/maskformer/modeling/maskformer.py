@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import MaskOutputs
-from maskformer.modeling.transformer import MLP, QueryDecoder
+from maskformer.modeling.transformer import MLP, QueryDecoder, Sizes
 from mfkernels import mask_logits
 
 
@@ -26,7 +26,12 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         self.class_embed = nn.Linear(channels, self.num_classes + 1)
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
-    def forward(self, pixel_values: Tensor, with_mask_logits: bool = False) -> MaskOutputs:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        with_mask_logits: bool = False,
+        image_sizes: Sizes | None = None,
+    ) -> MaskOutputs:
         """Predictions of all L decoder layers, the final one last.
 
         Args:
@@ -35,17 +40,21 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
                 the right and at the bottom if images differ in size.
             with_mask_logits: also compute the dense masks, which the criterion and inference
                 do without.
+            image_sizes: height and width of each image inside of its padding, which attention
+                leaves out where `config.decoder.mask_padding` says so.
 
         Returns:
             `class_logits [L,B,Q,K+1]` (index K is "no object"), `mask_embed [L,B,Q,C]`,
             `pixel_features [B,C,h,w]` at stride 4, and `mask_logits [L,B,Q,h,w]` if asked for.
 
         Raises:
-            ValueError: `pixel_values` is not `[B,C,H,W]` with at least 32 rows and columns.
+            ValueError: `pixel_values` is not `[B,C,H,W]` with at least 32 rows and columns, or
+                `image_sizes` do not fit.
             TypeError: `pixel_values` is not floating-point.
         """
-        pixel_features, memory = self._decode_pixels(pixel_values)
-        queries = self.decoder(memory)
+        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        pixel_features, memory = self._decode_pixels(pixel_values, sizes)
+        queries = self.decoder(memory, sizes)
         outputs = MaskOutputs(
             class_logits=self.class_embed(queries),
             mask_embed=self.mask_embed(queries),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from maskformer.config.schema import ModelConfig
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import PixelOutputs
-from maskformer.modeling.transformer import MLP, QueryDecoder
+from maskformer.modeling.transformer import MLP, QueryDecoder, Sizes
 from mfkernels import mask_logits
 
 
@@ -24,9 +24,13 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         assert bias is not None
         nn.init.zeros_(bias)
 
-    def forward(self, pixel_values: Tensor) -> PixelOutputs:
-        """Normalised images `[B,3,H,W]` to `pixel_logits [1,B,K,h,w]` at stride 4."""
-        pixel_features, _ = self._decode_pixels(pixel_values)
+    def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
+        """Normalised images `[B,3,H,W]` to `pixel_logits [1,B,K,h,w]` at stride 4.
+
+        `image_sizes` as in `MaskFormer.forward`.
+        """
+        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        pixel_features, _ = self._decode_pixels(pixel_values, sizes)
         return PixelOutputs(pixel_logits=self.classifier(pixel_features)[None])
 
     def _class_entries(self) -> list[Tensor]:
@@ -44,13 +48,15 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         )
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
-    def forward(self, pixel_values: Tensor) -> PixelOutputs:
+    def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
         """Normalised images `[B,3,H,W]` to `pixel_logits [L,B,K,h,w]` at stride 4.
 
-        The final layer comes last; in evaluation mode it is the only one, and L is 1.
+        The final layer comes last; in evaluation mode it is the only one, and L is 1. `image_sizes`
+        as in `MaskFormer.forward`.
         """
-        pixel_features, memory = self._decode_pixels(pixel_values)
-        queries = self.decoder(memory)
+        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        pixel_features, memory = self._decode_pixels(pixel_values, sizes)
+        queries = self.decoder(memory, sizes)
         embeddings = self.mask_embed(queries if self.training else queries[-1:])
         return PixelOutputs(pixel_logits=mask_logits(embeddings, pixel_features))
 

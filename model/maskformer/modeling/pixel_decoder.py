@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
 from maskformer.errors import ConfigError
-from maskformer.modeling.transformer import Encoder, init_conv
+from maskformer.modeling.transformer import Encoder, Sizes, init_conv
 
 
 class ConvNorm(nn.Module):
@@ -66,15 +66,18 @@ class PixelDecoder(nn.Module):
         # The paper says 1x1; the published models have 3x3.
         self.mask_features = init_conv(nn.Conv2d(channels, config.mask_channels, 3, padding=1))
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: Sequence[Tensor], sizes: Sizes | None = None) -> tuple[Tensor, Tensor]:
         """Backbone maps, finest first, to pixel features and the memory of the query decoder.
+
+        Args:
+            sizes: of the images on the coarsest map, whose padding the encoder leaves out.
 
         Returns:
             `[B,mask_channels,h,w]` at the finest map's size and `[B,memory_channels,H/32,W/32]`.
         """
         *finer, memory = maps
         if self.encoder is not None:
-            memory = self.encoder(self.input_proj(memory))
+            memory = self.encoder(self.input_proj(memory), sizes)
         x = self.outputs[-1](memory)
         for level in range(len(finer) - 1, -1, -1):
             lateral = self.laterals[level](finer[level])

@@ -2,13 +2,15 @@
 official `transformer.py` and `transformer_predictor.py`).
 
 Norms follow their residual sum. Batch comes first everywhere. Positions are added to queries and
-keys, never to values. There are no padding masks: zero padding of the image takes part, as in the
-published models.
+keys, never to values. Zero padding of the image takes part, as in the published models, unless the
+sizes of the images are given.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -20,6 +22,9 @@ from maskformer.errors import ConfigError
 
 TEMPERATURE = 10_000.0
 EPSILON = 1e-6
+
+Sizes = Sequence[tuple[int, int]]
+"""Rows and columns of each image of a batch."""
 
 
 class _Layer(nn.Module):
@@ -35,9 +40,16 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def _attend(
-        self, attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
+        self,
+        attention: nn.MultiheadAttention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        attended: Tensor = attention(query, key, value, need_weights=False)[0]
+        attended: Tensor = attention(
+            query, key, value, key_padding_mask=padding, need_weights=False
+        )[0]
         return self.dropout(attended)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -53,10 +65,10 @@ class EncoderLayer(_Layer):
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """`[B,N,C]`, `[N,C]` to `[B,N,C]`."""
+    def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`[B,N,C]`, `[N,C]` or `[B,N,C]`, and cells to leave out `[B,N]`, to `[B,N,C]`."""
         located = x + positions
-        x = self.norm1(x + self._attend(self.self_attn, located, located, x))
+        x = self.norm1(x + self._attend(self.self_attn, located, located, x, padding))
         y: Tensor = self.norm2(x + self._feed_forward(x))
         return y
 
@@ -74,7 +86,12 @@ class DecoderLayer(_Layer):
         self.norm3 = nn.LayerNorm(config.channels)
 
     def forward(
-        self, x: Tensor, query_positions: Tensor, memory: Tensor, located_memory: Tensor
+        self,
+        x: Tensor,
+        query_positions: Tensor,
+        memory: Tensor,
+        located_memory: Tensor,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Updates the state of the queries.
 
@@ -83,15 +100,15 @@ class DecoderLayer(_Layer):
             query_positions: `[Q,C]`.
             memory: `[B,N,C]`, the cells of the image.
             located_memory: `[B,N,C]`, the same with their positions added.
+            padding: `[B,N]` bool, cells that are left out.
 
         Returns:
             `[B,Q,C]`.
         """
         located = x + query_positions
         x = self.norm1(x + self._attend(self.self_attn, located, located, x))
-        x = self.norm2(
-            x + self._attend(self.cross_attn, x + query_positions, located_memory, memory)
-        )
+        located = x + query_positions
+        x = self.norm2(x + self._attend(self.cross_attn, located, located_memory, memory, padding))
         y: Tensor = self.norm3(x + self._feed_forward(x))
         return y
 
@@ -105,11 +122,12 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(channels, config) for _ in range(depth))
         _init_xavier(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B,C,H,W]` to `[B,C,H,W]`."""
-        cells, positions = _flatten(x), _positions(x)
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """`[B,C,H,W]` to `[B,C,H,W]`; of each image, cells outside of its size are left out."""
+        cells = _flatten(x)
+        positions, padding = _layout(x, sizes)
         for layer in self.layers:
-            cells = layer(cells, positions)
+            cells = layer(cells, positions, padding)
         return cells.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
@@ -132,17 +150,20 @@ class QueryDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.channels)
         _init_xavier(self.layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B,in_channels,H,W]` to `[L,B,Q,C]`: the normed state after each layer in order."""
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """`[B,in_channels,H,W]` to `[L,B,Q,C]`: the normed state after each layer in order; of each
+        image, cells outside of its size are left out.
+        """
         x = self.input_proj(x)
         memory = _flatten(x)
-        located_memory = memory + _positions(x)
+        positions, padding = _layout(x, sizes)
+        located_memory = memory + positions
         queries = self.query_embed.weight
         # Zeros make the first self-attention idle; it is kept for the published weights.
         state = queries.new_zeros(len(x), *queries.shape)
         states = []
         for layer in self.layers:
-            state = layer(state, queries, memory, located_memory)
+            state = layer(state, queries, memory, located_memory, padding)
             states.append(state)
         y: Tensor = self.norm(torch.stack(states))
         return y
@@ -167,10 +188,25 @@ def _flatten(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _positions(x: Tensor) -> Tensor:
-    """`[H*W,C]` for a map `[B,C,H,W]`."""
+def _layout(x: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor | None]:
+    """Positions `[H*W,C]` in a map `[B,C,H,W]`.
+
+    If images have sizes of their own: positions within each, `[B,H*W,C]`, and which cells lie
+    outside, `[B,H*W]` bool.
+    """
     channels, height, width = x.shape[1:]
-    return sine_position_encoding(height, width, channels, x.device, x.dtype).flatten(1).T
+    encode = partial(sine_position_encoding, channels=channels, device=x.device, dtype=x.dtype)
+    if sizes is None:
+        return encode(height, width).flatten(1).T, None
+    rests = [(0, width - columns, 0, height - rows) for rows, columns in sizes]
+    maps = [functional.pad(encode(*size), rest) for size, rest in zip(sizes, rests, strict=True)]
+    outside = torch.stack(
+        [
+            functional.pad(torch.zeros(size, dtype=torch.bool), rest, value=True)
+            for size, rest in zip(sizes, rests, strict=True)
+        ]
+    )
+    return _flatten(torch.stack(maps)), outside.flatten(1).to(x.device, non_blocking=True)
 
 
 def _check_heads(channels: int, heads: int) -> None:

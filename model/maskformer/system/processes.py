@@ -13,7 +13,7 @@ from maskformer.errors import TrainingStoppedError
 
 GRACE_SECONDS = 3.0
 """How long a process whose failure another one may explain waits to be ended by its launcher."""
-STORE_SECONDS = 15.0
+STORE_SECONDS = 60.0
 """How long the process that keeps the store waits, at most, for the others to ask who told."""
 _TOLD = "maskformer/failures"
 _LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")

@@ -26,19 +26,17 @@ from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
 from maskformer.system.signals import Signals
 from maskformer.training.checkpointer import Checkpointer
+from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.resuming import (
+    checkpoint_to_resume,
+    count_processes,
+    was_evaluated,
+)
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
 from maskformer.training.optimizer import build_optimizer, build_scheduler
 from maskformer.training.recorders.trackers import check_trackers
 from maskformer.training.reporter import Reporter, find_log_folder
-from maskformer.training.run_checkpoint import (
-    checkpoint_to_resume,
-    count_processes,
-    known_classes,
-    load_recipe,
-    resolve_checkpoint,
-    was_evaluated,
-)
 from maskformer.training.run_folder import check_not_in_use, check_run_folder
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.trainer import TrainingParts

@@ -22,19 +22,16 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
-from maskformer.training.evaluator import score_metric
-from maskformer.training.optimizer import load_optimizer_state
-from maskformer.training.run_checkpoint import (
+from maskformer.training.checkpoints.resuming import load_training_state, was_evaluated
+from maskformer.training.checkpoints.room import check_room, checkpoint_size, weights_size
+from maskformer.training.checkpoints.writing import (
     best_score,
-    check_room,
-    checkpoint_size,
-    load_training_state,
     mark_best,
     save_checkpoint,
     save_weights,
-    was_evaluated,
-    weights_size,
 )
+from maskformer.training.evaluator import score_metric
+from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_folder import (
     CHECKPOINTS,
     is_run,

@@ -8,6 +8,8 @@ from accelerate import Accelerator
 
 from maskformer.config.schema import Config
 from maskformer.data import Dataset, DatasetInfo, Normalize, TrainLoader, TrainTransform
+from maskformer.data.aspect import GroupedByAspect
+from maskformer.data.image_files.reader import ImageReader
 from maskformer.output.console import Progress
 
 
@@ -39,7 +41,7 @@ class TrainingData:
         """
         train = self.config.train
         return TrainLoader(
-            self.train,
+            self._grouped(),
             TrainTransform(self.config.data.augmentation),
             train.batch_size,
             train.seed,
@@ -52,3 +54,11 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
             warn=self.progress.warn,
         )
+
+    def _grouped(self) -> Dataset:
+        """The training images, by their shape where several share a batch."""
+        train = self.config.train
+        parts = self.accelerator.num_processes * train.accumulate
+        if not train.group_by_aspect or train.batch_size <= parts:
+            return self.train
+        return GroupedByAspect(self.train, ImageReader.from_config(self.config.data))

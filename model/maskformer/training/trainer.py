@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -202,7 +202,7 @@ class Trainer:
         for batch in batches:
             batch = batch.to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(parts.model):
-                losses = parts.criterion(parts.model(batch.pixel_values), batch.targets, **options)
+                losses = parts.criterion(self._predict(batch), batch.targets, **options)
                 loss = parts.criterion.total(losses)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -213,6 +213,12 @@ class Trainer:
                     window.add_norm(norm)
             window.add_losses(losses, loss, len(batch.names))
         window.steps += 1
+
+    def _predict(self, batch: Batch) -> Any:
+        model = self.parts.model
+        if self.parts.data.config.model.decoder.mask_padding:
+            return model(batch.pixel_values, image_sizes=batch.image_sizes)
+        return model(batch.pixel_values)
 
     def _update(self, norm: Tensor) -> None:
         """One optimiser step, left out when the gradient is not finite.

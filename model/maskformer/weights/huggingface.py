@@ -31,7 +31,13 @@ from maskformer.weights.files import (
 )
 from maskformer.weights.name_map import COUNTER, Names, add_position_indexes, restore
 from maskformer.weights.official import no_object_weights
-from maskformer.weights.preprocessor import image_values, read_preprocessor
+from maskformer.weights.preprocessor import (
+    SECTION,
+    image_section,
+    image_values,
+    read_preprocessor,
+    section_values,
+)
 from maskformer.weights.schemas import HeadPart, ResNetPart, SwinPart
 
 WEIGHT_FILES = (
@@ -183,7 +189,8 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
 
     Args:
         values: of `config.json`.
-        preprocessor: of `preprocessor_config.json`, for the normalisation of images.
+        preprocessor: of `preprocessor_config.json`, for the normalisation and padding of images.
+            What `write` says of them in `config.json` counts where it says nothing.
 
     Raises:
         ValueError: another model, or something that this package's model does not have.
@@ -211,6 +218,7 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
             "dropout": decoder.get("dropout", DecoderConfig().dropout),
         },
     }
+    model |= section_values(values)
     if preprocessor:
         model |= image_values(preprocessor)
     return parse_model_config(model)
@@ -262,6 +270,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, renamed)
     values = _write_config(config, sizes, classes)
+    section = image_section(config)
+    if section is not None:
+        values[SECTION] = section
     values["dtype"] = str(renamed["class_predictor.weight"].dtype).removeprefix("torch.")
     values["no_object_weight"] = round(float(renamed[_CLASS_WEIGHTS][-1]), 6)
     write_json(folder / CONFIG_FILE, values, indent=2)

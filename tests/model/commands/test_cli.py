@@ -17,7 +17,7 @@ from maskformer.errors import ConfigError
 from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter
-from maskformer.training.run_checkpoint import load_info, load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import load_info, load_recipe, resolve_checkpoint
 from mfkernels import backend
 
 

@@ -13,7 +13,7 @@ from helpers.recipes import TINY, write_recipe
 from PIL import Image
 
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.training.run_checkpoint import resolve_checkpoint
+from maskformer.training.checkpoints.contents import resolve_checkpoint
 
 
 @pytest.fixture

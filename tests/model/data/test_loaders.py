@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from maskformer import ImageProcessor
 from maskformer.config.schema import (
@@ -24,6 +26,8 @@ from maskformer.data import (
     TrainLoader,
     TrainTransform,
 )
+from maskformer.data.aspect import GroupedByAspect
+from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.loaders import Batch, EvalBatch, derive_seed
 from maskformer.errors import DatasetError
 
@@ -126,6 +130,76 @@ def test_each_epoch_shows_every_image_once(length, batch_size, seed):
     names = [name for batch in batches for name in batch.names]
     epochs = [names[i : i + length] for i in range(0, 3 * length, length)]
     assert all(sorted(epoch) == sorted(str(k) for k in range(length)) for epoch in epochs)
+
+
+def grouped(landscape):
+    """Tiny images named by their number, with a group each."""
+    data = GroupedByAspect(
+        Fixed(*(blank(2, 2, name=str(k)) for k in range(len(landscape)))), ImageReader()
+    )
+    data.landscape = np.array(landscape)
+    return data
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    landscape=st.lists(st.booleans(), min_size=1, max_size=7),
+    size=st.integers(1, 4),
+    shares=st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2)]),
+    step=st.integers(0, 12),
+)
+def test_batches_hold_one_shape_of_images(landscape, size, shares, step):
+    """Each takes the next images of its group, and full ones come in turn, wherever one starts."""
+    world_size, accumulate = shares
+    transform = TrainTransform(SemanticAugmentation(short_sides=(2,), crop=(2, 2), color=False))
+    options = {"batch_size": size * world_size * accumulate, "accumulate": accumulate}
+    ranks = [
+        take(
+            2 * accumulate,
+            grouped(landscape),
+            transform,
+            rank=rank,
+            world_size=world_size,
+            start_step=step,
+            **options,
+        )
+        for rank in range(world_size)
+    ]
+    steps = [rank[k : k + accumulate] for k in (0, accumulate) for rank in ranks]
+    found = [batch.names for part in steps for batch in part]
+
+    count, expected = (step + 2) * world_size * accumulate, []
+    plain = take((count + 2) * size, grouped(landscape), transform, batch_size=1)
+    buckets = {True: [], False: []}
+    for batch in plain:
+        bucket = buckets[landscape[int(batch.names[0])]]
+        bucket += batch.names
+        if len(bucket) == size:
+            expected.append(tuple(bucket))
+            bucket.clear()
+    assert found == expected[count - len(found) : count]
+
+
+@pytest.mark.parametrize("rule", [None, "ignore"])
+def test_shapes_of_images_are_read_from_headers(tmp_path, rule):
+    """As the reader turns them, of whatever format; what cannot be read is no landscape."""
+    turn = Image.Exif()
+    turn[0x112] = 6
+    for suffix in ("jpg", "png", "tiff"):
+        Image.new("RGB", (9, 5)).save(tmp_path / f"wide.{suffix}")
+        Image.new("RGB", (9, 5)).save(tmp_path / f"turned.{suffix}", exif=turn)
+    np.save(tmp_path / "bands.npy", np.zeros((3, 5, 9), np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    data, reader = Fixed(), ImageReader(orientation=rule)
+    files = sorted(tmp_path.iterdir())
+    data.files = [(file,) for file in files]
+    landscape = GroupedByAspect(data, reader).landscape
+    others = {file.name for file, wide in zip(files, landscape, strict=True) if not wide}
+    turned = {f"turned.{suffix}" for suffix in ("jpg", "png", "tiff")}
+    assert others == {"broken.png"} | (turned if rule is None else set())
+    for file in files:
+        if file.name != "broken.png":
+            assert reader.read_size(file) == tuple(reader(file).shape[1:])
 
 
 def test_epochs_have_their_own_order_and_augmentation():

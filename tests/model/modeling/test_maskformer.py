@@ -178,6 +178,33 @@ class TestForward:
             tiny_model()(x)
 
 
+class TestPadding:
+    SIZES = ((64, 96), (50, 64))
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_attention_leaves_it_out_where_asked_to(self, architecture: str) -> None:
+        """The features of whole cells of padding change nothing but themselves."""
+        options = {"architecture": architecture, "pixel_decoder": {"encoder_layers": 1}}
+        model = tiny_model(**options, decoder={"mask_padding": True})
+        official = tiny_model(**options)
+        official.load_state_dict(model.state_dict())
+        x = images()
+        name = "pixel_logits" if architecture.startswith("per_pixel") else "class_logits"
+        plain = model(x)[name]
+        assert torch.equal(official(x, image_sizes=self.SIZES)[name], plain)
+        assert relative_error(model(x, image_sizes=((64, 96),) * 2)[name], plain) < 1e-5
+        masked = model(x, image_sizes=self.SIZES)[name]
+        assert relative_error(masked[:, 0], plain[:, 0]) < 1e-5
+        assert relative_error(masked[:, 1], plain[:, 1]) > 1e-4
+
+    @pytest.mark.parametrize("sizes", [((64, 96),), ((64, 96), (65, 96)), ((64, 96), (0, 96))])
+    def test_sizes_that_do_not_fit(self, sizes: tuple[tuple[int, int], ...]) -> None:
+        model = tiny_model(decoder={"mask_padding": True})
+        message = "image_sizes must be 2 pairs of height and width, at most 64 and 96, got"
+        with pytest.raises(ValueError, match=message):
+            model(images(), image_sizes=sizes)
+
+
 class TestBuilding:
     def test_from_config_overrides(self) -> None:
         with torch.device("meta"):

@@ -74,6 +74,22 @@ def test_query_decoder_against_its_definition() -> None:
     assert relative_error(decoder(x), torch.stack(expected)) < 1e-12
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_padding_can_be_left_out(part: str) -> None:
+    """Each image of a batch as if it were alone, whatever is in the padding."""
+    x = torch.randn(3, 16, 4, 5, dtype=torch.float64)
+    sizes = [(4, 5), (3, 5), (2, 1)]
+    module = Encoder(16, 2, SMALL) if part == "encoder" else QueryDecoder(16, 7, SMALL)
+    together = module.double().eval()(x, sizes)
+    for index, (rows, columns) in enumerate(sizes):
+        alone = module(x[index : index + 1, :, :rows, :columns])
+        found = together[:, index : index + 1]
+        if part == "encoder":
+            found = together[index : index + 1, :, :rows, :columns]
+        assert relative_error(found, alone) < 1e-12
+    assert relative_error(module(x), together) > 1e-3
+
+
 def test_input_projection_only_where_needed() -> None:
     assert isinstance(QueryDecoder(16, 7, SMALL).input_proj, nn.Identity)
     assert isinstance(QueryDecoder(20, 7, SMALL).input_proj, nn.Conv2d)

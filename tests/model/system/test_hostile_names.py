@@ -27,7 +27,8 @@ from maskformer.config.schema import Config
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import DatasetError
-from maskformer.training.run_checkpoint import DATASET, info_to_json
+from maskformer.training.checkpoints.contents import DATASET
+from maskformer.training.checkpoints.writing import info_to_json
 from maskformer.weights.locate import RECIPE
 
 CLASSES = ("sky", "\x1b[31mred\x1b[0m\n", "\udcb3\ud800 \u202egnp.exe 猫")

@@ -103,7 +103,7 @@ def together(
         process.start()
     try:
         for process in both:
-            process.join(60)
+            process.join(120)
         codes = [process.exitcode for process in both]
     finally:
         for process in both:

@@ -20,10 +20,10 @@ from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.training.build import build_accelerator
 from maskformer.training.checkpointer import Checkpointer
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
 from maskformer.training.reporter import Reporter
-from maskformer.training.run_checkpoint import load_recipe, resolve_checkpoint
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.trainer import Trainer, TrainingParts
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from maskformer import MaskFormer
 from maskformer.config.load import parse_config
-from maskformer.errors import DiskFullError, RunInUseError
-from maskformer.training import run_checkpoint as checkpoints
-from maskformer.training.run_checkpoint import CheckpointError, resolve_checkpoint
+from maskformer.errors import CheckpointError, DiskFullError, RunInUseError
+from maskformer.training.checkpoints import writing as checkpoints
+from maskformer.training.checkpoints.contents import resolve_checkpoint
 from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, LAST, find_checkpoint
@@ -207,7 +207,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path, room: float) -> None:
         self.run = run
         self.room = room
-        for module in ("maskformer.training.run_checkpoint", "maskformer.system.writing"):
+        for module in ("maskformer.training.checkpoints.room", "maskformer.system.writing"):
             monkeypatch.setattr(f"{module}.free_bytes", self.free)
 
     def free(self, folder: Path) -> int:

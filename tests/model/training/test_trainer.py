@@ -23,16 +23,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskformer import MaskFormer
 from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
-from maskformer.errors import DatasetError, TrainingDivergedError, TrainingStoppedError
-from maskformer.training.run_checkpoint import (
-    BEST,
-    STATE,
+from maskformer.errors import (
     CheckpointError,
-    mark_best,
-    resolve_checkpoint,
+    DatasetError,
+    TrainingDivergedError,
+    TrainingStoppedError,
 )
+from maskformer.training.checkpoints.contents import resolve_checkpoint
+from maskformer.training.checkpoints.writing import mark_best
+from maskformer.training.log_window import LogWindow
 from maskformer.training.trainer import Trainer
-from maskformer.weights.locate import find_checkpoint
+from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
@@ -328,6 +329,24 @@ def test_accumulation_steps_once_per_batch(tmp_path: Path) -> None:
     assert trainer.step == 2
     state = trainer.parts.optimizer.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {2}
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_the_model_learns_the_sizes_of_images(tmp_path: Path, mask_padding: bool) -> None:
+    """Where their padding is to be left out."""
+    recipe = tiny_recipe(steps=1)
+    values = recipe.model_dump(mode="json")
+    values["model"]["decoder"]["mask_padding"] = mask_padding
+    values["data"]["augmentation"] |= {"short_sides": [40], "pad_to_crop": False}
+    trainer = build_trainer(parse_config(values), tmp_path / "run", cpu=True)
+    seen: list[Any] = []
+    trainer.parts.model.register_forward_pre_hook(
+        lambda _, args, options: seen.append((args[0].shape[2:], options)), with_kwargs=True
+    )
+    batches = iter(trainer.parts.data.loader(0))
+    trainer._train_step([next(batches)], LogWindow(trainer.parts.accelerator))
+    sizes = {"image_sizes": ((40, 40), (40, 40))} if mask_padding else {}
+    assert seen == [((64, 64), sizes)]
 
 
 def test_the_per_pixel_baselines_train(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
-from maskformer.training.checksums import CHECKSUMS, find_damage
+from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 

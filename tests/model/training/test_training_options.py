@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from PIL import Image
 
 from maskformer import MaskFormer
 from maskformer.config.load import load_config, parse_config, to_yaml
+from maskformer.data.image_files.reader import ImageReader
 from maskformer.errors import CheckpointError, ConfigError, TrainingStoppedError
-from maskformer.training.run_checkpoint import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
@@ -345,3 +347,27 @@ class TestClassWeights:
 
 class _Window:
     waited = 0.0
+
+
+def test_batches_are_of_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a recipe does not want it; where a batch is one image, no file is read for it."""
+    for k in range(4):
+        for kind, mode in (("images", "RGB"), ("labels", "L")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.new(mode, (40, 32) if k % 2 else (32, 40)).save(tmp_path / kind / f"{k}.png")
+    split = {"images": "images", "labels": "labels"}
+    files = {"format": "folder", "root": str(tmp_path), "train": split, "val": split}
+    data = {key: TINY["data"][key] for key in ("augmentation", "test_short_side")}
+    config = parse_config({**TINY, "data": {**data, **files, "classes": ["a"]}})
+    batches = build_trainer(config, tmp_path / "run", cpu=True).parts.data
+
+    def kinds(**train: Any) -> set[int]:
+        options = {"train": config.train.model_copy(update=train)}
+        batches.config = config.model_copy(update=options)
+        names = [batch.names for batch in itertools.islice(batches.loader(0), 16)]
+        return {len({int(name) % 2 for name in each}) for each in names}
+
+    assert kinds() == {1}
+    monkeypatch.setattr(ImageReader, "read_size", None)
+    assert kinds(group_by_aspect=False) == {1, 2}
+    assert kinds(accumulate=2) == {1}

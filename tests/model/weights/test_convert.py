@@ -20,12 +20,9 @@ from maskformer import ImageProcessor, MaskFormer
 from maskformer.cli import app, main
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.training.run_checkpoint import (
-    DATASET,
-    CheckpointError,
-    info_to_json,
-    resolve_checkpoint,
-)
+from maskformer.errors import CheckpointError
+from maskformer.training.checkpoints.contents import DATASET, resolve_checkpoint
+from maskformer.training.checkpoints.writing import info_to_json
 
 OFFICIAL = Official(swin=True, channels=(16, 32, 64, 128), heads=(1, 2, 2, 4))
 

@@ -15,8 +15,9 @@ from helpers.model_cases import randomise, relative_error, tiny_model, trainable
 from safetensors.torch import load_file
 from torch import nn
 
-from maskformer import MaskFormer, WeightsMismatchError
+from maskformer import ImageProcessor, MaskFormer, WeightsMismatchError
 from maskformer.config.load import load_config
+from maskformer.data import Normalize
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 transformers = pytest.importorskip("transformers")
@@ -271,6 +272,33 @@ class TestFiles:
         assert config.pixel_mean == (127.5, 63.75, 31.875)
         assert config.pixel_std == (58.395, 57.12, 57.375)
         assert config.size_divisibility == 64
+
+    @pytest.mark.parametrize("options", [{"size_divisor": 0}, {"image_std": [0.5, 0.25, 0.125]}])
+    def test_preprocessing_travels_without_a_processor(
+        self, options: dict[str, Any], tmp_path: Path
+    ) -> None:
+        save("resnet_small", tmp_path)
+        transformers.MaskFormerImageProcessor(**options).save_pretrained(tmp_path)
+        model = MaskFormer.from_pretrained(tmp_path)
+        for folder in (tmp_path / "again", tmp_path / "and_again"):
+            model.save_pretrained(folder, format="hf")
+            assert not (folder / "preprocessor_config.json").exists()
+            loaded = MaskFormer.from_pretrained(folder)
+            assert loaded.config == model.config
+            normalize = ImageProcessor.from_pretrained(folder).normalize
+            assert normalize == Normalize.from_config(model.config)
+            # Theirs loads it, keeps it, and does not follow it.
+            theirs = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder)
+            assert theirs.config.image_preprocessing["size_divisor"] == normalize.size_divisibility
+            model = loaded
+        # A file of its own counts more.
+        transformers.MaskFormerImageProcessor(size_divisor=64).save_pretrained(folder)
+        assert MaskFormer.from_pretrained(folder).config.size_divisibility == 64
+
+    def test_defaults_need_no_word(self, tmp_path: Path) -> None:
+        save("resnet_small", tmp_path)
+        MaskFormer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again", format="hf")
+        assert "image_preprocessing" not in (tmp_path / "again" / "config.json").read_text()
 
 
 class TestNames:

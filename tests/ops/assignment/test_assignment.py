@@ -291,15 +291,18 @@ class TestTensors:
 
     def test_indices(self) -> None:
         assignment = torch.tensor([[[2, -1, 0], [-1, -1, -1]]])
-        pairs = mfkernels.assignment_to_indices(assignment)
+        pairs = mfkernels.assignment_to_pairs(assignment)
         assert [[rows.tolist(), columns.tolist()] for rows, columns in pairs] == [
             [[0, 2], [2, 0]],
             [[], []],
         ]
-        rows, columns = mfkernels.assignment_to_indices(assignment[0, 0])
+        rows, columns = mfkernels.assignment_to_pairs(assignment[0, 0])
         assert (rows.tolist(), columns.tolist()) == ([0, 2], [2, 0])
         with pytest.raises(ValueError, match="0-dim"):
-            mfkernels.assignment_to_indices(torch.tensor(1))
+            mfkernels.assignment_to_pairs(torch.tensor(1))
+        with pytest.warns(FutureWarning, match="called assignment_to_pairs now"):
+            earlier = mfkernels.assignment_to_indices(assignment[0])
+        assert all(map(torch.equal, earlier[0], pairs[0]))
 
 
 @needs_native

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.backends import each_backend, native_only
-from helpers.repository import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -354,19 +351,6 @@ def test_compiles_into_one_graph() -> None:
         total.backward()
         results.append((total.detach(), x.grad))
     torch.testing.assert_close(results[0], results[1])
-
-
-@native_only
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
-def test_every_instruction_set(
-    instruction_set: str, monkeypatch: pytest.MonkeyPatch, served_by: str
-) -> None:
-    """In a process of its own, because the choice is made once."""
-    monkeypatch.setenv("MFKERNELS_ISA", instruction_set)
-    names = "torchvisions or exact or sampled or gradients"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    options = ["-k", f"native and ({names})", "--rootdir", "."]
-    subprocess.run([*command, *options], cwd=ROOT, check=True, timeout=300)
 
 
 @pytest.mark.parametrize(

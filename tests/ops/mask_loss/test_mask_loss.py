@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from helpers.backends import each_backend, native_only
-from helpers.repository import ROOT
 from helpers.strategies import Case, cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
@@ -393,17 +390,3 @@ def test_little_is_saved_for_the_backward_pass() -> None:
         mask_loss(embed, features, targets, random_assignment(case))
     # Three sums a mask, the assignment, the counts and the divisor.
     assert sum(saved.values()) <= 2 * 2 * 6 * (3 * 4 + 8) + 64
-
-
-@native_only
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
-def test_every_instruction_set(
-    instruction_set: str, monkeypatch: pytest.MonkeyPatch, served_by: str
-) -> None:
-    """In a process of its own, because the choice is made once."""
-    monkeypatch.setenv("MFKERNELS_ISA", instruction_set)
-    names = "agree_in_float32 or restatement or definition or float32_is or exact or strides"
-    tests = [f"tests/ops/{name}" for name in ("mask_loss", "matching_cost", "mask_logits")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    options = ["-k", f"native and ({names})", "--rootdir", "."]
-    subprocess.run([*command, *options], cwd=ROOT, check=True, timeout=300)

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers.repository import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -494,15 +492,6 @@ def test_memory() -> None:
     before = status("VmRSS")
     semantic_segmentation(*problem[:3], problem.size, **problem.options)
     assert status("VmHWM") - before < 30e6
-
-
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
-def test_every_instruction_set(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, because the choice is made once."""
-    monkeypatch.setenv("MFKERNELS_ISA", instruction_set)
-    names = "official or any_views or finite or owners or strides or threads"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names]
-    subprocess.run([*command, __file__, "--rootdir", "."], cwd=ROOT, check=True, timeout=300)
 
 
 SEMANTIC: dict[str, Any] = {

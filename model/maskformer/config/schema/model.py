@@ -113,6 +113,10 @@ class DecoderConfig(Section):
     """Probability that an activation is dropped in training."""
     enforce_input_projection: bool = False
     """Project the backbone's features even if they have the decoder's width already."""
+    mask_padding: bool = False
+    """In training, attention of encoder and decoder leaves out what was padded because other images
+    of the batch are larger, and counts positions within each image, as DETR does. Officially not.
+    """
 
 
 class ModelConfig(Section):

@@ -59,6 +59,11 @@ class TrainConfig(Section):
     processes do: the mask losses are divided by the mean number of segments of all parts. With 64,
     one GPU takes the 64 images of the paper's COCO recipes one by one, without padding, as 64 did.
     """
+    group_by_aspect: bool = True
+    """Batches of one process hold images that are wider than high, or only others: they need less
+    padding. Officially so; the sizes of all images are read at the start. Batches of one image, and
+    images of one size, need neither.
+    """
     lr: Positive = 1e-4
     """Learning rate of AdamW at the start of the schedule (after the warm-up)."""
     weight_decay: NonNegative = 1e-4

@@ -14,7 +14,7 @@ from maskformer.data.image_files.opening import check_pixels
 from maskformer.data.image_files.orientation import UPRIGHT
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 256, 257, 258, 277
 """TIFF's tags."""
 NPY_MARK = b"\x93NUMPY"
 
@@ -46,6 +46,18 @@ def read_npy(stream: BinaryIO, max_pixels: int) -> Bands:
     Raises:
         ValueError, PixelLimitError: another shape or dtype, too large, or damaged.
     """
+    _, first = npy_size(stream, max_pixels)
+    stream.seek(0)
+    values = np.load(stream, allow_pickle=False)
+    return Bands(np.moveaxis(values, 0, 2) if first else np.atleast_3d(values))
+
+
+def npy_size(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, int], bool]:
+    """Height and width by the header of an array, and whether its bands come first.
+
+    Raises:
+        ValueError, PixelLimitError: as `read_npy`.
+    """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
@@ -58,10 +70,9 @@ def read_npy(stream: BinaryIO, max_pixels: int) -> Bands:
         )
     first = len(shape) == 3 and shape[0] < shape[2]
     bands = 1 if len(shape) == 2 else min(shape[0], shape[2])
-    _check_shape(shape[1:] if first else shape[:2], bands, max_pixels)
-    stream.seek(0)
-    values = np.load(stream, allow_pickle=False)
-    return Bands(np.moveaxis(values, 0, 2) if first else np.atleast_3d(values))
+    height, width = shape[1:] if first else shape[:2]
+    _check_shape((height, width), bands, max_pixels)
+    return (height, width), first
 
 
 def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) -> Bands:
@@ -133,6 +144,12 @@ def samples_of(image: Image.Image) -> int:
     """Bands that a TIFF stores; 1 of other formats."""
     samples: int = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 1)
     return samples
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image that is not yet loaded; Pillow says those of a turned TIFF."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(_HEIGHT, image.height), tags.get(_WIDTH, image.width)
 
 
 def states_12_bits(image: Image.Image) -> bool:

@@ -32,14 +32,17 @@ _INVERSE = {6: 8, 8: 6}
 
 def load_as_stored(image: Image.Image) -> tuple[Image.Image, int]:
     """The pixels as the file stores them, and the orientation that it states, 1 (upright) to 8."""
-    tag = _tag(image)
+    tag = stated_tag(image)
     image.load()
-    if tag != UPRIGHT and _tag(image) == UPRIGHT:  # Pillow turns some TIFFs when it loads them
+    if (
+        tag != UPRIGHT and stated_tag(image) == UPRIGHT
+    ):  # Pillow turns some TIFFs when it loads them
         image = turn_image(image, _INVERSE.get(tag, tag))
-    return image, _tag(image) if tag == UPRIGHT else tag
+    return image, stated_tag(image) if tag == UPRIGHT else tag
 
 
-def _tag(image: Image.Image) -> int:
+def stated_tag(image: Image.Image) -> int:
+    """The orientation by its metadata; some formats have them behind the pixels."""
     tag = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     return tag if isinstance(tag, int) and tag in _MEANING else UPRIGHT
 
@@ -89,6 +92,12 @@ class ImageFrame:
     def turn(self) -> int:
         """The orientation by which the image is turned."""
         return UPRIGHT if self.rule == "ignore" else self.tag
+
+    @property
+    def turned_size(self) -> tuple[int, int]:
+        """Height and width of the image as it is turned."""
+        height, width = self.size
+        return (width, height) if self.turn in _QUARTER else (height, width)
 
     def turn_of_labels(self, size: tuple[int, int], tag: int, labels: str) -> int:
         """The orientation by which labels are to be turned.

@@ -19,11 +19,13 @@ from maskformer.data.image_files.arrays import (
     ExtraMissingError,
     has_deep_colors,
     is_reduced,
+    npy_size,
     read_deep_png,
     read_npy,
     read_tiff,
     samples_of,
     states_12_bits,
+    stored_size,
 )
 from maskformer.data.image_files.depth import Values, ValueScale
 from maskformer.data.image_files.opening import ImageSource, open_image, opened_stream
@@ -31,6 +33,7 @@ from maskformer.data.image_files.orientation import (
     ImageFrame,
     OrientationRule,
     load_as_stored,
+    stated_tag,
     turn_array,
 )
 from maskformer.errors import DatasetError
@@ -106,6 +109,26 @@ class ImageReader:
             bands = self._read_bands(stream, name)
             frame = self._frame(file, bands)
             return self._finish(bands, frame.turn, name), frame
+
+    def read_size(self, file: Path) -> tuple[int, int]:
+        """Height and width of an image by its header, or where Pillow cannot open it, by all of it.
+
+        Raises:
+            DatasetError: missing, broken, not an image or too large.
+        """
+        with opened_stream(file, "image") as stream:
+            mark = stream.read(8)
+            stream.seek(0)
+            if mark.startswith(NPY_MARK):
+                return npy_size(stream, self.max_pixels)[0]
+            try:
+                image = open_image(stream, self.max_pixels)
+            except UnidentifiedImageError:
+                stream.seek(0)
+                return self._frame(file, self._read_bands(stream, escape(file))).turned_size
+            with image:
+                size, tag = stored_size(image), stated_tag(image)
+                return ImageFrame(file, size, tag, self.orientation).turned_size
 
     def stored(self, file: Path) -> Bands:
         """What is in a file, before bands are taken, scaled and turned.

@@ -1,0 +1,224 @@
+"""How a replacement gets into a class, or into the class of one module.
+
+A module that is patched alone gets a subclass of its class: nothing is bound to the module itself,
+so its copies and replicas run their own weights. A `forward` that others have put into a module
+(hooks of accelerate, wrappers) is neither overwritten nor deleted.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from mfkernels.integrations.matching import is_bound_to
+
+Method = Callable[..., Any]
+ORIGINAL = "_mfkernels_original"
+"""The attribute of a replacement that holds what it replaces."""
+_ITSELF = "_mfkernels_itself"
+"""The attribute that holds the replacement: what wraps one has a copy of its attributes."""
+_BEHIND_HOOK = "_old_forward"
+"""Where accelerate keeps the bound method that its hook runs."""
+_BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
+"""Of the class of a patched module: the class before, and what is replaced."""
+
+
+def is_replacement(method: Any) -> bool:
+    function = getattr(method, "__func__", method)
+    return getattr(function, _ITSELF, None) is function is not None
+
+
+def official(method: Any) -> Any:
+    """The function before any patch of ours."""
+    function = getattr(method, "__func__", method)
+    return getattr(function, ORIGINAL) if is_replacement(function) else function
+
+
+def wrapped(method: Any) -> Iterator[Any]:
+    """The function and what it wraps, from the outside to the inside."""
+    yield method
+    if hasattr(method, "__wrapped__"):
+        yield from wrapped(method.__wrapped__)
+
+
+class Served:
+    """What the class of a patched module has besides the replaced methods."""
+
+    def __copy__(self) -> Any:
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())  # type: ignore[attr-defined]
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[attr-defined]
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles name the class below, which is loaded without `mfkernels` too."""
+        # Later protocols insist on the class of the object itself.
+        reduced = super().__reduce_ex__(1)
+        if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
+            return reduced
+        kinds = [_below(kind) if kind is type(self) else kind for kind in reduced[1]]
+        return (reduced[0], tuple(kinds), *reduced[2:])
+
+
+@dataclass(eq=False)
+class Binding:
+    """One replaced method of one class."""
+
+    owner: type
+    attribute: str
+    original: Method
+    method: Method
+    """The replacement; where it is not in force, it calls the original."""
+    mixin: type
+    """Has the replacement; in the class of a patched module it stands before `owner`."""
+    everywhere: bool = field(default=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.owner.__name__}.{self.attribute}"
+
+    @functools.cached_property
+    def is_of_others(self) -> bool:
+        """Whether the method was somebody else's patch already, which stays."""
+        # What wraps a method may bear its names; its globals are its own.
+        links = wrapped(self.original)
+        homes = [getattr(link, "__globals__", {}).get("__name__", "") for link in links]
+        packages = {"torch", self.owner.__module__.partition(".")[0]}
+        return any(home.partition(".")[0] not in packages for home in homes)
+
+    def patch_class(self) -> None:
+        if self.is_of_others:
+            return
+        self.everywhere = True
+        if vars(self.owner)[self.attribute] is self.original:
+            setattr(self.owner, self.attribute, self.method)
+
+    def unpatch_class(self) -> None:
+        self.everywhere = False
+        if vars(self.owner)[self.attribute] is self.method:
+            setattr(self.owner, self.attribute, self.original)
+
+    def patch_instance(self, module: nn.Module) -> None:
+        if not (self.is_of_others or isinstance(module, self.mixin)):
+            module.__class__ = _served(_below(type(module)), (*_bindings(type(module)), self))
+        self.follow(module)
+
+    def unpatch_instance(self, module: nn.Module) -> None:
+        kind = type(module)
+        if self in _bindings(kind):
+            left = tuple(binding for binding in _bindings(kind) if binding is not self)
+            module.__class__ = _served(_below(kind), left)
+        self.follow(module)
+
+    def follow(self, module: nn.Module) -> None:
+        """Let a module run what its class has, also behind a hook of accelerate.
+
+        What is bound to the module and is the class's own anyway, as unpickling and removed hooks
+        leave it behind, is dropped.
+        """
+        own = vars(module)
+        if self._is_ours_or_original(own.get(self.attribute), module):
+            del own[self.attribute]
+        elif self._is_hooked(module):
+            own[_BEHIND_HOOK] = MethodType(getattr(type(module), self.attribute), module)
+
+    def why_not_reached(self, module: nn.Module) -> str | None:
+        """What stands between a call of the module and the replacement, or None."""
+        if self.is_of_others:
+            return f"others have replaced the {self.attribute} of its class"
+        own = vars(module).get(self.attribute)
+        if own is not None and not self._is_hooked(module):
+            return f"a {type(own).__name__} of others is in the place of its {self.attribute}"
+        method = getattr(type(module), self.attribute)
+        if official(method) is self.original:
+            return None
+        code = getattr(inspect.unwrap(method), "__code__", None)
+        if code is not None and {"super", self.owner.__name__} & {*code.co_names}:
+            return None
+        return f"{type(module).__name__} has a {self.attribute} of its own"
+
+    def _is_ours_or_original(self, method: Any, module: nn.Module) -> bool:
+        return is_bound_to(method, module) and official(method.__func__) is self.original
+
+    def _is_hooked(self, module: nn.Module) -> bool:
+        kept = vars(module).get(_BEHIND_HOOK)
+        return self.attribute == "forward" and self._is_ours_or_original(kept, module)
+
+
+_known: dict[tuple[type, str, Method], Binding] = {}
+
+
+def bind(
+    owner: type, attribute: str, original: Method, build: Callable[[Method], Method]
+) -> Binding:
+    """The binding of `build(original)`; always the same one for a method of a class."""
+    key = (owner, attribute, original)
+    if key in _known:
+        return _known[key]
+    ours = build(original)
+
+    @functools.wraps(original)
+    def method(module: Any, *args: Any, **kwargs: Any) -> Any:
+        # Hooks and wrappers keep a bound method, this one, beyond `unpatch`.
+        in_force = binding.everywhere or isinstance(module, binding.mixin)
+        return (ours if in_force else original)(module, *args, **kwargs)
+
+    setattr(method, ORIGINAL, original)
+    setattr(method, _ITSELF, method)
+    # Image processors are only patched everywhere.
+    of_module = issubclass(owner, nn.Module)
+    mixin = type(owner.__name__, (Served, owner), {attribute: method}) if of_module else Served
+    binding = _known[key] = Binding(owner, attribute, original, method, mixin)
+    return binding
+
+
+def bound(owner: type, attribute: str) -> list[Binding]:
+    """The bindings of a method that there have been."""
+    return [binding for key, binding in _known.items() if key[:2] == (owner, attribute)]
+
+
+@functools.cache
+def _served(below: type, bindings: tuple[Binding, ...]) -> type:
+    """A subclass of `below` with these replacements, under its name."""
+    if not bindings:
+        return below
+    mixins = tuple(binding.mixin for binding in bindings)
+    bases = mixins if any(issubclass(mixin, below) for mixin in mixins) else (below, *mixins)
+    names = {name: getattr(below, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(below.__name__, bases, {**names, _BELOW: below, _BINDINGS: bindings})
+
+
+def _below(kind: type) -> type:
+    below: type = vars(kind).get(_BELOW, kind)
+    return below
+
+
+def _bindings(kind: type) -> tuple[Binding, ...]:
+    bindings: tuple[Binding, ...] = vars(kind).get(_BINDINGS, ())
+    return bindings
+
+
+def _family(owner: type[Any]) -> Iterator[type[Any]]:
+    """The class and all that inherit from it."""
+    yield owner
+    for kind in owner.__subclasses__():
+        yield from _family(kind)
+
+
+def living(owners: Iterable[type]) -> list[nn.Module]:
+    """All modules of these classes, or of subclasses, in this process."""
+    kinds = {kind for owner in owners for kind in _family(owner) if issubclass(kind, nn.Module)}
+    return [item for item in gc.get_objects() if type(item) in kinds]

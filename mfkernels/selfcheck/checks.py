@@ -1,0 +1,184 @@
+"""Runs the problems: results, gradients, repetition, waiting, CUDA graphs, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from mfkernels.backend import OPERATIONS, BackendError, use_backend
+from mfkernels.selfcheck.inputs import SMALL, ade20k
+from mfkernels.selfcheck.problems import Problem, problems
+
+USUAL = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {"assignment": (torch.float32, torch.float64)}
+ROUNDINGS = 8
+"""Of the largest value, by which a kernel may be off where plain PyTorch is exact."""
+DIFFERING = 1e-3
+"""Share of the pixels of a map that may differ, as scores are almost equal there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one problem."""
+
+    operation: str
+    form: str
+    dtype: str
+    served: str
+    """``native``, ``pytorch``, or why neither serves it: the reference does."""
+    problem: str
+    """What is wrong; empty where nothing is."""
+    error: float | None = None
+    """Largest one of results and gradients against float64, by their largest value."""
+    plain_error: float | None = None
+    """The same of plain PyTorch in the problem's own precision."""
+    ms: float | None = None
+    """Median of a call with its backward pass."""
+    plain_ms: float | None = None
+    peak_mb: float | None = None
+    """Peak of the memory that a call allocates on a GPU."""
+    plain_peak_mb: float | None = None
+
+
+def check(
+    device: torch.device, *, quick: bool = False, operation: str | None = None
+) -> Iterator[Row]:
+    """Checks every operation, form and dtype on small problems; unless `quick`, also in the sizes
+    of a training step on ADE20K, with time and memory.
+
+    Args:
+        device: where to run.
+        quick: small problems only.
+        operation: this one alone.
+    """
+    images = 16 if device.type == "cuda" else 2
+    for sizes in (SMALL,) if quick else (SMALL, ade20k(images)):
+        for problem in problems(device, sizes):
+            if operation in (None, problem.operation):
+                for dtype in DTYPES.get(problem.operation, USUAL):
+                    yield _check(problem, device, dtype, timed=sizes is not SMALL)
+
+
+def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed: bool) -> Row:
+    given = problem.to(device, dtype)
+    names = (problem.operation, problem.form, str(dtype).removeprefix("torch."))
+    try:
+        with use_backend("native"):
+            ours = _results(given)
+    except BackendError as error:
+        return Row(*names, served=str(error).rpartition(": ")[2], problem="")
+    except (
+        Exception
+    ) as error:  # a kernel that does not compile or start: that is what is looked for
+        return Row(*names, "native", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    with use_backend("reference"):
+        plain = _results(given)
+        truth = _results(given.to(device, torch.float64))
+    served = OPERATIONS.get(problem.operation, {}).get(device.type)
+    row = {
+        "served": "pytorch" if served == "pytorch" else "native",
+        "error": max(map(_error, ours, truth)),
+        "plain_error": max(map(_error, plain, truth)),
+    }
+    wrong = [*_wrong(ours, plain, truth), *_misbehaviour(given, ours)]
+    if timed:
+        row |= _costs(given, device)
+    return Row(*names, problem="; ".join(wrong), **row)  # type: ignore[arg-type]
+
+
+def _results(problem: Problem) -> list[Tensor]:
+    """What comes out, and the gradients of a fixed weighted sum of it."""
+    inputs = [x.detach().clone().requires_grad_(problem.gradient) for x in problem.inputs]
+    results = problem.function(*inputs)
+    if not problem.gradient:
+        return results
+    total = sum(
+        (
+            result
+            * torch.linspace(0.5, 1.5, result.numel(), device=result.device)
+            .to(result.dtype)
+            .view_as(result)
+        ).sum()
+        for result in results
+    )
+    return [*(x.detach() for x in results), *torch.autograd.grad(total, inputs)]  # type: ignore[arg-type]
+
+
+def _error(values: Tensor, truth: Tensor) -> float:
+    """The largest one, by the largest value; of maps, the share of pixels that differ."""
+    if truth.numel() == 0:
+        return 0.0
+    if not values.is_floating_point():
+        return float((values != truth).double().mean())
+    scale = truth.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((values.double() - truth).abs().max() / scale)
+
+
+def _wrong(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> Iterator[str]:
+    for index, (some, same, exact) in enumerate(zip(ours, plain, truth, strict=True)):
+        error = _error(some, exact)
+        if some.is_floating_point():
+            allowed = 2 * _error(same, exact) + ROUNDINGS * torch.finfo(some.dtype).eps
+        else:
+            allowed = DIFFERING
+        if not error <= allowed:  # also where it is not a number
+            yield f"result {index} is off by {error:.1e}, at most {allowed:.1e} is right"
+
+
+def _misbehaviour(problem: Problem, first: list[Tensor]) -> Iterator[str]:
+    with use_backend("native"):
+        again = _results(problem)
+        if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+            yield "not repeatable"
+        if first[0].device.type == "cuda" and not problem.waits:
+            yield from _refusals(problem, first)
+
+
+def _refusals(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
+    """Of a GPU: waits for it, and calls that a CUDA graph cannot hold."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _results(problem)
+    except RuntimeError as error:
+        yield f"the host waits for the GPU: {str(error).splitlines()[0]}"
+        return
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            results = _results(problem)
+    except RuntimeError as error:
+        yield f"no CUDA graph can hold it: {str(error).splitlines()[0]}"
+        return
+    graph.replay()
+    if not all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)):
+        yield "a CUDA graph gives other results"
+
+
+def _costs(problem: Problem, device: torch.device) -> dict[str, float]:
+    costs = {}
+    for backend, prefix in (("native", ""), ("reference", "plain_")):
+        with use_backend(backend):  # type: ignore[arg-type]
+            costs[f"{prefix}ms"] = 1e3 * _seconds(lambda: _results(problem))
+            if device.type == "cuda":
+                costs[f"{prefix}peak_mb"] = _peak(lambda: _results(problem)) / 1e6
+    return costs
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.2).median
+
+
+def _peak(call: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,79 @@
+"""Predictions and segments of a given size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfkernels.targets import SegmentTargets
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a batch of predictions with the segments to find."""
+
+    layers: int = 2
+    segments: tuple[int, ...] = (3, 0, 2)
+    """Of each image."""
+    queries: int = 9
+    classes: int = 7
+    channels: int = 20
+    low: tuple[int, int] = (7, 9)
+    """Of the pixel features."""
+    size: tuple[int, int] = (28, 33)
+    """Of the images."""
+
+    @property
+    def images(self) -> int:
+        return len(self.segments)
+
+
+SMALL = Sizes()
+
+
+def ade20k(images: int) -> Sizes:
+    """What a training step of the paper's ADE20K models has; 5 to 15 segments an image."""
+    segments = tuple(5 + index % 11 for index in range(images))
+    return Sizes(6, segments, 100, 150, 256, (128, 128), (512, 512))
+
+
+def predictions(sizes: Sizes, generator: torch.Generator) -> list[Tensor]:
+    """Class logits `[L, B, Q, K+1]`, mask embeddings `[L, B, Q, C]`, pixel features."""
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, generator=generator)
+
+    rows = (sizes.layers, sizes.images, sizes.queries)
+    return [
+        normal(*rows, sizes.classes + 1, scale=2),
+        normal(*rows, sizes.channels, scale=3 / sizes.channels**0.5),
+        normal(sizes.images, sizes.channels, *sizes.low),
+    ]
+
+
+def segments(sizes: Sizes, generator: torch.Generator, *, overlap: bool) -> SegmentTargets:
+    """Stripes of different classes, which overlap where asked for, with void between them."""
+    height, width = sizes.size
+    rows = torch.arange(height)[:, None].expand(height, width)
+    masks, labels = [], []
+    for count in sizes.segments:
+        own = torch.zeros(count, height, width, dtype=torch.bool)
+        for index in range(count):
+            first, last = height * index // count, height * (index + 1) // count
+            own[index] = (rows >= first) & (rows < last - 1 + 3 * overlap)
+        masks.append(own)
+        labels.append(torch.randperm(sizes.classes, generator=generator)[:count])
+    return SegmentTargets.from_masks(masks, labels, size=sizes.size)
+
+
+def matches(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """A query for each segment `[L, B, T]`, -1 beyond an image's segments."""
+    most = max(sizes.segments)
+    shape = (sizes.layers, sizes.images, most)
+    found = torch.full(shape, -1)
+    for layer in range(sizes.layers):
+        for image, count in enumerate(sizes.segments):
+            found[layer, image, :count] = torch.randperm(sizes.queries, generator=generator)[:count]
+    return found

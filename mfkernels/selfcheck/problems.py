@@ -1,0 +1,169 @@
+"""What is checked: each operation in each of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels.criterion import MaskFormerCriterion
+from mfkernels.ops.assignment import batch_linear_assignment
+from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
+from mfkernels.ops.mask_logits import mask_logits
+from mfkernels.ops.mask_loss import mask_loss
+from mfkernels.ops.matching_cost import matching_cost
+from mfkernels.ops.sample_points import sample_points
+from mfkernels.ops.segmentation import panoptic_segmentation, semantic_segmentation
+from mfkernels.selfcheck.inputs import Sizes, matches, predictions, segments
+from mfkernels.targets import SegmentTargets
+
+Function = Callable[..., list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: what goes in, and what comes out as a list of tensors."""
+
+    operation: str
+    form: str
+    function: Function
+    """Of `inputs`. Floating results are compared with float64, others pixel by pixel."""
+    inputs: list[Tensor] = field(repr=False)
+    gradient: bool = False
+    waits: bool = False
+    """Whether the host needs a result of the device, so that no CUDA graph can hold the call."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
+        """With inputs on that device and of that type."""
+        return replace(self, inputs=[x.to(device, dtype) for x in self.inputs])
+
+
+def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
+    """All operations in all forms, with inputs in float32 on the CPU; what is not differentiated,
+    segments and matches, is on `device`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    yield from _assignment(generator, device)
+    class_logits, embed, features = predictions(sizes, generator)
+    logits = torch.einsum("lbqc,bchw->lbqhw", embed, features)
+    found = matches(sizes, generator).to(device)
+    for name, overlap in (("label map", False), ("masks", True)):
+        targets = segments(sizes, generator, overlap=overlap).to(device)
+        for factors, inputs in (("factors", [embed, features]), ("logits", [logits])):
+            form = f"{name}, {factors}"
+            cost = _matching_cost(targets)
+            yield Problem("matching_cost", form, cost, [class_logits, *inputs])
+            yield Problem("mask_loss", form, _mask_loss(targets, found), inputs, gradient=True)
+        criterion = _criterion(targets, sizes.classes)
+        everything = [class_logits, embed, features]
+        yield Problem("criterion", name, criterion, everything, gradient=True)
+    yield from _losses_of_logits(generator, sizes, device)
+    yield Problem("mask_logits", "factors", lambda a, b: [mask_logits(a, b)], [embed, features])
+    yield from _inference([class_logits[-1], embed[-1], features], sizes)
+
+
+def _assignment(generator: torch.Generator, device: torch.device) -> Iterator[Problem]:
+    counts = torch.tensor([20, 0, 7, 1], device=device)
+
+    def cost_of_matches(cost: Tensor, row_counts: Tensor | None = None) -> list[Tensor]:
+        """Of the best matches, which may differ where costs are equal."""
+        columns = batch_linear_assignment(cost, row_counts)
+        chosen = cost.double().gather(-1, columns.clamp(min=0)[..., None])[..., 0]
+        return [chosen.where(columns >= 0, 0).sum(-1)]
+
+    wide = torch.rand(4, 20, 100, generator=generator)
+    ties = torch.randint(0, 4, (3, 30, 30), generator=generator).float()
+    yield Problem("assignment", "20 x 100", cost_of_matches, [wide])
+    yield Problem("assignment", "ragged", lambda x: cost_of_matches(x, counts), [wide])
+    yield Problem("assignment", "100 x 20", cost_of_matches, [wide.mT.contiguous()])
+    yield Problem("assignment", "ties", cost_of_matches, [ties])
+
+
+def _matching_cost(targets: SegmentTargets) -> Function:
+    def function(
+        class_logits: Tensor, embed: Tensor, features: Tensor | None = None
+    ) -> list[Tensor]:
+        return [matching_cost(class_logits, embed, features, targets)]
+
+    return function
+
+
+def _mask_loss(targets: SegmentTargets, found: Tensor) -> Function:
+    def function(embed: Tensor, features: Tensor | None = None) -> list[Tensor]:
+        return list(mask_loss(embed, features, targets, found))
+
+    return function
+
+
+def _criterion(targets: SegmentTargets, classes: int) -> Function:
+    criterion = MaskFormerCriterion(classes).to(targets.labels.device)
+
+    def function(class_logits: Tensor, embed: Tensor, features: Tensor) -> list[Tensor]:
+        names = ("class_logits", "mask_embed", "pixel_features")
+        outputs = dict(zip(names, (class_logits, embed, features), strict=True))
+        return [torch.stack(list(criterion(outputs, targets).values()))]
+
+    return function
+
+
+def _losses_of_logits(
+    generator: torch.Generator, sizes: Sizes, device: torch.device
+) -> Iterator[Problem]:
+    height, width = sizes.size
+    logits = 3 * torch.randn(5, height * width, generator=generator)
+    soft = torch.rand(logits.shape, generator=generator).to(device)
+    for form, targets in (("hard", soft > 0.7), ("soft", soft)):
+        losses = _focal_dice(targets)
+        yield Problem("focal_dice", form, losses, [logits], gradient=True)
+    points = torch.rand(5, 50, 2, generator=generator).to(device)
+    images = logits.reshape(5, height, width)
+    masks = (soft > 0.7).reshape(images.shape)
+    yield Problem(
+        "point_loss", "bool", lambda x: list(point_loss(x, masks, points)), [images], gradient=True
+    )
+    yield Problem("sample_points", "images", lambda x: [sample_points(x, points)], [images])
+
+
+def _focal_dice(targets: Tensor) -> Function:
+    def function(logits: Tensor) -> list[Tensor]:
+        each = sigmoid_focal_loss(logits, targets.to(logits.dtype))
+        return [*focal_dice_loss(logits, targets), each]
+
+    return function
+
+
+def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:
+    height, width = sizes.size
+    image = (height - height // 9, width - width // 7)
+    shape: dict[str, Any] = {"input_size": sizes.size, "image_sizes": [image] * sizes.images}
+
+    def semantic(*given: Tensor, resize_logits: bool = False) -> list[Tensor]:
+        """Scores, and how far the label that is found without them is from the best."""
+        options: dict[str, Any] = {"resize_logits": resize_logits, **shape}
+        labels: Any = semantic_segmentation(given[0], given[1], given[2], image, **options)
+        _, scores = semantic_segmentation(
+            given[0], given[1], given[2], image, return_scores=True, **options
+        )
+        assert isinstance(scores, Tensor)
+        return [scores, scores.amax(1) - scores.gather(1, labels[:, None])[:, 0]]
+
+    def panoptic(class_logits: Tensor, embed: Tensor, features: Tensor) -> list[Tensor]:
+        found = panoptic_segmentation(
+            class_logits,
+            embed,
+            features,
+            image,
+            thing_classes=range(sizes.classes // 2),
+            object_mask_threshold=0.1,
+            overlap_threshold=0.3,
+            **shape,
+        )
+        return [torch.stack([segmentation for segmentation, _ in found])]
+
+    yield Problem("semantic_segmentation", "scores resized", semantic, inputs)
+    resized: Function = lambda *given: semantic(*given, resize_logits=True)  # noqa: E731
+    yield Problem("semantic_segmentation", "logits resized", resized, inputs)
+    yield Problem("panoptic_segmentation", "paper", panoptic, inputs, waits=True)

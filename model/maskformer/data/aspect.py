@@ -1,0 +1,58 @@
+"""Which images are wider than high: batches of one kind need less padding."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.progress import track
+from maskformer.data.sample import Dataset, Sample
+from maskformer.errors import DatasetError
+
+
+class GroupedByAspect:
+    """A data set whose training batches hold images that are wider than high, or only others.
+
+    The sizes are read from the headers of all files. Images that are no files, as some data sets
+    draw them, are one group, and files that cannot be read are not wider than high: they are
+    reported where they are needed.
+
+    Args:
+        dataset: what is grouped.
+        reader: how its images are turned.
+
+    Attributes:
+        landscape: `[N]` bool, whether an image is wider than high.
+    """
+
+    def __init__(self, dataset: Dataset, reader: ImageReader) -> None:
+        self.info = dataset.info
+        self._dataset = dataset
+        files = [row[0] for row in getattr(dataset, "files", ())]
+
+        def is_landscape(file: Path) -> bool:
+            try:
+                height, width = reader.read_size(file)
+            except DatasetError:
+                return False
+            return width > height
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
+            self.landscape = np.fromiter(found, np.bool_, len(files))
+        if not files:
+            self.landscape = np.zeros(len(dataset), np.bool_)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.landscape)
+
+    def __len__(self) -> int:
+        return len(self.landscape)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[index]

@@ -1,0 +1,128 @@
+"""What evaluation, prediction and a new training take from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskformer.config.load import load_config, override_config
+from maskformer.config.schema import Config, ShapesConfig
+from maskformer.data import DatasetInfo
+from maskformer.data.palette import palette
+from maskformer.errors import CheckpointError, ConfigError
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.modeling.base import SegmentationModel
+from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.version import installed, writer
+from maskformer.weights.files import WEIGHT_SUFFIXES
+from maskformer.weights.locate import RECIPE, find_local
+from maskformer.weights.open import find, is_hub_id, read_class_names
+
+DATASET = "dataset.json"
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
+    folder. Other folders of models and weight files stand for themselves (see `find_local`), and
+    `owner/name`, where no such folder is, for a model on the hub.
+
+    Raises:
+        CheckpointError: nothing there.
+        HubError: it reads like an id on the hub, which cannot be reached or has no such model.
+    """
+    found = find_local(path)
+    if found:
+        return found.resolve()
+    if not path.exists() and is_hub_id(path):
+        return find(path).resolve()
+    raise CheckpointError(
+        f"no checkpoint at {path}: expected a run folder, one with a config.json, a weight file "
+        f"({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
+    )
+
+
+def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
+    """The class names that a run, a model of ours or one of `transformers` brings, or None.
+
+    Raises:
+        CheckpointError: the file with the names is damaged.
+        ValueError: the model's configuration is.
+    """
+    if (checkpoint / DATASET).is_file():
+        return load_info(checkpoint).classes
+    return read_class_names(checkpoint)
+
+
+def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
+    """The recipe that the checkpoint was trained with.
+
+    Raises:
+        CheckpointError: the folder holds none.
+        ConfigError: an override does not fit, or the recipe is of another version.
+    """
+    recipe = checkpoint / RECIPE
+    if not recipe.is_file():
+        raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
+    try:
+        load_config(recipe)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{recipe} does not fit maskformer {installed()}; it was written by "
+            f"{writer(read_text(recipe))}: {error}"
+        ) from None
+    return load_config(recipe, overrides)
+
+
+def load_prediction_recipe(
+    checkpoint: Path, model: SegmentationModel, overrides: list[str]
+) -> Config:
+    """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
+
+    Args:
+        checkpoint: its folder or file.
+        model: the one that it holds.
+        overrides: `key=value` pairs, as in `load_config`.
+
+    Raises:
+        ConfigError: the recipe does not fit this version, or an override does not fit.
+        ValueError: the folder's pre-processing cannot be followed.
+    """
+    if (checkpoint / RECIPE).is_file():
+        return load_recipe(checkpoint, overrides)
+    processor = ImageProcessor.from_pretrained(checkpoint)
+    reader = processor.reader
+    data = ShapesConfig(
+        test_short_side=processor.short_side,
+        test_max_side=processor.max_side,
+        channels=reader.channels,
+        value_range=reader.scale.value_range,
+        percentiles=reader.scale.percentiles,
+        exif_orientation=reader.orientation,
+    )
+    return override_config(Config(model=model.config, data=data), overrides)
+
+
+def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
+    """Class names and colours saved with the checkpoint.
+
+    Args:
+        checkpoint: its folder.
+        model: tells the classes where the checkpoint is from elsewhere; all of them are stuff.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    file = checkpoint / DATASET
+    if model is not None and not file.is_file():
+        count = model.num_classes
+        classes = model.class_names or tuple(f"class {index}" for index in range(count))
+        return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
+    try:
+        values = read_mapping(file)
+        return DatasetInfo(
+            classes=tuple(values["classes"]),
+            things=frozenset(values["things"]),
+            colors=tuple((red, green, blue) for red, green, blue in values["colors"]),
+            category_ids=tuple(values["category_ids"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the class names in {file}: {error}") from error
