@@ -12,7 +12,7 @@ import mfkernels
 from maskformer.commands.device import choose_device
 from maskformer.config.choices import Backend
 from maskformer.config.schema import Config
-from maskformer.data import Sample, build_dataset, check_dataset
+from maskformer.data import Dataset, Sample, build_dataset, check_dataset
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
@@ -58,13 +58,7 @@ def run(
     _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     progress = Progress()
-    if change := class_change(known_classes(folder), dataset.info.classes):
-        if change.reordered:
-            raise ConfigError(
-                f"the classes of {checkpoint} are those of the data in another order: "
-                f"{change.text}; bring data.classes into the order of the checkpoint"
-            )
-        progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
+    _compare_classes(checkpoint, known_classes(folder), dataset, progress)
     for note in getattr(dataset, "notes", ()):
         progress.print(f"val data: {note}")
     for warning in check_dataset(dataset):
@@ -92,6 +86,19 @@ def run(
     if output is not None:
         _write_evaluation(evaluation, classes, output)
         progress.print(written(output))
+
+
+def _compare_classes(
+    checkpoint: Path, known: Sequence[str] | None, dataset: Dataset, progress: Progress
+) -> None:
+    change = class_change(known, dataset.info.classes)
+    if change and change.reordered:
+        raise ConfigError(
+            f"the classes of {checkpoint} are those of the data in another order: "
+            f"{change.text}; bring data.classes into the order of the checkpoint"
+        )
+    if change:
+        progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
 
 
 def _check_model(model: SegmentationModel, recipe: Config, count: int) -> None:

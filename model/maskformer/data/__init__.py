@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from maskformer.config.schema import CocoInstancesConfig, DataConfig, FolderConfig, ShapesConfig
+from maskformer.config.schema import (
+    CocoInstancesConfig,
+    DataConfig,
+    FolderConfig,
+    HuggingFaceConfig,
+    ShapesConfig,
+)
 from maskformer.data.batches import Batch, EvalBatch, Normalize
 from maskformer.data.check_dataset import check_dataset, check_splits
 from maskformer.data.datasets.coco_instances import CocoInstances
 from maskformer.data.datasets.coco_panoptic import CocoPanoptic
 from maskformer.data.datasets.folder import Folder
+from maskformer.data.datasets.huggingface import HuggingFace
 from maskformer.data.datasets.shapes import Shapes
 from maskformer.data.loaders import EvalLoader, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
@@ -25,6 +32,7 @@ __all__ = [
     "EvalLoader",
     "EvalTransform",
     "Folder",
+    "HuggingFace",
     "LabelValueError",
     "Normalize",
     "Sample",
@@ -55,6 +63,8 @@ def build_dataset(config: DataConfig, split: Split) -> Dataset:
         return Shapes(config, split)
     if isinstance(config, FolderConfig):
         return Folder(config, split)
+    if isinstance(config, HuggingFaceConfig):
+        return HuggingFace(config, split)
     if isinstance(config, CocoInstancesConfig):
         return CocoInstances(config, split)
     return CocoPanoptic(config, split)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskformer.config.schema import MAX_PIXELS
 from maskformer.data.image_files.mat import SUFFIX, read_mat
-from maskformer.data.image_files.opening import opened, opened_stream
+from maskformer.data.image_files.opening import ImageSource, opened, opened_stream
 from maskformer.data.image_files.orientation import (
     UPRIGHT,
     ImageFrame,
@@ -44,7 +44,7 @@ def read_image(file: Path) -> Tensor:
 
 
 def read_labels(
-    file: Path,
+    file: ImageSource,
     frame: ImageFrame | None = None,
     max_pixels: int = MAX_PIXELS,
     *,
@@ -63,7 +63,7 @@ def read_labels(
             per pixel; or it is open whether they lie as the image does, see
             `ImageFrame.turn_of_labels`.
     """
-    if file.suffix.lower() == SUFFIX:
+    if isinstance(file, Path) and file.suffix.lower() == SUFFIX:
         return _matlab_labels(file, frame, max_pixels, colors=colors)
     with opened(file, "label", max_pixels) as image:
         check_lossless(image, file)
@@ -72,7 +72,7 @@ def read_labels(
         return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
 
 
-def read_palette(file: Path) -> list[tuple[int, int, int]]:
+def read_palette(file: ImageSource) -> list[tuple[int, int, int]]:
     """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
 
     Raises:
@@ -119,7 +119,7 @@ def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def check_same_size(
-    image: Tensor, image_file: Path, labels: NDArray[np.integer], label_file: Path
+    image: Tensor, image_file: ImageSource, labels: NDArray[np.integer], label_file: ImageSource
 ) -> None:
     """Refuses labels that were drawn for another image.
 
@@ -154,7 +154,7 @@ def _matlab_labels(
     return turn_array(values, frame.turn_of_labels(values.shape, UPRIGHT, escape(file)))
 
 
-def _turned(image: Image.Image, file: Path, frame: ImageFrame | None) -> Image.Image:
+def _turned(image: Image.Image, file: ImageSource, frame: ImageFrame | None) -> Image.Image:
     """The pixels, turned as the EXIF orientation and the image that they belong to say."""
     stored, tag = load_as_stored(image)
     if frame is not None:

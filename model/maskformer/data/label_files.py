@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from maskformer.data.image_files.opening import ImageSource
 from maskformer.errors import DatasetError
 
 Labels = NDArray[np.integer]
@@ -18,7 +17,7 @@ LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
 SHOWN_COLORS = 4
 
 
-def check_lossless(image: ImageFile.ImageFile, file: Path, what: str = "label") -> None:
+def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
     """Refuses formats whose compression turns one class into another.
 
     Args:
@@ -66,7 +65,7 @@ def _samples(pixels: Labels, largest: int) -> Labels:
     return (pixels.astype(np.int64) * largest + stretched // 2) // stretched
 
 
-def grey_values(image: Image.Image, largest: int, file: Path) -> Labels:
+def grey_values(image: Image.Image, largest: int, file: ImageSource) -> Labels:
     """One value per pixel, `[H, W]`, as the file stores it.
 
     Args:
@@ -83,7 +82,7 @@ def grey_values(image: Image.Image, largest: int, file: Path) -> Labels:
     )
 
 
-def color_values(image: Image.Image, file: Path) -> Labels:
+def color_values(image: Image.Image, file: ImageSource) -> Labels:
     """The colours of an RGB label file as numbers, `[H, W]` int32: R << 16 | G << 8 | B, as in
     `#rrggbb`. Palettes give their colours.
 

@@ -117,11 +117,10 @@ def evaluate(
                 if on_prediction is not None:
                     on_prediction(sample, prediction)
                 if len(pictures) < config.pictures:
+                    found = prediction.segmentation(config.object_mask_threshold)
+                    truth = Segmentation.from_sample(sample)
                     pictures[names.take(sample.name)] = side_by_side(
-                        sample.image,
-                        Segmentation.from_sample(sample),
-                        prediction.segmentation(config.object_mask_threshold),
-                        info,
+                        sample.image, truth, found, info
                     )
             images += len(batch.samples)
             counter.advance(len(batch.samples))

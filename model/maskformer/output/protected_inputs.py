@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from maskformer.config.schema import DataConfig, ShapesConfig
+from maskformer.config.schema import DataConfig, HuggingFaceConfig, ShapesConfig
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
 from maskformer.system.paths import find_input_in, folders_and_links_of
@@ -52,6 +52,8 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
 def _paths(config: DataConfig) -> list[Path]:
     if isinstance(config, ShapesConfig):
         return []
+    if isinstance(config, HuggingFaceConfig):
+        return [config.root]
     given = [getattr(config, key, None) for key in ("classes", "label_names", "categories")]
     for split in (config.train, config.val):
         if isinstance(split, BaseModel):

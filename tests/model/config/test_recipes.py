@@ -13,7 +13,7 @@ from maskformer.config.load import flat_values, load_config
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.config.schema import FolderConfig
 from maskformer.data.datasets.class_names import describe_classes, read_names
-from maskformer.data.datasets.label_table import OUTSIDE, VOID, mapped_table
+from maskformer.data.labels.label_table import OUTSIDE, VOID, mapped_table
 
 RECIPES = sorted([*OFFICIAL.values(), *NOT_RELEASED])
 OURS = ("predict.", "eval.pictures", "eval.all_classes", "eval.batch_size", "data.max_pixels",

@@ -18,6 +18,8 @@ from maskformer.config.schema.data import (
     DataSection,
     FolderConfig,
     FolderSplit,
+    HuggingFaceConfig,
+    PixelLabels,
     ShapesConfig,
 )
 from maskformer.config.schema.evaluation import (
@@ -79,6 +81,7 @@ __all__ = [
     "FolderConfig",
     "FolderSplit",
     "Fraction",
+    "HuggingFaceConfig",
     "ImageChannels",
     "LabelResize",
     "ModelConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "Part",
     "Percent",
     "PixelDecoderConfig",
+    "PixelLabels",
     "Positive",
     "PredictConfig",
     "SemanticAugmentation",

@@ -90,7 +90,9 @@ class ShapesConfig(DataSection):
     """Images drawn by the program itself: nothing to download."""
 
     format: Literal["shapes"] = "shapes"
-    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
+    `shapes` are drawn.
+    """
     image_size: Size = (96, 96)
     """Height and width of the images, in pixels."""
     train_images: PositiveInt = 2000
@@ -163,6 +165,33 @@ class FilesSection(DataSection):
     """Of the choice where `val` is a share; names decide, whatever their order."""
 
 
+class PixelLabels(FilesSection):
+    """Images with a value per pixel, and which class each value is."""
+
+    classes: Names | None = None
+    """The names of the model's classes, or a text file with one per line; left out, they are those
+    of `label_map`, or else the labels found are numbered.
+    """
+    colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
+        None
+    )
+    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
+    label_offset: Integer = 0
+    """class = value - label_offset, where there is no `label_map`."""
+    ignore: Annotated[tuple[Integer, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = (255,)
+    """Raw values of pixels that belong to no class."""
+    label_map: LabelMap | None = None
+    """Raw value: class, to merge, drop or pick classes, such as `{0: background, 255: crack}`. A
+    key is a raw value, a colour of RGB labels (`"#ff0000"`) or a name in `label_names`; `"*"` is
+    whatever the map and `ignore` do not list, which is refused otherwise. A class is a name in
+    `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
+    """
+    label_names: Names | None = None
+    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`. Left
+    out, the classes of a base that has no `label_map`.
+    """
+
+
 class FolderSplit(Section):
     """One split: folders that mirror each other, relative to the data root."""
 
@@ -182,11 +211,13 @@ class FolderSplit(Section):
     """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
 
 
-class FolderConfig(FilesSection):
+class FolderConfig(PixelLabels):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
-    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
+    `shapes` are drawn.
+    """
     train: FolderSplit
     """What is trained on."""
     val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
@@ -201,31 +232,33 @@ class FolderConfig(FilesSection):
     """Replaces the image suffix to give the name of the label file, and of that of objects, in any
     case of letters. Of MATLAB's files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
     """
-    classes: Names | None = None
-    """The names of the model's classes, or a text file with one per line; left out, they are those
-    of `label_map`, or else the labels found are numbered.
-    """
-    colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
-        None
-    )
-    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
     things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
     """The classes whose objects are told apart. With `objects`, left out, all but the background.
     """
-    label_offset: Integer = 0
-    """class = value - label_offset, where there is no `label_map`."""
-    ignore: Annotated[tuple[Integer, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = (255,)
-    """Raw values of pixels that belong to no class."""
-    label_map: LabelMap | None = None
-    """Raw value: class, to merge, drop or pick classes, such as `{0: background, 255: crack}`. A
-    key is a raw value, a colour of RGB labels (`"#ff0000"`) or a name in `label_names`; `"*"` is
-    whatever the map and `ignore` do not list, which is refused otherwise. A class is a name in
-    `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
+
+
+class HuggingFaceConfig(PixelLabels):
+    """A table of Hugging Face's `datasets` with a column of images and one of label images."""
+
+    format: Literal["huggingface"] = "huggingface"
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
+    `shapes` are drawn.
     """
-    label_names: Names | None = None
-    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`. Left
-    out, the classes of a base that has no `label_map`.
+    root: DataRoot
+    """A folder that `save_to_disk` wrote, or the data set's name on the hub, such as `owner/name`.
     """
+    subset: Name | None = None
+    """Which configuration of a data set on the hub, where it has several."""
+    train: Name = "train"
+    """The split to train on."""
+    val: Annotated[Annotated[Name, Tag("(split)")] | Share, Discriminator(_split_or_share)] = (
+        "validation"
+    )
+    """The split to evaluate on, or a share such as 0.1 of the images of `train`."""
+    image: Name = "image"
+    """The column of the images."""
+    label: Name = "label"
+    """The column of the label images."""
 
 
 class CocoPanopticSplit(Section):
@@ -247,7 +280,9 @@ class CocoPanopticConfig(FilesSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
-    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
+    `shapes` are drawn.
+    """
     train: CocoPanopticSplit
     """What is trained on."""
     val: Annotated[
@@ -279,7 +314,9 @@ class CocoInstancesConfig(FilesSection):
     """
 
     format: Literal["coco_instances"] = "coco_instances"
-    """How the data lies: `folder`, `coco_panoptic` or `coco_instances`; `shapes` are drawn."""
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
+    `shapes` are drawn.
+    """
     train: CocoInstancesSplit
     """What is trained on."""
     val: Annotated[
@@ -297,6 +334,6 @@ class CocoInstancesConfig(FilesSection):
 
 
 DataConfig = Annotated[
-    ShapesConfig | FolderConfig | CocoPanopticConfig | CocoInstancesConfig,
+    ShapesConfig | FolderConfig | CocoPanopticConfig | CocoInstancesConfig | HuggingFaceConfig,
     Field(discriminator="format"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskformer.config.recipes import CONFIG_FOLDER
-from maskformer.config.schema import FolderConfig
+from maskformer.config.schema import FolderConfig, PixelLabels
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
@@ -59,9 +59,9 @@ def is_called(name: str, *words: str) -> bool:
 
 
 def describe_classes(
-    names: tuple[str, ...], numbers: tuple[int, ...], config: FolderConfig
+    names: tuple[str, ...], numbers: tuple[int, ...], config: PixelLabels
 ) -> DatasetInfo:
-    """The classes of a folder, with their colours and which of them are things.
+    """The classes of label files, with their colours and which of them are things.
 
     Args:
         names: of the classes.
@@ -70,7 +70,8 @@ def describe_classes(
     Raises:
         DatasetError: `data.things` or `data.colors` does not fit the names.
     """
-    unknown = [name for name in config.things if name not in names]
+    things = config.things if isinstance(config, FolderConfig) else ()
+    unknown = [name for name in things if name not in names]
     if unknown:
         raise DatasetError(
             f"data.things names {', '.join(unknown)}, which data.classes does not list"
@@ -80,8 +81,7 @@ def describe_classes(
             f"data.colors must hold one colour per class, got {len(config.colors)} "
             f"for {len(names)} classes"
         )
-    things = config.things
-    if config.train.objects is not None and not things:
+    if isinstance(config, FolderConfig) and config.train.objects is not None and not things:
         things = tuple(name for name in names if not is_called(name, BACKGROUND))
     return DatasetInfo(
         classes=names,

@@ -10,7 +10,7 @@ from pathlib import Path
 from maskformer.config.schema import ANY
 from maskformer.data.datasets.class_names import is_called
 from maskformer.data.datasets.coco_json import Category
-from maskformer.data.datasets.label_table import VOID, name_classes
+from maskformer.data.labels.label_table import VOID, name_classes
 from maskformer.data.pairing import IMAGE_SUFFIXES
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo

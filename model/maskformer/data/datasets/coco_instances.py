@@ -24,10 +24,10 @@ from maskformer.data.datasets.coco_json import (
     read_content,
 )
 from maskformer.data.datasets.coco_masks import check_pycocotools, decode_segmentation, encode_runs
-from maskformer.data.datasets.label_table import VOID
 from maskformer.data.datasets.split_files import take_share
 from maskformer.data.image_files.orientation import UPRIGHT
 from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.labels.label_table import VOID
 from maskformer.data.sample import (
     ObjectMask,
     Sample,

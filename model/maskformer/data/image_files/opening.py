@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -25,8 +25,22 @@ FILE_LIMIT = 1024**3
 """Bytes of an image file; some decoders read it whole."""
 
 
+class StoredFile(Protocol):
+    """An image file that lies in another one, such as a row of a table. Its text is a name for
+    messages.
+    """
+
+    def open(self) -> BinaryIO:
+        """Its content; may raise an error of any type."""
+
+
+ImageSource = Path | StoredFile
+
+
 @contextmanager
-def opened(file: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+def opened(
+    file: ImageSource, what: str, max_pixels: int = MAX_PIXELS
+) -> Iterator[ImageFile.ImageFile]:
     """An image, not yet loaded.
 
     Args:
@@ -41,11 +55,11 @@ def opened(file: Path, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
 
 
 @contextmanager
-def opened_stream(file: Path, what: str) -> Iterator[BinaryIO]:
+def opened_stream(file: ImageSource, what: str) -> Iterator[BinaryIO]:
     """A regular file; as `opened`, whatever goes wrong with it becomes a `DatasetError`."""
     name = escape(file)
     try:
-        with open_regular(file, FILE_LIMIT) as stream:
+        with open_regular(file, FILE_LIMIT) if isinstance(file, Path) else file.open() as stream:
             yield stream
     except PixelLimitError as error:
         raise DatasetError(f"{what} file {name} has {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -78,13 +77,13 @@ class ImageFrame:
     """How the pixels of an image lie, so that its labels can be laid the same way.
 
     Args:
-        file: the image.
+        file: the image, for messages.
         size: height and width as stored.
         tag: its EXIF orientation, 1 to 8.
         rule: `data.exif_orientation`.
     """
 
-    file: Path
+    file: object
     size: tuple[int, int]
     tag: int = UPRIGHT
     rule: OrientationRule = None

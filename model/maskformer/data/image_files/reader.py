@@ -28,7 +28,7 @@ from maskformer.data.image_files.arrays import (
     stored_size,
 )
 from maskformer.data.image_files.depth import Values, ValueScale
-from maskformer.data.image_files.opening import open_image, opened_stream
+from maskformer.data.image_files.opening import ImageSource, open_image, opened_stream
 from maskformer.data.image_files.orientation import (
     ImageFrame,
     OrientationRule,
@@ -98,7 +98,7 @@ class ImageReader:
         bands = self._pillow_bands(source, name)
         return self._finish(bands, self._frame(Path(file), bands).turn, name)
 
-    def read(self, file: Path) -> tuple[Tensor, ImageFrame]:
+    def read(self, file: ImageSource) -> tuple[Tensor, ImageFrame]:
         """The pixels of a file, and how they lie, by which its labels are read.
 
         Raises:
@@ -139,7 +139,7 @@ class ImageReader:
         with opened_stream(file, "image") as stream:
             return self._read_bands(stream, escape(file))
 
-    def _frame(self, file: Path, bands: Bands) -> ImageFrame:
+    def _frame(self, file: ImageSource, bands: Bands) -> ImageFrame:
         height, width = bands.values.shape[:2]
         return ImageFrame(file, (height, width), bands.tag, self.orientation)
 

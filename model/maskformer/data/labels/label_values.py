@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from maskformer.config.schema import FolderConfig
-from maskformer.data.datasets.label_check import (
+from maskformer.config.schema import PixelLabels
+from maskformer.data.labels.label_check import (
     common_factor,
     mask_remedy,
     rule_for_multiples,
     white_of_masks,
 )
-from maskformer.data.datasets.label_table import is_color
+from maskformer.data.labels.label_table import is_color
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import LabelValueError
 
@@ -20,7 +20,7 @@ USUAL_VOID = (254, 255, 65534, 65535)
 
 
 def explain_label_values(
-    errors: Sequence[LabelValueError], config: FolderConfig, info: DatasetInfo
+    errors: Sequence[LabelValueError], config: PixelLabels, info: DatasetInfo
 ) -> str:
     """Names the files, the values and the likely cause.
 
@@ -58,7 +58,7 @@ def explain_label_values(
     )
 
 
-def _cause(values: list[int], found: set[int], config: FolderConfig, info: DatasetInfo) -> str:
+def _cause(values: list[int], found: set[int], config: PixelLabels, info: DatasetInfo) -> str:
     num_classes = info.num_classes
     first, last = config.label_offset, config.label_offset + num_classes - 1
     them = "them" if len(values) > 1 else "it"

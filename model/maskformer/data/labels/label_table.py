@@ -11,7 +11,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from maskformer.config.schema import ANY, FolderConfig
+from maskformer.config.schema import ANY, PixelLabels
 from maskformer.data.datasets.class_names import read_names
 from maskformer.errors import DatasetError
 
@@ -59,7 +59,7 @@ def is_color(key: int | str) -> bool:
     return isinstance(key, str) and _COLOR.fullmatch(key) is not None
 
 
-def offset_table(names: tuple[str, ...], config: FolderConfig) -> LabelTable:
+def offset_table(names: tuple[str, ...], config: PixelLabels) -> LabelTable:
     """The table of a recipe without `label_map`: class = value - `label_offset`."""
     numbers = tuple(k + config.label_offset for k in range(len(names)))
     inside = {value: k for k, value in enumerate(numbers) if 0 <= value <= LARGEST_VALUE}
@@ -67,7 +67,7 @@ def offset_table(names: tuple[str, ...], config: FolderConfig) -> LabelTable:
 
 
 def mapped_table(
-    label_map: Mapping[int | str, int | str | None], config: FolderConfig
+    label_map: Mapping[int | str, int | str | None], config: PixelLabels
 ) -> LabelTable:
     """The table of `label_map`.
 
@@ -136,7 +136,7 @@ def name_classes(
     return given, class_of
 
 
-def _raw_values(keys: Sequence[int | str], config: FolderConfig) -> list[int]:
+def _raw_values(keys: Sequence[int | str], config: PixelLabels) -> list[int]:
     """The keys of the map as raw values."""
     known: dict[str, int] = {}
     if config.label_names is not None:

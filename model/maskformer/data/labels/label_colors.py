@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.images import read_palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
 
 
-def with_colors_of_labels(info: DatasetInfo, label_file: Path) -> DatasetInfo:
+def with_colors_of_labels(info: DatasetInfo, label_file: ImageSource) -> DatasetInfo:
     """The classes in the colours of a label file, if it has a palette that tells them apart.
 
     Args:

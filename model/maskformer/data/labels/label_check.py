@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from math import gcd
-from pathlib import Path
 
-from maskformer.config.schema import FolderConfig
-from maskformer.data.datasets.label_table import count_values
+from maskformer.config.schema import PixelLabels
+from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.images import read_labels
+from maskformer.data.labels.label_table import count_values
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Split
 from maskformer.errors import DatasetError
@@ -20,7 +20,7 @@ SMALLEST_FACTOR = 5
 
 
 def suspicious_labels(
-    files: Sequence[Path], config: FolderConfig, info: DatasetInfo, split: Split
+    files: Sequence[ImageSource], config: PixelLabels, info: DatasetInfo, split: Split
 ) -> list[str]:
     """Reads label files of a split.
 

@@ -1,0 +1,189 @@
+"""Images with a map of raw values each, wherever they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maskformer.config.schema import PixelLabels
+from maskformer.data.datasets.class_names import describe_classes, read_names
+from maskformer.data.image_files.opening import ImageSource
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import check_same_size, read_labels
+from maskformer.data.labels.label_check import mask_remedy, suspicious_labels, white_of_masks
+from maskformer.data.labels.label_colors import with_colors_of_labels
+from maskformer.data.labels.label_table import (
+    LARGEST_VALUE,
+    OUTSIDE,
+    count_values,
+    mapped_table,
+    offset_table,
+)
+from maskformer.data.labels.label_values import explain_label_values
+from maskformer.data.labels.objects import split_objects
+from maskformer.data.progress import track
+from maskformer.data.sample import Sample, Split, check_index, evenly_spread
+from maskformer.errors import DatasetError, LabelValueError
+
+
+class LabelledImage(NamedTuple):
+    """An image and what belongs to it.
+
+    Attributes:
+        name: without suffix.
+        image, labels: their files.
+        objects: the file that numbers its objects, if there is one.
+        file_name: of the image, relative to its folder; empty where there is none.
+    """
+
+    name: str
+    image: ImageSource
+    labels: ImageSource
+    objects: Path | None = None
+    file_name: str = ""
+
+
+class LabelMaps:
+    """Images and maps of one size, one raw value per class.
+
+    Each sample has one segment per class present, in the order of the classes; with files of
+    objects, one per object of each thing.
+
+    Args:
+        config: how values become classes.
+        split: which images these are.
+        images: of the split.
+        training: gives those of training, whose labels number the classes where no list does.
+        place: of the labels, for messages.
+
+    Raises:
+        DatasetError: no classes are found, or the settings do not fit each other.
+    """
+
+    def __init__(
+        self,
+        config: PixelLabels,
+        split: Split,
+        images: Sequence[LabelledImage],
+        training: Callable[[], Sequence[LabelledImage]],
+        place: str,
+    ) -> None:
+        self._labels_config = config
+        self._reader = ImageReader.from_config(config)
+        self._images, self._split = images, split
+        if config.label_map is not None:
+            self._table = mapped_table(config.label_map, config)
+        elif config.classes is not None:
+            names = read_names(config.classes, config.root, "data.classes")
+            self._table = offset_table(names, config)
+        else:
+            labels = [each.labels for each in training()]
+            self._table = offset_table(_number_classes(config, labels, place), config)
+        self.info = describe_classes(self._table.names, self._table.numbers, config)
+        if config.colors is None:
+            self.info = with_colors_of_labels(self.info, images[0].labels)
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        item, config = self._images[check_index(index, len(self._images))], self._labels_config
+        image, frame = self._reader.read(item.image)
+        limit = config.max_pixels
+        values = read_labels(item.labels, frame, limit, colors=self._table.colors)
+        check_same_size(image, item.image, values, item.labels)
+        classes, segments = self._to_segments(values, item.labels)
+        if item.objects is not None:
+            objects = read_labels(item.objects, frame, limit)
+            check_same_size(image, item.image, objects, item.objects)
+            classes, segments = split_objects(
+                classes, segments, objects, self.info, item.objects, config.ignore
+            )
+        return Sample(
+            image=image,
+            segments=torch.from_numpy(segments),
+            labels=torch.from_numpy(classes),
+            crowd=torch.zeros(len(classes), dtype=torch.bool),
+            name=item.name,
+            file_name=item.file_name,
+            label_file=item.labels if isinstance(item.labels, Path) else None,
+        )
+
+    def explain(self, errors: Sequence[LabelValueError]) -> str:
+        """One message for label values outside the classes, gathered from several files."""
+        return explain_label_values(errors, self._labels_config, self.info)
+
+    def look_for_mistakes(self, limit: int) -> list[str]:
+        """Looks at the raw values of up to `limit` label files; see `suspicious_labels`."""
+        files = [self._images[k].labels for k in evenly_spread(len(self._images), limit)]
+        return suspicious_labels(files, self._labels_config, self.info, self._split)
+
+    def _to_segments(
+        self, values: NDArray[np.integer], file: ImageSource
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Classes present, ascending, and the map that indexes them, -1 for void."""
+        present, counts = count_values(values)
+        classes_of = self._table.classes(present)
+        bad = classes_of == OUTSIDE
+        if bad.any():
+            error = LabelValueError(
+                "",
+                str(file),
+                dict(zip(present[bad].tolist(), counts[bad].tolist(), strict=True)),
+                tuple(present.tolist()),
+            )
+            raise LabelValueError(self.explain([error]), error.file, error.values, error.found)
+        classes = np.unique(classes_of[classes_of >= 0])
+        segment_of = np.where(classes_of >= 0, np.searchsorted(classes, classes_of), -1)
+        return classes, _look_up(segment_of.astype(np.int32), present, values)
+
+
+def _look_up(
+    numbers: NDArray[np.int32], present: NDArray[np.int64], values: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """The number of each pixel's value; `numbers` belong to the values present."""
+    if present[0] < 0 or present[-1] > LARGEST_VALUE:
+        return numbers[np.searchsorted(present, values)]
+    table = np.zeros(present[-1] + 1, np.int32)
+    table[present] = numbers
+    return table[values]
+
+
+def _number_classes(
+    config: PixelLabels, label_files: Sequence[ImageSource], place: str
+) -> tuple[str, ...]:
+    """Names the classes by number, up to the largest value that any training label has."""
+
+    def values_of(file: ImageSource) -> set[int]:
+        return {*count_values(read_labels(file, max_pixels=config.max_pixels))[0].tolist()}
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        scan = pool.map(values_of, label_files)
+        found = set().union(*track(scan, len(label_files), "Counting classes"))
+    if white := white_of_masks(found):
+        raise DatasetError(
+            f"label files under {place} hold only 0 and {white}: {mask_remedy(white)}"
+        )
+    top = max(found - {*config.ignore}, default=config.label_offset - 1) - config.label_offset
+    if top < 0:
+        raise DatasetError(
+            f"no class found in {len(label_files)} label files under {place}: every value is "
+            f"ignored or below data.label_offset {config.label_offset}"
+        )
+    if top > LARGEST_VALUE:
+        raise DatasetError(
+            f"label files under {place} hold values up to {top + config.label_offset}, expected "
+            f"class numbers up to {LARGEST_VALUE}"
+        )
+    return tuple(f"class {number}" for number in range(top + 1))

@@ -1,0 +1,1 @@
+"""What raw values of label files mean."""
