@@ -85,7 +85,9 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
     Args:
         backend: ``"reference"``, ``"native"`` or ``"auto"``. Under ``"native"`` a call that no
-            native kernel can serve raises `BackendError`, a `RuntimeError`, with the reason.
+            native kernel can serve raises `BackendError`, a `RuntimeError`, with the reason. None
+            can inside of `torch.func`'s transformations and of forward-mode differentiation; a
+            second derivative is plain PyTorch's whatever is asked for.
     """
     global _latest
     token = _asked_for.set(_checked("backend", backend))
