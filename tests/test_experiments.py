@@ -57,7 +57,7 @@ def test_every_variant_is_a_recipe(tools: dict[str, ModuleType]) -> None:
         assert config.train.seed == 1
         build_criterion(config)
     named = {name for experiment in plan.EXPERIMENTS for name in experiment.variants}
-    assert named == {*plan.VARIANTS, plan.GENERAL} == set(plan.LABELS)
+    assert named == {*plan.VARIANTS, plan.GENERAL}
 
 
 def test_a_run_is_trained_once_and_its_results_are_kept(
@@ -90,7 +90,8 @@ def test_a_run_is_trained_once_and_its_results_are_kept(
         ((2.0, 3.0, 4.0), "+3.0 ± 1.0 over 3 seeds, as in the paper."),
         ((-2.0, -3.0, -4.0), "-3.0 ± 1.0 over 3 seeds, **unlike the paper.**"),
         ((2.0, -3.0), "-0.5 ± 3.5 over 2 seeds, which does not tell them apart."),
-        ((2.0,), "too few seeds to say."),
+        ((2.0,), "+2.0 with one seed, which is too few to say."),
+        ((), ""),
     ],
 )
 def test_what_the_page_says(
@@ -99,15 +100,17 @@ def test_what_the_page_says(
     records = [record("per_pixel", seed, 0.5) for seed in range(3)]
     records += [record("per_pixel_plus", seed, 0.5 + gain / 100) for seed, gain in enumerate(gains)]
     page = tools["report"].page(records, "ablation")
-    assert f"(41.9 against 39.2). Here: {said}" in page
-    assert "| PerPixelBaseline | 50.0 ± 0.0 | 3 |" in page
+    assert (f"PerPixelBaseline 39.2 (+2.7). Here: {said}" in page) == bool(gains)
+    assert ("| PerPixelBaseline | 50.0 ± 0.0 | 3 |" in page) == bool(gains)  # else no table yet
     assert "trains 7 steps" in page
     assert "## Mask loss" not in page
 
 
 def test_plots(tools: dict[str, ModuleType], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    scores = tools["report"].scores_of([record("per_pixel", seed, 0.5) for seed in range(2)])
+    scores = tools["report"].scores_of(
+        [record(name, 0, 0.5) for name in ("per_pixel", "maskformer")]
+    )
     tools["report"].draw(scores, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["architecture.svg"]
 

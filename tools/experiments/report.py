@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import EXPERIMENTS, LABELS, VARIANTS, Claim, Experiment
+from plan import EXPERIMENTS, GENERAL, VARIANTS, Claim, Experiment
 
 SEEDS = (0, 1, 2)
 HEAD = """# The paper's claims on CamVid, in small
@@ -29,7 +29,7 @@ def read_records(results: Path) -> list[dict[str, Any]]:
 
 
 def scores_of(records: Sequence[dict[str, Any]]) -> Scores:
-    scores: Scores = {name: {} for name in LABELS}
+    scores: Scores = {name: {} for name in (*VARIANTS, GENERAL)}
     for record in records:
         scores[record["variant"]][record["seed"]] = 100 * record["figures"]["miou"]
     return scores
@@ -64,17 +64,21 @@ def _missing(scores: Scores) -> Iterator[str]:
 
 def _experiments(scores: Scores, folder: str) -> Iterator[str]:
     for experiment in EXPERIMENTS:
-        if not any(scores[name] for name in experiment.variants):
+        if not _compares(experiment, scores):
             continue
         yield f"## {experiment.title}\n"
         yield "| variant | mIoU | seeds |\n|---|---|---|"
-        for name in experiment.variants:
-            yield f"| {LABELS[name]} | {_mean(scores[name])} | {len(scores[name])} |"
+        for name, label in experiment.variants.items():
+            yield f"| {label} | {_mean(scores[name])} | {len(scores[name])} |"
         yield ""
-        yield from (f"{verdict(claim, scores)}\n" for claim in experiment.claims)
+        yield from (f"{_verdict(claim, experiment, scores)}\n" for claim in experiment.claims)
         if not experiment.claims:
             yield "The paper has no figure for this.\n"
         yield f"![{experiment.title}]({folder}/{experiment.name}.svg)\n"
+
+
+def _compares(experiment: Experiment, scores: Scores) -> bool:
+    return sum(bool(scores[name]) for name in experiment.variants) > 1
 
 
 def _mean(found: dict[int, float]) -> str:
@@ -84,16 +88,19 @@ def _mean(found: dict[int, float]) -> str:
     return f"{mean} ± {statistics.stdev(found.values()):.1f}" if len(found) > 1 else mean
 
 
-def verdict(claim: Claim, scores: Scores) -> str:
+def _verdict(claim: Claim, experiment: Experiment, scores: Scores) -> str:
     """Whether the same seeds say what the paper says."""
+    names, figures = experiment.variants, claim.figures
     better, worse = scores[claim.better], scores[claim.worse]
     said = (
-        f"Paper: {LABELS[claim.better].partition(':')[0]} is better than "
-        f"{LABELS[claim.worse].partition(':')[0]} ({claim.figures[0]} against {claim.figures[1]})."
+        f"Paper: {names[claim.better]} {figures[0]}, {names[claim.worse]} {figures[1]} "
+        f"({figures[0] - figures[1]:+.1f})."
     )
     gains = [better[seed] - worse[seed] for seed in SEEDS if seed in better and seed in worse]
-    if len(gains) < 2:
-        return f"{said} Here: too few seeds to say."
+    if not gains:
+        return f"{said} Here: not yet run."
+    if len(gains) == 1:
+        return f"{said} Here: {gains[0]:+.1f} with one seed, which is too few to say."
     gain, deviation = statistics.fmean(gains), statistics.stdev(gains)
     found = f"Here: {gain:+.1f} ± {deviation:.1f} over {len(gains)} seeds,"
     if abs(gain) <= deviation:
@@ -116,7 +123,7 @@ def draw(scores: Scores, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     for experiment in EXPERIMENTS:
-        if not any(scores[name] for name in experiment.variants):
+        if not _compares(experiment, scores):
             continue
         figure, axes = plt.subplots(
             figsize=(7, 0.5 * len(experiment.variants) + 1), layout="constrained"
@@ -133,6 +140,6 @@ def _draw_points(axes: Any, experiment: Experiment, scores: Scores) -> None:
         if values:
             mean = statistics.fmean(values)
             axes.plot([mean, mean], [row - 0.25, row + 0.25], color="#e08e45", linewidth=2)
-    labels = [LABELS[name].partition(":")[0] for name in experiment.variants]
+    labels = list(experiment.variants.values())
     axes.set_yticks(range(len(labels)), labels)
     axes.set(ylim=(len(labels) - 0.5, -0.5), xlabel="mIoU (%): seeds and their mean")
