@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constrai
 STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
 BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test coverage test-versions check format docs bench bench-compare lock wheel clean
+.PHONY: train test coverage test-versions check format docs bench bench-compare experiments lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -55,6 +55,12 @@ bench: $(STAMP)
 # What lost against the committed run, by ratios to the plain path.
 bench-compare: bench
 	$(BIN)/python benchmarks/compare.py build/bench.json
+
+# The paper's claims on CamVid, resumable: docs/results/ablation.md. EXPERIMENTS=--all takes every
+# variant, EXPERIMENTS='--data FOLDER' another place than datasets/camvid.
+experiments: $(STAMP)
+	$(INSTALL) --no-build-isolation --editable '.[experiments]'
+	$(BIN)/python tools/experiments $(EXPERIMENTS)
 
 # The build requirements come first and the build uses them as they are: an isolated build
 # environment would download a second PyTorch.

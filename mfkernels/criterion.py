@@ -34,6 +34,7 @@ from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
 ClassLoss = Literal["per_process", "over_all"]
+Matching = Literal["bipartite", "fixed"]
 _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
 
@@ -64,6 +65,9 @@ class MaskFormerCriterion(nn.Module):
         class_loss: what the class loss is the mean of: `"per_process"`, the queries of this
             process, as in the official code, where a segment weighs more on processes that have
             few; or `"over_all"`, those of all processes, which learn what one process would.
+        matching: `"bipartite"` gives every segment the query of least total cost; `"fixed"` gives
+            it the query of its class, of K queries (the paper's MaskFormer-fixed). Of several
+            segments of one class in an image, only the first is then learnt from.
 
     Attributes:
         weights: the weight of each kind of loss.
@@ -87,6 +91,7 @@ class MaskFormerCriterion(nn.Module):
         gamma: float = 2.0,
         class_weights: Sequence[float] | Tensor | None = None,
         class_loss: ClassLoss = "per_process",
+        matching: Matching = "bipartite",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -101,11 +106,10 @@ class MaskFormerCriterion(nn.Module):
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         check_focal(alpha, gamma)
-        if class_loss not in get_args(ClassLoss):
-            raise ValueError(
-                f"class_loss must be one of {', '.join(get_args(ClassLoss))}, got {class_loss!r}"
-            )
+        _check_choice("class_loss", class_loss, ClassLoss)
+        _check_choice("matching", matching, Matching)
         self.class_loss = class_loss
+        self.matching = matching
         per_class = None if class_weights is None else _check_weights(class_weights, num_classes)
         self.register_buffer("class_weights", per_class, persistent=False)
         self.num_classes = num_classes
@@ -130,7 +134,7 @@ class MaskFormerCriterion(nn.Module):
         return (
             f"num_classes={self.num_classes}, weights={self.weights}, "
             f"no_object_weight={self.no_object_weight}, alpha={self.alpha}, gamma={self.gamma}, "
-            f"class_loss={self.class_loss}"
+            f"class_loss={self.class_loss}, matching={self.matching}"
         )
 
     def forward(
@@ -226,6 +230,8 @@ class MaskFormerCriterion(nn.Module):
 
     @torch.no_grad()
     def _match(self, groups: list[_Layers], targets: SegmentTargets) -> Tensor:
+        if self.matching == "fixed":
+            return self._fixed(sum(len(layers.class_logits) for layers in groups), targets)
         weights = self.weights
         options = (weights["loss_ce"], weights["loss_mask"], weights["loss_dice"])
         costs = [
@@ -257,6 +263,14 @@ class MaskFormerCriterion(nn.Module):
                 self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
             self.bad_costs += ((status & _NOT_FINITE) != 0).sum()
         return assignment
+
+    def _fixed(self, num_layers: int, targets: SegmentTargets) -> Tensor:
+        """The query of each segment is its class; later segments of a class have none."""
+        labels = targets.padded_labels(fill=-1)
+        repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(2)
+        # A label that could not be checked makes the class loss NaN; here it must not lead astray.
+        queries = labels.clamp(-1, self.num_classes - 1).masked_fill(repeated, -1)
+        return queries.expand(num_layers, -1, -1).contiguous()
 
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
@@ -291,9 +305,19 @@ class MaskFormerCriterion(nn.Module):
                     f"class logits must be {expected} (layers, images, queries, classes + no "
                     f"object), got {list(class_logits.shape)}"
                 )
+            if self.matching == "fixed" and expected[2] != self.num_classes:
+                raise ValueError(
+                    f"matching='fixed' needs a query per class, {self.num_classes}, got "
+                    f"{expected[2]} queries"
+                )
             groups.append(_Layers(class_logits, predictions))
         targets.check_labels(self.num_classes)
         return groups, targets
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) -> Tensor:

@@ -17,8 +17,9 @@ from hypothesis import assume, given, settings
 from torch import Tensor
 from torch import multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
 
-from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits, use_backend
+from mfkernels import MaskFormerCriterion, SegmentTargets, mask_logits, mask_loss, use_backend
 from mfkernels.ops.matching_cost.reference import nearest_masks
 
 
@@ -658,3 +659,43 @@ def test_layers_with_other_numbers_of_queries(counts: tuple[int, ...]) -> None:
         assert criterion.match(outputs, case.targets()).shape == (3, 2, max(counts))
     expected = official(outputs, case.official_targets(), case.classes)
     assert values(losses) == pytest.approx(values(expected), rel=1e-5)
+
+
+class TestFixedMatching:
+    """Every class has a query of its own, whatever it predicts (paper table 4)."""
+
+    case = Case(counts=(2, 3, 0), queries=4)
+    labels = (torch.tensor([3, 0]), torch.tensor([1, 2, 1]), torch.tensor([], dtype=torch.int64))
+    assignment = torch.tensor([[3, 0, -1], [1, 2, -1], [-1, -1, -1]])  # of two of a class, one
+
+    def targets(self) -> SegmentTargets:
+        return SegmentTargets.from_label_maps(self.case.label_maps(), self.labels)
+
+    @pytest.mark.parametrize("backend", ["reference", "native"])
+    def test_the_query_of_a_segment_is_its_class(self, backend: str) -> None:
+        outputs, targets = factored(self.case, grad=True), self.targets()
+        criterion = MaskFormerCriterion(4, matching="fixed")
+        with use_backend(backend):
+            assignment = criterion.match(outputs, targets)
+            assert assignment.tolist() == [self.assignment.tolist()] * self.case.layers
+            losses = criterion(outputs, targets)
+            focal, dice = mask_loss(
+                outputs["mask_embed"], outputs["pixel_features"], targets, assignment
+            )
+        truth = torch.tensor([[0, 4, 4, 3], [4, 1, 2, 4], [4, 4, 4, 4]])
+        weight = torch.tensor([1.0, 1, 1, 1, 0.1])
+        classes = cross_entropy(outputs["class_logits"][-1].mT, truth, weight)
+        for name, expected in (("ce", classes), ("mask", focal[-1]), ("dice", dice[-1])):
+            assert losses[f"loss_{name}"].item() == pytest.approx(expected.item(), rel=1e-5)
+        criterion.total(losses).backward()
+
+    def test_nothing_to_match(self) -> None:
+        case = Case(counts=(0, 0), queries=4)
+        matched = MaskFormerCriterion(4, matching="fixed").match(factored(case), case.targets())
+        assert matched.shape == (2, 2, 0)
+
+    def test_what_does_not_fit(self) -> None:
+        with pytest.raises(ValueError, match="matching='fixed' needs a query per class, 4, got 7"):
+            MaskFormerCriterion(4, matching="fixed")(factored(Case()), Case().targets())
+        with pytest.raises(ValueError, match="matching must be one of bipartite, fixed, got 'no'"):
+            MaskFormerCriterion(4, matching="no")  # type: ignore[arg-type]

@@ -70,6 +70,7 @@ ALL: Values = {
     "criterion.gamma": 2,
     "criterion.class_weights": None,
     "criterion.class_loss": "per_process",
+    "criterion.matching": "bipartite",
     "data.augmentation.flip": True,
     "data.channels": 3,
     "data.value_range": None,

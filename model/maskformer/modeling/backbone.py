@@ -22,7 +22,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
-from maskformer.weights.backbone_weights import read_backbone_weights
+from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 
 STRIDES = (4, 8, 16, 32)
@@ -154,15 +154,16 @@ class Backbone(nn.Module):
         """Loads ImageNet weights.
 
         Args:
-            file: weights in timm's, torchvision's, the Swin authors' or detectron2's naming
-                (`.safetensors`, `.pth`, `.pkl`; code pickled in them is never run); left out, they
-                are fetched from the Hugging Face hub or its local cache.
+            file: weights in the naming of timm, torchvision, the Swin authors, detectron2 or
+                `efficientnet_pytorch` (`.safetensors`, `.pth`, `.pkl`; code pickled in them is
+                never run), or `package:NAME/FILE`, a file in an installed Python package; left out,
+                they are fetched from the Hugging Face hub or its local cache.
 
         Raises:
             RuntimeError: the hub cannot be reached, or the file's entries do not fit this backbone.
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such file or package.
         """
-        source = self._fetch() if file is None else self._read(file)
+        source = self._fetch() if file is None else self._read(find_backbone_weights(file))
         if self.config.frozen_norm:
             _freeze_norms(source)
         self.body.load_state_dict(source.state_dict())
@@ -178,7 +179,6 @@ class Backbone(nn.Module):
         return source
 
     def _read(self, file: Path) -> nn.Module:
-        _check_file(file)
         try:
             state = read_backbone_weights(file, self.state_dict())
             # timm renames entries of several layouts, then skips in silence what it does not
@@ -215,11 +215,11 @@ def check_pretrained(config: BackboneConfig) -> None:
     """Makes sure that the ImageNet weights of a backbone can be had, before other work starts.
 
     Raises:
-        FileNotFoundError: no such file as `config.weights`.
+        FileNotFoundError: no such file or package as `config.weights`.
         CheckpointError: they are not in the local cache, and the hub cannot be reached.
     """
     if config.weights is not None:
-        _check_file(config.weights)
+        find_backbone_weights(config.weights)
     elif config.pretrained:
         try:
             _check_source(config)
@@ -231,11 +231,6 @@ def _check_source(config: BackboneConfig) -> None:
     source = timm.models.get_pretrained_cfg(config.name)
     if source is not None and source.hf_hub_id:
         check_hub(source.hf_hub_id, HUB_FILES)
-
-
-def _check_file(file: Path) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(f"model.backbone.weights: no such file: {file}")
 
 
 def _fetching_failed(config: BackboneConfig, error: Exception) -> CheckpointError:

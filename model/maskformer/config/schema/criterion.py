@@ -40,3 +40,7 @@ class CriterionConfig(Section):
     segment weighs more on processes that have few; or those of all, so that several processes learn
     what one would.
     """
+    matching: Literal["bipartite", "fixed"] = "bipartite"
+    """Which query learns a segment: that of least cost, or that of its class, of as many queries as
+    classes (MaskFormer-fixed, paper table 4).
+    """

@@ -58,7 +58,9 @@ class BackboneConfig(Section):
     initial values are timm's, not the official ones: see docs/facts.md.
     """
     weights: Path | None = None
-    """A local file with the backbone's timm weights; wins over the download."""
+    """A local file with the backbone's weights, or `package:NAME/FILE`, a file in an installed
+    Python package; wins over the download.
+    """
     frozen_norm: bool = True
     """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
     drop_path: Fraction = 0.0
