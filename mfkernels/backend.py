@@ -122,6 +122,10 @@ _reasons = {
 """The answers of `why_not_native`, which do not change while the process lives."""
 
 
+failures: dict[tuple[str, torch.device], str] = {}
+"""Operations whose kernel could not be started on a device, and why: see `mfkernels.fallback`."""
+
+
 def is_transformed() -> bool:
     """Whether a transformation of `torch.func` or forward-mode differentiation is going on."""
     if torch.compiler.is_compiling():
@@ -158,6 +162,8 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
     reason = problem or (_reasons[key] if key in _reasons else why_not_native(*key))
     if reason is None and is_transformed():
         reason = _TRANSFORMED
+    if reason is None and failures and not torch.compiler.is_compiling():
+        reason = failures.get((operation, device))
     if reason is None:
         return "native"
     if backend == "native":

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mfkernels import native
-from mfkernels.backend import OPERATIONS, Backend, Choice, requested, why_not_native
+from mfkernels.backend import (
+    OPERATIONS,
+    Backend,
+    Choice,
+    failures,
+    requested,
+    why_not_native,
+)
 from mfkernels.native import Part
 
 
@@ -71,4 +78,7 @@ def _served_by(operation: str, device_type: str, request: Backend) -> tuple[Choi
     if OPERATIONS[operation][device_type] == "pytorch":
         return "pytorch", "PyTorch's own kernels serve it, also where native is asked for"
     reason = why_not_native(operation, device_type)
+    for (failed, device), why in failures.items():
+        if reason is None and (failed, device.type) == (operation, device_type):
+            reason = why
     return ("native", "") if reason is None else ("reference", reason)

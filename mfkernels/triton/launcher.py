@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
+
+from mfkernels.fallback import KernelError
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
@@ -20,8 +23,11 @@ def start(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """`launch`, sure of work to do; tests replace it to record what is started."""
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with guard:
-        kernel[grid](**arguments)
+    try:
+        with guard:
+            kernel[grid](**arguments)
+    except (TritonError, RuntimeError, OSError) as error:  # OSError: a cache that cannot be written
+        raise KernelError(f"{kernel.__name__}: {type(error).__name__}: {error}") from error
 
 
 def cdiv(a: int, b: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mfkernels import backend, native
 from mfkernels.checks import check_memory, is_inflated
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.assignment import reference
 from mfkernels.ops.assignment.operator import assignment_reference
 from mfkernels.ops.assignment.reference import (
@@ -144,6 +145,7 @@ def batch_linear_assignment(
     return assignment
 
 
+@served_by_pytorch_where_kernels_fail("assignment")
 def batch_linear_assignment_with_status(
     cost: Tensor,
     row_counts: Counts = None,

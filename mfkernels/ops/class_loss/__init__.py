@@ -8,10 +8,12 @@ from torch import Tensor
 import mfkernels.ops.class_loss.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import native_problem
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.class_loss import reference
 from mfkernels.targets import SegmentTargets
 
 
+@served_by_pytorch_where_kernels_fail("class_loss")
 def class_loss(
     class_logits: Tensor,
     targets: SegmentTargets,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.fallback import KernelError, give_up
 from mfkernels.ops.common.arguments import check_argument
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.common.registration import register
@@ -70,12 +71,16 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     class_logits, normalizer, target = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        gradient = gradient_again(grad_loss, class_logits, target, ctx.no_object_weight)
-    else:
-        gradient = torch.ops.mfkernels.class_loss_backward(
-            grad_loss, class_logits, normalizer, target, ctx.no_object_weight
-        )
+    if not torch.is_grad_enabled():
+        try:
+            gradient = torch.ops.mfkernels.class_loss_backward(
+                grad_loss, class_logits, normalizer, target, ctx.no_object_weight
+            )
+        except KernelError as error:
+            give_up("class_loss", class_logits.device, error)
+        else:
+            return gradient, None, None, None, None
+    gradient = gradient_again(grad_loss, class_logits, target, ctx.no_object_weight)
     return gradient, None, None, None, None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mfkernels import native
 from mfkernels.checks import usable_by_autograd
+from mfkernels.fallback import KernelError, give_up
 
 Function = Callable[..., Any]
 
@@ -89,22 +90,30 @@ def save(*outputs: int) -> Function:
     return setup_context
 
 
-def differentiable_again(plain: Function) -> Callable[[Function], Function]:
+def differentiable_again(operation: str, plain: Function) -> Callable[[Function], Function]:
     """Make `backward(ctx, …)` give gradients with a gradient where `create_graph=True` asks for it.
 
-    They are those of `plain`, which computes the same in operators of PyTorch.
+    They are those of `plain`, which computes the same in operators of PyTorch. It serves also where
+    the kernel of the gradient cannot be started.
 
     Args:
+        operation: as in `mfkernels.backend.OPERATIONS`.
         plain: takes what `save` has kept of the inputs; gives the outputs that have a gradient.
     """
 
     def decorate(backward: Function) -> Function:
         @functools.wraps(backward)
         def either(ctx: Any, *gradients: Tensor | None) -> Any:
-            if not torch.is_grad_enabled():
-                return backward(ctx, *gradients)
+            again = torch.is_grad_enabled()
+            if not again:
+                try:
+                    return backward(ctx, *gradients)
+                except KernelError as error:
+                    give_up(operation, ctx.saved_tensors[0].device, error)
             inputs = (*ctx.saved_tensors, *ctx.options)[-len(ctx.needs_input_grad) :]
-            return _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
+            with torch.enable_grad():
+                found = _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
+            return found if again else tuple(x if x is None else x.detach() for x in found)
 
         return either
 

@@ -18,6 +18,7 @@ from mfkernels.checks import (
     usable_by_autograd,
     without_autocast,
 )
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
 from mfkernels.ops.focal_dice.reference import Number
@@ -179,6 +180,7 @@ def point_loss(
         return _summed(focal, dice, num_masks)
 
 
+@served_by_pytorch_where_kernels_fail("focal_dice")
 def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
     """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
     targets = usable_by_autograd(targets)
@@ -193,6 +195,7 @@ def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
     return reference.sigmoid_focal_loss(precise, targets.to(precise.dtype), alpha, gamma)
 
 
+@served_by_pytorch_where_kernels_fail("focal_dice")
 def _focal_and_dice(
     logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:

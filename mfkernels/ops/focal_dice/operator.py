@@ -83,7 +83,7 @@ def register_pair(name: str, check: Function, plain: Function, triton: str | Non
     ) -> Tensor:
         return logits.new_empty(logits.shape)
 
-    @differentiable_again(plain)
+    @differentiable_again(name, plain)
     def backward(
         ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, _grad_sums: None
     ) -> tuple[Tensor | None, ...]:
@@ -120,7 +120,7 @@ def fake_elements_backward(grad_losses: Tensor, logits: Tensor, *others: Any) ->
     return logits.new_empty(logits.shape)
 
 
-@differentiable_again(plain_elements)
+@differentiable_again("focal_dice", plain_elements)
 def backward_elements(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
     grad_logits = torch.ops.mfkernels.sigmoid_focal_loss_backward(
         grad_losses, *ctx.saved_tensors, *ctx.options

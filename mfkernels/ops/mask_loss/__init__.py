@@ -17,6 +17,7 @@ from mfkernels.checks import (
     usable_by_autograd,
     without_autocast,
 )
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.mask_loss import reference
 from mfkernels.targets import SegmentTargets, holds_values
 
@@ -71,6 +72,7 @@ def mask_loss(
     return losses if predictions.had_layers else (losses[0][0], losses[1][0])
 
 
+@served_by_pytorch_where_kernels_fail("mask_loss")
 def mask_loss_unchecked(
     predictions: MaskPredictions,
     targets: SegmentTargets,

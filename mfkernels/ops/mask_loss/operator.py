@@ -118,7 +118,7 @@ def plain(*arguments: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-@differentiable_again(plain)
+@differentiable_again("mask_loss", plain)
 def backward(
     ctx: Any, grad_focal: Tensor | None, grad_dice: Tensor | None, *_grads_of_saved: None
 ) -> tuple[Tensor | None, ...]:

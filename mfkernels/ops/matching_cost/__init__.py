@@ -17,6 +17,7 @@ from mfkernels.checks import (
     native_problem,
     without_autocast,
 )
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.matching_cost import reference
 from mfkernels.targets import SegmentTargets
 
@@ -76,6 +77,7 @@ def matching_cost(
     return cost if predictions.had_layers else cost[0]
 
 
+@served_by_pytorch_where_kernels_fail("matching_cost")
 @torch.no_grad()
 def matching_cost_unchecked(
     class_logits: Tensor,

@@ -38,7 +38,7 @@ def fake_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> Tensor
     return images.new_empty(images.shape)
 
 
-@differentiable_again(gathered_points)
+@differentiable_again("sample_points", gathered_points)
 def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
     return torch.ops.mfkernels.sample_points_backward(grad_values, *ctx.saved_tensors), None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfkernels import backend
 from mfkernels.checks import native_problem, result_dtype, without_autocast
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
     CheckedView,
@@ -26,6 +27,7 @@ Panoptic = tuple[Tensor, list[dict[str, Any]]]
 """The map of an image and the description of its segments."""
 
 
+@served_by_pytorch_where_kernels_fail("panoptic_owners")
 @torch.no_grad()
 def panoptic_segmentation(
     class_logits: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfkernels import backend
 from mfkernels.checks import native_problem, result_dtype, without_autocast
+from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
     CheckedView,
@@ -145,6 +146,7 @@ def average_semantic_segmentation(
     return _semantic(views, size, resize_logits, return_scores)
 
 
+@served_by_pytorch_where_kernels_fail("semantic_segmentation")
 @torch.no_grad()
 def _semantic(
     views: Sequence[SegmentationView], size: Sizes, resize_logits: bool, return_scores: bool

@@ -1,0 +1,83 @@
+"""A kernel that cannot be compiled or started on a GPU is no crash: plain PyTorch serves the call.
+
+A GPU that nobody has tried may have too little shared memory for a kernel, no image of it, or a
+Triton that cannot compile it; its cache may be read-only. Under ``auto`` that is said once, and the
+operation is plain PyTorch's on that device from then on; under ``native`` it is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from mfkernels.backend import BackendError, failures, requested
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+_NO_IMAGE = "no kernel image is available"  # CUDA's own words
+
+
+class KernelError(RuntimeError):
+    """A kernel that cannot be compiled or started; the message says why."""
+
+
+def served_by_pytorch_where_kernels_fail(
+    operation: str,
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorate a function that asks `backend.select` for `operation`: it is called again after a
+    failure, and `select` remembers.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def served(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except RuntimeError as error:
+                tensors = (x for x in tree_leaves(args) if isinstance(x, Tensor))
+                give_up(operation, next(tensors).device, error)
+            return function(*args, **kwargs)
+
+        return served
+
+    return decorate
+
+
+def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
+    """Let plain PyTorch serve an operation on a device because of this error.
+
+    Raises:
+        BackendError: native kernels were asked for.
+        RuntimeError: the same error, where it is none of a kernel that cannot start.
+    """
+    if not isinstance(error, KernelError) and _NO_IMAGE not in str(error):
+        raise error
+    reason = f"its kernel failed on {_name_of(device)}: {str(error).strip().splitlines()[0]}"
+    if requested() == "native":
+        raise BackendError(
+            f"{operation}: the native backend was asked for, but {reason}"
+        ) from error
+    failures[operation, device] = reason
+    _logger.warning(
+        "%s: %s. Plain PyTorch serves it there from now on; `python -m mfkernels check` tells what "
+        "else fails.",
+        operation,
+        reason,
+    )
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
