@@ -80,11 +80,13 @@ def point_matching_cost(
             x = sample(mask_logits[image], points)
             t = sample(mask.to(device), points)
             size = x.abs()
-            not_finite = 0 * size.amax(1)  # NaN there, see docs/not_finite.md
+            # Sums of what is wrong only: a large logit that is right adds nothing to round. An
+            # infinite one gives NaN, see docs/not_finite.md.
+            twice = x + size
+            above = twice @ (1 - t).T
+            wrong = 0.5 * (above - twice.sub_(size, alpha=2) @ t.T)
             # log(1 + exp(-|x|)) in terms of operators that are vectorised.
-            least = size.sigmoid_().log_().sum(1) + not_finite
-            # Sums of what is wrong only: a large logit that is right adds nothing to round.
-            wrong = x.relu() @ (1 - t).T - x.clamp(max=0) @ t.T
+            least = size.sigmoid_().log_().sum(1)
             s = x.sigmoid_()
             dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
             cost = mask_weight * (wrong - least[:, None]) / num_points + dice_weight * dice

@@ -101,7 +101,8 @@ MFK_INLINE Doubles log1p_unit(const Doubles& e) {
 }
 
 // What focal and dice loss are made of: p = sigmoid(z), q = 1 - p, up = log(1 + e^z) and
-// down = log(1 + e^-z). For an infinite z both logarithms are NaN: so are PyTorch's cross-entropies.
+// down = log(1 + e^-z). For an infinite z the smaller of the logarithms is NaN, so that a
+// cross-entropy, which takes both, is NaN as PyTorch's.
 template <class V>
 struct Sigmoid {
   V p, q, up, down;
@@ -109,12 +110,13 @@ struct Sigmoid {
 
 template <class V>
 MFK_INLINE Sigmoid<V> sigmoid(const V& z) {
-  const V e = exp_negative(-magnitude(z));
+  const V size = magnitude(z), half = V{} + 0.5f;
+  const V e = exp_negative(-size);
   const V large = 1 / (1 + e);
   const V small = e * large;
-  const V log = multiply_add(z, V{}, log1p_unit(e));
-  return {z > 0 ? large : small, z > 0 ? small : large, (z > 0 ? z : V{}) + log,
-          (z < 0 ? -z : V{}) + log};
+  const V log = log1p_unit(e);
+  return {z > 0 ? large : small, z > 0 ? small : large, multiply_add(half, size + z, log),
+          multiply_add(half, size - z, log)};
 }
 
 // p^gamma, from log(p) = -down. `Gamma` is 0, 1 or 2, or else -1 for any `gamma`.

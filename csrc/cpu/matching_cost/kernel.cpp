@@ -116,7 +116,8 @@ class ChunkWorker {
     const bool maps = order_.masks != nullptr;
     const bool inside = piece.segment >= 0 || maps;
     const auto step = [&](int64_t p, const auto& keep) {
-      const Sigmoid<V> s = sigmoid(load<V>(logits + (p - begin_)));
+      const V logit = load<V>(logits + (p - begin_));
+      const Sigmoid<V> s = sigmoid(multiply_add(logit, V{}, logit));  // NaN where it is infinite
       const V outside_loss = keep(focal<kGamma>(s, gamma));
       const V probabilities = keep(s.p);
       negative += outside_loss;

@@ -17,7 +17,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # NaN at every infinite logit, where cross-entropy is NaN or infinite; docs/not_finite.md.
-    cross_entropy = cross_entropy + 0 * logits
+    cross_entropy = torch.add(cross_entropy, logits.detach(), alpha=0)
     p_t = probability * targets + (1 - probability) * (1 - targets)
     miss = 1 - p_t
     if 0 < gamma < 1:
