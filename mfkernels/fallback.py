@@ -2,7 +2,9 @@
 
 A GPU that nobody has tried may have too little shared memory for a kernel, no image of it, or a
 Triton that cannot compile it; its cache may be read-only. Under ``auto`` that is said once, and the
-operation is plain PyTorch's on that device from then on; under ``native`` it is an error.
+operation is plain PyTorch's on that device from then on; under ``native`` it is an error (but for
+gradients on a GPU, whose threads know no request). What `torch.compile` has compiled calls kernels
+without this: a first step without it finds those that fail.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def served_by_pytorch_where_kernels_fail(
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:
-                tensors = (x for x in tree_leaves(args) if isinstance(x, Tensor))
+                if not _is_of_a_kernel(error):
+                    raise
+                tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
                 give_up(operation, next(tensors).device, error)
             return function(*args, **kwargs)
 
@@ -58,10 +62,7 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
 
     Raises:
         BackendError: native kernels were asked for.
-        RuntimeError: the same error, where it is none of a kernel that cannot start.
     """
-    if not isinstance(error, KernelError) and _NO_IMAGE not in str(error):
-        raise error
     reason = f"its kernel failed on {_name_of(device)}: {str(error).strip().splitlines()[0]}"
     if requested() == "native":
         raise BackendError(
@@ -74,6 +75,10 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
         operation,
         reason,
     )
+
+
+def _is_of_a_kernel(error: RuntimeError) -> bool:
+    return isinstance(error, KernelError) or _NO_IMAGE in str(error)
 
 
 def _name_of(device: torch.device) -> str:

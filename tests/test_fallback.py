@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,7 +62,7 @@ OPERATORS = {
     "mask_loss": "mask_loss",
     "focal_dice": "focal_dice",
     "semantic_segmentation": "semantic_segmentation",
-    "panoptic_segmentation": "panoptic_owners",
+    "panoptic_owners": "panoptic_owners",
 }
 
 
@@ -130,6 +131,13 @@ def test_other_errors_stay(
     assert not backend.failures
 
 
+def test_tensors_by_keyword(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mfkernels, "assignment", Failing(WHY))
+    cost = torch.tensor([[[4.0, 1.0], [2.0, 0.0]]])
+    found, _ = mfkernels.batch_linear_assignment_with_status(cost=cost)
+    assert found.tolist() == [[1, 0]]
+
+
 def test_a_gpu_without_an_image_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "CUDA error: no kernel image is available for execution on the device\nCompile with"
     monkeypatch.setattr(torch.ops.mfkernels, "assignment", Failing(message, RuntimeError))
@@ -165,9 +173,17 @@ def test_what_triton_and_its_cache_refuse() -> None:
         PermissionError(13, "Read-only file system", "cache"),
         OSError(28, "No space left on device"),
         RuntimeError("Triton Error [CUDA]: no kernel image is available"),
+        subprocess.CalledProcessError(1, "gcc"),
+        ImportError("failed to map segment from shared object"),
     ):
         with pytest.raises(KernelError, match=f"cost_kernel: {type(error).__name__}: ") as caught:
             launch(_refusing(error), (1,), x_ptr=torch.zeros(1))
         assert caught.value.__cause__ is error
-    with pytest.raises(TypeError, match="a mistake of ours"):
-        launch(_refusing(TypeError("a mistake of ours")), (1,), x_ptr=torch.zeros(1))
+    for error in (
+        TypeError("a mistake of ours"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ):
+        with pytest.raises(type(error)) as other:
+            launch(_refusing(error), (1,), x_ptr=torch.zeros(1))
+        assert other.value is error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfkernels.checks import result_dtype
+from mfkernels.checks import result_dtype, without_autocast
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.matching_cost import matching_cost, reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -83,7 +83,7 @@ def dense_cost_of_any_masks(
     """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
     check_mask_logits(mask_logits)
     longest = max((len(label) for label in labels), default=0)
-    with torch.autocast(mask_logits.device.type, enabled=False):
+    with without_autocast(mask_logits.device):
         probability = class_logits.to(result_dtype(class_logits, mask_logits)).softmax(-1)
         costs = []
         for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from mfkernels.backend import OPERATIONS, BackendError, use_backend
+from mfkernels.backend import OPERATIONS, BackendError, failures, use_backend
 from mfkernels.selfcheck.inputs import SMALL, ade20k
 from mfkernels.selfcheck.problems import Problem, problems
 
@@ -66,15 +66,20 @@ def check(
 def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed: bool) -> Row:
     given = problem.to(device, dtype)
     names = (problem.operation, problem.form, str(dtype).removeprefix("torch."))
+    before = set(failures)
     try:
         with use_backend("native"):
             ours = _results(given)
     except BackendError as error:
-        return Row(*names, served=str(error).rpartition(": ")[2], problem="")
+        if isinstance(error.__cause__, RuntimeError):  # of a kernel that cannot be started
+            return Row(*names, "native", str(error.__cause__).splitlines()[0])
+        return Row(*names, str(error).partition("cannot serve this call: ")[2], problem="")
     except (
         Exception
     ) as error:  # a kernel that does not compile or start: that is what is looked for
         return Row(*names, "native", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    for failed in set(failures) - before:  # in a backward pass, which plain PyTorch served
+        return Row(*names, "native", failures[failed])
     with use_backend("reference"):
         plain = _results(given)
         truth = _results(given.to(device, torch.float64))

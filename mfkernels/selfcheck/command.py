@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 import mfkernels
 from mfkernels import native
@@ -99,7 +100,7 @@ def _number(value: float | None, form: str) -> str:
 
 def _verdict(row: Row) -> str:
     if row.problem:
-        return f"[red]{row.problem}[/red]"
+        return f"[red]{escape(row.problem)}[/red]"
     return "right" if row.error is not None else "reference"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.ops.assignment import batch_linear_assignment
+from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
 from mfkernels.ops.mask_logits import mask_logits
 from mfkernels.ops.mask_loss import mask_loss
@@ -57,6 +58,9 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
             cost = _matching_cost(targets)
             yield Problem("matching_cost", form, cost, [class_logits, *inputs])
             yield Problem("mask_loss", form, _mask_loss(targets, found), inputs, gradient=True)
+        if not overlap:
+            losses = _class_loss(targets, found)
+            yield Problem("class_loss", "matches", losses, [class_logits], gradient=True)
         criterion = _criterion(targets, sizes.classes)
         everything = [class_logits, embed, features]
         yield Problem("criterion", name, criterion, everything, gradient=True)
@@ -94,6 +98,13 @@ def _matching_cost(targets: SegmentTargets) -> Function:
 def _mask_loss(targets: SegmentTargets, found: Tensor) -> Function:
     def function(embed: Tensor, features: Tensor | None = None) -> list[Tensor]:
         return list(mask_loss(embed, features, targets, found))
+
+    return function
+
+
+def _class_loss(targets: SegmentTargets, found: Tensor) -> Function:
+    def function(class_logits: Tensor) -> list[Tensor]:
+        return list(class_loss(class_logits, targets, found, 0.1))
 
     return function
 
@@ -166,4 +177,4 @@ def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:
     yield Problem("semantic_segmentation", "scores resized", semantic, inputs)
     resized: Function = lambda *given: semantic(*given, resize_logits=True)  # noqa: E731
     yield Problem("semantic_segmentation", "logits resized", resized, inputs)
-    yield Problem("panoptic_segmentation", "paper", panoptic, inputs, waits=True)
+    yield Problem("panoptic_owners", "paper", panoptic, inputs, waits=True)

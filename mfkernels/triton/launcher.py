@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from mfkernels.fallback import KernelError
+
+# A cache that cannot be written, a compiler of its launcher that fails, a folder without execution.
+_REFUSALS = (TritonError, RuntimeError, OSError, subprocess.SubprocessError, ImportError)
+_NOT_OF_THE_KERNEL = ("out of memory", "captur", "illegal memory access", "device-side assert")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
@@ -26,7 +31,9 @@ def start(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     try:
         with guard:
             kernel[grid](**arguments)
-    except (TritonError, RuntimeError, OSError) as error:  # OSError: a cache that cannot be written
+    except _REFUSALS as error:
+        if any(words in str(error) for words in _NOT_OF_THE_KERNEL):
+            raise
         raise KernelError(f"{kernel.__name__}: {type(error).__name__}: {error}") from error
 
 

@@ -19,6 +19,8 @@ from helpers import integrations_models as models  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as mask2former  # noqa: E402
 from transformers.models.maskformer import modeling_maskformer as maskformer  # noqa: E402
 
+from mfkernels import use_backend  # noqa: E402
+from mfkernels.integrations import point_sampling  # noqa: E402
 from mfkernels.integrations.transformers import (  # noqa: E402
     binding,
     losses,
@@ -42,6 +44,15 @@ def unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def alone() -> None:
     """No modules of other tests, which `patch()` would find."""
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compared() -> None:
+    """The first patch of a class compares it with the original, whose calls no test counts."""
+    for name in MODULES:
+        module = criterion(name)
+        patch(module)
+        unpatch(module)
 
 
 @pytest.fixture
@@ -353,3 +364,37 @@ class TestSubclasses:
             same(run(module), theirs)
         said = [each for each in caplog.messages if "calculate_uncertainty of its own" in each]
         assert len(said) == 1
+
+
+@pytest.mark.parametrize("backends", [("reference", "auto"), ("auto", "reference")])
+def test_the_backend_may_change_before_the_backward_pass(backends: tuple[Any, Any]) -> None:
+    """As it does on a GPU, whose gradients are computed in threads that know no request."""
+    logits = torch.randn(1, 3, 6, 8, requires_grad=True)
+    given = ([torch.rand(2, 12, 16) > 0.5], [(torch.tensor([2, 0]), torch.tensor([0, 1]))])
+    sampling = point_sampling.Sampling(16, 3.0, 0.75)
+    with use_backend(backends[0]):
+        total = sum(point_sampling.mask_losses(logits, *given, sampling, unique=True))
+    with use_backend(backends[1]):
+        total.backward()  # type: ignore[union-attr]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_a_wrapper_that_somebody_puts_around_ours_into_the_class() -> None:
+    model = models.mask2former()
+    patch()
+    ours = mask2former.Mask2FormerLoss.loss_masks
+    calls = []
+
+    @functools.wraps(ours)
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        return ours(*args, **named)
+
+    mask2former.Mask2FormerLoss.loss_masks = counted
+    try:
+        inputs = models.inputs("mask2former")
+        model(**inputs).loss.backward()
+    finally:
+        mask2former.Mask2FormerLoss.loss_masks = ours
+    assert calls

@@ -13,6 +13,7 @@ from torch.func import grad, jvp, vmap
 import mfkernels as mfk
 from mfkernels import MaskFormerCriterion, SegmentTargets, backend, use_backend
 from mfkernels.ops.class_loss.operator import gradient_again
+from mfkernels.ops.sample_points.reference import gathered_points
 
 CASE = Case(counts=(2, 0, 1), queries=3, channels=2, low=(3, 4), size=(6, 5))
 CLASS_LOGITS, EMBED, FEATURES = CASE.predictions(torch.float64)
@@ -171,3 +172,39 @@ def test_costs_are_not_counted_inside_of_transformations() -> None:
     outputs = {"class_logits": CLASS_LOGITS * torch.nan, "pixel_features": FEATURES}
     grad(lambda e: criterion.total(criterion({**outputs, "mask_embed": e}, TARGETS)))(EMBED)
     assert criterion.bad_costs == 0
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_an_input_that_was_computed_from_another(backend: str, create_graph: bool) -> None:
+    """Its gradient goes on to the other one by autograd, once."""
+    first, weight = FEATURES.requires_grad_(), torch.rand(3, 12, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        embed = (weight @ first.flatten(2).mT).expand_as(EMBED)
+        return torch.stack(mfk.mask_loss(embed, first, TARGETS, ASSIGNMENT)).sum()
+
+    with use_backend("reference"):
+        (expected,) = torch.autograd.grad(loss(), first)
+    with use_backend(backend):  # type: ignore[arg-type]
+        (found,) = torch.autograd.grad(loss(), first, create_graph=create_graph)
+    FEATURES.requires_grad_(False)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_label_that_is_no_class_gives_its_gradient_again() -> None:
+    """On a GPU nobody has checked it, and an assertion there would end all work."""
+    logits = torch.randn(1, 1, 2, 4, dtype=torch.bfloat16)
+    target = torch.tensor([[[9, 3]]], dtype=torch.int32)
+    gradient = gradient_again(torch.ones(1), logits, target, 0.1)
+    probability = logits.float().softmax(-1)
+    assert torch.equal(gradient[0, 0, 0], probability[0, 0, 0].to(logits.dtype))
+    expected = 0.1 * (probability[0, 0, 1] - torch.tensor([0.0, 0, 0, 1]))
+    torch.testing.assert_close(gradient[0, 0, 1].float(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_points_read_no_corner_outside() -> None:
+    images = torch.zeros(1, 3, 3)
+    images[0, 0, 0] = torch.nan
+    points = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    assert gathered_points(images, points).isnan().tolist() == [[False, True]]

@@ -22,7 +22,7 @@ from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress
 from maskformer.predictor import Predictor
 from maskformer.system.writing import write_text
-from maskformer.training.run_checkpoint import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.weights.locate import find_checkpoint
 
 
@@ -82,7 +82,12 @@ def carry_out(run: Run, data: Path, folder: Path, results: Path) -> None:
 
 
 def _train(run: Run, data: Path, folder: Path) -> Cost | None:
-    begun = find_checkpoint(folder / "checkpoints") is not None
+    note = folder.with_suffix(".json")
+    setting = json.dumps(run.setting())
+    same = note.is_file() and note.read_text() == setting
+    begun = same and find_checkpoint(folder / "checkpoints") is not None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, setting)
     command = [sys.executable, "-m", "maskformer", "train", "--config", str(SETTING)]
     command += ["--output", str(folder), "--resume" if begun else "--overwrite"]
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)

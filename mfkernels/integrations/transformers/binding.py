@@ -49,6 +49,11 @@ def wrapped(method: Any) -> Iterator[Any]:
         yield from wrapped(method.__wrapped__)
 
 
+def is_around(method: Any, original: Method) -> bool:
+    """Whether it is this function, patched or not, or wraps it."""
+    return any(official(link) is original for link in wrapped(method))
+
+
 class Served:
     """What the class of a patched module has besides the replaced methods."""
 
@@ -143,7 +148,7 @@ class Binding:
         if own is not None and not self._is_hooked(module):
             return f"a {type(own).__name__} of others is in the place of its {self.attribute}"
         method = getattr(type(module), self.attribute)
-        if official(method) is self.original:
+        if is_around(method, self.original):
             return None
         code = getattr(inspect.unwrap(method), "__code__", None)
         if code is not None and {"super", self.owner.__name__} & {*code.co_names}:

@@ -26,6 +26,7 @@ from mfkernels.integrations.matching import (
 )
 from mfkernels.integrations.transformers.binding import (
     Method,
+    is_around,
     is_replacement,
     official,
 )
@@ -224,7 +225,7 @@ def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
     kinds = type(module).__mro__
     name = original.__name__
     # The last one: before it there may be the classes that hold replacements.
-    (*_, home) = (kind for kind in kinds if official(vars(kind).get(name)) is original)
+    (*_, home) = (kind for kind in kinds if is_around(vars(kind).get(name), original))
     for part in parts:
         found = called(module, part)
         if found is None or official(found) is not official(vars(home)[part]):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mfkernels.fallback import KernelError, give_up
 from mfkernels.ops.common.arguments import check_argument
@@ -89,8 +88,11 @@ def gradient_again(
 ) -> Tensor:
     """The gradient in operators of PyTorch, so that it has a gradient itself."""
     classes = class_logits.shape[-1]
-    weight = torch.where(target == classes - 1, no_object_weight, 1.0) * grad_loss[:, None, None]
-    miss = at_least_float32(class_logits).softmax(-1) - F.one_hot(target.long(), classes)
+    weight = grad_loss[:, None, None].expand(target.shape)
+    weight = weight.where(target != classes - 1, no_object_weight * weight)
+    # Not `one_hot`, which ends all CUDA work where a label that nobody checked is no class.
+    is_target = target[..., None] == torch.arange(classes, device=target.device)
+    miss = at_least_float32(class_logits).softmax(-1) - is_target.float()
     return (weight[..., None] * miss).to(class_logits.dtype)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mfkernels.backend import is_transformed
+from mfkernels.backend import is_transformed, requested, use_backend
 
 
 def recomputed(
@@ -20,7 +21,17 @@ def recomputed(
     """
     if is_transformed():
         return function(*arguments)
+    asked_for = requested()
+
+    def served_alike(*arguments: Any) -> tuple[Tensor, Tensor]:
+        """In the backward pass too, which may be another thread's."""
+        with use_backend(asked_for):
+            return function(*arguments)
+
     focal_and_dice: tuple[Tensor, Tensor] = checkpoint(
-        function, *arguments, use_reentrant=False, preserve_rng_state=False
+        function if torch.compiler.is_compiling() else served_alike,
+        *arguments,
+        use_reentrant=False,
+        preserve_rng_state=False,
     )
     return focal_and_dice

@@ -126,6 +126,8 @@ def _gradients_of(
     needed: Sequence[bool],
     gradients: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
+    # Views: one input may have been computed from another, and the engine goes on from there.
+    inputs = [x.view_as(x) if is_needed else x for x, is_needed in zip(inputs, needed, strict=True)]
     outputs = plain(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     used = [pair for pair in zip(outputs, gradients, strict=False) if pair[1] is not None]

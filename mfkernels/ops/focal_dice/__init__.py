@@ -35,8 +35,8 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Focal loss with `torchvision.ops.sigmoid_focal_loss`'s contract (Lin et al. 2017, eq. 5).
 
-    `torch.jit.script` takes it too. Without an exponent (`gamma` 0) it is plain cross-entropy of
-    PyTorch, to the last bit.
+    `torch.jit.script` takes it too. Without an exponent (`gamma` 0) plain PyTorch serves it: with a
+    negative `alpha` it is its cross-entropy to the last bit, at finite logits.
 
     Args:
         inputs: logits of any shape and floating-point dtype (half precision is computed in

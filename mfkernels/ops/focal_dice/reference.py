@@ -14,16 +14,18 @@ Number = float | Tensor
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
     """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
-    probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # NaN at every infinite logit, where cross-entropy is NaN or infinite; docs/not_finite.md.
     cross_entropy = torch.add(cross_entropy, logits.detach(), alpha=0)
-    p_t = probability * targets + (1 - probability) * (1 - targets)
-    miss = 1 - p_t
-    if 0 < gamma < 1:
-        # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
-        miss = miss + torch.finfo(miss.dtype).tiny
-    loss = cross_entropy * miss**gamma
+    loss = cross_entropy
+    if isinstance(gamma, Tensor) or gamma != 0:
+        probability = logits.sigmoid()
+        p_t = probability * targets + (1 - probability) * (1 - targets)
+        miss = 1 - p_t
+        if 0 < gamma < 1:
+            # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
+            miss = miss + torch.finfo(miss.dtype).tiny
+        loss = cross_entropy * miss**gamma
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return loss

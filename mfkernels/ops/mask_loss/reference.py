@@ -28,7 +28,7 @@ def upsampled_losses(
 def losses_in_chunks(
     logits: Tensor, masks: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """`upsampled_losses`, a chunk of masks at a time; keeps nothing of full size for backward."""
+    """`upsampled_losses`, a chunk of masks at a time; keeps of full size only the masks."""
     chunk = max(1, PIXELS_AT_ONCE // masks[0].numel())
     chunks = zip(logits.split(chunk), masks.split(chunk), strict=True)
     losses = [recomputed(upsampled_losses, x, y, alpha, gamma) for x, y in chunks]

@@ -35,6 +35,6 @@ def gathered_points(images: Tensor, points: Tensor) -> Tensor:
         for row, down in ((top, top + 1 - y), (top + 1, y - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             index = (row.long() * width + column.long()).where(inside, 0).expand(count, -1)
-            weight = torch.where(inside, across * down, 0)
-            values = values + weight * images.flatten(1).gather(1, index)
+            corner = across * down * images.flatten(1).gather(1, index)
+            values = values + torch.where(inside, corner, 0)
     return values

@@ -10,7 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from maskformer.config.schema import EvalConfig
+from maskformer.data.datasets.folder import Folder
 from maskformer.data.sample import Dataset, DatasetInfo, Sample
+from maskformer.errors import ConfigError
 from maskformer.evaluation.cityscapes_quality import (
     CityscapesQuality,
     check_instance_files,
@@ -47,8 +49,13 @@ def check_measures(config: EvalConfig, dataset: Dataset) -> None:
         DatasetError: files are missing.
     """
     if config.cityscapes:
+        if not isinstance(dataset, Folder):
+            raise ConfigError(
+                "eval.cityscapes needs data.format: folder, with files of instances beside the "
+                f"label files; got {type(dataset).__name__}: set eval.cityscapes: false"
+            )
         CityscapesQuality(dataset.info.classes)
-        check_instance_files(getattr(dataset, "files", ()))
+        check_instance_files(dataset.files)
     if config.instances:
         MaskPrecision(dataset.info.num_classes, dataset.info.things)
 

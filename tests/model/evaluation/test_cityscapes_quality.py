@@ -158,10 +158,15 @@ def test_what_is_missing_is_said_early(recipe: Config) -> None:
         check_measures(recipe.eval, dataset)
 
 
-def test_other_classes_are_refused() -> None:
+def test_other_formats_are_refused() -> None:
     config = parse_config({"data": {"format": "shapes"}, "eval": {"cityscapes": True}})
-    with pytest.raises(ConfigError, match="knows the 19 classes of Cityscapes, the data has disc"):
+    with pytest.raises(ConfigError, match=r"data\.format: folder, .*; got Shapes: set eval"):
         check_measures(config.eval, build_dataset(config.data, "val"))
+
+
+def test_other_classes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="knows the 19 classes of Cityscapes, the data has disc"):
+        CityscapesQuality(("disc", "square"))
     with pytest.raises(ConfigError, match="semantic is off"):
         parse_config(
             {

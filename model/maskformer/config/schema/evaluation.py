@@ -71,8 +71,8 @@ class EvalConfig(Section):
     instances: bool = False
     """Measure the mask AP of things, as COCO does; needs pycocotools."""
     cityscapes: bool = False
-    """Measure the IoU of categories and iIoU, too, as Cityscapes does; needs its 19 classes, and
-    `*_instanceIds.png` beside the label files.
+    """Measure the IoU of categories and iIoU, too, as Cityscapes does; needs `format: folder`, its
+    19 classes, and `*_instanceIds.png` beside the label files.
     """
     object_mask_threshold: Fraction = 0.8
     """Queries of a lower class probability give no segment."""
