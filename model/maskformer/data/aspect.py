@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.progress import track
@@ -17,35 +18,15 @@ from maskformer.errors import DatasetError
 class GroupedByAspect:
     """A data set whose training batches hold images that are wider than high, or only others.
 
-    The sizes are read from the headers of all files. Images that are no files, as some data sets
-    draw them, are one group, and files that cannot be read are not wider than high: they are
-    reported where they are needed.
-
     Args:
         dataset: what is grouped.
-        reader: how its images are turned.
-
-    Attributes:
-        landscape: `[N]` bool, whether an image is wider than high.
+        landscape: `[N]` bool, whether an image is wider than high; see `find_landscape`.
     """
 
-    def __init__(self, dataset: Dataset, reader: ImageReader) -> None:
+    def __init__(self, dataset: Dataset, landscape: NDArray[np.bool_]) -> None:
         self.info = dataset.info
+        self.landscape = landscape
         self._dataset = dataset
-        files = [row[0] for row in getattr(dataset, "files", ())]
-
-        def is_landscape(file: Path) -> bool:
-            try:
-                height, width = reader.read_size(file)
-            except DatasetError:
-                return False
-            return width > height
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
-            self.landscape = np.fromiter(found, np.bool_, len(files))
-        if not files:
-            self.landscape = np.zeros(len(dataset), np.bool_)
 
     @property
     def num_images(self) -> int:
@@ -56,3 +37,32 @@ class GroupedByAspect:
 
     def __getitem__(self, index: int) -> Sample:
         return self._dataset[index]
+
+
+def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
+    """Which images of a data set are wider than high, by the headers and metadata of all files.
+
+    Images that are no files, as some data sets draw or download them, are one group, and files that
+    cannot be read are not wider than high: they are reported where they are needed.
+
+    Args:
+        dataset: of N images.
+        reader: how they are turned.
+
+    Returns:
+        `[N]` bool.
+    """
+    files = [row[0] for row in getattr(dataset, "files", ())]
+    if not files:
+        return np.zeros(len(dataset), np.bool_)
+
+    def is_landscape(file: Path) -> bool:
+        try:
+            height, width = reader.read_size(file)
+        except DatasetError:
+            return False
+        return width > height
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
+        return np.fromiter(found, np.bool_, len(files))

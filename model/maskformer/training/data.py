@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 
 from maskformer.config.schema import Config
 from maskformer.data import Dataset, DatasetInfo, Normalize, TrainLoader, TrainTransform
-from maskformer.data.aspect import GroupedByAspect
+from maskformer.data.aspect import GroupedByAspect, find_landscape
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.output.console import Progress
 
@@ -56,9 +59,18 @@ class TrainingData:
         )
 
     def _grouped(self) -> Dataset:
-        """The training images, by their shape where several share a batch."""
+        """The training images, by their shape where several share a batch.
+
+        The main process tells the others: their batches must agree, even where a file could be read
+        on one machine and not on another.
+        """
         train = self.config.train
         parts = self.accelerator.num_processes * train.accumulate
         if not train.group_by_aspect or train.batch_size <= parts:
             return self.train
-        return GroupedByAspect(self.train, ImageReader.from_config(self.config.data))
+        found: list[NDArray[np.bool_] | None] = [None]
+        if self.accelerator.is_main_process:
+            reader = ImageReader.from_config(self.config.data)
+            found = [find_landscape(self.train, reader)]
+        (landscape,) = broadcast_object_list(found)
+        return GroupedByAspect(self.train, landscape)

@@ -147,7 +147,7 @@ def test_bands_of_a_tiff_are_not_dropped(tmp_path: Path) -> None:
     assert np.array_equal(ImageReader()(tmp_path / "x.tif").permute(1, 2, 0), values[..., :3])
 
 
-def test_orientation_of_deep_tiffs(tmp_path: Path) -> None:
+def test_orientation_of_deep_tiffs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = bands(5, np.uint16)
     tag = (274, "H", 1, 6, True)
     write_tiff(
@@ -155,6 +155,9 @@ def test_orientation_of_deep_tiffs(tmp_path: Path) -> None:
     )
     turned = np.rot90(values >> 8, -1)
     assert np.array_equal(ImageReader(5)(tmp_path / "x.tif").permute(1, 2, 0), turned)
+    monkeypatch.setattr("tifffile.TiffPage.asarray", None)
+    assert ImageReader(5).read_size(tmp_path / "x.tif") == turned.shape[:2]
+    monkeypatch.undo()
     stays = ImageReader(5, orientation="ignore")(tmp_path / "x.tif")
     assert np.array_equal(stays.permute(1, 2, 0), values >> 8)
 

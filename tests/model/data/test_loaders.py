@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile, putchunk
 
 from maskformer import ImageProcessor
 from maskformer.config.schema import (
@@ -26,7 +28,7 @@ from maskformer.data import (
     TrainLoader,
     TrainTransform,
 )
-from maskformer.data.aspect import GroupedByAspect
+from maskformer.data.aspect import GroupedByAspect, find_landscape
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.loaders import Batch, EvalBatch, derive_seed
 from maskformer.errors import DatasetError
@@ -134,11 +136,8 @@ def test_each_epoch_shows_every_image_once(length, batch_size, seed):
 
 def grouped(landscape):
     """Tiny images named by their number, with a group each."""
-    data = GroupedByAspect(
-        Fixed(*(blank(2, 2, name=str(k)) for k in range(len(landscape)))), ImageReader()
-    )
-    data.landscape = np.array(landscape)
-    return data
+    data = Fixed(*(blank(2, 2, name=str(k)) for k in range(len(landscape))))
+    return GroupedByAspect(data, np.array(landscape))
 
 
 @settings(max_examples=30, deadline=None)
@@ -193,13 +192,39 @@ def test_shapes_of_images_are_read_from_headers(tmp_path, rule):
     data, reader = Fixed(), ImageReader(orientation=rule)
     files = sorted(tmp_path.iterdir())
     data.files = [(file,) for file in files]
-    landscape = GroupedByAspect(data, reader).landscape
+    landscape = find_landscape(data, reader)
     others = {file.name for file, wide in zip(files, landscape, strict=True) if not wide}
     turned = {f"turned.{suffix}" for suffix in ("jpg", "png", "tiff")}
     assert others == {"broken.png"} | (turned if rule is None else set())
     for file in files:
         if file.name != "broken.png":
             assert reader.read_size(file) == tuple(reader(file).shape[1:])
+
+
+@pytest.mark.parametrize("place", ["exif", "xmp", "frames"])
+def test_sizes_of_png_are_read_without_their_pixels(tmp_path, monkeypatch, place):
+    """Whatever stands behind them is found as the reader finds it; broken ends do no harm."""
+    file, turn = tmp_path / "x.png", Image.Exif()
+    turn[0x112] = 6
+    frames = [Image.new("RGB", (9, 5), "red")] if place == "frames" else []
+    Image.new("RGB", (9, 5)).save(file, save_all=bool(frames), append_images=frames)
+    late = io.BytesIO()
+    if place == "xmp":
+        putchunk(late, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0", b'<a tiff:Orientation="6"/>')
+    else:
+        putchunk(late, b"eXIf", turn.tobytes()[6:])
+    content = file.read_bytes()
+    end = content.rindex(b"IEND") - 4
+    file.write_bytes(content[:end] + late.getvalue() + content[end:])
+    expected = tuple(ImageReader()(file).shape[1:])
+    assert expected == ((5, 9) if frames else (9, 5))
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    monkeypatch.setattr(PngImageFile, "load", None)
+    assert ImageReader().read_size(file) == expected
+    for kind in (b"eXIf", b"IDAT", b""):
+        file.write_bytes(content[:end] + b"\xff\xff\xff\xff" + kind)
+        assert ImageReader().read_size(file) == (5, 9)
 
 
 def test_epochs_have_their_own_order_and_augmentation():

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from helpers.process_groups import free_port, join_processes
 from helpers.recipes import TINY
 from helpers.training import build_trainer
+from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.config.load import parse_config
@@ -23,9 +24,11 @@ from maskformer.data import (
     TrainTransform,
     build_dataset,
 )
+from maskformer.data.aspect import GroupedByAspect
 from maskformer.evaluation.mask_precision import MaskPrecision
 from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
+from maskformer.training.data import TrainingData
 from maskformer.training.log_window import LogWindow
 from mfkernels import Instances, SegmentTargets
 
@@ -134,6 +137,20 @@ def mask_precision(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return precision.compute()
 
 
+def find_shapes(data: TrainingData, folder: Path, rank: int) -> list[bool]:
+    """Those of two images that only the first process can read."""
+    files = [(folder / f"{rank}_{kind}.png",) for kind in ("wide", "high")]
+    if rank == 0:
+        for (file,), size in zip(files, ((9, 5), (5, 9)), strict=True):
+            Image.new("RGB", size).save(file)
+    data.train.files = files  # type: ignore[attr-defined]
+    train = data.config.train.model_copy(update={"batch_size": 4})
+    data.config = data.config.model_copy(update={"train": train})
+    grouped = data._grouped()
+    assert isinstance(grouped, GroupedByAspect)
+    return list(grouped.landscape)
+
+
 def trainer_worker(rank: int, port: int, run: Path) -> None:
     join_processes(rank, 2, port)
     trainer = build_trainer(CONFIG, run, cpu=True)
@@ -141,6 +158,7 @@ def trainer_worker(rank: int, port: int, run: Path) -> None:
     if rank == 0:
         torch.save(metrics, run / "returned.pt")
     torch.save(mask_precision(rank, 2), run / f"precision{rank}.pt")
+    torch.save(find_shapes(trainer.parts.data, run.parent, rank), run / f"shapes{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -222,3 +240,5 @@ def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / "two" / f"precision{rank}.pt")
         torch.testing.assert_close(found, expected, equal_nan=True)
+        shapes = torch.load(tmp_path / "two" / f"shapes{rank}.pt", weights_only=False)
+        assert shapes == [True, False]

@@ -24,6 +24,7 @@ from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 
@@ -331,3 +332,21 @@ def test_what_a_resumed_run_does_not_do_as_before_is_said(
     build_trainer(recipe, copied_run, resume=True, cpu=True)
     out = " ".join(capsys.readouterr().out.split())
     assert "resumed with train.batch_size 2 -> 4, processes 2 -> 1: the results will not" in out
+
+
+def test_a_run_that_did_not_group_images_goes_on_without(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoint says nothing of it: another recipe may, which is said."""
+    checkpoint = resolve_checkpoint(copied_run)
+    assert load_recipe(checkpoint, []).train.group_by_aspect
+    recipe = checkpoint / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("  group_by_aspect: true\n", ""))
+    earlier = load_recipe(checkpoint, [])
+    assert not earlier.train.group_by_aspect
+    assert load_recipe(checkpoint, ["train.group_by_aspect=true"]).train.group_by_aspect
+    build_trainer(earlier, copied_run, resume=True, cpu=True)
+    assert "resumed with" not in capsys.readouterr().out
+    build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "resumed with train.group_by_aspect False -> True: the results will not" in out

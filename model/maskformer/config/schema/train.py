@@ -61,8 +61,9 @@ class TrainConfig(Section):
     """
     group_by_aspect: bool = True
     """Batches of one process hold images that are wider than high, or only others: they need less
-    padding. Officially so; the sizes of all images are read at the start. Batches of one image, and
-    images of one size, need neither.
+    padding. Officially so; the sizes of all images are read at the start, but for
+    `format: huggingface`, whose images are not grouped. Batches of one image, and images of one
+    size, need neither.
     """
     lr: Positive = 1e-4
     """Learning rate of AdamW at the start of the schedule (after the warm-up)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,9 @@ from maskformer.config.schema import MAX_BANDS
 from maskformer.data.image_files.depth import Values
 from maskformer.data.image_files.opening import check_pixels
 from maskformer.data.image_files.orientation import UPRIGHT
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 256, 257, 258, 277
@@ -86,26 +89,60 @@ def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) ->
         PixelLimitError: too large.
         Exception: of any type, where the file is damaged.
     """
+    with _opened_tiff(stream) as tiff:
+        source = _source(tiff, fits)
+        _, first = _checked_size(source, max_pixels)
+        values = source.asarray()
+        page = tiff.pages.first
+        alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+        bands = np.moveaxis(values, 0, 2) if first else np.atleast_3d(values)
+        return Bands(bands, _tiff_tag(tiff), alpha)
+
+
+def tiff_size(
+    stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int
+) -> tuple[tuple[int, int], int]:
+    """Height and width as stored, and the EXIF orientation, of what `read_tiff` would read.
+
+    Raises:
+        As `read_tiff`.
+    """
+    with _opened_tiff(stream) as tiff:
+        return _checked_size(_source(tiff, fits), max_pixels)[0], _tiff_tag(tiff)
+
+
+def _opened_tiff(stream: BinaryIO) -> TiffFile:
     try:
         from tifffile import TiffFile
     except ImportError:
         raise ExtraMissingError from None
-    with TiffFile(stream, name="stream") as tiff:
-        page = tiff.pages.first
-        series = tiff.series[0]
-        stacked = series.ndim == 3 and series.axes.endswith("YX") and not fits(page.samplesperpixel)
-        source = series if stacked else page
-        axes, shape = source.axes, source.shape
-        if len(shape) == 3 and axes.endswith("YX"):
-            _check_shape(shape[1:], shape[0], max_pixels)
-            values = np.moveaxis(source.asarray(), 0, 2)
-        elif axes in ("YX", "YXS"):
-            _check_shape(shape[:2], shape[2] if len(shape) == 3 else 1, max_pixels)
-            values = np.atleast_3d(source.asarray())
-        else:
-            raise ValueError(f"its axes are {axes}, expected one image of one or several bands")
-        alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
-        return Bands(values, page.tags.valueof("Orientation", UPRIGHT), alpha)
+    return TiffFile(stream, name="stream")
+
+
+def _source(tiff: TiffFile, fits: Callable[[int], bool]) -> TiffPage | TiffPageSeries:
+    """The first image, or all of them as bands."""
+    page, series = tiff.pages.first, tiff.series[0]
+    stacked = series.ndim == 3 and series.axes.endswith("YX") and not fits(page.samplesperpixel)
+    return series if stacked else page
+
+
+def _checked_size(
+    source: TiffPage | TiffPageSeries, max_pixels: int
+) -> tuple[tuple[int, int], bool]:
+    """Height and width, and whether the bands come first."""
+    axes, shape = source.axes, source.shape
+    first = len(shape) == 3 and axes.endswith("YX")
+    if not first and axes not in ("YX", "YXS"):
+        raise ValueError(f"its axes are {axes}, expected one image of one or several bands")
+    height, width = shape[1:] if first else shape[:2]
+    bands = 1 if len(shape) == 2 else shape[0 if first else 2]
+    _check_shape((height, width), bands, max_pixels)
+    return (height, width), first
+
+
+def _tiff_tag(tiff: TiffFile) -> int:
+    tag: int = tiff.pages.first.tags.valueof("Orientation", UPRIGHT)
+    return tag
 
 
 def read_deep_png(stream: BinaryIO, tag: int) -> Bands:

@@ -42,8 +42,13 @@ def load_as_stored(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def stated_tag(image: Image.Image) -> int:
-    """The orientation by its metadata; some formats have them behind the pixels."""
-    tag = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    """The orientation by its metadata, for which Pillow decodes a PNG that has none in front."""
+    return tag_in(image.getexif())
+
+
+def tag_in(metadata: Image.Exif) -> int:
+    """The orientation that they state; upright where it is none of 1 to 8."""
+    tag = metadata.get(ExifTags.Base.Orientation, UPRIGHT)
     return tag if isinstance(tag, int) and tag in _MEANING else UPRIGHT
 
 

@@ -26,6 +26,7 @@ from maskformer.data.image_files.arrays import (
     samples_of,
     states_12_bits,
     stored_size,
+    tiff_size,
 )
 from maskformer.data.image_files.depth import Values, ValueScale
 from maskformer.data.image_files.opening import ImageSource, open_image, opened_stream
@@ -36,6 +37,7 @@ from maskformer.data.image_files.orientation import (
     stated_tag,
     turn_array,
 )
+from maskformer.data.image_files.png import png_tag
 from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
@@ -111,7 +113,7 @@ class ImageReader:
             return self._finish(bands, frame.turn, name), frame
 
     def read_size(self, file: Path) -> tuple[int, int]:
-        """Height and width of an image by its header, or where Pillow cannot open it, by all of it.
+        """Height and width of an image as it is turned, by its header and metadata alone.
 
         Raises:
             DatasetError: missing, broken, not an image or too large.
@@ -124,11 +126,14 @@ class ImageReader:
             try:
                 image = open_image(stream, self.max_pixels)
             except UnidentifiedImageError:
-                stream.seek(0)
-                return self._frame(file, self._read_bands(stream, escape(file))).turned_size
-            with image:
-                size, tag = stored_size(image), stated_tag(image)
-                return ImageFrame(file, size, tag, self.orientation).turned_size
+                if not mark.startswith(TIFF_MARKS):
+                    raise
+                size, tag = self._tiff_size(stream, escape(file))
+            else:
+                with image:
+                    late = image.format == "PNG" and "exif" not in image.info
+                    size, tag = stored_size(image), png_tag(stream) if late else stated_tag(image)
+            return ImageFrame(file, size, tag, self.orientation).turned_size
 
     def stored(self, file: Path) -> Bands:
         """What is in a file, before bands are taken, scaled and turned.
@@ -207,11 +212,15 @@ class ImageReader:
             whole = image is not None and len(image.getbands()) == samples_of(image)
             if image is not None and whole and self.channels == _RGB and not self.scale.is_given:
                 return self._pillow_bands(image, name)
-            raise DatasetError(
-                f"image file {name} is a TIFF that Pillow "
-                + ("cannot read: it is broken or" if image is None else "reads in part only: it")
-                + f" has bands or a depth that need tifffile: {_REMEDY}"
-            ) from None
+            raise _tifffile_missing(name, opened=image is not None) from None
+
+    def _tiff_size(self, stream: BinaryIO, name: str) -> tuple[tuple[int, int], int]:
+        """Of a TIFF that Pillow cannot open."""
+        stream.seek(0)
+        try:
+            return tiff_size(stream, self._fits, self.max_pixels)
+        except ExtraMissingError:
+            raise _tifffile_missing(name, opened=False) from None
 
     def _pillow_bands(self, image: Image.Image, name: str) -> Bands:
         shallow = _loses_depth(image)
@@ -229,6 +238,14 @@ class ImageReader:
         if shallow:
             values = values.astype(np.uint16) << 8
         return Bands(values, tag, top=top)
+
+
+def _tifffile_missing(name: str, *, opened: bool) -> DatasetError:
+    return DatasetError(
+        f"image file {name} is a TIFF that Pillow "
+        + ("reads in part only: it" if opened else "cannot read: it is broken or")
+        + f" has bands or a depth that need tifffile: {_REMEDY}"
+    )
 
 
 def _has_pages(image: Image.Image) -> bool:

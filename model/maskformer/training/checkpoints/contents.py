@@ -53,7 +53,8 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
 
 
 def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
-    """The recipe that the checkpoint was trained with.
+    """The recipe that the checkpoint was trained with. One of a version that did not group images
+    by aspect keeps its batches, unless an override says otherwise.
 
     Raises:
         CheckpointError: the folder holds none.
@@ -63,13 +64,14 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
     if not recipe.is_file():
         raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
     try:
-        load_config(recipe)
+        stated = load_config(recipe).train.model_fields_set
     except ConfigError as error:
         raise ConfigError(
             f"{recipe} does not fit maskformer {installed()}; it was written by "
             f"{writer(read_text(recipe))}: {error}"
         ) from None
-    return load_config(recipe, overrides)
+    missing = [] if "group_by_aspect" in stated else ["train.group_by_aspect=false"]
+    return load_config(recipe, [*missing, *overrides])
 
 
 def load_prediction_recipe(
