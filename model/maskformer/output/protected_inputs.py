@@ -52,10 +52,9 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
 def _paths(config: DataConfig) -> list[Path]:
     if isinstance(config, ShapesConfig):
         return []
-    if isinstance(config, HuggingFaceConfig):
-        return [config.root]
+    tables = [config.root] if isinstance(config, HuggingFaceConfig) else []
     given = [getattr(config, key, None) for key in ("classes", "label_names", "categories")]
     for split in (config.train, config.val):
         if isinstance(split, BaseModel):
             given += split.model_dump().values()
-    return [config.root / name for name in given if isinstance(name, Path)]
+    return [*tables, *(config.root / name for name in given if isinstance(name, Path))]

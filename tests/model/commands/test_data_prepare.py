@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from helpers.command_line import Run
 from helpers.label_folders import data_config
 from helpers.official_layouts import save, write_ade20k, write_ade20k_full
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from maskformer.data import build_dataset
 from maskformer.data.images import read_labels
@@ -26,7 +29,7 @@ from maskformer.data.preparation.ade20k_full import (
     shrunk_size,
 )
 from maskformer.data.preparation.ade20k_panoptic import prepare_ade20k_panoptic
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, DiskFullError
 
 STREET = "training/ADE_train_00016869"
 BATHROOM = "training/ADE_train_00000009"
@@ -140,6 +143,25 @@ def test_bad_files_are_named_and_the_others_done(full: Path, kind: str) -> None:
     assert (full / "annotations_detectron2" / f"{BATHROOM}.tif").exists()
 
 
+@pytest.mark.parametrize("place", [(vars(shutil), "copyfile"), (Image.SAVE, "JPEG")])
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskFullError), (errno.EACCES, PermissionError)]
+)
+def test_what_cannot_be_written_ends_the_run(
+    full: Path,
+    place: tuple[dict[str, Any], str],
+    number: int,
+    error: type[OSError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setitem(*place, refuse)
+    with pytest.raises(error, match="refused"):
+        prepare_ade20k_full(full)
+
+
 def test_another_folder_is_refused(tmp_path: Path, run: Run) -> None:
     code, _, error = run("data", "prepare", "ade20k_full", tmp_path)
     assert (code, "expected the folder of the official archive" in error) == (1, True)
@@ -204,11 +226,64 @@ def test_an_interrupted_panoptic_run_goes_on(scenes: Path, run: Run) -> None:
     assert (code, "3 images: 3 files written" in out) == (0, True)
     assert {name: content for name, (content, _) in snapshot(scenes).items()} == expected
     assert kept.stat().st_mtime_ns == before
-    # PNGs of another program, whose segments nothing describes.
-    (scenes / "ade20k_panoptic_train.json").unlink()
-    shutil.copy(scenes / "annotations_instance" / f"{STREET[:8]}" / "ADE_train_00000001.png", kept)
-    with pytest.raises(DatasetError, match="was not written by this command"):
+
+
+def test_lost_panoptic_files_come_back_where_the_json_file_describes_them(
+    scenes: Path, run: Run
+) -> None:
+    prepare_ade20k_panoptic(scenes)
+    expected = {name: content for name, (content, _) in snapshot(scenes).items()}
+    lost = scenes / "ade20k_panoptic_train" / "ADE_train_00000002.png"
+    lost.unlink()
+    shutil.rmtree(scenes / "ade20k_panoptic_val")
+    code, out, _ = run("data", "prepare", "ade20k_panoptic", scenes)
+    assert (code, "3 images: 2 files written" in out) == (0, True)
+    assert {name: content for name, (content, _) in snapshot(scenes).items()} == expected
+    file = scenes / "ade20k_panoptic_train.json"
+    other = json.loads(file.read_text())
+    other["annotations"][1]["segments_info"][0]["id"] = 77
+    for text in (json.dumps(other), "[]", '{"annotations": [7]}', "{bad"):
+        file.write_text(text)
+        assert prepare_ade20k_panoptic(scenes).written == 0
+        lost.unlink()
+        with pytest.raises(DatasetError, match=r"ADE_train_00000002\.png is missing, and .*\.json"):
+            prepare_ade20k_panoptic(scenes)
+        assert (file.read_text(), lost.exists()) == (text, False)
+        file.unlink()
         prepare_ade20k_panoptic(scenes)
+        assert {name: content for name, (content, _) in snapshot(scenes).items()} == expected
+
+
+SEGMENT = {"id": 1, "category_id": 0, "area": 9, "bbox": [0, 0, 3, 3], "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{bad",
+        '"junk"',
+        "[7]",
+        json.dumps(SEGMENT),
+        json.dumps([{**SEGMENT, "area": "9"}]),
+        json.dumps([{**SEGMENT, "bbox": [0, 0, 3]}]),
+        json.dumps([{**SEGMENT, "iscrowd": None}]),
+        "[" * 100_000,
+    ],
+)
+def test_panoptic_files_of_other_programs_are_named(scenes: Path, text: str | None) -> None:
+    prepare_ade20k_panoptic(scenes)
+    file = scenes / "ade20k_panoptic_train" / "ADE_train_00000001.png"
+    content = PngInfo()
+    if text is not None:
+        content.add_text("segments_info", text)
+    with Image.open(file) as image:
+        image.save(file, pnginfo=content)
+    (scenes / "ade20k_panoptic_train.json").unlink()
+    message = r"ADE_train_00000001\.png was not written by this command"
+    with pytest.raises(DatasetError, match=message):
+        prepare_ade20k_panoptic(scenes)
+    assert not (scenes / "ade20k_panoptic_train.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,49 @@ def test_cells_that_name_files_and_broken_ones(
             dataset[row]
 
 
+def test_a_table_names_no_file_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    for folder in (root, cache):
+        folder.mkdir()
+        Image.fromarray(columns(1, 1)).save(folder / "own.png")
+    Image.fromarray(columns(1, 1)).save(tmp_path / "private.png")
+    (root / "link.png").symlink_to(tmp_path / "private.png")
+    names = ["root/own.png", "cache/own.png", "private.png", "root/../private.png", "root/link.png"]
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in names]
+    image = png(np.zeros((2, 2, 3), np.uint8))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [image] * 5, "label": cells}, features)
+    monkeypatch.setattr(datasets, "load_from_disk", lambda _: table)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    dataset = build_dataset(config(root, classes=["a", "b"]), "train")
+    assert [dataset[row].labels.tolist() for row in (0, 1)] == [[1], [1]]
+    for row in (2, 3, 4):
+        with pytest.raises(
+            DatasetError, match=rf"train\[{row}\]\.label names the file .*{names[row]}"
+        ):
+            dataset[row]
+
+
+def test_a_cell_reads_no_other_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    save(tmp_path, {"train": [columns(0, 1), columns(0, 1)]})
+    dataset = build_dataset(config(tmp_path, val=0.5), "train")
+    read = []
+    row_of = datasets.Dataset.__getitem__
+
+    def note(table: Any, key: Any) -> Any:
+        row = row_of(table, key)
+        read.append(list(row))
+        return row
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", note)
+    assert dataset[0].labels.tolist() == [0, 1]
+    assert sorted(read) == [["image"], ["label"]]
+
+
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DatasetError, match=r"pip install 'mfkernels\[datasets\]'"):

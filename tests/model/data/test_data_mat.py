@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,37 @@ def test_a_few_bytes_do_not_become_gigabytes(tmp_path: Path) -> None:
     packed = zlib.compress(raw[128:] + bytes(20_000_000), 9)
     (tmp_path / "a.mat").write_bytes(raw[:128] + struct.pack("<2I", 15, len(packed)) + packed)
     assert np.array_equal(read_labels(tmp_path / "a.mat", max_pixels=35), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((1000, 1000, 20), np.uint8), r"the size \[1000, 1000, 20\]"),
+        (np.zeros((1000, 4000), np.complex64), "holds no plain numbers"),
+        (np.zeros((4000, 5000), np.uint8), "20000000 pixels, more than"),
+    ],
+)
+def test_what_is_refused_is_not_unpacked(tmp_path: Path, values: Any, message: str) -> None:
+    file = save(tmp_path, {"S": values}, do_compression=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=message):
+            read_labels(file, max_pixels=19_999_999)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_packed_map_takes_no_more_than_it_announces(tmp_path: Path) -> None:
+    raw = save(tmp_path, {"S": LABELS}).read_bytes()
+    packed = zlib.compress(raw[128:] + bytes(20_000_000), 9)
+    (tmp_path / "a.mat").write_bytes(raw[:128] + struct.pack("<2I", 15, len(packed)) + packed)
+    tracemalloc.start()
+    try:
+        assert np.array_equal(read_labels(tmp_path / "a.mat"), LABELS)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("packed", [False, True])

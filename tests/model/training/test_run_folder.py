@@ -19,7 +19,8 @@ from PIL import Image
 
 from maskformer import MaskFormer
 from maskformer.config.load import parse_config
-from maskformer.errors import CheckpointError, DiskFullError, RunInUseError
+from maskformer.errors import CheckpointError, DiskFullError, OutputError, RunInUseError
+from maskformer.output.protected_inputs import check_output_beside_data
 from maskformer.training.checkpoints import writing as checkpoints
 from maskformer.training.checkpoints.contents import resolve_checkpoint
 from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
@@ -199,6 +200,20 @@ def test_an_output_that_holds_the_data_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"cannot be the output folder.*of the data set"):
             build_trainer(config, output, cpu=True)
     build_trainer(config, tmp_path / "data" / "run", cpu=True)
+
+
+def test_an_output_that_holds_lists_of_a_table_is_refused(tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    for folder in ("table", "lists", "results"):
+        (tmp_path / folder).mkdir()
+    for key in ("classes", "label_names"):
+        (lists / "names.txt").write_text("a\nb\n")
+        data = {"format": "huggingface", "root": str(tmp_path / "table")}
+        config = parse_config({"data": {**data, key: str(lists / "names.txt")}}).data
+        for output in (lists, tmp_path / "table", tmp_path):
+            with pytest.raises(OutputError, match=r"cannot be the output folder.*of the data set"):
+                check_output_beside_data(output, config)
+        check_output_beside_data(tmp_path / "results", config)
 
 
 class Disk:

@@ -40,23 +40,50 @@ class HuggingFace(LabelMaps):
 
 @dataclass(frozen=True)
 class _Cell:
-    """An image file in a table."""
+    """An image file in a table.
+
+    Attributes:
+        table: with its column alone: a row is read as a whole.
+        folders: where the files lie that it may name.
+    """
 
     table: Any
     row: int
     column: str
     name: str
+    folders: tuple[Path, ...]
 
     def __str__(self) -> str:
         return self.name
 
     def open(self) -> BinaryIO:
         value = self.table[self.row][self.column]
-        if value is None:
+        if value is None or value["bytes"] is value["path"] is None:
             raise ValueError("the cell is empty")
-        if value["bytes"] is None:
-            return open_regular(Path(value["path"]), FILE_LIMIT)
-        return io.BytesIO(value["bytes"])
+        if value["bytes"] is not None:
+            return io.BytesIO(value["bytes"])
+        file = Path(value["path"]).resolve()
+        if not any(file.is_relative_to(folder) for folder in self.folders):
+            raise DatasetError(
+                f"{escape(self.name)} names the file {escape(value['path'])}, which is outside of "
+                f"{escape(self.folders[0])}; copy it into that folder, or save the table with its "
+                "images in it, as save_to_disk does"
+            )
+        return open_regular(file, FILE_LIMIT)
+
+
+def _folders(root: Path) -> tuple[Path, ...]:
+    """Where files may lie that a table names: it may come from anybody."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (
+        config.HF_DATASETS_CACHE,
+        config.DOWNLOADED_DATASETS_PATH,
+        config.EXTRACTED_DATASETS_PATH,
+        HF_HUB_CACHE,
+    )
+    return tuple(Path(folder).resolve() for folder in (*([root] if root.is_dir() else []), *caches))
 
 
 def _load(config: HuggingFaceConfig) -> Any:
@@ -82,14 +109,14 @@ def _rows(tables: Any, config: HuggingFaceConfig, split: Split) -> list[Labelled
     shared = isinstance(config.val, float)
     name = config.train if split == "train" or shared else str(config.val)
     table = _table(tables, name, f"data.{'train' if shared else split}", config)
-    images = [
-        LabelledImage(
-            f"{name}-{row:06d}",
-            _Cell(table, row, config.image, f"{name}[{row}].{config.image}"),
-            _Cell(table, row, config.label, f"{name}[{row}].{config.label}"),
-        )
-        for row in range(len(table))
-    ]
+    folders = _folders(config.root)
+
+    def cells(column: str) -> list[_Cell]:
+        alone, rows = table.select_columns([column]), range(len(table))
+        return [_Cell(alone, row, column, f"{name}[{row}].{column}", folders) for row in rows]
+
+    pairs = zip(cells(config.image), cells(config.label), strict=True)
+    images = [LabelledImage(f"{name}-{row:06d}", *pair) for row, pair in enumerate(pairs)]
     if not images:
         raise DatasetError(f"data.{split}: the split {name} of {escape(config.root)} has no row")
     if isinstance(config.val, float):
@@ -98,7 +125,7 @@ def _rows(tables: Any, config: HuggingFaceConfig, split: Split) -> list[Labelled
 
 
 def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
-    """The two columns of a split, as files."""
+    """A split whose two columns are given as files."""
     from datasets import Dataset, Image
 
     if isinstance(tables, Dataset):
@@ -118,4 +145,4 @@ def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
                 f"columns: {found:.300}"
             )
         table = table.cast_column(column, Image(decode=False))
-    return table.select_columns([config.image, config.label])
+    return table

@@ -22,7 +22,7 @@ VARIABLE = "S"
 _HDF5_TEXT, _HDF5_MARK = b"MATLAB 7.3", b"\x89HDF\r\n\x1a\n"
 ByteOrder = Literal["<", ">"]
 _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"IM": "<", b"MI": ">"}
-_HEADER, _LONGEST_HEAD = 128, 4096
+_HEADER, _TAG, _LONGEST_HEAD = 128, 8, 4096
 _MATRIX, _COMPRESSED = 14, 15
 _TYPES = {
     1: "i1",
@@ -39,7 +39,6 @@ _TYPES = {
 """NumPy's name of each type of stored numbers."""
 _NUMBERS, _IS_COMPLEX = range(6, 16), 0x800
 """Classes of arrays: double, single and integers of 8 to 64 bits; and a flag."""
-_LARGEST_NUMBER = 8
 
 
 def read_mat(stream: BinaryIO, max_pixels: int) -> NDArray[np.integer]:
@@ -71,7 +70,20 @@ class _Element(NamedTuple):
     end: int
 
 
-def _element(data: bytes, at: int, order: ByteOrder) -> _Element:
+class _Matrix(NamedTuple):
+    """An array as it is stored; packed, with its tag."""
+
+    stored: bytes
+    packed: bool
+
+    def first(self, size: int) -> memoryview:
+        """The content up to `size`, or more: a few packed bytes may become gigabytes."""
+        if not self.packed:
+            return memoryview(self.stored)
+        return memoryview(zlib.decompressobj().decompress(self.stored, _TAG + size))[_TAG:]
+
+
+def _element(data: memoryview, at: int, order: ByteOrder) -> _Element:
     """The piece that begins at an offset of `data`."""
     kind, size = struct.unpack_from(f"{order}2I", data, at)
     if kind >> 16:  # up to four bytes follow in the same eight
@@ -85,48 +97,45 @@ def _read_version_5(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
     if order is None:
         raise ValueError("it is no MATLAB file of the versions 5 to 7.3")
     names = []
-    for name, matrix in _matrices(stream, order, _LARGEST_NUMBER * max_pixels + _LONGEST_HEAD):
+    for name, matrix in _matrices(stream, order):
         if name == VARIABLE:
             return _numbers(matrix, order, max_pixels)
         names.append(name)
     raise ValueError(_no_variable(names))
 
 
-def _matrices(stream: BinaryIO, order: ByteOrder, limit: int) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each array. Of others than `VARIABLE`, only the first bytes."""
-    while tag := stream.read(8):
+def _matrices(stream: BinaryIO, order: ByteOrder) -> Iterator[tuple[str, _Matrix]]:
+    """The arrays and their names."""
+    while tag := stream.read(_TAG):
         kind, size = struct.unpack(f"{order}2I", tag)
-        packed = stream.read(size)
-        if kind not in (_MATRIX, _COMPRESSED):
-            continue
-        head, wanted = packed, packed
-        if kind == _COMPRESSED:
-            head = zlib.decompressobj().decompress(packed, _LONGEST_HEAD)[8:]
-        name = _name(head, order)
-        if kind == _COMPRESSED and name == VARIABLE:
-            wanted = zlib.decompressobj().decompress(packed, limit)[8:]
-        yield name, wanted
+        stored = stream.read(size)
+        if kind in (_MATRIX, _COMPRESSED):
+            matrix = _Matrix(stored, kind == _COMPRESSED)
+            yield _name(matrix.first(_LONGEST_HEAD), order), matrix
 
 
-def _name(matrix: bytes, order: ByteOrder) -> str:
+def _name(matrix: memoryview, order: ByteOrder) -> str:
     flags = _element(matrix, 0, order)
     sides = _element(matrix, flags.end, order)
     name = _element(matrix, sides.end, order)
-    return matrix[name.start : name.start + name.size].decode("latin-1")
+    return str(matrix[name.start : name.start + name.size], "latin-1")
 
 
-def _numbers(matrix: bytes, order: ByteOrder, max_pixels: int) -> NDArray[Any]:
-    flags = _element(matrix, 0, order)
-    (about,) = struct.unpack_from(f"{order}I", matrix, flags.start)
-    sides = _element(matrix, flags.end, order)
-    shape = struct.unpack_from(f"{order}{sides.size // 4}i", matrix, sides.start)
-    content = _element(matrix, _element(matrix, sides.end, order).end, order)
+def _numbers(matrix: _Matrix, order: ByteOrder, max_pixels: int) -> NDArray[Any]:
+    head = matrix.first(_LONGEST_HEAD)
+    flags = _element(head, 0, order)
+    (about,) = struct.unpack_from(f"{order}I", head, flags.start)
+    sides = _element(head, flags.end, order)
+    shape = struct.unpack_from(f"{order}{sides.size // 4}i", head, sides.start)
+    content = _element(head, _element(head, sides.end, order).end, order)
     plain = about & 0xFF in _NUMBERS and not about & _IS_COMPLEX
     _check_map(shape, max_pixels, plain=plain and content.kind in _TYPES)
     dtype = np.dtype(_TYPES[content.kind]).newbyteorder(order)
     if content.size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"its variable {VARIABLE} has {content.size} bytes, not {list(shape)}")
-    values = np.frombuffer(matrix, dtype, math.prod(shape), content.start)
+    # A little more, or the checksum at the end would not be reached.
+    data = matrix.first(content.start + content.size + _LONGEST_HEAD)
+    values = np.frombuffer(data, dtype, math.prod(shape), content.start)
     return values.reshape(shape, order="F").astype(dtype.newbyteorder("="))
 
 

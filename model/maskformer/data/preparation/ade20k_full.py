@@ -112,14 +112,14 @@ def _prepare(root: Path, table: NDArray[np.uint16], name: str) -> int:
                 f"image {escape(source)} is {pixels.width}x{pixels.height}"
             )
         size = shrunk_size(*values.shape)
-        if size == values.shape and tag == UPRIGHT:
-            written = write_missing(image, partial(shutil.copyfile, source))
-        else:
+        write_image = partial(shutil.copyfile, source)
+        if size != values.shape or tag != UPRIGHT:
             small = Image.fromarray(shrink_image(np.array(pixels.convert("RGB")), size))
-            written = write_missing(image, partial(small.save, format="JPEG"))
-    tiff = Image.fromarray(shrink_labels(values, size))
-    save = partial(tiff.save, format="TIFF", compression="tiff_adobe_deflate")
-    return written + write_missing(labels, save)
+            write_image = partial(small.save, format="JPEG")
+        tiff = Image.fromarray(shrink_labels(values, size))
+    # In there, a full disk would be taken for a broken image.
+    write_labels = partial(tiff.save, format="TIFF", compression="tiff_adobe_deflate")
+    return write_missing(image, write_image) + write_missing(labels, write_labels)
 
 
 def _read_codes(file: Path) -> NDArray[np.int32]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from scipy.ndimage import find_objects
 
 from maskformer.config.recipes import CONFIG_FOLDER
@@ -24,6 +25,7 @@ from maskformer.data.preparation.files import (
     write_missing,
 )
 from maskformer.errors import DatasetError
+from maskformer.system.reading import read_json
 from maskformer.system.text import escape
 from maskformer.system.writing import write_json
 
@@ -38,7 +40,24 @@ class _Split(NamedTuple):
     folder: str
     panoptic: Path
     categories: list[dict[str, Any]]
-    with_panoptic: bool
+    json_file: Path
+    described: dict[str, Any] | None
+    """What the JSON file says of each PNG; None where it is yet to be written."""
+
+
+class _Segment(BaseModel):
+    """As COCO describes it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    id: PositiveInt
+    category_id: NonNegativeInt
+    area: PositiveInt
+    bbox: Annotated[list[NonNegativeInt], Field(min_length=4, max_length=4)]
+    iscrowd: Literal[0] = 0
+
+
+_SEGMENT_LIST = TypeAdapter(list[_Segment])
 
 
 class _Done(NamedTuple):
@@ -69,14 +88,14 @@ def prepare_ade20k_panoptic(root: Path) -> Prepared:
         expected = "the official folder ADEChallengeData2016 with annotations_instance in it"
         names = names_with(root / "images" / folder, ".jpg", expected)
         names_with(root / "annotations_instance" / folder, ".png", expected)
-        split = _Split(root, folder, panoptic, categories, with_panoptic=not file.exists())
-        labels = root / "annotations_detectron2" / folder
-        make_folders([labels, *([panoptic] if split.with_panoptic else [])])
+        described = _described(file) if file.exists() else None
+        split = _Split(root, folder, panoptic, categories, file, described)
+        make_folders([root / "annotations_detectron2" / folder, panoptic])
         done = for_each(names, partial(_prepare, split), f"Preparing ADE20K panoptic, {folder}")
-        if split.with_panoptic:
+        if described is None:
             write_json(file, _content(done, categories))
         images += len(names)
-        written += sum(each.written for each in done) + split.with_panoptic
+        written += sum(each.written for each in done) + (described is None)
     results = ("ade20k_panoptic_train", "ade20k_panoptic_val", "annotations_detectron2")
     return Prepared(images, written, tuple(root / name for name in results))
 
@@ -125,7 +144,7 @@ def _prepare(split: _Split, name: str) -> _Done:
     labels = split.root / "annotations_detectron2" / split.folder / f"{name}.png"
     panoptic = split.panoptic / f"{name}.png"
     written = 0
-    if not labels.exists() or (split.with_panoptic and not panoptic.exists()):
+    if not labels.exists() or not panoptic.exists():
         classes = read_labels(file)
         if classes.max() > len(split.categories):
             raise DatasetError(
@@ -134,9 +153,8 @@ def _prepare(split: _Split, name: str) -> _Done:
             )
         plain = np.where(classes == 0, _VOID_LABEL, classes - 1).astype(np.uint8)
         written = write_missing(labels, partial(Image.fromarray(plain).save, format="PNG"))
-        if split.with_panoptic:
-            written += write_missing(panoptic, partial(_write_panoptic, split, name, classes))
-    if not split.with_panoptic:
+        written += write_missing(panoptic, partial(_write_panoptic, split, name, classes))
+    if split.described is not None:
         return _Done({}, [], written)
     with opened(split.root / "images" / split.folder / f"{name}.jpg", "image") as image:
         width, height = image.size
@@ -161,8 +179,15 @@ def _write_panoptic(split: _Split, name: str, classes: NDArray[np.integer], targ
         )
     things = [category["id"] for category in split.categories if category["isthing"]]
     ids, found = merge(classes, instances, things, escape(file))
+    segments = _describe(ids, found)
+    if split.described is not None and split.described.get(f"{name}.png") != segments:
+        raise DatasetError(
+            f"{escape(split.panoptic / name)}.png is missing, and {escape(split.json_file)} "
+            "describes other segments than it would have: bring the PNG back, or move the JSON "
+            "file away, and it is written anew"
+        )
     text = PngInfo()
-    text.add_text(_SEGMENTS, json.dumps(_describe(ids, found)))
+    text.add_text(_SEGMENTS, json.dumps(segments))
     Image.fromarray(id_to_rgb(ids)).save(target, format="PNG", pnginfo=text)
 
 
@@ -174,33 +199,38 @@ def _describe(ids: NDArray[np.int32], classes: list[int]) -> list[dict[str, Any]
         if box is not None:
             rows, columns = box
             sides = [columns.start, rows.start, *(s.stop - s.start for s in (columns, rows))]
-            segments.append(
-                {
-                    "id": number,
-                    "category_id": classes[number - 1],
-                    "area": areas[number],
-                    "bbox": sides,
-                    "iscrowd": 0,
-                }
+            segment = _Segment(
+                id=number, category_id=classes[number - 1], area=areas[number], bbox=sides
             )
+            segments.append(segment.model_dump())
     return segments
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """The segments of each PNG in a JSON file; none where the file is of another kind."""
+    try:
+        entries = read_json(file)["annotations"]
+        return {entry["file_name"]: entry["segments_info"] for entry in entries}
+    except (ValueError, LookupError, TypeError):
+        return {}
 
 
 def _read_segments(file: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
     """What this or an earlier run wrote into a PNG."""
     with opened(file, "panoptic") as image:
-        text, found = image.info.get(_SEGMENTS), image.size
-    if text is None:
+        text, found = image.info.get(_SEGMENTS, ""), image.size
+    try:
+        segments = _SEGMENT_LIST.validate_json(text)
+    except ValueError:
         raise DatasetError(
             f"{escape(file)} was not written by this command, and the JSON file that describes it "
             "is missing: move the folder away, or bring the file back"
-        )
+        ) from None
     if found != size:
         raise DatasetError(
             f"{escape(file)} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}"
         )
-    segments: list[dict[str, Any]] = json.loads(text)
-    return segments
+    return [segment.model_dump() for segment in segments]
 
 
 def _content(done: list[_Done], categories: list[dict[str, Any]]) -> dict[str, Any]:
