@@ -103,7 +103,7 @@ def test_a_command_in_a_process_of_its_own() -> None:
         ("maskformer da", ["data"]),
         ("maskformer data c", ["check"]),
         ("maskformer data check --config quick", ["quickstart"]),
-        ("maskformer info cam", ["camvid", "camvid_r50"]),
+        ("maskformer info cam", ["camvid", "camvid_lite0", "camvid_r50"]),
         ("maskformer train --config ./mine", []),  # bash goes on with files
         ("maskformer predict --mode p", ["panoptic"]),
     ],
