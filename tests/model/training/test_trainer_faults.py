@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 
 from maskformer import MaskFormer
-from maskformer.config.load import parse_config
+from maskformer.config.load import flat_values, parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
-from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import FORMERLY, load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 
@@ -334,14 +335,35 @@ def test_what_a_resumed_run_does_not_do_as_before_is_said(
     assert "resumed with train.batch_size 2 -> 4, processes 2 -> 1: the results will not" in out
 
 
+def forget(checkpoint: Path, key: str) -> None:
+    """Makes its recipe one of a version that did not know the key."""
+    values = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
+    *path, name = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    del section[name]
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.mark.parametrize("key", FORMERLY)
+def test_a_run_of_an_earlier_version_stays_as_it_was(copied_run: Path, key: str) -> None:
+    checkpoint = resolve_checkpoint(copied_run)
+    stated = flat_values(load_recipe(checkpoint, []))[key]
+    forget(checkpoint, key)
+    former = flat_values(load_recipe(checkpoint, []))[key]
+    assert former != stated
+    assert str(former).lower() == FORMERLY[key]
+    assert flat_values(load_recipe(checkpoint, [f"{key}={stated}".lower()]))[key] == stated
+
+
 def test_a_run_that_did_not_group_images_goes_on_without(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its checkpoint says nothing of it: another recipe may, which is said."""
     checkpoint = resolve_checkpoint(copied_run)
     assert load_recipe(checkpoint, []).train.group_by_aspect
-    recipe = checkpoint / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("  group_by_aspect: true\n", ""))
+    forget(checkpoint, "train.group_by_aspect")
     earlier = load_recipe(checkpoint, [])
     assert not earlier.train.group_by_aspect
     assert load_recipe(checkpoint, ["train.group_by_aspect=true"]).train.group_by_aspect

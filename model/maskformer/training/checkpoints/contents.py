@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from maskformer.config.load import load_config, override_config
 from maskformer.config.schema import Config, ShapesConfig
@@ -18,6 +19,14 @@ from maskformer.weights.locate import RECIPE, find_local
 from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
+FORMERLY = {
+    "criterion.class_loss": "over_all",
+    "data.augmentation.label_resize": "center",
+    "train.group_by_aspect": "false",
+    "eval.all_crowds": "true",
+    "eval.tta.from_original": "true",
+}
+"""What all runs did before there were these keys, whose defaults are the official values."""
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -53,8 +62,8 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
 
 
 def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
-    """The recipe that the checkpoint was trained with. One of a version that did not group images
-    by aspect keeps its batches, unless an override says otherwise.
+    """The recipe that the checkpoint was trained with. What it does not state, as it was written by
+    an earlier version, stays as it was then, unless an override says otherwise.
 
     Raises:
         CheckpointError: the folder holds none.
@@ -64,14 +73,22 @@ def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
     if not recipe.is_file():
         raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
     try:
-        stated = load_config(recipe).train.model_fields_set
+        written = load_config(recipe)
     except ConfigError as error:
         raise ConfigError(
             f"{recipe} does not fit maskformer {installed()}; it was written by "
             f"{writer(read_text(recipe))}: {error}"
         ) from None
-    missing = [] if "group_by_aspect" in stated else ["train.group_by_aspect=false"]
-    return load_config(recipe, [*missing, *overrides])
+    former = [f"{key}={value}" for key, value in FORMERLY.items() if not _states(written, key)]
+    return load_config(recipe, [*former, *overrides])
+
+
+def _states(config: Config, key: str) -> bool:
+    *path, name = key.split(".")
+    section: Any = config
+    for part in path:
+        section = getattr(section, part)
+    return name in section.model_fields_set
 
 
 def load_prediction_recipe(
