@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import golden
 from helpers.gpu.stay_on_device import StayOnDevice
-from helpers.official_criterion import criterion as official
+from helpers.official.criterion import criterion as official
 from helpers.strategies import Case, cases, official_outputs
 from hypothesis import assume, given, settings
 from torch import Tensor

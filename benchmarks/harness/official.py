@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
-from helpers.official_criterion import criterion as official_criterion
+from helpers.official.criterion import criterion as official_criterion
 
 __all__ = ["official_criterion"]

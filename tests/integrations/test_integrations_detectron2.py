@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import golden
-from helpers.official_criterion import criterion as official
+from helpers.official.criterion import criterion as official
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.model_cases import PARAMETERS
-from helpers.official_recipes import NOT_RELEASED, OFFICIAL
+from helpers.official.recipes import NOT_RELEASED, OFFICIAL
 from helpers.repository import ROOT
 
 from maskformer.config.load import load_config

@@ -14,7 +14,7 @@ import torch
 from helpers.coco_format import check_panoptic
 from helpers.command_line import Run
 from helpers.label_folders import data_config
-from helpers.official_layouts import save, write_ade20k, write_ade20k_full
+from helpers.official.layouts import save, write_ade20k, write_ade20k_full
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 

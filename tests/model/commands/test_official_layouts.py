@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from helpers.command_line import Run
-from helpers.official_layouts import (
+from helpers.official.layouts import (
     write_ade20k,
     write_ade20k_full,
     write_cityscapes,

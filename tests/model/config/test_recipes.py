@@ -1,11 +1,11 @@
-"""The published recipes, value by value; tests/helpers/official_recipes.py has the table."""
+"""The published recipes, value by value; tests/helpers/official/recipes.py has the table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from helpers.official_recipes import NOT_RELEASED, OFFICIAL, official_values
+from helpers.official.recipes import NOT_RELEASED, OFFICIAL, official_values
 from typer.testing import CliRunner
 
 from maskformer.cli import app

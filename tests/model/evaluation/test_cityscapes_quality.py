@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.official_layouts import ODD, patches, save, write_cityscapes
+from helpers.official.layouts import ODD, patches, save, write_cityscapes
 from numpy.typing import NDArray
 
 from maskformer.config.load import load_config, parse_config

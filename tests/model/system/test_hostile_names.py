@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from helpers.model_cases import tiny_model
-from helpers.official_checkpoints import Official, write_zoo
+from helpers.official.checkpoints import Official, write_zoo
 from helpers.recipes import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

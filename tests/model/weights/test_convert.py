@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.model_cases import tiny_model
-from helpers.official_checkpoints import Official, write_zoo
+from helpers.official.checkpoints import Official, write_zoo
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.model_cases import PARAMETERS, tiny_model, trainable
-from helpers.official_checkpoints import Official, State, write_zoo
+from helpers.official.checkpoints import Official, State, write_zoo
 from torch import nn
 
 from maskformer import LoadReport, MaskFormer, WeightsMismatchError
