@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import bench_mask_loss
 import bench_matching_cost
@@ -27,56 +28,37 @@ def maps(side: int) -> bench_segmentation.Sizes:
     return replace(SEGMENTATION, size=size, inputs=((size, size),))
 
 
-Build = Callable[[torch.device], Comparison]
-SERIES: dict[str, dict[int, Build]] = {
-    **{
-        f"{operation} over pixels": {
-            side * side: lambda device, side=side, of=of: of(with_side(BASE, side), device)
-            for side in SIDES
-        }
-        for operation, of in (
-            ("mask_loss", bench_mask_loss.comparison),
-            ("matching_cost", bench_matching_cost.comparison),
-        )
-    },
-    "mask_loss over segments": {
-        count: lambda device, n=count: bench_mask_loss.comparison(replace(BASE, segments=n), device)
-        for count in (4, 16, 64)
-    },
-    "matching_cost over queries": {
-        count: lambda device, n=count: bench_matching_cost.comparison(
-            replace(BASE, queries=n), device
-        )
-        for count in (50, 100, 200)
-    },
-    "mask_loss over images": {
-        count: lambda device, n=count: bench_mask_loss.comparison(replace(BASE, images=n), device)
-        for count in (1, 2, 4)
-    },
-    "segmentation over classes": {
-        count: lambda device, n=count: bench_segmentation.comparison(
-            replace(SEGMENTATION, classes=n), device
-        )
-        for count in (50, 150, 450)
-    },
-    "segmentation over pixels": {
-        16 * side * side: lambda device, side=side: bench_segmentation.comparison(
-            maps(side), device
-        )
-        for side in SIDES
-    },
+def varied(sizes: Any, **values: tuple[int, ...]) -> dict[int, Any]:
+    ((field, counts),) = values.items()
+    return {count: replace(sizes, **{field: count}) for count in counts}
+
+
+Operation = Callable[[Any, torch.device], Comparison]
+MASK_LOSS: Operation = bench_mask_loss.comparison
+MATCHING_COST: Operation = bench_matching_cost.comparison
+INFERENCE: Operation = bench_segmentation.comparison
+SERIES: dict[str, tuple[Operation, dict[int, Any]]] = {
+    "mask_loss over pixels": (MASK_LOSS, {s * s: with_side(BASE, s) for s in SIDES}),
+    "matching_cost over pixels": (MATCHING_COST, {s * s: with_side(BASE, s) for s in SIDES}),
+    "mask_loss over segments": (MASK_LOSS, varied(BASE, segments=(4, 16, 64))),
+    "matching_cost over queries": (MATCHING_COST, varied(BASE, queries=(50, 100, 200))),
+    "mask_loss over images": (MASK_LOSS, varied(BASE, images=(1, 2, 4))),
+    "segmentation over classes": (INFERENCE, varied(SEGMENTATION, classes=(50, 150, 450))),
+    "segmentation over pixels": (INFERENCE, {16 * s * s: maps(s) for s in SIDES}),
 }
+"""The operation, and by size what it is given."""
 CASES = {
     f"{name.replace(' ', '-')}-{size} {name}, {size}": (name, size)
-    for name, builds in SERIES.items()
-    for size in builds
+    for name, (_, sizes) in SERIES.items()
+    for size in sizes
 }
 
 
 def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     name, size = CASES[case]
-    size = min(SERIES[name]) if shrink else size
-    return replace(SERIES[name][size](device), series=(name, size))
+    operation, sizes = SERIES[name]
+    size = min(sizes) if shrink else size
+    return replace(operation(sizes[size], device), series=(name, size))
 
 
 test_growth = comparison_test(CASES, [NATIVE, REFERENCE], make)
