@@ -33,10 +33,10 @@ class Sizes:
 SMALL = Sizes()
 
 
-def ade20k(images: int) -> Sizes:
+def ade20k(images: int, layers: int) -> Sizes:
     """What a training step of the paper's ADE20K models has; 5 to 15 segments an image."""
     segments = tuple(5 + index % 11 for index in range(images))
-    return Sizes(6, segments, 100, 150, 256, (128, 128), (512, 512))
+    return Sizes(layers, segments, 100, 150, 256, (128, 128), (512, 512))
 
 
 def predictions(sizes: Sizes, generator: torch.Generator) -> list[Tensor]:
