@@ -45,9 +45,15 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
+def has_autocast(device_type: str) -> bool:
+    """Whether this type of device has autocast at all: "meta" does not."""
+    # torch.compile of torch 2.11 cannot trace the question; what it compiles has autocast.
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A block without autocast, if the type of device has it at all ("meta" does not)."""
-    if not torch.amp.is_autocast_available(device.type):
+    """A block without autocast, if the type of device has it at all."""
+    if not has_autocast(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 

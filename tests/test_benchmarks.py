@@ -49,7 +49,7 @@ test_sum = comparison_test(
 
 
 def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    path = [str(ROOT), str(ROOT / "model"), str(BENCHMARKS)]
+    path = [str(ROOT), str(ROOT / "model"), str(BENCHMARKS), str(cwd)]
     # pytest-benchmark measures nothing in a worker of pytest-xdist, which this process may be.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(

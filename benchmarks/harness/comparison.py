@@ -50,7 +50,7 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """The largest relative error (2-norm) of a list of tensors."""
     pairs = zip(found, truth, strict=True)
     errors = [
-        float((a.double().cpu() - b.double().cpu()).norm() / b.double().norm().clamp(min=1e-30))
+        float((a.double() - b.to(a.device).double()).norm() / b.double().norm().clamp(min=1e-30))
         for a, b in pairs
     ]
     return max(errors)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mfkernels.ops.mask_logits.operator  # noqa: F401
 from mfkernels import backend
-from mfkernels.checks import check_predictions
+from mfkernels.checks import check_predictions, has_autocast
 from mfkernels.ops.mask_logits import reference
 
 
@@ -32,8 +32,7 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
         return mask_embed
     dtype = torch.promote_types(embed.dtype, features.dtype)
     device = embed.device.type
-    # Asked of a device without autocast (meta), torch raises.
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = has_autocast(device) and torch.is_autocast_enabled(device)
     if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     embed, features = embed.to(dtype), features.to(dtype)

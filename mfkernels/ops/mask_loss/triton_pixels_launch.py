@@ -24,7 +24,7 @@ from mfkernels.triton.tensors import stored_segments
 
 CELLS_OF_A_PROGRAM = 128
 """Of a row: one a thread, so that a lane can ask the lane before."""
-MASK_ROWS_OF_A_PROGRAM = 32
+MASK_ROWS_OF_A_PROGRAM = 64
 CELLS_OF_MEMBERS = 256
 PIXELS_OF_A_COMBINATION = 2048
 REGISTERS = 96

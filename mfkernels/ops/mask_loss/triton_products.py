@@ -45,16 +45,16 @@ class Tiles(NamedTuple):
 
 ON_HOPPER = {
     "logits": Tiles(
-        half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=4),
+        half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=3),
         single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=4, stages=4),
     ),
     "grad_embed": Tiles(
         half=Tile(ProductBlock(rows=64, channels=128, pixels=64), warps=8, stages=3),
-        single=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=3),
+        single=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=4),
     ),
     "grad_features": Tiles(
         half=Tile(ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1),
-        single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
+        single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
 """Compute capability 9, whose matrix units take factors from shared memory."""

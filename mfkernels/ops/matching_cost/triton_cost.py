@@ -56,46 +56,52 @@ class CostBlock(NamedTuple):
 
 
 @triton.jit
-def losses_apart(masks, image, count, first, row, t, VARIANT: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums `[rows, segments]` over all pixels: f₊ in a segment, f₋ outside of it."""
-    factors, sizes = masks.factors, masks.sizes
-    embed, features = factors.embed, factors.features
-    pixels = sizes.height * sizes.width
-    target_size = sizes.target_height.to(tl.int64) * sizes.target_width
-    segments_ptr = masks.segments_ptr + (image if VARIANT.label_map else first) * target_size
-    is_row = row < sizes.rows
-    row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
-    features_ptr = features.ptr + image.to(tl.int64) * features.image
-    e = row_ptr
-    if VARIANT.factored and VARIANT.all_channels:
-        e = load_embed(
-            row_ptr, tl.arange(0, BLOCK.channels), embed, is_row, sizes.channels, VARIANT
-        )
-    scale = tl.full([BLOCK.rows], 1.0, tl.float32)
-    if VARIANT.parts > 0:
-        row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
-        scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, BLOCK.pixels)
-    index = tl.arange(0, BLOCK.pixels)
-    turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
-    sums = tl.zeros([BLOCK.rows, BLOCK.segments], tl.float32)
-    for start in range(0, pixels, BLOCK.pixels):
-        p = start + turned_index
-        position = (p // sizes.width, p % sizes.width)
-        segments = load_segments(
-            position, p < pixels, t, count, segments_ptr, sizes, masks.ratio, VARIANT.label_map
-        )
-        members = members_of(segments, p < pixels, t, sizes.max_count, VARIANT.label_map)
-        if VARIANT.parts > 0:
-            scale = tl.minimum(row_scale * tl.load(scales_ptr + start // BLOCK.pixels), 2.0e38)
-        logits = logits_tile(
-            *(row_ptr, e, features_ptr, start, start + index < pixels, start >= 0),
-            *(embed, features, is_row, sizes.channels, VARIANT, BLOCK),
-        )
-        y = logits * (scale * -1.4426950408889634)[:, None]
-        _, positive, negative = focal_maps(y, masks.focal, VARIANT.square)
-        sums = add_sums(sums, positive, members)
-        sums = add_sums(sums, negative, (p < pixels)[:, None].to(tl.float32) - members)
-    return sums * masks.focal.scale
+def sums_of_splits(partial, image, row, t, count, sizes, BLOCK: tl.constexpr):
+    """`gain` and `sigmoid [rows, segments]`, both over all pixels `[rows]`, `area [segments]`."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_T: tl.constexpr = BLOCK.segments
+    images, max_count = tl.num_programs(2), sizes.max_count
+    is_row, is_segment = row < sizes.rows, t < count
+    inside = is_row[:, None] & is_segment[None, :]
+    gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+    all_negative = tl.zeros([BLOCK_R], tl.float32)
+    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
+    area = tl.zeros([BLOCK_T], tl.float32)
+    for split in range(sizes.splits):
+        row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split) * sizes.rows + row
+        sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
+        gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
+        sigmoid += tl.load(sums_ptr[:, None] + max_count + 1 + t[None, :], mask=inside, other=0.0)
+        all_negative += tl.load(sums_ptr + max_count, mask=is_row, other=0.0)
+        all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
+        image_index = image + tl.full([BLOCK_T], images, tl.int64) * split
+        area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)
+    return gain, sigmoid, all_negative, all_sigmoid, area
+
+
+@triton.jit
+def probabilities(row_ptr, label, inside, classes, BLOCK: tl.constexpr):
+    """`[rows, segments]`: softmax of the logits of a row, for a label; NaN for an invalid one."""
+    BLOCK_R: tl.constexpr = BLOCK.rows
+    BLOCK_K: tl.constexpr = BLOCK.classes
+    # One maximum and one sum for each column of the tile, joined after the loops.
+    largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(row_ptr[:, None] + k[None, :], (k < classes)[None, :], float("-inf"))
+        largest = tl.maximum(largest, x.to(tl.float32))
+    largest = tl.max(largest, 1)
+    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+    for start in range(0, classes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(row_ptr[:, None] + k[None, :], (k < classes)[None, :], float("-inf"))
+        total += tl.exp(x.to(tl.float32) - largest[:, None])
+    total = tl.sum(total, 1)
+    possible = (label >= 0) & (label < classes - 1)
+    x = tl.load(row_ptr[:, None] + label[None, :], inside & possible[None, :], 0.0)
+    probability = tl.exp(x.to(tl.float32) - largest[:, None]) / total[:, None]
+    return tl.where(possible[None, :], probability, float("nan"))
 
 
 @triton.jit
@@ -115,74 +121,71 @@ def cost_kernel(
     """`cost [L, B, Q, T]` from the partial sums and `class_logits [L, B, Q, classes]`."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_T: tl.constexpr = BLOCK.segments
-    BLOCK_K: tl.constexpr = BLOCK.classes
-    rows, queries, classes, max_count = sizes.rows, sizes.queries, sizes.classes, sizes.max_count
+    BLOCK_P: tl.constexpr = MASKS_BLOCK.pixels
+    queries, max_count = sizes.queries, sizes.max_count
     image = tl.program_id(2)
-    images = tl.num_programs(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    is_row, is_segment = row < rows, t < count
-    inside = is_row[:, None] & is_segment[None, :]
+    is_row, is_segment = row < sizes.rows, t < count
+    gain, sigmoid, all_negative, all_sigmoid, area = sums_of_splits(
+        partial, image, row, t, count, sizes, BLOCK
+    )
 
-    gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    sigmoid = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
-    all_negative = tl.zeros([BLOCK_R], tl.float32)
-    all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
-    area = tl.zeros([BLOCK_T], tl.float32)
-    for split_index in range(sizes.splits):
-        row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split_index) * rows + row
-        sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
-        gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
-        sigmoid += tl.load(sums_ptr[:, None] + max_count + 1 + t[None, :], mask=inside, other=0.0)
-        all_negative += tl.load(sums_ptr + max_count, mask=is_row, other=0.0)
-        all_sigmoid += tl.load(sums_ptr + 2 * max_count + 1, mask=is_row, other=0.0)
-        image_index = image + tl.full([BLOCK_T], images, tl.int64) * split_index
-        area += tl.load(partial.areas_ptr + image_index * max_count + t, mask=is_segment, other=0.0)
-
-    # NaN stays as it is.
+    # NaN stays as it is. What follows is no function: Triton 3.6 loses the constants of tuples in
+    # tuples that are handed on.
     if tl.max(tl.where(all_negative > sizes.pixels * LARGE, 1, 0)) > 0:
-        gain = losses_apart(masks, image, count, first, row, t, VARIANT, MASKS_BLOCK)
+        factors, of_masks, focal = masks.factors, masks.sizes, masks.focal
+        embed, features = factors.embed, factors.features
+        target_size = of_masks.target_height.to(tl.int64) * of_masks.target_width
+        segments_ptr = masks.segments_ptr + (image if VARIANT.label_map else first) * target_size
+        embed_ptr = embed.ptr + row_offset(row // queries, image, row % queries, embed)
+        features_ptr = features.ptr + image.to(tl.int64) * features.image
+        e = embed_ptr
+        if VARIANT.factored and VARIANT.all_channels:
+            c = tl.arange(0, MASKS_BLOCK.channels)
+            e = load_embed(embed_ptr, c, embed, is_row, of_masks.channels, VARIANT)
+        scale = tl.full([BLOCK_R], 1.0, tl.float32)
+        if VARIANT.parts > 0:
+            row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
+            scales_ptr = factors.features_scales_ptr + image * tl.cdiv(sizes.pixels, BLOCK_P)
+        index = tl.arange(0, BLOCK_P)
+        turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
+        sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
+        for start in range(0, sizes.pixels, BLOCK_P):
+            p = start + turned_index
+            is_pixel = p < sizes.pixels
+            position = (p // of_masks.width, p % of_masks.width)
+            segments = load_segments(
+                *(position, is_pixel, t, count, segments_ptr, of_masks, masks.ratio),
+                VARIANT.label_map,
+            )
+            members = members_of(segments, is_pixel, t, max_count, VARIANT.label_map)
+            if VARIANT.parts > 0:
+                scale = tl.minimum(row_scale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
+            logits = logits_tile(
+                *(embed_ptr, e, features_ptr, start, start + index < sizes.pixels, start >= 0),
+                *(embed, features, is_row, of_masks.channels, VARIANT, MASKS_BLOCK),
+            )
+            y = logits * (scale * -1.4426950408889634)[:, None]
+            _, positive, negative = focal_maps(y, focal, VARIANT.square)
+            sums = add_sums(sums, positive, members)
+            sums = add_sums(sums, negative, is_pixel[:, None].to(tl.float32) - members)
+        gain = sums * focal.scale
         all_negative = tl.zeros([BLOCK_R], tl.float32)
 
     # Rows beyond the last one repeat it, and are not stored.
-    row = tl.minimum(row, rows - 1)
-    layer, query = row // queries, row % queries
-    row_index = (layer.to(tl.int64) * images + image) * queries + query
-    # One maximum and one sum for each column of the tile, joined after the loops.
-    largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            class_logits_ptr + row_index[:, None] * classes + k[None, :],
-            mask=(k < classes)[None, :],
-            other=float("-inf"),
-        )
-        largest = tl.maximum(largest, x.to(tl.float32))
-    largest = tl.max(largest, 1)
-    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-    for start in range(0, classes, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            class_logits_ptr + row_index[:, None] * classes + k[None, :],
-            mask=(k < classes)[None, :],
-            other=float("-inf"),
-        )
-        total += tl.exp(x.to(tl.float32) - largest[:, None])
-    total = tl.sum(total, 1)
+    row = tl.minimum(row, sizes.rows - 1)
+    row_index = ((row // queries).to(tl.int64) * tl.num_programs(2) + image) * queries
+    row_index += row % queries
     label = tl.load(labels_ptr + first + t, mask=is_segment, other=0)
-    possible = (label >= 0) & (label < classes - 1)
-    x = tl.load(
-        class_logits_ptr + row_index[:, None] * classes + label[None, :],
-        mask=inside & possible[None, :],
-        other=0.0,
+    probability = probabilities(
+        *(class_logits_ptr + row_index * sizes.classes, label),
+        *(is_row[:, None] & is_segment[None, :], sizes.classes, BLOCK),
     )
-    probability = tl.exp(x.to(tl.float32) - largest[:, None]) / total[:, None]
-    probability = tl.where(possible[None, :], probability, float("nan"))
-
-    focal = (gain + all_negative[:, None]) / sizes.pixels
+    focal_cost = (gain + all_negative[:, None]) / sizes.pixels
     dice = 1.0 - (2.0 * sigmoid + 1.0) / (all_sigmoid[:, None] + area[None, :] + 1.0)
-    cost = weights.mask_weight * focal - weights.class_weight * probability
+    cost = weights.mask_weight * focal_cost - weights.class_weight * probability
     cost += weights.dice_weight * dice
     tl.store(
         cost_ptr + row_index[:, None] * max_count + t[None, :],

@@ -205,7 +205,7 @@ def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:
     assert "exists" in str(result.exception)
     assert file.read_text() == "base: camvid\n"
     shown = CliRunner().invoke(app, ["init", str(tmp_path / "set"), "--output", "-"])
-    assert shown.output.startswith("# Made by")
+    assert shown.stdout.lstrip().startswith("# Made by")
 
 
 REAL = (
