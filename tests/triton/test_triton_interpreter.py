@@ -18,7 +18,8 @@ pytest.importorskip("triton")
 )
 def test_in_the_interpreter(file: str) -> None:
     plugins = ["-p", "helpers.gpu.interpreter", "-p", "no:cacheprovider"]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    # An empty entry would be this folder, and its package the one that is tested.
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "1",
