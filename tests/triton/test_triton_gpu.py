@@ -17,6 +17,9 @@ pytestmark = [
 CASES = [
     Case(counts=(9, 0, 4), queries=100, channels=256, low=(64, 48), size=(256, 192), classes=150),
     Case(counts=(3, 40), queries=30, channels=70, low=(37, 29), size=(90, 101), overlap=True),
+    Case(counts=(9, 3), queries=30, channels=64, low=(37, 29), size=(74, 58)),
+    Case(counts=(20, 9), queries=100, channels=96, low=(40, 20), size=(160, 80)),
+    Case(counts=(5, 40), queries=60, channels=256, low=(64, 48), size=(256, 192), overlap=True),
 ]
 
 
@@ -52,3 +55,22 @@ def test_no_further_from_the_truth_than_plain_pytorch(case: Case, dtype: torch.d
         assert torch.equal(some, repeated), "must be deterministic"
         slack = 8 * 2**-23 * exact.abs().max()
         assert (some - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cost_of_large_losses(case: Case, dtype: torch.dtype) -> None:
+    """Of the second pass over pixels: differences of sums would be too coarse."""
+    targets = case.targets().to("cuda")
+
+    def cost(compute: torch.dtype) -> Tensor:
+        class_logits, embed, features = case.predictions()
+        inputs = (class_logits, embed.abs() * 100, features.abs())
+        return matching_cost(*(x.to(dtype).to(compute).cuda() for x in inputs), targets)
+
+    with use_backend("reference"):
+        truth, plain = cost(torch.float64), cost(dtype)
+    with use_backend("native"):
+        ours = cost(dtype)
+    slack = 8 * 2**-23 * truth.abs().max()
+    assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + slack

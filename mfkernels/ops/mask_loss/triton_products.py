@@ -88,8 +88,11 @@ def tile_of(
     tile, more_rows = IN_FLOAT32, 0
     if planes.a > 0:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
-        if product != "grad_features":  # whose steps are over rows
-            rows = tile.block.rows
+        rows = tile.block.rows
+        if product == "grad_features":  # whose steps are over rows
+            rows = min((rows, 32), key=lambda some: padded(problem.rows, some))
+            tile = tile._replace(block=tile.block._replace(rows=rows))
+        else:
             more_rows = min((0, 16, 32), key=lambda more: padded(problem.rows, rows + more))
     block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     return block, {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -169,8 +169,9 @@ def cost_kernel(
             )
             y = logits * (scale * -1.4426950408889634)[:, None]
             _, positive, negative = focal_maps(y, focal, VARIANT.square)
-            sums = add_sums(sums, positive, members)
-            sums = add_sums(sums, negative, is_pixel[:, None].to(tl.float32) - members)
+            # Tensor cores round sums towards zero, which adds up; so they sum a block alone.
+            more = add_sums(tl.zeros([BLOCK_R, BLOCK_T], tl.float32), positive, members)
+            sums += add_sums(more, negative, is_pixel[:, None].to(tl.float32) - members)
         gain = sums * focal.scale
         all_negative = tl.zeros([BLOCK_R], tl.float32)
 

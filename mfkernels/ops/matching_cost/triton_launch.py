@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -37,14 +38,17 @@ from mfkernels.triton.tensors import (
     Gpu,
     check_floats,
     float32_precision,
+    pixel_stride,
     stored_segments,
     with_flat_pixels,
 )
 
 PIXELS_OF_A_SPLIT = 2048
-ROWS_OF_A_PARTS_PROGRAM = 32
+ROWS_OF_A_PARTS_PROGRAM = 64
 BITS_OF_A_LEADING_PART = 10
-FEW_SEGMENTS = 16
+FEW_SEGMENTS = 32
+LARGEST_BLOCK = 32
+"""Pixels, and more than the bytes or elements that are copied at once."""
 ROWS_OF_A_COST_PROGRAM = 16
 
 
@@ -148,7 +152,7 @@ def _prepare(given: Inputs) -> _Prepared:
         max_count=given.max_count,
     )
     few = sizes.max_count < FEW_SEGMENTS and given.label_map is not None
-    parts = _number_of_parts(embed, features, few) if factored else 0
+    parts = _number_of_parts(embed, features) if factored else 0
     plan = plan_sums(sizes, images, parts, factored, few, Gpu.of(features.device))
     block = plan.block
     factors = Factors(
@@ -196,19 +200,23 @@ def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> No
     )
 
 
-def _number_of_parts(embed: Tensor, features: Tensor, few: bool) -> int:
-    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32.
-
-    Factors in half precision gave wrong sums for 40 segments held as masks on an H200 (Triton 3.6),
-    where parts of float32 ones gave right ones. What of it matters is not known, so that only the
-    form that was right there, few segments of a label map, takes them as they are.
-    """
-    half = Product.of(embed, features).half
-    if half and few:
-        return 0
-    if half:
-        return 2
+def _number_of_parts(embed: Tensor, features: Tensor) -> int:
+    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
+    if Product.of(embed, features).half:
+        return 0 if _copied_asynchronously(embed, features) else 2
     return 1 if float32_precision() == "tf32" else 2
+
+
+def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
+    """Whether all tiles of the factors come to shared memory 16 bytes at a time, by themselves.
+
+    Else Triton 3.6 does not overlap these copies with the products, and then lets a product read
+    beyond its shared memory: wrong sums, on an H200.
+    """
+    pixels = features.shape[-2] * features.shape[-1]
+    sizes = (pixels, embed.shape[-1], *features.stride()[:2], features.data_ptr())
+    aligned = pixel_stride(features) == 1 and all(size % LARGEST_BLOCK == 0 for size in sizes)
+    return aligned and Gpu.of(features.device).capability >= (8, 0)
 
 
 def _split(
@@ -261,11 +269,11 @@ class Plan(NamedTuple):
 
 def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, gpu: Gpu) -> Plan:
     on_hopper = gpu.capability[0] == 9
-    segments = FEW_SEGMENTS if sizes.max_count < FEW_SEGMENTS else 64
+    segments = next((n for n in (16, FEW_SEGMENTS) if sizes.max_count < n), 64)
     # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
     block = Block(
         rows=128,
-        pixels=32 if few else 16,
+        pixels=LARGEST_BLOCK if few else 16,
         channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),
@@ -273,9 +281,11 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
         stages=2,
     )
     if sizes.channels <= 256 and (on_hopper or parts == 0):
-        buffers = block.stages if on_hopper else block.stages + 1
-        for rows in (block.rows, 64):
-            resident = block._replace(rows=rows)
+        # Two programs that share a multiprocessor hide more than a third buffer does.
+        stages = (3, 2) if on_hopper and parts > 0 else (2,)
+        for rows, some in itertools.product((block.rows, 64), stages):
+            resident = block._replace(rows=rows, stages=some)
+            buffers = some if on_hopper else some + 1
             if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
                 # Two programs at a time need at most 128 registers.
                 two = on_hopper and factored and parts == 0 and segments <= 32
