@@ -88,7 +88,7 @@ def _explain(
         "gb_per_s": comparison.floor.bytes / own.median / 1e9,
         "tflop_per_s": comparison.floor.flops / own.median / 1e12,
         "floor_ms": 1e3 * floor,
-        "times_floor": own.median / floor,
+        "times_floor": own.median / floor if floor > 0 else None,
         "peak_mb": None if keeps_pages else peak_bytes(device, provider) / 1e6,
         "saved_mb": _saved(comparison, provider.forward) if provider.backward else None,
         "launches": launches,
