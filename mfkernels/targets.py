@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -250,11 +249,11 @@ class SegmentTargets:
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> SegmentTargets:
-        moved = copy.copy(self)
-        for name in ("labels", "label_map", "masks", "_counts"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                object.__setattr__(moved, name, move(tensor))
+        # Not copy.copy, which torch.compile of torch 2.11 cannot trace.
+        moved = object.__new__(type(self))
+        for name in ("labels", "counts", "label_map", "masks", "_counts", "_label_limits"):
+            value = getattr(self, name)
+            object.__setattr__(moved, name, move(value) if isinstance(value, Tensor) else value)
         return moved
 
     def counts_tensor(self, device: torch.device | str | None = None) -> Tensor:

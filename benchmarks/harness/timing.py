@@ -6,6 +6,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +23,7 @@ SLOW = 5.0
 MOST_CALLS = 10
 """Of a fast provider in a round, while a slow one is called once."""
 MOST_ROUNDS = 100
+GRAPH_REPLAYS = 20
 
 
 @dataclass
@@ -105,14 +107,37 @@ def _flush(device: int) -> None:
 
 
 def _graph_seconds(provider: Provider) -> float | None:
-    """One replay of the whole call as a CUDA graph, with a warm cache; None: it cannot be one."""
-    from triton.testing import do_bench_cudagraph
-
+    """Median replay of the call as a CUDA graph, with a warm cache; None: it cannot be one."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     try:
-        return float(do_bench_cudagraph(provider, rep=50, return_mode="median")) / 1e3
+        with torch.cuda.stream(side):
+            provider()
+            # What waits for the device ends a capture, and leaves random numbers unusable.
+            torch.cuda.set_sync_debug_mode("error")
+            provider()
     except RuntimeError:
-        torch.cuda.synchronize()
         return None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            provider()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        warnings.warn(f"no CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+        return None
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(GRAPH_REPLAYS):
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
 
 
 @functools.cache
@@ -174,10 +199,15 @@ def count_launches(device: torch.device, call: Callable[[], object]) -> tuple[in
         with _Counter() as counter:
             call()
         return counter.launches, None
+    launches, waits = _launches_and_waits(device, call)
+    return launches, waits - _launches_and_waits(device, lambda: None)[1]
+
+
+def _launches_and_waits(device: torch.device, call: Callable[[], object]) -> tuple[int, int]:
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         call()
         torch.cuda.synchronize(device)
     names = [event.name for event in profiler.events()]
     launches = sum("Launch" in name and name.startswith("cu") for name in names)
     waits = sum(name in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for name in names)
-    return launches, waits - 1
+    return launches, waits

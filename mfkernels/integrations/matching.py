@@ -82,7 +82,7 @@ def dense_cost_of_any_masks(
 ) -> Tensor:
     """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
     check_mask_logits(mask_logits)
-    longest = max((len(label) for label in labels), default=0)
+    longest = max([0, *map(len, labels)])
     with without_autocast(mask_logits.device):
         probability = class_logits.to(result_dtype(class_logits, mask_logits)).softmax(-1)
         costs = []
@@ -215,8 +215,22 @@ def from_pairs(
     return assignment
 
 
+def _assert_one_to_one(name: str, index: Tensor, size: int) -> None:
+    if index.device.type == "cpu":  # on a GPU, a failed assertion would end its context
+        ordered = index.sort().values
+        repeated = (ordered[1:] == ordered[:-1]).any()
+        outside = ((ordered < 0) | (ordered >= size)).any()
+        message = (
+            f"the matcher must match one-to-one; it gave a {name} twice or out of 0..{size - 1}"
+        )
+        torch._assert_async(~(repeated | outside), message)
+
+
 def problem_of(indices: Sequence[Pair], counts: Sequence[int], queries: int) -> str | None:
-    """Why pairs match no `queries` with `counts` segments one-to-one, or None."""
+    """Why pairs match no `queries` with `counts` segments one-to-one, or None.
+
+    `torch.compile` cannot branch on values: there, wrong ones on a CPU end the call with an error.
+    """
     if len(indices) != len(counts):
         return f"it gave pairs of {len(indices)} images for {len(counts)}"
     for image, ((query, segment), count) in enumerate(zip(indices, counts, strict=True)):
@@ -226,6 +240,9 @@ def problem_of(indices: Sequence[Pair], counts: Sequence[int], queries: int) -> 
                 f"shape {list(segment.shape)}"
             )
         for name, index, size in (("query", query, queries), ("segment", segment, count)):
+            if torch.compiler.is_compiling():
+                _assert_one_to_one(name, index, size)
+                continue
             values = index.unique()
             if len(values) < len(index):
                 return f"for image {image} it gave a {name} more than once: {index.tolist()}"

@@ -73,7 +73,7 @@ def point_matching_cost(
     dtype = result_dtype(class_logits, mask_logits)
     with without_autocast(device):
         probability = class_logits.to(dtype).softmax(-1)
-        longest = max((len(label) for label in labels), default=0)
+        longest = max([0, *map(len, labels)])
         costs = []
         for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
             points = _uniform((1, num_points), device).to(dtype)

@@ -171,3 +171,16 @@ def test_binary_targets() -> None:
     assert targets.labels.tolist() == [4, 1, 2]
     masks[0][0, 0, 0] = 0.5
     assert binary_targets(masks, labels) is None
+
+
+@pytest.mark.parametrize("query", [[1, 1], [-1, 0], [0, 5]])
+def test_compiled_pairs_that_match_twice_or_nothing_are_refused(query: list[int]) -> None:
+    def inverse(query: Tensor, segment: Tensor) -> Tensor:
+        return from_pairs([(query, segment)], [3], 5, torch.device("cpu"))
+
+    torch.compiler.reset()
+    compiled = torch.compile(inverse, fullgraph=True, backend="eager")
+    segment = torch.tensor([2, 0])
+    assert compiled(torch.tensor([4, 1]), segment).tolist() == [[1, -1, 4]]
+    with pytest.raises(RuntimeError, match="one-to-one"):
+        compiled(torch.tensor(query), segment)
