@@ -28,7 +28,10 @@ class Part:
     def note(self) -> str:
         """What else to say about a part that is usable."""
         idle = self.name in ("cuda", "triton") and not torch.cuda.is_available()
-        return "idle: torch sees no GPU" if idle else ""
+        notes = ["idle: torch sees no GPU"] if idle else []
+        if self.name == "cuda":
+            notes += [f"for {', '.join(architectures)}"] if architectures else []
+        return "; ".join(notes)
 
 
 def _build_record(folder: Path) -> dict[str, str]:
@@ -90,6 +93,12 @@ def triton_problem(cpu: Part) -> str | None:
 
 
 FOLDER = Path(__file__).resolve().parent
+architectures: tuple[str, ...] = tuple(
+    f"sm_{name.removesuffix('-real')}" if name.endswith("-real") else f"sm_{name} and later"
+    for name in _build_record(FOLDER).get("cuda_architectures", "").split(";")
+    if name
+)
+"""GPUs that the CUDA library was built for."""
 parts = load_libraries(FOLDER)
 numpy_module, parts["numpy"] = load_numpy_module(FOLDER)
 parts["triton"] = Part("triton", FOLDER / "triton", triton_problem(parts["cpu"]))

@@ -36,17 +36,42 @@ __device__ __forceinline__ uint64_t key_of(double value) {
   return bits & 0x8000000000000000u ? ~bits : bits | 0x8000000000000000u;
 }
 
+// All lanes take part in each reduction: none stands behind a condition of the lane.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+template <class Integer>
+__device__ __forceinline__ Integer least_in_warp(Integer value) {
+  return __reduce_min_sync(kAll, value);
+}
+
+__device__ __forceinline__ unsigned union_in_warp(unsigned bits) {
+  return __reduce_or_sync(kAll, bits);
+}
+#else
+template <class Integer>
+__device__ __forceinline__ Integer least_in_warp(Integer value) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    const Integer other = __shfl_xor_sync(kAll, value, lanes);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
+__device__ __forceinline__ unsigned union_in_warp(unsigned bits) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) bits |= __shfl_xor_sync(kAll, bits, lanes);
+  return bits;
+}
+#endif
+
 // The lane with the least key; of those with the same key the one with the least rank.
 __device__ __forceinline__ int least_lane(uint64_t key, int32_t rank) {
   const uint32_t high = static_cast<uint32_t>(key >> 32);
-  const bool high_ties = high == __reduce_min_sync(kAll, high);
+  const bool high_ties = high == least_in_warp(high);
   unsigned lanes = __ballot_sync(kAll, high_ties);
   if ((lanes & (lanes - 1)) != 0) {
-    // All lanes take part in each reduction: none stands behind a condition of the lane.
     const uint32_t low = high_ties ? static_cast<uint32_t>(key) : ~0u;
-    const uint32_t least_low = __reduce_min_sync(kAll, low);
+    const uint32_t least_low = least_in_warp(low);
     const bool ties = high_ties && low == least_low;
-    const int32_t least_rank = __reduce_min_sync(kAll, ties ? rank : INT32_MAX);
+    const int32_t least_rank = least_in_warp(ties ? rank : INT32_MAX);
     lanes = __ballot_sync(kAll, ties && rank == least_rank);
   }
   return __ffs(static_cast<int>(lanes)) - 1;
@@ -91,7 +116,7 @@ struct Warp {
   __device__ TwoLeast two_least(const TwoLeast& mine) const { return two_least_in_warp(mine); }
   __device__ static void claim(int32_t* slot, int32_t row) { claim_slot(slot, row); }
   __device__ void write_union(int32_t* word, int32_t bits) const {
-    const unsigned all = __reduce_or_sync(kAll, static_cast<unsigned>(bits));
+    const unsigned all = union_in_warp(static_cast<unsigned>(bits));
     if (lane() == 0) *word = static_cast<int32_t>(all);
   }
 };
@@ -141,7 +166,7 @@ struct Block {
   __device__ static void claim(int32_t* slot, int32_t row) { claim_slot(slot, row); }
 
   __device__ void write_union(int32_t* word, int32_t bits) const {
-    const unsigned of_warp = __reduce_or_sync(kAll, static_cast<unsigned>(bits));
+    const unsigned of_warp = union_in_warp(static_cast<unsigned>(bits));
     if (leads()) slots->bits[warp()] = of_warp;
     __syncthreads();
     if (lane() != 0) return;

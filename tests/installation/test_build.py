@@ -189,3 +189,32 @@ class TestWithCompiler:
 def test_algorithms_include_no_torch_header() -> None:
     for path in (ROOT / "csrc" / "core").iterdir():
         assert not re.search(r"#include <(torch|ATen|c10)/", path.read_text()), path.name
+
+
+@pytest.mark.skipif(CMAKE is None, reason="needs cmake")
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("", "75-real;80-real;90"),
+        ("8.0;8.6+PTX", "80-real;86"),
+        ("7.5 9.0a", "75-real;90a-real"),
+        ("Ampere+PTX", "80-real;86"),
+        ("8.0 new", "TORCH_CUDA_ARCH_LIST: 'new' is no compute capability"),
+    ],
+)
+def test_architectures_are_those_that_builds_of_extensions_name(
+    asked: str, found: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.cmake"
+    script.write_text(
+        f"include({ROOT}/csrc/cuda/architectures.cmake)\n"
+        'cuda_architectures_of_torch(found "7.5 8.0 9.0+PTX")\nmessage("${found}")\n'
+    )
+    result = subprocess.run(
+        [str(CMAKE), "-P", str(script)],
+        env={**os.environ, "TORCH_CUDA_ARCH_LIST": asked},
+        capture_output=True,
+        text=True,
+    )
+    assert found in result.stderr
+    assert (result.returncode == 0) == ("TORCH" not in found)
