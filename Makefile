@@ -37,6 +37,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	PYTHONPATH=.:model $(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 
 format: $(STAMP)
 	$(BIN)/ruff format .

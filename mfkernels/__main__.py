@@ -15,7 +15,7 @@ def main() -> None:
         prog="python -m mfkernels",
         description="Print what native code is built, what serves each operation, and why not the "
         "others.",
-        epilog="MFKERNELS_BACKEND=reference, native or auto chooses who serves them.",
+        epilog="MFKERNELS_BACKEND=reference, native, auto or verify chooses who serves them.",
     )
     parser.add_argument("--version", action="version", version=f"mfkernels {mfkernels.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

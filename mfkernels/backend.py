@@ -1,9 +1,10 @@
 """Which backend serves a call, and why.
 
-Three can be asked for: ``reference`` (plain PyTorch), ``native`` (a compiled or Triton kernel, or
-an error) and ``auto`` (native where it can serve the call, otherwise reference with the reason
-logged once). What is asked for comes from `use_backend`, else from the environment variable
-``MFKERNELS_BACKEND``, else it is ``auto``.
+Four can be asked for: ``reference`` (plain PyTorch), ``native`` (a compiled or Triton kernel, or an
+error), ``auto`` (native where it can serve the call, otherwise reference with the reason logged
+once) and ``verify`` (as ``auto``, and each call once more by plain PyTorch, beside which its result
+is held: `mfkernels.verification`). What is asked for comes from `use_backend`, else from the
+environment variable ``MFKERNELS_BACKEND``, else it is ``auto``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from mfkernels import native
 from mfkernels.native import Part
 
-Backend = Literal["reference", "native", "auto"]
+Backend = Literal["reference", "native", "auto", "verify"]
 Choice = Literal["reference", "native", "pytorch"]
 """What `select` answers. ``pytorch``: PyTorch's own kernels stand for native ones, so that asking
 for those is no error."""
@@ -84,10 +85,10 @@ def use_backend(backend: Backend) -> Iterator[None]:
     """Ask for a backend inside a ``with`` block (of this thread or task).
 
     Args:
-        backend: ``"reference"``, ``"native"`` or ``"auto"``. Under ``"native"`` a call that no
-            native kernel can serve raises `BackendError`, a `RuntimeError`, with the reason. None
-            can inside of `torch.func`'s transformations and of forward-mode differentiation; a
-            second derivative is plain PyTorch's whatever is asked for.
+        backend: ``"reference"``, ``"native"``, ``"auto"`` or ``"verify"``. Under ``"native"`` a
+            call that no native kernel can serve raises `BackendError`, a `RuntimeError`, with the
+            reason. None can inside of `torch.func`'s transformations and of forward-mode
+            differentiation; a second derivative is plain PyTorch's whatever is asked for.
     """
     global _latest
     token = _asked_for.set(_checked("backend", backend))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mfkernels.backend import BackendError, failures, requested
+from mfkernels.backend import BackendError, failures, is_transformed, requested
+from mfkernels.verification import verified
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -43,6 +44,8 @@ def served_by_pytorch_where_kernels_fail(
         def served(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
+            if requested() == "verify" and not is_transformed():
+                return verified(operation, lambda: served(*args, **kwargs))
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:

@@ -10,7 +10,7 @@ Mode = Literal["semantic", "panoptic", "instance"]
 Format = Literal["native", "hf", "official"]
 """Of a checkpoint: our own, that of `transformers`, the authors'."""
 
-Backend = Literal["reference", "native", "auto"]
+Backend = Literal["reference", "native", "auto", "verify"]
 """`mfkernels.backend.Backend`, without the import of PyTorch."""
 
 PreparedSet = Literal["ade20k_full", "ade20k_panoptic"]

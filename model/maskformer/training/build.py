@@ -52,6 +52,7 @@ UNCHANGED_LEARNING = (
     "train.patience",
     "train.trackers",
     "train.log_folder",
+    "train.verify_kernels",
     "eval.",
     "data.root",
 )

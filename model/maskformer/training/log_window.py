@@ -26,6 +26,7 @@ class LogWindow:
         self.passes = 0
         self.sums: dict[str, Tensor] = {}
         self.norms: list[Tensor] = []
+        self.kernel_errors: dict[str, float] = {}
 
     def add_losses(self, losses: dict[str, Tensor], total: Tensor, images: int) -> None:
         self.images += images

@@ -27,6 +27,7 @@ from maskformer.system.signals import Interrupted
 from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
+from maskformer.training.kernel_errors import kernel_errors
 from maskformer.training.log_window import LogWindow
 from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
@@ -202,8 +203,10 @@ class Trainer:
         for batch in batches:
             batch = batch.to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(parts.model):
-                losses = parts.criterion(self._predict(batch), batch.targets, **options)
+                predictions = self._predict(batch)
+                losses = parts.criterion(predictions, batch.targets, **options)
                 loss = parts.criterion.total(losses)
+                self._verify_kernels(predictions, batch, options, window)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(
@@ -213,6 +216,15 @@ class Trainer:
                     window.add_norm(norm)
             window.add_losses(losses, loss, len(batch.names))
         window.steps += 1
+
+    def _verify_kernels(
+        self, predictions: Any, batch: Batch, options: dict[str, Tensor], window: LogWindow
+    ) -> None:
+        every, criterion = self.parts.train.verify_kernels, self.parts.criterion
+        if every is None or self.step % every > 0:
+            return
+        if isinstance(criterion, mfkernels.MaskFormerCriterion):
+            window.kernel_errors = kernel_errors(criterion, predictions, batch.targets, **options)
 
     def _predict(self, batch: Batch) -> Any:
         model = self.parts.model
@@ -250,6 +262,7 @@ class Trainer:
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
             values["bad_costs"] = self.parts.criterion.bad_costs.item()
+        values |= window.kernel_errors
         self.parts.reporter.log(self.step, values, window)
         if window.steps > 1 and window.all_norms_bad():
             raise TrainingDivergedError(

@@ -20,6 +20,7 @@ from helpers.recipes import TINY, tiny_recipe, write_recipe
 from helpers.training import build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mfkernels
 from maskformer import MaskFormer
 from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
@@ -31,6 +32,7 @@ from maskformer.errors import (
 )
 from maskformer.training.checkpoints.contents import resolve_checkpoint
 from maskformer.training.checkpoints.writing import mark_best
+from maskformer.training.kernel_errors import kernel_errors
 from maskformer.training.log_window import LogWindow
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
@@ -84,6 +86,35 @@ def test_both_backends_learn_the_same(tmp_path: Path) -> None:
     for name in ("loss", "loss_ce", "loss_mask", "loss_dice", "loss_mask_0"):
         assert native[name][:3] == pytest.approx(reference[name][:3], rel=1e-4)
         assert native[name] == pytest.approx(reference[name], rel=0.02)
+
+
+def test_kernels_are_verified_on_the_way_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (reason := why_not_native("mask_loss", "cpu")) is not None:
+        pytest.skip(reason)
+    changes = {"steps": 4, "log_every": 1, "evaluate_every": 100}
+    plain = build_trainer(tiny_recipe(**changes), tmp_path / "plain", cpu=True)
+    plain.fit()
+    changes["verify_kernels"] = 2
+    run = tmp_path / "verified"
+    trainer = build_trainer(tiny_recipe(**changes), run, cpu=True)
+    trainer.fit()
+    assert scalars(run, "train/loss") == scalars(tmp_path / "plain", "train/loss")
+    for name in ("loss", "gradient"):
+        errors = scalars(run, f"train/kernel_{name}_error")
+        assert list(errors) == [1, 3], "of the first and the third step"
+        assert max(errors.values()) < 1e-4
+    criterion, operator = trainer.parts.criterion, torch.ops.mfkernels.mask_loss
+    assert isinstance(criterion, mfkernels.MaskFormerCriterion)
+    monkeypatch.setattr(
+        torch.ops.mfkernels, "mask_loss", lambda *given: [1.01 * x for x in operator(*given)]
+    )
+    batch = next(iter(trainer.parts.data.loader(0)))
+    counted = criterion.bad_costs.clone()
+    found = kernel_errors(criterion, trainer.bare_model(batch.pixel_values), batch.targets)
+    assert found["kernel_loss_error"] > 1e-3
+    assert torch.equal(criterion.bad_costs, counted)
 
 
 def test_a_run_leaves_figures_pictures_and_a_checkpoint_to_use(finished_run: Path) -> None:

@@ -116,6 +116,10 @@ class TrainConfig(Section):
     trackers: Annotated[tuple[Tracker, ...], OneOrMore] = ("tensorboard",)
     """Who records figures, such as `[tensorboard, wandb]`; all but TensorBoard need their package.
     """
+    verify_kernels: PositiveInt | None = None
+    """Every so many steps, criterion and gradients are computed by plain PyTorch, too; how far they
+    are apart is recorded with the next log line (`kernel_loss_error`, `kernel_gradient_error`).
+    """
     log_folder: Path | None = None
     """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
 
