@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from mfkernels.backend import OPERATIONS, BackendError, failures, use_backend
-from mfkernels.selfcheck.inputs import SMALL, ade20k
+from mfkernels.selfcheck.inputs import ALIGNED, SMALL, ade20k
 from mfkernels.selfcheck.problems import Problem, problems
 
 USUAL = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {"assignment": (torch.float32, torch.float64)}
+OF_OTHER_SIZES = ("assignment", "class_loss", "focal_dice", "point_loss", "sample_points")
+"""Operations without features, which `ALIGNED` need not repeat."""
 ROUNDINGS = 8
 """Of the largest value, by which a kernel may be off where plain PyTorch is exact."""
 DIFFERING = 1e-3
@@ -57,12 +59,17 @@ def check(
     """
     on_gpu = device.type == "cuda"
     large = ade20k(images=16, layers=6) if on_gpu else ade20k(images=1, layers=1)
-    for sizes in (SMALL,) if quick else (SMALL, large):
+    for sizes in (SMALL, ALIGNED) if quick else (SMALL, ALIGNED, large):
         for problem in problems(device, sizes):
-            if operation in (None, problem.operation):
-                dtypes = DTYPES.get(problem.operation, USUAL)
-                for dtype in dtypes if on_gpu or sizes is SMALL else dtypes[:1]:
-                    yield _check(problem, device, dtype, timed=sizes is not SMALL)
+            if operation not in (None, problem.operation):
+                continue
+            if sizes is ALIGNED:
+                if problem.operation in OF_OTHER_SIZES:
+                    continue
+                problem = replace(problem, form=f"{problem.form}, aligned")
+            dtypes = DTYPES.get(problem.operation, USUAL)
+            for dtype in dtypes if on_gpu or sizes is not large else dtypes[:1]:
+                yield _check(problem, device, dtype, timed=sizes is large)
 
 
 def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed: bool) -> Row:

@@ -31,6 +31,8 @@ class Sizes:
 
 
 SMALL = Sizes()
+ALIGNED = Sizes(channels=32, low=(8, 16), size=(32, 64))
+"""Sizes that 16 bytes divide, as those of models do: kernels read such tensors in other ways."""
 
 
 def ade20k(images: int, layers: int) -> Sizes:
