@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
@@ -142,6 +143,7 @@ def test_matching_of_masks_of_any_values(
 
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
 def test_compiles_into_one_graph(criterion: nn.Module) -> None:
+    PartialState()  # which transformers makes in the graph, where other tests reset it
     patch(criterion)
     *logits, masks, labels = matching_arguments(0.0)
     torch.compiler.reset()
