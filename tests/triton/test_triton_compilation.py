@@ -113,11 +113,25 @@ def test_matching_cost(
         check(launch, architecture, tensor_cores=False)
 
 
-@pytest.mark.parametrize("architecture", [75, 86])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_matching_cost_fits_into_small_shared_memory(dtype: torch.dtype, architecture: int) -> None:
-    *_, sums, _ = launches_of_matching_cost(dtype, 256, 12, False, 2.0, architecture)
-    assert compile_launch(sums, architecture).shared <= SHARED_MEMORY[architecture]
+@pytest.mark.parametrize("architecture", [75, 86, 120])
+@pytest.mark.parametrize(
+    ("dtype", "count", "label_map"),
+    [
+        (torch.float32, 12, False),
+        (torch.float16, 12, True),
+        (torch.float16, 24, True),
+        (torch.float16, 60, False),
+    ],
+)
+def test_matching_cost_on_gpus_with_small_shared_memory(
+    dtype: torch.dtype, count: int, label_map: bool, architecture: int
+) -> None:
+    launches = launches_of_matching_cost(dtype, 256, count, label_map, 2.0, architecture)
+    for launch in launches:
+        compiled = compile_launch(launch, architecture)
+        assert compiled.shared <= SHARED_MEMORY[architecture]
+        # Some more with other versions of Triton: slower, and as right.
+        assert compiled.spilled <= SPILLED_ELSEWHERE or not is_pinned(), launch.name
 
 
 @OF_THE_PINNED

@@ -283,13 +283,15 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
     if sizes.channels <= 256 and (on_hopper or parts == 0):
         # Two programs that share a multiprocessor hide more than a third buffer does.
         stages = (3, 2) if on_hopper and parts > 0 else (2,)
-        for rows, some in itertools.product((block.rows, 64), stages):
-            resident = block._replace(rows=rows, stages=some)
+        for rows, pixels, some in itertools.product((block.rows, 64), (block.pixels, 16), stages):
+            resident = block._replace(rows=rows, pixels=pixels, stages=some)
             buffers = some if on_hopper else some + 1
             if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
                 # Two programs at a time need at most 128 registers.
                 two = on_hopper and factored and parts == 0 and segments <= 32
                 return Plan(resident, registers=128 if two else 255)
+    if gpu.capability < (8, 0):
+        return Plan(block._replace(pixels=16, channels=16), 255)
     return Plan(block._replace(pixels=min(block.pixels, 1024 // segments), channels=32), 255)
 
 

@@ -24,7 +24,14 @@ from triton.compiler import ASTSource
 from mfkernels.triton import launcher
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED_MEMORY = {
+    75: 64 << 10,
+    80: 163 << 10,
+    86: 99 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+    120: 99 << 10,
+}
 """Bytes that one program may have, by architecture (CUDA programming guide)."""
 
 SPILLED_ELSEWHERE = 64
