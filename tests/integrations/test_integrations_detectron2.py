@@ -386,7 +386,7 @@ def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.Monkey
     }.items():
         monkeypatch.setattr(torch.distributed, name, value)
     losses = maskformer()(golden.official_outputs(), golden.targets())
-    # 5 here, 20 in all: 5 a process, as alone.
+    # 5 here, 20 in all: 5 per process, as alone.
     assert float(losses["loss_mask"]) == pytest.approx(golden.LOSSES["loss_mask"], abs=2e-6)
     empty = maskformer()(golden.official_outputs(), golden.targets(empty=(1,)))
     whole = golden.LOSSES_WITHOUT_IMAGE_1["loss_mask"] * 2 / (17 / 4)

@@ -1,4 +1,4 @@
-// One image on one thread. The build compiles this file once for points_per_image instruction set, with
+// One image on one thread. The build compiles this file once for each instruction set, with
 // MFK_KERNEL as the name of its one public object.
 #include "cpu/sample_points/kernel.h"
 

@@ -1,4 +1,4 @@
-// The part of sampling that is compiled once for points_per_image instruction set.
+// The part of sampling that is compiled once for each instruction set.
 #pragma once
 
 #include "cpu/common/instruction_set.h"

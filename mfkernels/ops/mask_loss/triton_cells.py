@@ -194,7 +194,7 @@ def members_kernel(
 
 
 @triton.jit
-def pixel(z, sign, focal, slopes, VARIANT: tl.constexpr):
+def pixel(z, sign, focal, map_weights, VARIANT: tl.constexpr):
     """Σ terms of a pixel, and those of the maps.
 
     `z`: −log₂ e times the logit, times `sign`, −1 in the segment and 1 elsewhere.
@@ -210,7 +210,9 @@ def pixel(z, sign, focal, slopes, VARIANT: tl.constexpr):
     of_focal = sign * (scale * (gamma * LN_2 * (hit * entropy) + miss))
     of_dice = miss - miss * miss
     if VARIANT.maps == 1:
-        of_focal = slopes[0] * of_focal + (slopes[2] + slopes[1] * (1.0 - sign)) * of_dice
+        of_focal = (
+            map_weights[0] * of_focal + (map_weights[2] + map_weights[1] * (1.0 - sign)) * of_dice
+        )
     return sums, (of_focal, sign * of_dice, of_dice)
 
 
@@ -259,7 +261,7 @@ def plus_line(cell, weight, line):
 
 
 @triton.jit
-def cell_of_four(corners, word, edges, focal, slopes, VARIANT: tl.constexpr):
+def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr):
     """The sums of the 4 x 4 target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
     over_y, weights_x = edges
@@ -277,7 +279,7 @@ def cell_of_four(corners, word, edges, focal, slopes, VARIANT: tl.constexpr):
         for phase_x in tl.static_range(4):
             sign = tl.where(((word >> (4 * phase_y)) & (1 << phase_x)) != 0, -1.0, 1.0)
             z = sign * (line_left + weights_x[phase_x] * line_step)
-            of_sums, of_maps = pixel(z, sign, focal, slopes, VARIANT)
+            of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
             sums = plus(sums, of_sums)
             line = plus_pixel(line, weights_x[phase_x], of_maps)
         maps = plus_line(maps, weight_y, line)
@@ -285,7 +287,7 @@ def cell_of_four(corners, word, edges, focal, slopes, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def cell_of_any(corners, cell_y, place, resize, focal, slopes, VARIANT: tl.constexpr):
+def cell_of_any(corners, cell_y, place, resize, focal, map_weights, VARIANT: tl.constexpr):
     """The sums of the target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
     line_ptr, cell_x, first_x, segment = place
@@ -306,7 +308,7 @@ def cell_of_any(corners, cell_y, place, resize, focal, slopes, VARIANT: tl.const
             same = stored == segment if VARIANT.label_map else stored != 0
             sign = tl.where(same, -1.0, 1.0)
             z = tl.where(exists, sign * (line_left + weight_x * line_step), NOWHERE)
-            of_sums, of_maps = pixel(z, sign, focal, slopes, VARIANT)
+            of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
             sums = plus(sums, of_sums)
             members += tl.where(same, 1.0, 0.0)
             line = plus_pixel(line, weight_x, of_maps)

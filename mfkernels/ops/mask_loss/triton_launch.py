@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.mask_loss.operator import Inputs, maps_shape
-from mfkernels.ops.mask_loss.triton_pixels import Slopes
+from mfkernels.ops.mask_loss.triton_pixels import GradLosses
 from mfkernels.ops.mask_loss.triton_pixels_launch import Pixels
 from mfkernels.ops.mask_loss.triton_products import (
     launch_grad_embed,
@@ -151,13 +151,13 @@ def mask_loss_backward(
         return grad_embed, grad_features
     if problem.rows == 0:
         return grad_embed.zero_(), grad_features.zero_()
-    slopes = Slopes(SegmentValues.of(grad_focal), SegmentValues.of(grad_dice), sums)
+    grad_losses = GradLosses(SegmentValues.of(grad_focal), SegmentValues.of(grad_dice), sums)
     split_embed = embed_needed and problem.features is not None
     partial = sums.new_empty(
         (splits_of(problem), *given.assignment.shape, problem.channels) if split_embed else (0,)
     )
     for sizes, group in problem.groups():
-        grad_logits = _grad_logits(problem, sizes, slopes, maps, group)
+        grad_logits = _grad_logits(problem, sizes, grad_losses, maps, group)
         if problem.features is None:
             launch_scatter(problem, sizes, grad_logits, grad_embed, group)
         elif embed_needed:
@@ -170,13 +170,13 @@ def mask_loss_backward(
 
 
 def _grad_logits(
-    problem: _Problem, sizes: Sizes, slopes: Slopes, maps: Tensor, group: int
+    problem: _Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
 ) -> Tensor:
     """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
     grad_logits = problem.workspace(group)
     if maps.numel() > 0:
-        problem.at_pixels.launch_combination(maps, slopes, grad_logits, sizes, group)
+        problem.at_pixels.launch_combination(maps, grad_losses, grad_logits, sizes, group)
     else:
         logits = launch_logits(problem, sizes, group)
-        problem.at_pixels.launch(logits, sizes, group, maps=grad_logits, slopes=slopes)
+        problem.at_pixels.launch(logits, sizes, group, maps=grad_logits, grad_losses=grad_losses)
     return grad_logits

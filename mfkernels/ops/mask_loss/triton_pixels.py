@@ -25,7 +25,7 @@ from mfkernels.triton.math import from_lane_before, if_also, row_offset, segment
 MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
 
-class Slopes(NamedTuple):
+class GradLosses(NamedTuple):
     """Gradients `[L, B, T]` of the losses and `sums [L, B, T, 3]`."""
 
     focal: SegmentValues
@@ -41,13 +41,13 @@ def value_of_segment(values, layer, image, segment, exists):
 
 
 @triton.jit
-def coefficients(slopes, layer, image, segment, index, matched, target_pixels):
+def coefficients(grad_losses, layer, image, segment, index, matched, target_pixels):
     """Of the maps of the focal loss, of members and of all pixels in the gradient of logits."""
-    of_focal = value_of_segment(slopes.focal, layer, image, segment, matched) / target_pixels
-    of_dice = value_of_segment(slopes.dice, layer, image, segment, matched)
-    both = tl.load(slopes.sums_ptr + index * 3, mask=matched, other=0.0)
-    union = tl.load(slopes.sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
-    union += tl.load(slopes.sums_ptr + index * 3 + 2, mask=matched, other=0.0)
+    of_focal = value_of_segment(grad_losses.focal, layer, image, segment, matched) / target_pixels
+    of_dice = value_of_segment(grad_losses.dice, layer, image, segment, matched)
+    both = tl.load(grad_losses.sums_ptr + index * 3, mask=matched, other=0.0)
+    union = tl.load(grad_losses.sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
+    union += tl.load(grad_losses.sums_ptr + index * 3 + 2, mask=matched, other=0.0)
     # `members` is twice the sum over them.
     return of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union)
 
@@ -111,7 +111,7 @@ def begins_of_rows(logits, segments_ptr, place, image, first, sizes, resize, VAR
 
 
 @triton.jit
-def walk(rows, columns, maps, lines, resize, focal, slope, VARIANT: tl.constexpr):
+def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.constexpr):
     """The sums over the target pixels of a column of cells, of which `maps` is written.
 
     A mask pixel takes part in four cells: the share of the cell to its left comes from the lane
@@ -137,11 +137,11 @@ def walk(rows, columns, maps, lines, resize, focal, slope, VARIANT: tl.constexpr
             over_y = (cell_y < 0) | (cell_y == height - 1)
             word = tl.load(segments_ptr + (cell_y + 1) * (width + 1) + (cell_x + 1))
             edges = (over_y, weights_x)
-            more, of_maps = cell_of_four(corners, word, edges, focal, slope, VARIANT)
+            more, of_maps = cell_of_four(corners, word, edges, focal, map_weights, VARIANT)
             part = tl.where(over_y, 0.5, 1.0)
         else:
             place = (segments_ptr, cell_x, first_x, segment)
-            more, of_maps = cell_of_any(corners, cell_y, place, resize, focal, slope, VARIANT)
+            more, of_maps = cell_of_any(corners, cell_y, place, resize, focal, map_weights, VARIANT)
             part = 1.0
         x00, x01 = x10, x11
         if VARIANT.sums:
@@ -160,7 +160,7 @@ def pixels_kernel(
     segments_ptr,
     matching,
     partial_ptr,
-    slopes,
+    grad_losses,
     maps_ptr,
     sizes,
     resize,
@@ -171,7 +171,7 @@ def pixels_kernel(
     """Sums over target pixels `[L, B, T, chunks, 4, w+1]`, and maps.
 
     `segments_ptr`: `members` where targets are four times as large as masks. `maps_ptr`: the three
-    `[3, L, B, T, h·w]`, or with `slopes` the gradient `[L, group, T, h·w]` of the logits.
+    `[3, L, B, T, h·w]`, or with `grad_losses` the gradient `[L, group, T, h·w]` of the logits.
 
     A program walks down rows of a run of (row, column) pairs.
     """
@@ -196,20 +196,22 @@ def pixels_kernel(
         )
         size = tl.full([], resize.y.size, tl.int64) * width
         plane = size * sizes.layers * sizes.images * sizes.max_count
-        maps, slope = None, None
+        maps, map_weights = None, None
         if VARIANT.maps == 3:
             maps = (maps_ptr + index * size, plane)
         elif VARIANT.maps == 1:
             maps = (maps_ptr + offset, plane)
             target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
-            slope = coefficients(slopes, layer, image, segment, index, query >= 0, target_pixels)
+            map_weights = coefficients(
+                grad_losses, layer, image, segment, index, query >= 0, target_pixels
+            )
         lines = tl.cdiv(resize.y.size + 1 - OVERLAP, tl.num_programs(1))
         begin = tl.program_id(1) * lines
         end = tl.minimum(begin + lines - 1 + OVERLAP, resize.y.size)
         rows = (logits_ptr, logits.pixel, members_ptr, segment)
         columns = (cell_x, counted & (cell_x >= 0))
         sums, share = walk(
-            rows, columns, maps, (begin, end, OVERLAP), resize, focal, slope, VARIANT
+            rows, columns, maps, (begin, end, OVERLAP), resize, focal, map_weights, VARIANT
         )
         if VARIANT.sums:
             chunk = index * tl.num_programs(1) + tl.program_id(1)
@@ -267,7 +269,14 @@ def totals_kernel(
 
 @triton.jit
 def combine_kernel(
-    maps_ptr, matching, slopes, grad_logits_ptr, sizes, target_pixels, pixels, BLOCK: tl.constexpr
+    maps_ptr,
+    matching,
+    grad_losses,
+    grad_logits_ptr,
+    sizes,
+    target_pixels,
+    pixels,
+    BLOCK: tl.constexpr,
 ):
     """`grad_logits [L, group, T, h·w]` of matched segments from their three maps."""
     image = sizes.first_image + tl.program_id(2)
@@ -275,7 +284,7 @@ def combine_kernel(
     layer, segment, index, query = matched_rows(tl.program_id(1), count, image, matching, sizes)
     if query >= 0:
         of_focal, of_members, of_all = coefficients(
-            slopes, layer, image, segment, index, True, target_pixels
+            grad_losses, layer, image, segment, index, True, target_pixels
         )
         plane = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count * pixels
         p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

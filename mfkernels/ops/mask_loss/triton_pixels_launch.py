@@ -11,7 +11,7 @@ from torch import Tensor
 from mfkernels.ops.mask_loss.operator import Inputs
 from mfkernels.ops.mask_loss.triton_cells import Axis, Block, Resize, Variant, members_kernel
 from mfkernels.ops.mask_loss.triton_pixels import (
-    Slopes,
+    GradLosses,
     combine_kernel,
     pixels_kernel,
     totals_kernel,
@@ -23,7 +23,7 @@ from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import stored_segments
 
 CELLS_OF_A_PROGRAM = 128
-"""Of a row: one a thread, so that a lane can ask the lane before."""
+"""Of a row: one per thread, so that a lane can ask the lane before."""
 MASK_ROWS_OF_A_PROGRAM = 64
 CELLS_OF_MEMBERS = 256
 PIXELS_OF_A_COMBINATION = 2048
@@ -124,12 +124,12 @@ class Pixels:
         *,
         partial: Tensor | None = None,
         maps: Tensor | None = None,
-        slopes: Slopes | None = None,
+        grad_losses: GradLosses | None = None,
     ) -> None:
-        """Fill a group's part of `partial`, and of `maps`: with `slopes`, the gradient alone."""
+        """Fill a group's part of `partial`, and of `maps`: the gradient alone, with `grad_losses`."""
         warps = CELLS_OF_A_PROGRAM // 32
         cells = CELLS_OF_A_PROGRAM - (0 if maps is None else warps)
-        asked = 0 if maps is None else 3 if slopes is None else 1
+        asked = 0 if maps is None else 3 if grad_losses is None else 1
         launcher.launch(
             pixels_kernel,
             (
@@ -141,7 +141,7 @@ class Pixels:
             segments_ptr=self.segments_of_cells,
             matching=self.matching,
             partial_ptr=partial,
-            slopes=slopes,
+            grad_losses=grad_losses,
             maps_ptr=maps,
             sizes=sizes,
             resize=self.resize,
@@ -173,7 +173,7 @@ class Pixels:
         )
 
     def launch_combination(
-        self, maps: Tensor, slopes: Slopes, grad_logits: Tensor, sizes: Sizes, images: int
+        self, maps: Tensor, grad_losses: GradLosses, grad_logits: Tensor, sizes: Sizes, images: int
     ) -> None:
         """Fill the gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
         launcher.launch(
@@ -181,7 +181,7 @@ class Pixels:
             (cdiv(self.pixels, PIXELS_OF_A_COMBINATION), self.rows, images),
             maps_ptr=maps,
             matching=self.matching,
-            slopes=slopes,
+            grad_losses=grad_losses,
             grad_logits_ptr=grad_logits,
             sizes=sizes,
             target_pixels=float(self.target_pixels),
