@@ -13,17 +13,21 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from harness.memory import PAGES
-from harness.plugin import Comparisons
+from harness.plugin import Comparisons, operation_of
 from harness.report import describe_machine, summarize
 
 KEY = pytest.StashKey[Comparisons]()
 QUICK_PROVIDERS = ("native", "reference", "original")
+NOT_QUICK = "training_step"
+"""A step of a whole model takes longer than the first cases of all operations together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mfkernels benchmarks")
     group.addoption(
-        "--quick", action="store_true", help="the first case of each operation, without peers"
+        "--quick",
+        action="store_true",
+        help="the first case of each operation, without peers and whole steps",
     )
     group.addoption("--seconds", type=float, default=3.0, help="time of a case (default: 3)")
     group.addoption("--threads", type=int, default=2, help="threads on the CPU (default: 2)")
@@ -48,7 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--quick"):
-        kept = [item for item in items if _is_quick(item)]
+        timed = not config.getoption("--benchmark-disable")
+        kept = [
+            item
+            for item in items
+            if _is_quick(item) and not (timed and operation_of(item) == NOT_QUICK)
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
