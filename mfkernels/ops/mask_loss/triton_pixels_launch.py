@@ -126,7 +126,7 @@ class Pixels:
         maps: Tensor | None = None,
         grad_losses: GradLosses | None = None,
     ) -> None:
-        """Fill a group's part of `partial`, and of `maps`: the gradient alone, with `grad_losses`."""
+        """Fill a group's part of `partial`, and of `maps`: with `grad_losses`, the gradient."""
         warps = CELLS_OF_A_PROGRAM // 32
         cells = CELLS_OF_A_PROGRAM - (0 if maps is None else warps)
         asked = 0 if maps is None else 3 if grad_losses is None else 1
