@@ -141,7 +141,12 @@ class TestWithCompiler:
                 Path(archive.extract(name, sources)) for name in names if name.endswith(".so")
             ]
             reasons = json.loads(archive.read("mfkernels/native_build.json"))
-        assert reasons == {"cpu": "", "cuda": "switched off when it was built", "numpy": ""}
+        assert reasons == {
+            "cpu": "",
+            "cuda": "switched off when it was built",
+            "numpy": "",
+            "cuda_architectures": "",
+        }
         assert "mfkernels/_torch_cpu.so" in names
         assert [name for name in names if re.match(r"mfkernels/_numpy\..*\.so$", name)]
         assert "mfkernels/py.typed" in names
