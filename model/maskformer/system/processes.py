@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from maskformer.errors import TrainingStoppedError
@@ -92,13 +93,25 @@ def _let_others_end(backend: str, count: int) -> None:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if agent or _rank() > 0 or backend != "gloo":
         return
-    import torch.distributed as dist
-
     store = _store()
-    dist.destroy_process_group()  # whoever waits for this process notices
+    _close_connections(but_to=int(os.environ["MASTER_PORT"]))
     deadline = time.monotonic() + STORE_SECONDS
     while time.monotonic() < deadline and store.add(_TOLD, 0) < count:
         time.sleep(0.05)
+
+
+def _close_connections(but_to: int) -> None:
+    """Close what gloo has open, so that whoever waits for this process notices.
+
+    It does that itself only when the process ends, also where its groups are destroyed or aborted.
+    """
+    import psutil
+
+    for connection in psutil.Process().net_connections("tcp"):
+        established = connection.status == psutil.CONN_ESTABLISHED and connection.fd >= 0
+        if established and but_to not in (connection.laddr.port, connection.raddr.port):
+            with socket.socket(fileno=os.dup(connection.fd)) as own, suppress(OSError):
+                own.shutdown(socket.SHUT_RDWR)
 
 
 def _was_told() -> bool:
