@@ -55,7 +55,7 @@ bench: $(STAMP)
 
 # What lost against the committed run, by ratios to the plain path.
 bench-compare: bench
-	$(BIN)/python benchmarks/compare.py build/bench.json
+	$(BIN)/python benchmarks/figures/compare.py build/bench.json
 
 # The paper's claims on CamVid, resumable: docs/results/ablation.md. EXPERIMENTS=--all takes every
 # variant, EXPERIMENTS='--data FOLDER' another place than datasets/camvid.

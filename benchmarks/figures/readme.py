@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.results import Case, committed_runs, read_cases
+from runs import Case, committed_runs, read_cases
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 GROWTH = "growth"
 

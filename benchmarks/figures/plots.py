@@ -1,6 +1,6 @@
 """Draws the committed runs: how many times faster than the plain path, and how far from the floor.
 
-`python benchmarks/plots.py` writes SVG files into docs/benchmarks; needs matplotlib.
+`python benchmarks/figures/plots.py` writes SVG files into docs/benchmarks; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
-from harness.results import Case, committed_runs, read_cases
+from runs import Case, committed_runs, read_cases
 
 mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 COLORS = {"native": "#0b6e4f", "plain": "#b0b7bf", "other": "#e08e45"}
 
 

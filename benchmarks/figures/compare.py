@@ -1,4 +1,6 @@
-"""Sets a new run beside the committed one: `python benchmarks/compare.py NEW.json [OLD.json]`.
+"""Sets a new run beside the committed one.
+
+python benchmarks/figures/compare.py NEW.json [OLD.json]
 
 Only ratios to the plain path are compared, which both runs measured in turns: another machine, or
 another hour, has other times. Exits with 1 where a case lost more than a tenth of its ratio.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness.results import RESULTS, read_cases
+from runs import RESULTS, read_cases
 
 LOSS = 0.1
 
