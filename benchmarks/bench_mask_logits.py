@@ -26,11 +26,13 @@ def reference(inputs: Inputs) -> Tensor:
 
 
 def provider(logits: Callable[[Inputs], Tensor], inputs: Inputs) -> Provider:
+    embed, features = inputs.mask_embed, inputs.pixel_features
+    given = torch.ones(
+        *embed.shape[:3], *features.shape[2:], dtype=embed.dtype, device=embed.device
+    )
     return Provider(
         lambda: logits(inputs),
-        lambda values: torch.autograd.grad(
-            values, [inputs.mask_embed, inputs.pixel_features], torch.ones_like(values)
-        ),
+        lambda values: torch.autograd.grad(values, [embed, features], given),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,10 +71,6 @@ def _explain(
     own = times[name]
     total = sorted(own.total)
     floor = floor_seconds(comparison.floor, device)
-    keeps_pages = device.type == "cpu" and "GLIBC_TUNABLES" in os.environ
-    # Counting on a CPU looks at operators one by one, which ends compilation.
-    countable = device.type == "cuda" or name != COMPILE
-    launches, waits = count_launches(device, provider) if countable else (None, None)
     return {
         "p20_ms": 1e3 * total[len(total) // 5],
         "p50_ms": 1e3 * own.median,
@@ -89,8 +85,42 @@ def _explain(
         "tflop_per_s": comparison.floor.flops / own.median / 1e12,
         "floor_ms": 1e3 * floor,
         "times_floor": own.median / floor if floor > 0 else None,
-        "peak_mb": None if keeps_pages else peak_bytes(device, provider) / 1e6,
-        "saved_mb": _saved(comparison, provider.forward) if provider.backward else None,
+        **_observed(comparison, provider, device, compiled=name == COMPILE),
+    }
+
+
+def _observed(
+    comparison: Comparison, provider: Provider, device: torch.device, compiled: bool
+) -> dict[str, Any]:
+    """What one more call takes and keeps; launches are counted in the same call on a CPU."""
+    given = [x for x in comparison.given if isinstance(x, Tensor)]
+    peak: int = 0
+    saved: int | None = None
+
+    def forward() -> Any:
+        nonlocal saved
+        result, saved = saved_bytes(given, provider.forward)
+        return result
+
+    watched = replace(provider, forward=forward) if provider.backward else provider
+
+    def call() -> None:
+        nonlocal peak
+        peak = peak_bytes(device, watched)
+
+    launches: int | None = None
+    waits: int | None = None
+    if device.type == "cuda":
+        call()
+        launches, waits = count_launches(device, provider)
+    elif compiled:  # counting looks at operators one by one, which ends compilation
+        call()
+    else:
+        launches, waits = count_launches(device, call)
+    keeps_pages = device.type == "cpu" and "GLIBC_TUNABLES" in os.environ
+    return {
+        "peak_mb": None if keeps_pages else peak / 1e6,
+        "saved_mb": None if saved is None else saved / 1e6,
         "launches": launches,
         "host_waits": waits,
     }
@@ -103,7 +133,3 @@ def _ratio(times: dict[str, Times], other: str | None, own: Times) -> float | No
 def _best_peer(times: dict[str, Times]) -> str | None:
     peers = [name for name in times if name not in (NATIVE, REFERENCE, COMPILE)]
     return min(peers, key=lambda name: times[name].median, default=None)
-
-
-def _saved(comparison: Comparison, forward: Callable[[], Any]) -> float:
-    return saved_bytes([x for x in comparison.given if isinstance(x, Tensor)], forward) / 1e6

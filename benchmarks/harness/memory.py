@@ -19,8 +19,8 @@ PAGES = {
 """A heap that keeps its pages, so that plain PyTorch does not pay for page faults."""
 
 
-def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> int:
-    """What a forward pass keeps for the backward pass, without the inputs themselves."""
+def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> tuple[Any, int]:
+    """The result of a forward pass, and what it keeps for the backward pass besides the inputs."""
     known = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}
 
@@ -32,9 +32,7 @@ def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()
-        total = sum(kept.values())
-    del result
-    return total
+    return result, sum(kept.values())
 
 
 def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:

@@ -35,6 +35,10 @@ class Times:
     graph: float | None = None
     """Median of a replayed CUDA graph; None where there is none."""
 
+    def add(self, forward: float, backward: float) -> None:
+        self.forward.append(forward)
+        self.backward.append(backward)
+
     @property
     def total(self) -> list[float]:
         return [a + b for a, b in zip(self.forward, self.backward, strict=True)]
@@ -47,25 +51,24 @@ class Times:
 def interleaved(
     providers: Mapping[str, Provider], device: torch.device, seconds: float
 ) -> dict[str, Times]:
-    """Calls all providers in turns for about `seconds`, after one call of each as a warm-up."""
+    """Calls all providers, which were called before, in turns for about `seconds`."""
     clock = _cuda_call if device.type == "cuda" else _cpu_call
     times = {name: Times() for name in providers}
-    slowest = {name: sum(clock(provider)) for name, provider in providers.items()}
-    longest = max(slowest.values())
-    calls = {
-        name: max(1, min(MOST_CALLS, math.floor(0.25 * longest / max(own, 1e-9))))
-        for name, own in slowest.items()
-    }
-    least = LEAST_ROUNDS if longest < SLOW else LEAST_ROUNDS - 1
+    calls = dict.fromkeys(providers, 1)
     end = time.perf_counter() + seconds
-    rounds = 0
+    rounds, least = 0, LEAST_ROUNDS
     while rounds < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
-        rounds += 1
         for name, provider in providers.items():
             for _ in range(calls[name]):
-                forward, backward = clock(provider)
-                times[name].forward.append(forward)
-                times[name].backward.append(backward)
+                times[name].add(*clock(provider))
+        if rounds == 0:
+            longest = max(own.median for own in times.values())
+            least = LEAST_ROUNDS if longest < SLOW else LEAST_ROUNDS - 1
+            calls = {
+                name: max(1, min(MOST_CALLS, math.floor(0.25 * longest / max(own.median, 1e-9))))
+                for name, own in times.items()
+            }
+        rounds += 1
     if device.type == "cuda":
         for name, provider in providers.items():
             times[name].graph = _graph_seconds(provider)
@@ -156,6 +159,8 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
         "convolution": Provider(lambda: torch.nn.functional.conv2d(image, weight)),
         "copy": Provider(lambda: copy.copy_(source)),
     }
+    for call in calls.values():
+        call.forward()
     best = {name: min(times.forward) for name, times in interleaved(calls, device, 1.0).items()}
     flops = max(2 * 2048**3 / best["matmul"], 2 * 512**2 * 64**2 / best["convolution"])
     return flops, 2 * 4 * source.numel() / best["copy"]

@@ -1,6 +1,11 @@
 // Working memory that starts on a cache line.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -20,6 +25,21 @@ using Block = std::unique_ptr<void, BlockDelete>;
 
 inline Block allocate(int64_t bytes) {
   return Block(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{kAlignment}));
+}
+
+// Asks for large pages where new memory is large, as NumPy does: a kernel that writes it whole may
+// otherwise wait longer for pages of 4 KiB than it computes.
+inline void prefer_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kLargePage = int64_t{1} << 21;
+  if (bytes < 2 * kLargePage) return;
+  const auto address = reinterpret_cast<int64_t>(memory);
+  const int64_t begin = round_up(address, kLargePage);
+  const int64_t end = (address + bytes) / kLargePage * kLargePage;
+  madvise(reinterpret_cast<void*>(begin), static_cast<std::size_t>(end - begin), MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
 }
 
 // Memory handed out array by array, each aligned. From null it only counts.

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/common/memory.h"
 #include "cpu/common/predictions.h"
 #include "tensors/checks.h"
 
@@ -30,6 +31,15 @@ inline ScalarType type_of(bool is_double) {
 
 inline void check_on_cpu(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), name, " must be a tensor on the CPU");
+}
+
+// A result that a kernel writes whole, of the type of `like` where no other is given.
+inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         std::optional<ScalarType> type = std::nullopt) {
+  Tensor result = torch::stable::new_empty(like, sizes, type);
+  const auto bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  if (bytes > 0) prefer_large_pages(result.mutable_data_ptr(), bytes);
+  return result;
 }
 
 // What holds for every argument.

@@ -91,7 +91,7 @@ Tensor run_backward(FocalDiceProblem loss, const Tensor& grad_focal, const Tenso
                     const Tensor& sums, const Tensor& logits) {
   const mfk::cpu::LossGradients given(grad_focal, grad_dice, sums, type_of(loss), {loss.masks});
   given.fill(loss);
-  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor grad_logits = mfk::cpu::new_result(logits, logits.sizes());
   loss.grad_logits = grad_logits.mutable_data_ptr();
   if (grad_logits.numel() > 0) mfk::cpu::focal_dice_backward(loss, mfk::cpu::threads());
   return grad_logits;
@@ -144,7 +144,7 @@ Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& targets, double al
   const Pair pair = elements_of(logits, targets, alpha, gamma);
   FocalLossProblem loss{};
   loss.pair = pair.loss;
-  Tensor losses = torch::stable::new_empty(pair.logits, logits.sizes());
+  Tensor losses = mfk::cpu::new_result(pair.logits, logits.sizes());
   loss.losses = losses.mutable_data_ptr();
   mfk::cpu::sigmoid_focal_loss(loss, mfk::cpu::threads());
   return losses;
@@ -158,7 +158,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_losses, const Tensor& logi
   const Tensor factors = torch::stable::contiguous(grad_losses);
   FocalLossProblem loss{};
   loss.pair = pair.loss;
-  Tensor grad_logits = torch::stable::new_empty(pair.logits, logits.sizes());
+  Tensor grad_logits = mfk::cpu::new_result(pair.logits, logits.sizes());
   loss.pair.grad_logits = grad_logits.mutable_data_ptr();
   loss.grad_losses = factors.const_data_ptr();
   mfk::cpu::sigmoid_focal_loss_backward(loss, mfk::cpu::threads());

@@ -15,8 +15,8 @@ Tensor mask_logits(const Tensor& embed, const Tensor& features) {
   problem.element = problem.predictions.embed_element;
   const mfk::cpu::MaskPredictions& predictions = problem.predictions;
   Tensor logits =
-      torch::stable::new_empty(embed, {predictions.layers, predictions.images, predictions.queries,
-                                       predictions.height, predictions.width});
+      mfk::cpu::new_result(embed, {predictions.layers, predictions.images, predictions.queries,
+                                   predictions.height, predictions.width});
   problem.logits = logits.mutable_data_ptr();
   if (logits.numel() > 0) {
     mfk::cpu::mask_logits(problem, mfk::cpu::threads());

@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Te
                                : torch::stable::new_empty(like, {0})};
   }
   Tensor grad_features =
-      wanted ? torch::stable::new_empty(like, like.sizes()) : torch::stable::new_empty(like, {0});
+      wanted ? mfk::cpu::new_result(like, like.sizes()) : torch::stable::new_empty(like, {0});
   // Without channels there is nothing to write.
   problem.grad_embed = grad_embed.numel() > 0 ? grad_embed.mutable_data_ptr() : nullptr;
   problem.grad_features = grad_features.numel() > 0 ? grad_features.mutable_data_ptr() : nullptr;

@@ -35,7 +35,7 @@ Tensor sample_points(const Tensor& images, const Tensor& points) {
   const Tensor x = mfk::cpu::contiguous("images", images);
   const Tensor at = mfk::cpu::contiguous("points", points);
   SamplePointsProblem problem = problem_of(x, at);
-  Tensor values = torch::stable::new_empty(at, {problem.count, problem.points_per_image});
+  Tensor values = mfk::cpu::new_result(at, {problem.count, problem.points_per_image});
   problem.values = values.mutable_data_ptr();
   mfk::cpu::sample_points(problem, mfk::cpu::threads());
   return values;
@@ -50,7 +50,7 @@ Tensor sample_points_backward(const Tensor& grad_values, const Tensor& images,
   const Tensor grad = mfk::cpu::saved("grad_values", grad_values, at.scalar_type(),
                                       {problem.count, problem.points_per_image});
   problem.values = const_cast<void*>(grad.const_data_ptr());
-  Tensor grad_images = torch::stable::new_empty(images, images.sizes());
+  Tensor grad_images = mfk::cpu::new_result(images, images.sizes());
   problem.grad_images = grad_images.mutable_data_ptr();
   mfk::cpu::sample_points_backward(problem, mfk::cpu::threads());
   return grad_images;

@@ -129,9 +129,9 @@ std::tuple<Tensor, Tensor> semantic_segmentation(
     of_view = in_type("probability", of_view, problem.is_double);
     problem.probability.push_back(of_view.const_data_ptr());
   }
-  Tensor labels = torch::stable::new_empty(probability[0], {height, width}, ScalarType::Long);
+  Tensor labels = mfk::cpu::new_result(probability[0], {height, width}, ScalarType::Long);
   Tensor scores = return_scores
-                      ? torch::stable::new_empty(probability[0], {problem.classes, height, width})
+                      ? mfk::cpu::new_result(probability[0], {problem.classes, height, width})
                       : torch::stable::new_empty(probability[0], {0});
   problem.labels = labels.mutable_data_ptr<int64_t>();
   problem.scores = return_scores ? scores.mutable_data_ptr() : nullptr;
@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor> panoptic_owners(const Tensor& scores, const Tensor& e
   mfk::check_shape("scores", scores, {embed.size(0)});
   const Tensor query_scores = in_type("scores", scores, problem.is_double);
   problem.scores = query_scores.const_data_ptr();
-  Tensor owners = torch::stable::new_empty(scores, {height, width}, ScalarType::Int);
+  Tensor owners = mfk::cpu::new_result(scores, {height, width}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(scores, {scores.size(0), 3}, ScalarType::Long);
   problem.owners = owners.mutable_data_ptr<int32_t>();
   problem.counts = counts.mutable_data_ptr<int64_t>();
