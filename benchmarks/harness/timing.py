@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LEAST_ROUNDS = 3
-SLOW = 5.0
+SLOW = 2.0
 """Seconds of a call beyond which two rounds are enough."""
 MOST_CALLS = 10
 """Of a fast provider in a round, while a slow one is called once."""
