@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="the first case of each operation, without peers and whole steps",
     )
-    group.addoption("--seconds", type=float, default=3.0, help="time of a case (default: 3)")
+    group.addoption("--seconds", type=float, default=2.0, help="time of a case (default: 2)")
     group.addoption("--threads", type=int, default=2, help="threads on the CPU (default: 2)")
     group.addoption(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"

@@ -6,10 +6,12 @@ import ctypes
 import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -35,21 +37,21 @@ def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> tuple[An
     return result, sum(kept.values())
 
 
-def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
-    """The most memory in use during a call, above that before it."""
+def peak_bytes(device: torch.device, call: Callable[[], Result]) -> tuple[Result, int]:
+    """The result of a call, and the most memory in use during it, above that before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
+        result = call()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return result, torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
-    call()
-    return _status("VmHWM") - before
+    result = call()
+    return result, _status("VmHWM") - before
 
 
 def _status(name: str) -> int:

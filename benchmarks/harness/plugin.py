@@ -95,7 +95,9 @@ def comparison_test(
         benchmark.group = f"{operation}: {case}"
         try:
             if benchmark.disabled:
-                benchmark(_check_once, make(case, comparisons.device, True), provider)
+                benchmark(
+                    _check_once, make(case, comparisons.device, True), provider, comparisons.device
+                )
                 return
             outcome = comparisons.outcome((operation, case), provider, make)
         except ModuleNotFoundError as error:
@@ -112,9 +114,9 @@ def comparison_test(
     return test
 
 
-def _check_once(comparison: Comparison, provider: str) -> None:
+def _check_once(comparison: Comparison, provider: str, device: torch.device) -> None:
     """Where nothing is timed (`--benchmark-disable`): a small case must be right."""
-    outcomes, _ = checked(comparison, [provider])
+    outcomes, _ = checked(comparison, [provider], device)
     if provider in outcomes:
         if outcomes[provider].missing:
             pytest.skip(outcomes[provider].missing)

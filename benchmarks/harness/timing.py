@@ -18,8 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LEAST_ROUNDS = 3
+PATIENCE = 20.0
+"""Seconds of a case after which there may be fewer rounds."""
 SLOW = 2.0
-"""Seconds of a call beyond which two rounds are enough."""
+"""Seconds of a call that is not repeated only to count what it takes."""
 MOST_CALLS = 10
 """Of a fast provider in a round, while a slow one is called once."""
 MOST_ROUNDS = 100
@@ -55,15 +57,20 @@ def interleaved(
     clock = _cuda_call if device.type == "cuda" else _cpu_call
     times = {name: Times() for name in providers}
     calls = dict.fromkeys(providers, 1)
-    end = time.perf_counter() + seconds
-    rounds, least = 0, LEAST_ROUNDS
-    while rounds < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+    start = time.perf_counter()
+    rounds = 0
+
+    def enough() -> bool:
+        spent = time.perf_counter() - start
+        least = LEAST_ROUNDS if spent < PATIENCE else 1
+        return rounds >= least and (spent >= seconds or rounds >= MOST_ROUNDS)
+
+    while not enough():
         for name, provider in providers.items():
             for _ in range(calls[name]):
                 times[name].add(*clock(provider))
         if rounds == 0:
             longest = max(own.median for own in times.values())
-            least = LEAST_ROUNDS if longest < SLOW else LEAST_ROUNDS - 1
             calls = {
                 name: max(1, min(MOST_CALLS, math.floor(0.25 * longest / max(own.median, 1e-9))))
                 for name, own in times.items()
