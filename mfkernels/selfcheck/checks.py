@@ -133,10 +133,10 @@ def _error(values: Tensor, truth: Tensor) -> float:
 
 
 def _wrong(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> Iterator[str]:
-    for index, (some, same, exact) in enumerate(zip(ours, plain, truth, strict=True)):
-        error = _error(some, exact)
-        if some.is_floating_point():
-            allowed = 2 * _error(same, exact) + ROUNDINGS * torch.finfo(some.dtype).eps
+    for index, (result, same, exact) in enumerate(zip(ours, plain, truth, strict=True)):
+        error = _error(result, exact)
+        if result.is_floating_point():
+            allowed = 2 * _error(same, exact) + ROUNDINGS * torch.finfo(result.dtype).eps
         else:
             allowed = DIFFERING
         if not error <= allowed:  # also where it is not a number

@@ -78,11 +78,11 @@ def _assignment(generator: torch.Generator, device: torch.device) -> Iterator[Pr
         chosen = cost.double().gather(-1, columns.clamp(min=0)[..., None])[..., 0]
         return [chosen.where(columns >= 0, 0).sum(-1)]
 
-    wide = torch.rand(4, 20, 100, generator=generator)
+    costs = torch.rand(4, 20, 100, generator=generator)
     ties = torch.randint(0, 4, (3, 30, 30), generator=generator).float()
-    yield Problem("assignment", "20 x 100", cost_of_matches, [wide])
-    yield Problem("assignment", "ragged", lambda x: cost_of_matches(x, counts), [wide])
-    yield Problem("assignment", "100 x 20", cost_of_matches, [wide.mT.contiguous()])
+    yield Problem("assignment", "20 x 100", cost_of_matches, [costs])
+    yield Problem("assignment", "ragged", lambda x: cost_of_matches(x, counts), [costs])
+    yield Problem("assignment", "100 x 20", cost_of_matches, [costs.mT.contiguous()])
     yield Problem("assignment", "ties", cost_of_matches, [ties])
 
 
@@ -140,8 +140,8 @@ def _losses_of_logits(
 
 def _focal_dice(targets: Tensor) -> Function:
     def function(logits: Tensor) -> list[Tensor]:
-        each = sigmoid_focal_loss(logits, targets.to(logits.dtype))
-        return [*focal_dice_loss(logits, targets), each]
+        focal_losses = sigmoid_focal_loss(logits, targets.to(logits.dtype))
+        return [*focal_dice_loss(logits, targets), focal_losses]
 
     return function
 

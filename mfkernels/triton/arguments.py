@@ -21,28 +21,28 @@ class Predictions(NamedTuple):
     """
 
     ptr: Tensor
-    layer: int = 1
-    image: int = 1
-    query: int = 1
-    channel: int = 1
-    pixel: int = 1
+    layer_stride: int = 1
+    image_stride: int = 1
+    query_stride: int = 1
+    channel_stride: int = 1
+    pixel_stride: int = 1
 
     @classmethod
     def of(cls, tensor: Tensor, *, dense: bool) -> Predictions:
         """Of embeddings, or of dense logits with flat pixels; the leading axes may be missing."""
         layer, image, query = (1, 1, *tensor.stride()[: -2 if dense else -1])[-3:]
         if dense:
-            return cls(tensor, layer, image, query, pixel=pixel_stride(tensor))
-        return cls(tensor, layer, image, query, channel=tensor.stride(-1))
+            return cls(tensor, layer, image, query, pixel_stride=pixel_stride(tensor))
+        return cls(tensor, layer, image, query, channel_stride=tensor.stride(-1))
 
 
 class Features(NamedTuple):
     """Pixel features `[B, C, h, w]`, and their strides."""
 
     ptr: Tensor
-    image: int = 1
-    channel: int = 1
-    pixel: int = 1
+    image_stride: int = 1
+    channel_stride: int = 1
+    pixel_stride: int = 1
 
     @classmethod
     def of(cls, tensor: Tensor) -> Features:
@@ -68,9 +68,9 @@ class SegmentValues(NamedTuple):
     """What segments have, `[L, B, T]`, and its strides."""
 
     ptr: Tensor
-    layer: int
-    image: int
-    segment: int
+    layer_stride: int
+    image_stride: int
+    segment_stride: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> SegmentValues:

@@ -155,8 +155,11 @@ def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
 @triton.jit
 def row_offset(layer, image, query, predictions):
     """Elements to a query's embedding in `[L, B, Q, C]`, or to its logits in `[L, B, Q, h, w]`."""
-    offset = layer.to(tl.int64) * predictions.layer + image.to(tl.int64) * predictions.image
-    return offset + query.to(tl.int64) * predictions.query
+    offset = (
+        layer.to(tl.int64) * predictions.layer_stride
+        + image.to(tl.int64) * predictions.image_stride
+    )
+    return offset + query.to(tl.int64) * predictions.query_stride
 
 
 @triton.jit

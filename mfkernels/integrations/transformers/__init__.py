@@ -111,7 +111,9 @@ def _patch_classes(features: frozenset[str]) -> Patched:
     replacements = list(patching.chosen(features))
     for family in dict.fromkeys(family for family, _ in replacements):
         patching.check_family(family, features)
-    bindings = {binding.name: binding for _, each in replacements for binding in [each.bind()]}
+    bindings = {
+        binding.name: binding for _, replacement in replacements for binding in [replacement.bind()]
+    }
     for binding in bindings.values():
         binding.patch_class()
     missed = []
@@ -120,9 +122,11 @@ def _patch_classes(features: frozenset[str]) -> Patched:
         if reason := binding.why_not_reached(module):
             missed.append(f"{binding.name} (in a {type(module).__name__}: {reason})")
     missed += [
-        f"{name} (others have replaced it)" for name, each in bindings.items() if each.is_of_others
+        f"{name} (others have replaced it)"
+        for name, binding in bindings.items()
+        if binding.is_of_others
     ]
-    reached = [name for name, each in bindings.items() if not each.is_of_others]
+    reached = [name for name, binding in bindings.items() if not binding.is_of_others]
     return _said("every model", reached, missed)
 
 
@@ -161,8 +165,8 @@ def unpatch(
         return
     bindings = [
         binding
-        for _, each in patching.chosen(features)
-        for binding in each.bound()
+        for _, replacement in patching.chosen(features)
+        for binding in replacement.bound()
         if binding.everywhere
     ]
     for binding in bindings:

@@ -217,7 +217,11 @@ def _refusal(family: Family, reason: str) -> RefusedError:
 
 
 def _compare_losses(family: Family) -> None:
-    replacements = [each for each in family.replacements if each.feature != "post_processing"]
+    replacements = [
+        replacement
+        for replacement in family.replacements
+        if replacement.feature != "post_processing"
+    ]
     criterion = family.make_criterion(
         importlib.import_module(f"transformers.models.{replacements[0].module}")
     )

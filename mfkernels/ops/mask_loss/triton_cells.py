@@ -13,7 +13,7 @@ twice and count half. So no pixel needs a mask.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -70,6 +70,64 @@ class Block(NamedTuple):
 
     cells: int
     images: int
+
+
+class Maps(NamedTuple):
+    """Of each map, what a pixel adds to it, or its sums over target pixels."""
+
+    focal: Any
+    signed: Any
+    """Of the dice loss, negative at pixels of the segment."""
+    dice: Any
+
+
+class LineSums(NamedTuple):
+    """A line's sum, and that with the weights of the right mask pixels."""
+
+    total: Any
+    right: Any
+
+
+class CellSums(NamedTuple):
+    """Of each map, the sums of a cell's lines, and those with the weights of the lower pixels."""
+
+    lines: Maps
+    lower: Maps
+
+
+class MapWeights(NamedTuple):
+    """Of the maps in the gradient of the logits; `members`: of twice the sum over them."""
+
+    focal: Any
+    members: Any
+    dice: Any
+
+
+class Sums(NamedTuple):
+    """What pixels add to the losses; `miss`: 1 less the probability of the pixel's own label."""
+
+    focal: Any
+    miss: Any
+    signed: Any
+    """The misses, negative at pixels of the segment."""
+
+
+class Totals(NamedTuple):
+    """`Sums`, and how many pixels are of the segment."""
+
+    focal: Any
+    miss: Any
+    signed: Any
+    members: Any
+
+
+class Targets(NamedTuple):
+    """Where a column of cells begins in the targets, and the segment that is looked for."""
+
+    segments_ptr: Any
+    cell_x: Any
+    first_x: Any
+    segment: Any
 
 
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -199,65 +257,91 @@ def pixel(z, sign, focal, map_weights, VARIANT: tl.constexpr):
 
     `z`: −log₂ e times the logit, times `sign`, −1 in the segment and 1 elsewhere.
     """
-    positive, negative, gamma = focal
+    positive, negative, gamma = focal.positive_weight, focal.negative_weight, focal.gamma
     miss = reciprocal(1.0 + exp2(z))
     hit = 1.0 - miss
     log1p = minus_log2_of_rest(tl.minimum(miss, hit))
     entropy = tl.maximum(-z, 0.0) + log1p
     scale = miss * miss if VARIANT.square else exp2(-gamma * (tl.maximum(z, 0.0) + log1p))
     scale *= 0.5 * (negative + positive) + sign * (0.5 * (negative - positive))
-    sums = (scale * entropy, miss, sign * miss)
+    sums = Sums(scale * entropy, miss, sign * miss)
     of_focal = sign * (scale * (gamma * LN_2 * (hit * entropy) + miss))
     of_dice = miss - miss * miss
     if VARIANT.maps == 1:
         of_focal = (
-            map_weights[0] * of_focal + (map_weights[2] + map_weights[1] * (1.0 - sign)) * of_dice
+            map_weights.focal * of_focal
+            + (map_weights.dice + map_weights.members * (1.0 - sign)) * of_dice
         )
-    return sums, (of_focal, sign * of_dice, of_dice)
+    return sums, Maps(of_focal, sign * of_dice, of_dice)
 
 
 @triton.jit
 def plus(a, b):
-    """The sums of two tuples of three."""
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+    """The sums of both."""
+    return Sums(a.focal + b.focal, a.miss + b.miss, a.signed + b.signed)
 
 
 @triton.jit
 def plus_part(a, part, b):
-    """The sums of one tuple of four and a part of another."""
-    return a[0] + part * b[0], a[1] + part * b[1], a[2] + part * b[2], a[3] + part * b[3]
+    """The totals of one and of a part of the other."""
+    return Totals(
+        a.focal + part * b.focal,
+        a.miss + part * b.miss,
+        a.signed + part * b.signed,
+        a.members + part * b.members,
+    )
+
+
+@triton.jit
+def plus_value(line, weight, value):
+    return LineSums(line.total + value, line.right + weight * value)
 
 
 @triton.jit
 def plus_pixel(line, weight, values):
-    """For each map, the sum of a line of target pixels, and that with the weights of the right."""
-    return (
-        line[0] + values[0],
-        line[1] + weight * values[0],
-        line[2] + values[1],
-        line[3] + weight * values[1],
-        line[4] + values[2],
-        line[5] + weight * values[2],
+    """Of each map, the sums of a line with those of one more pixel; `weight`: its right one."""
+    return Maps(
+        plus_value(line.focal, weight, values.focal),
+        plus_value(line.signed, weight, values.signed),
+        plus_value(line.dice, weight, values.dice),
     )
 
 
 @triton.jit
+def plus_sums(a, b):
+    return LineSums(a.total + b.total, a.right + b.right)
+
+
+@triton.jit
+def plus_weighted(a, weight, b):
+    return LineSums(a.total + weight * b.total, a.right + weight * b.right)
+
+
+@triton.jit
 def plus_line(cell, weight, line):
-    """The sums of lines, and those with the weights of the lower mask pixels."""
-    return (
-        cell[0] + line[0],
-        cell[1] + line[1],
-        cell[2] + line[2],
-        cell[3] + line[3],
-        cell[4] + line[4],
-        cell[5] + line[5],
-        cell[6] + weight * line[0],
-        cell[7] + weight * line[1],
-        cell[8] + weight * line[2],
-        cell[9] + weight * line[3],
-        cell[10] + weight * line[4],
-        cell[11] + weight * line[5],
+    """The sums of a cell with those of one more line; `weight`: of its lower mask pixels."""
+    lines = Maps(
+        plus_sums(cell.lines.focal, line.focal),
+        plus_sums(cell.lines.signed, line.signed),
+        plus_sums(cell.lines.dice, line.dice),
     )
+    lower = Maps(
+        plus_weighted(cell.lower.focal, weight, line.focal),
+        plus_weighted(cell.lower.signed, weight, line.signed),
+        plus_weighted(cell.lower.dice, weight, line.dice),
+    )
+    return CellSums(lines, lower)
+
+
+@triton.jit
+def no_line(zero):
+    sums = LineSums(zero, zero)
+    return Maps(sums, sums, sums)
+
+
+@triton.jit
+def no_lines(zero):
+    return CellSums(no_line(zero), no_line(zero))
 
 
 @triton.jit
@@ -269,13 +353,13 @@ def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr
     zero = tl.full(x00.shape, -0.0, tl.float32)
     x_down, x_step = x10 - x00, x01 - x00
     x_step_down = (x11 - x10) - x_step
-    sums = (zero, zero, zero)
-    maps = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sums = Sums(zero, zero, zero)
+    maps = no_lines(zero)
     for phase_y in range(4):  # unrolled, it would take too many registers
         weight_y = tl.where(over_y, 0.5, 0.125 + 0.25 * phase_y)
         line_left = x00 + weight_y * x_down
         line_step = x_step + weight_y * x_step_down
-        line = (zero, zero, zero, zero, zero, zero)
+        line = no_line(zero)
         for phase_x in tl.static_range(4):
             sign = tl.where(((word >> (4 * phase_y)) & (1 << phase_x)) != 0, -1.0, 1.0)
             z = sign * (line_left + weights_x[phase_x] * line_step)
@@ -283,29 +367,29 @@ def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr
             sums = plus(sums, of_sums)
             line = plus_pixel(line, weights_x[phase_x], of_maps)
         maps = plus_line(maps, weight_y, line)
-    return (sums[0], sums[1], sums[2], (word >> 16).to(tl.float32)), maps
+    return Totals(sums.focal, sums.miss, sums.signed, (word >> 16).to(tl.float32)), maps
 
 
 @triton.jit
-def cell_of_any(corners, cell_y, place, resize, focal, map_weights, VARIANT: tl.constexpr):
+def cell_of_any(corners, cell_y, targets, resize, focal, map_weights, VARIANT: tl.constexpr):
     """The sums of the target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
-    line_ptr, cell_x, first_x, segment = place
+    cell_x, first_x = targets.cell_x, targets.first_x
     first_y = first_target_pixel(cell_y, resize.y)
     zero = tl.zeros(x00.shape, tl.float32)
-    sums, members = (zero, zero, zero), zero
-    maps = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sums, members = Sums(zero, zero, zero), zero
+    maps = no_lines(zero)
     for phase_y in range(resize.y.phases):
         y, weight_y, exists_y = target_pixel(cell_y, first_y, phase_y, resize.y, VARIANT.whole)
         line_left = x00 + weight_y * (x10 - x00)
         line_step = x01 + weight_y * (x11 - x01) - line_left
-        pixel_ptr = line_ptr + y.to(tl.int64) * resize.x.target_size
-        line = (zero, zero, zero, zero, zero, zero)
+        line_ptr = targets.segments_ptr + y.to(tl.int64) * resize.x.target_size
+        line = no_line(zero)
         for phase_x in range(resize.x.phases):
             x, weight_x, exists = target_pixel(cell_x, first_x, phase_x, resize.x, VARIANT.whole)
             exists = if_also(exists, exists_y)
-            stored = tl.load(pixel_ptr + x, mask=exists, other=-1 if VARIANT.label_map else 0)
-            same = stored == segment if VARIANT.label_map else stored != 0
+            stored = tl.load(line_ptr + x, mask=exists, other=-1 if VARIANT.label_map else 0)
+            same = stored == targets.segment if VARIANT.label_map else stored != 0
             sign = tl.where(same, -1.0, 1.0)
             z = tl.where(exists, sign * (line_left + weight_x * line_step), NOWHERE)
             of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
@@ -313,4 +397,4 @@ def cell_of_any(corners, cell_y, place, resize, focal, map_weights, VARIANT: tl.
             members += tl.where(same, 1.0, 0.0)
             line = plus_pixel(line, weight_x, of_maps)
         maps = plus_line(maps, weight_y, line)
-    return (sums[0], sums[1], sums[2], members), maps
+    return Totals(sums.focal, sums.miss, sums.signed, members), maps

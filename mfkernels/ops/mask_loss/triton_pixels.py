@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -12,6 +12,10 @@ from torch import Tensor
 
 from mfkernels.ops.mask_loss.triton_cells import (
     LN_2,
+    Maps,
+    MapWeights,
+    Targets,
+    Totals,
     cell_of_any,
     cell_of_four,
     first_target_pixel,
@@ -33,10 +37,46 @@ class GradLosses(NamedTuple):
     sums_ptr: Tensor
 
 
+class Rows(NamedTuple):
+    """Where rows of logits and what says which pixels are of a segment begin, and the segment."""
+
+    logits_ptr: Any
+    pixel_stride: Any
+    segments_ptr: Any
+    segment: Any
+
+
+class Columns(NamedTuple):
+    """Cells of a line, and whether the mask pixels at their left have maps."""
+
+    cell_x: Any
+    written: Any
+
+
+class Lines(NamedTuple):
+    """Of cells, from the one before `begin`, which with `overlap` another program sums up too."""
+
+    begin: Any
+    end: Any
+    overlap: Any
+
+
+class MapsOfRows(NamedTuple):
+    """Where the first map of rows begins, and the step to the next map."""
+
+    ptr: Any
+    map_stride: Any
+
+
 @triton.jit
 def value_of_segment(values, layer, image, segment, exists):
     """Of `values [L, B, T]`; 0 where there is none."""
-    value_ptr = values.ptr + layer * values.layer + image * values.image + segment * values.segment
+    value_ptr = (
+        values.ptr
+        + layer * values.layer_stride
+        + image * values.image_stride
+        + segment * values.segment_stride
+    )
     return tl.load(value_ptr, mask=exists, other=0.0)
 
 
@@ -49,17 +89,15 @@ def coefficients(grad_losses, layer, image, segment, index, matched, target_pixe
     union = tl.load(grad_losses.sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
     union += tl.load(grad_losses.sums_ptr + index * 3 + 2, mask=matched, other=0.0)
     # `members` is twice the sum over them.
-    return of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union)
+    return MapWeights(of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union))
 
 
 @triton.jit
-def handed_down(above, maps, FIRST: tl.constexpr):
+def handed_down(above, sums, lower):
     """What mask pixels get from this cell row and the one before, and the share of those below."""
-    total, right = maps[FIRST], maps[FIRST + 1]
-    lower, lower_right = maps[FIRST + 6], maps[FIRST + 7]
-    upper, upper_right = total - lower, right - lower_right
+    upper, upper_right = sums.total - lower.total, sums.right - lower.right
     here = above + (upper - upper_right) + from_lane_before(upper_right)
-    return here, (lower - lower_right) + from_lane_before(lower_right)
+    return here, (lower.total - lower.right) + from_lane_before(lower.right)
 
 
 @triton.jit
@@ -68,16 +106,16 @@ def store_maps(maps, position, mask, above, cell, VARIANT: tl.constexpr):
 
     Of members, the map is twice the sum over them: exactly 0 where there is none.
     """
-    first_ptr, plane = maps
-    of_focal, above0 = handed_down(above[0], cell, 0)
-    tl.store(first_ptr + position, of_focal, mask=mask)
-    above1, above2 = above[1], above[2]
+    lines, lower = cell.lines, cell.lower
+    focal, focal_below = handed_down(above.focal, lines.focal, lower.focal)
+    tl.store(maps.ptr + position, focal, mask=mask)
+    signed_below, dice_below = above.signed, above.dice
     if VARIANT.maps == 3:
-        signed, above1 = handed_down(above1, cell, 2)
-        of_all, above2 = handed_down(above2, cell, 4)
-        tl.store(first_ptr + plane + position, of_all - signed, mask=mask)
-        tl.store(first_ptr + 2 * plane + position, of_all, mask=mask)
-    return above0, above1, above2
+        signed, signed_below = handed_down(above.signed, lines.signed, lower.signed)
+        dice, dice_below = handed_down(above.dice, lines.dice, lower.dice)
+        tl.store(maps.ptr + maps.map_stride + position, dice - signed, mask=mask)
+        tl.store(maps.ptr + 2 * maps.map_stride + position, dice, mask=mask)
+    return Maps(focal_below, signed_below, dice_below)
 
 
 @triton.jit
@@ -90,12 +128,14 @@ def logits_of_line(row_ptr, line, left, right, width, pixel_stride):
 
 
 @triton.jit
-def begins_of_rows(logits, segments_ptr, place, image, first, sizes, resize, VARIANT: tl.constexpr):
+def begins_of_rows(
+    logits, segments_ptr, matches, image, first, sizes, resize, VARIANT: tl.constexpr
+):
     """Where rows begin in the logits, in what says which pixels are of a segment, in a workspace.
 
     Somewhere in them for a row without a query.
     """
-    layer, segment, _, query = place
+    layer, segment, _, query = matches
     offset = workspace_index(layer, segment, sizes)
     offset *= tl.full([], resize.y.size, tl.int64) * resize.x.size
     logits_offset = offset if VARIANT.factored else row_offset(layer, image, query, logits)
@@ -117,39 +157,40 @@ def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.con
     A mask pixel takes part in four cells: the share of the cell to its left comes from the lane
     before, that of the cells above from the step before.
     """
-    logits_ptr, pixel_stride, segments_ptr, segment = rows
-    cell_x, written = columns
-    begin, end, overlap = lines
+    logits_ptr, pixel_stride = rows.logits_ptr, rows.pixel_stride
+    cell_x, begin = columns.cell_x, lines.begin
     height, width = resize.y.size, resize.x.size
     left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
     over_x = (cell_x < 0) | (cell_x == width - 1)
     weights_x = weights_of_lines(over_x)
     first_x = first_target_pixel(cell_x, resize.x)
     zero = tl.zeros(cell_x.shape, tl.float32)
-    sums, above = (zero, zero, zero, zero), (zero, zero, zero)
+    sums, above = Totals(zero, zero, zero, zero), Maps(zero, zero, zero)
     top = tl.maximum(begin - 1, 0)
     x00, x01 = logits_of_line(logits_ptr, top, left, right, width, pixel_stride)
-    for cell_y in range(begin - 1, end):
+    for cell_y in range(begin - 1, lines.end):
         bottom = tl.minimum(cell_y + 1, height - 1)
         x10, x11 = logits_of_line(logits_ptr, bottom, left, right, width, pixel_stride)
         corners = (x00, x01, x10, x11)
         if VARIANT.four:
             over_y = (cell_y < 0) | (cell_y == height - 1)
-            word = tl.load(segments_ptr + (cell_y + 1) * (width + 1) + (cell_x + 1))
+            word = tl.load(rows.segments_ptr + (cell_y + 1) * (width + 1) + (cell_x + 1))
             edges = (over_y, weights_x)
             more, of_maps = cell_of_four(corners, word, edges, focal, map_weights, VARIANT)
             part = tl.where(over_y, 0.5, 1.0)
         else:
-            place = (segments_ptr, cell_x, first_x, segment)
-            more, of_maps = cell_of_any(corners, cell_y, place, resize, focal, map_weights, VARIANT)
+            targets = Targets(rows.segments_ptr, cell_x, first_x, rows.segment)
+            more, of_maps = cell_of_any(
+                corners, cell_y, targets, resize, focal, map_weights, VARIANT
+            )
             part = 1.0
         x00, x01 = x10, x11
         if VARIANT.sums:
             # The sums of the cells above a program's mask pixels are those of another program.
-            part = tl.where((cell_y >= begin) | (begin == 0) | (overlap == 0), part, 0.0)
+            part = tl.where((cell_y >= begin) | (begin == 0) | (lines.overlap == 0), part, 0.0)
             sums = plus_part(sums, part, more)
         if VARIANT.maps > 0:
-            mask = if_also(written, cell_y >= begin)
+            mask = if_also(columns.written, cell_y >= begin)
             above = store_maps(maps, cell_y * width + cell_x, mask, above, of_maps, VARIANT)
     return sums, tl.where(over_x, 0.5, 1.0) if VARIANT.four else 1.0
 
@@ -188,31 +229,30 @@ def pixels_kernel(
         row = tl.where(column >= 0, column // (width + 1), -1)
         # Before the first row there is nothing to read: its first lane takes what comes after it.
         cell_x = tl.maximum(column, 0) % (width + 1) - 1
-        place = matched_rows(row, count, image, matching, sizes)
-        layer, segment, index, query = place
+        matches = matched_rows(row, count, image, matching, sizes)
+        layer, segment, index, query = matches
         counted = (query >= 0) & ((element % 32 > 0) | (OVERLAP == 0))
         logits_ptr, members_ptr, offset = begins_of_rows(
-            logits, segments_ptr, place, image, first, sizes, resize, VARIANT
+            logits, segments_ptr, matches, image, first, sizes, resize, VARIANT
         )
         size = tl.full([], resize.y.size, tl.int64) * width
         plane = size * sizes.layers * sizes.images * sizes.max_count
         maps, map_weights = None, None
         if VARIANT.maps == 3:
-            maps = (maps_ptr + index * size, plane)
+            maps = MapsOfRows(maps_ptr + index * size, plane)
         elif VARIANT.maps == 1:
-            maps = (maps_ptr + offset, plane)
+            maps = MapsOfRows(maps_ptr + offset, plane)
             target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
             map_weights = coefficients(
                 grad_losses, layer, image, segment, index, query >= 0, target_pixels
             )
-        lines = tl.cdiv(resize.y.size + 1 - OVERLAP, tl.num_programs(1))
-        begin = tl.program_id(1) * lines
-        end = tl.minimum(begin + lines - 1 + OVERLAP, resize.y.size)
-        rows = (logits_ptr, logits.pixel, members_ptr, segment)
-        columns = (cell_x, counted & (cell_x >= 0))
-        sums, share = walk(
-            rows, columns, maps, (begin, end, OVERLAP), resize, focal, map_weights, VARIANT
-        )
+        count_of_lines = tl.cdiv(resize.y.size + 1 - OVERLAP, tl.num_programs(1))
+        begin = tl.program_id(1) * count_of_lines
+        end = tl.minimum(begin + count_of_lines - 1 + OVERLAP, resize.y.size)
+        rows = Rows(logits_ptr, logits.pixel_stride, members_ptr, segment)
+        columns = Columns(cell_x, counted & (cell_x >= 0))
+        lines = Lines(begin, end, OVERLAP)
+        sums, share = walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT)
         if VARIANT.sums:
             chunk = index * tl.num_programs(1) + tl.program_id(1)
             sums_ptr = partial_ptr + chunk * (4 * (width + 1)) + cell_x + 1
@@ -250,8 +290,8 @@ def totals_kernel(
         for start in range(0, entries, BLOCK):
             entry = start + tl.arange(0, BLOCK)
             inside = entry < entries
-            place = (entry // columns) * (4 * columns) + entry % columns
-            entry_ptr = partial_ptr + index.to(tl.int64) * 4 * entries + place
+            offset = (entry // columns) * (4 * columns) + entry % columns
+            entry_ptr = partial_ptr + index.to(tl.int64) * 4 * entries + offset
             s0 += tl.load(entry_ptr, mask=inside, other=0.0)
             s1 += tl.load(entry_ptr + columns, mask=inside, other=0.0)
             s2 += tl.load(entry_ptr + 2 * columns, mask=inside, other=0.0)

@@ -193,10 +193,10 @@ class Pixels:
 
 def _in_pairs(segments: Tensor) -> Tensor:
     """Two pixels as one integer of twice the size; copied only if they lie at odd addresses."""
-    wide = torch.int32 if segments.dtype == torch.int16 else torch.int16
+    pairs = torch.int32 if segments.dtype == torch.int16 else torch.int16
     if segments.storage_offset() % 2:
         segments = segments.clone()
-    return segments.view(wide)
+    return segments.view(pairs)
 
 
 def _axis(size: int, target_size: int, whole: bool) -> Axis:

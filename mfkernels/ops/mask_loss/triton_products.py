@@ -90,7 +90,7 @@ def tile_of(
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
         rows = tile.block.rows
         if product == "grad_features":  # whose steps are over rows
-            rows = min((rows, 32), key=lambda some: padded(problem.rows, some))
+            rows = min((rows, 32), key=lambda size: padded(problem.rows, size))
             tile = tile._replace(block=tile.block._replace(rows=rows))
         else:
             more_rows = min((0, 16, 32), key=lambda more: padded(problem.rows, rows + more))
@@ -132,7 +132,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
         **options,
     )
     # Of a workspace only pixels are asked for.
-    return Predictions(logits, layer=0, image=0, query=0, pixel=1)
+    return Predictions(logits, layer_stride=0, image_stride=0, query_stride=0, pixel_stride=1)
 
 
 def launch_scatter(

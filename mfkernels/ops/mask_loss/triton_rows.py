@@ -109,9 +109,9 @@ def logits_kernel(
         row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
-        features_ptr = features.ptr + image.to(tl.int64) * features.image
+        features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
         p = (tl.program_id(0) // row_tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-        pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel
+        pixel_ptr = features_ptr + p.to(tl.int64) * features.pixel_stride
         total = tl.zeros([BLOCK_P, BLOCK_R], tl.float32)
         if MORE:
             row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
@@ -120,11 +120,11 @@ def logits_kernel(
             total2 = tl.zeros([BLOCK_P, MORE], tl.float32)
         for start in range(0, channels, BLOCK.channels):
             c = start + tl.arange(0, BLOCK.channels)
-            f = load_tile(pixel_ptr, c, features.channel, p < pixels, c < channels)
-            e = load_tile(row_ptr, c, embed.channel, query >= 0, c < channels)
+            f = load_tile(pixel_ptr, c, features.channel_stride, p < pixels, c < channels)
+            e = load_tile(row_ptr, c, embed.channel_stride, query >= 0, c < channels)
             total = add_product(f, tl.trans(e), total, PLANES)
             if MORE:
-                e = load_tile(row2_ptr, c, embed.channel, query2 >= 0, c < channels)
+                e = load_tile(row2_ptr, c, embed.channel_stride, query2 >= 0, c < channels)
                 total2 = add_product(f, tl.trans(e), total2, PLANES)
         line_ptr = logits_ptr + workspace_index(layer, segment, sizes) * pixels
         store_columns(line_ptr, p, total, query >= 0, p < pixels)
@@ -153,8 +153,8 @@ def grad_embed_kernel(
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
         row_ptr = grad_ptr + workspace_index(layer, segment, sizes) * pixels
         c = (tl.program_id(0) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-        features_ptr = features.ptr + image.to(tl.int64) * features.image
-        channel_ptr = features_ptr + c.to(tl.int64) * features.channel
+        features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
+        channel_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
         total = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
         if MORE:
             row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
@@ -165,7 +165,7 @@ def grad_embed_kernel(
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
         for start in range(begin, end, BLOCK.pixels):
             p = start + tl.arange(0, BLOCK.pixels)
-            f = load_tile(channel_ptr, p, features.pixel, c < channels, p < pixels)
+            f = load_tile(channel_ptr, p, features.pixel_stride, c < channels, p < pixels)
             grad = load_tile(row_ptr, p, 1, query >= 0, p < pixels)
             total = add_product(f, tl.trans(grad), total, PLANES)
             if MORE:
@@ -195,12 +195,14 @@ def grad_embed_sum_kernel(
     total = tl.zeros([BLOCK_C], tl.float32)
     # Segments, and then splits, are read many at a time; most queries are matched to none.
     for start in range(0, count, SEGMENTS):
-        some = start + tl.arange(0, SEGMENTS)
-        index = layer_image * max_count + some
-        matched = tl.load(matching.assignment_ptr + index, mask=some < count, other=-1) == query
+        candidate = start + tl.arange(0, SEGMENTS)
+        index = layer_image * max_count + candidate
+        matched = (
+            tl.load(matching.assignment_ptr + index, mask=candidate < count, other=-1) == query
+        )
         for _ in range(tl.sum(matched.to(tl.int32))):
-            segment = tl.min(tl.where(matched, some, count))
-            matched = matched & (some != segment)
+            segment = tl.min(tl.where(matched, candidate, count))
+            matched = matched & (candidate != segment)
             row_ptr = partial_ptr + (layer_image * max_count + segment) * channels
             for first in range(0, splits, SPLITS):
                 for split in tl.static_range(SPLITS):
@@ -230,7 +232,7 @@ def grad_features_kernel(
         group_index = workspace_index(layer, segment, sizes)
         grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
-        e = load_tile(row_ptr, c, embed.channel, matched, c < channels)
+        e = load_tile(row_ptr, c, embed.channel_stride, matched, c < channels)
         total = add_product(tl.trans(e), grad, total, PLANES)
     offset = (image.to(tl.int64) * channels + c) * pixels
     tl.store(

@@ -140,7 +140,7 @@ def cost_kernel(
         target_size = of_masks.target_height.to(tl.int64) * of_masks.target_width
         segments_ptr = masks.segments_ptr + (image if VARIANT.label_map else first) * target_size
         embed_ptr = embed.ptr + row_offset(row // queries, image, row % queries, embed)
-        features_ptr = features.ptr + image.to(tl.int64) * features.image
+        features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
         e = embed_ptr
         if VARIANT.factored and VARIANT.all_channels:
             c = tl.arange(0, MASKS_BLOCK.channels)

@@ -133,9 +133,9 @@ class Block(NamedTuple):
 @triton.jit
 def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
     """Tiles of both parts of the embeddings; twice the same if they are in one part."""
-    e = load_tile(row_ptr, c, embed.channel, is_row, c < channels)
+    e = load_tile(row_ptr, c, embed.channel_stride, is_row, c < channels)
     if VARIANT.parts == 2:
-        rest = load_tile(row_ptr + channels, c, embed.channel, is_row, c < channels)
+        rest = load_tile(row_ptr + channels, c, embed.channel_stride, is_row, c < channels)
     else:
         rest = e
     return e, rest
@@ -144,8 +144,8 @@ def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
 @triton.jit
 def add_product(x, e, features_ptr, c, channels, column, inside, features, VARIANT: tl.constexpr):
     """`x` plus the product of embeddings and features of some channels."""
-    channel_ptr = features_ptr + c.to(tl.int64) * features.channel
-    f = load_tile(channel_ptr, column, features.pixel, c < channels, inside)
+    channel_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
+    f = load_tile(channel_ptr, column, features.pixel_stride, c < channels, inside)
     x = tl.dot(e[0], f, x)
     if VARIANT.parts == 2:
         x = tl.dot(e[1], f, x)
@@ -176,15 +176,17 @@ def logits_tile(
     ROWS: tl.constexpr = BLOCK.rows
     x = tl.zeros([ROWS, COLUMNS], tl.float32)
     if not VARIANT.factored:
-        x = load_tile(row_ptr, column, embed.pixel, is_row, if_also(inside, more)).to(tl.float32)
+        x = load_tile(row_ptr, column, embed.pixel_stride, is_row, if_also(inside, more)).to(
+            tl.float32
+        )
     elif VARIANT.all_channels:
         x = add_product(x, e, features_ptr, c, channels, column, is_column, features, VARIANT)
     else:
         for start_c in range(0, channels, BLOCK.channels):
             k = start_c + c
-            some = load_embed(row_ptr, k, embed, is_row, channels, VARIANT)
+            loaded = load_embed(row_ptr, k, embed, is_row, channels, VARIANT)
             x = add_product(
-                x, some, features_ptr, k, channels, column, is_column, features, VARIANT
+                x, loaded, features_ptr, k, channels, column, is_column, features, VARIANT
             )
     if VARIANT.parts == 2:
         of_leading, of_rest = halve(x)
@@ -320,7 +322,7 @@ def sums_kernel(
     is_row = row < sizes.rows
     embed, features = factors.embed, factors.features
     row_ptr = embed.ptr + row_offset(row // sizes.queries, image, row % sizes.queries, embed)
-    features_ptr = features.ptr + image.to(tl.int64) * features.image
+    features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
     e = row_ptr
     if VARIANT.factored and VARIANT.all_channels:
         c = tl.arange(0, BLOCK.channels)

@@ -252,7 +252,7 @@ def _split(
     )
     image, row = e.stride()[:2]
     return Factors(
-        Predictions(e, sizes.queries * row, image, row, channel=1),
+        Predictions(e, sizes.queries * row, image, row, channel_stride=1),
         Features(f, *f.stride()[:2]),
         e_scales,
         f_scales,
@@ -283,9 +283,11 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
     if sizes.channels <= 256 and (on_hopper or parts == 0):
         # Two programs that share a multiprocessor hide more than a third buffer does.
         stages = (3, 2) if on_hopper and parts > 0 else (2,)
-        for rows, pixels, some in itertools.product((block.rows, 64), (block.pixels, 16), stages):
-            resident = block._replace(rows=rows, pixels=pixels, stages=some)
-            buffers = some if on_hopper else some + 1
+        for rows, pixels, buffers in itertools.product(
+            (block.rows, 64), (block.pixels, 16), stages
+        ):
+            resident = block._replace(rows=rows, pixels=pixels, stages=buffers)
+            buffers = buffers if on_hopper else buffers + 1
             if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
                 # Two programs at a time need at most 128 registers.
                 two = on_hopper and factored and parts == 0 and segments <= 32

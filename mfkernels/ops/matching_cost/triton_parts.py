@@ -77,20 +77,22 @@ def split_features(
     index = tl.arange(0, BLOCK_P)
     p = block * BLOCK_P + index
     is_pixel = p < sizes.pixels
-    features_ptr = features.ptr + image.to(tl.int64) * features.image
+    features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
     largest = tl.zeros([BLOCK_C, BLOCK_P], tl.int32)
     for start in range(0, sizes.channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        row_ptr = features_ptr + c.to(tl.int64) * features.channel
+        row_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
         is_channel = c < sizes.channels
-        largest = largest_magnitude(row_ptr, p, features.pixel, is_channel, is_pixel, largest)
+        largest = largest_magnitude(
+            row_ptr, p, features.pixel_stride, is_channel, is_pixel, largest
+        )
     scale, unscale = scale_to_half(tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True))
     tl.store(scales_ptr + image * sizes.blocks + block, unscale)
     for start in range(0, sizes.channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        row_ptr = features_ptr + c.to(tl.int64) * features.channel
+        row_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
         is_channel = c < sizes.channels
-        f = load_tile(row_ptr, p, features.pixel, is_channel, is_pixel).to(tl.float32)
+        f = load_tile(row_ptr, p, features.pixel_stride, is_channel, is_pixel).to(tl.float32)
         leading, rest = halves(f * scale, BLOCK.bits)
         first = ((image.to(tl.int64) * sizes.channels + c) * sizes.blocks + block) * PARTS
         part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + index[None, :]
@@ -112,14 +114,14 @@ def split_embed(
     for start in range(0, sizes.channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         is_channel = c < sizes.channels
-        largest = largest_magnitude(row_ptr, c, embed.channel, is_row, is_channel, largest)
+        largest = largest_magnitude(row_ptr, c, embed.channel_stride, is_row, is_channel, largest)
     scale, unscale = scale_to_half(tl.max(largest, 1).to(tl.float32, bitcast=True))
     row_index = image.to(tl.int64) * sizes.rows + row
     tl.store(scales_ptr + row_index, unscale, mask=is_row)
     for start in range(0, sizes.channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         is_channel = c < sizes.channels
-        e = load_tile(row_ptr, c, embed.channel, is_row, is_channel).to(tl.float32)
+        e = load_tile(row_ptr, c, embed.channel_stride, is_row, is_channel).to(tl.float32)
         leading, rest = halves(e * scale[:, None], BLOCK.bits)
         part_ptr = parts_ptr + (row_index * PARTS * sizes.channels)[:, None] + c[None, :]
         stored = is_row[:, None] & is_channel[None, :]

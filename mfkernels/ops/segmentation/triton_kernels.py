@@ -22,8 +22,8 @@ from mfkernels.ops.segmentation.triton_patch import (
     SCALE,
     before,
     pixels_of_tile,
-    place,
     scaled_sigmoid,
+    source_position,
     tile_values,
 )
 from mfkernels.triton.math import if_also
@@ -164,10 +164,10 @@ def prepare_kernel(probability_ptr, parts_ptr, description_ptr, sizes, view, SIZ
 def cells_between(first, last, mask, mask_step, image, image_step, RESIZED: tl.constexpr):
     """First and last mask pixel along one axis that pixels first to last of the result read."""
     if RESIZED:
-        first = tl.minimum(place(first, image_step, image).to(tl.int32), image - 1)
-        last = tl.minimum(place(last, image_step, image).to(tl.int32) + 1, image - 1)
-    first = place(first, mask_step, mask).to(tl.int32)
-    return first, tl.minimum(place(last, mask_step, mask).to(tl.int32) + 1, mask - 1)
+        first = tl.minimum(source_position(first, image_step, image).to(tl.int32), image - 1)
+        last = tl.minimum(source_position(last, image_step, image).to(tl.int32) + 1, image - 1)
+    first = source_position(first, mask_step, mask).to(tl.int32)
+    return first, tl.minimum(source_position(last, mask_step, mask).to(tl.int32) + 1, mask - 1)
 
 
 @triton.jit

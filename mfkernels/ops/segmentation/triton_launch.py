@@ -104,7 +104,7 @@ def semantic_segmentation(
 
 
 def _frame(mask: tuple[int, int], sides: list[int], flipped: bool, result: tuple[int, int]) -> View:
-    """A view whose place in the workspaces is not known yet."""
+    """A view whose offsets in the workspaces are not known yet."""
     input_height, input_width, image_height, image_width = sides
     return View(
         first_block=0,

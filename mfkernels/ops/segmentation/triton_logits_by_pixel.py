@@ -84,7 +84,9 @@ def embed_kernel(
     for start in range(0, padded_channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         e = tl.load(
-            embed.ptr + query.to(tl.int64) * embed.query + c.to(tl.int64) * embed.channel,
+            embed.ptr
+            + query.to(tl.int64) * embed.query_stride
+            + c.to(tl.int64) * embed.channel_stride,
             mask=if_also(c < channels, query >= 0),
             other=0.0,
         )
@@ -166,7 +168,9 @@ def by_pixel_kernel(
     for start in range(0, padded_channels, BLOCK.channels):
         c = start + tl.arange(0, BLOCK.channels)
         f = tl.load(
-            features.ptr + p[:, None] * features.pixel + c.to(tl.int64)[None, :] * features.channel,
+            features.ptr
+            + p[:, None] * features.pixel_stride
+            + c.to(tl.int64)[None, :] * features.channel_stride,
             mask=(p < pixels)[:, None] & (c < channels)[None, :],
             other=0.0,
         )
@@ -197,7 +201,9 @@ def transpose_kernel(
     p = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     query = query_of(column, order_ptr, columns, LAYOUT)
     x = tl.load(
-        masks.ptr + (query.to(tl.int64) * masks.query)[None, :] + p[:, None] * masks.pixel,
+        masks.ptr
+        + (query.to(tl.int64) * masks.query_stride)[None, :]
+        + p[:, None] * masks.pixel_stride,
         mask=(query >= 0)[None, :] & (p < pixels)[:, None],
         other=0.0,
     )

@@ -72,7 +72,7 @@ def pixels_of_tile(height, width, TILE: tl.constexpr):
 
 
 @triton.jit
-def place(position, step, size):
+def source_position(position, step, size):
     """Where among `size` elements bilinear interpolation reads for one of the resized ones.
 
     In float32, as PyTorch does it: between the element of its integer part and the next one.
@@ -160,8 +160,8 @@ def load_patch(
 def patch_weights(y, x, top, left, view, PATCH: tl.constexpr):
     """The weight `[P, size]` that each cell of the patch has at pixels `y, x [P]` of the input."""
     row, column = cells_of_patch(top, left, PATCH)
-    y = place(y, view.mask_step_y, view.mask_height)
-    x = place(x, view.mask_step_x, view.mask_width)
+    y = source_position(y, view.mask_step_y, view.mask_height)
+    x = source_position(x, view.mask_step_x, view.mask_width)
     weight = weight_at(y[:, None] - row.to(tl.float32)[None, :])
     return weight * weight_at(x[:, None] - column.to(tl.float32)[None, :])
 
@@ -173,8 +173,8 @@ def corner_of(corner, y, x, sizes, view):
     `corner`: 0 to 3, row by row.
     """
     is_lower, is_right = corner >= 2, corner % 2 == 1
-    y = place(y, view.image_step_y, view.image_height)
-    x = place(x, view.image_step_x, view.image_width)
+    y = source_position(y, view.image_step_y, view.image_height)
+    x = source_position(x, view.image_step_x, view.image_width)
     top, left = y.to(tl.int32), x.to(tl.int32)
     weight_y, weight_x = y - top.to(tl.float32), x - left.to(tl.float32)
     weight = tl.where(is_lower, weight_y, 1.0 - weight_y)
@@ -256,10 +256,10 @@ def patch_values(
     x = tl.where(flipped, sizes.width - 1 - x, x)
     left = tl.where(flipped, sizes.width - TILE.width - left, left)
     if VARIANT.resized:
-        top = place(top, view.image_step_y, view.image_height).to(tl.int32)
-        left = place(left, view.image_step_x, view.image_width).to(tl.int32)
-    top = place(top, view.mask_step_y, view.mask_height).to(tl.int32)
-    left = place(left, view.mask_step_x, view.mask_width).to(tl.int32)
+        top = source_position(top, view.image_step_y, view.image_height).to(tl.int32)
+        left = source_position(left, view.image_step_x, view.image_width).to(tl.int32)
+    top = source_position(top, view.mask_step_y, view.mask_height).to(tl.int32)
+    left = source_position(left, view.mask_step_x, view.mask_width).to(tl.int32)
     leading, trailing = load_patch(logits_ptr, view, columns, first, top, left, PATCH, PIECES)
     if VARIANT.resized and not VARIANT.resize_logits:
         values = resized_sigmoids(leading, trailing, view, sizes, y, x, top, left, PATCH, PIECES)

@@ -65,7 +65,7 @@ class Plan:
 def plan_of(
     frames: list[View], queries: list[int], classes: int, size: Size, options: Options
 ) -> Plan:
-    """`frames`: the views, whose place in the workspaces is not known yet."""
+    """`frames`: the views, whose offsets in the workspaces are not known yet."""
     # Before compute capability 8, all queries at once need more shared memory than there is.
     at_once = options.capability >= (8, 0) and len(frames) == 1 and queries[0] <= AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
@@ -75,8 +75,7 @@ def plan_of(
     views, elements, rows = [], 0, 0
     for view, count in zip(frames, queries, strict=True):
         columns = columns_of(count, 16 if at_once else PIECE)
-        place = {"first_block": elements // 16, "first_row": rows, "columns": columns}
-        views.append(view._replace(**place))
+        views.append(view._replace(first_block=elements // 16, first_row=rows, columns=columns))
         elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
         rows += columns
     pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (PIECE,)
@@ -97,8 +96,8 @@ def plan_of(
 def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
     """Powers of 2 whose sum is n, the largest first."""
     rest = n % largest
-    some = (1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1)
-    return (largest,) * (n // largest) + tuple(some)
+    powers = (1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1)
+    return (largest,) * (n // largest) + tuple(powers)
 
 
 def _tile_and_patch(views: list[View], size: Size, variant: Variant) -> tuple[Tile, Patch]:

@@ -76,9 +76,9 @@ def to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """The `[3, H, W]` uint8 of what `to_hsv` returns, rounded."""
     share, top = saturation.float() / 255, value.float()
-    place = hue.float() / _SECTOR
-    sector = place.floor()
-    within = place - sector
+    position = hue.float() / _SECTOR
+    sector = position.floor()
+    within = position - sector
     low = top * (1 - share)
     falling, rising = top * (1 - share * within), top * (1 - share * (1 - within))
     # Which of these red, green and blue are in each of the six sectors.

@@ -132,8 +132,8 @@ def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:
     """
     if image.fp is None:  # WebP files are read whole when they are opened
         return False
-    place = image.fp.tell()
+    position = image.fp.tell()
     image.fp.seek(0)
     head = image.fp.read(4096)
-    image.fp.seek(place)
+    image.fp.seek(position)
     return b"VP8L" in head and b"VP8 " not in head

@@ -86,14 +86,20 @@ class CityscapesQuality(SemanticQuality):
                 f"{', '.join(map(escape, unknown[:4]))}; set eval.cityscapes: false"
             )
         known = [CLASSES[name] for name in classes]
-        self.categories = tuple(dict.fromkeys(each.category for each in known))
-        members = [[each.category == name for each in known] for name in self.categories]
+        self.categories = tuple(dict.fromkeys(known_class.category for known_class in known))
+        members = [
+            [known_class.category == name for known_class in known] for name in self.categories
+        ]
         # Each class is a group of its own, the categories follow.
         groups = torch.cat([torch.eye(len(known)), torch.tensor(members).float()]).double()
         self.register_buffer("groups", groups, persistent=False)
-        sizes = [each.instance_size or 0 for each in known]
+        sizes = [known_class.instance_size or 0 for known_class in known]
         self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.double), persistent=False)
-        self._labels = {each.label_id: k for k, each in enumerate(known) if each.instance_size}
+        self._labels = {
+            known_class.label_id: k
+            for k, known_class in enumerate(known)
+            if known_class.instance_size
+        }
         for name in ("right", "missed"):
             zeros = torch.zeros(len(groups), dtype=torch.double)
             self.add_state(name, zeros, dist_reduce_fx="sum")

@@ -76,12 +76,14 @@ class MaskPrecision:
             )
         truth = [
             {
-                "category_id": each.label,
-                "segmentation": each.runs,
-                "area": each.area,
-                "iscrowd": int(each.crowd),
+                "category_id": segment.label,
+                "segmentation": segment.runs,
+                "area": segment.area,
+                "iscrowd": int(segment.crowd),
             }
-            for each in (sample.objects if sample.objects is not None else self._segments(sample))
+            for segment in (
+                sample.objects if sample.objects is not None else self._segments(sample)
+            )
         ]
         self._images.append(_Scored(sample.size, truth, list(_describe(found))))
 
@@ -126,7 +128,9 @@ class MaskPrecision:
         from pycocotools.coco import COCO
 
         annotations = [
-            {**each, "image_id": image} for image, listed in enumerate(objects) for each in listed
+            {**annotation, "image_id": image}
+            for image, listed in enumerate(objects)
+            for annotation in listed
         ]
         coco = COCO()
         coco.dataset = {
@@ -135,7 +139,7 @@ class MaskPrecision:
                 for k, image in enumerate(images)
             ],
             # Number 0 would mean "not matched".
-            "annotations": [{**each, "id": k} for k, each in enumerate(annotations, 1)],
+            "annotations": [{**annotation, "id": k} for k, annotation in enumerate(annotations, 1)],
             "categories": [{"id": label} for label in self.things],
         }
         coco.createIndex()

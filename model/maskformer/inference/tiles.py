@@ -168,8 +168,8 @@ def _blended(
     size: Size,
     classes: slice,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Scores of some classes in a band, `[k, rows, columns]` stretch by stretch, and where each
-    stretch begins.
+    """Scores of some classes in a band, `[k, rows, columns]`, a run of columns at a time, and where
+    the run begins.
     """
     weights = window(size)
     strips: dict[int, Tensor] = {}

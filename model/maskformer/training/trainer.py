@@ -161,11 +161,11 @@ class Trainer:
     def _at_end(self) -> bool:
         """All steps are done, or too many evaluations in a row found nothing better."""
         train = self.parts.train
-        tired = (
+        out_of_patience = (
             train.patience is not None
             and self.parts.checkpointer.stale_evaluations >= train.patience
         )
-        return self.step >= train.steps or tired
+        return self.step >= train.steps or out_of_patience
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ Side = Annotated[int, Field(gt=0, le=1 << 15)]
 Channels = Annotated[int, Field(gt=0, le=1 << 14)]
 MAX_BANDS = 1 << 10
 Percent = Annotated[float, Field(ge=0, le=100)]
-Wide = Annotated[int, Field(gt=0, le=1 << 16)]
+Count = Annotated[int, Field(gt=0, le=1 << 16)]
 """Classes, queries and the like."""
 Layers = Annotated[int, Field(ge=0, le=64)]
 Dilation = Annotated[int, Field(gt=0, le=64)]

@@ -13,6 +13,7 @@ from maskformer.config.schema.fields import (
     PIXEL_MEAN,
     PIXEL_STD,
     Channels,
+    Count,
     Dilation,
     Finite,
     Fraction,
@@ -20,7 +21,6 @@ from maskformer.config.schema.fields import (
     Name,
     Positive,
     Section,
-    Wide,
 )
 from maskformer.system.documents import shown
 
@@ -101,13 +101,13 @@ class PixelDecoderConfig(Section):
 class DecoderConfig(Section):
     """The transformer decoder over the coarsest map, and its heads."""
 
-    queries: Wide = 100
+    queries: Count = 100
     """N: how many segments the model proposes for an image."""
     channels: Channels = 256
     """Width of the queries."""
     heads: Channels = 8
     """Attention heads; must divide the channels."""
-    feedforward: Wide = 2048
+    feedforward: Count = 2048
     """Hidden width of the feed-forward layers."""
     layers: Annotated[Layers, Field(gt=0)] = 6
     """Decoder layers; the loss is taken after each of them."""

@@ -64,9 +64,11 @@ class Categories:
         colors = palette(len(names))
         info = DatasetInfo(
             classes=names,
-            things=frozenset(k for k, each in enumerate(members) if all(c.isthing for c in each)),
-            colors=tuple(each[0].color or colors[k] for k, each in enumerate(members)),
-            category_ids=tuple(each[0].id for each in members),
+            things=frozenset(
+                k for k, merged in enumerate(members) if all(c.isthing for c in merged)
+            ),
+            colors=tuple(merged[0].color or colors[k] for k, merged in enumerate(members)),
+            category_ids=tuple(merged[0].id for merged in members),
         )
         return cls(info, class_of)
 

@@ -121,15 +121,15 @@ class CocoInstances:
         ends, labels, crowd, shapes = array("q", [0]), array("q"), array("b"), bytearray()
         areas = array("d")
         for row, entry in enumerate(entries(values, Instance, "annotations", self._file, FORM)):
-            place = f"annotations[{row}]"
+            key = f"annotations[{row}]"
             if entry.image_id not in known:
                 raise DatasetError(
-                    f"{self._file}: {place} is of the image id {escape(entry.image_id)}, which its "
+                    f"{self._file}: {key} is of the image id {escape(entry.image_id)}, which its "
                     "images do not list"
                 )
             if entry.category_id not in classes.class_of:
                 raise DatasetError(
-                    f"{self._file}: {place} is of the category id {entry.category_id}, which its "
+                    f"{self._file}: {key} is of the category id {entry.category_id}, which its "
                     "categories do not list"
                 )
             rows.setdefault(entry.image_id, []).append(row)
@@ -138,7 +138,7 @@ class CocoInstances:
             areas.append(entry.area)
             shapes += json.dumps(entry.segmentation).encode()
             ends.append(len(shapes))
-        self._objects = {image: np.array(each) for image, each in rows.items()}
+        self._objects = {image: np.array(of_image) for image, of_image in rows.items()}
         self._ends, self._shapes = np.array(ends), bytes(shapes)
         self._labels, self._crowd = np.array(labels), np.array(crowd, np.bool_)
         self._areas = np.array(areas)

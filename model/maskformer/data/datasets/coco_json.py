@@ -165,12 +165,12 @@ def entries(
             steps = "".join(
                 f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]
             )
-            place = f"{name}[{index}]{steps}"
-            raise _error(file, form, place, first["msg"], first["input"]) from None
+            key = f"{name}[{index}]{steps}"
+            raise _error(file, form, key, first["msg"], first["input"]) from None
 
 
-def _error(file: Path, form: str, place: str, message: str, value: Any) -> DatasetError:
+def _error(file: Path, form: str, key: str, message: str, value: Any) -> DatasetError:
     return DatasetError(
-        f"{file} does not follow the COCO {form} format: {place}: {message}, "
+        f"{file} does not follow the COCO {form} format: {key}: {message}, "
         f"got {reprlib.repr(value)}"
     )

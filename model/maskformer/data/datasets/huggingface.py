@@ -139,7 +139,7 @@ def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
     for setting in ("image", "label"):
         column = getattr(config, setting)
         if not isinstance(table.features.get(column), Image):
-            found = ", ".join(f"{each} ({kind})" for each, kind in table.features.items())
+            found = ", ".join(f"{feature} ({kind})" for feature, kind in table.features.items())
             raise DatasetError(
                 f"data.{setting}: {escape(config.root)} has no column {column} of images; its "
                 f"columns: {found:.300}"

@@ -61,7 +61,7 @@ class LabelMaps:
         split: which images these are.
         images: of the split.
         training: gives those of training, whose labels number the classes where no list does.
-        place: of the labels, for messages.
+        location: of the labels, for messages.
 
     Raises:
         DatasetError: no classes are found, or the settings do not fit each other.
@@ -73,7 +73,7 @@ class LabelMaps:
         split: Split,
         images: Sequence[LabelledImage],
         training: Callable[[], Sequence[LabelledImage]],
-        place: str,
+        location: str,
     ) -> None:
         self._labels_config = config
         self._reader = ImageReader.from_config(config)
@@ -84,8 +84,8 @@ class LabelMaps:
             names = read_names(config.classes, config.root, "data.classes")
             self._table = offset_table(names, config)
         else:
-            labels = [each.labels for each in training()]
-            self._table = offset_table(_number_classes(config, labels, place), config)
+            labels = [image.labels for image in training()]
+            self._table = offset_table(_number_classes(config, labels, location), config)
         self.info = describe_classes(self._table.names, self._table.numbers, config)
         if config.colors is None:
             self.info = with_colors_of_labels(self.info, images[0].labels)
@@ -161,7 +161,7 @@ def _look_up(
 
 
 def _number_classes(
-    config: PixelLabels, label_files: Sequence[ImageSource], place: str
+    config: PixelLabels, label_files: Sequence[ImageSource], location: str
 ) -> tuple[str, ...]:
     """Names the classes by number, up to the largest value that any training label has."""
 
@@ -173,17 +173,17 @@ def _number_classes(
         found = set().union(*track(scan, len(label_files), "Counting classes"))
     if white := white_of_masks(found):
         raise DatasetError(
-            f"label files under {place} hold only 0 and {white}: {mask_remedy(white)}"
+            f"label files under {location} hold only 0 and {white}: {mask_remedy(white)}"
         )
     top = max(found - {*config.ignore}, default=config.label_offset - 1) - config.label_offset
     if top < 0:
         raise DatasetError(
-            f"no class found in {len(label_files)} label files under {place}: every value is "
+            f"no class found in {len(label_files)} label files under {location}: every value is "
             f"ignored or below data.label_offset {config.label_offset}"
         )
     if top > LARGEST_VALUE:
         raise DatasetError(
-            f"label files under {place} hold values up to {top + config.label_offset}, expected "
+            f"label files under {location} hold values up to {top + config.label_offset}, expected "
             f"class numbers up to {LARGEST_VALUE}"
         )
     return tuple(f"class {number}" for number in range(top + 1))

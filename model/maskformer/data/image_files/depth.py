@@ -103,6 +103,6 @@ def _percentiles(band: Values, limits: tuple[float, float] | None) -> tuple[floa
 
 
 def _stretch(band: Values, low: float, high: float) -> NDArray[np.uint8]:
-    wide = np.float64 if band.dtype.itemsize > 2 else np.float32
-    levels = np.subtract(band, low, dtype=wide) * (255 / (high - low) if high > low else 0)
+    dtype = np.float64 if band.dtype.itemsize > 2 else np.float32
+    levels = np.subtract(band, low, dtype=dtype) * (255 / (high - low) if high > low else 0)
     return np.nan_to_num(levels.clip(0, 255).round(), copy=False).astype(np.uint8)

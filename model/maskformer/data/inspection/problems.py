@@ -50,7 +50,7 @@ def all_problems(dataset: Dataset, look: Look) -> list[str]:
 
 def _parted(look: Look) -> tuple[dict[int, LabelValueError], dict[int, DatasetError]]:
     """Errors of label values, and the others."""
-    values = {k: each for k, each in look.errors.items() if isinstance(each, LabelValueError)}
+    values = {k: error for k, error in look.errors.items() if isinstance(error, LabelValueError)}
     return values, {k: error for k, error in look.errors.items() if k not in values}
 
 

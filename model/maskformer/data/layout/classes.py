@@ -55,13 +55,13 @@ def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning
 
 
 def _lists(root: Path, folder: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    places = [root / folder]
-    while places[-1] != root and root in places[-1].parents:
-        places.append(places[-1].parent)
-    for place in [*places, root.parent]:
+    parents = [root / folder]
+    while parents[-1] != root and root in parents[-1].parents:
+        parents.append(parents[-1].parent)
+    for parent in [*parents, root.parent]:
         for name in LIST_NAMES:
             try:
-                yield place / name, tuple(_names(read_lines(place / name)))
+                yield parent / name, tuple(_names(read_lines(parent / name)))
             except (OSError, ValueError):
                 continue
 

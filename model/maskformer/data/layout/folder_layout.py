@@ -175,7 +175,7 @@ def _describe(
         for name in folders[pair.images]
         if pair.has_image(name)
     ]
-    chosen = [labels[place] for place in evenly_spread(len(labels), READ)]
+    chosen = [labels[index] for index in evenly_spread(len(labels), READ)]
     values: set[int] = set()
     for file in track(chosen, len(chosen), "Reading labels"):
         values.update(np.unique(read_labels(file)).tolist())
@@ -204,8 +204,8 @@ def _lists(pair: Pair, files: Sequence[str]) -> tuple[str, str] | None:
     """Text files beside the folders that list train and val, as VOC's `ImageSets` do."""
     top = common_folder(pair.images, pair.partners)
     for folder in ("ImageSets/Segmentation", "ImageSets", "splits", "."):
-        place = PurePosixPath(top) / folder
-        names = [(place / f"{split}.txt").as_posix() for split in ("train", "val")]
+        lists = PurePosixPath(top) / folder
+        names = [(lists / f"{split}.txt").as_posix() for split in ("train", "val")]
         if all(name in files for name in names):
             return names[0], names[1]
     return None

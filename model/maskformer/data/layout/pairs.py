@@ -75,7 +75,7 @@ def pairs(folders: Folders) -> list[Pair]:
     partners = {folder: _by_stem(names) for folder, names in folders.items()}
     found = []
     for images, names in folders.items():
-        sample = [names[place] for place in evenly_spread(len(names), SAMPLE)]
+        sample = [names[index] for index in evenly_spread(len(names), SAMPLE)]
         for folder, stems in partners.items():
             counts = Counter(
                 (_kind(image_suffix) if images != folder else image_suffix, suffix)

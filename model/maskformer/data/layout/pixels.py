@@ -51,8 +51,8 @@ def look_at_pixels(root: Path, names: Sequence[str]) -> Pixels:
     reader = ImageReader()
     sizes, limits, deep = [], [], False
     counts: Counter[int] = Counter()
-    for place in evenly_spread(len(names), SAMPLE):
-        image = reader.stored(root / names[place])
+    for index in evenly_spread(len(names), SAMPLE):
+        image = reader.stored(root / names[index])
         values = image.values[..., :-1] if image.alpha else image.values
         sizes.append(turn_array(image.values, image.tag).shape[:2])
         counts[RGB if values.shape[2] == 1 else values.shape[2]] += 1

@@ -95,7 +95,7 @@ def prepare_ade20k_panoptic(root: Path) -> Prepared:
         if described is None:
             write_json(file, _content(done, categories))
         images += len(names)
-        written += sum(each.written for each in done) + (described is None)
+        written += sum(prepared.written for prepared in done) + (described is None)
     results = ("ade20k_panoptic_train", "ade20k_panoptic_val", "annotations_detectron2")
     return Prepared(images, written, tuple(root / name for name in results))
 
@@ -236,11 +236,11 @@ def _read_segments(file: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
 def _content(done: list[_Done], categories: list[dict[str, Any]]) -> dict[str, Any]:
     annotations = [
         {
-            "image_id": each.image["id"],
-            "file_name": f"{each.image['id']}.png",
-            "segments_info": each.segments,
+            "image_id": prepared.image["id"],
+            "file_name": f"{prepared.image['id']}.png",
+            "segments_info": prepared.segments,
         }
-        for each in done
+        for prepared in done
     ]
-    images = [each.image for each in done]
+    images = [prepared.image for prepared in done]
     return {"images": images, "annotations": annotations, "categories": categories}
