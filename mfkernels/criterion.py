@@ -29,7 +29,7 @@ from mfkernels.ops.assignment import (
 )
 from mfkernels.ops.class_loss import class_loss as sum_class_loss
 from mfkernels.ops.mask_loss import mask_loss_unchecked
-from mfkernels.ops.matching_cost import matching_cost_unchecked
+from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
@@ -232,12 +232,14 @@ class MaskFormerCriterion(nn.Module):
     def _match(self, groups: list[_Layers], targets: SegmentTargets) -> Tensor:
         if self.matching == "fixed":
             return self._fixed(sum(len(layers.class_logits) for layers in groups), targets)
-        weights = self.weights
-        options = (weights["loss_ce"], weights["loss_mask"], weights["loss_dice"])
-        costs = [
-            matching_cost_unchecked(*layers, targets, (*options, self.alpha, self.gamma))
-            for layers in groups
-        ]
+        options = CostOptions(
+            class_weight=self.weights["loss_ce"],
+            mask_weight=self.weights["loss_mask"],
+            dice_weight=self.weights["loss_dice"],
+            alpha=self.alpha,
+            gamma=self.gamma,
+        )
+        costs = [matching_cost_unchecked(*layers, targets, options) for layers in groups]
         queries = min(cost.shape[2] for cost in costs)
         if targets.max_count > queries and not self._warned:
             self._warned = True

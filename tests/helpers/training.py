@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from maskformer.config.schema import Config
 from maskformer.training.build import build_training
 from maskformer.training.trainer import Trainer
@@ -13,3 +15,14 @@ from maskformer.training.trainer import Trainer
 def build_trainer(config: Config, output: Path, **options: Any) -> Trainer:
     """A trainer of a recipe in a run folder; see `build_training` for the options."""
     return Trainer(build_training(config, output, **options))
+
+
+def scalars(run: Path, name: str) -> dict[int, float]:
+    """The curve that TensorBoard shows: a resumed run adds a file, whose steps count."""
+    values: dict[int, float] = {}
+    files = sorted((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:  # TensorBoard's own order mixes up files of the same second
+        events = EventAccumulator(str(file))
+        events.Reload()
+        values |= {event.step: event.value for event in events.Scalars(name)}
+    return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,16 @@ from mfkernels.checks import (
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.matching_cost import reference
 from mfkernels.targets import SegmentTargets
+
+
+class CostOptions(NamedTuple):
+    """Of `matching_cost`, in the order of the operator's schema."""
+
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
+    alpha: float
+    gamma: float
 
 
 def matching_cost(
@@ -72,7 +84,7 @@ def matching_cost(
         )
     targets.check_labels(class_logits.shape[-1] - 1)
     layered = class_logits if predictions.had_layers else class_logits[None]
-    options = (class_weight, mask_weight, dice_weight, alpha, gamma)
+    options = CostOptions(class_weight, mask_weight, dice_weight, alpha, gamma)
     cost = matching_cost_unchecked(layered, predictions, targets, options)
     return cost if predictions.had_layers else cost[0]
 
@@ -83,12 +95,9 @@ def matching_cost_unchecked(
     class_logits: Tensor,
     predictions: MaskPredictions,
     targets: SegmentTargets,
-    options: tuple[float, float, float, float, float],
+    options: CostOptions,
 ) -> Tensor:
-    """`matching_cost` of checked arguments with a layer axis: `[L, B, Q, T]`.
-
-    `options`: `class_weight`, `mask_weight`, `dice_weight`, `alpha` and `gamma`.
-    """
+    """`matching_cost` of checked arguments with a layer axis: `[L, B, Q, T]`."""
     # Detached: forward-mode derivatives go through `no_grad`.
     class_logits, embed = class_logits.detach(), predictions.embed.detach()
     features = None if predictions.features is None else predictions.features.detach()

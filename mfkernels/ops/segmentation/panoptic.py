@@ -81,9 +81,8 @@ def panoptic_segmentation(
     if paint not in PAINTS:
         raise ValueError(f"paint must be one of {', '.join(map(repr, PAINTS))}, got {paint!r}")
     options = (object_mask_threshold, overlap_threshold, paint == "mask2former")
-    device = mask_embed.device
+    device, images = mask_embed.device, range(len(view.sizes.results))
     with without_autocast(device):
-        images = range(len(view.sizes.results))
         problem = native_problem(*view.tensors)
         if backend.select("panoptic_owners", device, problem) != "native":
             return [_reference_map(view, image, things, *options) for image in images]
@@ -124,13 +123,18 @@ def _native_map(
     probability = view.class_logits[image].to(result_dtype(*view.tensors)).softmax(-1)
     scores, labels = probability.max(-1)
     kept = (labels != probability.shape[-1] - 1) & (scores > object_mask_threshold)
+    sides, (height, width) = view.sides(image), view.sizes.results[image]
     owners, counts = torch.ops.mfkernels.panoptic_owners(
-        torch.where(kept, scores, -1),
-        view.predictions.embed[0, image],
-        view.features(image),
-        *view.sides(image),
-        *view.sizes.results[image],
-        confident_only,
+        scores=torch.where(kept, scores, -1),
+        mask_embed=view.predictions.embed[0, image],
+        pixel_features=view.features(image),
+        padded_height=sides.padded_height,
+        padded_width=sides.padded_width,
+        image_height=sides.image_height,
+        image_width=sides.image_width,
+        height=height,
+        width=width,
+        confident_only=confident_only,
     )
     return _segments(owners, counts, scores, labels, kept, is_thing, overlap_threshold)
 

@@ -167,15 +167,20 @@ def _semantic(
         for image, result_size in enumerate(sizes.results):
             if native == "native":
                 features = [view.features(image) for view in checked]
+                sides = [view.sides(image) for view in checked]
                 image_labels, image_scores = torch.ops.mfkernels.semantic_segmentation(
-                    [of_view[image] for of_view in probability],
-                    [view.predictions.embed[0, image] for view in checked],
-                    [x for x in features if x is not None],
-                    *zip(*(view.sides(image) for view in checked), strict=True),
-                    [view.flipped for view in checked],
-                    *result_size,
-                    resize_logits,
-                    return_scores,
+                    probability=[of_view[image] for of_view in probability],
+                    mask_embed=[view.predictions.embed[0, image] for view in checked],
+                    pixel_features=[x for x in features if x is not None],
+                    padded_heights=[side.padded_height for side in sides],
+                    padded_widths=[side.padded_width for side in sides],
+                    image_heights=[side.image_height for side in sides],
+                    image_widths=[side.image_width for side in sides],
+                    flipped=[view.flipped for view in checked],
+                    height=result_size[0],
+                    width=result_size[1],
+                    resize_logits=resize_logits,
+                    return_scores=return_scores,
                 )
             else:
                 image_scores = _mean_scores(checked, image, resize_logits)

@@ -47,6 +47,15 @@ class ViewSizes(NamedTuple):
     stacked: bool
 
 
+class Sides(NamedTuple):
+    """Of the padded input and of the image in it, by the operators' names."""
+
+    padded_height: int
+    padded_width: int
+    image_height: int
+    image_width: int
+
+
 class CheckedView(NamedTuple):
     """A view whose tensors and sizes fit together."""
 
@@ -66,9 +75,8 @@ class CheckedView(NamedTuple):
     def features(self, image: int) -> Tensor | None:
         return None if self.predictions.features is None else self.predictions.features[image]
 
-    def sides(self, image: int) -> tuple[int, int, int, int]:
-        """Heights and widths of the padded input and of the image, as the operators take them."""
-        return *self.sizes.input, *self.sizes.images[image]
+    def sides(self, image: int) -> Sides:
+        return Sides(*self.sizes.input, *self.sizes.images[image])
 
 
 def check_views(views: Sequence[SegmentationView], size: Sizes) -> list[CheckedView]:

@@ -17,8 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe, write_recipe
-from helpers.training import build_trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers.training import build_trainer, scalars
 
 import mfkernels
 from maskformer import MaskFormer
@@ -46,17 +45,6 @@ def fresh_accelerate() -> Iterator[None]:
     """accelerate keeps one precision per process; the tests want several."""
     yield
     AcceleratorState._reset_state()
-
-
-def scalars(run: Path, name: str) -> dict[int, float]:
-    """The curve that TensorBoard shows: a resumed run adds a file, whose steps count."""
-    values: dict[int, float] = {}
-    files = sorted((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    for file in files:  # TensorBoard's own order mixes up files of the same second
-        events = EventAccumulator(str(file))
-        events.Reload()
-        values |= {event.step: event.value for event in events.Scalars(name)}
-    return values
 
 
 @pytest.fixture(scope="module")
