@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
-from accelerate.state import AcceleratorState
 from helpers.recipes import tiny_recipe
 from torch import nn
 
@@ -26,12 +23,6 @@ from maskformer.training.evaluator import Evaluator
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.trainer import Trainer, TrainingParts
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state()
 
 
 class Halves:

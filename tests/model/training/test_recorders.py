@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from accelerate import tracking
-from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
@@ -20,12 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskformer.config.load import parse_config, to_yaml
 from maskformer.errors import ConfigError, OutputError
 from maskformer.training.recorders.trackers import check_trackers
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state()
 
 
 class Recorder(GeneralTracker):

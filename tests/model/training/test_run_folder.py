@@ -7,12 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 from PIL import Image
@@ -26,12 +24,6 @@ from maskformer.training.checkpoints.contents import resolve_checkpoint
 from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, LAST, find_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")

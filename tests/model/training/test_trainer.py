@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe, write_recipe
 from helpers.training import build_trainer, scalars
 
@@ -38,13 +37,6 @@ from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from mfkernels.backend import why_not_native
 
 COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps one precision per process; the tests want several."""
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")

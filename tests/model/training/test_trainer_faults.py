@@ -8,14 +8,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 
@@ -28,12 +27,6 @@ from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
 from maskformer.training.checkpoints.contents import FORMERLY, load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 from PIL import Image
@@ -24,12 +22,6 @@ from maskformer.training.checkpoints.contents import load_recipe, resolve_checkp
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state()
 
 
 def stop_after(trainer: Trainer, steps: int) -> None:
