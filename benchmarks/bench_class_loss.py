@@ -7,11 +7,11 @@ On a CPU, PyTorch serves ours too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider, compiled
-from harness.inputs import CASES, Inputs, make_inputs, random_matches, sizes_of
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Floor, Provider
+from harness.inputs import CASES, Inputs, sizes_of
+from harness.losses import loss_comparison
 from harness.plugin import comparison_test
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,21 +47,10 @@ def provider(loss: Callable[..., Tensor], inputs: Inputs, matches: Tensor) -> Pr
 
 def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     sizes = sizes_of(case, shrink)
-    inputs = make_inputs(sizes, device)
-    matches = random_matches(inputs)
-    build = partial(provider, inputs=inputs, matches=matches)
-    return Comparison(
-        {
-            NATIVE: lambda: build(native),
-            REFERENCE: lambda: build(reference),
-            COMPILE: lambda: build(compiled(reference)),
-        },
-        truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
-        tolerance=sizes.right_within(1e-5),
-        # The logits are read twice, and their gradient is written once.
-        floor=Floor(0, 3 * 4 * inputs.class_logits.numel()),
-        given=inputs.tensors,
-    )
+    logits = sizes.layers * sizes.images * sizes.queries * (sizes.classes + 1)
+    # The logits are read twice, and their gradient is written once.
+    floor = Floor(0, 3 * 4 * logits)
+    return loss_comparison(native, reference, provider, sizes, device, tolerance=1e-5, floor=floor)
 
 
 test_class_loss = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE], make)

@@ -6,19 +6,11 @@ The plain way is the official one: all mask logits, then every matched mask at f
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Provider, compiled
-from harness.inputs import (
-    CASES,
-    CaseSizes,
-    Inputs,
-    loss_floor,
-    make_inputs,
-    random_matches,
-    sizes_of,
-)
+from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Provider
+from harness.inputs import CASES, CaseSizes, Inputs, loss_floor, sizes_of
+from harness.losses import loss_comparison
 from harness.plugin import comparison_test
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,8 +35,8 @@ def reference(inputs: Inputs, matches: Tensor) -> Tensor:
         image = torch.arange(len(queries), device=queries.device)[:, None].expand_as(queries)
         chosen = layer[image.flatten(), queries.flatten()]
         size = masks.shape[-2:]
-        fine = F.interpolate(chosen[:, None], size, mode="bilinear", align_corners=False)
-        focal, dice = focal_dice_loss(fine.flatten(1), masks.flatten(1), 0.25, 2.0)
+        full = F.interpolate(chosen[:, None], size, mode="bilinear", align_corners=False)
+        focal, dice = focal_dice_loss(full.flatten(1), masks.flatten(1), 0.25, 2.0)
         losses.append(torch.stack([focal.sum(), dice.sum()]) / count)
     return torch.stack(losses, 1)
 
@@ -57,20 +49,8 @@ def provider(loss: Callable[..., Tensor], inputs: Inputs, matches: Tensor) -> Pr
 
 
 def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
-    inputs = make_inputs(sizes, device)
-    matches = random_matches(inputs)
-    build = partial(provider, inputs=inputs, matches=matches)
-    return Comparison(
-        {
-            NATIVE: lambda: build(native),
-            REFERENCE: lambda: build(reference),
-            COMPILE: lambda: build(compiled(reference)),
-        },
-        truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
-        tolerance=sizes.right_within(1e-4),
-        floor=loss_floor(sizes),
-        given=inputs.tensors,
-    )
+    floor = loss_floor(sizes)
+    return loss_comparison(native, reference, provider, sizes, device, tolerance=1e-4, floor=floor)
 
 
 def make(case: str, device: torch.device, shrink: bool) -> Comparison:

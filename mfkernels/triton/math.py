@@ -23,15 +23,19 @@ def if_also(mask, condition):
 
 
 @triton.jit
+def assembly(x, TEXT: tl.constexpr, PURE: tl.constexpr = True):
+    """What PTX makes, in `$0`, of each float32 element, in `$1`."""
+    return tl.inline_asm_elementwise(TEXT, "=f,f", [x], dtype=tl.float32, is_pure=PURE, pack=1)
+
+
+@triton.jit
 def exp2(x):
     """2^x in one instruction; results below 2⁻¹²⁶ are 0.
 
     Where they may be small, Triton's own scales up and down again, four instructions more.
     """
     if _ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return assembly(x, "ex2.approx.ftz.f32 $0, $1;")
     return tl.exp2(x)
 
 
@@ -39,14 +43,7 @@ def exp2(x):
 def from_lane_before(x):
     """What the lane before has of `x`, which gives each lane one element; the first has its own."""
     if _ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            "shfl.sync.up.b32 $0, $1, 1, 0, -1;",
-            "=f,f",
-            [x],
-            dtype=tl.float32,
-            is_pure=False,
-            pack=1,
-        )
+        return assembly(x, "shfl.sync.up.b32 $0, $1, 1, 0, -1;", PURE=False)
     element = tl.arange(0, x.shape[0])
     return tl.gather(x, tl.where(element % 32 == 0, element, element - 1), 0)
 
@@ -63,9 +60,7 @@ def exp_of_negative(x):
 def reciprocal(x):
     """1 / x to one unit in the last place, x not denormal."""
     if _ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return assembly(x, "rcp.approx.ftz.f32 $0, $1;")
     return 1.0 / x
 
 
@@ -186,6 +181,20 @@ def store_columns(line_ptr, element, columns, is_line, is_element):
 
 
 @triton.jit
+def dice_loss(both, sigmoid, target):
+    """Of the sums over pixels of s y, s and y: s the sigmoid of the logit, y the target."""
+    return 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0)
+
+
+@triton.jit
+def store_sums(sums_ptr, index, both, sigmoid, target):
+    """Store the sums of one row in `sums [..., 3]`."""
+    tl.store(sums_ptr + index * 3, both)
+    tl.store(sums_ptr + index * 3 + 1, sigmoid)
+    tl.store(sums_ptr + index * 3 + 2, target)
+
+
+@triton.jit
 def leading_bits(x):
     """`x` with the precision of bfloat16, rounded towards zero: one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
@@ -204,9 +213,7 @@ def split(x):
 def log2(x):
     """log₂(x) in one instruction, to 2⁻²² of it, or of 1 near 1; x not denormal."""
     if _ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return assembly(x, "lg2.approx.ftz.f32 $0, $1;")
     return tl.log2(x)
 
 

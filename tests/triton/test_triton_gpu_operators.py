@@ -176,6 +176,7 @@ def test_focal_dice(dtype: torch.dtype, soft: bool, gamma: float) -> None:
             assert (some - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
 
 
+Size = tuple[int, int]
 SIZES = [
     ((64, 96), (256, 384), (256, 384), (256, 384)),
     ((33, 41), (132, 164), (120, 163), (201, 97)),
@@ -206,16 +207,11 @@ def predictions(
 @pytest.mark.parametrize("resize_logits", [False, True])
 @pytest.mark.parametrize("structured", [False, True])
 @pytest.mark.parametrize("classes", [1, 19, 150, 847])
-@pytest.mark.parametrize(("low", "padded", "image", "size"), SIZES)
+@pytest.mark.parametrize("sizes", SIZES)
 def test_semantic_segmentation(
-    low: tuple[int, int],
-    padded: tuple[int, int],
-    image: tuple[int, int],
-    size: tuple[int, int],
-    classes: int,
-    structured: bool,
-    resize_logits: bool,
+    sizes: tuple[Size, Size, Size, Size], classes: int, structured: bool, resize_logits: bool
 ) -> None:
+    low, padded, image, size = sizes
     given = (*predictions(low, classes, structured), size)
     options: dict[str, Any] = {"input_size": padded, "image_sizes": [image, image]}
     options["resize_logits"] = resize_logits
@@ -235,15 +231,11 @@ def test_semantic_segmentation(
 
 @pytest.mark.parametrize("paint", ["maskformer", "mask2former"])
 @pytest.mark.parametrize("structured", [False, True])
-@pytest.mark.parametrize(("low", "padded", "image", "size"), SIZES)
+@pytest.mark.parametrize("sizes", SIZES)
 def test_panoptic_segmentation(
-    low: tuple[int, int],
-    padded: tuple[int, int],
-    image: tuple[int, int],
-    size: tuple[int, int],
-    structured: bool,
-    paint: str,
+    sizes: tuple[Size, Size, Size, Size], structured: bool, paint: str
 ) -> None:
+    low, padded, image, size = sizes
     given = predictions(low, 19, structured)
     options: dict[str, Any] = {
         "input_size": padded,

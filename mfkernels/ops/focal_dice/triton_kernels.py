@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mfkernels.triton.math import exp_of_negative, reciprocal, sigmoid_both
+from mfkernels.triton.math import dice_loss, exp_of_negative, reciprocal, sigmoid_both, store_sums
 
 
 @triton.jit
@@ -96,10 +96,8 @@ def totals_kernel(
         sum_target += tl.load(chunk_ptr + 3, mask=chunk < chunks, other=0.0)
     both, sigmoid, target = tl.sum(sum_both), tl.sum(sum_sigmoid), tl.sum(sum_target)
     tl.store(focal_ptr + row, tl.sum(sum_focal) / elements)
-    tl.store(dice_ptr + row, 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0))
-    tl.store(sums_ptr + row * 3, both)
-    tl.store(sums_ptr + row * 3 + 1, sigmoid)
-    tl.store(sums_ptr + row * 3 + 2, target)
+    tl.store(dice_ptr + row, dice_loss(both, sigmoid, target))
+    store_sums(sums_ptr, row, both, sigmoid, target)
 
 
 @triton.jit

@@ -24,7 +24,14 @@ from mfkernels.ops.mask_loss.triton_cells import (
 )
 from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
 from mfkernels.triton.arguments import SegmentValues
-from mfkernels.triton.math import from_lane_before, if_also, row_offset, segments_of_image
+from mfkernels.triton.math import (
+    dice_loss,
+    from_lane_before,
+    if_also,
+    row_offset,
+    segments_of_image,
+    store_sums,
+)
 
 MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
@@ -300,11 +307,8 @@ def totals_kernel(
     both = target - 0.5 * (miss - signed)
     sigmoid = target + signed
     tl.store(focal_ptr + index, focal * LN_2 / target_pixels)
-    loss = 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0)
-    tl.store(dice_ptr + index, tl.where(matched, loss, 0.0))
-    tl.store(sums_ptr + index * 3, both)
-    tl.store(sums_ptr + index * 3 + 1, sigmoid)
-    tl.store(sums_ptr + index * 3 + 2, target)
+    tl.store(dice_ptr + index, tl.where(matched, dice_loss(both, sigmoid, target), 0.0))
+    store_sums(sums_ptr, index, both, sigmoid, target)
 
 
 @triton.jit

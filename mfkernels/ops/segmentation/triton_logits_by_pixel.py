@@ -186,13 +186,7 @@ def by_pixel_kernel(
 
 @triton.jit
 def transpose_kernel(
-    masks,
-    order_ptr,
-    logits_ptr,
-    columns,
-    pixels,
-    LAYOUT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    masks, order_ptr, logits_ptr, columns, pixels, LAYOUT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The same from dense logits `[Q, h·w]`."""
     BLOCK_P: tl.constexpr = BLOCK.pixels

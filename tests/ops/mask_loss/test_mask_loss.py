@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.backends import each_backend, native_only
-from helpers.strategies import Case, cases
-from hypothesis import HealthCheck, given, settings
+from helpers.strategies import Case, cases, thorough
+from hypothesis import given
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,11 +52,7 @@ def restated(
 
 
 @given(cases)
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@thorough
 def test_equals_the_restatement_with_its_gradients(case: Case) -> None:
     assignment = random_assignment(case)
     weight = torch.rand(2, case.layers, dtype=torch.float64)
@@ -249,11 +245,7 @@ def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
 
 
 @given(cases)
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@thorough
 @native_only
 def test_backends_agree_in_float32(case: Case) -> None:
     results: list[list[Tensor]] = []

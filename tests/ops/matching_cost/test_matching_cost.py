@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import golden
 from helpers.backends import each_backend, native_only
-from helpers.strategies import Case, cases
+from helpers.strategies import Case, cases, thorough
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.nn import functional as F
@@ -266,11 +266,7 @@ def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
 
 
 @given(cases)
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@thorough
 @native_only
 def test_backends_agree_in_float32(case: Case) -> None:
     class_logits, embed, features = case.predictions()

@@ -547,12 +547,11 @@ class TestPanoptic:
         sure: bool,
     ) -> None:
         case, padded, images, results = drawn
-        class_logits, embed, features = inputs(case, torch.float64)
+        predictions = inputs(case, torch.float64)
+        class_logits, embed, features = predictions
         things = set(range(0, case.classes, 2))
         found = panoptic_segmentation(
-            class_logits,
-            embed,
-            features,
+            *predictions,
             results,
             thing_classes=things,
             object_mask_threshold=object_mask_threshold,
