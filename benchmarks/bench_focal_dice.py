@@ -78,8 +78,8 @@ def torchvision() -> Losses:
         # Mask2Former's is the cross-entropy alone.
         alpha, gamma = (0.25, 2.0) if inputs.points is None else (-1.0, 0.0)
         focal = sigmoid_focal_loss(logits, masks, alpha=alpha, gamma=gamma).mean(1).sum()
-        chance = logits.sigmoid()
-        sums = (2 * (chance * masks).sum(1) + 1) / (chance.sum(1) + masks.sum(1) + 1)
+        probability = logits.sigmoid()
+        sums = (2 * (probability * masks).sum(1) + 1) / (probability.sum(1) + masks.sum(1) + 1)
         return focal / len(masks), (1 - sums).sum() / len(masks)
 
     return losses

@@ -149,8 +149,8 @@ def upsampled(view: SegmentationView) -> Tensor:
 
 def scores(view: SegmentationView, sizes: Sizes, classes: slice) -> Tensor:
     """`[1, k, H, W]`: the score of some classes in a view."""
-    chances = view.class_logits.softmax(-1)[..., :-1][..., classes]
-    found = torch.einsum("bqk,bqhw->bkhw", chances, upsampled(view).sigmoid())
+    probabilities = view.class_logits.softmax(-1)[..., :-1][..., classes]
+    found = torch.einsum("bqk,bqhw->bkhw", probabilities, upsampled(view).sigmoid())
     found = resize(found, sizes.size)
     return found.flip(-1) if view.flipped else found
 

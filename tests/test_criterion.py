@@ -318,8 +318,8 @@ class TestFailures:
         labels = [torch.tensor([1, 2]), torch.tensor([0])]
         targets = SegmentTargets.from_label_maps(label_maps, labels)
         official_targets = [
-            {"labels": some, "masks": targets.dense_masks(image)}
-            for image, some in enumerate(labels)
+            {"labels": of_image, "masks": targets.dense_masks(image)}
+            for image, of_image in enumerate(labels)
         ]
         outputs = factored(case, torch.float64, grad=True)
         outputs["pixel_features"] = outputs["pixel_features"].to(memory_format=torch.channels_last)

@@ -79,8 +79,8 @@ def test_plain_pytorch_serves_the_call(
     caplog.set_level(logging.WARNING, "mfkernels")
     failing.calls = 0
     for _ in range(2):
-        for some, same in zip(_results(problem), expected, strict=True):
-            torch.testing.assert_close(some, same)
+        for result, same in zip(_results(problem), expected, strict=True):
+            torch.testing.assert_close(result, same)
     assert failing.calls == 1, "it is remembered"
     (record,) = caplog.records
     assert f"{OPERATORS[operation]}: its kernel failed on cpu: {WHY}" in record.message
@@ -111,8 +111,8 @@ def test_plain_pytorch_gives_the_gradient(
     for _ in range(2):
         found = _results(problem)
         assert not any(x.requires_grad for x in found)
-        for some, same in zip(found, expected, strict=True):
-            torch.testing.assert_close(some, same)
+        for result, same in zip(found, expected, strict=True):
+            torch.testing.assert_close(result, same)
     assert failing.calls == 1
     assert len(caplog.records) == 1
 

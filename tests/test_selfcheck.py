@@ -114,12 +114,12 @@ def test_mistakes(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_rule() -> None:
     truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    some = truth.float()
-    assert not list(_wrong([some], [some], [truth]))
-    off = some + torch.tensor([0, 1e-4])
-    assert list(_wrong([off], [some], [truth]))
+    result = truth.float()
+    assert not list(_wrong([result], [result], [truth]))
+    off = result + torch.tensor([0, 1e-4])
+    assert list(_wrong([off], [result], [truth]))
     assert not list(_wrong([off], [off], [truth])), "plain PyTorch is as wrong"
-    assert list(_wrong([some * float("nan")], [some], [truth]))
+    assert list(_wrong([result * float("nan")], [result], [truth]))
     labels = torch.zeros(10_000, dtype=torch.int64)
     other = labels.clone()
     other[:5] = 1

@@ -142,7 +142,7 @@ def test_at_points_as_mask2former() -> None:
     assert losses.keys() == named.keys()
     for name, loss in losses.items():
         torch.testing.assert_close(loss, named[name], rtol=2e-6, atol=1e-6)
-    gradients = [torch.autograd.grad(sum(some.values()), leaves) for some in (losses, expected)]
+    gradients = [torch.autograd.grad(sum(result.values()), leaves) for result in (losses, expected)]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 

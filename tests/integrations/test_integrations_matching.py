@@ -138,7 +138,7 @@ def test_losses_at_points_of_any_pairs(query: list[int], segment: list[int], uni
     entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1)
     expected = entropy.sum(), dice.sum()
     torch.testing.assert_close(losses, expected, rtol=1e-11, atol=1e-11)
-    mine, truth = (torch.autograd.grad(sum(some), logits)[0] for some in (losses, expected))
+    mine, truth = (torch.autograd.grad(sum(result), logits)[0] for result in (losses, expected))
     torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-11)
 
 

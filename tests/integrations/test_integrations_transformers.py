@@ -325,7 +325,7 @@ class TestTargets:
 def test_on_a_gpu(name: str) -> None:
     module = criterion(name).cuda()
     layers = [{k: v.cuda() for k, v in layer.items()} for layer in predictions()]
-    targets = {k: [v.cuda() for v in some] for k, some in models.targets((3, 0)).items()}
+    targets = {k: [v.cuda() for v in tensors] for k, tensors in models.targets((3, 0)).items()}
     theirs, their_gradients = run(module, layers, targets)
     patch(module)
     ours, our_gradients = run(module, layers, targets)
@@ -348,9 +348,11 @@ class StayOnDevice(TorchDispatchMode):
 def test_masks_of_bool_and_float_give_the_same_points() -> None:
     masks = torch.rand(3, 9, 13) > 0.5
     where = torch.rand(3, 50, 2, dtype=torch.float64) * 1.2 - 0.1
-    for some in (where, where[:1]):
-        expected = point_sampling.sample(masks.double(), some)
-        torch.testing.assert_close(point_sampling.sample(masks, some), expected, rtol=0, atol=1e-12)
+    for points in (where, where[:1]):
+        expected = point_sampling.sample(masks.double(), points)
+        torch.testing.assert_close(
+            point_sampling.sample(masks, points), expected, rtol=0, atol=1e-12
+        )
 
 
 def test_masks_with_more_pixels_than_float32_counts() -> None:
@@ -589,8 +591,8 @@ def test_the_first_nan_is_the_largest() -> None:
     maps = torch.randn(9, 40)
     maps[[4, 6, 8, 1], [0, 0, 1, 2]] = torch.nan
     largest = post_processing._Largest()
-    for some in maps.split(2):
-        largest.add(some)
+    for part in maps.split(2):
+        largest.add(part)
     assert torch.equal(largest.index, maps.argmax(0))
 
 
@@ -645,11 +647,11 @@ class TestPostProcessing:
         patch()
         for method in ("semantic", "panoptic"):
             process = getattr(self.processor(owner), f"post_process_{method}_segmentation")
-            some, same = (
+            result, same = (
                 process(self.outputs(), target_sizes=sizes)
                 for sizes in (self.SIZES, torch.tensor(self.SIZES))
             )
-            for one, other in zip(some, same, strict=True):
+            for one, other in zip(result, same, strict=True):
                 if method == "panoptic":
                     one, other = one["segmentation"], other["segmentation"]
                 assert torch.equal(one, other)

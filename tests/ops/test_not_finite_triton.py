@@ -159,11 +159,11 @@ def losses_of_masks(path: str, logits: Tensor, targets: SegmentTargets) -> list[
     inputs = (logits, None, *stored(targets), counts, assignment, *OPTIONS[3:])
     focal, dice, *saved = mask_loss_kernels.mask_loss(*inputs, True)
     gradients = []
-    for slopes in (
+    for grads in (
         (torch.ones(1, 1, 3), torch.zeros(1, 1, 3)),
         (torch.zeros(1, 1, 3), focal * 0 + 1),
     ):
-        both = (slopes[0], slopes[1].nan_to_num(1.0))
+        both = (grads[0], grads[1].nan_to_num(1.0))
         gradient, _ = mask_loss_kernels.mask_loss_backward(*both, *saved, *inputs, True, False)
         gradients.append(gradient)
     return [focal.sum(2)[0] / 3, dice.sum(2)[0] / 3, *gradients]
@@ -195,8 +195,8 @@ def losses_of_rows(
         focal, dice, sums = focal_dice_kernels.focal_dice(logits, *options)
         one, none = torch.ones(len(logits)), torch.zeros(len(logits))
         of_focal, of_dice = (
-            focal_dice_kernels.focal_dice_backward(*slopes, sums, logits, *options)
-            for slopes in ((one, none), (none, one))
+            focal_dice_kernels.focal_dice_backward(*gradients, sums, logits, *options)
+            for gradients in ((one, none), (none, one))
         )
         return focal.sum(), dice.sum(), of_focal, of_dice
     x = logits.clone().requires_grad_()

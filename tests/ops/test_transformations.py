@@ -116,9 +116,9 @@ def test_second_derivative_of_the_class_loss_of_gpus() -> None:
         )
         return entropy.view(2, -1).sum(1)
 
-    x, slope = CLASS_LOGITS.clone().requires_grad_(), torch.tensor([1.0, 2.0]).double()
-    (truth,) = torch.autograd.grad(plain(x), x, slope, create_graph=True)
-    ours = gradient_again(slope, x, target.int(), 0.1)
+    x, gradient = CLASS_LOGITS.clone().requires_grad_(), torch.tensor([1.0, 2.0]).double()
+    (truth,) = torch.autograd.grad(plain(x), x, gradient, create_graph=True)
+    ours = gradient_again(gradient, x, target.int(), 0.1)
     torch.testing.assert_close(ours, truth)
     seconds = [
         torch.autograd.grad(g.square().sum(), x, retain_graph=True)[0] for g in (ours, truth)

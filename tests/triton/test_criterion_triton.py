@@ -172,9 +172,9 @@ def mask_loss(
     segments = (targets.label_map, targets.masks, targets.counts_tensor())
     inputs = (embed, features, *segments, assignment, *options)
     focal, dice, sums, maps = mask_loss_kernels.mask_loss(*inputs, keep_maps)
-    slopes = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
+    grads = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
     gradients = mask_loss_kernels.mask_loss_backward(
-        *slopes, sums, maps, *inputs, True, features is not None
+        *grads, sums, maps, *inputs, True, features is not None
     )
     assert features is not None or gradients[1].shape == (0,)
     found = gradients if features is not None else gradients[:1]
@@ -227,8 +227,8 @@ def test_mask_loss_in_several_parts(
     monkeypatch.setattr(mask_loss_products, "PIXELS_OF_A_SPLIT", 32)
     monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
     parts = mask_loss(embed, features, *given, keep_maps=keep_maps)
-    for some, same in zip(parts, whole, strict=True):
-        torch.testing.assert_close(some, same, rtol=1e-5, atol=1e-6)
+    for result, same in zip(parts, whole, strict=True):
+        torch.testing.assert_close(result, same, rtol=1e-5, atol=1e-6)
 
 
 def test_mask_loss_of_a_query_matched_twice() -> None:
@@ -238,8 +238,8 @@ def test_mask_loss_of_a_query_matched_twice() -> None:
     given = (case.targets(), assignment, torch.rand(2, 1, dtype=torch.float64), 0.25, 2.0)
     for factors in ((embed, features), (dense(embed, features), None)):
         truth = losses_and_gradients(factors[0].double(), double(factors[1]), *given)
-        for some, exact in zip(mask_loss(*factors, *given), truth, strict=True):
-            torch.testing.assert_close(some.double(), exact, rtol=1e-5, atol=1e-7)
+        for result, exact in zip(mask_loss(*factors, *given), truth, strict=True):
+            torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -248,13 +248,15 @@ def test_mask_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) 
     embed, features = (x.to(dtype) for x in case.predictions()[1:])
     given = (case.targets(), random_assignment(case), torch.rand(2, 1), 0.25, 2.0)
     wide = mask_loss(embed.float(), features.float(), *given)
-    for some, same in zip(mask_loss(embed, features, *given), wide, strict=True):
-        torch.testing.assert_close(some.float(), same.to(some.dtype).float(), rtol=1e-2, atol=1e-6)
+    for result, same in zip(mask_loss(embed, features, *given), wide, strict=True):
+        torch.testing.assert_close(
+            result.float(), same.to(result.dtype).float(), rtol=1e-2, atol=1e-6
+        )
     strided = features.to(memory_format=torch.channels_last)
-    for some, same in zip(
+    for result, same in zip(
         mask_loss(embed, strided, *given), mask_loss(embed, features, *given), strict=True
     ):
-        assert torch.equal(some, same)
+        assert torch.equal(result, same)
 
 
 def test_mask_loss_without_segments() -> None:
@@ -278,11 +280,11 @@ def test_class_loss(case: Case) -> None:
     class_logits = case.predictions()[0]
     exact = class_logits.double().requires_grad_()
     truth, weight = class_loss_oracle(exact, targets, assignment, 0.1)
-    slopes = torch.rand(case.layers, dtype=torch.float64)
-    (truth * slopes).sum().backward()
+    gradients = torch.rand(case.layers, dtype=torch.float64)
+    (truth * gradients).sum().backward()
     given = (targets.labels, targets.counts_tensor(), assignment, 0.1)
     loss, total, *saved = class_loss_kernels.class_loss(class_logits, *given)
-    gradient = class_loss_kernels.class_loss_backward(slopes.float(), class_logits, *saved, 0.1)
+    gradient = class_loss_kernels.class_loss_backward(gradients.float(), class_logits, *saved, 0.1)
     torch.testing.assert_close(loss.double(), truth.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(total.double(), weight, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-5, atol=1e-7)

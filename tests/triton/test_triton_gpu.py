@@ -51,10 +51,10 @@ def test_no_further_from_the_truth_than_plain_pytorch(case: Case, dtype: torch.d
     with use_backend("native"):
         ours = everything(case, dtype, dtype)
         again = everything(case, dtype, dtype)
-    for some, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
-        assert torch.equal(some, repeated), "must be deterministic"
+    for result, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
+        assert torch.equal(result, repeated), "must be deterministic"
         slack = 8 * 2**-23 * exact.abs().max()
-        assert (some - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
+        assert (result - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -48,7 +48,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
     segments = (targets.label_map, targets.masks)
     logits, values = on_device(torch.randn(4, 700), torch.rand(4, 700))
     logits.requires_grad_()
-    chances = class_logits[0, 0].detach().softmax(-1)[:, :-1]
+    probabilities = class_logits[0, 0].detach().softmax(-1)[:, :-1]
     sides = (28, 36, 28, 33)
     factors = (embed[0, 0].detach(), features[0].detach())
     return {
@@ -66,14 +66,14 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "focal_dice": (logits, values, 0.25, 2.0),
         "sigmoid_focal_loss": (logits, values > 0.5, 0.25, 1.5),
         "semantic_segmentation": (
-            [chances / 2] * 2,
+            [probabilities / 2] * 2,
             [factors[0]] * 2,
             [factors[1]] * 2,
             *([side] * 2 for side in sides),
             [False, True],
             *(28, 33, False, True),
         ),
-        "panoptic_owners": (chances.amax(1), *factors, *sides, 30, 31, True),
+        "panoptic_owners": (probabilities.amax(1), *factors, *sides, 30, 31, True),
     }
 
 
@@ -162,18 +162,18 @@ def test_focal_dice(dtype: torch.dtype, soft: bool, gamma: float) -> None:
         ) -> list[Tensor]:
             x = logits.to(compute).requires_grad_()
             mask, dice = focal_dice_loss(x, targets, alpha=0.25, gamma=gamma)
-            (slopes,) = torch.autograd.grad(20 * mask + dice, x)
+            (gradients,) = torch.autograd.grad(20 * mask + dice, x)
             each = sigmoid_focal_loss(x, targets, 0.25, gamma)
-            (slope,) = torch.autograd.grad(each.sum(), x)
-            return [mask.detach(), dice.detach(), slopes, each.detach(), slope]
+            (gradient,) = torch.autograd.grad(each.sum(), x)
+            return [mask.detach(), dice.detach(), gradients, each.detach(), gradient]
 
         with use_backend("reference"):
             truth, plain = everything(torch.float64), everything(dtype)
         ours, again = everything(dtype), everything(dtype)
-        for some, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
-            assert torch.equal(some, repeated), "must be deterministic"
+        for result, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
+            assert torch.equal(result, repeated), "must be deterministic"
             slack = 8 * 2**-23 * exact.abs().max()
-            assert (some - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
+            assert (result - exact).abs().max() <= 2 * (same - exact).abs().max() + slack
 
 
 Size = tuple[int, int]

@@ -117,11 +117,7 @@ def evaluate(
                 if on_prediction is not None:
                     on_prediction(sample, prediction)
                 if len(pictures) < config.pictures:
-                    found = prediction.segmentation(config.object_mask_threshold)
-                    truth = Segmentation.from_sample(sample)
-                    pictures[names.take(sample.name)] = side_by_side(
-                        sample.image, truth, found, info
-                    )
+                    pictures[names.take(sample.name)] = _picture(sample, prediction, config, info)
             images += len(batch.samples)
             counter.advance(len(batch.samples))
             if between_batches is not None:
@@ -132,6 +128,13 @@ def evaluate(
     metrics["eval_images_per_second"] = images / max(seconds, 1e-9)
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
     return Evaluation(metrics, per_class, score, pictures, confusion)
+
+
+def _picture(
+    sample: Sample, prediction: Prediction, config: EvalConfig, info: DatasetInfo
+) -> Tensor:
+    found = prediction.segmentation(config.object_mask_threshold)
+    return side_by_side(sample.image, Segmentation.from_sample(sample), found, info)
 
 
 def metrics_to_json(values: Mapping[str, Any]) -> str:

@@ -81,16 +81,13 @@ _FIXED: dict[str, dict[str, Any]] = {
 }
 
 
-def _table() -> dict[str, str]:
+def _backbone_table() -> dict[str, str]:
     table = {
         "backbone.body.conv1.": f"{_ENCODER}embedder.embedder.convolution.",
         "backbone.body.bn1.": f"{_ENCODER}embedder.embedder.normalization.",
         "backbone.body.patch_embed.proj.": f"{_SWIN}embeddings.patch_embeddings.projection.",
         "backbone.body.patch_embed.norm.": f"{_SWIN}embeddings.norm.",
         "backbone.norms.": f"{_PIXELS}encoder.hidden_states_norms.",
-        "pixel_decoder.outputs.3.conv.": f"{_FPN}stem.0.",
-        "pixel_decoder.outputs.3.norm.": f"{_FPN}stem.1.",
-        "pixel_decoder.mask_features.": f"{_PIXELS}decoder.mask_projection.",
     }
     for stage in (0, 1, 2, 3):
         block, target = (
@@ -121,6 +118,15 @@ def _table() -> dict[str, str]:
                 f"{_SWIN}encoder.layers.{stage}.downsample."
             ),
         }
+    return table
+
+
+def _table() -> dict[str, str]:
+    table = _backbone_table() | {
+        "pixel_decoder.outputs.3.conv.": f"{_FPN}stem.0.",
+        "pixel_decoder.outputs.3.norm.": f"{_FPN}stem.1.",
+        "pixel_decoder.mask_features.": f"{_PIXELS}decoder.mask_projection.",
+    }
     for level in (0, 1, 2):
         target = f"{_FPN}layers.{2 - level}."
         table |= {

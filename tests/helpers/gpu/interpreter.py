@@ -127,6 +127,6 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_as_exact(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> None:
     """No further from the truth than plain PyTorch is at the same precision, plus a few ulps."""
-    for some, same_precision, exact in zip(ours, plain, truth, strict=True):
+    for result, same_precision, exact in zip(ours, plain, truth, strict=True):
         slack = 4 * 2**-23 * exact.abs().max() + 1e-9
-        assert (some - exact).abs().max() <= 2 * (same_precision - exact).abs().max() + slack
+        assert (result - exact).abs().max() <= 2 * (same_precision - exact).abs().max() + slack

@@ -162,7 +162,7 @@ class Draw:
 
     def semantic_segmentation(self) -> list[Any]:
         views = [self.view() for _ in range(self.random.randint(1, 2))]
-        chances = [torch.rand(self.Q, self.K, generator=self.generator) for _ in views]
+        probabilities = [torch.rand(self.Q, self.K, generator=self.generator) for _ in views]
         sides_of_views = [
             list(sides) for sides in zip(*(sides for *_, sides in views), strict=True)
         ]
@@ -170,7 +170,7 @@ class Draw:
         features = [features for _, features, _ in views if features is not None]
         sides = [self.random.randint(1, 300), self.random.randint(1, 40)]
         embed = [embed for embed, *_ in views]
-        given = [chances, embed, features, *sides_of_views, flipped]
+        given = [probabilities, embed, features, *sides_of_views, flipped]
         return [*given, *sides, self.flag(), self.flag()]
 
     def panoptic_owners(self) -> list[Any]:

@@ -36,8 +36,8 @@ def of_kernels(
     logits: Tensor, targets: Tensor, weights: Tensor, options: tuple[float, float]
 ) -> list[Tensor]:
     focal, dice, sums = kernels.focal_dice(logits, targets, *options)
-    slopes = (weights[0].float(), weights[1].float())
-    gradient = kernels.focal_dice_backward(*slopes, sums, logits, targets, *options)
+    gradients = (weights[0].float(), weights[1].float())
+    gradient = kernels.focal_dice_backward(*gradients, sums, logits, targets, *options)
     return [focal, dice, gradient]
 
 
@@ -78,7 +78,7 @@ def test_without_rows_and_in_strides(rows: int) -> None:
         logits.t().contiguous().t(), targets.t().contiguous().t(), weights, (0.25, 2.0)
     )
     assert [part.shape for part in expected] == [(rows,), (rows,), (rows, 12)]
-    assert all(torch.equal(some, same) for some, same in zip(strided, expected, strict=True))
+    assert all(torch.equal(result, same) for result, same in zip(strided, expected, strict=True))
 
 
 def test_sure_logits_have_finite_gradients() -> None:
@@ -88,8 +88,8 @@ def test_sure_logits_have_finite_gradients() -> None:
     for gamma in (0.0, 0.5, 2.0):
         ours = of_kernels(logits, targets, weights, (0.25, gamma))
         truth = of_oracle(logits.double(), targets, weights, (0.25, gamma))
-        for some, exact in zip(ours, truth, strict=True):
-            torch.testing.assert_close(some.double(), exact, rtol=2e-6, atol=1e-12)
+        for result, exact in zip(ours, truth, strict=True):
+            torch.testing.assert_close(result.double(), exact, rtol=2e-6, atol=1e-12)
     assert of_kernels(logits * torch.nan, targets, weights, (0.25, 2.0))[0].isnan().all()
 
 
@@ -99,7 +99,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits, weights = logits.to(dtype), torch.rand(2, 2, dtype=torch.float64)
     *losses, gradient = of_kernels(logits, targets, weights, (0.25, 2.0))
     *wide, expected = of_kernels(logits.float(), targets, weights, (0.25, 2.0))
-    assert all(torch.equal(some, same) for some, same in zip(losses, wide, strict=True))
+    assert all(torch.equal(result, same) for result, same in zip(losses, wide, strict=True))
     assert torch.equal(gradient, expected.to(dtype))
     assert kernels.sigmoid_focal_loss(logits, targets, 0.25, 2.0).dtype == dtype
 
@@ -111,18 +111,18 @@ def test_elements(shape: tuple[int, ...], kind: str, options: tuple[float, float
     logits, targets = (x.reshape(-1)[: torch.Size(shape).numel()] for x in problem(3, 35, kind))
     logits, targets = logits.reshape(shape), targets.reshape(shape)
     loss = kernels.sigmoid_focal_loss(logits, targets, *options)
-    slope = torch.rand(shape, dtype=torch.float64)
+    grad = torch.rand(shape, dtype=torch.float64)
     assert loss.shape == shape
 
-    def of_oracle(logits: Tensor, slope: Tensor) -> list[Tensor]:
+    def of_oracle(logits: Tensor, grad: Tensor) -> list[Tensor]:
         logits = logits.clone().requires_grad_()
         loss = oracle.sigmoid_focal_loss(logits, targets.to(logits.dtype), *options)
-        (gradient,) = torch.autograd.grad(loss, logits, slope.to(logits.dtype))
+        (gradient,) = torch.autograd.grad(loss, logits, grad.to(logits.dtype))
         return [loss.detach(), gradient]
 
     if loss.numel() == 0:
         return
-    for given in (slope, torch.full((), 0.3, dtype=torch.float64).expand(shape)):
+    for given in (grad, torch.full((), 0.3, dtype=torch.float64).expand(shape)):
         ours = kernels.sigmoid_focal_loss_backward(given.float(), logits, targets, *options)
         assert_as_exact([loss, ours], of_oracle(logits, given), of_oracle(logits.double(), given))
 

@@ -288,11 +288,11 @@ def test_gradients_of_one_factor_only() -> None:
     assignment = random_assignment(case)
     mask_loss(*whole[1:], case.targets(), assignment)[0].sum().backward()
     for kept in (1, 2):
-        some = [x.detach().requires_grad_(i == kept) for i, x in enumerate(whole)]
-        mask_loss(some[1], some[2], case.targets(), assignment)[0].sum().backward()
-        assert some[kept].grad is not None
-        assert some[3 - kept].grad is None
-        torch.testing.assert_close(some[kept].grad, whole[kept].grad, rtol=1e-6, atol=1e-9)
+        leaves = [x.detach().requires_grad_(i == kept) for i, x in enumerate(whole)]
+        mask_loss(leaves[1], leaves[2], case.targets(), assignment)[0].sum().backward()
+        assert leaves[kept].grad is not None
+        assert leaves[3 - kept].grad is None
+        torch.testing.assert_close(leaves[kept].grad, whole[kept].grad, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -108,14 +108,14 @@ def test_as_exact_as_plain_pytorch(
 @pytest.mark.parametrize(("embed", "features"), [(1e30, 1e-30), (1e-30, 1e30), (1e-25, 1e-3)])
 def test_of_huge_and_tiny_values(embed: float, features: float) -> None:
     """Within the range of float32, whatever that of half precision is; every row by itself."""
-    some = Products.of((4, 2), 40, (6, 7), torch.float32)
+    drawn = Products.of((4, 2), 40, (6, 7), torch.float32)
     scale = 10 ** torch.linspace(-2, 2, QUERIES)[:, None]
     scaled = Products(
-        some.embed * embed * scale,
-        some.features * features,
-        some.grad_logits / features,
-        some.counts,
-        some.assignment,
+        drawn.embed * embed * scale,
+        drawn.features * features,
+        drawn.grad_logits / features,
+        drawn.counts,
+        drawn.assignment,
     )
     truth, plain = scaled.expected(torch.float64), scaled.expected(torch.float32)
     for ours, same, exact in zip(scaled.found(), plain, truth, strict=True):
@@ -129,11 +129,11 @@ def test_of_huge_and_tiny_values(embed: float, features: float) -> None:
 def test_what_is_not_finite_stays_so_and_with_its_row_pixel_and_image(
     bad: float, dtype: torch.dtype
 ) -> None:
-    some = Products.of((4, 2), 40, (6, 7), dtype)
-    good = some.found()
-    some.embed[1, 0, some.assignment[1, 0, 2], 7] = bad
-    some.features[1, 3, 0, 5] = bad
-    logits, grad_embed, grad_features = some.found()
+    drawn = Products.of((4, 2), 40, (6, 7), dtype)
+    good = drawn.found()
+    drawn.embed[1, 0, drawn.assignment[1, 0, 2], 7] = bad
+    drawn.features[1, 3, 0, 5] = bad
+    logits, grad_embed, grad_features = drawn.found()
     spoilt = torch.zeros(logits.shape, dtype=torch.bool)
     spoilt[1, 0, 2] = True
     spoilt[:, 1, :2, 5] = True

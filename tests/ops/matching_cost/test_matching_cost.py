@@ -36,7 +36,7 @@ def restated(
     positive, negative = (1, 1) if alpha < 0 else (alpha, 1 - alpha)
     most = max(case.counts)
     cost = torch.zeros(*class_logits.shape[:3], most, dtype=class_logits.dtype)
-    chance = class_logits.softmax(-1)
+    probability = class_logits.softmax(-1)
     for image, (masks, labels) in enumerate(zip(case.masks(), case.labels(), strict=True)):
         rows = (torch.arange(case.low[0]) * (case.size[0] / case.low[0])).floor().long()
         columns = (torch.arange(case.low[1]) * (case.size[1] / case.low[1])).floor().long()
@@ -52,7 +52,7 @@ def restated(
                     ).mean()
                     dice = 1 - (2 * (s * y).sum() + 1) / (s.sum() + y.sum() + 1)
                     cost[layer, image, query, segment] = (
-                        -weights[0] * chance[layer, image, query, label]
+                        -weights[0] * probability[layer, image, query, label]
                         + weights[1] * focal
                         + weights[2] * dice
                     )

@@ -77,11 +77,11 @@ def restated_scores(
     class_logits: Tensor, logits: Tensor, padded: Size, image: Size, size: Size, resize: bool
 ) -> Tensor:
     """`[K, H, W]` of one image, the sum over queries written out."""
-    chance = class_logits.softmax(1)[:, :-1]
+    probability = class_logits.softmax(1)[:, :-1]
     upsampled = bilinear(logits, padded)
     if resize:
         upsampled = bilinear(upsampled[:, : image[0], : image[1]], size)
-    scores = (chance[:, :, None, None] * upsampled.sigmoid()[:, None]).sum(0)
+    scores = (probability[:, :, None, None] * upsampled.sigmoid()[:, None]).sum(0)
     return scores if resize else bilinear(scores[:, : image[0], : image[1]], size)
 
 
@@ -300,10 +300,10 @@ class TestInstances:
         ):
             upsampled = bilinear(logits[index], padded)
             upsampled = bilinear(upsampled[:, : images[index][0], : images[index][1]], size)
-            chances = class_logits[index].softmax(1).tolist()
+            probabilities = class_logits[index].softmax(1).tolist()
             pairs = sorted(
                 ((q, k) for q in range(case.queries) for k in range(case.classes)),
-                key=lambda pair: -chances[pair[0]][pair[1]],
+                key=lambda pair: -probabilities[pair[0]][pair[1]],
             )[:top_k]
             pairs = [(q, k) for q, k in pairs if not only_things or k in things]
             assert labels.tolist() == [k for _, k in pairs]
@@ -312,7 +312,7 @@ class TestInstances:
                 inside = upsampled[q] > 0
                 assert torch.equal(mask, inside)
                 mean = upsampled[q][inside].sigmoid().sum() / (inside.sum() + 1e-6)
-                assert score.item() == pytest.approx(chances[q][k] * mean.item())
+                assert score.item() == pytest.approx(probabilities[q][k] * mean.item())
                 rows, columns = inside.nonzero().unbind(1)
                 tight = [0, 0, 0, 0]
                 if len(rows):
@@ -324,8 +324,8 @@ class TestInstances:
         (whole, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
         monkeypatch.setattr("mfkernels.ops.segmentation.instances._CHUNK_PIXELS", 1000)
         (pieces, _) = instance_segmentation(*predictions, (24, 20), top_k=9)
-        for some, all_at_once in zip(pieces, whole, strict=True):
-            torch.testing.assert_close(some, all_at_once)
+        for result, all_at_once in zip(pieces, whole, strict=True):
+            torch.testing.assert_close(result, all_at_once)
 
     def test_inputs_are_left_alone(self) -> None:
         class_logits, embed, features = inputs(Case())
@@ -359,10 +359,10 @@ def panoptic(
     """Classes 0 and 1 are things, 2 and 3 stuff, 4 is no object; no resizing."""
     class_logits = torch.stack(
         [
-            torch.full((5,), (1 - chance) / 4)
+            torch.full((5,), (1 - probability) / 4)
             .log()
-            .index_fill(0, torch.tensor(label), torch.tensor(chance).log().item())
-            for label, chance, _ in queries
+            .index_fill(0, torch.tensor(label), torch.tensor(probability).log().item())
+            for label, probability, _ in queries
         ]
     )
     masks = torch.stack([mask for *_, mask in queries])
@@ -491,18 +491,20 @@ def restated_panoptic(
     sure: bool,
 ) -> tuple[list[list[int]], list[dict[str, Any]]]:
     """Pixel by pixel, in plain Python."""
-    chances = class_logits.softmax(1).tolist()
+    probabilities = class_logits.softmax(1).tolist()
     masks = logits.sigmoid().tolist()
     height, width = logits.shape[1:]
     kept = [
         q
-        for q, row in enumerate(chances)
+        for q, row in enumerate(probabilities)
         if max(row) > object_mask_threshold and row.index(max(row)) < len(row) - 1
     ]
     result = [[0] * width for _ in range(height)]
     pixels = [(i, j) for i in range(height) for j in range(width)]
     owner = {
-        (i, j): max(kept, key=lambda q: max(chances[q]) * masks[q][i][j]) for i, j in pixels if kept
+        (i, j): max(kept, key=lambda q: max(probabilities[q]) * masks[q][i][j])
+        for i, j in pixels
+        if kept
     }
     segments: list[dict[str, Any]] = []
     stuff: dict[int, int] = {}
@@ -512,7 +514,7 @@ def restated_panoptic(
         painted = [p for p in owned if not sure or p in confident]
         if not confident or not painted or len(owned) / len(confident) < overlap_threshold:
             continue
-        label = chances[q].index(max(chances[q]))
+        label = probabilities[q].index(max(probabilities[q]))
         number = stuff.get(label)
         if number is None:
             number = len(segments) + 1
@@ -521,7 +523,7 @@ def restated_panoptic(
                     "id": number,
                     "isthing": label in things,
                     "category_id": label,
-                    "score": max(chances[q]),
+                    "score": max(probabilities[q]),
                 }
             )
             if label not in things:

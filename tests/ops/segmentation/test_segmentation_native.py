@@ -234,11 +234,11 @@ def test_queries_left_out_change_no_label(views: int, confidence: float) -> None
 
 def test_many_idle_queries_can_outvote_a_live_one() -> None:
     """Ten of 0.04 and one of 0.3, which leads by less in the middle."""
-    chance = torch.tensor([[0.3, 1e-9, 0.7], *[[1e-9, 0.04, 0.96]] * 10])
+    probability = torch.tensor([[0.3, 1e-9, 0.7], *[[1e-9, 0.04, 0.96]] * 10])
     logits = torch.full((1, 11, 1, 96), 9.0)
     logits[:, 1:, :, :32] = -9.0
     logits[:, 1:9, :, 64:] = -9.0
-    labels = semantic_segmentation(chance.log()[None], logits, None, (1, 96))
+    labels = semantic_segmentation(probability.log()[None], logits, None, (1, 96))
     assert isinstance(labels, Tensor)
     assert labels[0, 0].tolist() == [0] * 32 + [1] * 32 + [0] * 32
 

@@ -299,8 +299,8 @@ def test_panoptic_owners_without_kept_queries_and_of_ties(confident_only: bool) 
     owners, counts = kernels.panoptic_owners(none, logits, None, *sides, confident_only)
     assert (owners == -1).all()
     assert (counts == 0).all()
-    some = none.index_fill(0, torch.tensor([3, 7, 39]), 0.5)
-    owners, counts = kernels.panoptic_owners(some, logits, None, *sides, confident_only)
+    scores = none.index_fill(0, torch.tensor([3, 7, 39]), 0.5)
+    owners, counts = kernels.panoptic_owners(scores, logits, None, *sides, confident_only)
     assert (owners == 3).all()
     assert counts[3].tolist() == [16, 16, 16]
     assert counts[39].tolist() == [0, 16, 0]
