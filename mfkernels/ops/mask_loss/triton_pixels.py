@@ -203,6 +203,13 @@ def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.con
 
 
 @triton.jit
+def lines_of_program(axis, OVERLAP: tl.constexpr):
+    count = tl.cdiv(axis.size + 1 - OVERLAP, tl.num_programs(1))
+    begin = tl.program_id(1) * count
+    return Lines(begin, tl.minimum(begin + count - 1 + OVERLAP, axis.size), OVERLAP)
+
+
+@triton.jit
 def pixels_kernel(
     logits,
     segments_ptr,
@@ -253,12 +260,9 @@ def pixels_kernel(
             map_weights = coefficients(
                 grad_losses, layer, image, segment, index, query >= 0, target_pixels
             )
-        count_of_lines = tl.cdiv(resize.y.size + 1 - OVERLAP, tl.num_programs(1))
-        begin = tl.program_id(1) * count_of_lines
-        end = tl.minimum(begin + count_of_lines - 1 + OVERLAP, resize.y.size)
         rows = Rows(logits_ptr, logits.pixel_stride, members_ptr, segment)
         columns = Columns(cell_x, counted & (cell_x >= 0))
-        lines = Lines(begin, end, OVERLAP)
+        lines = lines_of_program(resize.y, OVERLAP)
         sums, share = walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT)
         if VARIANT.sums:
             chunk = index * tl.num_programs(1) + tl.program_id(1)
