@@ -1,5 +1,6 @@
 """Kernels for mask-classification models: the public names."""
 
+import mfkernels.selfcheck.first_use  # noqa: F401
 from mfkernels.backend import use_backend
 from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.explanation import explain

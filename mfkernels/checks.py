@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mfkernels.targets import SegmentTargets
+from mfkernels.triton import devices
 
 _HARMLESS_BYTES = 1 << 28
 _REPEATS = 64
@@ -148,10 +149,18 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def native_problem(*tensors: Tensor | None) -> str | None:
-    """Why native kernels cannot take these tensors, or None: those for GPUs have no float64."""
+    """Why native kernels cannot take these tensors, or None: those for GPUs have no float64, and
+    some GPUs no bfloat16.
+    """
     for tensor in tensors:
-        if tensor is not None and tensor.is_cuda and tensor.dtype == torch.float64:
+        if tensor is None or not tensor.is_cuda:
+            continue
+        if tensor.dtype == torch.float64:
             return "the kernels for GPUs do not compute in float64"
+        if tensor.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            gpu = devices.gpu_of(tensor.device)
+            if not gpu.generation.bfloat16:
+                return f"{gpu.name} has no bfloat16; float16 and float32 have kernels there"
     return None
 
 

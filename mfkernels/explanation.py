@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mfkernels import native
 from mfkernels.backend import (
     OPERATIONS,
@@ -37,6 +39,10 @@ class Explanation:
         )
         lines.append("")
         lines += _table(("operation", "device", "backend", "why not native"), self.operations)
+        lines += [
+            "",
+            "Devices that are not named, as mps and xpu, take the reference: plain PyTorch.",
+        ]
         if self.build:
             lines.append("")
             lines += _table(("build", "value"), self.build)
@@ -65,17 +71,23 @@ def explain() -> Explanation:
     rows = [
         (operation, device_type, *_served_by(operation, device_type, request))
         for operation, devices in OPERATIONS.items()
-        for device_type in devices
+        for device_type in (*devices, *_other_accelerators())
     ]
     module = native.numpy_module
     build = () if module is None else tuple(module.build_info().items())
     return Explanation(request, tuple(native.parts.values()), build, tuple(rows))
 
 
+def _other_accelerators() -> tuple[str, ...]:
+    """Of this machine, such as ``mps`` or ``xpu``, for which there are no kernels."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return () if found is None or found.type in ("cpu", "cuda") else (found.type,)
+
+
 def _served_by(operation: str, device_type: str, request: Backend) -> tuple[Choice, str]:
     if request == "reference":
         return "reference", "the reference was asked for"
-    if OPERATIONS[operation][device_type] == "pytorch":
+    if OPERATIONS[operation].get(device_type) == "pytorch":
         return "pytorch", "PyTorch's own kernels serve it, also where native is asked for"
     reason = why_not_native(operation, device_type)
     for (failed, device), why in failures.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,26 @@ from mfkernels.verification import verified
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+before_call: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda *_: None  # noqa: E731
+"""Tries a kernel out before it serves its first call: `mfkernels.selfcheck.first_use`, which sets
+this, stands above the operations."""
+
 _logger = logging.getLogger(__name__)
 _NO_IMAGE = "no kernel image is available"  # CUDA's own words
+_CACHE = "name a folder with room that can be written in TRITON_CACHE_DIR"
+REMEDIES = {
+    _NO_IMAGE: "install mfkernels again on this machine, or where TORCH_CUDA_ARCH_LIST names the "
+    "compute capability of this GPU",
+    "Cannot find ptxas": "install Triton again, or name the ptxas of a CUDA toolkit in "
+    "TRITON_PTXAS_PATH",
+    "No space left": _CACHE,
+    "Read-only": _CACHE,
+    "PermissionError": _CACHE,
+    "failed to map segment": _CACHE + ", where programs may be executed",
+    "gcc": "install a C compiler, or name one in CC: Triton builds its launcher with it",
+    "C compiler": "install one, or name it in CC: Triton builds its launcher with it",
+}
+"""What a person can do, by words of the reason."""
 
 
 class KernelError(RuntimeError):
@@ -47,6 +65,7 @@ def served_by_pytorch_where_kernels_fail(
             if requested() == "verify" and not is_transformed():
                 return verified(operation, lambda: served(*args, **kwargs))
             try:
+                before_call(operation, args, kwargs)
                 return function(*args, **kwargs)
             except RuntimeError as error:
                 if not _is_of_a_kernel(error):
@@ -69,15 +88,19 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
     reason = f"its kernel failed on {_name_of(device)}: {str(error).strip().splitlines()[0]}"
     if requested() == "native":
         raise BackendError(
-            f"{operation}: the native backend was asked for, but {reason}"
+            f"{operation}: the native backend was asked for, but {reason}. {_remedy(reason)}"
         ) from error
     failures[operation, device] = reason
     _logger.warning(
-        "%s: %s. Plain PyTorch serves it there from now on; `python -m mfkernels check` tells what "
-        "else fails.",
-        operation,
-        reason,
+        "%s: %s. Plain PyTorch serves it there from now on. %s", operation, reason, _remedy(reason)
     )
+
+
+def _remedy(reason: str) -> str:
+    usual = "run `python -m mfkernels check --json report.json`, which tells what else fails, and "
+    usual += "report it"
+    found = next((remedy for words, remedy in REMEDIES.items() if words in reason), usual)
+    return f"Remedy: {found}."
 
 
 def _is_of_a_kernel(error: RuntimeError) -> bool:

@@ -31,6 +31,8 @@ class Part:
         notes = ["idle: torch sees no GPU"] if idle else []
         if self.name == "cuda":
             notes += [f"for {', '.join(architectures)}"] if architectures else []
+        elif self.name == "triton" and torch.version.hip is not None:
+            notes.append("for AMD: without NVIDIA's instructions, and never run on such a GPU")
         return "; ".join(notes)
 
 
@@ -83,8 +85,8 @@ def load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
 
 def triton_problem(cpu: Part) -> str | None:
     """Why the Triton kernels cannot be used, or None. Does not import Triton."""
-    if torch.version.cuda is None:
-        return "PyTorch is built without CUDA"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "PyTorch is built without CUDA and without ROCm"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if not cpu.usable:  # which defines the operators

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Kernels of GPUs are what these tests are about, and a user's cache is not theirs.
+os.environ.setdefault("MFKERNELS_FIRST_USE", "0")
+
 # test_triton_interpreter.py runs these in processes of their own, where Triton interprets.
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*_triton.py"]
 

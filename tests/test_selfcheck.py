@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.repository import ROOT
 
 from mfkernels import backend, selfcheck
 from mfkernels.__main__ import main
 from mfkernels.fallback import KernelError
+from mfkernels.selfcheck import command, predictions
 from mfkernels.selfcheck.checks import _error, _wrong
+from mfkernels.selfcheck.inputs import SMALL, segments
 
 CPU = torch.device("cpu")
+PREDICTIONS = ROOT / "mfkernels" / "selfcheck" / "predictions.json"
+MODEL = ROOT / "benchmarks" / "results" / "gpu_model.json"
 BREAK = """
 import sys, torch, warnings
 import mfkernels
@@ -110,6 +116,44 @@ def test_mistakes(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["mfkernels", "check", *arguments])
     with pytest.raises(SystemExit, match=said):
         main()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_both_forms_of_segments(overlap: bool) -> None:
+    targets = segments(SMALL, torch.Generator().manual_seed(0), overlap=overlap)
+    assert (targets.label_map is None) == overlap
+    masks = torch.cat([targets.dense_masks(image) for image in range(SMALL.images)])
+    assert masks.flatten(1).any(1).all()
+    assert bool((targets.dense_masks(0).sum(0) > 1).any()) == overlap
+
+
+def test_predictions_are_those_of_the_cost_model() -> None:
+    shown = predictions.predicted_ms("NVIDIA H200", "criterion", "label map", "bfloat16")
+    assert shown == json.loads(PREDICTIONS.read_text())["H200"]["bfloat16"]
+    slice_ = "NVIDIA H200 MIG 1g.18gb"
+    for gpu, operation, form in (
+        ("Tesla T4", "criterion", "label map"),
+        (slice_, "criterion", "label map"),
+        ("NVIDIA H200", "mask_loss", "label map, factors"),
+    ):
+        assert predictions.predicted_ms(gpu, operation, form, "bfloat16") is None
+    assert predictions.predicted_ms("NVIDIA H200", "criterion", "label map", "float16") is None
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason="the cost model's report is not in this checkout")
+def test_predictions_are_current() -> None:
+    report = json.loads(MODEL.read_text())
+    assert json.loads(PREDICTIONS.read_text()) == predictions.of_report(report)
+
+
+def test_the_table_shows_predictions(capsys: pytest.CaptureFixture[str]) -> None:
+    row = selfcheck.Row("criterion", "label map", "bfloat16", "native", "", 0.0, 0.0)
+    timed = replace(row, ms=3.79, plain_ms=131.8, graph_ms=1.25, predicted_ms=1.02)
+    command._print({}, [row, timed])
+    shown = capsys.readouterr().out
+    assert all(x in shown for x in ("in a graph", "predicted", "1.25", "1.02"))
+    command._print({}, [replace(row, ms=3.79, plain_ms=131.8)])
+    assert "predicted" not in capsys.readouterr().out
 
 
 def test_the_rule() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from mfkernels.backend import OPERATIONS, BackendError, failures, use_backend
+from mfkernels.selfcheck import first_use
 from mfkernels.selfcheck.inputs import ALIGNED, SMALL, ade20k
+from mfkernels.selfcheck.predictions import predicted_ms
 from mfkernels.selfcheck.problems import Problem, problems
 
 USUAL = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,6 +44,10 @@ class Row:
     ms: float | None = None
     """Median of a call with its backward pass."""
     plain_ms: float | None = None
+    graph_ms: float | None = None
+    """Of a call in a CUDA graph, without the time of the host."""
+    predicted_ms: float | None = None
+    """The same by the cost model, for GPUs that it knows: `selfcheck.predictions`."""
     peak_mb: float | None = None
     """Peak of the memory that a call allocates on a GPU."""
     plain_peak_mb: float | None = None
@@ -69,7 +76,35 @@ def check(
                 problem = replace(problem, form=f"{problem.form}, aligned")
             dtypes = DTYPES.get(problem.operation, USUAL)
             for dtype in dtypes if on_gpu or sizes is not large else dtypes[:1]:
-                yield _check(problem, device, dtype, timed=sizes is large)
+                with first_use.paused():
+                    row = _check(problem, device, dtype, timed=sizes is large)
+                yield row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of the native kernels with plain PyTorch in the same precision and in float64."""
+
+    ours: list[Tensor]
+    error: float
+    plain_error: float
+    wrong: list[str]
+
+
+def compared(problem: Problem) -> Comparison:
+    """The results and gradients of a problem in both ways.
+
+    Raises:
+        BackendError: no native kernel serves it; caused by a `RuntimeError` of one that cannot be
+            started.
+    """
+    with use_backend("native"):
+        ours = _results(problem)
+    with use_backend("reference"):
+        plain = _results(problem)
+        truth = _results(problem.to(problem.inputs[0].device, torch.float64))
+    error, plain_error = (max(map(_error, some, truth)) for some in (ours, plain))
+    return Comparison(ours, error, plain_error, list(_wrong(ours, plain, truth)))
 
 
 def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed: bool) -> Row:
@@ -77,8 +112,7 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
     names = (problem.operation, problem.form, str(dtype).removeprefix("torch."))
     before = set(failures)
     try:
-        with use_backend("native"):
-            ours = _results(given)
+        comparison = compared(given)
     except BackendError as error:
         if isinstance(error.__cause__, RuntimeError):  # of a kernel that cannot be started
             return Row(*names, "native", str(error.__cause__).splitlines()[0])
@@ -89,19 +123,19 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
         return Row(*names, "native", f"{type(error).__name__}: {str(error).splitlines()[0]}")
     for failed in set(failures) - before:  # in a backward pass, which plain PyTorch served
         return Row(*names, "native", failures[failed])
-    with use_backend("reference"):
-        plain = _results(given)
-        truth = _results(given.to(device, torch.float64))
     served = OPERATIONS.get(problem.operation, {}).get(device.type)
-    row = {
+    row: dict[str, Any] = {
         "served": "pytorch" if served == "pytorch" else "native",
-        "error": max(map(_error, ours, truth)),
-        "plain_error": max(map(_error, plain, truth)),
+        "error": comparison.error,
+        "plain_error": comparison.plain_error,
     }
-    wrong = [*_wrong(ours, plain, truth), *_misbehaviour(given, ours)]
+    wrong = [*comparison.wrong, *_misbehaviour(given, comparison.ours)]
     if timed:
         row |= _costs(given, device)
-    return Row(*names, problem="; ".join(wrong), **row)  # type: ignore[arg-type]
+        if device.type == "cuda":
+            gpu = torch.cuda.get_device_name(device)
+            row["predicted_ms"] = predicted_ms(gpu, *names)
+    return Row(*names, problem="; ".join(wrong), **row)
 
 
 def _results(problem: Problem) -> list[Tensor]:
@@ -176,6 +210,9 @@ def _refusals(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
 
 def _costs(problem: Problem, device: torch.device) -> dict[str, float]:
     costs = {}
+    if device.type == "cuda" and not problem.waits:
+        with contextlib.suppress(RuntimeError):  # of a capture, which was reported before
+            costs["graph_ms"] = 1e3 * _seconds_in_a_graph(problem)
     for backend, prefix in (("native", ""), ("reference", "plain_")):
         with use_backend(backend):  # type: ignore[arg-type]
             costs[f"{prefix}ms"] = 1e3 * _seconds(lambda: _results(problem))
@@ -185,8 +222,17 @@ def _costs(problem: Problem, device: torch.device) -> dict[str, float]:
 
 
 def _seconds(call: Callable[[], object]) -> float:
+    from torch.utils.benchmark import Timer
+
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=0.2).median
+
+
+def _seconds_in_a_graph(problem: Problem) -> float:
+    graph = torch.cuda.CUDAGraph()
+    with use_backend("native"), torch.cuda.graph(graph):
+        _results(problem)
+    return _seconds(graph.replay)
 
 
 def _peak(call: Callable[[], object]) -> int:

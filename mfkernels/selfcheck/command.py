@@ -77,13 +77,18 @@ def _print(machine: dict[str, Any], rows: list[Row]) -> None:
         console.print(f"{name}: {value}", highlight=False)
     timed = any(row.ms is not None for row in rows)
     heads = ["operation", "form", "dtype", "served by", "error", "plain PyTorch's"]
-    heads += ["ms", "plain ms"] if timed else []
+    costs = ["ms", "plain ms", "in a graph", "predicted"] if timed else []
+    # The last two are of GPUs.
+    costs = costs if any(row.graph_ms is not None for row in rows) else costs[:2]
+    heads += costs
     table = Table(*heads, "verdict")
     for row in rows:
-        costs = [_number(row.ms, ".3g"), _number(row.plain_ms, ".3g")] if timed else []
+        times = (row.ms, row.plain_ms, row.graph_ms, row.predicted_ms)[: len(costs)]
         errors = [_number(row.error, ".1e"), _number(row.plain_error, ".1e")]
         table.add_row(
-            row.operation, row.form, row.dtype, row.served, *errors, *costs, _verdict(row)
+            *(row.operation, row.form, row.dtype, row.served, *errors),
+            *(_number(time, ".3g") for time in times),
+            _verdict(row),
         )
     console.print(table)
     wrong = sum(bool(row.problem) for row in rows)

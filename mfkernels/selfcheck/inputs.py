@@ -56,18 +56,23 @@ def predictions(sizes: Sizes, generator: torch.Generator) -> list[Tensor]:
 
 
 def segments(sizes: Sizes, generator: torch.Generator, *, overlap: bool) -> SegmentTargets:
-    """Stripes of different classes, which overlap where asked for, with void between them."""
+    """Stripes of different classes with void between them, as label maps; or, to overlap, masks."""
     height, width = sizes.size
-    rows = torch.arange(height)[:, None].expand(height, width)
-    masks, labels = [], []
+    row = torch.arange(height)[:, None].expand(height, width)
+    masks, maps, labels = [], [], []
     for count in sizes.segments:
         own = torch.zeros(count, height, width, dtype=torch.bool)
+        label_map = torch.full((height, width), -1)
         for index in range(count):
             first, last = height * index // count, height * (index + 1) // count
-            own[index] = (rows >= first) & (rows < last - 1 + 3 * overlap)
+            own[index] = (row >= first) & (row < last - 1 + 3 * overlap)
+            label_map[own[index]] = index
         masks.append(own)
+        maps.append(label_map)
         labels.append(torch.randperm(sizes.classes, generator=generator)[:count])
-    return SegmentTargets.from_masks(masks, labels, size=sizes.size)
+    if overlap:
+        return SegmentTargets.from_masks(masks, labels, size=sizes.size)
+    return SegmentTargets.from_label_maps(torch.stack(maps), labels)
 
 
 def matches(sizes: Sizes, generator: torch.Generator) -> Tensor:

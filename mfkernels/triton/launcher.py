@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from mfkernels.fallback import KernelError
+from mfkernels.triton import devices
 
 # A cache that cannot be written, a compiler of its launcher that fails, a folder without execution.
 _REFUSALS = (TritonError, RuntimeError, OSError, subprocess.SubprocessError, ImportError)
@@ -19,6 +20,8 @@ _NOT_OF_THE_KERNEL = ("out of memory", "captur", "illegal memory access", "devic
 
 def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
     """Start `kernel` on `grid` programs, if there are any; arguments and options go by name."""
+    if devices.ROCM:
+        arguments.pop("maxnreg", None)  # which AMD's compiler does not know
     if 0 not in grid:
         # Products and sums are fused, for speed and one rounding less; Triton's default until 3.9.
         start(kernel, grid, enable_fp_fusion=True, **arguments)

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter has no assembly; it takes the operations that these instructions stand for.
-_ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
+from mfkernels.triton import devices
+
+ASSEMBLY = tl.constexpr(devices.ASSEMBLY)
 
 
 @triton.jit
@@ -34,7 +33,7 @@ def exp2(x):
 
     Where they may be small, Triton's own scales up and down again, four instructions more.
     """
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return assembly(x, "ex2.approx.ftz.f32 $0, $1;")
     return tl.exp2(x)
 
@@ -42,7 +41,7 @@ def exp2(x):
 @triton.jit
 def from_lane_before(x):
     """What the lane before has of `x`, which gives each lane one element; the first has its own."""
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return assembly(x, "shfl.sync.up.b32 $0, $1, 1, 0, -1;", PURE=False)
     element = tl.arange(0, x.shape[0])
     return tl.gather(x, tl.where(element % 32 == 0, element, element - 1), 0)
@@ -51,7 +50,7 @@ def from_lane_before(x):
 @triton.jit
 def exp_of_negative(x):
     """exp(x) for x ≤ 0."""
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return exp2(x * 1.4426950408889634)
     return tl.exp(x)
 
@@ -59,7 +58,7 @@ def exp_of_negative(x):
 @triton.jit
 def reciprocal(x):
     """1 / x to one unit in the last place, x not denormal."""
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return assembly(x, "rcp.approx.ftz.f32 $0, $1;")
     return 1.0 / x
 
@@ -212,7 +211,7 @@ def split(x):
 @triton.jit
 def log2(x):
     """log₂(x) in one instruction, to 2⁻²² of it, or of 1 near 1; x not denormal."""
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return assembly(x, "lg2.approx.ftz.f32 $0, $1;")
     return tl.log2(x)
 
@@ -231,7 +230,7 @@ def tf32_parts(x):
 
     It takes 11 of the rest's 13 bits, too.
     """
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return tl.inline_asm_elementwise(
             "and.b32 $0, $2, 0xffffe000; sub.rn.f32 $1, $2, $0;",
             "=&f,=f,f",

@@ -9,17 +9,15 @@ units of TF32 are half as fast and, on Hopper, cannot read most of the matrices 
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from mfkernels.triton.tensors import HALVES, compute_capability, float32_precision
-
-# The interpreter has no assembly; it takes the operations that these instructions stand for.
-_ASSEMBLY = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
+from mfkernels.triton import devices
+from mfkernels.triton.math import ASSEMBLY
+from mfkernels.triton.tensors import HALVES, float32_precision
 
 
 class Planes(NamedTuple):
@@ -42,11 +40,11 @@ class Planes(NamedTuple):
         """Two factors of one half precision as they are, others in planes.
 
         Two planes are as exact as TF32, if the user allows it, and more than enough for a result in
-        half precision. Before compute capability 8 there are no units for bfloat16.
+        half precision. Without units for bfloat16, factors stay float32.
         """
         if a == b == torch.float16:
             return cls(1, 1, 0)
-        if compute_capability(device) < (8, 0):
+        if not devices.gpu_of(device).generation.bfloat16:
             return cls(0, 0, 0)
         if a == b == torch.bfloat16:
             return cls(1, 1, 0)
@@ -86,12 +84,12 @@ def split(x, COUNT: tl.constexpr):
     """Planes of a matrix, three names for them: 8 bits each, rounded; one is `x` as it is."""
     if COUNT == 1:
         first, second, third = x, x, x
-    elif _ASSEMBLY and COUNT == 2:
+    elif ASSEMBLY and COUNT == 2:
         first, second = tl.inline_asm_elementwise(
             _TWO_PLANES, "=&r,=&r,r,r", [x.to(tl.float32)], (tl.bfloat16, tl.bfloat16), True, 2
         )
         third = second
-    elif _ASSEMBLY:
+    elif ASSEMBLY:
         first, second, third = tl.inline_asm_elementwise(
             _THREE_PLANES,
             "=&r,=&r,=&r,r,r",

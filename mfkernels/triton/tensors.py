@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -48,23 +46,3 @@ def float32_precision() -> str:
     """
     # `allow_tf32` raises once the user has chosen through `fp32_precision`; this one knows both.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def compute_capability(device: torch.device) -> tuple[int, int]:
-    """Of a GPU; without one, that which kernels are made for."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-class Gpu(NamedTuple):
-    capability: tuple[int, int]
-    shared_memory: int
-    """Bytes that one program may have."""
-
-    @classmethod
-    def of(cls, device: torch.device) -> Gpu:
-        """The GPU of this index, or an H100 where there is none."""
-        capability = compute_capability(device)
-        if device.type != "cuda":
-            return cls(capability, 227 * 1024)
-        properties: Any = torch.cuda.get_device_properties(device)
-        return cls(capability, properties.shared_memory_per_block_optin)

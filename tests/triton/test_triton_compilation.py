@@ -3,93 +3,61 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 import triton
 from helpers.gpu.compiler import (
     ARCHITECTURES,
-    SHARED_MEMORY,
     SPILLED_ELSEWHERE,
     Launch,
     compile_launch,
     is_pinned,
+    made_for,
     recorded,
     specialised,
     specialised_by_triton,
 )
+from helpers.gpu.launches import (
+    meta,
+    of_class_loss,
+    of_focal_dice,
+    of_mask_loss,
+    of_matching_cost,
+    of_panoptic,
+    of_semantic,
+)
 from helpers.gpu.sass import instructions, longest_loop
 
-from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
-from mfkernels.ops.focal_dice import triton_launch as focal_dice
-from mfkernels.ops.mask_loss import triton_products
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
-from mfkernels.ops.matching_cost.triton_launch import matching_cost
-from mfkernels.ops.segmentation import triton_launch as segmentation
-from mfkernels.ops.segmentation import triton_logits_by_pixel as logits_by_pixel
-from mfkernels.triton import products
-from mfkernels.triton.tensors import Gpu
+from mfkernels.triton.devices import KNOWN
 
-LAYERS, IMAGES, QUERIES, CLASSES = 6, 16, 100, 150
 OF_THE_PINNED = pytest.mark.skipif(not is_pinned(), reason="counts are those of the pinned Triton")
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+@pytest.fixture
+def on_architecture(architecture: str) -> Iterator[None]:
+    """What is launched is made for the GPU that it is compiled for."""
+    with made_for(architecture):
+        yield
 
 
-def predictions(dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Factors, or dense logits for 0 channels, in the sizes of ADE20K at batch 16."""
-    if channels == 0:
-        return meta(LAYERS, IMAGES, QUERIES, 128, 128, dtype=dtype), None
-    embed = meta(LAYERS, IMAGES, QUERIES, channels, dtype=dtype)
-    return embed, meta(IMAGES, channels, 128, 128, dtype=dtype)
-
-
-def segments(count: int, label_map: bool, size: int = 512) -> tuple[Tensor | None, Tensor | None]:
-    if label_map:
-        return meta(IMAGES, size, size, dtype=torch.int16), None
-    return None, meta(IMAGES * count, size, size, dtype=torch.bool)
-
-
-def launches_of_matching_cost(
-    dtype: torch.dtype,
-    channels: int,
-    count: int,
-    label_map: bool,
-    gamma: float,
-    architecture: int = 90,
-) -> list[Launch]:
-    gpu = Gpu(divmod(architecture, 10), SHARED_MEMORY[architecture])
-    with recorded() as launches, mock.patch.object(Gpu, "of", return_value=gpu):
-        matching_cost(
-            meta(LAYERS, IMAGES, QUERIES, CLASSES + 1, dtype=dtype),
-            *predictions(dtype, channels),
-            *segments(count, label_map),
-            meta(IMAGES * count, dtype=torch.int64),
-            meta(IMAGES, dtype=torch.int64),
-            count,
-            *(1.0, 20.0, 1.0, 0.25, gamma),
-        )
-    return launches
-
-
-def check(launch: Launch, architecture: int, *, tensor_cores: bool) -> None:
+def check(launch: Launch, architecture: str, *, tensor_cores: bool) -> None:
     compiled = compile_launch(launch, architecture)
     if compiled.spilled > 0:
-        message = f"{launch.name} spills {compiled.spilled} bytes on sm_{architecture}"
+        message = f"{launch.name} spills {compiled.spilled} bytes on {architecture}"
         assert not is_pinned(), message
         assert compiled.spilled <= SPILLED_ELSEWHERE, message
         warnings.warn(f"{message} with Triton {triton.__version__}", stacklevel=2)
-    assert compiled.shared <= SHARED_MEMORY[architecture]
+    assert compiled.shared <= KNOWN[architecture].shared_memory
     assert compiled.tensor_cores or not tensor_cores, f"{launch.name} has no matrix instruction"
 
 
+@pytest.mark.usefixtures("on_architecture")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "channels", "count", "label_map", "gamma"),
@@ -103,17 +71,17 @@ def check(launch: Launch, architecture: int, *, tensor_cores: bool) -> None:
     ],
 )
 def test_matching_cost(
-    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float, architecture: int
+    dtype: torch.dtype, channels: int, count: int, label_map: bool, gamma: float, architecture: str
 ) -> None:
-    case = (dtype, channels, count, label_map, gamma, architecture)
-    *parts, sums, cost = launches_of_matching_cost(*case)
+    *parts, sums, cost = of_matching_cost(dtype, channels, count, label_map, gamma)
     assert len(parts) == (channels > 0 and dtype == torch.float32)
     check(sums, architecture, tensor_cores=True)
     for launch in parts + ([cost] if channels == 256 else []):
         check(launch, architecture, tensor_cores=False)
 
 
-@pytest.mark.parametrize("architecture", [75, 86, 120])
+@pytest.mark.usefixtures("on_architecture")
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_120"])
 @pytest.mark.parametrize(
     ("dtype", "count", "label_map"),
     [
@@ -124,12 +92,12 @@ def test_matching_cost(
     ],
 )
 def test_matching_cost_on_gpus_with_small_shared_memory(
-    dtype: torch.dtype, count: int, label_map: bool, architecture: int
+    dtype: torch.dtype, count: int, label_map: bool, architecture: str
 ) -> None:
-    launches = launches_of_matching_cost(dtype, 256, count, label_map, 2.0, architecture)
+    launches = of_matching_cost(dtype, 256, count, label_map)
     for launch in launches:
         compiled = compile_launch(launch, architecture)
-        assert compiled.shared <= SHARED_MEMORY[architecture]
+        assert compiled.shared <= KNOWN[architecture].shared_memory
         # Some more with other versions of Triton: slower, and as right.
         assert compiled.spilled <= SPILLED_ELSEWHERE or not is_pinned(), launch.name
 
@@ -149,46 +117,15 @@ def test_budget_of_matching_cost(
     dtype: torch.dtype, count: int, instructions: int, programs: int
 ) -> None:
     """Of an H100: instructions for each logit, and programs that a multiprocessor holds at once."""
-    *_, sums, _ = launches_of_matching_cost(dtype, 256, count, True, 2.0)
-    check(sums, 90, tensor_cores=True)
-    compiled, block = compile_launch(sums, 90), sums.arguments["BLOCK"]
+    *_, sums, _ = of_matching_cost(dtype, 256, count, True, 2.0)
+    check(sums, "sm_90", tensor_cores=True)
+    compiled, block = compile_launch(sums, "sm_90"), sums.arguments["BLOCK"]
     threads = 32 * sums.options["num_warps"]
-    loop = longest_loop(compiled.cubin)
+    loop = longest_loop(compiled.binary)
     assert loop["HGMMA"] >= 24
     assert loop.total() * threads / (block.rows * block.pixels) <= instructions
     registers = -(-compiled.registers // 8) * 8 * threads
     assert min(65536 // registers, (228 << 10) // (compiled.shared + 1024)) >= programs
-
-
-def launches_of_mask_loss(
-    dtype: torch.dtype,
-    channels: int,
-    count: int,
-    label_map: bool,
-    gamma: float,
-    *,
-    keep_maps: bool = True,
-    ratio: int = 4,
-) -> list[Launch]:
-    shape = (LAYERS, IMAGES, count)
-    inputs = (
-        *predictions(dtype, channels),
-        *segments(count, label_map, 128 * ratio),
-        meta(IMAGES, dtype=torch.int64),
-        meta(*shape, dtype=torch.int64),
-        *(0.25, gamma),
-    )
-    with recorded() as launches:
-        _, _, *saved = mask_loss(*inputs, keep_maps)
-        mask_loss_backward(meta(*shape), meta(*shape), *saved, *inputs, True, channels > 0)
-    return launches
-
-
-@pytest.fixture
-def on_architecture(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is launched is made for the GPU that it is compiled for."""
-    for module in (triton_products, products, segmentation, logits_by_pixel):
-        monkeypatch.setattr(module, "compute_capability", lambda _: divmod(architecture, 10))
 
 
 MULTIPLY = {"logits_kernel", "grad_embed_kernel", "grad_features_kernel"}
@@ -210,10 +147,10 @@ def test_mask_loss(
     count: int,
     label_map: bool,
     gamma: float,
-    architecture: int,
+    architecture: str,
 ) -> None:
-    launches = launches_of_mask_loss(dtype, channels, count, label_map, gamma)
-    launches += launches_of_mask_loss(dtype, channels, count, label_map, gamma, keep_maps=False)
+    launches = of_mask_loss(dtype, channels, count, label_map, gamma)
+    launches += of_mask_loss(dtype, channels, count, label_map, gamma, keep_maps=False)
     kernels = {(launch.name, launch.arguments.get("VARIANT")): launch for launch in launches}
     names = {name for name, _ in kernels}
     assert names >= (MULTIPLY if channels else {"scatter_kernel"}) | {"combine_kernel"}
@@ -223,9 +160,9 @@ def test_mask_loss(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("keep_maps", [True, False])
-def test_mask_loss_of_targets_of_another_size(keep_maps: bool, architecture: int) -> None:
+def test_mask_loss_of_targets_of_another_size(keep_maps: bool, architecture: str) -> None:
     given = (torch.float32, 0, 12, True, 1.5)
-    for launch in launches_of_mask_loss(*given, ratio=3, keep_maps=keep_maps):
+    for launch in of_mask_loss(*given, ratio=3, keep_maps=keep_maps):
         check(launch, architecture, tensor_cores=False)
 
 
@@ -241,7 +178,7 @@ def test_mask_loss_of_the_smallest_sizes(ratio: int, keep_maps: bool) -> None:
         mask_loss_backward(focal, dice, *saved, *inputs, True, True)
     assert len(launches) >= 7
     for launch in launches:
-        compile_launch(launch, 90)
+        compile_launch(launch, "sm_90")
 
 
 INSTRUCTIONS_OF_PIXELS = {(True, 3): (4, 45), (False, 1): (4, 38), (True, 0): (16, 30)}
@@ -257,31 +194,21 @@ def test_instructions_of_target_pixels(asked: tuple[bool, int]) -> None:
     """The kernels at target pixels are bound by the issue of instructions."""
     pixels, instructions = INSTRUCTIONS_OF_PIXELS[asked]
     given = (torch.bfloat16, 256, 12, True, 2.0)
-    launches = [x for keep in (True, False) for x in launches_of_mask_loss(*given, keep_maps=keep)]
+    launches = [x for keep in (True, False) for x in of_mask_loss(*given, keep_maps=keep)]
     (launch,) = (
         launch
         for launch in launches
         if launch.name == "pixels_kernel"
         and (launch.arguments["VARIANT"].sums, launch.arguments["VARIANT"].maps) == asked
     )
-    compiled = compile_launch(launch, 90)
-    assert longest_loop(compiled.cubin).total() <= pixels * instructions
+    compiled = compile_launch(launch, "sm_90")
+    assert longest_loop(compiled.binary).total() <= pixels * instructions
     assert 65536 // (compiled.registers * 32) >= 16, "too few warps at a time"
 
 
-def launches_of_class_loss() -> list[Launch]:
-    class_logits = meta(LAYERS, IMAGES, QUERIES, CLASSES + 1)
-    labels, counts = meta(IMAGES * 12, dtype=torch.int64), meta(IMAGES, dtype=torch.int64)
-    assignment = meta(LAYERS, IMAGES, 12, dtype=torch.int64)
-    with recorded() as launches:
-        _, _, *saved = class_loss(class_logits, labels, counts, assignment, 0.1)
-        class_loss_backward(meta(LAYERS), class_logits, *saved, 0.1)
-    return launches
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_class_loss(architecture: int) -> None:
-    for launch in launches_of_class_loss():
+def test_class_loss(architecture: str) -> None:
+    for launch in of_class_loss():
         check(launch, architecture, tensor_cores=False)
 
 
@@ -291,45 +218,12 @@ def test_class_loss(architecture: int) -> None:
     [(torch.float32, torch.bool, 2.0), (torch.bfloat16, torch.float32, 1.5)],
 )
 def test_focal_dice(
-    dtype: torch.dtype, targets_dtype: torch.dtype, gamma: float, architecture: int
+    dtype: torch.dtype, targets_dtype: torch.dtype, gamma: float, architecture: str
 ) -> None:
-    logits, targets = (meta(864, 512 * 512, dtype=kind) for kind in (dtype, targets_dtype))
-    options = (targets, 0.25, gamma)
-    with recorded() as launches:
-        focal, dice, sums = focal_dice.focal_dice(logits, *options)
-        focal_dice.focal_dice_backward(focal, dice, sums, logits, *options)
-        loss = focal_dice.sigmoid_focal_loss(logits, *options)
-        focal_dice.sigmoid_focal_loss_backward(loss, logits, *options)
+    launches = of_focal_dice(dtype, targets_dtype, gamma)
     assert len(launches) == 5
     for launch in launches:
         check(launch, architecture, tensor_cores=False)
-
-
-def launches_of_semantic(
-    dtype: torch.dtype,
-    classes: int,
-    *,
-    resized: bool = False,
-    scores: bool = False,
-    views: int = 1,
-    factored: bool = True,
-    low: tuple[int, int] = (256, 512),
-    resize_logits: bool = False,
-) -> list[Launch]:
-    """At 1024x2048 with 100 queries."""
-    embed = meta(QUERIES, *((256,) if factored else low), dtype=dtype)
-    features = [meta(256, *low, dtype=dtype)] * views if factored else []
-    image = (1024 - resized, 2048)
-    with recorded() as launches:
-        segmentation.semantic_segmentation(
-            [meta(QUERIES, classes)] * views,
-            [embed] * views,
-            features,
-            *([side] * views for side in (1024, 2048, *image)),
-            [False] * views,
-            *(1024, 2048, resize_logits, scores),
-        )
-    return launches
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -339,21 +233,21 @@ def launches_of_semantic(
         (torch.float32, 150, {}),
         (torch.bfloat16, 19, {"resized": True}),
         (torch.float32, 847, {"resized": True, "views": 2}),
-        (torch.float16, 150, {"scores": True, "factored": False}),
+        (torch.float16, 150, {"scores": True, "channels": 0}),
         (torch.float32, 150, {"resized": True, "resize_logits": True}),
         (torch.bfloat16, 150, {"low": (1024, 2048)}),
     ],
 )
 @pytest.mark.usefixtures("on_architecture")
 def test_semantic_segmentation(
-    dtype: torch.dtype, classes: int, options: dict[str, Any], architecture: int
+    dtype: torch.dtype, classes: int, options: dict[str, Any], architecture: str
 ) -> None:
-    launches = launches_of_semantic(dtype, classes, **options)
+    launches = of_semantic(dtype, classes, **options)
     views = options.get("views", 1)
     products = ["embed_kernel", "by_pixel_kernel"]
     per_view = [
         "prepare_kernel",
-        *(products if options.get("factored", True) else ["transpose_kernel"]),
+        *(products if options.get("channels", 256) else ["transpose_kernel"]),
     ]
     certain = [] if options.get("scores") else ["extremes_kernel"] * views + ["certain_kernel"]
     names = [launch.name for launch in launches]
@@ -363,43 +257,37 @@ def test_semantic_segmentation(
         check(launch, architecture, tensor_cores=launch.name in multiply)
 
 
-@pytest.mark.parametrize(("architecture", "kilobytes"), [(75, 64), (86, 99), (120, 99)])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_86", "sm_120"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.usefixtures("on_architecture")
 def test_semantic_segmentation_fits_small_shared_memory(
-    dtype: torch.dtype, architecture: int, kilobytes: int
+    dtype: torch.dtype, architecture: str
 ) -> None:
     for options in ({"classes": 150}, {"classes": 847, "resized": True}):
-        for launch in launches_of_semantic(dtype, **options):
-            assert compile_launch(launch, architecture).shared <= kilobytes * 1024, launch.name
+        for launch in of_semantic(dtype, **options):
+            compiled = compile_launch(launch, architecture)
+            assert compiled.shared <= KNOWN[architecture].shared_memory, launch.name
 
 
 @OF_THE_PINNED
 def test_instructions_of_semantic_segmentation() -> None:
     """For 32 classes of a tile of pixels, for all before and after, and for 32 channels."""
-    launches = {launch.name: launch for launch in launches_of_semantic(torch.float32, 150)}
+    launches = {launch.name: launch for launch in of_semantic(torch.float32, 150)}
     semantic = launches["semantic_kernel"]
-    compiled = compile_launch(semantic, 90)
-    loop = sum(longest_loop(compiled.cubin).values())
+    compiled = compile_launch(semantic, "sm_90")
+    loop = sum(longest_loop(compiled.binary).values())
     assert loop <= 250
-    assert sum(instructions(compiled.cubin).values()) - loop <= 880
+    assert sum(instructions(compiled.binary).values()) - loop <= 880
     # Four programs share the registers of a multiprocessor.
     assert 4 * compiled.registers * 32 * semantic.options["num_warps"] <= 65536
-    by_pixel = compile_launch(launches["by_pixel_kernel"], 90)
-    assert sum(longest_loop(by_pixel.cubin).values()) <= 360
+    by_pixel = compile_launch(launches["by_pixel_kernel"], "sm_90")
+    assert sum(longest_loop(by_pixel.binary).values()) <= 360
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "resized"), [(torch.float32, False), (torch.bfloat16, True)])
-def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -> None:
-    with recorded() as launches:
-        segmentation.panoptic_owners(
-            meta(QUERIES),
-            meta(QUERIES, 256, dtype=dtype),
-            meta(256, 200, 272, dtype=dtype),
-            *(800, 1088, 800 - resized, 1088),
-            *(800, 1088, resized),
-        )
+def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: str) -> None:
+    launches = of_panoptic(dtype, resized=resized)
     assert [launch.name for launch in launches] == [
         "keep_kernel",
         "embed_kernel",
@@ -412,9 +300,9 @@ def test_panoptic_owners(dtype: torch.dtype, resized: bool, architecture: int) -
 
 def test_arguments_are_specialised_as_triton_does() -> None:
     """Field by field in named tuples, too: what is 1, what divides by 16, what needs 64 bits."""
-    launches = launches_of_mask_loss(torch.bfloat16, 0, 12, True, 1.5)
-    launches += launches_of_mask_loss(torch.float32, 256, 12, False, 2.0)
-    launches += launches_of_semantic(torch.float32, 150, resized=True)
+    launches = of_mask_loss(torch.bfloat16, 0, 12, True, 1.5)
+    launches += of_mask_loss(torch.float32, 256, 12, False, 2.0)
+    launches += of_semantic(torch.float32, 150, resized=True)
     for launch in launches:
         for parameter in launch.kernel.params:
             if not parameter.is_constexpr:
@@ -423,16 +311,16 @@ def test_arguments_are_specialised_as_triton_does() -> None:
 
 
 def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
-    launches = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
+    launches = of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
     assert [launch.options["enable_fp_fusion"] for launch in launches] == [True, True]
 
 
 def test_number_of_launches() -> None:
     """At batch 16 of ADE20K; what is larger goes in groups of images."""
-    cost = launches_of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
-    loss = launches_of_mask_loss(torch.bfloat16, 256, 12, True, 2.0)
+    cost = of_matching_cost(torch.bfloat16, 256, 12, True, 2.0)
+    loss = of_mask_loss(torch.bfloat16, 256, 12, True, 2.0)
     assert [launch.name for launch in cost] == ["sums_kernel", "cost_kernel"]
-    cost = launches_of_matching_cost(torch.float32, 256, 12, True, 2.0)
+    cost = of_matching_cost(torch.float32, 256, 12, True, 2.0)
     assert [launch.name for launch in cost] == ["parts_kernel", "sums_kernel", "cost_kernel"]
     assert [launch.name for launch in loss] == [
         *("logits_kernel", "members_kernel", "pixels_kernel", "totals_kernel"),
@@ -441,5 +329,5 @@ def test_number_of_launches() -> None:
         "grad_features_kernel",
         "grad_embed_sum_kernel",
     ]
-    assert len(launches_of_class_loss()) == 3
-    assert len(launches_of_mask_loss(torch.bfloat16, 256, 60, True, 2.0)) > len(loss)
+    assert len(of_class_loss()) == 3
+    assert len(of_mask_loss(torch.bfloat16, 256, 60, True, 2.0)) > len(loss)

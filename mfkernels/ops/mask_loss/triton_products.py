@@ -16,11 +16,10 @@ from mfkernels.ops.mask_loss.triton_rows import (
     logits_kernel,
     scatter_kernel,
 )
-from mfkernels.triton import launcher
+from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import Features, Predictions
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.products import Planes
-from mfkernels.triton.tensors import compute_capability
 
 if TYPE_CHECKING:
     from mfkernels.ops.mask_loss.triton_launch import _Problem
@@ -43,7 +42,7 @@ class Tiles(NamedTuple):
     single: Tile
 
 
-ON_HOPPER = {
+FROM_SHARED_MEMORY = {
     "logits": Tiles(
         half=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=3),
         single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=4, stages=4),
@@ -57,9 +56,9 @@ ON_HOPPER = {
         single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""Compute capability 9, whose matrix units take factors from shared memory."""
+"""For matrix units that take factors from there."""
 
-ELSEWHERE = {
+FROM_REGISTERS = {
     "logits": Tiles(
         half=Tile(ProductBlock(rows=64, channels=64, pixels=128), warps=8, stages=3),
         single=Tile(ProductBlock(rows=64, channels=32, pixels=64), warps=8, stages=3),
@@ -73,7 +72,7 @@ ELSEWHERE = {
         single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""Few enough registers for GPUs whose factors are in them, at most 99 KB of shared memory."""
+"""Few enough of them, and at most 99 KB of shared memory."""
 
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
 """Without units for these products: few registers, and little shared memory."""
@@ -83,8 +82,8 @@ def tile_of(
     product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
 ) -> tuple[ProductBlock, dict[str, int]]:
     """A tile as an argument, and as options of the compiler."""
-    is_hopper = compute_capability(problem.embed.device)[0] == 9
-    tiles = (ON_HOPPER if is_hopper else ELSEWHERE)[product]
+    factors = devices.gpu_of(problem.embed.device).generation.factors
+    tiles = (FROM_SHARED_MEMORY if factors == "shared memory" else FROM_REGISTERS)[product]
     tile, more_rows = IN_FLOAT32, 0
     if planes.a > 0:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half

@@ -27,15 +27,15 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     sums_kernel,
 )
 from mfkernels.ops.matching_cost.triton_parts import PartsBlock, PartsSizes, parts_kernel
-from mfkernels.triton import launcher
+from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import (
     Features,
     Predictions,
     Product,
 )
+from mfkernels.triton.devices import Gpu
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import (
-    Gpu,
     check_floats,
     float32_precision,
     pixel_stride,
@@ -153,7 +153,7 @@ def _prepare(given: Inputs) -> _Prepared:
     )
     few = sizes.max_count < FEW_SEGMENTS and given.label_map is not None
     parts = _number_of_parts(embed, features) if factored else 0
-    plan = plan_sums(sizes, images, parts, factored, few, Gpu.of(features.device))
+    plan = plan_sums(sizes, images, parts, factored, few, devices.gpu_of(features.device))
     block = plan.block
     factors = Factors(
         Predictions.of(embed, dense=not factored),
@@ -216,7 +216,7 @@ def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
     pixels = features.shape[-2] * features.shape[-1]
     sizes = (pixels, embed.shape[-1], *features.stride()[:2], features.data_ptr())
     aligned = pixel_stride(features) == 1 and all(size % LARGEST_BLOCK == 0 for size in sizes)
-    return aligned and Gpu.of(features.device).capability >= (8, 0)
+    return aligned and devices.gpu_of(features.device).generation.copies_asynchronously
 
 
 def _split(
@@ -268,12 +268,13 @@ class Plan(NamedTuple):
 
 
 def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, gpu: Gpu) -> Plan:
-    on_hopper = gpu.capability[0] == 9
+    on_hopper = gpu.generation.factors == "shared memory"
     segments = next((n for n in (16, FEW_SEGMENTS) if sizes.max_count < n), 64)
+    segments = min(segments, gpu.generation.most_sums)
     # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
     block = Block(
         rows=128,
-        pixels=LARGEST_BLOCK if few else 16,
+        pixels=LARGEST_BLOCK if few and gpu.generation.copies_asynchronously else 16,
         channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),
@@ -292,7 +293,7 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
                 # Two programs at a time need at most 128 registers.
                 two = on_hopper and factored and parts == 0 and segments <= 32
                 return Plan(resident, registers=128 if two else 255)
-    if gpu.capability < (8, 0):
+    if not gpu.generation.bfloat16:
         return Plan(block._replace(pixels=16, channels=16), 255)
     return Plan(block._replace(pixels=min(block.pixels, 1024 // segments), channels=32), 255)
 

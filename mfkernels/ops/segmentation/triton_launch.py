@@ -32,9 +32,9 @@ from mfkernels.ops.segmentation.triton_owners import (
     owners_kernel,
 )
 from mfkernels.ops.segmentation.triton_plan import Options, Plan, plan_of
-from mfkernels.triton import launcher
+from mfkernels.triton import devices, launcher
 from mfkernels.triton.launcher import cdiv
-from mfkernels.triton.tensors import check_floats, compute_capability
+from mfkernels.triton.tensors import check_floats
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def semantic_segmentation(
         )
     ]
     first, classes = probability[0], probability[0].shape[1]
-    options = Options(resize_logits, return_scores, compute_capability(first.device))
+    options = Options(resize_logits, return_scores, devices.gpu_of(first.device))
     plan = plan_of(frames, [len(p) for p in probability], classes, (height, width), options)
     in_parts = plan.patch.size > 0
     workspace = _Workspace(
@@ -166,7 +166,8 @@ def _launch_certain(
             BLOCK=block,
             num_warps=4,
         )
-    block = TilesBlock(tiles=64, queries=64, classes=plan.variant.classes)
+    in_registers = plan.gpu.generation.factors is None
+    block = TilesBlock(64, 16 if in_registers else 64, plan.variant.classes)
     launcher.launch(
         certain_kernel,
         (cdiv(tiles, block.tiles),),

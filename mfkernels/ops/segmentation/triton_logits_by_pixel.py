@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton import launcher
+from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import Features, Predictions, Product
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.math import if_also, neighbours, sigmoid, split
-from mfkernels.triton.tensors import compute_capability, with_flat_pixels
+from mfkernels.triton.tensors import with_flat_pixels
 
 CHUNK = 32
 """Queries that a program handles at a time."""
@@ -212,19 +212,21 @@ def columns_of(queries: int, block: int = CHUNK) -> int:
 BY_PIXEL = {
     "half": (Block(64, 128, 64), {"num_warps": 4, "num_stages": 3}),
     "float": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 3}),
+    "in registers": (Block(32, 64, 32), {"num_warps": 8, "num_stages": 1}),
 }
+"""The last one without matrix units."""
 
 
 def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
     """In how many parts factors are multiplied, and their dtype.
 
     One half precision as it is; three parts in bfloat16 hold float32, and two are more than TF32.
-    Before compute capability 8 there are no units for bfloat16.
+    Without units for bfloat16, factors stay float32.
     """
     product = Product.of(embed, features)
     if product.half:
         return 1, embed.dtype
-    if compute_capability(embed.device) < (8, 0):
+    if not devices.gpu_of(embed.device).generation.bfloat16:
         return 1, torch.float32
     return 2 if product.precision == "tf32" else 3, torch.bfloat16
 
@@ -273,7 +275,10 @@ def logits_by_pixel(
         BLOCK_C=256,
         num_warps=4,
     )
-    block, options = BY_PIXEL["half" if parts == 1 else "float"]
+    form = "half" if parts == 1 else "float"
+    if devices.gpu_of(features.device).generation.factors is None:
+        form = "in registers"
+    block, options = BY_PIXEL[form]
     launcher.launch(
         by_pixel_kernel,
         (cdiv(pixels, block.pixels) * cdiv(columns.total, block.queries),),

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from mfkernels.ops.segmentation.triton_logits_by_pixel import mask_values
 from mfkernels.triton.arguments import MaskAxis
-from mfkernels.triton.math import _ASSEMBLY, assembly, exp2, reciprocal
+from mfkernels.triton.math import ASSEMBLY, assembly, exp2, reciprocal
 
 SCALE = tl.constexpr(1024.0)
 """Of sigmoids and probabilities in half precision: their trailing parts are no denormal numbers."""
@@ -84,7 +84,7 @@ def source_position(position, step, size):
 @triton.jit
 def weight_at(distance):
     """Of an element in bilinear interpolation: 1 − |distance|, not below 0."""
-    if _ASSEMBLY:
+    if ASSEMBLY:
         return assembly(
             distance, "{.reg .f32 a; abs.f32 a, $1; neg.f32 a, a; add.sat.f32 $0, a, 0f3F800000;}"
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mfkernels.ops.segmentation.triton_kernels import View
 from mfkernels.ops.segmentation.triton_logits_by_pixel import columns_of
 from mfkernels.ops.segmentation.triton_patch import Patch, Tile, Variant
+from mfkernels.triton.devices import Gpu
 from mfkernels.triton.launcher import cdiv, power_of_2
 
 Size = tuple[int, int]
@@ -16,20 +17,24 @@ Size = tuple[int, int]
 AT_ONCE = 128
 """The most queries whose sigmoids the registers hold."""
 PIECE = 32
-"""Queries at a time where there are more, or several views; also those of the guess."""
+"""Queries at a time where there are more, or several views."""
+SMALL_PIECE = 16
+"""The same where products are formed in registers."""
 LARGEST_PATCH = 64
 """Mask pixels of a tile that are interpolated on tensor cores."""
 TILE_SIDES = 8, 8
 """Pixels of the result that a program takes, down and across."""
+SMALL_TILE_SIDES = 4, 8
+"""The same where products are formed in registers."""
 MANY_CLASSES = 256
-"""From which on larger blocks of classes pay, though more of the last one is empty."""
+"""From which on larger blocks of classes pay, though more of the last one is empty; but not where
+registers hold factors, too."""
 
 
 class Options(NamedTuple):
     resize_logits: bool
     scores: bool
-    capability: tuple[int, int]
-    """Of the GPU."""
+    gpu: Gpu
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
     """Of the probabilities of all views."""
     class_columns: int
     variant: Variant
-    capability: tuple[int, int]
+    gpu: Gpu
     pieces: tuple[int, ...]
     tile: Tile
     tiles: Size
@@ -54,9 +59,11 @@ class Plan:
         simple = variant.at_once and not variant.resized and variant.classes <= 32
         spacious = variant.scores or not 0 < self.patch.size <= 32
         # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
-        spacious |= variant.resized and self.capability >= (10, 0)
+        factors = self.gpu.generation.factors
+        spacious |= factors is None or (variant.resized and factors == "tensor memory")
+        spacious |= factors == "registers" and (variant.resized or not variant.at_once)
         return {
-            "num_warps": 4,
+            "num_warps": 8 if factors is None else 4,
             "num_stages": 3 if variant.classes <= 32 else 2,
             "maxnreg": 255 if spacious else 128 if simple else 168,
         }
@@ -66,19 +73,23 @@ def plan_of(
     frames: list[View], queries: list[int], classes: int, size: Size, options: Options
 ) -> Plan:
     """`frames`: the views, whose offsets in the workspaces are not known yet."""
-    # Before compute capability 8, all queries at once need more shared memory than there is.
-    at_once = options.capability >= (8, 0) and len(frames) == 1 and queries[0] <= AT_ONCE
+    gpu = options.gpu.generation
+    in_registers = gpu.factors is None
+    piece = SMALL_PIECE if in_registers else PIECE
+    at_once = not in_registers and len(frames) == 1 and queries[0] <= AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
-    block = 32 if classes < MANY_CLASSES else 64
+    many = classes >= MANY_CLASSES and gpu.factors not in (None, "registers")
+    block = 64 if many else 32
     variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
-    tile, patch = _tile_and_patch(frames, size, variant)
+    sides = SMALL_TILE_SIDES if in_registers else TILE_SIDES
+    tile, patch = _tile_and_patch(frames, size, variant, sides)
     views, elements, rows = [], 0, 0
     for view, count in zip(frames, queries, strict=True):
-        columns = columns_of(count, 16 if at_once else PIECE)
+        columns = columns_of(count, 16 if at_once else piece)
         views.append(view._replace(first_block=elements // 16, first_row=rows, columns=columns))
         elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
         rows += columns
-    pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (PIECE,)
+    pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (piece,)
     return Plan(
         views=views,
         elements=elements,
@@ -86,7 +97,7 @@ def plan_of(
         class_columns=cdiv(classes, block) * block,
         variant=variant,
         pieces=pieces,
-        capability=options.capability,
+        gpu=options.gpu,
         tile=tile,
         tiles=(cdiv(size[1] + tile.left, tile.width), cdiv(size[0] + tile.up, tile.height)),
         patch=patch,
@@ -100,10 +111,12 @@ def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
     return (largest,) * (n // largest) + tuple(powers)
 
 
-def _tile_and_patch(views: list[View], size: Size, variant: Variant) -> tuple[Tile, Patch]:
+def _tile_and_patch(
+    views: list[View], size: Size, variant: Variant, sides: Size
+) -> tuple[Tile, Patch]:
     vertical = [(v.mask_height, v.input_height, v.image_height) for v in views]
     horizontal = [(v.mask_width, v.input_width, v.image_width) for v in views]
-    height, width = TILE_SIDES
+    height, width = sides
     if variant.resized:
         up, rows = 0, _span_of_resized(vertical, size[0], height)
         left, columns = 0, _span_of_resized(horizontal, size[1], width)

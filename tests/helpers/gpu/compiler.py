@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -21,18 +22,10 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
-from mfkernels.triton import launcher
+from mfkernels.triton import devices, launcher
+from mfkernels.triton.devices import Gpu
 
-ARCHITECTURES = (80, 90, 100)
-SHARED_MEMORY = {
-    75: 64 << 10,
-    80: 163 << 10,
-    86: 99 << 10,
-    90: 227 << 10,
-    100: 227 << 10,
-    120: 99 << 10,
-}
-"""Bytes that one program may have, by architecture (CUDA programming guide)."""
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 SPILLED_ELSEWHERE = 64
 """Bytes that a kernel may spill with another Triton than the pinned one."""
@@ -87,6 +80,13 @@ def recorded() -> Iterator[list[Launch]]:
         launcher.start = original
 
 
+@contextmanager
+def made_for(architecture: str) -> Iterator[Gpu]:
+    """Launches inside the block are those for this GPU."""
+    with mock.patch.object(devices, "assumed", devices.KNOWN[architecture]) as gpu:
+        yield gpu
+
+
 @dataclass(frozen=True)
 class Compiled:
     registers: int
@@ -94,16 +94,17 @@ class Compiled:
     """Bytes stored to and loaded from local memory."""
     shared: int
     """Bytes of shared memory of a program."""
-    ptx: str
-    cubin: bytes
+    assembly: str
+    """PTX, or AMD's."""
+    binary: bytes
 
     @property
     def tensor_cores(self) -> bool:
-        pattern = r"\b((mma|wgmma\.mma_async)\.sync|tcgen05\.mma)"
-        return re.search(pattern, self.ptx) is not None
+        pattern = r"\b((mma|wgmma\.mma_async)\.sync|tcgen05\.mma|v_mfma)"
+        return re.search(pattern, self.assembly) is not None
 
 
-def compile_launch(launch: Launch, architecture: int) -> Compiled:
+def compile_launch(launch: Launch, architecture: str) -> Compiled:
     """Compile with the specialisation that the JIT would choose for these arguments."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -121,10 +122,17 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
             elif what not in ("", None):
                 constants[path] = what
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", architecture, 32)
+    if architecture.startswith("gfx"):
+        target = GPUTarget("hip", architecture, 64)
+    else:
+        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     compiled = triton.compile(source, target=target, options=launch.options)
-    usage = _resource_usage(compiled.asm["cubin"])
-    return Compiled(*usage, compiled.metadata.shared, compiled.asm["ptx"], compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    if "amdgcn" in compiled.asm:
+        text = compiled.asm["amdgcn"]
+        return Compiled(*_usage_on_amd(text), shared, text, compiled.asm["hsaco"])
+    binary = compiled.asm["cubin"]
+    return Compiled(*_resource_usage(binary), shared, compiled.asm["ptx"], binary)
 
 
 def specialised(value: Any) -> tuple[Any, Any]:
@@ -164,6 +172,17 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert found is not None, text
     return int(found[1]), int(found[2]) + int(found[3])
+
+
+def _usage_on_amd(assembly: str) -> tuple[int, int]:
+    """The same of AMD's assembly: vector registers, and scratch memory."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        assert found is not None, name
+        return int(found[1])
+
+    return number("vgpr_count"), number("private_segment_fixed_size")
 
 
 def cuobjdump(cubin: bytes, option: str) -> str:

@@ -10,18 +10,18 @@ from helpers.gpu.compiler import cuobjdump
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", re.MULTILINE)
 
 
-def instructions(cubin: bytes) -> Counter[str]:
+def instructions(binary: bytes) -> Counter[str]:
     """How often each instruction, without its modifiers, is in a kernel."""
     return Counter(
-        name.split(".")[0] for _, name, _ in INSTRUCTION.findall(cuobjdump(cubin, "-sass"))
+        name.split(".")[0] for _, name, _ in INSTRUCTION.findall(cuobjdump(binary, "-sass"))
     )
 
 
-def longest_loop(cubin: bytes) -> Counter[str]:
+def longest_loop(binary: bytes) -> Counter[str]:
     """How often each instruction, without its modifiers, is in the innermost loop with the most."""
     found = [
         (int(address, 16), name.split(".")[0], operands)
-        for address, name, operands in INSTRUCTION.findall(cuobjdump(cubin, "-sass"))
+        for address, name, operands in INSTRUCTION.findall(cuobjdump(binary, "-sass"))
     ]
     at = {address: index for index, (address, _, _) in enumerate(found)}
     loops: list[tuple[int, int]] = []

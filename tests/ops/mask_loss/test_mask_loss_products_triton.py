@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mfkernels.ops.mask_loss import triton_launch, triton_products
 from mfkernels.ops.mask_loss.operator import Inputs
-from mfkernels.triton import products
+from mfkernels.triton import devices, products
 from mfkernels.triton.products import Planes
 
 LAYERS, QUERIES = 3, 31
@@ -161,12 +161,12 @@ def test_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(products, "float32_precision", lambda: "tf32")
         assert planes(single, single) == (2, 2, 1)
-    monkeypatch.setattr(products, "compute_capability", lambda device: (7, 5))
+    monkeypatch.setattr(devices, "assumed", devices.KNOWN["sm_75"])
     assert planes(half, half) == (1, 1, 0)
     assert planes(brain, brain) == planes(single, single) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_units_for_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "compute_capability", lambda device: (7, 5))
+    monkeypatch.setattr(devices, "assumed", devices.KNOWN["sm_75"])
     assert_exact(Products.of((2, 25), 70, (11, 13), dtype))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mfkernels.ops.segmentation import triton_launch as kernels
 from mfkernels.ops.segmentation.reference import crop, resize, semantic_scores
+from mfkernels.triton import devices
 
 Size = tuple[int, int]
 
@@ -112,6 +113,21 @@ def test_semantic(views: list[View], classes: int, size: Size, resize_logits: bo
     assert_best(guessed, truth)
     assert none.shape == (0,)
     assert torch.equal(guessed, semantic(views, classes, size, resize_logits, False, dense=True)[0])
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_86"])
+@pytest.mark.parametrize("case", [3, 4, 7])
+def test_semantic_in_the_form_of_other_gpus(
+    case: int, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small pieces of the queries, and small blocks of classes."""
+    monkeypatch.setattr(devices, "assumed", devices.KNOWN[architecture])
+    views, classes, size = SEMANTIC_CASES[case]
+    truth = average_scores(views, classes, size, False)
+    labels, scores = semantic(views, classes, size, False, True)
+    torch.testing.assert_close(scores.double(), truth, rtol=1e-6, atol=1e-6)
+    assert_best(labels, truth)
+    assert_best(semantic(views, classes, size, False, False)[0], truth)
 
 
 def recorded_launches(

@@ -1,0 +1,148 @@
+"""Every Triton kernel, compiled for every GPU of the table without one: memory, registers, spills.
+
+python benchmarks/gpu/compilation.py [--architecture sm_75 ...] [--json FILE] [--page FILE]
+
+The JSON file holds, for each kernel, architecture and dtype, the largest shared memory and the most
+spilled bytes with their cases; other architectures that are in it already stay. Of AMD's GPUs what
+is compiled is the form that a ROCm build of PyTorch would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SPILLED_ON_TURING = 64
+"""Bytes that a kernel may spill on sm_75, and 0 elsewhere."""
+
+
+@dataclass
+class Row:
+    """The worst of what one kernel is compiled to."""
+
+    architecture: str
+    kernel: str
+    dtype: str
+    programs: int = 0
+    registers: int = 0
+    shared_memory: int = 0
+    """Bytes, of `shared_case`."""
+    shared_case: str = ""
+    spilled: int = 0
+    """Bytes, of `spilled_case`."""
+    spilled_case: str = ""
+    problem: str = ""
+    """What the compiler said, if it failed."""
+
+
+def compiled(architecture: str) -> Iterator[Row]:
+    """In this process, whose PyTorch is taken for a ROCm build if the GPU is AMD's."""
+    if architecture.startswith("gfx"):
+        torch.version.hip, torch.version.cuda = "7.0", None  # type: ignore[assignment]
+    sys.path.append(str(ROOT / "tests"))
+    from helpers.gpu.compiler import compile_launch, made_for
+    from helpers.gpu.launches import of_everything
+
+    rows: dict[tuple[str, torch.dtype], Row] = {}
+    with made_for(architecture) as gpu:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            if dtype == torch.bfloat16 and not gpu.generation.bfloat16:
+                continue
+            for case, launch in of_everything(dtype):
+                name = str(dtype).removeprefix("torch.")
+                row = rows.setdefault((launch.name, dtype), Row(architecture, launch.name, name))
+                row.programs += 1
+                try:
+                    found = compile_launch(launch, architecture)
+                except Exception as error:
+                    row.problem = f"{case}: {type(error).__name__}: {str(error).splitlines()[0]}"
+                    continue
+                row.registers = max(row.registers, found.registers)
+                if found.shared > row.shared_memory:
+                    row.shared_memory, row.shared_case = found.shared, case
+                if found.spilled > row.spilled:
+                    row.spilled, row.spilled_case = found.spilled, case
+    yield from rows.values()
+
+
+def problems(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What is beyond a limit."""
+    from mfkernels.triton.devices import KNOWN
+
+    for row in rows:
+        name = f"{row['architecture']} {row['kernel']} {row['dtype']}"
+        allowed = SPILLED_ON_TURING if row["architecture"] == "sm_75" else 0
+        if row["problem"]:
+            yield f"{name}: {row['problem']}"
+        if row["shared_memory"] > KNOWN[row["architecture"]].shared_memory:
+            yield f"{name}: {row['shared_memory']} bytes of shared memory, {row['shared_case']}"
+        if row["spilled"] > allowed:
+            yield f"{name}: {row['spilled']} bytes spilled, {row['spilled_case']}"
+
+
+def page(report: dict[str, Any]) -> str:
+    """A table for people: kernels by architectures, the worst of all dtypes and cases."""
+    from mfkernels.triton.devices import KNOWN
+
+    rows = report["rows"]
+    names = [name for name in KNOWN if any(row["architecture"] == name for row in rows)]
+    lines = ["| kernel | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    limits = [f"{KNOWN[name].shared_memory >> 10} KB" for name in names]
+    lines.append("| limit of shared memory | " + " | ".join(limits) + " |")
+    for kernel in sorted({row["kernel"] for row in rows}):
+        cells = []
+        for name in names:
+            own = [r for r in rows if (r["kernel"], r["architecture"]) == (kernel, name)]
+            shared = max(row["shared_memory"] for row in own) / 1024
+            spilled = max(row["spilled"] for row in own)
+            cells.append(f"{shared:.0f}" + (f", spills {spilled}" if spilled else ""))
+        lines.append(f"| {kernel.removesuffix('_kernel')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", nargs="*", help="these alone")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table between its marks there")
+    parser.add_argument("--rows", help=argparse.SUPPRESS)  # of one architecture, to stdout
+    arguments = parser.parse_args()
+    if arguments.rows:
+        print(json.dumps([asdict(row) for row in compiled(arguments.rows)]))
+        return
+    import triton
+
+    from mfkernels.triton.devices import KNOWN
+
+    rows: list[dict[str, Any]] = []
+    if arguments.json and arguments.json.exists():
+        rows = json.loads(arguments.json.read_text())["rows"]
+    for name in arguments.architecture or KNOWN:
+        print(f"compiling for {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "--rows", name]
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rows = [row for row in rows if row["architecture"] != name] + json.loads(found)
+        report = {"torch": torch.__version__, "triton": triton.__version__, "rows": rows}
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.page:
+        before, mark, rest = arguments.page.read_text().partition("<!-- table -->\n")
+        after = rest.partition("<!-- end of table -->")[2]
+        text = f"{before}{mark}{page(report)}<!-- end of table -->{after}"
+        arguments.page.write_text(text)
+    beyond = list(problems(rows))
+    print(*beyond, sep="\n")
+    sys.exit(int(bool(beyond)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What the cost model of benchmarks/gpu_model.py expects of a training step of ADE20K.
+
+Milliseconds of a criterion with its backward pass in a CUDA graph, from the instructions of the
+compiled kernels. ``predictions.json`` is a part of what that program writes; a test compares them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def of_report(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each GPU and dtype, from the JSON file of benchmarks/gpu_model.py: its case A."""
+    found: dict[str, dict[str, float]] = {}
+    for row in report["totals"]:
+        for name, value in row.items():
+            if row["case"] == "A" and name.startswith("predicted_ms_"):
+                gpu = name.removeprefix("predicted_ms_")
+                found.setdefault(gpu, {})[row["dtype"]] = round(value, 3)
+    return found
+
+
+def predicted_ms(gpu: str, operation: str, form: str, dtype: str) -> float | None:
+    """None for what the model does not know: other GPUs and slices of one, other operations."""
+    if (operation, form) != ("criterion", "label map") or "MIG" in gpu:
+        return None
+    known = json.loads((Path(__file__).parent / "predictions.json").read_text())
+    return next((known[name].get(dtype) for name in known if name in gpu), None)
