@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --upgrade $(addprefix --constrai
 STAMP := $(VENV)/installed-$(or $(basename $(notdir $(CONSTRAINTS))),newest)
 BUILD_REQUIRES = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: train test coverage aarch64 test-versions check format docs bench bench-compare experiments lock wheel clean
+.PHONY: train test coverage test-distributed aarch64 test-versions check format docs bench bench-compare experiments lock wheel clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -32,6 +32,11 @@ coverage: check
 # The CPU kernels for 64-bit ARM in an emulator; on Debian: apt install g++-aarch64-linux-gnu qemu-user
 aarch64: $(STAMP)
 	$(BIN)/python -m pytest tests/installation/test_aarch64.py
+
+# More processes than the other tests, restarts by torchrun, and, as root, two machines (network
+# namespaces) one of which disappears.
+test-distributed: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/model/distributed tests/model/commands
 
 check: $(STAMP)
 	@echo "== format, lint, types"

@@ -105,6 +105,7 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """With what the text around it says that names stand for."""
     weights, patching, training, parts = snippets("python")
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (48, 48)).save("photo.jpg")
     model = huggingface_maskformer()
     model.save_pretrained("facebook/maskformer-swin-tiny-ade")  # a folder comes before the hub
     exec(

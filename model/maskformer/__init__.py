@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from maskformer.modeling.base import SegmentationModel, build_model
     from maskformer.modeling.maskformer import MaskFormer
     from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
+    from maskformer.predictor import Predictor
     from maskformer.weights import LoadReport, WeightsMismatchError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "PerPixelBaseline",
     "PerPixelBaselinePlus",
+    "Predictor",
     "SegmentationModel",
     "WeightsMismatchError",
     "build_model",
@@ -46,6 +48,7 @@ if not TYPE_CHECKING:
         "modeling.maskformer": ("MaskFormer",),
         "modeling.per_pixel": ("PerPixelBaseline", "PerPixelBaselinePlus"),
         "config.recipes": ("config_names",),
+        "predictor": ("Predictor",),
         "weights": ("LoadReport", "WeightsMismatchError"),
     }
 

@@ -109,7 +109,7 @@ def options(
 
 
 @app.command()
-@one_voice()
+@one_voice("continue with --resume")
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -117,6 +117,14 @@ def train(
         Path | None, typer.Option(help="The run folder; runs/<config> unless given.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume",
+            help="Continue the run in --output if it has a checkpoint, else start it: for commands "
+            "that are started again (torchrun --max-restarts, schedulers that requeue).",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --output.")
     ] = False,
@@ -139,8 +147,10 @@ def train(
     stop with exit code 130, 143, 129 and 138; a second SIGINT or SIGTERM stops at once. SIGUSR2
     finishes the step, saves and goes on.
     """
-    if resume and overwrite:
+    if (resume or auto_resume) and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
+    if resume and auto_resume:
+        raise typer.BadParameter("--resume needs a run and --auto-resume does not: choose one")
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
     if config is None and not resume and weights is None:
@@ -149,6 +159,10 @@ def train(
         raise typer.BadParameter("--weights without --config needs the run folder: --output FOLDER")
     recipe = _load_recipe(config, overrides)
     folder = output or Path("runs") / _flat_name(str(config))
+    if auto_resume:
+        from maskformer.training.checkpoints.resuming import find_run
+
+        resume, overwrite = find_run(folder)
     from maskformer.commands.train import run
 
     run(
@@ -165,6 +179,7 @@ def train(
 
 
 @app.command()
+@one_voice("start it again")
 def evaluate(
     checkpoint: CheckpointOption,
     overrides: Overrides = None,
@@ -183,7 +198,10 @@ def evaluate(
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Score a checkpoint on the validation images of its recipe (or of --config)."""
+    """Score a checkpoint on the validation images of its recipe (or of --config).
+
+    Several processes share the images: `torchrun -m maskformer evaluate …`.
+    """
     if output is not None:
         check_output_folder(output)
     elif save_maps:
@@ -208,6 +226,7 @@ def evaluate(
 
 
 @app.command()
+@one_voice("continue with --skip-existing")
 def predict(
     images: Annotated[
         list[str],
@@ -223,17 +242,30 @@ def predict(
         Mode | None, typer.Option(help="What to predict; the recipe decides unless given.")
     ] = None,
     tta: TtaOption = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images that run together (eval.batch_size).")
+    ] = None,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing", help="Go on where an earlier call with the same settings ended."
+        ),
+    ] = False,
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
     COCO instances, as --mode says. files.json says which result belongs to which image.
+
+    Several processes share the images: `torchrun -m maskformer predict …`.
     """
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
     if not images:
         raise typer.BadParameter("no image is named, only values of the recipe")
     _check_model_stays(overrides)
+    if batch_size is not None:
+        overrides.append(f"eval.batch_size={batch_size}")
     from maskformer.commands.predict import run
 
     run(
@@ -243,6 +275,7 @@ def predict(
         overrides=overrides,
         mode=mode,
         tta=tta,
+        skip_existing=skip_existing,
         backend=backend,
         device=device,
     )

@@ -19,7 +19,6 @@ from maskformer.data import build_dataset
 from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.inference.segmentation import Segmentation
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.output.console import Progress
 from maskformer.predictor import Predictor
 from maskformer.system.writing import write_text
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
@@ -103,12 +102,13 @@ def miou_of_best_queries(folder: Path, data: Path) -> float:
     everything = ["eval.object_mask_threshold=0", "eval.overlap_threshold=0"]
     config = load_recipe(checkpoint, [f"data.root={data}", *everything])
     dataset = build_dataset(config.data, "val")
-    model, info, progress = MaskFormer.from_pretrained(checkpoint), dataset.info, Progress()
-    predictor = Predictor(model, config, info, mode="panoptic", tta=False, progress=progress)
+    model, info = MaskFormer.from_pretrained(checkpoint), dataset.info
+    predictor = Predictor(model, config, info, mode="panoptic")
     quality = SemanticQuality(info.num_classes)
     for index in range(len(dataset)):
         sample = dataset[index]
-        quality.update(class_map(predictor(sample).segmentation()), sample.semantic_map())
+        [prediction] = predictor.predict([predictor.prepare(sample)])
+        quality.update(class_map(prediction.segmentation()), sample.semantic_map())
     return float(quality.compute()["miou"])
 
 

@@ -1,9 +1,14 @@
-"""The device that `--device` names."""
+"""The device that `--device` names, and the processes that share the work."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 import typer
+from accelerate import PartialState
+
+from maskformer.system.process_group import join_processes
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -21,3 +26,20 @@ def choose_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"--device {name} cannot be used here: {reason}") from error
     return device
+
+
+def choose_processes(name: str | None) -> tuple[torch.device, PartialState | None]:
+    """The device of this process, and the processes that a launcher started, if several.
+
+    Raises:
+        typer.BadParameter: the device cannot be used here, or would be that of all processes.
+        UsageError: the processes cannot work together.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return choose_device(name), None
+    if name not in (None, "cpu", "cuda"):
+        raise typer.BadParameter(
+            f"--device {name} would be that of all processes: leave it out, and each gets its own"
+        )
+    processes = join_processes(cpu=name == "cpu")
+    return processes.device, processes

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from accelerate import PartialState
+
 import mfkernels
-from maskformer.commands.device import choose_device
+from maskformer.commands.device import choose_processes
 from maskformer.config.choices import Backend
 from maskformer.config.schema import Config
-from maskformer.data import Dataset, Sample, build_dataset, check_dataset
+from maskformer.data import Dataset, DatasetInfo, Sample, build_dataset, check_dataset
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
 from maskformer.errors import ConfigError
@@ -20,6 +22,7 @@ from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate, wr
 from maskformer.evaluation.figures import write_confusion, write_figures
 from maskformer.evaluation.measures import check_measures
 from maskformer.inference.prediction import Prediction
+from maskformer.inference.ready import ready_to_predict
 from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
@@ -27,6 +30,7 @@ from maskformer.output.console import Progress, class_table, metrics_table, writ
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter
+from maskformer.output.shared_results import SharedResults
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
 
 
@@ -46,7 +50,7 @@ def run(
     """
     folder = resolve_checkpoint(checkpoint)
     recipe = recipe or load_recipe(folder, overrides)
-    target = choose_device(device)
+    target, processes = choose_processes(device)
     model = MaskFormer.from_pretrained(folder).to(target)
     check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
@@ -57,7 +61,8 @@ def run(
         check_subfolders(output, ["predictions"])
     _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
-    progress = Progress()
+    main = processes is None or processes.is_main_process
+    progress = Progress(enabled=main)
     _compare_classes(checkpoint, known_classes(folder), dataset, progress)
     for note in getattr(dataset, "notes", ()):
         progress.print(f"val data: {note}")
@@ -67,11 +72,19 @@ def run(
         stack.enter_context(mfkernels.use_backend(backend))
         on_prediction = None
         if output is not None:
-            results = stack.enter_context(ResultWriter(output, dataset.info))
+            results = stack.enter_context(
+                _results(output, dataset.info, processes, recipe.eval.batch_size)
+            )
             on_prediction = partial(_write_results, results, save_maps)
         evaluation = evaluate(
-            model,
-            eval_loader(dataset, recipe, warn=progress.warn),
+            ready_to_predict(model, recipe.eval.precision),
+            eval_loader(
+                dataset,
+                recipe,
+                rank=0 if processes is None else processes.process_index,
+                world_size=1 if processes is None else processes.num_processes,
+                warn=progress.warn,
+            ),
             dataset.info,
             recipe.eval,
             target,
@@ -79,6 +92,10 @@ def run(
             tta=AugmentedViews.from_config(recipe) if tta else None,
             on_prediction=on_prediction,
         )
+    if processes is not None:
+        processes.destroy_process_group()
+    if not main:
+        return
     classes, everything = dataset.info.classes, recipe.eval.all_classes
     progress.print(class_table(classes, evaluation.per_class, "by class", everything=everything))
     scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
@@ -114,8 +131,21 @@ def _check_model(model: SegmentationModel, recipe: Config, count: int) -> None:
         )
 
 
+@contextmanager
+def _results(
+    output: Path, info: DatasetInfo, processes: PartialState | None, batch_size: int
+) -> Iterator[ResultWriter | SharedResults]:
+    with ResultWriter(output, info) as writer:
+        if processes is None:
+            yield writer
+        else:
+            shared = SharedResults(writer, processes, batch_size)
+            yield shared
+            shared.finish()
+
+
 def _write_results(
-    results: ResultWriter, with_maps: bool, sample: Sample, prediction: Prediction
+    results: ResultWriter | SharedResults, with_maps: bool, sample: Sample, prediction: Prediction
 ) -> None:
     if not with_maps:
         prediction = replace(prediction, classes=None)

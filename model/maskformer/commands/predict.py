@@ -8,18 +8,15 @@ from pathlib import Path
 import typer
 
 import mfkernels
-from maskformer.commands.device import choose_device
+from maskformer.commands.device import choose_processes
 from maskformer.config.choices import Backend, Mode
 from maskformer.errors import DatasetError
-from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress
 from maskformer.output.protected_inputs import check_output_beside_model
-from maskformer.predict import find_images, predict_images
-from maskformer.training.checkpoints.contents import (
-    load_info,
-    load_prediction_recipe,
-    resolve_checkpoint,
-)
+from maskformer.predict.finding import find_images
+from maskformer.predict.running import predict_images
+from maskformer.predictor import Predictor
+from maskformer.training.checkpoints.contents import resolve_checkpoint
 
 
 def run(
@@ -30,30 +27,30 @@ def run(
     overrides: Sequence[str] = (),
     mode: Mode | None,
     tta: bool,
+    skip_existing: bool = False,
     backend: Backend,
     device: str | None,
 ) -> None:
-    """Predicts; the recipe decides the mode unless given, as far as it can: views and tiles are
-    semantic.
-    """
+    """Predicts, alone or with the other processes of a launcher."""
     folder = resolve_checkpoint(checkpoint)
-    progress = Progress()
+    target, processes = choose_processes(device)
+    progress = Progress(enabled=processes is None or processes.is_main_process)
     files = find_images(images, out, progress.print)
     check_output_beside_model(out, folder)
-    model = MaskFormer.from_pretrained(folder).to(choose_device(device))
-    recipe = load_prediction_recipe(folder, model, list(overrides))
-    averaged = tta or recipe.predict.tile is not None
+    predictor = Predictor.from_pretrained(
+        folder, *overrides, mode=mode, tta=tta, device=target, progress=progress
+    )
     with mfkernels.use_backend(backend):
         failures = predict_images(
-            model,
+            predictor,
             files,
-            recipe,
-            load_info(folder, model),
             out,
-            mode=mode or ("panoptic" if recipe.eval.panoptic and not averaged else "semantic"),
-            tta=tta,
             progress=progress,
+            skip_existing=skip_existing,
+            processes=processes,
         )
+    if processes is not None:
+        processes.destroy_process_group()
     if failures == len(files):
         raise DatasetError(f"none of {len(files)} images could be read")
     count = len(files) - failures

@@ -15,3 +15,6 @@ Backend = Literal["reference", "native", "auto", "verify"]
 
 PreparedSet = Literal["ade20k_full", "ade20k_panoptic"]
 """Data sets that `data prepare` converts."""
+
+InferencePrecision = Literal["fp32", "bf16", "auto"]
+"""Of the network in `evaluate` and `predict`; `auto` is bf16 where the machine has it."""

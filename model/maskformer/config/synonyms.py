@@ -72,6 +72,8 @@ SYNONYMS = {
     "freeze_encoder freeze_layers trainable requires_grad frozen_parts",
     "train.ema": "model_ema ema_decay use_ema exponential_moving_average averaging swa",
     "train.precision": "amp fp16 bf16 mixed_precision use_amp half autocast dtype",
+    "train.memory_format": "channels_last nhwc layout",
+    "train.compile": "torch_compile inductor",
     "train.workers": "num_workers n_workers dataloader_num_workers workers_per_gpu",
     "train.seed": "random_seed manual_seed",
     "train.log_every": "log_interval log_period logging_steps print_freq log_freq",

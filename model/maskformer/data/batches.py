@@ -72,6 +72,17 @@ class EvalBatch:
         return replace(self, pixel_values=self.pixel_values.pin_memory())
 
 
+def join_batches(batches: Sequence[EvalBatch]) -> EvalBatch:
+    """One batch of several whose inputs have the same size."""
+    return EvalBatch(
+        pixel_values=torch.cat([batch.pixel_values for batch in batches]),
+        image_sizes=tuple(size for batch in batches for size in batch.image_sizes),
+        input_sizes=tuple(size for batch in batches for size in batch.input_sizes),
+        original_sizes=tuple(size for batch in batches for size in batch.original_sizes),
+        samples=tuple(sample for batch in batches for sample in batch.samples),
+    )
+
+
 @dataclass(frozen=True)
 class Normalize:
     """Turns uint8 images into one network input.

@@ -108,12 +108,13 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every image once, in order; process `rank` takes every `world_size`-th.
+    """Every image once, in order; process `rank` takes every `world_size`-th batch, so that images
+    have the company that they would have in one process.
 
     Args:
         dataset: raw samples.
         collate: makes a batch of samples, such as `ImageProcessor.batch`.
-        batch_size: images per batch in this process.
+        batch_size: images per batch.
         rank, world_size: this process among all.
         workers: processes that prepare batches.
         limit: only the first so many images of the data set.
@@ -143,14 +144,15 @@ class EvalLoader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
         length = len(dataset) if limit is None else min(limit, len(dataset))
-        indices = range(rank, length, world_size)
+        starts = range(rank * batch_size, length, world_size * batch_size)
+        batches = [list(range(start, min(start + batch_size, length))) for start in starts]
         self._warn = warn
-        self.num_images = len(indices)
-        """Images of this process."""
+        self.indices = [index for batch in batches for index in batch]
+        """Images of this process, in order."""
+        self.num_images = len(self.indices)
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Raw(dataset),
-            batch_size=batch_size,
-            sampler=indices,
+            batch_sampler=batches,
             collate_fn=SharedCollate(_EvalCollate(collate)),
             **_worker_options(workers, pin_memory),
         )

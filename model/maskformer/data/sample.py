@@ -69,6 +69,13 @@ class Sample:
         if self.image_id == "":
             self.image_id = self.name
 
+    @classmethod
+    def unlabelled(cls, image: Tensor, name: str, image_id: int | str = "") -> Sample:
+        """An image `[C, H, W]` without ground truth."""
+        nothing = torch.zeros(0)
+        segments = torch.full(image.shape[-2:], -1, dtype=torch.int32)
+        return cls(image, segments, nothing.long(), nothing.bool(), name, image_id)
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""

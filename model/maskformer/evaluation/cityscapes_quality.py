@@ -12,6 +12,7 @@ from torch import Tensor
 from maskformer.data.images import read_labels
 from maskformer.data.sample import Sample
 from maskformer.errors import ConfigError, DatasetError
+from maskformer.evaluation.exact_sums import no_terms, terms, totals
 from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.system.text import escape
 
@@ -101,8 +102,7 @@ class CityscapesQuality(SemanticQuality):
             if known_class.instance_size
         }
         for name in ("right", "missed"):
-            zeros = torch.zeros(len(groups), dtype=torch.double)
-            self.add_state(name, zeros, dist_reduce_fx="sum")
+            self.add_state(name, no_terms(len(groups)), dist_reduce_fx="sum")
 
     def add_instances(self, prediction: Tensor, instances: Tensor) -> None:
         """Adds the instances of an image, besides `update`.
@@ -130,8 +130,8 @@ class CityscapesQuality(SemanticQuality):
         size = counts.sum(1)
         weight = (self.sizes[classes] / size)[:, None] * self.groups[:, classes].T
         inside = counts[:, 1:] @ self.groups.T
-        self.right += (weight * inside).sum(0)
-        self.missed += (weight * (size[:, None] - inside)).sum(0)
+        self.right += terms(weight * inside).sum(1)
+        self.missed += terms(weight * (size[:, None] - inside)).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores as fractions, float64; those of classes and categories that neither occur nor
@@ -147,7 +147,8 @@ class CityscapesQuality(SemanticQuality):
         truth, predicted = groups @ seen.sum(1), groups @ seen[:, :count].sum(0)
         iou = hits / (truth + predicted - hits)
         of_things = groups @ (self.sizes > 0).double() == groups.sum(1)
-        weighted = self.right / (self.right + self.missed + predicted - hits)
+        right, missed = totals(self.right), totals(self.missed)
+        weighted = right / (right + missed + predicted - hits)
         weighted = torch.where(of_things, weighted, torch.nan)
         scores = {
             "category_iou": iou[count:].nanmean(),

@@ -31,6 +31,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress, peak_memory
 from maskformer.output.pictures import save_picture, side_by_side
 from maskformer.system.paths import OutputNames
+from maskformer.system.process_group import gather_in_turn
 
 
 @dataclass
@@ -100,8 +101,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     measures = Measures(info, config, device)
-    pictures: dict[str, Tensor] = {}
-    names = OutputNames()
+    pictures: list[tuple[str, Tensor]] = []
+    wanted = sum(index < config.pictures for index in loader.indices)
     images, seconds = 0, 0.0
     with progress.counting("evaluating", loader.num_images) as counter:
         for batch in loader:
@@ -116,8 +117,8 @@ def evaluate(
                 measures.update(prediction, sample)
                 if on_prediction is not None:
                     on_prediction(sample, prediction)
-                if len(pictures) < config.pictures:
-                    pictures[names.take(sample.name)] = _picture(sample, prediction, config, info)
+                if len(pictures) < wanted:
+                    pictures.append((sample.name, _picture(sample, prediction, config, info)))
             images += len(batch.samples)
             counter.advance(len(batch.samples))
             if between_batches is not None:
@@ -125,9 +126,15 @@ def evaluate(
     model.train(was_training)
     metrics, per_class, confusion = measures.compute()
     score = finite_score(metrics[default_metric(config)])
-    metrics["eval_images_per_second"] = images / max(seconds, 1e-9)
+    parts = gather_in_turn([(images, seconds)])
+    slowest = max(seconds for _, seconds in parts)
+    metrics["eval_images_per_second"] = sum(images for images, _ in parts) / max(slowest, 1e-9)
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
-    return Evaluation(metrics, per_class, score, pictures, confusion)
+    names = OutputNames()
+    drawn = {
+        names.take(name): picture for name, picture in gather_in_turn(pictures, config.batch_size)
+    }
+    return Evaluation(metrics, per_class, score, drawn, confusion)
 
 
 def _picture(

@@ -6,18 +6,18 @@ import importlib
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 import mfkernels
 from maskformer.data.datasets.coco_masks import encode_runs
 from maskformer.data.sample import ObjectMask, Sample
 from maskformer.errors import ConfigError
+from maskformer.system.process_group import gather_in_turn
 
-T = TypeVar("T")
 Annotation = dict[str, Any]
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first figures that pycocotools sums up, in its order."""
@@ -37,13 +37,15 @@ class MaskPrecision:
     Args:
         num_classes: K.
         things: the classes whose objects are scored.
+        run: images that a process gets in a row, where several share them.
 
     Raises:
         ConfigError: there are no things, or pycocotools is not installed.
     """
 
-    def __init__(self, num_classes: int, things: Iterable[int]) -> None:
+    def __init__(self, num_classes: int, things: Iterable[int], run: int = 1) -> None:
         self.num_classes = num_classes
+        self._run = run
         self.things = sorted(things)
         if not self.things:
             raise ConfigError(
@@ -97,7 +99,7 @@ class MaskPrecision:
         """
         from pycocotools.cocoeval import COCOeval
 
-        images = _of_all_processes(self._images)
+        images = gather_in_turn(self._images, self._run)
         with redirect_stdout(io.StringIO()):
             truth = self._index(images, [image.truth for image in images])
             found = self._index(images, [image.found for image in images])
@@ -159,11 +161,3 @@ def _describe(found: mfkernels.Instances) -> Iterator[Annotation]:
                 "area": area,
                 "iscrowd": 0,
             }
-
-
-def _of_all_processes(items: list[T]) -> list[T]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return items
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

@@ -94,7 +94,7 @@ class Measures:
             ).to(device)
         self._precision: MaskPrecision | None = None
         if config.instances:
-            self._precision = MaskPrecision(info.num_classes, info.things)
+            self._precision = MaskPrecision(info.num_classes, info.things, config.batch_size)
         self._device = device
 
     def update(self, prediction: Prediction, sample: Sample) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from maskformer.data.sample import Sample, look_up
+from maskformer.evaluation.exact_sums import no_terms, terms, totals
 
 Segments = tuple[Tensor, Sequence[Mapping[str, Any]]]
 """`[H, W]` map of segment ids, 0 = void, and per segment at least `id` and `category_id`."""
 
 
 class PanopticQuality(Metric):
-    """PQ, SQ and RQ. Sums are added up over processes.
+    """PQ, SQ and RQ. Sums are added up over processes, whose number changes no bit of them.
 
     Args:
         num_classes: K.
@@ -33,7 +34,7 @@ class PanopticQuality(Metric):
     full_state_update = False
     higher_is_better = True
 
-    iou: Tensor
+    iou_sums: Tensor
     true_positives: Tensor
     false_positives: Tensor
     false_negatives: Tensor
@@ -50,10 +51,10 @@ class PanopticQuality(Metric):
         self.all_crowds = all_crowds
         self.num_classes = num_classes
         self.things = frozenset(things)
-        zeros = torch.zeros(num_classes, dtype=torch.float64)
-        self.add_state("iou", zeros, dist_reduce_fx="sum")
+        self.add_state("iou_sums", no_terms(num_classes), dist_reduce_fx="sum")
         for name in ("true_positives", "false_positives", "false_negatives"):
-            self.add_state(name, zeros.long(), dist_reduce_fx="sum")
+            zeros = torch.zeros(num_classes, dtype=torch.int64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Segments, sample: Sample) -> None:
         """Adds an image.
@@ -67,7 +68,7 @@ class PanopticQuality(Metric):
             ValueError: the sizes differ, a class is not in 0..K-1, or map and list do not fit each
                 other.
         """
-        device = self.iou.device
+        device = self.iou_sums.device
         predicted, classes = _number_segments(*prediction)
         predicted, classes = predicted.to(device), classes.to(device)
         truth, labels = sample.segments.to(device), sample.labels.to(device)
@@ -103,7 +104,7 @@ class PanopticQuality(Metric):
         wrong = ~matched.any(1) & (2 * unknown <= area)
         missed = ~matched.any(0) & ~crowd
 
-        self.iou.index_add_(0, labels[pairs[:, 1]], iou[matched])
+        self.iou_sums.index_add_(1, labels[pairs[:, 1]], terms(iou[matched]))
         for state, hits in (
             (self.true_positives, labels[pairs[:, 1]]),
             (self.false_positives, classes[wrong]),
@@ -119,12 +120,12 @@ class PanopticQuality(Metric):
             if none does; the same with `_things` and `_stuff`, left out where none of them occurs;
             `pq_per_class`, `sq_per_class`, `rq_per_class` `[K]`, NaN for classes that do not occur.
         """
-        hits = self.true_positives.double()
+        hits, iou = self.true_positives.double(), totals(self.iou_sums)
         weight = hits + 0.5 * self.false_positives + 0.5 * self.false_negatives
         counted = weight > 0
         per_class = {
-            "pq": torch.where(counted, self.iou / weight, torch.nan),
-            "sq": torch.where(counted, self.iou / hits.clamp(min=1), torch.nan),
+            "pq": torch.where(counted, iou / weight, torch.nan),
+            "sq": torch.where(counted, iou / hits.clamp(min=1), torch.nan),
             "rq": torch.where(counted, hits / weight, torch.nan),
         }
         thing = torch.tensor([k in self.things for k in range(self.num_classes)]).to(counted.device)

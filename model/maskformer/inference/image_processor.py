@@ -202,11 +202,7 @@ class ImageProcessor:
             ValueError: no images, or one of another shape or dtype.
             DatasetError: a file that is no image, or not one of the kind that `reader` expects.
         """
-        if isinstance(images, str) or not isinstance(images, Sequence):
-            images = [images]
-        if not images:
-            raise ValueError("images: expected at least one, got none")
-        originals = [_to_tensor(image, self.reader) for image in images]
+        originals = self.read(images)
         resized = [self._resize(image) for image in originals]
         return {
             "pixel_values": self.normalize(resized),
@@ -214,8 +210,20 @@ class ImageProcessor:
             "original_sizes": [_size(image) for image in originals],
         }
 
+    def read(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+        """Images as they came, `[C, H, W]` uint8 each.
+
+        Raises:
+            ValueError, DatasetError: as above.
+        """
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            images = [images]
+        if not images:
+            raise ValueError("images: expected at least one, got none")
+        return [_to_tensor(image, self.reader) for image in images]
+
     def batch(self, samples: Sequence[Sample]) -> EvalBatch:
-        """The same for samples of a data set.
+        """Network input for samples of a data set.
 
         Raises:
             DatasetError: an image is so narrow that it would not fit into memory.

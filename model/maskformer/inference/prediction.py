@@ -29,6 +29,21 @@ class Prediction:
     """`[H, W]` int32 segment ids and what each segment is."""
     instances: mfkernels.Instances | None = None
 
+    def numpy(self) -> dict[str, Any]:
+        """What there is, by name, in NumPy arrays: `classes`, `panoptic` (map and segments) and
+        `instances` (`masks`, `labels`, `scores` and `boxes`).
+        """
+        found: dict[str, Any] = {}
+        if self.classes is not None:
+            found["classes"] = self.classes.cpu().numpy()
+        if self.panoptic is not None:
+            ids, segments = self.panoptic
+            found["panoptic"] = ids.cpu().numpy(), segments
+        if self.instances is not None:
+            parts = self.instances._asdict().items()
+            found["instances"] = {name: values.cpu().numpy() for name, values in parts}
+        return found
+
     def segmentation(self, min_score: float = 0.0) -> Segmentation:
         """What a picture shows: segments if there are any, else instances, else classes.
 

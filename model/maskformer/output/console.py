@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -27,6 +29,8 @@ from rich.text import Text
 from maskformer.modeling.model_info import ModelInfo
 from maskformer.system.text import StandardOutput, escape
 
+LINE_SECONDS = 30.0
+"""Between two lines about the progress of a count, where there is no terminal."""
 LONG_TABLE = 30
 """Classes; in longer tables only those are shown that occur."""
 
@@ -95,11 +99,17 @@ class Progress:
     @contextmanager
     def counting(self, description: str, total: int) -> Iterator[Counter]:
         """Shows a bar for `total` images; the counter's `advance(n)` moves it."""
+        counter = partial(Counter, self._bars, description, total, self._say_rate)
         if self._bars.live.is_started:
-            yield Counter(self._bars, description, total)
+            yield counter()
         else:
             with self._bars:
-                yield Counter(self._bars, description, total)
+                yield counter()
+
+    def _say_rate(self, line: str) -> None:
+        """In a log, which shows no bar."""
+        if not self.console.is_terminal:
+            self.print(line)
 
     def print(self, message: str | Table) -> None:
         """Shows a line or a table; names in it may hold anything, and no terminal is too poor."""
@@ -136,18 +146,37 @@ def _loss_parts(values: Mapping[str, float]) -> str:
 
 
 class Counter:
-    """One bar among those of a `Progress`; it goes away when full."""
+    """One bar among those of a `Progress`; it goes away when full.
 
-    def __init__(self, bars: Bars, description: str, total: int) -> None:
+    Args:
+        say: told now and then how far it is, how many images it counts per second, and when it
+            will be full.
+    """
+
+    def __init__(
+        self, bars: Bars, description: str, total: int, say: Callable[[str], None]
+    ) -> None:
         self._bars = bars
         self._task = bars.add_task(escape(description), total=total, note="")
-        self._left = total
+        self._description = description
+        self._total = total
+        self._done = 0
+        self._say = say
+        self._start = self._said = time.monotonic()
 
     def advance(self, count: int) -> None:
-        self._left -= count
-        self._bars.advance(self._task, count)
-        if self._left <= 0:
+        self._done += count
+        now = time.monotonic()
+        rate = self._done / max(now - self._start, 1e-9)
+        self._bars.update(self._task, advance=count, note=f"{rate:.1f} images/s")
+        if self._done >= self._total:
             self._bars.remove_task(self._task)
+        elif now - self._said >= LINE_SECONDS:
+            self._said = now
+            left = duration((self._total - self._done) / rate)
+            self._say(
+                f"{self._description}: {self._done}/{self._total}  {rate:.1f} images/s  {left} left"
+            )
 
 
 def written(output: Path) -> str:

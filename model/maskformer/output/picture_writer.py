@@ -47,14 +47,17 @@ class PictureWriter:
         if self._files:
             write_json(self.folder / "files.json", self._files, indent=1)
 
-    def add(self, name: str, file: Path, image: Tensor, prediction: Prediction) -> None:
-        """Draws a prediction.
+    def write(self, name: str, file: Path, image: Tensor, prediction: Prediction) -> dict[str, str]:
+        """Draws a prediction; threads may do so.
 
         Args:
             name: of the picture, without suffix.
             file: the image's.
             image: `[3, H, W]` uint8.
             prediction: in the size of the image.
+
+        Returns:
+            What `collect` takes.
 
         Raises:
             OSError: the folder cannot be written.
@@ -65,7 +68,11 @@ class PictureWriter:
         )
         picture_file = f"{name}.{self._suffix(picture)}"
         save_picture(picture, self.folder / picture_file)
-        self._files.append({"file": encodable(str(file)), "name": name, "picture": picture_file})
+        return {"file": encodable(str(file)), "name": name, "picture": picture_file}
+
+    def collect(self, entry: dict[str, str]) -> None:
+        """Lists in `files.json` what `write` drew."""
+        self._files.append(entry)
 
     def _suffix(self, picture: Tensor) -> str:
         height, width = picture.shape[-2:]

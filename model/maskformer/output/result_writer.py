@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,23 @@ from maskformer.output.pictures import save_image
 from maskformer.system.paths import OutputNames
 from maskformer.system.text import encodable
 from maskformer.system.writing import write_json
+
+
+@dataclass
+class Result:
+    """What the JSON files say of one image.
+
+    Attributes:
+        has_classes: there is a label map.
+        size: height and width of the panoptic map.
+        segments: its `segments_info` in `panoptic.json`.
+        instances: its entries in `instances.json`, without the image.
+    """
+
+    has_classes: bool = False
+    size: tuple[int, int] | None = None
+    segments: list[dict[str, Any]] | None = None
+    instances: list[dict[str, Any]] | None = None
 
 
 class ResultWriter:
@@ -50,10 +68,10 @@ class ResultWriter:
         self.info = info
         self._names = OutputNames()
         self._ids: set[str] = set()
+        self._has_classes = False
         self._images: list[dict[str, Any]] = []
         self._panoptic: list[dict[str, Any]] | None = None
         self._instances: list[dict[str, Any]] | None = None
-        self._has_classes = False
 
     def __enter__(self) -> Self:
         return self
@@ -87,18 +105,41 @@ class ResultWriter:
             OSError: the folder cannot be written.
             ValueError: the numbers of the classes do not fit into a label file.
         """
+        own, number = self.take(name, image_id)
+        self.collect(own, number, self.write(own, prediction), file_name)
+
+    def take(self, name: str, image_id: int | str) -> tuple[str, int | str]:
+        """The name and the id that the next image gets."""
         name = self._names.take(name)
-        image_id = self._unique_id(image_id, name)
-        file_name = encodable(file_name or f"{name}.jpg")
+        return name, self._unique_id(image_id, name)
+
+    def write(self, name: str, prediction: Prediction) -> Result:
+        """The PNGs alone, under a name that is no other image's; threads may do so.
+
+        Raises:
+            OSError, ValueError: as above.
+        """
+        result = Result()
         if prediction.classes is not None:
             self._save_png(self._label_image(prediction.classes), "classes", name)
-            self._has_classes = True
+            result.has_classes = True
         if prediction.panoptic is not None:
             ids, segments = prediction.panoptic
             numbers = ids.cpu().numpy()
             self._save_png(Image.fromarray(id_to_rgb(numbers)), "panoptic", name)
+            result.size = (len(numbers), len(numbers[0]))
+            result.segments = describe_segments(numbers, segments, self.info)
+        if prediction.instances is not None:
+            result.instances = list(self._describe_instances(prediction.instances))
+        return result
+
+    def collect(self, name: str, image_id: int | str, result: Result, file_name: str = "") -> None:
+        """Lists in the JSON files what `write` wrote under a name."""
+        file_name = encodable(file_name or f"{name}.jpg")
+        self._has_classes |= result.has_classes
+        if result.size is not None and result.segments is not None:
             self._panoptic = self._panoptic or []
-            height, width = numbers.shape
+            height, width = result.size
             self._images.append(
                 {"id": image_id, "file_name": file_name, "height": height, "width": width}
             )
@@ -106,14 +147,29 @@ class ResultWriter:
                 {
                     "image_id": image_id,
                     "file_name": f"{name}.png",
-                    "segments_info": describe_segments(numbers, segments, self.info),
+                    "segments_info": result.segments,
                 }
             )
-        if prediction.instances is not None:
+        if result.instances is not None:
             self._instances = self._instances or []
-            self._instances.extend(
-                self._describe_instances(image_id, file_name, prediction.instances)
-            )
+            image = {"image_id": image_id, "file_name": file_name}
+            self._instances.extend({**image, **found} for found in result.instances)
+
+    def files(self, name: str, result: Result) -> list[Path]:
+        """The PNGs that `write` wrote under a name."""
+        kinds = {"classes": result.has_classes, "panoptic": result.segments is not None}
+        return [self.folder / kind / f"{name}.png" for kind, there in kinds.items() if there]
+
+    def rename(self, name: str, to: str, result: Result) -> None:
+        """Gives the PNGs of a result another name.
+
+        Raises:
+            OSError, ValueError: as above.
+        """
+        for file, other in zip(self.files(name, result), self.files(to, result), strict=True):
+            other.parent.mkdir(parents=True, exist_ok=True)
+            check_inside(self.folder, other.parent)
+            file.replace(other)
 
     def _unique_id(self, image_id: int | str, name: str) -> int | str:
         wanted: int | str = encodable(image_id) if isinstance(image_id, str) else image_id
@@ -138,9 +194,7 @@ class ResultWriter:
         check_inside(self.folder, file.parent)
         save_image(image, file)
 
-    def _describe_instances(
-        self, image_id: int | str, file_name: str, found: mfkernels.Instances
-    ) -> Iterator[dict[str, Any]]:
+    def _describe_instances(self, found: mfkernels.Instances) -> Iterator[dict[str, Any]]:
         for mask, label, score, (left, top, right, bottom) in zip(
             found.masks.cpu().numpy(),
             found.labels.tolist(),
@@ -150,8 +204,6 @@ class ResultWriter:
         ):
             if mask.any():
                 yield {
-                    "image_id": image_id,
-                    "file_name": file_name,
                     "category_id": self.info.category_ids[label],
                     "score": score,
                     "bbox": [left, top, right - left, bottom - top],

@@ -21,10 +21,13 @@ _LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection res
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def one_voice(remedy: str) -> Iterator[None]:
     """Lets the error of the process that failed first through; the others end without a word.
 
-    Does nothing where one process trains alone.
+    Does nothing where one process works alone.
+
+    Args:
+        remedy: what to do where a process is lost.
 
     Raises:
         SystemExit: in place of an error that another process has told.
@@ -61,11 +64,7 @@ def one_voice() -> Iterator[None]:
         first = _is_first()
         if told or not first:
             sys.exit(1)
-        reason = str(error).partition("\n")[0]
-        raise ConnectionError(
-            f"process {_rank()} lost the connection to another one, which was killed or ended "
-            f"without a message; continue with --resume: {reason}"
-        ) from error
+        raise ConnectionError(_explain(error, remedy)) from error
 
 
 def _rank() -> int:
@@ -78,6 +77,14 @@ def _lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_CONNECTION)
     )
+
+
+def _explain(error: Exception, remedy: str) -> str:
+    reason = str(error).partition("\n")[0]
+    what = "lost the connection to another one, which was killed or ended without a message"
+    if "imed out" in reason:
+        what = "waited in vain for another one, which hangs"
+    return f"process {_rank()} {what}; {remedy}: {reason}"
 
 
 def _is_first() -> bool:

@@ -24,6 +24,7 @@ from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.process_group import join_processes
 from maskformer.system.signals import Signals
 from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
@@ -39,9 +40,16 @@ from maskformer.training.recorders.trackers import check_trackers
 from maskformer.training.reporter import Reporter, find_log_folder
 from maskformer.training.run_folder import check_not_in_use, check_run_folder
 from maskformer.training.signal_agreement import SignalAgreement
+from maskformer.training.speed import (
+    PRECISION,
+    choose_memory_format,
+    choose_precision,
+    compile_regions,
+    describe,
+    to_layout,
+)
 from maskformer.training.trainer import TrainingParts
 
-PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 UNCHANGED_LEARNING = (
     "train.workers",
     "train.log_every",
@@ -53,6 +61,7 @@ UNCHANGED_LEARNING = (
     "train.trackers",
     "train.log_folder",
     "train.verify_kernels",
+    "train.process_timeout",
     "eval.",
     "data.root",
 )
@@ -106,9 +115,14 @@ def build_training(
     set_seed(config.train.seed)
     data = build_data(config, output, accelerator, progress)
     config = data.config
-
+    config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
     model = _build_model(config, weights, data, progress, untrained=resume)
     _freeze(model, config.train, progress)
+    layout = choose_memory_format(config.train, model)
+    to_layout(model, layout)
+    if config.train.compile:
+        compile_regions(model)
+    progress.print(f"computed on {describe(accelerator, config.train, layout)}")
     bare_optimizer = build_optimizer(model, config.train)
     if checkpoint is not None:
         _compare_classes(checkpoint, data, progress, resume=True)
@@ -158,6 +172,7 @@ def build_training(
         evaluation_due=checkpoint is not None and not was_evaluated(checkpoint),
         backend=backend,
         average=average,
+        layout=layout,
     )
 
 
@@ -173,15 +188,18 @@ def build_accelerator(
 
     Raises:
         ConfigError: the device does not have the precision, or the package of a tracker is missing.
+        UsageError: the processes that a launcher started cannot train together.
     """
     trackers = check_trackers(train.trackers)
+    state = join_processes(cpu=cpu, timeout=train.process_timeout)
+    train = choose_precision(train, state.device)
     try:
         return Accelerator(
             log_with=trackers or None,
             project_dir=log_folder or Path() if trackers else None,
             mixed_precision=PRECISION[train.precision],
             gradient_accumulation_steps=train.accumulate,
-            cpu=cpu,
+            cpu=state.device.type == "cpu",
             step_scheduler_with_optimizer=False,
         )
     except ValueError as error:

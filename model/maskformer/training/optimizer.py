@@ -101,13 +101,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order = [index for group in groups for index in group["params"]]
+    moments = {}
     for index, parameter in zip(order, parameters, strict=True):
-        moment = state["state"].get(index, {}).get("exp_avg")
-        if moment is not None and moment.shape != parameter.shape:
+        moments[index] = saved = dict(state["state"].get(index, {}))
+        if "exp_avg" in saved and saved["exp_avg"].shape != parameter.shape:
             raise ValueError(
                 "the saved optimizer learnt other parameters: train.freeze changed; keep that of "
                 "the run"
             )
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in saved:  # fused kernels want the layout of the parameter
+                saved[name] = torch.empty_like(parameter).copy_(saved[name])
+    state = {"state": {k: saved for k, saved in moments.items() if saved}}
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 

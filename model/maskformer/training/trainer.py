@@ -32,6 +32,7 @@ from maskformer.training.log_window import LogWindow
 from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
+from maskformer.training.speed import uncompiled
 from mfkernels.distributed import mean_num_masks
 
 
@@ -49,6 +50,7 @@ class TrainingParts:
         evaluation_due: the evaluation of `step` did not come to its end.
         backend: of the mfkernels operations, see `mfkernels.use_backend`.
         average: of the weights; it follows every step and is what is evaluated.
+        layout: of images in memory, as the model's convolutions have it.
     """
 
     train: TrainConfig
@@ -66,6 +68,7 @@ class TrainingParts:
     evaluation_due: bool = False
     backend: Backend = "auto"
     average: AveragedModel | None = None
+    layout: torch.memory_format = torch.contiguous_format
 
 
 class Trainer:
@@ -228,9 +231,10 @@ class Trainer:
 
     def _predict(self, batch: Batch) -> Any:
         model = self.parts.model
+        pixel_values = batch.pixel_values.contiguous(memory_format=self.parts.layout)
         if self.parts.data.config.model.decoder.mask_padding:
-            return model(batch.pixel_values, image_sizes=batch.image_sizes)
-        return model(batch.pixel_values)
+            return model(pixel_values, image_sizes=batch.image_sizes)
+        return model(pixel_values)
 
     def _update(self, norm: Tensor) -> None:
         """One optimiser step, left out when the gradient is not finite.
@@ -272,7 +276,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> Evaluation:
-        with self._between_steps():
+        with self._between_steps(), uncompiled(self.parts.train):
             evaluation = self.parts.evaluator(self.evaluated_model)
         self.parts.reporter.add_evaluation(self.step, evaluation)
         self.parts.checkpointer.add_score(self.step, evaluation.score)

@@ -85,6 +85,7 @@ ALL: Values = {
     "train.freeze": [],
     "train.ema": None,
     "train.precision": "fp32",
+    "eval.precision": "fp32",
     "train.checkpoint_every": 5000,
     "train.patience": None,
     "eval.semantic": True,

@@ -151,14 +151,28 @@ def test_predict_writes_pictures_and_maps(
     assert "2 images" in text
     names = {path.name for path in out.iterdir()}
     if panoptic:
-        assert names == {"a.png", "a_2.png", "files.json", "panoptic", "panoptic.json"}
+        assert names == {
+            ".predictions.jsonl",
+            "a.png",
+            "a_2.png",
+            "files.json",
+            "panoptic",
+            "panoptic.json",
+        }
         content = json.loads((out / "panoptic.json").read_text())
         assert [entry["image_id"] for entry in content["annotations"]] == ["a", "a_2"]
         ids = read_segment_ids(out / "panoptic" / "a_2.png")
         present = set(np.unique(ids)) - {0}
         assert present == {s["id"] for s in content["annotations"][1]["segments_info"]}
     else:
-        assert names == {"a.png", "a_2.png", "files.json", "classes", "classes.json"}
+        assert names == {
+            ".predictions.jsonl",
+            "a.png",
+            "a_2.png",
+            "files.json",
+            "classes",
+            "classes.json",
+        }
         classes = np.asarray(Image.open(out / "classes" / "a_2.png"))
         assert classes.shape == (70, 90)
         assert classes.max() < 9
@@ -172,6 +186,7 @@ def test_predict_writes_instances(run: Run, trained: Path, tmp_path: Path) -> No
     )
     assert code == 0, err
     assert {path.name for path in out.iterdir()} == {
+        ".predictions.jsonl",
         "000042.png",
         "files.json",
         "instances.json",

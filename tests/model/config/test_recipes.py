@@ -18,7 +18,7 @@ from maskformer.data.labels.label_table import OUTSIDE, VOID, mapped_table
 RECIPES = sorted([*OFFICIAL.values(), *NOT_RELEASED])
 OURS = ("predict.", "eval.pictures", "eval.all_classes", "eval.batch_size", "data.max_pixels",
         "data.seed", "train.seed", "train.log_every", "train.log_folder", "train.keep",
-        "train.trackers")  # fmt: skip
+        "train.trackers", "train.memory_format", "train.process_timeout")  # fmt: skip
 """Values with which the official configurations have nothing to do."""
 CLASSES = ("data.classes", "data.colors", "data.label_map")
 """Compared by tests of their own."""

@@ -15,7 +15,9 @@ from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import DatasetError
 from maskformer.output.console import Progress
-from maskformer.predict import _output_names, find_images, predict_images
+from maskformer.predict.finding import find_images
+from maskformer.predict.running import _output_names, predict_images
+from maskformer.predictor import Predictor
 
 
 @pytest.fixture
@@ -129,9 +131,8 @@ def test_broken_images_do_not_end_the_work(
     model = MaskFormer(merge_model_config(config.model, {"num_classes": 2}))
     info = DatasetInfo(("a", "b"), frozenset(), palette(2), (0, 1))
     files = find_images([str(photos)])
-    failures = predict_images(
-        model, files, config, info, tmp_path / "out", mode="semantic", progress=Progress()
-    )
+    predictor = Predictor(model, config, info)
+    failures = predict_images(predictor, files, tmp_path / "out", progress=Progress())
     assert failures == len(broken) + len(special) == len(files) - 2
     said = capsys.readouterr().out
     assert all(f"{name}.jpg" in said for name in (*broken, *special))

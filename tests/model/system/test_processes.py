@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from helpers.process_groups import free_port, join_processes
 from helpers.recipes import TINY, write_recipe
@@ -69,6 +71,7 @@ def together(
     recipe: str = "tiny.yaml",
     settings: dict[str, float] | None = None,
     sleep_exits: bool = False,
+    options: Sequence[str] = ("--cpu",),
 ) -> tuple[list[int | None], str]:
     """Trains with two processes, in which a function is called with the rank after step 4.
 
@@ -81,6 +84,7 @@ def together(
         recipe: the file that is asked for.
         settings: constants of `processes` and `signal_agreement`.
         sleep_exits: end the process with 9 where it would wait for its launcher.
+        options: more arguments of the command.
 
     Returns:
         Their exit codes, and what both said besides the steps.
@@ -88,7 +92,7 @@ def together(
     write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 100_000, "batch_size": 4}})
     arguments = [
         "train",
-        "--cpu",
+        *options,
         "--config",
         str(folder / recipe),
         "--output",
@@ -129,6 +133,14 @@ def send(number: int, to: int, rank: int) -> None:
         os.kill(os.getpid(), number)
 
 
+def hang(folder: Path, rank: int) -> None:
+    """Until the other process has given up."""
+    while rank == 1:
+        time.sleep(0.1)
+        if "error: " in (folder / "0.txt").read_text():
+            os._exit(9)
+
+
 def nothing(rank: int) -> None:
     pass
 
@@ -154,6 +166,20 @@ def test_the_loss_of_a_killed_process_is_said(tmp_path: Path, killed: int) -> No
     assert codes[killed] == -signal.SIGKILL
     assert codes[1 - killed] == 1
     assert f"error: process {1 - killed} lost the connection to another one" in said
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="would train on it")
+def test_one_that_hangs_is_given_up_also_where_no_option_says_cpu(tmp_path: Path) -> None:
+    codes, said = together(
+        tmp_path,
+        partial(hang, tmp_path),
+        settings={"GRACE_SECONDS": 0.5, "STORE_SECONDS": 0.0},
+        options=["train.process_timeout=3"],
+    )
+    assert codes == [1, 9]
+    assert "process 0 waited in vain for another one, which hangs" in said
     assert said.count("error: ") == 1
     assert "Traceback" not in said
 

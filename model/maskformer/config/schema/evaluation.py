@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from maskformer.config.choices import InferencePrecision
 from maskformer.config.schema.fields import (
     Fraction,
     NonNegativeInt,
@@ -89,6 +90,10 @@ class EvalConfig(Section):
     batch_size: PositiveInt = 1
     """Images read together. Those of one padded size also run together: results do not depend on
     the batch size.
+    """
+    precision: InferencePrecision = "fp32"
+    """Autocast of the network in `evaluate` and `predict`; `auto` is bf16 where the machine has it.
+    Evaluations in training follow `train.precision`.
     """
     tta: ViewsConfig = ViewsConfig()
     """What `--tta` averages over."""

@@ -93,8 +93,18 @@ class TrainConfig(Section):
     """Decay of an exponential moving average of the weights, such as 0.999; the average is what is
     evaluated and saved as the model.
     """
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast of the model; the criterion sums in fp32 in any case."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of the model; the criterion sums in fp32 in any case. `auto` is bf16 where the
+    machine has it: GPUs of compute capability 8.0 or more, CPUs with AVX512-BF16 or AMX.
+    """
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Layout of images and convolutions in memory; `auto` is `channels_last` unless the backbone is
+    a Swin. Results are the same to rounding.
+    """
+    compile: bool = False
+    """Compile backbone, pixel decoder and decoder with `torch.compile`: some minutes at the start,
+    and again for each new size of crops. Evaluations run as without.
+    """
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
     """Processes that read and augment images, per training process."""
     seed: Integer = 0
@@ -120,6 +130,8 @@ class TrainConfig(Section):
     """Every so many steps, criterion and gradients are computed by plain PyTorch, too; how far they
     are apart is recorded with the next log line (`kernel_loss_error`, `kernel_gradient_error`).
     """
+    process_timeout: Positive = 600
+    """Seconds after which processes that train together give up one that hangs."""
     log_folder: Path | None = None
     """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
 

@@ -11,6 +11,7 @@ import torch
 from maskformer.errors import CheckpointError
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.writing import SCORE
+from maskformer.training.run_folder import is_run
 from maskformer.weights.locate import STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
@@ -40,6 +41,14 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
     for name, problem in problems.items():
         raise CheckpointError(f"cannot resume from {folder / name}: {problem}")
     raise CheckpointError(f"nothing to resume: {folder} holds no complete checkpoint")
+
+
+def find_run(folder: Path) -> tuple[bool, bool]:
+    """Whether a folder holds a run to resume, and whether one that ended before its first save,
+    which a new one may replace.
+    """
+    begun = any((folder / "checkpoints").glob("step_*"))
+    return begun, is_run(folder) and not begun
 
 
 def _unfinished(folder: Path, taken: Path) -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""From a network input to label maps of the original size: model and post-processing.
+
+`native` is the model as `maskformer.Predictor` runs it, `reference` the same model without folded
+norms, with the official computation after it, and `transformers` its MaskFormer with the same
+weights and its own post-processing. What is compared are the class and mask logits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness.comparison import NATIVE, REFERENCE, Comparison, Floor, Provider
+from harness.plugin import comparison_test
+from torch import Tensor, nn
+
+import maskformer
+import mfkernels
+from maskformer.inference.ready import ready_to_predict
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.outputs import Frames
+
+
+@dataclass(frozen=True)
+class Case:
+    recipe: str
+    images: int
+    size: tuple[int, int] = (512, 683)
+    """Of the original images, which the network sees as they are, padded."""
+    classes: int = 150
+    bf16: bool = False
+
+    @property
+    def frames(self) -> Frames:
+        height, width = (-(-side // 32) * 32 for side in self.size)
+        return Frames((height, width), [self.size] * self.images, [self.size] * self.images)
+
+
+CASES = {
+    "R50 1x512x683": Case("ade20k/r50", 1),
+    "R50 8x512x683": Case("ade20k/r50", 8),
+    "R50-bf16 1x512x683, bf16": Case("ade20k/r50", 1, bf16=True),
+    "Swin-T 1x512x683": Case("ade20k/swin_t", 1),
+    "Swin-T-bf16 1x512x683, bf16": Case("ade20k/swin_t", 1, bf16=True),
+}
+
+
+def build(case: Case, device: torch.device) -> SegmentationModel:
+    torch.manual_seed(0)
+    model = maskformer.MaskFormer.from_config(case.recipe, num_classes=case.classes)
+    return model.to(device).eval()
+
+
+def compared(outputs: Any) -> list[Tensor]:
+    """Class and mask logits of the last layer."""
+    masks = mfkernels.mask_logits(outputs["mask_embed"][-1:], outputs["pixel_features"])[0]
+    return [outputs["class_logits"][-1], masks]
+
+
+@torch.inference_mode()
+def label(model: nn.Module, x: Tensor, frames: Frames, backend: str) -> Any:
+    outputs = model(x)
+    with mfkernels.use_backend(backend):  # type: ignore[arg-type]
+        outputs.semantic(frames)
+    return outputs
+
+
+def transformers_provider(case: Case, x: Tensor) -> Provider:
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        build(case, torch.device("cpu")).save_pretrained(folder, format="hf")
+        maskformer.ImageProcessor().save_pretrained(Path(folder))
+        model = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder)
+        processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
+    model.config.use_auxiliary_loss = False
+    model.to(x.device).eval()
+
+    @torch.inference_mode()
+    def forward() -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=case.bf16):
+            outputs = model(pixel_values=x)
+        processor.post_process_semantic_segmentation(outputs, [case.size] * case.images)
+        return outputs
+
+    return Provider(
+        forward,
+        result=lambda found: [
+            found.class_queries_logits.float(),
+            found.masks_queries_logits.float(),
+        ],
+    )
+
+
+def make(name: str, device: torch.device, shrink: bool) -> Comparison:
+    case = CASES[name]
+    if shrink:
+        case = replace(case, images=1, size=(64, 60), classes=11)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(case.images, 3, *case.frames.input_size, generator=generator).to(device)
+    model = build(case, device)
+    precision = "bf16" if case.bf16 else "fp32"
+
+    def provider(ready: nn.Module, backend: str) -> Provider:
+        return Provider(partial(label, ready, x, case.frames, backend), result=compared)
+
+    def truth() -> list[Tensor]:
+        with torch.inference_mode():
+            return compared(build(case, device).double()(x.double()))
+
+    return Comparison(
+        {
+            NATIVE: lambda: provider(ready_to_predict(model, precision), "auto"),
+            REFERENCE: lambda: provider(model, "reference"),
+            "transformers": lambda: transformers_provider(case, x),
+        },
+        truth=truth,
+        tolerance=5e-2 if case.bf16 else 1e-4,
+        floor=Floor(0, 0),
+        given=[x],
+    )
+
+
+test_inference = comparison_test(CASES, [NATIVE, REFERENCE, "transformers"], make)

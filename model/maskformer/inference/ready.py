@@ -1,0 +1,46 @@
+"""A model made ready to predict fast."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskformer.config.choices import InferencePrecision
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.folding import fold_norms
+from maskformer.modeling.outputs import as_outputs
+from maskformer.system.hardware import has_bfloat16
+
+
+def ready_to_predict(
+    model: SegmentationModel, precision: InferencePrecision = "fp32"
+) -> SegmentationModel:
+    """The model in evaluation mode, with norms folded into convolutions where it has any that can
+    be; see `fold_norms`.
+
+    Args:
+        model: on its device; only its mode changes.
+        precision: `bf16` runs the network in bfloat16 by autocast, with channels last in memory,
+            and gives float32; `auto` does so where the machine has it.
+    """
+    folded = fold_norms(model)
+    device = next(model.parameters()).device
+    if precision == "fp32" or (precision == "auto" and not has_bfloat16(device)):
+        return folded
+    lean = deepcopy(folded) if folded is model else folded
+    lean.to(memory_format=torch.channels_last)
+    forward = lean.forward
+
+    @wraps(forward)
+    def in_bfloat16(pixel_values: Tensor, *args: Any, **options: Any) -> Any:
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = forward(pixel_values, *args, **options)
+        return as_outputs({name: values.float() for name, values in outputs.items()})
+
+    lean.forward = in_bfloat16
+    return lean

@@ -1,0 +1,140 @@
+"""What `maskformer predict` has finished, image by image: an interrupted run goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from maskformer.errors import UsageError
+from maskformer.output.result_writer import Result
+from maskformer.predictor import Predictor
+from maskformer.system.reading import JSON_LIMIT, read_regular
+from maskformer.system.text import encodable, escape
+from maskformer.system.writing import write_text
+
+NAME = ".predictions"
+"""Of a file of JSON lines: the settings, then an entry per image."""
+
+
+class Task(NamedTuple):
+    """An image to predict, and what its results are called."""
+
+    number: int
+    file: Path
+    name: str
+    image_id: int | str
+
+
+class Entry(BaseModel):
+    """A finished image."""
+
+    image: tuple[str, int, int]
+    """Of `describe_image`."""
+    picture: dict[str, str]
+    """Its entry in `files.json`."""
+    result: Result
+
+    @property
+    def name(self) -> str:
+        return self.picture["name"]
+
+
+class _Header(BaseModel):
+    settings: str
+
+
+def describe_image(file: Path) -> tuple[str, int, int]:
+    """Path, size in bytes and time of change: whether it is still the same image."""
+    try:
+        status = file.stat()
+    except OSError:  # removed since it was read
+        return encodable(str(file)), -1, -1
+    return encodable(str(file)), status.st_size, status.st_mtime_ns
+
+
+def describe_settings(predictor: Predictor) -> str:
+    """A digest of all that decides what is predicted for an image, weights included."""
+    digest = blake2b(digest_size=16)
+    config = predictor.config
+    evaluation = config.eval.model_dump_json(exclude={"batch_size"})
+    sections = (config.model, config.data, config.predict)
+    texts = [predictor.mode, str(predictor.tta), repr(sorted(predictor.info.things)), evaluation]
+    info = predictor.info
+    texts.append(repr((info.classes, info.colors, info.category_ids)))
+    for text in (*texts, *(section.model_dump_json() for section in sections)):
+        digest.update(text.encode(errors="surrogatepass"))
+    for values in predictor.model.state_dict().values():
+        digest.update(values.detach().cpu().contiguous().reshape(-1).numpy())
+    return digest.hexdigest()
+
+
+class Journal:
+    """The finished images of an output folder; each process writes a file of its own.
+
+    Args:
+        folder: of the results.
+        settings: of `describe_settings`.
+        rank: of this process.
+    """
+
+    def __init__(self, folder: Path, settings: str, rank: int = 0) -> None:
+        self._folder = folder
+        self._header = _Header(settings=settings)
+        self._rank = rank
+        self._stream: IO[str] | None = None
+
+    def read(self) -> list[Entry]:
+        """The entries of all processes. Half a line, where one was killed, does not count.
+
+        Raises:
+            UsageError: they were made with other settings.
+        """
+        entries: list[Entry] = []
+        for file in sorted(self._files()):
+            header, *lines = read_regular(file, JSON_LIMIT).decode(errors="replace").split("\n")
+            if header != self._header.model_dump_json() and lines:
+                raise UsageError(
+                    f"{escape(self._folder)} holds results of another model, mode or recipe, which "
+                    "--skip-existing would mix with new ones: choose another --out, or leave it "
+                    "out to predict all images anew"
+                )
+            for line in lines:
+                try:
+                    entries.append(Entry.model_validate_json(line))
+                except ValidationError:
+                    continue
+        return entries
+
+    def add(self, entry: Entry) -> None:
+        """Notes an image whose files are complete."""
+        if self._stream is None:
+            file = self._folder / f"{NAME}-{self._rank}.jsonl"
+            self._stream = file.open("x", encoding="utf-8")
+            self._write(self._header)
+        self._write(entry)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Puts one file with these entries in the place of those of all processes."""
+        lines = [entry.model_dump_json() for entry in entries]
+        merged = self._folder / f"{NAME}.jsonl"
+        if lines:
+            write_text(merged, "\n".join([self._header.model_dump_json(), *lines, ""]))
+        for file in self._files():
+            if file != merged or not lines:
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.glob(f"{NAME}*.jsonl"))
+
+    def _write(self, line: BaseModel) -> None:
+        assert self._stream is not None
+        self._stream.write(line.model_dump_json() + "\n")
+        self._stream.flush()

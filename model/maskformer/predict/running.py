@@ -1,0 +1,281 @@
+"""From images to files of results: reading, network and writing side by side."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import PartialState
+
+from maskformer.data.sample import Sample
+from maskformer.errors import DatasetError, OutputError
+from maskformer.inference.prediction import Prediction
+from maskformer.output.console import Progress
+from maskformer.output.output_folder import check_output_folder
+from maskformer.output.picture_writer import PictureWriter
+from maskformer.output.result_writer import ResultWriter
+from maskformer.predict.journal import Entry, Journal, Task, describe_image, describe_settings
+from maskformer.predictor import Predictor, Prepared
+from maskformer.system.paths import (
+    OutputNames,
+    find_input_in,
+    folders_and_links_of,
+    image_ids,
+)
+from maskformer.system.process_group import gather_in_turn
+from maskformer.system.text import escape
+from maskformer.system.threads import ahead, available_cpus, threads
+
+AHEAD = 4
+"""Images per thread that are read before the network, or that wait to be written."""
+WINDOW = 4
+"""Batches' worth of images among which those of one size are put together. Who is in the company of
+whom does not depend on the number of processes, nor on what an earlier call finished.
+"""
+
+
+class _Failure(NamedTuple):
+    """An image that was left out."""
+
+    task: Task
+    reason: str
+
+
+def predict_images(
+    predictor: Predictor,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    progress: Progress,
+    skip_existing: bool = False,
+    processes: PartialState | None = None,
+) -> int:
+    """Writes `NAME.png` (overlay and legend; large ones `NAME.jpg`) for each image, what
+    `ResultWriter` writes, and `files.json`: which image each NAME stands for.
+
+    An image that cannot be read is reported and left out. In the JSON files an image's id is its
+    name, as a number where it is one that no other name is too (COCO's custom). `out` is made for
+    the first result. Instances that score above `eval.object_mask_threshold` are drawn, all are
+    written.
+
+    Args:
+        predictor: what to predict, and how.
+        skip_existing: leave out what an earlier call with the same settings finished: the files
+            become those of one that was not interrupted. `.predictions*.jsonl` tell.
+        processes: those that share the images; all call this. The first one lists the results.
+
+    Returns:
+        The number of images left out, by all processes.
+
+    Raises:
+        OSError: `out` cannot be written.
+        OutputError: `out` is or holds the folder of an image.
+        UsageError: model, classes and mode do not go together, or results of other settings are
+            to be skipped.
+    """
+    check_output_folder(out)
+    _check_beside_images(out, files)
+    rank, count = (
+        (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+    )
+    tasks = _tasks(files)
+    journal = Journal(out, describe_settings(predictor), rank)
+    results = ResultWriter(out, predictor.info)
+    pictures = PictureWriter(out, predictor.info, predictor.config)
+    windows = _windows(tasks, predictor.config.eval.batch_size)
+    done: dict[int, Entry] = {}
+    if skip_existing:
+        found = _still_there(tasks, journal.read(), results)
+        windows, done = _left(windows, found)
+    _replace(journal, tasks, done, processes)
+    if done:
+        progress.print(f"{len(done)} of {len(tasks)} images are there")
+    failures: list[_Failure] = []
+    made: list[tuple[int, Entry]] = []
+    mine = windows[rank::count]
+    with results, pictures, closing(journal):
+        try:
+            for index, entry in _entries(predictor, mine, results, pictures, progress, failures):
+                journal.add(entry)
+                made.append((index, entry))
+            made, failures = gather_in_turn(made), gather_in_turn(failures)
+        finally:
+            done |= dict(made)
+            if rank == 0:
+                for index in sorted(done):
+                    pictures.collect(done[index].picture)
+                    task = tasks[index]
+                    results.collect(task.name, task.image_id, done[index].result, task.file.name)
+    _replace(journal, tasks, done, processes)
+    for failure in failures:
+        if not any(failure.task in window for window in mine):
+            progress.warn(failure.reason)
+    return len(failures)
+
+
+def _tasks(files: Sequence[Path]) -> list[Task]:
+    names = _output_names(files)
+    rows = zip(range(len(files)), files, names, image_ids(names), strict=True)
+    return [Task(*row) for row in rows]
+
+
+def _output_names(files: Sequence[Path]) -> list[str]:
+    """File stems that can be names in one folder, numbered where several images share one."""
+    names = OutputNames()
+    return [names.take(file.stem) for file in files]
+
+
+def _windows(tasks: Sequence[Task], batch_size: int) -> list[Sequence[Task]]:
+    size = WINDOW * batch_size if batch_size > 1 else 1
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+
+def _left(
+    windows: Sequence[Sequence[Task]], found: dict[int, Entry]
+) -> tuple[list[Sequence[Task]], dict[int, Entry]]:
+    """The windows of which an image is missing, and what there is of the others."""
+    left = [window for window in windows if any(task.number not in found for task in window)]
+    again = {task.number for window in left for task in window}
+    return left, {number: entry for number, entry in found.items() if number not in again}
+
+
+def _still_there(
+    tasks: Iterable[Task], entries: Iterable[Entry], results: ResultWriter
+) -> dict[int, Entry]:
+    """The entries of images that did not change, and whose files nobody removed."""
+    named = {entry.name: entry for entry in entries}
+    found = {}
+    for task in tasks:
+        entry = named.get(task.name)
+        if entry is None or not task.file.is_file():
+            continue
+        written = results.files(task.name, entry.result)
+        written.append(results.folder / entry.picture["picture"])
+        if entry.image == describe_image(task.file) and all(file.is_file() for file in written):
+            found[task.number] = entry
+    return found
+
+
+def _replace(
+    journal: Journal,
+    tasks: Sequence[Task],
+    entries: dict[int, Entry],
+    processes: PartialState | None,
+) -> None:
+    """One list of what is done, in order, while no process writes."""
+    if processes is not None:
+        processes.wait_for_everyone()
+    if processes is None or processes.is_main_process:
+        journal.replace(entries[task.number] for task in tasks if task.number in entries)
+    if processes is not None:
+        processes.wait_for_everyone()
+
+
+def _entries(
+    predictor: Predictor,
+    windows: Sequence[Sequence[Task]],
+    results: ResultWriter,
+    pictures: PictureWriter,
+    progress: Progress,
+    failures: list[_Failure],
+) -> Iterator[tuple[int, Entry]]:
+    """What becomes of each image, about in order; those that fail are noted."""
+    tasks = [task for window in windows for task in window]
+    by_number = {task.number: task for task in tasks}
+    window_of = {task.number: k for k, window in enumerate(windows) for task in window}
+    write = partial(_write, results, pictures)
+
+    def fail(task: Task, error: DatasetError) -> None:
+        progress.warn(str(error))
+        failures.append(_Failure(task, str(error)))
+        counter.advance(1)
+
+    count = _thread_count()
+    with (
+        progress.counting("predicting", len(tasks)) as counter,
+        threads(count) as readers,
+        threads(count) as writers,
+    ):
+        waiting: deque[tuple[int, Future[Entry]]] = deque()
+        read = ahead(readers, partial(_read, predictor), tasks, AHEAD * count)
+        for batch in _batches(predictor, _usable(read, fail), window_of):
+            batch_tasks = [by_number[int(one.sample.image_id)] for one in batch]
+            try:
+                predictions = predictor.predict(batch)
+            except DatasetError as error:
+                fail(batch_tasks[0], error)
+                continue
+            for task, prepared, prediction in zip(batch_tasks, batch, predictions, strict=True):
+                if task.name != task.file.stem:
+                    progress.print(f"{task.file}: its results are named {task.name}")
+                written = writers.submit(write, task, prepared.sample, prediction)
+                waiting.append((task.number, written))
+            while len(waiting) > AHEAD * count:
+                yield waiting[0][0], waiting.popleft()[1].result()
+                counter.advance(1)
+        while waiting:
+            yield waiting[0][0], waiting.popleft()[1].result()
+            counter.advance(1)
+
+
+def _batches(
+    predictor: Predictor, prepared: Iterable[Prepared], window_of: dict[int, int]
+) -> Iterator[list[Prepared]]:
+    for _, window in groupby(prepared, lambda one: window_of[int(one.sample.image_id)]):
+        yield from predictor.batches(window)
+
+
+def _thread_count() -> int:
+    """To read, and as many to write: together the CPUs of this process."""
+    return max(available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2, 1)
+
+
+def _read(predictor: Predictor, task: Task) -> tuple[Task, Prepared | DatasetError]:
+    try:
+        image = predictor.processor.reader(task.file)
+        return task, predictor.prepare(Sample.unlabelled(image, task.file.name, task.number))
+    except DatasetError as error:
+        return task, error
+
+
+def _usable(
+    read: Iterable[tuple[Task, Prepared | DatasetError]],
+    fail: Callable[[Task, DatasetError], None],
+) -> Iterator[Prepared]:
+    for task, prepared in read:
+        if isinstance(prepared, DatasetError):
+            fail(task, prepared)
+        else:
+            yield prepared
+
+
+def _write(
+    results: ResultWriter,
+    pictures: PictureWriter,
+    task: Task,
+    sample: Sample,
+    prediction: Prediction,
+) -> Entry:
+    image = describe_image(task.file)
+    return Entry(
+        image=image,
+        picture=pictures.write(task.name, task.file, sample.image, prediction),
+        result=results.write(task.name, prediction),
+    )
+
+
+def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
+    found = find_input_in(out, folders_and_links_of(files))
+    if found is not None:
+        file = next(file for file in files if found in (file, file.parent))
+        raise OutputError(
+            f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
+            "so that results could overwrite images: choose another --out"
+        )

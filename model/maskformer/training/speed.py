@@ -1,0 +1,85 @@
+"""How the network of a training run is computed: precision, layout in memory, compilation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import nn
+
+from maskformer.config.schema import TrainConfig
+from maskformer.modeling.base import SegmentationModel
+from maskformer.system.hardware import has_bfloat16
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""In accelerate's words."""
+
+
+def choose_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
+    """Decides what `train.precision: auto` is on a device."""
+    if train.precision != "auto":
+        return train
+    chosen = "bf16" if has_bfloat16(device) else "fp32"
+    return train.model_copy(update={"precision": chosen})
+
+
+def choose_memory_format(train: TrainConfig, model: SegmentationModel) -> torch.memory_format:
+    """The layout of images, maps and convolutions; `train.memory_format: auto` follows the
+    backbone: attention in windows has its own.
+    """
+    if train.memory_format == "auto":
+        windows = any(isinstance(part, SwinTransformerBlock) for part in model.modules())
+        return torch.contiguous_format if windows else torch.channels_last
+    if train.memory_format == "channels_last":
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def compile_regions(model: SegmentationModel) -> None:
+    """Compiles the parts of a model, each for itself, when they are first used in training.
+
+    The criterion stays as it is: its operators are compiled already, and targets of other sizes
+    compile nothing anew.
+    """
+    for name, part in model.named_children():
+        if name in ("backbone", "pixel_decoder", "decoder"):
+            part.compile()
+
+
+def uncompiled(train: TrainConfig) -> AbstractContextManager[object]:
+    """Where images of many sizes come once each, such as in evaluations."""
+    return torch.compiler.set_stance("force_eager") if train.compile else nullcontext()
+
+
+def describe(accelerator: Accelerator, train: TrainConfig, layout: torch.memory_format) -> str:
+    """What a log needs to tell why a run is as fast as it is."""
+    device = accelerator.device
+    parts = [f"{accelerator.num_processes} x {_device_name(device)}", train.precision]
+    parts.append(str(layout).removeprefix("torch."))
+    if train.compile:
+        parts.append("compiled")
+    if device.type == "cuda":
+        parts.append(f"float32 products: {torch.get_float32_matmul_precision()}")
+        parts.append(f"TF32 convolutions: {_on(torch.backends.cudnn.allow_tf32)}")
+        parts.append(f"cudnn.benchmark: {_on(torch.backends.cudnn.benchmark)}")
+    else:
+        parts.append(f"{torch.get_num_threads()} threads")
+        parts.append(f"oneDNN: {_on(torch.backends.mkldnn.is_available())}")
+        parts.append(torch.backends.cpu.get_cpu_capability())
+    return ", ".join(parts)
+
+
+def to_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    """Lays out the weights of convolutions."""
+    if layout is not torch.contiguous_format:
+        model.to(memory_format=layout)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"

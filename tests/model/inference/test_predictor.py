@@ -1,0 +1,115 @@
+"""`maskformer.Predictor`: one object from files to maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.recipes import tiny_recipe
+from PIL import Image
+
+import maskformer
+from maskformer.config.load import merge_model_config, override_config
+from maskformer.data import DatasetInfo
+from maskformer.data.palette import palette
+from maskformer.errors import UsageError
+from maskformer.inference.ready import ready_to_predict
+from maskformer.predictor import Predictor
+
+INFO = DatasetInfo(("a", "b", "c"), frozenset({0, 1}), palette(3), (0, 1, 2))
+SIZES = ((64, 64), (80, 50), (64, 64), (64, 64), (50, 80))
+MODES = ("semantic", "panoptic", "instance")
+
+
+def build(*overrides: str, **options: object) -> Predictor:
+    torch.manual_seed(0)
+    every = ("eval.object_mask_threshold=0", "eval.overlap_threshold=0")
+    config = override_config(tiny_recipe(), [*every, *overrides])
+    model = maskformer.MaskFormer(merge_model_config(config.model, {"num_classes": 3}))
+    return Predictor(model, config, INFO, **options)  # type: ignore[arg-type]
+
+
+def images() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 255, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_any_size_and_kind_give_what_each_gives_alone(tmp_path: Path, mode: str) -> None:
+    predictor = build("eval.batch_size=2", mode=mode)
+    arrays = images()
+    Image.fromarray(arrays[1]).save(tmp_path / "b.png")
+    tensor = torch.from_numpy(arrays[3]).permute(2, 0, 1)
+    mixed = [arrays[0], tmp_path / "b.png", Image.fromarray(arrays[2]), tensor, arrays[4]]
+    together = predictor(mixed)
+    assert len(together) == len(SIZES)
+    for found, array in zip(together, arrays, strict=True):
+        [alone] = predictor(array)
+        one, other = found.numpy(), alone.numpy()
+        assert one.keys() == {{"instance": "instances", "semantic": "classes"}.get(mode, mode)}
+        if mode == "semantic":
+            assert one["classes"].shape == array.shape[:2]
+            assert np.array_equal(one["classes"], other["classes"])
+        elif mode == "panoptic":
+            assert np.array_equal(one["panoptic"][0], other["panoptic"][0])
+            assert one["panoptic"][1]
+        else:
+            assert np.array_equal(one["instances"]["masks"], other["instances"]["masks"])
+            assert one["instances"]["boxes"].shape[1] == 4
+
+
+def test_batches_hold_images_of_one_size() -> None:
+    predictor = build("eval.batch_size=2")
+    sizes = []
+    predict = predictor.predict
+
+    def spy(prepared):  # type: ignore[no-untyped-def]
+        sizes.append([one.sample.size for one in prepared])
+        return predict(prepared)
+
+    predictor.predict = spy  # type: ignore[method-assign]
+    predictor(images())
+    assert sizes == [[(64, 64)] * 2, [(80, 50)], [(64, 64)], [(50, 80)]]
+
+
+@pytest.mark.parametrize("options", [{"tta": True}, {}])
+def test_views_and_tiles(options: dict[str, bool]) -> None:
+    overrides = [] if options else ["predict.tile=64"]
+    found = build(*overrides, **options)(images()[:2])
+    assert [prediction.numpy()["classes"].shape for prediction in found] == list(SIZES[:2])
+
+
+def test_what_does_not_go_together_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="expected mode 'semantic', got 'panoptic'"):
+        build("predict.tile=64", mode="panoptic")
+    with pytest.raises(UsageError, match="do not go together"):
+        build("predict.tile=64", tta=True)
+    with pytest.raises(ValueError, match="expected at least one, got none"):
+        build()([])
+
+
+def test_bfloat16_gives_nearly_the_same_in_float32() -> None:
+    model = build().model
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = model(image), ready_to_predict(model, "bf16")(image)
+    for name, values in expected.items():
+        assert found[name].dtype == torch.float32
+        assert 0 < float((found[name] - values).norm() / values.norm()) < 0.1
+    again = model(image)
+    assert all(torch.equal(values, again[name]) for name, values in expected.items())
+
+
+def test_it_reads_runs_and_models(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3)
+    model.save_pretrained(tmp_path)
+    predictor = maskformer.Predictor.from_pretrained(
+        tmp_path, "data.test_short_side=64", device="cpu"
+    )
+    assert predictor.mode == "semantic"
+    assert predictor.info.num_classes == 3
+    [prediction] = predictor(images()[1])
+    assert prediction.numpy()["classes"].shape == SIZES[1]
