@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
     "point_loss": (lambda x: sum(mfk.point_loss(x, MASKS, POINTS), x.new_zeros(())), IMAGES),
     "sample_points": (lambda x: mfk.sample_points(x, POINTS).square().sum(), IMAGES),
     "mask_logits": (lambda x: mfk.mask_logits(x, FEATURES).square().sum(), EMBED),
+    "mask_logits of features": (lambda x: mfk.mask_logits(EMBED, x).square().sum(), FEATURES),
     "mask_loss": (
         lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),
         EMBED,
