@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,9 +180,23 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError for what is neither a number, NumPy's included, nor a tensor."""
+    # The first question is one that torch.compile can answer.
+    if not isinstance(value, (int, float, Tensor)) and not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_num_masks(num_masks: float | Tensor) -> None:
+    check_number("num_masks", num_masks)
+    if isinstance(num_masks, Tensor) and num_masks.ndim > 0:
+        raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
+
+
 def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool = False) -> None:
     """`learnable`: whether the caller gives tensors their gradients."""
     for name, value in (("alpha", alpha), ("gamma", gamma)):
+        check_number(name, value)
         if isinstance(value, Tensor):
             _check_one_number(name, value, learnable)
     if not gamma >= 0:

@@ -16,6 +16,7 @@ from mfkernels.checks import (
     check_device,
     check_floating,
     check_focal,
+    check_number,
     check_predictions,
     check_targets,
     without_autocast,
@@ -94,6 +95,7 @@ class MaskFormerCriterion(nn.Module):
         matching: Matching = "bipartite",
     ) -> None:
         super().__init__()
+        check_number("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         weights = {
@@ -103,6 +105,7 @@ class MaskFormerCriterion(nn.Module):
             "no_object_weight": no_object_weight,
         }
         for name, weight in weights.items():
+            check_number(name, weight)
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         check_focal(alpha, gamma)

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -308,17 +309,25 @@ def holds_values(tensor: Tensor) -> bool:
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not isinstance(tensor, FakeTensor)
+        and active_fake_mode() is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not is_traceable_wrapper_subclass(tensor)
     )
 
 
 def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    _check_tensor(name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
 def _check_integer(name: str, tensor: Tensor) -> None:
+    _check_tensor(name, tensor)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
 
@@ -329,6 +338,8 @@ def _check_lengths(name: str, images: Sequence[Tensor], labels: Sequence[Tensor]
     if len(images) != len(labels):
         raise ValueError(f"{name} has {len(images)} images, but labels has {len(labels)}")
     for image, label in enumerate(labels):
+        _check_tensor(f"{name}[{image}]", images[image])
+        _check_tensor(f"labels[{image}]", label)
         # An empty list of labels often arrives as an empty float tensor.
         if len(label) > 0:
             _check_integer(f"labels[{image}]", label)

@@ -34,7 +34,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     if maps.dtype == torch.bool:
         return sample_points(maps, points)
     # Here maps come from memory, not from a cache, and `grid_sample` is the faster one.
-    return reference.sample_points(maps.to(points.dtype), points)
+    return reference.sample_finite_points(maps.to(points.dtype), points)
 
 
 def _uniform(shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
-"""Random predictions and targets for the tests of the mask operations."""
+"""Random predictions and targets for the tests of the operations; how exact results are."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -102,3 +103,33 @@ cases = st.builds(
     seed=st.integers(0, 2**20),
 )
 """Everything small and odd, with T > Q and images without segments."""
+
+numbers = st.tuples(st.sampled_from([-1.0, 1.0]), st.floats(-30, 30)).map(
+    lambda drawn: drawn[0] * 10.0 ** drawn[1]
+)
+ordinary = st.floats(-20, 20, width=32)
+unusual = st.sampled_from([math.inf, -math.inf, math.nan])
+
+
+def tensors(*shape: int, with_unusual: bool = True) -> st.SearchStrategy[Tensor]:
+    """Mostly ordinary logits, some of any magnitude, at most two that are not finite."""
+    count = math.prod(shape)
+    values = st.lists(st.one_of(ordinary, numbers), min_size=count, max_size=count)
+    places = st.dictionaries(st.integers(0, count - 1), unusual, max_size=2 * with_unusual)
+
+    def build(drawn: tuple[list[float], dict[int, float]]) -> Tensor:
+        tensor = torch.tensor(drawn[0])
+        for place, value in drawn[1].items():
+            tensor[place] = value
+        return tensor.view(shape)
+
+    return st.tuples(values, places).map(build)
+
+
+def assert_as_exact(ours: Tensor, plain: Tensor, truth: Tensor, unit: Tensor | float = 1.0) -> None:
+    """NaN where plain PyTorch is, no further from the truth than it, plus a few roundings."""
+    assert torch.equal(ours.isnan(), plain.isnan())
+    slack = 8 * 2**-23 * (truth.abs() + unit)
+    allowed = 2 * (plain - truth).abs() + slack
+    finite = ~plain.isnan()
+    assert ((ours - truth).abs() <= allowed)[finite].all()

@@ -122,6 +122,36 @@ def test_a_twin_runs_itself(name: str, twin_of: Callable[[Any], Any]) -> None:
     assert not binding.is_replacement(twin.loss_masks)
 
 
+@BOTH
+def test_a_class_that_others_derive_from_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As parametrizations and `fully_shard` do: there the class cannot be put back."""
+    homes = {
+        "maskformer": (losses, "_dense_losses"),
+        "mask2former": (point_sampling, "mask_losses"),
+    }
+    home, function = homes[name]
+    original, served = getattr(home, function), []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        served.append(name)
+        return original(*args, **named)
+
+    monkeypatch.setattr(home, function, counted)
+    module = criterion(name)
+    theirs = run(module)
+    module.register_parameter("weight", nn.Parameter(torch.ones(2)))
+    patch(module)
+    nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
+    for step, is_ours in ((run, True), (unpatch, False), (patch, True), (unpatch, False)):
+        step(module)
+        served.clear()
+        same(run(module), theirs)
+        assert bool(served) == is_ours, step
+    nn.utils.parametrize.remove_parametrizations(module, "weight")
+    same(run(module), theirs)
+    assert not served
+
+
 @pytest.mark.usefixtures("alone")
 class TestHooks:
     """Hooks of accelerate, which replace `forward` in the module."""

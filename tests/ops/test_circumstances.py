@@ -58,6 +58,10 @@ def test_values_of_fake_tensors_are_not_asked_for() -> None:
     with torch._subclasses.FakeTensorMode():
         targets = SegmentTargets.from_masks([torch.empty(2, 3, 3)], [torch.tensor([0, 1])])
         assert targets._label_limits is None
+        # Nor those of real ones, which are made fake in between.
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        embed = mode.from_tensor(EMBED)
+        assert mfk.mask_loss(embed, FEATURES, CASE.targets(), ASSIGNMENT)[0].shape == (2,)
 
 
 @pytest.mark.usefixtures("asked_for")

@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
     "point_loss": (lambda x: sum(mfk.point_loss(x, MASKS, POINTS), x.new_zeros(())), IMAGES),
     "sample_points": (lambda x: mfk.sample_points(x, POINTS).square().sum(), IMAGES),
     "mask_logits": (lambda x: mfk.mask_logits(x, FEATURES).square().sum(), EMBED),
+    "mask_logits of features": (lambda x: mfk.mask_logits(EMBED, x).square().sum(), FEATURES),
     "mask_loss": (
         lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),
         EMBED,
@@ -75,6 +76,17 @@ def test_forward_and_functional_derivatives(name: str) -> None:
     torch.testing.assert_close(tangent, (truth * along).sum())
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.usefixtures("asked_for")
+def test_batches_of_gradients(name: str) -> None:
+    function, at = FUNCTIONS[name]
+    x = at.clone().requires_grad_()
+    slopes = torch.tensor([1.0, 2.0], dtype=at.dtype)
+    (found,) = torch.autograd.grad(function(x), x, slopes, is_grads_batched=True)
+    truth = gradient_of(function, at)
+    torch.testing.assert_close(found, torch.stack((truth, 2 * truth)))
+
+
 @pytest.mark.usefixtures("asked_for")
 def test_costs_have_no_forward_derivative_and_vmap() -> None:
     def cost(embed: Tensor) -> Tensor:
@@ -100,8 +112,6 @@ def test_native_is_refused_by_name_inside_of_transformations(name: str) -> None:
 def test_second_derivatives(name: str) -> None:
     """Whoever serves the first ones; on a GPU they have a kernel of their own, too."""
     function, at = FUNCTIONS[name]
-    if name in ("point_loss", "sample_points") and backend.requested() == "reference":
-        pytest.skip("grid_sample has no second derivative in PyTorch")
     x = at.clone().requires_grad_()
     assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
 

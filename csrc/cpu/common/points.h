@@ -110,7 +110,11 @@ void scatter(const T* values, const T* points, int64_t count, int64_t height, in
              T* image) {
   const Corners<T> corners(points, count, height, width);
   for (int64_t i = 0; i < count; ++i) {
-    for (int k = 0; k < 4; ++k) image[corners.offset[k][i]] += corners.weight[k][i] * values[i];
+    for (int k = 0; k < 4; ++k) {
+      const T weight = corners.weight[k][i];
+      // Outside of the image, or at a point that is no number, another pixel stands there.
+      image[corners.offset[k][i]] += weight > 0 ? weight * values[i] : T{0};
+    }
   }
 }
 

@@ -26,6 +26,15 @@ MFK_INLINE VectorFor<T> probability_of(const VectorFor<T>& x) {
   return x < kLeast ? VectorFor<T>{} : 1 / (1 + exp_negative(-x));
 }
 
+// What a mask logit counts as: docs/not_finite.md. A weight of zero must not make NaN of infinity.
+template <class T>
+MFK_INLINE T finite_logit(T logit, bool is_product) {
+  constexpr T kMost = static_cast<T>(1e30);
+  if (is_product && logit - logit != 0) return -kMost;
+  if (!(logit >= -kMost)) return -kMost;
+  return logit > kMost ? kMost : logit;
+}
+
 // low_weight * low + high_weight * high, for rows and for entries of rows.
 template <class V>
 MFK_INLINE V blend(const V& low_weight, const V& low, const V& high_weight, const V& high) {
@@ -185,18 +194,23 @@ class ViewRows {
 
   void load(int64_t row, T* features) const {
     T* result = logits(row);
-    const int64_t channels = predictions_.channels;
     if (view_.embed == nullptr) {
-      // A weight of zero must not make NaN of infinity.
-      constexpr T kMost = static_cast<T>(1e30);
-      for (int64_t i = 0; i < view_.count; ++i, result += view_.logits_stride) {
-        copy_logits(predictions_, 0, 0, view_.queries[i], row, row + 1, result);
-        for (int64_t x = 0; x < predictions_.width; ++x) {
-          result[x] = result[x] > kMost ? kMost : result[x] < -kMost ? -kMost : result[x];
-        }
+      for (int64_t i = 0; i < view_.count; ++i) {
+        copy_logits(predictions_, 0, 0, view_.queries[i], row, row + 1,
+                    result + i * view_.logits_stride);
       }
-      return;
+    } else {
+      multiply_row(row, features, result);
     }
+    for (int64_t i = 0; i < view_.count; ++i, result += view_.logits_stride) {
+      for (int64_t x = 0; x < predictions_.width; ++x) {
+        result[x] = finite_logit(result[x], view_.embed != nullptr);
+      }
+    }
+  }
+
+  void multiply_row(int64_t row, T* features, T* result) const {
+    const int64_t channels = predictions_.channels;
     pack_rows(predictions_, 0, row, row + 1, features);
     for (int64_t x = 0; x < predictions_.width; x += kPanel<T>) {
       for (int64_t i = 0; i < view_.count; i += kTileRows) {

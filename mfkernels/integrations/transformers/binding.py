@@ -29,6 +29,8 @@ _BEHIND_HOOK = "_old_forward"
 """Where accelerate keeps the bound method that its hook runs."""
 _BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
 """Of the class of a patched module: the class before, and what is replaced."""
+_NOT_IN_FORCE = "_mfkernels_not_in_force"
+"""Of a module whose class others have derived from ours: what is unpatched there."""
 
 
 def is_replacement(method: Any) -> bool:
@@ -116,7 +118,14 @@ class Binding:
         if vars(self.owner)[self.attribute] is self.method:
             setattr(self.owner, self.attribute, self.original)
 
+    def is_in_force(self, module: Any) -> bool:
+        if self.everywhere:
+            return True
+        return isinstance(module, self.mixin) and self.name not in _not_in_force(module)
+
     def patch_instance(self, module: nn.Module) -> None:
+        if isinstance(module, self.mixin):
+            self._set_in_force(module, True)
         if not (self.is_of_others or isinstance(module, self.mixin)):
             module.__class__ = _served(_below(type(module)), (*_bindings(type(module)), self))
         self.follow(module)
@@ -126,7 +135,15 @@ class Binding:
         if self in _bindings(kind):
             left = tuple(binding for binding in _bindings(kind) if binding is not self)
             module.__class__ = _served(_below(kind), left)
+        elif isinstance(module, self.mixin):  # parametrizations, `fully_shard`
+            self._set_in_force(module, False)
         self.follow(module)
+
+    def _set_in_force(self, module: nn.Module, on: bool) -> None:
+        left = _not_in_force(module) - {self.name} if on else _not_in_force(module) | {self.name}
+        vars(module).pop(_NOT_IN_FORCE, None)
+        if left:
+            vars(module)[_NOT_IN_FORCE] = left
 
     def follow(self, module: nn.Module) -> None:
         """Let a module run what its class has, also behind a hook of accelerate.
@@ -178,8 +195,7 @@ def bind(
     @functools.wraps(original)
     def method(module: Any, *args: Any, **kwargs: Any) -> Any:
         # Hooks and wrappers keep a bound method, this one, beyond `unpatch`.
-        in_force = binding.everywhere or isinstance(module, binding.mixin)
-        return (ours if in_force else original)(module, *args, **kwargs)
+        return (ours if binding.is_in_force(module) else original)(module, *args, **kwargs)
 
     setattr(method, ORIGINAL, original)
     setattr(method, _ITSELF, method)
@@ -209,6 +225,12 @@ def _served(below: type, bindings: tuple[Binding, ...]) -> type:
 def _below(kind: type) -> type:
     below: type = vars(kind).get(_BELOW, kind)
     return below
+
+
+def _not_in_force(module: Any) -> frozenset[str]:
+    """The names of bindings."""
+    names: frozenset[str] = vars(module).get(_NOT_IN_FORCE, frozenset())
+    return names
 
 
 def _bindings(kind: type) -> tuple[Binding, ...]:

@@ -12,6 +12,7 @@ from mfkernels.checks import (
     check_floating,
     check_focal,
     check_memory,
+    check_num_masks,
     check_tensor,
     native_problem,
     result_dtype,
@@ -211,6 +212,8 @@ def _focal_and_dice(
 
 
 def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    if num_masks is not None:
+        check_num_masks(num_masks)
     divisor = max(len(focal), 1) if num_masks is None else num_masks
     if isinstance(divisor, Tensor):
         divisor = usable_by_autograd(divisor)

@@ -23,13 +23,26 @@ def fake(mask_embed: Tensor, pixel_features: Tensor) -> Tensor:
 
 
 def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """In operators of PyTorch, so that it can be differentiated again."""
+    """In operators of PyTorch, so that it can be differentiated again.
+
+    They are those that `einsum` calls, which takes no batches of gradients (`is_grads_batched`).
+    """
     mask_embed, pixel_features = ctx.saved_tensors
     embed_needed, features_needed = ctx.needs_input_grad
-    return (
-        torch.einsum("lbqhw,bchw->lbqc", grad_logits, pixel_features) if embed_needed else None,
-        torch.einsum("lbqhw,lbqc->bchw", grad_logits, mask_embed) if features_needed else None,
-    )
+    layers, images, queries, channels = mask_embed.shape
+    height, width = grad_logits.shape[3:]
+    pixels = height * width
+    grad_rows = grad_logits.transpose(0, 1).reshape(images, layers * queries, pixels)
+    grad_embed = grad_features = None
+    if embed_needed:
+        columns = pixel_features.reshape(images, channels, pixels).transpose(1, 2)
+        grad_embed = torch.bmm(grad_rows, columns).reshape(images, layers, queries, channels)
+        grad_embed = grad_embed.transpose(0, 1)
+    if features_needed:
+        rows = mask_embed.transpose(0, 1).reshape(images, layers * queries, channels)
+        grad_features = torch.bmm(rows.transpose(1, 2), grad_rows)
+        grad_features = grad_features.reshape(images, channels, height, width)
+    return grad_embed, grad_features
 
 
 register("mask_logits", check=check, fake=fake, setup_context=save(), backward=backward)

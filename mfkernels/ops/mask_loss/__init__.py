@@ -11,6 +11,7 @@ from mfkernels.checks import (
     MaskPredictions,
     check_device,
     check_focal,
+    check_num_masks,
     check_predictions,
     check_targets,
     native_problem,
@@ -65,8 +66,8 @@ def mask_loss(
     _check_assignment(assignment, predictions, targets)
     if num_masks is None:
         num_masks = max(targets.num_segments, 1)
-    elif isinstance(num_masks, Tensor) and num_masks.ndim > 0:
-        raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
+    else:
+        check_num_masks(num_masks)
     layered = assignment if predictions.had_layers else assignment[None]
     losses = mask_loss_unchecked(predictions, targets, layered, num_masks, alpha, gamma)
     return losses if predictions.had_layers else (losses[0][0], losses[1][0])

@@ -14,6 +14,7 @@ from mfkernels.checks import (
     check_device,
     check_floating,
     check_focal,
+    check_number,
     check_predictions,
     check_targets,
     native_problem,
@@ -75,6 +76,9 @@ def matching_cost(
     check_floating("class_logits", class_logits)
     check_device("class_logits", class_logits, mask_embed.device)
     check_focal(alpha, gamma)
+    weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
+    for name, weight in weights.items():
+        check_number(name, weight)
     layers, images, queries = predictions.embed.shape[:3]
     expected = [layers, images, queries] if predictions.had_layers else [images, queries]
     if list(class_logits.shape[:-1]) != expected or class_logits.shape[-1] < 2:

@@ -11,6 +11,7 @@ from mfkernels.checks import (
     check_device,
     check_floating,
     check_memory,
+    check_tensor,
     usable_by_autograd,
     without_autocast,
 )
@@ -33,6 +34,7 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: a dtype, shape or device does not fit.
     """
+    check_tensor("images", images)
     if images.dtype != torch.bool:
         check_floating("images", images)
     check_memory("images", images)

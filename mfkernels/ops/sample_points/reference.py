@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.backend import is_transformed
+
+FAR = 1e30
+"""Where a point at infinity is read: outside, like it, where `grid_sample` would make NaN of it."""
 
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:
@@ -16,21 +21,69 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
     """
     if not images.dtype.is_floating_point or is_transformed():
         return gathered_points(images, points)
+    return sample_finite_points(images, points.clamp(-FAR, FAR))
+
+
+def sample_finite_points(images: Tensor, points: Tensor) -> Tensor:
+    """The same of floating-point images, at points that are not infinite."""
+    if is_transformed():
+        return gathered_points(images, points)
     # One image at a time stays in the cache, unlike the same points of all images as channels.
     grid = (2 * points - 1)[:, None].expand(len(images), -1, -1, -1)
     maps = images[:, None].to(points.dtype)
-    return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)[:, 0, 0]
+    # Nobody differentiates twice what is compiled.
+    again = maps.requires_grad and not torch.compiler.is_compiling()
+    values: Tensor = _Sampled.apply(maps, grid) if again else _grid_sample(maps, grid)
+    return values[:, 0, 0]
+
+
+def _grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
+
+
+class _Sampled(torch.autograd.Function):
+    """`grid_sample`, whose gradient has none in PyTorch; it is linear in maps."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, grid)
+        return _grid_sample(maps, grid)
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
+        return _Spread.apply(grad_values, *ctx.saved_tensors), None
+
+
+class _Spread(torch.autograd.Function):
+    """The gradient with respect to maps, in which their values play no part."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_values: Tensor, maps: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        mode = (0, 0, False)  # bilinear, zeros beyond the edge, align_corners
+        gradient: Tensor
+        gradient, _ = torch.ops.aten.grid_sampler_2d_backward(
+            grad_values.contiguous(), maps, grid, *mode, (True, False)
+        )
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, grad_maps: Tensor) -> tuple[Tensor, None, None]:
+        (grid,) = ctx.saved_tensors
+        return _Sampled.apply(grad_maps, grid), None, None
 
 
 def gathered_points(images: Tensor, points: Tensor) -> Tensor:
     """The same without a floating-point copy of the images, which for masks would be large.
 
-    And in operators that have second and forward derivatives, unlike `grid_sample`.
+    And in operators that have forward derivatives, unlike `grid_sample`.
     """
     count, height, width = images.shape
+    # NaN where a point is; it is outside, like an infinite one, where no pixel has a gradient.
+    values = 0 * points.clamp(0, 1).sum(-1).expand(count, -1)
+    points = points.nan_to_num(FAR, FAR, -FAR)
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
-    values = points.new_zeros(count, points.shape[1])
     for column, across in ((left, left + 1 - x), (left + 1, x - left)):
         for row, down in ((top, top + 1 - y), (top + 1, y - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mfkernels.checks import result_dtype, without_autocast
-from mfkernels.ops.common.logits import logits_of_image
 from mfkernels.ops.segmentation import reference
 from mfkernels.ops.segmentation.views import (
     CheckedView,
@@ -81,6 +80,7 @@ def instance_segmentation(
     results = []
     with without_autocast(mask_embed.device):
         probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
+        probability = probability.nan_to_num(0)  # topk would put NaN first
         for image, of_pairs in enumerate(probability):
             scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
             if things is not None:
@@ -102,7 +102,7 @@ def _instance_masks(view: CheckedView, image: int, queries: Tensor) -> tuple[Ten
     for start in range(0, len(queries), at_a_time):
         chunk = slice(start, start + at_a_time)
         rows = view.predictions.embed[0, image, queries[chunk]]
-        logits = logits_of_image(rows, view.features(image))
+        logits = reference.finite_logits(rows, view.features(image))
         logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
         inside = torch.gt(logits, 0, out=masks[chunk])
         total = (logits.sigmoid_() * inside).sum((1, 2))

@@ -8,7 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfkernels.ops.common.logits import logits_of_image
+
 Size = tuple[int, int]
+
+MOST = 1e30
+"""What infinite logits count as: a weight of zero, in interpolation, makes NaN of infinity."""
+
+
+def finite_logits(rows: Tensor, features: Tensor | None) -> Tensor:
+    """`logits_of_image`, without what is not finite: see docs/not_finite.md.
+
+    Logits that are given are certain where they are infinite. Where one is NaN, or a product is not
+    finite, there is no mask.
+    """
+    logits = logits_of_image(rows, features)
+    infinite = MOST if features is None else -MOST
+    return logits.nan_to_num(-MOST, infinite, -MOST).clamp_(-MOST, MOST)
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:

@@ -407,5 +407,6 @@ def semantic_kernel(
         index = tl.min(tl.where(found == largest[:, None], k, SIZE), 1)
         label = tl.where(largest > best, start + index, label)
         best = tl.maximum(best, largest)
-    # What is not a number may leave no class.
-    store_labels(labels_ptr, tl.minimum(label, sizes.classes - 1).to(tl.int64), sizes, TILE)
+    # As argmax where no score is a number, which leaves the columns of no class.
+    label = tl.where(label < sizes.classes, label, 0)
+    store_labels(labels_ptr, label.to(tl.int64), sizes, TILE)

@@ -127,6 +127,8 @@ def add_product(total, small, f, part_ptr, plane, PARTS: tl.constexpr):
 
 @triton.jit
 def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constexpr):
+    """Logits that are NaN as those of no mask, infinite ones as large ones."""
+    x = tl.where(x == x, x, -1e30)
     stride = 2 * columns if IN_PARTS else columns
     offset = p[:, None] * stride + column[None, :]
     mask = (p < pixels)[:, None] & (column < columns)[None, :]
@@ -138,6 +140,8 @@ def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constex
         trailing = (x - leading.to(tl.float32)).to(tl.float16)
         tl.store(logits_ptr + offset + columns, trailing, mask=mask)
     else:
+        # A weight of zero makes NaN of infinity.
+        x = tl.minimum(tl.maximum(x, -1e30), 1e30)
         tl.store(logits_ptr + offset, x, mask=mask)
 
 
@@ -178,6 +182,8 @@ def by_pixel_kernel(
         plane = columns.total * padded_channels
         x, small = add_product(x, small, f, part_ptr, plane, LAYOUT.parts)
     x += small
+    # Where factors are infinite, some parts of the product are NaN, and others are not.
+    x = tl.where(tl.abs(x) < float("inf"), x, -1e30)
     # Infinite features would make NaN of a column without a query.
     query = query_of(column, order_ptr, columns, LAYOUT)
     x = tl.where((query >= 0)[None, :], x, 0.0)

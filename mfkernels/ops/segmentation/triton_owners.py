@@ -77,7 +77,7 @@ def owners_kernel(
 ):
     """`owners [H, W]` of a tile of pixels; what it has of each query is added to `counts [Q, 3]`.
 
-    Sums of integers are the same in any order. What is not a number owns nothing.
+    Sums of integers are the same in any order.
     """
     PIXELS: tl.constexpr = TILE.height * TILE.width
     vertical = MaskAxis(sizes.mask_height, sizes.input_height, sizes.image_height, sizes.height)
@@ -99,8 +99,7 @@ def owners_kernel(
         query = tl.load(order_ptr + q)
         tl.atomic_add(counts_ptr + query * 3 + 1, pixels.to(tl.int64), mask=pixels > 0)
 
-        possible = (q < kept)[None, :] & (values == values)
-        weighted = tl.where(possible, tl.load(weights_ptr + q)[None, :] * values, -1.0)
+        weighted = tl.where((q < kept)[None, :], tl.load(weights_ptr + q)[None, :] * values, -1.0)
         largest, largest_at = tl.max(weighted, 1, return_indices=True)
         value = tl.sum(tl.where(index[None, :] == largest_at[:, None], values, 0.0), 1)
         # The first one of equals wins.

@@ -13,7 +13,7 @@ from mfkernels.checks import (
     check_floating,
     check_predictions,
 )
-from mfkernels.ops.common.logits import logits_of_image
+from mfkernels.ops.segmentation.reference import finite_logits
 
 Size = tuple[int, int]
 """Height, width in pixels."""
@@ -69,8 +69,8 @@ class CheckedView(NamedTuple):
         return self.class_logits, self.predictions.embed, self.predictions.features
 
     def logits(self, image: int) -> Tensor:
-        """`[Q, h, w]`, at least float32."""
-        return logits_of_image(self.predictions.embed[0, image], self.features(image))
+        """`[Q, h, w]`, finite, at least float32."""
+        return finite_logits(self.predictions.embed[0, image], self.features(image))
 
     def features(self, image: int) -> Tensor | None:
         return None if self.predictions.features is None else self.predictions.features[image]

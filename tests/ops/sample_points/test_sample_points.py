@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels import sample_points
+from mfkernels.ops.sample_points.reference import gathered_points
 
 served_by = each_backend("sample_points")
 
@@ -71,6 +72,31 @@ def test_gradients(shared: bool) -> None:
     images = draw(2, 3, 4).requires_grad_()
     points = points_in(1 if shared else 2, 9)
     assert torch.autograd.gradcheck(lambda x: sample_points(x, points), images)
+
+
+@pytest.mark.parametrize("boolean", [False, True])
+@pytest.mark.parametrize(
+    ("coordinate", "expected"), [(torch.nan, torch.nan), (torch.inf, 0.0), (-torch.inf, 0.0)]
+)
+def test_points_that_are_not_finite(coordinate: float, expected: float, boolean: bool) -> None:
+    """docs/not_finite.md; plain PyTorch gathers bools, and inside of torch.func everything."""
+    images, points = draw(2, 3, 4), points_in(2, 5)
+    images = images > 0 if boolean else images
+    truth = sample_points(images, points)
+    points[1, 2, 1] = coordinate
+    truth[1, 2] = expected
+    torch.testing.assert_close(sample_points(images, points), truth, equal_nan=True)
+    gathered = gathered_points(images, points)
+    torch.testing.assert_close(gathered, truth, equal_nan=True)
+    if not boolean:
+        others, x = points.clone(), images.clone().requires_grad_()
+        others[1, 2] = 7.0
+        weight = torch.ones(2, 5).double()
+        weight[1, 2] = torch.nan  # as after a loss that is NaN
+        for sample in (sample_points, gathered_points):
+            (gradient,) = torch.autograd.grad(sample(x, points), x, weight)
+            (exact,) = torch.autograd.grad(sample(x, others), x, torch.ones(2, 5).double())
+            torch.testing.assert_close(gradient, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
