@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,25 +16,48 @@ from maskformer.config.choices import Backend
 from mfkernels import backend
 
 PROGRAM = """
-import sys
-sys.argv[0] = "maskformer"
+import json, os, sys
 from maskformer.cli import main
-try:
-    main()
-finally:
-    slow = {"torch", "torchvision", "timm", "transformers", "scipy", "mfkernels"}
-    print("imported:", *sorted(slow & sys.modules.keys()), file=sys.stderr)
+for line in sys.stdin:
+    arguments, environment, *files = json.loads(line)
+    if os.fork() == 0:
+        for number, file in enumerate(files, 1):
+            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
+        os.environ |= environment
+        sys.argv = ["maskformer", *arguments]
+        try:
+            main()
+        finally:
+            slow = {"torch", "torchvision", "timm", "transformers", "scipy", "mfkernels"}
+            print("imported:", *sorted(slow & sys.modules.keys()), file=sys.stderr)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
+Answer = Callable[..., tuple[int, str, str]]
 
-def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+@pytest.fixture(scope="module")
+def starts() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported the command line, and no more; each command runs in a fork."""
+    command = [sys.executable, "-c", PROGRAM]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def answer(starts: subprocess.Popen[str], tmp_path: Path) -> Answer:
+    """Gives back the exit code, what was printed, and to standard error, with slow imports last."""
+    assert starts.stdin is not None
+    assert starts.stdout is not None
+    send, receive = starts.stdin, starts.stdout
+
+    def call(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        out, err = tmp_path / "out", tmp_path / "err"
+        print(json.dumps([arguments, environment, str(out), str(err)]), file=send, flush=True)
+        return int(receive.readline()), out.read_text(), err.read_text()
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -74,22 +99,24 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("--show-completion bash", 0, "complete -o default"),
     ],
 )
-def test_answers_without_pytorch(arguments: str, code: int, text: str) -> None:
+def test_answers_without_pytorch(answer: Answer, arguments: str, code: int, text: str) -> None:
     # Otherwise Typer looks for the shell among the parent processes.
-    result = command_line(*arguments.split(), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    assert result.returncode == code
-    assert text in result.stdout + result.stderr
-    assert result.stderr.endswith("imported:\n")
+    found, out, err = answer(*arguments.split(), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert found == code
+    assert text in out + err
+    assert err.endswith("imported:\n")
 
 
-def test_no_suggestion_without_a_key() -> None:
-    result = command_line("train", "--rezume")
-    assert "recipe" not in result.stderr
+def test_no_suggestion_without_a_key(answer: Answer) -> None:
+    _, _, err = answer("train", "--rezume")
+    assert "--rezume" in err
+    assert "recipe" not in err
 
 
 def test_a_command_in_a_process_of_its_own() -> None:
     """Other tests have imported everything long before a command runs."""
-    result = command_line("info", "quickstart", "--size", "96x96")
+    command = [sys.executable, "-m", "maskformer", "info", "quickstart", "--size", "96x96"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "backbone" in result.stdout
 
@@ -108,12 +135,12 @@ def test_a_command_in_a_process_of_its_own() -> None:
         ("maskformer predict --mode p", ["panoptic"]),
     ],
 )
-def test_completion_offers_recipes(line: str, expected: list[str]) -> None:
+def test_completion_offers_recipes(answer: Answer, line: str, expected: list[str]) -> None:
     last = str(len(line.split()) - 1)
     environment = {"COMP_WORDS": line, "COMP_CWORD": last, "_MASKFORMER_COMPLETE": "complete_bash"}
-    result = command_line(**environment)
-    assert result.stdout.split() == expected
-    assert result.stderr == "imported:\n"
+    _, out, err = answer(**environment)
+    assert out.split() == expected
+    assert err == "imported:\n"
 
 
 @pytest.mark.parametrize(
