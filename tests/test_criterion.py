@@ -12,10 +12,10 @@ import torch
 from helpers import golden
 from helpers.gpu.stay_on_device import StayOnDevice
 from helpers.official.criterion import criterion as official
+from helpers.process_groups import run_two
 from helpers.strategies import Case, cases, official_outputs
 from hypothesis import assume, given, settings
 from torch import Tensor
-from torch import multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
@@ -577,7 +577,7 @@ def _process(rank: int, folder: Path) -> None:
 def test_two_processes(tmp_path: Path) -> None:
     """One without any segment gives the gradients of one; each counts its own bad costs."""
     expected = gradient_of_part(slice(4))
-    mp.spawn(_process, (tmp_path,), nprocs=2)
+    run_two(_process, tmp_path)
     for rank in range(2):
         gradient, bad_costs = torch.load(tmp_path / f"{rank}.pt")
         assert bad_costs == [rank, rank]

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from typing import Any
 
 import torch
+import torch.multiprocessing
+
+
+def forks() -> ForkServerContext:
+    """Processes that are forks of a server that has imported everything and computed nothing.
+
+    PyTorch refuses to differentiate in a fork of a process that has done so in threads, as other
+    tests do.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maskformer.commands.train"])
+    return context
+
+
+def run_two(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function with the rank and these arguments in two processes; raises what they do."""
+    forks()
+    torch.multiprocessing.start_processes(function, arguments, 2, start_method="forkserver")
 
 
 def join_processes(rank: int, world_size: int, port: int) -> None:

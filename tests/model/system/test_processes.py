@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from helpers.process_groups import free_port, join_processes
+from helpers.process_groups import forks, free_port, join_processes
 from helpers.recipes import TINY, write_recipe
 
 from maskformer.cli import main
@@ -75,9 +74,6 @@ def together(
 ) -> tuple[list[int | None], str]:
     """Trains with two processes, in which a function is called with the rank after step 4.
 
-    They are forks of a server that has imported everything and computed nothing: PyTorch refuses to
-    differentiate in a fork of a process that has done so in threads, as other tests do.
-
     Args:
         folder: for the recipe, the run and what the processes say.
         fault: the function.
@@ -99,8 +95,7 @@ def together(
         str(folder / "run"),
     ]
     port = free_port()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maskformer.commands.train"])
+    context = forks()
     shared = (port, folder, fault, arguments, settings or {}, sleep_exits)
     both = [context.Process(target=command, args=(rank, *shared)) for rank in range(2)]
     for process in both:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from helpers.process_groups import free_port, join_processes
+from helpers.process_groups import free_port, join_processes, run_two
 from helpers.recipes import TINY
 from helpers.training import build_trainer
 from PIL import Image
@@ -111,7 +110,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     """Also with an image, a whole process, and all processes without a segment: those of one
     process with `class_loss: over_all`, and else the official ones.
     """
-    mp.spawn(gradients_worker, (free_port(), tmp_path), nprocs=2)
+    run_two(gradients_worker, free_port(), tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, without_targets in enumerate(WITHOUT_TARGETS):
         alone = compute_gradients(0, 1, without_targets)
@@ -214,7 +213,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> None:
     """`accumulate: 2` takes the steps of two processes of one image each, to rounding."""
-    mp.spawn(steps_worker, (free_port(), tmp_path), nprocs=2)
+    run_two(steps_worker, free_port(), tmp_path)
     for kind in ("semantic", "panoptic"):
         config = one_image_each(kind)
         train = config.train.model_copy(update={"accumulate": 2})
@@ -229,7 +228,7 @@ def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> Non
 
 
 def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
-    mp.spawn(trainer_worker, (free_port(), tmp_path / "two"), nprocs=2)
+    run_two(trainer_worker, free_port(), tmp_path / "two")
     alone = build_trainer(CONFIG, tmp_path / "one", cpu=True).fit()
     together = torch.load(tmp_path / "two" / "returned.pt")
     assert together["step"] == alone["step"]

@@ -6,20 +6,22 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.process_groups import forks
 from helpers.recipes import TINY, tiny_recipe, write_recipe
 from helpers.training import build_trainer, scalars
 
 import mfkernels
 from maskformer import MaskFormer
+from maskformer.cli import main
 from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import (
@@ -35,8 +37,6 @@ from maskformer.training.log_window import LogWindow
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
 from mfkernels.backend import why_not_native
-
-COMMAND = [sys.executable, "-m", "maskformer", "train", "--cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -436,28 +436,43 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(finished_run: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
+def command(folder: Path, arguments: list[str], prepare: Callable[[], None] | None) -> None:
+    """The command line in a process of its own; what it says goes to `out` and `err`."""
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    sys.argv = ["maskformer", *arguments]
+    if prepare is not None:
+        prepare()
+    main()
+
+
+def start_training(
+    folder: Path, *arguments: str, prepare: Callable[[], None] | None = None
+) -> ForkServerProcess:
+    """By the recipe and into the run of a folder."""
+    paths = ("--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"))
+    words = ["train", "--cpu", *paths, *arguments]
+    process = forks().Process(target=command, args=(folder, words, prepare))
+    process.start()
+    return process
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
     run = tmp_path / "run"
-    command = [*COMMAND, "--config", str(recipe), "--output", str(run)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    first = subprocess.run(
-        [*command, "train.steps=2"], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert first.returncode == 0, first.stderr
+    first = start_training(tmp_path, "train.steps=2")
+    first.join(300)
+    assert first.exitcode == 0, (tmp_path / "err").read_text()
     kept = find_checkpoint(run / "checkpoints")
-    second = subprocess.run(
-        [*command, "--resume", "train.steps=6", "train.checkpoint_every=3"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        preexec_fn=limit_file_size,
-    )
-    assert second.returncode == 1, second.stdout + second.stderr
-    assert "Training goes on" in second.stdout  # at step 3
-    assert f"The last complete checkpoint is {kept}" in second.stderr  # at the end
-    assert "Traceback" not in second.stderr
+    changes = ("train.steps=6", "train.checkpoint_every=3")
+    second = start_training(tmp_path, "--resume", *changes, prepare=limit_file_size)
+    second.join(300)
+    out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
+    assert second.exitcode == 1, out + err
+    assert "Training goes on" in out  # at step 3
+    assert f"The last complete checkpoint is {kept}" in err  # at the end
+    assert "Traceback" not in err
     assert find_checkpoint(run / "checkpoints") == kept
     assert [p.name for p in (run / "checkpoints").iterdir() if "partial" in p.name] == []
     MaskFormer.from_pretrained(resolve_checkpoint(run))
@@ -466,17 +481,17 @@ def test_a_full_disk_keeps_the_last_checkpoint(finished_run: Path, tmp_path: Pat
 def test_a_killed_process_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     run = tmp_path / "run"
     values = {**TINY, "train": {**TINY["train"], "steps": 100_000, "checkpoint_every": 1}}
-    recipe = write_recipe(tmp_path, values)
-    process = subprocess.Popen([*COMMAND, "--config", str(recipe), "--output", str(run)])
+    write_recipe(tmp_path, values)
+    process = start_training(tmp_path)
     try:
         deadline = time.monotonic() + 120
-        while find_checkpoint(run / "checkpoints") is None and process.poll() is None:
+        while find_checkpoint(run / "checkpoints") is None and process.is_alive():
             assert time.monotonic() < deadline, "no checkpoint within two minutes"
             time.sleep(0.05)
         time.sleep(0.5)  # somewhere in a later step or save
     finally:
         process.kill()
-        process.wait()
+        process.join()
     checkpoint = find_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     resumed = build_trainer(tiny_recipe(steps=100_000), run, resume=True, cpu=True)
