@@ -83,7 +83,7 @@ def together(
         options: more arguments of the command.
 
     Returns:
-        Their exit codes, and what both said besides the steps.
+        Their exit codes, and what both said besides the steps and how they are computed.
     """
     write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 100_000, "batch_size": 4}})
     arguments = [
@@ -111,7 +111,9 @@ def together(
     said = re.sub(
         r"^\[(rank\d+\]:\[)?W\d{4}.*?(?=^error|\Z)", "", said, flags=re.M | re.S
     )  # c10d's
-    return codes, "".join(line for line in said.splitlines(True) if not line.startswith("step"))
+    return codes, "".join(
+        line for line in said.splitlines(True) if not line.startswith(("step", "computed on"))
+    )
 
 
 def break_data(failing: int, rank: int) -> None:
