@@ -34,7 +34,7 @@ class Failing:
         self.error = error(message)
         self.calls = 0
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         self.calls += 1
         raise self.error
 
