@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from runs import RESULTS, read_cases
+from committed import RESULTS, read_cases
 
 LOSS = 0.1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
-from runs import Case, committed_runs, read_cases
+from committed import Case, committed_runs, read_cases
 
 mpl.use("svg")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runs import Case, committed_runs, read_cases
+from committed import Case, committed_runs, read_cases
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"

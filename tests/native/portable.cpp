@@ -48,8 +48,7 @@ struct Sizes {
 template <class T>
 struct Portable {
   static constexpr bool kIsDouble = std::is_same_v<T, double>;
-  static constexpr mfk::Element kElement =
-      kIsDouble ? mfk::Element::kDouble : mfk::Element::kFloat;
+  static constexpr mfk::Element kElement = kIsDouble ? mfk::Element::kDouble : mfk::Element::kFloat;
 
   Sizes n;
   int64_t rows = n.layers * n.images * n.queries, pixels = n.height * n.width;
@@ -74,7 +73,7 @@ struct Portable {
     const int64_t image = n.channels * pixels;
     return {embed.data(),
             kElement,
-            {n.images * n.queries * n.channels, n.queries * n.channels, n.channels, 1, 0},
+            {n.images * n.queries * n.channels, n.queries * n.channels, n.channels, 1, 0, 0},
             features.data(),
             kElement,
             {image, pixels, n.width, 1},
@@ -95,9 +94,7 @@ struct Portable {
     MatchingCostProblem problem{};
     problem.class_logits = class_logits.data();
     problem.class_element = kElement;
-    const int64_t strides[4] = {n.images * n.queries * n.classes, n.queries * n.classes, n.classes,
-                                1};
-    std::memcpy(problem.class_stride, strides, sizeof(strides));
+    problem.class_stride = {n.images * n.queries * n.classes, n.queries * n.classes, n.classes, 1};
     problem.classes = n.classes;
     problem.predictions = predictions();
     problem.segments = segments();

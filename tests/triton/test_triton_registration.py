@@ -66,11 +66,11 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.version.cuda is not None:
         assert native.triton_problem(cpu) == "Triton is not installed"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert native.triton_problem(cpu) == "PyTorch is built without CUDA"
+    assert native.triton_problem(cpu) == "PyTorch is built without CUDA and without ROCm"
     problem = native.Part("triton", None, native.triton_problem(cpu))
     monkeypatch.setitem(native.parts, "triton", problem)
     assert backend.why_not_native("mask_loss", "cuda") == (
-        "the Triton kernels cannot be used: PyTorch is built without CUDA"
+        "the Triton kernels cannot be used: PyTorch is built without CUDA and without ROCm"
     )
 
 

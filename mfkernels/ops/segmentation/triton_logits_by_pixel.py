@@ -127,8 +127,6 @@ def add_product(total, small, f, part_ptr, plane, PARTS: tl.constexpr):
 
 @triton.jit
 def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constexpr):
-    """Logits that are NaN as those of no mask, infinite ones as large ones."""
-    x = tl.where(x == x, x, -1e30)
     stride = 2 * columns if IN_PARTS else columns
     offset = p[:, None] * stride + column[None, :]
     mask = (p < pixels)[:, None] & (column < columns)[None, :]
@@ -140,8 +138,6 @@ def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constex
         trailing = (x - leading.to(tl.float32)).to(tl.float16)
         tl.store(logits_ptr + offset + columns, trailing, mask=mask)
     else:
-        # A weight of zero makes NaN of infinity.
-        x = tl.minimum(tl.maximum(x, -1e30), 1e30)
         tl.store(logits_ptr + offset, x, mask=mask)
 
 
@@ -207,7 +203,10 @@ def transpose_kernel(
         mask=(query >= 0)[None, :] & (p < pixels)[:, None],
         other=0.0,
     )
-    store_logits(logits_ptr, x.to(tl.float32), p, column, columns.total, pixels, LAYOUT.in_parts)
+    x = x.to(tl.float32)
+    x = tl.where(x == x, x, -1e30)
+    x = tl.minimum(tl.maximum(x, -1e30), 1e30)  # a weight of zero makes NaN of infinity
+    store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
 def columns_of(queries: int, block: int = CHUNK) -> int:
