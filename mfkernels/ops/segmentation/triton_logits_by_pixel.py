@@ -178,11 +178,11 @@ def by_pixel_kernel(
         plane = columns.total * padded_channels
         x, small = add_product(x, small, f, part_ptr, plane, LAYOUT.parts)
     x += small
-    # Where factors are infinite, some parts of the product are NaN, and others are not.
-    x = tl.where(tl.abs(x) < float("inf"), x, -1e30)
-    # Infinite features would make NaN of a column without a query.
+    # Where factors are infinite, some parts of the product are NaN, and others are not. They would
+    # make NaN of a column without a query, too.
     query = query_of(column, order_ptr, columns, LAYOUT)
-    x = tl.where((query >= 0)[None, :], x, 0.0)
+    instead = tl.where(query >= 0, -1e30, 0.0)
+    x = tl.where(((query >= 0)[None, :]) & (tl.abs(x) < float("inf")), x, instead[None, :])
     store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
@@ -217,9 +217,10 @@ def columns_of(queries: int, block: int = CHUNK) -> int:
 BY_PIXEL = {
     "half": (Block(64, 128, 64), {"num_warps": 4, "num_stages": 3}),
     "float": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 3}),
+    "tensor memory": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 2}),
     "in registers": (Block(32, 64, 32), {"num_warps": 8, "num_stages": 1}),
 }
-"""The last one without matrix units."""
+"""Float32 where sums are in tensor memory; the last one without matrix units."""
 
 
 def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
@@ -280,8 +281,9 @@ def logits_by_pixel(
         BLOCK_C=256,
         num_warps=4,
     )
-    form = "half" if parts == 1 else "float"
-    if devices.gpu_of(features.device).generation.factors is None:
+    factors = devices.gpu_of(features.device).generation.factors
+    form = "half" if parts == 1 else "tensor memory" if factors == "tensor memory" else "float"
+    if factors is None:
         form = "in registers"
     block, options = BY_PIXEL[form]
     launcher.launch(
