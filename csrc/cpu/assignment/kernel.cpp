@@ -190,12 +190,6 @@ Problem<DenseCosts<T>, int64_t> take_arrays(Arena& arena, int32_t rows, int32_t 
   return p;
 }
 
-template <class P>
-bool solve(const assignment::Batch& batch, const P& p) {
-  const VectorLane lane;
-  return batch.strict ? assignment::solve<true>(lane, p) : assignment::solve<false>(lane, p);
-}
-
 template <class T>
 struct Bits;
 template <>
@@ -306,20 +300,12 @@ bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t column
 // faster than rows scattered over memory.
 constexpr int64_t kInPlaceBytes = 1 << 18;
 
-template <class S, class P>
-bool solve_in_place(const assignment::Batch& batch, const S* source, const assignment::Shape& shape,
-                    P& p) {
-  if constexpr (std::is_same_v<S, typename P::Cost>) {
-    const int64_t bytes = static_cast<int64_t>(sizeof(S)) * p.rows * p.columns;
-    if (shape.column_stride != 1 || batch.maximize || p.columns % kRowPadding != 0 ||
-        bytes < kInPlaceBytes || !all_finite(source, shape.row_stride, p.rows, p.columns)) {
-      return false;
-    }
-    p.costs = {source, shape.row_stride};
-    return solve(batch, p);
-  } else {
-    return false;
-  }
+template <class T>
+bool usable_in_place(const assignment::Batch& batch, const T* costs,
+                     const assignment::Shape& shape) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * shape.rows * shape.columns;
+  return shape.column_stride == 1 && !batch.maximize && shape.columns % kRowPadding == 0 &&
+         bytes >= kInPlaceBytes && all_finite(costs, shape.row_stride, shape.rows, shape.columns);
 }
 
 template <class T>
@@ -344,7 +330,7 @@ void substitute_missing(T* dense, int32_t rows, int32_t columns) {
   }
 }
 
-template <class S>
+template <class S, bool kStrict>
 void solve_problem(const assignment::Batch& batch, int64_t index, void* workspace) {
   using T = typename Widened<S>::type;
   int64_t* result = batch.assignment + index * batch.rows;
@@ -359,18 +345,25 @@ void solve_problem(const assignment::Batch& batch, int64_t index, void* workspac
   for (int32_t j = columns; j < padded(columns); ++j) p.column_dual[j] = 0.0;
   const S* source = static_cast<const S*>(batch.cost) + index * batch.batch_stride;
   int32_t status = 0;
-  bool complete = solve_in_place(batch, source, shape, p);
+  const VectorLane lane;
+  bool complete = false;
+  if constexpr (std::is_same_v<S, T>) {
+    if (usable_in_place(batch, source, shape)) {
+      p.costs = {source, shape.row_stride};
+      complete = assignment::solve<kStrict>(lane, p);
+    }
+  }
   if (!complete) {
     const int32_t width = padded(columns);
     T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
     status = load_dense(source, shape, batch.maximize, dense);
     p.costs = {dense, width};
-    complete = solve(batch, p);
+    complete = assignment::solve<kStrict>(lane, p);
     if (!complete) {
       status |= assignment::kInfeasible;
       if (batch.substitute) {
         substitute_missing(dense, rows, columns);
-        complete = solve(batch, p);
+        complete = assignment::solve<kStrict>(lane, p);
       }
     }
   }
@@ -383,17 +376,23 @@ void solve_problem(const assignment::Batch& batch, int64_t index, void* workspac
   }
 }
 
-void solve_any(const assignment::Batch& batch, int64_t index, void* workspace) {
-  switch (batch.element) {
+template <bool kStrict>
+AssignmentSolver solver_of(Element element) {
+  switch (element) {
     case Element::kHalf:
-      return solve_problem<Half>(batch, index, workspace);
+      return solve_problem<Half, kStrict>;
     case Element::kBFloat16:
-      return solve_problem<BFloat16>(batch, index, workspace);
+      return solve_problem<BFloat16, kStrict>;
     case Element::kFloat:
-      return solve_problem<float>(batch, index, workspace);
+      return solve_problem<float, kStrict>;
     case Element::kDouble:
-      return solve_problem<double>(batch, index, workspace);
+      break;
   }
+  return solve_problem<double, kStrict>;
+}
+
+AssignmentSolver solver(const assignment::Batch& batch) {
+  return batch.strict ? solver_of<true>(batch.element) : solver_of<false>(batch.element);
 }
 
 int64_t workspace_bytes(const assignment::Batch& batch) {
@@ -410,6 +409,6 @@ int64_t workspace_bytes(const assignment::Batch& batch) {
 
 }  // namespace
 
-extern const AssignmentKernel MFK_KERNEL = {workspace_bytes, solve_any};
+extern const AssignmentKernel MFK_KERNEL = {workspace_bytes, solver};
 
 }  // namespace mfk::cpu

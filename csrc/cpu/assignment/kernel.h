@@ -8,10 +8,13 @@
 
 namespace mfk::cpu {
 
+// Solves problem `index` of a batch.
+using AssignmentSolver = void (*)(const assignment::Batch& batch, int64_t index, void* workspace);
+
 struct AssignmentKernel {
   // Bytes of working memory, aligned to 64, that the largest problem of the batch needs.
   int64_t (*workspace)(const assignment::Batch& batch);
-  void (*solve)(const assignment::Batch& batch, int64_t index, void* workspace);
+  AssignmentSolver (*solver)(const assignment::Batch& batch);
 };
 
 MFK_DECLARE_KERNEL(AssignmentKernel, assignment);

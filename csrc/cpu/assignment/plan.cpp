@@ -23,13 +23,14 @@ constexpr int64_t kManyEntries = 1 << 20;
 
 void solve_assignments(const assignment::Batch& batch, int threads) {
   const AssignmentKernel& chosen = MFK_BEST_KERNEL(assignment);
+  const AssignmentSolver solve = chosen.solver(batch);
   const int64_t bytes = round_up(chosen.workspace(batch), kAlignment);
   int64_t first = 0;
   if (threads <= 1 || batch.batch * batch.rows * batch.columns < kManyEntries) {
     const Block workspace = allocate(bytes);
     const Clock::time_point start = Clock::now();
     while (first < batch.batch) {
-      chosen.solve(batch, first++, workspace.get());
+      solve(batch, first++, workspace.get());
       if (threads <= 1) continue;
       const Clock::duration spent = Clock::now() - start;
       if (spent >= kWorthThreads && spent / first * (batch.batch - first) >= kWorthThreads) break;
@@ -44,7 +45,7 @@ void solve_assignments(const assignment::Batch& batch, int threads) {
   run_parallel(static_cast<int>(useful), [&] {
     char* mine = static_cast<char*>(workspace.get()) + bytes * next_workspace++;
     for (int64_t b = next_problem++; b < batch.batch; b = next_problem++) {
-      chosen.solve(batch, b, mine);
+      solve(batch, b, mine);
     }
   });
 }

@@ -13,11 +13,11 @@ namespace {
 template <class T>
 void copy_embedding(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
                     T* result) {
-  const int64_t* stride = predictions.embed_stride;
+  const EmbedStride& stride = predictions.embed_stride;
   with_element(predictions.embed_element, [&](auto kind) {
-    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) + layer * stride[0] +
-                         image * stride[1] + query * stride[2];
-    copy_strided(source, stride[3], predictions.channels, result);
+    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) +
+                         layer * stride.layer + image * stride.image + query * stride.query;
+    copy_strided(source, stride.channel, predictions.channels, result);
   });
 }
 

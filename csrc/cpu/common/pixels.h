@@ -37,12 +37,12 @@ void copy_strided(const S* source, int64_t stride, int64_t count, T* result) {
 template <class T>
 void copy_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
                  int64_t first, int64_t last, T* result) {
-  const int64_t* stride = predictions.embed_stride;
+  const EmbedStride& stride = predictions.embed_stride;
   with_element(predictions.embed_element, [&](auto kind) {
-    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) + layer * stride[0] +
-                         image * stride[1] + query * stride[2];
+    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) +
+                         layer * stride.layer + image * stride.image + query * stride.query;
     for (int64_t y = first; y < last; ++y) {
-      copy_strided(source + y * stride[3], stride[4], predictions.width,
+      copy_strided(source + y * stride.row, stride.column, predictions.width,
                    result + (y - first) * predictions.width);
     }
   });
@@ -53,26 +53,26 @@ template <class T>
 void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first, int64_t last,
                T* panels) {
   constexpr int64_t kColumns = kPanel<T>;
-  const int64_t* stride = predictions.features_stride;
+  const FeatureStride& stride = predictions.features_stride;
   const int64_t width = predictions.width, pixels = (last - first) * width;
   const int64_t channels = predictions.channels;
   with_element(predictions.features_element, [&](auto kind) {
     const auto* source = static_cast<const decltype(kind)*>(predictions.features) +
-                         image * stride[0] + first * stride[2];
-    const bool one_run = stride[3] == 1 && stride[2] == width;
+                         image * stride.image + first * stride.row;
+    const bool one_run = stride.column == 1 && stride.row == width;
     for (int64_t p = 0; p < pixels; p += kColumns) {
       T* panel = panels + p * channels;
       const int64_t inside = smaller(pixels - p, kColumns);
       if (one_run) {
         for (int64_t c = 0; c < channels; ++c) {
-          copy_strided(source + c * stride[1] + p, 1, inside, panel + c * kColumns);
+          copy_strided(source + c * stride.channel + p, 1, inside, panel + c * kColumns);
         }
         continue;
       }
       for (int64_t j = 0; j < inside; ++j) {
-        const auto* pixel = source + (p + j) / width * stride[2] + (p + j) % width * stride[3];
+        const auto* pixel = source + (p + j) / width * stride.row + (p + j) % width * stride.column;
         for (int64_t c = 0; c < channels; ++c) {
-          panel[c * kColumns + j] = static_cast<T>(widen(pixel[c * stride[1]]));
+          panel[c * kColumns + j] = static_cast<T>(widen(pixel[c * stride.channel]));
         }
       }
     }
@@ -95,11 +95,11 @@ template <class T>
 void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_t* pixels,
                  int64_t count, T* panels) {
   constexpr int64_t kColumns = kPanel<T>;
-  const int64_t* stride = predictions.features_stride;
+  const FeatureStride& stride = predictions.features_stride;
   with_element(predictions.features_element, [&](auto kind) {
     const auto* source =
-        static_cast<const decltype(kind)*>(predictions.features) + image * stride[0];
-    with_offsets(predictions.width, stride[2], stride[3], [&](auto offset_of) {
+        static_cast<const decltype(kind)*>(predictions.features) + image * stride.image;
+    with_offsets(predictions.width, stride.row, stride.column, [&](auto offset_of) {
       for (int64_t p = 0; p < count; p += kColumns) {
         T* panel = panels + p * predictions.channels;
         int64_t offsets[kColumns];
@@ -109,7 +109,7 @@ void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_
           run = run && offsets[j] == offsets[0] + j;
         }
         const auto* channel = source;
-        for (int64_t c = 0; c < predictions.channels; ++c, channel += stride[1]) {
+        for (int64_t c = 0; c < predictions.channels; ++c, channel += stride.channel) {
           T* row = panel + c * kColumns;
           if (run) {
             copy_strided(channel + offsets[0], 1, kColumns, row);
@@ -127,11 +127,11 @@ void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_
 template <class T>
 void pick_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
                  const int32_t* pixels, int64_t count, T* result) {
-  const int64_t* stride = predictions.embed_stride;
+  const EmbedStride& stride = predictions.embed_stride;
   with_element(predictions.embed_element, [&](auto kind) {
-    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) + layer * stride[0] +
-                         image * stride[1] + query * stride[2];
-    with_offsets(predictions.width, stride[3], stride[4], [&](auto offset_of) {
+    const auto* source = static_cast<const decltype(kind)*>(predictions.embed) +
+                         layer * stride.layer + image * stride.image + query * stride.query;
+    with_offsets(predictions.width, stride.row, stride.column, [&](auto offset_of) {
       for (int64_t i = 0; i < count; ++i) {
         result[i] = static_cast<T>(widen(source[offset_of(pixels[i] < 0 ? 0 : pixels[i])]));
       }

@@ -7,13 +7,22 @@
 
 namespace mfk::cpu {
 
+// Strides in elements: of embeddings that of a channel, of logits those of rows and columns.
+struct EmbedStride {
+  int64_t layer, image, query, channel, row, column;
+};
+
+struct FeatureStride {
+  int64_t image, channel, row, column;
+};
+
 struct MaskPredictions {
   const void* embed;  // [L, B, Q, C], or logits [L, B, Q, h, w] where there are no features
   Element embed_element;
-  int64_t embed_stride[5];  // in elements, the last one unused with features
-  const void* features;     // [B, C, h, w], or null
+  EmbedStride embed_stride;
+  const void* features;  // [B, C, h, w], or null
   Element features_element;
-  int64_t features_stride[4];
+  FeatureStride features_stride;
   int64_t layers, images, queries, channels, height, width;
 };
 

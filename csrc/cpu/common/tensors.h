@@ -100,9 +100,36 @@ inline void finish(MaskPredictions& predictions, bool factored) {
   // All bits 0 are a zero in every type.
   static constexpr double kZero = 0;
   predictions.embed = predictions.features = &kZero;
-  for (int64_t& stride : predictions.embed_stride) stride = 0;
-  for (int64_t& stride : predictions.features_stride) stride = 0;
+  predictions.embed_stride = {};
+  predictions.features_stride = {};
   predictions.channels = 1;
+}
+
+// The axes of layers and images may be missing.
+inline EmbedStride embed_stride(const Tensor& embed, bool factored) {
+  const int64_t query = embed.dim() - (factored ? 2 : 3);
+  EmbedStride stride{};
+  if (query > 0) {
+    stride.layer = embed.stride(0);
+    stride.image = embed.stride(1);
+  }
+  stride.query = embed.stride(query);
+  if (factored) {
+    stride.channel = embed.stride(query + 1);
+  } else {
+    stride.row = embed.stride(query + 1);
+    stride.column = embed.stride(query + 2);
+  }
+  return stride;
+}
+
+// The axis of images may be missing.
+inline FeatureStride features_stride(const Tensor& features) {
+  const int64_t channel = features.dim() - 3;
+  return {.image = channel > 0 ? features.stride(0) : 0,
+          .channel = features.stride(channel),
+          .row = features.stride(channel + 1),
+          .column = features.stride(channel + 2)};
 }
 
 inline MaskPredictions predictions_of(const Tensor& embed, const OptionalTensor& features) {
@@ -114,14 +141,14 @@ inline MaskPredictions predictions_of(const Tensor& embed, const OptionalTensor&
     check_shape("pixel_features", *features, {embed.size(1), embed.size(3), "h", "w"});
     predictions.features = features->const_data_ptr();
     predictions.features_element = element_of("pixel_features", *features);
-    for (int64_t i = 0; i < 4; ++i) predictions.features_stride[i] = features->stride(i);
+    predictions.features_stride = features_stride(*features);
     predictions.channels = features->size(1);
   } else {
     check_shape("mask_embed", embed, {"L", "B", "Q", "h", "w"});
   }
   predictions.embed = embed.const_data_ptr();
   predictions.embed_element = element_of("mask_embed", embed);
-  for (int64_t i = 0; i < embed.dim(); ++i) predictions.embed_stride[i] = embed.stride(i);
+  predictions.embed_stride = embed_stride(embed, features.has_value());
   predictions.layers = embed.size(0);
   predictions.images = embed.size(1);
   predictions.queries = embed.size(2);

@@ -5,7 +5,7 @@
 #include "cpu/common/gemm.h"
 #include "cpu/common/memory.h"
 #include "cpu/common/pixels.h"
-#include "cpu/common/vector_math.h"
+#include "cpu/mask_loss/rows.h"
 
 namespace mfk::cpu {
 namespace {
@@ -24,177 +24,6 @@ Strip strip_of(const MaskLossPlan<T>& plan, int64_t index, bool before) {
   const int64_t own = index * plan.strip_rows;
   const int64_t end = smaller(height, own + plan.strip_rows);
   return {own, end, before ? larger(own - 1, 0) : own, smaller(height, end + 1)};
-}
-
-// The first full-resolution row whose upper source is `low` or below it.
-template <class T>
-int64_t first_fine_row(const AxisResize<T>& vertical, int64_t low) {
-  int64_t from = 0, to = vertical.new_size;
-  while (from < to) {
-    const int64_t middle = (from + to) / 2;
-    if (vertical.low[middle] < low) {
-      from = middle + 1;
-    } else {
-      to = middle;
-    }
-  }
-  return from;
-}
-
-template <class T>
-void resize_row(const AxisResize<T>& horizontal, const T* row, T* result) {
-  constexpr int kWidth = VectorOf<T>::kWidth;
-  const int64_t width = round_up(horizontal.new_size, kWidth);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    for (int64_t x = 0; x < width; x += kWidth) {
-      const Ints low = load<Ints>(horizontal.low + x), high = load<Ints>(horizontal.high + x);
-      const int32_t base = horizontal.low[x];
-      // In an enlarged row the sources of 16 pixels are within 32, which two registers hold.
-      if (horizontal.high[x + kWidth - 1] - base < 32) {
-        const Floats a = load<Floats>(row + base), b = load<Floats>(row + base + kWidth);
-        const auto pick = [&](const Ints& source) -> Floats {
-          return _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(source - base), b);
-        };
-        store(result + x, multiply_add(load<Floats>(horizontal.high_weight + x), pick(high),
-                                       load<Floats>(horizontal.low_weight + x) * pick(low)));
-      } else {
-        for (int64_t k = x; k < x + kWidth; ++k) {
-          result[k] = horizontal.low_weight[k] * row[horizontal.low[k]] +
-                      horizontal.high_weight[k] * row[horizontal.high[k]];
-        }
-      }
-    }
-    return;
-  }
-#endif
-  for (int64_t x = 0; x < width; ++x) {
-    result[x] = horizontal.low_weight[x] * row[horizontal.low[x]] +
-                horizontal.high_weight[x] * row[horizontal.high[x]];
-  }
-}
-
-// The adjoint of `resize_row`.
-template <class T>
-void gather(const AxisResize<T>& horizontal, const T* grad, T* result) {
-  const T* weights = horizontal.weights;
-  for (int64_t x = 0; x < horizontal.size; ++x, weights += horizontal.span) {
-    const T* from = grad + horizontal.start[x];
-    T sum = 0;
-    for (int64_t k = 0; k < horizontal.span; ++k) sum += weights[k] * from[k];
-    result[x] = sum;
-  }
-}
-
-// Which pixels of a full-resolution row belong to a segment.
-struct LabelRow {
-  using Pixel = int16_t;
-  const int16_t* pixels;
-  int16_t segment;
-};
-struct MaskRow {
-  using Pixel = uint8_t;
-  const uint8_t* pixels;
-};
-
-template <class T>
-MFK_INLINE IndexFor<T> matches(const LabelRow& row, int64_t x) {
-  using Labels = typename VectorOfBytes<int16_t, 2 * VectorOf<T>::kWidth>::type;
-  return __builtin_convertvector(load<Labels>(row.pixels + x), IndexFor<T>) == row.segment;
-}
-template <class T>
-MFK_INLINE IndexFor<T> matches(const MaskRow& row, int64_t x) {
-  using Bytes = typename VectorOfBytes<uint8_t, VectorOf<T>::kWidth>::type;
-  return __builtin_convertvector(load<Bytes>(row.pixels + x), IndexFor<T>) != 0;
-}
-
-// f(targets, first pixel in them, first pixel, which lanes are inside the row).
-template <class T, class Row, class F>
-MFK_INLINE void for_vectors(const Row& row, int64_t width, F f) {
-  constexpr int kWidth = VectorOf<T>::kWidth;
-  const int64_t whole = width / kWidth * kWidth;
-  for (int64_t x = 0; x < whole; x += kWidth) f(row, x, x, ~IndexFor<T>{});
-  if (whole == width) return;
-  // The last targets are copied, because nothing behind them may be read.
-  typename Row::Pixel end[kWidth] = {};
-  for (int64_t k = 0; k < width - whole; ++k) end[k] = row.pixels[whole + k];
-  Row copy = row;
-  copy.pixels = end;
-  f(copy, 0, whole, lane_indices<T>() < static_cast<int>(width - whole));
-}
-
-template <class T>
-struct Options {
-  T gamma;
-  T positive, negative;  // alpha of positives and of negatives
-};
-
-template <class T>
-Options<T> options_of(const MaskLossProblem& problem) {
-  const bool weighted = problem.alpha >= 0;
-  return {static_cast<T>(problem.gamma), static_cast<T>(weighted ? problem.alpha : 1),
-          static_cast<T>(weighted ? 1 - problem.alpha : 1)};
-}
-
-// A full-resolution row between two resized rows.
-template <class T>
-struct FineRow {
-  const T *above, *below;
-  T above_weight, below_weight;
-
-  MFK_INLINE VectorFor<T> logits(int64_t x) const {
-    using V = VectorFor<T>;
-    return multiply_add(broadcast(below_weight), load<V>(below + x),
-                        above_weight * load<V>(above + x));
-  }
-};
-
-template <class T>
-struct Sums {
-  VectorFor<T> focal{}, overlap{}, probability{};
-};
-
-template <class T, int kGamma, class Row>
-void add_losses(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
-                Sums<T>& total) {
-  using V = VectorFor<T>;
-  Sums<T> sums;
-  for_vectors<T>(
-      row, width, [&](const Row& targets, int64_t index, int64_t x, const IndexFor<T>& inside) {
-        const IndexFor<T> match = matches<T>(targets, index);
-        const V logit = fine.logits(x);
-        const Sigmoid<V> s = sigmoid(match ? -logit : logit);
-        const V weight = match ? broadcast(options.positive) : broadcast(options.negative);
-        const V probability = match ? s.q : s.p;
-        const V loss = weight * focal<kGamma>(s, options.gamma);
-        sums.focal += inside ? loss : V{};
-        sums.probability += inside ? probability : V{};
-        sums.overlap += (match & inside) ? probability : V{};
-      });
-  total.focal += sums.focal;
-  total.probability += sums.probability;
-  total.overlap += sums.overlap;
-}
-
-// Adds the gradient of a full-resolution row to those of the resized rows that it lies between.
-template <class T, int kGamma, class Row>
-void add_gradients(const FineRow<T>& fine, const Row& row, int64_t width, const Options<T>& options,
-                   const GradFactors<T>& factors, T* above, T* below) {
-  using V = VectorFor<T>;
-  const T positive = -factors.focal * options.positive, negative = factors.focal * options.negative;
-  for_vectors<T>(
-      row, width, [&](const Row& targets, int64_t index, int64_t x, const IndexFor<T>& inside) {
-        const IndexFor<T> match = matches<T>(targets, index);
-        const V logit = fine.logits(x);
-        const Sigmoid<V> s = sigmoid(match ? -logit : logit);
-        const V weight = match ? broadcast(positive) : broadcast(negative);
-        const V dice = match ? broadcast(factors.dice_inside) : broadcast(factors.dice_outside);
-        const V gradient =
-            multiply_add(weight, focal_gradient<kGamma>(s, options.gamma), dice * s.p * s.q);
-        const V kept = inside ? gradient : V{};
-        store(above + x, multiply_add(broadcast(fine.above_weight), kept, load<V>(above + x)));
-        store(below + x, multiply_add(broadcast(fine.below_weight), kept, load<V>(below + x)));
-      });
 }
 
 template <class T>
@@ -241,20 +70,21 @@ class ChunkWorker {
         plan_.partial_sums + 3 * (plan_.first_row[image_] * plan_.chunks + chunk * rows());
     for (int64_t i = 0; i < 3 * rows(); ++i) sums[i] = 0;
     if (rows() == 0) return;
-    for_strips(chunk, false, [&](const Strip& strip) {
-      for_rows(strip, [&](int64_t row, const T* logits) {
+    for (int64_t index = first_strip(chunk); index < first_strip(chunk + 1); ++index) {
+      const Strip strip = load_strip(index, false);
+      for (int64_t row = 0; row < rows(); ++row) {
         Sums<T> total;
-        walk(strip, strip.own, logits, row, [&](const auto& fine, const auto& targets, int64_t) {
+        walk(strip, strip.own, row, [&](const auto& full, const auto& targets, int64_t) {
           with_gamma(problem_.gamma, [&](auto gamma) {
-            add_losses<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size,
+            add_losses<T, decltype(gamma)::value>(full, targets, plan_.horizontal.new_size,
                                                   options_, total);
           });
         });
         sums[3 * row] += sum_of<T>(total.focal);
         sums[3 * row + 1] += sum_of<T>(total.overlap);
         sums[3 * row + 2] += sum_of<T>(total.probability);
-      });
-    });
+      }
+    }
   }
 
   void backward(int64_t chunk) {
@@ -264,12 +94,13 @@ class ChunkWorker {
       const int64_t count = round_up(rows(), kPanel<T>) * predictions_.channels;
       for (int64_t i = 0; i < count; ++i) grad_embed_[i] = 0;
     }
-    for_strips(chunk, true, [&](const Strip& strip) {
-      for_rows(strip, [&](int64_t row, const T* logits) { compute_grad_row(strip, row, logits); });
+    for (int64_t index = first_strip(chunk); index < first_strip(chunk + 1); ++index) {
+      const Strip strip = load_strip(index, true);
+      for (int64_t row = 0; row < rows(); ++row) compute_grad_row(strip, row);
       if (!factors) store_grad_logits(strip);
       if (embed) add_grad_embed(strip);
       if (factors && problem_.grad_features != nullptr) store_grad_features(strip);
-    });
+    }
     if (embed) store_grad_embed(chunk);
   }
 
@@ -277,56 +108,50 @@ class ChunkWorker {
   int64_t rows() const { return plan_.first_row[image_ + 1] - plan_.first_row[image_]; }
   const MatchedRow& matched(int64_t row) const { return plan_.rows[plan_.first_row[image_] + row]; }
 
-  template <class F>
-  void for_strips(int64_t chunk, bool before, F f) {
-    const int64_t first = chunk * plan_.strips / plan_.chunks;
-    const int64_t last = (chunk + 1) * plan_.strips / plan_.chunks;
-    for (int64_t index = first; index < last; ++index) {
-      const Strip strip = strip_of(plan_, index, before);
-      if (predictions_.features != nullptr && rows() > 0) {
-        pack_rows(predictions_, image_, strip.first, strip.last, features_);
-      }
-      f(strip);
+  int64_t first_strip(int64_t chunk) const { return chunk * plan_.strips / plan_.chunks; }
+
+  Strip load_strip(int64_t index, bool before) {
+    const Strip strip = strip_of(plan_, index, before);
+    if (predictions_.features != nullptr && rows() > 0) {
+      pack_rows(predictions_, image_, strip.first, strip.last, features_);
     }
+    return strip;
   }
 
-  // f(row, its logits in the strip) for every matched mask.
-  template <class F>
-  void for_rows(const Strip& strip, F f) {
+  // The logits of a matched mask in the strip. Masks are asked for in turn, and computed by tiles.
+  const T* logits_of(const Strip& strip, int64_t row) {
     const int64_t pixels = (strip.last - strip.first) * predictions_.width;
+    if (predictions_.features != nullptr && row % kTileRows == 0) multiply_tiles(row, pixels);
+    T* logits = logits_ + row % kTileRows * logit_stride_;
+    if (predictions_.features == nullptr) {
+      const MatchedRow& mask = matched(row);
+      copy_logits(predictions_, mask.layer, image_, mask.query, strip.first, strip.last, logits);
+    }
+    // An infinity becomes NaN, whatever weights interpolation gives it.
+    for (int64_t p = 0; p < pixels; ++p) logits[p] += 0 * logits[p];
+    return logits;
+  }
+
+  // The logits of a tile of matched masks, from `row` on.
+  void multiply_tiles(int64_t row, int64_t pixels) {
     const int64_t channels = predictions_.channels;
-    for (int64_t block = 0; block < rows(); block += kTileRows) {
-      const int64_t count = smaller(kTileRows, rows() - block);
-      if (predictions_.features != nullptr) {
-        const T* embed = plan_.embed + (plan_.first_row[image_] + block) * channels;
-        for (int64_t p = 0; p < pixels; p += kPanel<T>) {
-          multiply<false, T>(count, {embed, channels, 1}, features_ + p * channels, channels,
-                             logits_ + p, logit_stride_);
-        }
-      } else {
-        for (int64_t i = 0; i < count; ++i) {
-          const MatchedRow& row = matched(block + i);
-          copy_logits(predictions_, row.layer, image_, row.query, strip.first, strip.last,
-                      logits_ + i * logit_stride_);
-        }
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        T* logits = logits_ + i * logit_stride_;
-        // An infinity becomes NaN, whatever weights interpolation gives it.
-        for (int64_t p = 0; p < pixels; ++p) logits[p] += 0 * logits[p];
-        f(block + i, logits);
-      }
+    const int64_t count = smaller(kTileRows, rows() - row);
+    const T* embed = plan_.embed + (plan_.first_row[image_] + row) * channels;
+    for (int64_t p = 0; p < pixels; p += kPanel<T>) {
+      multiply<false, T>(count, {embed, channels, 1}, features_ + p * channels, channels,
+                         logits_ + p, logit_stride_);
     }
   }
 
-  // f(fine row, targets, its upper source) for the full-resolution rows whose upper source is one of
-  // [first, strip.own_end).
+  // f(full row, targets, its upper source) for the full-resolution rows of a mask whose upper source
+  // is one of [first, strip.own_end).
   template <class F>
-  void walk(const Strip& strip, int64_t first, const T* logits, int64_t row, F f) {
+  void walk(const Strip& strip, int64_t first, int64_t row, F f) {
+    const T* logits = logits_of(strip, row);
     const AxisResize<T>& vertical = plan_.vertical;
     const Segments& segments = problem_.segments;
     const int64_t segment = matched(row).segment;
-    const int64_t end = first_fine_row(vertical, strip.own_end);
+    const int64_t end = first_full_row(vertical, strip.own_end);
     int64_t held[2] = {-1, -1};
     const auto resized = [&](int64_t low) {
       T* result = resized_[low & 1];
@@ -336,23 +161,23 @@ class ChunkWorker {
       }
       return result;
     };
-    for (int64_t y = first_fine_row(vertical, first); y < end; ++y) {
-      const FineRow<T> fine{resized(vertical.low[y]), resized(vertical.high[y]),
+    for (int64_t y = first_full_row(vertical, first); y < end; ++y) {
+      const FullRow<T> full{resized(vertical.low[y]), resized(vertical.high[y]),
                             vertical.low_weight[y], vertical.high_weight[y]};
       if (segments.label_map != nullptr) {
         const int64_t offset = (image_ * segments.height + y) * segments.width;
-        f(fine, LabelRow{segments.label_map + offset, static_cast<int16_t>(segment)},
+        f(full, LabelRow{segments.label_map + offset, static_cast<int16_t>(segment)},
           vertical.low[y]);
       } else {
         const int64_t index = plan_.first_segment[image_] + segment;
         const int64_t offset = (index * segments.height + y) * segments.width;
-        f(fine, MaskRow{segments.masks + offset}, vertical.low[y]);
+        f(full, MaskRow{segments.masks + offset}, vertical.low[y]);
       }
     }
   }
 
   // The gradient of a mask's low-resolution logits, into its row of low_grad_.
-  void compute_grad_row(const Strip& strip, int64_t row, const T* logits) {
+  void compute_grad_row(const Strip& strip, int64_t row) {
     const GradFactors<T>& factors = plan_.grad_factors[plan_.first_row[image_] + row];
     T* result = low_grad_ + row * low_stride_;
     for (int64_t i = 0; i < low_stride_; ++i) result[i] = 0;
@@ -368,7 +193,7 @@ class ChunkWorker {
     clear(below);
     // `above` belongs to this low-resolution row, `below` to the next.
     int64_t current = strip.first;
-    walk(strip, strip.first, logits, row, [&](const auto& fine, const auto& targets, int64_t low) {
+    walk(strip, strip.first, row, [&](const auto& full, const auto& targets, int64_t low) {
       if (low != current) {
         flush(current, above);
         if (low != current + 1) {
@@ -382,7 +207,7 @@ class ChunkWorker {
         current = low;
       }
       with_gamma(problem_.gamma, [&](auto gamma) {
-        add_gradients<T, decltype(gamma)::value>(fine, targets, plan_.horizontal.new_size, options_,
+        add_gradients<T, decltype(gamma)::value>(full, targets, plan_.horizontal.new_size, options_,
                                                  factors, above, below);
       });
     });

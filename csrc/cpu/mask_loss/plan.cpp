@@ -20,9 +20,9 @@ constexpr int64_t kTasks = 64;
 constexpr int64_t kPadding = 16;
 
 template <class T>
-class AxisTable {
+class AdjointTable {
  public:
-  AxisTable(int64_t size, int64_t new_size) : start_(size, static_cast<int32_t>(new_size)) {
+  AdjointTable(int64_t size, int64_t new_size) : start_(size, static_cast<int32_t>(new_size)) {
     std::vector<int64_t> end(size, 0);
     for (int64_t i = 0; i < new_size; ++i) {
       const Tap<double> tap = bilinear_tap(i, size, new_size);
@@ -46,7 +46,12 @@ class AxisTable {
       if (end[j] == 0) start_[j] = 0;
     }
     table_.pad(kPadding);
-    resize_ = {table_.view(), size, new_size, span, start_.data(), weights_.data()};
+    static_cast<Resize<T>&>(resize_) = table_.view();
+    resize_.size = size;
+    resize_.new_size = new_size;
+    resize_.span = span;
+    resize_.start = start_.data();
+    resize_.weights = weights_.data();
   }
 
   const AxisResize<T>& resize() const { return resize_; }
@@ -86,7 +91,9 @@ class MaskLossPlanner {
   void forward() {
     std::vector<double> partial_sums(3 * rows_.size() * plan_.chunks);
     plan_.partial_sums = partial_sums.data();
-    run(kernel_.forward, kernel_.forward_bytes(plan_));
+    for_each(tasks(), threads_, kernel_.forward_bytes(plan_), [&](int64_t i, void* memory) {
+      kernel_.forward(plan_, i / plan_.chunks, i % plan_.chunks, memory);
+    });
     const std::vector<double> areas = segment_areas();
     T* const focal = static_cast<T*>(problem_.focal);
     T* const dice = static_cast<T*>(problem_.dice);
@@ -125,11 +132,15 @@ class MaskLossPlanner {
     plan_.grad_factors = grad_factors.data();
     std::vector<T> partial_embed(embed ? rows_.size() * plan_.chunks * channels : 0);
     plan_.partial_embed = partial_embed.data();
-    run(kernel_.backward, kernel_.backward_bytes(plan_));
+    for_each(tasks(), threads_, kernel_.backward_bytes(plan_), [&](int64_t i, void* memory) {
+      kernel_.backward(plan_, i / plan_.chunks, i % plan_.chunks, memory);
+    });
     if (embed) sum_grad_embed(partial_embed.data());
   }
 
  private:
+  int64_t tasks() const { return problem_.predictions.images * plan_.chunks; }
+
   double full_pixels() const {
     return static_cast<double>(problem_.segments.height) *
            static_cast<double>(problem_.segments.width);
@@ -239,16 +250,10 @@ class MaskLossPlanner {
     }
   }
 
-  void run(void (*task)(const MaskLossPlan<T>&, int64_t, int64_t, void*), int64_t bytes) const {
-    for_each(
-        problem_.predictions.images * plan_.chunks, threads_, bytes,
-        [&](int64_t i, void* memory) { task(plan_, i / plan_.chunks, i % plan_.chunks, memory); });
-  }
-
   const MaskLossKernel<T>& kernel_ = MFK_BEST_KERNEL(mask_loss).of<T>();
   const MaskLossProblem& problem_;
   const int threads_;
-  const AxisTable<T> horizontal_, vertical_;
+  const AdjointTable<T> horizontal_, vertical_;
   std::vector<MatchedRow> rows_;
   std::vector<int64_t> first_row_, first_segment_;
   std::vector<T> embed_;

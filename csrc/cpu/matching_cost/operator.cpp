@@ -41,7 +41,10 @@ Tensor matching_cost(const Tensor& class_logits, const Tensor& embed,
                   predictions.width, " for ", max_count, " segments");
   problem.class_logits = class_logits.const_data_ptr();
   problem.class_element = mfk::element_of("class_logits", class_logits);
-  for (int64_t i = 0; i < 4; ++i) problem.class_stride[i] = class_logits.stride(i);
+  problem.class_stride = {.layer = class_logits.stride(0),
+                          .image = class_logits.stride(1),
+                          .query = class_logits.stride(2),
+                          .class_index = class_logits.stride(3)};
   problem.classes = class_logits.size(3);
   problem.labels = classes.const_data_ptr<int64_t>();
   problem.class_weight = class_weight;

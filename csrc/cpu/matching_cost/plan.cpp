@@ -248,10 +248,10 @@ class MatchingCostPlanner {
   void softmax_classes(int64_t layer, int64_t b, int64_t query,
                        std::vector<double>& probability) const {
     with_element(problem_.class_element, [&](auto kind) {
-      const int64_t* stride = problem_.class_stride;
-      copy_strided(static_cast<const decltype(kind)*>(problem_.class_logits) + layer * stride[0] +
-                       b * stride[1] + query * stride[2],
-                   stride[3], problem_.classes, probability.data());
+      const ClassStride& stride = problem_.class_stride;
+      copy_strided(static_cast<const decltype(kind)*>(problem_.class_logits) +
+                       layer * stride.layer + b * stride.image + query * stride.query,
+                   stride.class_index, problem_.classes, probability.data());
     });
     const double most = *std::max_element(probability.begin(), probability.end());
     double total = 0;

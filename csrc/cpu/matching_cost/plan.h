@@ -5,10 +5,14 @@
 
 namespace mfk::cpu {
 
+struct ClassStride {
+  int64_t layer, image, query, class_index;  // in elements
+};
+
 struct MatchingCostProblem {
   const void* class_logits;  // [L, B, Q, K + 1]
   Element class_element;
-  int64_t class_stride[4];
+  ClassStride class_stride;
   int64_t classes;  // K + 1
   MaskPredictions predictions;
   Segments segments;

@@ -26,10 +26,10 @@ struct Span {
 template <class T>
 struct ViewPlan {
   const MaskPredictions* predictions;
-  const int32_t* queries;  // those that take part, the live ones first
-  int64_t count, live;
-  int64_t live_offset, rest_offset;  // in a panel
-  const T* embed;                    // packed, [count, C]; null for dense logits
+  const int32_t* queries;  // those that take part, the heavy ones first
+  int64_t count, heavy;
+  int64_t heavy_offset, light_offset;  // in a panel
+  const T* embed;                      // packed, [count, C]; null for dense logits
   // From masks to the result where the image is resized once. Where it is resized twice, from masks
   // to the input, and then from there to the result.
   bool twice;
@@ -48,13 +48,13 @@ struct SegmentationPlan {
   const ViewPlan<T>* views;
   int64_t view_count;
   int64_t queries;  // of all views
-  int64_t live;     // the rest have so little weight that they seldom change the best class
+  int64_t heavy;    // the light rest has so little weight that it seldom changes the best class
   int64_t height, width;
   int64_t band, step;  // rows of a task, and of those made together
   bool resize_logits;  // the sigmoid comes last
 
   const T* probability;  // packed, [K, queries]
-  const T* weights;      // [queries - live]: the largest probability of each of the rest
+  const T* weights;      // [queries - heavy]: the largest probability of each light one
   int64_t classes;
   int64_t* labels;
   T* scores;

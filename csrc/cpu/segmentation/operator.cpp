@@ -26,14 +26,14 @@ MaskPredictions predictions_of_image(const Tensor& embed, const OptionalTensor& 
     mfk::check_shape("pixel_features", *features, {embed.size(1), "h", "w"});
     predictions.features = features->const_data_ptr();
     predictions.features_element = mfk::element_of("pixel_features", *features);
-    for (int64_t i = 0; i < 3; ++i) predictions.features_stride[1 + i] = features->stride(i);
+    predictions.features_stride = mfk::cpu::features_stride(*features);
     predictions.channels = features->size(0);
   } else {
     mfk::check_shape("mask_embed", embed, {"Q", "h", "w"});
   }
   predictions.embed = embed.const_data_ptr();
   predictions.embed_element = mfk::element_of("mask_embed", embed);
-  for (int64_t i = 0; i < embed.dim(); ++i) predictions.embed_stride[2 + i] = embed.stride(i);
+  predictions.embed_stride = mfk::cpu::embed_stride(embed, features.has_value());
   predictions.layers = predictions.images = 1;
   predictions.queries = embed.size(0);
   const Tensor& pixels = features.has_value() ? *features : embed;

@@ -58,10 +58,10 @@ std::vector<T> pack(int64_t rows, int64_t depth, F entry) {
   return packed;
 }
 
-// The queries of a view that take part, the live ones first.
+// The queries of a view that take part, the heavy ones first.
 struct Queries {
   std::vector<int32_t> indices;
-  int64_t live;
+  int64_t heavy;
 };
 
 template <class T>
@@ -94,7 +94,7 @@ class ViewPlanner {
     plan_.predictions = &predictions;
     plan_.queries = queries_.data();
     plan_.count = static_cast<int64_t>(queries_.size());
-    plan_.live = queries.live;
+    plan_.heavy = queries.heavy;
     plan_.embed = predictions.features == nullptr ? nullptr : embed_.data();
     plan_.twice = twice_;
     plan_.mask_columns = mask_columns_.data();
@@ -105,13 +105,13 @@ class ViewPlanner {
   }
 
   // Where its queries start in a panel.
-  void set_offsets(int64_t live, int64_t rest) {
-    plan_.live_offset = live;
-    plan_.rest_offset = rest;
+  void set_offsets(int64_t heavy, int64_t light) {
+    plan_.heavy_offset = heavy;
+    plan_.light_offset = light;
   }
 
-  int64_t live() const { return plan_.live; }
-  int64_t rest() const { return plan_.count - plan_.live; }
+  int64_t heavy() const { return plan_.heavy; }
+  int64_t light() const { return plan_.count - plan_.heavy; }
 
   // The rows of logits that `step` rows of the result need.
   int64_t ring(int64_t step) const {
@@ -142,12 +142,12 @@ class ViewPlanner {
   static int64_t padded(int64_t columns) { return round_up(columns, kSlack) + kSlack; }
 
   void pack_embeddings(const MaskPredictions& predictions) {
-    const int64_t* stride = predictions.embed_stride;
+    const EmbedStride& stride = predictions.embed_stride;
     with_element(predictions.embed_element, [&](auto kind) {
       const auto* embed = static_cast<const decltype(kind)*>(predictions.embed);
       embed_ = pack<T>(
           static_cast<int64_t>(queries_.size()), predictions.channels, [&](int64_t i, int64_t c) {
-            return static_cast<T>(widen(embed[queries_[i] * stride[2] + c * stride[3]]));
+            return static_cast<T>(widen(embed[queries_[i] * stride.query + c * stride.channel]));
           });
     });
   }
@@ -180,14 +180,14 @@ class SegmentationPlanner {
       : threads_(threads) {
     for (size_t v = 0; v < problem.views.size(); ++v) {
       views_.emplace_back(problem, problem.views[v], std::move(queries[v]));
-      plan_.live += views_.back().live();
+      plan_.heavy += views_.back().heavy();
     }
-    int64_t live = 0;
-    plan_.queries = plan_.live;
+    int64_t heavy = 0;
+    plan_.queries = plan_.heavy;
     for (ViewPlanner<T>& view : views_) {
-      view.set_offsets(live, plan_.queries);
-      live += view.live();
-      plan_.queries += view.rest();
+      view.set_offsets(heavy, plan_.queries);
+      heavy += view.heavy();
+      plan_.queries += view.light();
     }
     plan_.height = problem.height;
     plan_.width = problem.width;
@@ -207,13 +207,13 @@ class SegmentationPlanner {
       const ViewPlan<T>& view = view_plans_[v];
       for (int64_t i = 0; i < view.count; ++i) {
         const int64_t index =
-            i < view.live ? view.live_offset + i : view.rest_offset + i - view.live;
+            i < view.heavy ? view.heavy_offset + i : view.light_offset + i - view.heavy;
         rows[index] =
             static_cast<const T*>(problem.probability[v]) + view.queries[i] * problem.classes;
       }
     }
     std::vector<T> weights;
-    for (int64_t i = plan_.live; i < plan_.queries; ++i) {
+    for (int64_t i = plan_.heavy; i < plan_.queries; ++i) {
       weights.push_back(largest(rows[i], problem.classes));
     }
     plan_.weights = weights.data();
@@ -264,12 +264,12 @@ class SegmentationPlanner {
   int64_t bands_;
 };
 
-// The rest are the queries of least weight, as many as can come to kRest together: less than the lead
+// The light queries are those of least weight, as many as can come to kLight together: less than the lead
 // of the best class of most pixels, once a model is trained.
-constexpr double kRest = 0.5;
+constexpr double kLight = 0.5;
 
 template <class T>
-std::vector<Queries> live_queries(const SemanticProblem& problem) {
+std::vector<Queries> weighed_queries(const SemanticProblem& problem) {
   std::vector<std::vector<T>> weights;
   std::vector<T> sorted;
   for (size_t v = 0; v < problem.views.size(); ++v) {
@@ -282,17 +282,17 @@ std::vector<Queries> live_queries(const SemanticProblem& problem) {
   }
   std::sort(sorted.begin(), sorted.end());
   double total = 0;
-  size_t rest = 0;
-  while (rest < sorted.size() && (total += sorted[rest]) <= kRest) ++rest;
+  size_t light = 0;
+  while (light < sorted.size() && (total += sorted[light]) <= kLight) ++light;
   // With little to leave out, trying is not worth it.
-  const T limit = 2 * rest < sorted.size() || rest == sorted.size() ? T{0} : sorted[rest];
+  const T limit = 2 * light < sorted.size() || light == sorted.size() ? T{0} : sorted[light];
   std::vector<Queries> queries;
   for (const std::vector<T>& own : weights) {
     Queries of_view{std::vector<int32_t>(own.size()), 0};
     std::iota(of_view.indices.begin(), of_view.indices.end(), 0);
     const auto end = std::stable_partition(of_view.indices.begin(), of_view.indices.end(),
                                            [&](int32_t q) { return own[q] >= limit; });
-    of_view.live = end - of_view.indices.begin();
+    of_view.heavy = end - of_view.indices.begin();
     queries.push_back(std::move(of_view));
   }
   return queries;
@@ -300,7 +300,7 @@ std::vector<Queries> live_queries(const SemanticProblem& problem) {
 
 template <class T>
 void run_semantic(const SemanticProblem& problem, int threads) {
-  SegmentationPlanner<T>(problem, live_queries<T>(problem), threads).semantic(problem);
+  SegmentationPlanner<T>(problem, weighed_queries<T>(problem), threads).semantic(problem);
 }
 
 template <class T>
@@ -319,8 +319,8 @@ void run_owners(const OwnersProblem& problem, int threads) {
     std::fill_n(problem.owners, problem.height * problem.width, -1);
     return;
   }
-  const int64_t live = static_cast<int64_t>(kept.size());
-  SegmentationPlanner<T>(problem, {{std::move(kept), live}}, threads).owners(problem, scores);
+  const int64_t heavy = static_cast<int64_t>(kept.size());
+  SegmentationPlanner<T>(problem, {{std::move(kept), heavy}}, threads).owners(problem, scores);
 }
 
 }  // namespace
