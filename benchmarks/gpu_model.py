@@ -4,8 +4,8 @@ python benchmarks/gpu_model.py [--json FILE] [--plot FILE] [--case A] [--dtype b
 
 Counts the instructions of each kernel by pipe, loop by loop, multiplies by how often the loops run
 in cases A and B (benchmarks/NOTES.md), and takes for each kernel the longest of its bounds: issue
-of instructions, pipes, memory, and latency at the number of programs that a multiprocessor holds. No
-bound knows of another one, of caches, or of warps that wait for each other: measured times are
+of instructions, pipes, memory, and latency at the number of programs that a multiprocessor holds.
+No bound knows of another one, of caches, or of warps that wait for each other: measured times are
 longer, by 1.1 to 1.3 for the large kernels, which bound several resources at once.
 """
 

@@ -107,8 +107,9 @@ def print_totals(totals: list[dict[str, Any]]) -> None:
         before, now = total["measured_ms_before"], total["measured_ms"]
         h100, h200 = total["predicted_ms_H100"], total["predicted_ms_H200"]
         print(
-            f"{total['case']} {total['dtype']}: predicted {h100:.2f} ms (H100), {h200:.2f} ms (H200); "
-            f"measured {now:.2f} ms, ratio {now / h200:.2f}; round 0 measured {before:.2f} ms"
+            f"{total['case']} {total['dtype']}: predicted {h100:.2f} ms (H100), {h200:.2f} ms "
+            f"(H200); measured {now:.2f} ms, ratio {now / h200:.2f}; "
+            f"round 0 measured {before:.2f} ms"
         )
         for unit, count in total["instructions"].items():
             print(f"    {unit}: {count:.1f} instructions")
@@ -138,6 +139,8 @@ def summary(rows: list[Row], measured: Measured, before: dict[str, float]) -> li
     for case in CASES:
         for dtype in dict.fromkeys(row.dtype for row in rows):
             some = [row for row in rows if (row.case, row.dtype) == (case.name, dtype)]
+            if not some:
+                continue
             total: dict[str, Any] = {"case": case.name, "dtype": dtype}
             total |= {
                 f"predicted_ms_{name}": sum(row.predictions[name].us for row in some) / 1e3
