@@ -11,6 +11,7 @@ from helpers.gpu.compiler import Launch, recorded
 from torch import Tensor
 
 from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
+from mfkernels.ops.loss_sums.triton_launch import loss_sums
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.mask_loss.triton_pixels_launch import MASK_ROWS_OF_A_PROGRAM
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
@@ -56,7 +57,8 @@ def launches_of(case: Case, dtype: torch.dtype) -> list[Launch]:
         )
         focal, dice, *saved = mask_loss(*masks, counts, assignment, 0.25, 2.0, True)
         mask_loss_backward(focal, dice, *saved, *masks, counts, assignment, 0.25, 2.0, True, True)
-        loss, _, *saved = class_loss(class_logits, labels, counts, assignment, 0.1)
+        loss, weight, *saved = class_loss(class_logits, labels, counts, assignment, 0.1)
+        loss_sums(focal, dice, loss, weight, IMAGES * case.segments, (1.0, 20.0, 1.0))
         class_loss_backward(loss, class_logits, *saved, 0.1)
     return launches
 
@@ -79,11 +81,12 @@ def _sums(given: dict[str, Any], case: Case) -> list[float]:
 def _cost(given: dict[str, Any], case: Case) -> list[float]:
     classes = _steps(case.classes + 1, given["BLOCK"].classes)
     # The loops between are of costs too large for what the first kernel sums.
-    return [OF_IMAGES, given["sizes"].splits, 0, 0, 0, classes, classes]
+    return [OF_IMAGES, len(given["partial"].areas_ptr), 0, 0, 0, classes, classes]
 
 
 def _parts(given: dict[str, Any], case: Case) -> list[float]:
-    blocks, rows = given["sizes"].blocks, _steps(LAYERS * QUERIES, given["BLOCK"].rows)
+    blocks = _steps(case.pixels, given["BLOCK"].pixels)
+    rows = _steps(LAYERS * QUERIES, given["BLOCK"].rows)
     steps, of_features = CHANNELS / given["BLOCK"].channels, blocks / (blocks + rows)
     of_embed = 1 - of_features
     return [steps * share for share in (of_embed, of_features, of_features, of_embed)]
@@ -123,6 +126,7 @@ TRIPS: dict[str, Trips] = {
     "grad_embed_sum_kernel": _grad_embed_sum,
     "entropy_kernel": _classes,
     "sum_kernel": lambda given, case: [_steps(given["parts"], given["BLOCK"])],
+    "loss_sums_kernel": lambda given, case: [LAYERS, *[LAYERS] * 2],
     "gradient_kernel": lambda given, case: [_steps(case.classes + 1, given["BLOCK_K"])],
 }
 """For each kernel, how often a program runs through its loops, in the order in which they begin."""
