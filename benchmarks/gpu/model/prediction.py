@@ -42,10 +42,10 @@ class Work:
         return self.programs * self.warps * self.of_a_warp.instructions
 
 
-def work_of(launch: Launch, case: Case, architecture: int = 90) -> Work:
+def work_of(launch: Launch, case: Case, architecture: str = "sm_90") -> Work:
     compiled = compile_launch(launch, architecture)
     warps = launch.options["num_warps"]
-    program = Program.of(cuobjdump(compiled.cubin, "-sass"))
+    program = Program.of(cuobjdump(compiled.binary, "-sass"))
     trips = TRIPS[launch.name](launch.arguments, case)
     return Work(
         kernel=launch.name,
