@@ -4,6 +4,7 @@ import mfkernels.selfcheck.first_use  # noqa: F401
 from mfkernels.backend import use_backend
 from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.explanation import explain
+from mfkernels.graphs import GraphedCriterion, warmup
 from mfkernels.ops.assignment import (
     assignment_to_indices,
     assignment_to_pairs,
@@ -29,6 +30,7 @@ from mfkernels.targets import SegmentTargets
 __version__ = "0.1.0"
 
 __all__ = [
+    "GraphedCriterion",
     "Instances",
     "MaskFormerCriterion",
     "SegmentTargets",
@@ -52,4 +54,5 @@ __all__ = [
     "semantic_segmentation",
     "sigmoid_focal_loss",
     "use_backend",
+    "warmup",
 ]

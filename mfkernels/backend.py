@@ -32,6 +32,7 @@ OPERATIONS: dict[str, dict[str, str]] = {
     "mask_loss": {"cpu": "cpu", "cuda": "triton"},
     # On a CPU there are no launches to save, so that a kernel would have nothing to gain.
     "class_loss": {"cpu": "pytorch", "cuda": "triton"},
+    "loss_sums": {"cpu": "pytorch", "cuda": "triton"},
     "focal_dice": {"cpu": "cpu", "cuda": "triton"},
     "point_loss": {"cpu": "cpu", "cuda": "pytorch"},
     "mask_logits": {"cpu": "cpu", "cuda": "pytorch"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,11 @@ from mfkernels.checks import (
     check_number,
     check_predictions,
     check_targets,
+    usable_by_autograd,
     without_autocast,
 )
-from mfkernels.distributed import mean_num_masks, mean_over_processes
+from mfkernels.distributed import in_parallel, mean_num_masks, mean_over_processes
+from mfkernels.layers import joined
 from mfkernels.ops.assignment import (
     STATUS_NAN,
     STATUS_NEGATIVE_INFINITY,
@@ -29,13 +32,18 @@ from mfkernels.ops.assignment import (
     batch_linear_assignment_with_status,
 )
 from mfkernels.ops.class_loss import class_loss as sum_class_loss
-from mfkernels.ops.mask_loss import mask_loss_unchecked
+from mfkernels.ops.loss_sums import loss_sums
+from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
+_MOST_COPIED = 1 << 26
+"""Bytes of mask logits that are copied so that one launch serves all layers: for more than that a
+GPU takes longer than its launches do."""
+_KINDS = ("loss_ce", "loss_mask", "loss_dice")
 _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
 
@@ -46,6 +54,25 @@ class _Layers(NamedTuple):
     """`[L, B, Q, K+1]`."""
     predictions: MaskPredictions
     """Of the masks, with the same layers and queries."""
+
+
+class LossesWithTotal(dict[str, Tensor]):
+    """Losses by name, and their weighted sum, which the kernel of the losses forms beside them."""
+
+    def __init__(
+        self, losses: Mapping[str, Tensor], total: Tensor, weights: tuple[float, float, float]
+    ) -> None:
+        super().__init__(losses)
+        self._total = total
+        self._weights = weights
+        self._given = tuple(losses.items())
+
+    def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
+        """The total; None with other weights, or after a loss was changed, added or taken out."""
+        unchanged = len(self) == len(self._given) and all(
+            self.get(name) is loss for name, loss in self._given
+        )
+        return self._total if unchanged and weights == self._weights else None
 
 
 class MaskFormerCriterion(nn.Module):
@@ -172,25 +199,43 @@ class MaskFormerCriterion(nn.Module):
                 fit.
         """
         groups, targets = self._check(outputs, targets)
-        losses: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         with without_autocast(targets.device):
             assignment = self._match(groups, targets)
-            if num_masks is None:
-                num_masks = mean_num_masks(targets)
+            divisor: float | Tensor = targets.num_segments or 1
+            if num_masks is not None:
+                divisor = usable_by_autograd(num_masks)
+            elif in_parallel():
+                divisor = mean_num_masks(targets)
             matched = assignment.split([len(layers.class_logits) for layers in groups])
-            for layers, queries in zip(groups, matched, strict=True):
-                loss_mask, loss_dice = mask_loss_unchecked(
-                    layers.predictions, targets, queries, num_masks, self.alpha, self.gamma
-                )
-                losses["loss_ce"].extend(self._class_loss(layers.class_logits, targets, queries))
-                losses["loss_mask"].extend(loss_mask)
-                losses["loss_dice"].extend(loss_dice)
+            sums = [
+                self._losses(layers, targets, queries, divisor)
+                for layers, queries in zip(groups, matched, strict=True)
+            ]
+        total = sums[0][1] if len(sums) == 1 else None
+        # Each a tensor of its own without an operator: in a list of layers, by kind.
+        of_kinds = [[x for losses, _ in sums for x in losses[kind]] for kind in range(3)]
         final = len(assignment) - 1
-        return {
-            name if layer == final else f"{name}_{layer}": losses[name][layer]
-            for layer in (final, *range(final))
-            for name in losses
-        }
+        values = [of_kind[layer] for layer in (final, *range(final)) for of_kind in of_kinds]
+        losses = dict(zip(loss_names(final + 1), values, strict=True))
+        return losses if total is None else LossesWithTotal(losses, total, self._weights())
+
+    def _losses(
+        self,
+        layers: _Layers,
+        targets: SegmentTargets,
+        assignment: Tensor,
+        num_masks: float | Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class, mask and dice loss `[3, L]`, and their total if that costs nothing."""
+        focal, dice = segment_losses_unchecked(
+            layers.predictions, targets, assignment, self.alpha, self.gamma
+        )
+        class_loss, weight = self._class_loss(layers.class_logits, targets, assignment)
+        return loss_sums(focal, dice, class_loss, weight, num_masks, self._weights())
+
+    def _weights(self) -> tuple[float, float, float]:
+        weights = self.weights
+        return weights["loss_ce"], weights["loss_mask"], weights["loss_dice"]
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, 0-dim, of the losses that `forward` returns.
@@ -198,6 +243,10 @@ class MaskFormerCriterion(nn.Module):
         Raises:
             ValueError: `losses` has a name that `forward` does not give.
         """
+        if isinstance(losses, LossesWithTotal):
+            total = losses.total_of(self._weights())
+            if total is not None:
+                return total
         kinds: dict[str, list[Tensor]] = {}
         for name, loss in losses.items():
             kind = _LOSS_NAME.fullmatch(name)
@@ -279,15 +328,15 @@ class MaskFormerCriterion(nn.Module):
 
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
-    ) -> Tensor:
-        """`[L]`: weighted mean of the cross-entropy over all queries of all images."""
+    ) -> tuple[Tensor, Tensor]:
+        """`[L]` and `[L]`: weighted cross-entropies of all queries of all images, and weights."""
         per_class = self.class_weights
         if per_class is not None and per_class.device != class_logits.device:
             self.class_weights = per_class = per_class.to(class_logits.device)
         loss, weight = sum_class_loss(
             class_logits, targets, assignment, self.no_object_weight, per_class
         )
-        return loss / (mean_over_processes(weight) if self.class_loss == "over_all" else weight)
+        return loss, mean_over_processes(weight) if self.class_loss == "over_all" else weight
 
     def _check(
         self,
@@ -320,6 +369,12 @@ class MaskFormerCriterion(nn.Module):
         return groups, targets
 
 
+def loss_names(layers: int) -> list[str]:
+    """Of all losses, in the order in which the criterion gives them: the last layer comes first."""
+    earlier = (f"{kind}_{layer}" for layer in range(layers - 1) for kind in _KINDS)
+    return [*_KINDS, *earlier]
+
+
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
@@ -345,11 +400,14 @@ def _read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tens
             class_logits = class_logits[None]
         return [(class_logits, mask_embed, _need(outputs, "pixel_features"))]
     predictions = [*(outputs.get("aux_outputs") or ()), outputs]
-    # Dense logits are large: each layer stays where it is, none is copied into a stack.
-    return [
-        (_need(layer, "pred_logits")[None], _need(layer, "pred_masks")[None], None)
-        for layer in predictions
-    ]
+    logits = [_need(layer, "pred_logits") for layer in predictions]
+    masks = [_need(layer, "pred_masks") for layer in predictions]
+    # Dense logits are large: layers stay where they are, but for small ones on a GPU.
+    of_all = joined(masks, _MOST_COPIED if masks[0].is_cuda else 0)
+    classes_of_all = None if of_all is None else joined(logits, math.inf)
+    if of_all is not None and classes_of_all is not None:
+        return [(classes_of_all, of_all, None)]
+    return [(x[None], y[None], None) for x, y in zip(logits, masks, strict=True)]
 
 
 def _need(outputs: Mapping[str, Any], key: str) -> Tensor:

@@ -10,7 +10,7 @@ from mfkernels.targets import SegmentTargets
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of `value`, which is overwritten; `value` itself without other processes."""
-    if _in_parallel():
+    if in_parallel():
         distributed.all_reduce(value)
         value /= distributed.get_world_size()
     return value
@@ -23,12 +23,12 @@ def mean_num_masks(*targets: SegmentTargets, device: torch.device | None = None)
     """
     device = targets[0].device if device is None else device
     mean = sum(part.num_segments for part in targets) / len(targets)
-    if not _in_parallel():
+    if not in_parallel():
         mean = max(mean, 1.0)
     # In float32 whatever the default is: bfloat16 does not count beyond 256.
     value = torch.full((), mean, dtype=torch.float32, device=device)
-    return mean_over_processes(value).clamp(min=1) if _in_parallel() else value
+    return mean_over_processes(value).clamp(min=1) if in_parallel() else value
 
 
-def _in_parallel() -> bool:
+def in_parallel() -> bool:
     return distributed.is_available() and distributed.is_initialized()

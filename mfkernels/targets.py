@@ -257,6 +257,50 @@ class SegmentTargets:
             object.__setattr__(moved, name, move(value) if isinstance(value, Tensor) else value)
         return moved
 
+    def with_capacity(self, max_count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels `[B · max_count]`, counts `[B]` and segments, of shapes that do not depend on T.
+
+        For `of_capacity`. Labels and masks beyond N are 0.
+
+        Raises:
+            ValueError: an image has more than `max_count` segments.
+        """
+        if self.max_count > max_count:
+            raise ValueError(f"an image has {self.max_count} segments, more than {max_count}")
+        missing = self.batch_size * max_count - self.num_segments
+        segments = self._storage
+        if self.masks is not None:
+            segments = F.pad(self.masks, (0, 0, 0, 0, 0, missing))
+        return F.pad(self.labels, (0, missing)), self._counts, segments
+
+    @classmethod
+    def of_capacity(
+        cls, labels: Tensor, counts: Tensor, segments: Tensor, max_count: int, *, overlap: bool
+    ) -> SegmentTargets:
+        """Targets whose numbers of segments only the device knows, for native kernels on a GPU.
+
+        `counts` and `offsets` of the result are those of images with `max_count` segments each;
+        nothing is checked. Plain PyTorch takes such targets for ones that are full. On a CPU, where
+        the numbers can be read, they are the targets that they were.
+        """
+        if holds_values(counts):
+            numbers = tuple(counts.tolist())
+            total = sum(numbers)
+            storage = {"masks": segments[:total]} if overlap else {"label_map": segments}
+            return cls(labels[:total], numbers, **storage)
+        targets = object.__new__(cls)
+        values = {
+            "labels": labels,
+            "counts": (max_count,) * len(counts),
+            "label_map": None if overlap else segments,
+            "masks": segments if overlap else None,
+            "_counts": counts,
+            "_label_limits": None,
+        }
+        for name, value in values.items():
+            object.__setattr__(targets, name, value)
+        return targets
+
     def counts_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """`counts` as a tensor `[B]` int64, by default where the targets are."""
         return self._counts if device is None else self._counts.to(device, non_blocking=True)

@@ -17,8 +17,18 @@ from mfkernels.selfcheck.predictions import predicted_ms
 from mfkernels.selfcheck.problems import Problem, problems
 
 USUAL = (torch.float32, torch.bfloat16, torch.float16)
-DTYPES: dict[str, tuple[torch.dtype, ...]] = {"assignment": (torch.float32, torch.float64)}
-OF_OTHER_SIZES = ("assignment", "class_loss", "focal_dice", "point_loss", "sample_points")
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "assignment": (torch.float32, torch.float64),
+    "loss_sums": (torch.float32,),
+}
+OF_OTHER_SIZES = (
+    "assignment",
+    "class_loss",
+    "loss_sums",
+    "focal_dice",
+    "point_loss",
+    "sample_points",
+)
 """Operations without features, which `ALIGNED` need not repeat."""
 ROUNDINGS = 8
 """Of the largest value, by which a kernel may be off where plain PyTorch is exact."""

@@ -13,6 +13,7 @@ from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
+from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_logits import mask_logits
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.ops.matching_cost import matching_cost
@@ -61,6 +62,9 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
         if not overlap:
             losses = _class_loss(targets, found)
             yield Problem("class_loss", "matches", losses, [class_logits], gradient=True)
+            shapes = (found.shape, found.shape, found.shape[:1])
+            sums = [torch.rand(shape, generator=generator) for shape in shapes]
+            yield Problem("loss_sums", "layers", _loss_sums, sums, gradient=True)
         criterion = _criterion(targets, sizes.classes)
         everything = [class_logits, embed, features]
         yield Problem("criterion", name, criterion, everything, gradient=True)
@@ -107,6 +111,11 @@ def _class_loss(targets: SegmentTargets, found: Tensor) -> Function:
         return list(class_loss(class_logits, targets, found, 0.1))
 
     return function
+
+
+def _loss_sums(focal: Tensor, dice: Tensor, class_loss: Tensor) -> list[Tensor]:
+    class_weight = torch.full_like(class_loss, 3.0)
+    return [loss_sums(focal, dice, class_loss, class_weight, 7.0, (1.0, 20.0, 1.0))[0]]
 
 
 def _criterion(targets: SegmentTargets, classes: int) -> Function:

@@ -1,7 +1,8 @@
 """Arguments that travel together, as named tuples: Triton takes them as arguments of kernels.
 
 Fields are reached by name in kernels, too, and each is specialised as an argument of its own is: a
-number that is 1 becomes a constant, and divisibility by 16 is known.
+number that is 1 becomes a constant, and divisibility by 16 is known. Numbers that vary from batch
+to batch go through `unspecialized`, so that few kernels are compiled.
 A parameter that is a `tl.constexpr` may be a named tuple as well: all its fields are constants.
 """
 
@@ -12,6 +13,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
+
+
+def unspecialized(number: int) -> int:
+    """A number in a tuple that varies from batch to batch, so that no kernel is compiled for it.
+
+    The result is odd and above 1, which is all that Triton asks; `plain` undoes it in kernels.
+    """
+    return 2 * number + 3
 
 
 class Predictions(NamedTuple):

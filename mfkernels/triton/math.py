@@ -28,6 +28,12 @@ def assembly(x, TEXT: tl.constexpr, PURE: tl.constexpr = True):
 
 
 @triton.jit
+def plain(number):
+    """What `unspecialized` was given."""
+    return (number - 3) >> 1
+
+
+@triton.jit
 def exp2(x):
     """2^x in one instruction; results below 2⁻¹²⁶ are 0.
 

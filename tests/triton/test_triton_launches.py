@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfkernels import MaskFormerCriterion, backend
 from mfkernels.ops.class_loss import operator
 
+if backend.part("triton").problem is None:
+    from mfkernels.ops.loss_sums import triton_launch as loss_sums_launch
+
 pytestmark = pytest.mark.skipif(
     backend.part("triton").problem is not None, reason=str(backend.part("triton").problem)
 )
@@ -26,6 +29,7 @@ OF_AN_OPERATOR = {
     "mfkernels::mask_loss_backward": 4,
     "mfkernels::class_loss": 2,
     "mfkernels::class_loss_backward": 1,
+    "mfkernels::loss_sums": 1,
 }
 """Launches each; test_triton_compilation.py counts those of Triton, one more for a float32 cost."""
 
@@ -59,14 +63,26 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same operators as with CUDA tensors, on CPU tensors, through which autograd can run."""
     for module in ("mfkernels.targets", "mfkernels.ops.mask_loss"):
         monkeypatch.setattr(f"{module}.holds_values", lambda tensor: False)
-    monkeypatch.setitem(backend.OPERATIONS, "class_loss", {"cpu": "cpu"})
-    for operation in ("class_loss", "mask_loss", "matching_cost", "assignment"):
+    for operation in ("class_loss", "loss_sums"):
+        monkeypatch.setitem(backend.OPERATIONS, operation, {"cpu": "cpu"})
+    for operation in ("class_loss", "loss_sums", "mask_loss", "matching_cost", "assignment"):
         monkeypatch.setitem(backend._reasons, (operation, "cpu"), None)
-    library = torch.library.Library("mfkernels", "IMPL")
+    library = torch.library.Library("mfkernels", "FRAGMENT")
+    # What stands for a launch, so that the mode counts it.
+    library.define("loss_sums(Tensor focal) -> (Tensor, Tensor, Tensor)")
+    library.impl("loss_sums", filled(shapes_of_loss_sums), "CPU")
+    monkeypatch.setattr(
+        loss_sums_launch, "loss_sums", lambda focal, *_: torch.ops.mfkernels.loss_sums(focal)
+    )
     library.impl("class_loss", filled(operator.fake), "CPU")
     library.impl("class_loss_backward", filled(operator.fake_backward), "CPU")
     yield
     library._destroy()
+
+
+def shapes_of_loss_sums(focal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    layers = len(focal)
+    return focal.new_empty(3, layers), focal.new_empty(()), focal.new_empty(2, 3, layers)
 
 
 def filled(fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +97,7 @@ def filled(fake: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 40), (torch.float32, 41)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 22), (torch.float32, 23)])
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_criterion_forward_and_backward(
     dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
@@ -98,3 +114,29 @@ def test_criterion_forward_and_backward(
     assert launches.of["mfkernels::mask_loss_backward"] == 4
     assert launches.of.total() <= most, sorted(launches.of.items())
     assert all(x.grad is not None for x in (class_logits, embed, features))
+
+
+@pytest.mark.parametrize("slices", [True, False])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_official_form_with_six_layers(slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch serves all layers: slices of one tensor, and others that are small on a GPU."""
+    monkeypatch.setitem(OF_AN_OPERATOR, "mfkernels::mask_loss", 3)
+    monkeypatch.setitem(OF_AN_OPERATOR, "mfkernels::mask_loss_backward", 2)
+    case = Case(layers=6, counts=(3, 0, 2))
+    class_logits, embed, features = case.predictions(grad=True)
+    logits = torch.einsum("lbqc,bchw->lbqhw", embed, features)
+    of_layers = [logits.unbind(), class_logits.unbind()]
+    if not slices:
+        monkeypatch.setattr(Tensor, "is_cuda", True)
+        of_layers = [[x.clone() for x in layers] for layers in of_layers]
+    named = [{"pred_masks": x, "pred_logits": y} for x, y in zip(*of_layers, strict=True)]
+    outputs = {**named[-1], "aux_outputs": named[:-1]}
+    criterion = MaskFormerCriterion(case.classes)
+    targets = case.targets()
+    with Launches() as launches:
+        total = criterion.total(criterion(outputs, targets))
+        given = [x for layer in named for x in layer.values()]
+        gradients = torch.autograd.grad(total, given)
+    assert [x.shape for x in gradients] == [x.shape for x in given]
+    assert launches.of["mfkernels::mask_loss"] == 3
+    assert launches.of.total() <= 24, sorted(launches.of.items())

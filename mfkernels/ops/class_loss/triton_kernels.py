@@ -21,7 +21,7 @@ class Block(NamedTuple):
     images: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_count"])
 def entropy_kernel(
     class_logits_ptr,
     labels_ptr,

@@ -16,6 +16,7 @@ from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import check_floats
 
 QUERIES_OF_A_PROGRAM = 4
+SEGMENTS_AT_ONCE = 16
 
 
 def class_loss(
@@ -57,7 +58,7 @@ def class_loss(
         BLOCK=Block(
             queries=QUERIES_OF_A_PROGRAM,
             classes=min(power_of_2(classes), 256),
-            segments=min(power_of_2(assignment.shape[2], 16), 64),
+            segments=SEGMENTS_AT_ONCE,
             images=min(power_of_2(images), 64),
         ),
         num_warps=4,

@@ -69,29 +69,30 @@ def mask_loss(
     else:
         check_num_masks(num_masks)
     layered = assignment if predictions.had_layers else assignment[None]
-    losses = mask_loss_unchecked(predictions, targets, layered, num_masks, alpha, gamma)
-    return losses if predictions.had_layers else (losses[0][0], losses[1][0])
+    if isinstance(num_masks, Tensor):
+        num_masks = usable_by_autograd(num_masks)
+    with without_autocast(predictions.embed.device):
+        of_segments = segment_losses_unchecked(predictions, targets, layered, alpha, gamma)
+        # One sum and one division: on a GPU each operator is a launch.
+        losses = torch.stack(of_segments).sum((2, 3)) / num_masks
+        loss_mask, loss_dice = losses.unbind() if predictions.had_layers else losses[:, 0].unbind()
+        return loss_mask, loss_dice
 
 
 @served_by_pytorch_where_kernels_fail("mask_loss")
-def mask_loss_unchecked(
+def segment_losses_unchecked(
     predictions: MaskPredictions,
     targets: SegmentTargets,
     assignment: Tensor,
-    num_masks: float | Tensor,
     alpha: float,
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
-    """`mask_loss` of checked arguments: `[L]` and `[L]` from the assignment `[L, B, T]`."""
+    """Focal and dice loss `[L, B, T]`, 0 where none is matched, of checked arguments."""
     embed, features = predictions.embed, predictions.features
-    if isinstance(num_masks, Tensor):
-        num_masks = usable_by_autograd(num_masks)
     with without_autocast(embed.device):
         problem = native_problem(embed, features)
         if backend.select("mask_loss", embed.device, problem) != "native":
-            return reference.mask_loss(
-                embed, features, targets, assignment, num_masks, alpha, gamma
-            )
+            return reference.losses_of_segments(embed, features, targets, assignment, alpha, gamma)
         inputs = (embed,) if features is None else (embed, features)
         keep_maps = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         focal, dice, *_ = torch.ops.mfkernels.mask_loss(
@@ -105,10 +106,7 @@ def mask_loss_unchecked(
             gamma,
             keep_maps,
         )
-        # One sum and one division: on a GPU each operator is a launch.
-        losses = torch.stack((focal, dice)).sum((2, 3)) / num_masks
-        loss_mask, loss_dice = losses.unbind()
-        return loss_mask, loss_dice
+        return focal, dice
 
 
 def _check_assignment(

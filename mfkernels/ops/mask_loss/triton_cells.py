@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import (
     exp2,
     if_also,
     minus_log2_of_rest,
+    plain,
     reciprocal,
     segments_of_image,
 )
@@ -47,6 +49,10 @@ class Resize(NamedTuple):
 
     y: Axis
     x: Axis
+
+    def as_argument(self) -> Resize:
+        """As kernels take it: `plain` gives them the sizes of the mask."""
+        return Resize(*(axis._replace(size=unspecialized(axis.size)) for axis in self))
 
 
 class Variant(NamedTuple):
@@ -142,7 +148,7 @@ def first_target_pixel(cell, axis):
     It may be negative.
     """
     above_zero = axis.phases + 1
-    size = axis.size
+    size = plain(axis.size)
     numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * above_zero
     return numerator // (2 * size) - above_zero
 
@@ -159,10 +165,10 @@ def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
     if WHOLE:
         weight = phase * axis.step + axis.start
     else:
-        numerator = (2 * index + 1) * axis.size - (2 * cell + 1) * axis.target_size
+        numerator = (2 * index + 1) * plain(axis.size) - (2 * cell + 1) * axis.target_size
         weight = numerator.to(tl.float32) * axis.step
         exists = exists & (numerator < 2 * axis.target_size)
-    weight = tl.where(cell < 0, 1.0, tl.where(cell == axis.size - 1, 0.0, weight))
+    weight = tl.where(cell < 0, 1.0, tl.where(cell == plain(axis.size) - 1, 0.0, weight))
     return index, weight, exists
 
 
@@ -208,7 +214,7 @@ def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_count"])
 def members_kernel(
     pairs_ptr,
     counts_ptr,
@@ -223,7 +229,7 @@ def members_kernel(
     One bit a pixel, and above them how many there are. `pairs_ptr`: two pixels an integer.
     """
     CELLS: tl.constexpr = BLOCK.cells
-    height, width = resize.y.size, resize.x.size
+    height, width = plain(resize.y.size), plain(resize.x.size)
     image = tl.program_id(1)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)

@@ -69,7 +69,9 @@ class _Problem:
             yield self.sizes._replace(first_image=first), min(group, images - first)
 
     def product_sizes(self, sizes: Sizes) -> ProductSizes:
-        return ProductSizes(**sizes._asdict(), channels=self.channels, pixels=self.pixels)
+        return ProductSizes(
+            **sizes.as_argument()._asdict(), channels=self.channels, pixels=self.pixels
+        )
 
     def workspace(self, group: int) -> Tensor:
         """New memory for `[L, group, T, h·w]`."""

@@ -28,6 +28,7 @@ from mfkernels.triton.math import (
     dice_loss,
     from_lane_before,
     if_also,
+    plain,
     row_offset,
     segments_of_image,
     store_sums,
@@ -144,11 +145,11 @@ def begins_of_rows(
     """
     layer, segment, _, query = matches
     offset = workspace_index(layer, segment, sizes)
-    offset *= tl.full([], resize.y.size, tl.int64) * resize.x.size
+    offset *= tl.full([], plain(resize.y.size), tl.int64) * plain(resize.x.size)
     logits_offset = offset if VARIANT.factored else row_offset(layer, image, query, logits)
     if VARIANT.four:
-        owner = image.to(tl.int64) * sizes.max_count + segment
-        size = tl.full([], resize.y.size + 1, tl.int64) * (resize.x.size + 1)
+        owner = image.to(tl.int64) * plain(sizes.max_count) + segment
+        size = tl.full([], plain(resize.y.size) + 1, tl.int64) * (plain(resize.x.size) + 1)
     else:
         owner = image.to(tl.int64) if VARIANT.label_map else first + segment.to(tl.int64)
         size = tl.full([], resize.y.target_size, tl.int64) * resize.x.target_size
@@ -166,7 +167,7 @@ def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.con
     """
     logits_ptr, pixel_stride = rows.logits_ptr, rows.pixel_stride
     cell_x, begin = columns.cell_x, lines.begin
-    height, width = resize.y.size, resize.x.size
+    height, width = plain(resize.y.size), plain(resize.x.size)
     left, right = tl.maximum(cell_x, 0), tl.minimum(cell_x + 1, width - 1)
     over_x = (cell_x < 0) | (cell_x == width - 1)
     weights_x = weights_of_lines(over_x)
@@ -204,9 +205,9 @@ def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.con
 
 @triton.jit
 def lines_of_program(axis, OVERLAP: tl.constexpr):
-    count = tl.cdiv(axis.size + 1 - OVERLAP, tl.num_programs(1))
+    count = tl.cdiv(plain(axis.size) + 1 - OVERLAP, tl.num_programs(1))
     begin = tl.program_id(1) * count
-    return Lines(begin, tl.minimum(begin + count - 1 + OVERLAP, axis.size), OVERLAP)
+    return Lines(begin, tl.minimum(begin + count - 1 + OVERLAP, plain(axis.size)), OVERLAP)
 
 
 @triton.jit
@@ -233,8 +234,8 @@ def pixels_kernel(
     CELLS: tl.constexpr = BLOCK.cells
     # For maps, the first lane of a warp only serves its neighbour, and the first line of cells too.
     OVERLAP: tl.constexpr = 1 if VARIANT.maps > 0 else 0
-    width = resize.x.size
-    image = sizes.first_image + tl.program_id(2)
+    width = plain(resize.x.size)
+    image = plain(sizes.first_image) + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
     begin_x = tl.program_id(0) * (CELLS - CELLS // 32 * OVERLAP)
     if begin_x < sizes.layers * count * (width + 1):
@@ -249,8 +250,8 @@ def pixels_kernel(
         logits_ptr, members_ptr, offset = begins_of_rows(
             logits, segments_ptr, matches, image, first, sizes, resize, VARIANT
         )
-        size = tl.full([], resize.y.size, tl.int64) * width
-        plane = size * sizes.layers * sizes.images * sizes.max_count
+        size = tl.full([], plain(resize.y.size), tl.int64) * width
+        plane = size * sizes.layers * sizes.images * plain(sizes.max_count)
         maps, map_weights = None, None
         if VARIANT.maps == 3:
             maps = MapsOfRows(maps_ptr + index * size, plane)
@@ -271,7 +272,7 @@ def pixels_kernel(
                 tl.store(sums_ptr + k * (width + 1), share * sums[k], mask=counted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries", "columns"])
 def totals_kernel(
     partial_ptr,
     matching,
@@ -289,8 +290,8 @@ def totals_kernel(
     `entries`: of each sum of a row in `partial`, `columns` at a time.
     """
     index = tl.program_id(0)
-    segment = index % sizes.max_count
-    image = (index // sizes.max_count) % sizes.images
+    segment = index % plain(sizes.max_count)
+    image = (index // plain(sizes.max_count)) % sizes.images
     query = tl.load(matching.assignment_ptr + index)
     count = tl.load(matching.counts_ptr + image)
     matched = (query >= 0) & (query < sizes.queries) & (segment < count)
@@ -327,14 +328,14 @@ def combine_kernel(
     BLOCK: tl.constexpr,
 ):
     """`grad_logits [L, group, T, h·w]` of matched segments from their three maps."""
-    image = sizes.first_image + tl.program_id(2)
+    image = plain(sizes.first_image) + tl.program_id(2)
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
     layer, segment, index, query = matched_rows(tl.program_id(1), count, image, matching, sizes)
     if query >= 0:
         of_focal, of_members, of_all = coefficients(
             grad_losses, layer, image, segment, index, True, target_pixels
         )
-        plane = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count * pixels
+        plane = tl.full([], sizes.layers, tl.int64) * sizes.images * plain(sizes.max_count) * pixels
         p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = p < pixels
         map_ptr = maps_ptr + index * pixels + p

@@ -92,7 +92,7 @@ def tile_of(
             rows = min((rows, 32), key=lambda size: padded(problem.rows, size))
             tile = tile._replace(block=tile.block._replace(rows=rows))
         else:
-            more_rows = min((0, 16, 32), key=lambda more: padded(problem.rows, rows + more))
+            more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
     block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     return block, {"num_warps": tile.warps, "num_stages": tile.stages}
 

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.math import if_also, load_tile, row_offset, store_columns
+from mfkernels.triton.arguments import unspecialized
+from mfkernels.triton.math import if_also, load_tile, plain, row_offset, store_columns
 from mfkernels.triton.products import add_product
 
 SEGMENTS = tl.constexpr(32)
@@ -35,6 +36,12 @@ class Sizes(NamedTuple):
     layers: int
     queries: int
     max_count: int
+
+    def as_argument(self) -> Sizes:
+        """As kernels take it: `plain` gives them `first_image` and `max_count`."""
+        return self._replace(
+            first_image=unspecialized(self.first_image), max_count=unspecialized(self.max_count)
+        )
 
 
 class ProductSizes(NamedTuple):
@@ -71,7 +78,7 @@ def matched_rows(row, count, image, matching, sizes):
     count = tl.maximum(count, 1)
     layer = ((row.to(tl.float32) + 0.5) * (1.0 / count.to(tl.float32))).to(tl.int32)
     segment = row - layer * count
-    index = (layer.to(tl.int64) * sizes.images + image) * sizes.max_count + segment
+    index = (layer.to(tl.int64) * sizes.images + image) * plain(sizes.max_count) + segment
     query = tl.load(matching.assignment_ptr + index, mask=inside, other=-1)
     return layer, segment, index, tl.where(query < sizes.queries, query, -1)
 
@@ -79,7 +86,7 @@ def matched_rows(row, count, image, matching, sizes):
 @triton.jit
 def image_of_program(matching, sizes):
     """The image of this program, whose third index is that in the group, and its segments."""
-    image = sizes.first_image + tl.program_id(2)
+    image = plain(sizes.first_image) + tl.program_id(2)
     return image, tl.load(matching.counts_ptr + image).to(tl.int32)
 
 
@@ -87,7 +94,7 @@ def image_of_program(matching, sizes):
 def workspace_index(layer, segment, sizes):
     """Index in `[L, group, T]` of segments of the image of this program."""
     index = layer.to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
-    return index * sizes.max_count + segment
+    return index * plain(sizes.max_count) + segment
 
 
 @triton.jit
@@ -102,7 +109,7 @@ def logits_kernel(
     BLOCK_P: tl.constexpr = BLOCK.pixels
     MORE: tl.constexpr = BLOCK.more_rows
     channels, pixels = sizes.channels, sizes.pixels
-    row_tiles = tl.cdiv(sizes.layers * sizes.max_count, BLOCK_R + MORE)
+    row_tiles = tl.cdiv(sizes.layers * plain(sizes.max_count), BLOCK_R + MORE)
     first_row = (tl.program_id(0) % row_tiles) * (BLOCK_R + MORE)
     image, count = image_of_program(matching, sizes)
     if first_row < sizes.layers * count:
@@ -171,7 +178,7 @@ def grad_embed_kernel(
             if MORE:
                 grad = load_tile(row2_ptr, p, 1, query2 >= 0, p < pixels)
                 total2 = add_product(f, tl.trans(grad), total2, PLANES)
-        rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * sizes.max_count
+        rows_of_split = tl.full([], sizes.layers, tl.int64) * sizes.images * plain(sizes.max_count)
         partial_ptr += tl.program_id(1) * rows_of_split * channels
         line_ptr = partial_ptr + index * channels
         store_columns(line_ptr, c, total, query >= 0, c < channels)
@@ -180,12 +187,12 @@ def grad_embed_kernel(
             store_columns(line_ptr, c, total2, query2 >= 0, c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def grad_embed_sum_kernel(
     partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
 ):
     """`grad_embed [L, B, Q, C]`: the partial sums of the segments that each query is matched to."""
-    queries, channels, max_count = sizes.queries, sizes.channels, sizes.max_count
+    queries, channels, max_count = sizes.queries, sizes.channels, plain(sizes.max_count)
     layer, query = tl.program_id(0) // queries, tl.program_id(0) % queries
     image, images = tl.program_id(2), tl.num_programs(2)
     count = tl.load(matching.counts_ptr + image).to(tl.int32)
@@ -245,7 +252,7 @@ def grad_features_kernel(
 @triton.jit
 def scatter_kernel(grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl.constexpr):
     """`grad_logits [L, B, Q, h·w]`: the sum over the segments that each query is matched to."""
-    queries, pixels, max_count = sizes.queries, sizes.pixels, sizes.max_count
+    queries, pixels, max_count = sizes.queries, sizes.pixels, plain(sizes.max_count)
     layer, query = tl.program_id(1) // queries, tl.program_id(1) % queries
     image, count = image_of_program(matching, sizes)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

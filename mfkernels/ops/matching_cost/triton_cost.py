@@ -22,7 +22,8 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     logits_tile,
     members_of,
 )
-from mfkernels.triton.math import row_offset, segments_of_image
+from mfkernels.triton.arguments import unspecialized
+from mfkernels.triton.math import plain, row_offset, segments_of_image
 
 LARGE = tl.constexpr(8.0)
 """The mean loss of pixels as negatives above which differences are too coarse: the error of a
@@ -36,6 +37,12 @@ class CostSizes(NamedTuple):
     classes: int
     max_count: int
     pixels: int
+
+    def as_argument(self) -> CostSizes:
+        """As the kernel takes it: `plain` gives it `splits` and `max_count`."""
+        return self._replace(
+            splits=unspecialized(self.splits), max_count=unspecialized(self.max_count)
+        )
 
 
 class CostWeights(NamedTuple):
@@ -60,7 +67,7 @@ def sums_of_splits(partial, image, row, t, count, sizes, BLOCK: tl.constexpr):
     """`gain` and `sigmoid [rows, segments]`, both over all pixels `[rows]`, `area [segments]`."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_T: tl.constexpr = BLOCK.segments
-    images, max_count = tl.num_programs(2), sizes.max_count
+    images, max_count = tl.num_programs(2), plain(sizes.max_count)
     is_row, is_segment = row < sizes.rows, t < count
     inside = is_row[:, None] & is_segment[None, :]
     gain = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
@@ -68,7 +75,7 @@ def sums_of_splits(partial, image, row, t, count, sizes, BLOCK: tl.constexpr):
     all_negative = tl.zeros([BLOCK_R], tl.float32)
     all_sigmoid = tl.zeros([BLOCK_R], tl.float32)
     area = tl.zeros([BLOCK_T], tl.float32)
-    for split in range(sizes.splits):
+    for split in range(plain(sizes.splits)):
         row_index = (image + tl.full([BLOCK_R], images, tl.int64) * split) * sizes.rows + row
         sums_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
         gain += tl.load(sums_ptr[:, None] + t[None, :], mask=inside, other=0.0)
@@ -122,7 +129,7 @@ def cost_kernel(
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_T: tl.constexpr = BLOCK.segments
     BLOCK_P: tl.constexpr = MASKS_BLOCK.pixels
-    queries, max_count = sizes.queries, sizes.max_count
+    queries, max_count = sizes.queries, plain(sizes.max_count)
     image = tl.program_id(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -155,7 +162,8 @@ def cost_kernel(
         for start in range(0, sizes.pixels, BLOCK_P):
             p = start + turned_index
             is_pixel = p < sizes.pixels
-            position = (p // of_masks.width, p % of_masks.width)
+            width = plain(of_masks.width)
+            position = (p // width, p % width)
             segments = load_segments(
                 *(position, is_pixel, t, count, segments_ptr, of_masks, masks.ratio),
                 VARIANT.label_map,

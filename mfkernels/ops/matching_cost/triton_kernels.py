@@ -20,13 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfkernels.triton.arguments import Features, FocalParameters, Predictions
+from mfkernels.triton.arguments import Features, FocalParameters, Predictions, unspecialized
 from mfkernels.triton.math import (
     exp2,
     halve,
     if_also,
     load_tile,
     log2,
+    plain,
     reciprocal_of_pairs,
     row_offset,
     segments_of_image,
@@ -65,6 +66,14 @@ class Sizes(NamedTuple):
     target_width: int
     max_count: int
 
+    def as_argument(self) -> Sizes:
+        """As kernels take it: `plain` gives them the sizes of the mask and `max_count`."""
+        return self._replace(
+            height=unspecialized(self.height),
+            width=unspecialized(self.width),
+            max_count=unspecialized(self.max_count),
+        )
+
 
 class Ratio(NamedTuple):
     """Pixels of the target per pixel of the mask."""
@@ -102,6 +111,10 @@ class Masks(NamedTuple):
     sizes: Sizes
     ratio: Ratio
     focal: Focal
+
+    def as_argument(self) -> Masks:
+        """As kernels take them."""
+        return self._replace(sizes=self.sizes.as_argument())
 
 
 class Variant(NamedTuple):
@@ -200,8 +213,8 @@ def wrapped(row, column, sizes):
 
     Exact for rows below 2²⁰ pixels.
     """
-    further = ((column.to(tl.float32) + 0.5) * (1.0 / sizes.width)).to(tl.int32)
-    return row + further, column - further * sizes.width
+    further = ((column.to(tl.float32) + 0.5) * (1.0 / plain(sizes.width))).to(tl.int32)
+    return row + further, column - further * plain(sizes.width)
 
 
 @triton.jit
@@ -278,7 +291,7 @@ def add_sums(sums, x, members):
 @triton.jit
 def store_sums(partial, gain, sigmoid, all_negative, area, split_index, row, t, sizes, focal):
     image, images = tl.program_id(2), tl.num_programs(2)
-    rows, max_count = sizes.rows, sizes.max_count
+    rows, max_count = sizes.rows, plain(sizes.max_count)
     is_row = row < rows
     row_index = (split_index.to(tl.int64) * images + image) * rows + row
     gain_ptr = partial.sums_ptr + row_index * (2 * max_count + 2)
@@ -310,8 +323,8 @@ def sums_kernel(
     factors, sizes, ratio, focal = masks.factors, masks.sizes, masks.ratio, masks.focal
     COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
     NONE: tl.constexpr = -1 if VARIANT.label_map else 0
-    pixels = sizes.height * sizes.width
-    target_tiles = tl.cdiv(sizes.max_count + 1, BLOCK_T)
+    pixels = plain(sizes.height) * plain(sizes.width)
+    target_tiles = tl.cdiv(plain(sizes.max_count) + 1, BLOCK_T)
     split_index = tl.program_id(1) // target_tiles
     image = tl.program_id(2)
     count, first = segments_of_image(counts_ptr, image, BLOCK.images)
@@ -339,14 +352,14 @@ def sums_kernel(
     turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
     end = min(begin + BLOCK.pixels_of_split, pixels)
-    row_y, row_x = begin // sizes.width, begin % sizes.width
+    row_y, row_x = begin // plain(sizes.width), begin % plain(sizes.width)
     # The first turn has no pixels yet: no segment, and a logit so small that it counts as 0.
     segments = tl.full([BLOCK_P, COLUMNS], NONE, segments_ptr.dtype.element_ty)
     y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
     # A turn reads what the next one needs, and forms its logits last, so that memory has time.
     for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
         is_pixel = if_also(turned_index < pixels - start, start >= begin)
-        members = members_of(segments, is_pixel, t, sizes.max_count, VARIANT.label_map)
+        members = members_of(segments, is_pixel, t, plain(sizes.max_count), VARIANT.label_map)
         area += members
         after = start + BLOCK_P
         is_pixel = turned_index < end - after

@@ -50,6 +50,7 @@ FEW_SEGMENTS = 32
 LARGEST_BLOCK = 32
 """Pixels, and more than the bytes or elements that are copied at once."""
 ROWS_OF_A_COST_PROGRAM = 16
+SEGMENTS_OF_A_COST_PROGRAM = 16
 
 
 def matching_cost(*arguments: Any) -> Tensor:
@@ -95,23 +96,25 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
     )
     block = CostBlock(
         rows=ROWS_OF_A_COST_PROGRAM,
-        segments=min(power_of_2(sizes.max_count, 16), 64),
+        segments=SEGMENTS_OF_A_COST_PROGRAM,
         classes=min(power_of_2(classes), 128),
         images=min(power_of_2(images), 64),
     )
-    masks_block = prepared.plan.block._replace(rows=block.rows, segments=block.segments)
+    masks_block = prepared.plan.block._replace(rows=block.rows, segments=block.segments, stages=2)
+    if prepared.variant.parts == 0:  # whose pixels need not be those of the parts
+        masks_block = masks_block._replace(pixels=16)
     # Few enough that nothing spills; see test_triton_compilation.py.
     masks_block = masks_block._replace(channels=min(masks_block.channels, 64))
     launcher.launch(
         cost_kernel,
         (cdiv(sizes.rows, block.rows), cdiv(sizes.max_count, block.segments), images),
-        masks=prepared.masks,
+        masks=prepared.masks.as_argument(),
         class_logits_ptr=given.class_logits.contiguous(),
         labels_ptr=given.labels,
         counts_ptr=given.counts,
         partial=partial,
         cost_ptr=cost,
-        sizes=sizes,
+        sizes=sizes.as_argument(),
         weights=CostWeights(
             float(given.class_weight), float(given.mask_weight), float(given.dice_weight)
         ),
@@ -189,7 +192,7 @@ def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> No
             len(partial.areas_ptr) * cdiv(sizes.max_count + 1, block.segments),
             len(given.counts),
         ),
-        masks=prepared.masks,
+        masks=prepared.masks.as_argument(),
         counts_ptr=given.counts,
         partial=partial,
         VARIANT=prepared.variant,
@@ -240,7 +243,7 @@ def _split(
         embed_scales_ptr=e_scales,
         features_parts_ptr=f,
         features_scales_ptr=f_scales,
-        sizes=PartsSizes(rows, sizes.queries, channels, pixels, blocks),
+        sizes=PartsSizes(rows, sizes.queries, channels, pixels, blocks).as_argument(),
         BLOCK=PartsBlock(
             rows=ROWS_OF_A_PARTS_PROGRAM,
             channels=min(power_of_2(channels), 64),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from mfkernels.triton.math import halves, load_tile, row_offset, scale_to_half
+from mfkernels.triton.arguments import unspecialized
+from mfkernels.triton.math import halves, load_tile, plain, row_offset, scale_to_half
 
 
 class PartsSizes(NamedTuple):
@@ -22,6 +23,10 @@ class PartsSizes(NamedTuple):
     channels: int
     pixels: int
     blocks: int
+
+    def as_argument(self) -> PartsSizes:
+        """As the kernel takes it: `plain` gives it `blocks`."""
+        return self._replace(blocks=unspecialized(self.blocks))
 
 
 class PartsBlock(NamedTuple):
@@ -52,12 +57,13 @@ def parts_kernel(
     parts are to be multiplied.
     """
     block, image = tl.program_id(0), tl.program_id(1)
-    if block < sizes.blocks:
+    blocks = plain(sizes.blocks)
+    if block < blocks:
         split_features(
             features, features_parts_ptr, features_scales_ptr, block, image, sizes, BLOCK, PARTS
         )
     else:
-        block -= sizes.blocks
+        block -= blocks
         split_embed(embed, embed_parts_ptr, embed_scales_ptr, block, image, sizes, BLOCK, PARTS)
 
 
@@ -87,14 +93,14 @@ def split_features(
             row_ptr, p, features.pixel_stride, is_channel, is_pixel, largest
         )
     scale, unscale = scale_to_half(tl.max(tl.max(largest, 1), 0).to(tl.float32, bitcast=True))
-    tl.store(scales_ptr + image * sizes.blocks + block, unscale)
+    tl.store(scales_ptr + image * plain(sizes.blocks) + block, unscale)
     for start in range(0, sizes.channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         row_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
         is_channel = c < sizes.channels
         f = load_tile(row_ptr, p, features.pixel_stride, is_channel, is_pixel).to(tl.float32)
         leading, rest = halves(f * scale, BLOCK.bits)
-        first = ((image.to(tl.int64) * sizes.channels + c) * sizes.blocks + block) * PARTS
+        first = ((image.to(tl.int64) * sizes.channels + c) * plain(sizes.blocks) + block) * PARTS
         part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + index[None, :]
         tl.store(part_ptr, leading, mask=is_channel[:, None])
         if PARTS == 2:

@@ -116,6 +116,8 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
             constants[(index,)] = value
             continue
         signature[parameter.name], known = specialised(value)
+        if parameter.do_not_specialize and signature[parameter.name] in ("constexpr", "i32"):
+            signature[parameter.name], known = "i32", None
         for path, what in _leaves(known, (index,)):
             if what == "D":
                 attributes[path] = [["tt.divisibility", 16]]
@@ -156,6 +158,19 @@ def specialised_by_triton(value: Any) -> tuple[Any, Any]:
     """The same by Triton itself, which reads the addresses of tensors: 0 on the meta device."""
     types, known = native_specialize_impl(CUDABackend, value, False, True, True)
     return types, known
+
+
+def variant_of(launch: Launch) -> str:
+    """What Triton keeps compiled kernels by: types, constants and options, as it finds them."""
+    found: list[Any] = [launch.name, sorted(launch.options.items())]
+    for parameter in launch.kernel.params:
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            found.append(value)
+            continue
+        flags = (not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment)
+        found.append(native_specialize_impl(CUDABackend, value, parameter.is_const, *flags))
+    return repr(found)
 
 
 def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Any]]:

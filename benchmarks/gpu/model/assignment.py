@@ -1,0 +1,52 @@
+"""The assignment, whose kernel nvcc made: what a step of its search takes, and how many it has."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import triton
+from gpu.model.cases import IMAGES, LAYERS, QUERIES, Case
+from gpu.model.machines import START_US, Machine
+from gpu.model.prediction import Prediction
+from gpu.model.sass import Counts, Loop, Program
+
+FUNCTION = re.compile(r"solve_by_warpIf.*InRegisters.*WarpELi4EEELb0ELb1EEE")
+"""Of costs in float32 and up to 128 columns, all in shared memory."""
+
+
+def program_of_the_library(library: Path, architecture: int = 90) -> Program:
+    """Raises ValueError if the library has no such kernel for the architecture."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), "-arch", f"sm_{architecture}", "-sass", str(library)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for function in re.split(r"\n\s+Function : ", text)[1:]:
+        if FUNCTION.search(function.partition("\n")[0]):
+            return Program.of(function)
+    raise ValueError(f"{library} has no assignment kernel for sm_{architecture}")
+
+
+def step_of_the_search(program: Program) -> Counts:
+    """One step of one warp: the loop without others in it that adds the most float64 numbers."""
+    innermost = [loop for loop in program.whole.flat() if not _holds_a_search(loop)]
+    steps = [program.counts(loop.begin, loop.end) for loop in innermost]
+    return max(steps, key=lambda counts: counts.names["DADD"])
+
+
+def _holds_a_search(loop: Loop) -> bool:
+    return any(inner.end - inner.begin > 64 for inner in loop.inner)
+
+
+def predict_assignment(program: Program, case: Case, machine: Machine) -> Prediction:
+    """All problems at a time, each as long as one whose queries are all alike.
+
+    Then the search for the t-th segment takes t steps: what untrained predictions come close to.
+    """
+    step, rows = step_of_the_search(program), case.segments
+    loading = program.counts(program.whole.flat()[0].begin, program.whole.flat()[0].end)
+    of_a_turn = 16 * 128  # 16 costs a thread
+    turns = -(-rows * QUERIES // of_a_turn)
+    cycles = rows * (rows + 1) / 2 * step.latency + turns * loading.latency
+    waves = -(-LAYERS * IMAGES // machine.multiprocessors)
+    return Prediction({"latency": 1e6 * waves * cycles / machine.clock - START_US})

@@ -1,0 +1,172 @@
+"""Loops of a compiled kernel: how many instructions of which pipe, and how long a warp stalls."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpu.model.machines import CYCLES, WAIT
+
+INSTRUCTION = re.compile(
+    r"^\s+/\*(?P<address>[0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>\S+)(?P<operands>.*?);"
+    r"\s+/\* 0x[0-9a-f]{16} \*/\n\s+/\* 0x(?P<control>[0-9a-f]{16}) \*/",
+    re.MULTILINE,
+)
+
+PIPES = {
+    "fma": "FFMA FADD FMUL HFMA2 HADD2 HMUL2",
+    "fma heavy": "IMAD",
+    "mufu": "MUFU F2F F2I I2F FRND POPC FLO",
+    "tensor": "HGMMA HMMA QGMMA IGMMA DMMA",
+    "lsu": "LDG STG LDS STS LDGSTS LDSM STSM SHFL ATOMS ATOMG RED LD ST LDL STL REDUX MATCH",
+    "control": "BAR MEMBAR FENCE WARPGROUP DEPBAR LDGDEPBAR WARPSYNC BSSY BSYNC BRA NOP EXIT YIELD "
+    "CALL RET ARRIVES SYNCS ERRBAR CCTL BREAK BMOV",
+}
+_PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    """Without modifiers."""
+    pipe: str
+    cycles: float
+    """For which it keeps its pipe busy."""
+    stall: int
+    """Cycles after which the warp can issue again at the earliest."""
+    waits: bool
+    """For a result of variable latency."""
+
+
+@dataclass
+class Counts:
+    """Of one warp that runs through some code."""
+
+    instructions: float = 0
+    busy: Counter[str] = field(default_factory=Counter)
+    """Cycles for which each pipe of a scheduler is taken."""
+    stalls: float = 0
+    """Cycles in which the warp itself cannot issue, waits not counted."""
+    waits: float = 0
+    names: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def latency(self) -> float:
+        """Cycles from the first instruction to the last one, if no other warp is in the way."""
+        return self.stalls + WAIT * self.waits
+
+    def add(self, one: Instruction, times: float) -> None:
+        self.instructions += times
+        self.busy[one.pipe] += times * one.cycles
+        self.stalls += times * one.stall
+        self.waits += times * one.waits
+        self.names[one.name] += times
+
+
+@dataclass
+class Loop:
+    """A stretch of code that branches back to its beginning."""
+
+    begin: int
+    end: int
+    inner: list[Loop] = field(default_factory=list)
+
+    def flat(self) -> list[Loop]:
+        """The loops in here in the order in which they begin, an outer one before its inner ones.
+
+        Not the stretch itself.
+        """
+        return [found for loop in self.inner for found in (loop, *loop.flat())]
+
+    def innermost(self, begin: int, end: int) -> Loop:
+        """The smallest loop that holds a stretch."""
+        for inner in self.inner:
+            if inner.begin <= begin and end <= inner.end:
+                return inner.innermost(begin, end)
+        return self
+
+
+@dataclass(frozen=True)
+class Program:
+    """The code of one kernel; `whole` is not a loop, but holds all loops."""
+
+    code: list[Instruction]
+    whole: Loop
+
+    @classmethod
+    def of(cls, disassembly: str) -> Program:
+        """`disassembly`: what `cuobjdump -sass` prints of one function, with its encoding."""
+        found = list(INSTRUCTION.finditer(disassembly))
+        at = {int(one["address"], 16): index for index, one in enumerate(found)}
+        loops: dict[int, Loop] = {}
+        for index, one in enumerate(found):
+            target = re.search(r"0x([0-9a-f]+)", one["operands"]) if one["name"] == "BRA" else None
+            begin = at.get(int(target[1], 16), index) if target is not None else index
+            if begin < index:  # of branches back to one place, the last one ends the loop
+                loops[begin] = Loop(begin, index + 1)
+        whole = Loop(0, len(found))
+        for loop in sorted(loops.values(), key=lambda loop: (loop.begin, -loop.end)):
+            whole.innermost(loop.begin, loop.end).inner.append(loop)
+        return cls([_instruction(one["name"], int(one["control"], 16)) for one in found], whole)
+
+    def counts(self, begin: int, end: int) -> Counts:
+        """Of a stretch without the loops in it."""
+        counts, loop = Counts(), self.whole.innermost(begin, end)
+        for index in range(begin, end):
+            counts.add(self.code[index], self.whole.innermost(index, index + 1) is loop)
+        return counts
+
+    def run_through(self, trips: Sequence[float], straight: float = 1.0) -> Counts:
+        """What a warp does that runs so often through each loop, in the order of `Loop.flat`.
+
+        Code around a loop that never runs does not run either, from the loop before to the one
+        after. `straight`: the share that runs of the code outside of loops.
+
+        Raises:
+            ValueError: the compiler made another number of loops.
+        """
+        loops = self.whole.flat()
+        if len(loops) != len(trips):
+            raise ValueError(
+                f"{len(trips)} loops were expected, but the compiler made {len(loops)}: "
+                f"{[(loop.begin, loop.end) for loop in loops]}"
+            )
+        times = [straight] * len(self.code)
+        running = [loop for loop, runs in zip(loops, trips, strict=True) if runs > 0]
+        for loop, runs in zip(loops, trips, strict=True):
+            if runs == 0:
+                begin = max((x.end for x in running if x.end <= loop.begin), default=0)
+                end = min((x.begin for x in running if x.begin >= loop.end), default=loop.end)
+                times[begin:end] = [0.0] * (end - begin)
+        for loop, runs in zip(loops, trips, strict=True):
+            times[loop.begin : loop.end] = [runs] * (loop.end - loop.begin)
+        counts = Counts()
+        for one, runs in zip(self.code, times, strict=True):
+            counts.add(one, runs)
+        return counts
+
+
+def _instruction(name: str, control: int) -> Instruction:
+    first, pipe = name.split(".")[0], _pipe_of(name)
+    stall, waits_for = (control >> 41) & 0xF, (control >> 52) & 0x3F
+    return Instruction(first, pipe, _cycles_of(name, pipe), stall, waits_for > 0)
+
+
+def _pipe_of(name: str) -> str:
+    first = name.split(".")[0]
+    if first in _PIPE_OF:
+        return _PIPE_OF[first]
+    return "uniform" if first.startswith("U") or first in ("R2UR", "S2R", "S2UR", "CS2R") else "alu"
+
+
+def _cycles_of(name: str, pipe: str) -> float:
+    """For which the instruction takes its pipe."""
+    if pipe != "tensor":
+        return CYCLES.get(pipe, 0.0)
+    shape = re.search(r"\.(\d+)x(\d+)x(\d+)", name)
+    if shape is not None:  # a warpgroup's: 64 rows, whose quarter is a warp's
+        return int(shape[2]) / 2
+    # HMMA.16816 and 1688: half of what a warpgroup's instructions reach.
+    return 8.0 if "16816" in name else 4.0

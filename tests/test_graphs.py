@@ -1,0 +1,122 @@
+"""Targets of a fixed capacity, the criterion as a graph, and kernels compiled ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.strategies import Case
+from torch import Tensor
+
+from mfkernels import GraphedCriterion, MaskFormerCriterion, SegmentTargets, graphs, warmup
+
+NAMES = ("class_logits", "mask_embed", "pixel_features")
+CAPACITY = 5
+
+
+def outputs_of(case: Case, device: str = "cpu") -> dict[str, Tensor]:
+    given = (x.to(device).requires_grad_() for x in case.predictions())
+    return dict(zip(NAMES, given, strict=True))
+
+
+def step(criterion: Any, case: Case, device: str = "cpu") -> list[Tensor]:
+    """The total, all losses and all gradients."""
+    outputs, targets = outputs_of(case, device), case.targets().to(device)
+    if isinstance(criterion, GraphedCriterion):
+        total, losses = criterion(outputs, targets)
+    else:
+        losses = criterion(outputs, targets)
+        total = criterion.total(losses)
+    assert list(losses) == list(MaskFormerCriterion(case.classes)(outputs_of(case), case.targets()))
+    gradients = torch.autograd.grad(total, list(outputs.values()))
+    return [total.detach(), *(loss.detach() for loss in losses.values()), *gradients]
+
+
+CASES = [Case(layers=3, counts=counts) for counts in ((3, 0, 2), (1, 5, 1), (0, 0, 0))]
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same computation, where no graph can be captured."""
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, arguments: module)
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+def test_losses_and_gradients_at_a_fixed_capacity() -> None:
+    criterion = MaskFormerCriterion(CASES[0].classes)
+    graphed = GraphedCriterion(
+        criterion, outputs_of(CASES[0]), CASES[0].targets(), max_count=CAPACITY
+    )
+    for case in CASES:
+        expected, found = step(criterion, case), step(graphed, case)
+        for some, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(some, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_that_is_replayed() -> None:
+    criterion = MaskFormerCriterion(CASES[0].classes).to("cuda")
+    targets = CASES[0].targets().to("cuda")
+    graphed = GraphedCriterion(criterion, outputs_of(CASES[0], "cuda"), targets, max_count=CAPACITY)
+    for case in CASES:
+        expected, found = step(criterion, case, "cuda"), step(graphed, case, "cuda")
+        for some, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(some, other)
+
+
+def test_tensors_of_a_capacity_have_shapes_of_their_own() -> None:
+    shapes = set()
+    for case in CASES:
+        targets = case.targets()
+        labels, counts, segments = targets.with_capacity(CAPACITY)
+        assert labels[: targets.num_segments].tolist() == targets.labels.tolist()
+        assert counts.tolist() == list(case.counts)
+        shapes.add((labels.shape, counts.shape, segments.shape))
+        again = SegmentTargets.of_capacity(labels, counts, segments, CAPACITY, overlap=False)
+        assert (again.counts, again.size) == (targets.counts, targets.size)
+        tensors = (x.to("meta") for x in (labels, counts, segments))
+        elsewhere = SegmentTargets.of_capacity(*tensors, CAPACITY, overlap=False)
+        assert (elsewhere.max_count, elsewhere.size) == (CAPACITY, targets.size)
+        assert elsewhere.num_segments == len(labels)
+    assert len(shapes) == 1
+    masks = Case(counts=(2, 1), overlap=True).targets()
+    assert len(masks.with_capacity(3)[2]) == 6
+
+
+def test_what_does_not_fit_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    criterion, outputs, targets = (
+        MaskFormerCriterion(case.classes),
+        outputs_of(case),
+        case.targets(),
+    )
+    with pytest.raises(ValueError, match="needs outputs on a GPU, got cpu"):
+        GraphedCriterion(criterion, outputs, targets, max_count=4)
+    with pytest.raises(ValueError, match=r"must have class_logits, .*, got \['class_logits'\]"):
+        GraphedCriterion(criterion, {"class_logits": outputs["class_logits"]}, targets, max_count=4)
+    with pytest.raises(ValueError, match="an image has 3 segments, more than 2"):
+        targets.with_capacity(2)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_warmup_goes_over_all_numbers_of_segments(
+    overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, seen = Case(layers=2, counts=(1, 2)), []
+    any_targets = graphs._any_targets
+
+    def noted(*arguments: Any) -> SegmentTargets:
+        seen.append(any_targets(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(graphs, "_any_targets", noted)
+    criterion, outputs = MaskFormerCriterion(case.classes), outputs_of(case)
+    with torch.no_grad():
+        warmup(criterion, outputs, case.size, most_segments=3, overlap=overlap)
+    assert [targets.max_count for targets in seen] == [1, 2, 3]
+    assert all((targets.masks is not None) == overlap for targets in seen)
+    assert criterion.bad_costs == 0
+    assert all(x.grad is None for x in outputs.values())
