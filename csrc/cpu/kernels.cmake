@@ -1,5 +1,12 @@
 # The CPU kernels, without torch: the build of the package includes this, and that of the tests for other
 # processors.
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+
 add_library(mfk_options INTERFACE)
 get_filename_component(csrc "${CMAKE_CURRENT_LIST_DIR}" DIRECTORY)
 target_include_directories(mfk_options INTERFACE "${csrc}")
