@@ -17,7 +17,14 @@ GRACE_SECONDS = 3.0
 STORE_SECONDS = 60.0
 """How long the process that keeps the store waits, at most, for the others to ask who told."""
 _TOLD = "maskformer/failures"
-_LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+_LOST_CONNECTION = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "timeout caused pair closure",  # gloo, of every operation but the one that waited
+    "Operation timed out",
+)
 
 
 @contextmanager
@@ -82,7 +89,7 @@ def _lost_connection(error: Exception) -> bool:
 def _explain(error: Exception, remedy: str) -> str:
     reason = str(error).partition("\n")[0]
     what = "lost the connection to another one, which was killed or ended without a message"
-    if "imed out" in reason:
+    if "timed out" in reason.lower() or "timeout" in reason:
         what = "waited in vain for another one, which hangs"
     return f"process {_rank()} {what}; {remedy}: {reason}"
 

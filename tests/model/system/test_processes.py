@@ -181,6 +181,22 @@ def test_one_that_hangs_is_given_up_also_where_no_option_says_cpu(tmp_path: Path
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv", "hangs"),
+        ("Application timeout caused pair closure", "hangs"),
+        ("Operation timed out!", "hangs"),
+        ("Connection closed by peer [127.0.0.1]:29500", "killed"),
+    ],
+)
+def test_every_word_for_a_lost_connection_is_known(message: str, cause: str) -> None:
+    """Which of the first three gloo says depends on which of its threads looks first."""
+    error = RuntimeError(message)
+    assert processes._lost_connection(error)
+    assert cause in processes._explain(error, "start it again")
+
+
 def test_a_mistake_in_the_command_is_said_by_the_first(tmp_path: Path) -> None:
     """The launcher ends the others when the first has failed; here, nobody does."""
     codes, said = together(
