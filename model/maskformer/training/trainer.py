@@ -35,6 +35,11 @@ from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import uncompiled
 from mfkernels.distributed import mean_num_masks
 
+COMPILED_ON = ("cuda",)
+"""Where kernels are compiled when they are first needed."""
+MOST_SEGMENTS = 100
+"""Numbers of segments of an image up to which kernels are compiled before the first step."""
+
 
 @dataclass
 class TrainingParts:
@@ -84,6 +89,7 @@ class Trainer:
         self.step = parts.step
         self.skipped = torch.zeros((), device=parts.accelerator.device)
         self._rates: list[float] = []
+        self._warm = False
 
     @property
     def bare_model(self) -> SegmentationModel:
@@ -207,6 +213,7 @@ class Trainer:
             batch = batch.to(accelerator.device, non_blocking=True)
             with accelerator.accumulate(parts.model):
                 predictions = self._predict(batch)
+                self._warm_up(predictions, batch)
                 losses = parts.criterion(predictions, batch.targets, **options)
                 loss = parts.criterion.total(losses)
                 self._verify_kernels(predictions, batch, options, window)
@@ -219,6 +226,27 @@ class Trainer:
                     window.add_norm(norm)
             window.add_losses(losses, loss, len(batch.names))
         window.steps += 1
+
+    def _warm_up(self, predictions: Any, batch: Batch) -> None:
+        """Once, compiles the criterion's kernels, or learns that PyTorch must serve in their place.
+
+        Else a number of segments that is new would stop some later step for it.
+        """
+        parts, targets = self.parts, batch.targets
+        if self._warm or parts.accelerator.device.type not in COMPILED_ON:
+            return
+        self._warm = True
+        if isinstance(parts.criterion, mfkernels.MaskFormerCriterion):
+            info = parts.data.info
+            mfkernels.warmup(
+                parts.criterion,
+                predictions,
+                targets.size,
+                most_segments=MOST_SEGMENTS
+                if info.things
+                else min(MOST_SEGMENTS, info.num_classes),
+                overlap=targets.masks is not None,
+            )
 
     def _verify_kernels(
         self, predictions: Any, batch: Batch, options: dict[str, Tensor], window: LogWindow

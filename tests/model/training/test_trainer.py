@@ -97,6 +97,27 @@ def test_kernels_are_verified_on_the_way_and_change_nothing(
     assert torch.equal(criterion.bad_costs, counted)
 
 
+def test_kernels_are_compiled_before_the_first_step_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU."""
+    recipe = tiny_recipe(steps=3, log_every=1, evaluate_every=100)
+    build_trainer(recipe, tmp_path / "plain", cpu=True).fit()
+    calls: list[tuple[int, dict[str, Any]]] = []
+    warmup = mfkernels.warmup
+
+    def noted(*arguments: Any, **options: Any) -> None:
+        calls.append((trainer.step, options))
+        warmup(*arguments, **options)
+
+    monkeypatch.setattr("maskformer.training.trainer.COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(mfkernels, "warmup", noted)
+    trainer = build_trainer(recipe, tmp_path / "warm", cpu=True)
+    trainer.fit()
+    assert calls == [(0, {"most_segments": 100, "overlap": False})]
+    assert scalars(tmp_path / "warm", "train/loss") == scalars(tmp_path / "plain", "train/loss")
+
+
 def test_a_run_leaves_figures_pictures_and_a_checkpoint_to_use(finished_run: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text())
     assert {"miou", "pq", "step", "train_images_per_second", "peak_memory_mb"} <= metrics.keys()
