@@ -1,4 +1,7 @@
-"""Builds of the native code that tests make for themselves."""
+"""Builds of the native code that tests make for themselves.
+
+They stay in `build/tests` (`make clean` removes them), and only what changed is built again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 from helpers.repository import ROOT
 
 from mfkernels import backend
@@ -23,12 +28,23 @@ needs_build = pytest.mark.skipif(
 )
 
 
-def native_build(folder: Path, targets: Sequence[str], *options: str) -> None:
-    """Build targets of CMakeLists.txt into a folder, with options of CMake."""
+def kept_folder(name: str) -> Path:
+    """For what this Python and this PyTorch build."""
+    version = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    folder = ROOT / "build" / "tests" / version / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def native_build(name: str, targets: Sequence[str], *options: str) -> Path:
+    """Build targets of CMakeLists.txt into the folder that is returned, with options of CMake."""
+    folder = kept_folder(name)
     configure = [
         *(str(CMAKE), "-S", str(ROOT), "-B", str(folder), "-GNinja", "-DMFK_CUDA=OFF"),
         *(f"-DCMAKE_MAKE_PROGRAM={NINJA}", f"-DPython_EXECUTABLE={sys.executable}", *options),
     ]
-    for command in (configure, [str(CMAKE), "--build", str(folder), "--target", *targets]):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stdout + result.stderr
+    with FileLock(folder.with_suffix(".lock")):
+        for command in (configure, [str(CMAKE), "--build", str(folder), "--target", *targets]):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stdout + result.stderr
+    return folder

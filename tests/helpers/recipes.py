@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
         "evaluate_every": 100,
         "checkpoint_every": 100,
     },
-    "eval": {"panoptic": True, "batch_size": 2, "pictures": 2},
+    "eval": {"panoptic": True, "batch_size": 2, "pictures": 0},
 }
 
 

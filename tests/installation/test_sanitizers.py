@@ -31,8 +31,8 @@ pytestmark = [
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package, its native code instrumented, and its tests."""
     folder = tmp_path_factory.mktemp("sanitized")
-    native_build(
-        folder / "build",
+    built = native_build(
+        "sanitized",
         ["mfk_torch_cpu", "mfk_numpy"],
         "-DMFK_SANITIZE=address,undefined",
         "-DMFK_ISAS=avx512",  # AVX2 runs the same source with half the lanes
@@ -43,7 +43,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mfkernels", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for library in (folder / "build").glob("*.so"):
+    for library in built.glob("*.so"):
         shutil.copy(library, folder / "mfkernels")
     return folder
 

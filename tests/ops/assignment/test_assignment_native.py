@@ -22,10 +22,10 @@ DRIVER = TESTS / "helpers" / "assignment_driver.py"
 
 @needs_build
 @pytest.mark.long
-def test_device_code_on_an_emulated_warp_equals_scipy(tmp_path: Path) -> None:
+def test_device_code_on_an_emulated_warp_equals_scipy() -> None:
     """32 and 64 lanes, three orders of lanes between barriers, memory poisoned with NaN."""
-    native_build(tmp_path, ["mfk_emulated_warp"], "-DMFK_EMULATION=ON")
-    (module,) = tmp_path.glob("_emulated_warp.*.so")
+    folder = native_build("emulated_warp", ["mfk_emulated_warp"], "-DMFK_EMULATION=ON")
+    (module,) = folder.glob("_emulated_warp.*.so")
     solver = load(module)
     assert run(solver, 4_000, seed=1) > 20
     # Square and large enough for the reductions of Jonker and Volgenant.
