@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // beyond an image's own segments and NaN for a label outside [0, K).
   m.def(
       "matching_cost(Tensor class_logits, Tensor mask_embed, Tensor? pixel_features, "
-      "Tensor? label_map, Tensor? masks, Tensor labels, Tensor counts, int max_count, "
+      "Tensor? label_map, Tensor? masks, Tensor labels, Tensor counts, SymInt max_count, "
       "float class_weight, float mask_weight, float dice_weight, float alpha, float gamma) "
       "-> Tensor cost");
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.strategies import Case
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, jvp, vmap
 
 import mfkernels as mfk
@@ -156,6 +157,31 @@ def test_compiled_criterion_with_changing_targets(which: str) -> None:
                 loss = function(x, targets)
                 results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
             torch.testing.assert_close(*results)
+
+
+def test_numbers_of_segments_share_a_compiled_graph() -> None:
+    """One for the first, one for all others. (PyTorch compiles 0 and 1 apart, as any size.)"""
+    if (reason := backend.why_not_native("mask_loss", "cpu")) is not None:
+        pytest.skip(reason)
+    criterion = MaskFormerCriterion(CASE.classes)
+
+    def step(embed: Tensor, others: dict[str, Tensor], targets: SegmentTargets) -> Tensor:
+        return criterion.total(criterion({**others, "mask_embed": embed}, targets))
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for counts in ((3, 0), (1, 5), (2, 2), (6, 4), (0, 3), (9, 1)):
+        case = Case(counts=counts, queries=12)
+        class_logits, embed, features = case.predictions(torch.float64)
+        others = {"class_logits": class_logits, "pixel_features": features}
+        results = []
+        for function in (step, compiled):
+            x = embed.clone().requires_grad_()
+            loss = function(x, others, case.targets())
+            results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+        torch.testing.assert_close(*results)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("which", ["reference", "native"])
