@@ -1,10 +1,11 @@
 """Every Triton kernel, compiled for every GPU of the table without one: memory, registers, spills.
 
-python benchmarks/gpu/compilation.py [--architecture sm_75 ...] [--json FILE] [--page FILE]
+python benchmarks/gpu/compilation.py [--architecture sm_75 ...] [--kernel sums_kernel ...]
+    [--json FILE] [--page FILE]
 
 The JSON file holds, for each kernel, architecture and dtype, the largest shared memory and the most
-spilled bytes with their cases; other architectures that are in it already stay. Of AMD's GPUs what
-is compiled is the form that a ROCm build of PyTorch would take.
+spilled bytes with their cases; other architectures and kernels that are in it already stay. Of
+AMD's GPUs what is compiled is the form that a ROCm build of PyTorch would take.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Row:
     """What the compiler said, if it failed."""
 
 
-def compiled(architecture: str) -> Iterator[Row]:
+def compiled(architecture: str, kernels: Sequence[str] = ()) -> Iterator[Row]:
     """In this process, whose PyTorch is taken for a ROCm build if the GPU is AMD's."""
     if architecture.startswith("gfx"):
         torch.version.hip, torch.version.cuda = "7.0", None  # type: ignore[assignment]
@@ -58,6 +59,8 @@ def compiled(architecture: str) -> Iterator[Row]:
             if dtype == torch.bfloat16 and not gpu.generation.bfloat16:
                 continue
             for case, launch in of_everything(dtype):
+                if kernels and launch.name not in kernels:
+                    continue
                 name = str(dtype).removeprefix("torch.")
                 row = rows.setdefault((launch.name, dtype), Row(architecture, launch.name, name))
                 row.programs += 1
@@ -112,12 +115,13 @@ def page(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", nargs="*", help="these alone")
+    parser.add_argument("--kernel", nargs="*", default=[], help="these alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="write the table between its marks there")
     parser.add_argument("--rows", help=argparse.SUPPRESS)  # of one architecture, to stdout
     arguments = parser.parse_args()
     if arguments.rows:
-        print(json.dumps([asdict(row) for row in compiled(arguments.rows)]))
+        print(json.dumps([asdict(row) for row in compiled(arguments.rows, arguments.kernel)]))
         return
     import triton
 
@@ -128,9 +132,15 @@ def main() -> None:
         rows = json.loads(arguments.json.read_text())["rows"]
     for name in arguments.architecture or KNOWN:
         print(f"compiling for {name}", file=sys.stderr, flush=True)
-        command = [sys.executable, __file__, "--rows", name]
+        command = [sys.executable, __file__, "--rows", name, "--kernel", *arguments.kernel]
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        rows = [row for row in rows if row["architecture"] != name] + json.loads(found)
+        kept = (
+            row
+            for row in rows
+            if row["architecture"] != name
+            or (arguments.kernel and row["kernel"] not in arguments.kernel)
+        )
+        rows = [*kept, *json.loads(found)]
         report = {"torch": torch.__version__, "triton": triton.__version__, "rows": rows}
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -55,6 +55,7 @@ def focal_dice(
         ELEMENTS=ELEMENTS_OF_A_PROGRAM,
         BLOCK=BLOCK,
         num_warps=8,
+        maxnreg=64,  # as the compiler takes by itself, and then spills
     )
     launcher.launch(
         totals_kernel,

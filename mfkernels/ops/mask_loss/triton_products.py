@@ -76,22 +76,25 @@ FROM_REGISTERS = {
 
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
 """Without units for these products: few registers, and little shared memory."""
+HALF_IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=32, pixels=32), warps=8, stages=1)
+"""The same of factors in half precision, which take registers more to be widened."""
 
 
 def tile_of(
     product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
 ) -> tuple[ProductBlock, dict[str, int]]:
     """A tile as an argument, and as options of the compiler."""
-    factors = devices.gpu_of(problem.embed.device).generation.factors
+    generation = devices.gpu_of(problem.embed.device).generation
+    factors = generation.factors
     tiles = (FROM_SHARED_MEMORY if factors == "shared memory" else FROM_REGISTERS)[product]
-    tile, more_rows = IN_FLOAT32, 0
-    if planes.a > 0:
+    tile, more_rows = HALF_IN_FLOAT32 if planes.a > 0 else IN_FLOAT32, 0
+    if planes.a > 0 and factors is not None:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
         rows = tile.block.rows
         if product == "grad_features":  # whose steps are over rows
             rows = min((rows, 32), key=lambda size: padded(problem.rows, size))
             tile = tile._replace(block=tile.block._replace(rows=rows))
-        else:
+        elif generation.copies_asynchronously:  # else what is loaded takes registers, too
             more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
     block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     return block, {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -275,9 +275,10 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
     segments = next((n for n in (16, FEW_SEGMENTS) if sizes.max_count < n), 64)
     segments = min(segments, gpu.generation.most_sums)
     # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
+    many = gpu.generation.copies_asynchronously and (factored or gpu.generation.most_sums > 32)
     block = Block(
         rows=128,
-        pixels=LARGEST_BLOCK if few and gpu.generation.copies_asynchronously else 16,
+        pixels=LARGEST_BLOCK if few and many else 16,
         channels=power_of_2(sizes.channels, 16),
         segments=segments,
         images=min(power_of_2(images), 64),
