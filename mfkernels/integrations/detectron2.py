@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from mfkernels.checks import check_number
 from mfkernels.distributed import mean_num_masks
 from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matched_targets import GroundTruth, Matches
@@ -57,6 +58,9 @@ class HungarianMatcher(nn.Module):
         num_points: int = 0,
     ) -> None:
         super().__init__()
+        costs = {"cost_class": cost_class, "cost_mask": cost_mask, "cost_dice": cost_dice}
+        for name, value in {**costs, "num_points": num_points}.items():
+            check_number(name, value)
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError("cost_class, cost_mask and cost_dice are all 0: nothing to match by")
         self.cost_class = cost_class
@@ -114,15 +118,16 @@ class HungarianMatcher(nn.Module):
         if self.num_points:
             costs = [
                 point_sampling.point_matching_cost(
-                    *_predictions(layer), masks, labels, self.num_points, **weights
+                    class_logits, mask_logits, masks, labels, self.num_points, **weights
                 )
-                for layer in layers
+                for class_logits, mask_logits in map(_predictions, layers)
             ]
         else:
             segments = segments or SegmentTargets.from_masks(masks, labels)
             sizes = [(mask.shape[1], mask.shape[2]) for mask in masks]
             costs = [
-                dense_cost(*_predictions(layer), segments, sizes, **weights) for layer in layers
+                dense_cost(class_logits, mask_logits, segments, sizes, **weights)
+                for class_logits, mask_logits in map(_predictions, layers)
             ]
         return torch.stack(assign_layers(costs, [len(label) for label in labels]))
 
@@ -161,6 +166,8 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: float = 0.75,
     ) -> None:
         super().__init__()
+        check_number("num_classes", num_classes)
+        check_number("eos_coef", eos_coef)
         unknown = sorted(set(losses) - {"labels", "masks"})
         if unknown and type(self).get_loss is SetCriterion.get_loss:
             raise ValueError(
@@ -177,7 +184,7 @@ class SetCriterion(nn.Module):
         self.importance_sample_ratio = importance_sample_ratio
         # Nothing reads it here; it is in the official checkpoints.
         empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = eos_coef
+        empty_weight[-1] = float(eos_coef)
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:

@@ -273,9 +273,9 @@ class TestWrappers:
 
 
 @pytest.mark.parametrize("of_model", [False, True])
-@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize("form", ["named", "wraps", "variadic"])
 def test_a_patch_of_others_in_the_class_stays(
-    of_model: bool, wraps: bool, scipy_calls: list[str], monkeypatch: pytest.MonkeyPatch
+    of_model: bool, form: str, scipy_calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = mask2former.Mask2FormerHungarianMatcher
     inner, calls = owner.forward, []
@@ -291,7 +291,11 @@ def test_a_patch_of_others_in_the_class_stays(
         layer = (masks_queries_logits, class_queries_logits)
         return inner(self, *layer, mask_labels, class_labels)
 
-    theirs = functools.wraps(inner)(forward) if wraps else forward
+    def variadic(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    forms = {"named": forward, "wraps": functools.wraps(inner)(variadic), "variadic": variadic}
+    theirs = forms[form]
     monkeypatch.setattr(owner, "forward", theirs)
     module = criterion("mask2former")
     scope = (module,) if of_model else ()

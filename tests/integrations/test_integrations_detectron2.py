@@ -449,6 +449,25 @@ def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.Monkey
     assert float(empty["loss_mask"]) == pytest.approx(whole, abs=2e-6)
 
 
+def test_numbers() -> None:
+    with pytest.raises(TypeError, match="num_classes must be a number, got '3'"):
+        SetCriterion("3", HungarianMatcher(), {}, 0.1, ["labels"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="eos_coef must be a number, got None"):
+        SetCriterion(3, HungarianMatcher(), {}, None, ["labels"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cost_mask must be a number, got '20'"):
+        HungarianMatcher(1, "20", 1)  # type: ignore[arg-type]
+    criterion = SetCriterion(
+        np.int64(golden.NUM_CLASSES),  # type: ignore[arg-type]
+        HungarianMatcher(*np.array([1, 20, 1])),
+        {},
+        np.float32(0.1),  # type: ignore[arg-type]
+        ["labels", "masks"],
+    )
+    losses = criterion(golden.official_outputs(), golden.targets())
+    for name, loss in losses.items():
+        assert float(loss) == pytest.approx(golden.LOSSES[name], abs=2e-6), name
+
+
 def test_constructors_and_checkpoints() -> None:
     with pytest.raises(ValueError, match="all 0"):
         HungarianMatcher(0, 0, 0)
