@@ -344,6 +344,9 @@ class SegmentTargets:
             )
 
 
+_TRACING = torch._C._TorchDispatchModeKey.PROXY
+
+
 def holds_values(tensor: Tensor) -> bool:
     """Whether reading values costs nothing: a tensor on the CPU, not fake, traced or wrapped.
 
@@ -354,6 +357,7 @@ def holds_values(tensor: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not isinstance(tensor, FakeTensor)
         and active_fake_mode() is None
+        and torch._C._get_dispatch_mode(_TRACING) is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not is_traceable_wrapper_subclass(tensor)
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from mfkernels.checks import check_number
 from mfkernels.distributed import mean_num_masks
 from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matched_targets import GroundTruth, Matches
@@ -57,6 +58,9 @@ class HungarianMatcher(nn.Module):
         num_points: int = 0,
     ) -> None:
         super().__init__()
+        costs = {"cost_class": cost_class, "cost_mask": cost_mask, "cost_dice": cost_dice}
+        for name, value in {**costs, "num_points": num_points}.items():
+            check_number(name, value)
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError("cost_class, cost_mask and cost_dice are all 0: nothing to match by")
         self.cost_class = cost_class
@@ -88,8 +92,8 @@ class HungarianMatcher(nn.Module):
     @torch.no_grad()
     def memory_efficient_forward(self, outputs: Outputs, targets: Targets) -> list[Pair]:
         """What `forward` calls, as in the official code; a subclass may replace it."""
-        counts = [len(target["labels"]) for target in targets]
         assignment = self.assign([outputs], targets)[0].cpu()
+        counts = [len(target["labels"]) for target in targets]
         return pairs(assignment, counts, outputs["pred_logits"].shape[1])
 
     @torch.no_grad()
@@ -114,21 +118,16 @@ class HungarianMatcher(nn.Module):
         if self.num_points:
             costs = [
                 point_sampling.point_matching_cost(
-                    layer["pred_logits"],
-                    layer["pred_masks"],
-                    masks,
-                    labels,
-                    self.num_points,
-                    **weights,
+                    class_logits, mask_logits, masks, labels, self.num_points, **weights
                 )
-                for layer in layers
+                for class_logits, mask_logits in map(_predictions, layers)
             ]
         else:
             segments = segments or SegmentTargets.from_masks(masks, labels)
             sizes = [(mask.shape[1], mask.shape[2]) for mask in masks]
             costs = [
-                dense_cost(layer["pred_logits"], layer["pred_masks"], segments, sizes, **weights)
-                for layer in layers
+                dense_cost(class_logits, mask_logits, segments, sizes, **weights)
+                for class_logits, mask_logits in map(_predictions, layers)
             ]
         return torch.stack(assign_layers(costs, [len(label) for label in labels]))
 
@@ -167,6 +166,8 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: float = 0.75,
     ) -> None:
         super().__init__()
+        check_number("num_classes", num_classes)
+        check_number("eos_coef", eos_coef)
         unknown = sorted(set(losses) - {"labels", "masks"})
         if unknown and type(self).get_loss is SetCriterion.get_loss:
             raise ValueError(
@@ -183,7 +184,7 @@ class SetCriterion(nn.Module):
         self.importance_sample_ratio = importance_sample_ratio
         # Nothing reads it here; it is in the official checkpoints.
         empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = eos_coef
+        empty_weight[-1] = float(eos_coef)
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
@@ -261,12 +262,8 @@ class SetCriterion(nn.Module):
             ValueError: the logits are not of `num_classes` + 1 classes, a label is not in 0..K, or
                 a query has more than one segment.
         """
-        logits = outputs["pred_logits"]
-        if logits.ndim != 3 or logits.shape[-1] != self.num_classes + 1:
-            raise ValueError(
-                f"pred_logits must be [B, Q, {self.num_classes + 1}], num_classes and one for no "
-                f"object, got {list(logits.shape)}"
-            )
+        logits = _need("outputs", outputs, "pred_logits")
+        self._check_classes(logits)
         matches = self._matches(targets, indices)
         matches.truth.segments.check_labels(self.num_classes, no_object=True)
         loss, weight = class_loss(
@@ -288,7 +285,7 @@ class SetCriterion(nn.Module):
             targets, indices: see `loss_labels`.
             num_masks: what both are divided by.
         """
-        mask_logits = outputs["pred_masks"]
+        mask_logits = _need("outputs", outputs, "pred_masks")
         matches = self._matches(targets, indices)
         segments = matches.truth.segments
         if self.num_points:
@@ -310,6 +307,13 @@ class SetCriterion(nn.Module):
         """The image and the segment of each pair, both `[N]` int64."""
         return _flat([segment for _, segment in as_pairs(indices)])
 
+    def _check_classes(self, logits: Tensor) -> None:
+        if logits.ndim != 3 or logits.shape[-1] != self.num_classes + 1:
+            raise ValueError(
+                f"pred_logits must be [B, Q, {self.num_classes + 1}], num_classes and one for no "
+                f"object, got {list(logits.shape)}"
+            )
+
     def _matches(self, targets: Targets, indices: Sequence[Pair]) -> Matches:
         if isinstance(indices, Matches):
             return indices
@@ -320,8 +324,16 @@ class SetCriterion(nn.Module):
         self, layers: Sequence[Outputs], targets: Targets, truth: GroundTruth
     ) -> list[Matches]:
         segments = truth.segments
-        queries = [layer["pred_logits"].shape[1] for layer in layers]
+        queries = [_need("outputs", layer, "pred_logits").shape[1] for layer in layers]
         if _is_ours(self.matcher):
+            kind = type(self)
+            if (kind.get_loss, kind.loss_labels) == (
+                SetCriterion.get_loss,
+                SetCriterion.loss_labels,
+            ):
+                # The cost of a class is its probability among all of them and "no object".
+                for layer in layers:
+                    self._check_classes(layer["pred_logits"])
             assignments = list(self.matcher.assign(layers, targets, segments))
             indices = [
                 pairs(matched, segments.counts, count)
@@ -356,5 +368,24 @@ def _flat(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat([*indices])
 
 
+def _predictions(layer: Outputs) -> tuple[Tensor, Tensor]:
+    """Class logits and mask logits."""
+    return _need("outputs", layer, "pred_logits"), _need("outputs", layer, "pred_masks")
+
+
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-    return [target["labels"] for target in targets], [target["masks"] for target in targets]
+    """Labels and masks, image by image."""
+    labels, masks = (
+        [_need(f"targets[{image}]", target, key) for image, target in enumerate(targets)]
+        for key in ("labels", "masks")
+    )
+    return labels, masks
+
+
+def _need(name: str, given: Mapping[str, Any], key: str) -> Tensor:
+    if key not in given:
+        raise ValueError(f"{name} must have {key!r}, got {sorted(given)}")
+    tensor = given[key]
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}[{key!r}] must be a torch.Tensor, got {type(tensor).__name__}")
+    return tensor

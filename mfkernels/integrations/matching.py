@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfkernels.checks import result_dtype, without_autocast
+from mfkernels.checks import check_tensor, result_dtype, without_autocast
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.matching_cost import matching_cost, reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -25,9 +25,15 @@ def binary_targets(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> Segment
 
     On a GPU this reads one flag back, and it breaks a graph of `torch.compile`.
     """
+    for image, mask in enumerate(masks):
+        check_tensor(f"masks[{image}]", mask)
     binary = [mask if mask.dtype == torch.bool else mask != 0 for mask in masks]
     pairs = zip(masks, binary, strict=True)
-    same = [(mask == bits).all() for mask, bits in pairs if mask.dtype != torch.bool]
+    same = [
+        (mask == bits).all()
+        for mask, bits in pairs
+        if mask.dtype != torch.bool and not mask.is_meta
+    ]
     if same and not bool(torch.stack(same).all()):
         return None
     return SegmentTargets.from_masks(binary, labels)
@@ -81,7 +87,7 @@ def dense_cost_of_any_masks(
     dice_weight: float,
 ) -> Tensor:
     """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
-    check_mask_logits(mask_logits)
+    check_matched(class_logits, mask_logits, masks, labels)
     longest = max([0, *map(len, labels)])
     with without_autocast(mask_logits.device):
         probability = class_logits.to(result_dtype(class_logits, mask_logits)).softmax(-1)
@@ -116,12 +122,39 @@ def class_index(label: Tensor, probability: Tensor) -> Tensor:
     return label.long()
 
 
-def check_mask_logits(mask_logits: Tensor) -> None:
+def check_mask_logits(mask_logits: Tensor, **per_image: Sequence[Any]) -> None:
+    """Raise ValueError unless they are `[B, Q, h, w]`, and the others, by name, of B images."""
     if mask_logits.ndim != 4:
         raise ValueError(
             f"mask logits must be [B, Q, h, w], got {list(mask_logits.shape)}; frames of a video "
             "fit if they are one below the other, in logits and masks"
         )
+    for name, given in per_image.items():
+        if len(given) != len(mask_logits):
+            raise ValueError(
+                f"{name} must be of {len(mask_logits)} images like the mask logits, got those of "
+                f"{len(given)}"
+            )
+
+
+def check_matched(
+    class_logits: Tensor, mask_logits: Tensor, masks: Sequence[Tensor], labels: Sequence[Tensor]
+) -> None:
+    """Raise TypeError or ValueError unless predictions and targets of a matcher fit together."""
+    check_mask_logits(mask_logits, masks=masks, labels=labels)
+    if class_logits.ndim != 3 or class_logits.shape[:2] != mask_logits.shape[:2]:
+        raise ValueError(
+            f"class logits must be {[*mask_logits.shape[:2], 'K+1']} like the mask logits, got "
+            f"{list(class_logits.shape)}"
+        )
+    for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+        check_tensor(f"masks[{image}]", mask)
+        check_tensor(f"labels[{image}]", label)
+        if mask.ndim != 3 or len(mask) != len(label):
+            raise ValueError(
+                f"masks[{image}] must be [{len(label)}, H, W] like the labels, got "
+                f"{list(mask.shape)}"
+            )
 
 
 def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
@@ -149,7 +182,13 @@ def assign_layers(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its `forward`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    everywhere = nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+    )
 
 
 def called(module: Any, attribute: str) -> Callable[..., Any] | None:
@@ -184,7 +223,8 @@ def as_pairs(indices: Sequence[tuple[Any, Any]]) -> list[Pair]:
 
 
 def _as_index(index: Any) -> Tensor:
-    tensor = torch.as_tensor(index)
+    # On the device where it is, whatever the default device.
+    tensor = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     if tensor.dtype.is_floating_point and tensor.numel() == 0:  # an empty list
         return tensor.long()
     if tensor.dtype in (torch.bool, torch.uint8) or not _is_integer(tensor.dtype):

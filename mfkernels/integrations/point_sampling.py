@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.checks import result_dtype, without_autocast
-from mfkernels.integrations.matching import Pair, as_pairs, check_mask_logits, class_index
+from mfkernels.integrations.matching import (
+    Pair,
+    as_pairs,
+    check_mask_logits,
+    check_matched,
+    class_index,
+)
 from mfkernels.ops.common.recomputation import recomputed
 from mfkernels.ops.focal_dice import focal_dice_loss
 from mfkernels.ops.sample_points import reference, sample_points
@@ -68,7 +74,7 @@ def point_matching_cost(
         num_points: P.
         class_weight, mask_weight, dice_weight: weights of the three terms.
     """
-    check_mask_logits(mask_logits)
+    check_matched(class_logits, mask_logits, masks, labels)
     device = mask_logits.device
     dtype = result_dtype(class_logits, mask_logits)
     with without_autocast(device):
@@ -136,7 +142,7 @@ def mask_losses(
     Returns:
         Both 0-dim, float32 (float64 for float64 logits). Attached to the graph.
     """
-    check_mask_logits(mask_logits)
+    check_mask_logits(mask_logits, masks=masks, indices=indices)
     indices = as_pairs(indices)
     device = mask_logits.device
     flat = mask_logits.flatten(0, 1)  # rows of all images

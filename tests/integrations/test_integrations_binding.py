@@ -201,6 +201,19 @@ class TestHooks:
         patch(*scope)
         assert calls_of_a_run() == (0, 0)
 
+    def test_hooks_of_all_modules_are_called_for_each_layer(self) -> None:
+        calls = []
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, *_: calls.append(type(module).__name__)
+        )
+        module = criterion("maskformer")
+        patch(module)
+        try:
+            run(module, layers=3)
+        finally:
+            handle.remove()
+        assert calls.count("MaskFormerHungarianMatcher") == 3
+
     def test_the_hook_of_a_matcher_is_called_for_each_layer(self, hook: Any) -> None:
         module = criterion("maskformer")
         patch(module)
@@ -260,9 +273,9 @@ class TestWrappers:
 
 
 @pytest.mark.parametrize("of_model", [False, True])
-@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize("form", ["named", "wraps", "variadic"])
 def test_a_patch_of_others_in_the_class_stays(
-    of_model: bool, wraps: bool, scipy_calls: list[str], monkeypatch: pytest.MonkeyPatch
+    of_model: bool, form: str, scipy_calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = mask2former.Mask2FormerHungarianMatcher
     inner, calls = owner.forward, []
@@ -278,7 +291,11 @@ def test_a_patch_of_others_in_the_class_stays(
         layer = (masks_queries_logits, class_queries_logits)
         return inner(self, *layer, mask_labels, class_labels)
 
-    theirs = functools.wraps(inner)(forward) if wraps else forward
+    def variadic(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    forms = {"named": forward, "wraps": functools.wraps(inner)(variadic), "variadic": variadic}
+    theirs = forms[form]
     monkeypatch.setattr(owner, "forward", theirs)
     module = criterion("mask2former")
     scope = (module,) if of_model else ()
@@ -347,6 +364,21 @@ class Alone(mask2former.Mask2FormerLoss):
         return {"loss_mask": torch.ones(())}
 
 
+class ByName(mask2former.Mask2FormerLoss):
+    def loss_masks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return mask2former.Mask2FormerLoss.loss_masks(self, *args, **kwargs)
+
+
+class BelowByName(ByName):
+    def loss_masks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return super().loss_masks(*args, **kwargs)
+
+
+class OtherSuper(mask2former.Mask2FormerLoss):
+    def loss_masks(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {"loss_mask": super().empty_weight.sum()}
+
+
 @pytest.mark.parametrize("of_model", [False, True])
 class TestSubclasses:
     @pytest.mark.parametrize(
@@ -381,6 +413,33 @@ class TestSubclasses:
         assert missed in caplog.text
         assert ("Mask2FormerLoss.loss_masks" in names) != of_model
         assert float(run(module)["loss_mask"]) == 1
+
+    @pytest.mark.parametrize("below", [False, True])
+    def test_what_goes_by_the_name_of_the_class(
+        self, of_model: bool, below: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A model that is patched alone has ours in its own class only."""
+        served, mask_losses = [], point_sampling.mask_losses
+
+        def counted(*args: Any, **named: Any) -> Any:
+            served.append(1)
+            return mask_losses(*args, **named)
+
+        monkeypatch.setattr(point_sampling, "mask_losses", counted)
+        module = criterion("mask2former", BelowByName if below else ByName)
+        theirs = run(module)
+        names = patch(*((module,) if of_model else ()))
+        served.clear()
+        same(run(module), theirs)
+        assert bool(served) != of_model
+        missed = [missed for missed in names.not_reached if "ByName" in missed]
+        assert bool(missed) == of_model
+        assert all("calls Mask2FormerLoss.loss_masks and not super()" in each for each in missed)
+
+    def test_super_of_another_method(self, of_model: bool) -> None:
+        module = criterion("mask2former", OtherSuper)
+        names = patch(*((module,) if of_model else ()))
+        assert any("OtherSuper has a loss_masks of its own" in each for each in names.not_reached)
 
     def test_a_changed_part_is_said_once(
         self, of_model: bool, caplog: pytest.LogCaptureFixture

@@ -270,6 +270,62 @@ def test_another_number_of_classes(classes: int, num_points: int) -> None:
         criterion(golden.official_outputs(), golden.targets())
 
 
+@pytest.mark.parametrize("num_points", [0, 24])
+def test_another_number_of_classes_for_masks_alone(num_points: int) -> None:
+    """Their matching takes probabilities of them; a class loss of a subclass may be of sigmoids."""
+
+    class Sigmoids(SetCriterion):
+        def loss_labels(self, *arguments: Any) -> dict[str, Tensor]:
+            return {"loss_ce": torch.zeros(())}
+
+    outputs, matcher = golden.official_outputs(), HungarianMatcher(1, 20, 1, num_points)
+    classes = golden.NUM_CLASSES + 1
+    with pytest.raises(ValueError, match=rf"must be \[B, Q, {classes + 1}\].*got \[2, 5, 4\]"):
+        SetCriterion(classes, matcher, {}, 0.1, ["masks"], num_points)(outputs, golden.targets())
+    theirs = Sigmoids(classes, matcher, {}, 0.1, ["labels", "masks"], num_points)
+    assert theirs(outputs, golden.targets())["loss_ce"] == 0
+
+
+@pytest.mark.parametrize("num_points", [0, 24])
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda outputs, targets: targets.pop(), ValueError, "1 images|images .* of 1"),
+        (lambda outputs, targets: targets[1].pop("masks"), ValueError, r"targets\[1\].*'masks'"),
+        (
+            lambda outputs, targets: targets[1].update(labels=np.zeros(3, int)),
+            TypeError,
+            r"targets\[1\]\['labels'\] must be a torch.Tensor, got ndarray",
+        ),
+        (lambda outputs, targets: outputs.pop("pred_logits"), ValueError, "'pred_logits'"),
+        (lambda outputs, targets: outputs.pop("pred_masks"), ValueError, "'pred_masks'"),
+        (
+            lambda outputs, targets: outputs.update(pred_masks=outputs["pred_masks"][:, :1]),
+            ValueError,
+            "logits must be",
+        ),
+    ],
+)
+def test_errors(num_points: int, change: Any, error: type[Exception], said: str) -> None:
+    outputs, targets = golden.official_outputs(aux=False), golden.targets()
+    change(outputs, targets)
+    criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+    for call in (criterion, criterion.matcher):
+        with pytest.raises(error, match=said):
+            call(outputs, targets)
+
+
+@pytest.mark.parametrize("num_points", [0, 24])
+def test_default_device_changes_nothing(num_points: int) -> None:
+    criterion = maskformer(HungarianMatcher(1, 20, 1, num_points), num_points=num_points)
+    outputs, targets, results = golden.official_outputs(), golden.targets(), []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(3)
+        with torch.device(device):
+            results.append(criterion(outputs, targets))
+    assert results[0] == results[1]
+
+
 def test_logits_of_a_video() -> None:
     outputs = golden.official_outputs(aux=False)
     outputs["pred_masks"] = outputs["pred_masks"][:, :, None].expand(-1, -1, 3, -1, -1)
@@ -391,6 +447,25 @@ def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.Monkey
     empty = maskformer()(golden.official_outputs(), golden.targets(empty=(1,)))
     whole = golden.LOSSES_WITHOUT_IMAGE_1["loss_mask"] * 2 / (17 / 4)
     assert float(empty["loss_mask"]) == pytest.approx(whole, abs=2e-6)
+
+
+def test_numbers() -> None:
+    with pytest.raises(TypeError, match="num_classes must be a number, got '3'"):
+        SetCriterion("3", HungarianMatcher(), {}, 0.1, ["labels"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="eos_coef must be a number, got None"):
+        SetCriterion(3, HungarianMatcher(), {}, None, ["labels"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cost_mask must be a number, got '20'"):
+        HungarianMatcher(1, "20", 1)  # type: ignore[arg-type]
+    criterion = SetCriterion(
+        np.int64(golden.NUM_CLASSES),  # type: ignore[arg-type]
+        HungarianMatcher(*np.array([1, 20, 1])),
+        {},
+        np.float32(0.1),  # type: ignore[arg-type]
+        ["labels", "masks"],
+    )
+    losses = criterion(golden.official_outputs(), golden.targets())
+    for name, loss in losses.items():
+        assert float(loss) == pytest.approx(golden.LOSSES[name], abs=2e-6), name
 
 
 def test_constructors_and_checkpoints() -> None:

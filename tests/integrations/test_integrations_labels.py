@@ -108,6 +108,30 @@ def test_labels_of_32_bits() -> None:
         torch.testing.assert_close(ours[name], loss, rtol=2e-6, atol=1e-6)
 
 
+def test_what_is_no_tensor_is_refused(criterion: nn.Module) -> None:
+    patch(criterion)
+    layer = layers(6)[0].values()
+    labels, masks = [torch.tensor([0, 1, 3]), torch.tensor([2, 3])], models.targets((3, 2))
+    arrays = [mask.numpy() for mask in masks["mask_labels"]]
+    for name, given in (
+        ("masks", (arrays, labels)),
+        ("labels", (masks["mask_labels"], [label.tolist() for label in labels])),
+    ):
+        with pytest.raises(TypeError, match=rf"{name}\[0\] must be a torch.Tensor, got (nd|list)"):
+            criterion(*layer, *given, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_meta_tensors_give_shapes(criterion: nn.Module, dtype: torch.dtype) -> None:
+    patch(criterion)
+    layer = [tensor.to("meta") for tensor in layers(6)[0].values()]
+    masks = [mask.to("meta", dtype) for mask in models.targets((3, 2))["mask_labels"]]
+    labels = [torch.tensor([0, 1, 3], device="meta"), torch.tensor([2, 3], device="meta")]
+    with use_backend("auto"):
+        losses = criterion.to("meta")(*layer, masks, labels, None)
+    assert {loss.shape for loss in losses.values()} == {()}
+
+
 def test_logits_of_a_video(criterion: nn.Module) -> None:
     (layer,) = layers(6)
     masks = layer["masks_queries_logits"]

@@ -9,7 +9,7 @@ import torch
 from helpers.strategies import Case
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp, linearize, vmap
 
 import mfkernels as mfk
 from mfkernels import MaskFormerCriterion, SegmentTargets, backend, use_backend
@@ -26,9 +26,9 @@ IMAGES = FEATURES[0]
 Function = Callable[[Tensor], Tensor]
 
 
-def criterion_of(embed: Tensor) -> Tensor:
+def criterion_of(embed: Tensor, class_logits: Tensor = CLASS_LOGITS) -> Tensor:
     criterion = MaskFormerCriterion(CASE.classes)
-    outputs = {"class_logits": CLASS_LOGITS, "mask_embed": embed, "pixel_features": FEATURES}
+    outputs = {"class_logits": class_logits, "mask_embed": embed, "pixel_features": FEATURES}
     return criterion.total(criterion(outputs, TARGETS))
 
 
@@ -48,6 +48,7 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
         EMBED,
     ),
     "criterion": (criterion_of, EMBED),
+    "criterion of classes": (lambda x: criterion_of(EMBED, x), CLASS_LOGITS),
 }
 
 
@@ -69,6 +70,7 @@ def test_forward_and_functional_derivatives(name: str) -> None:
     truth, along = gradient_of(function, at), torch.randn_like(at)
     torch.testing.assert_close(grad(function)(at), truth)
     torch.testing.assert_close(jvp(function, (at,), (along,))[1], (truth * along).sum())
+    torch.testing.assert_close(linearize(function, at)[1](along), (truth * along).sum())
     several = torch.stack((at, 2 * at))
     torch.testing.assert_close(vmap(function)(several), torch.stack([*map(function, several)]))
     dual = torch.autograd.forward_ad

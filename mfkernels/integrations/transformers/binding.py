@@ -13,7 +13,7 @@ import gc
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import MethodType
+from types import CodeType, MethodType
 from typing import Any
 
 from torch import nn
@@ -49,6 +49,15 @@ def wrapped(method: Any) -> Iterator[Any]:
     yield method
     if hasattr(method, "__wrapped__"):
         yield from wrapped(method.__wrapped__)
+
+
+def _names(code: Any) -> set[str]:
+    """What a function names: variables, attributes and strings, in functions inside of it too."""
+    if isinstance(code, str):
+        return {code}
+    if not isinstance(code, CodeType):
+        return set()
+    return {*code.co_names, *code.co_freevars}.union(*map(_names, code.co_consts))
 
 
 def is_around(method: Any, original: Method) -> bool:
@@ -164,13 +173,21 @@ class Binding:
         own = vars(module).get(self.attribute)
         if own is not None and not self._is_hooked(module):
             return f"a {type(own).__name__} of others is in the place of its {self.attribute}"
-        method = getattr(type(module), self.attribute)
-        if is_around(method, self.original):
-            return None
-        code = getattr(inspect.unwrap(method), "__code__", None)
-        if code is not None and {"super", self.owner.__name__} & {*code.co_names}:
-            return None
-        return f"{type(module).__name__} has a {self.attribute} of its own"
+        for kind in type(module).__mro__:
+            method = vars(kind).get(self.attribute)
+            if method is None:
+                continue
+            if is_around(method, self.original):
+                return None
+            names = _names(getattr(inspect.unwrap(method), "__code__", None))
+            if self.attribute in names and "super" in names:
+                continue
+            own_one = f"{kind.__name__} has a {self.attribute} of its own"
+            if not {self.attribute, self.owner.__name__} <= names:
+                return own_one
+            if not self.everywhere:
+                return f"{own_one}, which calls {self.name} and not super(): patch() would reach it"
+        return None
 
     def _is_ours_or_original(self, method: Any, module: nn.Module) -> bool:
         return is_bound_to(method, module) and official(method.__func__) is self.original

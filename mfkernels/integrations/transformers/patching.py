@@ -68,8 +68,12 @@ class Replacement:
         ours = filter(is_replacement, wrapped(current))
         found: Method = official(next(ours, current))
         expected = list(inspect.signature(self.build(found)).parameters)
-        given = list(inspect.signature(found).parameters)
-        if given != expected:
+        parameters = inspect.signature(found).parameters
+        given = list(parameters)
+        # A wrapper of others may take anything; it stays where it is.
+        variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        takes_all = variadic <= {parameter.kind for parameter in parameters.values()}
+        if given != expected and not takes_all:
             raise RefusedError(
                 f"transformers {_version()}: {self.owner}.{self.attribute} takes "
                 f"({', '.join(given)}), expected ({', '.join(expected)})"

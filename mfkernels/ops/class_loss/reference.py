@@ -28,10 +28,8 @@ def class_loss(
     query = assignment.where(assignment >= 0, queries)
     target = assignment.new_full((layers, images, queries + 1), num_classes)
     target = target.scatter(2, query, labels)[:, :, :queries]
-    weight = logits.new_ones(classes)
-    if class_weights is not None:
-        weight[:num_classes] = class_weights
-    weight[num_classes] = no_object_weight
+    weight = logits.new_ones(num_classes) if class_weights is None else class_weights.to(logits)
+    weight = F.pad(weight, (0, 1), value=no_object_weight)
     entropy = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
     )

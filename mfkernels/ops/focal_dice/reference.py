@@ -16,7 +16,8 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
     """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # NaN at every infinite logit, where cross-entropy is NaN or infinite; docs/not_finite.md.
-    cross_entropy = torch.add(cross_entropy, logits.detach(), alpha=0)
+    # No `torch.add` with `alpha`, which ends the process inside of `torch.func.linearize`.
+    cross_entropy = cross_entropy + 0 * logits.detach()
     loss = cross_entropy
     if isinstance(gamma, Tensor) or gamma != 0:
         probability = logits.sigmoid()
