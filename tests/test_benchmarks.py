@@ -151,7 +151,7 @@ def test_figures_hold_each_setting_and_series(
     committed = importlib.import_module("committed")
     _, file = broken_run
     machine, cases = committed.read_cases(file)
-    assert machine == "2 CPU threads"
+    assert machine.startswith("2 CPU threads")
     assert [case.name for case in cases] == ["one 6", "one 6, rounded", "two 6", "two 6, rounded"]
     assert all({*case.rows} == {"native", "reference"} for case in cases)
     (growth,) = committed.growths(committed.read_all_cases(file)[1])

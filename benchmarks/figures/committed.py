@@ -15,6 +15,8 @@ NATIVE, PLAIN = "native", ("reference", "original")
 MODELS = ("training_step", "inference", "loader")
 """Operations that take whole images."""
 SCALING = "scaling"
+BUSY = 1.5
+"""Load per CPU above which other work slowed a run: then only its ratios and exponents count."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 """Committed runs, one file or several per machine, and what the compilers said."""
 
@@ -70,6 +72,8 @@ def read_all_cases(file: Path) -> tuple[str, list[Case]]:
     content = json.loads(file.read_text(encoding="utf-8"))
     machine = content["machine_info"]["mfkernels"]
     on = f"{machine['threads']} CPU threads" if machine["kind"] == "cpu" else machine["device"]
+    if machine.get("load", 0) > BUSY * machine.get("cpus", 1):
+        on += f", load {machine['load']:.1f} of {machine['cpus']} CPUs"
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in content["benchmarks"]:
         groups[row["group"]][row["params"]["provider"]] = row["extra_info"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import statistics
 from collections import defaultdict
@@ -16,12 +17,14 @@ from harness.plugin import Comparisons
 import mfkernels
 
 
-def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """What the figures were measured on, and with what."""
+def describe_machine(device: torch.device) -> dict[str, str | int | float]:
+    """What the figures were measured on, with what, and beside how much other work."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "kind": device.type,
         "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count() or 1,
+        "load": os.getloadavg()[1],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
