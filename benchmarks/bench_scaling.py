@@ -1,7 +1,8 @@
 """How the time grows with each size: series of cases whose exponents the summary prints.
 
 The criterion, with its backward pass, over pixels, images, segments, queries and classes, and
-semantic inference over those that it has. Every exponent is at most that of the largest term.
+semantic inference over those that it has. Every exponent is at most that of the largest term. On a
+CPU it is that of the time of processors; `--threads 1` keeps threads that wait out of it.
 """
 
 from __future__ import annotations

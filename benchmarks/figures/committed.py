@@ -90,7 +90,10 @@ def read_cases(file: Path) -> tuple[str, list[Case]]:
 
 @dataclass(frozen=True)
 class Growth:
-    """A series: by provider the points (size, milliseconds, peak megabytes), in order of size."""
+    """A series: by provider the points (size, milliseconds, peak megabytes), in order of size.
+
+    On a CPU milliseconds of processors: those of all threads together.
+    """
 
     name: str
     expected: float
@@ -112,7 +115,8 @@ def growths(cases: Iterable[Case]) -> list[Growth]:
             name = series["name"]
             growth = found.setdefault(name, Growth(name, series["expected"], defaultdict(list)))
             peak = row["peak_mb"] or 0.0
-            growth.points[provider].append((series["size"], row["p50_ms"], peak))
+            ms = row["cpu_ms"] or row["p50_ms"]
+            growth.points[provider].append((series["size"], ms, peak))
     for growth in found.values():
         for points in growth.points.values():
             points.sort()

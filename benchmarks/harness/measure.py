@@ -109,6 +109,7 @@ def _explain(
         "p80_ms": 1e3 * total[-1 - len(total) // 5],
         "forward_ms": 1e3 * statistics.median(own.forward),
         "backward_ms": 1e3 * statistics.median(own.backward),
+        "cpu_ms": 1e3 * statistics.median(own.processor) if device.type == "cpu" else None,
         "parts_ms": None if provider.laps is None else provider.laps.medians_ms(),
         "images_per_s": None if images is None else images / own.median,
         "graph_ms": None if own.graph is None else 1e3 * own.graph,

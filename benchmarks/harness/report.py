@@ -82,15 +82,15 @@ def _images(terminal: Any, comparisons: Comparisons) -> None:
 
 
 def _slopes(terminal: Any, comparisons: Comparisons) -> None:
-    """How the time of a series grows: the exponent of the size, fitted to logarithms, beside that
-    of its largest term.
+    """How the cost of a series grows: the exponent of the size, fitted to logarithms, beside that
+    of its largest term. On a CPU by the time of processors, as cases do not take turns.
     """
     series: dict[tuple[str, str, float], list[tuple[float, float]]] = defaultdict(list)
     for infos in comparisons.table.values():
         for provider, info in infos.items():
             if info["series"] is not None:
                 name, size, expected = info["series"].values()
-                point = math.log(size), math.log(info["p50_ms"])
+                point = math.log(size), math.log(info["cpu_ms"] or info["p50_ms"])
                 series[name, provider, expected].append(point)
     if any(len(points) > 1 for points in series.values()):
         terminal.write_sep("-", "growth: time ~ size ^ exponent")
