@@ -71,7 +71,10 @@ def read_all_cases(file: Path) -> tuple[str, list[Case]]:
     """What a run was measured on, and its cases."""
     content = json.loads(file.read_text(encoding="utf-8"))
     machine = content["machine_info"]["mfkernels"]
-    on = f"{machine['threads']} CPU threads" if machine["kind"] == "cpu" else machine["device"]
+    threads = machine["threads"]
+    on = machine["device"]
+    if machine["kind"] == "cpu":
+        on = f"{threads} CPU thread{'s' * (threads != 1)}"
     if machine.get("load", 0) > BUSY * machine.get("cpus", 1):
         on += f", load {machine['load']:.1f} of {machine['cpus']} CPUs"
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,12 @@ def models() -> str:
         "| case | by | on | time | images/s | peak memory | parts, ms | against transformers |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    texts = []
     for file in committed_runs():
         machine, cases = read_all_cases(file)
         for case in cases:
             if case.operation in MODELS:
                 lines += [_model_line(case, name, machine) for name in case.rows]
-        texts += _loader_texts(cases, machine)
-    return "\n".join([*lines, *(f"\n{text}" for text in texts)])
+    return "\n".join([*lines, *(f"\n{text}" for text in _loader_texts())])
 
 
 def _model_line(case: Case, provider: str, machine: str) -> str:
@@ -85,27 +84,39 @@ def _parts(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {ms:.0f}" for name, ms in (row.get("parts_ms") or {}).items())
 
 
-def _loader_texts(cases: list[Case], machine: str) -> list[str]:
-    """Of a run that has a worker of the loader and training steps: how many workers those need."""
-    workers = [c for c in cases if c.operation == LOADER and c.name.split()[0] == "worker"]
-    steps = [
-        (case.name, case.rows[NATIVE]["images_per_s"])
-        for whole in cases
-        if whole.operation == STEP
-        for case in whole.settings()
-    ]
+def _loader_texts() -> list[str]:
+    """What a worker of the loader prepares, and how many workers the training steps need."""
+    runs = [read_all_cases(file) for file in committed_runs()]
     texts = []
-    for worker in workers:
-        rate = worker.rows[NATIVE]["images_per_s"]
-        needed = ", ".join(
-            f"{name} takes {taken:.3g} images/s and needs {math.ceil(FACTOR * taken / rate)}"
-            for name, taken in steps
-        )
-        texts.append(
-            f"One worker of the training loader prepares {rate:.3g} images/s ({machine}). Workers "
-            f"for {FACTOR} times what a training step takes: {needed or 'not measured yet'}."
-        )
+    for machine, cases in runs:
+        workers = (c for c in cases if c.operation == LOADER and c.name.split()[0] == "worker")
+        for worker in workers:
+            row = worker.rows[NATIVE]
+            rate = row["images_per_s"] * row["p50_ms"] / row["cpu_ms"]
+            needed = "; ".join(
+                f"{name} takes {taken:.3g} images/s ({on}) "
+                f"and needs {math.ceil(FACTOR * taken / rate)}"
+                for on, others in runs
+                for name, taken in _steps(others)
+            )
+            texts.append(
+                f"One worker of the training loader prepares {rate:.3g} images per second of its "
+                f"processor ({machine}). Workers for {FACTOR} times what a training step takes: "
+                f"{needed}."
+            )
     return texts
+
+
+def _steps(cases: list[Case]) -> list[tuple[str, float]]:
+    """Training steps in each setting of ours, and how many images they take in a second."""
+    settings = (one for case in cases if case.operation == STEP for one in case.settings())
+    return [(case.name, 1e3 * _images(case.name) / case.native) for case in settings]
+
+
+def _images(name: str) -> int:
+    """Of a case such as `R50 2x512x512`."""
+    (images,) = re.findall(r"\b(\d+)x\d+x\d+", name)
+    return int(images)
 
 
 def scaling() -> str:
