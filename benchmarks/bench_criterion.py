@@ -93,8 +93,7 @@ def floor_of(sizes: CaseSizes) -> Floor:
     return Floor(matching.flops + loss.flops, matching.bytes + loss.bytes)
 
 
-def make(case: str, device: torch.device, shrink: bool) -> Comparison:
-    sizes = sizes_of(case, shrink)
+def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
     inputs = make_inputs(sizes, device)
     criterion = MaskFormerCriterion(sizes.classes).to(device)
     build = partial(provider, inputs=inputs)
@@ -110,6 +109,10 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
         floor=floor_of(sizes),
         given=inputs.tensors,
     )
+
+
+def make(case: str, device: torch.device, shrink: bool) -> Comparison:
+    return comparison(sizes_of(case, shrink), device)
 
 
 test_criterion = comparison_test(CASES, [NATIVE, REFERENCE, COMPILE, "transformers"], make)

@@ -39,6 +39,7 @@ class Sizes:
     """Panoptic: queries above the threshold. None: semantic."""
     confident: int = 0
     """Semantic: queries with an object, as a trained model has them. 0: all alike."""
+    queries: int = QUERIES
 
     def shrunk(self) -> Sizes:
         """The same kind of problem, where only the result matters."""
@@ -93,12 +94,12 @@ def make_views(
     for padded, image in sizes.inputs:
         low = (padded[0] // 4, padded[1] // 4)
         for flipped in (False, True) if len(sizes.inputs) > 1 else (False,):
-            class_logits = draw(1.0, QUERIES, sizes.classes + 1)
+            class_logits = draw(1.0, sizes.queries, sizes.classes + 1)
             if sizes.kept is not None:
                 class_logits[..., -1] = 12
-                chosen = torch.arange(0, QUERIES, QUERIES // sizes.kept)
+                chosen = torch.arange(0, sizes.queries, sizes.queries // sizes.kept)
                 class_logits[0, chosen, chosen % sizes.classes] = 18
-            factors = draw(0.2, QUERIES, CHANNELS), draw(1.0, CHANNELS, *low)
+            factors = draw(0.2, sizes.queries, CHANNELS), draw(1.0, CHANNELS, *low)
             if sizes.confident:
                 class_logits[..., -1] = 8
                 make_objects(class_logits, *factors, sizes.confident)
@@ -207,11 +208,11 @@ def as_tensors(panoptic: Tensor, segments: list[dict[str, Any]]) -> list[Tensor]
 
 def floor_of(views: list[SegmentationView], sizes: Sizes) -> Floor:
     """Both products; features once and labels."""
-    rows = sizes.kept or QUERIES
+    rows = sizes.kept or sizes.queries
     features = [view.pixel_features.numel() for view in views]
     pixels = sizes.size[0] * sizes.size[1]
-    scores = len(views) * sizes.classes * QUERIES * pixels if sizes.kept is None else 0
-    return Floor(2.0 * (rows * sum(features) + scores), 4 * sum(features) + 8 * pixels)
+    scored = len(views) * sizes.classes * sizes.queries if sizes.kept is None else 0
+    return Floor(2.0 * (rows * sum(features) + scored * pixels), 4 * sum(features) + 8 * pixels)
 
 
 def comparison(sizes: Sizes, device: torch.device) -> Comparison:

@@ -1,23 +1,37 @@
-"""A whole training step of MaskFormer: model, criterion, backward pass, clipping and optimiser.
+"""A whole training step of MaskFormer: network, criterion, backward pass, clipping and optimiser.
 
-The plain way is the same model with the official criterion on dense logits. `transformers` is its
-MaskFormer of the same size, whose weights and losses are its own: it only has to be finite.
+`native` is the model as the trainer runs it, `native-compile` with `train.compile`, `native-bf16`
+with `train.precision: bf16`. The plain way is the same model with the official criterion on dense
+logits. `transformers` is its MaskFormer of the same size, whose weights and losses are its own: it
+only has to be finite. `transformers-compile` compiles all of it but SciPy in its matcher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from harness.comparison import NATIVE, REFERENCE, Comparison, Floor, Provider
+from harness.comparison import (
+    NATIVE,
+    NATIVE_BF16,
+    NATIVE_COMPILE,
+    REFERENCE,
+    Comparison,
+    Floor,
+    Provider,
+)
 from harness.inputs import CaseSizes, Inputs, make_inputs
+from harness.laps import Laps
 from harness.official import official_criterion
 from harness.plugin import comparison_test
 from torch import Tensor, nn
 
 import maskformer
+from maskformer.training.speed import choose_memory_format, compile_regions, to_layout
 from mfkernels import MaskFormerCriterion
 
 
@@ -26,8 +40,6 @@ class Case:
     recipe: str
     images: int
     side: int
-    amp: bool = False
-    """bfloat16 by autocast."""
     classes: int = 150
     segments: int = 9
 
@@ -41,13 +53,15 @@ class Case:
         )  # fmt: skip
 
 
-CPU_CASES = {"R50 2x512x512": Case("ade20k/r50", 2, 512)}
-GPU_CASES = {
-    "R50-bf16 16x512x512, bf16": Case("ade20k/r50", 16, 512, amp=True),
-    "Swin-T-bf16 16x512x512, bf16": Case("ade20k/swin_t", 16, 512, amp=True),
-    "R50-fp32 16x512x512, fp32": Case("ade20k/r50", 16, 512),
+IMAGES = 16 if torch.cuda.is_available() else 2
+CASES = {
+    f"R50 {IMAGES}x512x512": Case("ade20k/r50", IMAGES, 512),
+    f"Swin-T {IMAGES}x512x512": Case("ade20k/swin_t", IMAGES, 512),
 }
-CASES = GPU_CASES if torch.cuda.is_available() else CPU_CASES
+PROVIDERS = (
+    *(NATIVE, NATIVE_COMPILE, NATIVE_BF16, REFERENCE),
+    *("transformers", "transformers-compile", "transformers-bf16"),
+)
 
 Loss = Callable[[nn.Module, Tensor, Inputs], Tensor]
 
@@ -62,17 +76,16 @@ def reference(
     outputs = model(x)
     masks = torch.einsum("lbqc,bchw->lbqhw", outputs["mask_embed"], outputs["pixel_features"])
     *aux, final = (
-        {"pred_logits": logits.float(), "pred_masks": mask.float()}
+        {"pred_logits": logits, "pred_masks": mask}
         for logits, mask in zip(outputs["class_logits"], masks, strict=True)
     )
-    with torch.autocast(x.device.type, enabled=False):
-        losses = official_criterion(
-            {**final, "aux_outputs": aux}, inputs.official_targets, criterion.num_classes
-        )
-        return criterion.total(losses)
+    losses = official_criterion(
+        {**final, "aux_outputs": aux}, inputs.official_targets, criterion.num_classes
+    )
+    return criterion.total(losses)
 
 
-def transformers_model(case: Case) -> nn.Module:
+def transformers_model(case: Case) -> Any:
     import transformers
 
     if "swin" in case.recipe:
@@ -95,30 +108,87 @@ def transformers_loss(model: nn.Module, x: Tensor, inputs: Inputs) -> Tensor:
     return model(pixel_values=x, **targets, output_hidden_states=True).loss
 
 
-def build(loss: Loss, model: nn.Module, x: Tensor, inputs: Inputs, amp: bool) -> Provider:
-    model.to(x.device).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    # No step changes the weights: what is compared stays the same.
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+@dataclass(frozen=True)
+class Step:
+    """A training step on one batch. No step changes the weights: what is compared stays the same.
 
-    def forward() -> Tensor:
+    `laps` are marked where the network ends by hooks on it, and here.
+    """
+
+    loss: Loss
+    model: nn.Module
+    x: Tensor
+    inputs: Inputs
+    laps: Laps
+    bf16: bool = False
+
+    def provider(self) -> Provider:
+        self.model.to(self.x.device).train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
+
+        def backward(value: Tensor) -> list[Tensor]:
+            value.backward()
+            self.laps.mark("backward")
+            nn.utils.clip_grad_norm_(parameters, 0.01)
+            optimizer.step()
+            optimizer.zero_grad()
+            self.laps.mark("optimizer")
+            return []
+
+        return Provider(
+            self.forward,
+            backward,
+            laps=self.laps,
+            tolerance=2e-2 if self.bf16 else None,
+        )
+
+    def forward(self) -> Tensor:
+        self.laps.start()
         torch.manual_seed(0)  # of dropout
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
-            return loss(model, x, inputs)
-
-    def backward(value: Tensor) -> list[Tensor]:
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, 0.01)
-        optimizer.step()
-        optimizer.zero_grad()
-        return []
-
-    return Provider(forward, backward)
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.model, self.x, self.inputs)
+        self.laps.mark("criterion")
+        return loss
 
 
-def ours(case: Case) -> nn.Module:
+def our_model(case: Case) -> maskformer.MaskFormer:
     torch.manual_seed(0)
     return maskformer.MaskFormer.from_config(case.recipe, num_classes=case.classes)
+
+
+def our_step(
+    case: Case, x: Tensor, inputs: Inputs, *, compiled: bool = False, bf16: bool = False
+) -> Provider:
+    """As the trainer does it."""
+    model = our_model(case)
+    layout = choose_memory_format(maskformer.load_config(case.recipe).train, model)
+    to_layout(model, layout)
+    if compiled:
+        compile_regions(model)
+    laps = Laps(x.device)
+    model.register_forward_hook(lambda *_: laps.mark("network"))
+    loss = partial(native, MaskFormerCriterion(case.classes).to(x.device))
+    return Step(loss, model, x.contiguous(memory_format=layout), inputs, laps, bf16).provider()
+
+
+def plain_step(case: Case, x: Tensor, inputs: Inputs) -> Provider:
+    model, laps = our_model(case), Laps(x.device)
+    model.register_forward_hook(lambda *_: laps.mark("network"))
+    loss = partial(reference, MaskFormerCriterion(case.classes).to(x.device))
+    return Step(loss, model, x, inputs, laps).provider()
+
+
+def transformers_step(
+    case: Case, x: Tensor, inputs: Inputs, *, compiled: bool = False, bf16: bool = False
+) -> Provider:
+    model, laps = transformers_model(case), Laps(x.device)
+    if compiled:  # marks would divide the graph: the criterion counts with the network
+        torch.compiler.reset()
+        model.compile()
+    else:
+        model.criterion.register_forward_pre_hook(lambda *_: laps.mark("network"))
+    return Step(transformers_loss, model, x, inputs, laps, bf16).provider()
 
 
 def make(name: str, device: torch.device, shrink: bool) -> Comparison:
@@ -128,28 +198,35 @@ def make(name: str, device: torch.device, shrink: bool) -> Comparison:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(case.images, 3, case.side, case.side, generator=generator).to(device)
     inputs = make_inputs(case.sizes, device)
-    criterion = MaskFormerCriterion(case.classes).to(device)
-    plain = partial(reference, criterion)
 
+    @functools.cache
     def truth() -> list[Tensor]:
-        return [build(plain, ours(case), x, inputs, amp=False).forward().detach()]
+        return [plain_step(case, x, inputs).forward().detach()]
 
-    def finite() -> Provider:
-        other = build(transformers_loss, transformers_model(case), x, inputs, case.amp)
-        expected = truth()[0]
-        return replace(other, result=lambda loss: [expected.where(loss.isfinite(), float("nan"))])
+    def finite(**how: bool) -> Provider:
+        (expected,) = truth()
+        return replace(
+            transformers_step(case, x, inputs, **how),
+            result=lambda loss: [expected.where(loss.isfinite(), float("nan"))],
+        )
 
+    providers: Mapping[str, Callable[[], Provider]] = {
+        NATIVE: lambda: our_step(case, x, inputs),
+        NATIVE_COMPILE: lambda: our_step(case, x, inputs, compiled=True),
+        NATIVE_BF16: lambda: our_step(case, x, inputs, bf16=True),
+        REFERENCE: lambda: plain_step(case, x, inputs),
+        "transformers": finite,
+        "transformers-compile": lambda: finite(compiled=True),
+        "transformers-bf16": lambda: finite(bf16=True),
+    }
     return Comparison(
-        {
-            NATIVE: lambda: build(partial(native, criterion), ours(case), x, inputs, case.amp),
-            REFERENCE: lambda: build(plain, ours(case), x, inputs, case.amp),
-            "transformers": finite,
-        },
+        providers,
         truth=truth,
-        tolerance=2e-2 if case.amp else 1e-3,
+        tolerance=1e-3,
         floor=Floor(0, 0),
         given=[x],
+        images=case.images,
     )
 
 
-test_training_step = comparison_test(CASES, [NATIVE, REFERENCE, "transformers"], make)
+test_training_step = comparison_test(CASES, PROVIDERS, make)

@@ -17,7 +17,7 @@ from harness.plugin import Comparisons, operation_of
 from harness.report import describe_machine, summarize
 
 KEY = pytest.StashKey[Comparisons]()
-QUICK_PROVIDERS = ("native", "reference", "original")
+QUICK_PROVIDERS = ("native", "native-bf16", "reference", "original")
 NOT_QUICK = "training_step"
 """A step of a whole model takes longer than the first cases of all operations together."""
 

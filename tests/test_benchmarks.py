@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +18,12 @@ BENCHMARKS = ROOT / "benchmarks"
 PROBLEM = """
 import time
 import torch
-from harness.comparison import Comparison, Floor, Provider
+from harness.comparison import Comparison, Floor, Provider, Series
+from harness.laps import Laps
 from harness.plugin import comparison_test
 
 x = torch.arange(6.0)
+laps = Laps(x.device)
 
 def absent():
     import a_peer_that_nobody_has
@@ -27,10 +32,20 @@ def slow():
     time.sleep(0.02)
     return x.sum()
 
+def rounded():
+    laps.start()
+    first = x[:3].sum()
+    laps.mark("half")
+    laps.mark("nothing")
+    both = first + x[3:].sum()
+    laps.mark("half")
+    return both + 1e-3
+
 def make(case, device, shrink):
     return Comparison(
         {
             "native": lambda: Provider(lambda: x.sum()),
+            "native-rounded": lambda: Provider(rounded, laps=laps, tolerance=1e-2),
             "reference": lambda: Provider(slow),
             "broken": lambda: Provider(lambda: x.sum() + 1e-3),
             "absent": absent,
@@ -39,11 +54,14 @@ def make(case, device, shrink):
         tolerance=1e-6,
         floor=Floor(6, 24),
         given=[x],
-        series=("sum over sizes", {"one": 1, "two": 2}[case.split()[0]]),
+        series=Series("sum over sizes", {"one": 1, "two": 2}[case.split()[0]], expected=1),
+        images=3,
     )
 
 test_sum = comparison_test(
-    ["one 6", "two 6"], ["native", "reference", "broken", "absent"], make
+    ["one 6", "two 6"],
+    ["native", "native-rounded", "reference", "broken", "absent"],
+    make,
 )
 """
 
@@ -93,11 +111,11 @@ def test_what_is_wrong_or_missing_has_no_speed(broken_run: tuple[str, Path]) -> 
     assert sorted(row["name"] for row in rows) == [
         f"test_sum[{case}-{provider}]"
         for case in ("one", "two")
-        for provider in ("native", "reference")
+        for provider in ("native-rounded", "native", "reference")
     ]  # fmt: skip
     assert "broken is off by" in shown
     assert "a_peer_that_nobody_has is not installed" in shown
-    assert "2 failed, 4 passed, 2 skipped" in shown
+    assert "2 failed, 6 passed, 2 skipped" in shown
 
 
 def test_rows_say_what_explains_the_times(broken_run: tuple[str, Path]) -> None:
@@ -113,7 +131,35 @@ def test_rows_say_what_explains_the_times(broken_run: tuple[str, Path]) -> None:
     assert fast["extra_info"]["floor_ms"] > 0
     assert "data" not in fast["stats"]
     assert "sum: one 6" in shown.partition("mfkernels against the best other")[2]
-    assert "sum over sizes" in shown.partition("growth")[2]
+    assert "sum: one 6 rounded" in shown.partition("mfkernels against the best other")[2]
+    assert re.search(r"sum over sizes +native .* at most 1 expected", shown.partition("growth")[2])
+    assert re.search("one 6, native-rounded .* images/s .* half ., nothing . ms", shown)
+    for row in rows.values():
+        info = row["extra_info"]
+        assert info["images_per_s"] == pytest.approx(3e3 / info["p50_ms"])
+        assert info["series"]["size"] == (1 if "one" in row["name"] else 2)
+    assert rows["test_sum[one-native-rounded]"]["extra_info"]["parts_ms"].keys() == {
+        "half",
+        "nothing",
+    }
+
+
+def test_figures_hold_each_setting_and_series(
+    broken_run: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS / "figures")
+    committed = importlib.import_module("committed")
+    _, file = broken_run
+    machine, cases = committed.read_cases(file)
+    assert machine.startswith("2 CPU threads")
+    assert [case.name for case in cases] == ["one 6", "one 6, rounded", "two 6", "two 6, rounded"]
+    assert all({*case.rows} == {"native", "reference"} for case in cases)
+    (growth,) = committed.growths(committed.read_all_cases(file)[1])
+    assert growth.expected == 1
+    assert {*growth.points} == {"native", "native-rounded", "reference"}
+    assert [size for size, _, _ in growth.points["reference"]] == [1, 2]
+    first, second = (ms for _, ms, _ in growth.points["reference"])
+    assert growth.slope("reference") == pytest.approx(math.log2(second / first))
 
 
 def test_a_loss_against_the_committed_run_is_named(

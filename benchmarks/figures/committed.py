@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 NATIVE, PLAIN = "native", ("reference", "original")
+MODELS = ("training_step", "inference", "loader")
+"""Operations that take whole images."""
+SCALING = "scaling"
+BUSY = 1.5
+"""Load per CPU above which other work slowed a run: then only its ratios and exponents count."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-"""Committed runs, one file per machine, and what the compilers said."""
+"""Committed runs, one file or several per machine, and what the compilers said."""
 
 
 def committed_runs() -> list[Path]:
@@ -35,6 +43,11 @@ class Case:
     def plain(self) -> float:
         return float(next(self.rows[name]["p50_ms"] for name in PLAIN if name in self.rows))
 
+    @property
+    def compares(self) -> bool:
+        """Whether ours and the plain path completed it."""
+        return NATIVE in self.rows and bool({*PLAIN} & self.rows.keys())
+
     def best_other(self) -> tuple[str, float]:
         """The fastest of the others and its time; an empty name where there is none."""
         others = {
@@ -45,14 +58,69 @@ class Case:
         name = min(others, key=others.__getitem__, default="")
         return name, others.get(name, 0.0)
 
+    def settings(self) -> Iterator[Case]:
+        """This case once for each setting of this project that ran, which is its `native` then."""
+        others = {name: row for name, row in self.rows.items() if not name.startswith(NATIVE)}
+        for name, row in self.rows.items():
+            if name.startswith(NATIVE):
+                called = self.name + name.removeprefix(NATIVE).replace("-", ", ")
+                yield Case(self.operation, called, {NATIVE: row, **others})
 
-def read_cases(file: Path) -> tuple[str, list[Case]]:
-    """What a run was measured on, and the cases that ours and the plain path completed."""
+
+def read_all_cases(file: Path) -> tuple[str, list[Case]]:
+    """What a run was measured on, and its cases."""
     content = json.loads(file.read_text(encoding="utf-8"))
     machine = content["machine_info"]["mfkernels"]
-    on = f"{machine['threads']} CPU threads" if machine["kind"] == "cpu" else machine["device"]
+    threads = machine["threads"]
+    on = machine["device"]
+    if machine["kind"] == "cpu":
+        on = f"{threads} CPU thread{'s' * (threads != 1)}"
+    if machine.get("load", 0) > BUSY * machine.get("cpus", 1):
+        on += f", load {machine['load']:.1f} of {machine['cpus']} CPUs"
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in content["benchmarks"]:
         groups[row["group"]][row["params"]["provider"]] = row["extra_info"]
-    cases = [Case(*group.split(": ", 1), rows) for group, rows in groups.items()]
-    return str(on), [c for c in cases if NATIVE in c.rows and {*PLAIN} & c.rows.keys()]
+    return str(on), [Case(*group.split(": ", 1), rows) for group, rows in groups.items()]
+
+
+def read_cases(file: Path) -> tuple[str, list[Case]]:
+    """What a run was measured on, and the cases that ours and the plain path completed, each
+    setting of ours by itself.
+    """
+    on, cases = read_all_cases(file)
+    return on, [one for case in cases if case.compares for one in case.settings()]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A series: by provider the points (size, milliseconds, peak megabytes), in order of size.
+
+    On a CPU milliseconds of processors: those of all threads together.
+    """
+
+    name: str
+    expected: float
+    points: dict[str, list[tuple[float, float, float]]]
+
+    def slope(self, provider: str) -> float:
+        """The exponent of the size in the time, fitted to logarithms."""
+        logs = [(math.log(size), math.log(ms)) for size, ms, _ in self.points[provider]]
+        return statistics.linear_regression(*zip(*logs, strict=True)).slope
+
+
+def growths(cases: Iterable[Case]) -> list[Growth]:
+    """The series among the cases of a run."""
+    found: dict[str, Growth] = {}
+    for case in cases:
+        for provider, row in case.rows.items():
+            if (series := row.get("series")) is None:
+                continue
+            name = series["name"]
+            growth = found.setdefault(name, Growth(name, series["expected"], defaultdict(list)))
+            peak = row["peak_mb"] or 0.0
+            ms = row["cpu_ms"] or row["p50_ms"]
+            growth.points[provider].append((series["size"], ms, peak))
+    for growth in found.values():
+        for points in growth.points.values():
+            points.sort()
+    return [one for one in found.values() if all(len(p) > 1 for p in one.points.values())]

@@ -1,6 +1,6 @@
-"""Sets a new run beside the committed one.
+"""Sets a new run beside the committed ones.
 
-python benchmarks/figures/compare.py NEW.json [OLD.json]
+python benchmarks/figures/compare.py NEW.json [OLD.json ...]
 
 Only ratios to the plain path are compared, which both runs measured in turns: another machine, or
 another hour, has other times. Exits with 1 where a case lost more than a tenth of its ratio.
@@ -9,6 +9,7 @@ another hour, has other times. Exits with 1 where a case lost more than a tenth 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from committed import RESULTS, read_cases
@@ -16,13 +17,13 @@ from committed import RESULTS, read_cases
 LOSS = 0.1
 
 
-def ratios(file: Path) -> dict[str, float]:
-    _, cases = read_cases(file)
+def ratios(files: Iterable[Path]) -> dict[str, float]:
+    cases = [case for file in files for case in read_cases(file)[1]]
     return {f"{case.operation}: {case.name}": case.plain / case.native for case in cases}
 
 
-def main(new_file: Path, old_file: Path) -> int:
-    new, old = ratios(new_file), ratios(old_file)
+def main(new_file: Path, *old_files: Path) -> int:
+    new, old = ratios([new_file]), ratios(old_files or sorted(RESULTS.glob("cpu*.json")))
     lost = []
     print(f"{'case':<52} {'before':>9} {'now':>9}  change   (times faster than the plain path)")
     for case in old.keys() & new.keys():
@@ -42,8 +43,6 @@ def main(new_file: Path, old_file: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(
-        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else RESULTS / "cpu.json")
-    )
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -1,4 +1,5 @@
-"""Draws the committed runs: how many times faster than the plain path, and how far from the floor.
+"""Draws the committed runs: how many times faster than the plain path, how far from the floor, and
+how time and memory grow.
 
 `python benchmarks/figures/plots.py` writes SVG files into docs/benchmarks; needs matplotlib.
 """
@@ -8,13 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
-from committed import Case, committed_runs, read_cases
+from committed import (
+    NATIVE,
+    SCALING,
+    Case,
+    Growth,
+    committed_runs,
+    growths,
+    read_all_cases,
+    read_cases,
+)
 
 mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
+COLUMNS = 4
+"""Of panels."""
 COLORS = {"native": "#0b6e4f", "plain": "#b0b7bf", "other": "#e08e45"}
 
 
@@ -54,14 +66,47 @@ def floors(cases: list[Case], title: str, file: Path) -> None:
     plt.close(figure)
 
 
+def growth(series: list[Growth], title: str, file: Path, *, memory: bool = False) -> None:
+    """A panel per series: time or peak memory over size, dashed as it is expected to grow."""
+    rows = -(-len(series) // COLUMNS)
+    figure, grid = plt.subplots(
+        rows, COLUMNS, figsize=(3 * COLUMNS, 2.6 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(series) :]:
+        axes.set_axis_off()
+    for axes, one in zip(grid.flat, series, strict=False):
+        for provider, points in one.points.items():
+            sizes = [size for size, _, _ in points]
+            values = [mb if memory else ms for _, ms, mb in points]
+            color = COLORS["native" if provider == NATIVE else "plain"]
+            label = provider if memory else f"{provider}, slope {one.slope(provider):.2f}"
+            axes.plot(sizes, values, "o-", color=color, label=label, markersize=4)
+            if not memory:
+                guide = [values[-1] * (size / sizes[-1]) ** one.expected for size in sizes]
+                axes.plot(sizes, guide, "--", color=color, linewidth=0.8)
+        axes.set(xscale="log", yscale="log")
+        axes.set_title(one.name, fontsize=9)
+        axes.legend(frameon=False, fontsize=7)
+        axes.tick_params(labelsize=7, which="both")
+    figure.suptitle(f"{title}: {'peak memory, MB' if memory else 'cost, ms'}", fontsize=10)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "mfkernels"
     for run in committed_runs():
         machine, cases = read_cases(run)
-        cases = [case for case in cases if case.operation != "growth"]
-        speedups(cases, machine, FOLDER / f"{run.stem}_speedup.svg")
-        floors(cases, machine, FOLDER / f"{run.stem}_floor.svg")
+        cases = [case for case in cases if case.operation != SCALING]
+        if cases:
+            speedups(cases, machine, FOLDER / f"{run.stem}_speedup.svg")
+        if any(case.rows[NATIVE]["floor_ms"] > 0 for case in cases):
+            floors(cases, machine, FOLDER / f"{run.stem}_floor.svg")
+        series = growths(case for case in read_all_cases(run)[1] if case.operation == SCALING)
+        if series:
+            growth(series, machine, FOLDER / f"{run.stem}_time.svg")
+            growth(series, machine, FOLDER / f"{run.stem}_memory.svg", memory=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,33 @@
-"""Writes the table of measured figures into README.md, from the JSON files under results/."""
+"""Writes the tables of measured figures into README.md, from the JSON files under results/."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from committed import Case, committed_runs, read_cases
+from committed import (
+    MODELS,
+    NATIVE,
+    PLAIN,
+    SCALING,
+    Case,
+    committed_runs,
+    growths,
+    read_all_cases,
+    read_cases,
+)
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-GROWTH = "growth"
+PEER = "transformers"
+LOADER, STEP = "loader", "training_step"
+FACTOR = 2
+"""What a loader should prepare, in units of what a training step takes."""
 
 
-def table() -> str:
+def operations() -> str:
     """One line per case: this project, the plain path that it replaces, the best of the rest."""
     lines = [
         "| operation, case | on | mfkernels | plain path | ratio | best other |",
@@ -19,7 +35,7 @@ def table() -> str:
     ]
     for file in committed_runs():
         machine, cases = read_cases(file)
-        lines += [_line(case, machine) for case in cases if case.operation != GROWTH]
+        lines += [_line(c, machine) for c in cases if c.operation not in (*MODELS, SCALING)]
     return "\n".join(lines)
 
 
@@ -32,11 +48,111 @@ def _line(case: Case, machine: str) -> str:
     )
 
 
+def models() -> str:
+    """One line per way to run a whole model, and what the loader needs to keep up."""
+    lines = [
+        "| case | by | on | time | images/s | peak memory | parts, ms | against transformers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for file in committed_runs():
+        machine, cases = read_all_cases(file)
+        for case in cases:
+            if case.operation in MODELS:
+                lines += [_model_line(case, name, machine) for name in case.rows]
+    return "\n".join([*lines, *(f"\n{text}" for text in _loader_texts())])
+
+
+def _model_line(case: Case, provider: str, machine: str) -> str:
+    row = case.rows[provider]
+    ratio = ""
+    if PEER in case.rows:
+        ratio = f"{case.rows[PEER]['p50_ms'] / row['p50_ms']:.2f}×"
+    peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB"
+    cells = [
+        f"{case.operation}, {case.name}",
+        "plain path" if provider in PLAIN else provider.replace(NATIVE, "mfkernels"),
+        *(machine, f"{row['p50_ms']:.4g} ms", _rate(row), peak, _parts(row), ratio),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _rate(row: dict[str, Any]) -> str:
+    return f"{row['images_per_s']:.3g}" if row.get("images_per_s") else ""
+
+
+def _parts(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {ms:.0f}" for name, ms in (row.get("parts_ms") or {}).items())
+
+
+def _loader_texts() -> list[str]:
+    """What a worker of the loader prepares, and how many workers the training steps need."""
+    runs = [read_all_cases(file) for file in committed_runs()]
+    texts = []
+    for machine, cases in runs:
+        workers = (c for c in cases if c.operation == LOADER and c.name.split()[0] == "worker")
+        for worker in workers:
+            row = worker.rows[NATIVE]
+            rate = row["images_per_s"] * row["p50_ms"] / row["cpu_ms"]
+            needed = "; ".join(
+                f"{name} takes {taken:.3g} images/s ({on}) "
+                f"and needs {math.ceil(FACTOR * taken / rate)}"
+                for on, others in runs
+                for name, taken in _steps(others)
+            )
+            texts.append(
+                f"One worker of the training loader prepares {rate:.3g} images per second of its "
+                f"processor ({machine}). Workers for {FACTOR} times what a training step takes: "
+                f"{needed}."
+            )
+    return texts
+
+
+def _steps(cases: list[Case]) -> list[tuple[str, float]]:
+    """Training steps in each setting of ours, and how many images they take in a second."""
+    settings = (one for case in cases if case.operation == STEP for one in case.settings())
+    return [(case.name, 1e3 * _images(case.name) / case.native) for case in settings]
+
+
+def _images(name: str) -> int:
+    """Of a case such as `R50 2x512x512`."""
+    (images,) = re.findall(r"\b(\d+)x\d+x\d+", name)
+    return int(images)
+
+
+def scaling() -> str:
+    """One line per series: exponents of the size, beside that of the largest term."""
+    lines = [
+        "| time over size | on | mfkernels | plain path | expected, at most | largest size |",
+        "|---|---|---|---|---|---|",
+    ]
+    for file in committed_runs():
+        machine, cases = read_all_cases(file)
+        for growth in growths(case for case in cases if case.operation == SCALING):
+            exponents = [f"{growth.slope(name):.2f}" for name in (NATIVE, PLAIN[0])]
+            size, ms, _ = growth.points[NATIVE][-1]
+            _, plain, _ = growth.points[PLAIN[0]][-1]
+            cells = [growth.name, machine, *exponents, f"{growth.expected:g}"]
+            cells.append(f"{size:g}: {ms:.3g} ms against {plain:.3g} ms")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "figures": operations,
+    "figures of models": models,
+    "figures of growth": scaling,
+}
+"""By the mark in the README before it; after it stands `end of` and the same."""
+
+
 def update(text: str) -> str:
-    """The README with the present table between the two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """The README with the present tables between their marks."""
+    for mark, table in BLOCKS.items():
+        begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":

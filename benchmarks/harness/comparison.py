@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from harness.laps import Laps
 from torch import Tensor
 
 NATIVE, REFERENCE, COMPILE = "native", "reference", "compile"
 """This project, the plain PyTorch (or SciPy) that it replaces, and that under `torch.compile`."""
+NATIVE_BF16, NATIVE_COMPILE = "native-bf16", "native-compile"
+"""This project with other settings than its defaults."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Provider:
         forward: gives what `backward` takes.
         backward: gives the gradients; None where there are none.
         result: the tensors to compare, of what `forward` gave; by default itself.
+        laps: the parts of a call, where it marks them.
+        tolerance: the largest `error` of a right result, where it is not that of the comparison.
     """
 
     forward: Callable[[], Any]
@@ -28,6 +33,8 @@ class Provider:
     result: Callable[[Any], Sequence[Tensor]] = lambda values: (
         [values] if isinstance(values, Tensor) else values
     )
+    laps: Laps | None = None
+    tolerance: float | None = None
 
     def __call__(self) -> list[Tensor]:
         """Result and gradients."""
@@ -56,6 +63,21 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return max(errors)
 
 
+class Series(NamedTuple):
+    """The place of a case in a growing series.
+
+    Attributes:
+        name: of the series.
+        size: what grows.
+        expected: the exponent of the size in the largest term of the time: that of the series is
+            nearer to 0 as long as other terms count.
+    """
+
+    name: str
+    size: float
+    expected: float
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The providers of one case.
@@ -67,7 +89,8 @@ class Comparison:
         error: of a result, beside the truth.
         given: the inputs, which do not count as saved for the backward pass.
         floor: of bytes and operations.
-        series: for a case of a growing series: its name, and the size.
+        series: for a case of a growing series.
+        images: that a call takes, where images a second say something.
     """
 
     providers: Mapping[str, Callable[[], Provider]]
@@ -76,7 +99,18 @@ class Comparison:
     floor: Floor
     given: Sequence[Tensor] = ()
     error: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = relative_error
-    series: tuple[str, float] | None = field(default=None)
+    series: Series | None = None
+    images: int | None = None
+
+
+def is_ours(provider: str) -> bool:
+    """Whether a provider is this project, with whatever settings."""
+    return provider.split("-")[0] == NATIVE
+
+
+def is_compiled(provider: str) -> bool:
+    """Whether a provider runs under `torch.compile`."""
+    return provider.split("-")[-1] == COMPILE
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

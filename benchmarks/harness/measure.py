@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from harness.comparison import COMPILE, NATIVE, REFERENCE, Comparison, Provider
+from harness.comparison import (
+    COMPILE,
+    NATIVE,
+    REFERENCE,
+    Comparison,
+    Provider,
+    is_compiled,
+    is_ours,
+)
 from harness.memory import peak_bytes, saved_bytes
 from harness.timing import SLOW, Times, count_launches, floor_seconds, interleaved
 from torch import Tensor
@@ -40,13 +48,20 @@ def measure(
     outcomes, right = checked(comparison, names, device)
     if not right:
         return outcomes
+    for found in right.values():
+        if found.provider.laps is not None:
+            found.provider.laps.clear()
     times = interleaved({name: found.provider for name, found in right.items()}, device, seconds)
+    explained = {
+        name: _explain(comparison, name, found.provider, times, device)
+        for name, found in right.items()
+    }
     for name, found in right.items():
         # The first call may have imported something, which only a slow one does not notice.
         seen = found.first if times[name].median > SLOW else None
         if seen is None:
-            _, seen = _observed(comparison, found.provider, device, compiled=name == COMPILE)
-        outcomes[name] = Outcome(times[name], _explain(comparison, name, times, device) | seen)
+            _, seen = _observed(comparison, found.provider, device, compiled=is_compiled(name))
+        outcomes[name] = Outcome(times[name], explained[name] | seen)
     return outcomes
 
 
@@ -63,35 +78,40 @@ def checked(
         except ModuleNotFoundError as error:
             outcomes[name] = Outcome(missing=f"{error.name} is not installed")
             continue
-        if device.type == "cpu" and name not in (
-            NATIVE,
-            COMPILE,
-        ):  # ours is checked as it is called
+        # Ours is checked as it is called, and observing would end compilation.
+        if device.type == "cpu" and name != NATIVE and not is_compiled(name):
             result, first = _observed(comparison, provider, device, compiled=False)
         else:
             result, first = provider(), None
         error = comparison.error(result, truth)
-        if error <= comparison.tolerance:
+        tolerance = comparison.tolerance if provider.tolerance is None else provider.tolerance
+        if error <= tolerance:
             right[name] = Right(provider, first)
         else:
-            outcomes[name] = Outcome(
-                wrong=f"off by {error:.2g}, at most {comparison.tolerance:.2g} is right"
-            )
+            outcomes[name] = Outcome(wrong=f"off by {error:.2g}, at most {tolerance:.2g} is right")
     return outcomes, right
 
 
 def _explain(
-    comparison: Comparison, name: str, times: dict[str, Times], device: torch.device
+    comparison: Comparison,
+    name: str,
+    provider: Provider,
+    times: dict[str, Times],
+    device: torch.device,
 ) -> dict[str, Any]:
     own = times[name]
     total = sorted(own.total)
     floor = floor_seconds(comparison.floor, device)
+    images = comparison.images
     return {
         "p20_ms": 1e3 * total[len(total) // 5],
         "p50_ms": 1e3 * own.median,
         "p80_ms": 1e3 * total[-1 - len(total) // 5],
         "forward_ms": 1e3 * statistics.median(own.forward),
         "backward_ms": 1e3 * statistics.median(own.backward),
+        "cpu_ms": 1e3 * statistics.median(own.processor) if device.type == "cpu" else None,
+        "parts_ms": None if provider.laps is None else provider.laps.medians_ms(),
+        "images_per_s": None if images is None else images / own.median,
         "graph_ms": None if own.graph is None else 1e3 * own.graph,
         "times_faster_than_reference": _ratio(times, REFERENCE, own),
         "times_faster_than_compile": _ratio(times, COMPILE, own),
@@ -146,5 +166,5 @@ def _ratio(times: dict[str, Times], other: str | None, own: Times) -> float | No
 
 
 def _best_peer(times: dict[str, Times]) -> str | None:
-    peers = [name for name in times if name not in (NATIVE, REFERENCE, COMPILE)]
+    peers = [name for name in times if not (is_ours(name) or name in (REFERENCE, COMPILE))]
     return min(peers, key=lambda name: times[name].median, default=None)

@@ -62,7 +62,9 @@ class Comparisons:
             self._key = key
             for name, outcome in self._outcomes.items():
                 if outcome.info is not None:
-                    self.table[key][name] = outcome.info | {"series": comparison.series}
+                    series = comparison.series and comparison.series._asdict()
+                    outcome.info["series"] = series
+                    self.table[key][name] = outcome.info
         return self._outcomes[provider]
 
 

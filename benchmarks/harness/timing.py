@@ -34,6 +34,8 @@ class Times:
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Of all threads together: what other work on the machine hardly changes."""
     graph: float | None = None
     """Median of a replayed CUDA graph; None where there is none."""
 
@@ -68,7 +70,9 @@ def interleaved(
     while not enough():
         for name, provider in providers.items():
             for _ in range(calls[name]):
+                begin = time.process_time()
                 times[name].add(*clock(provider))
+                times[name].processor.append(time.process_time() - begin)
         if rounds == 0:
             longest = max(own.median for own in times.values())
             calls = {

@@ -106,11 +106,14 @@ class Normalize:
         """`[C, H_b, W_b]` uint8 each to `[B, C, H, W]` float32, zeros right and below."""
         height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        batch = images[0].new_zeros(
+        batch = images[0].new_empty(
             (len(images), len(self.mean), height, width), dtype=torch.float32
         )
         for padded, image in zip(batch, images, strict=True):
-            padded[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
+            rows, columns = image.shape[-2:]
+            padded[:, rows:] = 0
+            padded[:, :rows, columns:] = 0
+            torch.sub(image, mean, out=padded[:, :rows, :columns]).div_(std)
         return batch
 
     def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -64,13 +64,13 @@ def to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spread = value - image.amin(0)
     saturation = _quotient(spread, 255, value)
     # The sector of the largest channel; of equal ones the first counts.
-    distance = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
-    )
+    # Products with masks: several times as fast as `torch.where`.
+    is_red = value == red
+    is_green = (value == green) & ~is_red
+    distance = is_red * (green - blue) + is_green * (blue - red + 2 * spread)
+    distance += ~(is_red | is_green) * (red - green + 4 * spread)
     hue = _quotient(distance, _SECTOR, spread)
-    return torch.where(hue < 0, hue + _CIRCLE, hue), saturation.to(torch.uint8), value.byte()
+    return hue % _CIRCLE, saturation.to(torch.uint8), value.byte()
 
 
 def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -81,10 +81,18 @@ def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     within = position - sector
     low = top * (1 - share)
     falling, rising = top * (1 - share * within), top * (1 - share * (1 - within))
-    # Which of these red, green and blue are in each of the six sectors.
-    levels = torch.stack([top, falling, low, rising])
-    table = torch.tensor([[0, 1, 2, 2, 3, 0], [3, 0, 0, 1, 2, 2], [2, 2, 3, 0, 0, 1]])
-    return levels.gather(0, table[:, sector.long()]).round().to(torch.uint8)
+    levels = torch.stack([top, falling, low, rising]).round().to(torch.uint8)
+    top, falling, low, rising = levels
+    number = sector.to(torch.uint8)
+    is_in = [number == k for k in range(6)]
+
+    def channel(first: int) -> Tensor:
+        """One that is the largest in the sector `first` and in that before it."""
+        after = [*is_in[first:], *is_in[:first]]
+        top_or_low = (after[0] | after[5]) * top + (after[2] | after[3]) * low
+        return top_or_low + after[1] * falling + after[4] * rising
+
+    return torch.stack([channel(0), channel(2), channel(4)])
 
 
 def _quotient(numerator: Tensor, factor: int, denominator: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,8 @@ PAD_VALUE = 128
 """Fills the image where the crop reaches beyond it, before normalisation."""
 
 CROP_TRIES = 10
+
+Size = tuple[int, int]
 
 
 class TrainTransform:
@@ -86,7 +89,7 @@ class EvalTransform:
         return image if size == (height, width) else _resize_with_pillow(image, size)
 
 
-def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -> tuple[int, int]:
+def resized_size(size: Size, short_side: int, max_side: int | None) -> Size:
     """Height and width after the short side became `short_side`.
 
     Where the long side would exceed `max_side`, it becomes that instead. Sides are rounded half up.
@@ -115,7 +118,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int | None) -
     return height_out, width_out
 
 
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_image(image: Tensor, size: Size) -> Tensor:
     """Bilinear with antialiasing on uint8, within one level of Pillow and four times as fast.
 
     Preparing images is what holds up training: Pillow would add a quarter to the augmentation of
@@ -124,25 +127,34 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_segments(segments: Tensor, size: tuple[int, int], how: LabelResize) -> Tensor:
+def resize_segments(segments: Tensor, size: Size, how: LabelResize) -> Tensor:
     """The segment at each pixel's centre, or at its upper left corner (`floor`)."""
-    if how == "center":
-        return F.resize(segments[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+    rows, columns = _nearest(segments.shape, size, how)
+    return _pick(segments, rows, columns)
+
+
+def _nearest(old: Sequence[int], new: Size, how: LabelResize) -> tuple[Tensor, Tensor]:
+    """For each row and each column of a resized map, that of the old one whose values it has."""
+    mode = "nearest-exact" if how == "center" else "nearest"
     rows, columns = (
-        interpolate(torch.arange(old, dtype=torch.float64)[None, None], new, mode="nearest")[0, 0]
-        for old, new in zip(segments.shape, size, strict=True)
+        interpolate(torch.arange(side, dtype=torch.float64)[None, None], wanted, mode=mode)
+        for side, wanted in zip(old, new, strict=True)
     )
-    return segments[rows.long()][:, columns.long()]
+    return rows.flatten().long(), columns.flatten().long()
 
 
-def _resize_with_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _pick(segments: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return segments.index_select(0, rows).index_select(1, columns)
+
+
+def _resize_with_pillow(image: Tensor, size: Size) -> Tensor:
     if len(image) != 3:  # four bands would be colours and opacity, which scales them
         return torch.stack([torch.from_numpy(_resized(band, size)) for band in image])
     resized = _resized(image.permute(1, 2, 0).contiguous(), size)
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
-def _resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resized(pixels: Tensor, size: Size) -> NDArray[np.uint8]:
     image = Image.fromarray(pixels.numpy())
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
@@ -150,8 +162,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 def _semantic(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
     short = rng.choice(config.short_sides)
     size = resized_size(sample.size, short, config.max_side)
-    sample = _resize(sample, size, config.label_resize)
-    sample = _random_crop(sample, config, rng)
+    sample = _random_crop(sample, size, config, rng)
     if config.color:
         sample = replace(sample, image=distort_color(sample.image, rng))
     if config.flip and rng.random() < 0.5:
@@ -167,30 +178,36 @@ def _panoptic(sample: Sample, config: PanopticAugmentation, rng: random.Random) 
         sample = _resize(sample, size, config.label_resize)
         low, high = config.crop_range
         height, width = (rng.randint(min(side, low), min(side, high)) for side in sample.size)
-        sample = _crop(sample, *_corner(sample, (height, width), rng), height, width)
+        sample = _crop(sample, *_corner(sample.size, (height, width), rng), height, width)
     short = rng.choice(config.short_sides)
     size = resized_size(sample.size, short, config.max_side)
     return _resize(sample, size, config.label_resize)
 
 
-def _random_crop(sample: Sample, config: SemanticAugmentation, rng: random.Random) -> Sample:
-    """Crops; tries again while one class covers more of the labelled pixels than allowed."""
-    size = (min(sample.size[0], config.crop[0]), min(sample.size[1], config.crop[1]))
+def _random_crop(
+    sample: Sample, size: Size, config: SemanticAugmentation, rng: random.Random
+) -> Sample:
+    """Resizes and crops; tries again while one class covers more of the labelled pixels than
+    allowed. Of the segments only the crop is resized.
+    """
+    image = sample.image if size == sample.size else resize_image(sample.image, size)
+    rows, columns = _nearest(sample.size, size, config.label_resize)
+    height, width = min(size[0], config.crop[0]), min(size[1], config.crop[1])
     for _ in range(CROP_TRIES):
-        top, left = _corner(sample, size, rng)
+        top, left = _corner(size, (height, width), rng)
+        segments = _pick(sample.segments, rows[top : top + height], columns[left : left + width])
         if config.single_category_max_area == 1.0:
             break
-        classes = look_up(
-            sample.labels, sample.segments[top : top + size[0], left : left + size[1]]
-        )
+        classes = look_up(sample.labels, segments)
         counts = torch.bincount(classes[classes >= 0])
         if (counts > 0).sum() > 1 and counts.max() < counts.sum() * config.single_category_max_area:
             break
-    return _crop(sample, top, left, *size)
+    image = F.crop(image, top, left, height, width).contiguous()  # arithmetic is faster on planes
+    return replace(sample, image=image, segments=segments)
 
 
-def _corner(sample: Sample, size: tuple[int, int], rng: random.Random) -> tuple[int, int]:
-    height, width = sample.size
+def _corner(whole: Size, size: Size, rng: random.Random) -> Size:
+    height, width = whole
     return rng.randint(0, height - size[0]), rng.randint(0, width - size[1])
 
 
@@ -202,7 +219,7 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
     )
 
 
-def _resize(sample: Sample, size: tuple[int, int], labels: LabelResize) -> Sample:
+def _resize(sample: Sample, size: Size, labels: LabelResize) -> Sample:
     if size == sample.size:
         return sample
     return replace(
@@ -220,7 +237,7 @@ def _flip(sample: Sample) -> Sample:
     )
 
 
-def _pad(sample: Sample, size: tuple[int, int]) -> Sample:
+def _pad(sample: Sample, size: Size) -> Sample:
     """Fills up to `size` on the right and at the bottom."""
     height, width = sample.size
     padding = [0, 0, max(size[1] - width, 0), max(size[0] - height, 0)]

@@ -156,7 +156,8 @@ class ImageReader:
             raise DatasetError(f"image file {name} has {error}") from None
         if self.channels == _RGB and pixels.shape[2] == 1:
             pixels = pixels.repeat(_RGB, 2)
-        return torch.from_numpy(np.array(turn_array(pixels, tag).transpose(2, 0, 1), order="C"))
+        # In memory as it was decoded: resizing is faster so.
+        return torch.from_numpy(np.array(turn_array(pixels, tag), order="C")).permute(2, 0, 1)
 
     def _select(self, bands: Bands, name: str) -> Values:
         """The wanted bands of an image."""
