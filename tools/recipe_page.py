@@ -20,6 +20,8 @@ SECTIONS = {
     "data.train and data.val, format: coco_panoptic": schema.CocoPanopticSplit,
     "data, format: coco_instances": schema.CocoInstancesConfig,
     "data.train and data.val, format: coco_instances": schema.CocoInstancesSplit,
+    "data, format: huggingface": schema.HuggingFaceConfig,
+    "data, format: webdataset": schema.WebDatasetConfig,
     "data, format: shapes": schema.ShapesConfig,
     "data.augmentation, kind: semantic": schema.SemanticAugmentation,
     "data.augmentation, kind: panoptic": schema.PanopticAugmentation,

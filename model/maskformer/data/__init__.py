@@ -8,6 +8,7 @@ from maskformer.config.schema import (
     FolderConfig,
     HuggingFaceConfig,
     ShapesConfig,
+    WebDatasetConfig,
 )
 from maskformer.data.batches import Batch, EvalBatch, Normalize
 from maskformer.data.check_dataset import check_dataset, check_splits
@@ -16,6 +17,7 @@ from maskformer.data.datasets.coco_panoptic import CocoPanoptic
 from maskformer.data.datasets.folder import Folder
 from maskformer.data.datasets.huggingface import HuggingFace
 from maskformer.data.datasets.shapes import Shapes
+from maskformer.data.datasets.webdataset import WebDataset
 from maskformer.data.loaders import EvalLoader, TrainLoader
 from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
 from maskformer.data.transforms import EvalTransform, TrainTransform
@@ -39,6 +41,7 @@ __all__ = [
     "Shapes",
     "TrainLoader",
     "TrainTransform",
+    "WebDataset",
     "WorkerError",
     "build_dataset",
     "check_dataset",
@@ -65,6 +68,8 @@ def build_dataset(config: DataConfig, split: Split) -> Dataset:
         return Folder(config, split)
     if isinstance(config, HuggingFaceConfig):
         return HuggingFace(config, split)
+    if isinstance(config, WebDatasetConfig):
+        return WebDataset(config, split)
     if isinstance(config, CocoInstancesConfig):
         return CocoInstances(config, split)
     return CocoPanoptic(config, split)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.progress import track
 from maskformer.data.sample import Dataset, Sample
@@ -56,7 +56,7 @@ def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
     if not files:
         return np.zeros(len(dataset), np.bool_)
 
-    def is_landscape(file: Path) -> bool:
+    def is_landscape(file: ImageSource) -> bool:
         try:
             height, width = reader.read_size(file)
         except DatasetError:

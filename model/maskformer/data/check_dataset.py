@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from maskformer.config.schema import DataConfig, EvalConfig, FolderConfig, FolderSplit
+from maskformer.config.schema import DataConfig, EvalConfig, ObjectLabels, WebDatasetConfig
 from maskformer.data.inspection.look import Look, look_at
 from maskformer.data.inspection.problems import all_problems, refuse
 from maskformer.data.inspection.shared_images import shared_images
@@ -108,17 +108,21 @@ def check_objects(data: DataConfig, evaluation: EvalConfig) -> None:
     """
     key = "eval.panoptic" if evaluation.panoptic else "eval.instances"
     scored = evaluation.panoptic or evaluation.instances
-    if not (scored and isinstance(data, FolderConfig) and data.things):
+    if not (scored and isinstance(data, ObjectLabels) and data.things):
         return
-    splits = [data.train, data.val] if isinstance(data.val, FolderSplit) else [data.train]
-    if all(split.objects is not None for split in splits):
+    if all(data.splits_with_objects):
         return
+    remedy = (
+        "objects in data.train and data.val to folders of files that number them (VOC's "
+        "SegmentationObject)"
+    )
+    if isinstance(data, WebDatasetConfig):
+        remedy = "data.objects to the suffix of members that number them"
     raise ConfigError(
         f"data.things names {_listing(data.things)}, but label files tell classes apart, not "
-        f"objects, and {key} would score each class of an image as one object; set objects "
-        "in data.train and data.val to folders of files that number them (VOC's "
-        "SegmentationObject), use data.format coco_panoptic or coco_instances, or leave out "
-        f"data.things, or set {key}: false"
+        f"objects, and {key} would score each class of an image as one object; set {remedy}, use "
+        "data.format coco_panoptic or coco_instances, or leave out data.things, or set "
+        f"{key}: false"
     )
 
 

@@ -59,7 +59,7 @@ class SharedCollate(Generic[T]):
         if get_worker_info() is None:
             return batch
         try:
-            for tensor in _tensors(batch):
+            for tensor in tensors_of(batch):
                 tensor.share_memory_()
         except RuntimeError:  # no room, no such folder, or too many open files
             return Pickled(pickle.dumps(batch), _free_bytes(SHARED_MEMORY))
@@ -242,16 +242,16 @@ def _set_sigchld_handler(handler: Any) -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def tensors_of(value: object) -> Iterator[Tensor]:
     """The tensors in a batch of nested dataclasses and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_of(part)
     elif is_dataclass(value):
         for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_of(getattr(value, field.name))
 
 
 def _free_bytes(folder: str) -> int:

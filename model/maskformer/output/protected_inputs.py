@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from maskformer.config.schema import DataConfig, HuggingFaceConfig, ShapesConfig
+from maskformer.config.schema import DataConfig, HuggingFaceConfig, ShapesConfig, WebDatasetConfig
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
 from maskformer.system.paths import find_input_in, folders_and_links_of
@@ -25,9 +26,7 @@ def check_output_beside_data(folder: Path, config: DataConfig, *datasets: Datase
     Raises:
         ValueError: results could take the place of data.
     """
-    files = (
-        file for dataset in datasets for pair in getattr(dataset, "files", ()) for file in pair
-    )
+    files = (file for dataset in datasets for file in _files_of(dataset))
     found = find_input_in(folder, [*_paths(config), *folders_and_links_of(files)])
     if found is not None:
         raise OutputError(
@@ -49,10 +48,15 @@ def check_output_beside_model(folder: Path, model: Path) -> None:
         )
 
 
+def _files_of(dataset: Dataset) -> Iterator[Path]:
+    shards: Sequence[Path] = getattr(dataset, "shards", ())
+    yield from shards or (file for files in getattr(dataset, "files", ()) for file in files)
+
+
 def _paths(config: DataConfig) -> list[Path]:
     if isinstance(config, ShapesConfig):
         return []
-    tables = [config.root] if isinstance(config, HuggingFaceConfig) else []
+    tables = [config.root] if isinstance(config, HuggingFaceConfig | WebDatasetConfig) else []
     given = [getattr(config, key, None) for key in ("classes", "label_names", "categories")]
     for split in (config.train, config.val):
         if isinstance(split, BaseModel):

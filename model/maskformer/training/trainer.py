@@ -33,6 +33,7 @@ from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import uncompiled
+from maskformer.training.transfer import Transfer
 from mfkernels.distributed import mean_num_masks
 
 COMPILED_ON = ("cuda",)
@@ -90,6 +91,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=parts.accelerator.device)
         self._rates: list[float] = []
         self._warm = False
+        self._transfer = Transfer(parts.accelerator.device)
 
     @property
     def bare_model(self) -> SegmentationModel:
@@ -210,7 +212,7 @@ class Trainer:
             targets = [batch.targets for batch in batches]
             options["num_masks"] = mean_num_masks(*targets, device=accelerator.device)
         for batch in batches:
-            batch = batch.to(accelerator.device, non_blocking=True)
+            batch = self._transfer(batch)
             with accelerator.accumulate(parts.model):
                 predictions = self._predict(batch)
                 self._warm_up(predictions, batch)

@@ -19,8 +19,10 @@ from maskformer.config.schema.data import (
     FolderConfig,
     FolderSplit,
     HuggingFaceConfig,
+    ObjectLabels,
     PixelLabels,
     ShapesConfig,
+    WebDatasetConfig,
 )
 from maskformer.config.schema.evaluation import (
     SMALLEST_TILE,
@@ -86,6 +88,7 @@ __all__ = [
     "LabelResize",
     "ModelConfig",
     "Name",
+    "ObjectLabels",
     "PanopticAugmentation",
     "Part",
     "Percent",
@@ -99,4 +102,5 @@ __all__ = [
     "Tracker",
     "TrainConfig",
     "ViewsConfig",
+    "WebDatasetConfig",
 ]

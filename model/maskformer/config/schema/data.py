@@ -90,8 +90,8 @@ class ShapesConfig(DataSection):
     """Images drawn by the program itself: nothing to download."""
 
     format: Literal["shapes"] = "shapes"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
-    `shapes` are drawn.
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
     """
     image_size: Size = (96, 96)
     """Height and width of the images, in pixels."""
@@ -211,12 +211,25 @@ class FolderSplit(Section):
     """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
 
 
-class FolderConfig(PixelLabels):
+class ObjectLabels(PixelLabels):
+    """Images with a value per pixel, which may have files that number the objects, too."""
+
+    things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
+    """The classes whose objects are told apart. With `objects`, left out, all but the background.
+    """
+
+    @property
+    def splits_with_objects(self) -> tuple[bool, ...]:
+        """Whether there are such files, for each split of its own; that of training first."""
+        raise NotImplementedError
+
+
+class FolderConfig(ObjectLabels):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
-    `shapes` are drawn.
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
     """
     train: FolderSplit
     """What is trained on."""
@@ -232,17 +245,19 @@ class FolderConfig(PixelLabels):
     """Replaces the image suffix to give the name of the label file, and of that of objects, in any
     case of letters. Of MATLAB's files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
     """
-    things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
-    """The classes whose objects are told apart. With `objects`, left out, all but the background.
-    """
+
+    @property
+    def splits_with_objects(self) -> tuple[bool, ...]:
+        splits = [self.train, self.val] if isinstance(self.val, FolderSplit) else [self.train]
+        return tuple(split.objects is not None for split in splits)
 
 
 class HuggingFaceConfig(PixelLabels):
     """A table of Hugging Face's `datasets` with a column of images and one of label images."""
 
     format: Literal["huggingface"] = "huggingface"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
-    `shapes` are drawn.
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
     """
     root: DataRoot
     """A folder that `save_to_disk` wrote, or the data set's name on the hub, such as `owner/name`.
@@ -259,6 +274,55 @@ class HuggingFaceConfig(PixelLabels):
     """The column of the images."""
     label: Name = "label"
     """The column of the label images."""
+
+
+Suffixes = Annotated[tuple[Name, ...], OneOrMore, Field(min_length=1, max_length=100)]
+ShardNames = Annotated[tuple[Name, ...], OneOrMore, Field(min_length=1, max_length=1000)]
+
+
+class WebDatasetConfig(ObjectLabels):
+    """Shards of WebDataset: uncompressed tar files, in which `x.jpg` and `x.png` are an image and
+    its labels. Members are read where they are, in any order: nothing is unpacked.
+    """
+
+    format: Literal["webdataset"] = "webdataset"
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
+    """
+    train: ShardNames
+    """The shards to train on, such as `train-{000000..000099}.tar` or `train-*.tar`, or a list."""
+    val: Annotated[Annotated[ShardNames, Tag("(split)")] | Share, Discriminator(_split_or_share)]
+    """The shards to evaluate on, or a share such as 0.1 of the images of `train`."""
+    image: Suffixes = ("jpg", "jpeg")
+    """What follows the first dot in the name of an image: the first of these that a sample has."""
+    label: Suffixes = ("png",)
+    """The same for its labels, such as `seg.png`."""
+    objects: Name | None = None
+    """The same for a member that numbers its objects, as `objects` in `format: folder`."""
+
+    @property
+    def splits_with_objects(self) -> tuple[bool, ...]:
+        return (self.objects is not None,)
+
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """What each setting takes, in lower case and without a dot at the beginning."""
+        settings = {"image": self.image, "label": self.label}
+        if self.objects is not None:
+            settings["objects"] = (self.objects,)
+        return {
+            key: tuple(suffix.lower().lstrip(".") for suffix in suffixes)
+            for key, suffixes in settings.items()
+        }
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        meaning: dict[str, str] = {}
+        for key, suffixes in self.members.items():
+            for suffix in suffixes:
+                if meaning.setdefault(suffix, key) != key:
+                    raise ValueError(f"{suffix} stands for {meaning[suffix]} and {key}")
+        return self
 
 
 class CocoPanopticSplit(Section):
@@ -280,8 +344,8 @@ class CocoPanopticConfig(FilesSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
-    `shapes` are drawn.
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
     """
     train: CocoPanopticSplit
     """What is trained on."""
@@ -314,8 +378,8 @@ class CocoInstancesConfig(FilesSection):
     """
 
     format: Literal["coco_instances"] = "coco_instances"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances` or `huggingface`;
-    `shapes` are drawn.
+    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are drawn.
     """
     train: CocoInstancesSplit
     """What is trained on."""
@@ -334,6 +398,11 @@ class CocoInstancesConfig(FilesSection):
 
 
 DataConfig = Annotated[
-    ShapesConfig | FolderConfig | CocoPanopticConfig | CocoInstancesConfig | HuggingFaceConfig,
+    ShapesConfig
+    | FolderConfig
+    | CocoPanopticConfig
+    | CocoInstancesConfig
+    | HuggingFaceConfig
+    | WebDatasetConfig,
     Field(discriminator="format"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskformer.config.recipes import CONFIG_FOLDER
-from maskformer.config.schema import FolderConfig, PixelLabels
+from maskformer.config.schema import ObjectLabels, PixelLabels
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
@@ -70,7 +70,7 @@ def describe_classes(
     Raises:
         DatasetError: `data.things` or `data.colors` does not fit the names.
     """
-    things = config.things if isinstance(config, FolderConfig) else ()
+    things = config.things if isinstance(config, ObjectLabels) else ()
     unknown = [name for name in things if name not in names]
     if unknown:
         raise DatasetError(
@@ -81,7 +81,7 @@ def describe_classes(
             f"data.colors must hold one colour per class, got {len(config.colors)} "
             f"for {len(names)} classes"
         )
-    if isinstance(config, FolderConfig) and config.train.objects is not None and not things:
+    if isinstance(config, ObjectLabels) and config.splits_with_objects[0] and not things:
         things = tuple(name for name in names if not is_called(name, BACKGROUND))
     return DatasetInfo(
         classes=names,

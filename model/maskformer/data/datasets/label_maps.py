@@ -46,7 +46,7 @@ class LabelledImage(NamedTuple):
     name: str
     image: ImageSource
     labels: ImageSource
-    objects: Path | None = None
+    objects: ImageSource | None = None
     file_name: str = ""
 
 

@@ -112,7 +112,7 @@ class ImageReader:
             frame = self._frame(file, bands)
             return self._finish(bands, frame.turn, name), frame
 
-    def read_size(self, file: Path) -> tuple[int, int]:
+    def read_size(self, file: ImageSource) -> tuple[int, int]:
         """Height and width of an image as it is turned, by its header and metadata alone.
 
         Raises:

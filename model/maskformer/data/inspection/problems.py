@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from maskformer.data.datasets.shards import Member
 from maskformer.data.inspection.look import Look
 from maskformer.data.sample import Dataset
 from maskformer.errors import DatasetError, LabelValueError
@@ -15,7 +16,7 @@ SHOWN = 5
 LISTED = 50
 """Kinds of problems that are told where all of them are asked for."""
 NAMES = 10
-Files = Sequence[tuple[Path, ...]]
+Files = Sequence[tuple[Path | Member, ...]]
 """Of each image."""
 
 

@@ -6,10 +6,15 @@ import filecmp
 from collections import defaultdict
 from pathlib import Path
 
+from maskformer.data.datasets.shards import Member
+from maskformer.data.image_files.opening import FILE_LIMIT
 from maskformer.data.sample import Dataset, evenly_spread
+from maskformer.system.reading import open_regular
+
+ImageFile = Path | Member
 
 
-def shared_images(train: Dataset, val: Dataset, limit: int) -> list[Path]:
+def shared_images(train: Dataset, val: Dataset, limit: int) -> list[ImageFile]:
     """Files of `val` that `train` has too: of the same name and with the same bytes.
 
     Names alone say little (the frames of two videos), and so do bytes (empty tiles of a map).
@@ -17,7 +22,7 @@ def shared_images(train: Dataset, val: Dataset, limit: int) -> list[Path]:
     Args:
         limit: how many of the files whose names and sizes are equal are read, evenly spread.
     """
-    known: defaultdict[tuple[str, int], list[Path]] = defaultdict(list)
+    known: defaultdict[tuple[str, int], list[ImageFile]] = defaultdict(list)
     names = {file.name for file in _image_files(val)}
     for file in _image_files(train):
         if file.name in names:
@@ -28,20 +33,27 @@ def shared_images(train: Dataset, val: Dataset, limit: int) -> list[Path]:
     return [file for file in looked_at if any(_equal(file, other) for other in known[_key(file)])]
 
 
-def _image_files(dataset: Dataset) -> list[Path]:
+def _image_files(dataset: Dataset) -> list[ImageFile]:
     """None of a data set that is not on the disk."""
     return [files[0] for files in getattr(dataset, "files", ())]
 
 
-def _key(file: Path) -> tuple[str, int]:
+def _key(file: ImageFile) -> tuple[str, int]:
     try:
-        return file.name, file.stat().st_size
+        return file.name, file.stat().st_size if isinstance(file, Path) else file.size
     except OSError:  # told by whoever reads the sample
         return file.name, -1
 
 
-def _equal(file: Path, other: Path) -> bool:
+def _read(file: ImageFile) -> bytes:
+    with open_regular(file, FILE_LIMIT) if isinstance(file, Path) else file.open() as stream:
+        return stream.read()
+
+
+def _equal(file: ImageFile, other: ImageFile) -> bool:
     try:
-        return file.samefile(other) or filecmp.cmp(file, other, shallow=False)
+        if isinstance(file, Path) and isinstance(other, Path):
+            return file.samefile(other) or filecmp.cmp(file, other, shallow=False)
+        return _read(file) == _read(other)
     except OSError:
         return False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
 
@@ -17,7 +17,7 @@ def split_objects(
     segments: NDArray[np.int32],
     objects: NDArray[np.integer],
     info: DatasetInfo,
-    file: Path,
+    file: ImageSource,
     ignore: Sequence[int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Cuts the segments of things into objects.
