@@ -1,4 +1,4 @@
-"""Runs each `test_*_triton.py` in a process of its own, in which Triton interprets its kernels."""
+"""Runs all `test_*_triton.py` of a folder in a process in which Triton interprets its kernels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from helpers.repository import ROOT, TESTS
 
 pytest.importorskip("triton")
+FILES = sorted(TESTS.rglob("test_*_triton.py"))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "file", [str(file.relative_to(ROOT)) for file in sorted(TESTS.rglob("test_*_triton.py"))]
-)
-def test_in_the_interpreter(file: str) -> None:
+@pytest.mark.parametrize("folder", sorted({file.relative_to(TESTS).parts[0] for file in FILES}))
+def test_in_the_interpreter(folder: str) -> None:
+    files = [str(file) for file in FILES if file.is_relative_to(TESTS / folder)]
     plugins = ["-p", "helpers.gpu.interpreter", "-p", "no:cacheprovider"]
     # An empty entry would be this folder, and its package the one that is tested.
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
@@ -27,7 +27,7 @@ def test_in_the_interpreter(file: str) -> None:
         "PYTHONPATH": path,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *plugins, file],
+        [sys.executable, "-m", "pytest", "-q", *plugins, *files],
         cwd=ROOT,
         env=environment,
         capture_output=True,
