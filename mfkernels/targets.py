@@ -228,7 +228,7 @@ class SegmentTargets:
     @property
     def max_count(self) -> int:
         """`T`, the largest number of segments in one image."""
-        return max(self.counts, default=0)
+        return max((0, *self.counts))
 
     @property
     def offsets(self) -> tuple[int, ...]:

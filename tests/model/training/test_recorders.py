@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,6 +157,7 @@ def test_tensorboard_shows_the_recipe_and_hyperparameters(tmp_path: Path) -> Non
     experiment = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert b"val/miou" in experiment
     assert [event.step for event in found.Scalars("train/epoch")] == [1, 2]
+    time.sleep(1)  # within a second, event files are read by number: .10 before .9
     # A resumed run adds its own, and takes nothing away.
     build_trainer(tiny_recipe(steps=3), tmp_path / "run", resume=True, cpu=True).fit()
     found = events(tmp_path / "run" / "tensorboard")
