@@ -91,7 +91,7 @@ class SegmentTargets:
                 f"label_map must be [B, H, W] with B = {len(self.counts)} (the length of counts), "
                 f"got {list(label_map.shape)}"
             )
-        if max(self.counts, default=0) > MAX_SEGMENTS_PER_IMAGE:
+        if self.max_count > MAX_SEGMENTS_PER_IMAGE:
             raise ValueError(
                 f"an image can have at most {MAX_SEGMENTS_PER_IMAGE} segments in a label map, "
                 f"got {max(self.counts)}"

@@ -249,7 +249,7 @@ def from_pairs(
     problem = problem_of(indices, counts, queries)
     if problem is not None:
         raise ValueError(f"the matcher must match one-to-one; {problem}")
-    assignment = torch.full((len(indices), max(counts, default=0)), -1, device=device)
+    assignment = torch.full((len(indices), max((0, *counts))), -1, device=device)
     for row, (query, segment) in zip(assignment, indices, strict=True):
         row[segment.to(device)] = query.to(device)
     return assignment

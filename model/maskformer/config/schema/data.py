@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -219,9 +220,9 @@ class ObjectLabels(PixelLabels):
     """
 
     @property
+    @abstractmethod
     def splits_with_objects(self) -> tuple[bool, ...]:
         """Whether there are such files, for each split of its own; that of training first."""
-        raise NotImplementedError
 
 
 class FolderConfig(ObjectLabels):
