@@ -36,6 +36,12 @@ class Provider:
     laps: Laps | None = None
     tolerance: float | None = None
 
+    def run(self) -> None:
+        """What is timed."""
+        values = self.forward()
+        if self.backward is not None:
+            self.backward(values)
+
     def __call__(self) -> list[Tensor]:
         """Result and gradients."""
         values = self.forward()

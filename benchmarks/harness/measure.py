@@ -147,7 +147,7 @@ def _observed(
     waits: int | None = None
     if device.type == "cuda":
         call()
-        launches, waits = count_launches(device, provider)
+        launches, waits = count_launches(device, provider.run)
     elif compiled:  # counting looks at operators one by one, which ends compilation
         call()
     else:

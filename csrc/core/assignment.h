@@ -79,6 +79,15 @@ struct TwoLeast {
   }
 };
 
+// The two least of two parts; of equals the one with the lower column is the least.
+MFK_INLINE TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
+  const bool first = a.least < b.least | (a.least == b.least & a.column <= b.column);
+  const double least = first ? a.least : b.least;
+  const double other = first ? b.least : a.least;
+  const double second = a.second < b.second ? a.second : b.second;
+  return {least, other < second ? other : second, first ? a.column : b.column};
+}
+
 // Costs held densely, one row after the other.
 template <class T>
 struct DenseCosts {
@@ -110,6 +119,10 @@ struct Problem {
   int32_t* remaining;      // [columns] strict only: columns outside the tree in SciPy's order,
   int32_t* position;       // [columns] and where each of them stands in it
 };
+
+// How many costs of a row a group loads at a time.
+template <class Group>
+constexpr int kVectorOf = 1;
 
 // How a group looks at a row. CPU groups with vector registers specialise this.
 template <class Group>

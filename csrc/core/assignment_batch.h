@@ -70,8 +70,19 @@ MFK_INLINE Problem<DenseCosts<T>> carve(char* memory, int32_t rows, int32_t colu
   return p;
 }
 
-// An odd row stride lets lanes walk down a column of shared memory without bank conflicts.
-MFK_INLINE int64_t dense_stride(int64_t columns) { return columns | 1; }
+// An odd row stride, in vectors that a group loads at a time, spreads a column of shared memory over
+// its banks.
+template <int kVector>
+MFK_INLINE int64_t dense_stride(int64_t columns) {
+  return (divide_up(columns, kVector) | 1) * kVector;
+}
+
+// Elements of dense rows of which a group reads `read` columns, the last row too.
+template <int kVector>
+MFK_INLINE int64_t dense_elements(int64_t rows, int64_t columns, int64_t read) {
+  const int64_t stride = dense_stride<kVector>(columns);
+  return rows * stride + (read > stride ? read - stride : 0);
+}
 
 // Copy the costs into dense rows, along the direction that is contiguous in memory; several loads are
 // under way at a time. Returns this lane's status bits.
@@ -118,14 +129,15 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
   return status;
 }
 
-// The costs of problem `index` into dense rows, its smaller side as rows; this lane's status bits.
-template <class T, class Group>
+// The costs of problem `index` into dense rows, its smaller side as rows, for a group that loads
+// kVector of them at a time; this lane's status bits.
+template <class T, int kVector, class Group>
 MFK_HOST_DEVICE int32_t load_problem(const Group& group, const Batch& batch, int64_t index,
                                      T* dense) {
   const Shape shape = shape_of(batch, index);
   if (shape.rows == 0) return 0;
   const int64_t first = index * batch.batch_stride;
-  const int64_t stride = dense_stride(shape.columns);
+  const int64_t stride = dense_stride<kVector>(shape.columns);
   const auto copy = [&](const auto* source) {
     return copy_costs(group, source + first, shape, batch.maximize, dense, stride);
   };
@@ -182,7 +194,7 @@ MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_
   bool complete = true;
   Problem<DenseCosts<T>> p = carve<T>(memory, shape.rows, shape.columns, kStrict);
   if (shape.rows > 0) {
-    p.costs = {dense, dense_stride(shape.columns)};
+    p.costs = {dense, dense_stride<kVectorOf<Group>>(shape.columns)};
     // At most twice, in a loop so that the code of the search exists once.
     for (;;) {
       complete = solve<kStrict>(group, p);

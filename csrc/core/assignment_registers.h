@@ -1,8 +1,9 @@
 // The search of `assignment.h` for a group on a GPU whose lanes keep their columns in registers.
 //
 // A step of the search is a chain of dependent loads, additions and reductions, and nothing else
-// runs on its scheduler. With distances, duals and the path in registers, and with the number of a
-// lane's columns known to the compiler, a step has two loads in its chain and no barrier.
+// runs on its scheduler. With distances, duals, paths and assigned rows in registers, and with the
+// number of a lane's columns known to the compiler, a step has one load in its chain, no barrier and
+// no branch that lanes could take differently.
 #pragma once
 
 #include <cstdint>
@@ -11,70 +12,120 @@
 
 namespace mfk::assignment {
 
-// A group that has at most kPerLane columns per lane.
-template <class Group, int kPerLane>
+// A group that has at most kPerLane columns per lane, kVector of them side by side: what one load
+// of costs brings.
+template <class Group, int kPerLane, int kVector = 1>
 struct InRegisters : Group {
   static_assert(kPerLane <= 32, "a lane notes its columns of the tree in 32 bits");
+  static_assert(kPerLane % kVector == 0 && kVector <= 4, "columns come in vectors");
   MFK_HOST_DEVICE explicit InRegisters(const Group& group) : Group(group) {}
-};
 
-template <class Group, int kPerLane>
-struct Scan<InRegisters<Group, kPerLane>> : Scan<Group> {
-  // As Scan<Group>::two_least; columns that do not exist repeat the last one and do not count.
-  template <class P>
-  static MFK_HOST_DEVICE TwoLeast two_least(const Group& group, const P& p, int32_t row) {
-    double reduced[kPerLane];
+  // The k-th column of this lane, which may be behind the last one.
+  MFK_INLINE int32_t column(int k) const {
+    return (k / kVector * this->lanes() + this->lane()) * kVector + k % kVector;
+  }
+
+  // The costs of this lane's columns in a row, and anything for those behind the last one.
+  template <class T>
+  MFK_INLINE void load(const DenseCosts<T>& costs, int32_t row, T (&cost)[kPerLane]) const {
+    const T* first = costs.data + row * costs.row_stride + this->lane() * kVector;
     MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      const int32_t j = group.lane() + k * group.lanes();
-      const int32_t safe = j < p.columns ? j : p.columns - 1;
-      reduced[k] = j < p.columns ? p.costs(row, safe) - p.column_dual[safe] : infinity();
+    for (int k = 0; k < kPerLane; k += kVector) {
+      constexpr size_t kBytes = kVector * sizeof(T);
+      const T* vector = first + k * this->lanes();
+      memcpy(cost + k, __builtin_assume_aligned(vector, kBytes < 16 ? kBytes : 16), kBytes);
     }
-    TwoLeast best{infinity(), infinity(), kNone};
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) best.add(reduced[k], group.lane() + k * group.lanes());
-    return group.two_least(best);
   }
 };
 
-// A lane's columns during one search.
+template <class Group, int kPerLane, int kVector>
+constexpr int kVectorOf<InRegisters<Group, kPerLane, kVector>> = kVector;
+
+// The least of values in registers, compared in pairs: a chain of log2 of their number.
+template <int kCount, class Value, class Better>
+MFK_INLINE Value tournament(Value (&values)[kCount], const Better& better) {
+  MFK_UNROLL
+  for (int distance = 1; distance < kCount; distance *= 2) {
+    MFK_UNROLL
+    for (int k = 0; k + distance < kCount; k += 2 * distance) {
+      values[k] = better(values[k], values[k + distance]);
+    }
+  }
+  return values[0];
+}
+
+template <class Group, int kPerLane, int kVector>
+struct Scan<InRegisters<Group, kPerLane, kVector>> : Scan<Group> {
+  // As Scan<Group>::two_least.
+  template <class P>
+  static MFK_HOST_DEVICE TwoLeast two_least(const InRegisters<Group, kPerLane, kVector>& group,
+                                            const P& p, int32_t row) {
+    typename P::Cost cost[kPerLane];
+    group.load(p.costs, row, cost);
+    TwoLeast found[kPerLane];
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      const int32_t j = group.column(k);
+      const bool exists = j < p.columns;
+      const double reduced = cost[k] - p.column_dual[exists ? j : 0];
+      found[k] = {exists ? reduced : infinity(), infinity(), j};
+    }
+    return group.two_least(
+        tournament(found, [](const TwoLeast& a, const TwoLeast& b) { return join(a, b); }));
+  }
+};
+
+// A lane's columns during one search. One that has joined the tree is at an infinite distance and
+// stays there, as one that does not exist is: its dual here is -inf, whatever its cost is read as.
+// Costs are read for all columns that lanes can have, so the last row is followed by readable memory.
 template <class Group, int kPerLane, class P>
 class SearchInRegisters {
  public:
   MFK_HOST_DEVICE SearchInRegisters(const Group& group, const P& p) : group_(group), p_(p) {
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
-      // A column that does not exist is at an infinite distance, whatever it costs.
       dual_[k] = exists(k) ? p.column_dual[column(k)] : -infinity();
+      place_[k] = exists(k) ? (p.row_of_column[column(k)] + 1) << 16 | column(k) : 0;
       distance_[k] = infinity();
       path_[k] = kNone;
     }
   }
 
-  // As Scan::relax.
+  // A column with its row; both are below 4096 in a group that keeps columns in registers.
+  static MFK_INLINE int32_t column_at(int32_t place) { return place & 0xffff; }
+  static MFK_INLINE int32_t row_at(int32_t place) { return (place >> 16) - 1; }
+
+  // As Scan::relax, but that the nearest has its place as rank and as column: of equals a free one
+  // wins.
   MFK_HOST_DEVICE Nearest relax(int32_t row, double base) {
     const double offset = base - p_.row_dual[row];
-    const auto* costs = p_.costs.data + row * p_.costs.row_stride;
     typename P::Cost cost[kPerLane];
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) cost[k] = costs[exists(k) ? column(k) : p_.columns - 1];
-    Nearest best{infinity(), INT32_MAX, kNone};
+    group_.load(p_.costs, row, cost);
+    Nearest found[kPerLane];
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
-      const bool open = !(tree_ >> k & 1u);
       const double reduced = (static_cast<double>(cost[k]) - dual_[k]) + offset;
-      if (open && reduced < distance_[k]) {
-        distance_[k] = reduced;
-        path_[k] = row;
-      }
-      if (open && distance_[k] < best.distance) best = {distance_[k], column(k), column(k)};
+      const bool nearer = reduced < distance_[k];
+      distance_[k] = nearer ? reduced : distance_[k];
+      path_[k] = nearer ? row : path_[k];
+      found[k] = {distance_[k], place_[k], place_[k]};
     }
-    return group_.nearest(best);
+    return group_.nearest(tournament(
+        found, [](const Nearest& a, const Nearest& b) { return b.distance < a.distance ? b : a; }));
   }
 
-  // The column joins the tree: it is neither relaxed nor nearest any more.
-  MFK_HOST_DEVICE void take(int32_t column) {
-    if (column % group_.lanes() == group_.lane()) tree_ |= 1u << (column / group_.lanes());
+  // The column at this distance joins the tree: it is neither relaxed nor nearest any more.
+  MFK_HOST_DEVICE void take(int32_t joining, double distance) {
+    bool here = false;
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      const bool joins = column(k) == joining;
+      here |= joins;
+      dual_[k] = joins ? -infinity() : dual_[k];
+      distance_[k] = joins ? infinity() : distance_[k];
+      tree_ |= static_cast<uint32_t>(joins) << k;
+    }
+    if (here) p_.distance[joining] = distance;
   }
 
   // Path and duals go back to memory; the duals of the tree are lowered by how much nearer than the
@@ -85,15 +136,15 @@ class SearchInRegisters {
       if (!exists(k)) continue;
       p_.path[column(k)] = path_[k];
       if (!reached || !(tree_ >> k & 1u)) continue;
-      const double slack = end - distance_[k];
-      p_.row_dual[p_.row_of_column[column(k)]] += slack;
-      p_.column_dual[column(k)] = dual_[k] - slack;
+      const double slack = end - p_.distance[column(k)];
+      p_.row_dual[row_at(place_[k])] += slack;
+      p_.column_dual[column(k)] -= slack;
     }
     group_.sync();
   }
 
  private:
-  MFK_INLINE int32_t column(int k) const { return group_.lane() + k * group_.lanes(); }
+  MFK_INLINE int32_t column(int k) const { return group_.column(k); }
   MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
 
   const Group& group_;
@@ -101,28 +152,34 @@ class SearchInRegisters {
   double dual_[kPerLane];
   double distance_[kPerLane];
   int32_t path_[kPerLane];
+  int32_t place_[kPerLane];
   uint32_t tree_ = 0;
 };
 
 // As `augment`, not strict: the strict search needs SciPy's list of columns.
-template <bool kStrict, class Group, int kPerLane, class P>
-MFK_HOST_DEVICE bool augment(const InRegisters<Group, kPerLane>& group, const P& p, int32_t start) {
+template <bool kStrict, class Group, int kPerLane, int kVector, class P>
+MFK_HOST_DEVICE bool augment(const InRegisters<Group, kPerLane, kVector>& group, const P& p,
+                             int32_t start) {
   static_assert(!kStrict, "the order of SciPy's columns is kept in memory");
-  SearchInRegisters<Group, kPerLane, P> search(group, p);
+  using Search = SearchInRegisters<InRegisters<Group, kPerLane, kVector>, kPerLane, P>;
+  Search search(group, p);
   Nearest best = search.relax(start, 0.0);
   bool reached = false;
   int32_t scanned = 0;
   for (; scanned < p.rows && best.distance < infinity(); ++scanned) {
-    const int32_t row = p.row_of_column[best.column];
+    const int32_t row = Search::row_at(best.column);
     if (row == kNone) {
       reached = true;
       break;
     }
-    search.take(best.column);
+    search.take(Search::column_at(best.column), best.distance);
     best = search.relax(row, best.distance);
   }
   search.finish(reached, best.distance);
-  if (reached && group.lane() == 0) assign_along_path(p, start, best, scanned);
+  const int32_t column = Search::column_at(best.column);
+  if (reached && group.lane() == 0) {
+    assign_along_path(p, start, {best.distance, column, column}, scanned);
+  }
   group.sync();
   return reached;
 }

@@ -23,6 +23,7 @@ namespace {
 using mfk::Element;
 using mfk::assignment::Batch;
 using mfk::assignment::InRegisters;
+using mfk::assignment::kVectorOf;
 using mfk::assignment::Nearest;
 using mfk::assignment::TwoLeast;
 using torch::headeronly::ScalarType;
@@ -30,9 +31,9 @@ using torch::stable::Tensor;
 
 constexpr unsigned kAll = 0xffffffffu;
 
-// Order-preserving integer of a double; -0 equals +0.
+// Order-preserving integer of a double; -0, which no search gives (it starts from +0), comes before +0.
 __device__ __forceinline__ uint64_t key_of(double value) {
-  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(value + 0.0));
+  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(value));
   return bits & 0x8000000000000000u ? ~bits : bits | 0x8000000000000000u;
 }
 
@@ -74,7 +75,7 @@ __device__ __forceinline__ int least_lane(uint64_t key, int32_t rank) {
     const int32_t least_rank = least_in_warp(ties ? rank : INT32_MAX);
     lanes = __ballot_sync(kAll, ties && rank == least_rank);
   }
-  return __ffs(static_cast<int>(lanes)) - 1;
+  return 31 - __clz(static_cast<int>(lanes));
 }
 
 __device__ __forceinline__ Nearest nearest_in_warp(const Nearest& mine) {
@@ -83,14 +84,6 @@ __device__ __forceinline__ Nearest nearest_in_warp(const Nearest& mine) {
                      __shfl_sync(kAll, mine.column, lane)};
   __syncwarp();
   return best;
-}
-
-__device__ __forceinline__ TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
-  const bool first = a.least < b.least || (a.least == b.least && a.column <= b.column);
-  const double least = first ? a.least : b.least;
-  const double other = first ? b.least : a.least;
-  const double second = a.second < b.second ? a.second : b.second;
-  return {least, other < second ? other : second, first ? a.column : b.column};
 }
 
 __device__ __forceinline__ TwoLeast two_least_in_warp(const TwoLeast& mine) {
@@ -183,7 +176,7 @@ struct Loaders {
   __device__ void sync() const { __syncthreads(); }
 };
 
-extern __shared__ double shared_memory[];
+extern __shared__ __align__(16) double shared_memory[];
 
 // Where the working memory of problems is.
 struct Workspace {
@@ -204,7 +197,8 @@ __global__ void __launch_bounds__(32 * kLoadingWarps, 1)
   const int64_t problem = blockIdx.x;
   if constexpr (!kOnChip) dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
   if (threadIdx.x == 0) status = 0;
-  const int32_t bits = mfk::assignment::load_problem<T>(Loaders{}, batch, problem, dense);
+  const int32_t bits =
+      mfk::assignment::load_problem<T, kVectorOf<Group>>(Loaders{}, batch, problem, dense);
   if (bits != 0) atomicOr(&status, bits);
   __syncthreads();
   if (threadIdx.x >= 32) return;
@@ -223,7 +217,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
                               : reinterpret_cast<char*>(shared_memory);
   T* dense = reinterpret_cast<T*>(space.costs + problem * space.cost_bytes);
   const Group group{Block<kWarps>(&slots)};
-  const int32_t bits = mfk::assignment::load_problem<T>(group, batch, problem, dense);
+  const int32_t bits =
+      mfk::assignment::load_problem<T, kVectorOf<Group>>(group, batch, problem, dense);
   mfk::assignment::solve_loaded<kStrict, T>(group, batch, problem, memory, dense, bits);
 }
 
@@ -264,13 +259,14 @@ bool fits_on_chip(int64_t problems, int64_t bytes, int64_t block_limit, int devi
 struct Footprint {
   int64_t columns, arrays, costs, block_limit;
 
-  template <class T>
-  static Footprint of(const Batch& batch, bool strict, int device) {
+  // `read`: how many columns of a row the group reads.
+  template <class T, int kVector = 1>
+  static Footprint of(const Batch& batch, bool strict, int device, int64_t read = 0) {
     const int64_t rows = batch.rows < batch.columns ? batch.rows : batch.columns;
     const int64_t columns = batch.rows < batch.columns ? batch.columns : batch.rows;
-    const int64_t stride = mfk::assignment::dense_stride(columns);
+    const int64_t elements = mfk::assignment::dense_elements<kVector>(rows, columns, read);
     return {columns, mfk::assignment::array_bytes(rows, columns, strict),
-            mfk::round_up(rows * stride * static_cast<int64_t>(sizeof(T)), 16),
+            mfk::round_up(elements * static_cast<int64_t>(sizeof(T)), 16),
             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kReservedBytes};
   }
 };
@@ -317,24 +313,35 @@ void solve_in_memory(const Tensor& cost, const Batch& batch, int device, cudaStr
   }
 }
 
+template <int kValue>
+using Constant = std::integral_constant<int, kValue>;
+
 // A group that keeps its columns in registers, as few of them per lane as the problems need.
 void solve_in_registers(const Tensor& cost, const Batch& batch, int device, cudaStream_t stream) {
-  const Footprint size = Footprint::of<float>(batch, false, device);
-  const auto warps = [&](auto per_lane) {
-    using Group = InRegisters<Warp, decltype(per_lane)::value>;
+  const int64_t columns = batch.rows < batch.columns ? batch.columns : batch.rows;
+  const auto warps = [&](auto per_lane, auto vector) {
+    constexpr int kPerLane = decltype(per_lane)::value;
+    using Group = InRegisters<Warp, kPerLane, decltype(vector)::value>;
+    const Footprint size =
+        Footprint::of<float, kVectorOf<Group>>(batch, false, device, 32 * kPerLane);
     launch_warps<float, Group, false>(cost, batch, size, device, stream);
   };
   const auto blocks = [&](auto per_lane) {
-    using Group = InRegisters<Block<kWarps>, decltype(per_lane)::value>;
+    constexpr int kPerLane = decltype(per_lane)::value;
+    using Group = InRegisters<Block<kWarps>, kPerLane>;
+    const Footprint size = Footprint::of<float>(batch, false, device, 32 * kWarps * kPerLane);
     launch_blocks<float, Group, false>(cost, batch, size, stream);
   };
-  const int64_t per_lane = mfk::divide_up(size.columns, 32);
-  if (per_lane <= 2) return warps(std::integral_constant<int, 2>{});
-  if (per_lane <= 4) return warps(std::integral_constant<int, 4>{});
-  if (per_lane <= 10) return warps(std::integral_constant<int, 10>{});
-  if (per_lane <= 16) return warps(std::integral_constant<int, 16>{});
-  if (per_lane <= 4 * kWarps) return blocks(std::integral_constant<int, 4>{});
-  if (per_lane <= 16 * kWarps) return blocks(std::integral_constant<int, 16>{});
+  const int64_t per_lane = mfk::divide_up(columns, 32);
+  constexpr Constant<1> one;
+  if (per_lane <= 2) return warps(Constant<2>{}, one);
+  if (per_lane <= 4) return warps(Constant<4>{}, Constant<4>{});
+  // Vectors made larger problems, whose costs are in memory, slower: 208 of 300x100 by 45 %.
+  if (per_lane <= 10) return warps(Constant<10>{}, one);
+  if (per_lane <= 16) return warps(Constant<16>{}, one);
+  if (per_lane <= 4 * kWarps) return blocks(Constant<4>{});
+  if (per_lane <= 16 * kWarps) return blocks(Constant<16>{});
+  const Footprint size = Footprint::of<float>(batch, false, device);
   launch_blocks<float, Block<kWarps>, false>(cost, batch, size, stream);
 }
 

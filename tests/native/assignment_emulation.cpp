@@ -129,7 +129,8 @@ struct EmulatedWarp {
 template <bool kStrict, class T, class Group>
 void solve(const Group& group, const assignment::Batch& batch, int64_t index, char* memory,
            T* dense) {
-  const int32_t bits = assignment::load_problem<T>(group, batch, index, dense);
+  const int32_t bits =
+      assignment::load_problem<T, assignment::kVectorOf<Group>>(group, batch, index, dense);
   assignment::solve_loaded<kStrict, T>(group, batch, index, memory, dense, bits);
 }
 
@@ -144,7 +145,7 @@ void solve_all(const assignment::Batch& batch, int lanes, int step, bool in_regi
   const int64_t most = batch.rows < batch.columns ? batch.columns : batch.rows;
   // Poisoned: what is not written before it is read shows.
   std::vector<double> memory(assignment::array_bytes(least, most, kStrict) / 8);
-  std::vector<T> dense(least * assignment::dense_stride(most));
+  std::vector<T> dense(assignment::dense_elements<4>(least, most, 16 * lanes));
   const EmulatedWarp warp{&fibers, &exchange};
   for (int64_t b = 0; b < batch.batch; ++b) {
     std::fill(memory.begin(), memory.end(), -assignment::infinity() + assignment::infinity());
@@ -153,7 +154,7 @@ void solve_all(const assignment::Batch& batch, int lanes, int step, bool in_regi
       char* arrays = reinterpret_cast<char*>(memory.data());
       if constexpr (!kStrict) {
         using Few = assignment::InRegisters<EmulatedWarp, 2>;
-        using Many = assignment::InRegisters<EmulatedWarp, 16>;
+        using Many = assignment::InRegisters<EmulatedWarp, 16, 4>;
         if (in_registers && most <= 2 * lanes) {
           return solve<kStrict>(Few(warp), batch, b, arrays, dense.data());
         }

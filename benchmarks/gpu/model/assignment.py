@@ -12,7 +12,7 @@ from gpu.model.machines import START_US, Machine
 from gpu.model.prediction import Prediction
 from gpu.model.sass import Counts, Loop, Program
 
-FUNCTION = re.compile(r"solve_by_warpIf.*InRegisters.*WarpELi4EEELb0ELb1EEE")
+FUNCTION = re.compile(r"solve_by_warpIf.*InRegisters.*WarpELi4ELi4EEELb0ELb1EEE")
 """Of costs in float32 and up to 128 columns, all in shared memory."""
 
 

@@ -167,7 +167,8 @@ def _launch_certain(
             num_warps=4,
         )
     in_registers = plan.gpu.generation.factors is None
-    block = TilesBlock(64, 16 if in_registers else 64, plan.variant.classes)
+    classes = plan.variant.classes
+    block = TilesBlock(64 if classes <= 64 else 16, 16 if in_registers else 64, classes)
     launcher.launch(
         certain_kernel,
         (cdiv(tiles, block.tiles),),

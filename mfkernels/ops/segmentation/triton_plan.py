@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mfkernels.ops.segmentation.triton_kernels import View
 from mfkernels.ops.segmentation.triton_logits_by_pixel import columns_of
 from mfkernels.ops.segmentation.triton_patch import Patch, Tile, Variant
-from mfkernels.triton.devices import Gpu
+from mfkernels.triton.devices import Generation, Gpu
 from mfkernels.triton.launcher import cdiv, power_of_2
 
 Size = tuple[int, int]
@@ -29,6 +29,9 @@ SMALL_TILE_SIDES = 4, 8
 MANY_CLASSES = 256
 """From which on larger blocks of classes pay, though more of the last one is empty; but not where
 registers hold factors, too."""
+MOST_OF_RESIZED, MOST_OF_MANY = 128, 64
+"""Classes at a time where each block of them needs all sigmoids again, on matrix units that take
+both factors from shared memory: of resized scores, and else of many queries or views."""
 
 
 class Options(NamedTuple):
@@ -62,6 +65,7 @@ class Plan:
         factors = self.gpu.generation.factors
         spacious |= factors is None or (variant.resized and factors == "tensor memory")
         spacious |= factors == "registers" and (variant.resized or not variant.at_once)
+        spacious |= variant.classes > 64
         return {
             "num_warps": 8 if factors is None else 4,
             "num_stages": 3 if variant.classes <= 32 else 2,
@@ -78,8 +82,7 @@ def plan_of(
     piece = SMALL_PIECE if in_registers else PIECE
     at_once = not in_registers and len(frames) == 1 and queries[0] <= AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
-    many = classes >= MANY_CLASSES and gpu.factors not in (None, "registers")
-    block = 64 if many else 32
+    block = _classes_at_a_time(classes, at_once, resized, gpu)
     variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
     sides = SMALL_TILE_SIDES if in_registers else TILE_SIDES
     tile, patch = _tile_and_patch(frames, size, variant, sides)
@@ -102,6 +105,12 @@ def plan_of(
         tiles=(cdiv(size[1] + tile.left, tile.width), cdiv(size[0] + tile.up, tile.height)),
         patch=patch,
     )
+
+
+def _classes_at_a_time(classes: int, at_once: bool, resized: bool, gpu: Generation) -> int:
+    if not at_once and gpu.factors == "shared memory":
+        return min(power_of_2(classes, 32), MOST_OF_RESIZED if resized else MOST_OF_MANY)
+    return 64 if classes >= MANY_CLASSES and gpu.factors not in (None, "registers") else 32
 
 
 def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
