@@ -115,6 +115,12 @@ def assert_same_steps(found: Steps, expected: Steps) -> None:
             assert step[name] == pytest.approx(other[name], rel=1e-5), name
 
 
+def assert_same_metrics(run: Path, other: Path) -> None:
+    found, expected = (json.loads((r / "metrics.json").read_text()) for r in (run, other))
+    for name in ("miou", "pacc"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3) != 0
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """As one process reads them."""
     return MaskFormer.from_pretrained(run / "checkpoints" / "last").state_dict()
@@ -126,11 +132,7 @@ def check_learns_the_same(runs: Path) -> None:
         assert_same_steps([*begun, *went_on], steps(runs, "whole")[rank])
     found, expected = weights(runs / "sharded"), weights(runs / "whole")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    sharded, whole = (
-        json.loads((runs / run / "metrics.json").read_text()) for run in ("sharded", "whole")
-    )
-    for name in ("miou", "pacc"):
-        assert sharded[name] == pytest.approx(whole[name], rel=1e-3) != 0
+    assert_same_metrics(runs / "sharded", runs / "whole")
 
 
 def check_one_process_reads_what_was_evaluated(runs: Path) -> None:
@@ -160,6 +162,7 @@ def check_swin_learns_the_same(runs: Path) -> None:
     whole, sharded = steps(runs, "swin_whole", 2), steps(runs, "swin_sharded", 2)
     for rank in range(2):
         assert_same_steps(sharded[rank], whole[rank])
+    assert_same_metrics(runs / "swin_sharded", runs / "swin_whole")
 
 
 @pytest.mark.long
