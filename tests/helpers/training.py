@@ -9,12 +9,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maskformer.config.schema import Config
 from maskformer.training.build import build_training
+from maskformer.training.log_window import LogWindow
 from maskformer.training.trainer import Trainer
 
 
 def build_trainer(config: Config, output: Path, **options: Any) -> Trainer:
     """A trainer of a recipe in a run folder; see `build_training` for the options."""
     return Trainer(build_training(config, output, **options))
+
+
+def record_steps(trainer: Trainer) -> list[dict[str, float]]:
+    """Trains, and returns the figures that are logged."""
+    log, seen = trainer.parts.reporter.log, []
+
+    def record(step: int, values: dict[str, float], window: LogWindow) -> None:
+        seen.append(values)
+        log(step, values, window)
+
+    trainer.parts.reporter.log = record  # type: ignore[method-assign]
+    trainer.fit()
+    return seen
 
 
 def scalars(run: Path, name: str) -> dict[int, float]:

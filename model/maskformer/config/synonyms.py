@@ -74,6 +74,7 @@ SYNONYMS = {
     "train.precision": "amp fp16 bf16 mixed_precision use_amp half autocast dtype",
     "train.memory_format": "channels_last nhwc layout",
     "train.compile": "torch_compile inductor",
+    "train.shard": "fsdp fsdp2 fully_shard zero zero_stage",
     "train.workers": "num_workers n_workers dataloader_num_workers workers_per_gpu",
     "train.seed": "random_seed manual_seed",
     "train.log_every": "log_interval log_period logging_steps print_freq log_freq",

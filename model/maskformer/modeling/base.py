@@ -47,9 +47,11 @@ class SegmentationModel(nn.Module, ABC):
 
     _architectures: ClassVar[dict[str, type[SegmentationModel]]] = {}
 
-    def __init_subclass__(cls, architecture: str) -> None:
+    def __init_subclass__(cls, architecture: str | None = None) -> None:
+        """Enters a class by the name of its architecture; one without is of its base's."""
         super().__init_subclass__()
-        SegmentationModel._architectures[architecture] = cls
+        if architecture is not None:
+            SegmentationModel._architectures[architecture] = cls
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

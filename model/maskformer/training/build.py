@@ -39,6 +39,7 @@ from maskformer.training.optimizer import build_optimizer, build_scheduler
 from maskformer.training.recorders.trackers import check_trackers
 from maskformer.training.reporter import Reporter, find_log_folder
 from maskformer.training.run_folder import check_not_in_use, check_run_folder
+from maskformer.training.sharding import Shards
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import (
     PRECISION,
@@ -46,6 +47,7 @@ from maskformer.training.speed import (
     choose_precision,
     compile_regions,
     describe,
+    is_sharded,
     to_layout,
 )
 from maskformer.training.trainer import TrainingParts
@@ -118,18 +120,22 @@ def build_training(
     config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
     model = _build_model(config, weights, data, progress, untrained=resume)
     _freeze(model, config.train, progress)
-    layout = choose_memory_format(config.train, model)
-    to_layout(model, layout)
-    if config.train.compile:
-        compile_regions(model)
-    progress.print(f"computed on {describe(accelerator, config.train, layout)}")
-    bare_optimizer = build_optimizer(model, config.train)
     if checkpoint is not None:
         _compare_classes(checkpoint, data, progress, resume=True)
         _compare_recipes(checkpoint, config, accelerator, progress)
         model.load_weights(checkpoint)
+    layout = choose_memory_format(config.train, model)
+    sharded = is_sharded(config.train, accelerator)
+    if not sharded:  # FSDP2 divides contiguous parameters only
+        to_layout(model, layout)
+    if config.train.compile:
+        compile_regions(model)
+    progress.print(f"computed on {describe(accelerator, config.train, layout)}")
     criterion = build_criterion(config, data.info.classes).to(accelerator.device)
-    prepared, optimizer = accelerator.prepare(model, bare_optimizer)
+    # The evaluation mode has no DistributedDataParallel: a sharded model sums gradients by itself.
+    prepared = accelerator.prepare_model(model, evaluation_mode=sharded)
+    shards = Shards(model, accelerator.device) if sharded else None
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.train))
     average = build_average(model, config.train)
     set_seed(config.train.seed, device_specific=True)
 
@@ -146,6 +152,7 @@ def build_training(
         progress,
         overwrite=overwrite,
         average=average,
+        shards=shards,
     )
     step = checkpointer.restore(checkpoint) if checkpoint is not None else 0
     return TrainingParts(
@@ -173,6 +180,7 @@ def build_training(
         backend=backend,
         average=average,
         layout=layout,
+        shards=shards,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.optim.swa_utils import AveragedModel
 
 from maskformer.config.load import to_yaml
@@ -40,6 +41,7 @@ from maskformer.training.run_folder import (
     remove_leftovers,
     remove_run,
 )
+from maskformer.training.sharding import WHOLE, Shards, whole_state
 from maskformer.weights.locate import BEST, RECIPE, find_checkpoint
 
 
@@ -54,6 +56,7 @@ class Checkpointer:
         signals: its wish to save is fulfilled by a save.
         overwrite: `prepare` replaces the run that `output` may hold.
         average: of the weights; it is what is saved as the model, the weights beside it.
+        shards: of the model, where its parameters are divided among the processes.
 
     Attributes:
         folder: of the checkpoints.
@@ -73,6 +76,7 @@ class Checkpointer:
         *,
         overwrite: bool = False,
         average: AveragedModel | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.output = output
         self.folder = output / CHECKPOINTS
@@ -85,6 +89,7 @@ class Checkpointer:
         self._progress = progress
         self._overwrite = overwrite
         self._average = average
+        self._shards = shards
         self._metric = score_metric(config)
         self.stale_evaluations = 0
         self._best = -math.inf
@@ -104,7 +109,7 @@ class Checkpointer:
             step = int(state["step"])
             load_optimizer_state(self._optimizer.optimizer, state["optimizer"])
             if "weights" in state:  # the model is their average
-                self._bare_model().load_state_dict(state["weights"])
+                set_model_state_dict(self._bare_model(), state["weights"], options=WHOLE)
                 if self._average is not None:
                     self._average.n_averaged.fill_(state["averaged_steps"])
             self.stale_evaluations = int(state.get("stale_evaluations", 0))
@@ -163,11 +168,12 @@ class Checkpointer:
             CheckpointError: the disk refuses, and training cannot go on.
         """
         asked_for, self._signals.save = self._signals.save, False
+        model = self._shown_model()
         try:
             save_checkpoint(
                 self.folder,
                 step,
-                self._shown_model(),
+                model,
                 self._state(step),
                 self._config,
                 self._info,
@@ -179,7 +185,7 @@ class Checkpointer:
                 self._unsaved = True
                 self._progress.warn(f"{error} It is tried again after the evaluation.")
             elif required or again:
-                raise CheckpointError(f"{error} {self._save_weights(step)}") from error
+                raise CheckpointError(f"{error} {self._save_weights(step, model)}") from error
             else:
                 self._progress.warn(f"{error} Training goes on.")
             return
@@ -238,6 +244,8 @@ class Checkpointer:
 
     def _shown_model(self) -> SegmentationModel:
         """What a checkpoint holds as the model."""
+        if self._shards is not None:
+            return self._shards.whole_model()
         if self._average is None:
             return self._bare_model()
         return cast(SegmentationModel, self._average.module)
@@ -247,10 +255,10 @@ class Checkpointer:
         mark_best(self.folder, step, score, metric=self._metric, keep=keep)
 
     def _state(self, step: int) -> dict[str, Any]:
-        scaler = self._accelerator.scaler
+        scaler, optimizer = self._accelerator.scaler, self._optimizer
         state = {
             "step": step,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": whole_state(optimizer) if self._shards else optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "stale_evaluations": self.stale_evaluations,
         }
@@ -264,10 +272,10 @@ class Checkpointer:
         if self._saved_step != step and not self._unsaved:
             self.save(step, required=True)
 
-    def _save_weights(self, step: int) -> str:
+    def _save_weights(self, step: int, model: SegmentationModel) -> str:
         """The last resort; tells what to do next."""
         try:
-            folder = save_weights(self.output, step, self._shown_model(), self._config, self._info)
+            folder = save_weights(self.output, step, model, self._config, self._info)
         except CheckpointError as error:
             return f"{error} Free room on the disk, then {self._how_to_resume()}"
         return (

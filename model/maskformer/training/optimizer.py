@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskformer.config.schema import TrainConfig
+from maskformer.training.sharding import copy_like
 
 NORMS = (
     nn.LayerNorm,
@@ -111,7 +112,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
             )
         for name in ("exp_avg", "exp_avg_sq"):
             if name in saved:  # fused kernels want the layout of the parameter
-                saved[name] = torch.empty_like(parameter).copy_(saved[name])
+                saved[name] = copy_like(saved[name], parameter)
     state = {"state": {k: saved for k, saved in moments.items() if saved}}
     optimizer.load_state_dict({**state, "param_groups": groups})
 

@@ -53,6 +53,11 @@ def uncompiled(train: TrainConfig) -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if train.compile else nullcontext()
 
 
+def is_sharded(train: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether the processes divide the model: one alone has nothing to divide."""
+    return train.shard and accelerator.num_processes > 1
+
+
 def describe(accelerator: Accelerator, train: TrainConfig, layout: torch.memory_format) -> str:
     """What a log needs to tell why a run is as fast as it is."""
     device = accelerator.device
@@ -60,6 +65,8 @@ def describe(accelerator: Accelerator, train: TrainConfig, layout: torch.memory_
     parts.append(str(layout).removeprefix("torch."))
     if train.compile:
         parts.append("compiled")
+    if is_sharded(train, accelerator):
+        parts.append("sharded")
     if device.type == "cuda":
         parts.append(f"float32 products: {torch.get_float32_matmul_precision()}")
         parts.append(f"TF32 convolutions: {_on(torch.backends.cudnn.allow_tf32)}")

@@ -31,6 +31,7 @@ from maskformer.training.kernel_errors import kernel_errors
 from maskformer.training.log_window import LogWindow
 from maskformer.training.optimizer import logged_groups
 from maskformer.training.reporter import Reporter
+from maskformer.training.sharding import Shards, whole
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import uncompiled
 from maskformer.training.transfer import Transfer
@@ -57,6 +58,7 @@ class TrainingParts:
         backend: of the mfkernels operations, see `mfkernels.use_backend`.
         average: of the weights; it follows every step and is what is evaluated.
         layout: of images in memory, as the model's convolutions have it.
+        shards: of the model, where its parameters are divided among the processes.
     """
 
     train: TrainConfig
@@ -75,6 +77,7 @@ class TrainingParts:
     backend: Backend = "auto"
     average: AveragedModel | None = None
     layout: torch.memory_format = torch.contiguous_format
+    shards: Shards | None = None
 
 
 class Trainer:
@@ -101,7 +104,11 @@ class Trainer:
 
     @property
     def evaluated_model(self) -> SegmentationModel:
-        """The average of the weights where there is one, else the model."""
+        """The average of the weights where there is one, else the model; where that is sharded, a
+        whole copy, which all processes make together.
+        """
+        if self.parts.shards is not None:
+            return self.parts.shards.whole_model()
         if self.parts.average is None:
             return self.bare_model
         return cast(SegmentationModel, self.parts.average.module)
@@ -221,8 +228,8 @@ class Trainer:
                 self._verify_kernels(predictions, batch, options, window)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(
-                        parts.model.parameters(), parts.train.clip_norm
+                    norm = whole(
+                        accelerator.clip_grad_norm_(parts.model.parameters(), parts.train.clip_norm)
                     )
                     self._update(norm)
                     window.add_norm(norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from helpers.process_groups import free_port, join_processes, run_two
 from helpers.recipes import TINY
-from helpers.training import build_trainer
+from helpers.training import build_trainer, record_steps
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +27,7 @@ from maskformer.evaluation.mask_precision import MaskPrecision
 from maskformer.modeling.base import build_model
 from maskformer.modeling.criterion import build_criterion
 from maskformer.training.data import TrainingData
-from maskformer.training.log_window import LogWindow
+from maskformer.training.sharding import Shards, whole
 from mfkernels import Instances, SegmentTargets
 
 DECODER = {**TINY["model"]["decoder"], "dropout": 0.0}
@@ -63,15 +62,22 @@ Gradients = dict[str, torch.Tensor]
 
 
 def compute_gradients(
-    rank: int, world_size: int, without_targets: tuple[int, ...], config: Config = CONFIG
+    rank: int,
+    world_size: int,
+    without_targets: tuple[int, ...],
+    config: Config = CONFIG,
+    *,
+    shard: bool = False,
 ) -> Gradients:
     torch.manual_seed(0)
     model = build_model(config.model).double()
-    forward = DistributedDataParallel(model) if world_size > 1 else model
+    if shard:
+        Shards(model, torch.device("cpu"))
+    forward = DistributedDataParallel(model) if world_size > 1 and not shard else model
     batch = load_batch(rank, world_size, without_targets)
     criterion = build_criterion(config)
     criterion.total(criterion(forward(batch.pixel_values.double()), batch.targets)).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def compute_official_gradients(without_targets: tuple[int, ...]) -> Gradients:
@@ -101,14 +107,16 @@ def gradients_worker(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo")
     gradients = [compute_gradients(rank, 2, images) for images in WITHOUT_TARGETS]
     official = [compute_gradients(rank, 2, images, OFFICIAL) for images in WITHOUT_TARGETS]
-    torch.save((gradients, official), folder / f"{rank}.pt")
+    sharded = [compute_gradients(rank, 2, images, shard=True) for images in WITHOUT_TARGETS]
+    torch.save((gradients, official, sharded), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.long
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     """Also with an image, a whole process, and all processes without a segment: those of one
-    process with `class_loss: over_all`, and else the official ones.
+    process with `class_loss: over_all`, also where the model is sharded, and else the official
+    ones.
     """
     run_two(gradients_worker, free_port(), tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -116,7 +124,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         alone = compute_gradients(0, 1, without_targets)
         official = compute_official_gradients(without_targets)
         for rank in ranks:
-            for found, expected in zip(rank, (alone, official), strict=True):
+            for found, expected in zip(rank, (alone, official, alone), strict=True):
                 assert found[case].keys() == expected.keys()
                 for name, gradient in expected.items():
                     torch.testing.assert_close(found[case][name], gradient, rtol=1e-6, atol=1e-12)
@@ -161,20 +169,6 @@ def trainer_worker(rank: int, port: int, run: Path) -> None:
     dist.destroy_process_group()
 
 
-def record_steps(config: Config, run: Path) -> list[dict[str, float]]:
-    """Trains, and returns the figures of every step."""
-    trainer = build_trainer(config, run, cpu=True)
-    log, seen = trainer.parts.reporter.log, []
-
-    def record(step: int, values: dict[str, float], window: LogWindow) -> None:
-        seen.append(values)
-        log(step, values, window)
-
-    trainer.parts.reporter.log = record  # type: ignore[method-assign]
-    trainer.fit()
-    return seen
-
-
 def one_image_each(kind: str) -> Config:
     """Two images a step; in the panoptic recipe of different sizes, and with an encoder."""
     values = OFFICIAL.model_dump(mode="json")
@@ -197,17 +191,9 @@ def one_image_each(kind: str) -> Config:
 def steps_worker(rank: int, port: int, folder: Path) -> None:
     join_processes(rank, 2, port)
     for kind in ("semantic", "panoptic"):
-        torch.save(record_steps(one_image_each(kind), folder / kind), folder / f"{kind}{rank}.pt")
+        trainer = build_trainer(one_image_each(kind), folder / kind, cpu=True)
+        torch.save(record_steps(trainer), folder / f"{kind}{rank}.pt")
     dist.destroy_process_group()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the processes of a group have: the same sums in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -217,7 +203,8 @@ def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> Non
     for kind in ("semantic", "panoptic"):
         config = one_image_each(kind)
         train = config.train.model_copy(update={"accumulate": 2})
-        alone = record_steps(config.model_copy(update={"train": train}), tmp_path / f"{kind}-one")
+        config = config.model_copy(update={"train": train})
+        alone = record_steps(build_trainer(config, tmp_path / f"{kind}-one", cpu=True))
         ranks = [torch.load(tmp_path / f"{kind}{rank}.pt") for rank in range(2)]
         assert len(alone) == config.train.steps
         for step, first, second in zip(alone, *ranks, strict=True):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from helpers.recipes import TINY, tiny_recipe
-from helpers.training import build_trainer
+from helpers.training import build_trainer, record_steps
 from torch import nn
 
 from maskformer.config.load import parse_config
@@ -40,16 +40,8 @@ def convolutional(**train: Any) -> Config:
 
 def losses(config: Config, run: Path, **options: Any) -> list[float]:
     """Of every step."""
-    trainer = build_trainer(config, run, cpu=True, **options)
-    log, seen = trainer.parts.reporter.log, []
-
-    def record(step: int, values: dict[str, float], window: LogWindow) -> None:
-        seen.append(values["loss"])
-        log(step, values, window)
-
-    trainer.parts.reporter.log = record  # type: ignore[method-assign]
-    trainer.fit()
-    return seen
+    steps = record_steps(build_trainer(config, run, cpu=True, **options))
+    return [values["loss"] for values in steps]
 
 
 def test_the_layout_does_not_change_what_is_learnt(tmp_path: Path) -> None:

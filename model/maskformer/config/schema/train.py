@@ -105,6 +105,11 @@ class TrainConfig(Section):
     """Compile backbone, pixel decoder and decoder with `torch.compile`: some minutes at the start,
     and again for each new size of crops. Evaluations run as without.
     """
+    shard: bool = False
+    """Divide parameters, gradients and the optimiser's moments among the processes (FSDP2), instead
+    of keeping them in each: for models that leave a GPU too little memory. Checkpoints are the
+    same. Not with `ema`, `compile` or fp16; one process has nothing to divide.
+    """
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
     """Processes that read and augment images, per training process."""
     seed: Integer = 0
@@ -134,6 +139,20 @@ class TrainConfig(Section):
     """Seconds after which processes that train together give up one that hangs."""
     log_folder: Path | None = None
     """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""
+
+    @model_validator(mode="after")
+    def _what_shards(self) -> TrainConfig:
+        wanted = {
+            "ema": self.ema is not None,
+            "compile": self.compile,
+            "precision: fp16": self.precision == "fp16",
+        }
+        conflicts = [name for name, there in wanted.items() if there]
+        if self.shard and conflicts:
+            raise ValueError(
+                f"shard does not go with {', '.join(conflicts)}: leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
