@@ -81,7 +81,7 @@ struct TwoLeast {
 
 // The two least of two parts; of equals the one with the lower column is the least.
 MFK_INLINE TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
-  const bool first = a.least < b.least | (a.least == b.least & a.column <= b.column);
+  const bool first = (a.least < b.least) | ((a.least == b.least) & (a.column <= b.column));
   const double least = first ? a.least : b.least;
   const double other = first ? b.least : a.least;
   const double second = a.second < b.second ? a.second : b.second;
