@@ -34,7 +34,8 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // the backward pass the pixels of H x W; [0] if the implementation does not keep them.
   m.def(
       "mask_loss(Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
-      "Tensor counts, Tensor assignment, float alpha, float gamma, bool keep_maps) "
+      "Tensor counts, Tensor assignment, SymInt num_segments, float alpha, float gamma, "
+      "bool keep_maps) "
       "-> (Tensor focal, Tensor dice, Tensor sums, Tensor maps)");
 
   // Gradients in the shapes and dtypes of `mask_embed` and `pixel_features`; an empty tensor [0] for
@@ -42,8 +43,8 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   m.def(
       "mask_loss_backward(Tensor grad_focal, Tensor grad_dice, Tensor sums, Tensor maps, "
       "Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
-      "Tensor counts, Tensor assignment, float alpha, float gamma, bool embed_needed, bool "
-      "features_needed) "
+      "Tensor counts, Tensor assignment, SymInt num_segments, float alpha, float gamma, "
+      "bool embed_needed, bool features_needed) "
       "-> (Tensor grad_embed, Tensor grad_features)");
 
   // The same losses of logits and targets [M, P] (bool, or numbers from 0 to 1): `focal` and `dice`

@@ -156,7 +156,15 @@ def losses_of_masks(path: str, logits: Tensor, targets: SegmentTargets) -> list[
         gradients = [torch.autograd.grad(loss.sum(), x, retain_graph=True)[0] for loss in losses]
         return [*losses, *gradients]
     counts = targets.counts_tensor()
-    inputs = (logits, None, *stored(targets), counts, assignment, *OPTIONS[3:])
+    inputs = (
+        logits,
+        None,
+        *stored(targets),
+        counts,
+        assignment,
+        targets.num_segments,
+        *OPTIONS[3:],
+    )
     focal, dice, *saved = mask_loss_kernels.mask_loss(*inputs, True)
     gradients = []
     for grads in (

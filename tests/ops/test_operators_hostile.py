@@ -193,7 +193,8 @@ def test_operators_check_what_python_checks_first() -> None:
     mask = torch.ones(1, 5, 64, dtype=torch.bool)
 
     def loss(embed: Tensor, features: Tensor | None = None, **change: Any) -> Any:
-        given = {"counts": counts, "assignment": matches, "alpha": 0.25, "gamma": 2.0, **change}
+        given = {"counts": counts, "assignment": matches, "num_segments": 5, **change}
+        given = {"alpha": 0.25, "gamma": 2.0, **given}
         return operators.mask_loss(embed, features, None, mask, **given, keep_maps=False)
 
     dense = torch.zeros(1, 1, 2, 4, 4)
@@ -226,7 +227,7 @@ def test_fake_tensors_are_checked_too() -> None:
         matches = torch.empty(1, 1, 1, dtype=torch.int64)
         mask = torch.empty(1, 5, 64, dtype=torch.bool)
         with pytest.raises(ValueError, match=r"pixel_features must be \[1, 4, h, w\], got \[1, 3"):
-            operators.mask_loss(embed, features, None, mask, counts, matches, 0.25, 2.0, True)
+            operators.mask_loss(embed, features, None, mask, counts, matches, 5, 0.25, 2.0, True)
         with pytest.raises(ValueError, match=r"targets must be \[2, 5\], got \[2, 6\]"):
             operators.focal_dice(torch.empty(2, 5), torch.empty(2, 6), 0.25, 2.0)
         with pytest.raises(TypeError, match=r"counts must be torch\.int64, got torch\.int32"):

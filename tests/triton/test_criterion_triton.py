@@ -170,7 +170,7 @@ def mask_loss(
 ) -> list[Tensor]:
     """The same of the kernels."""
     segments = (targets.label_map, targets.masks, targets.counts_tensor())
-    inputs = (embed, features, *segments, assignment, *options)
+    inputs = (embed, features, *segments, assignment, targets.num_segments, *options)
     focal, dice, sums, maps = mask_loss_kernels.mask_loss(*inputs, keep_maps)
     grads = [weight.float()[:, None, None].expand(assignment.shape) for weight in weights]
     gradients = mask_loss_kernels.mask_loss_backward(

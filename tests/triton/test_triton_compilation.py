@@ -172,7 +172,7 @@ def test_mask_loss_of_the_smallest_sizes(ratio: int, keep_maps: bool) -> None:
     """A number that is 1 is a constant of the kernel, not a tensor."""
     one = meta(1, 1, 1, dtype=torch.int64)
     masks = meta(1, ratio, ratio, dtype=torch.bool)
-    inputs = (meta(1, 1, 1, 1), meta(1, 1, 1, 1), None, masks, one[0, 0], one, 0.25, 2.0)
+    inputs = (meta(1, 1, 1, 1), meta(1, 1, 1, 1), None, masks, one[0, 0], one, 1, 0.25, 2.0)
     with recorded() as launches:
         focal, dice, *saved = mask_loss(*inputs, keep_maps)
         mask_loss_backward(focal, dice, *saved, *inputs, True, True)

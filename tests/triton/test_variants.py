@@ -39,7 +39,7 @@ def launches_of_a_step(
     label_map = meta(IMAGES, height, width, dtype=torch.int16)
     labels, assignment = meta(sum(counts)), meta(LAYERS, IMAGES, most)
     masks = (embed, features, label_map, None)
-    options = (meta(IMAGES), assignment, 0.25, 2.0)
+    options = (meta(IMAGES), assignment, sum(counts), 0.25, 2.0)
     with recorded() as launches:
         matching_cost(class_logits, *masks, labels, options[0], most, 1.0, 20.0, 1.0, 0.25, 2.0)
         focal, dice, *saved = mask_loss(*masks, *options, True)
@@ -71,14 +71,14 @@ def batch_of_ade20k(random: Generator) -> tuple[int, int, list[int]]:
 @pytest.mark.parametrize(
     ("batch", "dtype", "variants", "launches"),
     [
-        (batch_of_coco, torch.float32, 24, 42),
-        (batch_of_coco, torch.bfloat16, 21, 41),
+        (batch_of_coco, torch.float32, 24, 24),
+        (batch_of_coco, torch.bfloat16, 21, 23),
         (batch_of_ade20k, torch.float32, 19, 22),
         (batch_of_ade20k, torch.bfloat16, 18, 21),
     ],
 )
 def test_training(batch: Any, dtype: torch.dtype, variants: int, launches: int) -> None:
-    """Over 500 batches; of those of COCO, the largest go in several groups of images."""
+    """Over 500 batches; of those of COCO, the largest keep no maps for the backward pass."""
     random = np.random.default_rng(0)
     found: dict[str, str] = {}
     most = 0

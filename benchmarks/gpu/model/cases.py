@@ -55,8 +55,9 @@ def launches_of(case: Case, dtype: torch.dtype) -> list[Launch]:
         matching_cost(
             class_logits, *masks, labels, counts, case.segments, 1.0, 20.0, 1.0, 0.25, 2.0
         )
-        focal, dice, *saved = mask_loss(*masks, counts, assignment, 0.25, 2.0, True)
-        mask_loss_backward(focal, dice, *saved, *masks, counts, assignment, 0.25, 2.0, True, True)
+        given = (*masks, counts, assignment, IMAGES * case.segments, 0.25, 2.0)
+        focal, dice, *saved = mask_loss(*given, True)
+        mask_loss_backward(focal, dice, *saved, *given, True, True)
         loss, weight, *saved = class_loss(class_logits, labels, counts, assignment, 0.1)
         loss_sums(focal, dice, loss, weight, IMAGES * case.segments, (1.0, 20.0, 1.0))
         class_loss_backward(loss, class_logits, *saved, 0.1)
@@ -95,7 +96,7 @@ def _parts(given: dict[str, Any], case: Case) -> list[float]:
 def _pixels(given: dict[str, Any], case: Case) -> list[float]:
     chunks = -(-case.height // MASK_ROWS_OF_A_PROGRAM)
     lines = _steps(case.height, chunks) + 1  # one above, whose share another program has
-    return [lines, 4 * lines]
+    return [OF_IMAGES, lines, 4 * lines]
 
 
 def _grad_embed_sum(given: dict[str, Any], case: Case) -> list[float]:
@@ -112,16 +113,18 @@ TRIPS: dict[str, Trips] = {
     "parts_kernel": _parts,
     "sums_kernel": _sums,
     "cost_kernel": _cost,
-    "logits_kernel": lambda given, case: [CHANNELS / given["BLOCK"].channels],
-    "members_kernel": lambda given, case: [case.segments],
+    "logits_kernel": lambda given, case: [OF_IMAGES, CHANNELS / given["BLOCK"].channels],
+    "members_kernel": lambda given, case: [OF_IMAGES, case.segments],
     "pixels_kernel": _pixels,
     "totals_kernel": lambda given, case: [_steps(given["entries"], given["BLOCK"])],
-    "combine_kernel": lambda given, case: [],
+    "combine_kernel": lambda given, case: [OF_IMAGES],
     "grad_embed_kernel": lambda given, case: [
-        given["BLOCK"].pixels_of_split / given["BLOCK"].pixels
+        OF_IMAGES,
+        given["BLOCK"].pixels_of_split / given["BLOCK"].pixels,
     ],
     "grad_features_kernel": lambda given, case: [
-        _steps(LAYERS * case.segments, given["BLOCK"].rows)
+        OF_IMAGES,
+        _steps(LAYERS * case.segments, given["BLOCK"].rows),
     ],
     "grad_embed_sum_kernel": _grad_embed_sum,
     "entropy_kernel": _classes,

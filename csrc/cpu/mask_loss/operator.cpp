@@ -63,8 +63,8 @@ struct StoredProblem {
 // `maps` are not kept: a CPU computes the pixels anew as fast as it would read them.
 std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
     const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
-    const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment, double alpha,
-    double gamma, bool /*keep_maps*/) {
+    const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment,
+    int64_t /*num_segments*/, double alpha, double gamma, bool /*keep_maps*/) {
   const StoredProblem stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
   MaskLossProblem problem = stored.problem;
   const int64_t layers = problem.predictions.layers, images = problem.predictions.images;
@@ -82,13 +82,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
   return {focal, dice, sums, maps};
 }
 
-std::tuple<Tensor, Tensor> mask_loss_backward(const Tensor& grad_focal, const Tensor& grad_dice,
-                                              const Tensor& sums, const Tensor& /*maps*/,
-                                              const Tensor& embed, const OptionalTensor& features,
-                                              const OptionalTensor& label_map,
-                                              const OptionalTensor& masks, const Tensor& counts,
-                                              const Tensor& assignment, double alpha, double gamma,
-                                              bool embed_needed, bool features_needed) {
+std::tuple<Tensor, Tensor> mask_loss_backward(
+    const Tensor& grad_focal, const Tensor& grad_dice, const Tensor& sums, const Tensor& /*maps*/,
+    const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
+    const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment,
+    int64_t /*num_segments*/, double alpha, double gamma, bool embed_needed, bool features_needed) {
   const StoredProblem stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
   MaskLossProblem problem = stored.problem;
   const int64_t layers = problem.predictions.layers, images = problem.predictions.images;

@@ -102,6 +102,7 @@ def segment_losses_unchecked(
             targets.masks,
             targets.counts_tensor(),
             assignment,
+            targets.num_segments,
             alpha,
             gamma,
             keep_maps,

@@ -40,14 +40,20 @@ class Inputs(NamedTuple):
     masks: Tensor | None
     counts: Tensor
     assignment: Tensor
+    num_segments: int
+    """Of all images: the sum of `counts`, or more where there is room for more."""
     alpha: float
     gamma: float
 
 
 def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
-    """Of what the forward pass on a GPU keeps of the gradients: `[3, L, B, T, h·w]`, or `[0]`."""
+    """Of what the forward pass on a GPU keeps of the gradients: `[3, L, N, h·w]`, or `[0]`.
+
+    N: the segments of all images.
+    """
     like = given.mask_embed if given.pixel_features is None else given.pixel_features
-    shape = (3, *given.assignment.shape, like.shape[-2] * like.shape[-1])
+    pixels = like.shape[-2] * like.shape[-1]
+    shape = (3, given.assignment.shape[0], given.num_segments, pixels)
     return shape if keep_maps and 4 * math.prod(shape) <= BYTES_OF_MAPS else (0,)
 
 
@@ -63,6 +69,8 @@ def check_inputs(given: Inputs) -> None:
         "assignment", given.assignment, (layers, images, "T"), given.mask_embed, torch.int64
     )
     check_segments(given.label_map, given.masks, given.counts, given.mask_embed, images)
+    if given.num_segments < 0:
+        raise ValueError(f"num_segments must be at least 0, got {given.num_segments}")
     check_focal(given.alpha, given.gamma)
 
 
@@ -135,7 +143,7 @@ def backward(
         *needed,
     )
     used = [grad if need else None for grad, need in zip(gradients, needed, strict=True)]
-    return (*used, *[None] * 7)
+    return (*used, *[None] * 8)
 
 
 register("mask_loss_backward", check=check_backward, fake=fake_backward, triton=TRITON)

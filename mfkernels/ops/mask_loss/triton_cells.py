@@ -214,17 +214,17 @@ def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
     )
 
 
-@triton.jit(do_not_specialize=["max_count"])
+@triton.jit(do_not_specialize=["num_segments"])
 def members_kernel(
     pairs_ptr,
     counts_ptr,
     members_ptr,
-    max_count,
+    num_segments,
     resize,
     LABEL_MAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`members [B, T, h+1, w+1]`: which of the 4 x 4 target pixels of a cell are of a segment.
+    """`members [N, h+1, w+1]`: which of the 4 x 4 target pixels of a cell are of a segment.
 
     One bit a pixel, and above them how many there are. `pairs_ptr`: two pixels an integer.
     """
@@ -239,7 +239,7 @@ def members_kernel(
     pairs = tl.full([], resize.y.target_size, tl.int64) * (resize.x.target_size // 2)
     if LABEL_MAP:
         stored = pairs_of_cell(pairs_ptr + image * pairs, cell_y, cell_x, inside, resize)
-    for segment in range(tl.minimum(count, max_count)):
+    for segment in range(tl.minimum(count, num_segments - first)):
         if not LABEL_MAP:
             owner_ptr = pairs_ptr + (first + segment) * pairs
             stored = pairs_of_cell(owner_ptr, cell_y, cell_x, inside, resize)
@@ -253,7 +253,7 @@ def members_kernel(
                 low, high = (two & 0x00FF) != 0, (two & 0xFF00) != 0
             word += tl.where(low, 65536 + (1 << (2 * pair)), 0)
             word += tl.where(high, 65536 + (2 << (2 * pair)), 0)
-        index = image.to(tl.int64) * max_count + segment
+        index = tl.cast(first + segment, tl.int64)
         tl.store(members_ptr + index * cells + cell, word, mask=inside)
 
 

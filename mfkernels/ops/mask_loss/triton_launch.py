@@ -34,7 +34,7 @@ from mfkernels.triton.tensors import check_floats, with_flat_pixels
 
 WORKSPACE = 1 << 25
 """Elements of a workspace of logits or gradients (128 MiB), or half of those of the pixel features,
-if these are more; a larger batch goes in groups.
+if these are more; a larger batch goes in groups of images.
 """
 
 
@@ -61,21 +61,31 @@ class _Problem:
         return self.at_pixels.pixels
 
     def groups(self) -> Iterator[tuple[Sizes, int]]:
-        """The sizes with the first image of each group, and how many images it has."""
-        images, per_image = self.sizes.images, max(self.rows * self.pixels, 1)
+        """The sizes of each group of images, and how many images it has.
+
+        All images together, if the segments that there are fit into a workspace. A group of some
+        has room for the most segments of an image in each, as only the device knows how many.
+        """
+        sizes, images, pixels = self.sizes, self.sizes.images, max(self.pixels, 1)
         features = 0 if self.features is None else self.features.numel()
-        group = max(1, min(images, max(WORKSPACE, features // 2) // per_image))
+        most_rows = max(WORKSPACE, features // 2) // (sizes.layers * pixels)
+        if sizes.num_segments <= most_rows:
+            yield sizes, images
+            return
+        group = max(1, min(images, most_rows // sizes.max_count))
         for first in range(0, images, group):
-            yield self.sizes._replace(first_image=first), min(group, images - first)
+            size = min(group, images - first)
+            rows = size * sizes.max_count
+            yield sizes._replace(first_image=first, layer_rows=rows, packed=0), size
 
     def product_sizes(self, sizes: Sizes) -> ProductSizes:
         return ProductSizes(
             **sizes.as_argument()._asdict(), channels=self.channels, pixels=self.pixels
         )
 
-    def workspace(self, group: int) -> Tensor:
-        """New memory for `[L, group, T, h·w]`."""
-        shape = (self.sizes.layers, group, self.sizes.max_count, self.pixels)
+    def workspace(self, sizes: Sizes) -> Tensor:
+        """New memory for `[L, rows, h·w]` of a group."""
+        shape = (sizes.layers, sizes.layer_rows, self.pixels)
         return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
 
 
@@ -99,6 +109,9 @@ def _problem(given: Inputs) -> _Problem:
             layers=layers,
             queries=queries,
             max_count=given.assignment.shape[2],
+            num_segments=given.num_segments,
+            layer_rows=given.num_segments,
+            packed=1,
         ),
         channels=1 if features is None else embed.shape[3],
         at_pixels=at_pixels,
@@ -112,7 +125,7 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`, bool; `counts [B]` and
     `assignment [L, B, T]`, int64, −1 for a segment without a query. Returns `focal` and
     `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y, and
-    `maps`, `[3, L, B, T, h·w]` or `[0]`. All results are float32.
+    `maps`, `[3, L, N, h·w]` or `[0]`. All results are float32.
     """
     *inputs, keep_maps = arguments
     given = Inputs(*inputs)
@@ -174,8 +187,8 @@ def mask_loss_backward(
 def _grad_logits(
     problem: _Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
 ) -> Tensor:
-    """Gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
-    grad_logits = problem.workspace(group)
+    """Gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
+    grad_logits = problem.workspace(sizes)
     if maps.numel() > 0:
         problem.at_pixels.launch_combination(maps, grad_losses, grad_logits, sizes, group)
     else:

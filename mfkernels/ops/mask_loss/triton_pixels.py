@@ -22,7 +22,12 @@ from mfkernels.ops.mask_loss.triton_cells import (
     plus_part,
     weights_of_lines,
 )
-from mfkernels.ops.mask_loss.triton_rows import matched_rows, workspace_index
+from mfkernels.ops.mask_loss.triton_rows import (
+    image_of_program,
+    matched_rows,
+    packed_index,
+    workspace_index,
+)
 from mfkernels.triton.arguments import SegmentValues
 from mfkernels.triton.math import (
     dice_loss,
@@ -30,7 +35,6 @@ from mfkernels.triton.math import (
     if_also,
     plain,
     row_offset,
-    segments_of_image,
     store_sums,
 )
 
@@ -144,11 +148,11 @@ def begins_of_rows(
     Somewhere in them for a row without a query.
     """
     layer, segment, _, query = matches
-    offset = workspace_index(layer, segment, sizes)
+    offset = workspace_index(layer, segment, first, sizes)
     offset *= tl.full([], plain(resize.y.size), tl.int64) * plain(resize.x.size)
     logits_offset = offset if VARIANT.factored else row_offset(layer, image, query, logits)
     if VARIANT.four:
-        owner = image.to(tl.int64) * plain(sizes.max_count) + segment
+        owner = first + segment.to(tl.int64)
         size = tl.full([], plain(resize.y.size) + 1, tl.int64) * (plain(resize.x.size) + 1)
     else:
         owner = image.to(tl.int64) if VARIANT.label_map else first + segment.to(tl.int64)
@@ -227,7 +231,7 @@ def pixels_kernel(
     """Sums over target pixels `[L, B, T, chunks, 4, w+1]`, and maps.
 
     `segments_ptr`: `members` where targets are four times as large as masks. `maps_ptr`: the three
-    `[3, L, B, T, h·w]`, or with `grad_losses` the gradient `[L, group, T, h·w]` of the logits.
+    `[3, L, N, h·w]`, or with `grad_losses` the gradient `[L, rows, h·w]` of the logits.
 
     A program walks down rows of a run of (row, column) pairs.
     """
@@ -235,8 +239,7 @@ def pixels_kernel(
     # For maps, the first lane of a warp only serves its neighbour, and the first line of cells too.
     OVERLAP: tl.constexpr = 1 if VARIANT.maps > 0 else 0
     width = plain(resize.x.size)
-    image = plain(sizes.first_image) + tl.program_id(2)
-    count, first = segments_of_image(matching.counts_ptr, image, BLOCK.images)
+    image, count, first = image_of_program(matching, sizes, BLOCK.images)
     begin_x = tl.program_id(0) * (CELLS - CELLS // 32 * OVERLAP)
     if begin_x < sizes.layers * count * (width + 1):
         element = tl.arange(0, CELLS)
@@ -251,10 +254,11 @@ def pixels_kernel(
             logits, segments_ptr, matches, image, first, sizes, resize, VARIANT
         )
         size = tl.full([], plain(resize.y.size), tl.int64) * width
-        plane = size * sizes.layers * sizes.images * plain(sizes.max_count)
+        plane = size * sizes.layers * plain(sizes.num_segments)
         maps, map_weights = None, None
         if VARIANT.maps == 3:
-            maps = MapsOfRows(maps_ptr + index * size, plane)
+            packed = packed_index(layer, segment, first, sizes)
+            maps = MapsOfRows(maps_ptr + packed * size, plane)
         elif VARIANT.maps == 1:
             maps = MapsOfRows(maps_ptr + offset, plane)
             target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
@@ -326,21 +330,21 @@ def combine_kernel(
     target_pixels,
     pixels,
     BLOCK: tl.constexpr,
+    IMAGES: tl.constexpr,
 ):
-    """`grad_logits [L, group, T, h·w]` of matched segments from their three maps."""
-    image = plain(sizes.first_image) + tl.program_id(2)
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    """`grad_logits [L, rows, h·w]` of matched segments from their three maps."""
+    image, count, first = image_of_program(matching, sizes, IMAGES)
     layer, segment, index, query = matched_rows(tl.program_id(1), count, image, matching, sizes)
     if query >= 0:
         of_focal, of_members, of_all = coefficients(
             grad_losses, layer, image, segment, index, True, target_pixels
         )
-        plane = tl.full([], sizes.layers, tl.int64) * sizes.images * plain(sizes.max_count) * pixels
+        plane = tl.full([], sizes.layers, tl.int64) * plain(sizes.num_segments) * pixels
         p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = p < pixels
-        map_ptr = maps_ptr + index * pixels + p
+        map_ptr = maps_ptr + packed_index(layer, segment, first, sizes) * pixels + p
         grad = of_focal * tl.load(map_ptr, mask=inside, other=0.0)
         grad += of_members * tl.load(map_ptr + plane, mask=inside, other=0.0)
         grad += of_all * tl.load(map_ptr + 2 * plane, mask=inside, other=0.0)
-        offset = workspace_index(layer, segment, sizes) * pixels
+        offset = workspace_index(layer, segment, first, sizes) * pixels
         tl.store(grad_logits_ptr + offset + p, grad, mask=inside)

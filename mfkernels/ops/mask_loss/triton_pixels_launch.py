@@ -43,6 +43,8 @@ class Pixels:
     rows: int
     """The most matched segments of an image, all layers together."""
     images: int
+    num_segments: int
+    """Of all images."""
 
     @classmethod
     def of(cls, given: Inputs, height: int, width: int) -> Pixels:
@@ -72,7 +74,13 @@ class Pixels:
             ),
             rows=layers * max_count,
             images=images,
+            num_segments=given.num_segments,
         )
+
+    @property
+    def images_at_once(self) -> int:
+        """Whose segments a program counts at a time."""
+        return min(power_of_2(self.images), 64)
 
     @property
     def pixels(self) -> int:
@@ -85,22 +93,21 @@ class Pixels:
 
     @functools.cached_property
     def segments_of_cells(self) -> Tensor:
-        """`members [B, T, h+1, w+1]` where there are 4 x 4 pixels in a cell, else `segments`."""
+        """`members [N, h+1, w+1]` where there are 4 x 4 pixels in a cell, else `segments`."""
         if not self.variant.four:
             return self.segments
-        images, max_count = self.matching.assignment_ptr.shape[1:]
         height, width = self.resize.y.size + 1, self.resize.x.size + 1
-        members = self.segments.new_empty((images, max_count, height, width), dtype=torch.int32)
+        members = self.segments.new_empty((self.num_segments, height, width), dtype=torch.int32)
         launcher.launch(
             members_kernel,
-            (cdiv(height * width, CELLS_OF_MEMBERS), images),
+            (cdiv(height * width, CELLS_OF_MEMBERS), self.images),
             pairs_ptr=_in_pairs(self.segments),
             counts_ptr=self.matching.counts_ptr,
             members_ptr=members,
-            max_count=max_count,
+            num_segments=self.num_segments,
             resize=self.resize.as_argument(),
             LABEL_MAP=self.variant.label_map,
-            BLOCK=Block(CELLS_OF_MEMBERS, min(power_of_2(images), 64)),
+            BLOCK=Block(CELLS_OF_MEMBERS, self.images_at_once),
             num_warps=4,
         )
         return members
@@ -147,7 +154,7 @@ class Pixels:
             resize=self.resize.as_argument(),
             focal=self.focal,
             VARIANT=self.variant._replace(sums=partial is not None, maps=asked),
-            BLOCK=Block(CELLS_OF_A_PROGRAM, min(power_of_2(self.images), 64)),
+            BLOCK=Block(CELLS_OF_A_PROGRAM, self.images_at_once),
             num_warps=warps,
             maxnreg=REGISTERS,
         )
@@ -175,7 +182,7 @@ class Pixels:
     def launch_combination(
         self, maps: Tensor, grad_losses: GradLosses, grad_logits: Tensor, sizes: Sizes, images: int
     ) -> None:
-        """Fill the gradients `[L, group, T, h·w]` of the logits of a group's matched segments."""
+        """Fill the gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
         launcher.launch(
             combine_kernel,
             (cdiv(self.pixels, PIXELS_OF_A_COMBINATION), self.rows, images),
@@ -187,6 +194,7 @@ class Pixels:
             target_pixels=float(self.target_pixels),
             pixels=self.pixels,
             BLOCK=PIXELS_OF_A_COMBINATION,
+            IMAGES=self.images_at_once,
             num_warps=4,
         )
 

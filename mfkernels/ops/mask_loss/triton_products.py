@@ -33,6 +33,8 @@ class Tile(NamedTuple):
     block: ProductBlock
     warps: int
     stages: int
+    registers: int | None = None
+    """The most of a thread, where the compiler would take so many that fewer programs fit."""
 
 
 class Tiles(NamedTuple):
@@ -52,7 +54,9 @@ FROM_SHARED_MEMORY = {
         single=Tile(ProductBlock(rows=64, channels=128, pixels=32), warps=8, stages=4),
     ),
     "grad_features": Tiles(
-        half=Tile(ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1),
+        half=Tile(
+            ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1, registers=128
+        ),
         single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
@@ -96,8 +100,13 @@ def tile_of(
             tile = tile._replace(block=tile.block._replace(rows=rows))
         elif generation.copies_asynchronously:  # else what is loaded takes registers, too
             more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
-    block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
-    return block, {"num_warps": tile.warps, "num_stages": tile.stages}
+    block = tile.block._replace(
+        more_rows=more_rows,
+        pixels_of_split=pixels_of_split,
+        images=problem.at_pixels.images_at_once,
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return block, options if tile.registers is None else options | {"maxnreg": tile.registers}
 
 
 def padded(rows: int, tile: int) -> int:
@@ -114,7 +123,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
     """Logits of the matched segments of a group; dense ones are there already."""
     if problem.features is None:
         return Predictions.of(problem.embed, dense=True)
-    logits = problem.workspace(group)
+    logits = problem.workspace(sizes)
     planes = Planes.of(problem.features.dtype, problem.embed.dtype, device=logits.device)
     block, options = tile_of("logits", planes, problem)
     launcher.launch(
@@ -149,6 +158,7 @@ def launch_scatter(
         grad_logits_ptr=grad_logits,
         sizes=problem.product_sizes(sizes),
         BLOCK=1024,
+        IMAGES=problem.at_pixels.images_at_once,
         num_warps=4,
     )
 

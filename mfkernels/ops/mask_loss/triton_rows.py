@@ -11,7 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from mfkernels.triton.arguments import unspecialized
-from mfkernels.triton.math import if_also, load_tile, plain, row_offset, store_columns
+from mfkernels.triton.math import (
+    if_also,
+    load_tile,
+    plain,
+    row_offset,
+    segments_of_image,
+    store_columns,
+)
 from mfkernels.triton.products import add_product
 
 SEGMENTS = tl.constexpr(32)
@@ -29,19 +36,25 @@ class Matching(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The group of images begins with `first_image`; its workspaces are `[L, group, T, h·w]`."""
+    """Of a launch for the group of images from `first_image`."""
 
     first_image: int
     images: int
     layers: int
     queries: int
     max_count: int
+    num_segments: int
+    """Of all images."""
+    layer_rows: int
+    """Rows of a layer in workspaces `[L, rows, h·w]`: the segments of all images one after the
+    other, or `max_count` for each image of the group."""
+    packed: int
+    """1 or 0: the first of both."""
 
     def as_argument(self) -> Sizes:
-        """As kernels take it: `plain` gives them `first_image` and `max_count`."""
-        return self._replace(
-            first_image=unspecialized(self.first_image), max_count=unspecialized(self.max_count)
-        )
+        """As kernels take it: `plain` gives them what varies from batch to batch."""
+        varying = ("first_image", "max_count", "num_segments", "layer_rows", "packed")
+        return self._replace(**{name: unspecialized(getattr(self, name)) for name in varying})
 
 
 class ProductSizes(NamedTuple):
@@ -54,6 +67,9 @@ class ProductSizes(NamedTuple):
     channels: int
     pixels: int
     max_count: int
+    num_segments: int
+    layer_rows: int
+    packed: int
 
 
 class ProductBlock(NamedTuple):
@@ -65,6 +81,8 @@ class ProductBlock(NamedTuple):
     more_rows: int = 0
     """A second tile of rows for the same features, as tiles must be powers of 2."""
     pixels_of_split: int = 0
+    images: int = 1
+    """Whose segments are counted at a time."""
 
 
 @triton.jit
@@ -84,24 +102,35 @@ def matched_rows(row, count, image, matching, sizes):
 
 
 @triton.jit
-def image_of_program(matching, sizes):
-    """The image of this program, whose third index is that in the group, and its segments."""
+def image_of_program(matching, sizes, IMAGES: tl.constexpr):
+    """The image of this program, whose third index is that in the group.
+
+    Also how many segments it has, and the index of its first one among all.
+    """
     image = plain(sizes.first_image) + tl.program_id(2)
-    return image, tl.load(matching.counts_ptr + image).to(tl.int32)
+    count, first = segments_of_image(matching.counts_ptr, image, IMAGES)
+    return image, tl.minimum(count, plain(sizes.max_count)), first
 
 
 @triton.jit
-def workspace_index(layer, segment, sizes):
-    """Index in `[L, group, T]` of segments of the image of this program."""
-    index = layer.to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
-    return index * plain(sizes.max_count) + segment
+def packed_index(layer, segment, first, sizes):
+    """Index in `[L, N]` of segments of an image, whose first one is `first` of N."""
+    return (layer * plain(sizes.num_segments) + (first + segment)).to(tl.int64)
+
+
+@triton.jit
+def workspace_index(layer, segment, first, sizes):
+    """The same in workspaces, of the image of this program."""
+    of_group = tl.program_id(2) * plain(sizes.max_count)
+    origin = tl.where(plain(sizes.packed) == 1, first, of_group)
+    return (layer * plain(sizes.layer_rows) + (origin + segment)).to(tl.int64)
 
 
 @triton.jit
 def logits_kernel(
     embed, features, matching, logits_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """`logits [L, group, T, h·w]` of matched segments; the rest is not written.
+    """`logits [L, rows, h·w]` of matched segments; the rest is not written.
 
     Pixels are the rows of the product, so that planes of features stay in registers.
     """
@@ -111,7 +140,7 @@ def logits_kernel(
     channels, pixels = sizes.channels, sizes.pixels
     row_tiles = tl.cdiv(sizes.layers * plain(sizes.max_count), BLOCK_R + MORE)
     first_row = (tl.program_id(0) % row_tiles) * (BLOCK_R + MORE)
-    image, count = image_of_program(matching, sizes)
+    image, count, first = image_of_program(matching, sizes, BLOCK.images)
     if first_row < sizes.layers * count:
         row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
@@ -133,10 +162,10 @@ def logits_kernel(
             if MORE:
                 e = load_tile(row2_ptr, c, embed.channel_stride, query2 >= 0, c < channels)
                 total2 = add_product(f, tl.trans(e), total2, PLANES)
-        line_ptr = logits_ptr + workspace_index(layer, segment, sizes) * pixels
+        line_ptr = logits_ptr + workspace_index(layer, segment, first, sizes) * pixels
         store_columns(line_ptr, p, total, query >= 0, p < pixels)
         if MORE:
-            line_ptr = logits_ptr + workspace_index(layer2, segment2, sizes) * pixels
+            line_ptr = logits_ptr + workspace_index(layer2, segment2, first, sizes) * pixels
             store_columns(line_ptr, p, total2, query2 >= 0, p < pixels)
 
 
@@ -154,11 +183,11 @@ def grad_embed_kernel(
     channels, pixels = sizes.channels, sizes.pixels
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     first_row = (tl.program_id(0) // channel_tiles) * (BLOCK_R + MORE)
-    image, count = image_of_program(matching, sizes)
+    image, count, first = image_of_program(matching, sizes, BLOCK.images)
     if first_row < sizes.layers * count:
         row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
-        row_ptr = grad_ptr + workspace_index(layer, segment, sizes) * pixels
+        row_ptr = grad_ptr + workspace_index(layer, segment, first, sizes) * pixels
         c = (tl.program_id(0) % channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
         features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
         channel_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
@@ -166,7 +195,7 @@ def grad_embed_kernel(
         if MORE:
             row2 = first_row + BLOCK.rows + tl.arange(0, MORE)
             layer2, segment2, index2, query2 = matched_rows(row2, count, image, matching, sizes)
-            row2_ptr = grad_ptr + workspace_index(layer2, segment2, sizes) * pixels
+            row2_ptr = grad_ptr + workspace_index(layer2, segment2, first, sizes) * pixels
             total2 = tl.zeros([BLOCK_C, MORE], tl.float32)
         begin = tl.program_id(1) * BLOCK.pixels_of_split
         end = tl.minimum(begin + BLOCK.pixels_of_split, pixels)
@@ -228,7 +257,7 @@ def grad_features_kernel(
     BLOCK_C: tl.constexpr = BLOCK.channels
     BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
-    image, count = image_of_program(matching, sizes)
+    image, count, first = image_of_program(matching, sizes, BLOCK.images)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
@@ -236,7 +265,7 @@ def grad_features_kernel(
         row = start + tl.arange(0, BLOCK.rows)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
         matched = query >= 0
-        group_index = workspace_index(layer, segment, sizes)
+        group_index = workspace_index(layer, segment, first, sizes)
         grad = load_tile(grad_ptr + group_index * pixels, p, 1, matched, p < pixels)
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         e = load_tile(row_ptr, c, embed.channel_stride, matched, c < channels)
@@ -250,17 +279,19 @@ def grad_features_kernel(
 
 
 @triton.jit
-def scatter_kernel(grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl.constexpr):
+def scatter_kernel(
+    grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl.constexpr, IMAGES: tl.constexpr
+):
     """`grad_logits [L, B, Q, h·w]`: the sum over the segments that each query is matched to."""
     queries, pixels, max_count = sizes.queries, sizes.pixels, plain(sizes.max_count)
     layer, query = tl.program_id(1) // queries, tl.program_id(1) % queries
-    image, count = image_of_program(matching, sizes)
+    image, count, first = image_of_program(matching, sizes, IMAGES)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer_image = layer.to(tl.int64) * sizes.images + image
     total = tl.zeros([BLOCK], tl.float32)
     for segment in range(count):
         if tl.load(matching.assignment_ptr + layer_image * max_count + segment) == query:
-            group_index = workspace_index(layer, segment, sizes)
+            group_index = workspace_index(layer, segment, first, sizes)
             total += tl.load(
                 grad_matched_ptr + group_index * pixels + p, mask=p < pixels, other=0.0
             )

@@ -79,6 +79,7 @@ def of_mask_loss(
         *segments(count, label_map, 128 * ratio),
         meta(IMAGES, dtype=torch.int64),
         meta(*shape, dtype=torch.int64),
+        IMAGES * count,
         *(0.25, gamma),
     )
     with recorded() as launches:

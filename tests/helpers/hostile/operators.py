@@ -112,7 +112,8 @@ class Draw:
     def mask_loss(self) -> list[Any]:
         counts = torch.tensor(self.counts, dtype=torch.int64)
         matches = self.integers(-1, self.Q, self.L, self.B, self.T)
-        return [*self.masks(), *self.segments(), counts, matches, *self.focal(), self.flag()]
+        segments = self.segments()
+        return [*self.masks(), *segments, counts, matches, self.N, *self.focal(), self.flag()]
 
     def mask_loss_backward(self) -> list[Any]:
         sums, maps = self.sums(self.L, self.B, self.T), self.floats(0, dtype=self.wide)

@@ -227,6 +227,7 @@ def arguments(case: Case, *, dense: bool = False, dtype: torch.dtype = torch.flo
         targets.masks,
         targets.counts_tensor(),
         random_assignment(case),
+        targets.num_segments,
         0.25,
         2.0,
     ]
