@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from mfkernels.triton import devices
+from mfkernels.triton.launcher import power_of_2
 
 ASSEMBLY = tl.constexpr(devices.ASSEMBLY)
 
@@ -141,14 +142,24 @@ def neighbours(position, size, resized):
     return first, tl.minimum(first + 1, size - 1), source - first.to(tl.float32)
 
 
+MANY_IMAGES = tl.constexpr(64)
+
+
+def images_at_once(images: int) -> int:
+    """Whose segments `segments_of_image` counts at a time: all of them, if they are not many."""
+    return min(power_of_2(images), MANY_IMAGES.value)
+
+
 @triton.jit
 def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
     """How many segments an image has, and the index of its first one among all."""
     count = tl.load(counts_ptr + image).to(tl.int32)
-    before = tl.zeros([BLOCK_B], tl.int32)
-    for start in range(0, image, BLOCK_B):
-        earlier = start + tl.arange(0, BLOCK_B)
-        before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
+    earlier = tl.arange(0, BLOCK_B)
+    before = tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
+    if BLOCK_B == MANY_IMAGES:
+        for _ in range(BLOCK_B, image, BLOCK_B):
+            earlier += BLOCK_B
+            before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
     return count, tl.sum(before)
 
 

@@ -66,9 +66,6 @@ def launches_of(case: Case, dtype: torch.dtype) -> list[Launch]:
 
 Trips = Callable[[dict[str, Any], Case], list[float]]
 
-OF_IMAGES = (IMAGES - 1) / IMAGES
-"""How often the loop runs that counts the segments of the images before: not for the first one."""
-
 
 def _steps(size: int, of_a_step: int) -> int:
     return -(-size // of_a_step)
@@ -76,13 +73,13 @@ def _steps(size: int, of_a_step: int) -> int:
 
 def _sums(given: dict[str, Any], case: Case) -> list[float]:
     block, splits = given["BLOCK"], _steps(case.pixels, given["BLOCK"].pixels_of_split)
-    return [_steps(case.pixels, block.pixels) / splits + 1, OF_IMAGES]
+    return [_steps(case.pixels, block.pixels) / splits + 1, 1]
 
 
 def _cost(given: dict[str, Any], case: Case) -> list[float]:
     classes = _steps(case.classes + 1, given["BLOCK"].classes)
     # The loops between are of costs too large for what the first kernel sums.
-    return [OF_IMAGES, len(given["partial"].areas_ptr), 0, 0, 0, classes, classes]
+    return [len(given["partial"].areas_ptr), 0, 0, 0, classes, classes]
 
 
 def _parts(given: dict[str, Any], case: Case) -> list[float]:
@@ -96,7 +93,7 @@ def _parts(given: dict[str, Any], case: Case) -> list[float]:
 def _pixels(given: dict[str, Any], case: Case) -> list[float]:
     chunks = -(-case.height // MASK_ROWS_OF_A_PROGRAM)
     lines = _steps(case.height, chunks) + 1  # one above, whose share another program has
-    return [OF_IMAGES, lines, 4 * lines]
+    return [lines, 4 * lines]
 
 
 def _grad_embed_sum(given: dict[str, Any], case: Case) -> list[float]:
@@ -106,24 +103,22 @@ def _grad_embed_sum(given: dict[str, Any], case: Case) -> list[float]:
 
 def _classes(given: dict[str, Any], case: Case) -> list[float]:
     classes = _steps(case.classes + 1, given["BLOCK"].classes)
-    return [OF_IMAGES, 1, classes, classes]
+    return [1, classes, classes]
 
 
 TRIPS: dict[str, Trips] = {
     "parts_kernel": _parts,
     "sums_kernel": _sums,
     "cost_kernel": _cost,
-    "logits_kernel": lambda given, case: [OF_IMAGES, CHANNELS / given["BLOCK"].channels],
-    "members_kernel": lambda given, case: [OF_IMAGES, case.segments],
+    "logits_kernel": lambda given, case: [CHANNELS / given["BLOCK"].channels],
+    "members_kernel": lambda given, case: [case.segments],
     "pixels_kernel": _pixels,
     "totals_kernel": lambda given, case: [_steps(given["entries"], given["BLOCK"])],
-    "combine_kernel": lambda given, case: [OF_IMAGES],
+    "combine_kernel": lambda given, case: [],
     "grad_embed_kernel": lambda given, case: [
-        OF_IMAGES,
         given["BLOCK"].pixels_of_split / given["BLOCK"].pixels,
     ],
     "grad_features_kernel": lambda given, case: [
-        OF_IMAGES,
         _steps(LAYERS * case.segments, given["BLOCK"].rows),
     ],
     "grad_embed_sum_kernel": _grad_embed_sum,

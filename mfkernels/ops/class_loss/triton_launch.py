@@ -13,6 +13,7 @@ from mfkernels.ops.class_loss.triton_kernels import (
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import check_floats
 
 QUERIES_OF_A_PROGRAM = 4
@@ -59,7 +60,7 @@ def class_loss(
             queries=QUERIES_OF_A_PROGRAM,
             classes=min(power_of_2(classes), 256),
             segments=SEGMENTS_AT_ONCE,
-            images=min(power_of_2(images), 64),
+            images=images_at_once(images),
         ),
         num_warps=4,
     )

@@ -80,7 +80,8 @@ def save(*outputs: int) -> Function:
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.options = [value for value in inputs if isinstance(value, (bool, int, float))]
+        kinds = (bool, int, float, torch.SymInt)
+        ctx.options = [value for value in inputs if isinstance(value, kinds)]
         tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
         tensors = [None if tensor is None else usable_by_autograd(tensor) for tensor in tensors]
         ctx.save_for_backward(*(output[index] for index in outputs), *tensors)

@@ -19,7 +19,8 @@ from mfkernels.ops.mask_loss.triton_pixels import (
 from mfkernels.ops.mask_loss.triton_rows import Matching, Sizes
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import FocalParameters, Predictions
-from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.launcher import cdiv
+from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import stored_segments
 
 CELLS_OF_A_PROGRAM = 128
@@ -80,7 +81,7 @@ class Pixels:
     @property
     def images_at_once(self) -> int:
         """Whose segments a program counts at a time."""
-        return min(power_of_2(self.images), 64)
+        return images_at_once(self.images)
 
     @property
     def pixels(self) -> int:

@@ -35,6 +35,7 @@ from mfkernels.triton.arguments import (
 )
 from mfkernels.triton.devices import Gpu
 from mfkernels.triton.launcher import cdiv, power_of_2
+from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import (
     check_floats,
     float32_precision,
@@ -98,7 +99,7 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
         rows=ROWS_OF_A_COST_PROGRAM,
         segments=SEGMENTS_OF_A_COST_PROGRAM,
         classes=min(power_of_2(classes), 128),
-        images=min(power_of_2(images), 64),
+        images=images_at_once(images),
     )
     masks_block = prepared.plan.block._replace(rows=block.rows, segments=block.segments, stages=2)
     if prepared.variant.parts == 0:  # whose pixels need not be those of the parts
@@ -281,7 +282,7 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
         pixels=LARGEST_BLOCK if few and many else 16,
         channels=power_of_2(sizes.channels, 16),
         segments=segments,
-        images=min(power_of_2(images), 64),
+        images=images_at_once(images),
         pixels_of_split=PIXELS_OF_A_SPLIT,
         stages=2,
     )
