@@ -51,7 +51,7 @@ class Products:
         label_map = torch.zeros(images, *pixels, dtype=torch.int16)
         given = Inputs(
             *(self.embed, self.features, label_map, None),
-            *(self.counts, self.assignment, 0.25, 2.0),
+            *(self.counts, self.assignment, int(self.counts.sum()), 0.25, 2.0),
         )
         problem = triton_launch._problem(given)
         (sizes, group), *others = problem.groups()
@@ -61,11 +61,14 @@ class Products:
         partial = self.features.new_empty(shape, dtype=torch.float32)
         grad_embed = self.embed.new_empty(self.embed.shape)
         grad_features = self.features.new_empty(self.features.shape)
-        gradient = self.grad_logits
+        # Workspaces hold the segments that there are, one image after the other.
+        exists = torch.arange(self.assignment.shape[2]) < self.counts[:, None]
+        gradient = self.grad_logits[:, exists]
         triton_products.launch_grad_embed(problem, sizes, gradient, partial, group)
         triton_products.launch_grad_embed_sum(problem, partial, grad_embed)
         triton_products.launch_grad_features(problem, sizes, gradient, grad_features, group)
-        written = logits.where(self.grad_logits.isfinite(), 0)
+        written = torch.zeros_like(self.grad_logits)
+        written[:, exists] = logits.where(gradient.isfinite(), 0)
         return [written, grad_embed, grad_features]
 
     def expected(self, dtype: torch.dtype) -> list[Tensor]:
