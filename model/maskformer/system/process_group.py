@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import torch
 from accelerate import PartialState
-from torch import distributed
+from torch import distributed, nn
 
 from maskformer.errors import UsageError
 
@@ -100,6 +100,15 @@ def agree_on_start(store: Store, rank: int, count: int, timeout: timedelta) -> s
         time.sleep(0.02)
         missing = [x for x in missing if not store.check([f"maskformer/{start}/joined/{x}"])]
     return start
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the buffers of the first one, which saves them: the statistics of
+    BatchNorm are those of each one's own images since the last step.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def gather_in_turn(items: list[T], run: int = 1) -> list[T]:
