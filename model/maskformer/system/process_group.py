@@ -33,6 +33,7 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
 
     Raises:
         UsageError: more processes than GPUs, or a launcher's processes that cannot be joined.
+        ConnectionError: the others do not come, or cannot be reached.
     """
     cpu = cpu or not torch.accelerator.is_available()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
@@ -43,11 +44,19 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
             "each (torchrun --nproc-per-node gpu), or use the CPU"
         )
     limit = timedelta(seconds=timeout)
-    state = PartialState(cpu=cpu, timeout=limit, **_own_store(limit) if wanted > 1 else {})
+    start = "start them with torchrun or accelerate launch"
+    try:
+        state = PartialState(cpu=cpu, timeout=limit, **_own_store(limit) if wanted > 1 else {})
+    except ValueError as error:  # half a rendezvous
+        reason = f"the {wanted} processes of WORLD_SIZE cannot find one another"
+        raise UsageError(f"{reason}: {start} ({error})") from error
+    except RuntimeError as error:
+        who = f"process {os.environ.get('RANK', '0')} could not join the {wanted} of its launcher"
+        raise ConnectionError(f"{who}: {str(error).partition(chr(10))[0]}") from error
     if state.num_processes < wanted:  # MPI's launchers tell the number otherwise
         raise UsageError(
             f"the launcher started {wanted} processes (WORLD_SIZE), but {state.num_processes} "
-            "would work together: start them with torchrun or accelerate launch"
+            f"would work together: {start}"
         )
     return state
 
