@@ -45,9 +45,10 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            for each in (*psutil.Process(process.pid).children(recursive=True), process):
-                each.kill()
-            process.wait()
+            if process.poll() is None:
+                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                    each.kill()
+                process.wait()
 
 
 def wait_for_step(run: Path, step: int, seconds: float = 300) -> None:
@@ -122,10 +123,20 @@ def test_a_machine_that_disappears_is_done_without(tmp_path: Path) -> None:
     recipe(tmp_path, process_timeout=20)
     with two_machines() as (first, second):
         launcher = ["--nnodes=1:2", "--nproc-per-node=2", "--max-restarts=3",
-                    "--rdzv-backend=c10d", "--rdzv-id=test", "--rdzv-endpoint=10.233.0.1:29400",
-                    "--rdzv-conf=last_call_timeout=5,keep_alive_interval=1"]  # fmt: skip
+                    "--rdzv-backend=c10d", "--rdzv-id=test",
+                    "--rdzv-endpoint=10.233.0.1:29400"]  # fmt: skip
+        # Who keeps the store is told: both have the host name by which torchrun would find out.
+        conf = "--rdzv-conf=last_call_timeout=5,keep_alive_interval=1,is_host"
         commands = [
-            [*machine, *torchrun(tmp_path, *launcher, f"--local-addr=10.233.0.{number}")]
+            [
+                *machine,
+                *torchrun(
+                    tmp_path,
+                    *launcher,
+                    f"{conf}={number == 1}",
+                    f"--local-addr=10.233.0.{number}",
+                ),
+            ]
             for number, machine in enumerate((first, second), 1)
         ]
         with started(commands[0], tmp_path / "1.txt") as one:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.process_groups import free_port, join_processes, run_two
-from helpers.recipes import TINY
+from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer, record_steps
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
@@ -228,3 +228,20 @@ def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, equal_nan=True)
         shapes = torch.load(tmp_path / "two" / f"shapes{rank}.pt", weights_only=False)
         assert shapes == [True, False]
+
+
+def statistics_worker(rank: int, port: int, folder: Path) -> None:
+    join_processes(rank, 2, port)
+    trainer = build_trainer(tiny_recipe(ema=0.9), folder / "run", cpu=True)
+    trainer.fit()
+    torch.save(dict(trainer.evaluated_model.named_buffers()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_evaluate_with_the_same_statistics(tmp_path: Path) -> None:
+    """BatchNorm's are those of the checkpoint, though each process saw other images."""
+    run_two(statistics_worker, free_port(), tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert any(name.endswith("running_mean") for name in first)
+    for name, values in first.items():
+        torch.testing.assert_close(second[name], values, rtol=0, atol=0)
