@@ -46,6 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    PartialState._reset_state()  # which an earlier test may have left
     yield monkeypatch
     PartialState._reset_state()
 
