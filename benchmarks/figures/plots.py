@@ -45,7 +45,7 @@ def speedups(cases: list[Case], title: str, file: Path) -> None:
     axes.set(xscale="log", xlabel="times faster than the plain path", title=title)
     axes.set_yticks(list(places), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 
@@ -57,7 +57,8 @@ def floors(cases: list[Case], title: str, file: Path) -> None:
     for name, color in (("native", COLORS["native"]), ("reference", COLORS["plain"]),
                         ("compile", COLORS["other"])):  # fmt: skip
         points = [(c.rows[name]["times_floor"], k) for k, c in enumerate(known) if name in c.rows]
-        axes.scatter(*zip(*points, strict=True), color=color, label=name, s=24)
+        if points:
+            axes.scatter(*zip(*points, strict=True), color=color, label=name, s=24)
     axes.set(xscale="log", xlabel="time / floor (bytes and matrix products alone)", title=title)
     axes.set_yticks(range(len(known)), [f"{c.operation}, {c.name}" for c in known], fontsize=8)
     axes.invert_yaxis()
@@ -85,6 +86,9 @@ def growth(series: list[Growth], title: str, file: Path, *, memory: bool = False
                 guide = [values[-1] * (size / sizes[-1]) ** one.expected for size in sizes]
                 axes.plot(sizes, guide, "--", color=color, linewidth=0.8)
         axes.set(xscale="log", yscale="log")
+        sizes = [size for size, _, _ in one.points[NATIVE]]
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.minorticks_off()
         axes.set_title(one.name, fontsize=9)
         axes.legend(frameon=False, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
