@@ -24,6 +24,9 @@ from maskformer.system.paths import OutputNames
 from maskformer.system.text import encodable
 from maskformer.system.writing import write_json
 
+SUBFOLDERS = ("classes", "panoptic")
+"""Of the output folder, for results."""
+
 
 @dataclass
 class Result:
@@ -63,7 +66,7 @@ class ResultWriter:
     """
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
-        check_subfolders(folder, ("classes", "panoptic"))
+        check_subfolders(folder, SUBFOLDERS)
         self.folder = folder
         self.info = info
         self._names = OutputNames()

@@ -101,6 +101,8 @@ def test_an_interrupted_call_goes_on(
     process.join(120)
     assert process.exitcode == 9
     assert not (parts / "files.json").exists()
+    for folder in {file.parent for file in parts.rglob("*.png")}:
+        (folder / ".01234567.partial").write_bytes(b"half a picture")
     drawn: list[str] = []
     monkeypatch.setattr("maskformer.output.picture_writer.save_picture", spy_on_names(drawn))
     code, out, err = run("predict", photos, *options, "--out", parts, "--skip-existing")
