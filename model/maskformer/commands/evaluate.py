@@ -29,7 +29,7 @@ from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table, written
 from maskformer.output.output_folder import check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
-from maskformer.output.result_writer import ResultWriter
+from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
 
@@ -137,8 +137,12 @@ def _results(
 ) -> Iterator[ResultWriter | SharedResults]:
     with ResultWriter(output, info) as writer:
         if processes is None:
+            remove_leftovers(output)
             yield writer
         else:
+            if processes.is_main_process:
+                remove_leftovers(output)
+            processes.wait_for_everyone()
             shared = SharedResults(writer, processes, batch_size)
             yield shared
             shared.finish()

@@ -22,10 +22,25 @@ from maskformer.output.output_folder import check_inside, check_subfolders
 from maskformer.output.pictures import save_image
 from maskformer.system.paths import OutputNames
 from maskformer.system.text import encodable
-from maskformer.system.writing import write_json
+from maskformer.system.writing import remove_partial_files, write_json
 
 SUBFOLDERS = ("classes", "panoptic")
 """Of the output folder, for results."""
+NUMBERED = ".????-????????.png"
+"""A result of a process among several, which has no name yet."""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed calls left in an output folder, half written or without a name.
+
+    To be called before any process writes there.
+    """
+    places = [folder / name for name in SUBFOLDERS]
+    for place in places:
+        for file in place.glob(NUMBERED):
+            file.unlink()
+    inner = (path for place in places for path in place.rglob("*") if path.is_dir())
+    remove_partial_files([folder, *places, *inner])
 
 
 @dataclass

@@ -20,7 +20,7 @@ from maskformer.inference.prediction import Prediction
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.picture_writer import PictureWriter
-from maskformer.output.result_writer import SUBFOLDERS, ResultWriter
+from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.predict.journal import Entry, Journal, Task, describe_image, describe_settings
 from maskformer.predictor import Predictor, Prepared
 from maskformer.system.paths import (
@@ -32,7 +32,6 @@ from maskformer.system.paths import (
 from maskformer.system.process_group import gather_in_turn
 from maskformer.system.text import escape
 from maskformer.system.threads import ahead, available_cpus, threads
-from maskformer.system.writing import remove_partial_files
 
 AHEAD = 4
 """Images per thread that are read before the network, or that wait to be written."""
@@ -96,7 +95,7 @@ def predict_images(
         found = _still_there(tasks, journal.read(), results)
         windows, done = _left(windows, found)
     if rank == 0:
-        remove_partial_files([out, *(out / name for name in SUBFOLDERS)])
+        remove_leftovers(out)
     _replace(journal, tasks, done, processes)
     if done:
         progress.print(f"{len(done)} of {len(tasks)} images are there")

@@ -35,6 +35,22 @@ def test_evaluate_repeats_the_figures_of_training(run: Run, trained: Path, tmp_p
     assert len(again["per_class"]["iou"]) == 9
 
 
+def test_evaluate_removes_what_a_killed_call_left(run: Run, trained: Path, tmp_path: Path) -> None:
+    """Half written, in inner folders too, or of a process whose results have no names yet."""
+    inner = tmp_path / "classes" / "city"
+    inner.mkdir(parents=True)
+    left = [tmp_path / ".01234567.partial", inner / ".89abcdef.partial"]
+    left.append(tmp_path / "classes" / ".0001-00000003.png")
+    for file in left:
+        file.write_bytes(b"half")
+    own = tmp_path / "classes" / "my.partial"
+    own.write_bytes(b"the user's")
+    code, _, err = run("evaluate", "--checkpoint", trained, "--output", tmp_path, "--device", "cpu")
+    assert code == 0, err
+    assert not any(file.exists() for file in left)
+    assert own.read_bytes() == b"the user's"
+
+
 def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
     code, _, err = run("evaluate", "--checkpoint", trained, "model.num_classes=12")
     assert code == 1
