@@ -30,8 +30,9 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // `assignment` [L, B, T] int64: the query of each segment or -1. `focal` and `dice` [L, B, T]: the
   // losses of each segment, focal as the mean over H x W; 0 without a query. `sums` [L, B, T, 3] for
   // the backward pass, over the pixels of H x W: s y, s and y (s = sigmoid of the logit, y = target).
-  // `maps` [3, L, B, T, h w]: with `keep_maps`, gradients of what the losses are made of, which spare
-  // the backward pass the pixels of H x W; [0] if the implementation does not keep them.
+  // `maps` [3, L, N, h w]: with `keep_maps`, gradients of what the losses are made of, which spare
+  // the backward pass the pixels of H x W; [0] if the implementation does not keep them. N is
+  // `num_segments`: the sum of `counts`, or more. On a GPU nobody checks either of them.
   m.def(
       "mask_loss(Tensor mask_embed, Tensor? pixel_features, Tensor? label_map, Tensor? masks, "
       "Tensor counts, Tensor assignment, SymInt num_segments, float alpha, float gamma, "

@@ -193,8 +193,8 @@ def test_operators_check_what_python_checks_first() -> None:
     mask = torch.ones(1, 5, 64, dtype=torch.bool)
 
     def loss(embed: Tensor, features: Tensor | None = None, **change: Any) -> Any:
-        given = {"counts": counts, "assignment": matches, "num_segments": 5, **change}
-        given = {"alpha": 0.25, "gamma": 2.0, **given}
+        given = {"counts": counts, "assignment": matches, "num_segments": 1}
+        given |= {"alpha": 0.25, "gamma": 2.0, **change}
         return operators.mask_loss(embed, features, None, mask, **given, keep_maps=False)
 
     dense = torch.zeros(1, 1, 2, 4, 4)
@@ -206,6 +206,7 @@ def test_operators_check_what_python_checks_first() -> None:
         "query 2, expected -1 to 1": lambda: loss(dense, assignment=matches + 2),
         "query -2, expected -1 to 1": lambda: loss(dense, assignment=matches - 2),
         r"counts\[0\] is 2, expected 0 to 1": lambda: loss(dense, counts=counts + 1),
+        "counts add up to 1, more than num_segments, 0": lambda: loss(dense, num_segments=0),
         r"counts must be of type Long, got Int \[1\]": lambda: loss(dense, counts=counts.int()),
         "height of the padded input must be at most 16777216": lambda: operators.panoptic_owners(
             torch.rand(2), torch.zeros(2, 4, 4), None, *(2**40, 8, 8, 8), 8, 8, False

@@ -73,6 +73,7 @@ def _steps(size: int, of_a_step: int) -> int:
 
 def _sums(given: dict[str, Any], case: Case) -> list[float]:
     block, splits = given["BLOCK"], _steps(case.pixels, given["BLOCK"].pixels_of_split)
+    # The second one is the kernel's end, to which the assembler jumps back from behind it.
     return [_steps(case.pixels, block.pixels) / splits + 1, 1]
 
 

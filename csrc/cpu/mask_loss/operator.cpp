@@ -21,10 +21,13 @@ struct StoredProblem {
 
   StoredProblem(const Tensor& embed, const OptionalTensor& features,
                 const OptionalTensor& label_map, const OptionalTensor& masks, const Tensor& counts,
-                const Tensor& given_assignment, double alpha, double gamma)
+                const Tensor& given_assignment, int64_t num_segments, double alpha, double gamma)
       : predictions(mfk::cpu::predictions_of(embed, features)),
         assignment(checked_assignment(given_assignment, predictions)),
         segments(label_map, masks, counts, assignment.size(2), predictions.images) {
+    // A GPU takes memory for as many, and cannot look.
+    STD_TORCH_CHECK(segments.total <= num_segments, "counts add up to ", segments.total,
+                    ", more than num_segments, ", num_segments);
     mfk::check_focal(alpha, gamma);
     check_pixels(predictions);
     problem.predictions = predictions;
@@ -64,8 +67,9 @@ struct StoredProblem {
 std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
     const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
     const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment,
-    int64_t /*num_segments*/, double alpha, double gamma, bool /*keep_maps*/) {
-  const StoredProblem stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
+    int64_t num_segments, double alpha, double gamma, bool /*keep_maps*/) {
+  const StoredProblem stored(embed, features, label_map, masks, counts, assignment, num_segments,
+                             alpha, gamma);
   MaskLossProblem problem = stored.problem;
   const int64_t layers = problem.predictions.layers, images = problem.predictions.images;
   const int64_t segments = problem.segments.max_count;
@@ -86,8 +90,9 @@ std::tuple<Tensor, Tensor> mask_loss_backward(
     const Tensor& grad_focal, const Tensor& grad_dice, const Tensor& sums, const Tensor& /*maps*/,
     const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
     const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment,
-    int64_t /*num_segments*/, double alpha, double gamma, bool embed_needed, bool features_needed) {
-  const StoredProblem stored(embed, features, label_map, masks, counts, assignment, alpha, gamma);
+    int64_t num_segments, double alpha, double gamma, bool embed_needed, bool features_needed) {
+  const StoredProblem stored(embed, features, label_map, masks, counts, assignment, num_segments,
+                             alpha, gamma);
   MaskLossProblem problem = stored.problem;
   const int64_t layers = problem.predictions.layers, images = problem.predictions.images;
   const int64_t segments = problem.segments.max_count;

@@ -100,11 +100,7 @@ def tile_of(
             tile = tile._replace(block=tile.block._replace(rows=rows))
         elif generation.copies_asynchronously:  # else what is loaded takes registers, too
             more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
-    block = tile.block._replace(
-        more_rows=more_rows,
-        pixels_of_split=pixels_of_split,
-        images=problem.at_pixels.images_at_once,
-    )
+    block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     return block, options if tile.registers is None else options | {"maxnreg": tile.registers}
 
@@ -140,6 +136,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
         sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
+        IMAGES=problem.at_pixels.images_at_once,
         **options,
     )
     # Of a workspace only pixels are asked for.
@@ -184,6 +181,7 @@ def launch_grad_embed(
         sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
+        IMAGES=problem.at_pixels.images_at_once,
         **options,
     )
 
@@ -222,5 +220,6 @@ def launch_grad_features(
         sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
+        IMAGES=problem.at_pixels.images_at_once,
         **options,
     )

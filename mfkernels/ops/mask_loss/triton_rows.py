@@ -81,8 +81,6 @@ class ProductBlock(NamedTuple):
     more_rows: int = 0
     """A second tile of rows for the same features, as tiles must be powers of 2."""
     pixels_of_split: int = 0
-    images: int = 1
-    """Whose segments are counted at a time."""
 
 
 @triton.jit
@@ -128,7 +126,14 @@ def workspace_index(layer, segment, first, sizes):
 
 @triton.jit
 def logits_kernel(
-    embed, features, matching, logits_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
+    embed,
+    features,
+    matching,
+    logits_ptr,
+    sizes,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IMAGES: tl.constexpr,
 ):
     """`logits [L, rows, h·w]` of matched segments; the rest is not written.
 
@@ -140,7 +145,7 @@ def logits_kernel(
     channels, pixels = sizes.channels, sizes.pixels
     row_tiles = tl.cdiv(sizes.layers * plain(sizes.max_count), BLOCK_R + MORE)
     first_row = (tl.program_id(0) % row_tiles) * (BLOCK_R + MORE)
-    image, count, first = image_of_program(matching, sizes, BLOCK.images)
+    image, count, first = image_of_program(matching, sizes, IMAGES)
     if first_row < sizes.layers * count:
         row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, _, query = matched_rows(row, count, image, matching, sizes)
@@ -171,7 +176,14 @@ def logits_kernel(
 
 @triton.jit
 def grad_embed_kernel(
-    grad_ptr, features, matching, partial_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr,
+    features,
+    matching,
+    partial_ptr,
+    sizes,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IMAGES: tl.constexpr,
 ):
     """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels.
 
@@ -183,7 +195,7 @@ def grad_embed_kernel(
     channels, pixels = sizes.channels, sizes.pixels
     channel_tiles = tl.cdiv(channels, BLOCK_C)
     first_row = (tl.program_id(0) // channel_tiles) * (BLOCK_R + MORE)
-    image, count, first = image_of_program(matching, sizes, BLOCK.images)
+    image, count, first = image_of_program(matching, sizes, IMAGES)
     if first_row < sizes.layers * count:
         row = first_row + tl.arange(0, BLOCK_R)
         layer, segment, index, query = matched_rows(row, count, image, matching, sizes)
@@ -251,13 +263,20 @@ def grad_embed_sum_kernel(
 
 @triton.jit
 def grad_features_kernel(
-    grad_ptr, embed, matching, grad_features_ptr, sizes, PLANES: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr,
+    embed,
+    matching,
+    grad_features_ptr,
+    sizes,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IMAGES: tl.constexpr,
 ):
     """`grad_features [B, C, h·w]`: embedᵀ · grad_logits over the rows of each image."""
     BLOCK_C: tl.constexpr = BLOCK.channels
     BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
-    image, count, first = image_of_program(matching, sizes, BLOCK.images)
+    image, count, first = image_of_program(matching, sizes, IMAGES)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
