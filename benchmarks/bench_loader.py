@@ -157,7 +157,7 @@ def in_workers(case: Case) -> Provider:
         *_, last = itertools.islice(batches, case.batches)
         return last
 
-    return Provider(forward, result=tensors)
+    return Provider(forward, result=tensors, in_workers=True)
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,24 +94,31 @@ def _loader_texts() -> list[str]:
         for worker in workers:
             row = worker.rows[NATIVE]
             rate = row["images_per_s"] * row["p50_ms"] / row["cpu_ms"]
-            needed = "; ".join(
-                f"{name} takes {taken:.3g} images/s ({on}) "
-                f"and needs {math.ceil(FACTOR * taken / rate)}"
-                for on, others in runs
-                for name, taken in _steps(others)
+            needed: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+            for on, others in runs:
+                for taken in _steps(others):
+                    needed[on, math.ceil(FACTOR * taken / rate)].append(taken)
+            workers_of_steps = "; ".join(
+                f"{number} for {_span(taken)} images/s ({on})"
+                for (on, number), taken in needed.items()
             )
             texts.append(
                 f"One worker of the training loader prepares {rate:.3g} images per second of its "
-                f"processor ({machine}). Workers for {FACTOR} times what a training step takes: "
-                f"{needed}."
+                f"processor ({machine}). Workers for {FACTOR} times what training steps take: "
+                f"{workers_of_steps}."
             )
     return texts
 
 
-def _steps(cases: list[Case]) -> list[tuple[str, float]]:
-    """Training steps in each setting of ours, and how many images they take in a second."""
+def _span(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _steps(cases: list[Case]) -> list[float]:
+    """Images a second of training steps in each setting of ours."""
     settings = (one for case in cases if case.operation == STEP for one in case.settings())
-    return [(case.name, 1e3 * _images(case.name) / case.native) for case in settings]
+    return [1e3 * _images(case.name) / case.native for case in settings]
 
 
 def _images(name: str) -> int:

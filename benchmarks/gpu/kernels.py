@@ -1,12 +1,12 @@
 """Each kernel's time on a GPU: of a criterion with its backward pass, of inference, of assignment.
 
-python benchmarks/gpu/kernels.py --json benchmarks/results/h200.json [--only criterion]
+python benchmarks/gpu/kernels.py --json benchmarks/results/h200.json [--only criterion] [--plain]
 
 Rows of the same name in the file are replaced. A row is one call of this project, or of the plain
-path with `--plain`: `graph_ms` by replay of a
-CUDA graph (None: it waits for the device), `eager_ms` between events, `host_ms` until the call
-returns, `launches`, `peak_mb`, and `kernels_us`, what PyTorch's profiler saw of each kernel.
-`benchmarks/gpu_model.py` puts them beside what it predicts.
+path with `--plain`: `graph_ms` by replay of a CUDA graph (None: it waits for the device),
+`eager_ms` between events, `host_ms` until the call returns, `launches`, `peak_mb`, and
+`kernels_us`, what PyTorch's profiler saw of each kernel. `benchmarks/gpu_model.py` puts them
+beside what it predicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -42,6 +42,7 @@ DEVICE = torch.device("cuda")
 CALLS = 10
 FEW = 200
 """Launches of a call whose kernels are told apart."""
+OPERATIONS = ("criterion", "semantic", "assignment")
 SEGMENTATION = {
     **bench_segmentation.CASES,
     "L K=847 1024x2048, trained": replace(
@@ -50,23 +51,23 @@ SEGMENTATION = {
 }
 
 
-def rows(only: str, plain: bool) -> Iterator[tuple[str, Callable[[], Provider]]]:
+def rows(only: Collection[str], plain: bool) -> Iterator[tuple[str, Callable[[], Provider]]]:
     """Names, and what builds the call."""
     kinds = (NATIVE, REFERENCE) if plain else (NATIVE,)
     for case, sizes in CRITERION_CASES.items():
-        if only in ("", "criterion"):
+        if "criterion" in only:
             made = bench_criterion.comparison(sizes, DEVICE)
             for kind in kinds:
                 name = f"criterion {case[0]} {str(sizes.dtype)[6:]} {named(kind)}"
                 yield name, made.providers[kind]
     for case, view in SEGMENTATION.items():
         for dtype in (torch.float32, torch.bfloat16):
-            if only in ("", "semantic"):
+            if "semantic" in only:
                 for kind in kinds:
                     build = of_segmentation(view, dtype, kind)
                     yield f"semantic {case[2:]} {str(dtype)[6:]} {named(kind)}", build
     for case in bench_assignment.GPU_CASES:
-        if only in ("", "assignment"):
+        if "assignment" in only:
             made = bench_assignment.make(case, DEVICE, False)
             yield f"assignment {case} {named(NATIVE)}", made.providers[NATIVE]
 
@@ -131,7 +132,7 @@ def kernels_us(provider: Provider) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", help="criterion, semantic or assignment")
+    parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=OPERATIONS)
     parser.add_argument("--plain", action="store_true", help="the plain path, too")
     arguments = parser.parse_args()
     before: dict[str, Any] = {"rows": []}
@@ -141,7 +142,8 @@ def main() -> None:
     for name, build in rows(arguments.only, arguments.plain):
         found[name] = {"name": name, **measured(build())}
         times = {key: value for key, value in found[name].items() if key.endswith("_ms")}
-        print(f"{name:<46}", *(f"{key} {ms or 0:.3f}" for key, ms in times.items()), flush=True)
+        shown = (f"{key} {'-' if ms is None else f'{ms:.3f}'}" for key, ms in times.items())
+        print(f"{name:<46}", *shown, flush=True)
         torch.cuda.empty_cache()
         if arguments.json is not None:
             content = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of some 25 minutes: benchmarks, GPU tests, sanitizers.
+# Everything that needs a GPU, in one call of some 30 minutes: kernels, benchmarks, GPU tests, sanitizers.
 # Builds the native library where it is missing. Results go to benchmarks/results/ (or $OUT); a stage
 # that fails keeps none of the others from running, and its name is in the last line.
 #
@@ -27,6 +27,7 @@ fi
 export PYTHONPATH=.:model:tests:benchmarks${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m mfkernels
 
+stage kernels timeout 240 "$python" benchmarks/gpu/kernels.py --plain --json "$out/kernels_$gpu.json"
 # Interrupted, it still writes what it has.
 stage benchmarks timeout --signal INT "${SECONDS_OF_BENCHMARKS:-900}" "$python" -m pytest -q benchmarks \
   --benchmark-only --device cuda --seconds 0.5 --benchmark-json "$out/$gpu.json"

@@ -26,6 +26,7 @@ class Provider:
         result: the tensors to compare, of what `forward` gave; by default itself.
         laps: the parts of a call, where it marks them.
         tolerance: the largest `error` of a right result, where it is not that of the comparison.
+        in_workers: it works in other processes, whose memory is not seen.
     """
 
     forward: Callable[[], Any]
@@ -35,6 +36,7 @@ class Provider:
     )
     laps: Laps | None = None
     tolerance: float | None = None
+    in_workers: bool = False
 
     def run(self) -> None:
         """What is timed."""

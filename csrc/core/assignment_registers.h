@@ -17,7 +17,8 @@ namespace mfk::assignment {
 template <class Group, int kPerLane, int kVector = 1>
 struct InRegisters : Group {
   static_assert(kPerLane <= 32, "a lane notes its columns of the tree in 32 bits");
-  static_assert(kPerLane % kVector == 0 && kVector <= 4, "columns come in vectors");
+  static_assert(kVector == 1 || kVector == 2 || kVector == 4, "one load takes 1, 2 or 4 columns");
+  static_assert(kPerLane % kVector == 0, "columns come in vectors");
   MFK_HOST_DEVICE explicit InRegisters(const Group& group) : Group(group) {}
 
   // The k-th column of this lane, which may be behind the last one.

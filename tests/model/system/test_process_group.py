@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from accelerate import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from helpers.process_groups import free_port
 from torch.distributed import HashStore
 
@@ -49,6 +49,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     PartialState._reset_state()  # which an earlier test may have left
     yield monkeypatch
     PartialState._reset_state()
+    AcceleratorState._reset_state()
 
 
 @pytest.mark.usefixtures("launched")
