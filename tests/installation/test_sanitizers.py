@@ -37,7 +37,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-DMFK_SANITIZE=address,undefined",
         "-DMFK_ISAS=avx512",  # AVX2 runs the same source with half the lanes
         "-DCMAKE_BUILD_TYPE=Sanitize",
-        "-DCMAKE_CXX_FLAGS_SANITIZE=-O1",
+        "-DCMAKE_CXX_FLAGS_SANITIZE=-Og",
     )
     ignore = shutil.ignore_patterns("*.so", "native_build.json", "__pycache__")
     for name in ("mfkernels", "tests"):
