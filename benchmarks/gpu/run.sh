@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of some 30 minutes: kernels, benchmarks, GPU tests, sanitizers.
+# Everything that needs a GPU, in one call: kernels, benchmarks, GPU tests, sanitizers.
+# Its stages may take 26 minutes together.
 # Builds the native library where it is missing. Results go to benchmarks/results/ (or $OUT); a stage
 # that fails keeps none of the others from running, and its name is in the last line.
 #

@@ -186,7 +186,7 @@ MASK_CASES = [
     Case(counts=(0, 3), queries=2, channels=20, low=(3, 5), size=(7, 6), overlap=True),
     Case(counts=(2, 1), queries=4, low=(9, 5), size=(4, 3)),
     Case(layers=1, counts=(2, 3), queries=5, channels=40, low=(5, 7), size=(20, 21)),
-    Case(layers=1, counts=(1, 0, 1), queries=3, channels=3, low=(17, 3), size=(68, 12)),
+    Case(layers=1, counts=(2, 0, 1), queries=3, channels=3, low=(17, 3), size=(68, 12)),
     Case(layers=1, counts=(2, 1), queries=4, channels=3, low=(1, 2), size=(4, 8), overlap=True),
 ]
 """The last two are four times as large as their masks."""
