@@ -19,6 +19,7 @@ from maskformer.config.choices import Backend, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
 from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
+from maskformer.system.openmp import wait_briefly
 from maskformer.system.processes import one_voice
 from maskformer.system.text import escape, make_streams_safe
 
@@ -403,6 +404,7 @@ def main() -> None:
     What a person can mend ends in one clear line and exit code 1, a bug in a traceback and 70.
     """
     make_streams_safe()
+    wait_briefly()
     try:
         app()
     except SystemExit as end:

@@ -18,10 +18,10 @@ from timm.models.resnet import Bottleneck
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
+from maskformer.modeling.frozen_norm import freeze_norms, join_norms, scale_zero_norms
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 
@@ -34,29 +34,6 @@ _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
     "swin_transformer_v2": {"strict_img_size": False},
 }
-
-
-class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
-    """Batch norm whose statistics and affine terms are buffers; keeps the dtype of its input.
-
-    Takes over values and activation (timm fuses one into some norms) of an ordinary norm.
-    """
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__(norm.num_features, norm.eps)
-        self.act = getattr(norm, "act", None) or nn.Identity()
-        for name, buffer in self.named_buffers(recurse=False):
-            value = getattr(norm, name)
-            if value is not None:
-                buffer.copy_(value.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        # One kernel, and nothing but the small `scale` is kept for backward.
-        x = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
-        activated: Tensor = self.act(x)
-        return activated
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):
@@ -137,8 +114,9 @@ class Backbone(nn.Module):
         if config.multi_grid is not None:
             _set_multi_grid(self.body, config)
         if config.frozen_norm:
-            _freeze_norms(self.body)
-            _scale_zero_norms(self.body)
+            freeze_norms(self.body)
+            scale_zero_norms(self.body)
+            join_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`[B,in_chans,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
@@ -165,7 +143,7 @@ class Backbone(nn.Module):
         """
         source = self._fetch() if file is None else self._read(find_backbone_weights(file))
         if self.config.frozen_norm:
-            _freeze_norms(source)
+            freeze_norms(source)
         self.body.load_state_dict(source.state_dict())
 
     def _fetch(self) -> nn.Module:
@@ -290,24 +268,3 @@ def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:
         )
     for block, dilation in zip(blocks, dilations, strict=True):
         block.conv2.dilation = block.conv2.padding = (dilation, dilation)
-
-
-def _freeze_norms(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child))
-        else:
-            _freeze_norms(child)
-
-
-def _scale_zero_norms(body: nn.Module) -> None:
-    """Lets an untrained network with frozen norms learn.
-
-    timm starts the last norm of every residual branch at zero. Frozen, it would stay there and
-    cut the branch off; at one, the variance would grow severalfold with every block. The inverse
-    root of the number of branches keeps its growth to a small factor over the whole network.
-    """
-    norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
-    zero_norms = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]
-    for norm in zero_norms:
-        norm.weight.fill_(len(zero_norms) ** -0.5)

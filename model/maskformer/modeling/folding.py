@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.frozen_norm import NormedConv2d, pairs
 
 PROBE_SIDE = 64
 TOLERANCE = 1e-4
@@ -26,10 +24,12 @@ def fold_norms(model: SegmentationModel) -> SegmentationModel:
     convolutions and norms otherwise than it lists them.
     """
     model.eval()
-    if not any(True for _ in _pairs(model.backbone)):
+    if not any(True for _ in pairs(model.backbone)):
         return model
     folded = deepcopy(model)
-    for parent, conv, name, norm in list(_pairs(folded.backbone)):
+    for parent, conv, name, norm in list(pairs(folded.backbone)):
+        if isinstance(conv, NormedConv2d):
+            conv.separate()
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None
         assert variance is not None
@@ -40,21 +40,6 @@ def fold_norms(model: SegmentationModel) -> SegmentationModel:
         after = [getattr(norm, part, None) for part in ("drop", "act")]
         setattr(parent, name, nn.Sequential(*(part for part in after if part is not None)))
     return folded if _agree(model, folded) else model
-
-
-def _pairs(
-    module: nn.Module,
-) -> Iterator[tuple[nn.Module, nn.Conv2d, str, nn.BatchNorm2d | FrozenBatchNorm2d]]:
-    """Each convolution that is listed right before a norm of as many channels."""
-    for parent in module.modules():
-        for (_, conv), (name, norm) in pairwise(parent.named_children()):
-            if (
-                isinstance(conv, nn.Conv2d)
-                and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
-                and norm.running_mean is not None
-                and len(norm.running_mean) == conv.out_channels
-            ):
-                yield parent, conv, name, norm
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import math
 import warnings
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -110,7 +110,7 @@ def build_training(
     notes: list[str] = []
     checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
     log_folder = find_log_folder(output, config.train)
-    accelerator = build_accelerator(config.train, cpu=cpu, log_folder=log_folder)
+    accelerator = build_accelerator(config, cpu=cpu, log_folder=log_folder)
     progress = Progress(enabled=accelerator.is_main_process)
     for note in notes:
         progress.warn(note)
@@ -185,12 +185,12 @@ def build_training(
 
 
 def build_accelerator(
-    train: TrainConfig, *, cpu: bool = False, log_folder: Path | None = None
+    config: Config, *, cpu: bool = False, log_folder: Path | None = None
 ) -> Accelerator:
     """Device, precision, processes and trackers.
 
     Args:
-        train: what the recipe says of them.
+        config: the recipe.
         cpu: use the CPU even if there is a GPU.
         log_folder: for the files of trackers that keep them here.
 
@@ -198,9 +198,11 @@ def build_accelerator(
         ConfigError: the device does not have the precision, or the package of a tracker is missing.
         UsageError: the processes that a launcher started cannot train together.
     """
-    trackers = check_trackers(train.trackers)
-    state = join_processes(cpu=cpu, timeout=train.process_timeout)
-    train = choose_precision(train, state.device)
+    trackers = check_trackers(config.train.trackers)
+    state = join_processes(cpu=cpu, timeout=config.train.process_timeout)
+    train = choose_precision(config.train, state.device)
+    # Only BatchNorm that learns has buffers that change.
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=not config.model.backbone.frozen_norm)
     try:
         return Accelerator(
             log_with=trackers or None,
@@ -209,6 +211,7 @@ def build_accelerator(
             gradient_accumulation_steps=train.accumulate,
             cpu=state.device.type == "cpu",
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[buffers],
         )
     except ValueError as error:
         raise ConfigError(f"train.precision: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,6 +120,30 @@ def test_a_command_in_a_process_of_its_own() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "backbone" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_leave_the_cpu_to_others(environment: dict[str, str], spins: str) -> None:
+    """Set before PyTorch is there, and never over what a user chose."""
+    code = """
+import atexit, os, sys
+from maskformer.cli import main
+atexit.register(lambda: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules))
+sys.argv = ["maskformer", "--help"]
+main()
+"""
+    rest = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=rest | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == f"{spins} False"
 
 
 @pytest.mark.parametrize(

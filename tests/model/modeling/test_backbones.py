@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from maskformer.config.load import load_config
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError
-from maskformer.modeling.backbone import Backbone, FrozenBatchNorm2d, check_pretrained
+from maskformer.modeling.backbone import Backbone, check_pretrained
+from maskformer.modeling.frozen_norm import FrozenBatchNorm2d
 from maskformer.weights.backbone_weights import find_backbone_weights
 from maskformer.weights.files import read_tensors
 
@@ -79,24 +80,12 @@ def test_multi_grid_computes_dilated_convolutions() -> None:
     plain = Backbone(BackboneConfig(name="resnet26"))
     with pytest.raises(ValueError, match=r"three bottleneck blocks.*'resnet26'"):
         Backbone(BackboneConfig(name="resnet26", multi_grid=(1, 2, 4)))
-    grid = Backbone(BackboneConfig(name="resnet50", multi_grid=(1, 2, 4)))
+    grid = Backbone(BackboneConfig(name="resnet50", multi_grid=(1, 2, 4), frozen_norm=False))
     assert plain.body["layer4"][0].conv2.dilation == (1, 1)
     conv = grid.body["layer4"][2].conv2
     x = torch.randn(1, 512, 9, 9)
     expected = nn.functional.conv2d(x, conv.weight, padding=4, dilation=4)
     assert torch.equal(conv(x), expected)
-
-
-def test_frozen_norm_is_batch_norm_in_evaluation() -> None:
-    norm = nn.BatchNorm2d(6)
-    randomise(norm)
-    frozen = FrozenBatchNorm2d(norm)
-    x = torch.randn(3, 6, 5, 4) * 4 + 1
-    assert relative_error(frozen.train()(x), norm.eval()(x)) < 1e-6
-    assert not list(frozen.parameters())
-    assert frozen(x.bfloat16()).dtype == torch.bfloat16
-    channels_last = x.contiguous(memory_format=torch.channels_last)
-    assert frozen(channels_last).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_frozen_norm_takes_over_the_activation() -> None:

@@ -47,7 +47,7 @@ def own_parts(output: Path, steps: int) -> TrainingParts:
     """A data set, an optimiser and a schedule that no recipe names."""
     recipe = tiny_recipe(steps=steps)
     config = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": 2})})
-    accelerator = build_accelerator(config.train, cpu=True)
+    accelerator = build_accelerator(config, cpu=True)
     progress, signals = Progress(), Signals()
     dataset: Dataset = Halves()
     data = TrainingData(dataset, dataset, config, accelerator, progress)
