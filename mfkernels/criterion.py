@@ -25,19 +25,13 @@ from mfkernels.checks import (
 )
 from mfkernels.distributed import in_parallel, mean_num_masks, mean_over_processes
 from mfkernels.layers import joined
-from mfkernels.ops.assignment import (
-    STATUS_NAN,
-    STATUS_NEGATIVE_INFINITY,
-    STATUS_POSITIVE_INFINITY,
-    batch_linear_assignment_with_status,
-)
+from mfkernels.ops.assignment import batch_linear_assignment_with_status
 from mfkernels.ops.class_loss import class_loss as sum_class_loss
 from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
 
-_NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
 _MOST_COPIED = 1 << 26
@@ -315,7 +309,8 @@ class MaskFormerCriterion(nn.Module):
         if not is_transformed():  # a transformation allows no such side effect
             if self.bad_costs.device != status.device:
                 self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
-            self.bad_costs += ((status & _NOT_FINITE) != 0).sum()
+            # Any bit: a problem without a matching has costs that are not finite, too.
+            self.bad_costs += (status != 0).sum()
         return assignment
 
     def _fixed(self, num_layers: int, targets: SegmentTargets) -> Tensor:

@@ -111,8 +111,9 @@ class SearchInRegisters {
       path_[k] = nearer ? row : path_[k];
       found[k] = {distance_[k], place_[k], place_[k]};
     }
-    return group_.nearest(tournament(
-        found, [](const Nearest& a, const Nearest& b) { return b.distance < a.distance ? b : a; }));
+    const Nearest nearest = tournament(
+        found, [](const Nearest& a, const Nearest& b) { return b.distance < a.distance ? b : a; });
+    return group_.nearest_place(nearest.distance, nearest.column);
   }
 
   // The column at this distance joins the tree: it is neither relaxed nor nearest any more.

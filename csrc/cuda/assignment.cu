@@ -37,6 +37,12 @@ __device__ __forceinline__ uint64_t key_of(double value) {
   return bits & 0x8000000000000000u ? ~bits : bits | 0x8000000000000000u;
 }
 
+// Its inverse.
+__device__ __forceinline__ double value_of(uint64_t key) {
+  const uint64_t bits = key & 0x8000000000000000u ? key & ~0x8000000000000000u : ~key;
+  return __longlong_as_double(static_cast<int64_t>(bits));
+}
+
 // All lanes take part in each reduction: none stands behind a condition of the lane.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 template <class Integer>
@@ -86,6 +92,23 @@ __device__ __forceinline__ Nearest nearest_in_warp(const Nearest& mine) {
   return best;
 }
 
+// The same where the rank is the column too: every lane learns all of it by reductions alone, as fast
+// where distances are equal, as those of untrained predictions are.
+__device__ __forceinline__ Nearest nearest_place_in_warp(double distance, int32_t place) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const uint64_t key = key_of(distance);
+  const uint32_t high = static_cast<uint32_t>(key >> 32);
+  const uint32_t least_high = least_in_warp(high);
+  const uint32_t low = high == least_high ? static_cast<uint32_t>(key) : ~0u;
+  const uint32_t least_low = least_in_warp(low);
+  const bool nearest = (high == least_high) & (low == least_low);
+  const int32_t least_place = least_in_warp(nearest ? place : INT32_MAX);
+  return {value_of(static_cast<uint64_t>(least_high) << 32 | least_low), least_place, least_place};
+#else
+  return nearest_in_warp({distance, place, place});
+#endif
+}
+
 __device__ __forceinline__ TwoLeast two_least_in_warp(const TwoLeast& mine) {
   const int lane = least_lane(key_of(mine.least), mine.column);
   const bool has_least = threadIdx.x % 32 == static_cast<unsigned>(lane);
@@ -106,6 +129,9 @@ struct Warp {
   __device__ int lanes() const { return 32; }
   __device__ void sync() const { __syncwarp(); }
   __device__ Nearest nearest(const Nearest& mine) const { return nearest_in_warp(mine); }
+  __device__ Nearest nearest_place(double distance, int32_t place) const {
+    return nearest_place_in_warp(distance, place);
+  }
   __device__ TwoLeast two_least(const TwoLeast& mine) const { return two_least_in_warp(mine); }
   __device__ static void claim(int32_t* slot, int32_t row) { claim_slot(slot, row); }
   __device__ void write_union(int32_t* word, int32_t bits) const {
@@ -133,9 +159,14 @@ struct Block {
   __device__ bool leads() const { return threadIdx.x % 32 == 0; }
   __device__ void sync() const { __syncthreads(); }
 
-  __device__ Nearest nearest(const Nearest& mine) const {
+  __device__ Nearest nearest(const Nearest& mine) const { return nearest_of(nearest_in_warp(mine)); }
+
+  __device__ Nearest nearest_place(double distance, int32_t place) const {
+    return nearest_of(nearest_place_in_warp(distance, place));
+  }
+
+  __device__ Nearest nearest_of(const Nearest& of_warp) const {
     turn ^= 1;
-    const Nearest of_warp = nearest_in_warp(mine);
     if (leads()) slots->nearest[turn][warp()] = of_warp;
     __syncthreads();
     Nearest best = slots->nearest[turn][0];

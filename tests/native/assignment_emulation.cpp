@@ -101,6 +101,10 @@ struct EmulatedWarp {
     return best;
   }
 
+  assignment::Nearest nearest_place(double distance, int32_t place) const {
+    return nearest({distance, place, place});
+  }
+
   assignment::TwoLeast two_least(const assignment::TwoLeast& mine) const {
     exchange->two_least[lane()] = mine;
     sync();

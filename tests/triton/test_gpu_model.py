@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from helpers.repository import ROOT
 
 pytest.importorskip("triton")
 sys.path.append(str(ROOT / "benchmarks"))
+from gpu.model.assignment import program_of_the_library, step_of_the_search
 from gpu.model.cases import CASES, launches_of
 from gpu.model.machines import MACHINES
 from gpu.model.prediction import predict, work_of
@@ -79,6 +81,18 @@ def test_counted_instructions_are_those_that_a_gpu_counted() -> None:
         assert work.spilled == 0
         predicted += predict(work, MACHINES["H200"]).us
     assert predicted <= 1050
+
+
+@pytest.mark.skipif(not is_pinned(), reason="counts are those of the pinned compilers")
+def test_stalls_of_a_step_of_the_assignment() -> None:
+    """On an H100, of the group that serves up to 128 queries; waits for results come on top."""
+    try:
+        program = program_of_the_library(ROOT / "mfkernels" / "_torch_cuda.so")
+    except (ValueError, subprocess.CalledProcessError):
+        pytest.skip("no CUDA kernels for compute capability 9.0 were built")
+    step = step_of_the_search(program)
+    assert step.stalls <= 350
+    assert step.waits <= 10
 
 
 def test_more_memory_is_a_higher_bound() -> None:
