@@ -284,8 +284,10 @@ def halves(x, BITS: tl.constexpr):
 
 
 @triton.jit
-def halve(x):
-    """The left and the right half of a matrix's columns."""
+def alternate_runs(x, RUN: tl.constexpr):
+    """Of a matrix whose columns come in runs, two matrices: every second run, and the others."""
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1] // 2
-    return tl.split(tl.permute(tl.reshape(x, [R, 2, C]), [0, 2, 1]))
+    runs = tl.permute(tl.reshape(x, [R, C // RUN, 2, RUN]), [0, 1, 3, 2])
+    first, second = tl.split(runs)
+    return tl.reshape(first, [R, C]), tl.reshape(second, [R, C])

@@ -15,6 +15,7 @@ from mfkernels.ops.loss_sums.triton_launch import loss_sums
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.mask_loss.triton_pixels_launch import MASK_ROWS_OF_A_PROGRAM
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
+from mfkernels.ops.matching_cost.triton_parts import PIXELS_OF_A_SCALE
 
 LAYERS, IMAGES, QUERIES, CHANNELS = 6, 16, 100, 256
 
@@ -84,7 +85,7 @@ def _cost(given: dict[str, Any], case: Case) -> list[float]:
 
 
 def _parts(given: dict[str, Any], case: Case) -> list[float]:
-    blocks = _steps(case.pixels, given["BLOCK"].pixels)
+    blocks = _steps(case.pixels, PIXELS_OF_A_SCALE.value)
     rows = _steps(LAYERS * QUERIES, given["BLOCK"].rows)
     steps, of_features = CHANNELS / given["BLOCK"].channels, blocks / (blocks + rows)
     of_embed = 1 - of_features

@@ -22,6 +22,7 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     logits_tile,
     members_of,
 )
+from mfkernels.ops.matching_cost.triton_parts import PIXELS_OF_A_SCALE
 from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import plain, row_offset, segments_of_image
 
@@ -155,7 +156,8 @@ def cost_kernel(
         scale = tl.full([BLOCK_R], 1.0, tl.float32)
         if VARIANT.parts > 0:
             row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
-            scales_ptr = factors.features_scales_ptr + image * tl.cdiv(sizes.pixels, BLOCK_P)
+            blocks = tl.cdiv(sizes.pixels, PIXELS_OF_A_SCALE)
+            scales_ptr = factors.features_scales_ptr + image * blocks
         index = tl.arange(0, BLOCK_P)
         turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
         sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
@@ -170,7 +172,9 @@ def cost_kernel(
             )
             members = members_of(segments, is_pixel, t, max_count, VARIANT.label_map)
             if VARIANT.parts > 0:
-                scale = tl.minimum(row_scale * tl.load(scales_ptr + start // BLOCK_P), 2.0e38)
+                scale = tl.minimum(
+                    row_scale * tl.load(scales_ptr + start // PIXELS_OF_A_SCALE), 2.0e38
+                )
             logits = logits_tile(
                 *(embed_ptr, e, features_ptr, start, start + index < sizes.pixels, start >= 0),
                 *(embed, features, is_row, of_masks.channels, VARIANT, MASKS_BLOCK),

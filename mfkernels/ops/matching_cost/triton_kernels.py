@@ -20,10 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mfkernels.ops.matching_cost.triton_parts import PIXELS_OF_A_RUN, PIXELS_OF_A_SCALE
 from mfkernels.triton.arguments import Features, FocalParameters, Predictions, unspecialized
 from mfkernels.triton.math import (
+    alternate_runs,
     exp2,
-    halve,
     if_also,
     load_tile,
     log2,
@@ -50,7 +51,7 @@ class Factors(NamedTuple):
     embed: Predictions
     features: Features
     embed_scales_ptr: Tensor | int = 1
-    """`[B, rows]` and `[B, blocks of pixels]`: what factors in parts are to be multiplied by."""
+    """`[B, rows]` and `[B, blocks]`: what factors in parts are to be multiplied by."""
     features_scales_ptr: Tensor | int = 1
 
 
@@ -181,7 +182,7 @@ def logits_tile(
     BLOCK: tl.constexpr,
 ):
     """Logits `[rows, pixels]`, not scaled yet if the factors are in parts."""
-    # The pixels of both parts, one after the other.
+    # The pixels of both parts, a run of one and a run of the other in turn.
     COLUMNS: tl.constexpr = BLOCK.pixels * max(VARIANT.parts, 1)
     column = start * max(VARIANT.parts, 1) + tl.arange(0, COLUMNS)
     is_column = if_also(column >= 0, more) if VARIANT.parts > 0 else if_also(inside, more)
@@ -202,7 +203,7 @@ def logits_tile(
                 x, loaded, features_ptr, k, channels, column, is_column, features, VARIANT
             )
     if VARIANT.parts == 2:
-        of_leading, of_rest = halve(x)
+        of_leading, of_rest = alternate_runs(x, PIXELS_OF_A_RUN)
         x = of_leading + of_rest
     return x
 
@@ -342,7 +343,7 @@ def sums_kernel(
         e = load_embed(row_ptr, c, embed, is_row, sizes.channels, VARIANT)
     if VARIANT.parts > 0:
         row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
-        scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, BLOCK_P)
+        scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, PIXELS_OF_A_SCALE)
 
     gain_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
     sigmoid_sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
@@ -370,7 +371,7 @@ def sums_kernel(
         row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
         scale = tl.full([BLOCK_R], 1.0, tl.float32)
         if VARIANT.parts > 0:
-            block_scale = tl.load(scales_ptr + after // BLOCK_P, after < end, 0.0)
+            block_scale = tl.load(scales_ptr + after // PIXELS_OF_A_SCALE, after < end, 0.0)
             scale = tl.minimum(row_scale * block_scale, 2.0e38)
 
         sigmoid, positive, negative = focal_maps(y, focal, VARIANT.square)

@@ -26,7 +26,13 @@ from mfkernels.ops.matching_cost.triton_kernels import (
     Variant,
     sums_kernel,
 )
-from mfkernels.ops.matching_cost.triton_parts import PartsBlock, PartsSizes, parts_kernel
+from mfkernels.ops.matching_cost.triton_parts import (
+    PIXELS_OF_A_RUN,
+    PIXELS_OF_A_SCALE,
+    PartsBlock,
+    PartsSizes,
+    parts_kernel,
+)
 from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import (
     Features,
@@ -48,7 +54,7 @@ PIXELS_OF_A_SPLIT = 2048
 ROWS_OF_A_PARTS_PROGRAM = 64
 BITS_OF_A_LEADING_PART = 10
 FEW_SEGMENTS = 32
-LARGEST_BLOCK = 32
+LARGEST_BLOCK: int = PIXELS_OF_A_SCALE.value
 """Pixels, and more than the bytes or elements that are copied at once."""
 ROWS_OF_A_COST_PROGRAM = 16
 SEGMENTS_OF_A_COST_PROGRAM = 16
@@ -101,9 +107,9 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
         classes=min(power_of_2(classes), 128),
         images=images_at_once(images),
     )
-    masks_block = prepared.plan.block._replace(rows=block.rows, segments=block.segments, stages=2)
-    if prepared.variant.parts == 0:  # whose pixels need not be those of the parts
-        masks_block = masks_block._replace(pixels=16)
+    masks_block = prepared.plan.block._replace(
+        rows=block.rows, segments=block.segments, pixels=16, stages=2
+    )
     # Few enough that nothing spills; see test_triton_compilation.py.
     masks_block = masks_block._replace(channels=min(masks_block.channels, 64))
     launcher.launch(
@@ -164,7 +170,7 @@ def _prepare(given: Inputs) -> _Prepared:
         Features.of(features) if factored else Features(features),
     )
     if parts > 0:
-        factors = _split(factors, sizes, images, parts, block.pixels)
+        factors = _split(factors, sizes, images, parts)
     masks = Masks(
         factors=factors,
         segments_ptr=segments,
@@ -223,17 +229,16 @@ def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
     return aligned and devices.gpu_of(features.device).generation.copies_asynchronously
 
 
-def _split(
-    factors: Factors, sizes: Sizes, images: int, parts: int, pixels_of_a_block: int
-) -> Factors:
+def _split(factors: Factors, sizes: Sizes, images: int, parts: int) -> Factors:
     """Both factors as sums of float16 tensors, in new memory as large as float32 takes."""
     embed, features = factors.embed.ptr, factors.features.ptr
     rows, channels, pixels = sizes.rows, sizes.channels, sizes.height * sizes.width
-    blocks = cdiv(pixels, pixels_of_a_block)
+    blocks, run = cdiv(pixels, LARGEST_BLOCK), PIXELS_OF_A_RUN.value
+    runs = blocks * (LARGEST_BLOCK // run)
     half = torch.float16
     e = embed.new_empty((images, rows, parts, channels), dtype=half)
     e_scales = embed.new_empty((images, rows), dtype=torch.float32)
-    f = features.new_empty((images, channels, blocks, parts, pixels_of_a_block), dtype=half)
+    f = features.new_empty((images, channels, runs, parts, run), dtype=half)
     f_scales = features.new_empty((images, blocks), dtype=torch.float32)
     launcher.launch(
         parts_kernel,
@@ -248,7 +253,6 @@ def _split(
         BLOCK=PartsBlock(
             rows=ROWS_OF_A_PARTS_PROGRAM,
             channels=min(power_of_2(channels), 64),
-            pixels=pixels_of_a_block,
             bits=BITS_OF_A_LEADING_PART if parts == 2 else 11,
         ),
         PARTS=parts,

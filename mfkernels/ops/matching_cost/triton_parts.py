@@ -16,6 +16,10 @@ import triton.language as tl
 from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import halves, load_tile, plain, row_offset, scale_to_half
 
+PIXELS_OF_A_SCALE = tl.constexpr(32)
+PIXELS_OF_A_RUN = tl.constexpr(16)
+"""Of one part side by side, before those of the other: tiles of pixels are a multiple of it."""
+
 
 class PartsSizes(NamedTuple):
     rows: int
@@ -34,7 +38,6 @@ class PartsBlock(NamedTuple):
 
     rows: int
     channels: int
-    pixels: int
     bits: int
 
 
@@ -52,9 +55,9 @@ def parts_kernel(
 ):
     """Parts and scales of embeddings `[L, B, Q, C]` and of features `[B, C, h, w]`.
 
-    `embed_parts [B, rows, PARTS, C]`, `features_parts [B, C, blocks, PARTS, pixels of a block]`, 0
+    `embed_parts [B, rows, PARTS, C]`, `features_parts [B, C, runs, PARTS, pixels of a run]`, 0
     beyond the last pixel; `embed_scales [B, rows]` and `features_scales [B, blocks]`: by which the
-    parts are to be multiplied.
+    parts are to be multiplied. A block has `PIXELS_OF_A_SCALE` pixels.
     """
     block, image = tl.program_id(0), tl.program_id(1)
     blocks = plain(sizes.blocks)
@@ -79,8 +82,10 @@ def split_features(
     features, parts_ptr, scales_ptr, block, image, sizes, BLOCK: tl.constexpr, PARTS: tl.constexpr
 ):
     BLOCK_C: tl.constexpr = BLOCK.channels
-    BLOCK_P: tl.constexpr = BLOCK.pixels
+    BLOCK_P: tl.constexpr = PIXELS_OF_A_SCALE
+    RUN: tl.constexpr = PIXELS_OF_A_RUN
     index = tl.arange(0, BLOCK_P)
+    place = index // RUN * (PARTS * RUN) + index % RUN
     p = block * BLOCK_P + index
     is_pixel = p < sizes.pixels
     features_ptr = features.ptr + image.to(tl.int64) * features.image_stride
@@ -101,10 +106,10 @@ def split_features(
         f = load_tile(row_ptr, p, features.pixel_stride, is_channel, is_pixel).to(tl.float32)
         leading, rest = halves(f * scale, BLOCK.bits)
         first = ((image.to(tl.int64) * sizes.channels + c) * plain(sizes.blocks) + block) * PARTS
-        part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + index[None, :]
+        part_ptr = parts_ptr + (first * BLOCK_P)[:, None] + place[None, :]
         tl.store(part_ptr, leading, mask=is_channel[:, None])
         if PARTS == 2:
-            tl.store(part_ptr + BLOCK_P, rest, mask=is_channel[:, None])
+            tl.store(part_ptr + RUN, rest, mask=is_channel[:, None])
 
 
 @triton.jit
