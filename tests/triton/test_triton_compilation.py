@@ -181,21 +181,26 @@ def test_mask_loss_of_the_smallest_sizes(ratio: int, keep_maps: bool) -> None:
         compile_launch(launch, "sm_90")
 
 
-INSTRUCTIONS_OF_PIXELS = {True: (4, 45), False: (16, 30)}
-"""Target pixels of the innermost loop and instructions of one, with the three maps and without.
+INSTRUCTIONS_OF_PIXELS = {(True, 3): (4, 45), (False, 1): (4, 38), (True, 0): (16, 30)}
+"""Target pixels of the innermost loop and instructions of one, by what is asked for.
 
-The loop is that over the four lines of a cell, which the compiler unrolls if little is asked for.
+That is sums and three maps, the gradient alone, sums alone. The loop is that over the four lines of
+a cell, which the compiler unrolls if little is asked for.
 """
 
 
-@pytest.mark.parametrize("maps", INSTRUCTIONS_OF_PIXELS)
-def test_instructions_of_target_pixels(maps: bool) -> None:
+@pytest.mark.parametrize("asked", INSTRUCTIONS_OF_PIXELS)
+def test_instructions_of_target_pixels(asked: tuple[bool, int]) -> None:
     """The kernels at target pixels are bound by the issue of instructions."""
-    pixels, instructions = INSTRUCTIONS_OF_PIXELS[maps]
+    pixels, instructions = INSTRUCTIONS_OF_PIXELS[asked]
     given = (torch.bfloat16, 256, 12, True, 2.0)
-    launches = of_mask_loss(*given, keep_maps=maps)
-    launch = next(launch for launch in launches if launch.name == "pixels_kernel")
-    assert launch.arguments["VARIANT"].maps == maps
+    launches = [x for keep in (True, False) for x in of_mask_loss(*given, keep_maps=keep)]
+    (launch,) = (
+        launch
+        for launch in launches
+        if launch.name == "pixels_kernel"
+        and (launch.arguments["VARIANT"].sums, launch.arguments["VARIANT"].maps) == asked
+    )
     compiled = compile_launch(launch, "sm_90")
     assert longest_loop(compiled.binary).total() <= pixels * instructions
     assert 65536 // (compiled.registers * 32) >= 16, "too few warps at a time"

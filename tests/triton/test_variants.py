@@ -71,10 +71,10 @@ def batch_of_ade20k(random: Generator) -> tuple[int, int, list[int]]:
 @pytest.mark.parametrize(
     ("batch", "dtype", "variants", "launches"),
     [
-        (batch_of_coco, torch.float32, 20, 24),
-        (batch_of_coco, torch.bfloat16, 19, 23),
-        (batch_of_ade20k, torch.float32, 18, 21),
-        (batch_of_ade20k, torch.bfloat16, 17, 20),
+        (batch_of_coco, torch.float32, 22, 23),
+        (batch_of_coco, torch.bfloat16, 21, 22),
+        (batch_of_ade20k, torch.float32, 19, 21),
+        (batch_of_ade20k, torch.bfloat16, 18, 20),
     ],
 )
 def test_training(batch: Any, dtype: torch.dtype, variants: int, launches: int) -> None:

@@ -65,8 +65,10 @@ class Variant(NamedTuple):
     """The ratio of the sizes of target and mask is a whole number along both axes."""
     four: bool
     """It is four, and `segments_ptr` points to pairs of pixels."""
-    maps: bool = False
-    """Three parts of the gradient at mask resolution are asked for."""
+    sums: bool = True
+    """The sums over pixels are asked for."""
+    maps: int = 0
+    """How many maps at mask resolution are asked for: none, the gradient, or its three parts."""
 
 
 class Block(NamedTuple):
@@ -97,6 +99,14 @@ class CellSums(NamedTuple):
 
     lines: Maps
     lower: Maps
+
+
+class MapWeights(NamedTuple):
+    """Of the maps in the gradient of the logits; `members`: of twice the sum over them."""
+
+    focal: Any
+    members: Any
+    dice: Any
 
 
 class Sums(NamedTuple):
@@ -248,7 +258,7 @@ def members_kernel(
 
 
 @triton.jit
-def pixel(z, sign, focal, VARIANT: tl.constexpr):
+def pixel(z, sign, focal, map_weights, VARIANT: tl.constexpr):
     """Σ terms of a pixel, and those of the maps.
 
     `z`: −log₂ e times the logit, times `sign`, −1 in the segment and 1 elsewhere.
@@ -263,6 +273,11 @@ def pixel(z, sign, focal, VARIANT: tl.constexpr):
     sums = Sums(scale * entropy, miss, sign * miss)
     of_focal = sign * (scale * (gamma * LN_2 * (hit * entropy) + miss))
     of_dice = miss - miss * miss
+    if VARIANT.maps == 1:
+        of_focal = (
+            map_weights.focal * of_focal
+            + (map_weights.dice + map_weights.members * (1.0 - sign)) * of_dice
+        )
     return sums, Maps(of_focal, sign * of_dice, of_dice)
 
 
@@ -336,7 +351,7 @@ def no_lines(zero):
 
 
 @triton.jit
-def cell_of_four(corners, word, edges, focal, VARIANT: tl.constexpr):
+def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr):
     """The sums of the 4 x 4 target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
     over_y, weights_x = edges
@@ -354,7 +369,7 @@ def cell_of_four(corners, word, edges, focal, VARIANT: tl.constexpr):
         for phase_x in tl.static_range(4):
             sign = tl.where(((word >> (4 * phase_y)) & (1 << phase_x)) != 0, -1.0, 1.0)
             z = sign * (line_left + weights_x[phase_x] * line_step)
-            of_sums, of_maps = pixel(z, sign, focal, VARIANT)
+            of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
             sums = plus(sums, of_sums)
             line = plus_pixel(line, weights_x[phase_x], of_maps)
         maps = plus_line(maps, weight_y, line)
@@ -362,7 +377,7 @@ def cell_of_four(corners, word, edges, focal, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def cell_of_any(corners, cell_y, targets, resize, focal, VARIANT: tl.constexpr):
+def cell_of_any(corners, cell_y, targets, resize, focal, map_weights, VARIANT: tl.constexpr):
     """The sums of the target pixels of a cell, and for the maps, those by corner."""
     x00, x01, x10, x11 = corners
     cell_x, first_x = targets.cell_x, targets.first_x
@@ -383,7 +398,7 @@ def cell_of_any(corners, cell_y, targets, resize, focal, VARIANT: tl.constexpr):
             same = stored == targets.segment if VARIANT.label_map else stored != 0
             sign = tl.where(same, -1.0, 1.0)
             z = tl.where(exists, sign * (line_left + weight_x * line_step), NOWHERE)
-            of_sums, of_maps = pixel(z, sign, focal, VARIANT)
+            of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
             sums = plus(sums, of_sums)
             members += tl.where(same, 1.0, 0.0)
             line = plus_pixel(line, weight_x, of_maps)

@@ -3,8 +3,8 @@
 Forward: logits of the matched rows at mask resolution (one product), sums over the target pixels of
 each row (partial, then joined). If gradients will be needed, the same pass brings three parts of
 them down to mask resolution, the maps; what each part counts is known with the sums. Backward: the
-gradient of the logits from the maps, which are made now if they were too large to keep, then one
-product for the gradient of each factor. Nothing of target size is ever stored, and nothing is added
+gradient of the logits from the maps, or without them from the same logits again, then one product
+for the gradient of each factor. Nothing of target size is ever stored, and nothing is added
 atomically.
 """
 
@@ -83,9 +83,9 @@ class _Problem:
             **sizes.as_argument()._asdict(), channels=self.channels, pixels=self.pixels
         )
 
-    def workspace(self, sizes: Sizes, *planes: int) -> Tensor:
-        """New memory for `[*planes, L, rows, h·w]` of a group."""
-        shape = (*planes, sizes.layers, sizes.layer_rows, self.pixels)
+    def workspace(self, sizes: Sizes) -> Tensor:
+        """New memory for `[L, rows, h·w]` of a group."""
+        shape = (sizes.layers, sizes.layer_rows, self.pixels)
         return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
 
 
@@ -112,7 +112,6 @@ def _problem(given: Inputs) -> _Problem:
             num_segments=given.num_segments,
             layer_rows=given.num_segments,
             packed=1,
-            maps_packed=1,
         ),
         channels=1 if features is None else embed.shape[3],
         at_pixels=at_pixels,
@@ -189,13 +188,10 @@ def _grad_logits(
     problem: _Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
 ) -> Tensor:
     """Gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
-    at_pixels = problem.at_pixels
-    if maps.numel() == 0:
-        logits = launch_logits(problem, sizes, group)
-        maps = problem.workspace(sizes, 3)
-        sizes = sizes._replace(maps_packed=sizes.packed)
-        partial = at_pixels.partial_sums(maps=True)  # which nobody reads
-        at_pixels.launch(logits, sizes, group, partial=partial, maps=maps)
     grad_logits = problem.workspace(sizes)
-    at_pixels.launch_combination(maps, grad_losses, grad_logits, sizes, group)
+    if maps.numel() > 0:
+        problem.at_pixels.launch_combination(maps, grad_losses, grad_logits, sizes, group)
+    else:
+        logits = launch_logits(problem, sizes, group)
+        problem.at_pixels.launch(logits, sizes, group, maps=grad_logits, grad_losses=grad_losses)
     return grad_logits

@@ -13,6 +13,7 @@ from torch import Tensor
 from mfkernels.ops.mask_loss.triton_cells import (
     LN_2,
     Maps,
+    MapWeights,
     Targets,
     Totals,
     cell_of_any,
@@ -23,9 +24,8 @@ from mfkernels.ops.mask_loss.triton_cells import (
 )
 from mfkernels.ops.mask_loss.triton_rows import (
     image_of_program,
-    maps_index,
-    maps_rows,
     matched_rows,
+    packed_index,
     workspace_index,
 )
 from mfkernels.triton.arguments import SegmentValues
@@ -101,7 +101,7 @@ def coefficients(grad_losses, layer, image, segment, index, matched, target_pixe
     union = tl.load(grad_losses.sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
     union += tl.load(grad_losses.sums_ptr + index * 3 + 2, mask=matched, other=0.0)
     # `members` is twice the sum over them.
-    return of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union)
+    return MapWeights(of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union))
 
 
 @triton.jit
@@ -113,18 +113,20 @@ def handed_down(above, sums, lower):
 
 
 @triton.jit
-def store_maps(maps, position, mask, above, cell):
+def store_maps(maps, position, mask, above, cell, VARIANT: tl.constexpr):
     """Store what a line of mask pixels has from the cells around; return the share of those below.
 
     Of members, the map is twice the sum over them: exactly 0 where there is none.
     """
     lines, lower = cell.lines, cell.lower
     focal, focal_below = handed_down(above.focal, lines.focal, lower.focal)
-    signed, signed_below = handed_down(above.signed, lines.signed, lower.signed)
-    dice, dice_below = handed_down(above.dice, lines.dice, lower.dice)
     tl.store(maps.ptr + position, focal, mask=mask)
-    tl.store(maps.ptr + maps.map_stride + position, dice - signed, mask=mask)
-    tl.store(maps.ptr + 2 * maps.map_stride + position, dice, mask=mask)
+    signed_below, dice_below = above.signed, above.dice
+    if VARIANT.maps == 3:
+        signed, signed_below = handed_down(above.signed, lines.signed, lower.signed)
+        dice, dice_below = handed_down(above.dice, lines.dice, lower.dice)
+        tl.store(maps.ptr + maps.map_stride + position, dice - signed, mask=mask)
+        tl.store(maps.ptr + 2 * maps.map_stride + position, dice, mask=mask)
     return Maps(focal_below, signed_below, dice_below)
 
 
@@ -141,16 +143,14 @@ def logits_of_line(row_ptr, line, left, right, width, pixel_stride):
 def begins_of_rows(
     logits, segments_ptr, matches, image, first, sizes, resize, VARIANT: tl.constexpr
 ):
-    """Where rows begin in the logits, and in what says which pixels are of a segment.
+    """Where rows begin in the logits, in what says which pixels are of a segment, in a workspace.
 
     Somewhere in them for a row without a query.
     """
     layer, segment, _, query = matches
-    if VARIANT.factored:
-        pixels = tl.full([], plain(resize.y.size), tl.int64) * plain(resize.x.size)
-        logits_offset = workspace_index(layer, segment, first, sizes) * pixels
-    else:
-        logits_offset = row_offset(layer, image, query, logits)
+    offset = workspace_index(layer, segment, first, sizes)
+    offset *= tl.full([], plain(resize.y.size), tl.int64) * plain(resize.x.size)
+    logits_offset = offset if VARIANT.factored else row_offset(layer, image, query, logits)
     if VARIANT.four:
         owner = first + segment.to(tl.int64)
         size = tl.full([], plain(resize.y.size) + 1, tl.int64) * (plain(resize.x.size) + 1)
@@ -159,11 +159,11 @@ def begins_of_rows(
         size = tl.full([], resize.y.target_size, tl.int64) * resize.x.target_size
     matched = query >= 0
     logits_ptr = logits.ptr + tl.where(matched, logits_offset, 0)
-    return logits_ptr, segments_ptr + tl.where(matched, owner, 0) * size
+    return logits_ptr, segments_ptr + tl.where(matched, owner, 0) * size, offset
 
 
 @triton.jit
-def walk(rows, columns, maps, lines, resize, focal, VARIANT: tl.constexpr):
+def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.constexpr):
     """The sums over the target pixels of a column of cells, of which `maps` is written.
 
     A mask pixel takes part in four cells: the share of the cell to its left comes from the lane
@@ -188,19 +188,22 @@ def walk(rows, columns, maps, lines, resize, focal, VARIANT: tl.constexpr):
             over_y = (cell_y < 0) | (cell_y == height - 1)
             word = tl.load(rows.segments_ptr + (cell_y + 1) * (width + 1) + (cell_x + 1))
             edges = (over_y, weights_x)
-            more, of_maps = cell_of_four(corners, word, edges, focal, VARIANT)
+            more, of_maps = cell_of_four(corners, word, edges, focal, map_weights, VARIANT)
             part = tl.where(over_y, 0.5, 1.0)
         else:
             targets = Targets(rows.segments_ptr, cell_x, first_x, rows.segment)
-            more, of_maps = cell_of_any(corners, cell_y, targets, resize, focal, VARIANT)
+            more, of_maps = cell_of_any(
+                corners, cell_y, targets, resize, focal, map_weights, VARIANT
+            )
             part = 1.0
         x00, x01 = x10, x11
-        # The sums of the cells above a program's mask pixels are those of another program.
-        part = tl.where((cell_y >= begin) | (begin == 0) | (lines.overlap == 0), part, 0.0)
-        sums = plus_part(sums, part, more)
-        if VARIANT.maps:
+        if VARIANT.sums:
+            # The sums of the cells above a program's mask pixels are those of another program.
+            part = tl.where((cell_y >= begin) | (begin == 0) | (lines.overlap == 0), part, 0.0)
+            sums = plus_part(sums, part, more)
+        if VARIANT.maps > 0:
             mask = if_also(columns.written, cell_y >= begin)
-            above = store_maps(maps, cell_y * width + cell_x, mask, above, of_maps)
+            above = store_maps(maps, cell_y * width + cell_x, mask, above, of_maps, VARIANT)
     return sums, tl.where(over_x, 0.5, 1.0) if VARIANT.four else 1.0
 
 
@@ -217,6 +220,7 @@ def pixels_kernel(
     segments_ptr,
     matching,
     partial_ptr,
+    grad_losses,
     maps_ptr,
     sizes,
     resize,
@@ -224,15 +228,16 @@ def pixels_kernel(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over target pixels `[L, B, T, chunks, 4, w+1]`, and three maps `[3, L, rows, h·w]`.
+    """Sums over target pixels `[L, B, T, chunks, 4, w+1]`, and maps.
 
-    `segments_ptr`: `members` where targets are four times as large as masks.
+    `segments_ptr`: `members` where targets are four times as large as masks. `maps_ptr`: the three
+    `[3, L, N, h·w]`, or with `grad_losses` the gradient `[L, rows, h·w]` of the logits.
 
     A program walks down rows of a run of (row, column) pairs.
     """
     CELLS: tl.constexpr = BLOCK.cells
     # For maps, the first lane of a warp only serves its neighbour, and the first line of cells too.
-    OVERLAP: tl.constexpr = 1 if VARIANT.maps else 0
+    OVERLAP: tl.constexpr = 1 if VARIANT.maps > 0 else 0
     width = plain(resize.x.size)
     image, count, first = image_of_program(matching, sizes, BLOCK.images)
     begin_x = tl.program_id(0) * (CELLS - CELLS // 32 * OVERLAP)
@@ -245,23 +250,30 @@ def pixels_kernel(
         matches = matched_rows(row, count, image, matching, sizes)
         layer, segment, index, query = matches
         counted = (query >= 0) & ((element % 32 > 0) | (OVERLAP == 0))
-        logits_ptr, members_ptr = begins_of_rows(
+        logits_ptr, members_ptr, offset = begins_of_rows(
             logits, segments_ptr, matches, image, first, sizes, resize, VARIANT
         )
-        maps = None
-        if VARIANT.maps:
-            size = tl.full([], plain(resize.y.size), tl.int64) * width
-            index_of_maps = maps_index(layer, segment, first, sizes)
-            plane = sizes.layers * maps_rows(sizes) * size
-            maps = MapsOfRows(maps_ptr + index_of_maps * size, plane)
+        size = tl.full([], plain(resize.y.size), tl.int64) * width
+        plane = size * sizes.layers * plain(sizes.num_segments)
+        maps, map_weights = None, None
+        if VARIANT.maps == 3:
+            packed = packed_index(layer, segment, first, sizes)
+            maps = MapsOfRows(maps_ptr + packed * size, plane)
+        elif VARIANT.maps == 1:
+            maps = MapsOfRows(maps_ptr + offset, plane)
+            target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
+            map_weights = coefficients(
+                grad_losses, layer, image, segment, index, query >= 0, target_pixels
+            )
         rows = Rows(logits_ptr, logits.pixel_stride, members_ptr, segment)
         columns = Columns(cell_x, counted & (cell_x >= 0))
         lines = lines_of_program(resize.y, OVERLAP)
-        sums, share = walk(rows, columns, maps, lines, resize, focal, VARIANT)
-        chunk = index * tl.num_programs(1) + tl.program_id(1)
-        sums_ptr = partial_ptr + chunk * (4 * (width + 1)) + cell_x + 1
-        for k in tl.static_range(4):
-            tl.store(sums_ptr + k * (width + 1), share * sums[k], mask=counted)
+        sums, share = walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT)
+        if VARIANT.sums:
+            chunk = index * tl.num_programs(1) + tl.program_id(1)
+            sums_ptr = partial_ptr + chunk * (4 * (width + 1)) + cell_x + 1
+            for k in tl.static_range(4):
+                tl.store(sums_ptr + k * (width + 1), share * sums[k], mask=counted)
 
 
 @triton.jit(do_not_specialize=["entries", "columns"])
@@ -327,10 +339,10 @@ def combine_kernel(
         of_focal, of_members, of_all = coefficients(
             grad_losses, layer, image, segment, index, True, target_pixels
         )
-        plane = tl.full([], sizes.layers, tl.int64) * maps_rows(sizes) * pixels
+        plane = tl.full([], sizes.layers, tl.int64) * plain(sizes.num_segments) * pixels
         p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = p < pixels
-        map_ptr = maps_ptr + maps_index(layer, segment, first, sizes) * pixels + p
+        map_ptr = maps_ptr + packed_index(layer, segment, first, sizes) * pixels + p
         grad = of_focal * tl.load(map_ptr, mask=inside, other=0.0)
         grad += of_members * tl.load(map_ptr + plane, mask=inside, other=0.0)
         grad += of_all * tl.load(map_ptr + 2 * plane, mask=inside, other=0.0)

@@ -130,12 +130,14 @@ class Pixels:
         sizes: Sizes,
         images: int,
         *,
-        partial: Tensor,
+        partial: Tensor | None = None,
         maps: Tensor | None = None,
+        grad_losses: GradLosses | None = None,
     ) -> None:
-        """Fill a group's part of `partial`, and of `maps`."""
+        """Fill a group's part of `partial`, and of `maps`: with `grad_losses`, the gradient."""
         warps = CELLS_OF_A_PROGRAM // 32
         cells = CELLS_OF_A_PROGRAM - (0 if maps is None else warps)
+        asked = 0 if maps is None else 3 if grad_losses is None else 1
         launcher.launch(
             pixels_kernel,
             (
@@ -147,11 +149,12 @@ class Pixels:
             segments_ptr=self.segments_of_cells,
             matching=self.matching,
             partial_ptr=partial,
+            grad_losses=grad_losses,
             maps_ptr=maps,
             sizes=sizes.as_argument(),
             resize=self.resize.as_argument(),
             focal=self.focal,
-            VARIANT=self.variant._replace(maps=maps is not None),
+            VARIANT=self.variant._replace(sums=partial is not None, maps=asked),
             BLOCK=Block(CELLS_OF_A_PROGRAM, self.images_at_once),
             num_warps=warps,
             maxnreg=REGISTERS,

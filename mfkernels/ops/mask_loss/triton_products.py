@@ -55,9 +55,9 @@ FROM_SHARED_MEMORY = {
     ),
     "grad_features": Tiles(
         half=Tile(
-            ProductBlock(rows=32, channels=128, pixels=128), warps=8, stages=1, registers=128
+            ProductBlock(rows=64, channels=128, pixels=128), warps=8, stages=1, registers=128
         ),
-        single=Tile(ProductBlock(rows=32, channels=128, pixels=128), warps=8, stages=1),
+        single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
 """For matrix units that take factors from there."""
@@ -94,9 +94,11 @@ def tile_of(
     tile, more_rows = HALF_IN_FLOAT32 if planes.a > 0 else IN_FLOAT32, 0
     if planes.a > 0 and factors is not None:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
-        # The gradient of features goes through all rows; else what is loaded takes registers, too.
-        if product != "grad_features" and generation.copies_asynchronously:
-            rows = tile.block.rows
+        rows = tile.block.rows
+        if product == "grad_features":  # whose steps are over rows
+            rows = min((rows, 32), key=lambda size: padded(problem.rows, size))
+            tile = tile._replace(block=tile.block._replace(rows=rows))
+        elif generation.copies_asynchronously:  # else what is loaded takes registers, too
             more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
     block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -50,14 +50,11 @@ class Sizes(NamedTuple):
     other, or `max_count` for each image of the group."""
     packed: int
     """1 or 0: the first of both."""
-    maps_packed: int
-    """The same of maps `[3, L, rows, h·w]`: 1 for those that are kept for the backward pass."""
 
     def as_argument(self) -> Sizes:
         """As kernels take it: `plain` gives them what varies from batch to batch."""
-        varying = ("first_image", "max_count", "num_segments", "layer_rows")
-        numbers = {name: getattr(self, name) for name in (*varying, "packed", "maps_packed")}
-        return self._replace(**{name: unspecialized(value) for name, value in numbers.items()})
+        varying = ("first_image", "max_count", "num_segments", "layer_rows", "packed")
+        return self._replace(**{name: unspecialized(getattr(self, name)) for name in varying})
 
 
 class ProductSizes(NamedTuple):
@@ -73,7 +70,6 @@ class ProductSizes(NamedTuple):
     num_segments: int
     layer_rows: int
     packed: int
-    maps_packed: int
 
 
 class ProductBlock(NamedTuple):
@@ -115,31 +111,17 @@ def image_of_program(matching, sizes, IMAGES: tl.constexpr):
 
 
 @triton.jit
-def row_of_segment(layer, segment, first, layer_rows, packed, sizes):
-    """Index in `[L, rows]` of segments of this program's image, whose first one is `first` of N."""
-    origin = tl.where(packed == 1, first, tl.program_id(2) * plain(sizes.max_count))
-    return (layer * layer_rows + (origin + segment)).to(tl.int64)
+def packed_index(layer, segment, first, sizes):
+    """Index in `[L, N]` of segments of an image, whose first one is `first` of N."""
+    return (layer * plain(sizes.num_segments) + (first + segment)).to(tl.int64)
 
 
 @triton.jit
 def workspace_index(layer, segment, first, sizes):
-    """The same in workspaces."""
-    packed = plain(sizes.packed)
-    return row_of_segment(layer, segment, first, plain(sizes.layer_rows), packed, sizes)
-
-
-@triton.jit
-def maps_rows(sizes):
-    """Rows of a layer in maps."""
-    kept = plain(sizes.maps_packed) == 1
-    return tl.where(kept, plain(sizes.num_segments), plain(sizes.layer_rows))
-
-
-@triton.jit
-def maps_index(layer, segment, first, sizes):
-    """The same in maps."""
-    packed = plain(sizes.maps_packed)
-    return row_of_segment(layer, segment, first, maps_rows(sizes), packed, sizes)
+    """The same in workspaces, of the image of this program."""
+    of_group = tl.program_id(2) * plain(sizes.max_count)
+    origin = tl.where(plain(sizes.packed) == 1, first, of_group)
+    return (layer * plain(sizes.layer_rows) + (origin + segment)).to(tl.int64)
 
 
 @triton.jit

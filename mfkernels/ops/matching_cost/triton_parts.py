@@ -18,7 +18,7 @@ from mfkernels.triton.math import halves, load_tile, plain, row_offset, scale_to
 
 PIXELS_OF_A_SCALE = tl.constexpr(32)
 PIXELS_OF_A_RUN = tl.constexpr(16)
-"""Of one part side by side, before those of the other: tiles of pixels are a multiple of it."""
+"""Of one part side by side, before those of the other. A tile has one run or one scale's."""
 
 
 class PartsSizes(NamedTuple):

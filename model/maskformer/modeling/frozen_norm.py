@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from timm.models._features import FeatureDictNet
@@ -13,6 +14,13 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 IN_ORDER = (nn.Sequential, FeatureDictNet, BasicBlock, Bottleneck)
 """Modules that apply a norm to what the convolution listed right before it gives."""
+
+
+class _Kept(NamedTuple):
+    """An affine map, and the buffers with their versions that it was computed from."""
+
+    made_of: list[tuple[Tensor, int]]
+    affine: tuple[Tensor, Tensor]
 
 
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
@@ -26,8 +34,7 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
         self.act = getattr(norm, "act", None) or nn.Identity()
         self.in_conv = False
         """Whether a `NormedConv2d` does all but the activation."""
-        self._made_of: list[tuple[Tensor, int]] = []
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self._kept: _Kept | None = None
         for name, buffer in self.named_buffers(recurse=False):
             value = getattr(norm, name)
             if value is not None:
@@ -42,21 +49,27 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
         return activated
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """`scale` and `shift`, `[C]` each, of `x * scale + shift`; computed anew when a buffer has
-        changed: five small kernels for each norm of a network otherwise.
+        """`scale` and `shift`, `[C]` each, of `x * scale + shift`.
+
+        Kept until a buffer is another one or changes in place: five small kernels fewer for each
+        norm. What no version counter sees (`.data`, NumPy's views) is missed.
         """
         buffers = (self.weight, self.bias, self.running_mean, self.running_var)
         if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
             return self._compute_affine()
-        same = len(self._made_of) == len(buffers) and all(
-            buffer is known and buffer._version == version
-            for buffer, (known, version) in zip(buffers, self._made_of, strict=True)
-        )
-        if self._affine is None or not same:
-            with torch.inference_mode(False):  # training may use it after an evaluation
-                self._affine = self._compute_affine()
-            self._made_of = [(buffer, buffer._version) for buffer in buffers]
-        return self._affine
+        made_of = [(buffer, buffer._version) for buffer in buffers]
+        if self._kept is not None and all(map(_is_same, made_of, self._kept.made_of)):
+            return self._kept.affine
+        with torch.inference_mode(False):  # training may use it after an evaluation
+            affine = self._compute_affine()
+        # Nothing from the memory of a graph that is captured, and nothing without values.
+        if type(affine[0]) is Tensor and not _is_captured(affine[0]):
+            self._kept = _Kept(made_of, affine)
+        return affine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies, too: their buffers count versions anew."""
+        return self.__dict__ | {"_kept": None}
 
     def _compute_affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -66,17 +79,20 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 class NormedConv2d(nn.Conv2d):
     """A convolution that does the work of the frozen norm after it: `(w * scale) x + shift`.
 
-    Weights are far smaller than maps, so that this saves reading and writing each map once, and
-    once more for its gradient. Made of an ordinary convolution by `join`.
+    Weights are far smaller than maps, so that this saves reading and writing the gradient of each
+    map once more, and where the convolution adds its bias by itself, the map too. Made of an
+    ordinary convolution by `join`.
     """
 
     _norm: tuple[FrozenBatchNorm2d]
     """In a tuple: it is a child of another module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self._norm[0].affine()
+        # Replicas of DataParallel have the norm of the first device.
+        scale, shift = (values.to(x.device) for values in self._norm[0].affine())
+        weight = self.weight * scale[:, None, None, None]
         bias = shift if self.bias is None else self.bias * scale + shift
-        return self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
+        return self._conv_forward(x, weight.to(self.weight.dtype), bias.to(self.weight.dtype))
 
     @staticmethod
     def join(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
@@ -91,6 +107,14 @@ class NormedConv2d(nn.Conv2d):
         norm.in_conv = False
         del self._norm
         self.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
+def _is_same(a: tuple[Tensor, int], b: tuple[Tensor, int]) -> bool:
+    return a[0] is b[0] and a[1] == b[1]
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 Norm = nn.BatchNorm2d | FrozenBatchNorm2d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 SPINS = 1000
-"""What libgomp takes where it knows of more threads than CPUs; it knows its own process only."""
+"""Some ten microseconds; libgomp takes 300,000 unless its own threads are more than the CPUs."""
 
 
 def wait_briefly() -> None:
@@ -13,7 +13,7 @@ def wait_briefly() -> None:
     workers and other programs, unless the environment says how they wait.
 
     Called before PyTorch is imported. Two CPUs beside one busy process: `make train` 26 instead of
-    16 images/s; alone, as many (benchmarks/NOTES.md).
+    16 images/s; alone, as many within noise (benchmarks/NOTES.md).
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

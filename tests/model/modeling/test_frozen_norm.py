@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.model_cases import randomise, relative_error
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.modeling.backbone import Backbone
@@ -133,6 +136,44 @@ def test_statistics_that_change_are_followed(change) -> None:  # type: ignore[no
     copied = copy.deepcopy(norm)
     copied.bias.add_(1)
     assert not torch.equal(copied.affine()[1], norm.affine()[1])
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda norm: pickle.loads(pickle.dumps(norm))])
+def test_a_copy_keeps_nothing_of_the_original(how: Callable[[nn.Module], nn.Module]) -> None:
+    """Its buffers count their versions anew, to numbers that those of the original had."""
+    norm = FrozenBatchNorm2d(nn.BatchNorm2d(3))
+    state = norm.state_dict()
+    for _ in range(4):
+        norm.load_state_dict({key: value + 1 for key, value in state.items()})
+        norm.affine()
+        copied = how(norm)
+        assert isinstance(copied, FrozenBatchNorm2d)
+        copied.load_state_dict({key: value + 2 for key, value in state.items()})
+        assert all(map(torch.equal, copied.affine(), copied._compute_affine()))
+
+
+def test_without_values_nothing_is_kept() -> None:
+    norm = FrozenBatchNorm2d(nn.BatchNorm2d(3))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        norm.affine()
+    assert all(type(values) is Tensor for values in norm.affine())
+
+
+def test_weights_in_half_precision_beside_buffers_in_float32() -> None:
+    """As FSDP casts parameters."""
+    frozen, _ = backbone_pair("resnet10t")
+    x = torch.randn(1, 3, 32, 32)
+    expected = frozen(x)[-1]
+    for parameter in frozen.parameters():
+        parameter.data = parameter.data.bfloat16()
+    assert relative_error(frozen(x.bfloat16())[-1], expected) < 0.1
+
+
+def test_a_convolution_on_another_device_than_its_norm() -> None:
+    """As in `DataParallel`."""
+    frozen, _ = backbone_pair("resnet10t")
+    conv = joined(frozen)[0].to("meta")
+    assert conv(torch.empty(1, conv.in_channels, 8, 8, device="meta")).is_meta
 
 
 def test_training_goes_on_after_an_evaluation() -> None:
