@@ -342,7 +342,6 @@ def sums_kernel(
         c = tl.arange(0, BLOCK.channels)
         e = load_embed(row_ptr, c, embed, is_row, sizes.channels, VARIANT)
     if VARIANT.parts > 0:
-        tl.static_assert(PIXELS_OF_A_SCALE % BLOCK_P == 0 and BLOCK_P % PIXELS_OF_A_RUN == 0)
         row_scale = tl.load(factors.embed_scales_ptr + image * sizes.rows + row, is_row, 0.0)
         scales_ptr = factors.features_scales_ptr + image * tl.cdiv(pixels, PIXELS_OF_A_SCALE)
 

@@ -170,6 +170,7 @@ def _prepare(given: Inputs) -> _Prepared:
         Features.of(features) if factored else Features(features),
     )
     if parts > 0:
+        assert block.pixels in (PIXELS_OF_A_RUN.value, LARGEST_BLOCK), "of one scale, in whole runs"
         factors = _split(factors, sizes, images, parts)
     masks = Masks(
         factors=factors,
