@@ -12,6 +12,7 @@ from torch import Tensor
 from maskformer.config.choices import InferencePrecision
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
+from maskformer.modeling.layout import prefers_channels_last
 from maskformer.modeling.outputs import as_outputs
 from maskformer.system.hardware import has_bfloat16
 
@@ -25,14 +26,18 @@ def ready_to_predict(
     Args:
         model: on its device; only its mode changes.
         precision: `bf16` runs the network in bfloat16 by autocast, with channels last in memory,
-            and gives float32; `auto` does so where the machine has it.
+            and gives float32; `auto` does so where the machine has it. On a CPU, channels come last
+            in float32, too, unless the backbone is a Swin.
     """
     folded = fold_norms(model)
     device = next(model.parameters()).device
-    if precision == "fp32" or (precision == "auto" and not has_bfloat16(device)):
+    bfloat16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+    if not bfloat16 and not (device.type == "cpu" and prefers_channels_last(model)):
         return folded
     lean = deepcopy(folded) if folded is model else folded
     lean.to(memory_format=torch.channels_last)
+    if not bfloat16:
+        return lean  # maps follow the layout of the weights
     forward = lean.forward
 
     @wraps(forward)

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 from maskformer.config.schema import TrainConfig
 from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.layout import prefers_channels_last
 from maskformer.system.hardware import has_bfloat16
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -30,11 +30,10 @@ def choose_memory_format(train: TrainConfig, model: SegmentationModel) -> torch.
     backbone: attention in windows has its own.
     """
     if train.memory_format == "auto":
-        windows = any(isinstance(part, SwinTransformerBlock) for part in model.modules())
-        return torch.contiguous_format if windows else torch.channels_last
-    if train.memory_format == "channels_last":
-        return torch.channels_last
-    return torch.contiguous_format
+        channels_last = prefers_channels_last(model)
+    else:
+        channels_last = train.memory_format == "channels_last"
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def compile_regions(model: SegmentationModel) -> None:

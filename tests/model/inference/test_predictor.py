@@ -102,6 +102,28 @@ def test_bfloat16_gives_nearly_the_same_in_float32() -> None:
     assert all(torch.equal(values, again[name]) for name, values in expected.items())
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg11"])
+def test_channels_come_last_on_a_cpu(backbone: str) -> None:
+    """With and without norms that are folded into convolutions."""
+    torch.manual_seed(0)
+    part = {"name": backbone, "pretrained": False}
+    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3, backbone=part).eval()
+    image = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        expected, found = model(image), ready_to_predict(model)(image)
+        again = model(image)
+    assert found["pixel_features"].is_contiguous(memory_format=torch.channels_last)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
+        assert torch.equal(again[name], values)
+
+
+def test_attention_in_windows_keeps_its_layout() -> None:
+    part = {"name": "swin_tiny_patch4_window7_224", "pretrained": False}
+    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3, backbone=part)
+    assert ready_to_predict(model) is model
+
+
 def test_it_reads_runs_and_models(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = maskformer.MaskFormer.from_config("quickstart", num_classes=3)
