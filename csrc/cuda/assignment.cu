@@ -159,7 +159,9 @@ struct Block {
   __device__ bool leads() const { return threadIdx.x % 32 == 0; }
   __device__ void sync() const { __syncthreads(); }
 
-  __device__ Nearest nearest(const Nearest& mine) const { return nearest_of(nearest_in_warp(mine)); }
+  __device__ Nearest nearest(const Nearest& mine) const {
+    return nearest_of(nearest_in_warp(mine));
+  }
 
   __device__ Nearest nearest_place(double distance, int32_t place) const {
     return nearest_of(nearest_place_in_warp(distance, place));
