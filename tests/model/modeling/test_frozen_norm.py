@@ -194,5 +194,7 @@ def test_one_graph_when_compiled() -> None:
     frozen, _ = backbone_pair("resnet10t")
     x = torch.randn(1, 3, 32, 32)
     compiled = torch.compile(frozen, backend="eager", fullgraph=True)
-    for found, expected in zip(compiled(x), frozen(x), strict=True):
+    maps = compiled(x)
+    torch.compiler.reset()  # else sizes that other tests compile count as ones that vary
+    for found, expected in zip(maps, frozen(x), strict=True):
         assert relative_error(found, expected) < 1e-6
