@@ -1,9 +1,10 @@
 """From a network input to label maps of the original size: model and post-processing.
 
-`native` is the model as `maskformer.Predictor` runs it (`native-bf16`: with `eval.precision: bf16`,
-that is channels last in bfloat16), `reference` the same model without folded norms, with the
-official computation after it, and `transformers` its MaskFormer with the same weights and its own
-post-processing. What is compared are the class and mask logits.
+`native` is the model as `maskformer.Predictor` runs it, with channels last on a CPU, unless it is a
+Swin (`native-bf16`: with `eval.precision: bf16`, where channels are always last), `reference` the
+same model without folded norms, with the official computation after it, and `transformers` its
+MaskFormer with the same weights and its own post-processing. What is compared are the class and
+mask logits.
 """
 
 from __future__ import annotations
