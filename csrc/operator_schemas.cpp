@@ -93,6 +93,11 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "class_loss_backward(Tensor grad_loss, Tensor class_logits, Tensor normalizer, "
       "Tensor target, float no_object_weight) -> Tensor grad_class_logits");
 
+  // A convolution of maps [B, C, h, w] with weights [O, C, 3, 3], stride 1 and zeros around: [B, O, h,
+  // w], channels last in memory. All in fp32 or all in fp64; C and O in multiples of 16.
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
+  m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor grad_weight");
+
   // Inference on one image. A view of it is the image, of the given height and width, in the upper
   // left of a padded input. Masks are resized from h x w to the padded input, cut to the image and
   // resized to the result (`height`, `width`), all bilinearly.

@@ -12,6 +12,7 @@ from mfkernels.ops.assignment import (
     batch_linear_assignment_with_status,
     linear_sum_assignment,
 )
+from mfkernels.ops.conv3x3 import conv3x3
 from mfkernels.ops.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss
 from mfkernels.ops.mask_logits import mask_logits
 from mfkernels.ops.mask_loss import mask_loss
@@ -40,6 +41,7 @@ __all__ = [
     "average_semantic_segmentation",
     "batch_linear_assignment",
     "batch_linear_assignment_with_status",
+    "conv3x3",
     "dice_loss",
     "explain",
     "focal_dice_loss",

@@ -36,7 +36,7 @@ endif()
 # Every operation is a folder of csrc/cpu: operator.cpp (the operators on tensors) calls plan.cpp (cuts
 # the work into tasks), which calls kernel.cpp (one task). That is compiled once for each instruction set
 # and defines one object, MFK_KERNEL; instruction_set() chooses at run time.
-set(operations assignment focal_dice mask_logits mask_loss matching_cost sample_points
+set(operations assignment conv3x3 focal_dice mask_logits mask_loss matching_cost sample_points
                segmentation)
 foreach(operation IN LISTS operations)
   add_library(mfk_${operation} STATIC ${csrc}/cpu/${operation}/plan.cpp)

@@ -12,6 +12,8 @@ from torch import Tensor
 from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.conv3x3 import conv3x3
+from mfkernels.ops.conv3x3.operator import CHANNELS
 from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
 from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_logits import mask_logits
@@ -70,6 +72,9 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
         yield Problem("criterion", name, criterion, everything, gradient=True)
     yield from _losses_of_logits(generator, sizes, device)
     yield Problem("mask_logits", "factors", lambda a, b: [mask_logits(a, b)], [embed, features])
+    maps, weight = _convolution(generator, sizes)
+    convolution: Function = lambda x, w: [conv3x3(x, w)]  # noqa: E731
+    yield Problem("conv3x3", "maps", convolution, [maps, weight], gradient=True)
     yield from _inference([class_logits[-1], embed[-1], features], sizes)
 
 
@@ -153,6 +158,14 @@ def _focal_dice(targets: Tensor) -> Function:
         return [*focal_dice_loss(logits, targets), focal_losses]
 
     return function
+
+
+def _convolution(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Maps and weights, of as many channels as the features or the next number that is served."""
+    channels = -(-sizes.channels // CHANNELS) * CHANNELS
+    maps = torch.randn(sizes.images, channels, *sizes.low, generator=generator)
+    weight = torch.randn(channels, channels, 3, 3, generator=generator)
+    return maps, weight / (9 * channels) ** 0.5
 
 
 def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:

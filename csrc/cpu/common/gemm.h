@@ -37,9 +37,7 @@ void multiply_tile(Left<T> left, const T* panel, int64_t depth, T* result, int64
   constexpr int kWidth = VectorOf<T>::kWidth;
   V sums[kRows][2];
   for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < 2; ++j) {
-      sums[i][j] = kAdd ? load<V>(result + i * stride + j * kWidth) : V{};
-    }
+    for (int j = 0; j < 2; ++j) sums[i][j] = V{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     const V first = load<V>(panel);
@@ -54,7 +52,10 @@ void multiply_tile(Left<T> left, const T* panel, int64_t depth, T* result, int64
     panel += kPanel<T>;
   }
   for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < 2; ++j) store(result + i * stride + j * kWidth, sums[i][j]);
+    for (int j = 0; j < 2; ++j) {
+      T* to = result + i * stride + j * kWidth;
+      store(to, kAdd ? load<V>(to) + sums[i][j] : sums[i][j]);
+    }
   }
 }
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
+from maskformer.modeling.convolution import use_kernels
 from maskformer.modeling.frozen_norm import freeze_norms, join_norms, scale_zero_norms
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
@@ -113,6 +114,7 @@ class Backbone(nn.Module):
             self.norms = nn.ModuleList(nn.LayerNorm(count) for count in self.channels)
         if config.multi_grid is not None:
             _set_multi_grid(self.body, config)
+        use_kernels(self.body)
         if config.frozen_norm:
             freeze_norms(self.body)
             scale_zero_norms(self.body)

@@ -12,6 +12,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
+from maskformer.modeling.convolution import Conv2d
+
 IN_ORDER = (nn.Sequential, FeatureDictNet, BasicBlock, Bottleneck)
 """Modules that apply a norm to what the convolution listed right before it gives."""
 
@@ -76,7 +78,7 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-class NormedConv2d(nn.Conv2d):
+class NormedConv2d(Conv2d):
     """A convolution that does the work of the frozen norm after it: `(w * scale) x + shift`.
 
     Weights are far smaller than maps, so that this saves reading and writing the gradient of each
@@ -106,7 +108,7 @@ class NormedConv2d(nn.Conv2d):
         (norm,) = self._norm
         norm.in_conv = False
         del self._norm
-        self.__class__ = nn.Conv2d  # type: ignore[assignment]
+        self.__class__ = Conv2d  # type: ignore[assignment]
 
 
 def _is_same(a: tuple[Tensor, int], b: tuple[Tensor, int]) -> bool:
@@ -150,7 +152,7 @@ def join_norms(module: nn.Module) -> None:
     for parent, conv, _, norm in pairs(module):
         if (
             isinstance(parent, IN_ORDER)
-            and type(conv) is nn.Conv2d
+            and type(conv) is Conv2d
             and isinstance(norm, FrozenBatchNorm2d)
         ):
             NormedConv2d.join(conv, norm)

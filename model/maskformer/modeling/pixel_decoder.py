@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
 from maskformer.errors import ConfigError
+from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.transformer import Encoder, Sizes, init_conv
 
 
@@ -20,7 +21,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         channels = config.channels
-        conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+        conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.conv = init_conv(conv)
         self.norm = nn.GroupNorm(config.groups, channels)
         self.relu = relu
@@ -64,7 +65,7 @@ class PixelDecoder(nn.Module):
         self.outputs = nn.ModuleList(ConvNorm(channels, config, 3, relu=True) for _ in finer)
         self.outputs.append(ConvNorm(coarsest, config, 3, relu=True))
         # The paper says 1x1; the published models have 3x3.
-        self.mask_features = init_conv(nn.Conv2d(channels, config.mask_channels, 3, padding=1))
+        self.mask_features = init_conv(Conv2d(channels, config.mask_channels, 3, padding=1))
 
     def forward(self, maps: Sequence[Tensor], sizes: Sizes | None = None) -> tuple[Tensor, Tensor]:
         """Backbone maps, finest first, to pixel features and the memory of the query decoder.

@@ -1,0 +1,35 @@
+"""Convolutions by `mfkernels.conv3x3` where it is faster."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mfkernels import conv3x3
+from mfkernels.ops.conv3x3 import is_faster
+
+
+class Conv2d(nn.Conv2d):
+    """As PyTorch's; `mfkernels.conv3x3` computes it where it can and takes less time."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        if self._is_3x3 and is_faster(input, weight):
+            return conv3x3(input, weight, bias)
+        return super()._conv_forward(input, weight, bias)
+
+    @property
+    def _is_3x3(self) -> bool:
+        """Whether it is what `conv3x3` computes: with a border of zeros, no steps nor gaps."""
+        return (
+            self.kernel_size == (3, 3)
+            and self.padding == (1, 1)
+            and self.padding_mode == "zeros"
+            and self.stride == self.dilation == (1, 1)
+            and self.groups == 1
+        )
+
+
+def use_kernels(module: nn.Module) -> None:
+    """Makes every plain convolution in it one of these, in place."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            part.__class__ = Conv2d  # same parameters, other `forward`
