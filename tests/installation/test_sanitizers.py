@@ -12,6 +12,7 @@ import pytest
 from helpers.native_builds import ROOT, native_build, needs_build
 
 OPERATIONS = (
+    "conv3x3",
     "focal_dice",
     "mask_logits",
     "matching_cost",

@@ -12,11 +12,20 @@ from helpers.repository import ROOT
 from mfkernels import backend
 
 FILES = (
-    *("focal_dice", "mask_logits", "mask_loss", "matching_cost"),
+    *("conv3x3", "focal_dice", "mask_logits", "mask_loss", "matching_cost"),
     "segmentation/test_segmentation_native.py",
 )
 COMPARISONS = (
-    *("agree_in_float32", "any_views", "definition", "exact", "finite", "float32_is", "gradients"),
+    *(
+        "agree_in_float32",
+        "any_views",
+        "definition",
+        "exact",
+        "finite",
+        "float32_is",
+        "gradients",
+        "pytorchs",
+    ),
     *("official", "owners", "restatement", "sampled", "strides", "threads", "torchvisions"),
 )
 

@@ -23,6 +23,7 @@ ASSIGNMENT = torch.tensor([[[0, 2], [-1, -1], [1, -1]], [[1, -1], [-1, -1], [2, 
 POINTS = torch.rand(2, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 MASKS = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(4)) < 0.5
 IMAGES = FEATURES[0]
+MAPS, WEIGHT = (torch.randn(shape).double() for shape in ((1, 16, 5, 3), (16, 16, 3, 3)))
 Function = Callable[[Tensor], Tensor]
 
 
@@ -43,6 +44,8 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
     "sample_points": (lambda x: mfk.sample_points(x, POINTS).square().sum(), IMAGES),
     "mask_logits": (lambda x: mfk.mask_logits(x, FEATURES).square().sum(), EMBED),
     "mask_logits of features": (lambda x: mfk.mask_logits(EMBED, x).square().sum(), FEATURES),
+    "conv3x3": (lambda x: mfk.conv3x3(x, WEIGHT).square().sum(), MAPS),
+    "conv3x3 of weights": (lambda x: mfk.conv3x3(MAPS, x).square().sum(), WEIGHT),
     "mask_loss": (
         lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),
         EMBED,

@@ -129,6 +129,17 @@ class Draw:
     def points(self, first: int) -> Tensor:
         return self.floats(first, self.P, 2, dtype=self.wide) * self.random.choice((0.3, 1.0, 1e9))
 
+    def conv3x3(self) -> list[Any]:
+        channels, out_channels = (16 * self.random.randint(1, 3) for _ in range(2))
+        maps = self.floats(self.B, channels, self.h, self.w, dtype=self.wide)
+        weight = self.floats(out_channels, channels, 3, 3, dtype=self.wide)
+        bias = self.random.choice((None, self.floats(out_channels, dtype=self.wide)))
+        return [maps, weight, bias]
+
+    def conv3x3_weight_grad(self) -> list[Any]:
+        maps, weight, _ = self.conv3x3()
+        return [self.floats(self.B, len(weight), self.h, self.w, dtype=self.wide), maps]
+
     def sample_points(self) -> list[Any]:
         images = self.random.choice((self.bools, self.floats))(self.N, self.h, self.w)
         return [images, self.points(self.random.choice((1, self.N)))]
