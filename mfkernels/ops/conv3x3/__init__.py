@@ -18,6 +18,10 @@ from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.conv3x3 import reference
 from mfkernels.ops.conv3x3.operator import CHANNELS
 
+FEWEST_CHANNELS = 64
+FEWEST_PIXELS = 2048
+HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
 
 @served_by_pytorch_where_kernels_fail("conv3x3")
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,15 +60,11 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and HAS_VECTORS
         and min(channels, weight.shape[0]) >= FEWEST_CHANNELS
         and batch * height * width >= FEWEST_PIXELS
         and _problem(x, weight) is None
     )
-
-
-FEWEST_CHANNELS = 64
-FEWEST_PIXELS = 2048
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

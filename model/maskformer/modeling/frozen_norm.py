@@ -152,7 +152,7 @@ def join_norms(module: nn.Module) -> None:
     for parent, conv, _, norm in pairs(module):
         if (
             isinstance(parent, IN_ORDER)
-            and type(conv) is Conv2d
+            and type(conv) in (nn.Conv2d, Conv2d)
             and isinstance(norm, FrozenBatchNorm2d)
         ):
             NormedConv2d.join(conv, norm)
