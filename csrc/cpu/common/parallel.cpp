@@ -69,6 +69,8 @@ class Helpers {
   int started_ = 0;
 };
 
+std::atomic<Threads> lent = nullptr;
+
 // Never destroyed: detached threads wait on it until the process ends. A forked child (a data
 // loader worker) has none of them, so it starts with a new one.
 Helpers* helpers = nullptr;
@@ -82,13 +84,27 @@ Helpers& instance() {
   return *helpers;
 }
 
+void run(int threads, const std::function<void()>& work) {
+  const Threads others = lent;
+  if (others != nullptr) {
+    others(threads, work);
+  } else {
+    instance().run(threads, work);
+  }
+}
+
 }  // namespace
+
+void lend_threads(Threads threads) {
+  lent = threads;
+  pthread_atfork(nullptr, nullptr, [] { lent = nullptr; });
+}
 
 void run_parallel(int threads, const std::function<void()>& work) {
   // An exception must not leave a helper, nor this thread while helpers still work.
   std::mutex mutex;
   std::exception_ptr failure;
-  instance().run(threads, [&] {
+  run(threads, [&] {
     try {
       work();
     } catch (...) {

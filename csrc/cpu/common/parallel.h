@@ -1,4 +1,4 @@
-// Run work on several threads that sleep, not spin, while there is none.
+// Run work on several threads: those lent by `lend_threads`, else some that sleep while there is none.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,14 @@ namespace mfk::cpu {
 // its own, so it is right whatever the number of calls. What it throws (memory may end) comes out here
 // once all calls have returned.
 void run_parallel(int threads, const std::function<void()>& work);
+
+// Calls `work` on this thread and up to `threads` - 1 others.
+using Threads = void (*)(int threads, const std::function<void()>& work);
+
+// Threads for all work from now on but that of forked children, in which they may be gone. Two pools
+// that take turns, as operators of PyTorch and these here do, would wait for each other: threads of
+// OpenMP keep their processors for a while.
+void lend_threads(Threads threads);
 
 // Call f(i) for 0 <= i < count, in any order.
 template <class F>

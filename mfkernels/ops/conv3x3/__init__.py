@@ -19,7 +19,7 @@ from mfkernels.ops.conv3x3 import reference
 from mfkernels.ops.conv3x3.operator import CHANNELS
 
 FEWEST_CHANNELS = 64
-FEWEST_PIXELS = 2048
+FEWEST_PIXELS = 1024
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 

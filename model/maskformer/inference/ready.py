@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskformer.config.choices import InferencePrecision
+from maskformer.inference.direct_masks import give_masks, gives_masks_cheaper
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
@@ -27,18 +28,34 @@ def ready_to_predict(
         model: on its device; only its mode changes.
         precision: `bf16` runs the network in bfloat16 by autocast, with channels last in memory,
             and gives float32; `auto` does so where the machine has it. On a CPU, channels come last
-            in float32, too, unless the backbone is a Swin.
+            in float32, too, unless the backbone is a Swin; and masks come without their factors
+            where that is cheaper: see `give_masks`.
     """
     folded = fold_norms(model)
     device = next(model.parameters()).device
     bfloat16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
-    if not bfloat16 and not (device.type == "cpu" and prefers_channels_last(model)):
+    on_cpu = device.type == "cpu" and not bfloat16
+    channels_last = bfloat16 or (on_cpu and prefers_channels_last(model))
+    masks = on_cpu and gives_masks_cheaper(model)
+    if not (channels_last or masks):
         return folded
-    lean = deepcopy(folded) if folded is model else folded
-    lean.to(memory_format=torch.channels_last)
-    if not bfloat16:
-        return lean  # maps follow the layout of the weights
-    forward = lean.forward
+    ready = _copy(folded, with_weights=channels_last) if folded is model else folded
+    if channels_last:
+        ready.to(memory_format=torch.channels_last)  # maps follow the layout of the weights
+    if masks:
+        give_masks(ready)
+    if bfloat16:
+        _compute_in_bfloat16(ready, device)
+    return ready
+
+
+def _copy(model: SegmentationModel, *, with_weights: bool) -> SegmentationModel:
+    weights = () if with_weights else (*model.parameters(), *model.buffers())
+    return deepcopy(model, {id(weight): weight for weight in weights})
+
+
+def _compute_in_bfloat16(model: SegmentationModel, device: torch.device) -> None:
+    forward = model.forward
 
     @wraps(forward)
     def in_bfloat16(pixel_values: Tensor, *args: Any, **options: Any) -> Any:
@@ -47,5 +64,4 @@ def ready_to_predict(
             outputs = forward(pixel_values, *args, **options)
         return as_outputs({name: values.float() for name, values in outputs.items()})
 
-    lean.forward = in_bfloat16
-    return lean
+    model.forward = in_bfloat16

@@ -48,7 +48,8 @@ class MaskOutputs(dict[str, Tensor]):
         class_logits: `[L,B,Q,K+1]`, index K is "no object".
         mask_embed: `[L,B,Q,C]`.
         pixel_features: `[B,C,h,w]` at stride 4.
-        mask_logits: `[L,B,Q,h,w]`, only if asked for.
+        mask_logits: `[L,B,Q,h,w]`, only if asked for, or, from a model made ready to predict on a
+            CPU, in the place of both factors.
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
@@ -111,11 +112,13 @@ class MaskOutputs(dict[str, Tensor]):
         The masks take the smaller of their two forms: all views wait in memory for the last one.
         """
         classes, embed, features = self._final()
-        dense = embed.shape[-2] <= embed.shape[-1]  # no more queries than channels
+        # No more queries than channels.
+        if features is not None and embed.shape[-2] <= embed.shape[-1]:
+            embed, features = mfkernels.mask_logits(embed[None], features)[0], None
         return mfkernels.SegmentationView(
             class_logits=classes,
-            mask_embed=mfkernels.mask_logits(embed[None], features)[0] if dense else embed,
-            pixel_features=None if dense else features,
+            mask_embed=embed,
+            pixel_features=features,
             input_size=input_size,
             image_sizes=[image_size],
             flipped=flipped,
@@ -151,8 +154,11 @@ class MaskOutputs(dict[str, Tensor]):
         )
         return scores[0]
 
-    def _final(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self["class_logits"][-1], self["mask_embed"][-1], self["pixel_features"]
+    def _final(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        classes = self["class_logits"][-1]
+        if "pixel_features" in self:
+            return classes, self["mask_embed"][-1], self["pixel_features"]
+        return classes, self["mask_logits"][-1], None
 
 
 class PixelView(NamedTuple):

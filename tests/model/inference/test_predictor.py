@@ -16,6 +16,7 @@ from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import UsageError
 from maskformer.inference.ready import ready_to_predict
+from maskformer.modeling.outputs import Frames
 from maskformer.predictor import Predictor
 
 INFO = DatasetInfo(("a", "b", "c"), frozenset({0, 1}), palette(3), (0, 1, 2))
@@ -107,7 +108,10 @@ def test_channels_come_last_on_a_cpu(backbone: str) -> None:
     """With and without norms that are folded into convolutions."""
     torch.manual_seed(0)
     part = {"name": backbone, "pretrained": False}
-    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3, backbone=part).eval()
+    many = {"queries": 64}  # as many as channels of the features, which so are wanted
+    model = maskformer.MaskFormer.from_config(
+        "quickstart", num_classes=3, backbone=part, decoder=many
+    ).eval()
     image = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         expected, found = model(image), ready_to_predict(model)(image)
@@ -118,10 +122,40 @@ def test_channels_come_last_on_a_cpu(backbone: str) -> None:
         assert torch.equal(again[name], values)
 
 
-def test_attention_in_windows_keeps_its_layout() -> None:
-    part = {"name": "swin_tiny_patch4_window7_224", "pretrained": False}
-    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3, backbone=part)
-    assert ready_to_predict(model) is model
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("channels", [64, 40])
+def test_masks_come_without_features_on_a_cpu(backbone: str, channels: int) -> None:
+    torch.manual_seed(0)
+    part = {"name": backbone, "pretrained": False}
+    sizes = {"decoder": {"queries": 35}, "pixel_decoder": {"mask_channels": channels}}
+    model = maskformer.MaskFormer.from_config("quickstart", num_classes=3, backbone=part, **sizes)
+    image = torch.randn(2, 3, 64, 96)
+    frames = Frames((64, 96), [(64, 96), (50, 90)], [(64, 96), (25, 45)])
+    with torch.inference_mode():
+        expected = model.eval()(image, with_mask_logits=True)
+        ready = ready_to_predict(model)
+        found, again = ready(image), model(image)
+        assert ("pixel_features" in found) == (channels == 40)  # 35 queries save little there
+        if channels == 64:
+            torch.testing.assert_close(found["mask_logits"][0], expected["mask_logits"][-1])
+            assert found["class_logits"].shape[0] == 1
+        torch.testing.assert_close(found["class_logits"][-1], expected["class_logits"][-1])
+        for ours, plain in zip(found.semantic(frames), expected.semantic(frames), strict=True):
+            assert (ours != plain).float().mean() < 1e-3
+        views = [outputs.view((64, 96), (64, 96), flipped=True) for outputs in (found, expected)]
+    assert torch.equal(again["pixel_features"], expected["pixel_features"])
+    assert type(model) is maskformer.MaskFormer
+    shared = {id(weight) for weight in ready.parameters()} & {*map(id, model.parameters())}
+    assert bool(shared) == ("swin" in backbone)  # where no layout changes, weights are not copied
+    assert views[0].pixel_features is views[1].pixel_features is None
+
+
+def test_a_model_that_is_ready_can_be_made_ready_again() -> None:
+    model = build().model
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for name, values in model(image).items():
+            torch.testing.assert_close(ready_to_predict(model)(image)[name], values)
 
 
 def test_it_reads_runs_and_models(tmp_path: Path) -> None:
