@@ -12,6 +12,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.convolution import convolve_3x3
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import MaskOutputs
+from mfkernels.checks import without_autocast
 from mfkernels.ops.conv3x3.operator import CHANNELS
 
 
@@ -20,7 +21,8 @@ class DirectMaskFormer(MaskFormer):
 
     A mask is an embedding times features, `e · (W * x + b)`. That is `(e · W) * x + e · b`: one
     convolution with a kernel for each query instead of one for each channel of the features, and
-    no product after it. Made of another one by `give_masks`.
+    no product after it. That stays in the precision of the weights. Made of another one by
+    `give_masks`.
     """
 
     mask_convolution: nn.Conv2d
@@ -29,8 +31,10 @@ class DirectMaskFormer(MaskFormer):
     def forward(self, pixel_values: Tensor, *args: Any, **options: Any) -> MaskOutputs:
         """As `MaskFormer.forward`."""
         outputs = super().forward(pixel_values, *args, **options)
+        embed = outputs["mask_embed"][-1]
         maps = outputs["pixel_features"]  # what the convolution would have read
-        masks = _masks(outputs["mask_embed"][-1], maps, self.mask_convolution)
+        with without_autocast(maps.device):
+            masks = _masks(embed, maps, self.mask_convolution)
         return MaskOutputs(class_logits=outputs["class_logits"][-1:], mask_logits=masks[None])
 
 
@@ -55,6 +59,7 @@ def _masks(embed: Tensor, maps: Tensor, convolution: nn.Conv2d) -> Tensor:
     """`[B, Q, C']` and `[B, C, h, w]` to mask logits `[B, Q, h, w]`."""
     images, queries, _ = embed.shape
     assert convolution.bias is not None
+    embed, maps = embed.to(convolution.weight), maps.to(convolution.weight)
     embed = F.pad(embed, (0, 0, 0, -queries % CHANNELS))
     weights = torch.einsum("bqm,mcij->bqcij", embed, convolution.weight)
     biases = embed @ convolution.bias

@@ -34,7 +34,7 @@ def ready_to_predict(
     folded = fold_norms(model)
     device = next(model.parameters()).device
     bfloat16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
-    on_cpu = device.type == "cpu" and not bfloat16
+    on_cpu = device.type == "cpu"
     channels_last = bfloat16 or (on_cpu and prefers_channels_last(model))
     masks = on_cpu and gives_masks_cheaper(model)
     if not (channels_last or masks):
