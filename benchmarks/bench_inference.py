@@ -1,10 +1,10 @@
 """From a network input to label maps of the original size: model and post-processing.
 
-`native` is the model as `maskformer.Predictor` runs it, with channels last on a CPU, unless it is a
-Swin (`native-bf16`: with `eval.precision: bf16`, where channels are always last), `reference` the
-same model without folded norms, with the official computation after it, and `transformers` its
-MaskFormer with the same weights and its own post-processing. What is compared are the class and
-mask logits.
+`native` is the model as `maskformer.Predictor` runs it, on a CPU with channels last, unless it is a
+Swin, and with masks straight from the last convolution (`native-bf16`: with `eval.precision: bf16`,
+where channels are always last), `reference` the same model in plain PyTorch without any of this,
+with the official computation after it, and `transformers` its MaskFormer with the same weights and
+its own post-processing. What is compared are the class and mask logits.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def compared(outputs: Any) -> list[Tensor]:
 
 @torch.inference_mode()
 def label(model: nn.Module, x: Tensor, frames: Frames, backend: str) -> Any:
-    outputs = model(x)
     with mfkernels.use_backend(backend):  # type: ignore[arg-type]
+        outputs = model(x)
         outputs.semantic(frames)
     return outputs
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 import maskformer
+import mfkernels
 from maskformer.training.speed import choose_memory_format, compile_regions, to_layout
 from mfkernels import MaskFormerCriterion
 
@@ -78,7 +79,8 @@ def native(criterion: MaskFormerCriterion, model: nn.Module, x: Tensor, inputs: 
 def reference(
     criterion: MaskFormerCriterion, model: nn.Module, x: Tensor, inputs: Inputs
 ) -> Tensor:
-    outputs = model(x)
+    with mfkernels.use_backend("reference"):
+        outputs = model(x)
     masks = torch.einsum("lbqc,bchw->lbqhw", outputs["mask_embed"], outputs["pixel_features"])
     *aux, final = (
         {"pred_logits": logits, "pred_masks": mask}

@@ -130,6 +130,9 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "truth": truth,
         "points": torch.rand(3, 10, 2),
         "things": {1, 2},
+        "x": torch.rand(1, 16, 5, 4),
+        "weight": torch.rand(32, 16, 3, 3),
+        "bias": torch.rand(32),
     }
     exec(training, names)
     outputs = names["outputs"]

@@ -10,10 +10,10 @@
 
 namespace mfk::cpu {
 
-// Call `work` on this thread and, as far as they wake up in time, on up to `threads` - 1 helpers at
-// once. Returns when all calls have returned. `work` takes its share of the whole from a counter of
-// its own, so it is right whatever the number of calls. What it throws (memory may end) comes out here
-// once all calls have returned.
+// Call `work` at most `threads` times, on this thread and on others as far as there are any: at once,
+// or, in threads that are lent and busy already, one after the other. Returns when all calls have
+// returned. `work` takes its share of the whole from a counter of its own, so it is right whatever the
+// number of calls. What it throws (memory may end) comes out here once all calls have returned.
 void run_parallel(int threads, const std::function<void()>& work);
 
 // Calls `work` on this thread and up to `threads` - 1 others.

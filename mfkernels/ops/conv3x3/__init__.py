@@ -53,17 +53,21 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel can serve a convolution, and takes less time than PyTorch's own.
 
-    Measured with oneDNN on AVX2 and AVX-512: 1.5 to 2.5 times as fast (benchmarks/NOTES.md). Below
-    so many channels the transforms are the larger part, below so many pixels those of the weights.
+    Beside oneDNN with AVX2 and AVX-512: 1.1 to 3 times as fast (benchmarks/NOTES.md). Below so
+    many channels the transforms are the larger part, below so many pixels those of the weights.
     """
-    batch, channels, height, width = x.shape
     return (
-        x.device.type == "cpu"
+        x.ndim == 4
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and HAS_VECTORS
-        and min(channels, weight.shape[0]) >= FEWEST_CHANNELS
-        and batch * height * width >= FEWEST_PIXELS
+        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        # Of an image: its result does not depend on its company.
+        and x.shape[2] * x.shape[3] >= FEWEST_PIXELS
         and _problem(x, weight) is None
+        # What is exported goes to machines without this library.
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.convolution import convolve_3x3
+from maskformer.modeling.convolution import Conv2d, convolve_3x3
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import MaskOutputs
+from maskformer.modeling.transformer import Sizes
 from mfkernels.checks import without_autocast
 from mfkernels.ops.conv3x3.operator import CHANNELS
 
 
 class DirectMaskFormer(MaskFormer):
-    """A MaskFormer that predicts `mask_logits` of the final layer, and no pixel features.
+    """A MaskFormer that predicts the masks of the final layer without pixel features.
 
     A mask is an embedding times features, `e · (W * x + b)`. That is `(e · W) * x + e · b`: one
     convolution with a kernel for each query instead of one for each channel of the features, and
@@ -25,34 +24,51 @@ class DirectMaskFormer(MaskFormer):
     `give_masks`.
     """
 
-    mask_convolution: nn.Conv2d
-    """`W` and `b`, taken from the pixel decoder."""
+    def forward(
+        self,
+        pixel_values: Tensor,
+        with_mask_logits: bool = True,
+        image_sizes: Sizes | None = None,
+    ) -> MaskOutputs:
+        """Arguments and errors as of `MaskFormer.forward`; masks come in any case.
 
-    def forward(self, pixel_values: Tensor, *args: Any, **options: Any) -> MaskOutputs:
-        """As `MaskFormer.forward`."""
-        outputs = super().forward(pixel_values, *args, **options)
+        Returns:
+            `class_logits [1,B,Q,K+1]` and `mask_logits [1,B,Q,h,w]`.
+        """
+        outputs = super().forward(pixel_values, image_sizes=image_sizes)
         embed = outputs["mask_embed"][-1]
         maps = outputs["pixel_features"]  # what the convolution would have read
         with without_autocast(maps.device):
-            masks = _masks(embed, maps, self.mask_convolution)
+            masks = _masks(embed, maps, self.pixel_decoder.mask_features)
         return MaskOutputs(class_logits=outputs["class_logits"][-1:], mask_logits=masks[None])
 
 
+class _Unapplied(Conv2d):
+    """Weights of a convolution, in their place, that others apply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def gives_masks_cheaper(model: SegmentationModel) -> bool:
-    """Whether fewer queries than channels of the features would come out of that convolution."""
+    """Whether fewer queries than channels of the features would come out of the last convolution
+    of the pixel decoder, as this project builds it.
+    """
     if type(model) is not MaskFormer:
         return False
-    queries, channels = model.config.decoder.queries, model.config.pixel_decoder.mask_channels
-    return 4 * queries <= 3 * channels
+    convolution = getattr(model.pixel_decoder, "mask_features", None)
+    return (
+        type(convolution) is Conv2d
+        and convolution.is_3x3
+        and convolution.bias is not None
+        and 4 * model.config.decoder.queries <= 3 * convolution.out_channels
+    )
 
 
 def give_masks(model: SegmentationModel) -> None:
-    """Makes a model, in place, a `DirectMaskFormer`."""
-    assert isinstance(model, MaskFormer)
-    convolution = model.pixel_decoder.mask_features
-    model.pixel_decoder.mask_features = nn.Identity()  # type: ignore[assignment]
+    """Makes a model, in place, a `DirectMaskFormer`; its weights keep their names."""
+    model.pixel_decoder.mask_features.__class__ = _Unapplied
     model.__class__ = DirectMaskFormer
-    model.mask_convolution = convolution
 
 
 def _masks(embed: Tensor, maps: Tensor, convolution: nn.Conv2d) -> Tensor:

@@ -13,12 +13,12 @@ class Conv2d(nn.Conv2d):
     """As PyTorch's; `mfkernels.conv3x3` computes it where it can and takes less time."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        if self._is_3x3:
+        if self.is_3x3:
             return convolve_3x3(input, weight, bias)
         return super()._conv_forward(input, weight, bias)
 
     @property
-    def _is_3x3(self) -> bool:
+    def is_3x3(self) -> bool:
         """Whether it is what `conv3x3` computes: with a border of zeros, no steps nor gaps."""
         return (
             self.kernel_size == (3, 3)

@@ -148,6 +148,8 @@ def test_masks_come_without_features_on_a_cpu(backbone: str, channels: int) -> N
     shared = {id(weight) for weight in ready.parameters()} & {*map(id, model.parameters())}
     assert bool(shared) == ("swin" in backbone)  # where no layout changes, weights are not copied
     assert views[0].pixel_features is views[1].pixel_features is None
+    weight = "pixel_decoder.mask_features.weight"
+    assert torch.equal(ready.state_dict()[weight], model.state_dict()[weight])
 
 
 def test_a_model_that_is_ready_can_be_made_ready_again() -> None:

@@ -172,10 +172,15 @@ def test_what_no_kernel_serves_is_pytorchs(served_by: str) -> None:
 
 
 def test_where_it_is_faster() -> None:
-    x, weight = torch.empty(2, 64, 16, 32), torch.empty(128, 64, 3, 3)
+    x, weight = torch.empty(2, 64, 32, 32), torch.empty(128, 64, 3, 3)
     with_vectors = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     assert is_faster(x, weight) == with_vectors
-    few = [(x[:1], weight), (x[:, :48], weight[:, :48]), (x.double(), weight.double())]
+    few = [
+        (x[..., :31], weight),
+        (x[0], weight),
+        (x[:, :48], weight[:, :48]),
+        (x.double(), weight.double()),
+    ]
     for other in (*few, (x.to("meta"), weight.to("meta")), (x, weight[:100])):
         assert not is_faster(*other)
     with torch.autocast("cpu", torch.bfloat16):
