@@ -31,7 +31,9 @@ SWIN = {
 }
 MODEL = {**TINY["model"], "decoder": {**TINY["model"]["decoder"], "dropout": 0.0}}
 ENCODER = {**TINY["model"]["pixel_decoder"], "encoder_layers": 1}
-FIGURES = ("grad_norm", "loss", "loss_ce", "loss_mask", "loss_dice")
+FIGURES = {"grad_norm": 1e-4, "loss": 1e-5, "loss_ce": 1e-5, "loss_mask": 1e-5, "loss_dice": 1e-5}
+"""How far they may be apart: the first steps of AdamW are signs of gradients, which rounding may turn
+where they are nearly zero, and norms of gradients show it first."""
 Steps = list[dict[str, float]]
 
 
@@ -111,8 +113,8 @@ def mean(processes: list[Steps]) -> Steps:
 def assert_same_steps(found: Steps, expected: Steps) -> None:
     assert len(found) == len(expected) > 0
     for step, other in zip(found, expected, strict=True):
-        for name in FIGURES:
-            assert step[name] == pytest.approx(other[name], rel=1e-5), name
+        for name, tolerance in FIGURES.items():
+            assert step[name] == pytest.approx(other[name], rel=tolerance), name
 
 
 def assert_same_metrics(run: Path, other: Path) -> None:
