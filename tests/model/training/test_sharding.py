@@ -45,7 +45,8 @@ def recipe(model: dict[str, Any] | None = None, **train: Any) -> Config:
     values = {**TINY, "model": {**MODEL, **(model or {})}}
     values["train"] = {**TINY["train"], "steps": 4, "batch_size": 4, "accumulate": 2,
                        "clip_norm": 0.01, "freeze": "stem", "schedule": "step",
-                       "memory_format": "contiguous", "seed": 1, "trackers": [], **train}  # fmt: skip
+                       "memory_format": "contiguous", "seed": 1, "trackers": [],
+                       **train}  # fmt: skip
     values["data"] = {**TINY["data"], "val_images": 5}
     values["eval"] = {"batch_size": 1, "pictures": 0}
     return parse_config(values)
