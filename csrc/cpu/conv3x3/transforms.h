@@ -16,6 +16,19 @@ MFK_INLINE V scaled(T factor, const V& a, const V& b) {  // factor * a + b
   return multiply_add(broadcast(factor), a, b);
 }
 
+// A polynomial at all points: its first and last coefficients, at 0 and infinity, and the even and odd
+// parts at the two pairs.
+template <class V>
+MFK_INLINE void at_points(const V& first, const V& even, const V& odd, const V& even2,
+                          const V& odd2, const V& last, V (&y)[kInput]) {
+  y[0] = first;
+  y[1] = even + odd;
+  y[2] = even - odd;
+  y[3] = even2 + odd2;
+  y[4] = even2 - odd2;
+  y[5] = last;
+}
+
 // Six pixels, for the product with a kernel.
 template <class T>
 struct InputTransform {
@@ -40,12 +53,7 @@ struct WeightTransform {
   MFK_INLINE static void along_axis(const V (&x)[kFrom], V (&y)[kTo]) {
     const V even = scaled(T(0.5), x[2], x[0]) * T(-2.0 / 3), odd = x[1] * T(-kRoot / 3);
     const V even2 = scaled(T(2), x[2], x[0]) * T(1.0 / 6), odd2 = x[1] * T(kRoot / 6);
-    y[0] = x[0];
-    y[1] = even + odd;
-    y[2] = even - odd;
-    y[3] = even2 + odd2;
-    y[4] = even2 - odd2;
-    y[5] = x[2];
+    at_points(x[0], even, odd, even2, odd2, x[2], y);
   }
 };
 
@@ -71,12 +79,7 @@ struct GradientTransform {
   MFK_INLINE static void along_axis(const V (&x)[kFrom], V (&y)[kTo]) {
     const V even = scaled(T(0.5), x[2], x[0]), odd = scaled(T(0.5), x[3], x[1]) * T(kRoot / 2);
     const V even2 = scaled(T(2), x[2], x[0]), odd2 = scaled(T(2), x[3], x[1]) * T(kRoot);
-    y[0] = x[0];
-    y[1] = even + odd;
-    y[2] = even - odd;
-    y[3] = even2 + odd2;
-    y[4] = even2 - odd2;
-    y[5] = x[3];
+    at_points(x[0], even, odd, even2, odd2, x[3], y);
   }
 };
 
