@@ -14,6 +14,7 @@ import triton
 from helpers.gpu.compiler import (
     ARCHITECTURES,
     SPILLED_ELSEWHERE,
+    SPILLED_WHERE_FASTER,
     Launch,
     compile_launch,
     is_pinned,
@@ -48,7 +49,7 @@ def on_architecture(architecture: str) -> Iterator[None]:
 
 def check(launch: Launch, architecture: str, *, tensor_cores: bool) -> None:
     compiled = compile_launch(launch, architecture)
-    if compiled.spilled > 0:
+    if compiled.spilled > SPILLED_WHERE_FASTER.get((architecture, launch.name), 0):
         message = f"{launch.name} spills {compiled.spilled} bytes on {architecture}"
         assert not is_pinned(), message
         assert compiled.spilled <= SPILLED_ELSEWHERE, message

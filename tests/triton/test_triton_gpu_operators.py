@@ -61,7 +61,10 @@ def calls() -> dict[str, tuple[Any, ...]]:
             *(1.0, 20.0, 1.0, 0.25, 2.0),
         ),
         # Of maps only what belongs to matched segments is written, and opcheck compares all.
-        "mask_loss": (embed, features, *segments, counts, assignment, 0.25, 2.0, False),
+        "mask_loss": (
+            *(embed, features, *segments, counts, assignment, len(targets.labels)),
+            *(0.25, 2.0, False),
+        ),
         "class_loss": (class_logits, targets.labels, counts, assignment, 0.1),
         "focal_dice": (logits, values, 0.25, 2.0),
         "sigmoid_focal_loss": (logits, values > 0.5, 0.25, 1.5),

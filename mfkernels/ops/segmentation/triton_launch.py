@@ -168,7 +168,7 @@ def _launch_certain(
         )
     in_registers = plan.gpu.generation.factors is None
     classes = plan.variant.classes
-    block = TilesBlock(64 if classes <= 64 else 16, 16 if in_registers else 64, classes)
+    block = TilesBlock(64 if classes <= 64 else 16, 16 if in_registers else 32, classes)
     launcher.launch(
         certain_kernel,
         (cdiv(tiles, block.tiles),),

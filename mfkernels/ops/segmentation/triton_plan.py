@@ -16,6 +16,9 @@ Size = tuple[int, int]
 
 AT_ONCE = 128
 """The most queries whose sigmoids the registers hold."""
+WHOLE = 96
+"""From more queries on, `AT_ONCE` are one piece: fewer products, of more that are empty; on matrix
+units that take factors from shared memory."""
 PIECE = 32
 """Queries at a time where there are more, or several views."""
 SMALL_PIECE = 16
@@ -86,13 +89,13 @@ def plan_of(
     variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
     sides = SMALL_TILE_SIDES if in_registers else TILE_SIDES
     tile, patch = _tile_and_patch(frames, size, variant, sides)
+    pieces = _pieces(queries[0], variant, patch, gpu) if at_once else (piece,)
     views, elements, rows = [], 0, 0
     for view, count in zip(frames, queries, strict=True):
-        columns = columns_of(count, 16 if at_once else piece)
+        columns = sum(pieces) if at_once else columns_of(count, piece)
         views.append(view._replace(first_block=elements // 16, first_row=rows, columns=columns))
         elements += view.mask_height * view.mask_width * columns * (2 if patch.size else 1)
         rows += columns
-    pieces = _powers_of_2(rows, 32 if resized else 64) if at_once else (piece,)
     return Plan(
         views=views,
         elements=elements,
@@ -111,6 +114,15 @@ def _classes_at_a_time(classes: int, at_once: bool, resized: bool, gpu: Generati
     if not at_once and gpu.factors == "shared memory":
         return min(power_of_2(classes, 32), MOST_OF_RESIZED if resized else MOST_OF_MANY)
     return 64 if classes >= MANY_CLASSES and gpu.factors not in (None, "registers") else 32
+
+
+def _pieces(queries: int, variant: Variant, patch: Patch, gpu: Generation) -> tuple[int, ...]:
+    """Into which the queries of the only view are divided, and as many columns as they take."""
+    rows = columns_of(queries, 16)
+    in_one = gpu.factors == "shared memory" and variant.classes <= 32 and patch.size > 0
+    if in_one and rows > WHOLE and not variant.resized:
+        return (AT_ONCE,)
+    return _powers_of_2(rows, 32 if variant.resized else 64)
 
 
 def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:

@@ -30,6 +30,9 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 SPILLED_ELSEWHERE = 64
 """Bytes that a kernel may spill with another Triton than the pinned one."""
 
+SPILLED_WHERE_FASTER = {("sm_90", "logits_kernel"): 256, ("sm_90", "grad_embed_kernel"): 352}
+"""The same with any Triton, as the fastest tiles on an H200 do: `benchmarks/NOTES.md`, round 6."""
+
 PINS = ROOT / "requirements" / "py311.txt"
 
 
