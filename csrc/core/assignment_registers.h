@@ -1,12 +1,16 @@
 // The search of `assignment.h` for a group on a GPU whose lanes keep their columns in registers.
 //
 // A step of the search is a chain of dependent loads, additions and reductions, and nothing else
-// runs on its scheduler. With distances, duals, paths and assigned rows in registers, and with the
-// number of a lane's columns known to the compiler, a step has one load in its chain, no barrier and
-// no branch that lanes could take differently.
+// runs on its scheduler. With distances, duals and paths in registers, and with the number of a lane's
+// columns known to the compiler, a step has few loads in its chain and no barrier.
+//
+// There are two searches. Of few columns a lane has assigned rows in registers, too, and a step has no
+// branch that lanes could take differently. Of many columns that takes longer to begin than it saves:
+// on an H200, 208 problems of 300x100 took 316 microseconds instead of 203.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/assignment.h"
 
@@ -38,6 +42,9 @@ struct InRegisters : Group {
     }
   }
 };
+
+// The most columns per lane that are few.
+constexpr int kFew = 4;
 
 template <class Group, int kPerLane, int kVector>
 constexpr int kVectorOf<InRegisters<Group, kPerLane, kVector>> = kVector;
@@ -71,18 +78,24 @@ struct Scan<InRegisters<Group, kPerLane, kVector>> : Scan<Group> {
       const double reduced = cost[k] - p.column_dual[exists ? j : 0];
       found[k] = {exists ? reduced : infinity(), infinity(), j};
     }
-    return group.two_least(
-        tournament(found, [](const TwoLeast& a, const TwoLeast& b) { return join(a, b); }));
+    if constexpr (kPerLane <= kFew) {
+      return group.two_least(
+          tournament(found, [](const TwoLeast& a, const TwoLeast& b) { return join(a, b); }));
+    }
+    TwoLeast best{infinity(), infinity(), kNone};
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) best.add(found[k].least, found[k].column);
+    return group.two_least(best);
   }
 };
 
-// A lane's columns during one search. One that has joined the tree is at an infinite distance and
+// A lane's few columns during one search. One that has joined the tree is at an infinite distance and
 // stays there, as one that does not exist is: its dual here is -inf, whatever its cost is read as.
 // Costs are read for all columns that lanes can have, so the last row is followed by readable memory.
 template <class Group, int kPerLane, class P>
-class SearchInRegisters {
+class SearchOfFew {
  public:
-  MFK_HOST_DEVICE SearchInRegisters(const Group& group, const P& p) : group_(group), p_(p) {
+  MFK_HOST_DEVICE SearchOfFew(const Group& group, const P& p) : group_(group), p_(p) {
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
       dual_[k] = exists(k) ? p.column_dual[column(k)] : -infinity();
@@ -95,6 +108,9 @@ class SearchInRegisters {
   // A column with its row; both are below 4096 in a group that keeps columns in registers.
   static MFK_INLINE int32_t column_at(int32_t place) { return place & 0xffff; }
   static MFK_INLINE int32_t row_at(int32_t place) { return (place >> 16) - 1; }
+
+  MFK_INLINE int32_t row_of(const Nearest& best) const { return row_at(best.column); }
+  static MFK_INLINE int32_t column_of(const Nearest& best) { return column_at(best.column); }
 
   // As Scan::relax, but that the nearest has its place as rank and as column: of equals a free one
   // wins.
@@ -116,8 +132,9 @@ class SearchInRegisters {
     return group_.nearest_place(nearest.distance, nearest.column);
   }
 
-  // The column at this distance joins the tree: it is neither relaxed nor nearest any more.
-  MFK_HOST_DEVICE void take(int32_t joining, double distance) {
+  // The nearest column joins the tree: it is neither relaxed nor nearest any more.
+  MFK_HOST_DEVICE void take(const Nearest& nearest) {
+    const int32_t joining = column_of(nearest);
     bool here = false;
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
@@ -127,7 +144,7 @@ class SearchInRegisters {
       distance_[k] = joins ? infinity() : distance_[k];
       tree_ |= static_cast<uint32_t>(joins) << k;
     }
-    if (here) p_.distance[joining] = distance;
+    if (here) p_.distance[joining] = nearest.distance;
   }
 
   // Path and duals go back to memory; the duals of the tree are lowered by how much nearer than the
@@ -158,27 +175,99 @@ class SearchInRegisters {
   uint32_t tree_ = 0;
 };
 
+// A lane's many columns during one search.
+template <class Group, int kPerLane, class P>
+class SearchOfMany {
+ public:
+  MFK_HOST_DEVICE SearchOfMany(const Group& group, const P& p) : group_(group), p_(p) {
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      // A column that does not exist is at an infinite distance, whatever it costs.
+      dual_[k] = exists(k) ? p.column_dual[column(k)] : -infinity();
+      distance_[k] = infinity();
+      path_[k] = kNone;
+    }
+  }
+
+  MFK_INLINE int32_t row_of(const Nearest& best) const { return p_.row_of_column[best.column]; }
+  static MFK_INLINE int32_t column_of(const Nearest& best) { return best.column; }
+
+  // As Scan::relax.
+  MFK_HOST_DEVICE Nearest relax(int32_t row, double base) {
+    const double offset = base - p_.row_dual[row];
+    typename P::Cost cost[kPerLane];
+    group_.load(p_.costs, row, cost);
+    Nearest best{infinity(), INT32_MAX, kNone};
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      const bool open = !(tree_ >> k & 1u);
+      const double reduced = (static_cast<double>(cost[k]) - dual_[k]) + offset;
+      if (open && reduced < distance_[k]) {
+        distance_[k] = reduced;
+        path_[k] = row;
+      }
+      if (open && distance_[k] < best.distance) best = {distance_[k], column(k), column(k)};
+    }
+    return group_.nearest(best);
+  }
+
+  // As that of few columns.
+  MFK_HOST_DEVICE void take(const Nearest& nearest) {
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      tree_ |= static_cast<uint32_t>(column(k) == nearest.column) << k;
+    }
+  }
+
+  // As that of few columns.
+  MFK_HOST_DEVICE void finish(bool reached, double end) {
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      if (!exists(k)) continue;
+      p_.path[column(k)] = path_[k];
+      if (!reached || !(tree_ >> k & 1u)) continue;
+      const double slack = end - distance_[k];
+      p_.row_dual[p_.row_of_column[column(k)]] += slack;
+      p_.column_dual[column(k)] = dual_[k] - slack;
+    }
+    group_.sync();
+  }
+
+ private:
+  MFK_INLINE int32_t column(int k) const { return group_.column(k); }
+  MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
+
+  const Group& group_;
+  const P& p_;
+  double dual_[kPerLane];
+  double distance_[kPerLane];
+  int32_t path_[kPerLane];
+  uint32_t tree_ = 0;
+};
+
 // As `augment`, not strict: the strict search needs SciPy's list of columns.
 template <bool kStrict, class Group, int kPerLane, int kVector, class P>
 MFK_HOST_DEVICE bool augment(const InRegisters<Group, kPerLane, kVector>& group, const P& p,
                              int32_t start) {
   static_assert(!kStrict, "the order of SciPy's columns is kept in memory");
-  using Search = SearchInRegisters<InRegisters<Group, kPerLane, kVector>, kPerLane, P>;
+  using Own = InRegisters<Group, kPerLane, kVector>;
+  using Search = std::conditional_t<kPerLane <= kFew, SearchOfFew<Own, kPerLane, P>,
+                                    SearchOfMany<Own, kPerLane, P>>;
   Search search(group, p);
   Nearest best = search.relax(start, 0.0);
   bool reached = false;
   int32_t scanned = 0;
   for (; scanned < p.rows && best.distance < infinity(); ++scanned) {
-    const int32_t row = Search::row_at(best.column);
+    const int32_t row = search.row_of(best);
     if (row == kNone) {
       reached = true;
       break;
     }
-    search.take(Search::column_at(best.column), best.distance);
+    search.take(best);
     best = search.relax(row, best.distance);
   }
   search.finish(reached, best.distance);
-  const int32_t column = Search::column_at(best.column);
+  const int32_t column = Search::column_of(best);
   if (reached && group.lane() == 0) {
     assign_along_path(p, start, {best.distance, column, column}, scanned);
   }

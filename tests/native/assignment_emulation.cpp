@@ -158,9 +158,13 @@ void solve_all(const assignment::Batch& batch, int lanes, int step, bool in_regi
       char* arrays = reinterpret_cast<char*>(memory.data());
       if constexpr (!kStrict) {
         using Few = assignment::InRegisters<EmulatedWarp, 2>;
-        using Many = assignment::InRegisters<EmulatedWarp, 16, 4>;
+        using Vector = assignment::InRegisters<EmulatedWarp, 4, 4>;
+        using Many = assignment::InRegisters<EmulatedWarp, 16>;
         if (in_registers && most <= 2 * lanes) {
           return solve<kStrict>(Few(warp), batch, b, arrays, dense.data());
+        }
+        if (in_registers && most <= 4 * lanes) {
+          return solve<kStrict>(Vector(warp), batch, b, arrays, dense.data());
         }
         if (in_registers && most <= 16 * lanes) {
           return solve<kStrict>(Many(warp), batch, b, arrays, dense.data());
