@@ -94,7 +94,8 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "Tensor target, float no_object_weight) -> Tensor grad_class_logits");
 
   // A convolution of maps [B, C, h, w] with weights [O, C, 3, 3], stride 1 and zeros around: [B, O, h,
-  // w], channels last in memory. All in fp32 or all in fp64; C and O in multiples of 16.
+  // w], channels last in memory. All in fp32 or all in fp64, or maps in bf16 and weights in fp32; C and
+  // O in multiples of 16.
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor grad_weight");
 

@@ -94,6 +94,37 @@ struct VectorOfBytes {
   typedef T type __attribute__((vector_size(kBytes)));
 };
 
+// As many elements as the vector has, in its type.
+template <class V, class T>
+MFK_INLINE V load_widened(const T* data) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    constexpr int kBytes = sizeof(V);
+    using Shorts = typename VectorOfBytes<uint16_t, kBytes / 2>::type;
+    using Words = typename VectorOfBytes<uint32_t, kBytes>::type;
+    const Words bits = __builtin_convertvector(load<Shorts>(data), Words) << 16;
+    return load<V>(&bits);
+  } else {
+    return load<V>(data);
+  }
+}
+
+// Rounded as by `narrow`.
+template <class V, class T>
+MFK_INLINE void store_narrowed(T* data, const V& value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    constexpr int kBytes = sizeof(V);
+    using Shorts = typename VectorOfBytes<uint16_t, kBytes / 2>::type;
+    using Words = typename VectorOfBytes<uint32_t, kBytes>::type;
+    const Words bits = load<Words>(&value);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Words quiet = (bits >> 16) | 0x40u;
+    const Words chosen = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+    store(data, __builtin_convertvector(chosen, Shorts));
+  } else {
+    store(data, value);
+  }
+}
+
 // The least entry of a vector, without branches: it is halved until 16 bytes are left.
 template <class T, int kBytes = MFK_VECTOR_BYTES>
 MFK_INLINE T least_entry(const typename VectorOfBytes<T, kBytes>::type values) {

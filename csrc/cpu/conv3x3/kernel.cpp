@@ -2,6 +2,8 @@
 // set, with MFK_KERNEL as the name of its one public object.
 #include "cpu/conv3x3/kernel.h"
 
+#include <type_traits>
+
 #include "cpu/common/gemm.h"
 #include "cpu/common/memory.h"
 #include "cpu/conv3x3/transforms.h"
@@ -44,6 +46,15 @@ struct Tile4x4 {
   }
 };
 
+// Calls `f` with an element of the maps of a problem that is computed in T.
+template <class T, class F>
+MFK_INLINE void with_element(const Conv3x3Problem& problem, F f) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (problem.element == Element::kBFloat16) return f(BFloat16{});
+  }
+  f(T{});
+}
+
 template <class T>
 void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transformed) {
   using V = VectorFor<T>;
@@ -79,21 +90,21 @@ void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transform
 }
 
 // `transformed`: that of this tile at the first point; `distance` to the next.
-template <class T>
+template <class S, class T>
 void transform_input(const Conv3x3Problem& problem, const Tile4x4& tile, const T* zeros,
                      T* transformed, int64_t distance) {
   using V = VectorFor<T>;
-  const T* pixels[kInput][kInput];
+  const S* pixels[kInput][kInput];
   for (int i = 0; i < kInput; ++i) {
     for (int j = 0; j < kInput; ++j) {
-      pixels[i][j] = tile.pixel(problem, static_cast<const T*>(problem.x), problem.in_channels,
-                                i - 1, j - 1, zeros);
+      pixels[i][j] = tile.pixel(problem, static_cast<const S*>(problem.x), problem.in_channels,
+                                i - 1, j - 1, reinterpret_cast<const S*>(zeros));
     }
   }
   for (int64_t c = 0; c < problem.in_channels; c += VectorOf<T>::kWidth) {
     V x[kInput][kInput], y[kInput][kInput];
     for (int i = 0; i < kInput; ++i) {
-      for (int j = 0; j < kInput; ++j) x[i][j] = load<V>(pixels[i][j] + c);
+      for (int j = 0; j < kInput; ++j) x[i][j] = load_widened<V>(pixels[i][j] + c);
     }
     transform<InputTransform<T>>(x, y);
     for (int i = 0; i < kInput; ++i) {
@@ -104,15 +115,15 @@ void transform_input(const Conv3x3Problem& problem, const Tile4x4& tile, const T
 }
 
 // The results of a tile in output channels [first, last), from its `products` at the first point.
-template <class T>
+template <class S, class T>
 void transform_result(const Conv3x3Problem& problem, const Tile4x4& tile, int64_t first,
                       int64_t last, const T* products, int64_t distance) {
   using V = VectorFor<T>;
-  T* results[kResult][kResult];
+  S* results[kResult][kResult];
   for (int i = 0; i < kResult; ++i) {
     for (int j = 0; j < kResult; ++j) {
-      results[i][j] = tile.pixel(problem, static_cast<T*>(problem.y), problem.out_channels, i, j,
-                                 static_cast<T*>(nullptr));
+      results[i][j] = tile.pixel(problem, static_cast<S*>(problem.y), problem.out_channels, i, j,
+                                 static_cast<S*>(nullptr));
     }
   }
   const auto* bias = static_cast<const T*>(problem.bias);
@@ -127,7 +138,7 @@ void transform_result(const Conv3x3Problem& problem, const Tile4x4& tile, int64_
     const V added = bias == nullptr ? V{} : load<V>(bias + o);
     for (int i = 0; i < kResult; ++i) {
       for (int j = 0; j < kResult; ++j) {
-        if (results[i][j] != nullptr) store(results[i][j] + o, y[i][j] + added);
+        if (results[i][j] != nullptr) store_narrowed(results[i][j] + o, y[i][j] + added);
       }
     }
   }
@@ -156,15 +167,15 @@ void multiply(int64_t tiles, const Left<T>& inputs, const T* panel, int64_t dept
   }
 }
 
-template <class T>
-void forward(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
-             void* memory) {
+template <class S, class T>
+void forward_of(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
+                void* memory) {
   const int64_t tiles = last - first, row = input_row(problem), channels = problem.in_channels;
   const Workspace<T> workspace(problem, tiles, memory);
   for (int64_t c = 0; c < channels; ++c) workspace.zeros[c] = 0;
   for (int64_t t = 0; t < tiles; ++t) {
-    transform_input(problem, Tile4x4(problem, first + t), workspace.zeros,
-                    workspace.inputs + t * row, tiles * row);
+    transform_input<S>(problem, Tile4x4(problem, first + t), workspace.zeros,
+                       workspace.inputs + t * row, tiles * row);
   }
   constexpr int64_t kStride = kGroup * kPanel<T>;
   const int64_t panels = panels_of<T>(problem);
@@ -184,24 +195,32 @@ void forward(const Conv3x3Problem& problem, const T* weight, int64_t first, int6
     const int64_t begin = group * kPanel<T>;
     const int64_t end = smaller(begin + kStride, problem.out_channels);
     for (int64_t t = 0; t < tiles; ++t) {
-      transform_result(problem, Tile4x4(problem, first + t), begin, end,
-                       workspace.products + t * kStride, tiles * kStride);
+      transform_result<S>(problem, Tile4x4(problem, first + t), begin, end,
+                          workspace.products + t * kStride, tiles * kStride);
     }
   }
 }
 
 template <class T>
-void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
-                    const T* zeros, T* inputs, T* grads) {
+void forward(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
+             void* memory) {
+  with_element<T>(problem, [&](auto element) {
+    forward_of<decltype(element)>(problem, weight, first, last, memory);
+  });
+}
+
+template <class S, class T>
+void transform_tile_of(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
+                       const T* zeros, T* inputs, T* grads) {
   using V = VectorFor<T>;
   const Tile4x4 tile(problem, first + t);
   const int64_t row = input_row(problem);
-  transform_input(problem, tile, zeros, inputs + t * row, count * row);
-  const T* pixels[kResult][kResult];
+  transform_input<S>(problem, tile, zeros, inputs + t * row, count * row);
+  const S* pixels[kResult][kResult];
   for (int i = 0; i < kResult; ++i) {
     for (int j = 0; j < kResult; ++j) {
-      pixels[i][j] =
-          tile.pixel(problem, static_cast<const T*>(problem.y), problem.out_channels, i, j, zeros);
+      pixels[i][j] = tile.pixel(problem, static_cast<const S*>(problem.y), problem.out_channels, i,
+                                j, reinterpret_cast<const S*>(zeros));
     }
   }
   const int64_t panels = panels_of<T>(problem);
@@ -209,7 +228,7 @@ void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count,
     V x[kResult][kResult] = {}, y[kInput][kInput];
     if (o < problem.out_channels) {
       for (int i = 0; i < kResult; ++i) {
-        for (int j = 0; j < kResult; ++j) x[i][j] = load<V>(pixels[i][j] + o);
+        for (int j = 0; j < kResult; ++j) x[i][j] = load_widened<V>(pixels[i][j] + o);
       }
     }
     transform<GradientTransform<T>>(x, y);
@@ -218,6 +237,14 @@ void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count,
       store(transformed + point * panels * count * kPanel<T>, y[point / kInput][point % kInput]);
     }
   }
+}
+
+template <class T>
+void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
+                    const T* zeros, T* inputs, T* grads) {
+  with_element<T>(problem, [&](auto element) {
+    transform_tile_of<decltype(element)>(problem, first, count, t, zeros, inputs, grads);
+  });
 }
 
 template <class T>

@@ -7,6 +7,7 @@ namespace {
 
 using mfk::cpu::Conv3x3Problem;
 using mfk::cpu::OptionalTensor;
+using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
 void check_channels(const char* name, int64_t channels) {
@@ -21,8 +22,17 @@ Tensor channels_last(const Tensor& map) { return torch::stable::contiguous(map, 
 
 Conv3x3Problem problem_of(const Tensor& x, int64_t out_channels) {
   Conv3x3Problem problem{};
-  problem.is_double = mfk::cpu::is_double(x);
-  if (!problem.is_double) mfk::check_type("x", x, mfk::cpu::ScalarType::Float);
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      problem.element = mfk::Element::kDouble;
+      break;
+    case ScalarType::BFloat16:
+      problem.element = mfk::Element::kBFloat16;
+      break;
+    default:
+      mfk::check_type("x", x, ScalarType::Float);
+      problem.element = mfk::Element::kFloat;
+  }
   problem.images = x.size(0);
   problem.in_channels = x.size(1);
   problem.height = x.size(2);
@@ -46,12 +56,12 @@ Tensor conv3x3(const Tensor& given, const Tensor& weight, const OptionalTensor& 
   mfk::cpu::check_argument("weight", weight);
   mfk::check_shape("weight", weight, {"O", given.size(1), int64_t{3}, int64_t{3}});
   Conv3x3Problem problem = problem_of(x, weight.size(0));
-  mfk::check_type("weight", weight, x.scalar_type());
+  mfk::check_type("weight", weight, mfk::cpu::type_of(mfk::cpu::is_double(x)));
   set_weight(problem, weight);
   const OptionalTensor bias = mfk::cpu::contiguous("bias", given_bias);
   if (bias.has_value()) {
     mfk::check_shape("bias", *bias, {problem.out_channels});
-    mfk::check_type("bias", *bias, x.scalar_type());
+    mfk::check_type("bias", *bias, weight.scalar_type());
     problem.bias = bias->const_data_ptr();
   }
   Tensor y = torch::stable::empty(
@@ -72,7 +82,8 @@ Tensor conv3x3_weight_grad(const Tensor& given_grad, const Tensor& given) {
   mfk::check_type("grad_y", grad, x.scalar_type());
   Conv3x3Problem problem = problem_of(x, grad.size(1));
   problem.y = const_cast<void*>(grad.const_data_ptr());
-  Tensor grad_weight = mfk::cpu::new_result(x, {problem.out_channels, problem.in_channels, 3, 3});
+  Tensor grad_weight = mfk::cpu::new_result(x, {problem.out_channels, problem.in_channels, 3, 3},
+                                            mfk::cpu::type_of(mfk::cpu::is_double(x)));
   set_weight(problem, grad_weight);
   mfk::cpu::conv3x3_weight_grad(problem, mfk::cpu::threads());
   return grad_weight;

@@ -75,11 +75,13 @@ void weight_grad(const Conv3x3Problem& problem, int threads) {
 }  // namespace
 
 void conv3x3(const Conv3x3Problem& problem, int threads) {
-  problem.is_double ? forward<double>(problem, threads) : forward<float>(problem, threads);
+  const bool is_double = problem.element == Element::kDouble;
+  is_double ? forward<double>(problem, threads) : forward<float>(problem, threads);
 }
 
 void conv3x3_weight_grad(const Conv3x3Problem& problem, int threads) {
-  problem.is_double ? weight_grad<double>(problem, threads) : weight_grad<float>(problem, threads);
+  const bool is_double = problem.element == Element::kDouble;
+  is_double ? weight_grad<double>(problem, threads) : weight_grad<float>(problem, threads);
 }
 
 }  // namespace mfk::cpu

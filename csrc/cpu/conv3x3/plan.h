@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "core/element.h"
+
 namespace mfk::cpu {
 
 // Channels come in multiples of this.
 constexpr int64_t kConvChannels = 16;
 
 struct Conv3x3Problem {
-  bool is_double;  // in fp64; else fp32, and so is everything here
+  Element element;  // of maps. The rest is in fp64 if they are, else in fp32
   int64_t images, height, width, in_channels, out_channels;
   const void* x;  // [B, h, w, C]
   void* weight;   // [O, C, 3, 3]; out of the gradient

@@ -16,11 +16,12 @@ from mfkernels.checks import (
 )
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.conv3x3 import reference
-from mfkernels.ops.conv3x3.operator import CHANNELS
+from mfkernels.ops.conv3x3.operator import CHANNELS, DTYPES, weight_dtype
 
-FEWEST_CHANNELS = 64
-FEWEST_PIXELS = 1024
+FEWEST_CHANNELS = {torch.float32: 64, torch.bfloat16: 96}
+FEWEST_PIXELS = {torch.float32: 1024, torch.bfloat16: 8192}
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+HAS_MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
 
 
 @served_by_pytorch_where_kernels_fail("conv3x3")
@@ -32,12 +33,15 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: `[B, C, h, w]`, fastest with channels last in memory.
-        weight: `[O, C, 3, 3]`. The kernel takes float32 and float64, and C and O in multiples of
-            16; PyTorch serves the rest, and autocast.
-        bias: `[O]`.
+            Autocast makes bfloat16 or half precision of float32.
+        weight: `[O, C, 3, 3]`, in the dtype of `x`, or with bfloat16 and autocast also float32. The
+            kernel takes float32, float64 and bfloat16, which it computes in float32, and C and O in
+            multiples of 16; PyTorch serves the rest.
+        bias: `[O]`, likewise.
 
     Returns:
-        `[B, O, h, w]`, of the kernel with channels last in memory. Differentiable.
+        `[B, O, h, w]`, in the dtype of `x` or autocast's, of the kernel with channels last in
+        memory. Differentiable.
 
     Raises:
         TypeError, ValueError: a dtype, shape or device does not fit.
@@ -45,7 +49,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     _check(x, weight, bias)
     if backend.select("conv3x3", x.device, _problem(x, weight)) != "native":
         return reference.conv3x3(x, weight, bias)
-    x, weight = usable_by_autograd(x), usable_by_autograd(weight)
+    x = usable_by_autograd(x.to(_dtype(x)))
+    weight = usable_by_autograd(weight.to(weight_dtype(x.dtype)))
+    bias = None if bias is None else bias.to(weight.dtype)
     result: Tensor = torch.ops.mfkernels.conv3x3(x, weight, bias)
     return result
 
@@ -54,16 +60,19 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel can serve a convolution, and takes less time than PyTorch's own.
 
     Beside oneDNN with AVX2 and AVX-512: 1.1 to 3 times as fast (benchmarks/NOTES.md). Below so
-    many channels the transforms are the larger part, below so many pixels those of the weights.
+    many channels the transforms are the larger part, below so many pixels those of the weights. In
+    bfloat16 it is beside AVX-512, not beside the matrix units of AMX.
     """
+    dtype = _dtype(x)
     return (
         x.ndim == 4
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and dtype in FEWEST_CHANNELS
         and HAS_VECTORS
-        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        and not (dtype == torch.bfloat16 and HAS_MATRIX_UNITS)
+        and min(weight.shape[:2]) >= FEWEST_CHANNELS[dtype]
         # Of an image: its result does not depend on its company.
-        and x.shape[2] * x.shape[3] >= FEWEST_PIXELS
+        and x.shape[2] * x.shape[3] >= FEWEST_PIXELS[dtype]
         and _problem(x, weight) is None
         # What is exported goes to machines without this library.
         and not torch.compiler.is_exporting()
@@ -88,11 +97,21 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    """Of maps in the kernel."""
+    device = x.device.type
+    autocast = has_autocast(device) and torch.is_autocast_enabled(device)
+    if autocast and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
 def _problem(x: Tensor, weight: Tensor) -> str | None:
-    if has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        return "autocast is on"
-    if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
-        return f"x is {x.dtype} and weight {weight.dtype}, expected float32 or float64 for both"
+    dtype = _dtype(x)
+    if dtype not in DTYPES:
+        return f"maps are {dtype}, expected float32, bfloat16 or float64"
+    if weight.dtype not in (dtype, weight_dtype(dtype)):
+        return f"x is {x.dtype} and weight {weight.dtype}, expected the same"
     if 0 in weight.shape or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
         return f"{weight.shape[1]} and {weight.shape[0]} channels are no multiples of {CHANNELS}"
     return None

@@ -16,13 +16,20 @@ from mfkernels.ops.conv3x3 import reference
 
 CHANNELS = 16
 """Of which there must be multiples."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+"""Of maps."""
+
+
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of weights and bias, of maps in this one."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_argument("x", x, ("B", "C", "h", "w"), x)
-    check_argument("weight", weight, ("O", x.shape[1], 3, 3), x, x.dtype)
+    check_argument("weight", weight, ("O", x.shape[1], 3, 3), x, weight_dtype(x.dtype))
     if bias is not None:
-        check_argument("bias", bias, weight.shape[:1], x, x.dtype)
+        check_argument("bias", bias, weight.shape[:1], x, weight_dtype(x.dtype))
     _check_channels(x, weight.shape[0])
 
 
@@ -34,8 +41,8 @@ def check_weight_grad(grad_y: Tensor, x: Tensor) -> None:
 
 
 def _check_channels(x: Tensor, out_channels: int) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32, bfloat16 or float64, got {x.dtype}")
     for channels in (x.shape[1], out_channels):
         if channels < CHANNELS or channels % CHANNELS:
             raise ValueError(f"channels must be a multiple of {CHANNELS}, got {channels}")
@@ -49,7 +56,7 @@ def fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def fake_weight_grad(grad_y: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty((grad_y.shape[1], x.shape[1], 3, 3))
+    return x.new_empty((grad_y.shape[1], x.shape[1], 3, 3), dtype=weight_dtype(x.dtype))
 
 
 @differentiable_again("conv3x3", reference.conv3x3)
@@ -65,7 +72,7 @@ def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Te
     if weight_needed:
         grad_weight = torch.ops.mfkernels.conv3x3_weight_grad(grad_y, x)
     if bias_needed:
-        grad_bias = grad_y.sum((0, 2, 3))
+        grad_bias = grad_y.sum((0, 2, 3), dtype=weight_dtype(x.dtype))
     return grad_x, grad_weight, grad_bias
 
 

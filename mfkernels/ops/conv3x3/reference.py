@@ -7,5 +7,6 @@ from torch.nn import functional as F
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, h, w]` with `[O, C, 3, 3]` and zeros around: `[B, O, h, w]`."""
-    return F.conv2d(x, weight, bias, padding=1)
+    """`[B, C, h, w]` with `[O, C, 3, 3]` and zeros around: `[B, O, h, w]`, in the dtype of `x`."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight.to(x.dtype), bias, padding=1)

@@ -141,6 +141,13 @@ def test_operators_are_well_made_and_compile() -> None:
     torch.library.opcheck(torch.ops.mfkernels.conv3x3_weight_grad.default, (maps, x.detach()))
     compiled = torch.compile(conv3x3, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias), conv3x3(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x, weight, bias), conv3x3(x, weight, bias))
+    torch.library.opcheck(torch.ops.mfkernels.conv3x3.default, (x.bfloat16(), weight, bias))
+    torch.library.opcheck(
+        torch.ops.mfkernels.conv3x3_weight_grad.default,
+        (maps.bfloat16(), x.detach().bfloat16()),
+    )
 
 
 @native_only
@@ -159,7 +166,7 @@ def test_what_no_kernel_serves_is_pytorchs(served_by: str) -> None:
     x, weight, bias = make(dtype=torch.float32)
     others = {
         "channels are no multiples of 16": (x[:, :7], weight[:, :7], bias),
-        "expected float32 or float64": (x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        "expected float32, bfloat16 or float64": (x.half(), weight.half(), bias.half()),
     }
     for reason, inputs in others.items():
         with use_backend("auto"):
@@ -167,8 +174,49 @@ def test_what_no_kernel_serves_is_pytorchs(served_by: str) -> None:
         if served_by == "native":
             with pytest.raises(BackendError, match=reason):
                 conv3x3(*inputs)
-    with use_backend("auto"), torch.autocast("cpu", torch.bfloat16):
-        assert conv3x3(x, weight, bias).dtype == torch.bfloat16
+    with use_backend("auto"), torch.autocast("cpu", torch.float16):
+        assert conv3x3(x, weight, bias).dtype == torch.float16
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(9, 6), (24, 40)])
+def test_bfloat16(size: tuple[int, int], weights: torch.dtype, served_by: str) -> None:
+    """Beside exact results no further than PyTorch's, gradients in the dtypes of their inputs."""
+    x, weight, bias = make(2, 64, 48, size)
+    inputs = tuple(v.requires_grad_() for v in (x.bfloat16(), weight.to(weights), bias.to(weights)))
+    ours = gradients(conv3x3(*inputs), inputs)
+    plain = gradients(F.conv2d(inputs[0], *(v.bfloat16() for v in inputs[1:]), padding=1), inputs)
+    exact_inputs = tuple(v.detach().double().requires_grad_() for v in inputs)
+    exact_result = F.conv2d(*exact_inputs, padding=1)
+    exact = gradients(exact_result, exact_inputs)
+    assert ours[0].dtype == torch.bfloat16
+    for found, other, expected in zip(ours, plain, exact, strict=True):
+        assert found.dtype == other.dtype
+        allowed = 1.05 * (other.double() - expected).norm() + 2**-8 * expected.norm()
+        assert (found.double() - expected).norm() <= allowed
+
+
+@native_only
+def test_bfloat16_that_is_not_finite() -> None:
+    x, weight, bias = make(1, 16, 16, (8, 8), torch.float32)
+    x[0, 0, 0, 0], x[0, 0, 7, 7], bias[1] = torch.nan, torch.inf, 3e38
+    found = conv3x3(x.bfloat16(), weight, bias)
+    plain = F.conv2d(x, weight, bias, padding=1)
+    assert not found.isfinite()[~plain.isfinite()].any()
+    assert found[0, :, 0, 0].isnan().all()
+    torch.testing.assert_close(found[0, 1, :4, 4:], plain[0, 1, :4, 4:].bfloat16())
+
+
+def test_autocast(served_by: str) -> None:
+    inputs = tuple(v.requires_grad_() for v in make(dtype=torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = conv3x3(*inputs)
+        plain = F.conv2d(*inputs, padding=1)
+        assert conv3x3(*(v.double() for v in inputs)).dtype == torch.float64
+    assert ours.dtype == torch.bfloat16
+    for found, expected in zip(gradients(ours, inputs), gradients(plain, inputs), strict=True):
+        assert found.dtype == expected.dtype
+        assert (found - expected).norm() <= 2**-6 * expected.norm()
 
 
 def test_where_it_is_faster() -> None:
@@ -183,8 +231,13 @@ def test_where_it_is_faster() -> None:
     ]
     for other in (*few, (x.to("meta"), weight.to("meta")), (x, weight[:100])):
         assert not is_faster(*other)
+    large, wide = torch.empty(1, 96, 64, 128), torch.empty(96, 96, 3, 3)
+    units = torch.cpu._is_amx_tile_supported()
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_faster(x, weight)
+        assert is_faster(large, wide) == (with_vectors and not units)
+    assert is_faster(large.bfloat16(), wide) == (with_vectors and not units)
+    assert not is_faster(large.half(), wide.half())
 
 
 X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)
