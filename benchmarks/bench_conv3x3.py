@@ -22,8 +22,9 @@ CASES = {
     "stage 1 2x64x128x128": (2, 64, 128),
     "stage 2 2x128x64x64": (2, 128, 64),
     "stage 3 2x256x32x32": (2, 256, 32),
+    "bfloat16 2x256x128x128": (2, 256, 128),
 }
-"""Images, channels and side of the maps."""
+"""Images, channels and side of the maps, which are float32 or bfloat16."""
 
 Convolution = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,11 +35,12 @@ def reference(x: Tensor, weight: Tensor) -> Tensor:
 
 def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     images, channels, side = (1, 32, 12) if shrink else CASES[case]
+    dtype = torch.bfloat16 if case.startswith("bfloat16") else torch.float32
     generator = torch.Generator().manual_seed(0)
     shapes = ((images, channels, side, side), (channels, channels, 3, 3))
     x, weight = (
         torch.randn(shape, generator=generator)
-        .to(device, memory_format=torch.channels_last)
+        .to(device, dtype, memory_format=torch.channels_last)
         .requires_grad_()
         for shape in shapes
     )
@@ -60,7 +62,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
             COMPILE: lambda: provider(compiled(reference), x, weight),
         },
         truth=provider(reference, *exact),
-        tolerance=1e-5,
+        tolerance=1e-2 if dtype == torch.bfloat16 else 1e-5,
         floor=Floor(operations, 4 * x.numel() * x.element_size()),
         given=[x, weight],
     )
