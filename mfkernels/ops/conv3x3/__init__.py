@@ -95,14 +95,21 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         check_device("bias", bias, x.device)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
+    if _autocast(x):
+        return
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype not in (x.dtype, weight_dtype(x.dtype)):
+            raise TypeError(f"{name} must be {x.dtype} as x, got {tensor.dtype}")
+
+
+def _autocast(x: Tensor) -> bool:
+    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
     """Of maps in the kernel."""
-    device = x.device.type
-    autocast = has_autocast(device) and torch.is_autocast_enabled(device)
-    if autocast and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if _autocast(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 

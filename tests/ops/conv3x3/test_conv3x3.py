@@ -254,6 +254,9 @@ X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)
         (ValueError, r"weight must be \[O, 16, 3, 3\]", (X, WEIGHT[..., :1])),
         (ValueError, r"bias must be \[16\], got \[8\]", (X, WEIGHT, torch.zeros(8))),
         (ValueError, "weight must be on cpu", (X, WEIGHT.to("meta"))),
+        (TypeError, "weight must be torch.float32 as x, got torch.float64", (X, WEIGHT.double())),
+        (TypeError, "weight must be torch.float64 as x", (X.double(), WEIGHT)),
+        (TypeError, "bias must be torch.float32", (X, WEIGHT, torch.zeros(16).bfloat16())),
     ],
 )
 def test_errors(error: type[Exception], match: str, arguments: tuple[Tensor, ...]) -> None:
