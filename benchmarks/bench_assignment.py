@@ -15,7 +15,6 @@ from harness.comparison import NATIVE, REFERENCE, Comparison, Floor, Provider
 from harness.plugin import comparison_test
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
 import mfkernels
 
@@ -167,22 +166,6 @@ def torch_linear_assignment(case: Case) -> Callable[[], Tensor]:
     return solve
 
 
-def torch_lap_cuda(case: Case) -> Callable[[], Tensor]:
-    from torch_lap_cuda import solve_lap
-
-    # It wants squares: columns that are not in use cost the same for all rows.
-    rows, columns = case.cost.shape[1:]
-    side = max(rows, columns)
-    square = F.pad(padded(case, 0.0), (0, side - columns, 0, side - rows)).contiguous()
-    used = torch.tensor(case.columns, device=case.cost.device)[:, None]
-
-    def solve() -> Tensor:
-        found = solve_lap(square)[:, :rows].long()
-        return torch.where(found < used, found, -1)
-
-    return solve
-
-
 def totals(case: Case, found: Tensor | Pairs) -> list[Tensor]:
     """Total cost of each problem, fp64."""
     cost = case.cost.double().cpu()
@@ -215,7 +198,6 @@ def make(name: str, device: torch.device, shrink: bool) -> Comparison:
             **lapx,
             "lapjv": lambda: build(lapjv),
             "torch-linear-assignment": lambda: build(torch_linear_assignment),
-            "torch-lap-cuda": lambda: build(torch_lap_cuda),
         },
         truth=lambda: totals(case, loop(linear_sum_assignment, case)),
         error=excess,
@@ -226,7 +208,7 @@ def make(name: str, device: torch.device, shrink: bool) -> Comparison:
 
 if torch.cuda.is_available():
     test_assignment = comparison_test(
-        GPU_CASES, [NATIVE, REFERENCE, "torch-linear-assignment", "torch-lap-cuda"], make
+        GPU_CASES, [NATIVE, REFERENCE, "torch-linear-assignment"], make
     )
 else:
     LAPX = [f"lapx-{name}{kind}" for name in ("lapjvr", "lapjvh", "lapjvs")

@@ -86,7 +86,8 @@ def problems(rows: list[dict[str, Any]]) -> Iterator[str]:
 
     for row in rows:
         name = f"{row['architecture']} {row['kernel']} {row['dtype']}"
-        allowed = SPILLED_WHERE_FASTER.get((row["architecture"], row["kernel"]), 0)
+        case = (row["architecture"], row["kernel"], getattr(torch, row["dtype"]))
+        allowed = SPILLED_WHERE_FASTER.get(case, 0)
         if row["architecture"] == "sm_75":
             allowed = SPILLED_ON_TURING
         if row["problem"]:

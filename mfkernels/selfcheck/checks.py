@@ -20,7 +20,7 @@ USUAL = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "assignment": (torch.float32, torch.float64),
     "loss_sums": (torch.float32,),
-    "conv3x3": (torch.float32,),
+    "conv3x3": (torch.float32, torch.bfloat16),
 }
 OF_OTHER_SIZES = (
     "assignment",

@@ -49,7 +49,9 @@ def on_architecture(architecture: str) -> Iterator[None]:
 
 def check(launch: Launch, architecture: str, *, tensor_cores: bool) -> None:
     compiled = compile_launch(launch, architecture)
-    if compiled.spilled > SPILLED_WHERE_FASTER.get((architecture, launch.name), 0):
+    features = launch.arguments.get("features")
+    dtype = None if features is None else features.ptr.dtype
+    if compiled.spilled > SPILLED_WHERE_FASTER.get((architecture, launch.name, dtype), 0):
         message = f"{launch.name} spills {compiled.spilled} bytes on {architecture}"
         assert not is_pinned(), message
         assert compiled.spilled <= SPILLED_ELSEWHERE, message

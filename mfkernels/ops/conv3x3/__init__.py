@@ -21,7 +21,8 @@ from mfkernels.ops.conv3x3.operator import CHANNELS, DTYPES, weight_dtype
 FEWEST_CHANNELS = {torch.float32: 64, torch.bfloat16: 96}
 FEWEST_PIXELS = {torch.float32: 1024, torch.bfloat16: 8192}
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-HAS_MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+HAS_MATRIX_UNITS = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 @served_by_pytorch_where_kernels_fail("conv3x3")
@@ -61,7 +62,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 
     Beside oneDNN with AVX2 and AVX-512: 1.1 to 3 times as fast (benchmarks/NOTES.md). Below so
     many channels the transforms are the larger part, below so many pixels those of the weights. In
-    bfloat16 it is beside AVX-512, not beside the matrix units of AMX.
+    bfloat16 it is beside AVX-512 with instructions for it, not beside the matrix units of AMX.
     """
     dtype = _dtype(x)
     return (
@@ -69,7 +70,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and dtype in FEWEST_CHANNELS
         and HAS_VECTORS
-        and not (dtype == torch.bfloat16 and HAS_MATRIX_UNITS)
+        and not (dtype == torch.bfloat16 and (HAS_MATRIX_UNITS or not HAS_AVX512))
         and min(weight.shape[:2]) >= FEWEST_CHANNELS[dtype]
         # Of an image: its result does not depend on its company.
         and x.shape[2] * x.shape[3] >= FEWEST_PIXELS[dtype]
@@ -95,11 +96,17 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         check_device("bias", bias, x.device)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
-    if _autocast(x):
-        return
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in (x.dtype, weight_dtype(x.dtype)):
-            raise TypeError(f"{name} must be {x.dtype} as x, got {tensor.dtype}")
+        if tensor is not None and tensor.dtype not in _dtypes_beside(x):
+            wanted = " or ".join(map(str, _dtypes_beside(x)))
+            raise TypeError(f"{name} must be {wanted} as x, got {tensor.dtype}")
+
+
+def _dtypes_beside(x: Tensor) -> tuple[torch.dtype, ...]:
+    """Of weights and bias."""
+    if _autocast(x) and x.dtype != torch.float64:
+        return torch.float32, torch.bfloat16, torch.float16
+    return (x.dtype,) if weight_dtype(x.dtype) == x.dtype else (x.dtype, weight_dtype(x.dtype))
 
 
 def _autocast(x: Tensor) -> bool:
@@ -118,7 +125,7 @@ def _problem(x: Tensor, weight: Tensor) -> str | None:
     if dtype not in DTYPES:
         return f"maps are {dtype}, expected float32, bfloat16 or float64"
     if weight.dtype not in (dtype, weight_dtype(dtype)):
-        return f"x is {x.dtype} and weight {weight.dtype}, expected the same"
+        return f"maps are {dtype} and weight {weight.dtype}, expected the same"
     if 0 in weight.shape or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
         return f"{weight.shape[1]} and {weight.shape[0]} channels are no multiples of {CHANNELS}"
     return None

@@ -60,9 +60,8 @@ FROM_SHARED_MEMORY = {
         single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""For matrix units that take factors from there. As measured: with half as many warps, `single`
-logits and gradients of embeddings spill some registers, and take four fifths of the time.
-"""
+"""For matrix units that take factors from there. Tiles of `single` logits and gradients of
+embeddings spill some registers; with 8 warps they do not, and take 1.1 to 1.2 times as long."""
 
 FROM_REGISTERS = {
     "logits": Tiles(

@@ -63,6 +63,7 @@ class Plan:
         """Of the compiler, so that three or four programs share a multiprocessor."""
         variant = self.variant
         simple = variant.at_once and not variant.resized and variant.classes <= 32
+        simple &= self.pieces != (AT_ONCE,)
         spacious = variant.scores or not 0 < self.patch.size <= 32
         # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
         factors = self.gpu.generation.factors

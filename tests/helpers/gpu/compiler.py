@@ -30,14 +30,18 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 SPILLED_ELSEWHERE = 64
 """Bytes that a kernel may spill with another Triton than the pinned one."""
 
-SPILLED_WHERE_FASTER = {("sm_90", "logits_kernel"): 256, ("sm_90", "grad_embed_kernel"): 352}
-"""The same with any Triton, as the fastest tiles on an H200 do: `benchmarks/NOTES.md`, round 6."""
+SPILLED_WHERE_FASTER: dict[tuple[str, str, torch.dtype | None], int] = {
+    ("sm_90", "logits_kernel", torch.float32): 256,
+    ("sm_90", "grad_embed_kernel", torch.float32): 352,
+}
+"""Bytes that these may spill with any Triton, of features in this dtype, as the fastest tiles on an
+H200 do: `benchmarks/NOTES.md`, round 6."""
 
 PINS = ROOT / "requirements" / "py311.txt"
 
 
 def is_pinned() -> bool:
-    """Whether this is the Triton of `requirements/`, with which no kernel may spill."""
+    """Whether this is the Triton of `requirements/`, with which no other kernel may spill."""
     found = re.search(r"^triton==(\S+)", PINS.read_text(), re.MULTILINE)
     assert found is not None, f"{PINS} does not pin Triton"
     return triton.__version__ == found[1]

@@ -81,6 +81,10 @@ def test_gradients_and_those_of_gradients() -> None:
     inputs = tuple(x.requires_grad_() for x in make(1, 16, 16, (2, 3)))
     assert torch.autograd.gradcheck(conv3x3, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(conv3x3, inputs, fast_mode=True)
+    x, weight, bias = (value.detach() for value in inputs)
+    mixed = (x.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_(), bias.float())
+    (slope,) = torch.autograd.grad(conv3x3(*mixed).square().sum(), mixed[0], create_graph=True)
+    assert [g.dtype for g in torch.autograd.grad(slope.sum(), mixed[:2])] == [torch.bfloat16] * 2
 
 
 def test_only_some_gradients() -> None:
@@ -207,6 +211,14 @@ def test_bfloat16_that_is_not_finite() -> None:
     torch.testing.assert_close(found[0, 1, :4, 4:], plain[0, 1, :4, 4:].bfloat16())
 
 
+def test_autocast_mixes_no_float64() -> None:
+    wide = X.double(), WEIGHT.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        for inputs in ((X, wide[1]), (wide[0], WEIGHT), (X, WEIGHT, torch.zeros(16).double())):
+            with pytest.raises(TypeError, match=r"must be torch\.float"):
+                conv3x3(*inputs)
+
+
 def test_autocast(served_by: str) -> None:
     inputs = tuple(v.requires_grad_() for v in make(dtype=torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
@@ -257,6 +269,11 @@ X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)
         (TypeError, "weight must be torch.float32 as x, got torch.float64", (X, WEIGHT.double())),
         (TypeError, "weight must be torch.float64 as x", (X.double(), WEIGHT)),
         (TypeError, "bias must be torch.float32", (X, WEIGHT, torch.zeros(16).bfloat16())),
+        (
+            TypeError,
+            "weight must be torch.bfloat16 or torch.float32",
+            (X.bfloat16(), WEIGHT.half()),
+        ),
     ],
 )
 def test_errors(error: type[Exception], match: str, arguments: tuple[Tensor, ...]) -> None:
