@@ -91,19 +91,67 @@ struct Scan<InRegisters<Group, kPerLane, kVector>> : Scan<Group> {
   }
 };
 
-// A lane's few columns during one search. One that has joined the tree is at an infinite distance and
-// stays there, as one that does not exist is: its dual here is -inf, whatever its cost is read as.
-// Costs are read for all columns that lanes can have, so the last row is followed by readable memory.
+// What both searches keep of a lane's columns. One that does not exist is at an infinite distance and
+// stays there: its dual here is -inf, whatever its cost is read as. Costs are read for all columns that
+// lanes can have, so the last row is followed by readable memory.
 template <class Group, int kPerLane, class P>
-class SearchOfFew {
- public:
-  MFK_HOST_DEVICE SearchOfFew(const Group& group, const P& p) : group_(group), p_(p) {
+class LaneColumns {
+ protected:
+  MFK_HOST_DEVICE LaneColumns(const Group& group, const P& p) : group_(group), p_(p) {
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
       dual_[k] = exists(k) ? p.column_dual[column(k)] : -infinity();
-      place_[k] = exists(k) ? (p.row_of_column[column(k)] + 1) << 16 | column(k) : 0;
       distance_[k] = infinity();
       path_[k] = kNone;
+    }
+  }
+
+  MFK_INLINE int32_t column(int k) const { return group_.column(k); }
+  MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
+  MFK_INLINE bool in_tree(int k) const { return tree_ >> k & 1u; }
+
+  // The distance of each column along `row`, handed to `f` with the column's number in this lane.
+  template <class F>
+  MFK_INLINE void for_each_distance(int32_t row, double base, const F& f) const {
+    const double offset = base - p_.row_dual[row];
+    typename P::Cost cost[kPerLane];
+    group_.load(p_.costs, row, cost);
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) f(k, (static_cast<double>(cost[k]) - dual_[k]) + offset);
+  }
+
+  // Paths go back to memory, and `lower` gets each column whose duals are to be lowered.
+  template <class F>
+  MFK_INLINE void write_back(bool reached, const F& lower) const {
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      if (!exists(k)) continue;
+      p_.path[column(k)] = path_[k];
+      if (reached && in_tree(k)) lower(k);
+    }
+    group_.sync();
+  }
+
+  const Group& group_;
+  const P& p_;
+  double dual_[kPerLane];
+  double distance_[kPerLane];
+  int32_t path_[kPerLane];
+  uint32_t tree_ = 0;
+};
+
+// A lane's few columns during one search. One that has joined the tree is as one that does not exist.
+template <class Group, int kPerLane, class P>
+class SearchOfFew : LaneColumns<Group, kPerLane, P> {
+  using Columns = LaneColumns<Group, kPerLane, P>;
+  using Columns::column, Columns::exists, Columns::group_, Columns::p_;
+  using Columns::distance_, Columns::dual_, Columns::path_, Columns::tree_;
+
+ public:
+  MFK_HOST_DEVICE SearchOfFew(const Group& group, const P& p) : Columns(group, p) {
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      place_[k] = exists(k) ? (p.row_of_column[column(k)] + 1) << 16 | column(k) : 0;
     }
   }
 
@@ -117,18 +165,13 @@ class SearchOfFew {
   // As Scan::relax, but that the nearest has its place as rank and as column: of equals a free one
   // wins.
   MFK_HOST_DEVICE Nearest relax(int32_t row, double base) {
-    const double offset = base - p_.row_dual[row];
-    typename P::Cost cost[kPerLane];
-    group_.load(p_.costs, row, cost);
     Nearest found[kPerLane];
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      const double reduced = (static_cast<double>(cost[k]) - dual_[k]) + offset;
+    this->for_each_distance(row, base, [&](int k, double reduced) {
       const bool nearer = reduced < distance_[k];
       distance_[k] = nearer ? reduced : distance_[k];
       path_[k] = nearer ? row : path_[k];
       found[k] = {distance_[k], place_[k], place_[k]};
-    }
+    });
     const Nearest nearest = tournament(
         found, [](const Nearest& a, const Nearest& b) { return b.distance < a.distance ? b : a; });
     return group_.nearest_place(nearest.distance, nearest.column);
@@ -152,64 +195,41 @@ class SearchOfFew {
   // Path and duals go back to memory; the duals of the tree are lowered by how much nearer than the
   // end, at distance `end`, their columns were.
   MFK_HOST_DEVICE void finish(bool reached, double end) {
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      if (!exists(k)) continue;
-      p_.path[column(k)] = path_[k];
-      if (!reached || !(tree_ >> k & 1u)) continue;
+    this->write_back(reached, [&](int k) {
       const double slack = end - p_.distance[column(k)];
       p_.row_dual[row_at(place_[k])] += slack;
       p_.column_dual[column(k)] -= slack;
-    }
-    group_.sync();
+    });
   }
 
  private:
-  MFK_INLINE int32_t column(int k) const { return group_.column(k); }
-  MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
-
-  const Group& group_;
-  const P& p_;
-  double dual_[kPerLane];
-  double distance_[kPerLane];
-  int32_t path_[kPerLane];
   int32_t place_[kPerLane];
-  uint32_t tree_ = 0;
 };
 
 // A lane's many columns during one search.
 template <class Group, int kPerLane, class P>
-class SearchOfMany {
+class SearchOfMany : LaneColumns<Group, kPerLane, P> {
+  using Columns = LaneColumns<Group, kPerLane, P>;
+  using Columns::column, Columns::in_tree, Columns::group_, Columns::p_;
+  using Columns::distance_, Columns::dual_, Columns::path_, Columns::tree_;
+
  public:
-  MFK_HOST_DEVICE SearchOfMany(const Group& group, const P& p) : group_(group), p_(p) {
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      // A column that does not exist is at an infinite distance, whatever it costs.
-      dual_[k] = exists(k) ? p.column_dual[column(k)] : -infinity();
-      distance_[k] = infinity();
-      path_[k] = kNone;
-    }
-  }
+  MFK_HOST_DEVICE SearchOfMany(const Group& group, const P& p) : Columns(group, p) {}
 
   MFK_INLINE int32_t row_of(const Nearest& best) const { return p_.row_of_column[best.column]; }
   static MFK_INLINE int32_t column_of(const Nearest& best) { return best.column; }
 
   // As Scan::relax.
   MFK_HOST_DEVICE Nearest relax(int32_t row, double base) {
-    const double offset = base - p_.row_dual[row];
-    typename P::Cost cost[kPerLane];
-    group_.load(p_.costs, row, cost);
     Nearest best{infinity(), INT32_MAX, kNone};
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      const bool open = !(tree_ >> k & 1u);
-      const double reduced = (static_cast<double>(cost[k]) - dual_[k]) + offset;
+    this->for_each_distance(row, base, [&](int k, double reduced) {
+      const bool open = !in_tree(k);
       if (open && reduced < distance_[k]) {
         distance_[k] = reduced;
         path_[k] = row;
       }
       if (open && distance_[k] < best.distance) best = {distance_[k], column(k), column(k)};
-    }
+    });
     return group_.nearest(best);
   }
 
@@ -223,28 +243,12 @@ class SearchOfMany {
 
   // As that of few columns.
   MFK_HOST_DEVICE void finish(bool reached, double end) {
-    MFK_UNROLL
-    for (int k = 0; k < kPerLane; ++k) {
-      if (!exists(k)) continue;
-      p_.path[column(k)] = path_[k];
-      if (!reached || !(tree_ >> k & 1u)) continue;
+    this->write_back(reached, [&](int k) {
       const double slack = end - distance_[k];
       p_.row_dual[p_.row_of_column[column(k)]] += slack;
       p_.column_dual[column(k)] = dual_[k] - slack;
-    }
-    group_.sync();
+    });
   }
-
- private:
-  MFK_INLINE int32_t column(int k) const { return group_.column(k); }
-  MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
-
-  const Group& group_;
-  const P& p_;
-  double dual_[kPerLane];
-  double distance_[kPerLane];
-  int32_t path_[kPerLane];
-  uint32_t tree_ = 0;
 };
 
 // As `augment`, not strict: the strict search needs SciPy's list of columns.
