@@ -112,7 +112,9 @@ def _watch(
             except Exception as error:
                 if isinstance(error, OSError | EOFError):  # may be how a death shows first
                     _wait_for_death(workers)
-                unexpected = "exited unexpectedly" in str(error)  # PyTorch noticed first
+                # PyTorch noticed first, or a worker ended while it handed over a batch.
+                broken = isinstance(error, ConnectionError | EOFError)
+                unexpected = broken or "exited unexpectedly" in str(error)
                 deaths = deaths or _find_deaths(workers, (None,) if unexpected else (None, 0))
                 polls += 1
                 stuck = "DataLoader timed out" in str(error)

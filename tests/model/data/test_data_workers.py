@@ -118,6 +118,17 @@ def test_a_worker_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, code: int)
         read(lambda: os._exit(code))
 
 
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reset(*_: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("multiprocessing.resource_sharer._resource_sharer.get_connection", reset)
+    with pytest.raises(WorkerError, match="ended with exit code 0"):
+        read(lambda: os._exit(0))
+
+
 def _children() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid]
 
