@@ -20,6 +20,7 @@ import torch
 
 from mfkernels import native
 from mfkernels.native import Part
+from mfkernels.torch_internals import is_transformed
 
 Backend = Literal["reference", "native", "auto", "verify"]
 Choice = Literal["reference", "native", "pytorch"]
@@ -94,12 +95,12 @@ def use_backend(backend: Backend) -> Iterator[None]:
     """
     global _latest
     token = _asked_for.set(_checked("backend", backend))
-    _latest = _asked_for.get()
+    before, _latest = _latest, backend
     try:
         yield
     finally:
         _asked_for.reset(token)
-        _latest = _asked_for.get()
+        _latest = before
 
 
 def why_not_native(operation: str, device_type: str) -> str | None:
@@ -127,16 +128,6 @@ _reasons = {
 
 failures: dict[tuple[str, torch.device], str] = {}
 """Operations whose kernel could not be started on a device, and why: see `mfkernels.fallback`."""
-
-
-def is_transformed() -> bool:
-    """Whether a transformation of `torch.func` or forward-mode differentiation is going on."""
-    if torch.compiler.is_compiling():
-        return False
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 _TRANSFORMED = (

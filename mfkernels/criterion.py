@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mfkernels.backend import is_transformed
 from mfkernels.checks import (
     MaskPredictions,
     check_device,
@@ -31,6 +31,7 @@ from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.targets import SegmentTargets
+from mfkernels.torch_internals import is_transformed
 
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
@@ -59,14 +60,20 @@ class LossesWithTotal(dict[str, Tensor]):
         super().__init__(losses)
         self._total = total
         self._weights = weights
-        self._given = tuple(losses.items())
+        self._given = tuple((name, loss, _version(loss)) for name, loss in losses.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
         """The total; None with other weights, or after a loss was changed, added or taken out."""
         unchanged = len(self) == len(self._given) and all(
-            self.get(name) is loss for name, loss in self._given
+            self.get(name) is loss and _version(loss) == version
+            for name, loss, version in self._given
         )
         return self._total if unchanged and weights == self._weights else None
+
+
+def _version(loss: Tensor) -> int | None:
+    """What every change in place raises; None in inference mode, which counts none."""
+    return None if loss.is_inference() else loss._version
 
 
 class MaskFormerCriterion(nn.Module):
@@ -206,8 +213,11 @@ class MaskFormerCriterion(nn.Module):
                 for layers, queries in zip(groups, matched, strict=True)
             ]
         total = sums[0][1] if len(sums) == 1 else None
-        # Each a tensor of its own without an operator: in a list of layers, by kind.
-        of_kinds = [[x for losses, _ in sums for x in losses[kind]] for kind in range(3)]
+        # By kind, in a list of layers; views that may be changed in place, as official code does.
+        of_kinds = [
+            [x.squeeze(0) for losses, _ in sums for x in losses[kind].unsafe_split(1)]
+            for kind in range(3)
+        ]
         final = len(assignment) - 1
         values = [of_kind[layer] for layer in (final, *range(final)) for of_kind in of_kinds]
         losses = dict(zip(loss_names(final + 1), values, strict=True))
@@ -362,6 +372,18 @@ class MaskFormerCriterion(nn.Module):
             groups.append(_Layers(class_logits, predictions))
         targets.check_labels(self.num_classes)
         return groups, targets
+
+
+@contextlib.contextmanager
+def remembering_nothing(criterion: MaskFormerCriterion) -> Iterator[None]:
+    """Calls in this block count no bad costs, and warn neither now nor in place of a later one."""
+    counted, warned = criterion.bad_costs.clone(), criterion._warned
+    criterion._warned = True
+    try:
+        yield
+    finally:
+        criterion.bad_costs.copy_(counted)
+        criterion._warned = warned
 
 
 def loss_names(layers: int) -> list[str]:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mfkernels.backend import BackendError, failures, is_transformed, requested
+from mfkernels.backend import BackendError, failures, requested
+from mfkernels.torch_internals import is_transformed
 from mfkernels.verification import verified
 
 Parameters = ParamSpec("Parameters")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from mfkernels.criterion import MaskFormerCriterion, loss_names
+from mfkernels.criterion import MaskFormerCriterion, loss_names, remembering_nothing
 from mfkernels.targets import SegmentTargets
 
 _NAMES = ("class_logits", "mask_embed", "pixel_features")
@@ -39,7 +39,7 @@ def warmup(
     Raises:
         TypeError, ValueError: as by the criterion.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), remembering_nothing(criterion):
         given = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), dict(outputs))
         for count in range(1, most_segments + 1):
             losses = criterion(given, _any_targets(given, size, count, overlap))
@@ -95,9 +95,10 @@ class GraphedCriterion:
         self._size = targets.size
         step = _Step(criterion, max_count, targets.masks is not None)
         predictions = tuple(outputs[name].detach().clone().requires_grad_() for name in _NAMES)
-        self._step: Any = torch.cuda.make_graphed_callables(
-            step, (*predictions, *self._tensors(targets, None))
-        )
+        with remembering_nothing(criterion):
+            self._step: Any = torch.cuda.make_graphed_callables(
+                step, (*predictions, *self._tensors(targets, None))
+            )
         layers = len(outputs["class_logits"]) if outputs["class_logits"].ndim == 4 else 1
         self._names = loss_names(layers)
 

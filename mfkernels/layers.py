@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfkernels.backend import is_transformed
+from mfkernels.torch_internals import is_transformed
 
 
 class _SideBySide(torch.autograd.Function):

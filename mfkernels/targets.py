@@ -8,10 +8,10 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._guards import active_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from mfkernels.torch_internals import is_traced
 
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
 
@@ -344,9 +344,6 @@ class SegmentTargets:
             )
 
 
-_TRACING = torch._C._TorchDispatchModeKey.PROXY
-
-
 def holds_values(tensor: Tensor) -> bool:
     """Whether reading values costs nothing: a tensor on the CPU, not fake, traced or wrapped.
 
@@ -354,11 +351,7 @@ def holds_values(tensor: Tensor) -> bool:
     """
     return (
         tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not isinstance(tensor, FakeTensor)
-        and active_fake_mode() is None
-        and torch._C._get_dispatch_mode(_TRACING) is None
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_traced(tensor)
         and not is_traceable_wrapper_subclass(tensor)
     )
 

@@ -57,6 +57,19 @@ def test_request_belongs_to_its_thread(fresh: pytest.MonkeyPatch) -> None:
     assert seen == ["auto"]
 
 
+def test_a_block_of_another_thread_leaves_this_one_alone(fresh: pytest.MonkeyPatch) -> None:
+    def ask_for_another() -> None:
+        with mfkernels.use_backend("native"):
+            pass
+
+    with mfkernels.use_backend("reference"):
+        thread = threading.Thread(target=ask_for_another)
+        thread.start()
+        thread.join()
+        assert backend._latest == "reference"
+    assert backend._latest is None
+
+
 @pytest.mark.parametrize("reads_context", [True, False])
 def test_compiled_code_follows_the_request(fresh: pytest.MonkeyPatch, reads_context: bool) -> None:
     if reads_context and not backend._COMPILER_READS_CONTEXT:

@@ -208,6 +208,25 @@ def test_weights_reach_matching_and_total() -> None:
     assert not criterion.state_dict()
 
 
+@pytest.mark.parametrize("dense_form", [False, True])
+def test_losses_may_be_weighted_in_place(dense_form: bool) -> None:
+    """As the official training step does."""
+    case = Case(layers=3, counts=(2, 1))
+    outputs = factored(case, grad=True)
+    criterion = MaskFormerCriterion(case.classes)
+    gradients = []
+    for in_place in (False, True):
+        losses = criterion(dense(outputs) if dense_form else outputs, case.targets())
+        if in_place:
+            for name in losses:
+                losses[name] *= criterion.weights[name.rstrip("_0123456789")]
+            total = torch.stack(list(losses.values())).sum()
+        else:
+            total = criterion.total(losses)
+        gradients.append((total, *torch.autograd.grad(total, list(outputs.values()))))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_names_of_many_layers() -> None:
     case = Case(layers=12)
     losses = MaskFormerCriterion(case.classes)(factored(case), case.targets())

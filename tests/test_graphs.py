@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -120,3 +121,16 @@ def test_warmup_goes_over_all_numbers_of_segments(
     assert all((targets.masks is not None) == overlap for targets in seen)
     assert criterion.bad_costs == 0
     assert all(x.grad is None for x in outputs.values())
+
+
+def test_warmup_leaves_warnings_and_counts_to_training() -> None:
+    case = Case(layers=2, counts=(4, 2), queries=3)
+    criterion, outputs = MaskFormerCriterion(case.classes), outputs_of(case)
+    outputs["class_logits"].data[0, 0, 0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warmup(criterion, outputs, case.size, most_segments=5)
+    assert criterion.bad_costs == 0
+    with pytest.warns(UserWarning, match="4 segments, more than the 3 queries"):
+        criterion(outputs, case.targets())
+    assert criterion.bad_costs == 1

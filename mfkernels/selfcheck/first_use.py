@@ -29,13 +29,13 @@ from mfkernels.backend import (
     OPERATIONS,
     BackendError,
     failures,
-    is_transformed,
     requested,
     why_not_native,
 )
 from mfkernels.fallback import KernelError
 from mfkernels.native import FOLDER
 from mfkernels.targets import SegmentTargets
+from mfkernels.torch_internals import is_observed, is_transformed
 
 VARIABLE = "MFKERNELS_FIRST_USE"
 DEVICE_TYPES = ("cuda",)
@@ -129,7 +129,7 @@ def _may_be_tried(kernel: Kernel, tensor: Tensor) -> bool:
         and (kernel.operation, kernel.device) not in failures
         and (tensor.dtype != torch.float64 or kernel.operation == "assignment")
         and not is_transformed()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not is_observed()
         and not (kind == "cuda" and torch.cuda.is_current_stream_capturing())
     )
 
@@ -219,7 +219,7 @@ def _versions() -> str:
     for file in sorted(FOLDER.rglob("*.py")):
         digest.update(file.read_bytes())
     for library in sorted(FOLDER.glob("*.so")):
-        digest.update(f"{library.name} {library.stat().st_size}".encode())
+        digest.update(library.read_bytes())
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

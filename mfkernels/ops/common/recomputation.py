@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mfkernels.backend import is_transformed, requested, use_backend
+from mfkernels.backend import requested, use_backend
+from mfkernels.torch_internals import is_transformed
 
 
 def recomputed(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.backend import is_transformed
+from mfkernels.torch_internals import is_transformed
 
 FAR = 1e30
 """Where a point at infinity is read: outside, like it, where `grid_sample` would make NaN of it."""

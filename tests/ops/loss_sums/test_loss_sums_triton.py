@@ -74,6 +74,12 @@ def test_the_criterion_takes_the_total_of_unchanged_losses() -> None:
     assert criterion.total(given) > total
     del given["loss_ce_0"]
     assert criterion.total(given) < total
+    in_place = LossesWithTotal({k: x.detach().clone() for k, x in by_name.items()}, total, WEIGHTS)
+    in_place["loss_mask_0"] *= 0
+    torch.testing.assert_close(criterion.total(in_place), total - 20 * by_name["loss_mask_0"])
+    with torch.inference_mode():
+        losses = {name: loss.clone() for name, loss in by_name.items()}
+        assert criterion.total(LossesWithTotal(losses, total, WEIGHTS)) is total
     unchanged = LossesWithTotal(by_name, total, WEIGHTS)
     criterion.weights["loss_dice"] = 1.0
     assert criterion.total(unchanged) > total

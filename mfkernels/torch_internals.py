@@ -1,0 +1,53 @@
+"""What only private names of PyTorch tell about a call: whether it is transformed, traced or fake.
+
+A version without one of these names computes as usual: then the answer is no.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _found(module: str, name: str, otherwise: Any) -> Any:
+    try:
+        return operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return otherwise
+
+
+_transformation = _found("torch", "_C._functorch.peek_interpreter_stack", lambda: None)
+_is_wrapped = _found("torch", "_C._functorch.is_functorch_wrapped_tensor", lambda _: False)
+_FORWARD_MODE = _found("torch.autograd", "forward_ad", None)
+_dispatch_modes = _found("torch", "_C._len_torch_dispatch_stack", lambda: 0)
+_dispatch_mode = _found("torch", "_C._get_dispatch_mode", lambda _: None)
+_TRACING = _found("torch", "_C._TorchDispatchModeKey.PROXY", None)
+_fake_mode = _found("torch._guards", "active_fake_mode", lambda: None)
+_FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of `torch.func` or forward-mode differentiation is going on."""
+    if torch.compiler.is_compiling():
+        return False
+    return _transformation() is not None or getattr(_FORWARD_MODE, "_current_level", -1) >= 0
+
+
+def is_observed() -> bool:
+    """Whether a `TorchDispatchMode` sees every operator."""
+    return bool(_dispatch_modes())
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor is fake, wrapped by `torch.func`, or in a graph that is being made."""
+    return (
+        torch.compiler.is_compiling()
+        or isinstance(tensor, _FAKE)
+        or _fake_mode() is not None
+        or (_TRACING is not None and _dispatch_mode(_TRACING) is not None)
+        or _is_wrapped(tensor)
+    )
