@@ -1,5 +1,5 @@
 """What the Triton kernels of all operations share; those themselves are in `mfkernels/ops/<op>`.
 
-Nothing here imports Triton until a kernel is needed: `registration` says which file serves which
-operator, and PyTorch's dispatcher calls it for CUDA tensors.
+`devices`, `arguments` and `tensors` import no Triton. The other modules do: the first call for CUDA
+tensors imports them (`mfkernels.ops.common.registration`).
 """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mfkernels.triton.tensors import HALVES, float32_precision, pixel_stride
+from mfkernels.triton.tensors import HALVES, pixel_stride, tf32_allowed
 
 
 def unspecialized(number: int) -> int:
@@ -94,15 +94,15 @@ class LossGradients(NamedTuple):
 
 
 class Product(NamedTuple):
-    """How `tl.dot` multiplies: two factors in half precision as they are, others as float32."""
+    """How two factors are multiplied: both in half precision as they are, others as float32."""
 
     half: bool
-    precision: str
+    tf32: bool
 
     @classmethod
     def of(cls, *factors: Tensor) -> Product:
         dtypes = {factor.dtype for factor in factors}
-        return cls(len(dtypes) == 1 and dtypes <= set(HALVES), float32_precision())
+        return cls(len(dtypes) == 1 and dtypes <= set(HALVES), tf32_allowed())
 
 
 class MaskAxis(NamedTuple):

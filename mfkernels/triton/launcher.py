@@ -15,7 +15,19 @@ from mfkernels.triton import devices
 
 # A cache that cannot be written, a compiler of its launcher that fails, a folder without execution.
 _REFUSALS = (TritonError, RuntimeError, OSError, subprocess.SubprocessError, ImportError)
-_NOT_OF_THE_KERNEL = ("out of memory", "captur", "illegal memory access", "device-side assert")
+_NOT_OF_THE_KERNEL = (
+    "out of memory",
+    "captur",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "hardware stack error",
+    "invalid program counter",
+    "uncorrectable ECC",
+    "device-side assert",
+)
+"""Of an earlier kernel, maybe another library's: an asynchronous error shows at the next call."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:

@@ -11,6 +11,7 @@ from mfkernels.triton import devices
 from mfkernels.triton.launcher import power_of_2
 
 ASSEMBLY = tl.constexpr(devices.ASSEMBLY)
+MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
 
 @triton.jit
@@ -58,7 +59,7 @@ def from_lane_before(x):
 def exp_of_negative(x):
     """exp(x) for x ≤ 0."""
     if ASSEMBLY:
-        return exp2(x * 1.4426950408889634)
+        return exp2(x * -MINUS_LOG2_E)
     return tl.exp(x)
 
 
@@ -106,14 +107,6 @@ def minus_log2_of_rest(q):
 
 
 @triton.jit
-def power_of_sigmoid(sigmoid, softplus_of_minus, gamma, SQUARE: tl.constexpr):
-    """sigmoid(x)^gamma, given also softplus(-x) = -log(sigmoid(x))."""
-    if SQUARE:
-        return sigmoid * sigmoid
-    return exp_of_negative(-gamma * softplus_of_minus)
-
-
-@triton.jit
 def sigmoid_both(x):
     """sigmoid(x), sigmoid(-x) and log(1 + exp(-|x|)), each without cancellation."""
     e = exp_of_negative(-tl.abs(x))
@@ -126,7 +119,7 @@ def sigmoid_both(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(−x)); 0 below −87, where the exponential overflows."""
-    return reciprocal(1.0 + exp2(x * -1.4426950408889634))
+    return reciprocal(1.0 + exp2(x * MINUS_LOG2_E))
 
 
 @triton.jit

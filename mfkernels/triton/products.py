@@ -17,7 +17,7 @@ import triton.language as tl
 
 from mfkernels.triton import devices
 from mfkernels.triton.math import ASSEMBLY
-from mfkernels.triton.tensors import HALVES, float32_precision
+from mfkernels.triton.tensors import HALVES, tf32_allowed
 
 
 class Planes(NamedTuple):
@@ -48,7 +48,7 @@ class Planes(NamedTuple):
             return cls(0, 0, 0)
         if a == b == torch.bfloat16:
             return cls(1, 1, 0)
-        order = 1 if result in HALVES or float32_precision() == "tf32" else 2
+        order = 1 if result in HALVES or tf32_allowed() else 2
         parts = {torch.bfloat16: 1, torch.float16: 2, torch.float32: order + 1}
         return cls(parts[a], parts[b], order)
 

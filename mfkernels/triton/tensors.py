@@ -39,10 +39,10 @@ def check_floats(operation: str, *given: Tensor | None) -> None:
             )
 
 
-def float32_precision() -> str:
-    """How products of float32 matrices are formed: split in three, or TF32 if the user allows it.
+def tf32_allowed() -> bool:
+    """Whether the user lets products of float32 matrices have the precision of TF32.
 
-    Three TF32 products of the leading and trailing halves are about as exact as float32 is.
+    Otherwise kernels form them from parts of their factors, as exactly as float32 does.
     """
     # `allow_tf32` raises once the user has chosen through `fp32_precision`; this one knows both.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"

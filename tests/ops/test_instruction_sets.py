@@ -47,3 +47,17 @@ def test_equals_the_oracles(instruction_set: str) -> None:
     )
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout
+
+
+@pytest.mark.skipif(not backend.part("cpu").usable, reason="needs the native library")
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "import torch, mfkernels; mfkernels.batch_linear_assignment(torch.zeros(1, 2, 2))"
+    for name, said in (("avx-512", True), ("avx2", False), ("", False)):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "MFKERNELS_ISA": name},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("MFKERNELS_ISA is 'avx-512', expected baseline, avx2" in result.stderr) == said

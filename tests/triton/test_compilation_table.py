@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -55,6 +56,15 @@ def test_the_table_is_of_all_gpus_and_kernels(report: dict[str, Any]) -> None:
             of_both = (row for row in report["rows"] if row["architecture"] == name)
             found = {row["kernel"] for row in of_both if row["dtype"] == dtype}
             assert found >= kernels - {"parts_kernel"}, (name, dtype)
+
+
+def test_every_kernel_is_among_those_that_are_compiled() -> None:
+    """A program of the package that no test calls, or two of one name, would pass unseen."""
+    pattern = re.compile(r"^@triton\.jit.*\ndef (\w+_kernel)\(", re.MULTILINE)
+    files = (ROOT / "mfkernels" / "ops").glob("*/triton_*.py")
+    written = sorted(name for file in files for name in pattern.findall(file.read_text()))
+    launched = {launch.name for _, launch in of_everything(torch.float32)}
+    assert written == sorted(launched)
 
 
 @is_there

@@ -13,7 +13,8 @@ from mfkernels.ops.class_loss import triton_launch as class_loss_kernels
 from mfkernels.ops.class_loss.reference import class_loss as class_loss_oracle
 from mfkernels.ops.mask_loss import triton_launch as mask_loss_kernels
 from mfkernels.ops.mask_loss import triton_pixels_launch as pixel_kernels
-from mfkernels.ops.mask_loss import triton_products as mask_loss_products
+from mfkernels.ops.mask_loss import triton_problem
+from mfkernels.ops.mask_loss import triton_product_launch as mask_loss_products
 from mfkernels.ops.mask_loss.reference import mask_loss as mask_loss_oracle
 from mfkernels.ops.matching_cost.reference import matching_cost as matching_cost_oracle
 from mfkernels.ops.matching_cost.triton_launch import matching_cost as matching_cost_kernel
@@ -225,7 +226,7 @@ def test_mask_loss_in_several_parts(
     monkeypatch.setattr(pixel_kernels, "MASK_ROWS_OF_A_PROGRAM", 2)
     monkeypatch.setattr(pixel_kernels, "CELLS_OF_MEMBERS", 16)
     monkeypatch.setattr(mask_loss_products, "PIXELS_OF_A_SPLIT", 32)
-    monkeypatch.setattr(mask_loss_kernels, "WORKSPACE", 1)
+    monkeypatch.setattr(triton_problem, "WORKSPACE", 1)
     parts = mask_loss(embed, features, *given, keep_maps=keep_maps)
     for result, same in zip(parts, whole, strict=True):
         torch.testing.assert_close(result, same, rtol=1e-5, atol=1e-6)

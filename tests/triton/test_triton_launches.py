@@ -33,7 +33,13 @@ OF_AN_OPERATOR = {
 }
 """Launches each; test_triton_compilation.py counts those of Triton, one more for a float32 cost."""
 
-NONE = {"aten::detach", "aten::_unsafe_view", "aten::scalar_tensor", "aten::promote_types"}
+NONE = {
+    "aten::detach",
+    "aten::_unsafe_view",
+    "aten::unsafe_split",
+    "aten::scalar_tensor",
+    "aten::promote_types",
+}
 """No work on the device, beside operators that give a view."""
 
 

@@ -2,7 +2,6 @@
 // each instruction set, with MFK_KERNEL as the name of its one public object.
 #include "cpu/assignment/kernel.h"
 
-#include <cfloat>
 #include <type_traits>
 
 #include "core/assignment.h"
@@ -308,28 +307,6 @@ bool usable_in_place(const assignment::Batch& batch, const T* costs,
          bytes >= kInPlaceBytes && all_finite(costs, shape.row_stride, shape.rows, shape.columns);
 }
 
-template <class T>
-void substitute_missing(T* dense, int32_t rows, int32_t columns) {
-  const int32_t width = padded(columns);
-  double least = assignment::infinity();
-  double greatest = -assignment::infinity();
-  for (int32_t i = 0; i < rows; ++i) {
-    for (int32_t j = 0; j < columns; ++j) {
-      const double cost = dense[static_cast<int64_t>(i) * width + j];
-      if (!is_finite(cost)) continue;
-      least = cost < least ? cost : least;
-      greatest = cost > greatest ? cost : greatest;
-    }
-  }
-  if (greatest < least) least = greatest = 0.0;
-  const double limit = sizeof(T) == sizeof(float) ? FLT_MAX : DBL_MAX;
-  const T cost = static_cast<T>(assignment::substitute(least, greatest, rows, limit));
-  for (int32_t i = 0; i < rows; ++i) {
-    T* row = dense + static_cast<int64_t>(i) * width;
-    for (int32_t j = 0; j < columns; ++j) row[j] = is_finite(row[j]) ? row[j] : cost;
-  }
-}
-
 template <class S, bool kStrict>
 void solve_problem(const assignment::Batch& batch, int64_t index, void* workspace) {
   using T = typename Widened<S>::type;
@@ -362,7 +339,7 @@ void solve_problem(const assignment::Batch& batch, int64_t index, void* workspac
     if (!complete) {
       status |= assignment::kInfeasible;
       if (batch.substitute) {
-        substitute_missing(dense, rows, columns);
+        assignment::substitute_missing(lane, p, dense);
         complete = assignment::solve<kStrict>(lane, p);
       }
     }

@@ -1,29 +1,41 @@
 #include "cpu/common/instruction_set.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <string_view>
 
 namespace mfk::cpu {
 namespace {
 
-InstructionSet detect() {
-  InstructionSet best = InstructionSet::kBaseline;
+// All that kernels.cmake compiles for, x86-64-v3 and -v4: a virtual machine may hide some of it.
+InstructionSet best_supported() {
 #if defined(MFK_HAS_AVX2) || defined(MFK_HAS_AVX512)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    best = InstructionSet::kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-      best = InstructionSet::kAvx512;
-    }
-  }
+  const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+                      __builtin_cpu_supports("movbe");
+  const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  if (has_v4) return InstructionSet::kAvx512;
+  if (has_v3) return InstructionSet::kAvx2;
 #endif
+  return InstructionSet::kBaseline;
+}
+
+InstructionSet detect() {
+  const InstructionSet best = best_supported();
   const char* wish = std::getenv("MFKERNELS_ISA");
-  if (wish == nullptr) return best;
+  if (wish == nullptr || *wish == '\0') return best;
   for (const auto set :
        {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
     if (std::string_view(wish) == name(set)) return std::min(best, set);
   }
+  std::fprintf(stderr,
+               "mfkernels: MFKERNELS_ISA is '%s', expected baseline, avx2 or avx512; "
+               "it has no effect\n",
+               wish);
   return best;
 }
 

@@ -30,7 +30,8 @@ inline ScalarType type_of(bool is_double) {
 }
 
 inline void check_on_cpu(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), name, " must be a tensor on the CPU");
+  STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), name, " must be a tensor on the CPU, got ",
+                  tensor.defined() ? text(tensor) + " on another device" : "none");
 }
 
 // A result that a kernel writes whole, of the type of `like` where no other is given.

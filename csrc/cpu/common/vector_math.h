@@ -65,20 +65,19 @@ MFK_INLINE V horner(const V& x, const V& sum, float next, Rest... rest) {
   return horner(x, multiply_add(sum, x, V{} + next), rest...);
 }
 
-// e^x for x <= 0, within 1 ulp; below -87 the least that comes out is about 1e-38. NaN stays NaN.
+// e^x for x <= 0, within 1 ulp; 0 below -87. NaN stays NaN.
 MFK_INLINE Floats exp_negative(const Floats& x) {
-  const Floats clamped = x < -87.0f ? Floats{} - 87.0f : x;
   // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
-  const Floats shifted = multiply_add(clamped, broadcast(1.44269504f), broadcast(12582912.0f));
+  const Floats shifted = multiply_add(x, broadcast(1.44269504f), broadcast(12582912.0f));
   const Floats n = shifted - 12582912.0f;
-  Floats r = multiply_add(n, broadcast(-0.693145752f), clamped);
+  Floats r = multiply_add(n, broadcast(-0.693145752f), x);
   r = multiply_add(n, broadcast(-1.42860677e-6f), r);
   const Floats mantissa = horner(r, broadcast(1.38368516e-3f), 8.37481581e-3f, 4.16682251e-2f,
                                  1.66664198e-1f, 4.99999911e-1f, 1.0f, 1.0f);
   // n goes into the exponent.
   const Bits bits = reinterpret_cast<Bits>(mantissa) + (reinterpret_cast<Bits>(shifted) << 23);
-  // What was added to the bits of a NaN may have made a number of it.
-  return x == x ? reinterpret_cast<Floats>(bits) : x;
+  const Floats beyond = x < -87.0f ? Floats{} : x;  // bits of a NaN may have become a number
+  return x >= -87.0f ? reinterpret_cast<Floats>(bits) : beyond;
 }
 
 MFK_INLINE Doubles exp_negative(const Doubles& x) {
@@ -114,9 +113,9 @@ MFK_INLINE Sigmoid<V> sigmoid(const V& z) {
   const V e = exp_negative(-size);
   const V large = 1 / (1 + e);
   const V small = e * large;
-  const V log = log1p_unit(e);
-  return {z > 0 ? large : small, z > 0 ? small : large, multiply_add(half, size + z, log),
-          multiply_add(half, size - z, log)};
+  const V log = log1p_unit(e), half_z = half * z;  // |z| + z may be too large for a float
+  return {z > 0 ? large : small, z > 0 ? small : large, multiply_add(half, size, half_z) + log,
+          multiply_add(half, size, -half_z) + log};
 }
 
 // p^gamma, from log(p) = -down. `Gamma` is 0, 1 or 2, or else -1 for any `gamma`.

@@ -88,7 +88,8 @@ MFK_INLINE V general_power(V base, typename std::remove_reference<decltype(V{}[0
   return base;
 }
 
-// The focal loss of logits x with targets y from 0 to 1: weight * miss^gamma * entropy.
+// The focal loss of logits x with targets y: weight * miss^gamma * entropy. Targets are 0 to 1, or a
+// little beyond, as bicubic interpolation makes them: then the miss may be negative.
 template <int kGamma, class T>
 struct Focal {
   using V = VectorFor<T>;
@@ -109,10 +110,14 @@ struct Focal {
 
   MFK_INLINE V loss() const { return weight * power * entropy; }
 
-  // By x. miss' / miss, which is never more than 1, keeps it finite for gamma < 1.
+  // By x.
   MFK_INLINE V gradient(T gamma) const {
     if constexpr (kGamma == 0) return weight * (s.p - y);
-    const V relative = s.p * s.q * (1 - 2 * y) / maximum(miss, broadcast(least()));
+    const V miss_change = s.p * s.q * (1 - 2 * y);
+    if constexpr (kGamma == 1) return weight * (miss * (s.p - y) + miss_change * entropy);
+    if constexpr (kGamma == 2) return weight * miss * (miss * (s.p - y) + 2 * miss_change * entropy);
+    // The quotient, never more than 1 for targets from 0 to 1, keeps it finite for gamma < 1.
+    const V relative = miss_change / (magnitude(miss) < least() ? broadcast(least()) : miss);
     return weight * power * (s.p - y + gamma * relative * entropy);
   }
 

@@ -19,25 +19,30 @@ def entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE: tl.constexpr):
     """Cross-entropy, the miss m = 1 − p_t, and m^γ; exact for targets 0 and 1, valid between."""
     entropy = y * (tl.maximum(-x, 0.0) + log1p) + (1.0 - y) * (tl.maximum(x, 0.0) + log1p)
     entropy += 0.0 * x  # NaN at every infinite logit
-    # The smallest normal number keeps 0^0 = 1 and the logarithm finite.
-    miss = tl.maximum((1.0 - y) * sigmoid + y * other, 1.1754944e-38)
+    miss = (1.0 - y) * sigmoid + y * other
     if SQUARE:
         return entropy, miss, miss * miss
+    # The smallest normal number keeps 0^0 = 1 and the logarithm finite.
+    miss = tl.maximum(miss, 1.1754944e-38)
     return entropy, miss, exp_of_negative(gamma * tl.log(miss))
 
 
 @triton.jit
 def focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE: tl.constexpr):
-    """d focal / d logit: m^γ (s − y + γ (1 − 2y) · entropy · s (1−s) / m), with α."""
+    """d focal / d logit: m^γ (s − y) + γ m^(γ−1) (1 − 2y) s (1 − s) · entropy, with α."""
     entropy, miss, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
     weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
-    bend = focal.gamma * (1.0 - 2.0 * y) * entropy * (sigmoid * other * reciprocal(miss))
+    entropy_change = (1.0 - y) * sigmoid - y * other
+    miss_change = (1.0 - 2.0 * y) * sigmoid * other
+    if SQUARE:
+        return weight * miss * (miss * entropy_change + 2.0 * miss_change * entropy)
+    bend = focal.gamma * entropy * (miss_change * reciprocal(miss))
     bend = tl.where(focal.gamma > 0.0, bend, 0.0)  # without an exponent, entropy plays no part
-    return weight * scale * ((1.0 - y) * sigmoid - y * other + bend)
+    return weight * scale * (entropy_change + bend)
 
 
 @triton.jit
-def sums_kernel(
+def focal_dice_sums_kernel(
     logits_ptr,
     targets_ptr,
     partial_ptr,
@@ -78,7 +83,7 @@ def sums_kernel(
 
 
 @triton.jit
-def totals_kernel(
+def focal_dice_totals_kernel(
     partial_ptr, focal_ptr, dice_ptr, sums_ptr, chunks, elements, BLOCK: tl.constexpr
 ):
     """`focal` and `dice [M]`, `sums [M, 3]` from the partial sums, one program per row."""
@@ -101,7 +106,7 @@ def totals_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def focal_dice_gradient_kernel(
     grad,
     sums_ptr,
     logits_ptr,

@@ -8,9 +8,9 @@ from torch import Tensor
 from mfkernels.ops.focal_dice.triton_kernels import (
     elements_gradient_kernel,
     elements_kernel,
-    gradient_kernel,
-    sums_kernel,
-    totals_kernel,
+    focal_dice_gradient_kernel,
+    focal_dice_sums_kernel,
+    focal_dice_totals_kernel,
 )
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import FocalParameters, LossGradients
@@ -45,7 +45,7 @@ def focal_dice(
     chunks = cdiv(elements, ELEMENTS_OF_A_PROGRAM)
     partial = logits.new_empty((rows, chunks, 4), dtype=torch.float32)
     launcher.launch(
-        sums_kernel,
+        focal_dice_sums_kernel,
         (rows * chunks,),
         logits_ptr=logits.contiguous(),
         targets_ptr=_as_stored(targets),
@@ -59,7 +59,7 @@ def focal_dice(
         num_warps=8,
     )
     launcher.launch(
-        totals_kernel,
+        focal_dice_totals_kernel,
         (rows,),
         partial_ptr=partial,
         focal_ptr=focal,
@@ -90,7 +90,7 @@ def focal_dice_backward(
     grad_logits = logits.new_empty(logits.shape)
     tiles = cdiv(elements, BLOCK)
     launcher.launch(
-        gradient_kernel,
+        focal_dice_gradient_kernel,
         (rows * tiles,),
         grad=LossGradients(grad_focal, grad_dice),
         sums_ptr=sums,

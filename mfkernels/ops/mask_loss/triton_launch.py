@@ -10,8 +10,6 @@ atomically.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +17,9 @@ from torch import Tensor
 
 from mfkernels.ops.mask_loss.operator import Inputs, maps_shape
 from mfkernels.ops.mask_loss.triton_pixels import GradLosses
-from mfkernels.ops.mask_loss.triton_pixels_launch import Pixels
-from mfkernels.ops.mask_loss.triton_products import (
+from mfkernels.ops.mask_loss.triton_problem import Problem
+from mfkernels.ops.mask_loss.triton_product_kernels import Sizes
+from mfkernels.ops.mask_loss.triton_product_launch import (
     launch_grad_embed,
     launch_grad_embed_sum,
     launch_grad_features,
@@ -28,94 +27,7 @@ from mfkernels.ops.mask_loss.triton_products import (
     launch_scatter,
     splits_of,
 )
-from mfkernels.ops.mask_loss.triton_rows import Matching, ProductSizes, Sizes
 from mfkernels.triton.arguments import SegmentValues
-from mfkernels.triton.tensors import check_floats, with_flat_pixels
-
-WORKSPACE = 1 << 25
-"""Elements of a workspace of logits or gradients (128 MiB), or half of those of the pixel features,
-if these are more; a larger batch goes in groups of images.
-"""
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """The tensors of a call as kernels read them, and the arguments that launches share."""
-
-    embed: Tensor
-    """Embeddings, or dense logits."""
-    features: Tensor | None
-    matching: Matching
-    sizes: Sizes
-    channels: int
-    at_pixels: Pixels
-
-    @property
-    def rows(self) -> int:
-        """The most matched segments of an image, all layers together."""
-        return self.sizes.layers * self.sizes.max_count
-
-    @property
-    def pixels(self) -> int:
-        """Of a mask."""
-        return self.at_pixels.pixels
-
-    def groups(self) -> Iterator[tuple[Sizes, int]]:
-        """The sizes of each group of images, and how many images it has.
-
-        All images together, if the segments that there are fit into a workspace. A group of some
-        has room for the most segments of an image in each, as only the device knows how many.
-        """
-        sizes, images, pixels = self.sizes, self.sizes.images, max(self.pixels, 1)
-        features = 0 if self.features is None else self.features.numel()
-        most_rows = max(WORKSPACE, features // 2) // (sizes.layers * pixels)
-        if sizes.num_segments <= most_rows:
-            yield sizes, images
-            return
-        group = max(1, min(images, most_rows // sizes.max_count))
-        for first in range(0, images, group):
-            size = min(group, images - first)
-            rows = size * sizes.max_count
-            yield sizes._replace(first_image=first, layer_rows=rows, packed=0), size
-
-    def product_sizes(self, sizes: Sizes) -> ProductSizes:
-        return ProductSizes(
-            **sizes.as_argument()._asdict(), channels=self.channels, pixels=self.pixels
-        )
-
-    def workspace(self, sizes: Sizes) -> Tensor:
-        """New memory for `[L, rows, h·w]` of a group."""
-        shape = (sizes.layers, sizes.layer_rows, self.pixels)
-        return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)
-
-
-def _problem(given: Inputs) -> _Problem:
-    check_floats("mask_loss", given.mask_embed, given.pixel_features)
-    embed, features = given.mask_embed, None
-    if given.pixel_features is None:
-        embed = with_flat_pixels(embed)
-    else:
-        features = with_flat_pixels(given.pixel_features)
-    layers, images, queries = embed.shape[:3]
-    height, width = (given.mask_embed if features is None else features).shape[-2:]
-    at_pixels = Pixels.of(given, height, width)
-    return _Problem(
-        embed=embed,
-        features=features,
-        matching=at_pixels.matching,
-        sizes=Sizes(
-            first_image=0,
-            images=images,
-            layers=layers,
-            queries=queries,
-            max_count=given.assignment.shape[2],
-            num_segments=given.num_segments,
-            layer_rows=given.num_segments,
-            packed=1,
-        ),
-        channels=1 if features is None else embed.shape[3],
-        at_pixels=at_pixels,
-    )
 
 
 def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -129,7 +41,7 @@ def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     *inputs, keep_maps = arguments
     given = Inputs(*inputs)
-    problem = _problem(given)
+    problem = Problem.of(given)
     assignment, shape = given.assignment, given.assignment.shape
     focal = assignment.new_empty(shape, dtype=torch.float32)
     dice = assignment.new_empty(shape, dtype=torch.float32)
@@ -156,7 +68,7 @@ def mask_loss_backward(
     """
     *inputs, embed_needed, features_needed = inputs_and_needed
     given = Inputs(*inputs)
-    problem = _problem(given)
+    problem = Problem.of(given)
     mask_embed, pixel_features = given.mask_embed, given.pixel_features
     features_needed = features_needed and pixel_features is not None
     features = mask_embed if pixel_features is None else pixel_features
@@ -185,7 +97,7 @@ def mask_loss_backward(
 
 
 def _grad_logits(
-    problem: _Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
+    problem: Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
 ) -> Tensor:
     """Gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
     grad_logits = problem.workspace(sizes)

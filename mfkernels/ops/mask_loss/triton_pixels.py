@@ -22,7 +22,7 @@ from mfkernels.ops.mask_loss.triton_cells import (
     plus_part,
     weights_of_lines,
 )
-from mfkernels.ops.mask_loss.triton_rows import (
+from mfkernels.ops.mask_loss.triton_product_kernels import (
     image_of_program,
     matched_rows,
     packed_index,
@@ -30,6 +30,7 @@ from mfkernels.ops.mask_loss.triton_rows import (
 )
 from mfkernels.triton.arguments import SegmentValues
 from mfkernels.triton.math import (
+    MINUS_LOG2_E,
     dice_loss,
     from_lane_before,
     if_also,
@@ -37,8 +38,6 @@ from mfkernels.triton.math import (
     row_offset,
     store_sums,
 )
-
-MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
 
 class GradLosses(NamedTuple):

@@ -16,7 +16,7 @@ from mfkernels.ops.mask_loss.triton_pixels import (
     pixels_kernel,
     totals_kernel,
 )
-from mfkernels.ops.mask_loss.triton_rows import Matching, Sizes
+from mfkernels.ops.mask_loss.triton_product_kernels import Matching, Sizes
 from mfkernels.triton import launcher
 from mfkernels.triton.arguments import FocalParameters, Predictions
 from mfkernels.triton.launcher import cdiv

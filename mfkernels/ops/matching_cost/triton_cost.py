@@ -24,7 +24,7 @@ from mfkernels.ops.matching_cost.triton_kernels import (
 )
 from mfkernels.ops.matching_cost.triton_parts import PIXELS_OF_A_SCALE
 from mfkernels.triton.arguments import unspecialized
-from mfkernels.triton.math import plain, row_offset, segments_of_image
+from mfkernels.triton.math import MINUS_LOG2_E, plain, row_offset, segments_of_image
 
 LARGE = tl.constexpr(8.0)
 """The mean loss of pixels as negatives above which differences are too coarse: the error of a
@@ -179,7 +179,7 @@ def cost_kernel(
                 *(embed_ptr, e, features_ptr, start, start + index < sizes.pixels, start >= 0),
                 *(embed, features, is_row, of_masks.channels, VARIANT, MASKS_BLOCK),
             )
-            y = logits * (scale * -1.4426950408889634)[:, None]
+            y = logits * (scale * MINUS_LOG2_E)[:, None]
             _, positive, negative = focal_maps(y, focal, VARIANT.square)
             # Tensor cores round sums towards zero, which adds up; so they sum a block alone.
             more = add_sums(tl.zeros([BLOCK_R, BLOCK_T], tl.float32), positive, members)

@@ -23,6 +23,7 @@ from torch import Tensor
 from mfkernels.ops.matching_cost.triton_parts import PIXELS_OF_A_RUN, PIXELS_OF_A_SCALE
 from mfkernels.triton.arguments import Features, FocalParameters, Predictions, unspecialized
 from mfkernels.triton.math import (
+    MINUS_LOG2_E,
     alternate_runs,
     exp2,
     if_also,
@@ -389,7 +390,7 @@ def sums_kernel(
             *(row_ptr, e, features_ptr, after, inside, after < end),
             *(embed, features, is_row, sizes.channels, VARIANT, BLOCK),
         )
-        y = logits * (scale * -1.4426950408889634)[:, None]
+        y = logits * (scale * MINUS_LOG2_E)[:, None]
     store_sums(
         partial, gain_sums, sigmoid_sums, all_negative, area, split_index, row, t, sizes, focal
     )

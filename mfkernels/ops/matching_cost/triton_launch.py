@@ -44,9 +44,9 @@ from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import (
     check_floats,
-    float32_precision,
     pixel_stride,
     stored_segments,
+    tf32_allowed,
     with_flat_pixels,
 )
 
@@ -215,7 +215,7 @@ def _number_of_parts(embed: Tensor, features: Tensor) -> int:
     """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
     if Product.of(embed, features).half:
         return 0 if _copied_asynchronously(embed, features) else 2
-    return 1 if float32_precision() == "tf32" else 2
+    return 1 if tf32_allowed() else 2
 
 
 def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:

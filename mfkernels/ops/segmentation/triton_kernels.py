@@ -26,7 +26,7 @@ from mfkernels.ops.segmentation.triton_patch import (
     source_position,
     tile_values,
 )
-from mfkernels.triton.math import if_also
+from mfkernels.triton.math import MINUS_LOG2_E, if_also
 
 # Half precision of both factors is off by at most 2^-11 each, relatively; the rest is for the
 # rounding of sums, and for denormal numbers.
@@ -228,7 +228,7 @@ def extremes_kernel(
             low, high = tl.minimum(low, x), tl.maximum(high, x)
     low, high = low.to(tl.float32), high.to(tl.float32)
     if not IN_PARTS:
-        low, high = high * -1.4426950408889634, low * -1.4426950408889634
+        low, high = high * MINUS_LOG2_E, low * MINUS_LOG2_E
     # Stored logits are negative where masks are likely.
     least = scaled_sigmoid(high + tl.abs(high) * _ROUNDED)
     most = scaled_sigmoid(low - tl.abs(low) * _ROUNDED)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import Features, Predictions, Product
 from mfkernels.triton.launcher import cdiv
-from mfkernels.triton.math import if_also, neighbours, sigmoid, split
+from mfkernels.triton.math import MINUS_LOG2_E, if_also, neighbours, sigmoid, split
 from mfkernels.triton.tensors import with_flat_pixels
 
 CHUNK = 32
@@ -132,7 +132,7 @@ def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constex
     mask = (p < pixels)[:, None] & (column < columns)[None, :]
     if IN_PARTS:
         # Sigmoids are 0 or 1 long before the range of half precision ends.
-        x = tl.minimum(tl.maximum(x * -1.4426950408889634, -30000.0), 30000.0)
+        x = tl.minimum(tl.maximum(x * MINUS_LOG2_E, -30000.0), 30000.0)
         leading = x.to(tl.float16)
         tl.store(logits_ptr + offset, leading, mask=mask)
         trailing = (x - leading.to(tl.float32)).to(tl.float16)
@@ -234,7 +234,7 @@ def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
         return 1, embed.dtype
     if not devices.gpu_of(embed.device).generation.bfloat16:
         return 1, torch.float32
-    return 2 if product.precision == "tf32" else 3, torch.bfloat16
+    return 2 if product.tf32 else 3, torch.bfloat16
 
 
 def logits_by_pixel(

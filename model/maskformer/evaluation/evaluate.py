@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskformer.config.schema import Config, EvalConfig
 from maskformer.data import (
@@ -98,13 +99,12 @@ def evaluate(
     """
     if tta is not None and not config.semantic:
         raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
-    was_training = model.training
-    model.eval()
     measures = Measures(info, config, device)
     pictures: list[tuple[str, Tensor]] = []
     wanted = sum(index < config.pictures for index in loader.indices)
     images, seconds = 0, 0.0
-    with progress.counting("evaluating", loader.num_images) as counter:
+    counting = progress.counting("evaluating", loader.num_images)
+    with _in_evaluation_mode(model), counting as counter:
         for batch in loader:
             start = time.perf_counter()
             predictions = predict_batch(
@@ -123,7 +123,6 @@ def evaluate(
             counter.advance(len(batch.samples))
             if between_batches is not None:
                 between_batches()
-    model.train(was_training)
     metrics, per_class, confusion = measures.compute()
     score = finite_score(metrics[default_metric(config)])
     parts = gather_in_turn([(images, seconds)])
@@ -135,6 +134,16 @@ def evaluate(
         names.take(name): picture for name, picture in gather_in_turn(pictures, config.batch_size)
     }
     return Evaluation(metrics, per_class, score, drawn, confusion)
+
+
+@contextlib.contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _picture(

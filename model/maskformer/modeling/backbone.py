@@ -37,6 +37,10 @@ _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_OVERRIDDEN = ("_attn", "get_attn_mask")
+"""What `PadFirstSwinBlock` replaces and calls, under private names of timm."""
+
+
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
 
@@ -252,6 +256,12 @@ def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:
 def _adapt_swin(body: Any) -> bool:
     """Gives the blocks of a Swin (version 1) the original padding; whether there are any."""
     blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
+    missing = [name for name in _OVERRIDDEN if not hasattr(SwinTransformerBlock, name)]
+    if blocks and missing:
+        raise ConfigError(
+            f"model.backbone.name: the Swin of timm {timm.__version__} has no {missing[0]}, which "
+            "gets the original padding here; install timm 1.0.31, with which this was tested"
+        )
     for block in blocks:
         block.__class__ = PadFirstSwinBlock  # same parameters, other `_attn`
     if blocks:

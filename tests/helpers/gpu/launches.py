@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mfkernels.ops.class_loss import triton_launch as class_losses
 from mfkernels.ops.focal_dice import triton_launch as focal_dice
+from mfkernels.ops.loss_sums import triton_launch as sums_of_losses
 from mfkernels.ops.mask_loss import triton_launch as mask_losses
 from mfkernels.ops.matching_cost import triton_launch as matching
 from mfkernels.ops.segmentation import triton_launch as segmentation
@@ -99,6 +100,15 @@ def of_class_loss(
     with recorded() as launches:
         _, _, *saved = class_losses.class_loss(class_logits, labels, counts, assignment, 0.1)
         class_losses.class_loss_backward(meta(LAYERS), class_logits, *saved, 0.1)
+    return launches
+
+
+def of_loss_sums(count: int = 12, *, num_masks_on_gpu: bool = False) -> list[Launch]:
+    of_segments, of_layers = (LAYERS, IMAGES, count), (LAYERS,)
+    losses = (meta(*shape) for shape in (of_segments, of_segments, of_layers, of_layers))
+    with recorded() as launches:
+        num_masks = meta() if num_masks_on_gpu else 7.0
+        sums_of_losses.loss_sums(*losses, num_masks, (1.0, 20.0, 1.0))
     return launches
 
 
@@ -210,6 +220,8 @@ def _cases_of_training(dtype: torch.dtype) -> Iterator[tuple[str, list[Launch]]]
     yield "C=256 T=24, gamma 1.5", of_matching_cost(dtype, 256, 24, gamma=1.5)
     yield "C=256 T=24, gamma 1.5", of_mask_loss(dtype, 256, 24, gamma=1.5)
     yield "C=256 T=24, ratio 3", of_mask_loss(dtype, 256, 24, ratio=3)
+    for on_gpu in (False, True):
+        yield f"num_masks on {'GPU' if on_gpu else 'CPU'}", of_loss_sums(num_masks_on_gpu=on_gpu)
     for targets_dtype in (torch.bool, dtype):
         yield f"{targets_dtype} targets", of_focal_dice(dtype, targets_dtype)
 

@@ -298,6 +298,20 @@ def test_an_evaluation_reports_every_image(maskformer: SegmentationModel) -> Non
     assert len(evaluation.pictures) == 8
 
 
+def test_a_model_is_in_its_mode_again_after_an_error(maskformer: SegmentationModel) -> None:
+    def interrupt() -> None:
+        assert not maskformer.training
+        raise InterruptedError
+
+    loader = EvalLoader(Images(), ImageProcessor(None, None).batch, 3)
+    progress = Progress(enabled=False)
+    for training in (True, False):
+        maskformer.train(training)
+        with pytest.raises(InterruptedError):
+            evaluate(maskformer, loader, INFO, EVAL, CPU, progress, between_batches=interrupt)
+        assert maskformer.training == training
+
+
 def test_a_single_class_has_all_figures() -> None:
     class Sky(Images):
         def __getitem__(self, index: int) -> Sample:

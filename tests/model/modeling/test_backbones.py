@@ -10,11 +10,12 @@ import timm
 import torch
 from helpers.model_cases import randomise, relative_error, trainable
 from safetensors.torch import save_file
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from maskformer.config.load import load_config
 from maskformer.config.schema import BackboneConfig
-from maskformer.errors import CheckpointError
+from maskformer.errors import CheckpointError, ConfigError
 from maskformer.modeling.backbone import Backbone, check_pretrained
 from maskformer.modeling.frozen_norm import FrozenBatchNorm2d
 from maskformer.weights.backbone_weights import find_backbone_weights
@@ -192,6 +193,12 @@ class TestSwin:
         # Padded to 14 and rolled by 3, the last window of a side holds rows 10 and 11, two rows of
         # padding and, in a region of their own, rows 0 to 2.
         assert reached.tolist() == [[10, 10], [10, 11], [11, 10], [11, 11]]
+
+    def test_a_timm_with_other_names_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else its own padding would serve, and every result be another one."""
+        monkeypatch.delattr(SwinTransformerBlock, "_attn")
+        with pytest.raises(ConfigError, match=r"the Swin of timm .* has no _attn, .* install timm"):
+            Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN)
 
     def test_images_smaller_than_a_window_and_odd_sizes(self) -> None:
         backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()

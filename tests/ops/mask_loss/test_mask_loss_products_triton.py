@@ -9,8 +9,9 @@ import torch
 from helpers.gpu.interpreter import assert_as_exact
 from torch import Tensor
 
-from mfkernels.ops.mask_loss import triton_launch, triton_products
+from mfkernels.ops.mask_loss import triton_product_launch
 from mfkernels.ops.mask_loss.operator import Inputs
+from mfkernels.ops.mask_loss.triton_problem import Problem
 from mfkernels.triton import devices, products
 from mfkernels.triton.products import Planes
 
@@ -53,20 +54,20 @@ class Products:
             *(self.embed, self.features, label_map, None),
             *(self.counts, self.assignment, int(self.counts.sum()), 0.25, 2.0),
         )
-        problem = triton_launch._problem(given)
+        problem = Problem.of(given)
         (sizes, group), *others = problem.groups()
         assert not others
-        logits = triton_products.launch_logits(problem, sizes, group).ptr
-        shape = (triton_products.splits_of(problem), *self.assignment.shape, problem.channels)
+        logits = triton_product_launch.launch_logits(problem, sizes, group).ptr
+        shape = (triton_product_launch.splits_of(problem), *self.assignment.shape, problem.channels)
         partial = self.features.new_empty(shape, dtype=torch.float32)
         grad_embed = self.embed.new_empty(self.embed.shape)
         grad_features = self.features.new_empty(self.features.shape)
         # Workspaces hold the segments that there are, one image after the other.
         exists = torch.arange(self.assignment.shape[2]) < self.counts[:, None]
         gradient = self.grad_logits[:, exists]
-        triton_products.launch_grad_embed(problem, sizes, gradient, partial, group)
-        triton_products.launch_grad_embed_sum(problem, partial, grad_embed)
-        triton_products.launch_grad_features(problem, sizes, gradient, grad_features, group)
+        triton_product_launch.launch_grad_embed(problem, sizes, gradient, partial, group)
+        triton_product_launch.launch_grad_embed_sum(problem, partial, grad_embed)
+        triton_product_launch.launch_grad_features(problem, sizes, gradient, grad_features, group)
         written = torch.zeros_like(self.grad_logits)
         written[:, exists] = logits.where(gradient.isfinite(), 0)
         return [written, grad_embed, grad_features]
@@ -162,7 +163,7 @@ def test_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planes(half, single, half) == (2, 2, 1)
     assert planes(brain, single, single) == (1, 3, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(products, "float32_precision", lambda: "tf32")
+        patch.setattr(products, "tf32_allowed", lambda: True)
         assert planes(single, single) == (2, 2, 1)
     monkeypatch.setattr(devices, "assumed", devices.KNOWN["sm_75"])
     assert planes(half, half) == (1, 1, 0)

@@ -122,9 +122,7 @@ def test_bad_values_stay_where_they_belong(form: str, bad: float) -> None:
 
 
 def test_tf32_has_at_least_its_eleven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mfkernels.ops.matching_cost.triton_launch.float32_precision", lambda: "tf32"
-    )
+    monkeypatch.setattr("mfkernels.ops.matching_cost.triton_launch.tf32_allowed", lambda: True)
 
     def rounded(x: Tensor) -> Tensor:
         bits = x.view(torch.int32) + 2**12

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfkernels.ops.mask_loss.triton_rows import (
+from mfkernels.ops.mask_loss.triton_problem import Problem
+from mfkernels.ops.mask_loss.triton_product_kernels import (
     ProductBlock,
     Sizes,
     grad_embed_kernel,
@@ -20,9 +21,6 @@ from mfkernels.triton import devices, launcher
 from mfkernels.triton.arguments import Features, Predictions
 from mfkernels.triton.launcher import cdiv
 from mfkernels.triton.products import Planes
-
-if TYPE_CHECKING:
-    from mfkernels.ops.mask_loss.triton_launch import _Problem
 
 PIXELS_OF_A_SPLIT = 2048
 
@@ -86,7 +84,7 @@ HALF_IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=32, pixels=32), warps=8, s
 
 
 def tile_of(
-    product: str, planes: Planes, problem: _Problem, pixels_of_split: int = 0
+    product: str, planes: Planes, problem: Problem, pixels_of_split: int = 0
 ) -> tuple[ProductBlock, dict[str, int]]:
     """A tile as an argument, and as options of the compiler."""
     generation = devices.gpu_of(problem.embed.device).generation
@@ -111,12 +109,12 @@ def padded(rows: int, tile: int) -> int:
     return cdiv(rows, tile) * tile
 
 
-def splits_of(problem: _Problem) -> int:
+def splits_of(problem: Problem) -> int:
     """Into how many parts a product over all pixels is cut."""
     return cdiv(problem.pixels, PIXELS_OF_A_SPLIT)
 
 
-def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
+def launch_logits(problem: Problem, sizes: Sizes, group: int) -> Predictions:
     """Logits of the matched segments of a group; dense ones are there already."""
     if problem.features is None:
         return Predictions.of(problem.embed, dense=True)
@@ -145,7 +143,7 @@ def launch_logits(problem: _Problem, sizes: Sizes, group: int) -> Predictions:
 
 
 def launch_scatter(
-    problem: _Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
+    problem: Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
 ) -> None:
     """Fill a group's part of the gradients `[L, B, Q, h, w]` of dense logits."""
     launcher.launch(
@@ -162,7 +160,7 @@ def launch_scatter(
 
 
 def launch_grad_embed(
-    problem: _Problem, sizes: Sizes, grad_logits: Tensor, partial: Tensor, group: int
+    problem: Problem, sizes: Sizes, grad_logits: Tensor, partial: Tensor, group: int
 ) -> None:
     """Fill a group's part of `partial [splits, L, B, T, C]`."""
     assert problem.features is not None
@@ -187,7 +185,7 @@ def launch_grad_embed(
     )
 
 
-def launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor) -> None:
+def launch_grad_embed_sum(problem: Problem, partial: Tensor, grad_embed: Tensor) -> None:
     """Fill `grad_embed [L, B, Q, C]` from `partial [splits, L, B, T, C]`."""
     sizes = problem.sizes
     launcher.launch(
@@ -204,7 +202,7 @@ def launch_grad_embed_sum(problem: _Problem, partial: Tensor, grad_embed: Tensor
 
 
 def launch_grad_features(
-    problem: _Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
+    problem: Problem, sizes: Sizes, grad_logits: Tensor, grad_features: Tensor, group: int
 ) -> None:
     """Fill a group's part of `grad_features [B, C, h, w]`."""
     assert problem.features is not None
