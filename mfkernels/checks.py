@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfkernels.targets import SegmentTargets
+from mfkernels.scalars import check_number, check_one_number
+from mfkernels.targets import SegmentTargets, holds_values
+from mfkernels.torch_internals import is_traced
 from mfkernels.triton import devices
 
 _HARMLESS_BYTES = 1 << 28
 _REPEATS = 64
+_LARGEST = sys.float_info.max
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) -> bool:
@@ -45,6 +49,9 @@ def check_tensor(name: str, tensor: Tensor) -> None:
     # The dispatcher lets None pass as an undefined tensor.
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; see its to_dense()")
 
 
 def has_autocast(device_type: str) -> bool:
@@ -169,6 +176,8 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name} must have at least 16 bits, got {tensor.dtype}")
     check_memory(name, tensor)
 
 
@@ -180,39 +189,32 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raise TypeError for what is neither a number, NumPy's included, nor a tensor."""
-    # The first question is one that torch.compile can answer.
-    if not isinstance(value, (int, float, Tensor)) and not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
 def check_num_masks(num_masks: float | Tensor) -> None:
     check_number("num_masks", num_masks)
     if isinstance(num_masks, Tensor) and num_masks.ndim > 0:
         raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
+    # On a GPU, a look at the value would wait for the device.
+    on_host = not isinstance(num_masks, Tensor) or holds_values(num_masks)
+    if on_host and not num_masks > 0:
+        raise ValueError(f"num_masks must be positive, got {num_masks}")
 
 
 def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool = False) -> None:
     """`learnable`: whether the caller gives tensors their gradients."""
-    for name, value in (("alpha", alpha), ("gamma", gamma)):
+    given: tuple[tuple[str, Any], ...] = (("alpha", alpha), ("gamma", gamma))
+    for name, value in given:
         check_number(name, value)
         if isinstance(value, Tensor):
-            _check_one_number(name, value, learnable)
-    if not gamma >= 0:
+            check_one_number(name, value, learnable)
+    if _is_readable(gamma) and not gamma >= 0:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
-    if not alpha <= 1:
+    if _is_readable(alpha) and not alpha <= 1:
         raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
-    for name, value in (("alpha", alpha), ("gamma", gamma)):
-        if abs(value) == math.inf:
+    for name, value in given:
+        if _is_readable(value) and abs(value) > _LARGEST:
             raise ValueError(f"{name} must be finite, got {value}")
 
 
-def _check_one_number(name: str, value: Tensor, learnable: bool) -> None:
-    if value.numel() != 1:
-        raise TypeError(
-            f"{name} must be one number, got a tensor of shape {list(value.shape)}; weights by "
-            "class or pixel can multiply a loss that is not reduced"
-        )
-    if value.requires_grad and not learnable:
-        raise TypeError(f"{name} must be a number here: it would get no gradient; use detach()")
+def _is_readable(value: float | Tensor) -> bool:
+    """Whether it is possible to look at a number."""
+    return not isinstance(value, Tensor) or not (value.is_meta or is_traced(value))

@@ -17,7 +17,7 @@ from mfkernels.checks import (
     check_device,
     check_floating,
     check_focal,
-    check_number,
+    check_num_masks,
     check_predictions,
     check_targets,
     usable_by_autograd,
@@ -30,8 +30,9 @@ from mfkernels.ops.class_loss import class_loss as sum_class_loss
 from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
+from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
-from mfkernels.torch_internals import is_transformed
+from mfkernels.torch_internals import is_transformed, without_subclass
 
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
@@ -123,18 +124,16 @@ class MaskFormerCriterion(nn.Module):
         matching: Matching = "bipartite",
     ) -> None:
         super().__init__()
-        check_number("num_classes", num_classes)
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        weights = {
+        num_classes = as_integer("num_classes", num_classes, at_least=1)
+        given = {
             "class_weight": class_weight,
             "mask_weight": mask_weight,
             "dice_weight": dice_weight,
             "no_object_weight": no_object_weight,
         }
+        weights = {name: as_number(name, weight) for name, weight in given.items()}
         for name, weight in weights.items():
-            check_number(name, weight)
-            if not weight >= 0:
+            if weight < 0:
                 raise ValueError(f"{name} must not be negative, got {weight}")
         check_focal(alpha, gamma)
         _check_choice("class_loss", class_loss, ClassLoss)
@@ -145,11 +144,11 @@ class MaskFormerCriterion(nn.Module):
         self.register_buffer("class_weights", per_class, persistent=False)
         self.num_classes = num_classes
         self.weights = {
-            "loss_ce": class_weight,
-            "loss_mask": mask_weight,
-            "loss_dice": dice_weight,
+            "loss_ce": weights["class_weight"],
+            "loss_mask": weights["mask_weight"],
+            "loss_dice": weights["dice_weight"],
         }
-        self.no_object_weight = no_object_weight
+        self.no_object_weight = weights["no_object_weight"]
         self.alpha = alpha
         self.gamma = gamma
         # No buffer: DistributedDataParallel would overwrite it with that of the first process.
@@ -158,7 +157,11 @@ class MaskFormerCriterion(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskFormerCriterion:
         super()._apply(fn, recurse)
-        self.bad_costs = fn(self.bad_costs)
+        device = fn(self.bad_costs).device
+        # Not what `fn` gives: `to_empty` would leave any number in it.
+        if self.bad_costs.is_meta:
+            self.bad_costs = torch.zeros_like(self.bad_costs, device=device)
+        self.bad_costs = self.bad_costs.to(device)
         return self
 
     def extra_repr(self) -> str:
@@ -173,7 +176,7 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
         *,
-        num_masks: Tensor | None = None,
+        num_masks: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The unweighted losses of every layer.
 
@@ -185,8 +188,8 @@ class MaskFormerCriterion(nn.Module):
                 such dicts. Any floating-point dtype.
             targets: the segments, or the official list of `{"labels": [T_b], "masks":
                 [T_b, H, W]}`, on the device of the outputs.
-            num_masks: what the mask losses are divided by, 0-dim and positive; left out, the
-                number of segments, averaged over all processes, at least 1. Where gradients are
+            num_masks: what the mask losses are divided by, positive, a number or 0-dim; left out,
+                the number of segments, averaged over all processes, at least 1. Where gradients are
                 accumulated, the mean over the parts of a step makes them what processes would give.
 
         Returns:
@@ -200,11 +203,15 @@ class MaskFormerCriterion(nn.Module):
                 fit.
         """
         groups, targets = self._check(outputs, targets)
+        if num_masks is not None:
+            check_num_masks(num_masks)
         with without_autocast(targets.device):
             assignment = self._match(groups, targets)
             divisor: float | Tensor = targets.num_segments or 1
-            if num_masks is not None:
+            if isinstance(num_masks, Tensor):
                 divisor = usable_by_autograd(num_masks)
+            elif num_masks is not None:
+                divisor = as_number("num_masks", num_masks)
             elif in_parallel():
                 divisor = mean_num_masks(targets)
             matched = assignment.split([len(layers.class_logits) for layers in groups])
@@ -316,12 +323,17 @@ class MaskFormerCriterion(nn.Module):
         assignment, status = batch_linear_assignment_with_status(
             cost.transpose(-1, -2), row_counts=targets.counts_tensor()
         )
-        if not is_transformed():  # a transformation allows no such side effect
-            if self.bad_costs.device != status.device:
-                self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
-            # Any bit: a problem without a matching has costs that are not finite, too.
-            self.bad_costs += (status != 0).sum()
+        if not (is_transformed() or status.is_meta):  # a transformation allows no side effect
+            self._count(status)
         return assignment
+
+    def _count(self, status: Tensor) -> None:
+        """Any bit: a problem without a matching has costs that are not finite, too."""
+        if self.bad_costs.device != status.device:
+            self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
+        self.bad_costs = usable_by_autograd(self.bad_costs)
+        # In place, for CUDA graphs; without the class that predictions may have.
+        self.bad_costs += without_subclass((status != 0).sum())
 
     def _fixed(self, num_layers: int, targets: SegmentTargets) -> Tensor:
         """The query of each segment is its class; later segments of a class have none."""

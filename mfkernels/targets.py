@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from mfkernels.scalars import as_integer
 from mfkernels.torch_internals import is_traced
 
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
@@ -157,12 +158,14 @@ class SegmentTargets:
         Raises:
             TypeError, ValueError: a dtype or shape does not fit.
         """
+        ignore_index = as_integer("ignore_index", ignore_index)
         label_maps, labels = [], []
         for image, class_map in enumerate(class_maps):
             _check_integer(f"class_maps[{image}]", class_map)
             if class_map.ndim != 2:
                 raise ValueError(f"class_maps[{image}] must be [H, W], got {list(class_map.shape)}")
-            values, positions = class_map.unique(return_inverse=True)
+            # Of unsigned types PyTorch compares only the smallest.
+            values, positions = class_map.long().unique(return_inverse=True)
             is_class = (values != ignore_index) & (values >= 0)
             numbers = (is_class.cumsum(0) - 1).where(is_class, -1)
             label_maps.append(numbers[positions])

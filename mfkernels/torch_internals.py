@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def _found(module: str, name: str, otherwise: Any) -> Any:
@@ -51,3 +52,11 @@ def is_traced(tensor: Tensor) -> bool:
         or (_TRACING is not None and _dispatch_mode(_TRACING) is not None)
         or _is_wrapped(tensor)
     )
+
+
+def without_subclass(tensor: Tensor) -> Tensor:
+    """A tensor of a subclass that adds no data, as a plain one; any other one as it is."""
+    holds_others = bool(is_traceable_wrapper_subclass(tensor))
+    if type(tensor) is Tensor or is_traced(tensor) or holds_others:
+        return tensor
+    return tensor.as_subclass(Tensor)

@@ -15,7 +15,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from mfkernels.checks import check_number
 from mfkernels.distributed import mean_num_masks
 from mfkernels.integrations import point_sampling
 from mfkernels.integrations.matched_targets import GroundTruth, Matches
@@ -32,6 +31,7 @@ from mfkernels.integrations.matching import (
 )
 from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.mask_loss import mask_loss
+from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
 
 __all__ = ["HungarianMatcher", "SetCriterion"]
@@ -58,15 +58,12 @@ class HungarianMatcher(nn.Module):
         num_points: int = 0,
     ) -> None:
         super().__init__()
-        costs = {"cost_class": cost_class, "cost_mask": cost_mask, "cost_dice": cost_dice}
-        for name, value in {**costs, "num_points": num_points}.items():
-            check_number(name, value)
-        if cost_class == cost_mask == cost_dice == 0:
+        self.cost_class = as_number("cost_class", cost_class)
+        self.cost_mask = as_number("cost_mask", cost_mask)
+        self.cost_dice = as_number("cost_dice", cost_dice)
+        if self.cost_class == self.cost_mask == self.cost_dice == 0:
             raise ValueError("cost_class, cost_mask and cost_dice are all 0: nothing to match by")
-        self.cost_class = cost_class
-        self.cost_mask = cost_mask
-        self.cost_dice = cost_dice
-        self.num_points = num_points
+        self.num_points = as_integer("num_points", num_points, at_least=0)
 
     def extra_repr(self) -> str:
         return (
@@ -166,8 +163,7 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: float = 0.75,
     ) -> None:
         super().__init__()
-        check_number("num_classes", num_classes)
-        check_number("eos_coef", eos_coef)
+        num_classes = as_integer("num_classes", num_classes, at_least=1)
         unknown = sorted(set(losses) - {"labels", "masks"})
         if unknown and type(self).get_loss is SetCriterion.get_loss:
             raise ValueError(
@@ -177,14 +173,20 @@ class SetCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
-        self.eos_coef = eos_coef
+        self.eos_coef = as_number("eos_coef", eos_coef)
         self.losses = losses
-        self.num_points = num_points
-        self.oversample_ratio = oversample_ratio
-        self.importance_sample_ratio = importance_sample_ratio
+        self.num_points = as_integer("num_points", num_points, at_least=0)
+        self.oversample_ratio = as_number("oversample_ratio", oversample_ratio)
+        self.importance_sample_ratio = as_number("importance_sample_ratio", importance_sample_ratio)
+        if self.oversample_ratio < 1:
+            raise ValueError(f"oversample_ratio must be at least 1, got {oversample_ratio}")
+        if not 0 <= self.importance_sample_ratio <= 1:
+            raise ValueError(
+                f"importance_sample_ratio must be from 0 to 1, got {importance_sample_ratio}"
+            )
         # Nothing reads it here; it is in the official checkpoints.
         empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = float(eos_coef)
+        empty_weight[-1] = self.eos_coef
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
@@ -208,6 +210,7 @@ class SetCriterion(nn.Module):
             ValueError: the logits are not of `num_classes` + 1 classes, a label is outside of 0..K,
                 or the matcher gave a query or a segment of an image more than once.
         """
+        _check_mapping("outputs", outputs)
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
         labels, masks = _split(targets)
         truth = GroundTruth.of(SegmentTargets.from_masks(masks, labels), self.num_classes)
@@ -382,7 +385,13 @@ def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
     return labels, masks
 
 
+def _check_mapping(name: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a mapping of tensors by name, got {type(given).__name__}")
+
+
 def _need(name: str, given: Mapping[str, Any], key: str) -> Tensor:
+    _check_mapping(name, given)
     if key not in given:
         raise ValueError(f"{name} must have {key!r}, got {sorted(given)}")
     tensor = given[key]

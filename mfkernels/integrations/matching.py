@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mfkernels.checks import check_tensor, result_dtype, without_autocast
+from mfkernels.checks import check_floating, check_tensor, result_dtype, without_autocast
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.matching_cost import matching_cost, reference
 from mfkernels.targets import SegmentTargets, holds_values
@@ -124,6 +125,7 @@ def class_index(label: Tensor, probability: Tensor) -> Tensor:
 
 def check_mask_logits(mask_logits: Tensor, **per_image: Sequence[Any]) -> None:
     """Raise ValueError unless they are `[B, Q, h, w]`, and the others, by name, of B images."""
+    check_floating("mask logits", mask_logits)
     if mask_logits.ndim != 4:
         raise ValueError(
             f"mask logits must be [B, Q, h, w], got {list(mask_logits.shape)}; frames of a video "
@@ -224,6 +226,8 @@ def as_pairs(indices: Sequence[tuple[Any, Any]]) -> list[Pair]:
 
 def _as_index(index: Any) -> Tensor:
     # On the device where it is, whatever the default device.
+    if isinstance(index, np.ndarray):  # of any strides and byte order
+        index = np.ascontiguousarray(index, index.dtype.newbyteorder("="))
     tensor = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     if tensor.dtype.is_floating_point and tensor.numel() == 0:  # an empty list
         return tensor.long()

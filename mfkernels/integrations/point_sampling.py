@@ -146,8 +146,8 @@ def mask_losses(
     indices = as_pairs(indices)
     device = mask_logits.device
     flat = mask_logits.flatten(0, 1)  # rows of all images
-    starts = range(0, len(flat), mask_logits.shape[1])
-    rows = [query.to(device) + start for (query, _), start in zip(indices, starts, strict=True)]
+    queries = mask_logits.shape[1]
+    rows = [query.to(device) + image * queries for image, (query, _) in enumerate(indices)]
     index = torch.cat(rows)
     points = uncertain_points(flat[index], sampling)
     size = [max(mask.shape[axis] for mask in masks) for axis in (2, 1)]

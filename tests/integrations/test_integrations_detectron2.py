@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -450,7 +451,7 @@ def test_the_number_of_masks_is_that_of_all_processes(monkeypatch: pytest.Monkey
 
 
 def test_numbers() -> None:
-    with pytest.raises(TypeError, match="num_classes must be a number, got '3'"):
+    with pytest.raises(TypeError, match="num_classes must be an integer, got '3'"):
         SetCriterion("3", HungarianMatcher(), {}, 0.1, ["labels"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="eos_coef must be a number, got None"):
         SetCriterion(3, HungarianMatcher(), {}, None, ["labels"])  # type: ignore[arg-type]
@@ -466,6 +467,55 @@ def test_numbers() -> None:
     losses = criterion(golden.official_outputs(), golden.targets())
     for name, loss in losses.items():
         assert float(loss) == pytest.approx(golden.LOSSES[name], abs=2e-6), name
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("oversample_ratio", x) for x in (0.5, 0, math.nan, None, "3")),
+        *(("importance_sample_ratio", x) for x in (-0.1, 2.0, math.nan, "1")),
+        *(("num_points", x) for x in (16.5, -3, math.nan, "9")),
+    ],
+)
+def test_samplings_are_checked(name: str, wrong: Any) -> None:
+    options = {"num_points": 16, name: wrong}
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        SetCriterion(3, HungarianMatcher(), {}, 0.1, ["masks"], **options)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [lambda x: x[::-1], lambda x: x.astype(">i8"), lambda x: np.repeat(x, 2).astype("i4")[::2]],
+)
+def test_numpy_indices_of_any_layout(changed: Any) -> None:
+    class Given(nn.Module):
+        def __init__(self, form: Any) -> None:
+            super().__init__()
+            self.form = form
+
+        def forward(self, outputs: Any, targets: Any) -> Any:
+            numbers = [self.form(np.arange(len(target["labels"]))) for target in targets]
+            return list(zip(numbers, numbers, strict=True))
+
+    outputs, targets = golden.official_outputs(), golden.targets()
+    losses = []
+    for form in (np.asarray, changed):
+        criterion = SetCriterion(golden.NUM_CLASSES, Given(form), {}, 0.1, ["labels", "masks"])
+        losses.append(criterion(outputs, targets))
+    torch.testing.assert_close(*losses)
+
+
+def test_no_queries_and_no_mappings() -> None:
+    criterion = SetCriterion(3, HungarianMatcher(num_points=8), {}, 0.1, ["masks"], 8)
+    target = {"labels": torch.tensor([0, 1]), "masks": torch.rand(2, 16, 16) > 0.5}
+    outputs = {"pred_logits": torch.randn(1, 0, 4), "pred_masks": torch.randn(1, 0, 4, 4)}
+    assert criterion(outputs, [target]) == {"loss_mask": 0, "loss_dice": 0}
+    whole = {"pred_logits": torch.zeros(1, 5, 4), "pred_masks": torch.zeros(1, 5, 4, 4).long()}
+    with pytest.raises(TypeError, match="mask logits must have a floating-point dtype"):
+        criterion(whole, [target])
+    for given, said in ((None, "outputs"), ({}, r"targets\[0\]")):
+        with pytest.raises(TypeError, match=f"{said} must be a mapping"):
+            criterion(whole if given == {} else given, [None])
 
 
 def test_constructors_and_checkpoints() -> None:

@@ -169,3 +169,41 @@ def test_the_count_of_bad_costs_is_of_this_process() -> None:
     criterion({**OUTPUTS, "class_logits": CLASS_LOGITS * torch.nan}, CASE.targets())
     assert criterion.bad_costs == 4
     assert copy.deepcopy(criterion).bad_costs == 4
+
+
+def test_a_criterion_goes_on_after_shapes_were_asked_for() -> None:
+    criterion = MaskFormerCriterion(CASE.classes)
+    criterion({name: x.to("meta") for name, x in OUTPUTS.items()}, CASE.targets().to("meta"))
+    assert criterion(OUTPUTS, CASE.targets())["loss_ce"].isfinite()
+    assert criterion.bad_costs == 0
+    with torch.device("meta"):
+        criterion = MaskFormerCriterion(CASE.classes)
+    assert criterion.to_empty(device="cpu").bad_costs == 0
+
+
+def test_a_criterion_that_inference_mode_made_or_moved() -> None:
+    bad = {**OUTPUTS, "mask_embed": EMBED * torch.nan}
+    with torch.inference_mode():
+        criterion = MaskFormerCriterion(CASE.classes)
+        criterion(bad, CASE.targets())
+    criterion(bad, CASE.targets())
+    assert criterion.bad_costs == 8
+
+
+def test_a_count_has_no_subclass() -> None:
+    class Named(Tensor):
+        pass
+
+    criterion = MaskFormerCriterion(CASE.classes)
+    criterion({name: x.as_subclass(Named) for name, x in OUTPUTS.items()}, CASE.targets())
+    assert type(criterion.bad_costs) is Tensor
+    assert copy.deepcopy(criterion).bad_costs == 0
+
+
+def test_instances_have_no_forward_derivative() -> None:
+    def scores(embed: Tensor) -> Tensor:
+        return mfk.instance_segmentation(CLASS_LOGITS[0], embed, FEATURES, (6, 5))[0].scores
+
+    value, derivative = torch.func.jvp(scores, (EMBED[0],), (EMBED[0],))
+    assert torch.equal(value, scores(EMBED[0]))
+    assert not derivative.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers.strategies import Case, assert_as_exact, tensors
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from mfkernels import (
     focal_dice_loss,
     mask_loss,
     matching_cost,
+    sigmoid_focal_loss,
     use_backend,
 )
 
@@ -102,3 +104,46 @@ def test_right_pixels_with_large_logits_change_no_matching() -> None:
                 plain = matching_cost(classes, logits, None, targets)
                 truth = matching_cost(classes.double(), logits.double(), None, targets)
             assert_as_exact(ours, plain, truth)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_beyond_0_and_1(gamma: float, dtype: torch.dtype) -> None:
+    """As bicubic interpolation makes them: the focal loss is torchvision's, with its gradient."""
+    logits, targets = 6 * torch.randn(2, 500).to(dtype), 1.8 * torch.rand(2, 500).to(dtype) - 0.4
+    logits[:, :2], targets[:, :2] = 12.0, torch.tensor([1.05, 255.0])
+    results = []
+    for backend, x in (("auto", logits), ("reference", logits), ("reference", logits.double())):
+        x = x.clone().requires_grad_()
+        with use_backend(backend):
+            losses = sigmoid_focal_loss(x, targets.to(x.dtype), gamma=gamma)
+            mean = focal_dice_loss(x, targets.to(x.dtype), gamma=gamma)[0]
+        gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (losses, mean)]
+        results.append([losses.detach(), mean.detach(), *gradients])
+    for ours, plain, truth in zip(*results, strict=True):
+        assert_as_exact(ours, plain, truth)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e37, 1e38, 1.8e38])
+def test_the_largest_logits(size: float) -> None:
+    logits = torch.tensor([size, -size, 90.0, -90.0, 1.0])
+    for target in (0.0, 1.0):
+        results = []
+        for backend in ("auto", "reference"):
+            x = logits.clone().requires_grad_()
+            with use_backend(backend):
+                losses = sigmoid_focal_loss(x, torch.full_like(x, target))
+            results.append((losses.detach(), torch.autograd.grad(losses.sum(), x)[0]))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-37)
+    masks = torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[0, :3], masks[1, 3:] = True, True
+    low = torch.randn(1, 3, 6, 6)
+    low[0, 0, 0, 0] = size
+    for overlap in (False, True):
+        masks[1, 2] |= overlap
+        targets = SegmentTargets.from_masks([masks], [torch.tensor([0, 1])])
+        costs = []
+        for backend in ("auto", "reference"):
+            with use_backend(backend):
+                costs.append(matching_cost(torch.zeros(1, 3, 3), low, None, targets))
+        torch.testing.assert_close(*costs, rtol=1e-5, atol=1e-6)

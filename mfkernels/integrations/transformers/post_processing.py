@@ -177,7 +177,7 @@ def _owners(
 
 
 def _at_once(size: tuple[int, int]) -> int:
-    return max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    return max(1, PIXELS_AT_ONCE // max(1, size[0] * size[1]))
 
 
 def _segments(

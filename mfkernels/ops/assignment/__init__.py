@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mfkernels import backend, native
-from mfkernels.checks import check_memory, is_inflated
+from mfkernels.checks import check_memory, check_tensor, is_inflated
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.assignment import reference
 from mfkernels.ops.assignment.operator import assignment_reference
@@ -163,6 +163,7 @@ def batch_linear_assignment_with_status(
     if not isinstance(cost, Tensor) or cost.is_complex():
         kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
         raise TypeError(f"cost must be a real tensor, got {kind}")
+    check_tensor("cost", cost)
     if cost.dim() < 2:
         raise ValueError(f"cost must be [..., R, C], got shape {tuple(cost.shape)}")
     check_memory("cost", cost)
@@ -192,7 +193,12 @@ def _counts(
     if counts is None:
         return None
     if not isinstance(counts, Tensor):
-        counts = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        try:
+            counts = torch.tensor(counts, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be integers, got {counts!r}") from error
+        if counts.numel() == 0:
+            counts = counts.long()
     if counts.dtype.is_floating_point or counts.dtype.is_complex or counts.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {counts.dtype}")
     counts = counts.to(device, torch.int64, non_blocking=True)

@@ -24,6 +24,7 @@ from mfkernels.ops.common.logits import at_least_float32
 from mfkernels.ops.focal_dice import reference
 from mfkernels.ops.focal_dice.reference import Number
 from mfkernels.ops.focal_dice.torchvision import like_torchvision
+from mfkernels.torch_internals import is_traced
 
 
 @like_torchvision
@@ -227,6 +228,8 @@ def _problem(logits: Tensor, targets: Tensor | None, alpha: Number, gamma: Numbe
         for what, value in given:
             if isinstance(value, Tensor) and value.requires_grad:
                 return f"{what} a gradient, which only plain PyTorch gives"
+    if any(isinstance(value, Tensor) and is_traced(value) for value in (alpha, gamma)):
+        return "alpha or gamma is a tensor whose value cannot be read while it is traced"
     return native_problem(logits)
 
 

@@ -23,13 +23,14 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
         probability = logits.sigmoid()
         p_t = probability * targets + (1 - probability) * (1 - targets)
         miss = 1 - p_t
-        if 0 < gamma < 1:
+        if isinstance(gamma, Tensor) or gamma < 1:
             # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
             miss = miss + torch.finfo(miss.dtype).tiny
         loss = cross_entropy * miss**gamma
-    if alpha >= 0:
-        loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
-    return loss
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    if isinstance(alpha, Tensor):
+        return torch.where(alpha >= 0, weight * loss, loss)
+    return weight * loss if alpha >= 0 else loss
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

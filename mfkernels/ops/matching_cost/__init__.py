@@ -14,7 +14,6 @@ from mfkernels.checks import (
     check_device,
     check_floating,
     check_focal,
-    check_number,
     check_predictions,
     check_targets,
     native_problem,
@@ -22,6 +21,7 @@ from mfkernels.checks import (
 )
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.matching_cost import reference
+from mfkernels.scalars import as_number
 from mfkernels.targets import SegmentTargets
 
 
@@ -76,9 +76,13 @@ def matching_cost(
     check_floating("class_logits", class_logits)
     check_device("class_logits", class_logits, mask_embed.device)
     check_focal(alpha, gamma)
-    weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
-    for name, weight in weights.items():
-        check_number(name, weight)
+    options = CostOptions(
+        class_weight=as_number("class_weight", class_weight),
+        mask_weight=as_number("mask_weight", mask_weight),
+        dice_weight=as_number("dice_weight", dice_weight),
+        alpha=float(alpha),
+        gamma=float(gamma),
+    )
     layers, images, queries = predictions.embed.shape[:3]
     expected = [layers, images, queries] if predictions.had_layers else [images, queries]
     if list(class_logits.shape[:-1]) != expected or class_logits.shape[-1] < 2:
@@ -88,7 +92,6 @@ def matching_cost(
         )
     targets.check_labels(class_logits.shape[-1] - 1)
     layered = class_logits if predictions.had_layers else class_logits[None]
-    options = CostOptions(class_weight, mask_weight, dice_weight, alpha, gamma)
     cost = matching_cost_unchecked(layered, predictions, targets, options)
     return cost if predictions.had_layers else cost[0]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfkernels.ops.common.logits import at_least_float32, logits_of_image
+from mfkernels.checks import result_dtype
+from mfkernels.ops.common.logits import logits_of_image
 from mfkernels.targets import SegmentTargets
 
 
@@ -27,7 +28,8 @@ def matching_cost(
     """`[L, B, Q, T]`; 0 beyond an image's own segments, NaN for an impossible label."""
     layers, images = class_logits.shape[:2]
     size = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
-    probability = at_least_float32(class_logits).softmax(-1)
+    dtype = result_dtype(class_logits, mask_embed, pixel_features)
+    probability = class_logits.to(dtype).softmax(-1)
     if layers * images == 0:
         return probability.new_zeros(layers, images, class_logits.shape[2], targets.max_count)
     costs: list[Tensor] = []
@@ -44,7 +46,7 @@ def matching_cost(
         masks = nearest_masks(targets, image, size).flatten(1)
         for layer in range(layers):
             features = None if pixel_features is None else pixel_features[image]
-            logits = logits_of_image(mask_embed[layer, image], features).flatten(1)
+            logits = logits_of_image(mask_embed[layer, image].to(dtype), features).flatten(1)
             focal = focal_cost(logits, masks.to(logits.dtype), alpha, gamma)
             dice = dice_cost(logits, masks.to(logits.dtype))
             cost = mask_weight * focal - class_weight * of_labels[layer] + dice_weight * dice

@@ -18,6 +18,7 @@ from mfkernels.ops.segmentation.views import (
     check_things,
     check_view,
 )
+from mfkernels.scalars import as_integer
 
 _CHUNK_PIXELS = 1 << 22
 """Pixels of the masks that instance inference holds as logits at a time."""
@@ -72,15 +73,14 @@ def instance_segmentation(
     """
     view = check_view(
         SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
-    )
+    ).detached()
     classes = class_logits.shape[-1] - 1
     things = None if thing_classes is None else check_things(thing_classes, classes)
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    top_k = as_integer("top_k", top_k, at_least=1)
     results = []
     with without_autocast(mask_embed.device):
-        probability = class_logits.to(result_dtype(*view.tensors)).softmax(-1)[..., :-1].flatten(1)
-        probability = probability.nan_to_num(0)  # topk would put NaN first
+        probability = view.class_logits.to(result_dtype(*view.tensors)).softmax(-1)
+        probability = probability[..., :-1].flatten(1).nan_to_num(0)  # topk would put NaN first
         for image, of_pairs in enumerate(probability):
             scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
             if things is not None:

@@ -20,6 +20,7 @@ from mfkernels.ops.segmentation.views import (
     check_things,
     check_view,
 )
+from mfkernels.scalars import as_number
 
 PAINTS = ("maskformer", "mask2former")
 
@@ -80,7 +81,11 @@ def panoptic_segmentation(
     things = check_things(thing_classes, class_logits.shape[-1] - 1)
     if paint not in PAINTS:
         raise ValueError(f"paint must be one of {', '.join(map(repr, PAINTS))}, got {paint!r}")
-    options = (object_mask_threshold, overlap_threshold, paint == "mask2former")
+    options = (
+        as_number("object_mask_threshold", object_mask_threshold),
+        as_number("overlap_threshold", overlap_threshold),
+        paint == "mask2former",
+    )
     device, images = mask_embed.device, range(len(view.sizes.results))
     with without_autocast(device):
         problem = native_problem(*view.tensors)

@@ -13,7 +13,9 @@ from mfkernels.checks import (
     check_floating,
     check_predictions,
 )
+from mfkernels.ops.common.arguments import MOST_SIDE
 from mfkernels.ops.segmentation.reference import finite_logits
+from mfkernels.scalars import as_integer
 
 Size = tuple[int, int]
 """Height, width in pixels."""
@@ -67,6 +69,14 @@ class CheckedView(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.class_logits, self.predictions.embed, self.predictions.features
+
+    def detached(self) -> CheckedView:
+        """Without forward-mode derivatives, which go through `no_grad`."""
+        embed, features = self.predictions.embed, self.predictions.features
+        predictions = self.predictions._replace(
+            embed=embed.detach(), features=None if features is None else features.detach()
+        )
+        return self._replace(class_logits=self.class_logits.detach(), predictions=predictions)
 
     def logits(self, image: int) -> Tensor:
         """`[Q, h, w]`, finite, at least float32."""
@@ -127,7 +137,7 @@ def check_view(view: SegmentationView, size: Sizes) -> CheckedView:
 
 
 def check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
-    things = frozenset(int(thing) for thing in thing_classes)
+    things = frozenset(as_integer("a class of thing_classes", thing) for thing in thing_classes)
     if any(not 0 <= thing < classes for thing in things):
         raise ValueError(f"thing_classes must be in 0..{classes - 1}, got {sorted(things)}")
     return things
@@ -164,7 +174,8 @@ def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
     if len(good) != count or len(pairs) != count:
         one = "one pair or " if name == "size" else ""
         raise ValueError(
-            f"{name} must be {one}{count} pairs of positive (height, width), got {sizes!r}"
+            f"{name} must be {one}{count} pairs of positive (height, width) of at most "
+            f"{MOST_SIDE}, got {sizes!r}"
         )
     return good
 
@@ -172,7 +183,8 @@ def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
 def _as_size(size: Any) -> Size | None:
     """A pair of positive integers, or None for anything else."""
     try:
-        height, width = (int(side) for side in size)
+        height, width = size
+        height, width = as_integer("height", height, 1), as_integer("width", width, 1)
     except (TypeError, ValueError):
         return None
-    return (height, width) if height > 0 and width > 0 else None
+    return (height, width) if max(height, width) <= MOST_SIDE else None

@@ -1,0 +1,69 @@
+"""What operations ask of numbers that a caller gives: Python's, NumPy's, or tensors of one."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError for what is neither a number, NumPy's included, nor a tensor."""
+    # The first question is one that torch.compile can answer.
+    if not isinstance(value, (int, float, Tensor)) and not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def as_number(name: str, value: Any) -> float:
+    """A finite float from a number, NumPy's and tensors of one element included.
+
+    Raises:
+        TypeError: it is none, or a tensor that needs a gradient, which it would not get.
+        ValueError: it is NaN or infinite.
+    """
+    check_number(name, value)
+    if isinstance(value, Tensor):
+        check_one_number(name, value, learnable=False)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
+def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
+    """An int from an integer, NumPy's and tensors of one element included.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is less than `at_least`.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    if count is None or is_bool:
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if at_least is not None and count < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {count}")
+    return count
+
+
+def check_one_number(name: str, value: Tensor, learnable: bool) -> None:
+    """Raise TypeError for more numbers than one, and for a gradient that would get lost."""
+    if value.numel() != 1:
+        raise TypeError(
+            f"{name} must be one number, got a tensor of shape {list(value.shape)}; weights by "
+            "class or pixel can multiply a loss that is not reduced"
+        )
+    if value.dtype == torch.bool or value.dtype.is_complex:
+        raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
+    if value.requires_grad and not learnable:
+        raise TypeError(f"{name} must be a number here: it would get no gradient; use detach()")
