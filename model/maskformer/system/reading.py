@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,8 @@ JSON_LIMIT = 2 * 1024**3
 """Bytes; the largest annotations in use (COCO's) take a fifth of it."""
 TEXT_LIMIT = 16 * 1024**2
 """Bytes of a text file."""
+_LINE_END = re.compile("\r\n|\r|\n")
+"""Only these: `str.splitlines` also cuts at form feeds and others, which names may hold."""
 
 
 def open_regular(file: Path, limit: int | None = None) -> BinaryIO:
@@ -73,7 +76,7 @@ def read_lines(file: Path) -> list[str]:
         ) from None
     if "\0" in text:
         raise ValueError("it holds NUL, as UTF-16 without its mark does; save the file as UTF-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in _LINE_END.split(text) if line.strip()]
 
 
 def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:

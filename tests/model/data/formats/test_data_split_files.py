@@ -148,6 +148,14 @@ def test_class_files_of_several_encodings(root: Path, encoding: str, newline: st
     assert data.info.things == {0}
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r", "\r\n"])
+def test_lines_end_at_line_ends_alone(root: Path, newline: str) -> None:
+    names = ("sky\fb", "tree\u2028c", "road\x85d", "\v\x1ccar\x1de")
+    (root / "classes.txt").write_bytes(newline.join(names).encode())
+    data = build_dataset(folder_config(root, classes="classes.txt"), "train")
+    assert data.info.classes == (*names[:3], "car\x1de")
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
 def test_class_files_of_other_encodings(root: Path, encoding: str) -> None:
     (root / "classes.txt").write_bytes("b\nGeb\u00e4ude\n".encode(encoding))
