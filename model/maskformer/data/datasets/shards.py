@@ -160,16 +160,19 @@ def read_shards(shards: Sequence[Path]) -> list[list[ShardSample]]:
 
 def read_shard(shard: Path) -> list[ShardSample]:
     """The samples of a tar file in the order in which they begin; the order of members does not
-    matter. Folders, links and hidden files are passed over.
+    matter. Folders, links and hidden files are passed over. Archives that were joined (`cat`) are
+    read one after the other.
 
     Raises:
         DatasetError: it cannot be read, is not whole, or holds a member twice.
     """
+    samples: dict[str, ShardSample] = {}
     try:
         with open_regular(shard) as stream:
-            samples, end = _read_headers(stream, shard)
-            stream.seek(end)
-            rest = stream.read(BLOCK)
+            start: int | None = 0
+            while start is not None:
+                end = _read_headers(stream, start, shard, samples)
+                start = _next_archive(stream, end, shard)
     except DatasetError:
         raise
     except Exception as error:  # of damaged headers, any
@@ -177,19 +180,15 @@ def read_shard(shard: Path) -> list[ShardSample]:
             f"shard {escape(shard)} cannot be read ({escape(error)}); expected a tar file without "
             "compression, which would have to be read from its beginning"
         ) from None
-    # tarfile takes a header that it cannot read for the end.
-    if len(rest) < BLOCK or any(rest):
-        raise DatasetError(
-            f"shard {escape(shard)} is damaged or cut off behind byte {end:,}: a tar file ends "
-            "with blocks of zeros; copy or make it again"
-        )
-    return samples
+    return [*samples.values()]
 
 
-def _read_headers(stream: BinaryIO, shard: Path) -> tuple[list[ShardSample], int]:
-    """The samples, and where the last member ends."""
-    samples: dict[str, ShardSample] = {}
+def _read_headers(
+    stream: BinaryIO, start: int, shard: Path, samples: dict[str, ShardSample]
+) -> int:
+    """Adds the samples of the archive that begins at an offset; where its last member ends."""
     last = -1
+    stream.seek(start)
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             if member.offset <= last or member.size < 0:
@@ -206,4 +205,22 @@ def _read_headers(stream: BinaryIO, shard: Path) -> tuple[list[ShardSample], int
                 )
             place = Member(shard, member.name, member.offset_data, member.size)
             sample.members[suffix.lower()] = place
-        return [*samples.values()], archive.offset
+        return archive.offset
+
+
+def _next_archive(stream: BinaryIO, end: int, shard: Path) -> int | None:
+    """Where another archive begins behind the zeros that end one; None where only zeros follow."""
+    stream.seek(end)
+    block = stream.read(BLOCK)
+    # tarfile takes a header that it cannot read for the end.
+    if len(block) < BLOCK or any(block):
+        raise DatasetError(
+            f"shard {escape(shard)} is damaged or cut off behind byte {end:,}: a tar file ends "
+            "with blocks of zeros, behind which only another one may follow; copy or make it again"
+        )
+    while not any(block):
+        end += len(block)
+        block = stream.read(BLOCK)
+        if not block:
+            return None
+    return end

@@ -22,6 +22,7 @@ from maskformer.config.schema import EvalConfig, SemanticAugmentation, WebDatase
 from maskformer.data import Batch, Dataset, TrainLoader, TrainTransform, build_dataset, check_splits
 from maskformer.data.aspect import find_landscape
 from maskformer.data.check_dataset import check_objects
+from maskformer.data.datasets.shards import read_shard
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.errors import ConfigError, DatasetError, OutputError
 from maskformer.output.protected_inputs import check_output_beside_data
@@ -193,6 +194,28 @@ def test_damaged_shards(tmp_path: Path, kind: str, message: str) -> None:
     file.write_bytes(damage(kind, file.read_bytes()))
     with pytest.raises(DatasetError, match=rf"shard \S*train\.tar .*{message}"):
         build_dataset(config(tmp_path), "train")
+
+
+def test_joined_archives(tmp_path: Path) -> None:
+    """As `cat a.tar b.tar` makes them; a sample may lie in both."""
+    parts = [{**pair("a", LABELS), "c.jpg": b"image"}, {"c.png": encode(LABELS)}, pair("b", LABELS)]
+    files = [write_members(tmp_path / f"{k}.tar", part) for k, part in enumerate(parts)]
+    whole = b"".join(file.read_bytes() for file in files)
+    for padding in (b"", bytes(512), bytes(20_000)):
+        (tmp_path / "train.tar").write_bytes(whole + padding)
+        samples = read_shard(tmp_path / "train.tar")
+        assert [sample.key for sample in samples] == ["a", "c", "b"]
+        for sample, part in zip(samples, (parts[0], parts[0] | parts[1], parts[2]), strict=True):
+            found = {m.path: m.open().read() for m in sample.members.values()}
+            assert found == {n: c for n, c in part.items() if n.startswith(sample.key)}
+    first, *_, last = (file.read_bytes() for file in files)
+    for behind in (b"text\n" * 500, b"\1", last[:1000], last[1:], b"\1" + last):
+        (tmp_path / "train.tar").write_bytes(first + behind)
+        with pytest.raises(DatasetError, match=r"train\.tar (is damaged or cut|cannot be read)"):
+            read_shard(tmp_path / "train.tar")
+    (tmp_path / "train.tar").write_bytes(first + first)
+    with pytest.raises(DatasetError, match=r"train\.tar holds a\.jpg twice"):
+        read_shard(tmp_path / "train.tar")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
