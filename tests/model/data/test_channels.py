@@ -147,6 +147,15 @@ def test_bands_of_a_tiff_are_not_dropped(tmp_path: Path) -> None:
     assert np.array_equal(ImageReader()(tmp_path / "x.tif").permute(1, 2, 0), values[..., :3])
 
 
+@pytest.mark.parametrize("scale", [ValueScale(), ValueScale((0, 1)), ValueScale(None, (2, 98))])
+def test_a_tiff_of_complex_numbers(tmp_path: Path, scale: ValueScale) -> None:
+    write_tiff(tmp_path / "x.tif", bands(1)[..., 0].astype(np.complex64))
+    reader = ImageReader(scale=scale)
+    for read in (reader, reader.read_size):
+        with pytest.raises(DatasetError, match=r"x\.tif .* \(it has values of complex64"):
+            read(tmp_path / "x.tif")
+
+
 def test_orientation_of_deep_tiffs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = bands(5, np.uint16)
     tag = (274, "H", 1, 6, True)

@@ -20,6 +20,8 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 256, 257, 258, 277
 """TIFF's tags."""
 NPY_MARK = b"\x93NUMPY"
+_REAL_KINDS = "buif"
+"""NumPy's letters: bool, unsigned and signed integers, floats."""
 
 
 class Bands(NamedTuple):
@@ -66,7 +68,7 @@ def npy_size(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, int], bool]:
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
-    if len(shape) not in (2, 3) or dtype.kind not in "buif":
+    if len(shape) not in (2, 3) or dtype.kind not in _REAL_KINDS:
         raise ValueError(
             f"it is an array {list(shape)} of {dtype}, expected [H, W], [H, W, C] or [C, H, W] of "
             "numbers"
@@ -130,7 +132,9 @@ def _checked_size(
     source: TiffPage | TiffPageSeries, max_pixels: int
 ) -> tuple[tuple[int, int], bool]:
     """Height and width, and whether the bands come first."""
-    axes, shape = source.axes, source.shape
+    axes, shape, dtype = source.axes, source.shape, source.dtype
+    if dtype is None or dtype.kind not in _REAL_KINDS:
+        raise ValueError(f"it has values of {dtype}, expected real numbers")
     first = len(shape) == 3 and axes.endswith("YX")
     if not first and axes not in ("YX", "YXS"):
         raise ValueError(f"its axes are {axes}, expected one image of one or several bands")
