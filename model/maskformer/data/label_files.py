@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
+from collections.abc import Iterator
+from typing import IO
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
@@ -127,13 +132,20 @@ def _common_colors(image: Image.Image) -> list[str]:
 
 
 def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:
-    """Whether the first chunk of pixels is VP8L; animations and files with alpha have others
-    before it.
-    """
+    """Whether the pixels of the first frame, which is the one that is read, are lossless."""
     if image.fp is None:  # WebP files are read whole when they are opened
         return False
     position = image.fp.tell()
-    image.fp.seek(0)
-    head = image.fp.read(4096)
+    pixels = next((kind for kind in _webp_chunks(image.fp) if kind in (b"VP8L", b"VP8 ")), None)
     image.fp.seek(position)
-    return b"VP8L" in head and b"VP8 " not in head
+    return pixels == b"VP8L"
+
+
+def _webp_chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    """The kinds of the chunks of a WebP file in order, with those that frames consist of."""
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        kind, size = struct.unpack("<4sI", head)
+        yield kind
+        inside = 16 if kind == b"ANMF" else size + size % 2  # of a frame, its chunks come next
+        stream.seek(inside, os.SEEK_CUR)

@@ -120,6 +120,19 @@ def test_lossless_webp_holds_colours(tmp_path: Path) -> None:
     assert np.array_equal(read_labels(file, colors=True), grid(20).astype(np.int32) * 0x010101)
 
 
+def test_what_comes_before_the_pixels_of_webp(tmp_path: Path) -> None:
+    """Colour profiles may be longer than any head of the file, and name a chunk."""
+    profile = b"VP8 VP8L" + bytes(6001)
+    values = grid(20).astype(np.int32) * 0x010101
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]}
+    for more in ({}, frames):
+        file = save(tmp_path, "WEBP", "RGB", lossless=True, icc_profile=profile, **more)
+        assert np.array_equal(read_labels(file, colors=True), values)
+        file = save(tmp_path, "WEBP", "RGBA", icc_profile=profile, **more)
+        with pytest.raises(DatasetError, match=r"a\.png is compressed as WebP"):
+            read_labels(file, colors=True)
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [
