@@ -22,6 +22,7 @@ from maskformer.data.image_files.orientation import (
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.label_files import (
     Labels,
+    check_depth,
     check_lossless,
     color_values,
     grey_values,
@@ -59,14 +60,15 @@ def read_labels(
         colors: take colours for values: R << 16 | G << 8 | B, as in `#rrggbb`.
 
     Raises:
-        DatasetError: missing, broken, compressed with loss, or coloured pixels instead of one value
-            per pixel; or it is open whether they lie as the image does, see
-            `ImageFrame.turn_of_labels`.
+        DatasetError: missing, broken, compressed with loss, of 16 bits per channel, or coloured
+            pixels instead of one value per pixel; or it is open whether they lie as the image does,
+            see `ImageFrame.turn_of_labels`.
     """
     if isinstance(file, Path) and file.suffix.lower() == SUFFIX:
         return _matlab_labels(file, frame, max_pixels, colors=colors)
     with opened(file, "label", max_pixels) as image:
         check_lossless(image, file)
+        check_depth(image, file)
         largest = largest_sample(image)
         pixels = _turned(image, file, frame)
         return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
@@ -92,11 +94,12 @@ def read_segment_ids(
         frame, max_pixels: as in `read_labels`.
 
     Raises:
-        DatasetError: missing, broken, compressed with loss or not a colour image, or as in
-            `read_labels`.
+        DatasetError: missing, broken, compressed with loss, of 16 bits per channel or not a colour
+            image, or as in `read_labels`.
     """
     with opened(file, "panoptic", max_pixels) as image:
         check_lossless(image, file, "panoptic")
+        check_depth(image, file, "panoptic")
         pixels = _turned(image, file, frame)
         if pixels.mode not in ("RGB", "RGBA"):
             raise DatasetError(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from maskformer.data.image_files.arrays import bits_of, has_deep_colors, samples_of
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.errors import DatasetError
 
@@ -43,6 +44,25 @@ def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "l
             f"{what} file {file} is compressed as {name}, which changes values, mostly at the "
             "edges of segments; export the labels anew as PNG (a PNG made from this file would "
             "keep its wrong values)"
+        )
+
+
+def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
+    """Refuses channels of which Pillow keeps the upper bits: values of the lower ones become 0.
+
+    Args:
+        image: opened, not yet loaded.
+        file: for the message.
+        what: it is, for the message.
+
+    Raises:
+        DatasetError: there are several channels, of more than 8 bits each.
+    """
+    deep = bits_of(image) > 8 or largest_sample(image) > 255 or has_deep_colors(image)
+    if deep and max(samples_of(image), len(image.getbands())) > 1:
+        raise DatasetError(
+            f"{what} file {file} has 16 bits per channel, of which the lower 8 would be lost, "
+            "expected 8; save its values with 8 bits per channel"
         )
 
 

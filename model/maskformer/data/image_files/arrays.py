@@ -176,9 +176,14 @@ def has_deep_colors(image: Image.Image) -> bool:
 
 def is_reduced(image: Image.Image) -> bool:
     """Whether it is a TIFF of which Pillow keeps only some bands or the upper byte."""
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,))
     samples = samples_of(image)
-    return samples > 1 and (samples != len(image.getbands()) or max(bits) > 8)
+    return samples > 1 and (samples != len(image.getbands()) or bits_of(image) > 8)
+
+
+def bits_of(image: Image.Image) -> int:
+    """Bits of a band that a TIFF stores; 1 of other formats."""
+    bits: int = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
+    return bits
 
 
 def samples_of(image: Image.Image) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.hostile.images import png
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskformer.data.images import read_labels
+from maskformer.data.images import read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 
 
@@ -76,6 +77,54 @@ def test_portable_grey_map(tmp_path: Path, largest: int, plain: bool) -> None:
         stored = b" ".join(b"%d" % value for value in values.ravel())
     (tmp_path / "a.pgm").write_bytes(b"P%d 8 8 %d\n" % (2 if plain else 5, largest) + stored)
     assert np.array_equal(read_labels(tmp_path / "a.pgm"), values)
+
+
+def color_tiff(values: NDArray[np.uint16]) -> bytes:
+    """An uncompressed TIFF of 16 bits with the channels of `[H, W, C]`."""
+    height, width, channels = values.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 2, 273: 0, 277: channels, 278: height}
+    tags[279] = values.nbytes
+    bits_at = 8 + 2 + 12 * len(tags) + 4
+    tags |= {258: bits_at, 273: bits_at + 2 * channels}
+    entries = b"".join(
+        struct.pack("<HHII", tag, *((3, channels) if tag == 258 else (4, 1)), value)
+        for tag, value in tags.items()
+    )
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags))
+    bits = struct.pack(f"<{channels}H", *[16] * channels)
+    return head + entries + b"\0\0\0\0" + bits + values.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("form", "channels"),
+    [("PNG", 3), ("PNG", 4), ("TIFF", 3), ("TIFF", 4), ("PPM", 3), ("plain PPM", 3)],
+)
+def test_channels_of_16_bits(tmp_path: Path, form: str, channels: int) -> None:
+    """Pillow keeps the upper byte, of which all classes here have the same."""
+    values = np.stack([grid(20)] * channels, -1).astype(np.uint16)
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    file = tmp_path / "a.png"
+    if form == "PNG":
+        file.write_bytes(png(8, 8, 16, {3: 2, 4: 6}[channels], rows))
+    elif form == "TIFF":
+        file.write_bytes(color_tiff(values))
+    else:
+        plain = form == "plain PPM"
+        stored = values.astype(">u2")
+        body = b" ".join(b"%d" % value for value in stored.ravel()) if plain else stored.tobytes()
+        file.write_bytes(b"P%d 8 8 65535\n" % (3 if plain else 6) + body)
+    said = r"file .*a\.png has 16 bits per channel, of which the lower 8 would be lost, expected 8"
+    for colors in (False, True):
+        with pytest.raises(DatasetError, match=f"^label {said}"):
+            read_labels(file, colors=colors)
+    with pytest.raises(DatasetError, match=f"^panoptic {said}"):
+        read_segment_ids(file)
+
+
+def test_grey_and_opacity_of_16_bits(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(8, 8, 16, 4, bytes(8 * (1 + 8 * 4))))
+    with pytest.raises(DatasetError, match=r"a\.png has 16 bits per channel"):
+        read_labels(tmp_path / "a.png")
 
 
 def save(folder: Path, form: str, mode: str = "L", **options: object) -> Path:
