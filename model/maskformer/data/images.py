@@ -26,7 +26,7 @@ from maskformer.data.label_files import (
     check_lossless,
     color_values,
     grey_values,
-    largest_sample,
+    sample_form,
 )
 from maskformer.errors import DatasetError
 from maskformer.system.text import escape
@@ -61,17 +61,17 @@ def read_labels(
 
     Raises:
         DatasetError: missing, broken, compressed with loss, of 16 bits per channel, or coloured
-            pixels instead of one value per pixel; or it is open whether they lie as the image does,
-            see `ImageFrame.turn_of_labels`.
+            pixels instead of one value per pixel; or it is open which of two values was meant, see
+            `grey_values`, or whether they lie as the image does, see `ImageFrame.turn_of_labels`.
     """
     if isinstance(file, Path) and file.suffix.lower() == SUFFIX:
         return _matlab_labels(file, frame, max_pixels, colors=colors)
     with opened(file, "label", max_pixels) as image:
         check_lossless(image, file)
         check_depth(image, file)
-        largest = largest_sample(image)
+        form = sample_form(image)
         pixels = _turned(image, file, frame)
-        return color_values(pixels, file) if colors else grey_values(pixels, largest, file)
+        return color_values(pixels, file) if colors else grey_values(pixels, form, file)
 
 
 def read_palette(file: ImageSource) -> list[tuple[int, int, int]]:

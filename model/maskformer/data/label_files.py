@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from maskformer.data.image_files.arrays import bits_of, has_deep_colors, samples_of
+from maskformer.data.image_files.arrays import (
+    bits_of,
+    has_deep_colors,
+    sample_format,
+    samples_of,
+)
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.errors import DatasetError
 
@@ -21,6 +27,25 @@ LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
 header proves.)"""
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
 SHOWN_COLORS = 4
+_INVERTED = re.compile(r";\d?IR?$")
+"""Pillow's names of samples, packed or not, of which 0 is white."""
+_TIFF_DTYPES: dict[tuple[int, int], type[np.integer]] = {(8, 2): np.int8, (32, 1): np.uint32}
+"""By bits and format of samples: those that Pillow shows as uint8 and int32."""
+
+
+class SampleForm(NamedTuple):
+    """How a file stores samples, which Pillow shows in another way.
+
+    Attributes:
+        largest: the largest value, which Pillow shows as 255 or 65535: 3 for 2 bit grey, 15 for
+            4 bit, the "maxval" of PGM.
+        inverted: 0 is white, and Pillow shows it as the largest value.
+        dtype: of the samples, where Pillow takes their bytes for another one.
+    """
+
+    largest: int
+    inverted: bool
+    dtype: type[np.integer] | None = None
 
 
 def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
@@ -58,7 +83,7 @@ def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "labe
     Raises:
         DatasetError: there are several channels, of more than 8 bits each.
     """
-    deep = bits_of(image) > 8 or largest_sample(image) > 255 or has_deep_colors(image)
+    deep = bits_of(image) > 8 or sample_form(image).largest > 255 or has_deep_colors(image)
     if deep and max(samples_of(image), len(image.getbands())) > 1:
         raise DatasetError(
             f"{what} file {file} has 16 bits per channel, of which the lower 8 would be lost, "
@@ -66,41 +91,51 @@ def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "labe
         )
 
 
-def largest_sample(image: ImageFile.ImageFile) -> int:
-    """The largest value that the file can store, which Pillow shows as 255 or 65535: 3 for 2 bit
-    grey, 15 for 4 bit, the "maxval" of PGM.
+def sample_form(image: ImageFile.ImageFile) -> SampleForm:
+    """How the file stores its samples.
 
     Args:
         image: opened, not yet loaded: afterwards nothing tells how it was stored.
     """
     codec, _, _, arguments = image.tile[0] if image.tile else ("", None, 0, "")
     mode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+    largest = {"L;2": 3, "L;4": 15}.get(str(mode)[:3], 255)
     if codec.startswith("ppm") and others:
-        return int(others[0])
-    return {"L;2": 3, "L;4": 15}.get(str(mode)[:3], 255)
+        largest = int(others[0])
+    dtype = _TIFF_DTYPES.get((bits_of(image), sample_format(image)))
+    return SampleForm(largest, _INVERTED.search(str(mode)) is not None, dtype)
 
 
-def _samples(pixels: Labels, largest: int) -> Labels:
-    """Undoes the stretching to 255 or 65535, which loses nothing."""
+def _samples(pixels: Labels, form: SampleForm) -> Labels:
+    """Undoes what Pillow does to samples, which loses nothing."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8)
-    if largest in (255, 65535):
-        return pixels
-    stretched = 255 if largest < 255 else 65535
-    return (pixels.astype(np.int64) * largest + stretched // 2) // stretched
+    if form.dtype is not None:
+        return pixels.view(form.dtype)
+    largest = form.largest
+    if largest not in (255, 65535):
+        stretched = 255 if largest < 255 else 65535
+        pixels = (pixels.astype(np.int64) * largest + stretched // 2) // stretched
+    return largest - pixels if form.inverted else pixels
 
 
-def grey_values(image: Image.Image, largest: int, file: ImageSource) -> Labels:
-    """One value per pixel, `[H, W]`, as the file stores it.
+def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labels:
+    """One value per pixel, `[H, W]`, as the file stores it; also where it says that 0 is white.
 
     Args:
-        largest: see `largest_sample`.
+        form: see `sample_form`.
 
     Raises:
-        DatasetError: the pixels are colours, fractions or have an alpha channel.
+        DatasetError: the pixels are colours, fractions or have an alpha channel, or are bits of
+            which 0 is white: some programs write a mask so, others its inverse.
     """
+    if image.mode == "1" and form.inverted:
+        raise DatasetError(
+            f"label file {file} has pixels of one bit of which 0 is white (as PBM has): programs "
+            "write a mask or its inverse so, and the file does not tell which; save it as PNG"
+        )
     if len(image.getbands()) == 1 and image.mode != "F":
-        return _samples(np.asarray(image), largest)
+        return _samples(np.asarray(image), form)
     raise DatasetError(
         f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 bit "
         f"grey, or a palette); {_remedy(image)}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 256, 257, 258, 277
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 256, 257, 258, 277, 339
 """TIFF's tags."""
 NPY_MARK = b"\x93NUMPY"
 _REAL_KINDS = "buif"
@@ -190,6 +190,12 @@ def samples_of(image: Image.Image) -> int:
     """Bands that a TIFF stores; 1 of other formats."""
     samples: int = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 1)
     return samples
+
+
+def sample_format(image: Image.Image) -> int:
+    """Of a TIFF: 1 for unsigned integers, 2 for signed ones, 3 for floats; 1 of other formats."""
+    kind: int = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,))[0]
+    return kind
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:

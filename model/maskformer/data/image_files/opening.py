@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from maskformer.config.schema import MAX_PIXELS
+from maskformer.data.image_files.bmp import restore_palette
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular
 from maskformer.system.text import escape
@@ -98,6 +99,7 @@ def open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
         found = re.search(r"\d+", str(error))
         raise PixelLimitError(found[0] if found else "too many", max_pixels) from None
     check_pixels(image.width, image.height, max_pixels)
+    restore_palette(image, stream)
     return image
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers.hostile.images import png
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskformer.data.images import read_labels, read_segment_ids
+from maskformer.data.images import read_image, read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 
 
@@ -38,16 +39,36 @@ def grey_png(values: NDArray[np.uint8], bits: int) -> bytes:
     )
 
 
-def grey_tiff(values: NDArray[np.uint8], bits: int) -> bytes:
-    """An uncompressed grey TIFF of 2 or 4 bits in one strip; the width fills whole bytes."""
-    strip = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].ravel())
+def grey_tiff(values: NDArray[Any], bits: int, white: int = 1, form: int = 1) -> bytes:
+    """An uncompressed grey TIFF in one strip; rows fill whole bytes.
+
+    Args:
+        white: the tag PhotometricInterpretation; 0 where 0 is white.
+        form: the tag SampleFormat.
+    """
+    strip = values.tobytes()
+    if bits < 8:
+        strip = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :]).tobytes()
     height, width = values.shape
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
-    tags[279] = len(strip)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: white, 273: 0, 277: 1, 278: height}
+    tags |= {279: len(strip), 339: form}
     tags[273] = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags))
-    return head + entries + b"\0\0\0\0" + strip.tobytes()
+    return head + entries + b"\0\0\0\0" + strip
+
+
+def bmp(values: NDArray[np.uint8], bits: int, colors: NDArray[np.uint8], header: int = 40) -> bytes:
+    """A BMP with a palette `[N, 3]`; rows fill whole words."""
+    height, width = values.shape
+    body = np.packbits(np.unpackbits(values[::-1, :, None], axis=2)[..., 8 - bits :]).tobytes()
+    palette = np.pad(colors, ((0, 0), (0, int(header == 40)))).tobytes()
+    start = 14 + header + len(palette)
+    head = struct.pack("<2sIII", b"BM", start + len(body), 0, start)
+    if header == 40:
+        sizes = (40, width, height, 1, bits, 0, len(body), 0, 0, len(colors), 0)
+        return head + struct.pack("<IiiHHIIiiII", *sizes) + palette + body
+    return head + struct.pack("<IHHHH", header, width, height, 1, bits) + palette + body
 
 
 def grid(largest: int) -> NDArray[np.uint8]:
@@ -66,6 +87,62 @@ def test_grey_tiff_of_few_bits(tmp_path: Path, bits: int) -> None:
     values = grid(2**bits - 1)
     (tmp_path / "a.tif").write_bytes(grey_tiff(values, bits))
     assert np.array_equal(read_labels(tmp_path / "a.tif"), values)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_tiff_in_which_0_is_white(tmp_path: Path, bits: int) -> None:
+    values = grid(min(2**bits - 1, 60))
+    (tmp_path / "a.tif").write_bytes(grey_tiff(values, bits, white=0))
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), values)
+    stored = read_labels(tmp_path / "a.tif", colors=True) >> 16
+    assert np.array_equal(stored, 255 - values * (255 // (2**bits - 1)))
+
+
+def test_bits_of_which_0_is_white(tmp_path: Path) -> None:
+    bits = b"P1 8 8\n" + b" ".join(b"%d" % value for value in grid(1).ravel())
+    packed = b"P4 8 8\n" + np.packbits(grid(1)).tobytes()
+    for content in (bits, packed, grey_tiff(grid(1), 1, white=0)):
+        (tmp_path / "a.pbm").write_bytes(content)
+        with pytest.raises(DatasetError, match=r"a\.pbm has pixels of one bit of which 0 is white"):
+            read_labels(tmp_path / "a.pbm")
+        values = read_labels(tmp_path / "a.pbm", colors=True)
+        assert np.array_equal(values, (1 - grid(1).astype(np.int32)) * 0xFFFFFF)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "form", "least"),
+    [
+        (np.int8, 2, -9), (np.int16, 2, -9), (np.int32, 2, -9),
+        (np.uint8, 1, 190), (np.uint16, 1, 65_000), (np.uint32, 1, 2**32 - 64),
+    ],
+)  # fmt: skip
+def test_tiff_of_integers(tmp_path: Path, dtype: type[np.integer], form: int, least: int) -> None:
+    values = (np.arange(64).reshape(8, 8) + least).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(grey_tiff(values, 8 * values.itemsize, form=form))
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), values)
+
+
+RAMP = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+
+
+@pytest.mark.parametrize("header", [12, 40])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize(
+    "colors",
+    [RAMP[::255], RAMP[::-255], RAMP[:16], RAMP[:], RAMP[::17], RAMP[:16] // [1, 2, 3]],
+    ids=["black and white", "white and black", "16 greys", "256 greys", "stretched", "colours"],
+)
+def test_palettes_of_bmp(tmp_path: Path, colors: NDArray[np.uint8], bits: int, header: int) -> None:
+    """Pillow leaves out those that are grey, and then takes indices of 4 bits for bytes, and those
+    of 8 bits, where there are two, for bits.
+    """
+    size = (2**bits if header == 12 else min(2**bits, len(colors)), 3)
+    palette = np.resize(colors, size).astype(np.uint8)
+    values = np.tile(grid(min(len(palette) - 1, 60)), (1, 4))
+    (tmp_path / "a.bmp").write_bytes(bmp(values, bits, palette, header))
+    assert np.array_equal(read_labels(tmp_path / "a.bmp"), values)
+    shown = read_image(tmp_path / "a.bmp").permute(1, 2, 0)
+    assert np.array_equal(shown, palette[values][..., ::-1])
 
 
 @pytest.mark.parametrize("largest", [1, 7, 20, 254, 255, 300, 1000, 65535])
