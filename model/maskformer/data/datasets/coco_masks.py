@@ -64,8 +64,10 @@ def _draw(polygons: list[list[float]], height: int, width: int) -> Mask:
         return np.zeros((height, width), np.bool_)
     from pycocotools import mask
 
-    drawn = mask.decode(mask.frPyObjects(polygons, height, width))
-    return drawn.any(axis=2)
+    runs = mask.frPyObjects(polygons, height, width)
+    while len(runs) > 1:  # by twos: one after the other, a merge would go over all before it
+        runs = [mask.merge(runs[k : k + 2]) for k in range(0, len(runs), 2)]
+    return mask.decode(runs[0]).astype(np.bool_)
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:

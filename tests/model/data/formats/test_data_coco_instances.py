@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,26 @@ def test_run_lengths(mask: np.ndarray) -> None:
     runs = np.diff([0, *edges, mask.size]).tolist()
     numbers = {"size": [*mask.shape], "counts": runs}
     assert np.array_equal(decode_segmentation(numbers, *mask.shape), mask)
+
+
+coordinates = st.floats(-9, 2 * WIDTH, allow_nan=False)
+
+
+@given(st.lists(st.lists(coordinates, min_size=6, max_size=6), min_size=1, max_size=9))
+def test_polygons_of_one_object(polygons: list[list[float]]) -> None:
+    drawn = coco_mask.decode(coco_mask.frPyObjects(polygons, 20, 20)).any(axis=2)
+    assert np.array_equal(decode_segmentation(polygons, 20, 20), drawn)
+
+
+def test_polygons_are_not_drawn_on_an_image_each() -> None:
+    polygons = [box(k % 100, k // 100, k % 100 + 1, k // 100 + 1) for k in range(10_000)]
+    tracemalloc.start()
+    mask = decode_segmentation(polygons, 400, 300)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.flatnonzero(mask.any(0)).tolist() == [*range(100)]
+    assert mask.sum() == 10_000
+    assert peak < 50e6
 
 
 bad = st.recursive(
