@@ -14,6 +14,8 @@ from maskformer.errors import DatasetError
 Mask = NDArray[np.bool_]
 MOST_STEPS = 1 << 26
 """Around a polygon, in fifths of a pixel, which is how pycocotools follows it."""
+MOST_BITS = 60
+"""Of a number in COCO's text."""
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
@@ -100,7 +102,7 @@ def _decode_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
             f"expected [{height}, {width}] (height, width)"
         )
     counts = segmentation.get("counts")
-    runs = _runs_of_text(counts) if isinstance(counts, str) else counts
+    runs = _runs_of_text(counts, height * width) if isinstance(counts, str) else counts
     if not (
         isinstance(runs, list)
         and all(type(run) is int and run >= 0 for run in runs)
@@ -112,8 +114,13 @@ def _decode_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
     return np.repeat(inside, runs).reshape(width, height).T
 
 
-def _runs_of_text(text: str) -> list[int]:
-    """COCO's text: 5 bits a character, least first, and differences to the run before the last."""
+def _runs_of_text(text: str, pixels: int) -> list[int]:
+    """COCO's text: 5 bits a character, least first, and differences to the run before the last. Up
+    to the first run that no image of so many pixels has.
+
+    Raises:
+        DatasetError: it ends within a number, or one is longer than any image needs.
+    """
     runs: list[int] = []
     codes = iter(ord(character) - 48 for character in text)
     for first in codes:
@@ -121,9 +128,13 @@ def _runs_of_text(text: str) -> list[int]:
         for code in itertools.chain([first], codes):
             value |= (code & 31) << shift
             shift += 5
-            if not code & 32:
+            if not code & 32 or shift == MOST_BITS:
                 break
+        if code & 32:
+            raise DatasetError("its run lengths hold a number that does not end")
         if code & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if not 0 <= runs[-1] <= pixels:
+            break
     return runs

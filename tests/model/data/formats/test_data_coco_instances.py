@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from maskformer.config.schema import CocoInstancesConfig
 from maskformer.data import Dataset, build_dataset, check_dataset
+from maskformer.data.datasets import coco_masks
 from maskformer.data.datasets.coco_masks import decode_segmentation
 from maskformer.errors import DatasetError
 
@@ -203,6 +204,16 @@ def test_polygons_are_not_drawn_on_an_image_each() -> None:
     assert peak < 50e6
 
 
+@pytest.mark.parametrize("text", ["o", "P", "?", "O", "oooooo0", "ooooooooooo0"])
+def test_long_texts_are_given_up_early(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """They took seconds where a number grew with each character."""
+    read: list[str] = []
+    monkeypatch.setitem(vars(coco_masks), "ord", lambda code: read.append(code) or ord(code))
+    with pytest.raises(DatasetError, match="its run lengths"):
+        decode_segmentation({"size": [64, 80], "counts": text * 100_000}, 64, 80)
+    assert len(read) < 1000
+
+
 bad = st.recursive(
     st.none()
     | st.booleans()
@@ -243,7 +254,9 @@ def test_any_segmentation(segmentation: Any) -> None:
         ({"size": [8, 6], "counts": [48]}, r"of the size \[8, 6\], expected \[6, 8\]"),
         ({"size": [6, 8], "counts": [40]}, "do not add up to 6 x 8 pixels"),
         ({"size": [6, 8], "counts": [60, -12]}, "do not add up"),
-        ({"size": [6, 8], "counts": "P" * 40}, "do not add up"),
+        ({"size": [6, 8], "counts": "P" * 40}, "hold a number that does not end"),
+        ({"size": [6, 8], "counts": "`1o"}, "hold a number that does not end"),
+        ({"size": [6, 8], "counts": "O" * 40}, "do not add up"),
     ],
 )
 def test_what_is_no_shape(root: Path, segmentation: Any, said: str) -> None:
