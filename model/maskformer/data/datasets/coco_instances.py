@@ -23,7 +23,12 @@ from maskformer.data.datasets.coco_json import (
     entries,
     read_content,
 )
-from maskformer.data.datasets.coco_masks import check_pycocotools, decode_segmentation, encode_runs
+from maskformer.data.datasets.coco_masks import (
+    are_shares,
+    check_pycocotools,
+    decode_segmentation,
+    encode_runs,
+)
 from maskformer.data.datasets.split_files import take_share
 from maskformer.data.image_files.orientation import UPRIGHT
 from maskformer.data.image_files.reader import ImageReader
@@ -226,10 +231,16 @@ def _check_instances(content: Any, file: Path) -> None:
             f"{file} is a COCO panoptic JSON (segments of PNG files), not one of instances; set "
             "data.format: coco_panoptic"
         )
-    if isinstance(values, list) and not any(
-        isinstance(value, dict) and value.get("segmentation") for value in values
-    ):
+    if not isinstance(values, list):
+        return
+    segmentations = [value.get("segmentation") for value in values if isinstance(value, dict)]
+    if not any(segmentations):
         raise DatasetError(
             f"{file} has boxes only: no annotation has a segmentation; masks are needed to train "
             "segmentation"
+        )
+    if are_shares(segmentations):
+        raise DatasetError(
+            f"{file}: no coordinate of a polygon is above 1, expected pixels; they are probably "
+            "shares of the image's size: multiply each x by its width and each y by its height"
         )

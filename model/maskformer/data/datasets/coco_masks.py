@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,25 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
         polygons = [_check_polygon(polygon, height, width) for polygon in segmentation]
         return _draw([polygon for polygon in polygons if len(polygon) >= 6], height, width)
     raise DatasetError("its segmentation is neither a list of polygons nor run lengths")
+
+
+def are_shares(segmentations: Iterable[Any]) -> bool:
+    """Whether there are polygons, all with numbers in 0..1 alone: no pixels, but shares of the
+    image's size.
+    """
+    numbers = (
+        number
+        for segmentation in segmentations
+        if isinstance(segmentation, list)
+        for polygon in segmentation
+        if isinstance(polygon, list)
+        for number in polygon
+    )
+    first = next(numbers, None)
+    return first is not None and all(
+        isinstance(number, int | float) and 0 <= number <= 1
+        for number in itertools.chain([first], numbers)
+    )
 
 
 def encode_runs(mask: Mask) -> dict[str, Any]:

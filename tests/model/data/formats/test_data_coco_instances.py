@@ -293,6 +293,17 @@ def test_unusable_json(root: Path, content: Any, said: str) -> None:
         dataset(root, content)
 
 
+def test_shares_of_the_size_in_place_of_pixels(root: Path) -> None:
+    shares = [annotation(0, 3, [box(0, 0, 1, 1)]), annotation(1, 5, [[0.1, 0.2, 0.5, 0.2, 1, 0.9]])]
+    crowd = CONTENT["annotations"][2]
+    for listed in (shares, [crowd, *shares], [annotation(2, 3, None), *shares]):
+        with pytest.raises(DatasetError, match=r"x\.json: no coordinate .* is above 1, "):
+            dataset(root, CONTENT | {"annotations": listed})
+    # A small piece in the corner is no such file.
+    data = dataset(root, CONTENT | {"annotations": [*shares, *CONTENT["annotations"]]})
+    assert check_dataset(data)[0] == "listed segments without a pixel were left out: 1"
+
+
 def test_names_that_begin_with_the_folder(root: Path) -> None:
     split = {"images": "img", "annotations": "x.json"}
     with pytest.raises(DatasetError, match=rf"begin at {root}: set data.train.images to it"):
