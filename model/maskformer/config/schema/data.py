@@ -12,7 +12,9 @@ from pydantic import (
     Field,
     PlainValidator,
     Tag,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -141,6 +143,21 @@ def _check_class(value: Any) -> int | str | None:
     return check_name(value)
 
 
+def _check_keys(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Refuses keys that are one raw label, of which the map would keep the last."""
+    labels = handler(value)
+    given: dict[int | str, Any] = {}
+    for key in value if len(labels) < len(value) else ():
+        label = _check_label(key)
+        if label in given:
+            raise ValueError(
+                f"the keys {shown(given[label])} and {shown(key)} are one raw label, expected it "
+                "once"
+            )
+        given[label] = key
+    return labels
+
+
 _ANY_TEXT = WithJsonSchema({"type": "string"})
 LabelMap = Annotated[
     dict[
@@ -148,6 +165,7 @@ LabelMap = Annotated[
         Annotated[int | str | None, PlainValidator(_check_class), _ANY_TEXT],
     ],
     Field(min_length=1, max_length=MAX_CLASSES),
+    WrapValidator(_check_keys),
 ]
 Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
 """Of the training images: they leave `train` and are the other split."""

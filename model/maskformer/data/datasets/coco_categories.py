@@ -108,6 +108,11 @@ def _mapped(
     class_of: dict[int, int] = {}
     missing = []
     for category in categories:
+        if category.name in label_map and category.id in label_map:
+            raise DatasetError(
+                f"data.label_map has the keys {category.name} and {category.id}, which are one "
+                f"category in {file}; take one of them out"
+            )
         key = next((k for k in (category.name, category.id, ANY) if k in label_map), None)
         if key is None:
             missing.append(category.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -148,7 +147,9 @@ def _raw_values(keys: Sequence[int | str], config: PixelLabels) -> list[int]:
             "data.label_map has colours and other keys; expected one kind, such as '#ff0000'"
         )
     if any(colors):
-        return [int(str(key)[1:], 16) for key in keys]
+        values = [int(str(key)[1:], 16) for key in keys]
+        _check_once(keys, values)
+        return values
     unknown = [key for key in keys if isinstance(key, str) and key not in known]
     if unknown:
         raise DatasetError(
@@ -156,7 +157,17 @@ def _raw_values(keys: Sequence[int | str], config: PixelLabels) -> list[int]:
             "'#ff0000', '*' or a name that data.label_names lists"
         )
     values = [known[key] if isinstance(key, str) else key for key in keys]
-    twice = [value for value, times in Counter(values).items() if times > 1]
-    if twice:
-        raise DatasetError(f"data.label_map says twice what {twice[0]} is, by name and by number")
+    _check_once(keys, values)
     return values
+
+
+def _check_once(keys: Sequence[int | str], values: Sequence[int]) -> None:
+    """Names two keys of one raw value: a name and its number, or a colour in two spellings."""
+    given: dict[int, int | str] = {}
+    for key, value in zip(keys, values, strict=True):
+        if value in given:
+            raise DatasetError(
+                f"data.label_map has the keys {given[value]} and {key}, which are one raw value; "
+                "take one of them out"
+            )
+        given[value] = key

@@ -143,6 +143,8 @@ def test_label_map(root: Path) -> None:
     data = dataset(root, label_map={"cat": None, "dog": "dog"})
     assert data.info.classes == ("background", "dog")
     assert data[0].semantic_map()[5].tolist() == [1, 1, -1, -1, -1, -1, 0, 0]
+    with pytest.raises(DatasetError, match="has the keys cat and 3, which are one category in"):
+        dataset(root, label_map={"cat": "animal", 3: None, "*": "animal"})
 
 
 def test_categories_that_become_one_class_of_stuff(root: Path) -> None:

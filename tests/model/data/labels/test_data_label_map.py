@@ -66,7 +66,7 @@ def test_names_as_keys(tmp_path: Path) -> None:
         tmp_path, "the key tram, expected a raw value, a colour .* data.label_names", 0, **settings
     )
     settings["label_map"] = {"car": "vehicle", 3: "vehicle"}
-    refused(tmp_path, "says twice what 3 is, by name and by number", 0, **settings)
+    refused(tmp_path, "has the keys car and 3, which are one raw value", 0, **settings)
 
 
 def test_colours_as_keys(tmp_path: Path) -> None:
@@ -82,6 +82,9 @@ def test_colours_as_keys(tmp_path: Path) -> None:
         check_dataset(data)
     settings["label_map"][3] = "cow"
     with pytest.raises(DatasetError, match="has colours and other keys"):
+        build_dataset(folder_config(tmp_path, **settings), "train")
+    settings["label_map"] = {"#ff0000": "cat", "#FF0000": "dog"}
+    with pytest.raises(DatasetError, match="has the keys #ff0000 and #FF0000, which are one raw"):
         build_dataset(folder_config(tmp_path, **settings), "train")
 
 
@@ -126,6 +129,8 @@ def test_maps_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], said: st
         ({0: 1.5}, "data.label_map.0: a name must be text, got 1.5"),
         ({0: ["a"]}, "data.label_map.0: a class is a name, a number or null, got"),
         ({0: "x" * 1001}, "data.label_map.0: a name has at most 1000 characters"),
+        ({0: "a", "0": "b"}, "data.label_map: the keys 0 and '0' are one raw label"),
+        ({"7": None, 2: "a", "007": "b"}, "data.label_map: the keys '7' and '007' are one raw"),
     ],
 )
 def test_maps_of_other_types(tmp_path: Path, label_map: Any, said: str) -> None:
