@@ -1,4 +1,4 @@
-"""The command line: `maskformer init | data check | train | evaluate | predict | info | convert`.
+"""The command line: `maskformer init | data | train | evaluate | predict | info | …`.
 
 Nothing here imports PyTorch, so help, mistakes and shell completion take no time. What a command
 does is in `maskformer.commands`, imported when it runs.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskformer.config.choices import Backend, Format, Mode, PreparedSet
+from maskformer.config.choices import Backend, ExportedOutputs, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
 from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
@@ -309,9 +309,7 @@ def info(
     if config is None or recipe is None:
         typer.echo("\n".join(config_names()))
         return
-    height, cross, width = size.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{size}'")
+    height_and_width = _read_size(size)
     if keys or as_yaml:
         from maskformer.commands.recipe_text import keys_text, yaml_text
 
@@ -319,7 +317,14 @@ def info(
         return
     from maskformer.commands.info import run
 
-    run(recipe, (int(height), int(width)), title=config)
+    run(recipe, height_and_width, title=config)
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{text}'")
+    return int(height), int(width)
 
 
 @app.command()
@@ -396,6 +401,28 @@ def convert(
     from maskformer.commands.convert import run
 
     run(source, target, to)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, a folder, a weight file, or a hub id.")],
+    target: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
+    outputs: Annotated[
+        ExportedOutputs,
+        typer.Option(help="The class of each pixel, or the logits of classes and masks."),
+    ] = "classes",
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of all images; any, unless given (a Swin needs it)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a model as an ONNX file, for ONNX Runtime, TensorRT, OpenVINO and others."""
+    check_output_folder(target.parent)
+    height_and_width = None if size is None else _read_size(size)
+    from maskformer.commands.export import run
+
+    run(source, target, outputs, height_and_width, overwrite=overwrite)
 
 
 def main() -> None:

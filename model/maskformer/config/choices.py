@@ -10,6 +10,9 @@ Mode = Literal["semantic", "panoptic", "instance"]
 Format = Literal["native", "hf", "official"]
 """Of a checkpoint: our own, that of `transformers`, the authors'."""
 
+ExportedOutputs = Literal["classes", "queries"]
+"""What an exported network gives: the class of each pixel, or logits of classes and masks."""
+
 Backend = Literal["reference", "native", "auto", "verify"]
 """`mfkernels.backend.Backend`, without the import of PyTorch."""
 

@@ -160,7 +160,7 @@ class QueryDecoder(nn.Module):
         located_memory = memory + positions
         queries = self.query_embed.weight
         # Zeros make the first self-attention idle; it is kept for the published weights.
-        state = queries.new_zeros(len(x), *queries.shape)
+        state = queries.new_zeros(x.shape[0], *queries.shape)
         states = []
         for layer in self.layers:
             state = layer(state, queries, memory, located_memory, padding)

@@ -1,0 +1,198 @@
+"""A trained model as an ONNX file, which needs neither PyTorch nor this project to run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskformer.config.choices import ExportedOutputs
+from maskformer.errors import OutputError, UsageError
+from maskformer.inference.image_processor import ImageProcessor
+from maskformer.modeling.base import SegmentationModel
+from maskformer.modeling.folding import fold_norms
+from maskformer.modeling.layout import prefers_channels_last
+from maskformer.modeling.maskformer import MaskFormer
+from maskformer.modeling.outputs import Size
+from maskformer.system.writing import replace_file
+from maskformer.training.checkpoints.contents import load_info, resolve_checkpoint
+from mfkernels import use_backend
+
+EXAMPLE: Size = (224, 288)
+"""Of the image that is traced where the graph takes any size; no multiple of another side."""
+LEAST_SIDE = 32
+"""Of an image; the model's coarsest maps have a cell for that many pixels."""
+NAMES: dict[ExportedOutputs, list[str]] = {
+    "classes": ["classes"],
+    "queries": ["class_logits", "mask_logits"],
+}
+
+
+class Exported(NamedTuple):
+    """A file that was written."""
+
+    file: Path
+    megabytes: float
+    agreement: float | None
+    """The share of pixels that ONNX Runtime labels as PyTorch does, or of logits that are within
+    0.1 % of the largest; None where it is not installed."""
+
+
+class ImagesToOutputs(nn.Module):
+    """From images as they are read to what is asked for, in operators of PyTorch alone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: SegmentationModel, outputs: ExportedOutputs) -> None:
+        super().__init__()
+        self.model = fold_norms(model)
+        self.outputs = outputs
+        self.step = max(model.config.size_divisibility, 1)
+        for name, values in (("mean", model.config.pixel_mean), ("std", model.config.pixel_std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """`images [B,C,H,W]`, 0 to 255: `classes [B,H,W]` int64 (paper §3.4), or `class_logits
+        [B,Q,K+1]` and `mask_logits [B,Q,h,w]`, at stride 4 of the image padded right and below.
+        """
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.step, 0, -height % self.step)
+        padded = F.pad((images - self.mean) / self.std, padding)
+        if not isinstance(self.model, MaskFormer):
+            scores = self.model(padded)["pixel_logits"][-1]
+            return _resized(scores, padded)[..., :height, :width].argmax(1)
+        found = self.model(padded, with_mask_logits=True)
+        classes, masks = found["class_logits"][-1], found["mask_logits"][-1]
+        if self.outputs == "queries":
+            return classes, masks
+        masks = _resized(masks, padded)[..., :height, :width].sigmoid()
+        return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks).argmax(1)
+
+
+def export(
+    source: str | Path,
+    target: str | Path,
+    *,
+    outputs: ExportedOutputs = "classes",
+    size: Size | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a model as an ONNX file.
+
+    Its input `images` is float32 `[B,C,H,W]`, 0 to 255, RGB, already of the size at which the
+    model is to see them: the file's metadata says which the test pipeline would take. Normalising
+    and padding are part of the graph. B, H and W may be any.
+
+    Args:
+        source: a run, a folder, a weight file or a hub id.
+        target: the file.
+        outputs: `"classes"`, int64 `[B,H,W]`; or `"queries"`, `class_logits [B,Q,K+1]` and
+            `mask_logits [B,Q,h,w]`, of which every kind of result can be made.
+        size: fix `(H, W)`; a Swin needs that, as its windows depend on it.
+        overwrite: replace a file that is there.
+
+    Raises:
+        CheckpointError, HubError: nothing there, or no hub.
+        UsageError: packages are missing, or outputs or size do not go with the model.
+        OutputError: the file is there, or its name does not end in `.onnx`.
+        OSError: it cannot be written.
+    """
+    target = Path(target)
+    _check_target(target, overwrite)
+    _check_packages()
+    checkpoint = resolve_checkpoint(Path(source))
+    model = SegmentationModel.from_pretrained(checkpoint).eval()
+    _check_fit(model, outputs, size)
+    network = ImagesToOutputs(model, outputs)
+    channels = model.config.num_channels
+    example = 255 * torch.rand(2 if size is None else 1, channels, *(size or EXAMPLE))
+    program = _program(network, example, NAMES[outputs], fixed=size is not None)
+    program.model.metadata_props.update(_metadata(checkpoint, model))
+    replace_file(target, lambda file: program.save(str(file), external_data=False))
+    megabytes = target.stat().st_size / 1e6
+    return Exported(target, megabytes, _agreement(network, target, example))
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.suffix != ".onnx":
+        raise OutputError(f"{target} must end in .onnx, the one format that is exported")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise OutputError(f"{target} is there: choose another file, or give --overwrite")
+
+
+def _check_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX files need packages that are missing ({error.name}): pip install onnx "
+            "onnxscript onnxruntime, or this project with '.[onnx]'"
+        ) from error
+
+
+def _check_fit(model: SegmentationModel, outputs: ExportedOutputs, size: Size | None) -> None:
+    if outputs == "queries" and not isinstance(model, MaskFormer):
+        raise UsageError("outputs 'queries' need a model with masks, got a per-pixel one")
+    if size is None and not prefers_channels_last(model):
+        raise UsageError(
+            "the windows of a Swin depend on the size of the image: give --size HEIGHTxWIDTH"
+        )
+    if size is not None and min(size) < LEAST_SIDE:
+        raise UsageError(f"--size must be at least {LEAST_SIDE}x{LEAST_SIDE}, got {size}")
+
+
+def _program(network: nn.Module, example: Tensor, names: list[str], *, fixed: bool) -> Any:
+    """The ONNX program of a network, of a fixed size or of any."""
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PyTorch deprecates within itself
+        traced = torch.export.export(
+            network, (example,), dynamic_shapes=None if fixed else {"images": free}
+        )
+        return torch.onnx.export(
+            traced, dynamo=True, verbose=False, input_names=["images"], output_names=names
+        )
+
+
+def _metadata(checkpoint: Path, model: SegmentationModel) -> dict[str, str]:
+    processor = ImageProcessor.from_pretrained(checkpoint)
+    return {
+        "classes": json.dumps(load_info(checkpoint, model).classes, ensure_ascii=False),
+        "shortest_edge": json.dumps(processor.short_side),
+        "longest_edge": json.dumps(processor.max_side),
+    }
+
+
+def _resized(maps: Tensor, padded: Tensor) -> Tensor:
+    return F.interpolate(maps, padded.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@torch.inference_mode()
+def _agreement(network: nn.Module, file: Path, images: Tensor) -> float | None:
+    """See `Exported`."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": images.numpy()})
+    with use_backend("reference"):
+        expected = network(images)
+    pairs = zip(expected if isinstance(expected, tuple) else (expected,), found, strict=True)
+    return min(float(_is_same(a.numpy(), b).mean()) for a, b in pairs)
+
+
+def _is_same(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> Any:
+    if expected.dtype == np.int64:
+        return expected == found
+    return np.abs(expected - found) <= 1e-3 * np.abs(expected).max()

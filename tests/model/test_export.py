@@ -1,0 +1,143 @@
+"""ONNX files of models, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.model_cases import randomise, relative_error, tiny_config, tiny_model
+from typer.testing import CliRunner
+
+from maskformer import ImageProcessor
+from maskformer.cli import app
+from maskformer.config.schema import BackboneConfig
+from maskformer.errors import CheckpointError, OutputError, UsageError
+from maskformer.export import ImagesToOutputs, export
+from maskformer.modeling.base import SegmentationModel, build_model
+from maskformer.modeling.outputs import Frames
+from mfkernels import use_backend
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SIZES = [(1, 96, 64), (3, 75, 101), (2, 224, 288)]
+"""Batch, height and width."""
+
+
+@pytest.fixture(scope="module")
+def model() -> SegmentationModel:
+    model = tiny_model()
+    model.class_names = tuple("abcdefg")
+    randomise(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model: SegmentationModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    ImageProcessor(320, 640).save_pretrained(folder)
+    return folder
+
+
+def images(batch: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height)
+    return torch.randint(0, 256, (batch, 3, height, width), generator=generator).float()
+
+
+def run(file: Path, given: torch.Tensor) -> list[np.ndarray[Any, Any]]:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found: list[np.ndarray[Any, Any]] = session.run(None, {"images": given.numpy()})
+    return found
+
+
+@pytest.mark.long
+def test_classes_are_those_of_predict(
+    model: SegmentationModel, folder: Path, tmp_path: Path
+) -> None:
+    made = export(folder, tmp_path / "a" / "model.onnx")
+    assert made.agreement == 1
+    assert made.megabytes == pytest.approx(made.file.stat().st_size / 1e6)
+    normalize = ImageProcessor().normalize
+    for batch, height, width in SIZES:
+        given = images(batch, height, width)
+        (classes,) = run(made.file, given)
+        pixel_values = normalize([image.byte() for image in given])
+        sizes = [(height, width)] * batch
+        frames = Frames((pixel_values.shape[2], pixel_values.shape[3]), sizes, sizes)
+        with torch.no_grad():
+            expected = torch.stack(model(pixel_values).semantic(frames))
+        assert classes.dtype == np.int64
+        assert (torch.from_numpy(classes) != expected).float().mean() < 1e-3
+    session = onnxruntime.InferenceSession(str(made.file))
+    stored = session.get_modelmeta().custom_metadata_map
+    assert json.loads(stored["classes"]) == list("abcdefg")
+    assert (stored["shortest_edge"], stored["longest_edge"]) == ("320", "640")
+
+
+@pytest.mark.long
+def test_queries(model: SegmentationModel, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "queries.onnx"
+    assert export(folder, file, outputs="queries").agreement == 1
+    network = ImagesToOutputs(model, "queries")
+    for size in SIZES:
+        with torch.no_grad(), use_backend("reference"):
+            expected = network(images(*size))
+        for ours, truth in zip(run(file, images(*size)), expected, strict=True):
+            assert relative_error(torch.from_numpy(ours), truth) < 1e-4
+
+
+@pytest.mark.long
+def test_a_swin_and_a_per_pixel_model_on_the_command_line(tmp_path: Path) -> None:
+    swin = BackboneConfig(
+        name="swin_tiny_patch4_window7_224",
+        options={"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4)},
+    )
+    for name, config in (
+        ("swin", tiny_config(backbone=swin.model_dump())),
+        ("pixels", tiny_config(architecture="per_pixel")),
+    ):
+        build_model(config).save_pretrained(tmp_path / name)
+    with pytest.raises(UsageError, match=r"windows of a Swin .* give --size"):
+        export(tmp_path / "swin", tmp_path / "swin.onnx")
+    with pytest.raises(UsageError, match="'queries' need a model with masks"):
+        export(tmp_path / "pixels", tmp_path / "pixels.onnx", outputs="queries")
+    for name, options in (("swin", ["--size", "100x130"]), ("pixels", [])):
+        file = tmp_path / f"{name}.onnx"
+        result = CliRunner().invoke(app, ["export", str(tmp_path / name), str(file), *options])
+        assert result.exit_code == 0, result.output
+        assert "ONNX Runtime gives 100.000 % of the pixels as PyTorch does" in result.output
+        (classes,) = run(file, images(1, 100, 130))
+        assert classes.shape == (1, 100, 130)
+
+
+def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "there.onnx"
+    there.write_text("mine")
+    for target, message in (
+        (there, "is there: choose another file, or give --overwrite"),
+        (tmp_path / "model.pt", "must end in .onnx"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            export(folder, target)
+    assert there.read_text() == "mine"
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        export(tmp_path / "none", tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match="--size must be at least 32x32"):
+        export(folder, tmp_path / "x.onnx", size=(16, 64))
+    imported = builtins.__import__
+
+    def without_onnx(name: str, *arguments: Any) -> Any:
+        if name == "onnxscript":
+            raise ModuleNotFoundError(name=name)
+        return imported(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_onnx)
+    with pytest.raises(UsageError, match=r"missing \(onnxscript\): pip install onnx"):
+        export(folder, tmp_path / "x.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["there.onnx"]
