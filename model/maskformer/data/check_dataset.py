@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from maskformer.config.schema import DataConfig, EvalConfig, ObjectLabels, WebDatasetConfig
 from maskformer.data.inspection.look import Look, look_at
 from maskformer.data.inspection.problems import all_problems, refuse
-from maskformer.data.inspection.shared_images import shared_images
+from maskformer.data.inspection.shared_images import image_files, shared_images
 from maskformer.data.sample import Dataset, DatasetInfo, Split
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.text import escape
@@ -135,12 +135,15 @@ def _warnings_of_both(
         names = _only_in(looks[one], looks[other], splits[one].info)
         if names:
             warnings.append(f"{one} data: it has {_listing(names)}, which {other} never shows")
-    shared = [escape(file.name) for file in shared_images(splits["train"], splits["val"], limit)]
+    files = shared_images(splits["train"], splits["val"], limit)
+    shared = [escape(file.name) for file in files]
     if shared:
+        same = not {*files}.isdisjoint(image_files(splits["train"]))
         warnings.append(
             f"val data: {len(shared)} image{'s' * (len(shared) > 1)} of the same name and bytes "
             f"{'are' if len(shared) > 1 else 'is'} in train too ({_listing(shared)}), so that "
-            "scores say little of new images; take them out of one split"
+            f"scores say little of new images; {'both read one folder: mend data.val, or ' * same}"
+            "take them out of one split"
         )
     return warnings
 

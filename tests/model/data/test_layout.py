@@ -267,3 +267,44 @@ def test_images_of_several_kinds(tmp_path: Path) -> None:
         labels(tmp_path / f"set/mask/{k}.png")
     with pytest.raises(DatasetError, match="holds images of 4 and 5 channels"):
         survey(tmp_path / "set")
+
+
+def coco_split(root: Path, annotations: str, images: str, names: Sequence[str]) -> None:
+    """Images in a folder of their own, with a JSON that calls them by their names alone."""
+    for name in names:
+        image(root / images / name)
+    box = {"bbox": [5, 5, 25, 25], "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]], "area": 625}
+    content = {
+        "images": [
+            {"id": k, "file_name": name, "width": 60, "height": 40} for k, name in enumerate(names)
+        ],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 1, "iscrowd": 0, **box}
+            for k in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (root / annotations).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "folders", [("train2017", "val2017"), ("images/train", "images/val"), ("a/val", "b/train")]
+)
+def test_splits_with_the_same_names(tmp_path: Path, folders: tuple[str, str]) -> None:
+    root = tmp_path / "coco"
+    for folder in folders:
+        split = "train" if "train" in folder else "val"
+        coco_split(root, f"annotations/{split}2017.json", folder, ["1.jpg", "2.jpg"])
+    data = recipe_for(root).data
+    assert {str(data.train.images), str(data.val.images)} == {*folders}
+    assert "train" in str(data.train.images)
+
+
+def test_folders_that_nothing_tells_apart(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    coco_split(root, "cats.json", "small", ["1.jpg", "2.jpg"])
+    coco_split(root, "cats.json", "large", ["1.jpg", "2.jpg"])
+    file = tmp_path / "recipe.yaml"
+    CliRunner().invoke(app, ["init", str(root), "--output", str(file)], catch_exceptions=False)
+    assert "# CHECK: small has files of the same names" in file.read_text()

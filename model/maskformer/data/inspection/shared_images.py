@@ -23,17 +23,17 @@ def shared_images(train: Dataset, val: Dataset, limit: int) -> list[ImageFile]:
         limit: how many of the files whose names and sizes are equal are read, evenly spread.
     """
     known: defaultdict[tuple[str, int], list[ImageFile]] = defaultdict(list)
-    names = {file.name for file in _image_files(val)}
-    for file in _image_files(train):
+    names = {file.name for file in image_files(val)}
+    for file in image_files(train):
         if file.name in names:
             known[_key(file)].append(file)
     in_train = {name for name, _ in known}
-    same = [file for file in _image_files(val) if file.name in in_train and _key(file) in known]
+    same = [file for file in image_files(val) if file.name in in_train and _key(file) in known]
     looked_at = [same[k] for k in evenly_spread(len(same), limit)] if same else []
     return [file for file in looked_at if any(_equal(file, other) for other in known[_key(file)])]
 
 
-def _image_files(dataset: Dataset) -> list[ImageFile]:
+def image_files(dataset: Dataset) -> list[ImageFile]:
     """None of a data set that is not on the disk."""
     return [files[0] for files in getattr(dataset, "files", ())]
 

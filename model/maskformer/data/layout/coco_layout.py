@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from maskformer.data.layout.folder_layout import common_folder
 from maskformer.data.layout.pairs import Folders
+from maskformer.data.layout.split_names import split_in
 from maskformer.system.reading import read_json
 
 MAX_DEPTH = 3
@@ -29,6 +31,7 @@ class CocoFile:
         panoptic: the folder of the PNGs, for `coco_panoptic`.
         count: images.
         categories: a JSON that lists the categories, where this one does not.
+        alike: other folders with files of the same names, where nothing tells which are meant.
     """
 
     kind: Literal["coco_panoptic", "coco_instances"]
@@ -37,6 +40,7 @@ class CocoFile:
     panoptic: str
     count: int
     categories: str | None
+    alike: tuple[str, ...] = ()
 
 
 def coco_files(root: Path, folders: Folders, files: Sequence[str]) -> list[CocoFile]:
@@ -88,23 +92,42 @@ def _describe(
     if "segments_info" in first:
         pngs = [entry.get("file_name") for entry in annotations[:LOOKS]]  # type: ignore[index]
         shown = shown or [PurePosixPath(str(png)).with_suffix(".jpg").as_posix() for png in pngs]
-        folder, panoptic = _folder_of(shown, folders), _folder_of(pngs, folders)
-        if folder is None or panoptic is None:
+        (folder, *alike), (panoptic, *_) = (
+            _folders_of(names, folders, name) or [""] for names in (shown, pngs)
+        )
+        if not folder or not panoptic:
             return None
         own = None if content.get("categories") else categories
-        return CocoFile("coco_panoptic", name, folder, panoptic, len(images) or len(pngs), own)
+        count = len(images) or len(pngs)
+        return CocoFile("coco_panoptic", name, folder, panoptic, count, own, tuple(alike))
     if "segmentation" in first or "bbox" in first:
-        folder = _folder_of(shown, folders)
-        return (folder and CocoFile("coco_instances", name, folder, "", len(images), None)) or None
+        folder, *alike = _folders_of(shown, folders, name) or [""]
+        if folder:
+            return CocoFile("coco_instances", name, folder, "", len(images), None, tuple(alike))
     return None
 
 
-def _folder_of(names: Sequence[Any], folders: Folders) -> str | None:
-    """The folder that holds most of the files; the innermost of several."""
+def _folders_of(names: Sequence[Any], folders: Folders, annotations: str) -> list[str]:
+    """The folders that hold most of the files, of those the ones that the JSON's path speaks of;
+    the innermost first.
+    """
     counts = {
         folder: sum(name in known for name in names)
         for folder, inside in folders.items()
         if (known := frozenset(inside))
     }
-    best = max(counts.values(), default=0)
-    return max((f for f, n in counts.items() if n == best), key=len) if best else None
+    most = max(counts.values(), default=0)
+    kinship = {f: _kinship(f, annotations) for f, count in counts.items() if 0 < count == most}
+    closest = max(kinship.values(), default=None)
+    return sorted((f for f, kin in kinship.items() if kin == closest), key=len, reverse=True)
+
+
+def _kinship(folder: str, annotations: str) -> tuple[int, int, int]:
+    """How much the path of a folder has in common with that of a JSON: the split, the length of
+    names of the one that the other holds, and the folders above both.
+    """
+    own, other = split_in(folder), split_in(annotations)
+    split = 0 if own is None or other is None else 1 if own == other else -1
+    parts = folder.split("/")
+    named = sum(len(part) for part in parts if part.lower() in annotations.lower())
+    return split, named, len(PurePosixPath(common_folder(folder, annotations)).parts)

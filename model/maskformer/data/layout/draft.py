@@ -112,12 +112,20 @@ def _origin(meaning: LabelMeaning) -> str:
 
 def _coco(train: CocoFile, val: CocoFile | None) -> Iterator[str]:
     yield f"  train: {_coco_split(train)}   # {train.count} images"
+    yield from _alike(train)
     if val is None:
         yield f"  val: {_share(train.count)}   # of the images above, which then train nothing"
     else:
         yield f"  val: {_coco_split(val)}   # {val.count} images"
+        yield from _alike(val)
     if train.categories is not None:
         yield f"  categories: {yaml_line(train.categories)}"
+
+
+def _alike(file: CocoFile) -> Iterator[str]:
+    if file.alike:
+        others = ", ".join(map(escape, file.alike))
+        yield f"  # CHECK: {others} has files of the same names; which folder holds the images?"
 
 
 def _coco_split(file: CocoFile) -> str:

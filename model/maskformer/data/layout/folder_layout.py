@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from maskformer.data.images import read_labels
 from maskformer.data.layout.pairs import LABEL_SUFFIXES, Folders, Pair, pairs
+from maskformer.data.layout.split_names import split_of, without_split
 from maskformer.data.progress import track
 from maskformer.data.sample import evenly_spread
 from maskformer.errors import DatasetError
@@ -25,7 +25,6 @@ READ = 200
 _LABEL_WORDS = re.compile("label|mask|annot|gt|seg|class", re.IGNORECASE)
 _OBJECT_WORDS = re.compile("object|instance", re.IGNORECASE)
 _OTHER_WORDS = re.compile("visual|color|colour|overlay|preview|poly", re.IGNORECASE)
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _holds_labels(root: Path, pair: Pair, folders: Folders) -> bool:
     images = f"{pair.images}/{pair.image_suffix}"
     if _OBJECT_WORDS.search(words) or _OTHER_WORDS.search(words) or _is_labels(images, words):
         return False
-    splits = {_split_of(pair.images), _split_of(pair.partners)} - {None}
+    splits = {split_of(pair.images), split_of(pair.partners)} - {None}
     if len(splits) > 1:
         return False
     names = [name for name in folders[pair.images] if pair.has_image(name)][:LOOKS]
@@ -118,25 +117,21 @@ def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
         alike = [p for p in members if p.image_suffix == best.image_suffix
                  and p.partner_suffix == best.partner_suffix]  # fmt: skip
         named = {
-            word: [p for p in alike if _split_of(p.images) == word] for word in ("train", "val")
+            word: [p for p in alike if split_of(p.images) == word] for word in ("train", "val")
         }
         if all(named.values()):
             yield max(named["train"], key=_rank), max(named["val"], key=_rank)
         else:
-            whole = [p for p in alike if _split_of(p.images) != "test"] or alike
+            whole = [p for p in alike if split_of(p.images) != "test"] or alike
             yield max(whole, key=_rank), None
 
 
 def _data_set(pair: Pair, labels: Sequence[Pair]) -> str:
     """The folder that holds images and labels of all splits, without those inside of another's."""
-    tops = {_without_split(common_folder(p.images, p.partners)) for p in labels}
-    own = _without_split(common_folder(pair.images, pair.partners))
+    tops = {without_split(common_folder(p.images, p.partners)) for p in labels}
+    own = without_split(common_folder(pair.images, pair.partners))
     outer = [top for top in tops if top == "." or own == top or own.startswith(f"{top}/")]
     return min(outer, key=len)
-
-
-def _without_split(folder: str) -> str:
-    return PurePosixPath(*takewhile(lambda part: not _word_of(part), folder.split("/"))).as_posix()
 
 
 def common_folder(first: str, second: str) -> str:
@@ -148,16 +143,6 @@ def _rank(pair: Pair) -> tuple[bool, int, int]:
     """Folders that sound like labels are better, then more images, then the innermost folder."""
     words = bool(_LABEL_WORDS.search(f"{pair.partners}/{pair.partner_suffix}"))
     return words, pair.count, pair.images.count("/")
-
-
-def _split_of(folder: str) -> str | None:
-    """What the names of folders say: train, val or test."""
-    words = map(_word_of, reversed(folder.split("/")))
-    return next((word for word in words if word), None)
-
-
-def _word_of(part: str) -> str | None:
-    return next((word for word in SPLITS if part.lower().startswith(word)), None)
 
 
 def _describe(

@@ -1,0 +1,30 @@
+"""What the names of folders and files say of the split that they hold."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from pathlib import PurePosixPath
+
+SPLITS = ("train", "val", "test")
+
+
+def split_of(folder: str) -> str | None:
+    """What the names of folders say: train, val or test."""
+    words = map(_word_of, reversed(folder.split("/")))
+    return next((word for word in words if word), None)
+
+
+def split_in(path: str) -> str | None:
+    """The same, where the split may be any word of a name, as in `instances_val2017.json`."""
+    names = (re.findall("[A-Za-z]+", name) for name in reversed(path.split("/")))
+    return next((split for words in names for word in words if (split := _word_of(word))), None)
+
+
+def without_split(folder: str) -> str:
+    """The folder that holds all splits."""
+    return PurePosixPath(*takewhile(lambda part: not _word_of(part), folder.split("/"))).as_posix()
+
+
+def _word_of(part: str) -> str | None:
+    return next((word for word in SPLITS if part.lower().startswith(word)), None)
