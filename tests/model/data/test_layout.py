@@ -301,6 +301,16 @@ def test_splits_with_the_same_names(tmp_path: Path, folders: tuple[str, str]) ->
     assert "train" in str(data.train.images)
 
 
+def test_a_json_beside_the_images_of_each_split(tmp_path: Path) -> None:
+    """As Roboflow exports them."""
+    root = tmp_path / "robo"
+    for split in ("train", "valid", "test"):
+        coco_split(root, f"{split}/_annotations.coco.json", split, ["1.jpg", "2.jpg"])
+    data = recipe_for(root).data
+    assert (data.train.images, data.val.images) == (Path("train"), Path("valid"))
+    assert data.val.annotations == Path("valid/_annotations.coco.json")
+
+
 def test_folders_that_nothing_tells_apart(tmp_path: Path) -> None:
     root = tmp_path / "coco"
     coco_split(root, "cats.json", "small", ["1.jpg", "2.jpg"])

@@ -11,6 +11,7 @@ from maskformer.data.layout.coco_layout import CocoFile, coco_files, is_polygon_
 from maskformer.data.layout.folder_layout import FolderLayout, common_folder, folder_layouts
 from maskformer.data.layout.pairs import Folders, image_folders
 from maskformer.data.layout.pixels import Pixels, look_at_pixels
+from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
 
@@ -49,7 +50,8 @@ def survey(root: Path) -> Survey:
         for layout in folder_layouts(root, folders, files)
         if not coco or _folder(layout) not in {".", *described}
     ]
-    found = [*(_top(file.annotations) for file in coco), *map(_folder, layouts)]
+    tops = (without_split(_top(file.annotations)) for file in coco)
+    found = [*tops, *map(_folder, layouts)]
     if not found:
         raise DatasetError(_nothing(root, files, bool(folders)))
     if len(layouts) > 1 or len({*found}) > 1:
