@@ -318,3 +318,34 @@ def test_folders_that_nothing_tells_apart(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     CliRunner().invoke(app, ["init", str(root), "--output", str(file)], catch_exceptions=False)
     assert "# CHECK: small has files of the same names" in file.read_text()
+
+
+def color_labels(file: Path, colors: Sequence[tuple[int, int, int]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.resize(np.array(colors, np.uint8), (40, 60, 3))
+    Image.fromarray(pixels).save(file)
+
+
+def test_labels_whose_colours_are_the_classes(tmp_path: Path) -> None:
+    for k in range(3):
+        image(tmp_path / f"set/img/{k}.jpg")
+        color_labels(tmp_path / f"set/label_color/{k}.png", [(0, 0, 0), (0, 0, 255), (255, 0, 0)])
+    data = recipe_for(tmp_path / "set").data
+    assert data.label_map == {
+        "#000000": "background",
+        "#0000ff": "class 0000ff",
+        "#ff0000": "class ff0000",
+    }
+    assert data.ignore == ()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "expected"),
+    [(".jpg", "0.jpg is compressed as JPEG"), (".png", "if each colour is a class, say which")],
+)
+def test_why_files_called_like_labels_hold_none(tmp_path: Path, suffix: str, expected: str) -> None:
+    for k in range(3):
+        image(tmp_path / f"images/{k}.png")
+        image(tmp_path / f"labels/{k}{suffix}")
+    with pytest.raises(DatasetError, match=expected):
+        survey(tmp_path)

@@ -14,7 +14,8 @@ LIST_NAMES = (
     "names.txt", "objectInfo150.txt",
 )  # fmt: skip
 VOID = 255
-MASK_NAMES = ("background", "object")
+BLACK = "background"
+MASK_NAMES = (BLACK, "object")
 _NO_CLASS = "__ignore__"
 """First line of labelme's lists, for pixels that belong to no class."""
 
@@ -28,14 +29,14 @@ class LabelMeaning:
         source: where they come from: a text file, or nothing.
         offset: class = value - offset.
         ignore: values of no class.
-        label_map: value to class, where values do not count from the offset on.
+        label_map: value or colour to class, where values do not count from the offset on.
     """
 
     classes: tuple[str, ...]
     source: str
     offset: int = 0
     ignore: tuple[int, ...] = (VOID,)
-    label_map: tuple[tuple[int, str], ...] = ()
+    label_map: tuple[tuple[int | str, str], ...] = ()
 
 
 def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning:
@@ -52,6 +53,16 @@ def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning
         if meaning is not None:
             return meaning
     return _without_list(values)
+
+
+def meaning_of_colors(values: Sequence[int]) -> LabelMeaning:
+    """One class per colour; black is the background.
+
+    Args:
+        values: the colours, sorted, as `#rrggbb` read as a number.
+    """
+    named = tuple((f"#{value:06x}", f"class {value:06x}" if value else BLACK) for value in values)
+    return LabelMeaning(tuple(name for _, name in named), "", ignore=(), label_map=named)
 
 
 def _lists(root: Path, folder: str) -> Iterator[tuple[Path, tuple[str, ...]]]:

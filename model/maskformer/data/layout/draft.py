@@ -91,11 +91,14 @@ def _split(pair: Pair, objects: str | None, names: str | None) -> str:
 
 
 def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
-    shown = " ".join(map(str, layout.values[:30])) + (" ..." if len(layout.values) > 30 else "")
-    yield f"  # Values in {layout.read} label files: {shown}"
+    form, kind = ("#{:06x}", "Colours") if layout.colors else ("{}", "Values")
+    shown = " ".join(map(form.format, layout.values[:30]))
+    yield f"  # {kind} in {layout.read} label files: {shown}{' ...' * (len(layout.values) > 30)}"
     if meaning.label_map:
         yield "  label_map:   # value: class; null for pixels of no class. Give them your names."
-        yield from (f"    {value}: {yaml_line(name)}" for value, name in meaning.label_map)
+        yield from (
+            f"    {yaml_line(value)}: {yaml_line(name)}" for value, name in meaning.label_map
+        )
     else:
         yield f"  classes:   # {_origin(meaning)}"
         yield from (f"    - {yaml_line(name)}" for name in meaning.classes)

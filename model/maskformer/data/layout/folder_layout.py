@@ -17,9 +17,12 @@ from maskformer.data.layout.split_names import split_of, without_split
 from maskformer.data.progress import track
 from maskformer.data.sample import evenly_spread
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 MAX_VALUES = 1000
 """Label files with more values than this number objects, or are pictures."""
+MAX_COLORS = 64
+"""Label files with more colours than this are pictures."""
 LOOKS = 3
 READ = 200
 _LABEL_WORDS = re.compile("label|mask|annot|gt|seg|class", re.IGNORECASE)
@@ -37,6 +40,7 @@ class FolderLayout:
         lists: text files that list the images of train and of val.
         values: the raw values found in label files, sorted.
         read: how many label files that took.
+        colors: the values are colours, as `read_labels` gives them.
     """
 
     train: Pair
@@ -45,19 +49,36 @@ class FolderLayout:
     lists: tuple[str, str] | None
     values: tuple[int, ...]
     read: int
+    colors: bool
 
 
-def folder_layouts(root: Path, folders: Folders, files: Sequence[str]) -> list[FolderLayout]:
+def folder_layouts(
+    root: Path, folders: Folders, files: Sequence[str], *, colors: bool = False
+) -> list[FolderLayout]:
     """The data sets below a folder that are images with label files; the best one of each.
+
+    Args:
+        colors: look for label files whose colours are the classes.
 
     Raises:
         DatasetError: label files cannot be read.
     """
     found = pairs(folders)
-    labels = _nearest([pair for pair in found if _holds_labels(root, pair, folders)])
+    labels = [pair for pair in found if _holds_labels(root, pair, folders, colors=colors)]
     return [
-        _describe(root, train, val, found, folders, files) for train, val in _best_splits(labels)
+        _describe(root, train, val, found, folders, files, colors=colors)
+        for train, val in _best_splits(_nearest(labels))
     ]
+
+
+def rejected_labels(root: Path, folders: Folders) -> str:
+    """Why the first files that are called like labels hold none; empty if none are."""
+    for pair in pairs(folders):
+        words = (f"{pair.images}/{pair.image_suffix}", f"{pair.partners}/{pair.partner_suffix}")
+        if [bool(_LABEL_WORDS.search(name)) for name in words] == [False, True]:
+            reasons = (_why_none(file, colors=False) for file in _first_labels(root, pair, folders))
+            return next(filter(None, reasons), "")
+    return ""
 
 
 def _nearest(labels: Sequence[Pair]) -> list[Pair]:
@@ -78,19 +99,25 @@ def _depth(folder: str) -> int:
     return len(PurePosixPath(folder).parts)
 
 
-def _holds_labels(root: Path, pair: Pair, folders: Folders) -> bool:
+def _holds_labels(root: Path, pair: Pair, folders: Folders, *, colors: bool) -> bool:
     """Whether the partners are label files of classes, and the images are no such thing."""
     if not pair.partner_suffix.lower().endswith(LABEL_SUFFIXES):
         return False
     words = f"{pair.partners}/{pair.partner_suffix}"
     images = f"{pair.images}/{pair.image_suffix}"
-    if _OBJECT_WORDS.search(words) or _OTHER_WORDS.search(words) or _is_labels(images, words):
+    if _OBJECT_WORDS.search(words) or _is_labels(images, words):
+        return False
+    if _OTHER_WORDS.search(words) and not colors:
         return False
     splits = {split_of(pair.images), split_of(pair.partners)} - {None}
     if len(splits) > 1:
         return False
+    return not any(_why_none(file, colors=colors) for file in _first_labels(root, pair, folders))
+
+
+def _first_labels(root: Path, pair: Pair, folders: Folders) -> list[Path]:
     names = [name for name in folders[pair.images] if pair.has_image(name)][:LOOKS]
-    return all(_few_values(root / pair.partners / pair.partner(name)) for name in names)
+    return [root / pair.partners / pair.partner(name) for name in names]
 
 
 def _is_labels(images: str, partners: str) -> bool:
@@ -100,11 +127,14 @@ def _is_labels(images: str, partners: str) -> bool:
     return first and not second
 
 
-def _few_values(file: Path) -> bool:
+def _why_none(file: Path, *, colors: bool) -> str:
+    """Why a file holds no labels of classes; empty if it does."""
+    most = MAX_COLORS if colors else MAX_VALUES
     try:
-        return np.unique(read_labels(file)).size <= MAX_VALUES
-    except DatasetError:
-        return False
+        count = np.unique(read_labels(file, colors=colors)).size
+    except DatasetError as error:
+        return str(error)
+    return "" if count <= most else f"{escape(file)} has {count} values, expected at most {most}"
 
 
 def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
@@ -152,6 +182,8 @@ def _describe(
     found: Sequence[Pair],
     folders: Folders,
     files: Sequence[str],
+    *,
+    colors: bool,
 ) -> FolderLayout:
     labels = [
         root / pair.partners / pair.partner(name)
@@ -163,7 +195,7 @@ def _describe(
     chosen = [labels[index] for index in evenly_spread(len(labels), READ)]
     values: set[int] = set()
     for file in track(chosen, len(chosen), "Reading labels"):
-        values.update(np.unique(read_labels(file)).tolist())
+        values.update(np.unique(read_labels(file, colors=colors)).tolist())
     return FolderLayout(
         train,
         val,
@@ -171,6 +203,7 @@ def _describe(
         None if val is not None else _lists(train, files),
         tuple(sorted(values)),
         len(chosen),
+        colors,
     )
 
 

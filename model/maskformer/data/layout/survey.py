@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskformer.data.layout.classes import LabelMeaning, read_meaning
+from maskformer.data.layout.classes import LabelMeaning, meaning_of_colors, read_meaning
 from maskformer.data.layout.coco_layout import CocoFile, coco_files, is_polygon_file
-from maskformer.data.layout.folder_layout import FolderLayout, common_folder, folder_layouts
+from maskformer.data.layout.folder_layout import (
+    MAX_COLORS,
+    FolderLayout,
+    common_folder,
+    folder_layouts,
+    rejected_labels,
+)
 from maskformer.data.layout.pairs import Folders, image_folders
 from maskformer.data.layout.pixels import Pixels, look_at_pixels
 from maskformer.data.layout.split_names import without_split
@@ -53,7 +59,14 @@ def survey(root: Path) -> Survey:
     tops = (without_split(_top(file.annotations)) for file in coco)
     found = [*tops, *map(_folder, layouts)]
     if not found:
-        raise DatasetError(_nothing(root, files, bool(folders)))
+        layouts = [
+            layout
+            for layout in folder_layouts(root, folders, files, colors=True)
+            if len(layout.values) <= MAX_COLORS
+        ]
+        found = [*map(_folder, layouts)]
+    if not found:
+        raise DatasetError(_nothing(root, files, folders))
     if len(layouts) > 1 or len({*found}) > 1:
         raise DatasetError(
             f"{root} holds several data sets: {', '.join(dict.fromkeys(found))}; name one of them"
@@ -70,7 +83,10 @@ def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Surv
 def _folder_survey(root: Path, layout: FolderLayout, folders: Folders) -> Survey:
     pair = layout.train
     names = [name for name in folders[pair.images] if pair.has_image(name)]
-    meaning = read_meaning(root, pair.partners, layout.values)
+    if layout.colors:
+        meaning = meaning_of_colors(layout.values)
+    else:
+        meaning = read_meaning(root, pair.partners, layout.values)
     pixels = look_at_pixels(root, [f"{pair.images}/{name}" for name in names])
     return Survey(root, layout, meaning, pixels, len(names))
 
@@ -98,13 +114,15 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
     return files[0], None
 
 
-def _nothing(root: Path, files: Sequence[str], has_images: bool) -> str:
+def _nothing(root: Path, files: Sequence[str], folders: Folders) -> str:
     if is_polygon_file(root, files):
         return (
             f"{root} holds polygons of labelme, one JSON per image; export them first with its "
             "labelme2voc.py or labelme2coco.py, and name the folder that this writes"
         )
-    what = "images, but no label files beside them" if has_images else "no images"
+    if rejected := rejected_labels(root, folders):
+        return f"{root} holds images and files called like labels, but none can be used: {rejected}"
+    what = "images, but no label files beside them" if folders else "no images"
     return (
         f"{root} holds {what}; expected images with one label file each (same name, grey or "
         "palette PNG), or a JSON in COCO's panoptic or instances format with its images"
