@@ -188,6 +188,13 @@ def test_what_is_no_data_set(tmp_path: Path, files: list[str], expected: str) ->
         survey(tmp_path)
 
 
+def test_shards_are_named(tmp_path: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"train-{k}.tar").touch()
+    with pytest.raises(DatasetError, match=r"tar files \(train-0.tar, .*, \.\.\.\).* webdataset, "):
+        survey(tmp_path)
+
+
 def test_polygons_of_labelme_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.jpg"}))
     with pytest.raises(DatasetError, match="labelme2voc"):

@@ -21,6 +21,8 @@ from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
 
+SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -119,6 +121,14 @@ def _nothing(root: Path, files: Sequence[str], folders: Folders) -> str:
         return (
             f"{root} holds polygons of labelme, one JSON per image; export them first with its "
             "labelme2voc.py or labelme2coco.py, and name the folder that this writes"
+        )
+    if shards := [file for file in files if file.lower().endswith(".tar")]:
+        names = ", ".join(shards[:SHOWN]) + ", ..." * (len(shards) > SHOWN)
+        return (
+            f"{root} holds tar files ({names}), which init does not look into; for shards of "
+            "WebDataset write a recipe with data: {format: webdataset, root: "
+            f'{root}, train: "train-*.tar", val: 0.1, image: jpg, label: png}} (all keys: '
+            "maskformer info RECIPE --keys, or docs/recipe.md)"
         )
     if rejected := rejected_labels(root, folders):
         return f"{root} holds images and files called like labels, but none can be used: {rejected}"
