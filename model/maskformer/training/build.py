@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -51,6 +53,7 @@ from maskformer.training.speed import (
     to_layout,
 )
 from maskformer.training.trainer import TrainingParts
+from maskformer.weights import WeightsMismatchError
 
 UNCHANGED_LEARNING = (
     "train.workers",
@@ -68,6 +71,14 @@ UNCHANGED_LEARNING = (
     "data.root",
 )
 """Values of a recipe that a resumed run may replace and still learn the very same."""
+OTHER_ARCHITECTURE = (
+    "the model section of the recipe, or of its base, describes another architecture: leave it "
+    "out, and that of the weights is taken (base: _small has such a section, base: _r50 has none)"
+)
+OTHER_MODEL = (
+    "a run is resumed with the model that it began with: give back to the model section the "
+    "values of the recipe.yaml in the run folder, or start a new run with another --output"
+)
 
 
 def build_training(
@@ -103,6 +114,7 @@ def build_training(
             other classes, or no ImageNet weights.
         ConfigError: the recipe does not fit the data or the device.
         DatasetError: data that cannot be trained on.
+        WeightsMismatchError: the weights are of another architecture.
     """
     check_output_folder(output)
     check_run_folder(output, resume=resume, overwrite=overwrite)
@@ -123,7 +135,8 @@ def build_training(
     if checkpoint is not None:
         _compare_classes(checkpoint, data, progress, resume=True)
         _compare_recipes(checkpoint, config, accelerator, progress)
-        model.load_weights(checkpoint)
+        with _advising(OTHER_MODEL):
+            model.load_weights(checkpoint)
     layout = choose_memory_format(config.train, model)
     sharded = is_sharded(config.train, accelerator)
     if not sharded:  # FSDP2 divides contiguous parameters only
@@ -329,7 +342,8 @@ def _build_model(
         source = resolve_checkpoint(weights)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said below, once for all processes
-            report = model.load_weights(source, ignore_mismatched_sizes=True)
+            with _advising(OTHER_ARCHITECTURE):
+                report = model.load_weights(source, ignore_mismatched_sizes=True)
         if report.mismatched:
             progress.print(report.summary)
         order = _compare_classes(source, data, progress, resume=False)
@@ -338,6 +352,15 @@ def _build_model(
     elif not untrained and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
     return model
+
+
+@contextmanager
+def _advising(advice: str) -> Iterator[None]:
+    """Weights that do not fit are a matter of the recipe."""
+    try:
+        yield
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(error.report, advice) from None
 
 
 def _compare_classes(

@@ -66,6 +66,22 @@ def test_a_model_section_of_a_recipe_counts(
     assert "decoder.query_embed.weight [8, 16], expected [5, 16]" in out
 
 
+def test_a_model_section_of_another_architecture(
+    run: Run, trained: Path, tmp_path: Path, small_classes: dict[str, Any]
+) -> None:
+    model = {**TINY["model"], "backbone": {"name": "resnet18", "pretrained": False}}
+    recipe = write_recipe(tmp_path, small_classes | {"model": model})
+    arguments = ["--config", recipe, "--weights", trained, "--output", tmp_path / "run", "--cpu"]
+    code, _, err = run("train", *arguments)
+    assert code == 1
+    assert "does not fit the model" in err
+    assert "leave it out, and that of the weights is taken (base: _small has" in err
+    assert "strict=False" not in err
+    code, _, err = run("train", "--resume", "--output", trained, "--cpu", "model.decoder.layers=3")
+    assert code == 1
+    assert "values of the recipe.yaml in the run folder" in err
+
+
 def test_weights_alone_bring_the_whole_recipe(run: Run, trained: Path, tmp_path: Path) -> None:
     code, _, err = run("train", "--weights", trained, "--cpu")
     assert code == 2

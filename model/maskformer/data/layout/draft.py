@@ -38,7 +38,8 @@ def draft(found: Survey, *, gpu: bool) -> str:
 def _head(found: Survey, base: str) -> Iterator[str]:
     yield f"# Made by `maskformer init` from {escape(found.root)}: read it, mend it, and run"
     yield "# `maskformer info THIS_FILE --keys` for everything else that can be set."
-    yield f"base: {base}   # _small: ResNet-18 from nothing, for a CPU; _r50: ResNet-50, for a GPU"
+    yield f"base: {base}   # _small: ResNet-18 from nothing, for a CPU; _r50: ResNet-50, for a GPU;"
+    yield "# with --weights: _r50, which takes the architecture of the weights, whatever it is"
 
 
 def _data(found: Survey, base: str) -> Iterator[str]:
