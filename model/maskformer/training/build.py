@@ -71,6 +71,7 @@ UNCHANGED_LEARNING = (
     "data.root",
 )
 """Values of a recipe that a resumed run may replace and still learn the very same."""
+MANY_EPOCHS = 1000
 OTHER_ARCHITECTURE = (
     "the model section of the recipe, or of its base, describes another architecture: leave it "
     "out, and that of the weights is taken (base: _small has such a section, base: _r50 has none)"
@@ -278,12 +279,21 @@ def with_classes(config: Config, count: int) -> Config:
 
 
 def _with_steps(config: Config, images: int, progress: Progress) -> Config:
-    """Counts epochs in steps, which is how a run is resumed; warns of a warm-up without an end."""
+    """Counts epochs in steps, which is how a run is resumed; warns of a warm-up without an end, and
+    of a length that nobody chose and that is meant for larger data.
+    """
     train = config.train
     if train.epochs is not None:
         steps = max(1, math.ceil(train.epochs * images / train.batch_size))
         train = train.model_copy(update={"steps": steps, "epochs": None})
         progress.print(f"{config.train.epochs:g} epochs of {images} images are {steps} steps")
+    elif "steps" not in train.model_fields_set:
+        epochs = train.steps * train.batch_size / images
+        if epochs > MANY_EPOCHS:
+            progress.warn(
+                f"train.steps is {train.steps} (the default), which is {epochs:,.0f} epochs of "
+                f"{images} images; set train.steps or train.epochs"
+            )
     if train.warmup_steps >= train.steps:
         progress.warn(
             f"train.warmup_steps is {train.warmup_steps}, but the run has {train.steps} steps: the "

@@ -183,6 +183,29 @@ class TestLength:
         train = load_config(tmp_path / "child.yaml").train
         assert (train.steps, train.epochs) == (7, None)
 
+    @pytest.mark.parametrize(
+        ("given", "warned"),
+        [
+            ({}, True),
+            ({"batch_size": 1}, True),
+            ({"steps": 160_000}, False),
+            ({"epochs": 9}, False),
+        ],
+    )
+    def test_a_length_that_nobody_chose_is_warned_about(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        given: dict[str, int],
+        warned: bool,
+    ) -> None:
+        train = {key: value for key, value in TINY["train"].items() if key != "steps"}
+        config = parse_config({**TINY, "train": {**train, **given}})
+        build_trainer(config, tmp_path / "run", cpu=True)
+        epochs = f"{160_000 * config.train.batch_size / 12:,.0f}"
+        text = f"train.steps is 160000 (the default), which is {epochs} epochs of 12 images; set"
+        assert (text in capsys.readouterr().out) == warned
+
     @pytest.mark.parametrize(("warmup", "warned"), [(5, False), (6, True)])
     def test_a_warmup_without_an_end_is_warned_about(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup: int, warned: bool
