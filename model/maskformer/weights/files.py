@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a `.safetensors` file that PyTorch and `transformers` read.
+    """Writes a `.safetensors` file that PyTorch and `transformers` read, with the permissions of
+    any new file.
 
     Raises:
         OSError: the file cannot be written; an old one stays.
@@ -81,11 +83,15 @@ def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
     }
 
     def save(partial: Path) -> None:
+        partial.touch()
+        mode = partial.stat().st_mode
         try:
             save_file(ready, partial, metadata={"format": "pt"})
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        if partial.stat().st_mode != mode:  # save_file gives its own only to the owner
+            partial.chmod(S_IMODE(mode))
 
     replace_file(file, save)
 

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from maskformer import MaskFormer
-from maskformer.weights.files import read_tensors
+from maskformer.weights.files import read_tensors, write_tensors
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
@@ -220,3 +220,14 @@ class TestTorchFiles:
 def read_tensors_of(values: Any, file: Path) -> dict[str, torch.Tensor]:
     file.write_bytes(pickle.dumps(values))
     return read_tensors(file)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "model.safetensors", {"weight": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
