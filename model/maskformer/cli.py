@@ -238,7 +238,9 @@ def predict(
         ),
     ],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option(help="Where the pictures and results go.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Where the pictures and results go.")
+    ],
     mode: Annotated[
         Mode | None, typer.Option(help="What to predict; the recipe decides unless given.")
     ] = None,
@@ -272,7 +274,7 @@ def predict(
     run(
         images,
         checkpoint,
-        out,
+        output,
         overrides=overrides,
         mode=mode,
         tta=tta,
@@ -513,7 +515,7 @@ def _suggest_override(option: str) -> None:
             f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
             f"{' or '.join(overrides)}"
         )
-    elif other := meant_option(option.lstrip("-")):
+    elif (other := meant_option(option.lstrip("-"))) and other.split()[0] != option:
         _print_error(f"{option} is written {other}")
 
 

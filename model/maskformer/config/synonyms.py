@@ -97,7 +97,7 @@ SYNONYMS = {
 }
 """Keys, and their names elsewhere: a name alone in any section, or with the sections before it."""
 OPTIONS = {
-    "--output FOLDER": "output output_dir out_dir save_dir work_dir workdir run_dir",
+    "--output FOLDER": "output out output_dir out_dir save_dir work_dir workdir run_dir",
     "--resume": "resume resume_from resume_from_checkpoint auto_resume",
     "--weights PATH": "load_from pretrained_weights init_from finetune finetune_from",
     "--cpu (train) or --device (evaluate, predict)": "device cuda use_cuda use_gpu accelerator",

@@ -75,6 +75,8 @@ def answer(starts: subprocess.Popen[str], tmp_path: Path) -> Answer:
         ("train --train.lr 3", 2, "dashes: train.lr=3\n"),
         ("train --learning-rate 1", 2, "dashes: train.lr=1\n"),
         ("train --device cpu", 2, "--device is written --cpu (train) or --device"),
+        ("train --config x --out y", 2, "--out is written --output FOLDER\n"),
+        ("predict a.png model.x=1 --checkpoint x --output y", 1, "the checkpoint decides"),
         ("train --gpus 2", 2, "--gpus is written torchrun --nproc-per-node N"),
         ("train --crop", 2, "dashes: data.augmentation.crop=...\n"),
         ("train --querys 5 --cpu", 2, "dashes: model.decoder.queries=5\n"),
@@ -196,3 +198,9 @@ def test_public_names_are_there() -> None:
 
 def test_backends_are_those_of_mfkernels() -> None:
     assert get_args(Backend) == get_args(backend.Backend)
+
+
+def test_an_option_of_other_commands_is_not_answered_by_itself(answer: Answer) -> None:
+    code, _, err = answer("convert", "a", "b", "--output", "x")
+    assert code == 2
+    assert "is written" not in err
