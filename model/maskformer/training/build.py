@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
-from maskformer.config.schema import Config, TrainConfig
+from maskformer.config.schema import Config, DataConfig, PixelLabels, TrainConfig
 from maskformer.data import DatasetInfo, build_dataset, check_splits
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import check_same_classes, class_change
@@ -270,11 +270,23 @@ def with_classes(config: Config, count: int) -> Config:
     wanted = config.model.num_classes
     if wanted not in (None, count):
         raise ConfigError(
-            f"model.num_classes is {wanted}, but the data set has {count} classes; "
-            "leave it out to take the data set's"
+            f"model.num_classes is {wanted}, but the data set has {count} classes"
+            f"{_origin_of_classes(config.data)}; leave it out to take the data set's"
         )
     return config.model_copy(
         update={"model": config.model.model_copy(update={"num_classes": count})}
+    )
+
+
+def _origin_of_classes(data: DataConfig) -> str:
+    """Where no list says how many there are."""
+    if not isinstance(data, PixelLabels) or data.classes or data.label_map:
+        return ""
+    first = data.label_offset
+    return (
+        f": the largest value of the training labels counts, from data.label_offset {first} on; "
+        "for classes that they do not show set data.classes to the list of all names, or "
+        "data.label_offset to the value of the first class"
     )
 
 
