@@ -103,6 +103,19 @@ def names_in(folder: Path) -> dict[str, bool]:
         return {}
 
 
+def why_absent(path: Path) -> str:
+    """Where a path that leads nowhere ends: `the folder runs holds a, b, but no c`."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        path, folder = folder, folder.parent
+    if path.exists():
+        return f"{escape(path)} is a file"
+    names = sorted(name for name in names_in(folder) if not name.startswith("."))
+    first = ", ".join(map(escape, names[:SHOWN])) + ", ..." * (len(names) > SHOWN)
+    where = escape(folder.resolve() if folder == Path() else folder)
+    return f"the folder {where} holds {first or 'nothing'}, but no {escape(path.name)}"
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()

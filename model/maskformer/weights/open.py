@@ -13,6 +13,7 @@ from maskformer.config.choices import Format
 from maskformer.config.schema import ModelConfig
 from maskformer.errors import HubError, WeightsError
 from maskformer.system.documents import read_mapping
+from maskformer.system.listing import why_absent
 from maskformer.weights import huggingface, native, official
 from maskformer.weights.checkpoint import Checkpoint
 from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
@@ -119,8 +120,9 @@ def find(path_or_hub_id: str | Path) -> Path:
     try:
         return _download(str(path_or_hub_id))
     except (OSError, ValueError) as error:
+        here = f" ({why_absent(path)})" if path.parent.is_dir() else ""
         raise HubError(
-            f"'{path_or_hub_id}' is no local folder, and the Hugging Face hub failed: {error}"
+            f"'{path_or_hub_id}' is no local folder{here}, and the Hugging Face hub failed: {error}"
         ) from error
 
 

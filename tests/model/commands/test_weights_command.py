@@ -131,7 +131,9 @@ def test_hub_ids_are_checkpoints(
     assert code == 0, err
 
 
-def test_an_unreachable_hub_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_named(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> str:
         raise OSError("name or service not known")
 
@@ -139,6 +141,15 @@ def test_an_unreachable_hub_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) 
     code, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
     assert code == 1
     assert "'runs/mistyped' is no local folder, and the Hugging Face hub failed" in err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    _, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
+    assert "no local folder (the folder runs holds tiny, but no mistyped), and the Hugging" in err
+    _, _, err = run("evaluate", "--checkpoint", "tiny")
+    assert "no checkpoint at tiny; did you mean runs/tiny?: expected a run folder" in err
+    _, _, err = run("evaluate", "--checkpoint", "runs/tiny/checkpoints/x")
+    assert "no checkpoint at runs/tiny/checkpoints/x (the folder runs/tiny/checkpoints holds" in err
 
 
 def test_missing_imagenet_weights_end_it_before_data_is_read(

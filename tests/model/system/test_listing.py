@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskformer.errors import DatasetError
-from maskformer.system.listing import list_files, list_folder
+from maskformer.system.listing import list_files, list_folder, why_absent
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -59,3 +59,12 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
         "2 linked folders that were read already (again, y/up)",
     ]
     assert list_folder(tmp_path / "x" / ".git").left_out() == []
+
+
+def test_why_a_path_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "runs/a/x", "runs/b/x", "runs/.c/x", "runs/d/x", "runs/e/x")
+    monkeypatch.chdir(tmp_path)
+    said = "the folder runs holds a, b, d, ..., but no none"
+    assert why_absent(Path("runs/none")) == why_absent(Path("runs/none/checkpoints/last")) == said
+    assert why_absent(Path("none/x")) == f"the folder {tmp_path} holds runs, but no none"
+    assert why_absent(Path("runs/a/x/y")) == "runs/a/x is a file"

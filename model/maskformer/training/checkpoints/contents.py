@@ -13,12 +13,15 @@ from maskformer.errors import CheckpointError, ConfigError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.listing import why_absent
 from maskformer.system.version import installed, writer
 from maskformer.weights.files import WEIGHT_SUFFIXES
 from maskformer.weights.locate import RECIPE, find_local
 from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
+RUNS = Path("runs")
+"""Where `train` puts runs that are given no folder."""
 FORMERLY = {
     "criterion.class_loss": "over_all",
     "data.augmentation.label_resize": "center",
@@ -43,9 +46,14 @@ def resolve_checkpoint(path: Path) -> Path:
         return found.resolve()
     if not path.exists() and is_hub_id(path):
         return find(path).resolve()
+    hint = ""
+    if find_local(RUNS / path):
+        hint = f"; did you mean {RUNS / path}?"
+    elif path.parent != Path() and not path.exists():
+        hint = f" ({why_absent(path)})"
     raise CheckpointError(
-        f"no checkpoint at {path}: expected a run folder, one with a config.json, a weight file "
-        f"({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
+        f"no checkpoint at {path}{hint}: expected a run folder, one with a config.json, a weight "
+        f"file ({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
     )
 
 
