@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from maskformer.config.explain import explain, nearest
-from maskformer.config.recipes import CONFIG_FOLDER, config_names
+from maskformer.config.recipes import CONFIG_FOLDER, base_names, config_names
 from maskformer.config.schema import Config, ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
@@ -26,6 +26,7 @@ from maskformer.system.documents import (
 )
 from maskformer.system.version import mark
 
+LIST = "; maskformer info lists the recipes"
 _MAX_BASES = 16
 _MAX_NAME = 200
 _TAGS = {"format": None, "kind": "semantic"}
@@ -139,12 +140,16 @@ def _find(name_or_file: str) -> Path:
             f"config: {one_line(name_or_file)} is a folder, expected a recipe's name or file; "
             f"maskformer init {one_line(name_or_file)} writes a recipe for the data in it"
         )
-    names, recipes = config_names(), f"; recipes: {', '.join(config_names())}"
+    folder = Path(name_or_file).parent
+    files = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
+    beside = [file for file in files if Path(file).with_suffix("") == Path(name_or_file)]
     if Path(name_or_file).suffix in (".yaml", ".yml"):  # so it is a file that is meant
-        folder = Path(name_or_file).parent
-        names = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
-        recipes = "; maskformer init FOLDER writes one for your images and labels"
-    hint = nearest(name_or_file, names) or recipes
+        hint = nearest(name_or_file, files)
+        hint = hint or "; maskformer init FOLDER writes one for your images and labels"
+    elif beside:
+        hint = f"; did you mean '{one_line(beside[0])}'?"
+    else:
+        hint = nearest(name_or_file, config_names()) or LIST
     raise ConfigError(f"config: no recipe or file named '{one_line(name_or_file)}'{hint}")
 
 
@@ -177,8 +182,7 @@ def _find_base(base: str, child: Path) -> Path:
     for file in (beside, named):
         if file.is_file():
             return file
-    names = config_names()
-    hint = nearest(recipe, names) or f"; recipes: {', '.join(names)}"
+    hint = nearest(recipe, base_names()) or LIST
     raise ConfigError(
         f"config: {child} names the base '{base}', which is neither the file {beside} nor a recipe "
         f"of the package{hint}"

@@ -88,9 +88,17 @@ def test_wrong_values_are_refused_by_name(recipe: Path, override: str, message: 
         load_config(recipe, [override])
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+def test_an_unknown_recipe_names_the_nearest(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'quickstart'\?$"):
         load_config("quikstart")
+    with pytest.raises(ConfigError, match=r"named 'zzz'; maskformer info lists the recipes$"):
+        load_config("zzz")
+    monkeypatch.chdir(recipe.parent)
+    with pytest.raises(ConfigError, match=rf"named 'recipe'; did you mean '{recipe.name}'\?$"):
+        load_config("recipe")
+    recipe.write_text("base: _smal\n")
+    with pytest.raises(ConfigError, match=r"recipe of the package; did you mean '_small'\?$"):
+        load_config(recipe)
 
 
 @pytest.mark.parametrize("text", ["{", "- a\n- b\n", "base: nowhere.yaml\n"])
