@@ -36,7 +36,7 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         elif item["type"] in ("model_type", "model_attributes_type"):
             lines.append(f"{name}: {_explain_section(path, root)}, got {shown(item['input'])}")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            lines.append(f"{name}.{_explain_tag(item['ctx'])}")
+            lines.append(f"{name}.{_explain_tag(item['ctx'], item['input'])}")
         elif item["type"] == "value_error":  # a section's own check; its input would say too much
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
@@ -53,7 +53,8 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
         return f"; that is said on the command line: {option}"
     if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return nearest(path[-1], valid) or f"; valid here: {', '.join(valid)}"
+    dotted = {name: ".".join([*path[:-1], name]) for name in valid}
+    return _did_you_mean(dotted.get(_near(path[-1], valid))) or f"; valid here: {', '.join(valid)}"
 
 
 def _explain_section(path: Sequence[str], root: type[BaseModel]) -> str:
@@ -67,13 +68,14 @@ def _explain_section(path: Sequence[str], root: type[BaseModel]) -> str:
     return f"expected a section, with {'.'.join(path)}.{next(iter(section.model_fields))} and more"
 
 
-def _explain_tag(context: Mapping[str, Any]) -> str:
+def _explain_tag(context: Mapping[str, Any], given: Any) -> str:
     """What a key may be that tells sections apart, such as `data.format`."""
     key = context["discriminator"].strip("'")
     valid = [name for name, section in _VARIANTS.items() if key in section.model_fields]
     text = f"{key}: expected one of {', '.join(valid)}"
     if "tag" not in context:
-        return f"{text}; it is missing"
+        typo = _near(key, map(str, given)) if isinstance(given, Mapping) else ""
+        return f"{text}; it is missing" + (f", and {typo} is an unknown key" if typo else "")
     return f"{text}, got {shown(context['tag'])}{nearest(context['tag'], valid)}"
 
 
@@ -111,8 +113,12 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name that may have been meant, as the end of a message; empty if none is near."""
+    return _did_you_mean(_near(name, names))
+
+
+def _near(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
-    return _did_you_mean(close[0] if close else None)
+    return close[0] if close else ""
 
 
 def _did_you_mean(name: str | None) -> str:

@@ -309,7 +309,7 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["train", "--resume"], "--resume needs the run"),
         (["train", "--config", "x", "--resume", "--overwrite"], "choose one"),
         (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
-        (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'steps'?"),
+        (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'train.steps'?"),
         (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),
         (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),

@@ -57,7 +57,7 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (["eval.object_mask_treshold=0.1"], "did you mean 'object_mask_threshold'?"),
+        (["eval.object_mask_treshold=0.1"], "did you mean 'eval.object_mask_threshold'?"),
         (["predict.opacity=2"], "predict.opacity: Input should be less than or equal to 1, got 2"),
         (["predict.tile=8"], "predict.tile: Input should be greater than or equal to 32, got 8"),
         (
@@ -67,7 +67,7 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
         (["predict.tile=64", "--mode", "panoptic"], "expected mode 'semantic', got 'panoptic'"),
         (["predict.tile=64", "--mode", "instance"], "expected mode 'semantic', got 'instance'"),
         (["predict.tile=64", "--tta"], "do not go together"),
-        (["data.test_side=64"], "data.test_side: unknown key; did you mean 'test_max_side'?"),
+        (["data.test_side=64"], "data.test_side: unknown key; did you mean 'data.test_max_side'?"),
         (["opacity=0.3"], "opacity: unknown key"),
     ],
 )

@@ -66,13 +66,17 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.stepz=3", r"train\.stepz: unknown key; did you mean 'steps'\?"),
-        ("data.imagesize=3", r"data\.imagesize: unknown key; did you mean 'image_size'\?"),
+        ("train.lrr=0.1", r"train\.lrr: unknown key; did you mean 'train\.lr'\?"),
+        ("train.stepz=3", r"train\.stepz: unknown key; did you mean 'train\.steps'\?"),
+        ("data.imagesize=3", r"data\.imagesize: unknown key; did you mean 'data\.image_size'\?"),
         (
             "data.augmentation={kind: semantic, cropp: [1, 1]}",
-            r"data\.augmentation\.cropp: .*mean 'crop'\?",
+            r"data\.augmentation\.cropp: .*mean 'data\.augmentation\.crop'\?",
         ),
-        ("model.backbone.nam=x", r"model\.backbone\.nam: unknown key; did you mean 'name'\?"),
+        (
+            "model.backbone.nam=x",
+            r"model\.backbone\.nam: unknown key; did you mean 'model\.backbone\.name'\?",
+        ),
         ("zzz=1", r"zzz: unknown key; valid here: model, criterion, data, train, eval"),
         ("train.steps=many", r"train\.steps: .*valid integer.*'many'"),
         ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
@@ -146,6 +150,7 @@ def test_a_section_is_no_value(recipe: Path, override: str, said: str) -> None:
     ("text", "said"),
     [
         ("data: {root: x}", r"data\.format: expected one of .*folder.*; it is missing$"),
+        ("data: {formt: folder}", r"; it is missing, and formt is an unknown key$"),
         ("data: {format: fodler}", r"data\.format: .*, got 'fodler'; did you mean 'folder'\?$"),
         (
             "data: {format: shapes, augmentation: {kind: 7}}",
@@ -193,7 +198,7 @@ def test_model_overrides_merge_into_sections() -> None:
     model = Config.model_validate(MINIMAL).model
     changed = merge_model_config(model, {"num_classes": 3, "decoder": {"queries": 5}})
     assert (changed.num_classes, changed.decoder.queries, changed.decoder.heads) == (3, 5, 8)
-    with pytest.raises(ConfigError, match=r"decoder\.querys: .*'queries'"):
+    with pytest.raises(ConfigError, match=r"decoder\.querys: .*'decoder\.queries'"):
         merge_model_config(model, {"decoder": {"querys": 5}})
 
 

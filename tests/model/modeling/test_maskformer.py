@@ -240,7 +240,7 @@ class TestBuilding:
             tiny_model(num_classes=None)
 
     def test_unknown_keys(self) -> None:
-        with pytest.raises(ConfigError, match="did you mean 'queries'"):
+        with pytest.raises(ConfigError, match=r"did you mean 'decoder\.queries'"):
             MaskFormer.from_config("ade20k/r50", decoder={"querys": 50})
 
     def test_backbone_weights_are_passed_on(self, tmp_path: Path) -> None:
