@@ -124,6 +124,7 @@ def build_training(
     checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
     log_folder = find_log_folder(output, config.train)
     accelerator = build_accelerator(config, cpu=cpu, log_folder=log_folder)
+    _check_batch_size(config.train, accelerator.num_processes)
     progress = Progress(enabled=accelerator.is_main_process)
     for note in notes:
         progress.warn(note)
@@ -229,6 +230,20 @@ def build_accelerator(
         )
     except ValueError as error:
         raise ConfigError(f"train.precision: {error}") from error
+
+
+def _check_batch_size(train: TrainConfig, processes: int) -> None:
+    """Before data is read, of which the loader would ask the same.
+
+    Raises:
+        ConfigError: processes and `train.accumulate` do not divide `train.batch_size`.
+    """
+    parts = processes * train.accumulate
+    if train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size}, expected a multiple of {parts}: processes "
+            f"({processes}) times train.accumulate ({train.accumulate})"
+        )
 
 
 def build_data(

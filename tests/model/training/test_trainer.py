@@ -26,6 +26,7 @@ from maskformer.config.load import parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import (
     CheckpointError,
+    ConfigError,
     DatasetError,
     TrainingDivergedError,
     TrainingStoppedError,
@@ -362,6 +363,15 @@ def test_accumulation_steps_once_per_batch(tmp_path: Path) -> None:
     assert trainer.step == 2
     state = trainer.parts.optimizer.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {2}
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_before_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = r"train\.batch_size is 2, expected a multiple of 3: processes \(1\) times train\.acc"
+    with pytest.raises(ConfigError, match=said):
+        build_trainer(tiny_recipe(accumulate=3), tmp_path / "run", cpu=True)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
