@@ -54,8 +54,9 @@ def run(
     if failures == len(files):
         raise DatasetError(f"none of {len(files)} images could be read")
     count = len(files) - failures
+    how = "done" if skip_existing else "predicted"
     progress.print(
-        f"{count} image{'s' * (count != 1)} predicted; the results are in {out}, and files.json "
+        f"{count} image{'s' * (count != 1)} {how}; the results are in {out}, and files.json "
         "there says which belongs to which image."
     )
     if failures:

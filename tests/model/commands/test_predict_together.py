@@ -117,6 +117,9 @@ def test_an_interrupted_call_goes_on(
         run("predict", photos, *options, "--out", parts, "--skip-existing")
         assert len(drawn) == 2
         assert contents(parts).keys() == contents(whole).keys()
+        _, out, _ = run("predict", photos, *options, "--out", parts, "--skip-existing")
+        assert "7 of 8 images are there" in out
+        assert "7 images done; the results are in" in out
     code, _, err = run(
         "predict", photos, *options, "predict.opacity=0", "--out", parts, "--skip-existing"
     )
