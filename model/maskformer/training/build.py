@@ -26,6 +26,7 @@ from maskformer.modeling.criterion import build_criterion
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.listing import count_names
 from maskformer.system.process_group import join_processes
 from maskformer.system.signals import Signals
 from maskformer.training.checkpointer import Checkpointer
@@ -40,7 +41,12 @@ from maskformer.training.evaluator import Evaluator
 from maskformer.training.optimizer import build_optimizer, build_scheduler
 from maskformer.training.recorders.trackers import check_trackers
 from maskformer.training.reporter import Reporter, find_log_folder
-from maskformer.training.run_folder import check_not_in_use, check_run_folder
+from maskformer.training.run_folder import (
+    check_not_in_use,
+    check_run_folder,
+    is_run,
+    other_files,
+)
 from maskformer.training.sharding import Shards
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import (
@@ -128,6 +134,9 @@ def build_training(
     progress = Progress(enabled=accelerator.is_main_process)
     for note in notes:
         progress.warn(note)
+    if not is_run(output) and (others := other_files(output)):
+        text = count_names(others, "other names")
+        progress.warn(f"{output} is no run, and holds {text}: the run is written beside them")
     set_seed(config.train.seed)
     data = build_data(config, output, accelerator, progress)
     config = data.config

@@ -9,10 +9,12 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from maskformer.errors import RunInUseError
 from maskformer.output.output_folder import CONFUSION, METRICS
+from maskformer.system.listing import names_in
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.files import CONFIG_FILE
@@ -93,6 +95,13 @@ def _foreign(folder: Path) -> list[str]:
         elif os.path.lexists(path):
             found.append(name)
     return found
+
+
+def other_files(folder: Path) -> list[str]:
+    """The visible files and folders that no run writes, sorted."""
+    own = {*FILES, CHECKPOINTS, TENSORBOARD, PREDICTIONS}
+    names = (name for name in names_in(folder) if not name.startswith(".") and name not in own)
+    return sorted(name for name in names if not fnmatch(name, WEIGHTS))
 
 
 def mark_run(folder: Path, pictures: Iterable[str] = ()) -> None:

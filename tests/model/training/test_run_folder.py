@@ -56,6 +56,20 @@ def test_files_that_are_no_runs_are_in_the_way(tmp_path: Path, mine: str, overwr
     assert (tmp_path / mine).read_text() == "mine"
 
 
+def test_a_folder_with_other_files_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("new", "photos"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".hidden").touch()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).touch()
+    for folder, warned in (("new", False), ("photos", True)):
+        build_trainer(tiny_recipe(), tmp_path / folder, cpu=True)
+        text = f"{folder} is no run, and holds 2 other names (a.jpg, b.jpg): the run is"
+        assert (text in capsys.readouterr().out) == warned
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_overwriting_removes_what_the_program_wrote(run: Path, marked: bool) -> None:
     """Runs of 0.1.0 have no marker: their checkpoints tell."""
