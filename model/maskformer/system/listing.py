@@ -74,7 +74,8 @@ def list_folder(folder: Path) -> Listing:
             if inner:
                 listing.unreadable.append(inner)
                 continue
-            raise DatasetError(f"folder {folder} cannot be read: {error}") from None
+            reason = error.strerror if folder.is_dir() else why_absent(folder)
+            raise DatasetError(f"folder {escape(folder)} cannot be read: {reason}") from None
         for entry in entries:
             path = f"{inner}/{entry.name}" if inner else entry.name
             if entry.name.startswith("."):
@@ -106,9 +107,10 @@ def names_in(folder: Path) -> dict[str, bool]:
 def why_absent(path: Path) -> str:
     """Where a path that leads nowhere ends: `the folder runs holds a, b, but no c`."""
     folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
+    # `Path.is_dir` raises where names are too long.
+    while not os.path.isdir(folder) and folder != folder.parent:  # noqa: PTH112
         path, folder = folder, folder.parent
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         return f"{escape(path)} is a file"
     names = sorted(name for name in names_in(folder) if not name.startswith("."))
     first = ", ".join(map(escape, names[:SHOWN])) + ", ..." * (len(names) > SHOWN)

@@ -44,8 +44,13 @@ def test_loops(tmp_path: Path) -> None:
 
 
 def test_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"folder .*nowhere cannot be read"):
+    make(tmp_path, "a.jpg")
+    said = r"nowhere cannot be read: the folder .* holds a\.jpg, but no nowhere$"
+    with pytest.raises(DatasetError, match=said):
         list_files(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"a\.jpg cannot be read: .*a\.jpg is a file$"):
+        list_files(tmp_path / "a.jpg")
+    assert "holds a.jpg, but no x" in why_absent(tmp_path / ("x" * 300))
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from maskformer.data.pairing import IMAGE_SUFFIXES
 from maskformer.data.palette import palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
-from maskformer.system.listing import count_names, names_in
+from maskformer.system.listing import count_names, names_in, why_absent
 from maskformer.system.paths import missing_files
 from maskformer.system.text import escape
 
@@ -144,7 +144,9 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
         DatasetError: the folder or a file is missing, or a link leads outside.
     """
     if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}; set data.root or {key}")
+        raise DatasetError(
+            f"there is no folder {folder}; set data.root or {key} ({why_absent(folder)})"
+        )
     missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
         remedy = f"set {key}, or take the entries out of the JSON"

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from maskformer.config.schema import Byte
 from maskformer.errors import DatasetError
+from maskformer.system.listing import why_absent
 from maskformer.system.reading import read_json
 
 LARGEST_ID = 2**63 - 1
@@ -136,7 +137,9 @@ def read_content(file: Path, key: str) -> Any:
     try:
         return read_json(file)
     except FileNotFoundError:
-        raise DatasetError(f"there is no file {file}; set data.root or {key}") from None
+        raise DatasetError(
+            f"there is no file {file}; set data.root or {key} ({why_absent(file)})"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file} cannot be read as JSON: {error}") from None
 

@@ -13,7 +13,7 @@ from maskformer.data.loaders import derive_seed
 from maskformer.data.pairing import NamedFile, NamedFiles, PairRules, Pairs, pair_files
 from maskformer.data.sample import Split
 from maskformer.errors import DatasetError
-from maskformer.system.listing import list_files
+from maskformer.system.listing import list_files, why_absent
 from maskformer.system.reading import read_lines
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def _pairs_of(config: FolderConfig, split: Split) -> Pairs:
         if inner is not None and not (config.root / inner).is_dir():
             raise DatasetError(
                 f"{split} {key}: there is no folder {config.root / inner}; set data.root or "
-                f"data.{split}.{key}"
+                f"data.{split}.{key} ({why_absent(config.root / inner)})"
             )
     images = config.root / folders.images
     if folders.exclude:

@@ -161,6 +161,7 @@ def test_missing_and_empty_folders(tmp_path):
     )
     (tmp_path / "images").mkdir()
     refused(tmp_path, "train labels: there is no folder .*labels; set data.root or")
+    refused(tmp_path / "none", r"data\.train\.images \(the folder .* holds images, but no none\)$")
     (tmp_path / "labels").mkdir()
     refused(tmp_path, "images is empty; set data.train.images")
     (tmp_path / "images" / "a.jpeg").touch()
