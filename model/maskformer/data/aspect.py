@@ -65,4 +65,4 @@ def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
-        return np.fromiter(found, np.bool_, len(files))
+        return np.fromiter(found, np.bool_)  # with a count, it would leave the bar before its end

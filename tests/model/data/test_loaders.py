@@ -179,6 +179,20 @@ def test_batches_hold_one_shape_of_images(landscape, size, shares, step):
     assert found == expected[count - len(found) : count]
 
 
+def test_the_bar_of_shapes_comes_to_its_end(tmp_path, monkeypatch):
+    ended = []
+
+    def watched(items, total, title):
+        yield from items
+        ended.append((total, title))
+
+    monkeypatch.setattr("maskformer.data.aspect.track", watched)
+    data = Fixed()
+    data.files = [(tmp_path / "none.jpg",)] * 3
+    assert len(find_landscape(data, ImageReader())) == 3
+    assert ended == [(3, "Reading image sizes")]
+
+
 @pytest.mark.parametrize("rule", [None, "ignore"])
 def test_shapes_of_images_are_read_from_headers(tmp_path, rule):
     """As the reader turns them, of whatever format; what cannot be read is no landscape."""
