@@ -21,6 +21,7 @@ from maskformer.output.console import Progress
 from maskformer.output.data_report import classes_table, sizes_line, write_samples
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.text import counted
 from maskformer.training.build import check_best_metric, with_classes
 
 SAMPLES = 6
@@ -130,9 +131,9 @@ def _draw(splits: Mapping[Split, Dataset], found: Findings, folder: Path) -> boo
 
 
 def _summary(errors: int, warnings: int) -> str:
-    warned = f"{warnings or 'no'} warning{'s' * (warnings != 1)}"
+    warned = counted(warnings, "warning") if warnings else "no warnings"
     if errors:
-        problems = f"{errors} problem{'s' * (errors != 1)}"
+        problems = counted(errors, "problem")
         return f"Training would refuse this data: {problems} and {warned}, listed above."
     listed = ", listed above" if warnings else ""
     return f"Training can use this data: {warned}{listed}."

@@ -16,6 +16,7 @@ from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict.finding import find_images
 from maskformer.predict.running import predict_images
 from maskformer.predictor import Predictor
+from maskformer.system.text import counted
 from maskformer.training.checkpoints.contents import resolve_checkpoint
 
 
@@ -56,7 +57,7 @@ def run(
     count = len(files) - failures
     how = "done" if skip_existing else "predicted"
     progress.print(
-        f"{count} image{'s' * (count != 1)} {how}; the results are in {out}, and files.json "
+        f"{counted(count, 'image')} {how}; the results are in {out}, and files.json "
         "there says which belongs to which image."
     )
     if failures:

@@ -9,6 +9,7 @@ from maskformer.config.load import load_config
 from maskformer.config.schema import Config
 from maskformer.modeling.backbone import check_pretrained
 from maskformer.output.console import Progress, metrics_table, written
+from maskformer.system.text import counted
 from maskformer.training.build import build_training
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.checkpoints.resuming import checkpoint_to_resume
@@ -55,5 +56,5 @@ def run(
     trainer = Trainer(parts)
     metrics = trainer.fit()
     progress = Progress(enabled=parts.accelerator.is_main_process)
-    progress.print(metrics_table(metrics, f"{output} after {trainer.step} steps"))
+    progress.print(metrics_table(metrics, f"{output} after {counted(trainer.step, 'step')}"))
     progress.print(written(output))

@@ -31,6 +31,11 @@ def encodable(text: str) -> str:
     return _SURROGATE.sub(_escaped, text)
 
 
+def counted(number: float, noun: str) -> str:
+    """`1 image`, `2 images`; the plural of the noun has an s."""
+    return f"{number:.12g} {noun}{'s' * (number != 1)}"
+
+
 def make_streams_safe() -> None:
     """Lets standard output and error escape what their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):

@@ -29,6 +29,7 @@ from maskformer.output.protected_inputs import check_output_beside_data
 from maskformer.system.listing import count_names
 from maskformer.system.process_group import join_processes
 from maskformer.system.signals import Signals
+from maskformer.system.text import counted
 from maskformer.training.checkpointer import Checkpointer
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
 from maskformer.training.checkpoints.resuming import (
@@ -321,19 +322,21 @@ def _with_steps(config: Config, images: int, progress: Progress) -> Config:
     train = config.train
     if train.epochs is not None:
         steps = max(1, math.ceil(train.epochs * images / train.batch_size))
+        length = f"{counted(train.epochs, 'epoch')} of {counted(images, 'image')}"
+        verb = "is" if train.epochs == 1 else "are"
+        progress.print(f"{length} {verb} {counted(steps, 'step')}")
         train = train.model_copy(update={"steps": steps, "epochs": None})
-        progress.print(f"{config.train.epochs:g} epochs of {images} images are {steps} steps")
     elif "steps" not in train.model_fields_set:
         epochs = train.steps * train.batch_size / images
         if epochs > MANY_EPOCHS:
             progress.warn(
                 f"train.steps is {train.steps} (the default), which is {epochs:,.0f} epochs of "
-                f"{images} images; set train.steps or train.epochs"
+                f"{counted(images, 'image')}; set train.steps or train.epochs"
             )
     if train.warmup_steps >= train.steps:
         progress.warn(
-            f"train.warmup_steps is {train.warmup_steps}, but the run has {train.steps} steps: the "
-            "learning rate never reaches train.lr; lower it"
+            f"train.warmup_steps is {train.warmup_steps}, but the run has "
+            f"{counted(train.steps, 'step')}: the learning rate never reaches train.lr; lower it"
         )
     return config.model_copy(update={"train": train})
 

@@ -19,9 +19,14 @@ from maskformer.data import DatasetInfo
 from maskformer.inference.segmentation import Segmentation
 from maskformer.output.console import Progress, class_table, metrics_table
 from maskformer.output.pictures import overlay_with_legend
-from maskformer.system.text import encodable, escape
+from maskformer.system.text import counted, encodable, escape
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J \udcb3\udcb5 \ud800 \u202egnp 猫\r\n"
+
+
+def test_counts() -> None:
+    found = [counted(number, "image") for number in (0, 0.5, 1, 1.0, 2, 12_345_678)]
+    assert found == ["0 images", "0.5 images", "1 image", "1 image", "2 images", "12345678 images"]
 
 
 def test_escapes() -> None:

@@ -15,6 +15,7 @@ from maskformer.data.sample import Split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files, why_absent
 from maskformer.system.reading import read_lines
+from maskformer.system.text import counted
 
 T = TypeVar("T")
 
@@ -55,8 +56,8 @@ def take_share(
     """
     if len(items) < 2:
         raise DatasetError(
-            f"data.val: {share} of {len(items)} images leaves a split empty; name a split of its "
-            "own"
+            f"data.val: {share} of {counted(len(items), 'image')} leaves a split empty; name a "
+            "split of its own"
         )
     draw = sorted(range(len(items)), key=lambda k: derive_seed(seed, "split", name(items[k])))
     taken = {*draw[: min(max(round(share * len(items)), 1), len(items) - 1)]}

@@ -12,7 +12,7 @@ from maskformer.data.layout.pairs import Pair
 from maskformer.data.layout.pixels import RGB, Pixels
 from maskformer.data.layout.survey import Survey
 from maskformer.system.documents import yaml_line
-from maskformer.system.text import escape
+from maskformer.system.text import counted, escape
 
 SMALL, LARGE = "_small", "_r50"
 SIDES = {SMALL: 256, LARGE: 512}
@@ -74,10 +74,10 @@ def _depth(pixels: Pixels) -> Iterator[str]:
 def _folders(layout: FolderLayout, found: Survey) -> Iterator[str]:
     train_list, val_list = layout.lists or (None, None)
     train, val = layout.train, layout.val
-    count = "" if train_list else f"   # {found.images} images"
+    count = "" if train_list else f"   # {counted(found.images, 'image')}"
     yield f"  train: {_split(train, layout.objects[0], train_list)}{count}"
     if val is not None:
-        yield f"  val: {_split(val, layout.objects[1], None)}   # {val.count} images"
+        yield f"  val: {_split(val, layout.objects[1], None)}   # {counted(val.count, 'image')}"
     elif val_list is not None:
         yield f"  val: {_split(train, layout.objects[0], val_list)}"
     else:
@@ -93,8 +93,8 @@ def _split(pair: Pair, objects: str | None, names: str | None) -> str:
 
 def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
     form, kind = ("#{:06x}", "Colours") if layout.colors else ("{}", "Values")
-    shown = " ".join(map(form.format, layout.values[:30]))
-    yield f"  # {kind} in {layout.read} label files: {shown}{' ...' * (len(layout.values) > 30)}"
+    shown = " ".join([*map(form.format, layout.values[:30]), *["..."] * (len(layout.values) > 30)])
+    yield f"  # {kind} in {counted(layout.read, 'label file')}: {shown}"
     if meaning.label_map:
         yield "  label_map:   # value: class; null for pixels of no class. Give them your names."
         yield from (
@@ -115,12 +115,12 @@ def _origin(meaning: LabelMeaning) -> str:
 
 
 def _coco(train: CocoFile, val: CocoFile | None) -> Iterator[str]:
-    yield f"  train: {_coco_split(train)}   # {train.count} images"
+    yield f"  train: {_coco_split(train)}   # {counted(train.count, 'image')}"
     yield from _alike(train)
     if val is None:
         yield f"  val: {_share(train.count)}   # of the images above, which then train nothing"
     else:
-        yield f"  val: {_coco_split(val)}   # {val.count} images"
+        yield f"  val: {_coco_split(val)}   # {counted(val.count, 'image')}"
         yield from _alike(val)
     if train.categories is not None:
         yield f"  categories: {yaml_line(train.categories)}"

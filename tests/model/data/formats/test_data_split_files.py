@@ -99,7 +99,7 @@ def test_a_share(tmp_path: Path) -> None:
 
 def test_a_share_of_few_images(tmp_path: Path) -> None:
     write_pair(tmp_path, "a", LABELS)
-    refused(tmp_path, "data.val: 0.1 of 1 images leaves a split empty", val=0.1)
+    refused(tmp_path, "data.val: 0.1 of 1 image leaves a split empty", val=0.1)
     write_pair(tmp_path, "b", LABELS)
     assert len(names(tmp_path, val=0.01)) == len(names(tmp_path, "val", val=0.99)) == 1
 
