@@ -149,6 +149,7 @@ def build_training(
         _compare_recipes(checkpoint, config, accelerator, progress)
         with _advising(OTHER_MODEL):
             model.load_weights(checkpoint)
+    progress.print(_summary(data, model, output))
     layout = choose_memory_format(config.train, model)
     sharded = is_sharded(config.train, accelerator)
     if not sharded:  # FSDP2 divides contiguous parameters only
@@ -352,6 +353,14 @@ def check_best_metric(config: Config, info: DatasetInfo) -> None:
     for kind, count in kinds.items():
         if metric.endswith(f"_{kind}") and not count:
             raise ConfigError(f"train.best_metric is {metric}, but no class of the data is {kind}")
+
+
+def _summary(data: TrainingData, model: SegmentationModel, output: Path) -> str:
+    """In one line, what is trained on what, and where."""
+    images = f"training on {counted(len(data.train), 'image')}, validating on {len(data.val)}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = f"{data.info.num_classes} classes, {parameters:,} parameters"
+    return f"{images}, {sizes}; the run is in {output}"
 
 
 def _freeze(model: SegmentationModel, train: TrainConfig, progress: Progress) -> None:

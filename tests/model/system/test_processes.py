@@ -112,7 +112,9 @@ def together(
         r"^\[(rank\d+\]:\[)?W\d{4}.*?(?=^error|\Z)", "", said, flags=re.M | re.S
     )  # c10d's
     return codes, "".join(
-        line for line in said.splitlines(True) if not line.startswith(("step", "computed on"))
+        line
+        for line in said.splitlines(True)
+        if not line.startswith(("step", "training on", "computed"))
     )
 
 

@@ -407,8 +407,13 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(math.isfinite(v) for v in scalars(tmp_path / "run", "train/loss").values())
 
 
-def test_weights_start_a_new_run(finished_run: Path, tmp_path: Path) -> None:
+def test_weights_start_a_new_run(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = build_trainer(tiny_recipe(), tmp_path / "run", weights=finished_run, cpu=True)
+    count = sum(parameter.numel() for parameter in trainer.bare_model.parameters())
+    said = f"training on 12 images, validating on 4, 9 classes, {count:,} parameters; the run is "
+    assert f"{said}in {tmp_path / 'run'}\n" in capsys.readouterr().out
     expected = MaskFormer.from_pretrained(resolve_checkpoint(finished_run)).state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in trainer.bare_model.state_dict().items())
     assert trainer.step == 0
