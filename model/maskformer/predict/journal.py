@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -93,21 +93,25 @@ class Journal:
         Raises:
             UsageError: they were made with other settings.
         """
+        if self.holds_others():
+            raise UsageError(
+                f"{escape(self._folder)} holds results of another model, mode or recipe, which "
+                "--skip-existing would mix with new ones: choose another --output, or leave "
+                "--skip-existing out to predict all images anew"
+            )
         entries: list[Entry] = []
-        for file in sorted(self._files()):
-            header, *lines = read_regular(file, JSON_LIMIT).decode(errors="replace").split("\n")
-            if header != self._header.model_dump_json() and lines:
-                raise UsageError(
-                    f"{escape(self._folder)} holds results of another model, mode or recipe, which "
-                    "--skip-existing would mix with new ones: choose another --out, or leave it "
-                    "out to predict all images anew"
-                )
+        for _, lines in self._contents():
             for line in lines:
                 try:
                     entries.append(Entry.model_validate_json(line))
                 except ValidationError:
                     continue
         return entries
+
+    def holds_others(self) -> bool:
+        """Whether an earlier call with other settings left results."""
+        own = self._header.model_dump_json()
+        return any(header != own and lines for header, lines in self._contents())
 
     def add(self, entry: Entry) -> None:
         """Notes an image whose files are complete."""
@@ -130,6 +134,12 @@ class Journal:
         for file in self._files():
             if file != merged or not lines:
                 file.unlink()
+
+    def _contents(self) -> Iterator[tuple[str, list[str]]]:
+        """The header and the other lines of each file."""
+        for file in sorted(self._files()):
+            header, *lines = read_regular(file, JSON_LIMIT).decode(errors="replace").split("\n")
+            yield header, lines
 
     def _files(self) -> list[Path]:
         return list(self._folder.glob(f"{NAME}*.jsonl"))

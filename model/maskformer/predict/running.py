@@ -94,6 +94,11 @@ def predict_images(
     if skip_existing:
         found = _still_there(tasks, journal.read(), results)
         windows, done = _left(windows, found)
+    elif journal.holds_others():
+        progress.print(
+            f"{escape(out)} holds results of another model, mode or recipe: files of the same "
+            "names are replaced, others stay"
+        )
     if rank == 0:
         remove_leftovers(out)
     _replace(journal, tasks, done, processes)

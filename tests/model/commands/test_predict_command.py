@@ -161,6 +161,17 @@ def test_it_is_said_that_details_are_lost(run: Run, trained: Path, tmp_path: Pat
     assert "is seen in 70 tiles of 40x40\n" in text
 
 
+def test_results_of_other_settings_are_named(run: Run, trained: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_noise(tmp_path / f"{name}.jpg", 90, 80)
+    out = ["--checkpoint", trained, "--output", tmp_path / "out"]
+    said = "holds results of another model, mode or recipe: files of the same names are replaced"
+    assert said not in run("predict", tmp_path / "a.jpg", *out)[1]
+    assert said not in run("predict", tmp_path / "a.jpg", *out)[1]
+    assert said in run("predict", tmp_path / "b.jpg", *out, "predict.opacity=0")[1]
+    assert said not in run("predict", tmp_path / "b.jpg", *out, "predict.opacity=0")[1]
+
+
 @pytest.mark.parametrize(
     ("values", "suffix", "form"),
     [
