@@ -21,8 +21,27 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """Values in a YAML document, those behind its aliases counted each time."""
 _SHOWN_ERRORS = 10
+_MERGE = "tag:yaml.org,2002:merge"
+"""Of `<<`, which brings in the keys of other mappings."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice: the first of its values would get lost."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return node
 
 
 def yaml_line(value: Any) -> str:
@@ -84,11 +103,12 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ConfigError: it is no YAML, nested too deep, or grows too large by its aliases.
+        ConfigError: it is no YAML, has a key twice, is nested too deep, or grows too large by its
+            aliases.
     """
     try:
         _check_events(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers may be none

@@ -19,7 +19,7 @@ from maskformer.config.load import load_config, parse_model_config
 from maskformer.data import Normalize
 from maskformer.errors import ConfigError
 from maskformer.modeling.base import check_size
-from maskformer.system.documents import read_mapping
+from maskformer.system.documents import parse_yaml, read_mapping
 from maskformer.weights.huggingface import huggingface_names
 from maskformer.weights.name_map import depths
 
@@ -294,3 +294,11 @@ class TestImageProcessor:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
         said = refused(lambda: ImageProcessor.from_pretrained(tmp_path))
         assert "preprocessor_config.json" in said
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    for text, key in (("train: {}\ndata: {}\ntrain: {}", "train"), ("m: {0: a, 1: b, 0: c}", "0")):
+        with pytest.raises(ConfigError, match=f"the key '{key}' is there twice .* line"):
+            parse_yaml(text)
+    merged = "a: &x {k: 1, l: 2}\nb: {<<: *x, k: 3}"
+    assert parse_yaml(merged)["b"] == {"k": 3, "l": 2}
