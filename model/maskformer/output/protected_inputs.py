@@ -61,4 +61,5 @@ def _paths(config: DataConfig) -> list[Path]:
     for split in (config.train, config.val):
         if isinstance(split, BaseModel):
             given += split.model_dump().values()
-    return [*tables, *(config.root / name for name in given if isinstance(name, Path))]
+    paths = [*tables, *(config.root / name for name in given if isinstance(name, Path))]
+    return [path for path in paths if path.exists()]  # a model may be used far from its data
