@@ -390,12 +390,15 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="A folder; for official also a .pkl file.")],
     to: Annotated[Format, typer.Option(help="The format to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model at TARGET.")
+    ] = False,
 ) -> None:
     """Write a checkpoint in another format: transformers', the authors' or our own."""
     check_output_folder(target if target.suffix != ".pkl" else target.parent)
     from maskformer.commands.convert import run
 
-    run(source, target, to)
+    run(source, target, to, overwrite=overwrite)
 
 
 def main() -> None:

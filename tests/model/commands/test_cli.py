@@ -51,6 +51,35 @@ def test_evaluate_removes_what_a_killed_call_left(run: Run, trained: Path, tmp_p
     assert own.read_bytes() == b"the user's"
 
 
+@pytest.mark.parametrize(
+    ("taken", "options"),
+    [
+        ("metrics.json", []),
+        ("confusion_matrix.png", []),
+        ("predictions/photo.png", ["eval.pictures=1"]),
+        ("panoptic.json", []),
+        ("panoptic/photo.png", []),
+        ("classes/photo.png", ["--save-maps"]),
+        ("instances.json", ["eval.instances=true"]),
+    ],
+)
+def test_evaluate_replaces_its_own_files_only(
+    run: Run, trained: Path, tmp_path: Path, taken: str, options: list[str]
+) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("mine")
+    evaluate = ["evaluate", "--checkpoint", trained, "--output", tmp_path, *options]
+    code, _, err = run(*evaluate)
+    assert code == 1
+    assert f"{tmp_path} holds {taken.rpartition('/')[0]}" in err
+    assert "choose another --output" in err
+    assert [file.read_text() for file in tmp_path.rglob("*") if file.is_file()] == ["mine"]
+    (tmp_path / taken).rename(tmp_path / "mine")
+    for _ in range(2):
+        code, _, err = run(*evaluate)
+        assert code == 0, err
+
+
 def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
     code, _, err = run("evaluate", "--checkpoint", trained, "model.num_classes=12")
     assert code == 1
