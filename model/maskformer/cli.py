@@ -7,6 +7,7 @@ does is in `maskformer.commands`, imported when it runs.
 from __future__ import annotations
 
 import glob
+import re
 import signal
 import sys
 import traceback
@@ -309,9 +310,11 @@ def info(
     if config is None or recipe is None:
         typer.echo("\n".join(config_names()))
         return
-    height, cross, width = size.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{size}'")
+    sides = [int(side) for side in size.split("x") if re.fullmatch("[0-9]{2,5}", side)]
+    if len(sides) != 2 or size.count("x") != 1 or min(sides) < 32:
+        raise typer.BadParameter(
+            f"--size reads HEIGHTxWIDTH, such as 512x512, both from 32 to 99999, got '{size}'"
+        )
     if keys or as_yaml:
         from maskformer.commands.recipe_text import keys_text, yaml_text
 
@@ -319,7 +322,7 @@ def info(
         return
     from maskformer.commands.info import run
 
-    run(recipe, (int(height), int(width)), title=config)
+    run(recipe, (sides[0], sides[1]), title=config)
 
 
 @app.command()

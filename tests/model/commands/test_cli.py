@@ -340,6 +340,10 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
         (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'steps'?"),
         (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),
+        *(
+            (["info", "quickstart", "--size", size], f"both from 32 to 99999, got '{size}'")
+            for size in ("0x0", "31x64", "64", "64x", "64x64x", "100000x64", "-64x64", "6²x64")
+        ),
         (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
         (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
