@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,7 +25,12 @@ from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
-from maskformer.training.checkpoints.contents import FORMERLY, load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import (
+    FORMERLY,
+    load_info,
+    load_recipe,
+    resolve_checkpoint,
+)
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 
@@ -274,6 +280,40 @@ def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
     values = json.loads(file.read_text())
     values["classes"] = change(values["classes"])
     file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", [1, 2, 3]),
+        ("classes", "abc"),
+        ("classes", {"a": 1, "b": 2, "c": 3}),
+        ("classes", [["a"], "b", "c"]),
+        ("classes", []),
+        ("things", ["a"]),
+        ("things", [7]),
+        ("things", None),
+        ("colors", [[math.nan] * 3] * 3),
+        ("colors", [[300, -5, 1e30]] * 3),
+        ("colors", ["abc"] * 3),
+        ("colors", [[1, 2, 3]]),
+        ("category_ids", ["a", "b", "c"]),
+        ("category_ids", [None, 1, 2]),
+        ("category_ids", [1, 1, 1]),
+        ("category_ids", [0.5, 1, 2]),
+        ("category_ids", [10**30, 1, 2]),
+    ],
+)
+def test_damaged_names_of_classes_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    values = {"classes": [*"abc"], "things": [0], "colors": [[0, 0, 0]] * 3}
+    values["category_ids"] = [1, 2, 3]
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps(values))
+    assert load_info(tmp_path).classes == ("a", "b", "c")
+    file.write_text(json.dumps({**values, key: value}))
+    with pytest.raises(CheckpointError, match=rf"{file}: .*\b{key}\b") as stop:
+        load_info(tmp_path)
+    assert "\n" not in str(stop.value)
 
 
 def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, field_validator
 
 from maskformer.config.load import load_config, override_config
-from maskformer.config.schema import Config, ShapesConfig
+from maskformer.config.schema import MAX_CLASSES, Config, ShapesConfig, fields
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, ConfigError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
-from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.documents import check, read_mapping, read_text
 from maskformer.system.version import installed, writer
 from maskformer.weights.files import WEIGHT_SUFFIXES
 from maskformer.weights.locate import RECIPE, find_local
 from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
+_PerClass = Field(min_length=1, max_length=MAX_CLASSES)
 FORMERLY = {
     "criterion.class_loss": "over_all",
     "data.augmentation.label_resize": "center",
@@ -27,6 +30,22 @@ FORMERLY = {
     "eval.tta.from_original": "true",
 }
 """What all runs did before there were these keys, whose defaults are the official values."""
+
+
+class _Classes(BaseModel):
+    """`dataset.json`."""
+
+    classes: Annotated[tuple[fields.Name, ...], _PerClass]
+    things: frozenset[fields.NonNegativeInt]
+    colors: Annotated[tuple[tuple[fields.Byte, fields.Byte, fields.Byte], ...], _PerClass]
+    category_ids: Annotated[tuple[fields.Integer, ...], _PerClass]
+
+    @field_validator("category_ids")
+    @classmethod
+    def _one_each(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(numbers)) != len(numbers):
+            raise ValueError("expected another number for each class")
+        return numbers
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -136,12 +155,7 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
-        values = read_mapping(file)
-        return DatasetInfo(
-            classes=tuple(values["classes"]),
-            things=frozenset(values["things"]),
-            colors=tuple((red, green, blue) for red, green, blue in values["colors"]),
-            category_ids=tuple(values["category_ids"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = check(_Classes, read_mapping(file))
+        return DatasetInfo(values.classes, values.things, values.colors, values.category_ids)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the class names in {file}: {error}") from error
