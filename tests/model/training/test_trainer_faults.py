@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -280,6 +281,41 @@ def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
     values = json.loads(file.read_text())
     values["classes"] = change(values["classes"])
     file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("rng_0.pt", lambda state: state.clear(), "cpu: Field required"),
+        ("rng_0.pt", lambda state: state.update(cpu=torch.zeros(3)), "ByteTensor"),
+        ("rng_0.pt", lambda state: state.update(cpu=[0]), "cpu: Input should be an instance"),
+        ("training_state.pt", lambda state: state.clear(), "step: Field required"),
+        ("training_state.pt", lambda state: state.pop("scaler"), "scaler: Field required"),
+        ("training_state.pt", lambda state: state.update(step=-5), "step: .* got -5"),
+        ("training_state.pt", lambda state: state.update(step=10**30), "step: .* less than"),
+        ("training_state.pt", lambda state: state.update(step="x"), "step: .* got 'x'"),
+        ("training_state.pt", lambda state: state.update(optimizer=[1]), "optimizer: "),
+        ("training_state.pt", lambda state: state.update(optimizer={}), "param_groups"),
+        ("training_state.pt", lambda state: state["optimizer"].update(param_groups=[1]), "int"),
+        ("training_state.pt", lambda state: state["optimizer"].update(state=[1]), "_List"),
+        ("training_state.pt", lambda state: state.update(weights={"a": 1}), ""),
+        ("training_state.pt", lambda state: state.update(stale_evaluations=-1), "stale_eval"),
+    ],
+)
+def test_a_damaged_training_state_is_named(
+    copied_run: Path, name: str, damage: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    """Earlier versions wrote no checksums, which would tell."""
+    checkpoint = find_checkpoint(copied_run / "checkpoints")
+    assert checkpoint is not None
+    (checkpoint / CHECKSUMS).unlink()
+    state = torch.load(checkpoint / name)
+    damage(state)
+    torch.save(state, checkpoint / name)
+    file = re.escape(str(checkpoint / name))
+    with pytest.raises(CheckpointError, match=rf"cannot resume from {file}: .*{said}") as stop:
+        build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    assert "\n" not in str(stop.value)
 
 
 @pytest.mark.parametrize(
