@@ -73,6 +73,11 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
         (["predict.tile=64", "--tta"], "do not go together"),
         (["data.test_side=64"], "data.test_side: unknown key; did you mean 'test_max_side'?"),
         (["opacity=0.3"], "opacity: unknown key"),
+        (["train.lr=1"], "from the checkpoint: train.lr; leave out"),
+        (["criterion.mask_weight=1"], "from the checkpoint: criterion.mask_weight; leave out"),
+        (["data={seed: 1}"], "from the checkpoint: data.seed; leave out"),
+        (["data.augmentation.crop=8"], "from the checkpoint: data.augmentation.crop; leave out"),
+        (["eval.instances=true"], "from the checkpoint: eval.instances; leave out"),
     ],
 )
 def test_values_that_do_not_fit(
@@ -206,6 +211,17 @@ def trained_on_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             main()
     assert not stop.value.code
     return root / "run"
+
+
+def test_classes_of_the_checkpoint_stay(run: Run, trained_on_files: Path, tmp_path: Path) -> None:
+    photo = save_noise(tmp_path / "photo.png", 64, 64)
+    options = ["--checkpoint", trained_on_files, "--out", tmp_path / "out"]
+    for values in ("[y, x]", "[x, y, z]"):
+        code, _, err = run("predict", photo, f"data.classes={values}", *options)
+        assert code == 1
+        assert "no effect on predictions" in err
+        assert "data.classes; leave out" in err
+    assert run("predict", photo, "data.classes=[x, y]", *options)[0] == 0
 
 
 @pytest.mark.parametrize("out", ["labels/val", "labels", "labels/train", "images/train", "."])

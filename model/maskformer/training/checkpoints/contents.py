@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from maskformer.config.load import load_config, override_config
-from maskformer.config.schema import MAX_CLASSES, Config, ShapesConfig, fields
+from maskformer.config.load import changed_values, load_config, override_config
+from maskformer.config.schema import MAX_CLASSES, Config, PredictConfig, ShapesConfig, fields
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError, ConfigError
+from maskformer.errors import CheckpointError, ConfigError, UsageError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.system.documents import check, read_mapping, read_text
@@ -21,6 +21,18 @@ from maskformer.weights.locate import RECIPE, find_local
 from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
+_PREDICTING = {
+    "data": (
+        *("test_short_side", "test_max_side", "channels", "value_range", "percentiles"),
+        *("exif_orientation", "max_pixels"),
+    ),
+    "eval": (
+        *("semantic", "panoptic", "object_mask_threshold", "overlap_threshold", "resize_logits"),
+        *("batch_size", "precision", "tta"),
+    ),
+    "predict": tuple(PredictConfig.model_fields),
+}
+"""The keys of a recipe that decide what is predicted."""
 _PerClass = Field(min_length=1, max_length=MAX_CLASSES)
 FORMERLY = {
     "criterion.class_loss": "over_all",
@@ -122,10 +134,13 @@ def load_prediction_recipe(
 
     Raises:
         ConfigError: the recipe does not fit this version, or an override does not fit.
+        UsageError: an override would change nothing that is predicted.
         ValueError: the folder's pre-processing cannot be followed.
     """
     if (checkpoint / RECIPE).is_file():
-        return load_recipe(checkpoint, overrides)
+        recipe = load_recipe(checkpoint, overrides)
+        _check_effect(load_recipe(checkpoint, []), recipe)
+        return recipe
     processor = ImageProcessor.from_pretrained(checkpoint)
     reader = processor.reader
     data = ShapesConfig(
@@ -136,7 +151,25 @@ def load_prediction_recipe(
         percentiles=reader.scale.percentiles,
         exif_orientation=reader.orientation,
     )
-    return override_config(Config(model=model.config, data=data), overrides)
+    bare = Config(model=model.config, data=data)
+    recipe = override_config(bare, overrides)
+    _check_effect(bare, recipe)
+    return recipe
+
+
+def _check_effect(bare: Config, recipe: Config) -> None:
+    unused = [key for key in changed_values(bare, recipe) if not _decides_predictions(key)]
+    if unused:
+        known = [f"{section}.({', '.join(names)})" for section, names in _PREDICTING.items()]
+        raise UsageError(
+            f"no effect on predictions, which take model and classes from the checkpoint: "
+            f"{', '.join(unused[:5])}; leave out what changes them, expected {'; '.join(known)}"
+        )
+
+
+def _decides_predictions(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return name.partition(".")[0] in _PREDICTING.get(section, ())
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
