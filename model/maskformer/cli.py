@@ -18,7 +18,7 @@ import typer
 
 from maskformer.config.choices import Backend, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
-from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
+from maskformer.errors import MaskFormerError, StoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
 from maskformer.system.openmp import wait_briefly
 from maskformer.system.processes import one_voice
@@ -259,7 +259,8 @@ def predict(
     """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
     COCO instances, as --mode says. files.json says which result belongs to which image.
 
-    Several processes share the images: `torchrun -m maskformer predict …`.
+    Several processes share the images: `torchrun -m maskformer predict …`. SIGINT (Ctrl-C),
+    SIGTERM, SIGHUP and SIGUSR1 list the finished images and stop, for --skip-existing to go on.
     """
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
@@ -414,13 +415,13 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED and not isinstance(end.__context__, TrainingStoppedError):
+        if end.code == INTERRUPTED and not isinstance(end.__context__, StoppedError):
             _print_error("interrupted; nothing was left to save")
         option = getattr(end.__context__, "option_name", None)
         if option is not None:
             _suggest_override(option)
         raise
-    except TrainingStoppedError as stop:
+    except StoppedError as stop:
         _print_error(str(stop))
         sys.exit(stop.exit_code)
     except (MaskFormerError, OSError) as error:
