@@ -513,6 +513,10 @@ def _is_override(text: str) -> bool:
 def _print_error(message: str, style: str | None = None) -> None:
     from rich.console import Console
 
+    for argument in sys.argv:
+        for path in (argument, argument.partition("=")[2]):
+            if "\n" in path:  # line ends of the message itself stay
+                message = message.replace(path, escape(path))
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     errors.print(escape(message, newlines=True), style=style)
 

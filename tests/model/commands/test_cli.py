@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -435,6 +436,45 @@ def test_a_backend_that_cannot_serve_is_said(run: Run, monkeypatch: pytest.Monke
     assert code == 1
     assert "error: MFKERNELS_BACKEND is 'fast', expected one of" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--checkpoint", "a\nb"],
+        ["evaluate", "--checkpoint=a\nb"],
+        ["evaluate", "--checkpoint", "a\nb/c.pkl"],
+        ["predict", "a\nb", "--checkpoint", "RUN", "--out", "x"],
+        ["convert", "a\nb", "x", "--to", "hf"],
+        ["train", "--resume", "--output", "a\nb"],
+        ["init", "a\nb"],
+    ],
+)
+def test_a_path_with_a_line_end_stays_on_one_line(
+    run: Run, trained: Path, arguments: list[str]
+) -> None:
+    code, _, err = run(*[text.replace("RUN", str(trained)) for text in arguments])
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "a\\x0ab" in err or "a\\nb" in err
+
+
+def test_a_file_that_cannot_be_written_is_named_as_asked_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the temporary name under which it is written."""
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.new("L", (40, 40), 1).save(tmp_path / "data" / folder / "a.png")
+
+    def refuse(file: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(file))
+
+    monkeypatch.setattr("maskformer.system.writing.sync", refuse)
+    code, _, err = run("init", tmp_path / "data", "--output", tmp_path / "mine.yaml")
+    assert code == 1
+    assert f"Read-only file system: '{tmp_path / 'mine.yaml'}'" in err
+    assert "partial" not in err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
