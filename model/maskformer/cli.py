@@ -7,6 +7,7 @@ does is in `maskformer.commands`, imported when it runs.
 from __future__ import annotations
 
 import glob
+import re
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ import typer
 
 from maskformer.config.choices import Backend, ExportedOutputs, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
-from maskformer.errors import MaskFormerError, TrainingStoppedError, UsageError
+from maskformer.errors import MaskFormerError, StoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
 from maskformer.system.openmp import wait_briefly
 from maskformer.system.processes import one_voice
@@ -260,7 +261,8 @@ def predict(
     """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
     COCO instances, as --mode says. files.json says which result belongs to which image.
 
-    Several processes share the images: `torchrun -m maskformer predict …`.
+    Several processes share the images: `torchrun -m maskformer predict …`. SIGINT (Ctrl-C),
+    SIGTERM, SIGHUP and SIGUSR1 list the finished images and stop, for --skip-existing to go on.
     """
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
@@ -323,10 +325,12 @@ def info(
 
 
 def _read_size(text: str) -> tuple[int, int]:
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"--size reads HEIGHTxWIDTH, such as 512x512, got '{text}'")
-    return int(height), int(width)
+    sides = [int(side) for side in text.split("x") if re.fullmatch("[0-9]{2,5}", side)]
+    if len(sides) != 2 or text.count("x") != 1 or min(sides) < 32:
+        raise typer.BadParameter(
+            f"--size reads HEIGHTxWIDTH, such as 512x512, both from 32 to 99999, got '{text}'"
+        )
+    return sides[0], sides[1]
 
 
 @app.command()
@@ -397,12 +401,15 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="A folder; for official also a .pkl file.")],
     to: Annotated[Format, typer.Option(help="The format to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model at TARGET.")
+    ] = False,
 ) -> None:
     """Write a checkpoint in another format: transformers', the authors' or our own."""
     check_output_folder(target if target.suffix != ".pkl" else target.parent)
     from maskformer.commands.convert import run
 
-    run(source, target, to)
+    run(source, target, to, overwrite=overwrite)
 
 
 @app.command()
@@ -437,13 +444,13 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED and not isinstance(end.__context__, TrainingStoppedError):
+        if end.code == INTERRUPTED and not isinstance(end.__context__, StoppedError):
             _print_error("interrupted; nothing was left to save")
         option = getattr(end.__context__, "option_name", None)
         if option is not None:
             _suggest_override(option)
         raise
-    except TrainingStoppedError as stop:
+    except StoppedError as stop:
         _print_error(str(stop))
         sys.exit(stop.exit_code)
     except (MaskFormerError, OSError) as error:
@@ -535,6 +542,10 @@ def _is_override(text: str) -> bool:
 def _print_error(message: str, style: str | None = None) -> None:
     from rich.console import Console
 
+    for argument in sys.argv:
+        for path in (argument, argument.partition("=")[2]):
+            if "\n" in path:  # line ends of the message itself stay
+                message = message.replace(path, escape(path))
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     errors.print(escape(message, newlines=True), style=style)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from maskformer.config.choices import Format
@@ -9,20 +10,30 @@ from maskformer.errors import OutputError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
+from maskformer.system.text import escape
 from maskformer.training.checkpoints.contents import DATASET, load_info
 from maskformer.training.run_folder import is_run
+from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE
 from maskformer.weights.locate import STATE
 from maskformer.weights.official import DEFAULT_FILE
 from maskformer.weights.open import find
+from maskformer.weights.preprocessor import PREPROCESSOR_FILE
 
 
-def convert(source: str | Path, target: str | Path, format: Format) -> SegmentationModel:  # noqa: A002
+def convert(
+    source: str | Path,
+    target: str | Path,
+    format: Format,  # noqa: A002
+    *,
+    overwrite: bool = False,
+) -> SegmentationModel:
     """Writes a checkpoint in another format, with class names and pre-processing where it can.
 
     Args:
         source: whatever `MaskFormer.from_pretrained` reads.
         target: a folder; for `"official"` also a `.pkl` file.
         format: see `MaskFormer.save_pretrained`.
+        overwrite: replace a model that is at the target.
 
     Returns:
         The model.
@@ -30,11 +41,14 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
     Raises:
         FileNotFoundError, HubError, ValueError: as in `from_pretrained` and `save_pretrained`.
         ValueError: the target would overwrite the source, or is a run.
+        FileExistsError: the target holds a file that is to be written.
         OSError: the target cannot be written.
     """
     found = find(source)
     target = Path(target)
     _check_target(found, target, format)
+    if not overwrite:
+        _check_free(target, format)
     model = SegmentationModel.from_pretrained(found)
     if model.class_names is None and (found / DATASET).is_file():
         model.class_names = load_info(found).classes
@@ -43,6 +57,18 @@ def convert(source: str | Path, target: str | Path, format: Format) -> Segmentat
     if format != "official":
         processor.save_pretrained(target)
     return model
+
+
+def _check_free(target: Path, format: Format) -> None:  # noqa: A002
+    if format == "official":
+        files = [target if target.suffix == ".pkl" else target / DEFAULT_FILE]
+    else:
+        files = [target / name for name in (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE)]
+    taken = next((file for file in files if os.path.lexists(file)), None)
+    if taken is not None:
+        raise FileExistsError(
+            f"{escape(taken)} is there: choose another target, or replace it with --overwrite"
+        )
 
 
 def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: A002

@@ -10,7 +10,8 @@
     │   └── WeightsMismatchError                     weights that do not fit the model
     ├── HubError                (RuntimeError)       the Hugging Face hub
     ├── CheckpointError         (RuntimeError)       a checkpoint that cannot be written or read
-    ├── TrainingStoppedError    (RuntimeError)       a signal ended the run
+    ├── StoppedError            (RuntimeError)       a signal ended the work
+    │   └── TrainingStoppedError                     a run
     ├── TrainingDivergedError   (RuntimeError)       no finite gradient
     ├── WorkerError             (ChildProcessError)  a process that prepares batches
     ├── RunInUseError           (OSError)            another process trains in the folder
@@ -85,12 +86,16 @@ class CheckpointError(MaskFormerError, RuntimeError):
     """A checkpoint that could not be written or read; the message says what was kept."""
 
 
-class TrainingStoppedError(MaskFormerError, RuntimeError):
-    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the run after a complete, saved step."""
+class StoppedError(MaskFormerError, RuntimeError):
+    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the work; the message says how to go on."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+class TrainingStoppedError(StoppedError):
+    """A signal ended the run after a complete, saved step."""
 
 
 class TrainingDivergedError(MaskFormerError, RuntimeError):

@@ -118,6 +118,7 @@ class Predictor:
         Raises:
             CheckpointError, HubError: nothing there, or no hub.
             ConfigError: an override that does not fit.
+            UsageError: an override that would change nothing that is predicted.
             ValueError: a damaged file, or as above.
         """
         folder = resolve_checkpoint(Path(path_or_hub_id))

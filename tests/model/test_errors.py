@@ -22,6 +22,7 @@ BUILT_IN = {
     "WeightsMismatchError": ValueError,
     "HubError": RuntimeError,
     "CheckpointError": RuntimeError,
+    "StoppedError": RuntimeError,
     "TrainingStoppedError": RuntimeError,
     "TrainingDivergedError": RuntimeError,
     "WorkerError": ChildProcessError,

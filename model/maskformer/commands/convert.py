@@ -9,8 +9,8 @@ from maskformer.convert import convert
 from maskformer.output.console import Progress
 
 
-def run(source: str, target: Path, to: Format) -> None:
+def run(source: str, target: Path, to: Format, *, overwrite: bool = False) -> None:
     """Converts, and says how many parameters there are."""
-    model = convert(source, target, to)
+    model = convert(source, target, to, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     Progress().print(f"A model of {parameters:,} parameters was written to {target} as {to}.")

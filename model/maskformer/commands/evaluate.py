@@ -13,7 +13,7 @@ from accelerate import PartialState
 import mfkernels
 from maskformer.commands.device import choose_processes
 from maskformer.config.choices import Backend
-from maskformer.config.schema import Config
+from maskformer.config.schema import Config, EvalConfig
 from maskformer.data import Dataset, DatasetInfo, Sample, build_dataset, check_dataset
 from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
@@ -27,11 +27,17 @@ from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table, written
-from maskformer.output.output_folder import check_subfolders
+from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders, names_in_the_way
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
+from maskformer.system.text import escape
+from maskformer.system.writing import write_json
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
+from maskformer.weights.native import LIBRARY
+
+MARKER = ".maskformer-evaluation"
+"""JSON: says that the results in a folder are those of an evaluation, which another may replace."""
 
 
 def run(
@@ -59,6 +65,7 @@ def run(
         check_output_beside_data(output, recipe.data, dataset)
         check_output_beside_model(output, folder)
         check_subfolders(output, ["predictions"])
+        _check_free(output, recipe.eval, save_maps)
     _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     main = processes is None or processes.is_main_process
@@ -105,6 +112,24 @@ def run(
         progress.print(written(output))
 
 
+def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
+    """Refuses an output folder whose files are not those of an earlier evaluation."""
+    if (output / MARKER).is_file():
+        return
+    files = [METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png"]
+    kinds = {"classes": save_maps, "panoptic": evaluation.panoptic}
+    folders = [kind for kind, written in kinds.items() if written]
+    lists = [*folders, "instances"] if evaluation.instances else folders
+    files += [f"{kind}.json" for kind in lists]
+    folders += ["predictions"] if evaluation.pictures else []
+    foreign = names_in_the_way(output, files, folders)
+    if foreign:
+        raise FileExistsError(
+            f"{escape(output)} holds {', '.join(foreign)}, and no {MARKER} that would tell them "
+            "as those of an earlier evaluation: choose another --output"
+        )
+
+
 def _compare_classes(
     checkpoint: Path, known: Sequence[str] | None, dataset: Dataset, progress: Progress
 ) -> None:
@@ -136,12 +161,12 @@ def _results(
     output: Path, info: DatasetInfo, processes: PartialState | None, batch_size: int
 ) -> Iterator[ResultWriter | SharedResults]:
     with ResultWriter(output, info) as writer:
-        if processes is None:
+        if processes is None or processes.is_main_process:
             remove_leftovers(output)
+            write_json(output / MARKER, {"library": LIBRARY})
+        if processes is None:
             yield writer
         else:
-            if processes.is_main_process:
-                remove_leftovers(output)
             processes.wait_for_everyone()
             shared = SharedResults(writer, processes, batch_size)
             yield shared

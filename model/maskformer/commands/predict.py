@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -10,13 +11,14 @@ import typer
 import mfkernels
 from maskformer.commands.device import choose_processes
 from maskformer.config.choices import Backend, Mode
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, StoppedError
 from maskformer.output.console import Progress
 from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict.finding import find_images
 from maskformer.predict.running import predict_images
 from maskformer.predictor import Predictor
-from maskformer.system.text import counted
+from maskformer.system.signals import Interrupted, Signals
+from maskformer.system.text import counted, escape
 from maskformer.training.checkpoints.contents import resolve_checkpoint
 
 
@@ -41,7 +43,7 @@ def run(
     predictor = Predictor.from_pretrained(
         folder, *overrides, mode=mode, tta=tta, device=target, progress=progress
     )
-    with mfkernels.use_backend(backend):
+    with mfkernels.use_backend(backend), _stopping(out):
         failures = predict_images(
             predictor,
             files,
@@ -62,3 +64,22 @@ def run(
     )
     if failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _stopping(out: Path) -> Iterator[None]:
+    """A signal that asks to stop ends the work at once, and what is finished is listed.
+
+    Raises:
+        StoppedError: one came.
+    """
+    with Signals(verbose=False) as signals:
+        try:
+            with signals.interruptible():
+                yield
+        except Interrupted:
+            raise StoppedError(
+                signals.stop,
+                f"stopped; files.json in {escape(out)} lists the images that are finished. "
+                "Continue with the same command and --skip-existing",
+            ) from None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maskformer.config.load import load_config
 from maskformer.config.schema import Config
+from maskformer.config.schema.fields import MAX_LEVEL
 from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
 from maskformer.data.image_files.depth import ValueScale
 from maskformer.data.image_files.reader import ImageReader
@@ -39,8 +40,6 @@ ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 _BILINEAR = 2
 """Pillow's number of it."""
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
-_MAX_LEVEL = 1e6
-"""Of a mean or a deviation; pixels reach 255."""
 
 
 class ProcessedImages(TypedDict):
@@ -88,8 +87,8 @@ class ImageProcessor:
         if not isinstance(normalize, Normalize):
             raise ValueError(f"normalize must be a Normalize, got {shown(normalize)}")
         for name, values, low in (
-            ("mean", normalize.mean, -_MAX_LEVEL),
-            ("std", normalize.std, 1 / _MAX_LEVEL),
+            ("mean", normalize.mean, -MAX_LEVEL),
+            ("std", normalize.std, 1 / MAX_LEVEL),
         ):
             count = self.reader.num_channels
             if not isinstance(values, Sequence) or len(values) != count:
@@ -98,7 +97,7 @@ class ImageProcessor:
                     f"{shown(values)}"
                 )
             for value in values:
-                _check_number(f"normalize.{name}", value, low, _MAX_LEVEL, whole=False)
+                _check_number(f"normalize.{name}", value, low, MAX_LEVEL, whole=False)
         step = normalize.size_divisibility
         _check_number("normalize.size_divisibility", step, 0, _MAX_STEP, whole=True)
 

@@ -50,3 +50,18 @@ def check_inside(folder: Path, path: Path) -> None:
             f"{escape(path)} leads out of the output folder, to {escape(path.resolve())}: remove "
             "the link or choose another output folder"
         )
+
+
+def names_in_the_way(folder: Path, files: Iterable[str], subfolders: Iterable[str]) -> list[str]:
+    """Which of the names that are to be written are there, and were not left half written by a
+    killed process.
+    """
+    found = [name for name in files if os.path.lexists(folder / name)]
+    for name in subfolders:
+        path = folder / name
+        if path.is_dir():
+            if set(path.iterdir()) - set(path.glob(".*.partial")):
+                found.append(f"{name}/")
+        elif os.path.lexists(path):
+            found.append(name)
+    return found

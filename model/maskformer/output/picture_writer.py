@@ -70,6 +70,12 @@ class PictureWriter:
         save_picture(picture, self.folder / picture_file)
         return {"file": encodable(str(file)), "name": name, "picture": picture_file}
 
+    def possible_names(self, name: str) -> list[str]:
+        """What the picture of an image may be called; its size decides."""
+        wanted: str = self.config.predict.picture_format
+        suffixes = {"png", "jpg" if wanted == "auto" else wanted}
+        return [f"{name}.{suffix}" for suffix in sorted(suffixes)]
+
     def collect(self, entry: dict[str, str]) -> None:
         """Lists in `files.json` what `write` drew."""
         self._files.append(entry)

@@ -111,14 +111,22 @@ class Journal:
     def holds_others(self) -> bool:
         """Whether an earlier call with other settings left results."""
         own = self._header.model_dump_json()
-        return any(header != own and lines for header, lines in self._contents())
+        return any(header != own and any(lines) for header, lines in self._contents())
 
-    def add(self, entry: Entry) -> None:
-        """Notes an image whose files are complete."""
+    def exists(self) -> bool:
+        """Whether the folder is known to hold results."""
+        return bool(self._files())
+
+    def start(self) -> None:
+        """Makes the folder known as one of results, before the first is written."""
         if self._stream is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             file = self._folder / f"{NAME}-{self._rank}.jsonl"
             self._stream = file.open("x", encoding="utf-8")
             self._write(self._header)
+
+    def add(self, entry: Entry) -> None:
+        """Notes an image whose files are complete."""
         self._write(entry)
 
     def close(self) -> None:
@@ -126,13 +134,13 @@ class Journal:
             self._stream.close()
 
     def replace(self, entries: Iterable[Entry]) -> None:
-        """Puts one file with these entries in the place of those of all processes."""
+        """Puts one file with these entries in the place of those of all processes, if any."""
         lines = [entry.model_dump_json() for entry in entries]
-        merged = self._folder / f"{NAME}.jsonl"
-        if lines:
+        merged, found = self._folder / f"{NAME}.jsonl", self._files()
+        if lines or found:
             write_text(merged, "\n".join([self._header.model_dump_json(), *lines, ""]))
-        for file in self._files():
-            if file != merged or not lines:
+        for file in found:
+            if file != merged:
                 file.unlink()
 
     def _contents(self) -> Iterator[tuple[str, list[str]]]:

@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 from accelerate import PartialState
 
+from maskformer.config.choices import Mode
 from maskformer.data.sample import Sample
 from maskformer.errors import DatasetError, OutputError
 from maskformer.inference.prediction import Prediction
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.picture_writer import PictureWriter
-from maskformer.output.result_writer import ResultWriter, remove_leftovers
+from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.output.result_writer import SUBFOLDERS, ResultWriter, remove_leftovers
 from maskformer.predict.journal import Entry, Journal, Task, describe_image, describe_settings
 from maskformer.predictor import Predictor, Prepared
 from maskformer.system.paths import (
@@ -76,12 +78,14 @@ def predict_images(
 
     Raises:
         OSError: `out` cannot be written.
-        OutputError: `out` is or holds the folder of an image.
+        FileExistsError: a file that no call of this kind wrote is in the place of a result.
+        OutputError: `out` is or holds the folder of an image, or data of the recipe.
         UsageError: model, classes and mode do not go together, or results of other settings are
             to be skipped.
     """
     check_output_folder(out)
     _check_beside_images(out, files)
+    check_output_beside_data(out, predictor.config.data)
     rank, count = (
         (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     )
@@ -89,6 +93,8 @@ def predict_images(
     journal = Journal(out, describe_settings(predictor), rank)
     results = ResultWriter(out, predictor.info)
     pictures = PictureWriter(out, predictor.info, predictor.config)
+    if not journal.exists():
+        _check_free(out, tasks, pictures, predictor.mode)
     windows = _windows(tasks, predictor.config.eval.batch_size)
     done: dict[int, Entry] = {}
     if skip_existing:
@@ -109,7 +115,8 @@ def predict_images(
     mine = windows[rank::count]
     with results, pictures, closing(journal):
         try:
-            for index, entry in _entries(predictor, mine, results, pictures, progress, failures):
+            write = partial(_write, results, pictures)
+            for index, entry in _entries(predictor, mine, journal, write, progress, failures):
                 journal.add(entry)
                 made.append((index, entry))
             made, failures = gather_in_turn(made), gather_in_turn(failures)
@@ -188,8 +195,8 @@ def _replace(
 def _entries(
     predictor: Predictor,
     windows: Sequence[Sequence[Task]],
-    results: ResultWriter,
-    pictures: PictureWriter,
+    journal: Journal,
+    write: Callable[[Task, Sample, Prediction], Entry],
     progress: Progress,
     failures: list[_Failure],
 ) -> Iterator[tuple[int, Entry]]:
@@ -197,7 +204,6 @@ def _entries(
     tasks = [task for window in windows for task in window]
     by_number = {task.number: task for task in tasks}
     window_of = {task.number: k for k, window in enumerate(windows) for task in window}
-    write = partial(_write, results, pictures)
 
     def fail(task: Task, error: DatasetError) -> None:
         progress.warn(str(error))
@@ -222,6 +228,7 @@ def _entries(
             for task, prepared, prediction in zip(batch_tasks, batch, predictions, strict=True):
                 if task.name != task.file.stem:
                     progress.print(f"{task.file}: its results are named {task.name}")
+                journal.start()
                 written = writers.submit(write, task, prepared.sample, prediction)
                 waiting.append((task.number, written))
             while len(waiting) > AHEAD * count:
@@ -276,6 +283,21 @@ def _write(
         picture=pictures.write(task.name, task.file, sample.image, prediction),
         result=results.write(task.name, prediction),
     )
+
+
+def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode: Mode) -> None:
+    """Refuses an output folder in which a file has the name of a result already."""
+    kind = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}[mode]
+    names = ["files.json", f"{kind}.json"]
+    for task in tasks if out.is_dir() else ():
+        names += pictures.possible_names(task.name)
+        names += [f"{kind}/{task.name}.png"] if kind in SUBFOLDERS else []
+    taken = next((out / name for name in names if os.path.lexists(out / name)), None)
+    if taken is not None:
+        raise FileExistsError(
+            f"{escape(taken)} is there, and was not written by maskformer predict as far as its "
+            "folder tells: choose another --out, or remove it"
+        )
 
 
 def _check_beside_images(out: Path, files: Sequence[Path]) -> None:

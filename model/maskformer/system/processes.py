@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from maskformer.errors import TrainingStoppedError
+from maskformer.errors import StoppedError
 
 GRACE_SECONDS = 3.0
 """How long a process whose failure another one may explain waits to be ended by its launcher."""
@@ -44,7 +44,7 @@ def one_voice(remedy: str) -> Iterator[None]:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         yield
-    except TrainingStoppedError as stop:  # all processes agreed on it
+    except StoppedError as stop:  # all processes were asked to
         if _rank() > 0:
             sys.exit(stop.exit_code)
         raise

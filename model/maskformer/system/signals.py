@@ -91,6 +91,7 @@ class Signals:
                 with suppress(OSError):
                     os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         if self._interruptible:
+            self._interruptible = False  # one wish may come twice, and what follows is to be done
             raise Interrupted
 
 

@@ -47,6 +47,8 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
             raise DiskFullError(
                 f"could not write {file}: {error.strerror}; {free_megabytes(file.parent)} are free"
             ) from error
+        if str(error.filename) == str(partial):  # a name that nobody knows
+            error.filename, error.filename2 = str(file), None
         raise
     finally:
         with suppress(OSError):

@@ -163,7 +163,7 @@ def build_training(
     shards = Shards(model, accelerator.device) if sharded else None
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.train))
     average = build_average(model, config.train)
-    set_seed(config.train.seed, device_specific=True)
+    set_seed((config.train.seed + accelerator.process_index) % 2**32)
 
     # Several processes also get SIGTERM from their launcher, when one of them has failed.
     signals = Signals(verbose=accelerator.num_processes == 1)

@@ -23,7 +23,11 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
-from maskformer.training.checkpoints.resuming import load_training_state, was_evaluated
+from maskformer.training.checkpoints.resuming import (
+    load_training_state,
+    naming_damage,
+    was_evaluated,
+)
 from maskformer.training.checkpoints.room import check_room, checkpoint_size, weights_size
 from maskformer.training.checkpoints.writing import (
     best_score,
@@ -42,7 +46,7 @@ from maskformer.training.run_folder import (
     remove_run,
 )
 from maskformer.training.sharding import WHOLE, Shards, whole_state
-from maskformer.weights.locate import BEST, RECIPE, find_checkpoint
+from maskformer.weights.locate import BEST, RECIPE, STATE, find_checkpoint
 
 
 class Checkpointer:
@@ -102,27 +106,24 @@ class Checkpointer:
         """Takes over all but the model that the checkpoint shows to others; returns the step.
 
         Raises:
-            CheckpointError: a missing or unreadable file, or other groups of parameters.
+            CheckpointError: a missing or damaged file, or other groups of parameters.
         """
         state = load_training_state(checkpoint, self._accelerator.process_index)
-        try:
-            step = int(state["step"])
-            load_optimizer_state(self._optimizer.optimizer, state["optimizer"])
-            if "weights" in state:  # the model is their average
-                set_model_state_dict(self._bare_model(), state["weights"], options=WHOLE)
+        with naming_damage(checkpoint / STATE):
+            load_optimizer_state(self._optimizer.optimizer, state.optimizer)
+            if state.weights is not None:  # the model is their average
+                set_model_state_dict(self._bare_model(), state.weights, options=WHOLE)
                 if self._average is not None:
-                    self._average.n_averaged.fill_(state["averaged_steps"])
-            self.stale_evaluations = int(state.get("stale_evaluations", 0))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"cannot resume from {checkpoint}: {error}") from error
-        if state["scaler"] is not None and self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+                    self._average.n_averaged.fill_(state.averaged_steps)
+            if state.scaler is not None and self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(state.scaler)
+        self.stale_evaluations = state.stale_evaluations
         self._best = best_score(self.folder, self._metric)
         if was_evaluated(checkpoint):  # after it was saved
             best = find_checkpoint(self.folder, BEST) == checkpoint.resolve()
             self.stale_evaluations = 0 if best else self.stale_evaluations + 1
-        self._saved_step = step
-        return step
+        self._saved_step = state.step
+        return state.step
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from maskformer.errors import RunInUseError
-from maskformer.output.output_folder import CONFUSION, METRICS
+from maskformer.output.output_folder import CONFUSION, METRICS, names_in_the_way
 from maskformer.system.listing import names_in
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import remove_partial_files, write_json
@@ -76,25 +76,13 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{folder} already holds a run: continue it with --resume, replace it with "
                 "--overwrite, or choose another --output"
             )
-    elif not resume and (foreign := _foreign(folder)):
+    elif not resume and (
+        foreign := names_in_the_way(folder, FILES, (CHECKPOINTS, TENSORBOARD, PREDICTIONS))
+    ):
         raise FileExistsError(
             f"{folder} holds {', '.join(foreign)}, but no run that this program knows as its own, "
             "so that --overwrite does not touch it: choose another --output"
         )
-
-
-def _foreign(folder: Path) -> list[str]:
-    """What is in the way of a new run and was not left by one that was killed early."""
-    found = [name for name in FILES if os.path.lexists(folder / name)]
-    for name in (CHECKPOINTS, TENSORBOARD, PREDICTIONS):
-        path = folder / name
-        if path.is_dir():
-            leftovers = {*path.glob(".step_*.partial"), *path.glob(".*.partial")}
-            if set(path.iterdir()) - leftovers:
-                found.append(f"{name}/")
-        elif os.path.lexists(path):
-            found.append(name)
-    return found
 
 
 def other_files(folder: Path) -> list[str]:

@@ -116,7 +116,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file} is refused: its header has {header:,} bytes, expected a few")
     try:
         weights: dict[str, Tensor] = load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # the latter of sides beyond 63 bits
         raise WeightsError(
             f"{_described(file)} is truncated or damaged: {one_line(error)}"
         ) from error

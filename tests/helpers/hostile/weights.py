@@ -396,6 +396,9 @@ def safetensors() -> Iterator[Hostile]:
         "[9" + "9" * 400 + "]",
     ):
         yield file(f'{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,8]}}}}')
+    for shape in ("[0,9223372036854775808]", "[18446744073709551615,0]"):
+        empty = f'{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}'
+        yield file(empty, data=b"")
     for offsets in ("[0,16]", "[8,0]", "[-8,0]", "[4,12]", "[0]", "[0,18446744073709551615]"):
         yield file(f'{{"w":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}}}')
     for dtype in ("O8", "", "f4", "F32" * 1000):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -49,6 +50,35 @@ def test_evaluate_removes_what_a_killed_call_left(run: Run, trained: Path, tmp_p
     assert code == 0, err
     assert not any(file.exists() for file in left)
     assert own.read_bytes() == b"the user's"
+
+
+@pytest.mark.parametrize(
+    ("taken", "options"),
+    [
+        ("metrics.json", []),
+        ("confusion_matrix.png", []),
+        ("predictions/photo.png", ["eval.pictures=1"]),
+        ("panoptic.json", []),
+        ("panoptic/photo.png", []),
+        ("classes/photo.png", ["--save-maps"]),
+        ("instances.json", ["eval.instances=true"]),
+    ],
+)
+def test_evaluate_replaces_its_own_files_only(
+    run: Run, trained: Path, tmp_path: Path, taken: str, options: list[str]
+) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("mine")
+    evaluate = ["evaluate", "--checkpoint", trained, "--output", tmp_path, *options]
+    code, _, err = run(*evaluate)
+    assert code == 1
+    assert f"{tmp_path} holds {taken.rpartition('/')[0]}" in err
+    assert "choose another --output" in err
+    assert [file.read_text() for file in tmp_path.rglob("*") if file.is_file()] == ["mine"]
+    (tmp_path / taken).rename(tmp_path / "mine")
+    for _ in range(2):
+        code, _, err = run(*evaluate)
+        assert code == 0, err
 
 
 def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
@@ -311,6 +341,10 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
         (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'train.steps'?"),
         (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),
+        *(
+            (["info", "quickstart", "--size", size], f"both from 32 to 99999, got '{size}'")
+            for size in ("0x0", "31x64", "64", "64x", "64x64x", "100000x64", "-64x64", "6²x64")
+        ),
         (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
         (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
@@ -402,6 +436,45 @@ def test_a_backend_that_cannot_serve_is_said(run: Run, monkeypatch: pytest.Monke
     assert code == 1
     assert "error: MFKERNELS_BACKEND is 'fast', expected one of" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--checkpoint", "a\nb"],
+        ["evaluate", "--checkpoint=a\nb"],
+        ["evaluate", "--checkpoint", "a\nb/c.pkl"],
+        ["predict", "a\nb", "--checkpoint", "RUN", "--out", "x"],
+        ["convert", "a\nb", "x", "--to", "hf"],
+        ["train", "--resume", "--output", "a\nb"],
+        ["init", "a\nb"],
+    ],
+)
+def test_a_path_with_a_line_end_stays_on_one_line(
+    run: Run, trained: Path, arguments: list[str]
+) -> None:
+    code, _, err = run(*[text.replace("RUN", str(trained)) for text in arguments])
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "a\\x0ab" in err or "a\\nb" in err
+
+
+def test_a_file_that_cannot_be_written_is_named_as_asked_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the temporary name under which it is written."""
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.new("L", (40, 40), 1).save(tmp_path / "data" / folder / "a.png")
+
+    def refuse(file: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(file))
+
+    monkeypatch.setattr("maskformer.system.writing.sync", refuse)
+    code, _, err = run("init", tmp_path / "data", "--output", tmp_path / "mine.yaml")
+    assert code == 1
+    assert f"Read-only file system: '{tmp_path / 'mine.yaml'}'" in err
+    assert "partial" not in err
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command_line import Run
+from helpers.label_folders import write_pair
+from helpers.recipes import TINY, write_recipe
 from PIL import Image
+
+from maskformer.cli import main
 
 
 def save_noise(file: Path, width: int, height: int) -> Path:
@@ -69,6 +73,11 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
         (["predict.tile=64", "--tta"], "do not go together"),
         (["data.test_side=64"], "data.test_side: unknown key; did you mean 'data.test_max_side'?"),
         (["opacity=0.3"], "opacity: unknown key"),
+        (["train.lr=1"], "from the checkpoint: train.lr; leave out"),
+        (["criterion.mask_weight=1"], "from the checkpoint: criterion.mask_weight; leave out"),
+        (["data={seed: 1}"], "from the checkpoint: data.seed; leave out"),
+        (["data.augmentation.crop=8"], "from the checkpoint: data.augmentation.crop; leave out"),
+        (["eval.instances=true"], "from the checkpoint: eval.instances; leave out"),
     ],
 )
 def test_values_that_do_not_fit(
@@ -193,3 +202,99 @@ def test_large_pictures_are_jpeg(
     assert json.loads((out / "files.json").read_text())[0]["picture"] == f"photo.{suffix}"
     assert label_map(out).shape == (1700, 2400)
     assert (out / f"small.{suffix if values else 'png'}").exists()
+
+
+@pytest.fixture(scope="module")
+def trained_on_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose data is the folder beside it."""
+    root = tmp_path_factory.mktemp("mine")
+    for name in ("train/a", "train/b", "val/photo"):
+        write_pair(root, name, np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 2)
+    splits = {s: {"images": f"images/{s}", "labels": f"labels/{s}"} for s in ("train", "val")}
+    data = {**TINY["data"], "format": "folder", "root": str(root), "classes": ["x", "y"], **splits}
+    for key in ("image_size", "train_images", "val_images"):
+        del data[key]
+    recipe = write_recipe(root, {**TINY, "data": data, "train": {**TINY["train"], "steps": 1}})
+    arguments = ["train", "--cpu", "--config", recipe, "--output", root / "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return root / "run"
+
+
+def test_classes_of_the_checkpoint_stay(run: Run, trained_on_files: Path, tmp_path: Path) -> None:
+    photo = save_noise(tmp_path / "photo.png", 64, 64)
+    options = ["--checkpoint", trained_on_files, "--out", tmp_path / "out"]
+    for values in ("[y, x]", "[x, y, z]"):
+        code, _, err = run("predict", photo, f"data.classes={values}", *options)
+        assert code == 1
+        assert "no effect on predictions" in err
+        assert "data.classes; leave out" in err
+    assert run("predict", photo, "data.classes=[x, y]", *options)[0] == 0
+
+
+@pytest.mark.parametrize("out", ["labels/val", "labels", "labels/train", "images/train", "."])
+def test_data_of_the_run_is_not_replaced(
+    run: Run, trained_on_files: Path, tmp_path: Path, out: str
+) -> None:
+    root = trained_on_files.parent
+    before = {file: file.read_bytes() for file in root.rglob("*.*") if file.is_file()}
+    photo = save_noise(tmp_path / "photo.png", 64, 64)
+    options = ["--checkpoint", trained_on_files, "--mode", "semantic"]
+    code, _, err = run("predict", photo, *options, "--out", root / out)
+    assert code == 1
+    assert f"{root / out} cannot be the output folder: it is or holds" in err
+    assert before == {file: file.read_bytes() for file in root.rglob("*.*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("mode", "taken"),
+    [
+        ("semantic", "classes/photo.png"),
+        ("semantic", "classes.json"),
+        ("panoptic", "panoptic/photo.png"),
+        ("panoptic", "panoptic.json"),
+        ("instance", "instances.json"),
+        ("instance", "photo.jpg"),
+        ("instance", "files.json"),
+    ],
+)
+def test_files_of_others_are_not_replaced(
+    run: Run, trained: Path, tmp_path: Path, mode: str, taken: str
+) -> None:
+    photo = save_noise(tmp_path / "photo.png", 64, 64)
+    out = tmp_path / "out"
+    (out / taken).parent.mkdir(parents=True)
+    (out / taken).write_text("mine")
+    predict = ["predict", photo, "--checkpoint", trained, "--mode", mode, "--out", out]
+    for more in ([], ["--skip-existing"]):
+        code, _, err = run(*predict, *more)
+        assert code == 1
+        assert f"{out / taken} is there, and was not written by maskformer predict" in err
+        assert "choose another --out, or remove it" in err
+    assert [file for file in out.rglob("*") if file.is_file()] == [out / taken]
+    assert (out / taken).read_text() == "mine"
+    (out / taken).rename(out / "notes.txt")
+    assert run(*predict)[0] == 0
+
+
+def test_results_of_an_earlier_call_are_replaced(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a call in between ended before its first result."""
+    photo = save_noise(tmp_path / "photo.png", 64, 64)
+    predict = ["predict", photo, "--checkpoint", trained, "--out", tmp_path / "out"]
+    assert run(*predict)[0] == 0
+
+    def refuse(*_: object) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskformer.output.picture_writer.save_picture", refuse)
+        assert "no room" in run(*predict, "predict.opacity=0")[2]
+    (tmp_path / "out" / "photo.png").write_bytes(b"old")
+    code, _, err = run(*predict, "--skip-existing")
+    assert code == 0, err
+    assert Image.open(tmp_path / "out" / "photo.png").size[0] >= 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.process_groups import free_port, join_processes
 from PIL import Image
 
 from maskformer.cli import main
+from maskformer.predict.journal import Entry, Journal
 
 SIZES = ((96, 80), (64, 64), (64, 64), (80, 96), (64, 64), (33, 70), (96, 80))
 TIMES = ("eval_images_per_second", "peak_memory_mb")
@@ -127,6 +129,43 @@ def test_an_interrupted_call_goes_on(
     assert "holds results of another model, mode or recipe" in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_a_list_of_what_is_finished(
+    run: Run,
+    trained: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    """Twice at once, as `timeout` sends it."""
+    whole, parts = photos.parent / "whole", photos.parent / "parts"
+    options = ["--mode", "semantic", "--batch-size", "1"]
+    predict = ["predict", photos, "--checkpoint", trained, *options, "--out"]
+    assert run(*predict, whole)[0] == 1  # one image is broken
+    add, count = Journal.add, [0]
+
+    def stopping(journal: Journal, entry: Entry) -> None:
+        add(journal, entry)
+        count[0] += 1
+        if count[0] == 4:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stopping)
+        code, _, err = run(*predict, parts)
+    assert code == 128 + number
+    assert f"stopped; files.json in {parts} lists" in " ".join(err.split())
+    assert "the same command and --skip-existing" in " ".join(err.split())
+    listed = json.loads((parts / "files.json").read_text())
+    assert len(listed) in (3, 4)
+    assert all((parts / entry["picture"]).is_file() for entry in listed)
+    code, out, err = run(*predict, parts, "--skip-existing")
+    assert code == 1, err
+    assert "4 of 8 images are there" in out
+    assert contents(parts) == contents(whole)
+
+
 def spy_on_names(drawn: list[str]) -> Callable[..., None]:
     from maskformer.output.pictures import save_picture
 
@@ -138,8 +177,6 @@ def spy_on_names(drawn: list[str]) -> Callable[..., None]:
 
 
 def die_after(images: int, arguments: list[str]) -> None:
-    from maskformer.predict.journal import Entry, Journal
-
     add, count = Journal.add, [0]
 
     def counting(journal: Journal, entry: Entry) -> None:

@@ -137,6 +137,32 @@ class TestRecipes:
     def test_values(self, override: str) -> None:
         refused(lambda: load_config("quickstart", [override]))
 
+    @pytest.mark.parametrize(
+        ("override", "bound"),
+        [
+            ("train.seed=-1", "greater than or equal to 0"),
+            ("train.seed=4294967296", "less than 4294967296"),
+            ("data.seed=-1", "greater than or equal to 0"),
+            ("train.process_timeout=1e30", "less than or equal to 10000000"),
+            ("train.epochs=1e300", "less than or equal to 1000000"),
+            ("model.pixel_std=[1e-300, 1, 1]", "greater than or equal to 0.000001"),
+            ("model.pixel_std=[1, 1, 1e300]", "less than or equal to 1000000"),
+            ("model.pixel_mean=[1e308, 1, 1]", "less than or equal to 1000000"),
+            ("model.pixel_mean=[-1e308, 1, 1]", "greater than or equal to -1000000"),
+            ("criterion.alpha=1e30", "less than or equal to 1"),
+            ("criterion.class_weight=1e300", "less than or equal to 1000000"),
+            ("criterion.mask_weight=1e300", "less than or equal to 1000000"),
+            ("criterion.dice_weight=1e300", "less than or equal to 1000000"),
+            ("criterion.no_object_weight=1e300", "less than or equal to 1000000"),
+            ("criterion.class_weights=[1e300]", "less than or equal to 1000000"),
+            ("criterion.class_weights={a: 1e300}", "less than or equal to 1000000"),
+        ],
+    )
+    def test_numbers_that_no_library_takes(self, override: str, bound: str) -> None:
+        said = refused(lambda: load_config("quickstart", [override]))
+        assert override.partition("=")[0] in said
+        assert bound in said
+
     def test_sizes_that_each_may_be(self) -> None:
         sizes = {"channels": 1 << 14, "feedforward": 1 << 16, "layers": 64}
         config = parse_model_config({"num_classes": 3, "decoder": sizes})

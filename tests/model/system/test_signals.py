@@ -63,6 +63,21 @@ def test_a_wait_can_be_interrupted() -> None:
             signal.raise_signal(signal.SIGHUP)
 
 
+def test_what_follows_an_interruption_is_not_interrupted() -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("what follows")
+
+    with Signals(verbose=False) as signals, pytest.raises(Interrupted), signals.interruptible():
+        work()
+    assert done
+
+
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

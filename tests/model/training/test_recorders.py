@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import time
@@ -15,6 +16,7 @@ from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from maskformer.config.load import parse_config, to_yaml
 from maskformer.errors import ConfigError, OutputError
@@ -185,3 +187,23 @@ def test_a_log_folder_that_holds_the_data_is_refused(tmp_path: Path) -> None:
         build_trainer(parse_config(values), tmp_path / "images", cpu=True)
     assert "log_folder" in to_yaml(parse_config(values))
     assert "wandb" not in sys.modules
+
+
+def test_a_tensorboard_that_cannot_be_opened_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is opened again with the next figures."""
+    openings: list[Path] = []
+
+    def open_third(folder: Path, **options: Any) -> SummaryWriter:
+        openings.append(folder)
+        if len(openings) <= 2:
+            raise OSError(errno.ENOSPC, "no inode is free", f"events.{len(openings)}")
+        return SummaryWriter(folder, **options)
+
+    monkeypatch.setattr("maskformer.training.recorders.tensorboard.SummaryWriter", open_third)
+    assert build_trainer(tiny_recipe(steps=3), tmp_path / "run", cpu=True).fit()["step"] == 3
+    said = capsys.readouterr().out
+    assert said.count("for TensorBoard: no inode is free") == 1
+    losses = events(tmp_path / "run" / "tensorboard").Scalars("train/loss")
+    assert [event.step for event in losses] == [2, 3]

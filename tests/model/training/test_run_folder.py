@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.label_folders import folder_config
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 from PIL import Image
@@ -220,6 +221,26 @@ def test_an_output_that_holds_lists_of_a_table_is_refused(tmp_path: Path) -> Non
             with pytest.raises(OutputError, match=r"cannot be the output folder.*of the data set"):
                 check_output_beside_data(output, config)
         check_output_beside_data(tmp_path / "results", config)
+
+
+def test_an_output_whose_files_would_be_data_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("images/train", "images/val", "labels/val", "objects"):
+        (data / name).mkdir(parents=True)
+    train = {"images": "images/train", "labels": "labels/train", "objects": "objects"}
+    config = folder_config(data, train=train, val={"images": "images/val", "labels": "labels/val"})
+    (tmp_path / "link").symlink_to(data / "images" / "val")
+    for output in (
+        data / "images" / "train" / "run",
+        data / "images" / "val" / "day" / "out",
+        data / "labels" / "val" / "out",
+        data / "objects" / "out",
+        tmp_path / "link" / "out",
+    ):
+        with pytest.raises(OutputError, match=r"lies in .*of the data set.*choose one outside"):
+            check_output_beside_data(output, config)
+    for output in (data / "run", data / "images" / "out", data / "labels" / "run", tmp_path / "x"):
+        check_output_beside_data(output, config)
 
 
 class Disk:

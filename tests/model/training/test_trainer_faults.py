@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -24,7 +26,12 @@ from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
 from maskformer.evaluation.evaluate import Evaluation
 from maskformer.training.checkpoints.checksums import CHECKSUMS, find_damage
-from maskformer.training.checkpoints.contents import FORMERLY, load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.contents import (
+    FORMERLY,
+    load_info,
+    load_recipe,
+    resolve_checkpoint,
+)
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 
@@ -274,6 +281,75 @@ def rename_classes(run: Path, change: Callable[[list[str]], list[str]]) -> None:
     values = json.loads(file.read_text())
     values["classes"] = change(values["classes"])
     file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("rng_0.pt", lambda state: state.clear(), "cpu: Field required"),
+        ("rng_0.pt", lambda state: state.update(cpu=torch.zeros(3)), "ByteTensor"),
+        ("rng_0.pt", lambda state: state.update(cpu=[0]), "cpu: Input should be an instance"),
+        ("training_state.pt", lambda state: state.clear(), "step: Field required"),
+        ("training_state.pt", lambda state: state.pop("scaler"), "scaler: Field required"),
+        ("training_state.pt", lambda state: state.update(step=-5), "step: .* got -5"),
+        ("training_state.pt", lambda state: state.update(step=10**30), "step: .* less than"),
+        ("training_state.pt", lambda state: state.update(step="x"), "step: .* got 'x'"),
+        ("training_state.pt", lambda state: state.update(optimizer=[1]), "optimizer: "),
+        ("training_state.pt", lambda state: state.update(optimizer={}), "param_groups"),
+        ("training_state.pt", lambda state: state["optimizer"].update(param_groups=[1]), "int"),
+        ("training_state.pt", lambda state: state["optimizer"].update(state=[1]), "_List"),
+        ("training_state.pt", lambda state: state.update(weights={"a": 1}), ""),
+        ("training_state.pt", lambda state: state.update(stale_evaluations=-1), "stale_eval"),
+    ],
+)
+def test_a_damaged_training_state_is_named(
+    copied_run: Path, name: str, damage: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    """Earlier versions wrote no checksums, which would tell."""
+    checkpoint = find_checkpoint(copied_run / "checkpoints")
+    assert checkpoint is not None
+    (checkpoint / CHECKSUMS).unlink()
+    state = torch.load(checkpoint / name)
+    damage(state)
+    torch.save(state, checkpoint / name)
+    file = re.escape(str(checkpoint / name))
+    with pytest.raises(CheckpointError, match=rf"cannot resume from {file}: .*{said}") as stop:
+        build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", [1, 2, 3]),
+        ("classes", "abc"),
+        ("classes", {"a": 1, "b": 2, "c": 3}),
+        ("classes", [["a"], "b", "c"]),
+        ("classes", []),
+        ("things", ["a"]),
+        ("things", [7]),
+        ("things", None),
+        ("colors", [[math.nan] * 3] * 3),
+        ("colors", [[300, -5, 1e30]] * 3),
+        ("colors", ["abc"] * 3),
+        ("colors", [[1, 2, 3]]),
+        ("category_ids", ["a", "b", "c"]),
+        ("category_ids", [None, 1, 2]),
+        ("category_ids", [1, 1, 1]),
+        ("category_ids", [0.5, 1, 2]),
+        ("category_ids", [10**30, 1, 2]),
+    ],
+)
+def test_damaged_names_of_classes_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    values = {"classes": [*"abc"], "things": [0], "colors": [[0, 0, 0]] * 3}
+    values["category_ids"] = [1, 2, 3]
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps(values))
+    assert load_info(tmp_path).classes == ("a", "b", "c")
+    file.write_text(json.dumps({**values, key: value}))
+    with pytest.raises(CheckpointError, match=rf"{file}: .*\b{key}\b") as stop:
+        load_info(tmp_path)
+    assert "\n" not in str(stop.value)
 
 
 def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -> None:

@@ -126,6 +126,33 @@ def test_refusals(official: Path, tmp_path: Path) -> None:
         run("convert", official, official / "x", "--to", "native")
 
 
+@pytest.mark.parametrize(
+    ("form", "taken"),
+    [
+        ("native", "config.json"),
+        ("native", "model.safetensors"),
+        ("hf", "preprocessor_config.json"),
+        ("official", "model_final.pkl"),
+    ],
+)
+def test_another_model_is_not_replaced(
+    official: Path, tmp_path: Path, form: str, taken: str
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / taken).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{taken} is there: .* with --overwrite"):
+        run("convert", official, target, "--to", form)
+    assert [(file.name, file.read_text()) for file in target.iterdir()] == [(taken, "mine")]
+    run("convert", official, target, "--to", form, "--overwrite")
+    MaskFormer.from_pretrained(target)
+    other = write_zoo(tmp_path / "other.pkl", OFFICIAL.state(zoo=True))
+    before = other.read_bytes()
+    with pytest.raises(FileExistsError, match=r"other\.pkl is there"):
+        run("convert", target, other, "--to", "official")
+    assert other.read_bytes() == before
+
+
 def test_unreachable_hub_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

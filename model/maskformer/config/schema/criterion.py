@@ -6,11 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from maskformer.config.schema.fields import MAX_CLASSES, Finite, Name, NonNegative, Section
+from maskformer.config.schema.fields import (
+    MAX_CLASSES,
+    Finite,
+    Name,
+    NonNegative,
+    Section,
+    Weight,
+)
 
 ClassWeights = Annotated[
-    Annotated[dict[Name, NonNegative], Field(max_length=MAX_CLASSES), Tag("(by name)")]
-    | Annotated[tuple[NonNegative, ...], Field(max_length=MAX_CLASSES), Tag("(in order)")],
+    Annotated[dict[Name, Weight], Field(max_length=MAX_CLASSES), Tag("(by name)")]
+    | Annotated[tuple[Weight, ...], Field(max_length=MAX_CLASSES), Tag("(in order)")],
     Discriminator(lambda value: "(by name)" if isinstance(value, dict) else "(in order)"),
 ]
 """Tells the two apart by itself, for errors of the one that was meant."""
@@ -19,15 +26,15 @@ ClassWeights = Annotated[
 class CriterionConfig(Section):
     """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
 
-    class_weight: NonNegative = 1.0
+    class_weight: Weight = 1.0
     """Of the classification term, in the matching cost and in the loss."""
-    mask_weight: NonNegative = 20.0
+    mask_weight: Weight = 20.0
     """Of the focal term, in both."""
-    dice_weight: NonNegative = 1.0
+    dice_weight: Weight = 1.0
     """Of the dice term, in both."""
-    no_object_weight: NonNegative = 0.1
+    no_object_weight: Weight = 0.1
     """Of queries without a segment, in the cross-entropy."""
-    alpha: Finite = 0.25
+    alpha: Annotated[Finite, Field(le=1)] = 0.25
     """Share of the focal loss that positive pixels have; negative: no such shares."""
     gamma: NonNegative = 2.0
     """Exponent by which the focal loss discounts easy pixels."""

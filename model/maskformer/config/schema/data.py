@@ -34,6 +34,7 @@ from maskformer.config.schema.fields import (
     Percent,
     PositiveInt,
     Section,
+    Seed,
     Side,
     Size,
     check_name,
@@ -102,7 +103,7 @@ class ShapesConfig(DataSection):
     """How many images there are to train on."""
     val_images: PositiveInt = 100
     """How many images there are to evaluate on."""
-    seed: Integer = 0
+    seed: Seed = 0
     """Other seeds draw other images."""
 
 

@@ -18,6 +18,8 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the images of ImageNet, per channel, in units of 0..255."""
 MIDDLE_LEVEL = 127.5
 """Mean and deviation of channels that are not RGB: 0..255 becomes -1..1."""
+MAX_LEVEL = 1e6
+"""Of a mean or a deviation of pixels, which reach 255."""
 MAX_PIXELS = 178_956_970
 """Of an image; what Pillow reads unless it is told otherwise."""
 MAX_NAME = 1000
@@ -26,6 +28,9 @@ MAX_DIGITS = 19
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
 Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Of a term of the loss; the loss is of 32 bits."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Side = Annotated[int, Field(gt=0, le=1 << 15)]
 """Of an image, in pixels."""

@@ -10,16 +10,15 @@ from pydantic import Field, field_validator, model_validator
 from maskformer.config.schema.fields import (
     MAX_BANDS,
     MAX_CLASSES,
+    MAX_LEVEL,
     PIXEL_MEAN,
     PIXEL_STD,
     Channels,
     Count,
     Dilation,
-    Finite,
     Fraction,
     Layers,
     Name,
-    Positive,
     Section,
 )
 from maskformer.system.documents import shown
@@ -45,6 +44,8 @@ Part = Literal[
 ]
 """Of a model. The stages of a backbone end at strides 4, 8, 16 and 32; the stem comes before."""
 
+_Mean = Annotated[float, Field(ge=-MAX_LEVEL, le=MAX_LEVEL)]
+_Deviation = Annotated[float, Field(ge=1 / MAX_LEVEL, le=MAX_LEVEL)]
 _PerChannel = Field(min_length=1, max_length=MAX_BANDS)
 
 
@@ -138,11 +139,11 @@ class ModelConfig(Section):
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
     Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
     """
-    pixel_mean: Annotated[tuple[Finite, ...], _PerChannel] = PIXEL_MEAN
+    pixel_mean: Annotated[tuple[_Mean, ...], _PerChannel] = PIXEL_MEAN
     """Per channel of the input, in units of 0..255. How many there are is how many channels the
     backbone takes; left out, 127.5 each where `data.channels` is not 3.
     """
-    pixel_std: Annotated[tuple[Positive, ...], _PerChannel] = PIXEL_STD
+    pixel_std: Annotated[tuple[_Deviation, ...], _PerChannel] = PIXEL_STD
     """As many as `pixel_mean`."""
 
     @model_validator(mode="after")

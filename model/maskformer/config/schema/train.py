@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from maskformer.config.schema.fields import (
-    Integer,
     NonNegative,
     NonNegativeInt,
     OneOrMore,
     Positive,
     PositiveInt,
     Section,
+    Seed,
 )
 from maskformer.config.schema.model import Part
 
@@ -50,7 +50,7 @@ class TrainConfig(Section):
 
     steps: PositiveInt = 160_000
     """Optimiser updates of the whole run, after accumulation."""
-    epochs: Positive | None = None
+    epochs: Annotated[Positive, Field(le=1e6)] | None = None
     """The length of training in passes over the training images, instead of `steps`."""
     batch_size: PositiveInt = 16
     """Images per step, over all processes and accumulated parts together."""
@@ -113,7 +113,7 @@ class TrainConfig(Section):
     """
     workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
     """Processes that read and augment images, per training process."""
-    seed: Integer = 0
+    seed: Seed = 0
     """Of the initial weights, the order of the images and their augmentation."""
     log_every: PositiveInt = 20
     """Steps between two log lines."""
@@ -136,7 +136,7 @@ class TrainConfig(Section):
     """Every so many steps, criterion and gradients are computed by plain PyTorch, too; how far they
     are apart is recorded with the next log line (`kernel_loss_error`, `kernel_gradient_error`).
     """
-    process_timeout: Positive = 600
+    process_timeout: Annotated[Positive, Field(le=1e7)] = 600
     """Seconds after which processes that train together give up one that hangs."""
     log_folder: Path | None = None
     """Where TensorBoard and other trackers write; left out, `tensorboard/` in the run folder."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from maskformer.config.load import load_config, override_config
-from maskformer.config.schema import Config, ShapesConfig
+from pydantic import BaseModel, Field, field_validator
+
+from maskformer.config.load import changed_values, load_config, override_config
+from maskformer.config.schema import MAX_CLASSES, Config, PredictConfig, ShapesConfig, fields
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError, ConfigError
+from maskformer.errors import CheckpointError, ConfigError, UsageError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
-from maskformer.system.documents import read_mapping, read_text
+from maskformer.system.documents import check, read_mapping, read_text
 from maskformer.system.listing import why_absent
 from maskformer.system.version import installed, writer
 from maskformer.weights.files import WEIGHT_SUFFIXES
@@ -22,6 +24,19 @@ from maskformer.weights.open import find, is_hub_id, read_class_names
 DATASET = "dataset.json"
 RUNS = Path("runs")
 """Where `train` puts runs that are given no folder."""
+_PREDICTING = {
+    "data": (
+        *("test_short_side", "test_max_side", "channels", "value_range", "percentiles"),
+        *("exif_orientation", "max_pixels"),
+    ),
+    "eval": (
+        *("semantic", "panoptic", "object_mask_threshold", "overlap_threshold", "resize_logits"),
+        *("batch_size", "precision", "tta"),
+    ),
+    "predict": tuple(PredictConfig.model_fields),
+}
+"""The keys of a recipe that decide what is predicted."""
+_PerClass = Field(min_length=1, max_length=MAX_CLASSES)
 FORMERLY = {
     "criterion.class_loss": "over_all",
     "data.augmentation.label_resize": "center",
@@ -30,6 +45,22 @@ FORMERLY = {
     "eval.tta.from_original": "true",
 }
 """What all runs did before there were these keys, whose defaults are the official values."""
+
+
+class _Classes(BaseModel):
+    """`dataset.json`."""
+
+    classes: Annotated[tuple[fields.Name, ...], _PerClass]
+    things: frozenset[fields.NonNegativeInt]
+    colors: Annotated[tuple[tuple[fields.Byte, fields.Byte, fields.Byte], ...], _PerClass]
+    category_ids: Annotated[tuple[fields.Integer, ...], _PerClass]
+
+    @field_validator("category_ids")
+    @classmethod
+    def _one_each(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(numbers)) != len(numbers):
+            raise ValueError("expected another number for each class")
+        return numbers
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -111,10 +142,13 @@ def load_prediction_recipe(
 
     Raises:
         ConfigError: the recipe does not fit this version, or an override does not fit.
+        UsageError: an override would change nothing that is predicted.
         ValueError: the folder's pre-processing cannot be followed.
     """
     if (checkpoint / RECIPE).is_file():
-        return load_recipe(checkpoint, overrides)
+        recipe = load_recipe(checkpoint, overrides)
+        _check_effect(load_recipe(checkpoint, []), recipe)
+        return recipe
     processor = ImageProcessor.from_pretrained(checkpoint)
     reader = processor.reader
     data = ShapesConfig(
@@ -125,7 +159,25 @@ def load_prediction_recipe(
         percentiles=reader.scale.percentiles,
         exif_orientation=reader.orientation,
     )
-    return override_config(Config(model=model.config, data=data), overrides)
+    bare = Config(model=model.config, data=data)
+    recipe = override_config(bare, overrides)
+    _check_effect(bare, recipe)
+    return recipe
+
+
+def _check_effect(bare: Config, recipe: Config) -> None:
+    unused = [key for key in changed_values(bare, recipe) if not _decides_predictions(key)]
+    if unused:
+        known = [f"{section}.({', '.join(names)})" for section, names in _PREDICTING.items()]
+        raise UsageError(
+            f"no effect on predictions, which take model and classes from the checkpoint: "
+            f"{', '.join(unused[:5])}; leave out what changes them, expected {'; '.join(known)}"
+        )
+
+
+def _decides_predictions(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return name.partition(".")[0] in _PREDICTING.get(section, ())
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
@@ -144,12 +196,7 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
-        values = read_mapping(file)
-        return DatasetInfo(
-            classes=tuple(values["classes"]),
-            things=frozenset(values["things"]),
-            colors=tuple((red, green, blue) for red, green, blue in values["colors"]),
-            category_ids=tuple(values["category_ids"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = check(_Classes, read_mapping(file))
+        return DatasetInfo(values.classes, values.things, values.colors, values.category_ids)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the class names in {file}: {error}") from error

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
+from maskformer.config.schema.fields import NonNegativeInt
 from maskformer.errors import CheckpointError
+from maskformer.system.documents import check, one_line
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.writing import SCORE
 from maskformer.training.run_folder import is_run
@@ -68,24 +73,61 @@ def count_processes(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("rng_*.pt")))
 
 
-def load_training_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
+class TrainingState(BaseModel):
+    """`training_state.pt`.
+
+    Attributes:
+        weights: of the model that learns, where the checkpoint shows an average.
+        averaged_steps: how many steps are in that.
+    """
+
+    step: NonNegativeInt
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    stale_evaluations: NonNegativeInt = 0
+    weights: dict[str, Any] | None = None
+    averaged_steps: NonNegativeInt = 0
+
+
+class _RandomState(BaseModel):
+    """`rng_*.pt`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+
+def load_training_state(checkpoint: Path, process_index: int) -> TrainingState:
     """Reads the training state and restores this process's random generators.
 
     Raises:
-        CheckpointError: a missing or unreadable file.
+        CheckpointError: a missing or damaged file.
     """
-    try:
-        state: dict[str, Any] = read_pickle(checkpoint / STATE)
-        rng_file = checkpoint / f"rng_{process_index}.pt"
-        if rng_file.is_file():  # absent when resumed with more processes than before
-            _restore_rng(read_pickle(rng_file))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"cannot resume from {checkpoint}: {reason}") from error
+    file = checkpoint / STATE
+    with naming_damage(file):
+        state = check(TrainingState, read_pickle(file))
+    file = checkpoint / f"rng_{process_index}.pt"
+    if file.is_file():  # absent when resumed with more processes than before
+        with naming_damage(file):
+            _restore_rng(check(_RandomState, read_pickle(file)))
     return state
 
 
-def _restore_rng(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+@contextmanager
+def naming_damage(file: Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with what was read from it.
+
+    Raises:
+        CheckpointError: in place of the errors of those who take it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"cannot resume from {file}: {one_line(error)}") from error
+
+
+def _restore_rng(state: _RandomState) -> None:
+    torch.set_rng_state(state.cpu)
+    if state.cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state.cuda)

@@ -38,7 +38,8 @@ class Board:
         pictures: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Records figures, and pictures `[3, H, W]` uint8, under `prefix/name`."""
-        with self._writing(step, purge_step=step) as writer:
+        with self._warning(step):
+            writer = self._open_writer(purge_step=step)
             for name, value in values.items():
                 writer.add_scalar(f"{prefix}/{name}", value, step)
             for name, picture in (pictures or {}).items():
@@ -52,24 +53,32 @@ class Board:
             values: its values by dotted key, for the table of hyperparameters.
             metric: the figure that stands beside them, such as `val/miou`.
         """
-        # What an earlier run wrote up to this step stays.
-        with self._writing(step, purge_step=step + 1) as writer:
+        with self._warning(step):
+            # What an earlier run wrote up to this step stays.
+            writer = self._open_writer(purge_step=step + 1)
             writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), step)
             for summary in hparams(dict(values), {metric: 0.0}):
                 writer._get_file_writer().add_summary(summary)
 
+    def _open_writer(self, *, purge_step: int) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(self._folder, purge_step=purge_step)
+        return self._writer
+
     @contextmanager
-    def _writing(self, step: int, *, purge_step: int) -> Iterator[SummaryWriter]:
+    def _warning(self, step: int) -> Iterator[None]:
         try:
-            if self._writer is None:
-                self._writer = SummaryWriter(self._folder, purge_step=purge_step)
-            yield self._writer
+            yield
             self._problem = ""
         except Exception as error:
             self._writer = None
-            if str(error) != self._problem:
-                self._warn(f"could not record step {step} for TensorBoard: {error}")
-            self._problem = str(error)
+            # Without the file, whose name is another one at each opening.
+            reason = getattr(error, "strerror", None) or str(error)
+            if reason != self._problem:
+                self._warn(
+                    f"could not record step {step} for TensorBoard: {reason} ({self._folder})"
+                )
+            self._problem = reason
 
     @contextmanager
     def open(self) -> Iterator[None]:
