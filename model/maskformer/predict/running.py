@@ -296,7 +296,7 @@ def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode:
     if taken is not None:
         raise FileExistsError(
             f"{escape(taken)} is there, and was not written by maskformer predict as far as its "
-            "folder tells: choose another --out, or remove it"
+            "folder tells: choose another --output, or remove it"
         )
 
 
@@ -306,5 +306,5 @@ def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
         file = next(file for file in files if found in (file, file.parent))
         raise OutputError(
             f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
-            "so that results could overwrite images: choose another --out"
+            "so that results could overwrite images: choose another --output"
         )

@@ -273,7 +273,7 @@ def test_files_of_others_are_not_replaced(
         code, _, err = run(*predict, *more)
         assert code == 1
         assert f"{out / taken} is there, and was not written by maskformer predict" in err
-        assert "choose another --out, or remove it" in err
+        assert "choose another --output, or remove it" in err
     assert [file for file in out.rglob("*") if file.is_file()] == [out / taken]
     assert (out / taken).read_text() == "mine"
     (out / taken).rename(out / "notes.txt")

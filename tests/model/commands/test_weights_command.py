@@ -138,12 +138,12 @@ def test_an_unreachable_hub_is_named(
         raise OSError("name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.chdir(tmp_path)
     code, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
     assert code == 1
     assert "'runs/mistyped' is no local folder, and the Hugging Face hub failed" in err
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").symlink_to(trained)
-    monkeypatch.chdir(tmp_path)
     _, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
     assert "no local folder (the folder runs holds tiny, but no mistyped), and the Hugging" in err
     _, _, err = run("evaluate", "--checkpoint", "tiny")
