@@ -99,7 +99,7 @@ def _nothing_found(pattern: str, out: Path | None) -> str:
     message = f"no image at '{pattern}': expected a file, a folder or a pattern"
     results = len(_expand(pattern))
     if results:
-        return f"{message}; all {results} lie in --out {out}, where results go"
+        return f"{message}; all {results} lie in --output {out}, where results go"
     if not Path(pattern).is_dir():
         return message
     suffixes = Counter(Path(name).suffix or "no suffix" for name in list_files(Path(pattern)))

@@ -107,7 +107,7 @@ def test_why_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DatasetError, match=r"the folder holds 1 \.HEIC, and images are \.apng, "):
         find_images(["photos"])
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(DatasetError, match=r"all 1 lie in --out \., where results go"):
+    with pytest.raises(DatasetError, match=r"all 1 lie in --output \., where results go"):
         find_images(["photos"], Path())
 
 
