@@ -51,7 +51,8 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
-        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; see its to_dense()")
+        dense = "to_padded_tensor(0)" if tensor.is_nested else "to_dense()"
+        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; see its {dense}")
 
 
 def has_autocast(device_type: str) -> bool:

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from mfkernels.scalars import as_integer
 from mfkernels.torch_internals import is_traced
 
+_NOT_COMPARED = (torch.uint16, torch.uint32, torch.uint64)
+"""Types whose values PyTorch does not compare."""
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
 
 
@@ -164,8 +166,9 @@ class SegmentTargets:
             _check_integer(f"class_maps[{image}]", class_map)
             if class_map.ndim != 2:
                 raise ValueError(f"class_maps[{image}] must be [H, W], got {list(class_map.shape)}")
-            # Of unsigned types PyTorch compares only the smallest.
-            values, positions = class_map.long().unique(return_inverse=True)
+            if class_map.dtype in _NOT_COMPARED:
+                class_map = class_map.long()
+            values, positions = class_map.unique(return_inverse=True)
             is_class = (values != ignore_index) & (values >= 0)
             numbers = (is_class.cumsum(0) - 1).where(is_class, -1)
             label_maps.append(numbers[positions])

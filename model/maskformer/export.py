@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import Size
 from maskformer.system.writing import replace_file
 from maskformer.training.checkpoints.contents import load_info, resolve_checkpoint
+from maskformer.training.run_folder import is_run
+from maskformer.weights.locate import STATE
 from mfkernels import use_backend
 
 EXAMPLE: Size = (224, 288)
@@ -102,7 +105,7 @@ def export(
     Raises:
         CheckpointError, HubError: nothing there, or no hub.
         UsageError: packages are missing, or outputs or size do not go with the model.
-        OutputError: the file is there, or its name does not end in `.onnx`.
+        OutputError: the file is there, its name does not end in `.onnx`, or it would lie in a run.
         OSError: it cannot be written.
     """
     target = Path(target)
@@ -113,7 +116,7 @@ def export(
     _check_fit(model, outputs, size)
     network = ImagesToOutputs(model, outputs)
     channels = model.config.num_channels
-    example = 255 * torch.rand(2 if size is None else 1, channels, *(size or EXAMPLE))
+    example = 255 * torch.rand(2, channels, *(size or EXAMPLE))
     program = _program(network, example, NAMES[outputs], fixed=size is not None)
     program.model.metadata_props.update(_metadata(checkpoint, model))
     replace_file(target, lambda file: program.save(str(file), external_data=False))
@@ -124,8 +127,10 @@ def export(
 def _check_target(target: Path, overwrite: bool) -> None:
     if target.suffix != ".onnx":
         raise OutputError(f"{target} must end in .onnx, the one format that is exported")
-    if target.is_dir() or (target.exists() and not overwrite):
+    if target.is_dir() or (os.path.lexists(target) and not overwrite):
         raise OutputError(f"{target} is there: choose another file, or give --overwrite")
+    if is_run(target.parent) or (target.parent / STATE).exists():
+        raise OutputError(f"{target.parent} is a training run: choose another folder")
 
 
 def _check_packages() -> None:
@@ -152,13 +157,11 @@ def _check_fit(model: SegmentationModel, outputs: ExportedOutputs, size: Size | 
 
 def _program(network: nn.Module, example: Tensor, names: list[str], *, fixed: bool) -> Any:
     """The ONNX program of a network, of a fixed size or of any."""
-    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    free = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what PyTorch deprecates within itself
-        traced = torch.export.export(
-            network, (example,), dynamic_shapes=None if fixed else {"images": free}
-        )
+        traced = torch.export.export(network, (example,), dynamic_shapes={"images": free})
         return torch.onnx.export(
             traced, dynamo=True, verbose=False, input_names=["images"], output_names=names
         )

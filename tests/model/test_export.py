@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from maskformer.errors import CheckpointError, OutputError, UsageError
 from maskformer.export import ImagesToOutputs, export
 from maskformer.modeling.base import SegmentationModel, build_model
 from maskformer.modeling.outputs import Frames
+from maskformer.training.run_folder import mark_run
 from mfkernels import use_backend
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -112,8 +114,9 @@ def test_a_swin_and_a_per_pixel_model_on_the_command_line(tmp_path: Path) -> Non
         result = CliRunner().invoke(app, ["export", str(tmp_path / name), str(file), *options])
         assert result.exit_code == 0, result.output
         assert "ONNX Runtime gives 100.000 % of the pixels as PyTorch does" in result.output
-        (classes,) = run(file, images(1, 100, 130))
-        assert classes.shape == (1, 100, 130)
+        for batch in (1, 3):
+            (classes,) = run(file, images(batch, 100, 130))
+            assert classes.shape == (batch, 100, 130)
 
 
 def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +129,16 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(OutputError, match=message):
             export(folder, target)
     assert there.read_text() == "mine"
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    mark_run(run_folder)
+    with pytest.raises(OutputError, match="run is a training run"):
+        export(folder, run_folder / "model.onnx")
+    shutil.rmtree(run_folder)
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputError, match="is there"):
+        export(folder, tmp_path / "link.onnx")
+    (tmp_path / "link.onnx").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         export(tmp_path / "none", tmp_path / "x.onnx")
     with pytest.raises(UsageError, match="--size must be at least 32x32"):

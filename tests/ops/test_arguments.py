@@ -112,7 +112,7 @@ def test_thresholds_and_sizes_of_inference() -> None:
         mfk.panoptic_segmentation(*given, thing_classes=[0.9])
     for size in ((9.9, 8.2), "99", (math.inf, 9), (10**400, 9), (1 << 25, 9)):
         with pytest.raises(
-            ValueError, match=r"size must be .* pairs of positive \(height, width\)"
+            ValueError, match=r"size must be .* pairs of positive integers \(height, width\)"
         ):
             mfk.semantic_segmentation(*given[:3], size)
     for wrong, error in ((torch.tensor(True), TypeError), (2.0, TypeError), (0, ValueError)):

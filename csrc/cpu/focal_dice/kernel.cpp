@@ -115,7 +115,8 @@ struct Focal {
     if constexpr (kGamma == 0) return weight * (s.p - y);
     const V miss_change = s.p * s.q * (1 - 2 * y);
     if constexpr (kGamma == 1) return weight * (miss * (s.p - y) + miss_change * entropy);
-    if constexpr (kGamma == 2) return weight * miss * (miss * (s.p - y) + 2 * miss_change * entropy);
+    if constexpr (kGamma == 2)
+      return weight * miss * (miss * (s.p - y) + 2 * miss_change * entropy);
     // The quotient, never more than 1 for targets from 0 to 1, keeps it finite for gamma < 1.
     const V relative = miss_change / (magnitude(miss) < least() ? broadcast(least()) : miss);
     return weight * power * (s.p - y + gamma * relative * entropy);

@@ -27,10 +27,10 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
             # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
             miss = miss + torch.finfo(miss.dtype).tiny
         loss = cross_entropy * miss**gamma
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    if isinstance(alpha, Tensor):
-        return torch.where(alpha >= 0, weight * loss, loss)
-    return weight * loss if alpha >= 0 else loss
+    if not isinstance(alpha, Tensor) and alpha < 0:
+        return loss
+    weighted = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
+    return torch.where(alpha >= 0, weighted, loss) if isinstance(alpha, Tensor) else weighted
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
     if len(good) != count or len(pairs) != count:
         one = "one pair or " if name == "size" else ""
         raise ValueError(
-            f"{name} must be {one}{count} pairs of positive (height, width) of at most "
+            f"{name} must be {one}{count} pairs of positive integers (height, width) of at most "
             f"{MOST_SIDE}, got {sizes!r}"
         )
     return good

@@ -126,7 +126,7 @@ def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
     if foreign:
         raise FileExistsError(
             f"{escape(output)} holds {', '.join(foreign)}, and no {MARKER} that would tell them "
-            "as those of an earlier evaluation: choose another --output"
+            "as those of an earlier evaluation: choose another --output, or remove them"
         )
 
 

@@ -78,8 +78,10 @@ def _stopping(out: Path) -> Iterator[None]:
             with signals.interruptible():
                 yield
         except Interrupted:
-            raise StoppedError(
-                signals.stop,
-                f"stopped; files.json in {escape(out)} lists the images that are finished. "
-                "Continue with the same command and --skip-existing",
-            ) from None
+            finished = (
+                f"files.json in {escape(out)} lists the images that are finished. Continue with "
+                "the same command and --skip-existing"
+                if (out / "files.json").is_file()
+                else "no image was finished"
+            )
+            raise StoppedError(signals.stop, f"stopped; {finished}") from None

@@ -17,7 +17,7 @@ from maskformer.config.schema import (
 )
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
-from maskformer.system.paths import find_input_in, folders_and_links_of
+from maskformer.system.paths import find_input_in, folders_and_links_of, is_there
 from maskformer.system.text import escape
 
 
@@ -72,6 +72,7 @@ def _searched(config: DataConfig) -> list[Path]:
     if not isinstance(config, FolderConfig):
         return []
     splits = (split for split in (config.train, config.val) if isinstance(split, FolderSplit))
+    splits = (split for split in splits if split.list is None and not split.exclude)
     names = [name for split in splits for name in (split.images, split.labels, split.objects)]
     return [config.root / name for name in names if name is not None]
 
@@ -85,4 +86,5 @@ def _paths(config: DataConfig) -> list[Path]:
         if isinstance(split, BaseModel):
             given += split.model_dump().values()
     paths = [*tables, *(config.root / name for name in given if isinstance(name, Path))]
-    return [path for path in paths if path.exists()]  # a model may be used far from its data
+    # A model may be used far from its data, and by others.
+    return [path for path in paths if is_there(path)]

@@ -214,6 +214,11 @@ def folders_and_links_of(files: Iterable[Path]) -> list[Path]:
     return [*map(Path, folders), *links]
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path leads to something; not where a folder above may not be entered."""
+    return _identity(path) is not None
+
+
 def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
     """The first of the inputs that a folder is or holds, or None.
 
@@ -223,9 +228,9 @@ def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
         folder: may yet have to be made.
         inputs: files and folders, and what links directly in them lead to.
     """
-    if not folder.exists():
-        return None
     wanted = _identity(folder)
+    if wanted is None:
+        return None
     known: dict[str, bool] = {}
     for path in inputs:
         for real in (str(path.absolute()), os.path.realpath(path)):

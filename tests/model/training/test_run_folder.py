@@ -241,6 +241,17 @@ def test_an_output_whose_files_would_be_data_is_refused(tmp_path: Path) -> None:
             check_output_beside_data(output, config)
     for output in (data / "run", data / "images" / "out", data / "labels" / "run", tmp_path / "x"):
         check_output_beside_data(output, config)
+    for chosen in ({"list": "train.txt"}, {"exclude": ["runs/*"]}):  # not all that lies there
+        train = {"images": ".", "labels": "labels/train", **chosen}
+        config = folder_config(data, train=train, val=0.1)
+        check_output_beside_data(data / "runs" / "x", config)
+
+
+def test_data_that_cannot_be_reached_is_in_no_output(tmp_path: Path) -> None:
+    """As where a folder above it may not be entered: the file system's error is no end of it."""
+    for root in (tmp_path / "none", tmp_path / ("x" * 300)):
+        val = {"images": "images/val", "labels": "labels/val"}
+        check_output_beside_data(tmp_path, folder_config(root, train=val, val=val))
 
 
 class Disk:
