@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,6 +88,14 @@ class Problem:
             size = min(group, images - first)
             rows = size * sizes.max_count
             yield sizes._replace(first_image=first, layer_rows=rows, packed=0), size
+
+    def arguments(self, sizes: Sizes) -> dict[str, Any]:
+        """What all products over a group of images are told."""
+        return {
+            "matching": self.matching,
+            "sizes": self.product_sizes(sizes),
+            "IMAGES": self.at_pixels.images_at_once,
+        }
 
     def product_sizes(self, sizes: Sizes) -> ProductSizes:
         return ProductSizes(

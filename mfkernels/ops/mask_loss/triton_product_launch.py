@@ -130,12 +130,10 @@ def launch_logits(problem: Problem, sizes: Sizes, group: int) -> Predictions:
         ),
         embed=Predictions.of(problem.embed, dense=False),
         features=Features.of(problem.features),
-        matching=problem.matching,
         logits_ptr=logits,
-        sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
-        IMAGES=problem.at_pixels.images_at_once,
+        **problem.arguments(sizes),
         **options,
     )
     # Of a workspace only pixels are asked for.
@@ -150,11 +148,9 @@ def launch_scatter(
         scatter_kernel,
         (cdiv(problem.pixels, 1024), sizes.layers * sizes.queries, group),
         grad_matched_ptr=grad_matched,
-        matching=problem.matching,
         grad_logits_ptr=grad_logits,
-        sizes=problem.product_sizes(sizes),
         BLOCK=1024,
-        IMAGES=problem.at_pixels.images_at_once,
+        **problem.arguments(sizes),
         num_warps=4,
     )
 
@@ -175,12 +171,10 @@ def launch_grad_embed(
         (tiles, splits_of(problem), group),
         grad_ptr=grad_logits,
         features=Features.of(problem.features),
-        matching=problem.matching,
         partial_ptr=partial,
-        sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
-        IMAGES=problem.at_pixels.images_at_once,
+        **problem.arguments(sizes),
         **options,
     )
 
@@ -214,11 +208,9 @@ def launch_grad_features(
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
         grad_ptr=grad_logits,
         embed=Predictions.of(problem.embed, dense=False),
-        matching=problem.matching,
         grad_features_ptr=grad_features,
-        sizes=problem.product_sizes(sizes),
         PLANES=planes,
         BLOCK=block,
-        IMAGES=problem.at_pixels.images_at_once,
+        **problem.arguments(sizes),
         **options,
     )

@@ -11,7 +11,7 @@ from maskformer.data.inspection.problems import all_problems, refuse
 from maskformer.data.inspection.shared_images import image_files, shared_images
 from maskformer.data.sample import Dataset, DatasetInfo, Split
 from maskformer.errors import ConfigError, DatasetError
-from maskformer.system.text import escape
+from maskformer.system.text import counted, escape
 
 SHOWN = 5
 LABELS_READ = 100
@@ -140,7 +140,7 @@ def _warnings_of_both(
     if shared:
         same = not {*files}.isdisjoint(image_files(splits["train"]))
         warnings.append(
-            f"val data: {len(shared)} image{'s' * (len(shared) > 1)} of the same name and bytes "
+            f"val data: {counted(len(shared), 'image')} of the same name and bytes "
             f"{'are' if len(shared) > 1 else 'is'} in train too ({_listing(shared)}), so that "
             f"scores say little of new images; {'both read one folder: mend data.val, or ' * same}"
             "take them out of one split"

@@ -1,12 +1,12 @@
-"""The command line in this process, and a run that it trained."""
+"""The command line, and a run that it trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Run
-from helpers.recipes import TINY, write_recipe
+from helpers.command_line import Run, train_once
+from helpers.recipes import TINY
 
 from maskformer.cli import main
 
@@ -28,11 +28,4 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    recipe = write_recipe(folder, {**TINY, "train": {**TINY["train"], "steps": 2}})
-    arguments = ["train", "--cpu", "--config", recipe, "--output", folder / "run"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return folder / "run"
+    return train_once(folder, {**TINY, "train": {**TINY["train"], "steps": 2}})

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command_line import Run
+from helpers.command_line import Run, train_once
 from helpers.label_folders import write_pair
-from helpers.recipes import TINY, write_recipe
+from helpers.recipes import TINY
 from PIL import Image
-
-from maskformer.cli import main
 
 
 def save_noise(file: Path, width: int, height: int) -> Path:
@@ -214,14 +212,7 @@ def trained_on_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {**TINY["data"], "format": "folder", "root": str(root), "classes": ["x", "y"], **splits}
     for key in ("image_size", "train_images", "val_images"):
         del data[key]
-    recipe = write_recipe(root, {**TINY, "data": data, "train": {**TINY["train"], "steps": 1}})
-    arguments = ["train", "--cpu", "--config", recipe, "--output", root / "run"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["maskformer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return root / "run"
+    return train_once(root, {**TINY, "data": data, "train": {**TINY["train"], "steps": 1}})
 
 
 def test_classes_of_the_checkpoint_stay(run: Run, trained_on_files: Path, tmp_path: Path) -> None:

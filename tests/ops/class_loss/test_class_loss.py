@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.strategies import Case, cases
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,7 +56,7 @@ def truth(logits: Tensor, case: Case, assignment: Tensor) -> tuple[list[float], 
 
 
 @given(case=cases)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_against_scalar_arithmetic(case: Case) -> None:
     logits = case.predictions(torch.float64)[0]
     assignment = matches(case)
