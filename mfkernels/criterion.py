@@ -64,9 +64,10 @@ class LossesWithTotal(dict[str, Tensor]):
         self._given = tuple((name, loss, _version(loss)) for name, loss in losses.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
-        """The total; None with other weights, or after a loss was changed, added or taken out."""
+        """The total; None with other weights, after a loss was changed, added or taken out, and in
+        inference mode, where nobody can tell."""
         unchanged = len(self) == len(self._given) and all(
-            self.get(name) is loss and _version(loss) == version
+            version is not None and self.get(name) is loss and _version(loss) == version
             for name, loss, version in self._given
         )
         return self._total if unchanged and weights == self._weights else None
