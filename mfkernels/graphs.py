@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,23 +41,31 @@ def warmup(
     """
     with torch.enable_grad(), remembering_nothing(criterion):
         given = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), dict(outputs))
-        for count in range(1, most_segments + 1):
-            losses = criterion(given, _any_targets(given, size, count, overlap))
+        logits = given["class_logits" if "class_logits" in given else "pred_logits"]
+        for counts in counts_to_try(logits.shape[-3], most_segments):
+            losses = criterion(given, _any_targets(logits, size, counts, overlap))
             criterion.total(losses).backward()
 
 
+def counts_to_try(images: int, most_segments: int) -> Iterator[tuple[int, ...]]:
+    """Segments of the images of batches that need all kernels: those of the most crowded image
+    decide, and those of all images, whose maps may be too large to keep.
+    """
+    for count in range(1, most_segments + 1):
+        yield (count, *[0] * (images - 1))
+    for full in range(2, images + 1):
+        yield (*[most_segments] * full, *[0] * (images - full))
+
+
 def _any_targets(
-    outputs: Mapping[str, Any], size: tuple[int, int], count: int, overlap: bool
+    logits: Tensor, size: tuple[int, int], counts: tuple[int, ...], overlap: bool
 ) -> SegmentTargets:
-    """`count` segments in the first image."""
-    logits = outputs["class_logits" if "class_logits" in outputs else "pred_logits"]
-    images = logits.shape[-3]
-    labels = logits.new_zeros(count, dtype=torch.int64)
-    counts = (count, *[0] * (images - 1))
+    """Targets with so many segments, beside these class logits."""
+    labels = logits.new_zeros(sum(counts), dtype=torch.int64)
     if overlap:
-        masks = logits.new_zeros((count, *size), dtype=torch.bool)
+        masks = logits.new_zeros((sum(counts), *size), dtype=torch.bool)
         return SegmentTargets(labels, counts, masks=masks)
-    label_map = logits.new_zeros((images, *size), dtype=torch.int16)
+    label_map = logits.new_zeros((len(counts), *size), dtype=torch.int16)
     return SegmentTargets(labels, counts, label_map=label_map.fill_(-1))
 
 
@@ -74,6 +82,8 @@ class GraphedCriterion:
             takes them. Later ones must be alike.
         targets: of that batch.
         max_count: the most segments of an image in later batches.
+        max_total: the most segments of a later batch. Without it room is kept for `max_count` in
+            each image; where batches have far fewer, a number takes less memory and time.
 
     Raises:
         ValueError: the outputs are not in the factored form, or are not on a GPU.
@@ -86,12 +96,14 @@ class GraphedCriterion:
         targets: SegmentTargets,
         *,
         max_count: int,
+        max_total: int | None = None,
     ) -> None:
         if any(name not in outputs for name in _NAMES):
             raise ValueError(f"outputs must have {', '.join(_NAMES)}, got {sorted(outputs)}")
         if not targets.labels.is_cuda:
             raise ValueError(f"a CUDA graph needs outputs on a GPU, got {targets.device}")
         self.max_count = max_count
+        self.max_total = max_total
         self._size = targets.size
         step = _Step(criterion, max_count, targets.masks is not None)
         predictions = tuple(outputs[name].detach().clone().requires_grad_() for name in _NAMES)
@@ -111,17 +123,21 @@ class GraphedCriterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted total with a gradient, and all losses by name without one.
 
+        The total and the gradients are in the memory of the graphs, which the next call overwrites:
+        call it, go back, and only then call it again.
+
         Args:
             outputs, targets, num_masks: as `MaskFormerCriterion` takes them. Without `num_masks` it
                 is the number of segments in this process, at least 1; with several processes give
                 the mean.
 
         Raises:
-            ValueError: an image has more than `max_count` segments, or targets have another size.
+            ValueError: an image has more than `max_count` segments, all have more than `max_total`,
+                or targets have another size.
         """
         predictions = (outputs[name] for name in _NAMES)
         total, losses = self._step(*predictions, *self._tensors(targets, num_masks))
-        return total, dict(zip(self._names, losses.unbind(), strict=True))
+        return total, dict(zip(self._names, losses.clone().unbind(), strict=True))
 
     def _tensors(
         self, targets: SegmentTargets, num_masks: Tensor | None
@@ -132,7 +148,7 @@ class GraphedCriterion:
             num_masks = targets.labels.new_full(
                 (), max(targets.num_segments, 1), dtype=torch.float32
             )
-        return (*targets.with_capacity(self.max_count), num_masks.float())
+        return (*targets.with_capacity(self.max_count, self.max_total), num_masks.float())
 
 
 class _Step(nn.Module):

@@ -71,6 +71,8 @@ class SegmentTargets:
             raise ValueError(
                 f"labels are on {self.labels.device}, but the segments on {self._storage.device}"
             )
+        # Kernels read them one after the other.
+        object.__setattr__(self, "labels", self.labels.contiguous())
         # Filled one by one: on a GPU that launches kernels, while copying a host tensor would
         # synchronise.
         filled = [self.labels.new_full((), count) for count in self.counts]
@@ -263,17 +265,23 @@ class SegmentTargets:
             object.__setattr__(moved, name, move(value) if isinstance(value, Tensor) else value)
         return moved
 
-    def with_capacity(self, max_count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels `[B · max_count]`, counts `[B]` and segments, of shapes that do not depend on T.
+    def with_capacity(
+        self, max_count: int, max_total: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels `[max_total]`, counts `[B]` and segments, of shapes that do not depend on T and N.
 
-        For `of_capacity`. Labels and masks beyond N are 0.
+        For `of_capacity`. Labels and masks beyond N are 0. Without `max_total` it is B · max_count.
 
         Raises:
-            ValueError: an image has more than `max_count` segments.
+            ValueError: an image has more than `max_count` segments, or all have more than
+                `max_total`.
         """
         if self.max_count > max_count:
             raise ValueError(f"an image has {self.max_count} segments, more than {max_count}")
-        missing = self.batch_size * max_count - self.num_segments
+        max_total = self.batch_size * max_count if max_total is None else max_total
+        if self.num_segments > max_total:
+            raise ValueError(f"images have {self.num_segments} segments, more than {max_total}")
+        missing = max_total - self.num_segments
         segments = self._storage
         if self.masks is not None:
             segments = F.pad(self.masks, (0, 0, 0, 0, 0, missing))

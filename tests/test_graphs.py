@@ -45,10 +45,15 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_a_gpu")
-def test_losses_and_gradients_at_a_fixed_capacity() -> None:
+@pytest.mark.parametrize("total", [None, 7])
+def test_losses_and_gradients_at_a_fixed_capacity(total: int | None) -> None:
     criterion = MaskFormerCriterion(CASES[0].classes)
     graphed = GraphedCriterion(
-        criterion, outputs_of(CASES[0]), CASES[0].targets(), max_count=CAPACITY
+        criterion,
+        outputs_of(CASES[0]),
+        CASES[0].targets(),
+        max_count=CAPACITY,
+        max_total=total,
     )
     for case in CASES:
         expected, found = step(criterion, case), step(graphed, case)
@@ -58,10 +63,17 @@ def test_losses_and_gradients_at_a_fixed_capacity() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_graph_that_is_replayed() -> None:
+@pytest.mark.parametrize("total", [None, 7])
+def test_a_graph_that_is_replayed(total: int | None) -> None:
     criterion = MaskFormerCriterion(CASES[0].classes).to("cuda")
     targets = CASES[0].targets().to("cuda")
-    graphed = GraphedCriterion(criterion, outputs_of(CASES[0], "cuda"), targets, max_count=CAPACITY)
+    graphed = GraphedCriterion(
+        criterion,
+        outputs_of(CASES[0], "cuda"),
+        targets,
+        max_count=CAPACITY,
+        max_total=total,
+    )
     for case in CASES:
         expected, found = step(criterion, case, "cuda"), step(graphed, case, "cuda")
         for some, other in zip(found, expected, strict=True):
@@ -85,6 +97,7 @@ def test_tensors_of_a_capacity_have_shapes_of_their_own() -> None:
     assert len(shapes) == 1
     masks = Case(counts=(2, 1), overlap=True).targets()
     assert len(masks.with_capacity(3)[2]) == 6
+    assert [len(x) for x in masks.with_capacity(3, 4)] == [4, 2, 4]
 
 
 def test_what_does_not_fit_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +113,8 @@ def test_what_does_not_fit_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         GraphedCriterion(criterion, {"class_logits": outputs["class_logits"]}, targets, max_count=4)
     with pytest.raises(ValueError, match="an image has 3 segments, more than 2"):
         targets.with_capacity(2)
+    with pytest.raises(ValueError, match="images have 5 segments, more than 4"):
+        targets.with_capacity(3, 4)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -117,7 +132,7 @@ def test_warmup_goes_over_all_numbers_of_segments(
     criterion, outputs = MaskFormerCriterion(case.classes), outputs_of(case)
     with torch.no_grad():
         warmup(criterion, outputs, case.size, most_segments=3, overlap=overlap)
-    assert [targets.max_count for targets in seen] == [1, 2, 3]
+    assert [targets.counts for targets in seen] == [(1, 0), (2, 0), (3, 0), (3, 3)]
     assert all((targets.masks is not None) == overlap for targets in seen)
     assert criterion.bad_costs == 0
     assert all(x.grad is None for x in outputs.values())

@@ -269,11 +269,12 @@ int attribute(cudaDeviceAttr which, int device) {
 }
 
 template <class Kernel, class... Arguments>
-void launch(Kernel kernel, int64_t problems, int threads, int64_t bytes, cudaStream_t stream,
-            const Arguments&... arguments) {
+void launch(Kernel kernel, int64_t problems, int threads, int64_t bytes, int64_t block_limit,
+            cudaStream_t stream, const Arguments&... arguments) {
   if (bytes > kModestBytes) {
+    // The same at every launch: another thread may be between this and its own.
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
+                                        static_cast<int>(block_limit)));
   }
   kernel<<<static_cast<unsigned>(problems), threads, static_cast<size_t>(bytes), stream>>>(
       arguments...);
@@ -313,8 +314,8 @@ void launch_off_chip(Kernel kernel, int threads, const Tensor& cost, const Batch
   const Tensor memory = torch::stable::new_empty(cost, {bytes}, ScalarType::Byte);
   char* costs = static_cast<char*>(memory.mutable_data_ptr());
   char* arrays = arrays_fit ? nullptr : costs + batch.batch * size.costs;
-  launch(kernel, batch.batch, threads, arrays_fit ? size.arrays : 0, stream, batch,
-         Workspace{arrays, size.arrays, costs, size.costs});
+  launch(kernel, batch.batch, threads, arrays_fit ? size.arrays : 0, size.block_limit, stream,
+         batch, Workspace{arrays, size.arrays, costs, size.costs});
 }
 
 template <class T, class Group, bool kStrict>
@@ -323,8 +324,8 @@ void launch_warps(const Tensor& cost, const Batch& batch, const Footprint& size,
   constexpr int kThreads = 32 * kLoadingWarps;
   const int64_t bytes = size.arrays + size.costs;
   if (fits_on_chip(batch.batch, bytes, size.block_limit, device)) {
-    launch(solve_by_warp<T, Group, kStrict, true>, batch.batch, kThreads, bytes, stream, batch,
-           Workspace{nullptr, size.arrays, nullptr, size.costs});
+    launch(solve_by_warp<T, Group, kStrict, true>, batch.batch, kThreads, bytes, size.block_limit,
+           stream, batch, Workspace{nullptr, size.arrays, nullptr, size.costs});
   } else {
     launch_off_chip(solve_by_warp<T, Group, kStrict, false>, kThreads, cost, batch, size, stream);
   }

@@ -22,6 +22,8 @@ _NOT_OF_THE_KERNEL = (
     "illegal instruction",
     "misaligned address",
     "unspecified launch failure",
+    "launch timed out",
+    "global/shared address space",
     "hardware stack error",
     "invalid program counter",
     "uncorrectable ECC",

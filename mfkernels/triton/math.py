@@ -271,7 +271,9 @@ def halves(x, BITS: tl.constexpr):
     `BITS` of the first one: fewer than 11, so that sums of its products are nearly exact.
     """
     UNIT: tl.constexpr = 1 << (24 - BITS)
-    rounded = (x.to(tl.int32, bitcast=True) + UNIT // 2) & -UNIT
+    bits = x.to(tl.int32, bitcast=True)
+    # A NaN has any bits: they would round to some number.
+    rounded = tl.where(x == x, (bits + UNIT // 2) & -UNIT, bits)
     leading = rounded.to(tl.float32, bitcast=True).to(tl.float16)
     return leading, (x - leading.to(tl.float32)).to(tl.float16)
 

@@ -254,10 +254,10 @@ def test_mask_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) 
             result.float(), same.to(result.dtype).float(), rtol=1e-2, atol=1e-6
         )
     strided = features.to(memory_format=torch.channels_last)
-    for result, same in zip(
-        mask_loss(embed, strided, *given), mask_loss(embed, features, *given), strict=True
-    ):
+    found = mask_loss(embed, strided, *given)
+    for result, same in zip(found, mask_loss(embed, features, *given), strict=True):
         assert torch.equal(result, same)
+    assert found[-1].stride() == strided.stride()
 
 
 def test_mask_loss_without_segments() -> None:

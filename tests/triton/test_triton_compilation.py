@@ -105,22 +105,36 @@ def test_matching_cost_on_gpus_with_small_shared_memory(
         assert compiled.spilled <= SPILLED_ELSEWHERE or not is_pinned(), launch.name
 
 
+@pytest.mark.usefixtures("on_architecture")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("count", [12, 100])
+def test_matching_cost_of_channels_last(count: int, architecture: str) -> None:
+    """Features in half precision are one part each: what lies so cannot be copied as it is."""
+    launches = of_matching_cost(torch.bfloat16, 256, count, layout=torch.channels_last)
+    parts, sums, _ = launches
+    assert parts.arguments["PARTS"] == sums.arguments["VARIANT"].parts == 1
+    for launch in launches:
+        check(launch, architecture, tensor_cores=launch is sums)
+
+
 @OF_THE_PINNED
 @pytest.mark.parametrize(
-    ("dtype", "count", "instructions", "programs"),
+    ("dtype", "count", "layout", "instructions", "programs"),
     [
-        (torch.bfloat16, 12, 37, 2),
-        (torch.bfloat16, 24, 42, 2),
-        (torch.bfloat16, 60, 59, 1),
-        (torch.float32, 12, 45, 1),
-        (torch.float32, 24, 49, 1),
+        (torch.bfloat16, 12, torch.contiguous_format, 37, 2),
+        (torch.bfloat16, 24, torch.contiguous_format, 42, 2),
+        (torch.bfloat16, 60, torch.contiguous_format, 59, 1),
+        (torch.bfloat16, 12, torch.channels_last, 37, 2),
+        (torch.bfloat16, 24, torch.channels_last, 42, 2),
+        (torch.float32, 12, torch.contiguous_format, 45, 1),
+        (torch.float32, 24, torch.channels_last, 49, 1),
     ],
 )
 def test_budget_of_matching_cost(
-    dtype: torch.dtype, count: int, instructions: int, programs: int
+    dtype: torch.dtype, count: int, layout: torch.memory_format, instructions: int, programs: int
 ) -> None:
     """Of an H100: instructions for each logit, and programs that a multiprocessor holds at once."""
-    *_, sums, _ = of_matching_cost(dtype, 256, count, True, 2.0)
+    *_, sums, _ = of_matching_cost(dtype, 256, count, True, 2.0, layout=layout)
     check(sums, "sm_90", tensor_cores=True)
     compiled, block = compile_launch(sums, "sm_90"), sums.arguments["BLOCK"]
     threads = 32 * sums.options["num_warps"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor
 pytest.importorskip("triton")
 from helpers.gpu.compiler import Launch, recorded, variant_of
 
+from mfkernels.graphs import counts_to_try
 from mfkernels.ops.class_loss.triton_launch import class_loss, class_loss_backward
 from mfkernels.ops.loss_sums.triton_launch import loss_sums
 from mfkernels.ops.mask_loss.triton_launch import mask_loss, mask_loss_backward
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
+from mfkernels.ops.segmentation.triton_launch import panoptic_owners, semantic_segmentation
 
 LAYERS, IMAGES, QUERIES, CLASSES, CHANNELS = 6, 16, 100, 133, 256
 OTHERS = 6
@@ -88,3 +91,46 @@ def test_training(batch: Any, dtype: torch.dtype, variants: int, launches: int) 
         found |= {variant_of(launch): launch.name for launch in some}
     assert len(found) <= variants, Counter(found.values())
     assert most <= launches
+
+
+def variants_of(steps: Iterable[list[Launch]]) -> set[str]:
+    return {variant_of(launch) for launches in steps for launch in launches}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_warmup_compiles_what_training_needs(dtype: torch.dtype) -> None:
+    """Of batches whose sizes are multiples of 32, as the padded ones of COCO are."""
+    random = np.random.default_rng(1)
+    needed = variants_of(launches_of_a_step(*batch_of_coco(random), dtype) for _ in range(300))
+    tried = counts_to_try(IMAGES, 100)
+    compiled = variants_of(launches_of_a_step(800, 1344, list(counts), dtype) for counts in tried)
+    assert needed <= compiled
+
+
+def launches_of_inference(width: int, height: int, classes: int, *, panoptic: bool) -> list[Launch]:
+    """Of an image whose short side becomes 512 pixels, in multiples of 32."""
+    scale = 512 / min(width, height)
+    image = [round(side * scale) for side in (height, width)]
+    padded = [-(-side // 32) * 32 for side in image]
+    low = [side // 4 for side in padded]
+    embed = meta(QUERIES, CHANNELS, dtype=torch.float32)
+    features = meta(CHANNELS, *low, dtype=torch.float32)
+    with recorded() as launches:
+        if panoptic:
+            scores = meta(QUERIES, dtype=torch.float32)
+            panoptic_owners(scores, embed, features, *padded, *image, height, width, False)
+        else:
+            probability = meta(QUERIES, classes, dtype=torch.float32)
+            sides = [[side] for side in (*padded, *image)]
+            views = ([probability], [embed], [features], *sides, [False])
+            semantic_segmentation(*views, height, width, False, False)
+    return launches
+
+
+@pytest.mark.parametrize(("panoptic", "variants"), [(False, 15), (True, 6)])
+def test_inference(panoptic: bool, variants: int) -> None:
+    """On 300 images of any size."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(200, 1500, (300, 2)).tolist()
+    found = variants_of(launches_of_inference(*size, 150, panoptic=panoptic) for size in sizes)
+    assert len(found) <= variants

@@ -43,6 +43,15 @@ inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return result;
 }
 
+// The channels of a pixel lie together.
+constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
+
+inline Tensor new_channels_last(const Tensor& like,
+                                torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
+                              kChannelsLast);
+}
+
 // What holds for every argument.
 inline void check_argument(const char* name, const Tensor& tensor) {
   check_on_cpu(name, tensor);

@@ -15,10 +15,9 @@ void check_channels(const char* name, int64_t channels) {
                   " channels must be a multiple of ", mfk::cpu::kConvChannels, ", got ", channels);
 }
 
-// The channels of a pixel lie together.
-constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
-
-Tensor channels_last(const Tensor& map) { return torch::stable::contiguous(map, kChannelsLast); }
+Tensor channels_last(const Tensor& map) {
+  return torch::stable::contiguous(map, mfk::cpu::kChannelsLast);
+}
 
 Conv3x3Problem problem_of(const Tensor& x, int64_t out_channels) {
   Conv3x3Problem problem{};
@@ -64,9 +63,8 @@ Tensor conv3x3(const Tensor& given, const Tensor& weight, const OptionalTensor& 
     mfk::check_type("bias", *bias, weight.scalar_type());
     problem.bias = bias->const_data_ptr();
   }
-  Tensor y = torch::stable::empty(
-      {problem.images, problem.out_channels, problem.height, problem.width}, x.scalar_type(),
-      std::nullopt, std::nullopt, std::nullopt, kChannelsLast);
+  Tensor y = mfk::cpu::new_channels_last(
+      x, {problem.images, problem.out_channels, problem.height, problem.width});
   problem.y = y.mutable_data_ptr();
   if (y.numel() > 0) mfk::cpu::conv3x3(problem, mfk::cpu::threads());
   return y;

@@ -61,6 +61,7 @@ class ChunkWorker {
     tile_ = arena_.template take<T>(kTileRows * kPanel<T>);
     grad_embed_ =
         arena_.template take<T>(round_up(most_matched, kPanel<T>) * predictions_.channels);
+    embed_ = arena_.template take<T>(most_matched * round_up(predictions_.channels, kPanel<T>));
   }
 
   int64_t bytes() const { return arena_.used(); }
@@ -90,6 +91,8 @@ class ChunkWorker {
   void backward(int64_t chunk) {
     const bool factors = predictions_.features != nullptr;
     const bool embed = factors && problem_.grad_embed != nullptr;
+    const bool features = factors && problem_.grad_features != nullptr;
+    if (features && problem_.channels_last) pack_embeddings();
     if (embed) {
       const int64_t count = round_up(rows(), kPanel<T>) * predictions_.channels;
       for (int64_t i = 0; i < count; ++i) grad_embed_[i] = 0;
@@ -99,7 +102,7 @@ class ChunkWorker {
       for (int64_t row = 0; row < rows(); ++row) compute_grad_row(strip, row);
       if (!factors) store_grad_logits(strip);
       if (embed) add_grad_embed(strip);
-      if (factors && problem_.grad_features != nullptr) store_grad_features(strip);
+      if (features) store_grad_features(strip);
     }
     if (embed) store_grad_embed(chunk);
   }
@@ -274,15 +277,24 @@ class ChunkWorker {
   }
 
   void store_grad_features(const Strip& strip) {
+    problem_.channels_last ? store_by_pixel(strip) : store_by_channel(strip);
+  }
+
+  // Gradients of masks at `count` pixels from `p` on, row by row.
+  void gather_pixels(int64_t p, int64_t count) {
+    for (int64_t row = 0; row < rows(); ++row) {
+      const T* from = low_grad_ + row * low_stride_ + p;
+      for (int64_t j = 0; j < count; ++j) by_row_[row * count + j] = from[j];
+    }
+  }
+
+  void store_by_channel(const Strip& strip) {
     constexpr int64_t kColumns = kPanel<T>;
     const int64_t channels = predictions_.channels;
     const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
     const T* embed = plan_.embed + plan_.first_row[image_] * channels;
     for (int64_t p = 0; p < pixels; p += kColumns) {
-      for (int64_t row = 0; row < rows(); ++row) {
-        const T* from = low_grad_ + row * low_stride_ + p;
-        for (int64_t j = 0; j < kColumns; ++j) by_row_[row * kColumns + j] = from[j];
-      }
+      gather_pixels(p, kColumns);
       const int64_t inside = smaller(kColumns, pixels - p);
       for (int64_t c = 0; c < channels; c += kTileRows) {
         const int64_t count = smaller(kTileRows, channels - c);
@@ -292,6 +304,39 @@ class ChunkWorker {
           store_run(predictions_.features_element, problem_.grad_features,
                     (plane + strip.own) * predictions_.width + p, inside, tile_ + i * kColumns);
         }
+      }
+    }
+  }
+
+  void store_by_pixel(const Strip& strip) {
+    constexpr int64_t kColumns = kPanel<T>;
+    const int64_t channels = predictions_.channels;
+    const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
+    const int64_t first = (image_ * predictions_.height + strip.own) * predictions_.width;
+    for (int64_t p = 0; p < pixels; p += kTileRows) {
+      gather_pixels(p, kTileRows);
+      const int64_t count = smaller(kTileRows, pixels - p);
+      for (int64_t c = 0; c < channels; c += kColumns) {
+        multiply<false, T>(count, {by_row_, 1, kTileRows}, embed_ + c * rows(), rows(), tile_,
+                           kColumns);
+        for (int64_t i = 0; i < count; ++i) {
+          store_run(predictions_.features_element, problem_.grad_features,
+                    (first + p + i) * channels + c, smaller(kColumns, channels - c),
+                    tile_ + i * kColumns);
+        }
+      }
+    }
+  }
+
+  // The embeddings of the rows as panels of channels.
+  void pack_embeddings() {
+    constexpr int64_t kColumns = kPanel<T>;
+    const int64_t channels = predictions_.channels;
+    const T* embed = plan_.embed + plan_.first_row[image_] * channels;
+    for (int64_t c = 0; c < round_up(channels, kColumns); ++c) {
+      T* column = embed_ + (c - c % kColumns) * rows() + c % kColumns;
+      for (int64_t row = 0; row < rows(); ++row) {
+        column[row * kColumns] = c < channels ? embed[row * channels + c] : T{0};
       }
     }
   }
@@ -311,9 +356,10 @@ class ChunkWorker {
   T* low_grad_ = nullptr;  // [rows, own pixels of a strip]
   int64_t low_stride_ = 0;
   T* by_pixel_ = nullptr;    // low_grad_ as a panel of rows
-  T* by_row_ = nullptr;      // low_grad_ as a panel of pixels
+  T* by_row_ = nullptr;      // low_grad_ of some pixels, row by row
   T* tile_ = nullptr;        // of the gradient of the features
   T* grad_embed_ = nullptr;  // gradient of the embeddings, in panels of rows
+  T* embed_ = nullptr;       // embeddings of the rows, in panels of channels
 };
 
 template <class T>

@@ -103,12 +103,12 @@ std::tuple<Tensor, Tensor> mask_loss_backward(
                                    : torch::stable::new_empty(embed, {0});
   const Tensor& like = features.has_value() ? *features : embed;
   const bool wanted = features_needed && features.has_value();
-  if (!stored.matched()) {
-    return {grad_embed, wanted ? torch::stable::new_zeros(like, like.sizes())
-                               : torch::stable::new_empty(like, {0})};
-  }
-  Tensor grad_features =
-      wanted ? mfk::cpu::new_result(like, like.sizes()) : torch::stable::new_empty(like, {0});
+  // As the convolution that made the features wants it.
+  problem.channels_last = wanted && like.stride(1) < like.stride(3);
+  Tensor grad_features = !wanted                 ? torch::stable::new_empty(like, {0})
+                         : problem.channels_last ? mfk::cpu::new_channels_last(like, like.sizes())
+                                                 : mfk::cpu::new_result(like, like.sizes());
+  if (!stored.matched()) return {grad_embed, torch::stable::zero_(grad_features)};
   // Without channels there is nothing to write.
   problem.grad_embed = grad_embed.numel() > 0 ? grad_embed.mutable_data_ptr() : nullptr;
   problem.grad_features = grad_features.numel() > 0 ? grad_features.mutable_data_ptr() : nullptr;

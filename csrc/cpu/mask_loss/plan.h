@@ -20,7 +20,8 @@ struct MaskLossProblem {
   const void* grad_focal;  // [L, B, T]
   const void* grad_dice;   // [L, B, T]
   void* grad_embed;        // like the embeddings or logits, contiguous, zeros; or null
-  void* grad_features;     // like the features, contiguous; or null
+  void* grad_features;     // [B, C, h, w], or null
+  bool channels_last;      // whether that lies in memory as [B, h, w, C]
 };
 
 void mask_loss(const MaskLossProblem& problem, int threads);

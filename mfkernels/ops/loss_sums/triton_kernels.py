@@ -9,6 +9,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from mfkernels.triton.math import load_tile
+
 
 class Weights(NamedTuple):
     """Of the kinds of loss in the total."""
@@ -19,13 +21,14 @@ class Weights(NamedTuple):
 
 
 @triton.jit
-def sums_of_layer(values_ptr, layer, size, BLOCK: tl.constexpr):
-    total = tl.zeros([BLOCK], tl.float32)
-    layer_ptr = values_ptr + tl.full([BLOCK], size, tl.int64) * layer
+def sums_of_layers(values_ptr, layer, layers, size, BLOCK: tl.constexpr):
+    """Of `values [L, size]`."""
+    total = tl.zeros([layer.shape[0], BLOCK], tl.float32)
+    layer_ptr = values_ptr + layer.to(tl.int64) * size
     for start in range(0, size, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        total += tl.load(layer_ptr + index, mask=index < size, other=0.0)
-    return tl.sum(total)
+        total += load_tile(layer_ptr, index, 1, layer < layers, index < size)
+    return tl.sum(total, 1)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -42,6 +45,7 @@ def loss_sums_kernel(
     size,
     num_masks,
     weights,
+    LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`losses [3, L]`, their weighted total, and `factors [2, 3, L]`.
@@ -52,22 +56,21 @@ def loss_sums_kernel(
     if num_masks_ptr is not None:
         num_masks = tl.load(num_masks_ptr).to(tl.float32)
     part = tl.div_rn(1.0, num_masks)
-    total = 0.0
-    for layer in range(layers):
-        class_part = tl.div_rn(1.0, tl.load(class_weight_ptr + layer))
-        of_class = tl.load(class_loss_ptr + layer) * class_part
-        of_mask = sums_of_layer(focal_ptr, layer, size, BLOCK) * part
-        of_dice = sums_of_layer(dice_ptr, layer, size, BLOCK) * part
-        tl.store(losses_ptr + layer, of_class)
-        tl.store(losses_ptr + layers + layer, of_mask)
-        tl.store(losses_ptr + 2 * layers + layer, of_dice)
-        tl.store(factors_ptr + layer, class_part)
-        tl.store(factors_ptr + layers + layer, part)
-        tl.store(factors_ptr + 2 * layers + layer, part)
-        of_total_ptr = factors_ptr + 3 * layers
-        tl.store(of_total_ptr + layer, weights.of_class * class_part)
-        tl.store(of_total_ptr + layers + layer, weights.of_mask * part)
-        tl.store(of_total_ptr + 2 * layers + layer, weights.of_dice * part)
-        total += weights.of_class * of_class + weights.of_mask * of_mask
-        total += weights.of_dice * of_dice
-    tl.store(total_ptr, total)
+    layer = tl.arange(0, LAYERS)
+    is_layer = layer < layers
+    class_part = tl.div_rn(1.0, tl.load(class_weight_ptr + layer, mask=is_layer, other=1.0))
+    of_class = tl.load(class_loss_ptr + layer, mask=is_layer, other=0.0) * class_part
+    of_mask = sums_of_layers(focal_ptr, layer, layers, size, BLOCK) * part
+    of_dice = sums_of_layers(dice_ptr, layer, layers, size, BLOCK) * part
+    tl.store(losses_ptr + layer, of_class, mask=is_layer)
+    tl.store(losses_ptr + layers + layer, of_mask, mask=is_layer)
+    tl.store(losses_ptr + 2 * layers + layer, of_dice, mask=is_layer)
+    tl.store(factors_ptr + layer, class_part, mask=is_layer)
+    tl.store(factors_ptr + layers + layer, part, mask=is_layer)
+    tl.store(factors_ptr + 2 * layers + layer, part, mask=is_layer)
+    of_total_ptr = factors_ptr + 3 * layers
+    tl.store(of_total_ptr + layer, weights.of_class * class_part, mask=is_layer)
+    tl.store(of_total_ptr + layers + layer, weights.of_mask * part, mask=is_layer)
+    tl.store(of_total_ptr + 2 * layers + layer, weights.of_dice * part, mask=is_layer)
+    weighted = weights.of_class * of_class + weights.of_mask * of_mask
+    tl.store(total_ptr, tl.sum(weighted + weights.of_dice * of_dice))

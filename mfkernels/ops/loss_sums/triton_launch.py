@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mfkernels.ops.loss_sums.triton_kernels import Weights, loss_sums_kernel
 from mfkernels.triton import launcher
+from mfkernels.triton.launcher import power_of_2
 
 
 def loss_sums(
@@ -37,7 +38,8 @@ def loss_sums(
         size=images * max_count,
         num_masks=1.0 if isinstance(num_masks, Tensor) else float(num_masks),
         weights=Weights(*map(float, weights)),
-        BLOCK=1024,
+        LAYERS=power_of_2(layers),
+        BLOCK=512,
         num_warps=4,
     )
     return losses, total, factors

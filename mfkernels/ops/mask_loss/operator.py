@@ -102,11 +102,17 @@ def fake_backward(
     grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, maps: Tensor, *inputs_and_needed: Any
 ) -> tuple[Tensor, Tensor]:
     mask_embed, pixel_features, *_, embed_needed, features_needed = inputs_and_needed
-    features = mask_embed if pixel_features is None else pixel_features
-    return (
-        mask_embed.new_empty(mask_embed.shape if embed_needed else (0,)),
-        features.new_empty(features.shape if features_needed else (0,)),
-    )
+    grad_embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
+    if pixel_features is None or not features_needed:
+        return grad_embed, (mask_embed if pixel_features is None else pixel_features).new_empty(0)
+    return grad_embed, new_gradient(pixel_features)
+
+
+def new_gradient(features: Tensor) -> Tensor:
+    """New memory for the gradient of features, as the convolution that made them wants it."""
+    last = features.stride(1) < features.stride(3)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty_like(features, memory_format=layout)
 
 
 def plain(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.ops.mask_loss.operator import Inputs, maps_shape
+from mfkernels.ops.mask_loss.operator import Inputs, maps_shape, new_gradient
 from mfkernels.ops.mask_loss.triton_pixels import GradLosses
 from mfkernels.ops.mask_loss.triton_problem import Problem
 from mfkernels.ops.mask_loss.triton_product_kernels import Sizes
@@ -73,7 +73,7 @@ def mask_loss_backward(
     features_needed = features_needed and pixel_features is not None
     features = mask_embed if pixel_features is None else pixel_features
     grad_embed = mask_embed.new_empty(mask_embed.shape if embed_needed else (0,))
-    grad_features = features.new_empty(features.shape if features_needed else (0,))
+    grad_features = new_gradient(features) if features_needed else features.new_empty(0)
     if not (embed_needed or features_needed):
         return grad_embed, grad_features
     if problem.rows == 0:

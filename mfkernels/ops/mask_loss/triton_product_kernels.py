@@ -228,6 +228,13 @@ def grad_embed_kernel(
             store_columns(line_ptr, c, total2, query2 >= 0, c < channels)
 
 
+@triton.jit
+def is_matched(query, segment, count, first, matching):
+    """Which segments of an image, whose own are from `first` on, a query is matched to."""
+    found = tl.load(matching.assignment_ptr + first + segment, mask=segment < count, other=-1)
+    return found == query
+
+
 @triton.jit(do_not_specialize=["splits"])
 def grad_embed_sum_kernel(
     partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
@@ -244,10 +251,7 @@ def grad_embed_sum_kernel(
     # Segments, and then splits, are read many at a time; most queries are matched to none.
     for start in range(0, count, SEGMENTS):
         candidate = start + tl.arange(0, SEGMENTS)
-        index = layer_image * max_count + candidate
-        matched = (
-            tl.load(matching.assignment_ptr + index, mask=candidate < count, other=-1) == query
-        )
+        matched = is_matched(query, candidate, count, layer_image * max_count, matching)
         for _ in range(tl.sum(matched.to(tl.int32))):
             segment = tl.min(tl.where(matched, candidate, count))
             matched = matched & (candidate != segment)
@@ -266,7 +270,7 @@ def grad_features_kernel(
     grad_ptr,
     embed,
     matching,
-    grad_features_ptr,
+    grad_features,
     sizes,
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -289,9 +293,10 @@ def grad_features_kernel(
         row_ptr = embed.ptr + row_offset(layer, image, query, embed)
         e = load_tile(row_ptr, c, embed.channel_stride, matched, c < channels)
         total = add_product(tl.trans(e), grad, total, PLANES)
-    offset = (image.to(tl.int64) * channels + c) * pixels
+    offset = image.to(tl.int64) * grad_features.image_stride
+    row = offset + c.to(tl.int64) * grad_features.channel_stride
     tl.store(
-        grad_features_ptr + offset[:, None] + p[None, :],
+        grad_features.ptr + row[:, None] + (p.to(tl.int64) * grad_features.pixel_stride)[None, :],
         total,
         mask=(c < channels)[:, None] & (p < pixels)[None, :],
     )
@@ -308,8 +313,13 @@ def scatter_kernel(
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer_image = layer.to(tl.int64) * sizes.images + image
     total = tl.zeros([BLOCK], tl.float32)
-    for segment in range(count):
-        if tl.load(matching.assignment_ptr + layer_image * max_count + segment) == query:
+    # Segments are read many at a time; most queries are matched to none.
+    for start in range(0, count, SEGMENTS):
+        candidate = start + tl.arange(0, SEGMENTS)
+        matched = is_matched(query, candidate, count, layer_image * max_count, matching)
+        for _ in range(tl.sum(matched.to(tl.int32))):
+            segment = tl.min(tl.where(matched, candidate, count))
+            matched = matched & (candidate != segment)
             group_index = workspace_index(layer, segment, first, sizes)
             total += tl.load(
                 grad_matched_ptr + group_index * pixels + p, mask=p < pixels, other=0.0

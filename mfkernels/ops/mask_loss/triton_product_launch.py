@@ -208,7 +208,7 @@ def launch_grad_features(
         (cdiv(problem.pixels, block.pixels), cdiv(problem.channels, block.channels), group),
         grad_ptr=grad_logits,
         embed=Predictions.of(problem.embed, dense=False),
-        grad_features_ptr=grad_features,
+        grad_features=Features.of(grad_features),
         PLANES=planes,
         BLOCK=block,
         **problem.arguments(sizes),

@@ -54,6 +54,8 @@ PIXELS_OF_A_SPLIT = 2048
 ROWS_OF_A_PARTS_PROGRAM = 64
 BITS_OF_A_LEADING_PART = 10
 FEW_SEGMENTS = 32
+MOST_RESIDENT_CHANNELS = 256
+"""With which the embeddings of a program stay in shared memory."""
 LARGEST_BLOCK: int = PIXELS_OF_A_SCALE.value
 """Pixels, and more than the bytes or elements that are copied at once."""
 ROWS_OF_A_COST_PROGRAM = 16
@@ -117,8 +119,8 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
         (cdiv(sizes.rows, block.rows), cdiv(sizes.max_count, block.segments), images),
         masks=prepared.masks.as_argument(),
         class_logits_ptr=given.class_logits.contiguous(),
-        labels_ptr=given.labels,
-        counts_ptr=given.counts,
+        labels_ptr=given.labels.contiguous(),
+        counts_ptr=given.counts.contiguous(),
         partial=partial,
         cost_ptr=cost,
         sizes=sizes.as_argument(),
@@ -201,7 +203,7 @@ def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> No
             len(given.counts),
         ),
         masks=prepared.masks.as_argument(),
-        counts_ptr=given.counts,
+        counts_ptr=given.counts.contiguous(),
         partial=partial,
         VARIANT=prepared.variant,
         BLOCK=block,
@@ -212,10 +214,11 @@ def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> No
 
 
 def _number_of_parts(embed: Tensor, features: Tensor) -> int:
-    """0 for factors in half precision, as they are; 1 is as good as TF32, 2 as float32."""
-    if Product.of(embed, features).half:
-        return 0 if _copied_asynchronously(embed, features) else 2
-    return 1 if tf32_allowed() else 2
+    """0 for factors in half precision as they are, 1 for those or TF32, 2 for float32."""
+    half = Product.of(embed, features).half
+    if half and _copied_asynchronously(embed, features):
+        return 0
+    return 1 if half or tf32_allowed() else 2
 
 
 def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
@@ -227,6 +230,10 @@ def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
     pixels = features.shape[-2] * features.shape[-1]
     sizes = (pixels, embed.shape[-1], *features.stride()[:2], features.data_ptr())
     aligned = pixel_stride(features) == 1 and all(size % LARGEST_BLOCK == 0 for size in sizes)
+    if embed.shape[-1] > MOST_RESIDENT_CHANNELS:  # embeddings come with each block of channels
+        *strides, channel = embed.stride()
+        starts = (*strides, embed.data_ptr())
+        aligned = aligned and channel == 1 and all(start % LARGEST_BLOCK == 0 for start in starts)
     return aligned and devices.gpu_of(features.device).generation.copies_asynchronously
 
 
@@ -291,9 +298,10 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
         pixels_of_split=PIXELS_OF_A_SPLIT,
         stages=2,
     )
-    if sizes.channels <= 256 and (on_hopper or parts == 0):
+    resides = on_hopper or (parts < 2 and gpu.generation.copies_asynchronously)
+    if sizes.channels <= MOST_RESIDENT_CHANNELS and resides:
         # Two programs that share a multiprocessor hide more than a third buffer does.
-        stages = (3, 2) if on_hopper and parts > 0 else (2,)
+        stages = (3, 2) if on_hopper and parts == 2 else (2,)
         for rows, pixels, buffers in itertools.product(
             (block.rows, 64), (block.pixels, 16), stages
         ):
@@ -301,7 +309,7 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
             buffers = buffers if on_hopper else buffers + 1
             if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
                 # Two programs at a time need at most 128 registers.
-                two = on_hopper and factored and parts == 0 and segments <= 32
+                two = on_hopper and factored and parts < 2 and segments <= 32
                 return Plan(resident, registers=128 if two else 255)
     if not gpu.generation.bfloat16:
         return Plan(block._replace(pixels=16, channels=16), 255)

@@ -49,8 +49,7 @@ def panoptic_segmentation(
     pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
     becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
     owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
-    class shares one segment. Native kernels hold no masks in memory and copy to the host once
-    per image.
+    class shares one segment. Native kernels hold no masks in memory and copy to the host once.
 
     Args:
         class_logits: `[B, Q, K+1]`; index K is "no object".
@@ -93,7 +92,9 @@ def panoptic_segmentation(
             return [_reference_map(view, image, things, *options) for image in images]
         of_labels = [label in things for label in range(class_logits.shape[-1])]
         is_thing = torch.tensor(of_labels, device="cpu").to(device)
-        return [_native_map(view, image, is_thing, *options) for image in images]
+        found = [_native_map(view, image, is_thing, *options) for image in images]
+        tables = torch.stack([table for _, table in found]).tolist() if found else []
+        return [(owners, _infos(table)) for (owners, _), table in zip(found, tables, strict=True)]
 
 
 def _reference_map(
@@ -124,7 +125,8 @@ def _native_map(
     object_mask_threshold: float,
     overlap_threshold: float,
     confident_only: bool,
-) -> Panoptic:
+) -> tuple[Tensor, Tensor]:
+    """The map of an image, and its segments by queries as `_infos` takes them."""
     probability = view.class_logits[image].to(result_dtype(*view.tensors)).softmax(-1)
     scores, labels = probability.max(-1)
     kept = (labels != probability.shape[-1] - 1) & (scores > object_mask_threshold)
@@ -152,8 +154,8 @@ def _segments(
     kept: Tensor,
     things: Tensor,
     overlap_threshold: float,
-) -> Panoptic:
-    """What becomes a segment, decided on the device; one copy to the host."""
+) -> tuple[Tensor, Tensor]:
+    """What becomes a segment, decided on the device: the map, and `[4, Q]` float64."""
     owned, confident, painted = counts.unbind(1)
     segment = kept & (confident > 0) & (painted > 0)
     segment &= ~(owned.double() / confident < overlap_threshold)
@@ -166,9 +168,13 @@ def _segments(
     ids = torch.where(segment, new.cumsum(0)[first], 0)
     table = torch.cat((ids.new_zeros(1), ids)).int()
     panoptic = table.index_select(0, (owners + 1).flatten()).view_as(owners)
-    packed = torch.stack((torch.where(new, ids, 0), is_thing, labels, scores.double())).tolist()
-    return panoptic, [
+    return panoptic, torch.stack((torch.where(new, ids, 0), is_thing, labels, scores.double()))
+
+
+def _infos(table: list[list[float]]) -> list[dict[str, Any]]:
+    """Of each segment, from ids (0: none), whether they are things, classes and scores."""
+    return [
         {"id": int(index), "isthing": bool(thing), "category_id": int(label), "score": score}
-        for index, thing, label, score in zip(*packed, strict=True)
+        for index, thing, label, score in zip(*table, strict=True)
         if index > 0
     ]

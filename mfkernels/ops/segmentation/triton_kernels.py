@@ -26,7 +26,8 @@ from mfkernels.ops.segmentation.triton_patch import (
     source_position,
     tile_values,
 )
-from mfkernels.triton.math import MINUS_LOG2_E, if_also
+from mfkernels.triton.arguments import unspecialized
+from mfkernels.triton.math import MINUS_LOG2_E, if_also, plain
 
 # Half precision of both factors is off by at most 2^-11 each, relatively; the rest is for the
 # rounding of sums, and for denormal numbers.
@@ -59,6 +60,18 @@ class View(NamedTuple):
     image_step_y: float
     image_step_x: float
 
+    def as_argument(self) -> View:
+        """As kernels take it: `plain_view` undoes it."""
+        varying = {name: unspecialized(getattr(self, name)) for name in _VARYING}
+        return self._replace(**varying)
+
+
+_VARYING = (
+    *("first_block", "mask_height", "mask_width", "input_height", "input_width"),
+    *("image_height", "image_width", "flipped"),
+)
+"""From image to image: no kernel is compiled for their values."""
+
 
 class ProbabilitySizes(NamedTuple):
     queries: int
@@ -79,6 +92,10 @@ class SemanticSizes(NamedTuple):
     height: int
     width: int
 
+    def as_argument(self) -> SemanticSizes:
+        """As kernels take it: `plain_sizes` undoes it."""
+        return self._replace(height=unspecialized(self.height))
+
 
 class TilesBlock(NamedTuple):
     """How many of each a program takes at a time."""
@@ -86,6 +103,38 @@ class TilesBlock(NamedTuple):
     tiles: int
     queries: int
     classes: int
+
+
+@triton.jit
+def plain_view(view):
+    return View(
+        plain(view.first_block),
+        view.first_row,
+        view.columns,
+        plain(view.mask_height),
+        plain(view.mask_width),
+        plain(view.input_height),
+        plain(view.input_width),
+        plain(view.image_height),
+        plain(view.image_width),
+        plain(view.flipped),
+        view.mask_step_y,
+        view.mask_step_x,
+        view.image_step_y,
+        view.image_step_x,
+    )
+
+
+@triton.jit
+def plain_sizes(sizes):
+    return SemanticSizes(
+        sizes.views,
+        sizes.classes,
+        sizes.rows,
+        sizes.class_columns,
+        plain(sizes.height),
+        sizes.width,
+    )
 
 
 @triton.jit
@@ -144,6 +193,7 @@ def prepare_kernel(probability_ptr, parts_ptr, description_ptr, sizes, view, SIZ
 
     `description [FIELDS]`: the view.
     """
+    view = plain_view(view)
     query = tl.program_id(0)
     if query == 0:
         store_view(description_ptr, view)
@@ -191,7 +241,7 @@ def cells_of_tiles(tile, view, sizes, RESIZED: tl.constexpr, TILE: tl.constexpr)
     return top, bottom, left, right
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def extremes_kernel(
     logits_ptr,
     extremes_ptr,
@@ -209,6 +259,7 @@ def extremes_kernel(
     """
     TILES: tl.constexpr = BLOCK.tiles
     QUERIES: tl.constexpr = BLOCK.queries
+    view, sizes = plain_view(view), plain_sizes(sizes)
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     q = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     # Tiles behind the last one are read as that one.
@@ -262,7 +313,7 @@ def bounds_of_scores(extremes_ptr, parts_ptr, tile, start, tiles, sizes, BLOCK: 
     return least, most
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def certain_kernel(extremes_ptr, parts_ptr, certain_ptr, tiles, sizes, BLOCK: tl.constexpr):
     """`certain [tiles]`: the label of all pixels of a tile, or −1 where that is not known."""
     TILES: tl.constexpr = BLOCK.tiles
@@ -369,6 +420,7 @@ def semantic_kernel(
     SIZE: tl.constexpr = VARIANT.classes
     PIXELS: tl.constexpr = TILE.height * TILE.width
     ROWS: tl.constexpr = before(PIECES, len(PIECES))
+    view, sizes = plain_view(view), plain_sizes(sizes)
     if not VARIANT.scores:
         known = tl.load(certain_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
         if known >= 0:

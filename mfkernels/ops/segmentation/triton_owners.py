@@ -11,7 +11,8 @@ import triton.language as tl
 
 from mfkernels.ops.segmentation.triton_logits_by_pixel import mask_values
 from mfkernels.ops.segmentation.triton_patch import Tile, pixels_of_tile
-from mfkernels.triton.arguments import MaskAxis
+from mfkernels.triton.arguments import MaskAxis, unspecialized
+from mfkernels.triton.math import plain
 
 TILE = Tile(8, 8, 0, 0)
 
@@ -26,6 +27,11 @@ class OwnersSizes(NamedTuple):
     image_width: int
     height: int
     width: int
+
+    def as_argument(self) -> OwnersSizes:
+        """As the kernel takes it: `plain` gives it sizes but for the width of the result."""
+        columns, *sizes, width = self
+        return OwnersSizes._make((columns, *map(unspecialized, sizes), width))
 
 
 @triton.jit
@@ -80,9 +86,16 @@ def owners_kernel(
     Sums of integers are the same in any order.
     """
     PIXELS: tl.constexpr = TILE.height * TILE.width
-    vertical = MaskAxis(sizes.mask_height, sizes.input_height, sizes.image_height, sizes.height)
-    horizontal = MaskAxis(sizes.mask_width, sizes.input_width, sizes.image_width, sizes.width)
-    y, x, inside = pixels_of_tile(sizes.height, sizes.width, TILE)
+    vertical = MaskAxis(
+        plain(sizes.mask_height),
+        plain(sizes.input_height),
+        plain(sizes.image_height),
+        plain(sizes.height),
+    )
+    horizontal = MaskAxis(
+        plain(sizes.mask_width), plain(sizes.input_width), plain(sizes.image_width), sizes.width
+    )
+    y, x, inside = pixels_of_tile(vertical.result, sizes.width, TILE)
     kept = tl.load(kept_ptr)
 
     best = tl.full([PIXELS], -1.0, tl.float32)

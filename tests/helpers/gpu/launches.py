@@ -27,12 +27,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def predictions(dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor | None]:
+def predictions(
+    dtype: torch.dtype, channels: int, layout: torch.memory_format = torch.contiguous_format
+) -> tuple[Tensor, Tensor | None]:
     """Factors, or dense logits for 0 channels, in the sizes of ADE20K at batch 16."""
     if channels == 0:
         return meta(LAYERS, IMAGES, QUERIES, 128, 128, dtype=dtype), None
     embed = meta(LAYERS, IMAGES, QUERIES, channels, dtype=dtype)
-    return embed, meta(IMAGES, channels, 128, 128, dtype=dtype)
+    return embed, meta(IMAGES, channels, 128, 128, dtype=dtype).to(memory_format=layout)
 
 
 def segments(count: int, label_map: bool, size: int = 512) -> tuple[Tensor | None, Tensor | None]:
@@ -49,11 +51,12 @@ def of_matching_cost(
     gamma: float = 2.0,
     *,
     classes: int = 150,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Launch]:
     with recorded() as launches:
         matching.matching_cost(
             meta(LAYERS, IMAGES, QUERIES, classes + 1, dtype=dtype),
-            *predictions(dtype, channels),
+            *predictions(dtype, channels, layout),
             *segments(count, label_map),
             meta(IMAGES * count, dtype=torch.int64),
             meta(IMAGES, dtype=torch.int64),
@@ -72,11 +75,12 @@ def of_mask_loss(
     *,
     keep_maps: bool = True,
     ratio: int = 4,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Launch]:
     """With the backward pass."""
     shape = (LAYERS, IMAGES, count)
     inputs = (
-        *predictions(dtype, channels),
+        *predictions(dtype, channels, layout),
         *segments(count, label_map, 128 * ratio),
         meta(IMAGES, dtype=torch.int64),
         meta(*shape, dtype=torch.int64),
@@ -219,6 +223,9 @@ def _cases_of_training(dtype: torch.dtype) -> Iterator[tuple[str, list[Launch]]]
         yield f"{case}, no maps", of_mask_loss(dtype, channels, 24, label_map, keep_maps=False)
     yield "C=256 T=24, gamma 1.5", of_matching_cost(dtype, 256, 24, gamma=1.5)
     yield "C=256 T=24, gamma 1.5", of_mask_loss(dtype, 256, 24, gamma=1.5)
+    last = torch.channels_last
+    yield "C=256 T=24, channels last", of_matching_cost(dtype, 256, 24, layout=last)
+    yield "C=256 T=24, channels last", of_mask_loss(dtype, 256, 24, layout=last)
     yield "C=256 T=24, ratio 3", of_mask_loss(dtype, 256, 24, ratio=3)
     for on_gpu in (False, True):
         yield f"num_masks on {'GPU' if on_gpu else 'CPU'}", of_loss_sums(num_masks_on_gpu=on_gpu)

@@ -9,6 +9,7 @@ import torch
 from helpers.backends import each_backend, native_only
 from helpers.strategies import Case, cases, thorough
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,24 +52,35 @@ def restated(
     return loss_mask, loss_dice
 
 
-@given(cases)
+@given(cases, st.sampled_from([torch.contiguous_format, torch.channels_last]))
 @thorough
-def test_equals_the_restatement_with_its_gradients(case: Case) -> None:
+def test_equals_the_restatement_with_its_gradients(case: Case, layout: torch.memory_format) -> None:
     assignment = random_assignment(case)
     weight = torch.rand(2, case.layers, dtype=torch.float64)
     results: list[list[Tensor]] = []
     for ours in (True, False):
         _, embed, features = case.predictions(torch.float64, grad=True)
         if ours:
-            losses = mask_loss(embed, features, case.targets(), assignment, num_masks=3)
+            laid = features.to(memory_format=layout)
+            losses = mask_loss(embed, laid, case.targets(), assignment, num_masks=3)
         else:
             losses = restated(mask_logits(embed, features), case, assignment, 3)
-        (torch.stack(losses) * weight).sum().backward()
-        gradients = [tensor.grad for tensor in (embed, features)]
-        results.append([*losses, *(g for g in gradients if g is not None)])
-    assert len(results[0]) == 4
+        total = (torch.stack(losses) * weight).sum()
+        results.append([*losses, *torch.autograd.grad(total, (embed, features))])
     for ours_part, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours_part, expected, rtol=1e-10, atol=1e-12)
+
+
+@native_only
+@pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
+def test_gradients_lie_in_memory_as_the_features_on_a_cpu(counts: tuple[int, int]) -> None:
+    case = Case(counts=counts, channels=5)
+    _, embed, features = case.predictions(grad=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid = features.detach().to(memory_format=layout).requires_grad_()
+        losses = mask_loss(embed, laid, case.targets(), random_assignment(case))
+        (grad,) = torch.autograd.grad(torch.stack(losses).sum(), laid)
+        assert grad.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -236,8 +248,10 @@ def arguments(case: Case, *, dense: bool = False, dtype: torch.dtype = torch.flo
 @native_only
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-def test_operator_is_well_made(overlap: bool, dense: bool) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operator_is_well_made(overlap: bool, dense: bool, layout: torch.memory_format) -> None:
     given = arguments(Case(overlap=overlap), dense=dense)
+    given[1] = None if dense else given[1].to(memory_format=layout)
     torch.library.opcheck(torch.ops.mfkernels.mask_loss.default, (*given, True))
     with torch.no_grad():
         focal, dice, *saved = torch.ops.mfkernels.mask_loss(*given, False)

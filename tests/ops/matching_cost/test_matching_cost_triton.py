@@ -9,11 +9,19 @@ import torch
 from helpers.strategies import Case
 from torch import Tensor
 
+from mfkernels import SegmentTargets
 from mfkernels.ops.matching_cost.reference import matching_cost as oracle
 from mfkernels.ops.matching_cost.triton_launch import matching_cost
 
 OPTIONS = (1.0, 20.0, 1.0, 0.25, 2.0)
 CASE = Case(counts=(3, 2), queries=9, channels=40, low=(12, 11), size=(24, 22))
+
+
+def cost_of(
+    class_logits: Tensor, embed: Tensor, features: Tensor, targets: SegmentTargets, *options: float
+) -> Tensor:
+    stored = (targets.label_map, targets.masks, targets.labels, targets.counts_tensor())
+    return matching_cost(class_logits, embed, features, *stored, targets.max_count, *options)
 
 
 def both(
@@ -23,8 +31,7 @@ def both(
     class_logits, embed, features = case.predictions()
     embed, features = change(embed, features)
     targets = case.targets()
-    stored = (targets.label_map, targets.masks, targets.labels, targets.counts_tensor())
-    ours = matching_cost(class_logits, embed, features, *stored, targets.max_count, *options)
+    ours = cost_of(class_logits, embed, features, targets, *options)
     plain = oracle(class_logits, embed, features, targets, *options)
     doubles = (x.double() for x in (class_logits, embed, features))
     return ours, plain, oracle(*doubles, targets, *options)
@@ -119,6 +126,32 @@ def test_bad_values_stay_where_they_belong(form: str, bad: float) -> None:
     expected[0, 0, 3] = True
     expected[:, 1] = False
     assert torch.equal(cost.isfinite().all(-1), expected)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7F800001, -1])
+def test_any_bits_of_a_nan_stay_one(bits: int, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that GPUs compute have all bits set, which rounding would carry on into zero."""
+    monkeypatch.setattr("mfkernels.ops.matching_cost.triton_launch.tf32_allowed", lambda: tf32)
+    nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    for place in ("embed", "features"):
+        class_logits, embed, features = CASE.predictions()
+        (embed[0, 0, 1] if place == "embed" else features[0, :, 0, 0])[0] = nan
+        cost = cost_of(class_logits, embed, features, CASE.targets(), *OPTIONS)
+        wrong = cost[0, 0, 1] if place == "embed" else cost[:, 0]
+        assert wrong[..., : CASE.counts[0]].isnan().all()
+
+
+def test_labels_and_counts_of_any_stride() -> None:
+    class_logits, embed, features = CASE.predictions()
+    targets = CASE.targets()
+    expected = cost_of(class_logits, embed, features, targets, *OPTIONS)
+    stored = (targets.label_map, targets.masks)
+    strided = [torch.stack((x, x + 1), 1)[:, 0] for x in (targets.labels, targets.counts_tensor())]
+    found = matching_cost(class_logits, embed, features, *stored, *strided, 3, *OPTIONS)
+    assert torch.equal(found, expected)
+    strided = SegmentTargets(strided[0], CASE.counts, *stored)
+    assert strided.labels.is_contiguous()
 
 
 def test_tf32_has_at_least_its_eleven_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_semantic_copies_nothing_to_the_host(return_scores: bool) -> None:
     assert labels.device.type == "cuda"
 
 
-def test_panoptic_copies_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panoptic_copies_once(monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
 
     def tolist(tensor: Tensor) -> Any:
@@ -44,5 +44,5 @@ def test_panoptic_copies_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
         given = inputs()
         monkeypatch.setattr(FakeTensor, "tolist", tolist)
         results = panoptic_segmentation(*given, (24, 20), thing_classes=[0, 1])
-    assert len(copies) == 2
+    assert copies == [(2, 4, given[0].shape[1])]
     assert all(panoptic.device.type == "cuda" for panoptic, _ in results)
