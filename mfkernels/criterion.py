@@ -56,8 +56,12 @@ class LossesWithTotal(dict[str, Tensor]):
     """Losses by name, and their weighted sum, which the kernel of the losses forms beside them."""
 
     def __init__(
-        self, losses: Mapping[str, Tensor], total: Tensor, weights: tuple[float, float, float]
+        self,
+        losses: Mapping[str, Tensor],
+        total: Tensor | None = None,
+        weights: tuple[float, float, float] | None = None,
     ) -> None:
+        """Without a total, as what carries tensors along makes it: a dict like any other."""
         super().__init__(losses)
         self._total = total
         self._weights = weights
@@ -143,6 +147,7 @@ class MaskFormerCriterion(nn.Module):
         self.matching = matching
         per_class = None if class_weights is None else _check_weights(class_weights, num_classes)
         self.register_buffer("class_weights", per_class, persistent=False)
+        self._given_weights = None if per_class is None else per_class.cpu()
         self.num_classes = num_classes
         self.weights = {
             "loss_ce": weights["class_weight"],
@@ -157,12 +162,14 @@ class MaskFormerCriterion(nn.Module):
         self._warned = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskFormerCriterion:
+        before = self.class_weights
         super()._apply(fn, recurse)
         device = fn(self.bad_costs).device
         # Not what `fn` gives: `to_empty` would leave any number in it.
         if self.bad_costs.is_meta:
             self.bad_costs = torch.zeros_like(self.bad_costs, device=device)
         self.bad_costs = self.bad_costs.to(device)
+        self.class_weights = kept_weights(before, self.class_weights, self._given_weights)
         return self
 
     def extra_repr(self) -> str:
@@ -408,6 +415,16 @@ def loss_names(layers: int) -> list[str]:
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def kept_weights(
+    before: Tensor | None, after: Tensor | None, given: Tensor | None
+) -> Tensor | None:
+    """Class weights where `after` moved them to. Their values stay, of which `to_empty` gives none
+    and no checkpoint has any; `given` ones are on a CPU."""
+    if before is None or after is None or given is None:
+        return after
+    return (given if before.is_meta else before).to(after)
 
 
 def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) -> Tensor:

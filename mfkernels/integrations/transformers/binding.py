@@ -265,4 +265,9 @@ def _family(owner: type[Any]) -> Iterator[type[Any]]:
 def living(owners: Iterable[type]) -> list[nn.Module]:
     """All modules of these classes, or of subclasses, in this process."""
     kinds = {kind for owner in owners for kind in _family(owner) if issubclass(kind, nn.Module)}
-    return [item for item in gc.get_objects() if type(item) in kinds]
+    # Other libraries have types that cannot be hashed.
+    return [
+        item
+        for item in gc.get_objects()
+        if issubclass(type(item), nn.Module) and type(item) in kinds
+    ]

@@ -15,8 +15,9 @@ from maskformer.data import DatasetInfo, EvalBatch
 from maskformer.data.sample import naming
 from maskformer.inference.segmentation import Segmentation
 from maskformer.inference.test_time_augmentation import AugmentedViews, semantic_map_of_views
+from maskformer.modeling.autocast import predict
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.outputs import Frames, Outputs, Size, as_outputs
+from maskformer.modeling.outputs import Frames, Outputs, Size
 
 
 @dataclass
@@ -89,7 +90,7 @@ def predict_batch(
     if config.panoptic or with_instances or tta is None:
         pixel_values = batch.pixel_values.to(device, non_blocking=True)
         for (height, width), indices in _same_input(batch).items():
-            outputs = as_outputs(model(pixel_values[indices, :, :height, :width].contiguous()))
+            outputs = predict(model, pixel_values[indices, :, :height, :width].contiguous())
             frames = Frames(
                 (height, width),
                 [batch.image_sizes[index] for index in indices],

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import wraps
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from maskformer.config.choices import InferencePrecision
 from maskformer.inference.direct_masks import give_masks, gives_masks_cheaper
+from maskformer.modeling.autocast import compute_in
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
-from maskformer.modeling.outputs import as_outputs
 from maskformer.system.hardware import has_bfloat16
 
 
@@ -45,23 +42,10 @@ def ready_to_predict(
     if masks:
         give_masks(ready)
     if bfloat16:
-        _compute_in_bfloat16(ready, device)
+        compute_in(ready, torch.bfloat16, layout=torch.channels_last, widened=True)
     return ready
 
 
 def _copy(model: SegmentationModel, *, with_weights: bool) -> SegmentationModel:
     weights = () if with_weights else (*model.parameters(), *model.buffers())
     return deepcopy(model, {id(weight): weight for weight in weights})
-
-
-def _compute_in_bfloat16(model: SegmentationModel, device: torch.device) -> None:
-    forward = model.forward
-
-    @wraps(forward)
-    def in_bfloat16(pixel_values: Tensor, *args: Any, **options: Any) -> Any:
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            outputs = forward(pixel_values, *args, **options)
-        return as_outputs({name: values.float() for name, values in outputs.items()})
-
-    model.forward = in_bfloat16

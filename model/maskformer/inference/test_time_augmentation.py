@@ -13,8 +13,8 @@ from torch import Tensor
 
 from maskformer.config.schema import Config
 from maskformer.data import EvalTransform, Normalize
+from maskformer.modeling.autocast import predict
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.outputs import as_outputs
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def semantic_map_of_views(
     seen: list[Any] = []
     for resized, flipped in views(image):
         pixel_values = normalize([resized]).to(device)
-        outputs = as_outputs(model(pixel_values))
+        outputs = predict(model, pixel_values)
         input_size = pixel_values.shape[-2], pixel_values.shape[-1]
         image_size = resized.shape[-2], resized.shape[-1]
         seen.append(outputs.view(input_size, image_size, flipped=flipped))

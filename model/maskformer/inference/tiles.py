@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from maskformer.inference.image_processor import ImageProcessor
+from maskformer.modeling.autocast import predict
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.outputs import Size, as_outputs
+from maskformer.modeling.outputs import Size
 
 SCORES_AT_ONCE = 2**26
 """Class scores of a tile that are held at a time; of more classes, one part after the other."""
@@ -133,7 +134,7 @@ def _look(
     """Shows a tile to the network. Of what it returns, masks at stride 4 are kept."""
     processed = processor(pixels)
     pixel_values = processed["pixel_values"].to(device)
-    outputs = as_outputs(model(pixel_values))
+    outputs = predict(model, pixel_values)
     input_size = int(pixel_values.shape[-2]), int(pixel_values.shape[-1])
     view: Any = outputs.view(input_size, processed["image_sizes"][0], flipped=False)
     [size] = processed["original_sizes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ import mfkernels
 from maskformer.config.schema import Config
 from maskformer.errors import ConfigError
 from mfkernels import SegmentTargets
+from mfkernels.criterion import kept_weights
 
 VOID = -1
 
@@ -31,8 +32,15 @@ class PerPixelCriterion(nn.Module):
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        given = None if class_weights is None else torch.tensor(class_weights, device="cpu")
+        self._given_weights = given
+        self.register_buffer("class_weights", given, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerPixelCriterion:
+        before = self.class_weights
+        super()._apply(fn, recurse)
+        self.class_weights = kept_weights(before, self.class_weights, self._given_weights)
+        return self
 
     def forward(self, outputs: Mapping[str, Tensor], targets: SegmentTargets) -> dict[str, Tensor]:
         """Returns `loss_sem_seg` of the last layer and `loss_sem_seg_{i}` of the others.
@@ -54,13 +62,12 @@ class PerPixelCriterion(nn.Module):
 
     def _layer(self, logits: Tensor, classes: Tensor) -> Tensor:
         full = F.interpolate(logits, size=classes.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(
-            full, classes, self.class_weights, ignore_index=VOID, reduction="sum"
-        )
+        weights = None if self.class_weights is None else self.class_weights.to(full.dtype)
+        loss = F.cross_entropy(full, classes, weights, ignore_index=VOID, reduction="sum")
         labelled = classes != VOID
-        if self.class_weights is None:
+        if weights is None:
             return loss / labelled.sum().clamp(min=1)
-        total = self.class_weights[classes.clamp(min=0)].where(labelled, 0.0).sum()
+        total = weights[classes.clamp(min=0)].where(labelled, 0.0).sum()
         return loss / total.where(total > 0, 1.0)
 
 

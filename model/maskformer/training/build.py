@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from maskformer.config.choices import Backend
@@ -20,6 +21,7 @@ from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import check_same_classes, class_change
 from maskformer.errors import CheckpointError, ConfigError
 from maskformer.evaluation.measures import check_measures
+from maskformer.modeling.autocast import compute_in
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
@@ -51,6 +53,7 @@ from maskformer.training.run_folder import (
 from maskformer.training.sharding import Shards
 from maskformer.training.signal_agreement import SignalAgreement
 from maskformer.training.speed import (
+    DTYPE,
     PRECISION,
     choose_memory_format,
     choose_precision,
@@ -160,6 +163,7 @@ def build_training(
     criterion = build_criterion(config, data.info.classes).to(accelerator.device)
     # The evaluation mode has no DistributedDataParallel: a sharded model sums gradients by itself.
     prepared = accelerator.prepare_model(model, evaluation_mode=sharded)
+    _keep_half_precision(accelerator, prepared, config.train)
     shards = Shards(model, accelerator.device) if sharded else None
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.train))
     average = build_average(model, config.train)
@@ -241,6 +245,15 @@ def build_accelerator(
         )
     except ValueError as error:
         raise ConfigError(f"train.precision: {error}") from error
+
+
+def _keep_half_precision(accelerator: Accelerator, prepared: nn.Module, train: TrainConfig) -> None:
+    """Autocast without accelerate's conversion of the outputs to float32: the criterion takes half
+    precision as it is, in half the time and memory.
+    """
+    if train.precision != "fp32":
+        model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        compute_in(model, DTYPE[train.precision])
 
 
 def _check_batch_size(train: TrainConfig, processes: int) -> None:

@@ -15,6 +15,8 @@ from maskformer.system.hardware import has_bfloat16
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """In accelerate's words."""
+DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of autocast."""
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
