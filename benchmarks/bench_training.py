@@ -37,6 +37,7 @@ from torch._inductor import config as inductor_config
 
 import maskformer
 import mfkernels
+from maskformer.modeling.frozen_norm import join_norms
 from maskformer.training.speed import choose_memory_format, compile_regions, to_layout
 from mfkernels import MaskFormerCriterion
 
@@ -172,6 +173,7 @@ def our_step(
 ) -> Provider:
     """As the trainer does it."""
     model = our_model(case)
+    join_norms(model.backbone)
     layout = choose_memory_format(maskformer.load_config(case.recipe).train, model)
     to_layout(model, layout)
     if compiled:

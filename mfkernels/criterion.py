@@ -32,7 +32,7 @@ from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
-from mfkernels.torch_internals import is_transformed, without_subclass
+from mfkernels.torch_internals import is_transformed, version_of, without_subclass
 
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
@@ -65,21 +65,16 @@ class LossesWithTotal(dict[str, Tensor]):
         super().__init__(losses)
         self._total = total
         self._weights = weights
-        self._given = tuple((name, loss, _version(loss)) for name, loss in losses.items())
+        self._given = tuple((name, loss, version_of(loss)) for name, loss in losses.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
         """The total; None with other weights, after a loss was changed, added or taken out, and in
         inference mode, where nobody can tell."""
         unchanged = len(self) == len(self._given) and all(
-            version is not None and self.get(name) is loss and _version(loss) == version
+            version is not None and self.get(name) is loss and version_of(loss) == version
             for name, loss, version in self._given
         )
         return self._total if unchanged and weights == self._weights else None
-
-
-def _version(loss: Tensor) -> int | None:
-    """What every change in place raises; None in inference mode, which counts none."""
-    return None if loss.is_inference() else loss._version
 
 
 class MaskFormerCriterion(nn.Module):

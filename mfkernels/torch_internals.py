@@ -60,3 +60,8 @@ def without_subclass(tensor: Tensor) -> Tensor:
     if type(tensor) is Tensor or is_traced(tensor) or holds_others:
         return tensor
     return tensor.as_subclass(Tensor)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """What every change in place raises; None in inference mode, which counts none."""
+    return None if tensor.is_inference() else tensor._version

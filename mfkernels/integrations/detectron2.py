@@ -10,7 +10,7 @@ that is the order of the random numbers), and nothing waits for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
+from mfkernels.torch_internals import is_traced, version_of
 
 __all__ = ["HungarianMatcher", "SetCriterion"]
 
@@ -184,10 +185,10 @@ class SetCriterion(nn.Module):
             raise ValueError(
                 f"importance_sample_ratio must be from 0 to 1, got {importance_sample_ratio}"
             )
-        # Nothing reads it here; it is in the official checkpoints.
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = self.eos_coef
         self.register_buffer("empty_weight", empty_weight)
+        self._weights = _Weights(empty_weight, version_of(empty_weight), None, self.eos_coef)
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """The unweighted losses.
@@ -269,10 +270,32 @@ class SetCriterion(nn.Module):
         self._check_classes(logits)
         matches = self._matches(targets, indices)
         matches.truth.segments.check_labels(self.num_classes, no_object=True)
+        weights = self._read_weights()
         loss, weight = class_loss(
-            logits[None], matches.truth.classes, matches.class_assignment[None], self.eos_coef
+            logits[None],
+            matches.truth.classes,
+            matches.class_assignment[None],
+            weights.of_no_object,
+            weights.of_classes,
         )
         return {"loss_ce": loss[0] / weight[0]}
+
+    def _read_weights(self) -> _Weights:
+        """Those in `empty_weight`, looked at after every change: a kernel serves the usual ones."""
+        buffer = self.empty_weight
+        if buffer.is_meta or is_traced(buffer):
+            return self._weights
+        version = version_of(buffer)
+        if buffer is not self._weights.buffer or version != self._weights.version:
+            *classes, no_object = buffer.tolist()
+            usual = torch.tensor(self.eos_coef, dtype=buffer.dtype).item()
+            self._weights = _Weights(
+                buffer,
+                version,
+                None if all(weight == 1 for weight in classes) else buffer[:-1],
+                self.eos_coef if no_object == usual else no_object,
+            )
+        return self._weights
 
     def loss_masks(
         self,
@@ -353,6 +376,16 @@ class SetCriterion(nn.Module):
             Matches(matched, assignment, truth)
             for matched, assignment in zip(indices, assignments, strict=True)
         ]
+
+
+class _Weights(NamedTuple):
+    """Of the class loss, and the buffer that they were read from."""
+
+    buffer: Tensor
+    version: int | None
+    of_classes: Tensor | None
+    """`[K]`; None where all are 1."""
+    of_no_object: float
 
 
 def _is_ours(matcher: nn.Module) -> TypeGuard[HungarianMatcher]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -50,7 +50,8 @@ class Predictor:
             ids, segments = prediction.panoptic
 
     Args:
-        model: on its device; it stays as it is, in evaluation mode.
+        model: on its device; it stays as it is, in evaluation mode. Whether its later changes are
+            seen depends on the backbone: make another predictor after them.
         config: thresholds, sizes, precision, views and tiles; its `eval.semantic` and
             `eval.panoptic` do not count.
         info: classes of the model.
@@ -95,6 +96,13 @@ class Predictor:
         side = config.predict.tile
         self._tiles = None if side is None else Tiles(side, config.predict.tile_overlap)
         self._said: set[Size] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, also in another process, which says nothing."""
+        return self.__dict__ | {"_progress": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_progress": Progress(enabled=False)})
 
     @classmethod
     def from_pretrained(

@@ -126,7 +126,7 @@ TRIPS: dict[str, Trips] = {
     "grad_embed_sum_kernel": _grad_embed_sum,
     "entropy_kernel": _classes,
     "sum_kernel": lambda given, case: [_steps(given["parts"], given["BLOCK"])],
-    "loss_sums_kernel": lambda given, case: [LAYERS, *[LAYERS] * 2],
+    "loss_sums_kernel": lambda given, case: [_steps(given["size"], given["BLOCK"])] * 2,
     "gradient_kernel": lambda given, case: [_steps(case.classes + 1, given["BLOCK_K"])],
 }
 """For each kernel, how often a program runs through its loops, in the order in which they begin."""

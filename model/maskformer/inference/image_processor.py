@@ -34,11 +34,12 @@ from maskformer.weights.preprocessor import (
     read_preprocessor,
     section_values,
 )
-from maskformer.weights.schemas import PreprocessorPart, SizePart
+from maskformer.weights.schemas import BILINEAR, PreprocessorPart, SizePart
+
+OF_LABELS = ("do_reduce_labels", "ignore_index", "num_labels")
+"""In a `preprocessor_config.json`."""
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-_BILINEAR = 2
-"""Pillow's number of it."""
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 
 
@@ -68,6 +69,8 @@ class ImageProcessor:
         reader: how files and Pillow images become 8 bits, and the number C of channels.
         resize_logits: semantic maps of panoptic models, as officially: mask logits, not scores, are
             resized to the original size.
+        of_labels: what `transformers` is to do with label maps, such as `do_reduce_labels`. Nothing
+            here reads it; it stays in the folder of a model.
 
     Raises:
         ValueError: a side, a mean, a deviation or a padding that no image can have.
@@ -78,6 +81,7 @@ class ImageProcessor:
     normalize: Normalize = field(default_factory=Normalize)
     reader: ImageReader = field(default_factory=ImageReader)
     resize_logits: bool = False
+    of_labels: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
@@ -160,13 +164,14 @@ class ImageProcessor:
         values: dict[str, Any] = {
             "image_processor_type": "MaskFormerImageProcessor",
             "do_resize": self.short_side is not None,
-            "resample": _BILINEAR,
+            "resample": BILINEAR,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
             "image_mean": [round(value / 255, 9) for value in normalize.mean],
             "image_std": [round(value / 255, 9) for value in normalize.std],
             "size_divisor": normalize.size_divisibility,
+            **self.of_labels,
         }
         if self.reader != ImageReader():
             values["reader"] = {
@@ -198,6 +203,7 @@ class ImageProcessor:
             and `original_sizes`, (height, width) of each image as it came.
 
         Raises:
+            TypeError: what is no image.
             ValueError: no images, or one of another shape or dtype.
             DatasetError: a file that is no image, or not one of the kind that `reader` expects.
         """
@@ -283,18 +289,24 @@ def _to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
         return reader(image)
     channels = reader.num_channels
     if isinstance(image, np.ndarray):
-        tensor, form = torch.from_numpy(image), f"[H, W, {channels}]"
-        fits = tensor.ndim == 3 and tensor.shape[2] == channels
-        pixels = tensor.permute(2, 0, 1).contiguous() if fits else tensor
+        form, of_channels = f"[H, W, {channels}]", image.shape[-1:]
+    elif isinstance(image, Tensor):
+        form, of_channels = f"[{channels}, H, W]", image.shape[:1]
     else:
-        pixels, form = image, f"[{channels}, H, W]"
-        fits = pixels.ndim == 3 and pixels.shape[0] == channels
-    if not fits or pixels.dtype != torch.uint8 or 0 in pixels.shape:
+        raise TypeError(
+            "images: each must be a path, a Pillow image, an array or a tensor, got "
+            f"{type(image).__name__}"
+        )
+    of_bytes = str(image.dtype).removeprefix("torch.") == "uint8"
+    if not of_bytes or image.ndim != 3 or tuple(of_channels) != (channels,) or 0 in image.shape:
         kind = "uint8 RGB" if channels == 3 else "uint8"
         raise ValueError(
             f"images: each must be {form} {kind}, got {list(image.shape)} {image.dtype}"
         )
-    return pixels
+    if isinstance(image, Tensor):
+        return image
+    # A copy: PyTorch takes neither negative strides nor what cannot be written.
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 def _size(image: Tensor) -> tuple[int, int]:
@@ -311,6 +323,16 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 f"it asks for the size {shown(values.get('size'))}; this pipeline keeps the aspect "
                 "ratio and needs 'shortest_edge'"
             )
+        if part.do_resize and part.resample != BILINEAR:
+            raise ConfigError(
+                f"it asks for resample {part.resample}; this pipeline resizes bilinearly, which is "
+                f"{BILINEAR}"
+            )
+        if part.pad_size is not None:
+            raise ConfigError(
+                f"it asks for pad_size {shown(part.pad_size)}; this pipeline pads to multiples of "
+                "size_divisor"
+            )
         reader = part.reader
         return ImageProcessor(
             short_side=size.shortest_edge if part.do_resize else None,
@@ -322,6 +344,7 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 reader.exif_orientation,
             ),
             resize_logits=part.resize_logits,
+            of_labels={name: values[name] for name in OF_LABELS if name in values},
         )
     except ValueError as error:
         raise ConfigError(f"{file} cannot be followed: {error}") from error

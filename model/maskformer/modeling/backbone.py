@@ -22,7 +22,7 @@ from torch.nn import functional
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.modeling.convolution import use_kernels
-from maskformer.modeling.frozen_norm import freeze_norms, join_norms, scale_zero_norms
+from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 
@@ -122,7 +122,6 @@ class Backbone(nn.Module):
         if config.frozen_norm:
             freeze_norms(self.body)
             scale_zero_norms(self.body)
-            join_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`[B,in_chans,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""

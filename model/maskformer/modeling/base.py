@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskformer.config.choices import Format
 from maskformer.config.load import load_config, merge_model_config
 from maskformer.config.schema import ModelConfig, Part
-from maskformer.errors import ConfigError
+from maskformer.errors import ConfigError, WeightsError
 from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.batch_norm import explain_single_values
 from maskformer.modeling.parts import modules_of_part
@@ -62,6 +62,7 @@ class SegmentationModel(nn.Module, ABC):
         self.config = config
         self.class_names: tuple[str, ...] | None = None
         self._leftovers: dict[str, Tensor] = {}
+        self._settings: Mapping[str, Any] = {}
         self._frozen: list[nn.Module] = []
         self.num_classes: int = config.num_classes
         self.backbone = Backbone(config.backbone, in_chans=config.num_channels)
@@ -69,13 +70,13 @@ class SegmentationModel(nn.Module, ABC):
             self.backbone.channels, config.pixel_decoder, config.decoder
         )
 
-    @staticmethod
-    def from_config(name_or_file: str | Path, **overrides: Any) -> SegmentationModel:
+    @classmethod
+    def from_config(cls, name_or_file: str | Path, **overrides: Any) -> SegmentationModel:
         """An untrained model; nothing is downloaded.
 
         Args:
             name_or_file: a recipe, such as `"ade20k/r50"`; its architecture decides the class of
-                the result.
+                the result, or a class of your own that inherits from that.
             overrides: values of the recipe's `model` section, such as `num_classes=20` or
                 `decoder={"queries": 50}`.
 
@@ -85,7 +86,7 @@ class SegmentationModel(nn.Module, ABC):
         """
         config = merge_model_config(load_config(name_or_file).model, overrides)
         check_size(config)
-        return build_model(config)
+        return build_model(config, cls)
 
     @classmethod
     def from_pretrained(
@@ -123,11 +124,11 @@ class SegmentationModel(nn.Module, ABC):
         checkpoint = open_checkpoint(path_or_hub_id)
         config = merge_model_config(checkpoint.config, overrides)
         # What fits is known before any memory is taken for it.
-        shapes = _build_shapes(config)
+        shapes = _build_shapes(config, cls)
         found, report = _fit(checkpoint, shapes, strict, ignore_mismatched_sizes)
         taken = sum(weight.nbytes for weight in checkpoint.weights.values())
         _check_bytes(shapes, GROWTH * taken + SLACK, f"its weights take {taken:,}")
-        model = build_model(config)
+        model = build_model(config, cls)
         model._take_over(checkpoint, found, report)
         if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
             model.class_names = checkpoint.classes
@@ -145,12 +146,36 @@ class SegmentationModel(nn.Module, ABC):
                 checkpoint of the same kind, what that held.
 
         Raises:
-            ValueError: the format cannot express this model; the message says why.
+            ValueError: the format cannot express this model, or parts of it are not those that its
+                `config` says; the message says why.
             OSError: the folder cannot be written.
         """
+        weights = self.state_dict()
+        self._check_shapes(weights)
         write_checkpoint(
-            Path(folder), format, self.config, self.state_dict(), self.class_names, self._leftovers
+            Path(folder),
+            format,
+            self.config,
+            weights,
+            self.class_names,
+            self._leftovers,
+            self._settings,
         )
+
+    def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuses to write what the configuration could not read again.
+
+        Raises:
+            WeightsError: parts were replaced by others than `config` says.
+        """
+        for name, wanted in _build_shapes(self.config).state_dict().items():
+            shape = list(weights[name].shape) if name in weights else "missing"
+            if shape != list(wanted.shape):
+                raise WeightsError(
+                    f"{name} is {shape}, but the model's config says {list(wanted.shape)}: nobody "
+                    "could load it again. A head for other classes comes with "
+                    "from_pretrained(..., num_classes=K, ignore_mismatched_sizes=True)"
+                )
 
     def load_weights(
         self,
@@ -159,7 +184,8 @@ class SegmentationModel(nn.Module, ABC):
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
     ) -> LoadReport:
-        """Takes over the weights of a checkpoint of any kind that `from_pretrained` reads.
+        """Takes over the weights of a checkpoint of any kind that `from_pretrained` reads, or of a
+        file with a `state_dict`.
 
         Returns:
             What was not taken over; empty unless an argument allows it.
@@ -167,7 +193,7 @@ class SegmentationModel(nn.Module, ABC):
         Raises:
             FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
         """
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, self.config)
         found, report = _fit(checkpoint, self, strict, ignore_mismatched_sizes)
         self._take_over(checkpoint, found, report)
         return report
@@ -177,6 +203,7 @@ class SegmentationModel(nn.Module, ABC):
     ) -> None:
         self.load_state_dict(found, strict=False)
         self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
+        self._settings = checkpoint.settings
 
     @torch.no_grad()
     def reorder_classes(self, order: Sequence[int]) -> None:
@@ -249,17 +276,32 @@ class SegmentationModel(nn.Module, ABC):
         return pixel_features, memory
 
 
-def build_model(config: ModelConfig) -> SegmentationModel:
+def build_model(
+    config: ModelConfig, wanted: type[SegmentationModel] = SegmentationModel
+) -> SegmentationModel:
     """An untrained model of the configured architecture; nothing is downloaded.
 
+    Args:
+        wanted: a class that inherits from that of the architecture is built instead.
+
     Raises:
+        ConfigError: `wanted` is a user's, and of another architecture.
         ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
     """
     # Their classes enter the table; they import this module.
     import maskformer.modeling.maskformer
     import maskformer.modeling.per_pixel  # noqa: F401
 
-    return SegmentationModel._architectures[config.architecture](config)
+    kinds = SegmentationModel._architectures
+    kind = kinds[config.architecture]
+    if issubclass(wanted, kind):
+        return wanted(config)
+    if wanted not in (SegmentationModel, *kinds.values()):
+        raise ConfigError(
+            f"model.architecture is {config.architecture}, whose class is {kind.__name__}; "
+            f"{wanted.__name__} does not inherit from it"
+        )
+    return kind(config)
 
 
 def check_size(config: ModelConfig) -> None:
@@ -272,9 +314,11 @@ def check_size(config: ModelConfig) -> None:
     _check_bytes(_build_shapes(config), MAX_SIZE, "no known model takes a tenth of that")
 
 
-def _build_shapes(config: ModelConfig) -> SegmentationModel:
+def _build_shapes(
+    config: ModelConfig, wanted: type[SegmentationModel] = SegmentationModel
+) -> SegmentationModel:
     with torch.device("meta"):
-        return build_model(config)
+        return build_model(config, wanted)
 
 
 def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:

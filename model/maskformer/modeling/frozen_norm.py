@@ -147,7 +147,8 @@ def freeze_norms(module: nn.Module) -> None:
 
 def join_norms(module: nn.Module) -> None:
     """Lets convolutions do the work of the frozen norms after them, where it is sure that these
-    read nothing else.
+    read nothing else. For training, of a model that nobody changes any more: a convolution that is
+    replaced would take its norm along.
     """
     for parent, conv, _, norm in pairs(module):
         if (

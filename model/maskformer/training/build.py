@@ -25,6 +25,7 @@ from maskformer.modeling.autocast import compute_in
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
+from maskformer.modeling.frozen_norm import join_norms
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
@@ -147,6 +148,7 @@ def build_training(
     config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
     model = _build_model(config, weights, data, progress, untrained=resume)
     _freeze(model, config.train, progress)
+    join_norms(model.backbone)
     if checkpoint is not None:
         _compare_classes(checkpoint, data, progress, resume=True)
         _compare_recipes(checkpoint, config, accelerator, progress)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class Checkpoint:
         weights: its entries, under its own names.
         names: how they translate.
         classes: names of the classes, where it has them.
+        settings: what its `config.json` says besides, such as the weights of the losses.
     """
 
     origin: Path
@@ -30,6 +32,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     names: Names
     classes: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def match(self, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
         """The entries of a model, as far as they fit, and what does not."""

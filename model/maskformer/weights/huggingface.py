@@ -56,6 +56,12 @@ _QUERIES = "model.transformer_module."
 _FINAL_NORM = f"{_SWIN}layernorm."
 _CLASS_WEIGHTS = "criterion.empty_weight"
 _UNUSED = rf"criterion\.empty_weight|.*\.relative_position_index|{_FINAL_NORM}(weight|bias)"
+# Kept for who trains the model there.
+_OF_TRAINING = (
+    *("mask_weight", "dice_weight", "cross_entropy_weight"),
+    *("use_auxiliary_loss", "output_auxiliary_logits"),
+)
+_OF_DECODER = ("attention_dropout", "activation_dropout")
 # In memory, transformers 5 calls some entries otherwise than on disk.
 _ALIASES = {
     r"(transformer_module\.decoder\..*)\.o_proj\.": r"\1.out_proj.",
@@ -173,7 +179,16 @@ def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
             f"{folder / CONFIG_FILE} describes no model that can be loaded: {error}"
         ) from error
     origin, weights = read_weights(folder)
-    return Checkpoint(origin, config, weights, huggingface_names(), classes)
+    return Checkpoint(origin, config, weights, huggingface_names(), classes, _settings(values))
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What training there depends on, and no prediction."""
+    decoder = values.get("decoder_config")
+    of_decoder = decoder if isinstance(decoder, dict) else {}
+    kept = {name: values[name] for name in _OF_TRAINING if name in values}
+    dropout = {name: of_decoder[name] for name in _OF_DECODER if name in of_decoder}
+    return kept | {"decoder_config": dropout}
 
 
 def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -244,6 +259,7 @@ def write(
     weights: Mapping[str, Tensor],
     classes: Sequence[str] | None,
     leftovers: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
 ) -> None:
     """Writes `config.json` and `model.safetensors` as `transformers` does.
 
@@ -255,6 +271,7 @@ def write(
         weights: its entries under our names.
         classes: their names.
         leftovers: unused entries of the checkpoint that it came from, written back as they were.
+        settings: those of `Checkpoint`, likewise.
 
     Raises:
         ValueError: `transformers` has no such model.
@@ -276,6 +293,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, renamed)
     values = _write_config(config, sizes, classes)
+    for name, value in settings.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
     section = image_section(config)
     if section is not None:
         values[SECTION] = section

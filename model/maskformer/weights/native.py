@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from maskformer.weights.checkpoint import Checkpoint
 from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
 from maskformer.weights.name_map import identity_names
 from maskformer.weights.schemas import NativeConfig
+
+_OURS = re.compile(r"((?:(?:module|_orig_mod|model)\.)*)pixel_decoder\.mask_features\.weight")
 
 LIBRARY = "maskformer"
 """Tells our `config.json` from that of `transformers`."""
@@ -49,6 +52,17 @@ def read_config(
     except ConfigError as error:
         file = folder / CONFIG_FILE
         raise ConfigError(f"{file} describes no model of this version: {error}") from None
+
+
+def own_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The entries of a `state_dict` of ours, without what wrappers of models put before their names
+    (`module.`, `_orig_mod.`, `model.`); None for others.
+    """
+    found = [match for name in weights if (match := _OURS.fullmatch(name))]
+    if not found:
+        return None
+    start = len(found[0][1])
+    return {name[start:]: x for name, x in weights.items() if name.startswith(found[0][1])}
 
 
 def write(

@@ -34,7 +34,6 @@ from maskformer.weights.backbone_sizes import (
     backbone_sizes,
 )
 from maskformer.weights.checkpoint import Checkpoint
-from maskformer.weights.files import check_weight_file, read_tensors
 from maskformer.weights.name_map import (
     COUNTER,
     Names,
@@ -65,15 +64,12 @@ _OTHER_ARCHITECTURES = {
 }
 
 
-def read(file: Path) -> Checkpoint:
-    """The checkpoint in an official file.
+def read(file: Path, weights: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint in an official file with these entries.
 
     Raises:
-        FileNotFoundError: no such file.
-        WeightsError: it is damaged, holds code, or belongs to another architecture.
+        WeightsError: it belongs to another architecture.
     """
-    check_weight_file(file)
-    weights = read_tensors(file)
     config = infer_config(weights, str(file))
     return Checkpoint(file, config, weights, official_names(config, is_zoo_layout(weights)))
 

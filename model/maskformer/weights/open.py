@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from torch import Tensor
@@ -16,15 +17,27 @@ from maskformer.system.documents import read_mapping
 from maskformer.system.listing import why_absent
 from maskformer.weights import huggingface, native, official
 from maskformer.weights.checkpoint import Checkpoint
-from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
+from maskformer.weights.files import (
+    CONFIG_FILE,
+    WEIGHT_SUFFIXES,
+    check_weight_file,
+    read_tensors,
+)
 from maskformer.weights.locate import find_local
+from maskformer.weights.name_map import identity_names
 from maskformer.weights.preprocessor import PREPROCESSOR_FILE
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
+def open_checkpoint(
+    path_or_hub_id: str | Path, own_config: ModelConfig | None = None
+) -> Checkpoint:
     """Reads a checkpoint: ours, a folder of `transformers`, or an official file.
+
+    Args:
+        own_config: of the model that the checkpoint is for; a file of weights under our names, such
+            as `torch.save` of a `state_dict`, is one of this model.
 
     Raises:
         FileNotFoundError: nothing there, or a file is missing.
@@ -34,10 +47,24 @@ def open_checkpoint(path_or_hub_id: str | Path) -> Checkpoint:
     """
     path = find(path_or_hub_id)
     if path.is_file():
-        return official.read(path)
+        return _open_file(path, own_config)
     values = read_mapping(path / CONFIG_FILE)
     native_folder = values.get("library") == native.LIBRARY
     return (native if native_folder else huggingface).read(path, values)
+
+
+def _open_file(file: Path, own_config: ModelConfig | None) -> Checkpoint:
+    check_weight_file(file)
+    weights = read_tensors(file)
+    own = native.own_weights(weights)
+    if own is None:
+        return official.read(file, weights)
+    if own_config is None:
+        raise WeightsError(
+            f"{file} holds weights under this package's names, but does not say of which model: "
+            "build it with from_config, then load_weights(file)"
+        )
+    return Checkpoint(file, own_config, own, identity_names())
 
 
 def write_checkpoint(
@@ -47,6 +74,7 @@ def write_checkpoint(
     weights: Mapping[str, Tensor],
     classes: tuple[str, ...] | None,
     leftovers: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
 ) -> None:
     """Writes a checkpoint.
 
@@ -57,6 +85,7 @@ def write_checkpoint(
         weights: its entries under our names.
         classes: the names of its classes.
         leftovers: unused entries of the checkpoint that it came from, written back as they were.
+        settings: those of that checkpoint, likewise.
 
     Raises:
         WeightsError: the format cannot express this model.
@@ -66,7 +95,7 @@ def write_checkpoint(
     if form == "native":
         native.write(folder, config, weights, classes)
     elif form == "hf":
-        huggingface.write(folder, config, weights, classes, leftovers)
+        huggingface.write(folder, config, weights, classes, leftovers, settings)
     elif form == "official":
         official.write(folder, config, weights, leftovers)
     else:

@@ -16,6 +16,10 @@ _Stages = Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
 _PER_CHANNEL = Field(min_length=1, max_length=fields.MAX_BANDS)
 
 
+BILINEAR = 2
+"""As Pillow counts."""
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -83,6 +87,10 @@ class ReaderPart(Part):
     percentiles: tuple[fields.Percent, fields.Percent] | None = None
     exif_orientation: Literal["apply", "ignore"] | None = None
 
+    @property
+    def num_channels(self) -> int:
+        return self.channels if isinstance(self.channels, int) else len(self.channels)
+
 
 class PreprocessorPart(Part):
     """`preprocessor_config.json`."""
@@ -90,17 +98,20 @@ class PreprocessorPart(Part):
     do_resize: bool = True
     size: fields.Side | SizePart = SizePart(shortest_edge=800, longest_edge=1333)
     max_size: fields.Side | None = None
+    resample: int = BILINEAR
+    do_rescale: bool = True
     rescale_factor: fields.Positive = 1 / 255
+    do_normalize: bool = True
     image_mean: Annotated[tuple[fields.Finite, ...], _PER_CHANNEL] | None = None
     image_std: Annotated[tuple[fields.Positive, ...], _PER_CHANNEL] | None = None
     size_divisor: Annotated[int, Field(ge=0, le=1 << 12)] | None = None
+    pad_size: Any = None
     reader: ReaderPart = ReaderPart()
     resize_logits: bool = False
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:
-        channels = self.reader.channels
-        count = channels if isinstance(channels, int) else len(channels)
+        count = self.reader.num_channels
         for values in (self.image_mean, self.image_std):
             if values is not None and len(values) != count:
                 raise ValueError(

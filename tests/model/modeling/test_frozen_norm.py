@@ -46,6 +46,7 @@ def backbone_pair(name: str) -> tuple[Backbone, Backbone]:
     randomise(free)
     frozen = Backbone(config.model_copy(update={"frozen_norm": True}))
     frozen.load_state_dict(free.state_dict())
+    join_norms(frozen)
     return frozen, free
 
 
@@ -85,6 +86,20 @@ def test_bfloat16_is_as_close_as_it_was() -> None:
     for found, before, expected in zip(*maps, exact, strict=True):
         assert found.dtype == before.dtype
         assert relative_error(found, expected) <= 1.5 * relative_error(before, expected)
+
+
+def test_parts_of_a_model_may_be_replaced() -> None:
+    """As adapters do, and who wants another first convolution."""
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(name="resnet18", frozen_norm=True))
+    randomise(backbone)
+    x = torch.randn(1, 3, 64, 64)
+    expected = backbone(x)
+    first = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    first.weight = backbone.body.conv1.weight
+    backbone.body.conv1 = first
+    for found, before in zip(backbone(x), expected, strict=True):
+        assert relative_error(found, before) < 1e-5
 
 
 def test_names_of_weights_stay() -> None:
