@@ -535,3 +535,26 @@ def test_imports_without_detectron2_and_transformers() -> None:
         "import mfkernels.integrations.detectron2"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 5.0, 0.2, 0.1], [1.0, 1.0, 1.0, 0.4]])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_weights_of_classes_are_those_of_the_buffer(weights: list[float], loaded: bool) -> None:
+    """As official code gives classes their weights: by writing to it."""
+    criterion, outputs = maskformer(), golden.official_outputs(aux=False)
+    given = torch.tensor(weights)
+    criterion(outputs, golden.targets())
+    if loaded:
+        criterion.load_state_dict({"empty_weight": given})
+    else:
+        criterion.empty_weight.copy_(given)
+    indices = criterion.matcher(outputs, golden.targets())
+    logits = outputs["pred_logits"]
+    classes = torch.full(logits.shape[:2], golden.NUM_CLASSES)
+    for image, ((queries, segments), target) in enumerate(
+        zip(indices, golden.targets(), strict=True)
+    ):
+        classes[image, queries] = target["labels"][segments]
+    expected = F.cross_entropy(logits.transpose(1, 2), classes, given)
+    found = criterion(outputs, golden.targets())["loss_ce"]
+    torch.testing.assert_close(found, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from maskformer import ImageProcessor
 from maskformer.config.load import parse_config, to_yaml
 from maskformer.data import Normalize
-from maskformer.errors import DatasetError
+from maskformer.errors import ConfigError, DatasetError
 from maskformer.modeling.base import build_model
 from mfkernels import use_backend
 
@@ -126,6 +127,58 @@ def test_orientation_of_pillow_images(tmp_path: Path) -> None:
 def test_what_is_refused(images: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageProcessor()(images)
+
+
+@pytest.mark.parametrize("image", [None, 3, object()])
+def test_what_is_no_image(image: Any) -> None:
+    with pytest.raises(TypeError, match="an array or a tensor, got "):
+        ImageProcessor()([image])
+
+
+def test_arrays_of_any_stride() -> None:
+    """As OpenCV's colours are turned round, and as Pillow's pixels are seen by NumPy."""
+    image = picture(20, 30)
+    expected = ImageProcessor(None)(image)["pixel_values"]
+    turned = np.ascontiguousarray(image[:, ::-1, ::-1])[:, ::-1, ::-1]
+    fixed = image.copy()
+    fixed.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for strided in (turned, fixed, np.asfortranarray(image)):
+            assert torch.equal(ImageProcessor(None)(strided)["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [123, 116, 103], "image_std": [58, 57, 57]},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+)
+def test_values_are_those_of_transformers(options: dict[str, Any], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.MaskFormerImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 128}, **options
+    )
+    theirs.save_pretrained(tmp_path)
+    image = picture(64, 64)
+    expected = theirs(image, return_tensors="pt")["pixel_values"].float()
+    found = ImageProcessor.from_pretrained(tmp_path)(image)["pixel_values"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"resample": 3}, "resample 3"), ({"pad_size": {"height": 64, "width": 64}}, "pad_size")],
+)
+def test_what_this_pipeline_does_not_do(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.MaskFormerImageProcessor(**options).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        ImageProcessor.from_pretrained(tmp_path)
 
 
 def test_broken_file(tmp_path: Path) -> None:

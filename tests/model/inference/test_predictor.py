@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import UsageError
 from maskformer.inference.ready import ready_to_predict
+from maskformer.modeling.autocast import predict
 from maskformer.modeling.outputs import Frames
 from maskformer.predictor import Predictor
 
@@ -171,3 +174,30 @@ def test_it_reads_runs_and_models(tmp_path: Path) -> None:
     assert predictor.info.num_classes == 3
     [prediction] = predictor(images()[1])
     assert prediction.numpy()["classes"].shape == SIZES[1]
+
+
+def test_copies_and_other_processes_predict_the_same() -> None:
+    predictor = build("eval.precision=bf16")
+    array = images()[0]
+    [expected] = predictor(array)
+    for copied in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        [found] = copied(array)
+        assert torch.equal(found.classes, expected.classes)
+    for parameter in copied.model.parameters():
+        parameter.data.zero_()
+    assert not copied.model(torch.randn(1, 3, 64, 64))["class_logits"].any()
+    [still] = predictor(array)
+    assert torch.equal(still.classes, expected.classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision(dtype: torch.dtype) -> None:
+    expected = build().model
+    model = copy.deepcopy(expected).to(dtype)
+    x = torch.randn(1, 3, 64, 64)
+    outputs = predict(model, x)
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert all(values.dtype == wanted for values in outputs.values())
+    torch.testing.assert_close(
+        outputs["class_logits"].float(), expected(x)["class_logits"], rtol=0.1, atol=0.1
+    )

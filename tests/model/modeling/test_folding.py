@@ -82,3 +82,8 @@ def test_a_backbone_that_is_wired_otherwise_stays_as_it_is() -> None:
     crossed.norm.running_mean.uniform_(0.5, 2)  # type: ignore[union-attr]
     model.backbone.body = crossed
     assert fold_norms(model) is model
+
+
+def test_a_backbone_that_takes_no_small_image_stays_as_it_is() -> None:
+    model = model_on("inception_v4")
+    assert fold_norms(model) is model

@@ -15,7 +15,7 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer.errors import ConfigError
+from maskformer.errors import ConfigError, WeightsError
 from maskformer.modeling.base import SegmentationModel, build_model
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
@@ -379,3 +379,43 @@ class TestSaving:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
         with pytest.raises(RuntimeError, match=r"'a/b' is no local folder, .*service not known"):
             MaskFormer.from_pretrained("a/b")
+
+
+class Own(MaskFormer):
+    """As a user changes one."""
+
+
+def test_classes_of_users(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "queries")
+    tiny_model(architecture="per_pixel").save_pretrained(tmp_path / "pixels")
+    assert type(Own.from_pretrained(tmp_path / "queries")) is Own
+    assert type(Own.from_config("quickstart", num_classes=3)) is Own
+    assert type(MaskFormer.from_pretrained(tmp_path / "pixels")) is PerPixelBaseline
+    with pytest.raises(ConfigError, match="Own does not inherit from it"):
+        Own.from_pretrained(tmp_path / "pixels")
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.class_embed = nn.Linear(model.class_embed.in_features, 3)
+    with pytest.raises(WeightsError, match=r"class_embed.weight is \[3, \d+\], but the model's"):
+        model.save_pretrained(tmp_path / "head")
+    model = tiny_model()
+    nn.utils.parametrizations.weight_norm(model.class_embed)
+    with pytest.raises(WeightsError, match="class_embed.weight is missing"):
+        model.save_pretrained(tmp_path / "norm")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_state_dicts(prefix: str, tmp_path: Path) -> None:
+    model = tiny_model()
+    state = {prefix + name: values for name, values in model.state_dict().items()}
+    others = {"criterion.empty_weight": torch.ones(3)} if prefix else {}
+    torch.save({"state_dict": state | others}, tmp_path / "last.ckpt.pth")
+    other = tiny_model()
+    randomise(other)
+    assert not other.load_weights(tmp_path / "last.ckpt.pth").missing
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(WeightsError, match="build it with from_config, then load_weights"):
+        MaskFormer.from_pretrained(tmp_path / "last.ckpt.pth")

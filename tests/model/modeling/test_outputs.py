@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from helpers.model_cases import tiny_model
+from torch.utils import _pytree as pytree
 
 from maskformer.modeling.outputs import Frames, MaskOutputs, Outputs, PixelOutputs, as_outputs
 
@@ -54,3 +55,18 @@ def test_one_view_is_the_plain_answer(architecture: str) -> None:
     view = outputs.view((64, 64), (64, 48), flipped=False)
     [expected] = outputs.semantic(FRAMES)
     assert torch.equal(outputs.average_views([view], (32, 24)), expected)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("architecture", KEYS)
+def test_pytorch_finds_the_tensors(architecture: str) -> None:
+    """DistributedDataParallel with a static graph, `torch.export` and `torch.func` do."""
+    outputs = outputs_of(architecture)
+    leaves, structure = pytree.tree_flatten(outputs)
+    assert all(map(torch.equal, leaves, outputs.values()))
+    again = pytree.tree_unflatten(leaves, structure)
+    assert type(again) is type(outputs)
+    assert list(again) == list(outputs)
+    model = tiny_model(architecture=architecture).eval()
+    x = torch.randn(2, 3, 64, 64)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(dict(exported(x)), dict(model(x)))

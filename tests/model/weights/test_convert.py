@@ -208,3 +208,21 @@ class TestPrediction:
         for path in (tmp_path, tmp_path / "none.pkl", tmp_path / "notes.txt"):
             with pytest.raises(CheckpointError, match="no checkpoint at"):
                 resolve_checkpoint(path)
+
+
+def test_what_transformers_trains_with_stays(official: Path, tmp_path: Path) -> None:
+    run("convert", official, tmp_path / "hf", "--to", "hf")
+    given = {"mask_weight": 5.0, "cross_entropy_weight": 2.0, "use_auxiliary_loss": True}
+    of_labels = {"do_reduce_labels": True, "ignore_index": 255}
+    for name, values in (("config.json", given), ("preprocessor_config.json", of_labels)):
+        file = tmp_path / "hf" / name
+        written = json.loads(file.read_text()) | values
+        if name == "config.json":
+            written["decoder_config"]["attention_dropout"] = 0.25
+        file.write_text(json.dumps(written))
+    run("convert", tmp_path / "hf", tmp_path / "again", "--to", "hf")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {name: config[name] for name in given} == given
+    assert config["decoder_config"]["attention_dropout"] == 0.25
+    preprocessor = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
+    assert {name: preprocessor[name] for name in of_labels} == of_labels
