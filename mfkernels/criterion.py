@@ -32,7 +32,7 @@ from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
-from mfkernels.torch_internals import is_transformed, version_of, without_subclass
+from mfkernels.torch_internals import is_transformed, register_mapping, version_of, without_subclass
 
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
@@ -75,6 +75,9 @@ class LossesWithTotal(dict[str, Tensor]):
             for name, loss, version in self._given
         )
         return self._total if unchanged and weights == self._weights else None
+
+
+register_mapping(LossesWithTotal)
 
 
 class MaskFormerCriterion(nn.Module):

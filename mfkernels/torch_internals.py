@@ -28,6 +28,7 @@ _dispatch_modes = _found("torch", "_C._len_torch_dispatch_stack", lambda: 0)
 _dispatch_mode = _found("torch", "_C._get_dispatch_mode", lambda _: None)
 _TRACING = _found("torch", "_C._TorchDispatchModeKey.PROXY", None)
 _fake_mode = _found("torch._guards", "active_fake_mode", lambda: None)
+_pytree: Any = _found("torch.utils", "_pytree", None)
 _FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
 
 
@@ -65,3 +66,20 @@ def without_subclass(tensor: Tensor) -> Tensor:
 def version_of(tensor: Tensor) -> int | None:
     """What every change in place raises; None in inference mode, which counts none."""
     return None if tensor.is_inference() else tensor._version
+
+
+def register_mapping(kind: type[dict[str, Tensor]]) -> None:
+    """Lets what looks for tensors in results find those in a dict of this class, of which `kind` of
+    a dict makes another one: DistributedDataParallel, `torch.export`, `torch.func`.
+    """
+    if _pytree is not None:
+        _pytree.register_pytree_node(
+            kind,
+            lambda values: (list(values.values()), list(values)),
+            lambda values, names: kind(dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{kind.__module__}.{kind.__name__}",
+            flatten_with_keys_fn=lambda values: (
+                [(_pytree.MappingKey(name), value) for name, value in values.items()],
+                list(values),
+            ),
+        )

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 import mfkernels
 from maskformer.errors import UsageError
+from mfkernels.torch_internals import register_mapping
 
 Size = tuple[int, int]
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
@@ -229,24 +229,8 @@ class PixelOutputs(dict[str, Tensor]):
 Outputs = MaskOutputs | PixelOutputs
 
 
-def _known_to_pytorch(kind: type[Outputs]) -> None:
-    """What looks for tensors in results (DistributedDataParallel, `torch.export`, `torch.func`)
-    finds them in these.
-    """
-    pytree.register_pytree_node(
-        kind,
-        lambda outputs: (list(outputs.values()), list(outputs)),
-        lambda values, names: kind(zip(names, values, strict=True)),
-        serialized_type_name=f"{kind.__module__}.{kind.__name__}",
-        flatten_with_keys_fn=lambda outputs: (
-            [(pytree.MappingKey(name), value) for name, value in outputs.items()],
-            list(outputs),
-        ),
-    )
-
-
-_known_to_pytorch(MaskOutputs)
-_known_to_pytorch(PixelOutputs)
+register_mapping(MaskOutputs)
+register_mapping(PixelOutputs)
 
 
 def as_outputs(values: Mapping[str, Tensor]) -> Outputs:

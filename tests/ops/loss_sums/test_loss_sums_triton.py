@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.gpu.interpreter import assert_as_exact
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mfkernels import MaskFormerCriterion
 from mfkernels.criterion import LossesWithTotal
@@ -81,6 +82,13 @@ def test_the_criterion_takes_the_total_of_unchanged_losses() -> None:
         in_place = LossesWithTotal({k: x.clone() for k, x in by_name.items()}, total, WEIGHTS)
         in_place["loss_mask_0"] *= 0
         torch.testing.assert_close(criterion.total(in_place), total - 20 * by_name["loss_mask_0"])
+    # As accelerate and Lightning carry results along, and PyTorch looks for tensors in them.
+    moved = LossesWithTotal({name: loss.double() for name, loss in by_name.items()})
+    assert moved.total_of(WEIGHTS) is None
+    doubled = tree_map(lambda x: 2 * x, LossesWithTotal(by_name, total, WEIGHTS))
+    assert isinstance(doubled, LossesWithTotal)
+    assert all(torch.equal(doubled[name], 2 * loss) for name, loss in by_name.items())
+    assert doubled.total_of(WEIGHTS) is None
     unchanged = LossesWithTotal(by_name, total, WEIGHTS)
     criterion.weights["loss_dice"] = 1.0
     assert criterion.total(unchanged) > total
