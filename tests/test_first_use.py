@@ -89,7 +89,7 @@ def test_a_kernel_is_tried_once_and_remembered(
     operator = counted("mask_loss")
     torch.testing.assert_close(losses(), expected)
     tried = operator.calls
-    assert tried == 3, "factors and dense logits of a small problem, and the call"
+    assert tried == 4, "factors in two layouts and dense logits of a small problem, and the call"
     losses()
     assert operator.calls == tried + 1
     (verdict,) = verdicts(cache)
@@ -131,7 +131,7 @@ def test_each_dtype_and_form_is_tried(counted: Callable[..., Counted], cache: Pa
         given = [x.to(dtype) for x in (logits, embed, features)]
         matching_cost(*given, CASE.targets())
         matching_cost(*given, CASE.targets())
-    assert operator.calls == 2 * (2 + 2)
+    assert operator.calls == 2 * (3 + 2)
     assert {v["kernel"]["dtype"] for v in verdicts(cache)} == {"float32", "bfloat16"}
 
 
@@ -169,7 +169,7 @@ def test_circumstances(
         forget()
         operator.calls = 0
     losses()
-    assert operator.calls == (1 if circumstance == "switched off" else 3)
+    assert operator.calls == (1 if circumstance == "switched off" else 4)
 
 
 def test_it_is_not_disturbed_by_the_caller(counted: Callable[..., Counted], cache: Path) -> None:
@@ -195,5 +195,5 @@ def test_the_verdict_is_for_these_versions(
     monkeypatch.setattr(first_use, "_versions", lambda: "others")
     operator.calls = 0
     losses()
-    assert operator.calls == 3
+    assert operator.calls == 4
     assert len(verdicts(cache)) == 2

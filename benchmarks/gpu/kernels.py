@@ -56,10 +56,13 @@ def rows(only: Collection[str], plain: bool) -> Iterator[tuple[str, Callable[[],
     kinds = (NATIVE, REFERENCE) if plain else (NATIVE,)
     for case, sizes in CRITERION_CASES.items():
         if "criterion" in only:
+            name = f"criterion {case[0]} {str(sizes.dtype)[6:]}"
             made = bench_criterion.comparison(sizes, DEVICE)
             for kind in kinds:
-                name = f"criterion {case[0]} {str(sizes.dtype)[6:]} {named(kind)}"
-                yield name, made.providers[kind]
+                yield f"{name} {named(kind)}", made.providers[kind]
+            last = replace(sizes, layout=torch.channels_last)
+            made = bench_criterion.comparison(last, DEVICE)
+            yield f"{name} {named(NATIVE)}, channels last", made.providers[NATIVE]
     for case, view in SEGMENTATION.items():
         for dtype in (torch.float32, torch.bfloat16):
             if "semantic" in only:

@@ -25,6 +25,8 @@ class CaseSizes:
     channels: int = 256
     dtype: torch.dtype = torch.float32
     """Of the predictions. The plain way computes in float32 at least, as matchers and losses do."""
+    layout: torch.memory_format = torch.contiguous_format
+    """Of the pixel features, in memory."""
 
     def shrunk(self) -> CaseSizes:
         """The same kind of problem, where only the result matters."""
@@ -103,7 +105,7 @@ def make_inputs(
 
     def draw(scale: float, *shape: int) -> Tensor:
         values = scale * torch.randn(shape, generator=generator, device=device)
-        return values.to(sizes.dtype).to(compute or sizes.dtype).requires_grad_()
+        return values.to(sizes.dtype).to(compute or sizes.dtype)
 
     axes = [torch.arange(side, dtype=torch.float32, device=device) for side in sizes.size]
     pixels = torch.cartesian_prod(*axes)
@@ -116,10 +118,13 @@ def make_inputs(
         labels.append(drawn.cpu())
     targets = SegmentTargets.from_label_maps(torch.stack(maps), labels).to(device)
     leading = (sizes.layers, sizes.images, sizes.queries)
+    class_logits = draw(1.0, *leading, sizes.classes + 1)
+    embed = draw(0.2, *leading, sizes.channels)
+    features = draw(1.0, sizes.images, sizes.channels, *sizes.low)
     return Inputs(
-        draw(1.0, *leading, sizes.classes + 1),
-        draw(0.2, *leading, sizes.channels),
-        draw(1.0, sizes.images, sizes.channels, *sizes.low),
+        class_logits.requires_grad_(),
+        embed.requires_grad_(),
+        features.to(memory_format=sizes.layout).requires_grad_(),
         targets,
         [
             {"labels": label.to(device), "masks": targets.dense_masks(image)}

@@ -56,8 +56,14 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
     found = matches(sizes, generator).to(device)
     for name, overlap in (("label map", False), ("masks", True)):
         targets = segments(sizes, generator, overlap=overlap).to(device)
-        for factors, inputs in (("factors", [embed, features]), ("logits", [logits])):
-            form = f"{name}, {factors}"
+        last = features.to(memory_format=torch.channels_last)
+        forms = {
+            "factors": [embed, features],
+            "factors, channels last": [embed, last],
+            "logits": [logits],
+        }
+        for masks, inputs in forms.items():
+            form = f"{name}, {masks}"
             cost = _matching_cost(targets)
             yield Problem("matching_cost", form, cost, [class_logits, *inputs])
             yield Problem("mask_loss", form, _mask_loss(targets, found), inputs, gradient=True)

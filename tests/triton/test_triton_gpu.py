@@ -24,12 +24,13 @@ CASES = [
 
 
 def everything(
-    case: Case, dtype: torch.dtype, compute: torch.dtype
+    case: Case, dtype: torch.dtype, compute: torch.dtype, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cost, losses and gradients of inputs rounded to `dtype` and given as `compute`."""
     inputs = [x.to(dtype).to(compute).cuda() for x in case.predictions()]
     targets = case.targets().to("cuda")
     assert isinstance(targets, SegmentTargets)
+    inputs[2] = inputs[2].to(memory_format=layout)
     embed, features = (x.requires_grad_() for x in inputs[1:])
     cost = matching_cost(*inputs, targets)
     most = targets.max_count
@@ -44,13 +45,16 @@ def everything(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_no_further_from_the_truth_than_plain_pytorch(case: Case, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_further_from_the_truth_than_plain_pytorch(
+    case: Case, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
     with use_backend("reference"):
-        truth = everything(case, dtype, torch.float64)
-        plain = everything(case, dtype, dtype)
+        truth = everything(case, dtype, torch.float64, layout)
+        plain = everything(case, dtype, dtype, layout)
     with use_backend("native"):
-        ours = everything(case, dtype, dtype)
-        again = everything(case, dtype, dtype)
+        ours = everything(case, dtype, dtype, layout)
+        again = everything(case, dtype, dtype, layout)
     for result, same, exact, repeated in zip(ours, plain, truth, again, strict=True):
         assert torch.equal(result, repeated), "must be deterministic"
         slack = 8 * 2**-23 * exact.abs().max()
