@@ -133,6 +133,17 @@ class Backbone(nn.Module):
             maps = [y.permute(0, 3, 1, 2) for y in maps]
         return maps
 
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width of images, if timm builds this backbone for no others (the adapted Swin
+        takes all).
+        """
+        known = timm.models.get_pretrained_cfg(self.config.name)
+        if known is None or not known.fixed_input_size or self.norms is not None:
+            return None
+        _, height, width = known.input_size
+        return height, width
+
     def load_weights(self, file: Path | None = None) -> None:
         """Loads ImageNet weights.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskformer.config.choices import Format
 from maskformer.config.load import load_config, merge_model_config
 from maskformer.config.schema import ModelConfig, Part
-from maskformer.errors import ConfigError, WeightsError
+from maskformer.errors import ConfigError, UsageError, WeightsError
 from maskformer.modeling.backbone import STRIDES, Backbone
 from maskformer.modeling.batch_norm import explain_single_values
 from maskformer.modeling.parts import modules_of_part
@@ -272,6 +272,14 @@ class SegmentationModel(nn.Module, ABC):
             maps = self.backbone(pixel_values)
         except ValueError as error:
             raise explain_single_values(error, pixel_values) from error
+        except (RuntimeError, AssertionError) as error:
+            size, given = self.backbone.only_size, tuple(pixel_values.shape[-2:])
+            if size in (None, given):
+                raise
+            raise UsageError(
+                f"backbone '{self.config.backbone.name}' takes images of {size} pixels only, got "
+                f"{given}: {error}"
+            ) from error
         pixel_features, memory = self.pixel_decoder(maps, sizes)
         return pixel_features, memory
 

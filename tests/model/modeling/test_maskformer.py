@@ -15,7 +15,7 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
-from maskformer.errors import ConfigError, WeightsError
+from maskformer.errors import ConfigError, UsageError, WeightsError
 from maskformer.modeling.base import SegmentationModel, build_model
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
@@ -419,3 +419,12 @@ def test_state_dicts(prefix: str, tmp_path: Path) -> None:
     assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
     with pytest.raises(WeightsError, match="build it with from_config, then load_weights"):
         MaskFormer.from_pretrained(tmp_path / "last.ckpt.pth")
+
+
+def test_a_backbone_of_one_size_says_so() -> None:
+    model = tiny_model(backbone={"name": "efficientformer_l1"}).eval()
+    model(images(224, 224, batch=1))
+    with pytest.raises(
+        UsageError, match=r"takes images of \(224, 224\) pixels only, got \(256, 320\)"
+    ):
+        model(images(256, 320))
