@@ -241,7 +241,8 @@ def _sigchld_handler() -> Any:
 def _set_sigchld_handler(handler: Any) -> None:
     # Python sets handlers in the main thread only; PyTorch sets none elsewhere either.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)
+        # None: of a program in C that runs Python, which cannot be put back.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:

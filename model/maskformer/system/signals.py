@@ -10,6 +10,7 @@ import math
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, notes signals instead of ending the process.
+    """While entered, notes signals instead of ending the process; outside of the main thread, to which
+    they come, it does nothing.
 
     A second SIGINT or SIGTERM does what it would do without us: it ends the process at once. Not so
     the one that a scheduler sends some time after SIGUSR1: the save may be on its way.
@@ -49,11 +51,16 @@ class Signals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in SIGNALS:
+            handler = signal.getsignal(number)
             # `nohup` ignores SIGHUP for its command, which is to outlive the terminal.
-            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            if number is signal.SIGHUP and handler is signal.SIG_IGN:
                 continue
-            self._previous[number] = signal.signal(number, self._on_signal)
+            # None: of a program in C that runs Python; it could not be put back.
+            if handler is not None:
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:

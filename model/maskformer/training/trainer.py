@@ -137,13 +137,10 @@ class Trainer:
                 parts.reporter.already_finished(self.step, early=self.step < parts.train.steps)
                 return figures
             loader = parts.data.loader(self.step)
-            parts.checkpointer.prepare()
-            with (
-                parts.signals,
-                mfkernels.use_backend(parts.backend),
-                parts.reporter.open(self.step),
-            ):
-                return self._loop(iter(loader))
+            with parts.signals, mfkernels.use_backend(parts.backend):
+                parts.checkpointer.prepare()  # removes the run that this one replaces
+                with parts.reporter.open(self.step):
+                    return self._loop(iter(loader))
 
     def _loop(self, batches: Iterator[Batch]) -> dict[str, float]:
         train, parts = self.parts.train, self.parts

@@ -174,6 +174,12 @@ def test_a_handler_of_another_loader_says_nothing_of_these_workers() -> None:
         signal_handling._SIGCHLD_handler_set = False
 
 
+def test_a_handler_that_c_code_installed_ends_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python knows it as None, and cannot put it back."""
+    monkeypatch.setattr(data_workers, "_sigchld_handler", lambda: None)
+    assert list(EvalLoader(SHAPES, collate, workers=1))
+
+
 def test_workers_that_stall_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_workers, "PATIENCE_POLLS", 2)
     monkeypatch.setattr(data_workers, "POLL_SECONDS", 1)

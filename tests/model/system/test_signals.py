@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -86,6 +87,29 @@ def test_what_nohup_ignores_stays_ignored() -> None:
             assert not signals.stop
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_of_the_main_thread_signals_stay_as_they_are() -> None:
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+
+    def handlers_inside() -> dict[signal.Signals, object]:
+        with Signals():
+            return {one: signal.getsignal(one) for one in SIGNALS}
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers_inside).result() == before
+
+
+def test_a_handler_that_c_code_installed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python knows it as None, and could not put it back."""
+    known, set_to = signal.getsignal, []
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGUSR1 else known(n))
+    change = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda n, h: set_to.append(n) or change(n, h))
+    with Signals():
+        pass
+    assert signal.SIGTERM in set_to
+    assert signal.SIGUSR1 not in set_to
 
 
 @pytest.mark.parametrize(

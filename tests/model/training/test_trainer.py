@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,32 @@ def test_the_signal_handlers_of_the_caller_come_back(tmp_path: Path) -> None:
         trainer.fit()
     assert stop.value.exit_code == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_trains_in_a_thread(finished_run: Path, tmp_path: Path, workers: int) -> None:
+    """Signals come to the main thread, which keeps its handlers."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    trainer = build_trainer(tiny_recipe(steps=2, workers=workers), run, overwrite=True, cpu=True)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(trainer.fit).result()["step"] == 2
+
+
+def test_the_old_run_stays_until_signals_are_noted(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, symlinks=True)
+    trainer = build_trainer(tiny_recipe(), run, overwrite=True, cpu=True)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no signals here")
+
+    monkeypatch.setattr(signal, "signal", refuse)
+    with pytest.raises(ValueError, match="no signals here"):
+        trainer.fit()
+    assert find_checkpoint(run / "checkpoints") is not None
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
