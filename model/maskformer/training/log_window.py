@@ -17,7 +17,7 @@ class LogWindow:
     """Sums over the steps since the last log line; they stay on the device until it is printed."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.device = accelerator.device
+        self._accelerator = accelerator
         self.processes = accelerator.num_processes
         self.start = time.perf_counter()
         self.waited = 0.0
@@ -50,16 +50,15 @@ class LogWindow:
     def seconds(self) -> float:
         return time.perf_counter() - self.start
 
-    def all_norms_bad(self) -> bool:
-        return not bool(torch.isfinite(torch.stack(self.norms)).any())
-
     def summary(self) -> dict[str, float]:
-        """Means over the window, images per second over all processes, and the peak memory."""
-        names = list(self.sums)
-        means = torch.stack([self.sums[name] for name in names]).div(self.passes).tolist()
-        values = dict(zip(names, means, strict=True))
+        """Means over the window and all processes, which call this together, images per second, and
+        the peak memory of this one.
+        """
+        means = torch.stack(list(self.sums.values())).div(self.passes)
+        means = self._accelerator.reduce(means, "mean")
+        values = dict(zip(self.sums, means.tolist(), strict=True))
         values["grad_norm"] = torch.stack(self.norms).mean().item()
         values["images_per_second"] = self.images * self.processes / self.seconds
         values["data_wait"] = self.waited / self.seconds
-        values["peak_memory_mb"] = peak_memory(self.device) / 1e6
+        values["peak_memory_mb"] = peak_memory(self._accelerator.device) / 1e6
         return values

@@ -41,6 +41,10 @@ COMPILED_ON = ("cuda",)
 """Where kernels are compiled when they are first needed."""
 MOST_SEGMENTS = 100
 """Numbers of segments of an image up to which kernels are compiled before the first step."""
+DIVERGED_STEPS = 10
+"""So many steps in a row without a finite gradient end a run, or all of a shorter one; fp16 may skip
+some while it looks for its scale.
+"""
 
 
 @dataclass
@@ -86,12 +90,14 @@ class Trainer:
     Attributes:
         step: how many steps are done.
         skipped: steps left out because their gradient was not finite; a scalar on the device.
+        skipped_in_a_row: those since the last step that was not left out, likewise.
     """
 
     def __init__(self, parts: TrainingParts) -> None:
         self.parts = parts
         self.step = parts.step
         self.skipped = torch.zeros((), device=parts.accelerator.device)
+        self.skipped_in_a_row = torch.zeros_like(self.skipped)
         self._rates: list[float] = []
         self._warm = False
         self._transfer = Transfer(parts.accelerator.device)
@@ -277,9 +283,10 @@ class Trainer:
         """
         parts, optimizer = self.parts, self.parts.optimizer
         step = True
+        bad = (~torch.isfinite(norm)).float()
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + bad) * bad
         if parts.train.precision != "fp16":  # there the loss scaler does the same
-            bad = (~torch.isfinite(norm)).float()
-            self.skipped += bad
             if optimizer.optimizer.defaults.get("fused"):
                 optimizer.optimizer.found_inf = bad
             else:
@@ -299,12 +306,14 @@ class Trainer:
         values |= {name: self._rates[index] for name, index in groups.items()}
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
-            values["bad_costs"] = self.parts.criterion.bad_costs.item()
+            bad_costs = self.parts.criterion.bad_costs
+            values["bad_costs"] = self.parts.accelerator.reduce(bad_costs, "sum").item()
         values |= window.kernel_errors
         self.parts.reporter.log(self.step, values, window)
-        if window.steps > 1 and window.all_norms_bad():
+        in_a_row = int(self.skipped_in_a_row)
+        if in_a_row >= min(DIVERGED_STEPS, self.parts.train.steps):
             raise TrainingDivergedError(
-                f"no finite gradient in the {window.steps} steps before step {self.step}; all were "
+                f"no finite gradient in the {in_a_row} steps before step {self.step}; all were "
                 f"skipped. The last checkpoint is {self.parts.checkpointer.find_last()}. "
                 "Lower train.lr or train in bf16."
             )

@@ -198,7 +198,9 @@ def steps_worker(rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> None:
-    """`accumulate: 2` takes the steps of two processes of one image each, to rounding."""
+    """`accumulate: 2` takes the steps of two processes of one image each, and logs their losses, to
+    rounding.
+    """
     run_two(steps_worker, free_port(), tmp_path)
     for kind in ("semantic", "panoptic"):
         config = one_image_each(kind)
@@ -209,9 +211,10 @@ def test_one_process_with_one_image_at_a_time_follows_two(tmp_path: Path) -> Non
         assert len(alone) == config.train.steps
         for step, first, second in zip(alone, *ranks, strict=True):
             assert step["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-6)
+            assert first["bad_costs"] == second["bad_costs"] == step["bad_costs"]
             for name in ("loss", "loss_ce", "loss_mask", "loss_dice"):
-                mean = (first[name] + second[name]) / 2
-                assert step[name] == pytest.approx(mean, rel=1e-6)
+                assert first[name] == second[name]
+                assert step[name] == pytest.approx(first[name], rel=1e-6)
 
 
 def test_training_with_two_processes_equals_one(tmp_path: Path) -> None:

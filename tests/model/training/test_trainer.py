@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -488,11 +489,31 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
     assert scalars(tmp_path / "run", "train/skipped_steps") == {6: 2.0}
 
 
-def test_a_run_that_diverged_ends_with_advice(tmp_path: Path) -> None:
-    trainer = build_trainer(tiny_recipe(log_every=3), tmp_path / "run", cpu=True)
-    poison_losses(trainer, iter([True] * 6))
-    with pytest.raises(TrainingDivergedError, match=r"3 steps before step 3.*train\.lr"):
+@pytest.mark.parametrize(
+    ("log_every", "steps", "said"),
+    [
+        (1, 30, "10 steps before step 11"),
+        (4, 30, "11 .* step 12"),
+        (50, 4, "4 steps before step 4"),
+    ],
+)
+def test_a_run_that_diverged_ends_with_advice(
+    tmp_path: Path, log_every: int, steps: int, said: str
+) -> None:
+    """However often it tells its figures."""
+    recipe = tiny_recipe(log_every=log_every, steps=steps)
+    trainer = build_trainer(recipe, tmp_path / "run", cpu=True)
+    poison_losses(trainer, (steps < 10 or step > 0 for step in count()))
+    with pytest.raises(TrainingDivergedError, match=rf"{said}.*train\.lr"):
         trainer.fit()
+
+
+def test_bad_steps_now_and_then_end_no_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(log_every=2, steps=14)
+    trainer = build_trainer(recipe, tmp_path / "run", cpu=True)
+    poison_losses(trainer, (step != 6 for step in count()))
+    assert trainer.fit()["step"] == 14
+    assert trainer.skipped.item() == 13
 
 
 def limit_file_size() -> None:
