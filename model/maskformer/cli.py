@@ -135,7 +135,7 @@ def train(
         typer.Option(
             help="Start from the weights of this checkpoint: a run, a folder, a file or a hub id. "
             "A recipe without a model section takes its architecture; without --config, the run's "
-            "whole recipe serves."
+            "whole recipe serves. Where --auto-resume continues a run, they are not read."
         ),
     ] = None,
     backend: BackendOption = "auto",
@@ -153,6 +153,11 @@ def train(
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
     if resume and auto_resume:
         raise typer.BadParameter("--resume needs a run and --auto-resume does not: choose one")
+    if resume and weights is not None:
+        raise typer.BadParameter(
+            "--resume goes on with the weights of the run and --weights starts from others: choose "
+            "one"
+        )
     if resume and output is None and config is None:
         raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
     if config is None and not resume and weights is None:

@@ -99,7 +99,7 @@ class TrainingStoppedError(StoppedError):
 
 
 class TrainingDivergedError(MaskFormerError, RuntimeError):
-    """No finite gradient came out of a whole logging interval."""
+    """Many steps in a row had no finite gradient."""
 
 
 class WorkerError(MaskFormerError, ChildProcessError):

@@ -33,17 +33,20 @@ def run(
 
     Args:
         recipe: the one named by `config`; without one, that of the run to resume or of the weights.
-        config: read again where the weights may bring the architecture.
+        config: read again where the run to resume, or the weights, may bring the architecture.
+        weights: not looked at where a run is resumed.
     """
-    if weights is not None:
-        weights = resolve_checkpoint(weights)
-    if recipe is None:
-        source = weights if weights is not None and not resume else checkpoint_to_resume(output)
-        recipe = load_recipe(source, overrides)
-    elif config is not None and weights is not None and not resume:
-        recipe = load_config(config, overrides, model=open_checkpoint(weights).config)
-    if weights is None and not resume:
+    if resume:
+        source: Path | None = checkpoint_to_resume(output)
+    else:
+        source = weights = resolve_checkpoint(weights) if weights is not None else None
+    if source is None:
+        assert recipe is not None
         check_pretrained(recipe.model.backbone)
+    elif recipe is None:
+        recipe = load_recipe(source, overrides)
+    elif config is not None:
+        recipe = load_config(config, overrides, model=open_checkpoint(source).config)
     parts = build_training(
         recipe,
         output,

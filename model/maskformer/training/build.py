@@ -113,6 +113,7 @@ def build_training(
         overwrite: replace the run that `output` may hold.
         weights: a run, or any checkpoint that `from_pretrained` reads, whose weights training
             starts from; what another number of classes makes unusable starts anew, with a warning.
+            Not read when a run is resumed.
         backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
         cpu: use the CPU even if there is a GPU.
 
@@ -146,6 +147,7 @@ def build_training(
     data = build_data(config, output, accelerator, progress)
     config = data.config
     config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
+    weights = None if resume else weights
     model = _build_model(config, weights, data, progress, untrained=resume)
     _freeze(model, config.train, progress)
     join_norms(model.backbone)

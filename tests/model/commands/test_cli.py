@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.coco_format import check_panoptic
 from helpers.command_line import Run
+from helpers.recipes import TINY, write_recipe
 from PIL import Image
 
 from maskformer.cli import INTERNAL_ERROR, main
@@ -124,6 +125,62 @@ def test_resuming_takes_the_recipe_of_the_last_checkpoint(
     assert code == 0, err
     assert "after 3 steps" in out
     assert "steps: 3" in (copy / "recipe.yaml").read_text()
+
+
+def test_a_resumed_run_does_without_the_weights_it_started_from(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    """Neither they nor, where the recipe has none, a model section are needed any more."""
+    source, output = tmp_path / "source", tmp_path / "tuned"
+    shutil.copytree(trained, source, symlinks=True)
+    recipe = write_recipe(tmp_path, {key: TINY[key] for key in ("data", "train", "eval")})
+    train = ["train", "--cpu", "--config", recipe, "--output", output]
+    start = [*train, "--weights", source, "--auto-resume", "train.steps=1"]
+    code, out, err = run(*start)
+    assert code == 0, err
+    code, out, err = run(*start[:-1], "train.steps=2")
+    assert code == 0, err
+    assert "after 2 steps" in out
+    shutil.rmtree(source)
+    code, out, err = run(*start[:-1], "train.steps=3")
+    assert code == 0, err
+    assert "after 3 steps" in out
+    assert str(source) not in out
+    code, out, err = run(*train, "--resume", "train.steps=4")
+    assert code == 0, err
+    assert "after 4 steps" in out
+
+
+def test_the_weights_of_a_run_without_a_checkpoint_are_no_leftovers(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    """All that a full disk left is not removed by a command that is started again."""
+    output = tmp_path / "run"
+    shutil.copytree(trained, output, symlinks=True)
+    (output / "checkpoints" / "best").resolve().rename(output / "weights_step_0000002")
+    shutil.rmtree(output / "checkpoints")
+    before = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    train = ["train", "--cpu", "--config", write_recipe(tmp_path), "--output", output]
+    code, _, err = run(*train, "--auto-resume")
+    assert code == 1
+    assert f"{output} holds no checkpoint to resume from, but weights_step_0000002" in err
+    assert "--weights" in err
+    assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
+    code, _, err = run(*train, "--overwrite", "train.steps=1")
+    assert code == 0, err
+    assert not (output / "weights_step_0000002").exists()
+
+
+def test_a_copy_whose_steps_are_lost_is_not_replaced(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)  # links become folders
+    shutil.rmtree(output / "checkpoints" / "step_0000002")
+    train = ["train", "--cpu", "--config", write_recipe(tmp_path), "--output", output]
+    code, out, err = run(*train, "--auto-resume", "train.steps=3")
+    assert code == 0, err
+    assert "after 3 steps" in out
 
 
 def test_nothing_is_overwritten_by_a_prediction(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -338,6 +395,7 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["train"], "--config is needed; recipes: "),
         (["train", "--resume"], "--resume needs the run"),
         (["train", "--config", "x", "--resume", "--overwrite"], "choose one"),
+        (["train", "--resume", "--weights", "x", "--output", "y"], "choose one"),
         (["train", "--config", "quikstart"], "did you mean 'quickstart'?"),
         (["train", "--config", "quickstart", "train.stepz=1"], "did you mean 'train.steps'?"),
         (["train", "--config", "camvid", "data.root=nowhere"], "nowhere"),

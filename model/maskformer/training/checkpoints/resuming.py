@@ -16,8 +16,8 @@ from maskformer.errors import CheckpointError
 from maskformer.system.documents import check, one_line
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.writing import SCORE
-from maskformer.training.run_folder import is_run
-from maskformer.weights.locate import STATE, find_checkpoint
+from maskformer.training.run_folder import CHECKPOINTS, WEIGHTS, is_run
+from maskformer.weights.locate import BEST, LAST, STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
@@ -51,8 +51,20 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
 def find_run(folder: Path) -> tuple[bool, bool]:
     """Whether a folder holds a run to resume, and whether one that ended before its first save,
     which a new one may replace.
+
+    Raises:
+        FileExistsError: all that is left of the run are weights, which a new one would remove.
     """
-    begun = any((folder / "checkpoints").glob("step_*"))
+    checkpoints = folder / CHECKPOINTS
+    copied = (find_checkpoint(checkpoints, name) for name in (LAST, BEST))  # links made folders
+    begun = any(checkpoints.glob("step_*")) or any(copied)
+    saved = sorted(folder.glob(WEIGHTS))
+    if saved and not begun:
+        raise FileExistsError(
+            f"{folder} holds no checkpoint to resume from, but {saved[-1].name}, the model of a run "
+            "that found no room for one: start from it (--weights) in another --output, or remove "
+            "it with --overwrite in place of --auto-resume"
+        )
     return begun, is_run(folder) and not begun
 
 
