@@ -32,6 +32,7 @@ from maskformer.training.checkpoints.contents import (
     load_recipe,
     resolve_checkpoint,
 )
+from maskformer.training.checkpoints.resuming import checkpoint_to_resume
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import find_checkpoint
 
@@ -229,6 +230,16 @@ def older_and_newer(run: Path) -> tuple[Path, Path]:
     return old, new
 
 
+def two_steps(run: Path) -> tuple[Path, Path]:
+    """The same, without training: the later step is a copy."""
+    old = find_checkpoint(run / "checkpoints")
+    assert old is not None
+    new = Path(shutil.copytree(old, old.with_name("step_0000007")))
+    (run / "checkpoints" / "last").unlink()
+    (run / "checkpoints" / "last").symlink_to(new.name)
+    return old, new.resolve()
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
@@ -248,6 +259,22 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     flip(old / name)
     with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000007: .*checksum"):
         build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True)
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{\x00", b"[1]"])
+@pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "dataset.json"])
+def test_a_checkpoint_with_a_damaged_text_is_passed_over(
+    copied_run: Path, name: str, damage: bytes | None
+) -> None:
+    old, new = two_steps(copied_run)
+    (new / name).unlink()
+    if damage is not None:
+        (new / name).write_bytes(damage)
+    passed_over: list[str] = []
+    kept = name == "dataset.json" and damage is None  # config.json has the names, too
+    taken = checkpoint_to_resume(copied_run, passed_over.append)
+    assert taken == (new if kept else old)
+    assert [new.name in text and name in text for text in passed_over] == [True] * (not kept)
 
 
 def test_an_incomplete_checkpoint_is_named(

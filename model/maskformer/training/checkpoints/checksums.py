@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from maskformer.weights.files import WEIGHTS_FILE
-from maskformer.weights.locate import STATE
+from maskformer.errors import CheckpointError, ConfigError
+from maskformer.system.documents import parse_yaml, read_mapping, read_text
+from maskformer.training.checkpoints.contents import DATASET, load_info
+from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE
+from maskformer.weights.locate import RECIPE, STATE
+from maskformer.weights.native import read_config
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -24,12 +28,14 @@ def write_checksums(folder: Path) -> None:
 
 def find_damage(folder: Path) -> str:
     """What is wrong with a checkpoint, or "". One without checksums, from an earlier version, only
-    has to be complete.
+    has to be complete and its texts to be readable; whether the recipe fits this version is not
+    asked, as another one may be given.
     """
     try:
-        for name in (WEIGHTS_FILE, STATE):
+        for name in (WEIGHTS_FILE, STATE, CONFIG_FILE, RECIPE):
             if not (folder / name).is_file():
                 return f"{name} is missing"
+        _read_texts(folder)
         if not (folder / CHECKSUMS).is_file():
             return ""
         for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
@@ -38,9 +44,22 @@ def find_damage(folder: Path) -> str:
                 return f"{name} is missing"
             if _digest(folder / name) != digest:
                 return f"{name} does not match its checksum in {CHECKSUMS}"
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         return f"it cannot be read: {error}"
     return ""
+
+
+def _read_texts(folder: Path) -> None:
+    """Raises an error that names the first that is damaged."""
+    read_config(folder, read_mapping(folder / CONFIG_FILE))
+    if (folder / DATASET).is_file():
+        load_info(folder)
+    try:
+        recipe = parse_yaml(read_text(folder / RECIPE))
+    except ConfigError as error:
+        raise ConfigError(f"{RECIPE} is damaged: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{RECIPE} must hold a mapping, got {type(recipe).__name__}")
 
 
 def _digest(file: Path) -> str:
