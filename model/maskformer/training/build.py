@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -79,9 +80,20 @@ UNCHANGED_LEARNING = (
     "train.verify_kernels",
     "train.process_timeout",
     "eval.",
+    "predict.",
     "data.root",
+    "data.val.",
+    "data.val_images",
+    "data.test_short_side",
+    "data.test_max_side",
+    "data.max_pixels",
+    "data.colors",
+    "model.backbone.pretrained",
+    "model.backbone.weights",
 )
-"""Values of a recipe that a resumed run may replace and still learn the very same."""
+"""Values of a recipe that a resumed run may replace and still learn the very same, if it may be
+scored otherwise.
+"""
 MANY_EPOCHS = 1000
 OTHER_ARCHITECTURE = (
     "the model section of the recipe, or of its base, describes another architecture: leave it "
@@ -237,6 +249,7 @@ def build_accelerator(
     train = choose_precision(config.train, state.device)
     # Only BatchNorm that learns has buffers that change.
     buffers = DistributedDataParallelKwargs(broadcast_buffers=not config.model.backbone.frozen_norm)
+    AcceleratorState._reset_state()  # an earlier run of this process may have another precision
     try:
         return Accelerator(
             log_with=trackers or None,

@@ -435,6 +435,15 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(math.isfinite(v) for v in scalars(tmp_path / "run", "train/loss").values())
 
 
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path) -> None:
+    for precision in ("bf16", "fp32", "bf16"):
+        recipe = tiny_recipe(steps=1, precision=precision)
+        trainer = build_trainer(recipe, tmp_path / "run", overwrite=True, cpu=True)
+        assert trainer.fit()["step"] == 1
+        used = {"bf16": "bf16", "fp32": "no"}[precision]
+        assert trainer.parts.accelerator.mixed_precision == used
+
+
 def test_weights_start_a_new_run(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -431,6 +431,24 @@ def test_what_a_resumed_run_does_not_do_as_before_is_said(
     assert "resumed with train.batch_size 2 -> 4, processes 2 -> 1: the results will not" in out
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"predict": {"opacity": 0.4}},
+        {"eval": {**TINY["eval"], "batch_size": 1}},
+        {"data": {**TINY["data"], "test_short_side": 48, "test_max_side": 90, "val_images": 2}},
+    ],
+)
+def test_a_resumed_run_that_learns_the_same_is_no_other(
+    copied_run: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    """What is drawn, or scored, otherwise, changes nothing that is learnt."""
+    build_trainer(parse_config({**TINY, **changes}), copied_run, resume=True, cpu=True)
+    out = capsys.readouterr().out
+    assert "resumed with " in out
+    assert "the results will not" not in out
+
+
 def forget(checkpoint: Path, key: str) -> None:
     """Makes its recipe one of a version that did not know the key."""
     values = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
