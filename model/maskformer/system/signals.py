@@ -28,8 +28,8 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, notes signals instead of ending the process; outside of the main thread, to which
-    they come, it does nothing.
+    """While entered, notes signals instead of ending the process; outside of the main thread, to
+    which they come, it does nothing.
 
     A second SIGINT or SIGTERM does what it would do without us: it ends the process at once. Not so
     the one that a scheduler sends some time after SIGUSR1: the save may be on its way.

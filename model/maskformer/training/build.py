@@ -43,9 +43,10 @@ from maskformer.training.checkpoints.resuming import (
 )
 from maskformer.training.data import TrainingData
 from maskformer.training.evaluator import Evaluator
+from maskformer.training.log_folder import check_log_folder, find_log_folder
 from maskformer.training.optimizer import build_optimizer, build_scheduler
 from maskformer.training.recorders.trackers import check_trackers
-from maskformer.training.reporter import Reporter, find_log_folder
+from maskformer.training.reporter import Reporter
 from maskformer.training.run_folder import (
     check_not_in_use,
     check_run_folder,
@@ -131,7 +132,7 @@ def build_training(
 
     Raises:
         FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
-            files in the way that are no run's.
+            files in the way that are no run's; or `train.log_folder` the curves of another run.
         RunInUseError: another process trains in `output`.
         OutputError: `output` is or holds data of the recipe.
         NotADirectoryError, PermissionError: `output` cannot be written.
@@ -144,6 +145,7 @@ def build_training(
     check_output_folder(output)
     check_run_folder(output, resume=resume, overwrite=overwrite)
     check_not_in_use(output)
+    check_log_folder(output, config.train)
     notes: list[str] = []
     checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
     log_folder = find_log_folder(output, config.train)

@@ -19,11 +19,12 @@ from maskformer.evaluation.evaluate import Evaluation, write_pictures
 from maskformer.evaluation.figures import read_figures, write_confusion, write_figures
 from maskformer.output.console import Progress, class_table, peak_memory
 from maskformer.training.evaluator import score_metric
+from maskformer.training.log_folder import find_log_folder, mark_log_folder
 from maskformer.training.log_window import LogWindow
 from maskformer.training.recorders.plain import plain_values
 from maskformer.training.recorders.tensorboard import Board
 from maskformer.training.recorders.trackers import Trackers
-from maskformer.training.run_folder import PREDICTIONS, TENSORBOARD, mark_run
+from maskformer.training.run_folder import PREDICTIONS, mark_run
 
 
 class Reporter:
@@ -78,6 +79,7 @@ class Reporter:
             if self._board is not None and self._accelerator.is_main_process:
                 stack.enter_context(self._board.open())
                 if self._config is not None:
+                    mark_log_folder(self._output, self._config.train)
                     metric = f"val/{score_metric(self._config)}"
                     self._board.add_recipe(to_yaml(self._config), values, metric, step)
             stack.enter_context(self._progress.training(step, self._steps))
@@ -169,10 +171,3 @@ class Reporter:
         self._trackers.add(prefix, values, step)
         if self._board is not None and self._accelerator.is_main_process:
             self._board.add(prefix, values, step, pictures)
-
-
-def find_log_folder(output: Path, train: TrainConfig) -> Path:
-    """Where TensorBoard and other trackers keep the files of the run in `output`."""
-    if train.log_folder is None:
-        return output / TENSORBOARD
-    return train.log_folder / output.resolve().name

@@ -27,6 +27,7 @@ LOCK = ".maskformer-lock"
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
 FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")
 WEIGHTS = "weights_step_*"
+EVENTS = "events.out.tfevents.*"
 CHECKPOINT_FILES = (
     STATE,  # first: what is left of a checkpoint without it is none
     "rng_*.pt",
@@ -47,9 +48,9 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run: by its marker, or, as version 0.1.0 left it, a checkpoint."""
     if (folder / MARKER).is_file():
-        return _read_marker(folder).get("library") == LIBRARY
+        return read_marker(folder / MARKER).get("library") == LIBRARY
     return any(
-        _read_json(state.with_name(CONFIG_FILE)).get("library") == LIBRARY
+        read_marker(state.with_name(CONFIG_FILE)).get("library") == LIBRARY
         for state in (folder / CHECKPOINTS).glob(f"*/{STATE}")
     )
 
@@ -102,7 +103,7 @@ def mark_run(folder: Path, pictures: Iterable[str] = ()) -> None:
 
 def drawn_pictures(folder: Path) -> list[str]:
     """File names in `predictions/` that the run wrote."""
-    names = _read_marker(folder).get("pictures")
+    names = read_marker(folder / MARKER).get("pictures")
     if not isinstance(names, list):
         return []
     return [n for n in names if isinstance(n, str) and n not in ("", ".", "..") and "/" not in n]
@@ -119,7 +120,7 @@ def remove_run(folder: Path) -> None:
             remove_checkpoint(step)
     for step in folder.glob(WEIGHTS):
         remove_checkpoint(step)
-    _remove_files(folder / TENSORBOARD, ["events.out.tfevents.*"])
+    _remove_files(folder / TENSORBOARD, [EVENTS])
     if not (folder / PREDICTIONS).is_symlink():
         for name in pictures:
             _unlink(folder / PREDICTIONS / name)
@@ -146,6 +147,15 @@ def remove_link(link: Path) -> None:
 def size_of(folder: Path) -> int:
     """Bytes of the files directly in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+
+
+def read_marker(file: Path) -> dict[str, object]:
+    """The values of a JSON file; none where it cannot be read."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -245,15 +255,3 @@ def _in_use(folder: Path, descriptor: int) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return f"{folder} is in use: {who} trains there; wait for it or choose another --output"
-
-
-def _read_marker(folder: Path) -> dict[str, object]:
-    return _read_json(folder / MARKER)
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

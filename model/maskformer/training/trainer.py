@@ -42,8 +42,8 @@ COMPILED_ON = ("cuda",)
 MOST_SEGMENTS = 100
 """Numbers of segments of an image up to which kernels are compiled before the first step."""
 DIVERGED_STEPS = 10
-"""So many steps in a row without a finite gradient end a run, or all of a shorter one; fp16 may skip
-some while it looks for its scale.
+"""So many steps in a row without a finite gradient end a run, or all of a shorter one; fp16 may
+skip some while it looks for its scale.
 """
 
 

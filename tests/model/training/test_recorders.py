@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maskformer.config.load import parse_config, to_yaml
 from maskformer.errors import ConfigError, OutputError
+from maskformer.training.log_folder import OWNER
 from maskformer.training.recorders.trackers import check_trackers
 
 
@@ -171,6 +173,36 @@ def test_a_log_folder_of_its_own(tmp_path: Path) -> None:
     build_trainer(recipe, tmp_path / "run", cpu=True).fit()
     assert events(tmp_path / "logs" / "run").Scalars("train/loss")
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_runs_of_one_name_do_not_mix_their_curves(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=1, log_folder=str(tmp_path / "logs"))
+    first, second = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    build_trainer(recipe, first, cpu=True).fit()
+    with pytest.raises(FileExistsError, match=rf"logs/run holds the curves of the run {first}"):
+        build_trainer(recipe, second, cpu=True)
+    shutil.copytree(first, second, symlinks=True)
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match=r"train\.log_folder"):
+            build_trainer(recipe, second, cpu=True, **options)
+    longer = tiny_recipe(steps=2, log_folder=str(tmp_path / "logs"))
+    build_trainer(longer, first, resume=True, cpu=True).fit()
+    shutil.rmtree(first)
+    with pytest.raises(FileExistsError, match=r"remove them"):
+        build_trainer(recipe, first, cpu=True)
+    build_trainer(longer, second, resume=True, cpu=True).fit()  # as if the first was moved there
+    found = events(tmp_path / "logs" / "run").Scalars("train/loss")
+    assert [event.step for event in found] == [1, 2]
+
+
+def test_a_run_goes_on_in_a_log_folder_without_a_name(tmp_path: Path) -> None:
+    """Earlier versions did not note whose it is."""
+    recipe = tiny_recipe(steps=1, log_folder=str(tmp_path / "logs"))
+    build_trainer(recipe, tmp_path / "run", cpu=True).fit()
+    (tmp_path / "logs" / "run" / OWNER).unlink()
+    build_trainer(recipe, tmp_path / "run", resume=True, cpu=True)
+    with pytest.raises(FileExistsError, match=r"of another run"):
+        build_trainer(recipe, tmp_path / "other" / "run", cpu=True)
 
 
 def test_a_log_folder_that_holds_the_data_is_refused(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def find_run(folder: Path) -> tuple[bool, bool]:
     saved = sorted(folder.glob(WEIGHTS))
     if saved and not begun:
         raise FileExistsError(
-            f"{folder} holds no checkpoint to resume from, but {saved[-1].name}, the model of a run "
-            "that found no room for one: start from it (--weights) in another --output, or remove "
-            "it with --overwrite in place of --auto-resume"
+            f"{folder} holds no checkpoint to resume from, but {saved[-1].name}, the model of a "
+            "run that found no room for one: start from it (--weights) in another --output, or "
+            "remove it with --overwrite in place of --auto-resume"
         )
     return begun, is_run(folder) and not begun
 
