@@ -14,7 +14,7 @@
     │   └── TrainingStoppedError                     a run
     ├── TrainingDivergedError   (RuntimeError)       no finite gradient
     ├── WorkerError             (ChildProcessError)  a process that prepares batches
-    ├── RunInUseError           (OSError)            another process trains in the folder
+    ├── RunInUseError           (OSError)            another process works in the folder
     └── DiskFullError           (OSError)            too little room
 
 The built-in class in brackets is a second base, so that `except ValueError` goes on to work. The
@@ -107,7 +107,7 @@ class WorkerError(MaskFormerError, ChildProcessError):
 
 
 class RunInUseError(MaskFormerError, OSError):
-    """Another process trains in the folder."""
+    """Another process works in the folder."""
 
 
 class DiskFullError(MaskFormerError, OSError):

@@ -31,6 +31,7 @@ from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
+from maskformer.system.folder_lock import lock_output
 from maskformer.system.text import escape
 from maskformer.system.writing import write_json
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
@@ -77,39 +78,44 @@ def run(
         progress.warn(warning)
     with ExitStack() as stack:
         stack.enter_context(mfkernels.use_backend(backend))
-        on_prediction = None
         if output is not None:
-            results = stack.enter_context(
-                _results(output, dataset.info, processes, recipe.eval.batch_size)
+            stack.enter_context(lock_output(output, processes, progress.warn))
+        with ExitStack() as writing:
+            on_prediction = None
+            if output is not None:
+                results = writing.enter_context(
+                    _results(output, dataset.info, processes, recipe.eval.batch_size)
+                )
+                on_prediction = partial(_write_results, results, save_maps)
+            evaluation = evaluate(
+                ready_to_predict(model, recipe.eval.precision),
+                eval_loader(
+                    dataset,
+                    recipe,
+                    rank=0 if processes is None else processes.process_index,
+                    world_size=1 if processes is None else processes.num_processes,
+                    warn=progress.warn,
+                ),
+                dataset.info,
+                recipe.eval,
+                target,
+                progress,
+                tta=AugmentedViews.from_config(recipe) if tta else None,
+                on_prediction=on_prediction,
             )
-            on_prediction = partial(_write_results, results, save_maps)
-        evaluation = evaluate(
-            ready_to_predict(model, recipe.eval.precision),
-            eval_loader(
-                dataset,
-                recipe,
-                rank=0 if processes is None else processes.process_index,
-                world_size=1 if processes is None else processes.num_processes,
-                warn=progress.warn,
-            ),
-            dataset.info,
-            recipe.eval,
-            target,
-            progress,
-            tta=AugmentedViews.from_config(recipe) if tta else None,
-            on_prediction=on_prediction,
+        if processes is not None:
+            processes.destroy_process_group()
+        if not main:
+            return
+        classes, everything = dataset.info.classes, recipe.eval.all_classes
+        progress.print(
+            class_table(classes, evaluation.per_class, "by class", everything=everything)
         )
-    if processes is not None:
-        processes.destroy_process_group()
-    if not main:
-        return
-    classes, everything = dataset.info.classes, recipe.eval.all_classes
-    progress.print(class_table(classes, evaluation.per_class, "by class", everything=everything))
-    scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
-    progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
-    if output is not None:
-        _write_evaluation(evaluation, classes, output)
-        progress.print(written(output))
+        scored = "" if folder == checkpoint.resolve() else f" ({folder.name})"
+        progress.print(metrics_table(evaluation.metrics, f"{checkpoint}{scored}"))
+        if output is not None:
+            _write_evaluation(evaluation, classes, output)
+            progress.print(written(output))
 
 
 def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:

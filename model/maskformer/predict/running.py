@@ -25,6 +25,7 @@ from maskformer.output.protected_inputs import check_output_beside_data
 from maskformer.output.result_writer import SUBFOLDERS, ResultWriter, remove_leftovers
 from maskformer.predict.journal import Entry, Journal, Task, describe_image, describe_settings
 from maskformer.predictor import Predictor, Prepared
+from maskformer.system.folder_lock import lock_output
 from maskformer.system.paths import (
     OutputNames,
     find_input_in,
@@ -80,12 +81,25 @@ def predict_images(
         OSError: `out` cannot be written.
         FileExistsError: a file that no call of this kind wrote is in the place of a result.
         OutputError: `out` is or holds the folder of an image, or data of the recipe.
+        RunInUseError: another process works in `out`.
         UsageError: model, classes and mode do not go together, or results of other settings are
             to be skipped.
     """
     check_output_folder(out)
     _check_beside_images(out, files)
     check_output_beside_data(out, predictor.config.data)
+    with lock_output(out, processes, progress.warn):
+        return _predict_images(predictor, files, out, progress, skip_existing, processes)
+
+
+def _predict_images(
+    predictor: Predictor,
+    files: Sequence[Path],
+    out: Path,
+    progress: Progress,
+    skip_existing: bool,
+    processes: PartialState | None,
+) -> int:
     rank, count = (
         (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     )

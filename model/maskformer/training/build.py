@@ -30,6 +30,7 @@ from maskformer.modeling.frozen_norm import join_norms
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.folder_lock import check_not_in_use
 from maskformer.system.listing import count_names
 from maskformer.system.process_group import join_processes
 from maskformer.system.signals import Signals
@@ -48,7 +49,6 @@ from maskformer.training.optimizer import build_optimizer, build_scheduler
 from maskformer.training.recorders.trackers import check_trackers
 from maskformer.training.reporter import Reporter
 from maskformer.training.run_folder import (
-    check_not_in_use,
     check_run_folder,
     is_run,
     other_files,
@@ -133,7 +133,7 @@ def build_training(
     Raises:
         FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
             files in the way that are no run's; or `train.log_folder` the curves of another run.
-        RunInUseError: another process trains in `output`.
+        RunInUseError: another process works in `output`.
         OutputError: `output` is or holds data of the recipe.
         NotADirectoryError, PermissionError: `output` cannot be written.
         CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
@@ -249,6 +249,8 @@ def build_accelerator(
     trackers = check_trackers(config.train.trackers)
     state = join_processes(cpu=cpu, timeout=config.train.process_timeout)
     train = choose_precision(config.train, state.device)
+    if train.precision == "fp16" and state.device.type == "cpu":
+        raise ConfigError("train.precision is fp16, which needs a GPU; expected bf16 or fp32")
     # Only BatchNorm that learns has buffers that change.
     buffers = DistributedDataParallelKwargs(broadcast_buffers=not config.model.backbone.frozen_norm)
     AcceleratorState._reset_state()  # an earlier run of this process may have another precision

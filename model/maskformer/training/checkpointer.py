@@ -21,6 +21,7 @@ from maskformer.data import DatasetInfo
 from maskformer.errors import CheckpointError, DatasetError, TrainingStoppedError, WorkerError
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
+from maskformer.system.folder_lock import lock_folder
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
 from maskformer.training.checkpoints.resuming import (
@@ -40,7 +41,6 @@ from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_folder import (
     CHECKPOINTS,
     is_run,
-    lock_run,
     mark_run,
     remove_leftovers,
     remove_run,
@@ -127,13 +127,13 @@ class Checkpointer:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder.
+        """Keeps other processes from working in the folder.
 
         Raises:
             RunInUseError: one does.
         """
         main = self._accelerator.is_main_process
-        with lock_run(self.output) if main else nullcontext("") as why:
+        with lock_folder(self.output) if main else nullcontext("") as why:
             if why:
                 self._progress.warn(f"{self.output} cannot be locked against other runs: {why}")
             yield

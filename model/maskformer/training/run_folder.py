@@ -1,21 +1,16 @@
-"""The folder of a training run: whose it is, who works in it, and what may be removed from it."""
+"""The folder of a training run: whose it is, and what may be removed from it."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from maskformer.errors import RunInUseError
 from maskformer.output.output_folder import CONFUSION, METRICS, names_in_the_way
 from maskformer.system.listing import names_in
-from maskformer.system.text import encodable, escape
+from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.files import CONFIG_FILE
 from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, is_link
@@ -23,7 +18,6 @@ from maskformer.weights.native import LIBRARY
 
 MARKER = ".maskformer-run"
 """JSON: says that the folder is a run, and which pictures it has drawn."""
-LOCK = ".maskformer-lock"
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
 FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")
 WEIGHTS = "weights_step_*"
@@ -40,9 +34,6 @@ CHECKPOINT_FILES = (
     ".*.partial",
 )
 """What a step folder holds; other files in it are the user's."""
-
-_locked: set[tuple[int, int]] = set()
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def is_run(folder: Path) -> bool:
@@ -177,81 +168,3 @@ def _unlink(file: Path) -> None:
     if file.is_symlink() or file.is_file():
         with suppress(OSError):
             file.unlink()
-
-
-@contextmanager
-def lock_run(folder: Path) -> Iterator[str]:
-    """Keeps other processes from training in the folder.
-
-    The system ends the lock with the process, however that ends: none is ever stale.
-
-    Yields:
-        Why the folder could not be locked, where its file system knows no locks; else "".
-
-    Raises:
-        RunInUseError: another process has it; the message names it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _open_lock(folder, os.O_RDWR | os.O_CREAT) as descriptor:
-        problem = _lock(descriptor, fcntl.LOCK_EX, folder)
-        identity = _identity(os.fstat(descriptor))
-        _locked.add(identity)
-        try:
-            with suppress(OSError):  # the name in the message is a courtesy
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
-            yield problem
-        finally:
-            _locked.discard(identity)
-
-
-def check_not_in_use(folder: Path) -> None:
-    """Refuses a folder that another process trains in.
-
-    Raises:
-        RunInUseError: one does.
-    """
-    if (folder / LOCK).is_file():
-        with _open_lock(folder, os.O_RDONLY) as descriptor:
-            _lock(descriptor, fcntl.LOCK_SH, folder)  # several processes may ask at once
-
-
-@contextmanager
-def _open_lock(folder: Path, flags: int) -> Iterator[int]:
-    file = folder / LOCK
-    if file.exists() and _identity(file.stat()) in _locked:
-        # Opening the file once more would end this process's own lock when it is closed.
-        raise RunInUseError(f"{folder} is in use: this process already trains there")
-    descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int, folder: Path) -> str:
-    try:
-        # A record lock: forked data workers must not keep it when this process dies.
-        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return str(error)
-        raise RunInUseError(_in_use(folder, descriptor)) from None
-    return ""
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _myself() -> dict[str, object]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def _in_use(folder: Path, descriptor: int) -> str:
-    try:
-        values = json.loads(os.pread(descriptor, 1000, 0))
-        who = f"process {values['pid']} on {escape(values['host'])}"
-    except (OSError, ValueError, KeyError, TypeError):
-        who = "another process"
-    return f"{folder} is in use: {who} trains there; wait for it or choose another --output"

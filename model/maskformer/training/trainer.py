@@ -135,7 +135,7 @@ class Trainer:
             CheckpointError: the last checkpoint could not be written.
             DatasetError, WorkerError: no batch could be had; the last finished step was saved.
             DiskFullError: there is no room for a checkpoint; nothing was trained.
-            RunInUseError: another process trains in the run folder.
+            RunInUseError: another process works in the run folder.
         """
         parts = self.parts
         with parts.checkpointer.locked():

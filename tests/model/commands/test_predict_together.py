@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 
 from maskformer.cli import main
 from maskformer.predict.journal import Entry, Journal
+from maskformer.system.folder_lock import LOCK, lock_folder
 
 SIZES = ((96, 80), (64, 64), (64, 64), (80, 96), (64, 64), (33, 70), (96, 80))
 TIMES = ("eval_images_per_second", "peak_memory_mb")
@@ -127,6 +130,42 @@ def test_an_interrupted_call_goes_on(
     )
     assert code == 1
     assert "holds results of another model, mode or recipe" in err
+
+
+def test_two_calls_do_not_share_a_folder(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict = ["predict", photos, "--checkpoint", trained, "--out", out]
+    evaluate = ["evaluate", "--checkpoint", trained, "--output", out / "scores"]
+    for arguments, folder in ((predict, out), (evaluate, out / "scores")):
+        with other_process_in(folder) as holder:
+            code, _, err = run(*arguments)
+            assert code == 1
+            assert f"{folder} is in use: process {holder} on {os.uname()[1]} works there" in err
+        code, _, err = run(*arguments)
+        assert "in use" not in err
+        assert not (folder / LOCK).exists()
+    assert len(json.loads((out / "files.json").read_text())) == 7
+
+
+@contextmanager
+def other_process_in(folder: Path) -> Iterator[int]:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(folder, ready, done))
+    holder.start()
+    assert ready.wait(60)
+    assert holder.pid is not None
+    yield holder.pid
+    done.set()
+    holder.join()
+
+
+def hold(folder: Path, ready: Event, done: Event) -> None:
+    with lock_folder(folder):
+        ready.set()
+        done.wait(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -20,9 +20,10 @@ from maskformer import MaskFormer
 from maskformer.config.load import parse_config
 from maskformer.errors import CheckpointError, DiskFullError, OutputError, RunInUseError
 from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.system.folder_lock import LOCK, lock_folder
 from maskformer.training.checkpoints import writing as checkpoints
 from maskformer.training.checkpoints.contents import resolve_checkpoint
-from maskformer.training.run_folder import LOCK, MARKER, is_run, lock_run
+from maskformer.training.run_folder import MARKER, is_run
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, LAST, find_checkpoint
 
@@ -118,8 +119,8 @@ def test_two_runs_do_not_share_a_folder(run: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", f"""
 from pathlib import Path
-from maskformer.training.run_folder import lock_run
-with lock_run(Path({str(run)!r})):
+from maskformer.system.folder_lock import lock_folder
+with lock_folder(Path({str(run)!r})):
     print("locked", flush=True)
     input()
 """],
@@ -139,12 +140,12 @@ with lock_run(Path({str(run)!r})):
 
 def test_a_process_locks_a_folder_once(tmp_path: Path) -> None:
     with (
-        lock_run(tmp_path),
+        lock_folder(tmp_path),
         pytest.raises(RunInUseError, match="this process already"),
-        lock_run(tmp_path),
+        lock_folder(tmp_path),
     ):
         pass
-    with lock_run(tmp_path):
+    with lock_folder(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith("{")
 
 
