@@ -76,6 +76,10 @@ CheckpointOption = Annotated[
 ]
 
 
+NOT_EVALUATED = ("model.", "criterion.", "train.", "predict.", "data.augmentation.")
+"""What of a recipe `evaluate` does not follow, but for the next."""
+EVALUATED = ("train.workers", "train.best_metric")
+"""The processes that read; and a metric that must be one of those measured."""
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C where no training runs."""
 INTERNAL_ERROR = 70
@@ -217,6 +221,7 @@ def evaluate(
     for override in overrides or []:
         if override.startswith("predict."):
             raise UsageError(f"evaluate sees images whole: '{override}' is for maskformer predict")
+    _check_evaluated(overrides or [])
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
 
@@ -535,6 +540,22 @@ def _check_model_stays(overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith("model."):
             raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+
+
+def _check_evaluated(overrides: list[str]) -> None:
+    from maskformer.config.load import override_keys
+
+    unused = [
+        key
+        for key in override_keys(overrides)
+        if f"{key}.".startswith(NOT_EVALUATED) and key not in EVALUATED
+    ]
+    if unused:
+        raise UsageError(
+            f"no effect on evaluation, which takes the model from the checkpoint: "
+            f"{', '.join(unused[:5])}; leave out what changes them, expected data.* (but for "
+            f"data.augmentation), eval.*, {', '.join(EVALUATED)}"
+        )
 
 
 def _is_override(text: str) -> bool:

@@ -67,6 +67,15 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     return _with_overrides(config.model_dump(mode="json"), overrides)
 
 
+def override_keys(overrides: Iterable[str]) -> list[str]:
+    """The dotted keys that `key=value` pairs give a value, also those within a value.
+
+    Raises:
+        ConfigError: one is no such pair.
+    """
+    return [key for override in overrides for key in _flatten(_parse_override(override))]
+
+
 def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for override in overrides:

@@ -88,6 +88,34 @@ def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) 
     assert "'model.num_classes=12' cannot replace it" in err
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("train.precision=bf16", "train.precision;"),
+        ("train.lr=1", "train.lr;"),
+        ("criterion.mask_weight=1", "criterion.mask_weight;"),
+        ("data.augmentation.crop=8", "data.augmentation.crop;"),
+        ("data={test_short_side: 64, augmentation: {crop: 8}}", "checkpoint: data.augmentation"),
+        ("model={num_classes: 12}", "model.num_classes;"),
+        ("train", "an override reads key=value"),
+    ],
+)
+def test_evaluate_refuses_what_it_does_not_follow(
+    run: Run, trained: Path, value: str, said: str
+) -> None:
+    code, _, err = run("evaluate", "--checkpoint", trained, value)
+    assert code == 1
+    assert said in err
+
+
+def test_evaluate_follows_data_and_what_is_measured(run: Run, trained: Path) -> None:
+    values = ["data.val_images=2", "data.test_short_side=48", "eval.batch_size=1"]
+    values += ["eval.panoptic=false", "train.best_metric=miou", "train.workers=1"]
+    code, out, err = run("evaluate", "--checkpoint", trained, *values)
+    assert code == 0, err
+    assert "miou" in out
+
+
 def test_predict_without_any_readable_image_fails(run: Run, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     arguments = ["--checkpoint", trained, "--out", tmp_path / "out"]
@@ -432,7 +460,7 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["evaluate", "--checkpoint", "RUN", "--output", "RUN/recipe.yaml"], "is a file"),
         (
             ["train", "--config", "quickstart", "--cpu", "train.precision=fp16", "--output", "x"],
-            "fp16",
+            "fp16, which needs a GPU",
         ),
     ],
 )

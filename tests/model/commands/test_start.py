@@ -87,6 +87,7 @@ def answer(starts: subprocess.Popen[str], tmp_path: Path) -> Answer:
         ("predict predict.opacity=0 --checkpoint x --out y", 2, "no image is named"),
         ("predict a.png model.x=1 --checkpoint x --out y", 1, "the checkpoint decides the model"),
         ("evaluate --checkpoint x predict.tile=64", 1, "evaluate sees images whole"),
+        ("evaluate --checkpoint x train.lr=1", 1, "no effect on evaluation"),
         ("train --config quikstart", 1, "did you mean 'quickstart'?"),
         ("train --config quickstart train.stepz=1", 1, "did you mean 'train.steps'?"),
         ("predict photo.jpg", 2, "--checkpoint"),
