@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -57,7 +57,7 @@ class LossesWithTotal(dict[str, Tensor]):
 
     def __init__(
         self,
-        losses: Mapping[str, Tensor],
+        losses: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
         total: Tensor | None = None,
         weights: tuple[float, float, float] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class LossesWithTotal(dict[str, Tensor]):
         super().__init__(losses)
         self._total = total
         self._weights = weights
-        self._given = tuple((name, loss, version_of(loss)) for name, loss in losses.items())
+        self._given = tuple((name, loss, version_of(loss)) for name, loss in self.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
         """The total; None with other weights, after a loss was changed, added or taken out, and in
@@ -367,7 +367,7 @@ class MaskFormerCriterion(nn.Module):
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> tuple[list[_Layers], SegmentTargets]:
         """Predictions (earlier layers first) and targets, which no operation checks again."""
-        given = _read_outputs(outputs)
+        given = read_outputs(outputs)
         if not isinstance(targets, SegmentTargets):
             targets = _read_targets(targets)
         groups = []
@@ -437,7 +437,7 @@ def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) ->
     return weights
 
 
-def _read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Class logits, mask embeddings and pixel features (or mask logits and None), by layers."""
     if "mask_embed" in outputs:
         class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from mfkernels.criterion import MaskFormerCriterion, loss_names, remembering_nothing
+from mfkernels.criterion import (
+    MaskFormerCriterion,
+    loss_names,
+    read_outputs,
+    remembering_nothing,
+)
+from mfkernels.ops.mask_loss.operator import most_kept
 from mfkernels.targets import SegmentTargets
 
 _NAMES = ("class_logits", "mask_embed", "pixel_features")
@@ -41,20 +48,25 @@ def warmup(
     """
     with torch.enable_grad(), remembering_nothing(criterion):
         given = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), dict(outputs))
-        logits = given["class_logits" if "class_logits" in given else "pred_logits"]
-        for counts in counts_to_try(logits.shape[-3], most_segments):
+        logits, masks, features = read_outputs(given)[0]
+        pixels = math.prod((masks if features is None else features).shape[-2:])
+        kept = most_kept(len(masks), pixels)
+        for counts in counts_to_try(logits.shape[-3], most_segments, kept):
             losses = criterion(given, _any_targets(logits, size, counts, overlap))
             criterion.total(losses).backward()
 
 
-def counts_to_try(images: int, most_segments: int) -> Iterator[tuple[int, ...]]:
-    """Segments of the images of batches that need all kernels: those of the most crowded image
-    decide, and those of all images, whose maps may be too large to keep.
+def counts_to_try(images: int, most_segments: int, kept: int) -> Iterator[tuple[int, ...]]:
+    """Segments of the images of batches that need all kernels.
+
+    Those of the most crowded image decide; and whether all images have more than `kept`, whose
+    gradients are too large to be kept for the backward pass.
     """
     for count in range(1, most_segments + 1):
         yield (count, *[0] * (images - 1))
-    for full in range(2, images + 1):
-        yield (*[most_segments] * full, *[0] * (images - full))
+    full, rest = divmod(kept + 1, most_segments)
+    if full + (rest > 0) <= images:
+        yield (*[most_segments] * full, rest, *[0] * (images - full - 1))[:images]
 
 
 def _any_targets(

@@ -132,7 +132,10 @@ def test_warmup_goes_over_all_numbers_of_segments(
     criterion, outputs = MaskFormerCriterion(case.classes), outputs_of(case)
     with torch.no_grad():
         warmup(criterion, outputs, case.size, most_segments=3, overlap=overlap)
-    assert [targets.counts for targets in seen] == [(1, 0), (2, 0), (3, 0), (3, 3)]
+    assert [targets.counts for targets in seen] == [(1, 0), (2, 0), (3, 0)]
+    assert list(graphs.counts_to_try(3, 2, 2))[2:] == [(2, 1, 0)]
+    assert list(graphs.counts_to_try(3, 2, 5))[2:] == [(2, 2, 2)]
+    assert list(graphs.counts_to_try(3, 2, 6))[2:] == []
     assert all((targets.masks is not None) == overlap for targets in seen)
     assert criterion.bad_costs == 0
     assert all(x.grad is None for x in outputs.values())

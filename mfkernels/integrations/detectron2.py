@@ -281,12 +281,13 @@ class SetCriterion(nn.Module):
         return {"loss_ce": loss[0] / weight[0]}
 
     def _read_weights(self) -> _Weights:
-        """Those in `empty_weight`, looked at after every change: a kernel serves the usual ones."""
+        """Those in `empty_weight`, looked at after a change: a kernel serves the usual ones."""
         buffer = self.empty_weight
-        if buffer.is_meta or is_traced(buffer):
-            return self._weights
+        if buffer.is_meta or is_traced(buffer):  # nobody can look
+            return _Weights(buffer, None, buffer[:-1], buffer[-1])
         version = version_of(buffer)
-        if buffer is not self._weights.buffer or version != self._weights.version:
+        changed = version is None or version != self._weights.version
+        if changed or buffer is not self._weights.buffer:
             *classes, no_object = buffer.tolist()
             usual = torch.tensor(self.eos_coef, dtype=buffer.dtype).item()
             self._weights = _Weights(
@@ -385,7 +386,7 @@ class _Weights(NamedTuple):
     version: int | None
     of_classes: Tensor | None
     """`[K]`; None where all are 1."""
-    of_no_object: float
+    of_no_object: float | Tensor
 
 
 def _is_ours(matcher: nn.Module) -> TypeGuard[HungarianMatcher]:

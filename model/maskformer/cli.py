@@ -218,9 +218,6 @@ def evaluate(
     elif save_maps:
         raise typer.BadParameter("--save-maps needs a folder: --output FOLDER")
     _check_model_stays(overrides or [])
-    for override in overrides or []:
-        if override.startswith("predict."):
-            raise UsageError(f"evaluate sees images whole: '{override}' is for maskformer predict")
     _check_evaluated(overrides or [])
     recipe = _load_recipe(config, overrides)
     from maskformer.commands.evaluate import run
@@ -552,9 +549,8 @@ def _check_evaluated(overrides: list[str]) -> None:
     ]
     if unused:
         raise UsageError(
-            f"no effect on evaluation, which takes the model from the checkpoint: "
-            f"{', '.join(unused[:5])}; leave out what changes them, expected data.* (but for "
-            f"data.augmentation), eval.*, {', '.join(EVALUATED)}"
+            f"{', '.join(unused[:5])}: no effect on evaluation, which follows data.* (but not "
+            f"data.augmentation), eval.* and {', '.join(EVALUATED)}"
         )
 
 

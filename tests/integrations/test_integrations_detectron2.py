@@ -539,7 +539,10 @@ def test_imports_without_detectron2_and_transformers() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0, 5.0, 0.2, 0.1], [1.0, 1.0, 1.0, 0.4]])
 @pytest.mark.parametrize("loaded", [False, True])
-def test_weights_of_classes_are_those_of_the_buffer(weights: list[float], loaded: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_of_classes_are_those_of_the_buffer(
+    weights: list[float], loaded: bool, compiled: bool
+) -> None:
     """As official code gives classes their weights: by writing to it."""
     criterion, outputs = maskformer(), golden.official_outputs(aux=False)
     given = torch.tensor(weights)
@@ -556,5 +559,13 @@ def test_weights_of_classes_are_those_of_the_buffer(weights: list[float], loaded
     ):
         classes[image, queries] = target["labels"][segments]
     expected = F.cross_entropy(logits.transpose(1, 2), classes, given)
-    found = criterion(outputs, golden.targets())["loss_ce"]
-    torch.testing.assert_close(found, expected)
+    call = torch.compile(criterion, backend="eager") if compiled else criterion
+    torch.testing.assert_close(call(outputs, golden.targets())["loss_ce"], expected)
+
+
+def test_weights_of_classes_in_inference_mode() -> None:
+    with torch.inference_mode():
+        criterion, outputs = maskformer(), golden.official_outputs(aux=False)
+        before = criterion(outputs, golden.targets())["loss_ce"]
+        criterion.empty_weight[0] = 7.0
+        assert not torch.equal(criterion(outputs, golden.targets())["loss_ce"], before)

@@ -57,7 +57,7 @@ class ChunkWorker {
     low_stride_ = own;
     if (!factors) return;
     by_pixel_ = arena_.template take<T>(round_up(most_matched, kPanel<T>) * own);
-    by_row_ = arena_.template take<T>(most_matched * kPanel<T>);
+    by_row_ = arena_.template take<T>(most_matched * larger(kPanel<T>, kTileRows));
     tile_ = arena_.template take<T>(kTileRows * kPanel<T>);
     grad_embed_ =
         arena_.template take<T>(round_up(most_matched, kPanel<T>) * predictions_.channels);
@@ -280,11 +280,11 @@ class ChunkWorker {
     problem_.channels_last ? store_by_pixel(strip) : store_by_channel(strip);
   }
 
-  // Gradients of masks at `count` pixels from `p` on, row by row.
-  void gather_pixels(int64_t p, int64_t count) {
+  // Gradients of masks at `count` pixels from `p` on, row by row at a distance of `stride`.
+  void gather_pixels(int64_t p, int64_t count, int64_t stride) {
     for (int64_t row = 0; row < rows(); ++row) {
       const T* from = low_grad_ + row * low_stride_ + p;
-      for (int64_t j = 0; j < count; ++j) by_row_[row * count + j] = from[j];
+      for (int64_t j = 0; j < count; ++j) by_row_[row * stride + j] = from[j];
     }
   }
 
@@ -294,7 +294,7 @@ class ChunkWorker {
     const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
     const T* embed = plan_.embed + plan_.first_row[image_] * channels;
     for (int64_t p = 0; p < pixels; p += kColumns) {
-      gather_pixels(p, kColumns);
+      gather_pixels(p, kColumns, kColumns);
       const int64_t inside = smaller(kColumns, pixels - p);
       for (int64_t c = 0; c < channels; c += kTileRows) {
         const int64_t count = smaller(kTileRows, channels - c);
@@ -314,8 +314,8 @@ class ChunkWorker {
     const int64_t pixels = (strip.own_end - strip.own) * predictions_.width;
     const int64_t first = (image_ * predictions_.height + strip.own) * predictions_.width;
     for (int64_t p = 0; p < pixels; p += kTileRows) {
-      gather_pixels(p, kTileRows);
       const int64_t count = smaller(kTileRows, pixels - p);
+      gather_pixels(p, count, kTileRows);
       for (int64_t c = 0; c < channels; c += kColumns) {
         multiply<false, T>(count, {by_row_, 1, kTileRows}, embed_ + c * rows(), rows(), tile_,
                            kColumns);

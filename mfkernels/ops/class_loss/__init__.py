@@ -18,7 +18,7 @@ def class_loss(
     class_logits: Tensor,
     targets: SegmentTargets,
     assignment: Tensor,
-    no_object_weight: float,
+    no_object_weight: float | Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over queries and images of weight · entropy, and of the weights alone.
@@ -29,7 +29,8 @@ def class_loss(
         class_logits: `[L, B, Q, K+1]`; index K is "no object".
         targets: the segments of the B images.
         assignment: `[L, B, T]` int64: the query of each segment, or −1 for none.
-        no_object_weight: weight of a query without a segment.
+        no_object_weight: weight of a query without a segment; a tensor `[]` only beside
+            `class_weights`.
         class_weights: `[K]`, weights of queries by the class of their segment; left out, all of
             them weigh 1. No kernel takes any: plain PyTorch serves them, on the device too.
 

@@ -14,7 +14,7 @@ def class_loss(
     class_logits: Tensor,
     targets: SegmentTargets,
     assignment: Tensor,
-    no_object_weight: float,
+    no_object_weight: float | Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`[L]` and `[L]`: weight · entropy summed over queries and images, and the weights' sum."""
@@ -29,7 +29,10 @@ def class_loss(
     target = assignment.new_full((layers, images, queries + 1), num_classes)
     target = target.scatter(2, query, labels)[:, :, :queries]
     weight = logits.new_ones(num_classes) if class_weights is None else class_weights.to(logits)
-    weight = F.pad(weight, (0, 1), value=no_object_weight)
+    if isinstance(no_object_weight, Tensor):
+        weight = torch.cat((weight, no_object_weight.to(weight)[None]))
+    else:
+        weight = F.pad(weight, (0, 1), value=no_object_weight)
     entropy = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
     )

@@ -5,7 +5,6 @@ csrc/operator_schemas.cpp describes their arguments.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +45,11 @@ class Inputs(NamedTuple):
     gamma: float
 
 
+def most_kept(layers: int, pixels: int) -> int:
+    """Of how many segments the maps of so many layers and mask pixels may be kept."""
+    return BYTES_OF_MAPS // (12 * layers * pixels)
+
+
 def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
     """Of what the forward pass on a GPU keeps of the gradients: `[3, L, N, h·w]`, or `[0]`.
 
@@ -53,8 +57,10 @@ def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
     """
     like = given.mask_embed if given.pixel_features is None else given.pixel_features
     pixels = like.shape[-2] * like.shape[-1]
-    shape = (3, given.assignment.shape[0], given.num_segments, pixels)
-    return shape if keep_maps and 4 * math.prod(shape) <= BYTES_OF_MAPS else (0,)
+    layers = given.assignment.shape[0]
+    if not keep_maps or given.num_segments > most_kept(layers, pixels):
+        return (0,)
+    return 3, layers, given.num_segments, pixels
 
 
 def check(*arguments: Any) -> None:

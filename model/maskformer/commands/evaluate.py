@@ -80,6 +80,8 @@ def run(
         stack.enter_context(mfkernels.use_backend(backend))
         if output is not None:
             stack.enter_context(lock_output(output, processes, progress.warn))
+            if main:  # another call may have been there
+                _check_free(output, recipe.eval, save_maps)
         with ExitStack() as writing:
             on_prediction = None
             if output is not None:

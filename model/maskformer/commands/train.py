@@ -14,7 +14,7 @@ from maskformer.training.build import build_training
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.checkpoints.resuming import checkpoint_to_resume
 from maskformer.training.trainer import Trainer
-from maskformer.weights import open_checkpoint
+from maskformer.weights.open import read_model_config
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     elif recipe is None:
         recipe = load_recipe(source, overrides)
     elif config is not None:
-        recipe = load_config(config, overrides, model=open_checkpoint(source).config)
+        recipe = load_config(config, overrides, model=read_model_config(source))
     parts = build_training(
         recipe,
         output,

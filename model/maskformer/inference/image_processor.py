@@ -36,7 +36,7 @@ from maskformer.weights.preprocessor import (
 )
 from maskformer.weights.schemas import BILINEAR, PreprocessorPart, SizePart
 
-OF_LABELS = ("do_reduce_labels", "ignore_index", "num_labels")
+OF_LABELS = ("do_reduce_labels", "reduce_labels", "ignore_index", "num_labels")
 """In a `preprocessor_config.json`."""
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -81,7 +81,7 @@ class ImageProcessor:
     normalize: Normalize = field(default_factory=Normalize)
     reader: ImageReader = field(default_factory=ImageReader)
     resize_logits: bool = False
-    of_labels: Mapping[str, Any] = field(default_factory=dict)
+    of_labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
@@ -323,7 +323,7 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
                 f"it asks for the size {shown(values.get('size'))}; this pipeline keeps the aspect "
                 "ratio and needs 'shortest_edge'"
             )
-        if part.do_resize and part.resample != BILINEAR:
+        if part.do_resize and part.resample not in (None, BILINEAR):
             raise ConfigError(
                 f"it asks for resample {part.resample}; this pipeline resizes bilinearly, which is "
                 f"{BILINEAR}"

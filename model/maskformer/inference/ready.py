@@ -28,6 +28,9 @@ def ready_to_predict(
             in float32, too, unless the backbone is a Swin; and masks come without their factors
             where that is cheaper: see `give_masks`.
     """
+    if "forward" in vars(model):  # of a training in half precision
+        model = _copy(model, with_weights=False)
+        del model.forward
     folded = fold_norms(model)
     device = next(model.parameters()).device
     bfloat16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))

@@ -168,13 +168,15 @@ class SegmentationModel(nn.Module, ABC):
         Raises:
             WeightsError: parts were replaced by others than `config` says.
         """
-        for name, wanted in _build_shapes(self.config).state_dict().items():
-            shape = list(weights[name].shape) if name in weights else "missing"
-            if shape != list(wanted.shape):
+        wanted = _build_shapes(self.config, type(self)).state_dict()
+        for name in {**wanted, **weights}:
+            said = [list(x[name].shape) if name in x else "missing" for x in (weights, wanted)]
+            if said[0] != said[1]:
                 raise WeightsError(
-                    f"{name} is {shape}, but the model's config says {list(wanted.shape)}: nobody "
-                    "could load it again. A head for other classes comes with "
-                    "from_pretrained(..., num_classes=K, ignore_mismatched_sizes=True)"
+                    f"{name} is {said[0]}, but in a model of this config {said[1]}: it could not "
+                    "be loaded again. A head for other classes comes with from_pretrained(..., "
+                    "num_classes=K, ignore_mismatched_sizes=True), other parts with a class of "
+                    "your own"
                 )
 
     def load_weights(
@@ -272,6 +274,8 @@ class SegmentationModel(nn.Module, ABC):
             maps = self.backbone(pixel_values)
         except ValueError as error:
             raise explain_single_values(error, pixel_values) from error
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, AssertionError) as error:
             size, given = self.backbone.only_size, tuple(pixel_values.shape[-2:])
             if size in (None, given):

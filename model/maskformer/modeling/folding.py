@@ -41,6 +41,8 @@ def fold_norms(model: SegmentationModel) -> SegmentationModel:
         setattr(parent, name, nn.Sequential(*(part for part in after if part is not None)))
     try:
         return folded if _agree(model, folded) else model
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, AssertionError):  # of a backbone that takes no image so small
         return model
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOCK = ".maskformer-lock"
 
 _locked: set[tuple[int, int]] = set()
+_ATTEMPTS = 20
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
@@ -37,17 +38,22 @@ def lock_folder(folder: Path) -> Iterator[str]:
         RunInUseError: another process has it; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _open_lock(folder, os.O_RDWR | os.O_CREAT) as descriptor:
-        problem = _lock(descriptor, fcntl.LOCK_EX, folder)
-        identity = _identity(os.fstat(descriptor))
-        _locked.add(identity)
-        try:
-            with suppress(OSError):  # the name in the message is a courtesy
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
-            yield problem
-        finally:
-            _locked.discard(identity)
+    for _ in range(_ATTEMPTS):
+        with _open_lock(folder, os.O_RDWR | os.O_CREAT) as descriptor:
+            problem = _lock(descriptor, fcntl.LOCK_EX, folder)
+            identity = _identity(os.fstat(descriptor))
+            if identity != _identity_of(folder / LOCK):
+                continue  # whoever had it removed the file meanwhile
+            _locked.add(identity)
+            try:
+                with suppress(OSError):  # the name in the message is a courtesy
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+                yield problem
+            finally:
+                _locked.discard(identity)
+            return
+    raise RunInUseError(f"{folder} is in use: others come and go there")
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def check_not_in_use(folder: Path) -> None:
 @contextmanager
 def _open_lock(folder: Path, flags: int) -> Iterator[int]:
     file = folder / LOCK
-    if file.exists() and _identity(file.stat()) in _locked:
+    if _identity_of(file) in _locked:
         # Opening the file once more would end this process's own lock when it is closed.
         raise RunInUseError(f"{folder} is in use: this process already works there")
     descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -116,6 +122,13 @@ def _lock(descriptor: int, kind: int, folder: Path) -> str:
             return str(error)
         raise RunInUseError(_in_use(folder, descriptor)) from None
     return ""
+
+
+def _identity_of(file: Path) -> tuple[int, int] | None:
+    try:
+        return _identity(file.stat())
+    except FileNotFoundError:
+        return None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -253,7 +253,9 @@ def build_accelerator(
         raise ConfigError("train.precision is fp16, which needs a GPU; expected bf16 or fp32")
     # Only BatchNorm that learns has buffers that change.
     buffers = DistributedDataParallelKwargs(broadcast_buffers=not config.model.backbone.frozen_norm)
-    AcceleratorState._reset_state()  # an earlier run of this process may have another precision
+    # An earlier run of this process may have another precision.
+    if AcceleratorState._shared_state.get("_mixed_precision") != PRECISION[train.precision]:
+        AcceleratorState._reset_state()
     try:
         return Accelerator(
             log_with=trackers or None,

@@ -42,9 +42,7 @@ COMPILED_ON = ("cuda",)
 MOST_SEGMENTS = 100
 """Numbers of segments of an image up to which kernels are compiled before the first step."""
 DIVERGED_STEPS = 10
-"""So many steps in a row without a finite gradient end a run, or all of a shorter one; fp16 may
-skip some while it looks for its scale.
-"""
+"""So many steps in a row without a finite gradient end a run, or all of a shorter one."""
 
 
 @dataclass
@@ -311,10 +309,14 @@ class Trainer:
         values |= window.kernel_errors
         self.parts.reporter.log(self.step, values, window)
         in_a_row = int(self.skipped_in_a_row)
-        if in_a_row >= min(DIVERGED_STEPS, self.parts.train.steps):
+        train = self.parts.train
+        # fp16 skips some steps while it looks for its scale.
+        few = DIVERGED_STEPS if train.precision == "fp16" else max(train.steps, 2)
+        if in_a_row >= min(DIVERGED_STEPS, few):
+            last = self.parts.checkpointer.find_last()
             raise TrainingDivergedError(
                 f"no finite gradient in the {in_a_row} steps before step {self.step}; all were "
-                f"skipped. The last checkpoint is {self.parts.checkpointer.find_last()}. "
+                f"skipped. {'' if last is None else f'The last checkpoint is {last}. '}"
                 "Lower train.lr or train in bf16."
             )
 

@@ -53,6 +53,20 @@ def open_checkpoint(
     return (native if native_folder else huggingface).read(path, values)
 
 
+def read_model_config(path_or_hub_id: str | Path) -> ModelConfig:
+    """The model in a checkpoint; of ours the weights are not read for it.
+
+    Raises:
+        FileNotFoundError, HubError, ConfigError, ValueError: as by `open_checkpoint`.
+    """
+    path = find(path_or_hub_id)
+    if path.is_dir():
+        values = read_mapping(path / CONFIG_FILE)
+        if values.get("library") == native.LIBRARY:
+            return native.read_config(path, values)[0]
+    return open_checkpoint(path).config
+
+
 def _open_file(file: Path, own_config: ModelConfig | None) -> Checkpoint:
     check_weight_file(file)
     weights = read_tensors(file)

@@ -29,13 +29,12 @@ def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Normalisation and padding in a `preprocessor_config.json`, as values of a model section."""
     values: dict[str, Any] = {}
     part = check(PreprocessorPart, preprocessor)
-    factor = part.rescale_factor if part.do_rescale else 1.0
     mean, std = part.image_mean, part.image_std
-    if not part.do_normalize:
+    if part.do_normalize is False:
         mean, std = (0.0,) * part.reader.num_channels, (1.0,) * part.reader.num_channels
     for name, given in (("pixel_mean", mean), ("pixel_std", std)):
         if given:
-            values[name] = tuple(round(value / factor, 6) for value in given)
+            values[name] = tuple(round(value / part.rescale_factor, 6) for value in given)
     if part.size_divisor is not None:
         values["size_divisibility"] = part.size_divisor
     return values

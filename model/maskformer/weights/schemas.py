@@ -5,6 +5,7 @@ What else they hold is passed over, as its writers expect.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -98,16 +99,24 @@ class PreprocessorPart(Part):
     do_resize: bool = True
     size: fields.Side | SizePart = SizePart(shortest_edge=800, longest_edge=1333)
     max_size: fields.Side | None = None
-    resample: int = BILINEAR
-    do_rescale: bool = True
+    resample: int | None = BILINEAR
+    do_rescale: bool | None = True
     rescale_factor: fields.Positive = 1 / 255
-    do_normalize: bool = True
+    do_normalize: bool | None = True
     image_mean: Annotated[tuple[fields.Finite, ...], _PER_CHANNEL] | None = None
     image_std: Annotated[tuple[fields.Positive, ...], _PER_CHANNEL] | None = None
     size_divisor: Annotated[int, Field(ge=0, le=1 << 12)] | None = None
     pad_size: Any = None
     reader: ReaderPart = ReaderPart()
     resize_logits: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unused_factor(cls, values: Any) -> Any:
+        """What is not rescaled may have any factor."""
+        if isinstance(values, Mapping) and values.get("do_rescale") is False:
+            return {**values, "rescale_factor": 1.0}
+        return values
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:

@@ -155,11 +155,13 @@ def other_process_in(folder: Path) -> Iterator[int]:
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=hold, args=(folder, ready, done))
     holder.start()
-    assert ready.wait(60)
-    assert holder.pid is not None
-    yield holder.pid
-    done.set()
-    holder.join()
+    try:
+        assert ready.wait(60)
+        assert holder.pid is not None
+        yield holder.pid
+    finally:
+        done.set()
+        holder.join()
 
 
 def hold(folder: Path, ready: Event, done: Event) -> None:

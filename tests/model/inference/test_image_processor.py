@@ -154,6 +154,7 @@ def test_arrays_of_any_stride() -> None:
         {"do_normalize": False},
         {"do_rescale": False, "image_mean": [123, 116, 103], "image_std": [58, 57, 57]},
         {"do_rescale": False, "do_normalize": False},
+        {"do_rescale": False, "rescale_factor": 0, "image_mean": [9, 9, 9], "image_std": [3, 3, 3]},
     ],
 )
 def test_values_are_those_of_transformers(options: dict[str, Any], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from helpers.model_cases import (
 )
 from torch import Tensor, nn
 
+from maskformer.config.schema import ModelConfig
 from maskformer.errors import ConfigError, UsageError, WeightsError
 from maskformer.modeling.base import SegmentationModel, build_model
 from maskformer.modeling.maskformer import MaskFormer
@@ -398,13 +399,30 @@ def test_classes_of_users(tmp_path: Path) -> None:
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     model = tiny_model()
     model.class_embed = nn.Linear(model.class_embed.in_features, 3)
-    with pytest.raises(WeightsError, match=r"class_embed.weight is \[3, \d+\], but the model's"):
+    with pytest.raises(WeightsError, match=r"class_embed\.weight is \[3, \d+\], but in a model"):
         model.save_pretrained(tmp_path / "head")
     model = tiny_model()
     nn.utils.parametrizations.weight_norm(model.class_embed)
     with pytest.raises(WeightsError, match=r"class_embed\.weight is missing"):
         model.save_pretrained(tmp_path / "norm")
+    model = tiny_model()
+    model.extra = nn.Linear(2, 3)
+    with pytest.raises(WeightsError, match=r"extra\.bias is \[3\], but .* missing"):
+        model.save_pretrained(tmp_path / "extra")
     assert not list(tmp_path.iterdir())
+
+
+class Wrapped(MaskFormer):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.class_embed = nn.Sequential(self.class_embed)
+
+
+def test_a_class_of_a_user_goes_to_a_folder_and_back(tmp_path: Path) -> None:
+    model = Wrapped(tiny_config())
+    model.save_pretrained(tmp_path)
+    again = Wrapped.from_pretrained(tmp_path)
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
@@ -421,10 +439,17 @@ def test_state_dicts(prefix: str, tmp_path: Path) -> None:
         MaskFormer.from_pretrained(tmp_path / "last.ckpt.pth")
 
 
-def test_a_backbone_of_one_size_says_so() -> None:
+def test_a_backbone_of_one_size_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(backbone={"name": "efficientformer_l1"}).eval()
     model(images(224, 224, batch=1))
     with pytest.raises(
         UsageError, match=r"takes images of \(224, 224\) pixels only, got \(256, 320\)"
     ):
+        model(images(256, 320))
+
+    def full(_: Tensor) -> list[Tensor]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model.backbone, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
         model(images(256, 320))

@@ -85,6 +85,7 @@ def test_the_criterion_takes_the_total_of_unchanged_losses() -> None:
     # As accelerate and Lightning carry results along, and PyTorch looks for tensors in them.
     moved = LossesWithTotal({name: loss.double() for name, loss in by_name.items()})
     assert moved.total_of(WEIGHTS) is None
+    assert LossesWithTotal(pair for pair in by_name.items()) == by_name  # DataParallel's way
     doubled = tree_map(lambda x: 2 * x, LossesWithTotal(by_name, total, WEIGHTS))
     assert isinstance(doubled, LossesWithTotal)
     assert all(torch.equal(doubled[name], 2 * loss) for name, loss in by_name.items())

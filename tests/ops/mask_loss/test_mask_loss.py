@@ -72,6 +72,21 @@ def test_equals_the_restatement_with_its_gradients(case: Case, layout: torch.mem
 
 
 @native_only
+@pytest.mark.parametrize("channels", [5, 16, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_many_channels(channels: int, dtype: torch.dtype) -> None:
+    """More than a panel of any instruction set holds; each of which `MFKERNELS_ISA` chooses."""
+    case = Case(counts=(4, 2), channels=channels, low=(9, 7), size=(18, 21))
+    grads = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        _, embed, features = case.predictions(dtype, grad=True)
+        laid = features.to(memory_format=layout)
+        losses = mask_loss(embed, laid, case.targets(), random_assignment(case))
+        grads.append(torch.autograd.grad(torch.stack(losses).sum(), features)[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@native_only
 @pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
 def test_gradients_lie_in_memory_as_the_features_on_a_cpu(counts: tuple[int, int]) -> None:
     case = Case(counts=counts, channels=5)
