@@ -205,7 +205,7 @@ class SegmentTargets:
                     f"{len(label)} entries"
                 )
             readable = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
-            if readable and not bool(((mask == 0) | (mask == 1)).all()):
+            if readable and not torch.equal(mask.bool().to(mask.dtype), mask):
                 raise ValueError(
                     f"masks[{image}] must hold 0 and 1 only, "
                     f"got values from {mask.min().item()} to {mask.max().item()}"
@@ -414,7 +414,9 @@ def _saturate_to_int16(label_map: Tensor) -> Tensor:
     """Convert without wrapping round: an index that is out of range stays out of range."""
     if label_map.dtype in (torch.int16, torch.int8, torch.uint8):
         return label_map.to(torch.int16)
-    return label_map.long().clamp(-2, MAX_SEGMENTS_PER_IMAGE).to(torch.int16)
+    if label_map.dtype in _NOT_COMPARED:
+        label_map = label_map.long()
+    return label_map.clamp(-2, MAX_SEGMENTS_PER_IMAGE).to(torch.int16)
 
 
 def _pad(tensor: Tensor, size: tuple[int, int], value: int) -> Tensor:

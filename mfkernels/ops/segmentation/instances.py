@@ -87,7 +87,9 @@ def instance_segmentation(
                 wanted = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
                 keep = torch.isin(pairs % classes, wanted)
                 scores, pairs = scores[keep], pairs[keep]
-            masks, means = _instance_masks(view, image, pairs // classes)
+            # A query may appear with several classes; its mask is computed once.
+            queries, places = (pairs // classes).unique(return_inverse=True)
+            masks, means = (x[places] for x in _instance_masks(view, image, queries))
             results.append(Instances(masks, pairs % classes, scores * means, _boxes(masks)))
     return results
 

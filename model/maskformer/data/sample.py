@@ -73,7 +73,7 @@ class Sample:
     def unlabelled(cls, image: Tensor, name: str, image_id: int | str = "") -> Sample:
         """An image `[C, H, W]` without ground truth."""
         nothing = torch.zeros(0)
-        segments = torch.full(image.shape[-2:], -1, dtype=torch.int32)
+        segments = torch.full((1, 1), -1, dtype=torch.int32).expand(image.shape[-2:])
         return cls(image, segments, nothing.long(), nothing.bool(), name, image_id)
 
     @property
@@ -141,9 +141,8 @@ def look_up(values: Tensor, index: Tensor, fill: int = -1) -> Tensor:
         values: `[T]`.
         index: integer, any shape, in -1..T-1.
     """
-    # Index -1 reads the last entry of the table.
-    table = torch.cat([values, values.new_full((1,), fill)])
-    return table[index]
+    table = torch.cat([values.new_full((1,), fill), values])
+    return table.index_select(0, index.flatten().int() + 1).view(index.shape)
 
 
 def keep_segments(segments: Tensor, keep: Tensor) -> Tensor:

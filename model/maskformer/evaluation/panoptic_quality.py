@@ -141,10 +141,10 @@ class PanopticQuality(Metric):
 
 def semantic_as_panoptic(label_map: Tensor) -> tuple[Tensor, list[dict[str, int]]]:
     """One segment per class of a label map `[H, W]`, -1 = void: how PQ judges a semantic model."""
-    classes = label_map[label_map >= 0].unique()
-    ids = torch.zeros_like(label_map, dtype=torch.int32)
-    ids[label_map >= 0] = torch.searchsorted(classes, label_map[label_map >= 0]).int() + 1
-    return ids, [{"id": k + 1, "category_id": c} for k, c in enumerate(classes.tolist())]
+    present = torch.bincount(label_map.flatten() + 1)[1:] > 0
+    ids = look_up(present.cumsum(0).int(), label_map, fill=0)
+    classes = present.nonzero().flatten().tolist()
+    return ids, [{"id": k + 1, "category_id": c} for k, c in enumerate(classes)]
 
 
 def ground_truth_as_panoptic(sample: Sample) -> tuple[Tensor, list[dict[str, int]]]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 class SemanticQuality(Metric):
@@ -55,14 +54,12 @@ class SemanticQuality(Metric):
                     f"{name} must hold classes in -1..{self.num_classes - 1}, got {low}..{high}"
                 )
         device = self.confusion.device
-        prediction, target = prediction.to(device).long(), target.to(device).long()
-        self.confusion += multiclass_confusion_matrix(
-            torch.where(prediction < 0, self.num_classes, prediction).flatten(),
-            target.flatten(),
-            self.num_classes + 1,
-            ignore_index=-1,
-            validate_args=False,
-        )
+        prediction, target = prediction.to(device).int(), target.to(device).int()
+        side = self.num_classes + 1
+        # Void comes first in both; in the result it is last, and its row is left out.
+        pairs = (target + 1).mul_(side).add_(prediction).add_(1)
+        counts = torch.bincount(pairs.flatten(), minlength=side * side).view(side, side)[1:]
+        self.confusion[:-1] += counts.roll(-1, 1)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores as fractions, float64.

@@ -34,7 +34,7 @@ from maskformer.system.paths import (
 )
 from maskformer.system.process_group import gather_in_turn
 from maskformer.system.text import escape
-from maskformer.system.threads import ahead, available_cpus, threads
+from maskformer.system.threads import MOST, ahead, available_cpus, threads
 
 AHEAD = 4
 """Images per thread that are read before the network, or that wait to be written."""
@@ -261,8 +261,9 @@ def _batches(
 
 
 def _thread_count() -> int:
-    """To read, and as many to write: together the CPUs of this process."""
-    return max(available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2, 1)
+    """To read, and as many to write: together the CPUs of this process. Each keeps some images."""
+    cpus = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(cpus // 2, 1), MOST)
 
 
 def _read(predictor: Predictor, task: Task) -> tuple[Task, Prepared | DatasetError]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maskformer.config.schema import CocoInstancesConfig, CocoInstancesSplit
@@ -26,8 +25,10 @@ from maskformer.data.datasets.coco_json import (
 from maskformer.data.datasets.coco_masks import (
     are_shares,
     check_pycocotools,
-    decode_segmentation,
     encode_runs,
+    mask_of_runs,
+    paint_runs,
+    runs_of_segmentation,
 )
 from maskformer.data.datasets.split_files import take_share
 from maskformer.data.image_files.orientation import UPRIGHT
@@ -191,31 +192,34 @@ class CocoInstances:
         objects: list[ObjectMask] = []
         rows = self._objects.get(image, np.empty(0, np.int64))
         rows = rows[np.argsort(~self._crowd[rows], kind="stable")]
-        segments = torch.zeros((height, width), dtype=torch.int32)
+        canvas = np.zeros(height * width, np.int32)
         labels, crowd, left_out = [self._background], [False], 0
         stuff = {self._background: 0}
         for row in rows.tolist():
-            mask = self._decode(row, height, width)
-            left_out += not mask.any()
+            runs = self._read_runs(row, height, width)
+            pixels = sum(runs[1::2])
+            left_out += pixels == 0
             label = int(self._labels[row])
-            if self._keeps_objects and label in self.info.things and mask.any():
+            if self._keeps_objects and label in self.info.things and pixels > 0:
                 area = float(self._areas[row])
-                area = area if math.isfinite(area) else float(mask.sum())
-                objects.append(ObjectMask(label, encode_runs(mask), area, bool(self._crowd[row])))
+                area = area if math.isfinite(area) else float(pixels)
+                packed = encode_runs(mask_of_runs(runs, height, width))
+                objects.append(ObjectMask(label, packed, area, bool(self._crowd[row])))
             number = stuff.get(label, len(labels))
             if number == len(labels):
                 labels.append(label)
                 crowd.append(bool(self._crowd[row]) and label in self.info.things)
             if label not in self.info.things:
                 stuff[label] = number
-            segments[torch.from_numpy(mask)] = number
+            paint_runs(canvas, runs, number)
+        segments = torch.from_numpy(np.ascontiguousarray(canvas.reshape(width, height).T))
         kinds = torch.tensor(labels), torch.tensor(crowd)
         return _Painting(segments, *kinds, left_out, tuple(objects))
 
-    def _decode(self, row: int, height: int, width: int) -> NDArray[np.bool_]:
+    def _read_runs(self, row: int, height: int, width: int) -> list[int]:
         shape = json.loads(self._shapes[self._ends[row] : self._ends[row + 1]])
         try:
-            return decode_segmentation(shape, height, width)
+            return runs_of_segmentation(shape, height, width)
         except DatasetError as error:
             raise DatasetError(f"{self._file}: annotations[{row}]: {error}") from None
 

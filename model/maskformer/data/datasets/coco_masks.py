@@ -20,7 +20,26 @@ MOST_BITS = 60
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
-    """The pixels of an object, `[H, W]`; none where nothing is drawn.
+    """The pixels of an object, `[H, W]`; see `runs_of_segmentation`."""
+    return mask_of_runs(runs_of_segmentation(segmentation, height, width), height, width)
+
+
+def mask_of_runs(runs: list[int], height: int, width: int) -> Mask:
+    """The mask `[H, W]` that has these run lengths."""
+    inside = np.arange(len(runs)) % 2 == 1
+    # Columns come first in COCO's order.
+    return np.repeat(inside, runs).reshape(width, height).T
+
+
+def paint_runs(canvas: NDArray[np.int32], runs: list[int], number: int) -> None:
+    """Writes a number into an image whose columns lie one after the other, `[W * H]`."""
+    ends = list(itertools.accumulate(runs))
+    for start, stop in zip(ends[::2], ends[1::2], strict=False):
+        canvas[start:stop] = number
+
+
+def runs_of_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
+    """The run lengths of an object down the columns, outside and inside in turn.
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, ...]` in pixels, or `{"size": [H, W],
@@ -30,9 +49,9 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
         DatasetError: it is neither, or does not fit the image; the message does not name the file.
     """
     if segmentation is None or segmentation == []:
-        return np.zeros((height, width), np.bool_)
+        return [height * width]
     if isinstance(segmentation, dict):
-        return _decode_runs(segmentation, height, width)
+        return _read_runs(segmentation, height, width)
     if isinstance(segmentation, list):
         polygons = [_check_polygon(polygon, height, width) for polygon in segmentation]
         return _draw([polygon for polygon in polygons if len(polygon) >= 6], height, width)
@@ -81,15 +100,15 @@ def check_pycocotools() -> None:
         ) from None
 
 
-def _draw(polygons: list[list[float]], height: int, width: int) -> Mask:
+def _draw(polygons: list[list[float]], height: int, width: int) -> list[int]:
     if not polygons:
-        return np.zeros((height, width), np.bool_)
+        return [height * width]
     from pycocotools import mask
 
     runs = mask.frPyObjects(polygons, height, width)
     while len(runs) > 1:  # by twos: one after the other, a merge would go over all before it
         runs = [mask.merge(runs[k : k + 2]) for k in range(0, len(runs), 2)]
-    return mask.decode(runs[0]).astype(np.bool_)
+    return _runs_of_text(runs[0]["counts"].decode("ascii"), height * width)
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:
@@ -115,7 +134,7 @@ def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:
     return points.ravel().tolist()
 
 
-def _decode_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
+def _read_runs(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
     if segmentation.get("size") != [height, width]:
         raise DatasetError(
             f"its run lengths are of an image of the size {segmentation.get('size')!r:.60}, "
@@ -129,9 +148,7 @@ def _decode_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
         and sum(runs) == height * width
     ):
         raise DatasetError(f"its run lengths do not add up to {height} x {width} pixels")
-    inside = np.arange(len(runs)) % 2 == 1
-    # Columns come first in COCO's order.
-    return np.repeat(inside, runs).reshape(width, height).T
+    return runs
 
 
 def _runs_of_text(text: str, pixels: int) -> list[int]:

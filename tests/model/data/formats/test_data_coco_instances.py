@@ -21,7 +21,12 @@ from pycocotools import mask as coco_mask
 from maskformer.config.schema import CocoInstancesConfig
 from maskformer.data import Dataset, build_dataset, check_dataset
 from maskformer.data.datasets import coco_masks
-from maskformer.data.datasets.coco_masks import decode_segmentation
+from maskformer.data.datasets.coco_masks import (
+    decode_segmentation,
+    mask_of_runs,
+    paint_runs,
+    runs_of_segmentation,
+)
 from maskformer.errors import DatasetError
 
 pytestmark = pytest.mark.timeout(60)
@@ -337,3 +342,16 @@ def test_the_sample_of_a_labelling_tool(real_data: Path) -> None:
         wanted = np.asarray(labels)
         same = sample.semantic_map().numpy() == wanted
         assert same[wanted != 255].mean() > 0.99
+
+
+def test_what_is_painted_is_the_mask() -> None:
+    rng = np.random.default_rng(0)
+    canvas, expected = np.zeros(7 * 9, np.int32), np.zeros((7, 9), np.int32)
+    for number in range(1, 6):
+        mask = rng.random((7, 9)) < 0.4
+        counts = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=2)), prepend=0)
+        runs = runs_of_segmentation({"size": [7, 9], "counts": counts.tolist()}, 7, 9)
+        assert np.array_equal(mask_of_runs(runs, 7, 9), mask)
+        paint_runs(canvas, runs, number)
+        expected[mask] = number
+    assert np.array_equal(canvas.reshape(9, 7).T, expected)
