@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mfkernels
 from maskformer.data import DatasetInfo
+from maskformer.data.datasets.coco_masks import run_lengths
 from maskformer.data.images import id_to_rgb
 from maskformer.errors import OutputError
 from maskformer.inference.prediction import Prediction
@@ -283,13 +284,11 @@ def categories(info: DatasetInfo) -> list[dict[str, Any]]:
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's compressed run-length encoding of a mask `[H, W]`.
 
-    Runs go down the columns and start with the pixels outside. From the fourth on, each length is
+    From the fourth on, each length is
     written as its difference to the last but one; a number takes five bits a character, the lowest
     first, and a sixth bit that says whether more follow.
     """
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(np.diff(flat, prepend=False))
-    lengths = np.diff(changes, prepend=0, append=flat.size)
+    lengths = run_lengths(mask)
     lengths[3:] -= lengths[1:-2].copy()
     text = []
     for number in lengths.tolist():

@@ -23,8 +23,10 @@ from maskformer.data import Dataset, build_dataset, check_dataset
 from maskformer.data.datasets import coco_masks
 from maskformer.data.datasets.coco_masks import (
     decode_segmentation,
+    encode_runs,
     mask_of_runs,
     paint_runs,
+    run_lengths,
     runs_of_segmentation,
 )
 from maskformer.errors import DatasetError
@@ -355,3 +357,11 @@ def test_what_is_painted_is_the_mask() -> None:
         paint_runs(canvas, runs, number)
         expected[mask] = number
     assert np.array_equal(canvas.reshape(9, 7).T, expected)
+
+
+@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_run_lengths_are_those_of_the_mask(mask: np.ndarray) -> None:
+    lengths = run_lengths(mask)
+    assert np.array_equal(mask_of_runs(lengths.tolist(), *mask.shape), mask)
+    assert (lengths[1:] > 0).all()
+    assert encode_runs(mask) == coco_mask.encode(np.asfortranarray(mask, np.uint8))
