@@ -260,6 +260,19 @@ def test_mask_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) 
     assert found[-1].stride() == strided.stride()
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4)])
+def test_mask_loss_without_layers_images_or_queries(shape: tuple[int, ...]) -> None:
+    layers, images, _, channels = shape
+    embed, features = torch.randn(shape), torch.randn(images, channels, 3, 5)
+    label_map = torch.full((images, 6, 10), -1, dtype=torch.int16)
+    labels = torch.zeros(0, dtype=torch.int64)
+    targets = SegmentTargets(labels, (0,) * images, label_map)
+    assignment = torch.zeros(layers, images, 0, dtype=torch.int64)
+    found = mask_loss(embed, features, targets, assignment, torch.rand(2, layers), 0.25, 2.0)
+    assert [x.shape for x in found[2:]] == [embed.shape, features.shape]
+    assert not any(bool(x.any()) for x in found)
+
+
 def test_mask_loss_without_segments() -> None:
     case = Case(layers=1, counts=(0, 0))
     _, embed, features = case.predictions()

@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 def most_kept(layers: int, pixels: int) -> int:
     """Of how many segments the maps of so many layers and mask pixels may be kept."""
-    return BYTES_OF_MAPS // (12 * layers * pixels)
+    return BYTES_OF_MAPS // max(12 * layers * pixels, 1)
 
 
 def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
