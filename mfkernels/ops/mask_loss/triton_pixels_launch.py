@@ -59,7 +59,7 @@ class Pixels:
         four = (target_height, target_width) == (4 * height, 4 * width)
         whole = target_height % height == 0 and target_width % width == 0
         layers, images, max_count = given.assignment.shape
-        matching = Matching(given.assignment.contiguous(), given.counts)
+        matching = Matching(given.assignment.contiguous(), given.counts.contiguous())
         resize = Resize(_axis(height, target_height, whole), _axis(width, target_width, whole))
         return cls(
             segments=segments,

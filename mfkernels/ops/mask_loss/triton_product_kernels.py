@@ -235,6 +235,13 @@ def is_matched(query, segment, count, first, matching):
     return found == query
 
 
+@triton.jit
+def next_matched(matched, segment, count):
+    """The first segment that is matched, and which ones are besides."""
+    first = tl.min(tl.where(matched, segment, count))
+    return first, matched & (segment != first)
+
+
 @triton.jit(do_not_specialize=["splits"])
 def grad_embed_sum_kernel(
     partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
@@ -253,8 +260,7 @@ def grad_embed_sum_kernel(
         candidate = start + tl.arange(0, SEGMENTS)
         matched = is_matched(query, candidate, count, layer_image * max_count, matching)
         for _ in range(tl.sum(matched.to(tl.int32))):
-            segment = tl.min(tl.where(matched, candidate, count))
-            matched = matched & (candidate != segment)
+            segment, matched = next_matched(matched, candidate, count)
             row_ptr = partial_ptr + (layer_image * max_count + segment) * channels
             for first in range(0, splits, SPLITS):
                 for split in tl.static_range(SPLITS):
@@ -318,8 +324,7 @@ def scatter_kernel(
         candidate = start + tl.arange(0, SEGMENTS)
         matched = is_matched(query, candidate, count, layer_image * max_count, matching)
         for _ in range(tl.sum(matched.to(tl.int32))):
-            segment = tl.min(tl.where(matched, candidate, count))
-            matched = matched & (candidate != segment)
+            segment, matched = next_matched(matched, candidate, count)
             group_index = workspace_index(layer, segment, first, sizes)
             total += tl.load(
                 grad_matched_ptr + group_index * pixels + p, mask=p < pixels, other=0.0
