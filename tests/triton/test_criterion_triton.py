@@ -260,6 +260,17 @@ def test_mask_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) 
     assert found[-1].stride() == strided.stride()
 
 
+def test_mask_loss_of_counts_and_assignments_of_any_stride() -> None:
+    case = Case(layers=2, counts=(3, 2), queries=5, channels=4)
+    _, embed, features = case.predictions()
+    targets, assignment = case.targets(), random_assignment(case)
+    given = (assignment, torch.rand(2, 2), 0.25, 2.0)
+    expected = mask_loss(embed, features, targets, *given)
+    object.__setattr__(targets, "_counts", torch.tensor([3, 7, 2, 7])[::2])
+    found = mask_loss(embed, features, targets, assignment.mT.contiguous().mT, *given[1:])
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4)])
 def test_mask_loss_without_layers_images_or_queries(shape: tuple[int, ...]) -> None:
     layers, images, _, channels = shape
