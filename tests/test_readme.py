@@ -18,16 +18,39 @@ from maskformer.cli import app
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.sample import Split
 
-
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = "README.md"
 
 
-def test_the_figures_in_the_readme_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def snippets(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [README, "docs/benchmarks.md"])
+def test_figures_are_the_measured_ones(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "figures")
-    readme = importlib.import_module("readme")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.update(text) == text, "run benchmarks/figures/readme.py"
+    tables = importlib.import_module("tables")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables.update(page) == text, "run benchmarks/figures/tables.py"
+    for name in tables.AT_A_GLANCE:
+        assert f"| {name} |" in text
+
+
+PAGES = [README, *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/results/published.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = link.partition("#")
+        if path.startswith("https:"):
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            assert heading in anchors, link
 
 
 def test_cited_facts_are_there() -> None:
@@ -56,7 +79,8 @@ def test_the_tests_that_a_page_names_are_there() -> None:
 def test_the_recipe_for_own_data_works_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (text,) = snippets(README, "yaml")
+    assert snippets("docs/data.md", "yaml") == [text]
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(text)
     for split in ("train", "val"):
@@ -78,7 +102,13 @@ def test_the_recipe_for_own_data_works_as_written(
 
 @pytest.mark.parametrize(
     "line",
-    [line for text in snippets("bash") for line in text.splitlines() if "maskformer " in line],
+    [
+        line
+        for page in (README, "docs/running.md", "docs/models.md")
+        for text in snippets(page, "bash")
+        for line in text.splitlines()
+        if "maskformer " in line
+    ],
 )
 def test_commands_are_read_as_written(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +133,8 @@ def test_commands_are_read_as_written(
 @pytest.mark.filterwarnings("ignore:.*does not fit the model")  # another number of classes
 def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what the text around it says that names stand for."""
-    weights, patching, training, parts = snippets("python")
+    weights, patching, training = snippets(README, "python")
+    parts, backends = snippets("docs/operators.md", "python")
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (48, 48)).save("photo.jpg")
     model = huggingface_maskformer()
@@ -144,3 +175,4 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         | dict(zip(("class_logits", "mask_embed", "pixel_features"), factors, strict=True))
         | {"mirrored": factors},
     )
+    exec(backends)

@@ -36,6 +36,10 @@ class Case:
     rows: dict[str, dict[str, Any]]
 
     @property
+    def label(self) -> str:
+        return f"{self.operation}, {self.name}"
+
+    @property
     def native(self) -> float:
         return float(self.rows[NATIVE]["p50_ms"])
 

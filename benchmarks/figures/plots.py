@@ -33,7 +33,7 @@ COLORS = {"native": "#0b6e4f", "plain": "#b0b7bf", "other": "#e08e45"}
 def speedups(cases: list[Case], title: str, file: Path) -> None:
     """Bars per case: this project and the best other, against the plain path."""
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2), layout="constrained")
-    labels = [f"{case.operation}, {case.name}" for case in cases]
+    labels = [case.label for case in cases]
     places = range(len(cases))
     others = [case.best_other() for case in cases]
     axes.barh([p - 0.2 for p in places], [c.plain / c.native for c in cases], 0.4,
@@ -60,7 +60,7 @@ def floors(cases: list[Case], title: str, file: Path) -> None:
         if points:
             axes.scatter(*zip(*points, strict=True), color=color, label=name, s=24)
     axes.set(xscale="log", xlabel="time / floor (bytes and matrix products alone)", title=title)
-    axes.set_yticks(range(len(known)), [f"{c.operation}, {c.name}" for c in known], fontsize=8)
+    axes.set_yticks(range(len(known)), [c.label for c in known], fontsize=8)
     axes.invert_yaxis()
     axes.legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})

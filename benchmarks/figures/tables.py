@@ -1,11 +1,12 @@
-"""Writes the tables of measured figures into README.md, from the JSON files under results/."""
+"""Writes tables of measured figures into README.md and docs/, from the files under results/."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,43 @@ from committed import (
     read_cases,
 )
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 PEER = "transformers"
 LOADER, STEP = "loader", "training_step"
+COMPILE = "compile"
 FACTOR = 2
 """What a loader should prepare, in units of what a training step takes."""
 
 
-def operations() -> str:
-    """One line per case: this project, the plain path that it replaces, the best of the rest."""
+AT_A_GLANCE = (
+    *("criterion, A ADE20K 4x512x512", "criterion, B COCO 1x800x1344"),
+    *("matching_cost, A ADE20K 4x512x512", "mask_loss, A ADE20K 4x512x512"),
+    *("assignment, a 96x100x20", "assignment, e 8x512x512"),
+    *("segmentation, B K=150 1024x2048", "segmentation, E panoptic 800x1088"),
+    *("conv3x3, pixel decoder 2x256x128x128", "assignment, 576x100x(1..40)"),
+    *("training_step, R50 2x512x512", "training_step, Swin-T 2x512x512"),
+    *("training_step, R50 16x512x512", "training_step, Swin-T 16x512x512"),
+    *("inference, R50 1x512x683", "loader, worker 16 images of 512x683"),
+)
+"""Cases that the README shows."""
+
+
+def operations(shown: Collection[str] = ()) -> str:
+    """One line per case: this project, the plain path that it replaces, the best of the rest.
+
+    Of all cases, or of those shown.
+    """
     lines = [
         "| operation, case | on | mfkernels | plain path | ratio | best other |",
         "|---|---|---|---|---|---|",
     ]
     for file in committed_runs():
         machine, cases = read_cases(file)
-        lines += [_line(c, machine) for c in cases if c.operation not in (*MODELS, SCALING)]
+        lines += [
+            _line(case, machine)
+            for case in cases
+            if case.operation not in (*MODELS, SCALING) and (not shown or case.label in shown)
+        ]
     return "\n".join(lines)
 
 
@@ -44,13 +66,13 @@ def _line(case: Case, machine: str) -> str:
     name, ms = case.best_other()
     beside = f"{ms:.3g} ms ({name})" if name else ""
     return (
-        f"| {case.operation}, {case.name} | {machine} | {case.native:.3g} ms | {case.plain:.4g} ms "
+        f"| {case.label} | {machine} | {case.native:.3g} ms | {case.plain:.4g} ms "
         f"| {case.plain / case.native:.1f}× | {beside} |"
     )
 
 
-def models() -> str:
-    """One line per way to run a whole model, and what the loader needs to keep up."""
+def models(shown: Collection[str] = ()) -> str:
+    """One line per way to run a whole model: of all cases, or of those shown, not compiled."""
     lines = [
         "| case | by | on | time | images/s | peak memory | parts, ms | against transformers |",
         "|---|---|---|---|---|---|---|---|",
@@ -58,9 +80,18 @@ def models() -> str:
     for file in committed_runs():
         machine, cases = read_all_cases(file)
         for case in cases:
-            if case.operation in MODELS:
-                lines += [_model_line(case, name, machine) for name in case.rows]
-    return "\n".join([*lines, *(f"\n{text}" for text in _loader_texts())])
+            if case.operation in MODELS and (not shown or case.label in shown):
+                lines += [
+                    _model_line(case, name, machine)
+                    for name in case.rows
+                    if not (shown and name.endswith(COMPILE))
+                ]
+    return "\n".join(lines)
+
+
+def loader() -> str:
+    """What a worker of the loader prepares, and what it needs to keep up."""
+    return "\n\n".join(_loader_texts())
 
 
 def _model_line(case: Case, provider: str, machine: str) -> str:
@@ -70,7 +101,7 @@ def _model_line(case: Case, provider: str, machine: str) -> str:
         ratio = f"{case.rows[PEER]['p50_ms'] / row['p50_ms']:.2f}×"
     peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB"
     cells = [
-        f"{case.operation}, {case.name}",
+        case.label,
         "plain path" if provider in PLAIN else provider.replace(NATIVE, "mfkernels"),
         *(machine, f"{row['p50_ms']:.4g} ms", _rate(row), peak, _parts(row), ratio),
     ]
@@ -145,17 +176,25 @@ def scaling() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "figures": operations,
-    "figures of models": models,
-    "figures of growth": scaling,
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "operations": partial(operations, AT_A_GLANCE),
+        "models": partial(models, AT_A_GLANCE),
+    },
+    "docs/benchmarks.md": {
+        "operations": operations,
+        "models": models,
+        "loader": loader,
+        "growth": scaling,
+    },
 }
-"""By the mark in the README before it; after it stands `end of` and the same."""
+"""By the mark in a page before it; after it stands `end of` and the same."""
 
 
-def update(text: str) -> str:
-    """The README with the present tables between their marks."""
-    for mark, table in BLOCKS.items():
+def update(page: str) -> str:
+    """A page with the present tables between their marks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for mark, table in PAGES[page].items():
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
@@ -164,4 +203,5 @@ def update(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(update(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(update(page), encoding="utf-8")
