@@ -59,7 +59,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's."),
 ]
-BackendOption = Annotated[Backend, typer.Option(help="Who serves the mfkernels operations.")]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        help="What computes the operations of mfkernels: kernels, or plain PyTorch where there are "
+        "none or they fail (auto); kernels or an error (native); plain PyTorch (reference); "
+        "kernels compared with plain PyTorch (verify)."
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")
 ]
@@ -147,7 +154,9 @@ def train(
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
     ] = False,
 ) -> None:
-    """Train a recipe; several processes through `torchrun -m maskformer train …`.
+    """Train a recipe.
+
+    Several processes train together through `torchrun -m maskformer train …`.
 
     SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=USR1@90) finish the step, save and
     stop with exit code 130, 143, 129 and 138; a second SIGINT or SIGTERM stops at once. SIGUSR2
@@ -209,9 +218,10 @@ def evaluate(
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Score a checkpoint on the validation images of its recipe (or of --config).
+    """Score a checkpoint on validation images.
 
-    Several processes share the images: `torchrun -m maskformer evaluate …`.
+    They are those of the checkpoint's recipe, or of --config. Several processes share the images:
+    `torchrun -m maskformer evaluate …`.
     """
     if output is not None:
         check_output_folder(output)
@@ -265,8 +275,10 @@ def predict(
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Segment images: an overlay with a legend for each, and label maps, COCO panoptic files or
-    COCO instances, as --mode says. files.json says which result belongs to which image.
+    """Segment images.
+
+    Writes an overlay with a legend for each image, and label maps, COCO panoptic files or COCO
+    instances, as --mode says. files.json says which result belongs to which image.
 
     Several processes share the images: `torchrun -m maskformer predict …`. SIGINT (Ctrl-C),
     SIGTERM, SIGHUP and SIGUSR1 list the finished images and stop, for --skip-existing to go on.
@@ -311,7 +323,7 @@ def info(
         bool, typer.Option("--yaml", help="The recipe with its base and the defaults, as YAML.")
     ] = False,
 ) -> None:
-    """Parameters by part, and FLOPs at a size; without a recipe, the list of recipes."""
+    """List the recipes, or the parameters and FLOPs of one."""
     if keys and as_yaml:
         raise typer.BadParameter("--keys and --yaml print the recipe in two forms: choose one")
     if config is None and (keys or as_yaml):
@@ -348,8 +360,9 @@ def init(
         typer.Option(help="The recipe to write; FOLDER's name.yaml unless given, - prints it."),
     ] = None,
 ) -> None:
-    """Look at a folder of images and labels and write a recipe for it: formats, classes, values,
-    split and sizes.
+    """Write a recipe for a folder of images and labels.
+
+    Formats, classes, values, split and sizes are found by looking at the files.
     """
     from maskformer.commands.init import run
 
@@ -368,10 +381,10 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Read all images and labels of a recipe, and say what training would refuse or warn of.
+    """Read a whole data set, and say what training would refuse.
 
-    Lists sizes, what was left out and the classes of each split, and draws some samples with their
-    labels. The exit code is 1 where training would refuse the data.
+    Lists sizes, what was left out, the classes of each split and what training would warn of, and
+    draws some samples with their labels. The exit code is 1 where training would refuse the data.
     """
     if config is None:
         raise _config_needed(overrides)
@@ -403,16 +416,17 @@ def prepare(
 
 @app.command()
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="A folder, an official .pkl or .pth file, or a hub id.")
-    ],
+    source: Annotated[str, typer.Argument(help="A run, a folder, a weight file, or a hub id.")],
     target: Annotated[Path, typer.Argument(help="A folder; for official also a .pkl file.")],
     to: Annotated[Format, typer.Option(help="The format to write.")],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model at TARGET.")
     ] = False,
 ) -> None:
-    """Write a checkpoint in another format: transformers', the authors' or our own."""
+    """Write a checkpoint in another format.
+
+    hf is the format of transformers, official the authors', native our own.
+    """
     check_output_folder(target if target.suffix != ".pkl" else target.parent)
     from maskformer.commands.convert import run
 
@@ -433,7 +447,10 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Write a model as an ONNX file, for ONNX Runtime, TensorRT, OpenVINO and others."""
+    """Write a model as an ONNX file.
+
+    ONNX Runtime, TensorRT, OpenVINO and others run it.
+    """
     check_output_folder(target.parent)
     height_and_width = None if size is None else _read_size(size)
     from maskformer.commands.export import run
