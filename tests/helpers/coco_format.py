@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+from maskformer.data.sample import Sample, look_up
 
 
 def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
@@ -46,3 +50,11 @@ def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
             assert (left, top) == (columns.min(), rows.min())
             assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
     return entries
+
+
+def ground_truth_as_panoptic(sample: Sample) -> tuple[Tensor, list[dict[str, int]]]:
+    """A sample's own segments in the form of a prediction; crowds become void."""
+    numbers = torch.where(sample.crowd, 0, torch.arange(1, len(sample.labels) + 1)).int()
+    ids = look_up(numbers, sample.segments, fill=0)
+    kept = [(k, c) for k, c in enumerate(sample.labels.tolist()) if not sample.crowd[k]]
+    return ids, [{"id": k + 1, "category_id": c} for k, c in kept]

@@ -34,7 +34,6 @@ from mfkernels.integrations.transformers import (  # noqa: E402
     unpatch,
 )
 
-DENSE = ("maskformer", "maskformer_deep")
 Gradients = dict[str, Tensor]
 
 

@@ -1,4 +1,4 @@
-"""Reading image and label files, with messages that name the file."""
+"""Reading label files and segment ids, with messages that name the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from maskformer.data.image_files.orientation import (
     turn_array,
     turn_image,
 )
-from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.label_files import (
     Labels,
     check_depth,
@@ -30,18 +29,6 @@ from maskformer.data.label_files import (
 )
 from maskformer.errors import DatasetError
 from maskformer.system.text import escape
-
-
-def read_image(file: Path) -> Tensor:
-    """Reads an image as `[3, H, W]` uint8 RGB, turned as its EXIF orientation says.
-
-    Of several frames, the first. `ImageReader` reads other numbers of channels and ranges.
-
-    Raises:
-        DatasetError: missing, broken, not an image, larger than `FILE_LIMIT` or `MAX_PIXELS`, or
-            of a depth that does not tell what is black and white.
-    """
-    return ImageReader()(file)
 
 
 def read_labels(

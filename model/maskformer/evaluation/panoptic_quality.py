@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from maskformer.data.sample import Sample, look_up
+from maskformer.data.sample import Sample
 from maskformer.evaluation.exact_sums import no_terms, terms, totals
 
 Segments = tuple[Tensor, Sequence[Mapping[str, Any]]]
@@ -137,22 +137,6 @@ class PanopticQuality(Metric):
             if not suffix or bool(group.any())
         }
         return scores | {f"{name}_per_class": values for name, values in per_class.items()}
-
-
-def semantic_as_panoptic(label_map: Tensor) -> tuple[Tensor, list[dict[str, int]]]:
-    """One segment per class of a label map `[H, W]`, -1 = void: how PQ judges a semantic model."""
-    present = torch.bincount(label_map.flatten() + 1)[1:] > 0
-    ids = look_up(present.cumsum(0).int(), label_map, fill=0)
-    classes = present.nonzero().flatten().tolist()
-    return ids, [{"id": k + 1, "category_id": c} for k, c in enumerate(classes)]
-
-
-def ground_truth_as_panoptic(sample: Sample) -> tuple[Tensor, list[dict[str, int]]]:
-    """A sample's own segments in the form of a prediction; crowds become void."""
-    numbers = torch.where(sample.crowd, 0, torch.arange(1, len(sample.labels) + 1)).int()
-    ids = look_up(numbers, sample.segments, fill=0)
-    kept = [(k, c) for k, c in enumerate(sample.labels.tolist()) if not sample.crowd[k]]
-    return ids, [{"id": k + 1, "category_id": c} for k, c in kept]
 
 
 def _number_segments(ids: Tensor, segments: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:

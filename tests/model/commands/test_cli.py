@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.coco_format import check_panoptic
+from helpers.coco_format import check_panoptic, ground_truth_as_panoptic
 from helpers.command_line import Run
 from helpers.recipes import TINY, write_recipe
 from PIL import Image
@@ -16,7 +16,6 @@ from maskformer.cli import INTERNAL_ERROR, main
 from maskformer.data import build_dataset
 from maskformer.data.images import read_segment_ids
 from maskformer.errors import ConfigError
-from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter
 from maskformer.training.checkpoints.contents import load_info, load_recipe, resolve_checkpoint

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.coco_format import ground_truth_as_panoptic
 from helpers.recipes import TINY
 from helpers.training import build_trainer
 
 from maskformer.config.load import load_config, parse_config
 from maskformer.data import build_dataset
 from maskformer.errors import DatasetError
-from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
+from maskformer.evaluation.panoptic_quality import PanopticQuality
 
 SMALL = {"kind": "semantic", "short_sides": [96], "crop": [96, 96]}
 

@@ -20,13 +20,14 @@ from maskformer.data import (
     build_dataset,
     check_dataset,
 )
-from maskformer.data.images import read_image, read_labels, read_segment_ids
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular, read_json, read_regular
 
 Reader = Callable[[Path], Any]
 CONTENTS = contents()
-READERS = [read_image, read_labels, read_segment_ids]
+READERS = [ImageReader(), read_labels, read_segment_ids]
 
 pytestmark = [
     pytest.mark.timeout(20),
@@ -93,7 +94,7 @@ def test_whatever_a_decoder_raises(
     with pytest.raises(
         DatasetError, match=r"^image file .*x\.png cannot be read \(.+\).*remove it$"
     ):
-        read_image(tmp_path / "x.png")
+        ImageReader()(tmp_path / "x.png")
 
 
 def test_all_formats_are_read(tmp_path: Path) -> None:
@@ -101,13 +102,13 @@ def test_all_formats_are_read(tmp_path: Path) -> None:
     Image.init()
     for kind in kinds & Image.SAVE.keys():  # older Pillows read QOI and do not write it
         (tmp_path / "x.any").write_bytes(encoded(kind))
-        assert read_image(tmp_path / "x.any").shape == (3, 24, 40)
+        assert ImageReader()(tmp_path / "x.any").shape == (3, 24, 40)
     frames = [Image.new("RGB", (5, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     for suffix in ("gif", "png", "tif", "webp"):
         file = tmp_path / f"several.{suffix}"
         options = {"lossless": True} if suffix == "webp" else {}
         frames[0].save(file, save_all=True, append_images=frames[1:], **options)
-        assert read_image(file)[:, 0, 0].tolist() == [255, 0, 0]  # the first of them
+        assert ImageReader()(file)[:, 0, 0].tolist() == [255, 0, 0]  # the first of them
 
 
 def test_narrow_images_stay_small(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_narrow_images_stay_small(tmp_path: Path) -> None:
     ):
         ImageProcessor(short_side=512, max_side=None)(file)
     Image.new("L", (1, 1)).save(file)
-    assert read_image(file).shape == (3, 1, 1)
+    assert ImageReader()(file).shape == (3, 1, 1)
 
 
 def test_narrow_images_are_named(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_narrow_images_are_named(tmp_path: Path) -> None:
 def test_messages_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a\nerror: \x1b[2J.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"a\\x0aerror: \\x1b\[2J\.png cannot be read"):
-        read_image(tmp_path / "a\nerror: \x1b[2J.png")
+        ImageReader()(tmp_path / "a\nerror: \x1b[2J.png")
 
 
 def test_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +147,12 @@ def test_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_bytes(encoded("PNG"))
     os.truncate(file, 2**40)  # no block of it is on disk
     with pytest.raises(DatasetError, match=r"it has 1,099,511,627,776 bytes, expected at most"):
-        read_image(file)
+        ImageReader()(file)
     with pytest.raises(OSError, match="expected at most"):
         read_json(file)
     file.write_bytes(png(30_000, 30_000))
     with pytest.raises(DatasetError, match=r"900000000 pixels"):
-        read_image(file)
+        ImageReader()(file)
 
 
 def test_regular_files(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from maskformer import ImageProcessor
 from maskformer.config.load import parse_config
 from maskformer.data.image_files.depth import ValueScale
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import read_image
 from maskformer.errors import ConfigError, DatasetError
 
 RAMP = np.linspace(0, 1, 64 * 80, dtype=np.float32).reshape(64, 80)
@@ -56,7 +55,7 @@ def deep_png(root: Path, values: np.ndarray[Any, Any]) -> Path:
 def test_refused_with_the_range(tmp_path: Path, values: np.ndarray[Any, Any], said: str) -> None:
     file = save(tmp_path, values)
     with pytest.raises(DatasetError, match=rf"x\.tif has .*{said}"):
-        read_image(file)
+        ImageReader()(file)
     with pytest.raises(DatasetError, match=r"data\.value_range"):
         ImageReader()(Image.open(file))
 
@@ -75,7 +74,7 @@ def test_refused_with_the_range(tmp_path: Path, values: np.ndarray[Any, Any], sa
 )  # fmt: skip
 def test_read_by_depth(tmp_path: Path, values: np.ndarray[Any, Any], suffix: str) -> None:
     file = save(tmp_path, values, suffix)
-    image = read_image(file)
+    image = ImageReader()(file)
     assert image.shape == (3, 64, 80)
     assert len(image.unique()) == 256
     assert (image[0].numpy().astype(int) - np.round(RAMP * 255)).__abs__().max() <= 1
@@ -111,13 +110,13 @@ def test_percentiles_of_each_band(tmp_path: Path) -> None:
 def test_colour_png_of_16_bits(tmp_path: Path, bands: int) -> None:
     values = np.stack([RAMP, 1 - RAMP, RAMP, RAMP][:bands], axis=-1) * 65535
     file = deep_png(tmp_path, values)
-    image = read_image(file)
+    image = ImageReader()(file)
     first = (values[..., 0].astype(int) >> 8).astype(np.uint8)
     assert np.array_equal(image[0], first)
     assert torch.equal(ImageReader()(Image.open(file)), image)
     file = deep_png(tmp_path, values / 16)
     with pytest.raises(DatasetError, match=r"uint16 values from 0 to 3840, .* such as \[0, 4095\]"):
-        read_image(file)
+        ImageReader()(file)
     with pytest.raises(DatasetError, match=r"data\.value_range"):
         ImageReader()(Image.open(file))
     with file.open("rb") as stream, pytest.raises(DatasetError, match="give the file instead"):
@@ -166,7 +165,7 @@ def test_twelve_bits_that_a_tiff_states(tmp_path: Path) -> None:
     )
     content = header + len(tags).to_bytes(2, "little") + entries + bytes(4)
     (tmp_path / "x.tif").write_bytes(content)
-    assert read_image(tmp_path / "x.tif")[0, 0].tolist() == [0, 255, 128, 64]
+    assert ImageReader()(tmp_path / "x.tif")[0, 0].tolist() == [0, 255, 128, 64]
 
 
 def test_the_processor_reads_as_training_does(tmp_path: Path) -> None:
@@ -205,7 +204,7 @@ def test_the_size_limit(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"200000000 pixels, more than data\.max_pixels: 178956970"
     ):
-        read_image(file)
+        ImageReader()(file)
     np.save(tmp_path / "x.npy", np.zeros((40, 50), np.uint8))
     with pytest.raises(DatasetError, match=r"2000 pixels, more than data\.max_pixels: 9"):
         ImageReader(max_pixels=9)(tmp_path / "x.npy")

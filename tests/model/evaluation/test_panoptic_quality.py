@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from helpers.coco_format import ground_truth_as_panoptic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,11 +17,7 @@ from torchmetrics.functional.detection import panoptic_quality
 from maskformer.config.schema import CocoPanopticConfig, ShapesConfig
 from maskformer.data import Sample, Shapes, build_dataset
 from maskformer.data.images import id_to_rgb
-from maskformer.evaluation.panoptic_quality import (
-    PanopticQuality,
-    ground_truth_as_panoptic,
-    semantic_as_panoptic,
-)
+from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic_quality import SemanticQuality
 
 CLASSES, THINGS = 4, (0, 1)
@@ -329,14 +326,6 @@ def test_against_panopticapi(tmp_path):
     )
     results, _ = stat.pq_average(categories, isthing=None)
     assert metric.compute()["pq"].item() == pytest.approx(results["pq"], abs=1e-9)
-
-
-def test_a_semantic_model_is_judged_by_class():
-    label_map = torch.tensor([[2, 2, -1], [0, 2, 0]])
-    ids, infos = semantic_as_panoptic(label_map)
-    assert ids.tolist() == [[2, 2, 0], [1, 2, 1]]
-    assert [(i["id"], i["category_id"]) for i in infos] == [(1, 0), (2, 2)]
-    assert semantic_as_panoptic(torch.full((2, 2), -1))[1] == []
 
 
 @pytest.mark.parametrize(

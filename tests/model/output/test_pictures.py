@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.coco_format import ground_truth_as_panoptic
 from helpers.recipes import tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from PIL import Image
 from maskformer.config.schema import ShapesConfig
 from maskformer.data import DatasetInfo, Shapes
 from maskformer.data.palette import palette
-from maskformer.evaluation.panoptic_quality import ground_truth_as_panoptic
 from maskformer.inference.segmentation import Segmentation
 from maskformer.output import fonts, legend, pictures
 from maskformer.output.legend import VOID

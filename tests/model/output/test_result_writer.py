@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.coco_format import check_panoptic
+from helpers.coco_format import check_panoptic, ground_truth_as_panoptic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,7 +19,7 @@ from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesCon
 from maskformer.data import CocoPanoptic, DatasetInfo, Folder, Shapes
 from maskformer.data.palette import palette
 from maskformer.errors import DiskFullError
-from maskformer.evaluation.panoptic_quality import PanopticQuality, ground_truth_as_panoptic
+from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter, describe_segments, encode_mask
 from mfkernels import Instances

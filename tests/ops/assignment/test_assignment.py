@@ -30,7 +30,6 @@ BACKENDS = ["reference", "native"] if backend.part("cpu").usable else ["referenc
 needs_native = pytest.mark.skipif(
     not backend.part("cpu").usable, reason="the native CPU library is not built"
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

@@ -19,11 +19,6 @@ MOST_BITS = 60
 """Of a number in COCO's text."""
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int) -> Mask:
-    """The pixels of an object, `[H, W]`; see `runs_of_segmentation`."""
-    return mask_of_runs(runs_of_segmentation(segmentation, height, width), height, width)
-
-
 def mask_of_runs(runs: list[int], height: int, width: int) -> Mask:
     """The mask `[H, W]` that has these run lengths."""
     inside = np.arange(len(runs)) % 2 == 1

@@ -22,7 +22,6 @@ from maskformer.config.schema import CocoInstancesConfig
 from maskformer.data import Dataset, build_dataset, check_dataset
 from maskformer.data.datasets import coco_masks
 from maskformer.data.datasets.coco_masks import (
-    decode_segmentation,
     encode_runs,
     mask_of_runs,
     paint_runs,
@@ -33,6 +32,11 @@ from maskformer.errors import DatasetError
 
 pytestmark = pytest.mark.timeout(60)
 HEIGHT, WIDTH = 6, 8
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The pixels of an object, `[H, W]`."""
+    return mask_of_runs(runs_of_segmentation(segmentation, height, width), height, width)
 
 
 def box(left: int, top: int, right: int, bottom: int) -> list[float]:

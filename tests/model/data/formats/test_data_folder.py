@@ -9,7 +9,8 @@ from PIL import Image
 
 from maskformer.config.schema import FolderConfig
 from maskformer.data import build_dataset, check_dataset, check_splits
-from maskformer.data.images import read_image, read_labels
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import read_labels
 from maskformer.errors import DatasetError, LabelValueError
 
 NAMES = ("road", "tree", "sky")
@@ -83,7 +84,7 @@ def test_label_formats(tmp_path, kind):
 )
 def test_any_image_becomes_rgb(tmp_path, mode, pixel):
     Image.new(mode, (5, 4), pixel).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
+    image = ImageReader()(tmp_path / "a.png")
     assert image.shape == (3, 4, 5)
     assert image.dtype == torch.uint8
     expected = {"L": [7, 7, 7], "RGBA": [9, 8, 7], "I;16": [7, 7, 7]}.get(mode)
@@ -96,7 +97,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    image = read_image(tmp_path / "a.png")
+    image = ImageReader()(tmp_path / "a.png")
     assert image.shape == (3, 16, 8)
     assert image[:, :8].min() == 255
     assert image[:, 8:].max() == 0

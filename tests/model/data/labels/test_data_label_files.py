@@ -13,7 +13,8 @@ from helpers.hostile.images import png
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskformer.data.images import read_image, read_labels, read_segment_ids
+from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.images import read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 
 
@@ -141,7 +142,7 @@ def test_palettes_of_bmp(tmp_path: Path, colors: NDArray[np.uint8], bits: int, h
     values = np.tile(grid(min(len(palette) - 1, 60)), (1, 4))
     (tmp_path / "a.bmp").write_bytes(bmp(values, bits, palette, header))
     assert np.array_equal(read_labels(tmp_path / "a.bmp"), values)
-    shown = read_image(tmp_path / "a.bmp").permute(1, 2, 0)
+    shown = ImageReader()(tmp_path / "a.bmp").permute(1, 2, 0)
     assert np.array_equal(shown, palette[values][..., ::-1])
 
 
