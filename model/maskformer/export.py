@@ -63,8 +63,9 @@ class ImagesToOutputs(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """`images [B,C,H,W]`, 0 to 255: `classes [B,H,W]` int64 (paper §3.4), or `class_logits
-        [B,Q,K+1]` and `mask_logits [B,Q,h,w]`, at stride 4 of the image padded right and below.
+        """`images [B, C, H, W]`, 0 to 255: `classes [B, H, W]` int64 (paper §3.4), or `class_logits
+        [B, Q, K+1]` and `mask_logits [B, Q, h, w]`, the latter at stride 4 of the image padded
+        right and below.
         """
         height, width = images.shape[-2:]
         padding = (0, -width % self.step, 0, -height % self.step)
@@ -90,15 +91,15 @@ def export(
 ) -> Exported:
     """Writes a model as an ONNX file.
 
-    Its input `images` is float32 `[B,C,H,W]`, 0 to 255, RGB, already of the size at which the
+    Its input `images` is float32 `[B, C, H, W]`, 0 to 255, RGB, already of the size at which the
     model is to see them: the file's metadata says which the test pipeline would take. Normalising
     and padding are part of the graph. B, H and W may be any.
 
     Args:
         source: a run, a folder, a weight file or a hub id.
         target: the file.
-        outputs: `"classes"`, int64 `[B,H,W]`; or `"queries"`, `class_logits [B,Q,K+1]` and
-            `mask_logits [B,Q,h,w]`, of which every kind of result can be made.
+        outputs: `"classes"`, int64 `[B, H, W]`; or `"queries"`, `class_logits [B, Q, K+1]` and
+            `mask_logits [B, Q, h, w]`, of which every kind of result can be made.
         size: fix `(H, W)`; a Swin needs that, as its windows depend on it.
         overwrite: replace a file that is there.
 

@@ -46,7 +46,7 @@ _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 class ProcessedImages(TypedDict):
     """A network input and what undoes it.
 
-    `pixel_values [B,C,H,W]` float32, normalised, zeros right and below; `image_sizes` height and
+    `pixel_values [B, C, H, W]` float32, normalised, zeros right and below; `image_sizes` height and
     width of each image inside it; `original_sizes` as they came.
     """
 
@@ -194,11 +194,11 @@ class ImageProcessor:
 
         Args:
             images: one or several of: a file, a Pillow image (both are read by `reader`, which
-                turns them as their EXIF orientation says), an array `[H,W,C]` uint8, a tensor
-                `[C,H,W]` uint8; C = 3 is RGB.
+                turns them as their EXIF orientation says), an array `[H, W, C]` uint8, a tensor
+                `[C, H, W]` uint8; C = 3 is RGB.
 
         Returns:
-            A dict of `pixel_values`, float32 `[B,C,H,W]`: the resized images, normalised, with
+            A dict of `pixel_values`, float32 `[B, C, H, W]`: the resized images, normalised, with
             zeros right and below; `image_sizes`, (height, width) of each resized image in it;
             and `original_sizes`, (height, width) of each image as it came.
 
@@ -216,10 +216,15 @@ class ImageProcessor:
         }
 
     def read(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-        """Images as they came, `[C, H, W]` uint8 each.
+        """Images as they came, `[C, H, W]` uint8 each, neither resized nor normalised.
+
+        Args:
+            images: as the processor is called with.
 
         Raises:
-            ValueError, DatasetError: as above.
+            TypeError: what is no image.
+            ValueError: no images, or one of another shape or dtype.
+            DatasetError: a file that is no image, or not one of the kind that `reader` expects.
         """
         if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
@@ -252,7 +257,12 @@ class ImageProcessor:
     def post_process_semantic(
         self, outputs: Mapping[str, Tensor], processed: ProcessedImages
     ) -> list[Tensor]:
-        """Class of every pixel of each original image, int64 `[H_b,W_b]`."""
+        """Class of every pixel of each original image, int64 `[H_b, W_b]` (paper §3.4).
+
+        Args:
+            outputs: what the model gives for `processed["pixel_values"]`.
+            processed: what calling the processor gave.
+        """
         frames = _frames(processed)
         return as_outputs(outputs).semantic(frames, resize_logits=self.resize_logits)
 
@@ -265,9 +275,12 @@ class ImageProcessor:
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
-        """Segment of every pixel of each original image, int32 `[H_b,W_b]`, and the segments.
+        """Segment of every pixel of each original image, int32 `[H_b, W_b]`, and the segments.
 
-        See `mfkernels.panoptic_segmentation` for the arguments.
+        Args:
+            outputs, processed: as in `post_process_semantic`.
+            thing_classes, object_mask_threshold, overlap_threshold: see
+                `mfkernels.panoptic_segmentation`, which also says what a segment holds.
         """
         return as_outputs(outputs).panoptic(
             _frames(processed),

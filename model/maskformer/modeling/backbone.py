@@ -65,7 +65,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
 
 
 def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """`[B,H,W,C]` to `[B*windows, window height, window width, C]`."""
+    """`[B, H, W, C]` to `[B*windows, window height, window width, C]`."""
     x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
     return x.transpose(2, 3).flatten(0, 2)
 
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
             scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`[B,in_chans,H,W]` to four maps `[B,C_i,H/s_i,W/s_i]` (rounded up), finest first."""
+        """`[B, C, H, W]` to four maps `[B, C_i, H/s_i, W/s_i]` (rounded up), finest first."""
         maps = self.body(x)
         maps = [maps[level] for level in self._levels]
         if self.norms is not None:

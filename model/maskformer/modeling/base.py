@@ -268,7 +268,9 @@ class SegmentationModel(nn.Module, ABC):
     def _decode_pixels(
         self, pixel_values: Tensor, sizes: Sizes | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images `[B,channels,H,W]` to pixel features `[B,C,h,w]` and memory `[B,C',H/32,W/32]`."""
+        """The pixel features `[B, C, h, w]` and the decoder's memory `[B, C', H/32, W/32]` of
+        images `[B, channels, H, W]`.
+        """
         _check_images(pixel_values, self.config.num_channels)
         try:
             maps = self.backbone(pixel_values)

@@ -35,20 +35,22 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         """Predictions of all L decoder layers, the final one last.
 
         Args:
-            pixel_values: `[B,C,H,W]`, a channel per value of `config.pixel_mean`; normalised with
-                `config.pixel_mean` and `config.pixel_std`; padded with zeros on
-                the right and at the bottom if images differ in size.
+            pixel_values: `[B, C, H, W]` floating-point, with as many channels as
+                `config.pixel_mean` has values; normalised with `config.pixel_mean` and
+                `config.pixel_std`; padded with zeros on the right and at the bottom if images
+                differ in size.
             with_mask_logits: also compute the dense masks, which the criterion and inference
                 do without.
             image_sizes: height and width of each image inside of its padding, which attention
                 leaves out where `config.decoder.mask_padding` says so.
 
         Returns:
-            `class_logits [L,B,Q,K+1]` (index K is "no object"), `mask_embed [L,B,Q,C]`,
-            `pixel_features [B,C,h,w]` at stride 4, and `mask_logits [L,B,Q,h,w]` if asked for.
+            `class_logits [L, B, Q, K+1]` (index K is "no object"), `mask_embed [L, B, Q, C]`,
+            `pixel_features [B, C, h, w]` at stride 4, and `mask_logits [L, B, Q, h, w]` if asked
+            for.
 
         Raises:
-            ValueError: `pixel_values` is not `[B,C,H,W]` with at least 32 rows and columns, or
+            ValueError: `pixel_values` is not `[B, C, H, W]` with at least 32 rows and columns, or
                 `image_sizes` do not fit.
             TypeError: `pixel_values` is not floating-point.
         """

@@ -46,11 +46,11 @@ class MaskOutputs(dict[str, Tensor]):
     """Of `MaskFormer`: L decoder layers, B images, Q queries, K classes; the last layer is final.
 
     Keys:
-        class_logits: `[L,B,Q,K+1]`, index K is "no object".
-        mask_embed: `[L,B,Q,C]`.
-        pixel_features: `[B,C,h,w]` at stride 4.
-        mask_logits: `[L,B,Q,h,w]`, only if asked for, or, from a model made ready to predict on a
-            CPU, in the place of both factors.
+        class_logits: `[L, B, Q, K+1]`, index K is "no object".
+        mask_embed: `[L, B, Q, C]`.
+        pixel_features: `[B, C, h, w]` at stride 4.
+        mask_logits: `[L, B, Q, h, w]`, only if asked for, or, from a model made ready to predict on
+            a CPU, in the place of both factors.
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
@@ -182,7 +182,7 @@ class PixelOutputs(dict[str, Tensor]):
     """Of the per-pixel baselines.
 
     Keys:
-        pixel_logits: `[L,B,K,h,w]` at stride 4, the final layer last.
+        pixel_logits: `[L, B, K, h, w]` at stride 4, the final layer last.
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:

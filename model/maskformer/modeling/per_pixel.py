@@ -12,7 +12,7 @@ from mfkernels import mask_logits
 
 
 class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
-    """A linear classifier on every pixel feature."""
+    """The baseline of §4.1: a linear classifier on every pixel feature."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -25,7 +25,7 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         nn.init.zeros_(bias)
 
     def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
-        """Normalised images `[B,3,H,W]` to `pixel_logits [1,B,K,h,w]` at stride 4.
+        """Normalised images `[B, C, H, W]` to `pixel_logits [1, B, K, h, w]` at stride 4.
 
         `image_sizes` as in `MaskFormer.forward`.
         """
@@ -38,7 +38,9 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
 
 
 class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
-    """MaskFormer's decoder with one query per class: the mask of query k scores class k."""
+    """The stronger baseline of §4.1: MaskFormer's decoder with one query per class. The mask of
+    query k scores class k.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -49,7 +51,7 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
     def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
-        """Normalised images `[B,3,H,W]` to `pixel_logits [L,B,K,h,w]` at stride 4.
+        """Normalised images `[B, C, H, W]` to `pixel_logits [L, B, K, h, w]` at stride 4.
 
         The final layer comes last; in evaluation mode it is the only one, and L is 1. `image_sizes`
         as in `MaskFormer.forward`.

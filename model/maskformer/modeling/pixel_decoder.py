@@ -27,7 +27,7 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B,in_channels,H,W]` to `[B,C,H,W]`."""
+        """`[B, in_channels, H, W]` to `[B, C, H, W]`."""
         x = self.norm(self.conv(x))
         return functional.relu(x, inplace=True) if self.relu else x
 
@@ -74,7 +74,8 @@ class PixelDecoder(nn.Module):
             sizes: of the images on the coarsest map, whose padding the encoder leaves out.
 
         Returns:
-            `[B,mask_channels,h,w]` at the finest map's size and `[B,memory_channels,H/32,W/32]`.
+            Pixel features `[B, mask_channels, h, w]` at the finest map's size, and the decoder's
+            memory `[B, memory_channels, H/32, W/32]`.
         """
         *finer, memory = maps
         if self.encoder is not None:

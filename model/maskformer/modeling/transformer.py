@@ -66,7 +66,7 @@ class EncoderLayer(_Layer):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None = None) -> Tensor:
-        """`[B,N,C]`, `[N,C]` or `[B,N,C]`, and cells to leave out `[B,N]`, to `[B,N,C]`."""
+        """`[B, N, C]`, `[N, C]` or `[B, N, C]`, and cells to leave out `[B, N]`, to `[B, N, C]`."""
         located = x + positions
         x = self.norm1(x + self._attend(self.self_attn, located, located, x, padding))
         y: Tensor = self.norm2(x + self._feed_forward(x))
@@ -96,14 +96,14 @@ class DecoderLayer(_Layer):
         """Updates the state of the queries.
 
         Args:
-            x: `[B,Q,C]`.
-            query_positions: `[Q,C]`.
-            memory: `[B,N,C]`, the cells of the image.
-            located_memory: `[B,N,C]`, the same with their positions added.
-            padding: `[B,N]` bool, cells that are left out.
+            x: `[B, Q, C]`.
+            query_positions: `[Q, C]`.
+            memory: `[B, N, C]`, the cells of the image.
+            located_memory: `[B, N, C]`, the same with their positions added.
+            padding: `[B, N]` bool, cells that are left out.
 
         Returns:
-            `[B,Q,C]`.
+            `[B, Q, C]`.
         """
         located = x + query_positions
         x = self.norm1(x + self._attend(self.self_attn, located, located, x))
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         _init_xavier(self)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """`[B,C,H,W]` to `[B,C,H,W]`; of each image, cells outside of its size are left out."""
+        """`[B, C, H, W]` to the same shape; of each image, cells beyond its size are left out."""
         cells = _flatten(x)
         positions, padding = _layout(x, sizes)
         for layer in self.layers:
@@ -151,8 +151,8 @@ class QueryDecoder(nn.Module):
         _init_xavier(self.layers)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """`[B,in_channels,H,W]` to `[L,B,Q,C]`: the normed state after each layer in order; of each
-        image, cells outside of its size are left out.
+        """`[B, in_channels, H, W]` to `[L, B, Q, C]`: the normed state after each layer in order;
+        of each image, cells outside of its size are left out.
         """
         x = self.input_proj(x)
         memory = _flatten(x)
@@ -184,15 +184,15 @@ def _init_xavier(module: nn.Module) -> None:
 
 
 def _flatten(x: Tensor) -> Tensor:
-    """`[B,C,H,W]` to `[B,H*W,C]`."""
+    """`[B, C, H, W]` to `[B, H*W, C]`."""
     return x.flatten(2).transpose(1, 2)
 
 
 def _layout(x: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor | None]:
-    """Positions `[H*W,C]` in a map `[B,C,H,W]`.
+    """Positions `[H*W, C]` in a map `[B, C, H, W]`.
 
-    If images have sizes of their own: positions within each, `[B,H*W,C]`, and which cells lie
-    outside, `[B,H*W]` bool.
+    If images have sizes of their own: positions within each, `[B, H*W, C]`, and which cells lie
+    outside, `[B, H*W]` bool.
     """
     channels, height, width = x.shape[1:]
     encode = partial(sine_position_encoding, channels=channels, device=x.device, dtype=x.dtype)

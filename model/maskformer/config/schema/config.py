@@ -8,21 +8,10 @@ from typing import Any, Self, get_args
 from pydantic import model_validator
 
 from maskformer.config.schema.criterion import CriterionConfig
-from maskformer.config.schema.data import (
-    DataConfig,
-)
-from maskformer.config.schema.evaluation import (
-    EvalConfig,
-    PredictConfig,
-)
-from maskformer.config.schema.fields import (
-    MAX_BANDS,
-    MIDDLE_LEVEL,
-    Section,
-)
-from maskformer.config.schema.model import (
-    ModelConfig,
-)
+from maskformer.config.schema.data import DataConfig
+from maskformer.config.schema.evaluation import EvalConfig, PredictConfig
+from maskformer.config.schema.fields import MAX_BANDS, MIDDLE_LEVEL, Section
+from maskformer.config.schema.model import ModelConfig
 from maskformer.config.schema.train import (
     InstanceMetric,
     PanopticMetric,
@@ -32,6 +21,8 @@ from maskformer.config.schema.train import (
 
 
 class Config(Section):
+    """A whole recipe. docs/recipe.md lists its keys; `load_config` reads one."""
+
     model: ModelConfig = ModelConfig()
     """The network."""
     criterion: CriterionConfig = CriterionConfig()
