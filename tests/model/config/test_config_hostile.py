@@ -248,9 +248,10 @@ class TestFolders:
             )
 
 
+@pytest.mark.timeout(60)  # the time is what these test
 class TestNames:
     def test_counters(self, tmp_path: Path) -> None:
-        """40,000 of them took minutes."""
+        """They took minutes, where each was compared with all others."""
         tiny_model().save_pretrained(tmp_path)
         file = tmp_path / "model.safetensors"
         weights = load_file(file)
