@@ -1,4 +1,4 @@
-"""``python -m mfkernels``: what serves each operation; ``check``: whether it is right here."""
+"""``python -m mfkernels``: the backend of each operation; ``check``: whether it is right here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mfkernels.selfcheck import command
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mfkernels",
-        description="Print what native code is built, what serves each operation, and why not the "
-        "others.",
-        epilog="MFKERNELS_BACKEND=reference, native, auto or verify chooses who serves them.",
+        description="Print what native code is built, which backend runs each operation, and why "
+        "not the others.",
+        epilog="The environment variable MFKERNELS_BACKEND (auto, native, reference or verify) "
+        "chooses the backend.",
     )
     parser.add_argument("--version", action="version", version=f"mfkernels {mfkernels.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

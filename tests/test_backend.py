@@ -229,7 +229,7 @@ def test_module_prints_the_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "backend", "code", "text"),
     [
-        (["--help"], "auto", 0, "what serves each operation"),
+        (["--help"], "auto", 0, "which backend runs each operation"),
         (["--version"], "auto", 0, f"mfkernels {mfkernels.__version__}"),
         (["foo"], "auto", 2, "invalid choice: 'foo'"),
         ([], "cuda", "error: MFKERNELS_BACKEND is 'cuda', expected one of", ""),

@@ -36,10 +36,10 @@ def draft(found: Survey, *, gpu: bool) -> str:
 
 
 def _head(found: Survey, base: str) -> Iterator[str]:
-    yield f"# Made by `maskformer init` from {escape(found.root)}: read it, mend it, and run"
+    yield f"# Made by `maskformer init` from {escape(found.root)}: check and correct it, and run"
     yield "# `maskformer info THIS_FILE --keys` for everything else that can be set."
-    yield f"base: {base}   # _small: ResNet-18 from nothing, for a CPU; _r50: ResNet-50, for a GPU;"
-    yield "# with --weights: _r50, which takes the architecture of the weights, whatever it is"
+    yield f"base: {base}   # _small: untrained ResNet-18, for a CPU; _r50: ResNet-50, for a GPU;"
+    yield "# with --weights: _r50, which takes any architecture that the weights have"
 
 
 def _data(found: Survey, base: str) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _folders(layout: FolderLayout, found: Survey) -> Iterator[str]:
     elif val_list is not None:
         yield f"  val: {_split(train, layout.objects[0], val_list)}"
     else:
-        yield f"  val: {_share(found.images)}   # of the images above, which then train nothing"
+        yield f"  val: {_share(found.images)}   # this share of them, kept out of training"
     yield f"  image_suffix: {yaml_line(train.image_suffix)}"
     yield f"  label_suffix: {yaml_line(train.partner_suffix)}"
 
@@ -118,7 +118,7 @@ def _coco(train: CocoFile, val: CocoFile | None) -> Iterator[str]:
     yield f"  train: {_coco_split(train)}   # {counted(train.count, 'image')}"
     yield from _alike(train)
     if val is None:
-        yield f"  val: {_share(train.count)}   # of the images above, which then train nothing"
+        yield f"  val: {_share(train.count)}   # this share of them, kept out of training"
     else:
         yield f"  val: {_coco_split(val)}   # {counted(val.count, 'image')}"
         yield from _alike(val)
