@@ -8,18 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-
-def of_report(report: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each GPU and dtype, from the JSON file of benchmarks/gpu_model.py: its case A."""
-    found: dict[str, dict[str, float]] = {}
-    for row in report["totals"]:
-        for name, value in row.items():
-            if row["case"] == "A" and name.startswith("predicted_ms_"):
-                gpu = name.removeprefix("predicted_ms_")
-                found.setdefault(gpu, {})[row["dtype"]] = round(value, 3)
-    return found
 
 
 def predicted_ms(gpu: str, operation: str, form: str, dtype: str) -> float | None:

@@ -55,6 +55,6 @@ def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
 def ground_truth_as_panoptic(sample: Sample) -> tuple[Tensor, list[dict[str, int]]]:
     """A sample's own segments in the form of a prediction; crowds become void."""
     numbers = torch.where(sample.crowd, 0, torch.arange(1, len(sample.labels) + 1)).int()
-    ids = look_up(numbers, sample.segments, fill=0)
+    ids = look_up(numbers, sample.segments).clamp(min=0)
     kept = [(k, c) for k, c in enumerate(sample.labels.tolist()) if not sample.crowd[k]]
     return ids, [{"id": k + 1, "category_id": c} for k, c in kept]

@@ -33,7 +33,7 @@ class Findings:
     errors: list[str]
 
 
-def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking data") -> list[str]:
+def check_dataset(dataset: Dataset, *, limit: int = 500) -> list[str]:
     """Reads all images, or `limit` of them evenly spread, and raises if any cannot be used.
 
     The same checks run whenever a sample is read, so what a partial look misses is still found.
@@ -41,7 +41,6 @@ def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking 
     Args:
         dataset: one split.
         limit: how many images to read at most.
-        title: of the progress bar.
 
     Returns:
         Warnings, one sentence each: classes that never occur, mostly void pixels, raw values that
@@ -50,7 +49,7 @@ def check_dataset(dataset: Dataset, *, limit: int = 500, title: str = "Checking 
     Raises:
         DatasetError: what is wrong, with the files, the likely cause and the setting to change.
     """
-    look = look_at(dataset, limit, title)
+    look = look_at(dataset, limit, "Checking data")
     refuse(dataset, look)
     return _warnings(dataset, look, min(limit, LABELS_READ))
 

@@ -134,14 +134,14 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def look_up(values: Tensor, index: Tensor, fill: int = -1) -> Tensor:
-    """`values[index]`, and `fill` where the index is -1.
+def look_up(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]`, and -1 where the index is -1.
 
     Args:
         values: `[T]`.
         index: integer, any shape, in -1..T-1.
     """
-    table = torch.cat([values.new_full((1,), fill), values])
+    table = torch.cat([values.new_full((1,), -1), values])
     return table.index_select(0, index.flatten().int() + 1).view(index.shape)
 
 

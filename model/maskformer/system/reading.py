@@ -79,16 +79,16 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in _LINE_END.split(text) if line.strip()]
 
 
-def read_json(file: Path, limit: int = JSON_LIMIT) -> Any:
+def read_json(file: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
         FileNotFoundError: it does not exist.
-        OSError: it is not regular, larger than `limit` bytes, or may not be read.
+        OSError: it is not regular, larger than `JSON_LIMIT`, or may not be read.
         ValueError: it is no JSON, or nested deeper than Python follows; the message is one line
             and does not name the file.
     """
-    return decode_json(read_regular(file, limit))
+    return decode_json(read_regular(file, JSON_LIMIT))
 
 
 def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
