@@ -161,15 +161,7 @@ def build_training(
     data = build_data(config, output, accelerator, progress)
     config = data.config
     config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
-    weights = None if resume else weights
-    model = _build_model(config, weights, data, progress, untrained=resume)
-    _freeze(model, config.train, progress)
-    join_norms(model.backbone)
-    if checkpoint is not None:
-        _compare_classes(checkpoint, data, progress, resume=True)
-        _compare_recipes(checkpoint, config, accelerator, progress)
-        with _advising(OTHER_MODEL):
-            model.load_weights(checkpoint)
+    model = _build_model(config, weights, checkpoint, data, progress)
     progress.print(_summary(data, model, output))
     layout = choose_memory_format(config.train, model)
     sharded = is_sharded(config.train, accelerator)
@@ -419,33 +411,45 @@ def build_average(model: SegmentationModel, train: TrainConfig) -> AveragedModel
 def _build_model(
     config: Config,
     weights: Path | None,
+    checkpoint: Path | None,
     data: TrainingData,
     progress: Progress,
-    *,
-    untrained: bool,
 ) -> SegmentationModel:
-    """The model with the weights that training starts from; `untrained` spares the ImageNet's."""
+    """The model with the weights that training starts from, or those of the run to resume."""
     check_size(config.model)
     model = build_model(config.model)
     passes = data.accelerator.num_processes * config.train.accumulate
     if warning := warn_of_single_images(model, config.train.batch_size // passes):
         progress.warn(warning)
     backbone = config.model.backbone
-    if weights is not None:
-        # Another number of classes is the usual reason to start from a checkpoint.
-        source = resolve_checkpoint(weights)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said below, once for all processes
-            with _advising(OTHER_ARCHITECTURE):
-                report = model.load_weights(source, ignore_mismatched_sizes=True)
-        if report.mismatched:
-            progress.print(report.summary)
-        order = _compare_classes(source, data, progress, resume=False)
-        if order is not None:
-            model.reorder_classes(order)
-    elif not untrained and (backbone.pretrained or backbone.weights):
+    if checkpoint is None and weights is not None:
+        _load_initial_weights(model, weights, data, progress)
+    elif checkpoint is None and (backbone.pretrained or backbone.weights):
         model.load_backbone_weights(backbone.weights)
+    _freeze(model, config.train, progress)
+    join_norms(model.backbone)
+    if checkpoint is not None:
+        _compare_classes(checkpoint, data, progress, resume=True)
+        _compare_recipes(checkpoint, config, data.accelerator, progress)
+        with _advising(OTHER_MODEL):
+            model.load_weights(checkpoint)
     return model
+
+
+def _load_initial_weights(
+    model: SegmentationModel, weights: Path, data: TrainingData, progress: Progress
+) -> None:
+    """Those of --weights; another number of classes is the usual reason to start from them."""
+    source = resolve_checkpoint(weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below, once for all processes
+        with _advising(OTHER_ARCHITECTURE):
+            report = model.load_weights(source, ignore_mismatched_sizes=True)
+    if report.mismatched:
+        progress.print(report.summary)
+    order = _compare_classes(source, data, progress, resume=False)
+    if order is not None:
+        model.reorder_classes(order)
 
 
 @contextmanager
