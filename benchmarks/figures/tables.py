@@ -64,11 +64,16 @@ def operations(shown: Collection[str] = ()) -> str:
 
 def _line(case: Case, machine: str) -> str:
     name, ms = case.best_other()
-    beside = f"{ms:.3g} ms ({name})" if name else ""
+    beside = f"{_rounded(ms)} ms ({name})" if name else ""
     return (
-        f"| {case.label} | {machine} | {case.native:.3g} ms | {case.plain:.4g} ms "
-        f"| {case.plain / case.native:.1f}× | {beside} |"
+        f"| {case.label} | {machine} | {_rounded(case.native)} ms "
+        f"| {_rounded(case.plain, 4)} ms | {case.plain / case.native:.1f}× | {beside} |"
     )
+
+
+def _rounded(value: float, digits: int = 3) -> str:
+    """To so many significant digits, without an exponent: 25390 and 0.135."""
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def models(shown: Collection[str] = ()) -> str:
@@ -103,13 +108,13 @@ def _model_line(case: Case, provider: str, machine: str) -> str:
     cells = [
         case.label,
         "plain path" if provider in PLAIN else provider.replace(NATIVE, "mfkernels"),
-        *(machine, f"{row['p50_ms']:.4g} ms", _rate(row), peak, _parts(row), ratio),
+        *(machine, f"{_rounded(row['p50_ms'], 4)} ms", _rate(row), peak, _parts(row), ratio),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _rate(row: dict[str, Any]) -> str:
-    return f"{row['images_per_s']:.3g}" if row.get("images_per_s") else ""
+    return _rounded(row["images_per_s"]) if row.get("images_per_s") else ""
 
 
 def _parts(row: dict[str, Any]) -> str:
@@ -130,19 +135,20 @@ def _loader_texts() -> list[str]:
                 for taken in _steps(others):
                     needed[on, math.ceil(FACTOR * taken / rate)].append(taken)
             workers_of_steps = "; ".join(
-                f"{number} for {_span(taken)} images/s ({on})"
-                for (on, number), taken in needed.items()
+                f"{number} {'worker' if number == 1 else 'workers'} for steps of {_span(taken)} "
+                f"images/s ({on})"
+                for (on, number), taken in sorted(needed.items())
             )
             texts.append(
                 f"One worker of the training loader prepares {rate:.3g} images per second of its "
-                f"processor ({machine}). Workers for {FACTOR} times what training steps take: "
-                f"{workers_of_steps}."
+                f"processor ({machine}).\nTo prepare {FACTOR} times as many images as the training "
+                f"steps take:\n{workers_of_steps}."
             )
     return texts
 
 
 def _span(values: list[float]) -> str:
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    low, high = _rounded(min(values)), _rounded(max(values))
     return low if low == high else f"{low} to {high}"
 
 
@@ -171,7 +177,7 @@ def scaling() -> str:
             size, ms, _ = growth.points[NATIVE][-1]
             _, plain, _ = growth.points[PLAIN[0]][-1]
             cells = [growth.name, machine, *exponents, f"{growth.expected:g}"]
-            cells.append(f"{size:g}: {ms:.3g} ms against {plain:.3g} ms")
+            cells.append(f"{size:g}: {_rounded(ms)} ms against {_rounded(plain)} ms")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
