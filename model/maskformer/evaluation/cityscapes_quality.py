@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.data.sample import Sample
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.evaluation.exact_sums import no_terms, terms, totals

@@ -16,7 +16,7 @@ from torch import Tensor
 import mfkernels
 from maskformer.data import DatasetInfo
 from maskformer.data.datasets.coco_masks import run_lengths
-from maskformer.data.images import id_to_rgb
+from maskformer.data.label_reader import id_to_rgb
 from maskformer.errors import OutputError
 from maskformer.inference.prediction import Prediction
 from maskformer.output.output_folder import check_inside, check_subfolders

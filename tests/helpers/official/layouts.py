@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
-from maskformer.data.images import id_to_rgb
+from maskformer.data.label_reader import id_to_rgb
 
 Labels = NDArray[Any]
 ODD = (45, 67)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskformer.cli import INTERNAL_ERROR, main
 from maskformer.data import build_dataset
-from maskformer.data.images import read_segment_ids
+from maskformer.data.label_reader import read_segment_ids
 from maskformer.errors import ConfigError
 from maskformer.inference.prediction import Prediction
 from maskformer.output.result_writer import ResultWriter

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from maskformer.data import build_dataset
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.data.preparation.ade20k_full import (
     VOID,
     class_table,

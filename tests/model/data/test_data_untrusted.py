@@ -21,7 +21,7 @@ from maskformer.data import (
     check_dataset,
 )
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import read_labels, read_segment_ids
+from maskformer.data.label_reader import read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular, read_json, read_regular
 

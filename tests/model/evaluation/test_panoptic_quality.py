@@ -16,7 +16,7 @@ from torchmetrics.functional.detection import panoptic_quality
 
 from maskformer.config.schema import CocoPanopticConfig, ShapesConfig
 from maskformer.data import Sample, Shapes, build_dataset
-from maskformer.data.images import id_to_rgb
+from maskformer.data.label_reader import id_to_rgb
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic_quality import SemanticQuality
 

@@ -26,7 +26,7 @@ from maskformer.data.datasets.coco_json import (
 from maskformer.data.datasets.split_files import take_share
 from maskformer.data.image_files.orientation import ImageFrame
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import check_same_size, read_labels, read_segment_ids
+from maskformer.data.label_reader import check_same_size, read_labels, read_segment_ids
 from maskformer.data.labels.label_table import VOID
 from maskformer.data.sample import (
     Sample,

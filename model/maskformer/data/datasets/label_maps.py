@@ -16,7 +16,7 @@ from maskformer.config.schema import PixelLabels
 from maskformer.data.datasets.class_names import describe_classes, read_names
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import check_same_size, read_labels
+from maskformer.data.label_reader import check_same_size, read_labels
 from maskformer.data.labels.label_check import mask_remedy, suspicious_labels, white_of_masks
 from maskformer.data.labels.label_colors import with_colors_of_labels
 from maskformer.data.labels.label_table import (

@@ -7,7 +7,7 @@ from math import gcd
 
 from maskformer.config.schema import PixelLabels
 from maskformer.data.image_files.opening import ImageSource
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.data.labels.label_table import count_values
 from maskformer.data.progress import track
 from maskformer.data.sample import DatasetInfo, Split

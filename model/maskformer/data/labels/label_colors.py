@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from maskformer.data.image_files.opening import ImageSource
-from maskformer.data.images import read_palette
+from maskformer.data.label_reader import read_palette
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.data.layout.pairs import LABEL_SUFFIXES, Folders, Pair, pairs
 from maskformer.data.layout.split_names import split_of, without_split
 from maskformer.data.progress import track

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 
 from maskformer.config.recipes import CONFIG_FOLDER
 from maskformer.data.image_files.opening import opened
-from maskformer.data.images import id_to_rgb, read_labels
+from maskformer.data.label_reader import id_to_rgb, read_labels
 from maskformer.data.preparation.files import (
     Prepared,
     for_each,

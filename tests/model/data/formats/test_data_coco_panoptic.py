@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskformer.config.schema import CocoPanopticConfig
 from maskformer.data import build_dataset, check_dataset
-from maskformer.data.images import id_to_rgb, rgb_to_id
+from maskformer.data.label_reader import id_to_rgb, rgb_to_id
 from maskformer.data.sample import segment_areas
 from maskformer.errors import DatasetError
 

@@ -10,7 +10,7 @@ from PIL import Image
 from maskformer.config.schema import FolderConfig
 from maskformer.data import build_dataset, check_dataset, check_splits
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.errors import DatasetError, LabelValueError
 
 NAMES = ("road", "tree", "sky")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.images import read_labels, read_segment_ids
+from maskformer.data.label_reader import read_labels, read_segment_ids
 from maskformer.errors import DatasetError
 
 

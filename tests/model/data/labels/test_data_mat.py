@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from maskformer.data import build_dataset
-from maskformer.data.images import read_labels
+from maskformer.data.label_reader import read_labels
 from maskformer.errors import DatasetError
 
 LABELS = np.arange(35, dtype=np.uint8).reshape(5, 7)
