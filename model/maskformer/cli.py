@@ -477,24 +477,12 @@ def main() -> None:
     except StoppedError as stop:
         _print_error(str(stop))
         sys.exit(stop.exit_code)
-    except (MaskFormerError, OSError) as error:
-        if "--traceback" in sys.argv:
-            raise
-        _print_error(f"error: {error}", style="red")
-        sys.exit(1)
     except Exception as error:
         if "--traceback" in sys.argv:
             raise
-        if _is_backend_error(error):
-            _print_error(f"error: {error}", style="red")
-            sys.exit(1)
-        if isinstance(error, MemoryError | RuntimeError) and _out_of_memory(error):
-            reason = str(error).partition("\n")[0]
-            _print_error(
-                f"error: out of memory; lower train.batch_size (or raise train.accumulate), "
-                f"eval.batch_size, the crop or the test size: {reason}",
-                style="red",
-            )
+        reason = _reason(error)
+        if reason is not None:
+            _print_error(f"error: {reason}", style="red")
             sys.exit(1)
         _print_error(traceback.format_exc())
         _print_error(
@@ -503,6 +491,19 @@ def main() -> None:
             style="red",
         )
         sys.exit(INTERNAL_ERROR)
+
+
+def _reason(error: Exception) -> str | None:
+    """What a person can mend, in one line; None for a bug."""
+    if isinstance(error, MaskFormerError | OSError) or _is_backend_error(error):
+        return str(error)
+    if isinstance(error, MemoryError | RuntimeError) and _out_of_memory(error):
+        first_line = str(error).partition("\n")[0]
+        return (
+            "out of memory; lower train.batch_size (or raise train.accumulate), eval.batch_size, "
+            f"the crop or the test size: {first_line}"
+        )
+    return None
 
 
 def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
