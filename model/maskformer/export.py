@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -196,7 +197,7 @@ def _agreement(network: nn.Module, file: Path, images: Tensor) -> float | None:
     return min(float(_is_same(a.numpy(), b).mean()) for a, b in pairs)
 
 
-def _is_same(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> Any:
+def _is_same(expected: NDArray[Any], found: NDArray[Any]) -> NDArray[np.bool_]:
     if expected.dtype == np.int64:
         return expected == found
     return np.abs(expected - found) <= 1e-3 * np.abs(expected).max()

@@ -92,6 +92,6 @@ def _without_values(model: SegmentationModel) -> SegmentationModel:
     return copy.deepcopy(model, {**shapes, **_buffers(model)})
 
 
-def _buffers(model: nn.Module) -> dict[int, Any]:
+def _buffers(model: nn.Module) -> dict[int, Tensor]:
     """What makes `copy.deepcopy` share them."""
     return {id(buffer): buffer for buffer in model.buffers()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -237,7 +237,7 @@ class Trainer:
             window.add_losses(losses, loss, len(batch.names))
         window.steps += 1
 
-    def _warm_up(self, predictions: Any, batch: Batch) -> None:
+    def _warm_up(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
         """Once, compiles the criterion's kernels, or learns that PyTorch must serve in their place.
 
         Else a number of segments that is new would stop some later step for it.
@@ -259,7 +259,11 @@ class Trainer:
             )
 
     def _verify_kernels(
-        self, predictions: Any, batch: Batch, options: dict[str, Tensor], window: LogWindow
+        self,
+        predictions: Mapping[str, Tensor],
+        batch: Batch,
+        options: dict[str, Tensor],
+        window: LogWindow,
     ) -> None:
         every, criterion = self.parts.train.verify_kernels, self.parts.criterion
         if every is None or self.step % every > 0:
@@ -267,7 +271,7 @@ class Trainer:
         if isinstance(criterion, mfkernels.MaskFormerCriterion):
             window.kernel_errors = kernel_errors(criterion, predictions, batch.targets, **options)
 
-    def _predict(self, batch: Batch) -> Any:
+    def _predict(self, batch: Batch) -> Mapping[str, Tensor]:
         model = self.parts.model
         pixel_values = batch.pixel_values.contiguous(memory_format=self.parts.layout)
         if self.parts.data.config.model.decoder.mask_padding:
