@@ -11,8 +11,8 @@ import typer
 
 from maskformer.config.schema import Config
 from maskformer.data import Dataset, build_dataset
-from maskformer.data.check_dataset import Findings, check_objects, find_everything
 from maskformer.data.class_change import check_same_classes
+from maskformer.data.inspection.checks import Findings, check_objects, find_everything
 from maskformer.data.sample import Split
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.evaluation.measures import check_measures

@@ -15,8 +15,8 @@ from maskformer.commands.device import choose_processes
 from maskformer.config.choices import Backend
 from maskformer.config.schema import Config, EvalConfig
 from maskformer.data import Dataset, DatasetInfo, Sample, build_dataset, check_dataset
-from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import class_change
+from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import ConfigError
 from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate, write_pictures
 from maskformer.evaluation.figures import write_confusion, write_figures

@@ -1,27 +1,23 @@
 """Data sets, augmentation and batches."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from maskformer.config.schema import (
-    CocoInstancesConfig,
-    DataConfig,
-    FolderConfig,
-    HuggingFaceConfig,
-    ShapesConfig,
-    WebDatasetConfig,
-)
-from maskformer.data.batches import Batch, EvalBatch, Normalize
-from maskformer.data.check_dataset import check_dataset, check_splits
-from maskformer.data.datasets.coco_instances import CocoInstances
-from maskformer.data.datasets.coco_panoptic import CocoPanoptic
-from maskformer.data.datasets.folder import Folder
-from maskformer.data.datasets.huggingface import HuggingFace
-from maskformer.data.datasets.shapes import Shapes
-from maskformer.data.datasets.webdataset import WebDataset
-from maskformer.data.loaders import EvalLoader, TrainLoader
-from maskformer.data.sample import Dataset, DatasetInfo, Sample, Split
-from maskformer.data.transforms import EvalTransform, TrainTransform
-from maskformer.errors import DatasetError, LabelValueError, WorkerError
+from maskformer.lazy import imported_on_use
+
+if TYPE_CHECKING:
+    from maskformer.data.batches import Batch, EvalBatch, Normalize
+    from maskformer.data.datasets.build import build_dataset
+    from maskformer.data.datasets.coco_instances import CocoInstances
+    from maskformer.data.datasets.coco_panoptic import CocoPanoptic
+    from maskformer.data.datasets.folder import Folder
+    from maskformer.data.datasets.huggingface import HuggingFace
+    from maskformer.data.datasets.shapes import Shapes
+    from maskformer.data.datasets.webdataset import WebDataset
+    from maskformer.data.inspection.checks import check_dataset, check_splits
+    from maskformer.data.loaders import EvalLoader, TrainLoader
+    from maskformer.data.sample import Dataset, DatasetInfo, Sample
+    from maskformer.data.transforms import EvalTransform, TrainTransform
+    from maskformer.errors import DatasetError, LabelValueError, WorkerError
 
 __all__ = [
     "Batch",
@@ -48,28 +44,23 @@ __all__ = [
     "check_splits",
 ]
 
-
-def build_dataset(config: DataConfig, split: Split) -> Dataset:
-    """The data set that a recipe's `data` section describes.
-
-    Args:
-        config: `Config.data`.
-        split: `train` or `val`.
-
-    Raises:
-        DatasetError: folders or files that are missing, empty or do not fit each other.
-        ValueError: no such split.
-    """
-    if split not in ("train", "val"):
-        raise ValueError(f"split must be 'train' or 'val', got {split!r}")
-    if isinstance(config, ShapesConfig):
-        return Shapes(config, split)
-    if isinstance(config, FolderConfig):
-        return Folder(config, split)
-    if isinstance(config, HuggingFaceConfig):
-        return HuggingFace(config, split)
-    if isinstance(config, WebDatasetConfig):
-        return WebDataset(config, split)
-    if isinstance(config, CocoInstancesConfig):
-        return CocoInstances(config, split)
-    return CocoPanoptic(config, split)
+if not TYPE_CHECKING:
+    # What reads labels, as `maskformer init` does, needs no torchvision.
+    __getattr__ = imported_on_use(
+        __name__,
+        {
+            "data.batches": ("Batch", "EvalBatch", "Normalize"),
+            "data.datasets.build": ("build_dataset",),
+            "data.datasets.coco_instances": ("CocoInstances",),
+            "data.datasets.coco_panoptic": ("CocoPanoptic",),
+            "data.datasets.folder": ("Folder",),
+            "data.datasets.huggingface": ("HuggingFace",),
+            "data.datasets.shapes": ("Shapes",),
+            "data.datasets.webdataset": ("WebDataset",),
+            "data.inspection.checks": ("check_dataset", "check_splits"),
+            "data.loaders": ("EvalLoader", "TrainLoader"),
+            "data.sample": ("Dataset", "DatasetInfo", "Sample"),
+            "data.transforms": ("EvalTransform", "TrainTransform"),
+            "errors": ("DatasetError", "LabelValueError", "WorkerError"),
+        },
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
@@ -26,8 +26,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from maskformer.modeling.model_info import ModelInfo
 from maskformer.system.text import StandardOutput, escape
+
+if TYPE_CHECKING:
+    from maskformer.modeling.model_info import ModelInfo
 
 LINE_SECONDS = 30.0
 """Between two lines about the progress of a count, where there is no terminal."""

@@ -18,8 +18,8 @@ from maskformer.config.choices import Backend
 from maskformer.config.load import changed_values
 from maskformer.config.schema import Config, DataConfig, PixelLabels, TrainConfig
 from maskformer.data import DatasetInfo, build_dataset, check_splits
-from maskformer.data.check_dataset import check_objects
 from maskformer.data.class_change import check_same_classes, class_change
+from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import CheckpointError, ConfigError
 from maskformer.evaluation.measures import check_measures
 from maskformer.modeling.autocast import compute_in

@@ -176,6 +176,8 @@ def test_completion_offers_recipes(answer: Answer, line: str, expected: list[str
     [
         ("sys", "maskformer", {"torch", "timm", "pydantic"}),
         ("torch", "mfkernels", {"triton", "scipy", "pydantic"}),
+        ("sys", "maskformer.commands.init", {"torchvision", "timm"}),
+        ("sys", "maskformer.commands.data_prepare", {"torchvision", "timm"}),
     ],
 )
 def test_a_package_imports_only_what_it_needs(first: str, package: str, absent: set[str]) -> None:

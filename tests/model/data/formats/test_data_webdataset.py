@@ -21,9 +21,9 @@ from maskformer.config.load import parse_config
 from maskformer.config.schema import EvalConfig, SemanticAugmentation, WebDatasetConfig
 from maskformer.data import Batch, Dataset, TrainLoader, TrainTransform, build_dataset, check_splits
 from maskformer.data.aspect import find_landscape
-from maskformer.data.check_dataset import check_objects
 from maskformer.data.datasets.shards import read_shard
 from maskformer.data.image_files.reader import ImageReader
+from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import ConfigError, DatasetError, OutputError
 from maskformer.output.protected_inputs import check_output_beside_data
 

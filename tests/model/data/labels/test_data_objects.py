@@ -17,7 +17,7 @@ from maskformer.commands import evaluate
 from maskformer.config.load import parse_config
 from maskformer.config.schema import EvalConfig
 from maskformer.data import build_dataset, check_dataset
-from maskformer.data.check_dataset import check_objects
+from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import ConfigError, DatasetError
 
 SPLIT = {"images": "images", "labels": "labels", "objects": "objects"}
