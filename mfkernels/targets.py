@@ -17,6 +17,8 @@ from mfkernels.torch_internals import is_traced
 _NOT_COMPARED = (torch.uint16, torch.uint32, torch.uint64)
 """Types whose values PyTorch does not compare."""
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
+MAX_TABLE = 2**16
+"""Entries of a table of values; of a wider range, values are sorted."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,10 +172,10 @@ class SegmentTargets:
                 raise ValueError(f"class_maps[{image}] must be [H, W], got {list(class_map.shape)}")
             if class_map.dtype in _NOT_COMPARED:
                 class_map = class_map.long()
-            values, positions = class_map.unique(return_inverse=True)
+            values, positions = _index_values(class_map)
             is_class = (values != ignore_index) & (values >= 0)
-            numbers = (is_class.cumsum(0) - 1).where(is_class, -1)
-            label_maps.append(numbers[positions])
+            numbers = _saturate_to_int16((is_class.cumsum(0) - 1).where(is_class, -1))
+            label_maps.append(numbers.index_select(0, positions.flatten()).view(positions.shape))
             labels.append(values[is_class])
         return cls.from_label_maps(label_maps, labels)
 
@@ -408,6 +410,19 @@ def _join_labels(labels: Sequence[Tensor]) -> Tensor:
 
 def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _index_values(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Values in ascending order, and the position of each pixel's value among them. In the place of
+    a value that no pixel has, there may be −1.
+    """
+    low, high = map(int, maps.aminmax()) if maps.numel() else (0, 0)
+    if high - low >= MAX_TABLE:
+        return maps.unique(return_inverse=True)
+    positions = maps.long() - low
+    present = torch.bincount(positions.flatten(), minlength=1) > 0
+    values = torch.arange(low, high + 1, device=maps.device)
+    return values.where(present, -1), positions
 
 
 def _saturate_to_int16(label_map: Tensor) -> Tensor:

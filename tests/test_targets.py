@@ -45,6 +45,25 @@ def test_a_segment_for_each_class_of_a_map() -> None:
         SegmentTargets.from_class_maps([torch.zeros(1, 2).long(), torch.zeros(3).long()])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_class_maps_are_sorted_only_where_values_are_far_apart(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = [
+        torch.tensor(rows, dtype=torch.int64).to(dtype)
+        for rows in ([[3, -1, 100], [7, 3, 255]], [[-128, 127, 5]], [[255, 255]], [[]])
+    ]
+    maps.append(torch.tensor([[2**40, -(2**40), 3, 2**40]]))
+    tables = SegmentTargets.from_class_maps(maps)
+    monkeypatch.setattr("mfkernels.targets.MAX_TABLE", 0)
+    expected = SegmentTargets.from_class_maps(maps)
+    assert tables.counts == expected.counts
+    assert tables.label_map is not None
+    assert expected.label_map is not None
+    assert torch.equal(tables.labels, expected.labels)
+    assert torch.equal(tables.label_map, expected.label_map)
+
+
 def test_masks_are_padded_with_zeros() -> None:
     masks = [torch.ones(2, 1, 3), torch.ones(0, 4, 1, dtype=torch.bool)]
     targets = SegmentTargets.from_masks(masks, [torch.tensor([1, 0]), torch.tensor([])])
