@@ -291,6 +291,23 @@ def test_an_incomplete_checkpoint_is_named(
     assert f"passed over {new}: training_state.pt is missing" in out
 
 
+def test_checkpoints_before_the_one_that_is_taken_are_not_read(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = two_steps(copied_run)
+    read: list[Path] = []
+
+    def watched(folder: Path) -> str:
+        read.append(folder)
+        return "" if folder != new else "it is damaged"
+
+    monkeypatch.setattr("maskformer.training.checkpoints.resuming.find_damage", watched)
+    passed_over: list[str] = []
+    assert checkpoint_to_resume(copied_run, passed_over.append) == old
+    assert [new.name in text for text in passed_over] == [True]
+    assert read == [new, old]
+
+
 def test_checkpoints_of_earlier_versions_have_no_checksums(copied_run: Path) -> None:
     last = find_checkpoint(copied_run / "checkpoints")
     assert last is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
         problem = find_damage(step)
         if not problem:
             if warn is not None:
-                problems = _unfinished(folder, step) | problems
-                for name, text in problems.items():
+                for name, text in (_unfinished(folder, step, problems) | problems).items():
                     warn(f"passed over {folder / name}: {text}; resuming from {step.name}")
             return step
         problems[step.name] = problem
@@ -68,11 +67,17 @@ def find_run(folder: Path) -> tuple[bool, bool]:
     return begun, is_run(folder) and not begun
 
 
-def _unfinished(folder: Path, taken: Path) -> dict[str, str]:
-    """What lies after `taken` and was not completed, or has lost files."""
+def _unfinished(folder: Path, taken: Path, known: Container[str]) -> dict[str, str]:
+    """What lies after `taken`, is not among those known, and was not completed or has lost files.
+
+    Those before it are not read: their checksums would take as long as that of `taken`.
+    """
+    if taken.name < "step_":
+        return {}
     found = {step.name: "its save was not finished" for step in folder.glob(".step_*.partial")}
-    found |= {step.name: find_damage(step) for step in folder.glob("step_*")}
-    return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name >= "step_"}
+    later = (step for step in folder.glob("step_*") if step.name > taken.name)
+    found |= {step.name: find_damage(step) for step in later if step.name not in known}
+    return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name}
 
 
 def was_evaluated(checkpoint: Path) -> bool:
