@@ -12,7 +12,7 @@ from typing import Any
 from maskformer.evaluation.evaluate import Evaluation, metrics_to_json
 from maskformer.output.confusion_picture import draw_confusion
 from maskformer.output.output_folder import CONFUSION, METRICS
-from maskformer.output.pictures import save_image
+from maskformer.output.pictures import save_map
 from maskformer.system.text import encodable
 from maskformer.system.writing import write_text
 
@@ -51,7 +51,7 @@ def write_confusion(folder: Path, evaluation: Evaluation, classes: Sequence[str]
     rows = ",\n".join(f"  {json.dumps(row)}" for row in counts)
     text = json.dumps(values, indent=1)[:-2] + f',\n "matrix": [\n{rows}\n ]\n}}\n'
     write_text(folder / f"{CONFUSION}.json", text)
-    save_image(draw_confusion(evaluation.confusion, classes), folder / f"{CONFUSION}.png")
+    save_map(draw_confusion(evaluation.confusion, classes), folder / f"{CONFUSION}.png")
 
 
 def read_figures(folder: Path) -> dict[str, float] | None:

@@ -35,8 +35,10 @@ LEGIBLE_SIDE = 1200
 """Longer side of a picture, in pixels, beyond which the letters of its legend grow with it."""
 PIXELS_AT_ONCE = 1 << 20
 """Drawn at a time, so that a large photo is not held in floating point."""
-ENCODING = {"JPEG": {"quality": 90}, "WEBP": {"quality": 90}, "PNG": {"compress_level": 4}}
-"""PNG at twice the speed of Pillow's level 6, and at most 8 % larger."""
+ENCODING = {"JPEG": {"quality": 90}, "WEBP": {"quality": 90}, "PNG": {"compress_level": 2}}
+"""Of photos. PNG at 3.5 times the speed of Pillow's level 6, and 4 to 8 % larger."""
+MAP_ENCODING = {"compress_level": 4}
+"""Of PNGs of few values, which a lower level makes a fifth larger."""
 
 OUTLINE: Color = (255, 255, 255)
 VOID_SHADE = 0.3
@@ -164,13 +166,16 @@ def save_picture(picture: Tensor, file: Path) -> None:
     Raises:
         OSError: the file cannot be written; an old one stays.
     """
-    save_image(_to_pillow(picture), file)
-
-
-def save_image(image: Image.Image, file: Path) -> None:
-    """`save_picture` for an image of Pillow."""
     form = Image.registered_extensions()[file.suffix.lower()]
-    options = ENCODING.get(form, {})
+    _save(_to_pillow(picture), file, form, ENCODING.get(form, {}))
+
+
+def save_map(image: Image.Image, file: Path) -> None:
+    """`save_picture` for an image of few values, as PNG."""
+    _save(image, file, "PNG", MAP_ENCODING)
+
+
+def _save(image: Image.Image, file: Path, form: str, options: dict[str, int]) -> None:
     replace_file(file, lambda partial: image.save(partial, format=form, **options))
 
 

@@ -20,7 +20,7 @@ from maskformer.data.label_reader import id_to_rgb
 from maskformer.errors import OutputError
 from maskformer.inference.prediction import Prediction
 from maskformer.output.output_folder import check_inside, check_subfolders
-from maskformer.output.pictures import save_image
+from maskformer.output.pictures import save_map
 from maskformer.system.paths import OutputNames
 from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
@@ -211,7 +211,7 @@ class ResultWriter:
     def _save_png(self, image: Image.Image, kind: str, name: str) -> None:
         file = self.folder / kind / f"{name}.png"
         check_inside(self.folder, file.parent)
-        save_image(image, file)
+        save_map(image, file)
 
     def _describe_instances(self, found: mfkernels.Instances) -> Iterator[dict[str, Any]]:
         for mask, label, score, (left, top, right, bottom) in zip(
