@@ -16,7 +16,7 @@ from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.sample import Sample
 from maskformer.data.transforms import resized_size
 from maskformer.errors import UsageError
-from maskformer.inference.image_processor import ImageLike, ImageProcessor
+from maskformer.inference.image_processor import ImageLike, ImageProcessor, as_list, to_tensor
 from maskformer.inference.prediction import Prediction, predict_batch
 from maskformer.inference.ready import ready_to_predict
 from maskformer.inference.test_time_augmentation import AugmentedViews
@@ -152,13 +152,16 @@ class Predictor:
                 memory.
             UsageError: model and classes do not allow the mode.
         """
-        tensors = self.processor.read(images)
-        samples = [Sample.unlabelled(image, f"{k}", k) for k, image in enumerate(tensors)]
-        found: list[Prediction | None] = [None] * len(samples)
-        for batch in self.batches(self.prepare(sample) for sample in samples):
+        reader = self.processor.reader
+        samples = (
+            Sample.unlabelled(to_tensor(image, reader), f"{k}", k)
+            for k, image in enumerate(as_list(images))
+        )
+        found: dict[int, Prediction] = {}
+        for batch in self.batches(map(self.prepare, samples)):
             for prepared, prediction in zip(batch, self.predict(batch), strict=True):
                 found[int(prepared.sample.image_id)] = prediction
-        return [prediction for prediction in found if prediction is not None]
+        return [found[k] for k in sorted(found)]
 
     def prepare(self, sample: Sample) -> Prepared:
         """Makes the network input on the CPU; threads may do so beside `predict`.

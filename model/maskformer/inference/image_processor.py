@@ -226,11 +226,7 @@ class ImageProcessor:
             ValueError: no images, or one of another shape or dtype.
             DatasetError: a file that is no image, or not one of the kind that `reader` expects.
         """
-        if isinstance(images, str) or not isinstance(images, Sequence):
-            images = [images]
-        if not images:
-            raise ValueError("images: expected at least one, got none")
-        return [_to_tensor(image, self.reader) for image in images]
+        return [to_tensor(image, self.reader) for image in as_list(images)]
 
     def batch(self, samples: Sequence[Sample]) -> EvalBatch:
         """Network input for samples of a data set.
@@ -295,7 +291,20 @@ def _frames(processed: ProcessedImages) -> Frames:
     return Frames((int(height), int(width)), processed["image_sizes"], processed["original_sizes"])
 
 
-def _to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
+def as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    """One image or several as several.
+
+    Raises:
+        ValueError: no images.
+    """
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        return [images]
+    if not images:
+        raise ValueError("images: expected at least one, got none")
+    return images
+
+
+def to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
     if isinstance(image, str):
         image = Path(image)
     if isinstance(image, Path | Image.Image):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from maskformer.config.load import merge_model_config, override_config
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import UsageError
+from maskformer.inference.image_processor import to_tensor
 from maskformer.inference.ready import ready_to_predict
 from maskformer.modeling.autocast import predict
 from maskformer.modeling.outputs import Frames
@@ -38,6 +41,19 @@ def build(*overrides: str, **options: object) -> Predictor:
 def images() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     return [generator.integers(0, 255, (*size, 3), np.uint8) for size in SIZES]
+
+
+def test_images_are_read_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: (events.append(name), function(*given))[1]
+
+    monkeypatch.setattr("maskformer.predictor.to_tensor", noted("read", to_tensor))
+    monkeypatch.setattr(Predictor, "predict", noted("predict", Predictor.predict))
+    predictor = build("eval.batch_size=2")
+    assert len(predictor([images()[0]] * 5)) == 5
+    assert events == ["read", "read", "predict"] * 2 + ["read", "predict"]
 
 
 @pytest.mark.parametrize("mode", MODES)
