@@ -51,6 +51,7 @@ class Sample:
             from the segments.
         label_file: the file of its labels, where it has one to itself.
         objects: the things as they were drawn, where the data set knows more than `segments`.
+        label_values: the raw values of its labels, where classes are made of such.
     """
 
     image: Tensor
@@ -64,6 +65,7 @@ class Sample:
     classes: Tensor | None = None
     label_file: Path | None = None
     objects: tuple[ObjectMask, ...] | None = None
+    label_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_id == "":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from maskformer.data.labels.label_table import (
 from maskformer.data.labels.label_values import explain_label_values
 from maskformer.data.labels.objects import split_objects
 from maskformer.data.progress import track
-from maskformer.data.sample import Sample, Split, check_index, evenly_spread
+from maskformer.data.sample import Sample, Split, check_index
 from maskformer.errors import DatasetError, LabelValueError
 
 
@@ -103,7 +103,7 @@ class LabelMaps:
         limit = config.max_pixels
         values = read_labels(item.labels, frame, limit, colors=self._table.colors)
         check_same_size(image, item.image, values, item.labels)
-        classes, segments = self._to_segments(values, item.labels)
+        present, classes, segments = self._to_segments(values, item.labels)
         if item.objects is not None:
             objects = read_labels(item.objects, frame, limit)
             check_same_size(image, item.image, objects, item.objects)
@@ -118,21 +118,23 @@ class LabelMaps:
             name=item.name,
             file_name=item.file_name,
             label_file=item.labels if isinstance(item.labels, Path) else None,
+            label_values=present,
         )
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:
         """One message for label values outside the classes, gathered from several files."""
         return explain_label_values(errors, self._labels_config, self.info)
 
-    def look_for_mistakes(self, limit: int) -> list[str]:
-        """Looks at the raw values of up to `limit` label files; see `suspicious_labels`."""
-        files = [self._images[k].labels for k in evenly_spread(len(self._images), limit)]
-        return suspicious_labels(files, self._labels_config, self.info, self._split)
+    def look_for_mistakes(self, values: Collection[int]) -> list[str]:
+        """Looks at the raw values of label files; see `suspicious_labels`."""
+        return suspicious_labels(values, self._labels_config, self.info, self._split)
 
     def _to_segments(
         self, values: NDArray[np.integer], file: ImageSource
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Classes present, ascending, and the map that indexes them, -1 for void."""
+    ) -> tuple[tuple[int, ...], NDArray[np.int64], NDArray[np.int32]]:
+        """Raw values present and their classes, ascending, and the map that indexes the classes, -1
+        for void.
+        """
         present, counts = count_values(values)
         classes_of = self._table.classes(present)
         bad = classes_of == OUTSIDE
@@ -146,7 +148,8 @@ class LabelMaps:
             raise LabelValueError(self.explain([error]), error.file, error.values, error.found)
         classes = np.unique(classes_of[classes_of >= 0])
         segment_of = np.where(classes_of >= 0, np.searchsorted(classes, classes_of), -1)
-        return classes, _look_up(segment_of.astype(np.int32), present, values)
+        segments = _look_up(segment_of.astype(np.int32), present, values)
+        return tuple(present.tolist()), classes, segments
 
 
 def _look_up(

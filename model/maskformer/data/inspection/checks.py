@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from maskformer.config.schema import DataConfig, EvalConfig, ObjectLabels, WebDatasetConfig
@@ -14,8 +14,6 @@ from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.text import counted, escape
 
 SHOWN = 5
-LABELS_READ = 100
-"""Label files that the quick form reads for the sake of their raw values."""
 VOID_SHARE = 0.5
 
 
@@ -51,7 +49,7 @@ def check_dataset(dataset: Dataset, *, limit: int = 500) -> list[str]:
     """
     look = look_at(dataset, limit, "Checking data")
     refuse(dataset, look)
-    return _warnings(dataset, look, min(limit, LABELS_READ))
+    return _warnings(dataset, look)
 
 
 def check_splits(train: Dataset, val: Dataset, *, limit: int = 500) -> list[str]:
@@ -70,7 +68,7 @@ def check_splits(train: Dataset, val: Dataset, *, limit: int = 500) -> list[str]
     for split, dataset in splits.items():
         looks[split] = look_at(dataset, limit, f"Checking {split} data")
         refuse(dataset, looks[split])
-        found = _warnings(dataset, looks[split], min(limit, LABELS_READ))
+        found = _warnings(dataset, looks[split])
         warnings += [f"{split} data: {text}" for text in found]
     return [*warnings, *_warnings_of_both(splits, looks, limit)]
 
@@ -88,7 +86,7 @@ def find_everything(splits: Mapping[Split, Dataset]) -> Findings:
         found.looks[split] = look
         lines = all_problems(dataset, look)
         try:
-            warnings = _warnings(dataset, look, len(dataset)) if len(look.indices) else []
+            warnings = _warnings(dataset, look) if len(look.indices) else []
         except DatasetError as error:
             lines, warnings = [*lines, str(error)], []
         found.errors.extend(f"{split} data: {text}" for text in lines)
@@ -155,9 +153,10 @@ def _only_in(look: Look, other: Look, info: DatasetInfo) -> list[str]:
     return [name for name, missing in zip(info.classes, only, strict=True) if missing]
 
 
-def _warnings(dataset: Dataset, look: Look, limit: int) -> list[str]:
-    find: Callable[[int], list[str]] | None = getattr(dataset, "look_for_mistakes", None)
-    warnings = [] if find is None else find(limit)
+def _warnings(dataset: Dataset, look: Look) -> list[str]:
+    find: Callable[[Collection[int]], list[str]] | None
+    find = getattr(dataset, "look_for_mistakes", None)
+    warnings = [] if find is None else find(look.label_values)
     info, pixels = dataset.info, look.pixels
     if look.left_out:
         warnings.append(f"listed segments without a pixel were left out: {look.left_out}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from maskformer.data.progress import track
 from maskformer.data.sample import Dataset, evenly_spread, segment_areas
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, LabelValueError
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Look:
         segments: per class, crowds not counted, `[K]`.
         sizes: how many images there are of each `(height, width)`.
         left_out: listed segments without a pixel.
+        label_values: the raw values of all labels that could be read; see `Sample`.
         errors: why the other images cannot be used, by index.
         complete: all images were read.
     """
@@ -38,6 +39,7 @@ class Look:
     segments: NDArray[np.int64]
     sizes: Counter[tuple[int, int]]
     left_out: int
+    label_values: frozenset[int]
     errors: dict[int, DatasetError]
     complete: bool
 
@@ -75,6 +77,7 @@ class _Seen(NamedTuple):
     segments: NDArray[np.int64]
     size: tuple[int, int]
     left_out: int
+    label_values: tuple[int, ...]
 
 
 def look_at(dataset: Dataset, limit: int, title: str) -> Look:
@@ -89,6 +92,7 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
     indices = evenly_spread(total, limit)
     pixels, segments = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64)
     usable, present, left_out = [], [], 0
+    values: set[int] = set()
     errors: dict[int, DatasetError] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -96,6 +100,8 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
         for index, seen in zip(indices, looks, strict=True):
             if isinstance(seen, DatasetError):
                 errors[index] = seen
+                if isinstance(seen, LabelValueError):
+                    values.update(seen.found)
                 continue
             usable.append(index)
             present.append(seen.pixels[:-1] > 0)
@@ -103,6 +109,7 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
             segments += seen.segments
             sizes[seen.size] += 1
             left_out += seen.left_out
+            values.update(seen.label_values)
     return Look(
         np.array(usable, np.int64),
         np.array(present, np.bool_).reshape(-1, classes),
@@ -110,6 +117,7 @@ def look_at(dataset: Dataset, limit: int, title: str) -> Look:
         segments,
         sizes,
         left_out,
+        frozenset(values),
         errors,
         complete=len(usable) == total,
     )
@@ -126,4 +134,4 @@ def _see(dataset: Dataset, index: int) -> _Seen | DatasetError:
     np.add.at(pixels, labels, areas.numpy())
     pixels[-1] = sample.segments.numel() - pixels.sum()
     objects = np.bincount(labels[~sample.crowd.numpy()], minlength=classes)
-    return _Seen(pixels, objects, sample.size, sample.left_out)
+    return _Seen(pixels, objects, sample.size, sample.left_out, sample.label_values)
