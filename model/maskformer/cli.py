@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -510,11 +511,11 @@ def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
     """Where a recipe or a folder was named without the option, it says how that is written."""
     for text in overrides or []:
         if text in config_names() or Path(text).is_file():
-            return typer.BadParameter(f"--config is needed: --config {text}")
+            return typer.BadParameter(f"--config is needed: --config {shlex.quote(text)}")
         if Path(text).is_dir():
             return typer.BadParameter(
-                f"--config is needed, and {text} is a folder: maskformer init {text} writes a "
-                "recipe for it"
+                f"--config is needed, and {text} is a folder: maskformer init {shlex.quote(text)} "
+                "writes a recipe for it"
             )
     return typer.BadParameter(f"--config is needed; recipes: {', '.join(config_names())}")
 

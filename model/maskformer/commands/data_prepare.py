@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from maskformer.config.choices import PreparedSet
@@ -28,4 +29,4 @@ def run(name: PreparedSet, root: Path) -> None:
     folders = ", ".join(folder.name for folder in done.folders)
     progress = Progress()
     progress.print(f"{done.images:,} images: {done.written:,} files written into {root}: {folders}")
-    progress.print(f"  maskformer data check --config {recipe} data.root={root}")
+    progress.print(f"  maskformer data check --config {recipe} {shlex.quote(f'data.root={root}')}")

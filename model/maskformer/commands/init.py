@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from maskformer.data.layout.draft import draft
 from maskformer.data.layout.survey import survey
 from maskformer.errors import UsageError
 from maskformer.output.console import Progress
+from maskformer.system.text import escape
 from maskformer.system.writing import write_text
 
 
@@ -25,6 +27,6 @@ def run(folder: Path, output: Path | None) -> None:
         return
     write_text(file, text)
     progress = Progress()
-    progress.print(f"wrote {file}; look at it, then")
-    progress.print(f"  maskformer data check --config {file}")
-    progress.print(f"  maskformer train --config {file}")
+    progress.print(f"wrote {escape(file)}; look at it, then")
+    for command in ("data check", "train"):
+        progress.print(f"  maskformer {command} --config {shlex.quote(str(file))}")

@@ -6,6 +6,7 @@ Unknown keys and wrong types are refused with the nearest valid name, before any
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,10 @@ def _find(name_or_file: str) -> Path:
         if file.is_file():
             return file
     if Path(name_or_file).is_dir():
+        name = one_line(name_or_file)
         raise ConfigError(
-            f"config: {one_line(name_or_file)} is a folder, expected a recipe's name or file; "
-            f"maskformer init {one_line(name_or_file)} writes a recipe for the data in it"
+            f"config: {name} is a folder, expected a recipe's name or file; "
+            f"maskformer init {shlex.quote(name)} writes a recipe for the data in it"
         )
     folder = Path(name_or_file).parent
     files = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -316,6 +317,55 @@ def test_a_json_beside_the_images_of_each_split(tmp_path: Path) -> None:
     data = recipe_for(root).data
     assert (data.train.images, data.val.images) == (Path("train"), Path("valid"))
     assert data.val.annotations == Path("valid/_annotations.coco.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"annotations": [{"segments_info": [], "file_name": "x.png"}, 5]},
+        {"annotations": [{"segments_info": [], "file_name": ["0.png"]}]},
+        {"annotations": [{"segments_info": [], "file_name": ""}]},
+        {"annotations": [{"segments_info": [], "file_name": "/"}]},
+        {"annotations": [{"segmentation": []}], "images": [{"file_name": ["1.jpg"]}]},
+        {"annotations": [{"segmentation": []}], "images": [{"file_name": {}}, None]},
+    ],
+)
+def test_a_damaged_json_beside_label_files(tmp_path: Path, damage: dict[str, object]) -> None:
+    """What its entries say of files is no name: it describes no data set, and others may."""
+    for k in range(3):
+        image(tmp_path / f"set/img/{k}.jpg")
+        labels(tmp_path / f"set/mask/{k}.png")
+    (tmp_path / "set/a.json").write_text(json.dumps(damage))
+    assert recipe_for(tmp_path / "set").data.format == "folder"
+
+
+@pytest.mark.parametrize("name", ["", "\t", "\t\tb", f"\t{'x' * 200_000}"])
+def test_a_table_of_classes_in_which_a_name_is_missing_or_too_long(
+    tmp_path: Path, name: str
+) -> None:
+    for k in range(3):
+        image(tmp_path / f"set/img/{k}.jpg")
+        labels(tmp_path / f"set/mask/{k}.png")
+    (tmp_path / "set/classes.txt").write_text(f"Idx\tName\tNote\n1\tsky\tblue\n2{name}\n3\tsea")
+    assert recipe_for(tmp_path / "set").data.classes == ("class 0", "class 1", "class 2")
+
+
+def test_commands_that_a_shell_takes_as_they_are_printed(tmp_path: Path) -> None:
+    root = tmp_path / "my $HOME"
+    for k in range(3):
+        image(root / f"img/{k}.jpg")
+        labels(root / f"mask/{k}.png")
+    file = tmp_path / "it's mine.yaml"
+    result = CliRunner().invoke(app, ["init", str(root), "--output", str(file)])
+    commands = [shlex.split(line) for line in result.output.splitlines()[1:]]
+    assert commands == [
+        ["maskformer", "data", "check", "--config", str(file)],
+        ["maskformer", "train", "--config", str(file)],
+    ]
+    asked = ["train", str(root)], ["info", str(root)]
+    for words in asked:
+        shown = CliRunner(env={"COLUMNS": "1000"}).invoke(app, words)
+        assert f"maskformer init '{root}' writes" in f"{shown.output} {shown.exception}"
 
 
 def test_folders_that_nothing_tells_apart(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from maskformer.config.schema.fields import check_name
 from maskformer.system.reading import read_lines
 
 LIST_NAMES = (
@@ -77,12 +77,21 @@ def _lists(root: Path, folder: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
                 continue
 
 
-def _names(lines: Sequence[str]) -> Iterator[str]:
-    """One per line, or the column `Name` of a table (as in ADE20K)."""
-    if lines and "\t" in lines[0] and "Name" in lines[0].split("\t"):
-        yield from (row["Name"] for row in csv.DictReader(lines, delimiter="\t"))
+def _names(lines: Sequence[str]) -> list[str]:
+    """One per line, or the column `Name` of a table (as in ADE20K).
+
+    Raises:
+        ValueError: a name is missing or too long.
+    """
+    header, *rows = (line.split("\t") for line in lines or [""])
+    if len(header) == 1 or "Name" not in header:
+        names = [line for line in lines if line != _NO_CLASS]
     else:
-        yield from (line for line in lines if line != _NO_CLASS)
+        column = header.index("Name")
+        names = [row[column] if column < len(row) else "" for row in rows]
+        if not all(names):
+            raise ValueError("a row of the table has no name")
+    return [check_name(name) for name in names]
 
 
 def _by_list(names: tuple[str, ...], file: Path, values: Sequence[int]) -> LabelMeaning | None:

@@ -81,6 +81,12 @@ def _first(values: Any) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
+def _file_names(entries: Any) -> list[str]:
+    """Of the first entries, those that name a file."""
+    names = [entry.get("file_name") for entry in entries[:LOOKS] if isinstance(entry, Mapping)]
+    return [name for name in names if isinstance(name, str) and PurePosixPath(name).name]
+
+
 def _describe(
     name: str, content: Mapping[str, Any], folders: Folders, categories: str | None
 ) -> CocoFile | None:
@@ -88,10 +94,10 @@ def _describe(
     first = _first(annotations)
     if not isinstance(images, list):
         images = []
-    shown = [image.get("file_name") for image in images[:LOOKS] if isinstance(image, Mapping)]
+    shown = _file_names(images)
     if "segments_info" in first:
-        pngs = [entry.get("file_name") for entry in annotations[:LOOKS]]  # type: ignore[index]
-        shown = shown or [PurePosixPath(str(png)).with_suffix(".jpg").as_posix() for png in pngs]
+        pngs = _file_names(annotations)
+        shown = shown or [PurePosixPath(png).with_suffix(".jpg").as_posix() for png in pngs]
         (folder, *alike), (panoptic, *_) = (
             _folders_of(names, folders, name) or [""] for names in (shown, pngs)
         )
@@ -107,7 +113,7 @@ def _describe(
     return None
 
 
-def _folders_of(names: Sequence[Any], folders: Folders, annotations: str) -> list[str]:
+def _folders_of(names: Sequence[str], folders: Folders, annotations: str) -> list[str]:
     """The folders that hold most of the files, of those the ones that the JSON's path speaks of;
     the innermost first.
     """
