@@ -37,7 +37,8 @@ def split_objects(
     Raises:
         DatasetError: pixels of things have no number.
     """
-    is_thing = np.isin(classes, [*info.things])[segments] & (segments >= 0)
+    # Void, -1, is the last; there may be nothing else.
+    is_thing = np.append(np.isin(classes, [*info.things]), False)[segments]
     lost = is_thing & ((objects <= 0) | np.isin(objects, ignore))
     if lost.any():
         names = [info.classes[k] for k in classes[np.unique(segments[lost])]]

@@ -42,6 +42,15 @@ def test_objects(tmp_path: Path) -> None:
     assert tmp_path / "objects" / "a.png" in data.files[0]
 
 
+@pytest.mark.parametrize("number", [0, 3, 255])
+def test_an_image_of_void_alone(tmp_path: Path, number: int) -> None:
+    write(tmp_path, (255, 255), (number, number))
+    data = build_dataset(folder_config(tmp_path, **BOTH), "train")
+    sample = data[0]
+    assert sample.labels.tolist() == []
+    assert sample.segments.unique().tolist() == [-1]
+
+
 def test_things_of_the_recipe(tmp_path: Path) -> None:
     write(tmp_path, (0, 1, 1, 2, 2, 255), (0, 7, 2, 0, 255, 3))
     data = build_dataset(folder_config(tmp_path, **BOTH, things="cat"), "train")
