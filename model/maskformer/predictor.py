@@ -25,6 +25,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import Size
 from maskformer.output.console import Progress
+from maskformer.system.text import escape
 from maskformer.training.checkpoints.contents import (
     load_info,
     load_prediction_recipe,
@@ -260,7 +261,7 @@ class Predictor:
         if sample.size not in self._said:
             self._said.add(sample.size)
             height, width = sample.size
-            self._progress.print(f"{sample.name}: {width}x{height} {what}")
+            self._progress.print(f"{escape(sample.name)}: {width}x{height} {what}")
 
 
 def check_mode(mode: Mode, tta: bool, tile: int | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 _LISTED = 8
 
@@ -40,7 +41,8 @@ def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
     pairs = enumerate(zip_longest(train, val, fillvalue="missing"))
     index, (one, other) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
     only = [
-        f"only {split} has {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        f"only {split} has {', '.join(map(escape, names[:_LISTED]))}"
+        f"{', ...' if len(names) > _LISTED else ''}"
         for split, names in (
             ("train", [name for name in train if name not in val]),
             ("val", [name for name in val if name not in train]),
@@ -49,7 +51,7 @@ def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
     ]
     raise DatasetError(
         "the train and the val data do not have the same list of classes: class "
-        f"{index} is {one} in train and {other} in val; "
+        f"{index} is {escape(one)} in train and {escape(other)} in val; "
         f"{'; '.join(only) or 'the names are the same, in another order'}"
     )
 
@@ -74,7 +76,8 @@ def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChan
         )
     moved = [i for i in differing if old.count(old[i]) == 1 and new.count(old[i]) == 1]
     index = (moved or differing)[0]
-    text = f"class {index} is '{known[index]}' there and '{given[index]}' in the data"
+    here, there = escape(given[index]), escape(known[index])
+    text = f"class {index} is '{there}' there and '{here}' in the data"
     if len(differing) > 1:
         text += f", and {len(differing) - 1} more differ"
     one_to_one = len({*old}) == len(old) and {*old} == {*new}

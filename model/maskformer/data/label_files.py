@@ -20,6 +20,7 @@ from maskformer.data.image_files.arrays import (
 )
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 Labels = NDArray[np.integer]
 LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
@@ -66,8 +67,8 @@ def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "l
         name = "WebP"
     if name is not None:
         raise DatasetError(
-            f"{what} file {file} is compressed as {name}, which changes values, mostly at the "
-            "edges of segments; export the labels anew as PNG (a PNG made from this file would "
+            f"{what} file {escape(file)} is compressed as {name}, which changes values, mostly at "
+            "the edges of segments; export the labels anew as PNG (a PNG made from this file would "
             "keep its wrong values)"
         )
 
@@ -86,8 +87,8 @@ def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "labe
     deep = bits_of(image) > 8 or sample_form(image).largest > 255 or has_deep_colors(image)
     if deep and max(samples_of(image), len(image.getbands())) > 1:
         raise DatasetError(
-            f"{what} file {file} has 16 bits per channel, of which the lower 8 would be lost, "
-            "expected 8; save its values with 8 bits per channel"
+            f"{what} file {escape(file)} has 16 bits per channel, of which the lower 8 would be "
+            "lost, expected 8; save its values with 8 bits per channel"
         )
 
 
@@ -131,14 +132,15 @@ def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labe
     """
     if image.mode == "1" and form.inverted:
         raise DatasetError(
-            f"label file {file} has pixels of one bit of which 0 is white (as PBM has): programs "
-            "write a mask or its inverse so, and the file does not tell which; save it as PNG"
+            f"label file {escape(file)} has pixels of one bit of which 0 is white (as PBM has): "
+            "programs write a mask or its inverse so, and the file does not tell which; save it as "
+            "PNG"
         )
     if len(image.getbands()) == 1 and image.mode != "F":
         return _samples(np.asarray(image), form)
     raise DatasetError(
-        f"label file {file} has {image.mode} pixels, expected one integer per pixel (8 or 16 bit "
-        f"grey, or a palette); {_remedy(image)}"
+        f"label file {escape(file)} has {image.mode} pixels, expected one integer per pixel (8 or "
+        f"16 bit grey, or a palette); {_remedy(image)}"
     )
 
 
@@ -151,13 +153,13 @@ def color_values(image: Image.Image, file: ImageSource) -> Labels:
     """
     if image.mode == "F" or image.mode.startswith("I"):
         raise DatasetError(
-            f"label file {file} has {image.mode} pixels, but the keys of data.label_map are "
-            "colours; give numbers as keys"
+            f"label file {escape(file)} has {image.mode} pixels, but the keys of data.label_map "
+            "are colours; give numbers as keys"
         )
     if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):
         raise DatasetError(
-            f"label file {file} has pixels that are partly transparent, so that their colours are "
-            "uncertain; save it without its alpha channel"
+            f"label file {escape(file)} has pixels that are partly transparent, so that their "
+            "colours are uncertain; save it without its alpha channel"
         )
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), -1, 0)
     return red << 16 | green << 8 | blue

@@ -90,7 +90,7 @@ def read_segment_ids(
         pixels = _turned(image, file, frame)
         if pixels.mode not in ("RGB", "RGBA"):
             raise DatasetError(
-                f"panoptic file {file} has {pixels.mode} pixels, expected RGB with "
+                f"panoptic file {escape(file)} has {pixels.mode} pixels, expected RGB with "
                 "id = R + 256 G + 65536 B"
             )
         return rgb_to_id(np.asarray(pixels)[..., :3])
@@ -124,8 +124,8 @@ def check_same_size(
     else:
         cause = "the label file belongs to another image, or one of the two was resized"
     raise DatasetError(
-        f"label file {label_file} is {labels.shape[1]}x{labels.shape[0]} pixels, "
-        f"its image {image_file} is {width}x{height}: {cause}"
+        f"label file {escape(label_file)} is {labels.shape[1]}x{labels.shape[0]} pixels, "
+        f"its image {escape(image_file)} is {width}x{height}: {cause}"
     )
 
 

@@ -241,7 +241,7 @@ def _entries(
                 continue
             for task, prepared, prediction in zip(batch_tasks, batch, predictions, strict=True):
                 if task.name != task.file.stem:
-                    progress.print(f"{task.file}: its results are named {task.name}")
+                    progress.print(f"{escape(task.file)}: its results are named {task.name}")
                 journal.start()
                 written = writers.submit(write, task, prepared.sample, prediction)
                 waiting.append((task.number, written))

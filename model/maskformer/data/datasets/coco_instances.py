@@ -170,9 +170,9 @@ class CocoInstances:
         frame.turn_of_labels(listed, UPRIGHT, escape(self._file))
         if listed != (height, width):
             raise DatasetError(
-                f"image file {file} is {width}x{height} pixels, but {self._file} says "
-                f"{entry.width}x{entry.height}: it was resized, or turned after it was labelled "
-                "(EXIF orientation is applied)"
+                f"image file {escape(file)} is {width}x{height} pixels, but {escape(self._file)} "
+                f"says {entry.width}x{entry.height}: it was resized, or turned after it was "
+                "labelled (EXIF orientation is applied)"
             )
         segments, labels, crowd, left_out, objects = self._paint(entry.id, height, width)
         keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)

@@ -211,7 +211,7 @@ class CocoPanoptic:
         values[values == VOID_LABEL] = VOID
         if values.max() >= self.info.num_classes:
             raise DatasetError(
-                f"label file {file} has the value {values.max()}, expected 0 to "
+                f"label file {escape(file)} has the value {values.max()}, expected 0 to "
                 f"{self.info.num_classes - 1}, or {VOID_LABEL} for void"
             )
         return torch.from_numpy(values)
@@ -243,7 +243,7 @@ def ids_to_segments(
     table = np.concatenate([[0], listed[order]])
     if (table[1:] <= table[:-1]).any():
         raise DatasetError(
-            f"the JSON entry of {file} lists a segment id twice: {sorted(listed.tolist())}"
+            f"the JSON entry of {escape(file)} lists a segment id twice: {sorted(listed.tolist())}"
         )
     position = np.searchsorted(table, ids).clip(max=len(table) - 1)
     stray = table[position] != ids
@@ -252,14 +252,14 @@ def ids_to_segments(
         swapped = (ids & 255) << 16 | ids & 0xFF00 | ids >> 16
         cause = BGR if np.isin(swapped, table).all() else MISMATCH
         raise DatasetError(
-            f"panoptic file {file} has segment ids that its JSON entry does not list: "
+            f"panoptic file {escape(file)} has segment ids that its JSON entry does not list: "
             f"{_list_ids(values, counts)}; {cause}"
         )
     pixels = np.bincount(position.ravel(), minlength=len(table))
     missing = table[1:][pixels[1:] == 0]
     if len(missing) > max(1, len(listed) // 2):
         raise DatasetError(
-            f"the JSON entry of panoptic file {file} lists segments without a pixel: ids "
+            f"the JSON entry of panoptic file {escape(file)} lists segments without a pixel: ids "
             f"{missing[:6].tolist()}{' and more' if len(missing) > 6 else ''}; {MISMATCH}"
         )
     return np.concatenate([[-1], order]).astype(np.int32)[position]

@@ -15,7 +15,7 @@ from maskformer.data.sample import Split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files, why_absent
 from maskformer.system.reading import read_lines
-from maskformer.system.text import counted
+from maskformer.system.text import counted, escape
 
 T = TypeVar("T")
 
@@ -110,8 +110,9 @@ def _select(found: NamedFiles, root: Path, folders: FolderSplit, key: str) -> di
         raise DatasetError(f"{key}: {file} lists no image, expected one name per line")
     if missing:
         raise DatasetError(
-            f"{key}: {len(missing)} of {len(wanted)} names in {file}, first {missing[0]}, are not "
-            f"in {folders.images}; expected names below that folder, with or without suffix"
+            f"{key}: {len(missing)} of {len(wanted)} names in {file}, first "
+            f"{escape(missing[0])}, are not in {folders.images}; expected names below that folder, "
+            "with or without suffix"
         )
     picked = {stems[name] for name in wanted}
     return {stem: image for stem, image in found.files.items() if stem in picked}

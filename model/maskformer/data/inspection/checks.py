@@ -168,8 +168,8 @@ def _warnings(dataset: Dataset, look: Look) -> list[str]:
     absent = [name for name, count in zip(info.classes, pixels[:-1], strict=True) if count == 0]
     if info.num_classes == 1 and not info.things:
         warnings.append(
-            f"'{info.classes[0]}' is the only class: nothing can be told apart from it; give other "
-            "pixels a class too, such as background"
+            f"'{escape(info.classes[0])}' is the only class: nothing can be told apart from it; "
+            "give other pixels a class too, such as background"
         )
     elif len(absent) >= info.num_classes - 1 and info.num_classes > 1:
         settings = "data.ignore, data.label_offset and " if in_files else ""
@@ -182,5 +182,5 @@ def _warnings(dataset: Dataset, look: Look) -> list[str]:
 
 
 def _listing(names: Sequence[str]) -> str:
-    shown = [f"'{name}'" if "," in name else name for name in names[:SHOWN]]
+    shown = [f"'{name}'" if "," in name else name for name in map(escape, names[:SHOWN])]
     return ", ".join(shown) + (" and more" if len(names) > SHOWN else "")

@@ -15,6 +15,7 @@ from maskformer.data.labels.label_check import (
 from maskformer.data.labels.label_table import is_color
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import LabelValueError
+from maskformer.system.text import escape
 
 USUAL_VOID = (254, 255, 65534, 65535)
 
@@ -39,11 +40,11 @@ def explain_label_values(
     listing = ", ".join(f"{shown(value)} ({pixels[value]} pixels)" for value in values[:6])
     listing += f" and {len(values) - 6} more" if len(values) > 6 else ""
     files = (
-        f"label file {errors[0].file} has"
+        f"label file {escape(errors[0].file)} has"
         if len(errors) == 1
         else f"{len(errors)} label files have"
     )
-    where = "" if len(errors) == 1 else f" The first is {errors[0].file}."
+    where = "" if len(errors) == 1 else f" The first is {escape(errors[0].file)}."
     said = f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
     if config.label_map is not None:
         return (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.sample import DatasetInfo
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 
 def split_objects(
@@ -41,11 +42,11 @@ def split_objects(
     is_thing = np.append(np.isin(classes, [*info.things]), False)[segments]
     lost = is_thing & ((objects <= 0) | np.isin(objects, ignore))
     if lost.any():
-        names = [info.classes[k] for k in classes[np.unique(segments[lost])]]
+        names = [escape(info.classes[k]) for k in classes[np.unique(segments[lost])]]
         raise DatasetError(
-            f"file {file} gives no object number to {lost.sum()} pixels of {', '.join(names)}; "
-            "0 and data.ignore are no objects: correct it, or set data.things to the classes "
-            "whose objects it numbers"
+            f"file {escape(file)} gives no object number to {lost.sum()} pixels of "
+            f"{', '.join(names)}; 0 and data.ignore are no objects: correct it, or set data.things "
+            "to the classes whose objects it numbers"
         )
     numbers = np.where(is_thing, objects, 0).astype(np.int64)
     inside = segments >= 0
