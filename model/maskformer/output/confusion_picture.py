@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from maskformer.data.palette import Color
+from maskformer.output.fonts import Font, drawable, own_font
 from maskformer.output.legend import INK, MARGIN, PAPER
 from maskformer.system.text import escape
 
@@ -21,11 +22,20 @@ FEW = 25
 """So many classes leave room for figures."""
 
 
+class _Label(NamedTuple):
+    """What stands for a class."""
+
+    text: str
+    font: Font
+
+
 class _Layout(NamedTuple):
     """In pixels."""
 
     cell: int
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    font: Font
+    """Of figures."""
+    labels: dict[int, _Label]
     left: int
     """Room for the names of the rows, and above for those of the columns."""
     top: int
@@ -50,13 +60,12 @@ def draw_confusion(confusion: Tensor, names: Sequence[str]) -> Image.Image:
     occur = (counts.sum(0) + counts.sum(1) > 0).nonzero().flatten().tolist()
     rows = [k for k in occur if k < len(names)]
     shares = counts[rows][:, occur] / counts[rows].sum(1, keepdim=True)
-    labels = [_legible(name) for name in (*names, "(void)")]
-    layout = _lay_out(labels, len(occur))
+    layout = _lay_out(names, occur)
     size = (
         layout.left + layout.cell * len(occur) + MARGIN,
         layout.top + layout.cell * len(rows) + MARGIN,
     )
-    caption = ImageFont.load_default(13)
+    caption = own_font(13)
     sheet = Image.new(
         "RGB", (max(size[0], round(caption.getlength(CAPTION)) + 2 * MARGIN), size[1]), PAPER
     )
@@ -65,17 +74,19 @@ def draw_confusion(confusion: Tensor, names: Sequence[str]) -> Image.Image:
     _draw_cells(draw, shares, layout)
     for number, k in enumerate(rows):
         middle = layout.top + layout.cell * (number + 0.5)
-        draw.text((layout.left - 6, middle), labels[k], INK, layout.font, anchor="rm")
+        label = layout.labels[k]
+        draw.text((layout.left - 6, middle), label.text, INK, label.font, anchor="rm")
     for number, k in enumerate(occur):
-        _draw_upwards(sheet, labels[k], layout.left + layout.cell * number, layout)
+        _draw_upwards(sheet, layout.labels[k], layout.left + layout.cell * number, layout)
     return sheet
 
 
-def _lay_out(labels: Sequence[str], count: int) -> _Layout:
-    cell, size = (40, 14) if count <= FEW else (16, 11)
-    font = ImageFont.load_default(size)
-    room = round(max(font.getlength(label) for label in labels)) + 6
-    return _Layout(cell, font, MARGIN + room, 2 * MARGIN + 13 + room)
+def _lay_out(names: Sequence[str], occur: Sequence[int]) -> _Layout:
+    cell, size = (40, 14) if len(occur) <= FEW else (16, 11)
+    labels = {k: _label(k, names, size) for k in occur}
+    widths = [label.font.getlength(label.text) for label in labels.values()]
+    room = round(max(widths, default=0)) + 6
+    return _Layout(cell, own_font(size), labels, MARGIN + room, 2 * MARGIN + 13 + room)
 
 
 def _draw_cells(draw: ImageDraw.ImageDraw, shares: Tensor, layout: _Layout) -> None:
@@ -95,11 +106,11 @@ def _draw_cells(draw: ImageDraw.ImageDraw, shares: Tensor, layout: _Layout) -> N
                 draw.text(middle, f"{100 * share:.0f}", ink, layout.font, anchor="mm")
 
 
-def _draw_upwards(sheet: Image.Image, label: str, left: int, layout: _Layout) -> None:
+def _draw_upwards(sheet: Image.Image, label: _Label, left: int, layout: _Layout) -> None:
     """A name that reads upwards, over its column."""
     strip = Image.new("RGB", (layout.left - MARGIN, layout.cell), PAPER)
     draw = ImageDraw.Draw(strip)
-    draw.text((6, layout.cell / 2), label, INK, layout.font, anchor="lm")
+    draw.text((6, layout.cell / 2), label.text, INK, label.font, anchor="lm")
     strip = strip.transpose(Image.Transpose.ROTATE_90)
     sheet.paste(strip, (left, layout.top - strip.height))
 
@@ -110,6 +121,8 @@ def _mix(share: float) -> Color:
     return red, green, blue
 
 
-def _legible(name: str) -> str:
-    name = escape(name)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+def _label(index: int, names: Sequence[str], size: int) -> _Label:
+    """The name of a class, or its number where no font has the letters."""
+    name = escape(names[index]) if index < len(names) else "(void)"
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+    return _Label(*drawable(name, f"class {index}", size))

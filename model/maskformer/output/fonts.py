@@ -39,6 +39,12 @@ def font_for(text: str, size: int) -> Font | None:
     return None
 
 
+def drawable(text: str, other: str, size: int) -> tuple[str, Font]:
+    """A text and a font that has its letters; where none has, the other text in Pillow's font."""
+    font = font_for(text, size)
+    return (other, own_font(size)) if font is None else (text, font)
+
+
 def _has_all(font: Font, text: str) -> bool:
     absent = _shape(font, _NO_CHARACTER)
     return all(_shape(font, character) != absent for character in set(text))
@@ -50,11 +56,16 @@ def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _system_fonts(size: int) -> Iterator[Font]:
-    for file in _font_files():
-        try:
-            yield ImageFont.truetype(file, size)
-        except OSError:  # such as one that has pictures of one size only
-            continue
+    fonts = (_opened(file, size) for file in _font_files())
+    return (font for font in fonts if font is not None)
+
+
+@cache
+def _opened(file: Path, size: int) -> Font | None:
+    try:
+        return ImageFont.truetype(file, size)
+    except OSError:  # such as one that has pictures of one size only
+        return None
 
 
 @cache

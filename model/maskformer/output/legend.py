@@ -14,7 +14,7 @@ from maskformer.data.datasets.class_names import is_called
 from maskformer.data.palette import Color
 from maskformer.data.sample import DatasetInfo, segment_areas
 from maskformer.inference.segmentation import Segmentation
-from maskformer.output.fonts import Font, font_for, own_font
+from maskformer.output.fonts import Font, drawable, own_font
 from maskformer.system.text import escape
 
 PAPER: Color = (250, 250, 250)
@@ -123,7 +123,5 @@ def _entry(info: DatasetInfo, index: int, size: int) -> Entry:
     """The name of a class, or its number where no font has the letters."""
     name = escape(info.classes[index])
     name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-    font = font_for(name, size)
-    if font is None:
-        name, font = f"class {index}", own_font(size)
+    name, font = drawable(name, f"class {index}", size)
     return Entry(name, info.colors[index], font)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from maskformer.data.palette import Color
 from maskformer.data.sample import DatasetInfo
 from maskformer.inference.segmentation import Segmentation
-from maskformer.output.fonts import own_font
+from maskformer.output.fonts import drawable
 from maskformer.output.legend import (
     FONT_SIZE,
     INK,
@@ -26,6 +26,7 @@ from maskformer.output.legend import (
     legend,
     shows_nothing,
 )
+from maskformer.system.text import escape
 from maskformer.system.writing import replace_file
 
 PANEL_SIDE = (360, 720)
@@ -228,13 +229,15 @@ def _scale(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
 
 
 def _arrange(panels: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """Panels in a row, each under its title."""
+    """Panels in a row, each under its title, as far as that is not wider."""
     height, width = panels[0][1].shape[-2:]
     top = FONT_SIZE + 2 * MARGIN
     sheet = Image.new("RGB", ((width + MARGIN) * len(panels) + MARGIN, top + height), PAPER)
-    draw = ImageDraw.Draw(sheet)
     for column, (title, panel) in enumerate(panels):
         left = MARGIN + column * (width + MARGIN)
-        draw.text((left, top - MARGIN / 2), title, INK, own_font(FONT_SIZE), anchor="ls")
+        text, font = drawable(escape(title), "image", FONT_SIZE)
+        strip = Image.new("RGB", (width, top), PAPER)
+        ImageDraw.Draw(strip).text((0, top - MARGIN / 2), text, INK, font, anchor="ls")
+        sheet.paste(strip, (left, 0))
         sheet.paste(_to_pillow(panel), (left, top))
     return _from_pillow(sheet)

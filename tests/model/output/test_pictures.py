@@ -18,6 +18,7 @@ from maskformer.data import DatasetInfo, Shapes
 from maskformer.data.palette import palette
 from maskformer.inference.segmentation import Segmentation
 from maskformer.output import fonts, legend, pictures
+from maskformer.output.confusion_picture import draw_confusion
 from maskformer.output.legend import VOID
 from maskformer.output.picture_writer import PictureWriter
 from maskformer.output.pictures import (
@@ -260,6 +261,9 @@ def test_names_in_every_script(monkeypatch):
     assert fonts.font_for("车", 15) is None
     expected = overlay_with_legend(image, drawn, numbers)
     assert torch.equal(overlay_with_legend(image, drawn, info), expected)
+    confusion = torch.tensor([[5, 1, 0], [2, 3, 0], [0, 0, 0]])
+    matrices = [draw_confusion(confusion, classes.classes) for classes in (info, numbers)]
+    assert matrices[0].tobytes() == matrices[1].tobytes()
     monkeypatch.undo()
     for cached in (fonts.font_for, fonts._font_files):
         cached.cache_clear()
@@ -271,6 +275,28 @@ def test_a_font_of_the_system_serves():
     assert font is not None
     assert font is not fonts.own_font(15)
     assert len({bytes(font.getmask(letter)) for letter in "дорг"}) == 4
+
+
+def test_titles_of_panels_are_those_of_files():
+    """Names that have letters of other scripts, line ends, or more letters than there is room."""
+    image, drawn = (
+        torch.full((3, 400, 400), 100, dtype=torch.uint8),
+        Segmentation.from_semantic(torch.zeros(400, 400, dtype=torch.int64)),
+    )
+
+    def titled(name):
+        picture = side_by_side(image, None, drawn, INFO, titles=(name, "", "labels"))
+        return picture, picture[:, :30, : 12 + 400], picture[:, :30, 12 + 400 :]
+
+    plain, title, beside = titled("plain")
+    for name in ("x" * 200, "a\nb", "車", "дорога", "\udcb3"):
+        other = titled(name)
+        assert other[0].shape == plain.shape
+        assert torch.equal(other[2], beside)
+        assert not torch.equal(other[1], title)
+    assert torch.equal(titled("a\nb")[0], titled(r"a\x0ab")[0])
+    if fonts.font_for("車", 15) is None:
+        assert torch.equal(titled("車")[0], titled("image")[0])
 
 
 def test_letters_of_large_pictures_grow():
