@@ -194,6 +194,7 @@ def test_settings_are_checked(values: dict[str, Any], said: str) -> None:
         parse_config({"data": {"format": "shapes", **values}})
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_size_limit(tmp_path: Path) -> None:
     file = save(tmp_path, np.zeros((40, 50), np.uint8), ".png")
     said = r"x\.png has 50x40 = 2000 pixels, more than data\.max_pixels: 1999 allows; .* raise"
@@ -210,9 +211,13 @@ def test_the_size_limit(tmp_path: Path) -> None:
         ImageReader(max_pixels=9)(tmp_path / "x.npy")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_raised_size_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("pillows", [500, 1500, 2500])
+def test_a_raised_size_limit_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pillows: int
+) -> None:
+    """Without a warning of what is allowed, where Pillow would refuse it or warn of an attack."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
     file = save(tmp_path, np.zeros((40, 50), np.uint8), ".tif")
-    assert ImageReader(max_pixels=3000)(file).shape == (3, 40, 50)
-    assert Image.MAX_IMAGE_PIXELS == 1500  # it refuses twice as many
+    assert ImageReader(max_pixels=2000)(file).shape == (3, 40, 50)
+    assert max(pillows, 2000) == Image.MAX_IMAGE_PIXELS

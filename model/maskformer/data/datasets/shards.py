@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from maskformer.data.image_files.opening import FILE_LIMIT
+from maskformer.data.image_files.opening import FILE_LIMIT, reason
 from maskformer.data.progress import track
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular
@@ -177,7 +177,7 @@ def read_shard(shard: Path) -> list[ShardSample]:
         raise
     except Exception as error:  # of damaged headers, any
         raise DatasetError(
-            f"shard {escape(shard)} cannot be read ({escape(error)}); expected a tar file without "
+            f"shard {escape(shard)} cannot be read ({reason(error)}); expected a tar file without "
             "compression, which would have to be read from its beginning"
         ) from None
     return [*samples.values()]

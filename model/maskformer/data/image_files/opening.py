@@ -70,7 +70,7 @@ def opened_stream(file: ImageSource, what: str) -> Iterator[BinaryIO]:
         raise DatasetError(f"{what} file {name} does not exist") from None
     except Exception as error:  # broken files make decoders raise any type
         raise DatasetError(
-            f"{what} file {name} cannot be read ({_reason(error)}); it is broken or not an image: "
+            f"{what} file {name} cannot be read ({reason(error)}); it is broken or not an image: "
             "replace or remove it"
         ) from None
 
@@ -116,9 +116,9 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _let_pillow_read(max_pixels: int) -> None:
-    """Raises the limit that Pillow has for the whole process: it refuses twice as many pixels."""
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
+    """Raises the limit that Pillow has for the whole process: beyond, it warns of an attack."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 @cache
@@ -128,7 +128,8 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error of any type says, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"its content is none of {', '.join(formats())}"
     if isinstance(error, MemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,10 @@ def damage(kind: str, whole: bytes) -> bytes:
         return whole[: header + 100]
     if kind == "a header":
         return whole[:header] + b"\xff" * 512 + whole[header + 512 :]
+    if kind == "no memory":  # a name of so many bytes
+        long = tarfile.TarInfo("x")
+        long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 62
+        return long.tobuf(tarfile.GNU_FORMAT)[:512] + bytes(10_240)
     return {"compressed": gzip.compress(whole), "empty": b"", "no tar": b"text\n" * 500}[kind]
 
 
@@ -186,6 +191,7 @@ def damage(kind: str, whole: bytes) -> bytes:
         ("a header", "damaged or cut off behind byte"),
         ("compressed", "without compression"),
         ("empty", "cannot be read .*empty file"),
+        ("no memory", r"cannot be read \(it does not fit into memory\)"),
         ("no tar", "cannot be read"),
     ],
 )
