@@ -29,7 +29,7 @@ from maskformer.modeling.criterion import build_criterion
 from maskformer.modeling.frozen_norm import join_norms
 from maskformer.output.console import Progress
 from maskformer.output.output_folder import check_output_folder
-from maskformer.output.protected_inputs import check_output_beside_data
+from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.system.folder_lock import check_not_in_use
 from maskformer.system.listing import count_names
 from maskformer.system.process_group import join_processes
@@ -134,7 +134,7 @@ def build_training(
         FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
             files in the way that are no run's; or `train.log_folder` the curves of another run.
         RunInUseError: another process works in `output`.
-        OutputError: `output` is or holds data of the recipe.
+        OutputError: `output` is or holds data of the recipe, or the model of the weights.
         NotADirectoryError, PermissionError: `output` cannot be written.
         CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
             other classes, or no ImageNet weights.
@@ -146,6 +146,10 @@ def build_training(
     check_run_folder(output, resume=resume, overwrite=overwrite)
     check_not_in_use(output)
     check_log_folder(output, config.train)
+    weights = None if resume else weights
+    # The run that is replaced may give the weights; they are read before it is removed.
+    if weights is not None and not is_run(output):
+        check_output_beside_model(output, resolve_checkpoint(weights))
     notes: list[str] = []
     checkpoint = checkpoint_to_resume(output, notes.append) if resume else None
     log_folder = find_log_folder(output, config.train)

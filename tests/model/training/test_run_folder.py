@@ -210,6 +210,18 @@ def test_an_output_that_holds_the_data_is_refused(tmp_path: Path) -> None:
     build_trainer(config, tmp_path / "data" / "run", cpu=True)
 
 
+def test_an_output_that_holds_the_weights_is_refused(run: Path, tmp_path: Path) -> None:
+    """Afterwards one folder would hold two models. A run of its own is another matter."""
+    model = tmp_path / "models" / "tiny"
+    MaskFormer.from_pretrained(run).save_pretrained(model)
+    for weights in (model, model / "model.safetensors"):
+        for output in (model, tmp_path / "models"):
+            with pytest.raises(OutputError, match=r"cannot be the output folder.*the checkpoint"):
+                build_trainer(tiny_recipe(), output, weights=weights, cpu=True)
+    build_trainer(tiny_recipe(), model / "run", weights=model, cpu=True)
+    build_trainer(tiny_recipe(), run, weights=run, overwrite=True, cpu=True)
+
+
 def test_an_output_that_holds_lists_of_a_table_is_refused(tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     for folder in ("table", "lists", "results"):
