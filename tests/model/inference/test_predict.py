@@ -52,6 +52,24 @@ def test_results_of_an_earlier_run_are_no_images(photos: Path) -> None:
     assert names(explicit, photos) == ["out/a.png"]  # named outright: it is wanted
 
 
+def test_results_in_another_folder_below_are_no_images(photos: Path) -> None:
+    """As of one mode beside those of another."""
+    for name in ("out/.predictions.jsonl", "deep/more/.predictions-0.jsonl", "deep/more/x.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    notes: list[str] = []
+    expected = ["a.png", "b.JPG", "deep/c.tiff"]
+    other = photos / "other"
+    assert names(find_images([str(photos)], other, notes.append), photos) == expected
+    said = "3 results of earlier calls (deep/more/x.png, out/a.png, out/classes/a.png)"
+    assert [note.rpartition("; ")[2] for note in notes] == [said]
+    assert names(find_images([str(photos / "**" / "*.png")], other), photos) == ["a.png"]
+    # Named outright, they are wanted.
+    assert names(find_images([str(photos / "out")], other), photos) == [
+        "out/a.png", "out/classes/a.png"
+    ]  # fmt: skip
+
+
 def test_the_rules_of_training(tmp_path: Path) -> None:
     for name in ("a.jpg", "._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "day/b.jpg"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
