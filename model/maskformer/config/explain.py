@@ -12,6 +12,8 @@ from maskformer.config.schema import Augmentation, Config, DataConfig
 from maskformer.config.synonyms import keys_called, meant_key, meant_option
 from maskformer.system.documents import joined, one_line, shown
 
+_SPLIT = "(split)"
+"""In places of errors: what came is taken for a split, as it is no number."""
 _FEW = 3
 _LISTED = 10
 _VARIANTS: dict[str, type[BaseModel]] = {
@@ -34,7 +36,8 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
         elif item["type"] in ("model_type", "model_attributes_type"):
-            lines.append(f"{name}: {_explain_section(path, root)}, got {shown(item['input'])}")
+            wanted = _explain_section(item["loc"], name, root)
+            lines.append(f"{name}: {wanted}, got {shown(item['input'])}")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"{name}.{_explain_tag(item['ctx'], item['input'])}")
         elif item["type"] == "value_error":  # a section's own check; its input would say too much
@@ -57,15 +60,19 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     return _did_you_mean(dotted.get(_near(path[-1], valid))) or f"; valid here: {', '.join(valid)}"
 
 
-def _explain_section(path: Sequence[str], root: type[BaseModel]) -> str:
+def _explain_section(location: tuple[int | str, ...], name: str, root: type[BaseModel]) -> str:
     """What is expected where something else came than a mapping."""
     section: type[BaseModel] | None = root
-    for part in path:
-        field = section.model_fields.get(part) if section is not None else None
-        section = _section_in(field.annotation) if field is not None else None
+    for part in location:
+        if section is None and part in _VARIANTS:
+            section = _VARIANTS[str(part)]
+        elif part != _SPLIT:
+            field = section.model_fields.get(str(part)) if section is not None else None
+            section = _section_in(field.annotation) if field is not None else None
     if section is None:
         return "expected a section"
-    return f"expected a section, with {'.'.join(path)}.{next(iter(section.model_fields))} and more"
+    share = ", or a share such as 0.1" if _SPLIT in location else ""
+    return f"expected a section, with {name}.{next(iter(section.model_fields))} and more{share}"
 
 
 def _explain_tag(context: Mapping[str, Any], given: Any) -> str:

@@ -146,6 +146,17 @@ def test_a_section_is_no_value(recipe: Path, override: str, said: str) -> None:
         load_config(recipe, [override])
 
 
+@pytest.mark.parametrize("value", ["20%", "images"])
+@pytest.mark.parametrize("form", ["folder", "coco_panoptic", "coco_instances"])
+def test_a_split_is_a_section(form: str, value: str) -> None:
+    data = {"format": form, "root": "x", "train": value, "val": value}
+    section = r"expected a section, with data\.{}\.images and more"
+    train, val = map(section.format, ("train", "val"))
+    said = f"data.train: {train}, got '{value}'; data.val: {val}, or a share such as 0.1, got"
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"data": data})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -85,7 +85,7 @@ def describe_classes(
         things = tuple(name for name in names if not is_called(name, BACKGROUND))
     return DatasetInfo(
         classes=names,
-        things=frozenset(names.index(name) for name in things),
+        things=frozenset(k for k, name in enumerate(names) if name in things),
         colors=config.colors or palette(len(names)),
         category_ids=numbers,
     )

@@ -42,6 +42,13 @@ def test_objects(tmp_path: Path) -> None:
     assert tmp_path / "objects" / "a.png" in data.files[0]
 
 
+def test_things_of_one_name(tmp_path: Path) -> None:
+    write(tmp_path, (0, 1, 2), (0, 1, 2))
+    names = ["_background_", "cat", "cat"]
+    config = folder_config(tmp_path, train=SPLIT, val=SPLIT, classes=names, things=["cat"])
+    assert build_dataset(config, "train").info.things == {1, 2}
+
+
 @pytest.mark.parametrize("number", [0, 3, 255])
 def test_an_image_of_void_alone(tmp_path: Path, number: int) -> None:
     write(tmp_path, (255, 255), (number, number))
