@@ -50,6 +50,11 @@ def uniform(problems: int, rows: int, columns: int, generator: torch.Generator) 
     return torch.rand(problems, rows, columns, generator=generator)
 
 
+def ties(problems: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Ten different costs: many optima, and many columns as near as the nearest one."""
+    return torch.randint(10, (problems, rows, columns), generator=generator).float()
+
+
 CPU_CASES: dict[str, tuple[Callable[..., Tensor], int, int, int, bool]] = {
     "a 96x100x20": (detr, 96, 100, 20, False),
     "b 96x100x(1..40)": (detr, 96, 100, 40, True),
@@ -59,6 +64,7 @@ CPU_CASES: dict[str, tuple[Callable[..., Tensor], int, int, int, bool]] = {
     "f 1x2000x2000": (uniform, 1, 2000, 2000, False),
     "g 96x100x20 collapse": (collapse, 96, 100, 20, False),
     "h 20x300x100 collapse": (collapse, 20, 300, 100, False),
+    "i 8x512x512 ties": (ties, 8, 512, 512, False),
 }
 GPU_CASES: dict[str, tuple[Callable[..., Tensor], int, int, int, bool]] = {
     "96x100x20": (detr, 96, 100, 20, False),

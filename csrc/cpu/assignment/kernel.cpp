@@ -21,6 +21,8 @@ struct VectorLane {
   static void claim(int32_t* slot, int32_t row) {
     if (*slot == assignment::kNone) *slot = row;
   }
+
+  mutable int32_t relaxed = 0;  // rows since the search under way began
 };
 
 constexpr int32_t padded(int32_t columns) {
@@ -37,7 +39,7 @@ struct Scan<cpu::VectorLane> {
   using Group = cpu::VectorLane;
 
   template <bool kFirst, bool kStrict, class P>
-  static Nearest relax(const Group&, const P& p, int32_t row, double base) {
+  static Nearest relax(const Group& group, const P& p, int32_t row, double base) {
     using namespace cpu;
     constexpr int kWidth = VectorOf<double>::kWidth;
     const auto* costs = p.costs.data + row * p.costs.row_stride;
@@ -71,7 +73,32 @@ struct Scan<cpu::VectorLane> {
     }
     const Least<double> found = least_of<double>(least, where);
     const Nearest best{found.value, found.index, found.index};
-    return kStrict ? choose_as_scipy(p, best) : best;
+    if constexpr (kStrict) return choose_as_scipy(p, best);
+    group.relaxed = kFirst ? 1 : group.relaxed + 1;
+    const bool look = group.relaxed >= kPatience && (group.relaxed & (group.relaxed - 1)) == 0;
+    return look && p.row_of_column[best.column] != kNone ? choose_free(p, best) : best;
+  }
+
+  // A search looks for free columns as near as the nearest one when it has relaxed so many rows, and
+  // each time that these have doubled: seldom enough to cost little where there are none.
+  static constexpr int32_t kPatience = 4;
+
+  // Of equals a free column: it ends a search that would else go over all that are assigned first.
+  template <class P>
+  static Nearest choose_free(const P& p, const Nearest& best) {
+    using namespace cpu;
+    constexpr int kWidth = VectorOf<double>::kWidth;
+    using Rows = typename VectorOfBytes<int32_t, 4 * kWidth>::type;
+    const Longs none = Longs{} + INT32_MAX;
+    Longs found = none;
+    Longs indices = lane_indices<double>();
+    for (int32_t j = 0; j < p.columns; j += kWidth, indices += kWidth) {
+      const Longs rows = __builtin_convertvector(load<Rows>(p.row_of_column + j), Longs);
+      const Longs fits = (load<Doubles>(p.distance + j) == best.distance) & (rows == kNone);
+      found = minimum(found, fits ? indices : none);
+    }
+    const int32_t column = static_cast<int32_t>(least_entry<int64_t>(found));
+    return column == INT32_MAX ? best : Nearest{best.distance, column, column};
   }
 
   template <class P>
@@ -189,22 +216,23 @@ Problem<DenseCosts<T>, int64_t> take_arrays(Arena& arena, int32_t rows, int32_t 
   return p;
 }
 
+// From an exponent of kLarge on, sums that the search forms in fp64 may overflow, or are not finite.
 template <class T>
 struct Bits;
 template <>
 struct Bits<float> {
   using type = uint32_t;
   static constexpr type kExponent = 0x7f800000u;
-  static constexpr type kSign = 0x80000000u;
+  static constexpr type kLarge = kExponent;
 };
 template <>
 struct Bits<double> {
   using type = uint64_t;
   static constexpr type kExponent = 0x7ff0000000000000u;
-  static constexpr type kSign = 0x8000000000000000u;
+  static constexpr type kLarge = 0x7bf0000000000000u;  // 2^960
 };
 
-// Copies one part of the costs, entry by entry. Notes in `special` whether all were finite.
+// Copies one part of the costs, entry by entry. Notes in `special` whether one was large.
 template <class S, class T>
 void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
                   int32_t columns, T* dense, int64_t width, typename Bits<T>::type& special) {
@@ -214,7 +242,7 @@ void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, in
     T* to = dense + i * width;
     for (int32_t j = 0; j < columns; ++j) {
       const T cost = widen(from[j * column_stride]);
-      special |= static_cast<typename B::type>((bits_of(cost) & B::kExponent) == B::kExponent);
+      special |= static_cast<typename B::type>((bits_of(cost) & B::kExponent) >= B::kLarge);
       to[j] = cost;
     }
   }
@@ -244,9 +272,26 @@ void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32
   for (int k = 0; k < kTile; ++k) special |= found[k];
 }
 
-// Copy costs into dense rows, `negate` for maximisation. Returns the status bits.
+// What large costs are multiplied by, so that sums of them stay finite: a power of two, by which no
+// optimum changes.
+template <class T>
+T factor_of_large(const T* dense, int64_t width, int32_t rows, int32_t columns) {
+  using B = Bits<T>;
+  for (int32_t i = 0; i < rows; ++i) {
+    for (int32_t j = 0; j < columns; ++j) {
+      const T cost = dense[i * width + j];
+      if (is_finite(cost) && (bits_of(cost) & B::kExponent) >= B::kLarge) {
+        return static_cast<T>(0x1p-64);
+      }
+    }
+  }
+  return 1;
+}
+
+// Copy costs into dense rows, `negate` for maximisation; `scale` large ones. Returns the status bits.
 template <class S, class T>
-int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate, T* dense) {
+int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate, bool scale,
+                   T* dense) {
   const int32_t rows = shape.rows, columns = shape.columns;
   const int64_t row_stride = shape.row_stride, column_stride = shape.column_stride;
   const int64_t width = padded(columns);
@@ -266,6 +311,7 @@ int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate,
     }
   }
   const T infinite = static_cast<T>(assignment::infinity());
+  const T factor = special && scale ? factor_of_large(dense, width, rows, columns) : T{1};
   int32_t status = 0;
   for (int32_t i = 0; i < rows; ++i) {
     T* row = dense + i * width;
@@ -273,22 +319,22 @@ int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate,
       for (int32_t j = 0; j < columns; ++j) row[j] = -row[j];
     }
     if (special) {
-      for (int32_t j = 0; j < columns; ++j) row[j] = assignment::admit(row[j], status);
+      for (int32_t j = 0; j < columns; ++j) row[j] = assignment::admit(factor * row[j], status);
     }
     for (int64_t j = columns; j < width; ++j) row[j] = infinite;
   }
   return status;
 }
 
-// Whether all costs are finite, where rows are contiguous.
+// Whether no cost is large, where rows are contiguous.
 template <class T>
-bool all_finite(const T* costs, int64_t row_stride, int32_t rows, int32_t columns) {
+bool none_large(const T* costs, int64_t row_stride, int32_t rows, int32_t columns) {
   using B = Bits<T>;
   for (int32_t i = 0; i < rows; ++i) {
     typename B::type special = 0;
     for (int32_t j = 0; j < columns; ++j) {
       const auto exponent = bits_of(costs[i * row_stride + j]) & B::kExponent;
-      special |= static_cast<typename B::type>(exponent == B::kExponent);
+      special |= static_cast<typename B::type>(exponent >= B::kLarge);
     }
     if (special) return false;
   }
@@ -304,7 +350,7 @@ bool usable_in_place(const assignment::Batch& batch, const T* costs,
                      const assignment::Shape& shape) {
   const int64_t bytes = static_cast<int64_t>(sizeof(T)) * shape.rows * shape.columns;
   return shape.column_stride == 1 && !batch.maximize && shape.columns % kRowPadding == 0 &&
-         bytes >= kInPlaceBytes && all_finite(costs, shape.row_stride, shape.rows, shape.columns);
+         bytes >= kInPlaceBytes && none_large(costs, shape.row_stride, shape.rows, shape.columns);
 }
 
 template <class S, bool kStrict>
@@ -333,7 +379,8 @@ void solve_problem(const assignment::Batch& batch, int64_t index, void* workspac
   if (!complete) {
     const int32_t width = padded(columns);
     T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
-    status = load_dense(source, shape, batch.maximize, dense);
+    // Not where indices are to be SciPy's, which does without.
+    status = load_dense(source, shape, batch.maximize, !kStrict, dense);
     p.costs = {dense, width};
     complete = assignment::solve<kStrict>(lane, p);
     if (!complete) {

@@ -11,6 +11,9 @@ STATUS_NEGATIVE_INFINITY = 2
 STATUS_POSITIVE_INFINITY = 4
 STATUS_INFEASIBLE = 8
 
+_LARGE = 2.0**960
+"""Costs from here on are divided by 2^64, so that no sum of them overflows."""
+
 
 def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Solve one problem `[R, C]` (fp64, to be minimised) under the policy for non-finite costs.
@@ -57,6 +60,8 @@ def linear_assignment(
         return assignment.to(cost.device), status.to(cost.device)
     for b, (r, c) in enumerate(zip(row_list, col_list, strict=True)):
         matrix = matrices[b, :r, :c]
+        if (np.isfinite(matrix) & (np.abs(matrix) >= _LARGE)).any():
+            matrix = matrix * 2.0**-64
         row_index, col_index, status[b] = solve(-matrix if maximize else matrix)
         assignment[b, torch.from_numpy(row_index)] = torch.from_numpy(col_index)
     return assignment.to(cost.device), status.to(cost.device)

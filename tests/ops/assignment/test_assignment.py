@@ -254,6 +254,33 @@ class TestTensors:
         assignment = mfkernels.batch_linear_assignment(cost)
         assert sorted(assignment.tolist()) == list(range(6))
 
+    def test_costs_up_to_the_largest_number_reach_the_optimum(self) -> None:
+        most = np.finfo(np.float64).max
+        generator = np.random.default_rng(0)
+        for _ in range(200):
+            shape = generator.integers(2, 12, 2)
+            cost = most * generator.choice([-1, 1, 1e-300, 0.3], shape)
+            maximize = bool(generator.integers(2))
+            assignment = mfkernels.batch_linear_assignment(
+                torch.from_numpy(cost), None, None, maximize
+            )
+            assert (assignment >= 0).sum() == min(shape)
+            # By a power of two, which rounds nothing: sums stay finite.
+            smaller = cost * 2.0**-20
+            best = smaller[linear_sum_assignment(smaller, maximize)].sum()
+            found = total(torch.from_numpy(smaller), assignment)
+            assert found == pytest.approx(best, abs=most * 2.0**-60)
+
+    @pytest.mark.parametrize(("rows", "columns"), [(60, 60), (50, 90), (90, 50)])
+    @pytest.mark.parametrize("values", [1, 2, 5])
+    def test_many_equal_costs_reach_the_optimum(self, rows: int, columns: int, values: int) -> None:
+        cost = torch.randint(0, values, (20, rows, columns)).float()
+        cost[:10] += torch.randint(0, values, (10, rows, 1))
+        for problem, assignment in zip(cost, mfkernels.batch_linear_assignment(cost), strict=True):
+            assert len(assignment[assignment >= 0].unique()) == min(rows, columns)
+            least = problem.numpy()[linear_sum_assignment(problem.numpy())].sum()
+            assert total(problem, assignment) == least
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_check_finite_raises(self, value: float) -> None:
         cost = torch.zeros(4, 2, 3)
