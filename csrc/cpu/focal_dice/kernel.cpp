@@ -3,7 +3,6 @@
 #include "cpu/focal_dice/kernel.h"
 
 #include <cmath>
-#include <type_traits>
 
 #include "cpu/common/points.h"
 
@@ -80,12 +79,16 @@ MFK_INLINE void for_runs(const FocalDiceProblem& loss, int64_t mask, int64_t fir
   }
 }
 
-template <class V>
-MFK_INLINE V general_power(V base, typename std::remove_reference<decltype(V{}[0])>::type gamma) {
-  for (int k = 0; k < static_cast<int>(sizeof(V) / sizeof(gamma)); ++k) {
-    base[k] = std::pow(base[k], gamma);
-  }
-  return base;
+// miss^gamma. Of targets that are 0 or 1, from the logarithms that are there already.
+template <class T, class V = VectorFor<T>>
+MFK_INLINE V general_power(const Sigmoid<V>& s, const V& y, V miss, T gamma) {
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  const IndexFor<T> hard = (y == 0) | (y == 1);
+  bool all = true;
+  for (int k = 0; k < kWidth; ++k) all &= hard[k] != 0;
+  if (all) return exp_negative(-gamma * (y > 0 ? s.up : s.down));
+  for (int k = 0; k < kWidth; ++k) miss[k] = std::pow(miss[k], gamma);
+  return miss;
 }
 
 // The focal loss of logits x with targets y: weight * miss^gamma * entropy. Targets are 0 to 1, or a
@@ -103,7 +106,7 @@ struct Focal {
     if constexpr (kGamma == 0) power = V{} + 1;
     if constexpr (kGamma == 1) power = miss;
     if constexpr (kGamma == 2) power = miss * miss;
-    if constexpr (kGamma < 0) power = general_power(miss, gamma);
+    if constexpr (kGamma < 0) power = general_power<T>(s, y, miss, gamma);
     weight = V{} + 1;
     if (alpha >= 0) weight = static_cast<T>(1 - alpha) + static_cast<T>(2 * alpha - 1) * y;
   }
