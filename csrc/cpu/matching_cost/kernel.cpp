@@ -51,6 +51,7 @@ class ChunkWorker {
   int64_t bytes() const { return bytes_; }
 
   void run(int64_t chunk) {
+    if (segments_ == 0) return;
     const int64_t end = order_.first_pixel[chunk + 1];
     const int32_t first = order_.first_piece[chunk], last = order_.first_piece[chunk + 1];
     for (int64_t i = first * queries_; i < last * queries_; ++i) order_.sums[i] = {0, 0, 0};
