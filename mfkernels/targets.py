@@ -208,9 +208,10 @@ class SegmentTargets:
                 )
             readable = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
             if readable and not torch.equal(mask.bool().to(mask.dtype), mask):
+                values = mask.long() if mask.dtype in _NOT_COMPARED else mask
                 raise ValueError(
                     f"masks[{image}] must hold 0 and 1 only, "
-                    f"got values from {mask.min().item()} to {mask.max().item()}"
+                    f"got values from {values.min().item()} to {values.max().item()}"
                 )
         largest = _largest([(m.shape[1], m.shape[2]) for m in masks])
         if size is None:
@@ -397,11 +398,11 @@ def _check_lengths(name: str, images: Sequence[Tensor], labels: Sequence[Tensor]
     for image, label in enumerate(labels):
         _check_tensor(f"{name}[{image}]", images[image])
         _check_tensor(f"labels[{image}]", label)
+        if label.ndim != 1:
+            raise ValueError(f"labels[{image}] must be [T], got {list(label.shape)}")
         # An empty list of labels often arrives as an empty float tensor.
         if len(label) > 0:
             _check_integer(f"labels[{image}]", label)
-        if label.ndim != 1:
-            raise ValueError(f"labels[{image}] must be [T], got {list(label.shape)}")
 
 
 def _join_labels(labels: Sequence[Tensor]) -> Tensor:

@@ -269,12 +269,23 @@ def test_wrong_label_maps(
         (r"masks\[0\] must be \[T, H, W\]", torch.zeros(3, 3), None),
         (r"masks\[0\] has 2 masks, but labels\[0\] has 1", torch.zeros(2, 3, 3), None),
         ("0 and 1 only, got values from 0.0 to 255.0", torch.eye(3)[None] * 255, None),
+        (
+            "0 and 1 only, got values from 0 to 255",
+            (torch.eye(3)[None] * 255).to(torch.uint16),
+            None,
+        ),
         (r"size \(2, 3\) is smaller than the largest mask \(3, 3\)", torch.zeros(1, 3, 3), (2, 3)),
     ],
 )
 def test_wrong_masks(match: str, masks: torch.Tensor, size: tuple[int, int] | None) -> None:
     with pytest.raises(ValueError, match=match):
         SegmentTargets.from_masks([masks], [ONE], size)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor(1), torch.zeros(1, 1, dtype=torch.int64)])
+def test_labels_of_a_wrong_shape(labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"labels\[0\] must be \[T\], got \["):
+        SegmentTargets.from_masks([torch.zeros(1, 2, 2)], [labels])
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, 255])
