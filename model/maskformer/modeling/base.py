@@ -147,17 +147,23 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises:
             ValueError: the format cannot express this model, or parts of it are not those that its
-                `config` says; the message says why.
+                `config` says, or `class_names` has another number of names; the message says why.
             OSError: the folder cannot be written.
         """
         weights = self.state_dict()
         self._check_shapes(weights)
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise WeightsError(
+                f"class_names has {len(names)} names, expected one for each of the "
+                f"{self.num_classes} classes, or None"
+            )
         write_checkpoint(
             Path(folder),
             format,
             self.config,
             weights,
-            self.class_names,
+            names,
             self._leftovers,
             self._settings,
         )

@@ -78,8 +78,9 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {file.name}")
+    text = read_text(file)
     try:
-        values = parse_json(read_text(file))
+        values = parse_json(text)
     except ConfigError as error:
         raise ConfigError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):

@@ -48,7 +48,13 @@ def read_config(
     """
     try:
         native = check(NativeConfig, values)
-        return parse_model_config(native.model), native.classes
+        config, classes = parse_model_config(native.model), native.classes
+        if classes is not None and config.num_classes not in (None, len(classes)):
+            raise ConfigError(
+                f"classes has {len(classes)} names, expected {config.num_classes} as in "
+                "model.num_classes"
+            )
+        return config, classes
     except ConfigError as error:
         file = folder / CONFIG_FILE
         raise ConfigError(f"{file} describes no model of this version: {error}") from None

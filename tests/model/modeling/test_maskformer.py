@@ -358,6 +358,29 @@ class TestSaving:
         with pytest.raises(ValueError, match=message):
             MaskFormer.from_pretrained(tmp_path)
 
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_another_number_of_names(self, tmp_path: Path, count: int) -> None:
+        """As a person may leave them; the model would go on without any."""
+        tiny_model(num_classes=2).save_pretrained(tmp_path)
+        file = tmp_path / "config.json"
+        values = json.loads(file.read_text()) | {"classes": ["name"] * count}
+        file.write_text(json.dumps(values))
+        said = rf"{file} describes .*: classes has {count} names, expected 2 as in"
+        with pytest.raises(ConfigError, match=said):
+            MaskFormer.from_pretrained(tmp_path)
+        model = tiny_model(num_classes=2)
+        model.class_names = ("name",) * count
+        with pytest.raises(WeightsError, match=f"class_names has {count} names, expected one for"):
+            model.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    def test_a_config_that_is_no_text(self, tmp_path: Path) -> None:
+        tiny_model().save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+        with pytest.raises(ConfigError, match=r"is damaged: 'utf-8'") as caught:
+            MaskFormer.from_pretrained(tmp_path)
+        assert str(caught.value).count("is damaged") == 1
+
     def test_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model = tiny_model()
         model.save_pretrained(tmp_path)
