@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 
@@ -61,7 +61,8 @@ class Predictor:
         progress: where to say, once for each size of image, how far it is shrunk.
 
     Raises:
-        UsageError: test-time augmentation, tiles and mode do not go together.
+        UsageError: there is no such mode, or test-time augmentation, tiles and mode do not go
+            together.
     """
 
     def __init__(
@@ -265,11 +266,13 @@ class Predictor:
 
 
 def check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
-    """Refuses what cannot be averaged, and two ways of averaging at once.
+    """Refuses what is no mode, what cannot be averaged, and two ways of averaging at once.
 
     Raises:
         UsageError: so it is.
     """
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode must be {', '.join(map(repr, get_args(Mode)))}, got {mode!r:.60}")
     if tta and mode != "semantic":
         raise UsageError(
             f"test-time augmentation averages class scores, expected mode 'semantic', got '{mode}'"

@@ -110,6 +110,13 @@ def test_what_does_not_go_together_is_refused_at_once() -> None:
         build()([])
 
 
+@pytest.mark.parametrize("mode", ["instances", "Semantic", "", 3, ["semantic"]])
+def test_what_is_no_mode_is_refused_at_once(mode: object) -> None:
+    """Otherwise it would predict nothing."""
+    with pytest.raises(UsageError, match="mode must be 'semantic', 'panoptic', 'instance', got"):
+        build(mode=mode)
+
+
 def test_bfloat16_gives_nearly_the_same_in_float32() -> None:
     model = build().model
     image = torch.randn(1, 3, 64, 64)
