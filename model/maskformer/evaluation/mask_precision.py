@@ -50,7 +50,7 @@ class MaskPrecision:
         if not self.things:
             raise ConfigError(
                 "eval.instances measures how well objects are found, but no class of the data is a "
-                "thing; set data.things, or eval.instances: false"
+                "thing; set data.things (in COCO's JSON: isthing), or eval.instances: false"
             )
         try:
             importlib.import_module("pycocotools.cocoeval")

@@ -95,7 +95,8 @@ class MaskOutputs(dict[str, Tensor]):
         """
         if not thing_classes:
             raise UsageError(
-                "instances need thing classes, but the data set has none: see data.things"
+                "instances need thing classes, but the data set has none: see data.things, or "
+                "isthing in COCO's JSON"
             )
         return mfkernels.instance_segmentation(
             *self._final(),
