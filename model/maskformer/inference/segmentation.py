@@ -35,13 +35,12 @@ class Segmentation:
     def from_semantic(cls, label_map: Tensor) -> Segmentation:
         """A map of classes `[H, W]`, -1 = void."""
         label_map = label_map.cpu()
-        # Tables, not a sort: large photos have tens of millions of pixels. Void is the last entry.
-        present = torch.zeros(int(label_map.max()) + 2, dtype=torch.bool)
-        present[label_map] = True
-        classes = present[:-1].nonzero().flatten()
-        numbers = torch.full(present.shape, -1, dtype=torch.int32)
-        numbers[classes] = torch.arange(len(classes), dtype=torch.int32)
-        return cls(numbers[label_map], classes)
+        # Tables, not a sort: large photos have tens of millions of pixels. Void is the first entry.
+        index = label_map.int().flatten() + 1
+        present = torch.bincount(index, minlength=1)[1:] > 0
+        numbers = torch.cat([torch.tensor([-1]), present.cumsum(0) - 1]).int()
+        segments = numbers.index_select(0, index).view(label_map.shape)
+        return cls(segments, present.nonzero().flatten())
 
     @classmethod
     def from_panoptic(cls, ids: Tensor, segments_info: Sequence[Mapping[str, Any]]) -> Segmentation:

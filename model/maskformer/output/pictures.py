@@ -42,6 +42,8 @@ MAP_ENCODING = {"compress_level": 4}
 """Of PNGs of few values, which a lower level makes a fifth larger."""
 
 OUTLINE: Color = (255, 255, 255)
+LEVELS = 256
+"""Of a channel."""
 VOID_SHADE = 0.3
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.15, 0.5)
 """How far objects of one class are moved towards white (positive) or black."""
@@ -85,17 +87,21 @@ def overlay(
     image = as_rgb(image)
     void = 1 - VOID_SHADE if segmentation.covers_all else 0.0
     weights = [0.0 if is_background(info.classes[k]) else opacity for k in labels.tolist()]
-    weight = torch.tensor([*weights, void])
-    tint = torch.tensor([*segment_colors(labels.tolist(), info), (0, 0, 0)]) * weight[:, None]
+    weight = torch.tensor([void, *weights])
+    colors = torch.tensor([(0, 0, 0), *segment_colors(labels.tolist(), info)]).T
+    outline = torch.tensor(OUTLINE)[:, None, None].expand(3, 1, LEVELS)
+    # What becomes of each level of each channel: in void, in each segment, and under outlines.
+    drawn = torch.arange(LEVELS) * (1 - weight[:, None]) + (colors * weight)[..., None]
+    tables = torch.cat([drawn.round(), outline], 1).to(torch.uint8).flatten(1)
     edges = _edges(segments)
     picture = torch.empty_like(image, device="cpu")
     rows = max(PIXELS_AT_ONCE // image.shape[-1], 1)
     for start in range(0, image.shape[-2], rows):
         band = slice(start, start + rows)
-        index = segments[band].long()  # void, -1, is the last entry of the tables
-        pixels = image[:, band].cpu() * (1 - weight[index]) + tint[index].permute(2, 0, 1)
-        pixels[:, edges[band]] = torch.tensor(OUTLINE, dtype=torch.float32)[:, None]
-        picture[:, band] = pixels.round()
+        kind = segments[band].int().add(1).masked_fill_(edges[band], len(weight)).mul_(LEVELS)
+        for channel, table in enumerate(tables):
+            index = (kind + image[channel, band].cpu()).flatten()
+            picture[channel, band] = table.index_select(0, index).view(kind.shape)
     return picture
 
 

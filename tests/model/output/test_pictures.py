@@ -214,6 +214,24 @@ def test_the_background_stays_clear(name):
     assert not has_color(names, (9, 9, 9))
 
 
+@pytest.mark.parametrize("covers_all", [True, False])
+def test_each_level_is_blended_with_the_colour_of_its_segment(covers_all):
+    image = torch.arange(256, dtype=torch.uint8).repeat(3, 24, 1)
+    segments = torch.arange(-1, 3).repeat_interleave(6)[:, None].expand(24, 256)
+    labels = torch.tensor([2, 0, 1])
+    found = Segmentation(segments.int(), labels, covers_all)
+    drawn = overlay(image, found, INFO, opacity=0.37)
+    colors = torch.tensor([*segment_colors([2, 0, 1], INFO), (0, 0, 0)])
+    weight = torch.tensor([0.37, 0.37, 0.37, 0.7 if covers_all else 0.0])
+    expected = image * (1 - weight[segments]) + (colors * weight[:, None])[segments].permute(
+        2, 0, 1
+    )
+    inside = torch.ones(24, dtype=torch.bool)
+    inside[[5, 11, 17]] = False
+    assert torch.equal(drawn[:, inside], expected.round().to(torch.uint8)[:, inside])
+    assert (drawn[:, ~inside] == 255).all()
+
+
 def test_an_overlay_in_bands_is_the_same(monkeypatch):
     sample = Shapes(ShapesConfig(), "val")[4]
     drawn = Segmentation.from_sample(sample)
