@@ -107,7 +107,7 @@ def _areas(shown: Sequence[Segmentation], info: DatasetInfo) -> Tensor:
         per_segment = segment_areas(segmentation.segments, len(segmentation.labels))
         areas.index_add_(0, segmentation.labels.cpu().long(), per_segment.cpu())
         if segmentation.covers_all:
-            areas[-1] += int((segmentation.segments < 0).sum())
+            areas[-1] += segmentation.segments.numel() - per_segment.sum().cpu()
     return areas
 
 
