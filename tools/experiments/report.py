@@ -11,14 +11,14 @@ from typing import Any
 from plan import EXPERIMENTS, GENERAL, VARIANTS, Claim, Experiment
 
 SEEDS = (0, 1, 2)
-HEAD = """# The paper's claims on CamVid, in small
+HEAD = """# The paper's claims on CamVid, at small scale
 
-`make experiments` trains {steps} steps at half size for each row
+For each row, `make experiments` trains {steps} steps at half size with three seeds
 ([setting](../../tools/experiments/setting.yaml): `camvid_lite0`, an EfficientNet-Lite0 with
-ImageNet weights) with three seeds, and writes this page; `make experiments EXPERIMENTS=--all`
-trains every variant. Both go on where they stopped. Figures are mIoU on the 101 validation images
-in per cent, as mean ± standard deviation over seeds. The paper's figures are those of ADE20K with
-a ResNet-50 and 160,000 steps: only who is better can be compared, not by how much.
+ImageNet weights), and writes this page; `make experiments EXPERIMENTS=--all` trains every variant.
+Both continue where they stopped. Figures are mIoU in per cent on the 101 validation images, as mean
+± standard deviation over seeds. The paper's figures are for ADE20K with a ResNet-50 and 160,000
+steps: only which variant is better can be compared, not by how much.
 """
 Scores = dict[str, dict[int, float]]
 """mIoU in per cent by variant and seed."""
