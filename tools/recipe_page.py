@@ -32,10 +32,10 @@ SECTIONS = {
 }
 HEAD = """# The keys of a recipe
 
-A recipe is a YAML file with the sections below. `base: NAME` takes over another recipe, and what
-follows replaces its values; `KEY=VALUE` on the command line does the same.
-`maskformer info RECIPE --keys` shows these keys with the values of a recipe, `--yaml` the whole
-recipe. A default that is left empty must be given. This page is made by `make docs`.
+A recipe is a YAML file with the sections below. `base: NAME` starts from another recipe, whose
+values the file overrides; `KEY=VALUE` on the command line also overrides values.
+`maskformer info RECIPE --keys` shows these keys with the values of a recipe, and `--yaml` the whole
+recipe. Keys without a default must be given. `make docs` generates this page.
 """
 
 

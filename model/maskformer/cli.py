@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(
-    help="Look at a data set before training, or convert it.",
+    help="Check a data set before training, or convert it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -58,18 +58,18 @@ ConfigOption = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe's."),
 ]
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="What computes the operations of mfkernels: kernels, or plain PyTorch where there are "
+        help="What computes the operations of mfkernels: kernels, or plain PyTorch if there are "
         "none or they fail (auto); kernels or an error (native); plain PyTorch (reference); "
         "kernels compared with plain PyTorch (verify)."
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 …; the GPU if there is one.")
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: the GPU, if there is one.")
 ]
 TtaOption = Annotated[
     bool,
@@ -110,13 +110,13 @@ def options(
         bool,
         typer.Option(
             "--version",
-            help="Print the versions of maskformer and of what it runs on.",
+            help="Print the versions of maskformer, torch, timm and Python.",
             callback=_print_version,
             is_eager=True,
         ),
     ] = False,
     show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where in the program an error arose.")
+        bool, typer.Option("--traceback", help="Show where in the program an error occurred.")
     ] = False,
 ) -> None:
     """Options of every command; `main` reads them."""
@@ -128,15 +128,15 @@ def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run folder; runs/<config> unless given.")
+        Path | None, typer.Option(help="The run folder; default: runs/<config>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
     auto_resume: Annotated[
         bool,
         typer.Option(
             "--auto-resume",
-            help="Continue the run in --output if it has a checkpoint, else start it: for commands "
-            "that are started again (torchrun --max-restarts, schedulers that requeue).",
+            help="Continue the run in --output if it has a checkpoint, else start it; for commands "
+            "that may be restarted (torchrun --max-restarts, schedulers that requeue).",
         ),
     ] = False,
     overwrite: Annotated[
@@ -147,7 +147,7 @@ def train(
         typer.Option(
             help="Start from the weights of this checkpoint: a run, a folder, a file or a hub id. "
             "A recipe without a model section takes its architecture; without --config, the run's "
-            "whole recipe serves. Where --auto-resume continues a run, they are not read."
+            "whole recipe is used. The weights are not read if --auto-resume continues a run."
         ),
     ] = None,
     backend: BackendOption = "auto",
@@ -155,13 +155,13 @@ def train(
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
     ] = False,
 ) -> None:
-    """Train a recipe.
+    """Train a model from a recipe.
 
-    Several processes train together through `torchrun -m maskformer train …`.
+    To train with several processes, use `torchrun -m maskformer train …`.
 
-    SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=USR1@90) finish the step, save and
-    stop with exit code 130, 143, 129 and 138; a second SIGINT or SIGTERM stops at once. SIGUSR2
-    finishes the step, saves and goes on.
+    On SIGINT (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1 (Slurm: --signal=USR1@90), training finishes the
+    step, saves and stops with exit code 130, 143, 129 or 138, respectively; a second SIGINT or
+    SIGTERM stops at once. On SIGUSR2, it finishes the step, saves and continues.
     """
     if (resume or auto_resume) and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite removes it: choose one")
@@ -219,10 +219,10 @@ def evaluate(
     backend: BackendOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Score a checkpoint on validation images.
+    """Evaluate a checkpoint on validation images.
 
-    They are those of the checkpoint's recipe, or of --config. Several processes share the images:
-    `torchrun -m maskformer evaluate …`.
+    The images are those of the checkpoint's recipe, or of --config. To share them among several
+    processes, use `torchrun -m maskformer evaluate …`.
     """
     if output is not None:
         check_output_folder(output)
@@ -252,8 +252,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE|KEY=VALUE",
-            help="Image files, folders or glob patterns; values that replace the recipe's, such as "
-            "predict.tile=512.",
+            help="Image files, folders or glob patterns, and values that override the recipe's, "
+            "such as predict.tile=512.",
         ),
     ],
     checkpoint: CheckpointOption,
@@ -261,7 +261,7 @@ def predict(
         Path, typer.Option("--output", "--out", help="Where the pictures and results go.")
     ],
     mode: Annotated[
-        Mode | None, typer.Option(help="What to predict; the recipe decides unless given.")
+        Mode | None, typer.Option(help="What to predict; default: what the recipe says.")
     ] = None,
     tta: TtaOption = False,
     batch_size: Annotated[
@@ -270,7 +270,7 @@ def predict(
     skip_existing: Annotated[
         bool,
         typer.Option(
-            "--skip-existing", help="Go on where an earlier call with the same settings ended."
+            "--skip-existing", help="Continue where an earlier call with the same settings ended."
         ),
     ] = False,
     backend: BackendOption = "auto",
@@ -278,11 +278,12 @@ def predict(
 ) -> None:
     """Segment images.
 
-    Writes an overlay with a legend for each image, and label maps, COCO panoptic files or COCO
-    instances, as --mode says. files.json says which result belongs to which image.
+    Writes an overlay with a legend for each image and, depending on --mode, label maps, COCO
+    panoptic files or COCO instances. files.json says which result belongs to which image.
 
-    Several processes share the images: `torchrun -m maskformer predict …`. SIGINT (Ctrl-C),
-    SIGTERM, SIGHUP and SIGUSR1 list the finished images and stop, for --skip-existing to go on.
+    To share the images among several processes, use `torchrun -m maskformer predict …`. On SIGINT
+    (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1, predict lists the finished images and stops;
+    --skip-existing then continues.
     """
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
@@ -311,20 +312,20 @@ def info(
     config: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe's name or file; all names unless given.",
+            help="A recipe's name or file; default: list all names.",
             autocompletion=complete_recipe,
         ),
     ] = None,
     overrides: Overrides = None,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input for the FLOPs.")] = "512x512",
     keys: Annotated[
-        bool, typer.Option("--keys", help="What the recipe sets: names, values, types, meanings.")
+        bool, typer.Option("--keys", help="List the recipe's keys: names, values, types, meanings.")
     ] = False,
     as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="The recipe with its base and the defaults, as YAML.")
+        bool, typer.Option("--yaml", help="Print the recipe as YAML, with its base and defaults.")
     ] = False,
 ) -> None:
-    """List the recipes, or the parameters and FLOPs of one."""
+    """List the recipes, or show the parameters and FLOPs of one."""
     if keys and as_yaml:
         raise typer.BadParameter("--keys and --yaml print the recipe in two forms: choose one")
     if config is None and (keys or as_yaml):
@@ -358,12 +359,12 @@ def init(
     folder: Annotated[Path, typer.Argument(help="A folder with images and their labels.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="The recipe to write; FOLDER's name.yaml unless given, - prints it."),
+        typer.Option(help="The recipe to write; default: FOLDER's name.yaml; - prints it."),
     ] = None,
 ) -> None:
     """Write a recipe for a folder of images and labels.
 
-    Formats, classes, values, split and sizes are found by looking at the files.
+    Inspects the files to find formats, classes, values, splits and sizes.
     """
     from maskformer.commands.init import run
 
@@ -377,15 +378,15 @@ def check(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Where the pictures go, an empty folder; checks/<config> unless given, or "
-            "checks/<config>_2 if that is there."
+            help="An empty folder for the pictures; default: checks/<config>, or checks/<config>_2 "
+            "if that exists."
         ),
     ] = None,
 ) -> None:
-    """Read a whole data set, and say what training would refuse.
+    """Read a whole data set, and report what training would reject.
 
-    Lists sizes, what was left out, the classes of each split and what training would warn of, and
-    draws some samples with their labels. The exit code is 1 where training would refuse the data.
+    Lists sizes, skipped files, the classes of each split and what training would warn about, and
+    draws some samples with their labels. The exit code is 1 if training would reject the data.
     """
     if config is None:
         raise _config_needed(overrides)
@@ -407,8 +408,8 @@ def prepare(
 ) -> None:
     """Convert an official archive once, for the recipes of that name.
 
-    Results go beside the files of the archive, which stay as they are. Files that are there are
-    not written again: after an interruption, the same command goes on.
+    Writes the results beside the files of the archive, which are not changed. Existing files are
+    not written again, so after an interruption the same command continues.
     """
     from maskformer.commands.data_prepare import run
 
@@ -426,7 +427,7 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format.
 
-    hf is the format of transformers, official the authors', native our own.
+    hf is the format of transformers, official is the authors', and native is our own.
     """
     check_output_folder(target if target.suffix != ".pkl" else target.parent)
     from maskformer.commands.convert import run
@@ -444,14 +445,11 @@ def export(
     ] = "classes",
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH of all images; any, unless given (a Swin needs it)."),
+        typer.Option(help="HEIGHTxWIDTH of all images; default: any size (a Swin needs it)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Write a model as an ONNX file.
-
-    ONNX Runtime, TensorRT, OpenVINO and others run it.
-    """
+    """Write a model as an ONNX file for ONNX Runtime, TensorRT, OpenVINO and others."""
     check_output_folder(target.parent)
     height_and_width = None if size is None else _read_size(size)
     from maskformer.commands.export import run

@@ -1,4 +1,4 @@
-"""What is done to training images at random."""
+"""Random augmentation of training images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ class SemanticAugmentation(Section):
     """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
 
     kind: Literal["semantic"] = "semantic"
-    """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
+    """Which augmentation: `semantic` crops to one size, `panoptic` works as in DETR."""
     short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (512,)
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
     """Bound of the long side after that, in pixels; null: none."""
     label_resize: LabelResize = "floor"
-    """Which label a pixel takes: `floor` is that of its upper left corner, as officially for label
-    PNGs; `center` that of its centre, where the image's own pixels are taken, as officially for
-    panoptic PNGs.
+    """Which label a resized pixel takes: `floor` takes the label at its upper left corner, as the
+    official code does for label PNGs; `center` takes the one at its centre, where image pixels are
+    also sampled, as the official code does for panoptic PNGs.
     """
     crop: Size = (512, 512)
-    """Height and width of the training crop, in pixels; it decides memory and time of a step."""
+    """Height and width of the training crop, in pixels; it determines memory and time of a step."""
     single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Crops in which one class has more of the labelled area are drawn anew, up to ten times."""
+    """Crops in which one class covers a larger share of the labelled area are redrawn, up to ten
+    times.
+    """
     color: bool = True
     """Change brightness, contrast, saturation and hue at random."""
     flip: bool = True
@@ -40,10 +42,10 @@ class SemanticAugmentation(Section):
 
 
 class PanopticAugmentation(Section):
-    """Flip, then resize, half of the time after a resize and a random crop (as DETR does)."""
+    """Flip, then resize; half of the time, a resize and a random crop come first (as in DETR)."""
 
     kind: Literal["panoptic"] = "panoptic"
-    """Which augmentation: `semantic` crops to one size, `panoptic` does as DETR."""
+    """Which augmentation: `semantic` crops to one size, `panoptic` works as in DETR."""
     short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = tuple(
         range(480, 801, 32)
     )
@@ -51,15 +53,15 @@ class PanopticAugmentation(Section):
     max_side: Side | None = 1333
     """Bound of the long side after that, in pixels; null: none."""
     label_resize: LabelResize = "center"
-    """Which label a pixel takes: that of its `center`, as officially, or `floor`, that of its upper
-    left corner.
+    """Which label a resized pixel takes: `center` takes the one at its centre, as in the official
+    code; `floor` takes the one at its upper left corner.
     """
     crop_short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (
         400,
         500,
         600,
     )
-    """Short sides before the random crop, where there is one."""
+    """Short sides before the random crop, if there is one."""
     crop_range: tuple[Side, Side] = (384, 600)
     """Least and largest side of the random crop, in pixels."""
     flip: bool = True

@@ -28,13 +28,13 @@ class Config(Section):
     criterion: CriterionConfig = CriterionConfig()
     """The loss."""
     data: DataConfig
-    """Images, labels and what is done to them."""
+    """Images and labels, and how they are processed."""
     train: TrainConfig = TrainConfig()
     """The training run."""
     eval: EvalConfig = EvalConfig()
     """What evaluation measures."""
     predict: PredictConfig = PredictConfig()
-    """How `maskformer predict` looks and draws."""
+    """How `maskformer predict` processes images and draws results."""
 
     @model_validator(mode="before")
     @classmethod

@@ -27,27 +27,29 @@ class CriterionConfig(Section):
     """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
 
     class_weight: Weight = 1.0
-    """Of the classification term, in the matching cost and in the loss."""
+    """Weight of the classification term, in the matching cost and in the loss."""
     mask_weight: Weight = 20.0
-    """Of the focal term, in both."""
+    """Weight of the focal term, in both."""
     dice_weight: Weight = 1.0
-    """Of the dice term, in both."""
+    """Weight of the dice term, in both."""
     no_object_weight: Weight = 0.1
-    """Of queries without a segment, in the cross-entropy."""
+    """Weight of queries without a segment, in the cross-entropy."""
     alpha: Annotated[Finite, Field(le=1)] = 0.25
-    """Share of the focal loss that positive pixels have; negative: no such shares."""
+    """Weight of positive pixels in the focal loss; negative pixels have 1 - alpha. A negative
+    alpha: no such weights.
+    """
     gamma: NonNegative = 2.0
     """Exponent by which the focal loss discounts easy pixels."""
     class_weights: ClassWeights | None = None
-    """Weights of the classes in the cross-entropy: one per class, or by name, the others at 1. They
-    weigh no matching cost, as in the official code.
+    """Class weights in the cross-entropy: one per class, or by name (other classes have 1). They do
+    not affect the matching cost, as in the official code.
     """
     class_loss: Literal["per_process", "over_all"] = "per_process"
-    """What the class loss is the mean of: the queries of each process, as officially, where a
-    segment weighs more on processes that have few; or those of all, so that several processes learn
-    what one would.
+    """Over which queries the class loss is averaged: `per_process` over those of each process, as
+    in the official code, so that a segment weighs more on processes that have few; `over_all` over
+    those of all processes, so that several processes learn what one would.
     """
     matching: Literal["bipartite", "fixed"] = "bipartite"
-    """Which query learns a segment: that of least cost, or that of its class, of as many queries as
-    classes (MaskFormer-fixed, paper table 4).
+    """Which query learns a segment: `bipartite` matches by least total cost; `fixed` takes the
+    query of the segment's class, with as many queries as classes (MaskFormer-fixed, paper table 4).
     """

@@ -45,29 +45,29 @@ from maskformer.system.documents import shown
 
 class DataSection(Section):
     augmentation: Augmentation = SemanticAugmentation()
-    """What is done to training images at random."""
+    """Random augmentation of training images."""
     test_short_side: Side | None = 512
-    """Evaluation resizes the short side to this; left empty, images keep their size."""
+    """Evaluation resizes the short side to this; null: images keep their size."""
     test_max_side: Side | None = 2048
     """Bound of the long side in evaluation, in pixels; null: none."""
     channels: ImageChannels = 3
-    """3: RGB; grey is repeated, opacity left out, CMYK converted. Another number: images have
-    exactly so many bands. A list such as [4, 3, 2]: the bands that are taken, counted from 1.
+    """3: RGB; grey is repeated, alpha dropped, CMYK converted. Another number: images must have
+    exactly that many bands. A list such as [4, 3, 2]: the bands to read, counted from 1.
     """
     value_range: tuple[Finite, Finite] | None = None
-    """The values that become 0 and 255, such as [0, 4095] for 12 bits; all others lie between or
-    are clipped. Left out, 8 and 16 bits are read by their depth, and images that would lose most of
-    their levels are refused.
+    """The values that become 0 and 255, such as [0, 4095] for 12 bits; values between them are
+    scaled, others clipped. By default, 8 and 16 bits are read by their depth, and images that would
+    lose most of their levels are rejected.
     """
     percentiles: tuple[Percent, Percent] | None = None
-    """In place of `value_range`: those of each band of each image, such as [2, 98]."""
+    """Instead of `value_range`: percentiles of each band of each image, such as [2, 98]."""
     exif_orientation: Literal["apply", "ignore"] | None = None
-    """Whether labels were drawn on the image as its orientation tag turns it (`apply`), or as it is
-    stored (`ignore`: nothing is turned). Left out, images are turned, and where the sizes leave
-    open what holds for the labels, they are refused.
+    """Whether labels were drawn on the image as rotated by its orientation tag (`apply`) or as
+    stored (`ignore`: nothing is rotated). By default, images are rotated, and rejected if the sizes
+    do not show which of the two holds for the labels.
     """
     max_pixels: PositiveInt = MAX_PIXELS
-    """Larger images are refused; raise it only for files that can be trusted."""
+    """Larger images are rejected; raise it only for files that you trust."""
 
     @field_validator("augmentation", mode="before")
     @classmethod
@@ -94,17 +94,17 @@ class ShapesConfig(DataSection):
     """Images drawn by the program itself: nothing to download."""
 
     format: Literal["shapes"] = "shapes"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     image_size: Size = (96, 96)
     """Height and width of the images, in pixels."""
     train_images: PositiveInt = 2000
-    """How many images there are to train on."""
+    """Number of training images."""
     val_images: PositiveInt = 100
-    """How many images there are to evaluate on."""
+    """Number of validation images."""
     seed: Seed = 0
-    """Other seeds draw other images."""
+    """Other seeds generate other images."""
 
 
 Names = Annotated[
@@ -177,38 +177,41 @@ def _split_or_share(value: Any) -> str:
 
 
 class FilesSection(DataSection):
-    """Images that lie on the disk."""
+    """Images stored on disk."""
 
     root: DataRoot
     """The data set's folder; the other paths are relative to it."""
     seed: Integer = 0
-    """Of the choice where `val` is a share; names decide, whatever their order."""
+    """Seed of the split if `val` is a share; it depends on the file names, not on their order."""
 
 
 class PixelLabels(FilesSection):
-    """Images with a value per pixel, and which class each value is."""
+    """Images with a value per pixel, and the class of each value."""
 
     classes: Names | None = None
-    """The names of the model's classes, or a text file with one per line; left out, they are those
-    of `label_map`, or else the labels found are numbered.
+    """The names of the model's classes, or a text file with one per line. Default: those of
+    `label_map`; without it, the labels found are numbered.
     """
     colors: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Field(max_length=MAX_CLASSES)] | None = (
         None
     )
-    """RGB per class for pictures; left out, those of palette label files serve, else a palette."""
+    """RGB colour of each class in pictures. Default: those of palette label files, else a built-in
+    palette.
+    """
     label_offset: Integer = 0
-    """class = value - label_offset, where there is no `label_map`."""
+    """class = value - label_offset, if there is no `label_map`."""
     ignore: Annotated[tuple[Integer, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = (255,)
     """Raw values of pixels that belong to no class."""
     label_map: LabelMap | None = None
-    """Raw value: class, to merge, drop or pick classes, such as `{0: background, 255: crack}`. A
-    key is a raw value, a colour of RGB labels (`"#ff0000"`) or a name in `label_names`; `"*"` is
-    whatever the map and `ignore` do not list, which is refused otherwise. A class is a name in
-    `classes`, its number, or null (or `ignore`): void. What the map says wins over `ignore`.
+    """Maps raw values to classes, to merge, drop or pick classes, such as
+    `{0: background, 255: crack}`. A key is a raw value, a colour of RGB labels (`"#ff0000"`) or a
+    name in `label_names`; `"*"` is every value that neither the map nor `ignore` lists, which is
+    rejected otherwise. A class is a name in `classes`, its number, or null (or `ignore`): void. The
+    map takes precedence over `ignore`.
     """
     label_names: Names | None = None
-    """The names of the raw values from `label_offset` on, or a text file: keys of `label_map`. Left
-    out, the classes of a base that has no `label_map`.
+    """The names of the raw values from `label_offset` on, or a text file, for use as keys of
+    `label_map`. Default: the classes of a base that has no `label_map`.
     """
 
 
@@ -218,24 +221,24 @@ class FolderSplit(Section):
     images: Path
     """Folder of the images, relative to `data.root`."""
     labels: Path
-    """Folder of the label files; it mirrors that of the images."""
+    """Folder of the label files, with the same structure as that of the images."""
     objects: Path | None = None
-    """A folder of files that number the objects of each image (VOC's `SegmentationObject`): they
-    tell the objects of `things` apart.
+    """A folder of files that number the objects of each image (VOC's `SegmentationObject`), to
+    distinguish the objects of `things`.
     """
     list: Path | None = None
     """A text file, relative to the data root, whose lines begin with an image's name (VOC's
-    `ImageSets`), with or without suffix; left out, all images count.
+    `ImageSets`), with or without suffix. Default: all images.
     """
     exclude: Annotated[tuple[str, ...], OneOrMore, Field(max_length=1000)] = ()
     """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
 
 
 class ObjectLabels(PixelLabels):
-    """Images with a value per pixel, which may have files that number the objects, too."""
+    """Images with a value per pixel, and optionally files that number the objects."""
 
     things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] = ()
-    """The classes whose objects are told apart. With `objects`, left out, all but the background.
+    """The classes whose objects are distinguished. Default with `objects`: all but the background.
     """
 
     @property
@@ -248,22 +251,22 @@ class FolderConfig(ObjectLabels):
     """A folder of images and a folder of label PNGs (8 or 16 bit), one value per class."""
 
     format: Literal["folder"] = "folder"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     train: FolderSplit
-    """What is trained on."""
+    """The training split."""
     val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
-    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    """A split like `train`, or a share of the images of `train`, such as 0.1."""
     image_suffix: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
         "*",
     )
-    """Of the files that are images, one or several, in any case of letters; `"*"`: every type that
-    can be read.
+    """Suffixes of image files, one or several, in upper or lower case; `"*"`: every type that can
+    be read.
     """
     label_suffix: str = ".png"
-    """Replaces the image suffix to give the name of the label file, and of that of objects, in any
-    case of letters. Of MATLAB's files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
+    """Replaces the image suffix to give the names of the label file and of the objects file, in
+    upper or lower case. From MATLAB files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
     """
 
     @property
@@ -273,23 +276,23 @@ class FolderConfig(ObjectLabels):
 
 
 class HuggingFaceConfig(PixelLabels):
-    """A table of Hugging Face's `datasets` with a column of images and one of label images."""
+    """A table of Hugging Face `datasets` with a column of images and a column of label images."""
 
     format: Literal["huggingface"] = "huggingface"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     root: DataRoot
     """A folder that `save_to_disk` wrote, or the data set's name on the hub, such as `owner/name`.
     """
     subset: Name | None = None
-    """Which configuration of a data set on the hub, where it has several."""
+    """The configuration of a data set on the hub that has several."""
     train: Name = "train"
     """The split to train on."""
     val: Annotated[Annotated[Name, Tag("(split)")] | Share, Discriminator(_split_or_share)] = (
         "validation"
     )
-    """The split to evaluate on, or a share such as 0.1 of the images of `train`."""
+    """The split to evaluate on, or a share of the images of `train`, such as 0.1."""
     image: Name = "image"
     """The column of the images."""
     label: Name = "label"
@@ -301,24 +304,24 @@ ShardNames = Annotated[tuple[Name, ...], OneOrMore, Field(min_length=1, max_leng
 
 
 class WebDatasetConfig(ObjectLabels):
-    """Shards of WebDataset: uncompressed tar files, in which `x.jpg` and `x.png` are an image and
-    its labels. Members are read where they are, in any order: nothing is unpacked.
+    """WebDataset shards: uncompressed tar files in which `x.jpg` and `x.png` are an image and its
+    labels. Members are read directly from the shard, in any order, without unpacking.
     """
 
     format: Literal["webdataset"] = "webdataset"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     train: ShardNames
     """The shards to train on, such as `train-{000000..000099}.tar` or `train-*.tar`, or a list."""
     val: Annotated[Annotated[ShardNames, Tag("(split)")] | Share, Discriminator(_split_or_share)]
-    """The shards to evaluate on, or a share such as 0.1 of the images of `train`."""
+    """The shards to evaluate on, or a share of the images of `train`, such as 0.1."""
     image: Suffixes = ("jpg", "jpeg")
-    """What follows the first dot in the name of an image: the first of these that a sample has."""
+    """What follows the first dot in an image's name; the first one found in a sample counts."""
     label: Suffixes = ("png",)
-    """The same for its labels, such as `seg.png`."""
+    """The same for the labels, such as `seg.png`."""
     objects: Name | None = None
-    """The same for a member that numbers its objects, as `objects` in `format: folder`."""
+    """The same for the member that numbers the objects, like `objects` in `format: folder`."""
 
     @property
     def splits_with_objects(self) -> tuple[bool, ...]:
@@ -355,8 +358,9 @@ class CocoPanopticSplit(Section):
     annotations: Path
     """The JSON file with `images`, `annotations` and `categories`."""
     semantic_labels: Path | None = None
-    """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void), by which
-    mIoU is measured, officially for ADE20K. Where it does not exist, the panoptic PNGs serve.
+    """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void) with which
+    mIoU is measured, as in the official code for ADE20K. If it does not exist, the panoptic PNGs
+    are used.
     """
 
 
@@ -364,21 +368,21 @@ class CocoPanopticConfig(FilesSection):
     """COCO panoptic format: images, id-coloured PNGs and a JSON file per split."""
 
     format: Literal["coco_panoptic"] = "coco_panoptic"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     train: CocoPanopticSplit
-    """What is trained on."""
+    """The training split."""
     val: Annotated[
         Annotated[CocoPanopticSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
     ]
-    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    """A split like `train`, or a share of the images of `train`, such as 0.1."""
     categories: Path | None = None
-    """A categories JSON, for annotation files that carry none."""
+    """A categories JSON, for annotation files that contain none."""
     label_map: LabelMap | None = None
-    """Category (its name or id): class, to merge, drop or pick categories, such as
+    """Maps categories (names or ids) to classes, to merge, drop or pick categories, such as
     `{car: vehicle, bus: vehicle, "*": null}`. `"*"` is every category that the map does not list,
-    which is refused otherwise; null (or `ignore`) is void. The classes are the names on the right,
+    which is rejected otherwise; null (or `ignore`) is void. The classes are the names on the right,
     in this order.
     """
 
@@ -393,27 +397,27 @@ class CocoInstancesSplit(Section):
 
 
 class CocoInstancesConfig(FilesSection):
-    """COCO instances format: images, and a JSON file of polygons or RLE masks per split. Where
-    objects overlap, the one that the JSON lists later lies on top, and all lie over crowds.
+    """COCO instances format: images, and a JSON file of polygons or RLE masks per split. If objects
+    overlap, the one listed later in the JSON is on top; all objects are on top of crowds.
     """
 
     format: Literal["coco_instances"] = "coco_instances"
-    """How the data lies: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
-    `webdataset`; `shapes` are drawn.
+    """The format of the data: `folder`, `coco_panoptic`, `coco_instances`, `huggingface` or
+    `webdataset`; `shapes` are generated images.
     """
     train: CocoInstancesSplit
-    """What is trained on."""
+    """The training split."""
     val: Annotated[
         Annotated[CocoInstancesSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
     ]
-    """A split as `train`, or a share such as 0.1 of the images of `train`."""
+    """A split like `train`, or a share of the images of `train`, such as 0.1."""
     background: Name | None = "background"
-    """The class (stuff) of pixels outside of all objects: a category of this name, spelt with or
+    """The class (stuff) of pixels outside all objects: a category of this name, spelt with or
     without underscores, or else a class of its own before the others. null makes them void.
     """
     label_map: LabelMap | None = None
-    """Category (its name or id): class, as in `coco_panoptic`; the name of the background makes
-    a category part of it.
+    """Maps categories (names or ids) to classes, as in `coco_panoptic`; mapping a category to the
+    name of the background makes it part of the background.
     """
 
 

@@ -19,8 +19,8 @@ from maskformer.config.schema.fields import (
 
 
 class ViewsConfig(Section):
-    """Test-time augmentation (`--tta`): an image in several sizes, and their mirror images; the
-    class scores of all of them are averaged.
+    """Test-time augmentation (`--tta`): averages the class scores of an image in several sizes and
+    of their mirror images.
     """
 
     scales: Annotated[
@@ -28,20 +28,20 @@ class ViewsConfig(Section):
         OneOrMore,
         Field(min_length=1, max_length=100),
     ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
-    """In terms of `data.test_short_side`. The official sizes of ADE20K are these."""
+    """Multiples of `data.test_short_side`. The defaults are the official values for ADE20K."""
     short_sides: (
         Annotated[tuple[Side, ...], OneOrMore, Field(min_length=1, max_length=100)] | None
     ) = None
-    """Short sides in pixels, in place of `scales`."""
+    """Short sides in pixels, instead of `scales`."""
     max_side: Side | None = None
-    """Bound of the long side in pixels; left out, `data.test_max_side` times the largest scale, or
+    """Bound of the long side in pixels. Default: `data.test_max_side` times the largest scale, or
     none with `short_sides`.
     """
     flip: bool = True
     """Average the mirror image of each size, too."""
     from_original: bool = False
-    """Resize the image as it was read, which keeps details in sizes above the test size. Officially
-    each size is made of the image that was already resized to the test size.
+    """Resize the original image, which keeps details in sizes above the test size. The official
+    code resizes the image that was already resized to the test size.
     """
 
     @model_validator(mode="after")
@@ -66,34 +66,34 @@ class EvalConfig(Section):
     """What evaluation measures and the thresholds of panoptic inference (paper §3.4)."""
 
     semantic: bool = True
-    """Measure mIoU and the like."""
+    """Measure mIoU and related metrics."""
     panoptic: bool = False
-    """Measure PQ; needs data that tells objects apart."""
+    """Measure PQ; needs data that distinguishes objects."""
     instances: bool = False
     """Measure the mask AP of things, as COCO does; needs pycocotools."""
     cityscapes: bool = False
-    """Measure the IoU of categories and iIoU, too, as Cityscapes does; needs `format: folder`, its
-    19 classes, and `*_instanceIds.png` beside the label files.
+    """Also measure category IoU and iIoU, as Cityscapes does; needs `format: folder`, its 19
+    classes, and `*_instanceIds.png` beside the label files.
     """
     object_mask_threshold: Fraction = 0.8
-    """Queries of a lower class probability give no segment."""
+    """Queries with a lower class probability give no segment."""
     overlap_threshold: Fraction = 0.8
     """Segments that keep less than this share of their mask after all overlaps are dropped."""
     resize_logits: bool = False
-    """Resize mask logits, not scores, to the original size (the official order where panoptic is
+    """Resize mask logits instead of scores to the original size (the official order if panoptic is
     on).
     """
     all_crowds: bool = False
-    """PQ excuses predictions on any crowd of their class; officially only on the last one that the
-    annotation of an image lists.
+    """PQ ignores predictions on any crowd of their class; the official code only on the last crowd
+    that the annotation of an image lists.
     """
     batch_size: PositiveInt = 1
-    """Images read together. Those of one padded size also run together: results do not depend on
-    the batch size.
+    """Images read together. Only images of the same padded size run together, so results do not
+    depend on the batch size.
     """
     precision: InferencePrecision = "fp32"
-    """Autocast of the network in `evaluate` and `predict`; `auto` is bf16 where the machine has it.
-    Evaluations in training follow `train.precision`.
+    """Autocast of the network in `evaluate` and `predict`; `auto` is bf16 if the machine supports
+    it. Evaluations in training follow `train.precision`.
     """
     tta: ViewsConfig = ViewsConfig()
     """What `--tta` averages over."""
@@ -118,18 +118,18 @@ SMALLEST_TILE = 32
 
 
 class PredictConfig(Section):
-    """How `maskformer predict` looks at large images and draws what it finds."""
+    """How `maskformer predict` processes large images and draws its results."""
 
     tile: Annotated[Side, Field(ge=SMALLEST_TILE)] | None = None
     """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
-    is an image of its own for `data.test_short_side`: tiles of that side keep every detail, larger
-    ones are shrunk and see more of the image at once.
+    tile is resized to `data.test_short_side` like an image: tiles of that side keep every detail;
+    larger tiles are shrunk but see more of the image at once.
     """
     tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
-    """Share of a tile's side that neighbours have in common at least; there their class scores are
-    blended.
+    """Smallest overlap of neighbouring tiles, as a share of a tile's side; class scores are blended
+    there.
     """
     opacity: Fraction = 0.6
-    """Of the colours over the image: 0 shows the image alone, 1 the colours alone."""
+    """Opacity of the colours over the image: 0 shows only the image, 1 only the colours."""
     picture_format: Literal["auto", "png", "jpg", "webp"] = "auto"
-    """Of the overlays; `auto` is PNG up to four million pixels and JPEG above."""
+    """Format of the overlays; `auto` is PNG up to four million pixels and JPEG above."""

@@ -55,12 +55,12 @@ class BackboneConfig(Section):
     name: Annotated[str, Field(max_length=200)] = "resnet50.tv_in1k"
     """A timm model, such as `resnet50.tv_in1k` or `swin_tiny_patch4_window7_224`."""
     pretrained: bool = True
-    """Start training from timm's ImageNet weights in `train`; building never downloads. Without,
-    initial values are timm's, not the official ones: see docs/facts.md.
+    """In `train`, start from timm's ImageNet weights; building a model never downloads. Without
+    them, initial values are timm's, not the official ones: see docs/facts.md.
     """
     weights: Path | None = None
-    """A local file with the backbone's weights, or `package:NAME/FILE`, a file in an installed
-    Python package; wins over the download.
+    """A local file with the backbone's weights, or `package:NAME/FILE` for a file in an installed
+    Python package; used instead of the download.
     """
     frozen_norm: bool = True
     """Replace BatchNorm with FrozenBatchNorm (the official choice for every ResNet)."""
@@ -69,8 +69,8 @@ class BackboneConfig(Section):
     multi_grid: tuple[Dilation, Dilation, Dilation] | None = None
     """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
     options: Annotated[dict[Name, Option], Field(max_length=32)] = {}  # noqa: RUF012
-    """Sizes other than the named model's, in timm's words: `layers` and `channels` of a ResNet,
-    `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
+    """Sizes that differ from the named model's, by timm's names: `layers` and `channels` of a
+    ResNet; `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
     """
 
     @field_validator("options")
@@ -92,7 +92,7 @@ class PixelDecoderConfig(Section):
     channels: Channels = 256
     """Channels of the feature pyramid."""
     mask_channels: Channels = 256
-    """Channels of the pixel features, and so of the mask embeddings."""
+    """Channels of the pixel features and of the mask embeddings."""
     groups: Channels = 32
     """Groups of its GroupNorm layers; must divide the channels."""
     encoder_layers: Layers = 0
@@ -117,34 +117,34 @@ class DecoderConfig(Section):
     enforce_input_projection: bool = False
     """Project the backbone's features even if they have the decoder's width already."""
     mask_padding: bool = False
-    """In training, attention of encoder and decoder leaves out what was padded because other images
-    of the batch are larger, and counts positions within each image, as DETR does. Officially not.
+    """In training, the attention of encoder and decoder ignores padding up to larger images of the
+    batch, and positions count within each image, as in DETR. The official code does not do this.
     """
 
 
 class ModelConfig(Section):
-    """The network, and how it wants its pixels."""
+    """The network, and how its input is prepared."""
 
     architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
     """Mask classification, or one of the paper's two per-pixel baselines."""
     num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)] | None = None
-    """K, without "no object"; taken from the data set when left out."""
+    """K, without "no object". Default: that of the data set."""
     backbone: BackboneConfig = BackboneConfig()
-    """What turns an image into feature maps."""
+    """Turns an image into feature maps."""
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
-    """What turns feature maps into pixel features."""
+    """Turns feature maps into pixel features."""
     decoder: DecoderConfig = DecoderConfig()
-    """What turns the coarsest map into classes and mask embeddings."""
+    """Turns the coarsest map into classes and mask embeddings."""
     size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
     Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
     """
     pixel_mean: Annotated[tuple[_Mean, ...], _PerChannel] = PIXEL_MEAN
-    """Per channel of the input, in units of 0..255. How many there are is how many channels the
-    backbone takes; left out, 127.5 each where `data.channels` is not 3.
+    """Mean of each input channel, in units of 0..255. The number of values is the number of
+    channels that the backbone takes. Default if `data.channels` is not 3: 127.5 each.
     """
     pixel_std: Annotated[tuple[_Deviation, ...], _PerChannel] = PIXEL_STD
-    """As many as `pixel_mean`."""
+    """Standard deviation of each input channel; as many values as `pixel_mean`."""
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
