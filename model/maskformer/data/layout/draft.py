@@ -36,10 +36,10 @@ def draft(found: Survey, *, gpu: bool) -> str:
 
 
 def _head(found: Survey, base: str) -> Iterator[str]:
-    yield f"# Made by `maskformer init` from {escape(found.root)}: check and correct it, and run"
-    yield "# `maskformer info THIS_FILE --keys` for everything else that can be set."
-    yield f"base: {base}   # _small: untrained ResNet-18, for a CPU; _r50: ResNet-50, for a GPU;"
-    yield "# with --weights: _r50, which takes any architecture that the weights have"
+    yield f"# Made by `maskformer init` from {escape(found.root)}. Check and correct it."
+    yield "# `maskformer info THIS_FILE --keys` lists everything else that can be set."
+    yield f"base: {base}   # _small: untrained ResNet-18, for a CPU; _r50: ResNet-50, for a GPU."
+    yield "# With --weights, use _r50, which takes the architecture of the weights."
 
 
 def _data(found: Survey, base: str) -> Iterator[str]:
@@ -62,12 +62,12 @@ def _data(found: Survey, base: str) -> Iterator[str]:
 
 def _depth(pixels: Pixels) -> Iterator[str]:
     if pixels.channels != RGB:
-        taken = "a list such as [4, 3, 2] takes some of them"
+        taken = "a list such as [4, 3, 2] selects some"
         yield f"  channels: {pixels.channels}   # bands of each image; {taken}"
     if pixels.limits is not None:
         low, high = pixels.limits
-        yield f"  # The images hold values from {low:g} to {high:g}. These become 0 and 255; or set"
-        yield "  # percentiles: [2, 98] to stretch each image by itself."
+        yield f"  # The images hold values from {low:g} to {high:g}. This range becomes"
+        yield "  # 0 to 255; or set percentiles: [2, 98] to stretch each image separately."
         yield f"  value_range: {pixels.value_range}"
 
 
@@ -81,7 +81,7 @@ def _folders(layout: FolderLayout, found: Survey) -> Iterator[str]:
     elif val_list is not None:
         yield f"  val: {_split(train, layout.objects[0], val_list)}"
     else:
-        yield f"  val: {_share(found.images)}   # this share of them, kept out of training"
+        yield f"  val: {_share(found.images)}   # this share of the images, held out of training"
     yield f"  image_suffix: {yaml_line(train.image_suffix)}"
     yield f"  label_suffix: {yaml_line(train.partner_suffix)}"
 
@@ -96,7 +96,7 @@ def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
     shown = " ".join([*map(form.format, layout.values[:30]), *["..."] * (len(layout.values) > 30)])
     yield f"  # {kind} in {counted(layout.read, 'label file')}: {shown}"
     if meaning.label_map:
-        yield "  label_map:   # value: class; null for pixels of no class. Give them your names."
+        yield "  label_map:   # value: class; null: no class. Replace the names by your own."
         yield from (
             f"    {yaml_line(value)}: {yaml_line(name)}" for value, name in meaning.label_map
         )
@@ -111,14 +111,14 @@ def _labels(layout: FolderLayout, meaning: LabelMeaning) -> Iterator[str]:
 def _origin(meaning: LabelMeaning) -> str:
     if meaning.source:
         return f"from {escape(Path(meaning.source).name)}"
-    return "no list was found: give them your names; if one means unlabelled, ignore its value"
+    return "no list was found: use your own names; if one means unlabelled, ignore its value"
 
 
 def _coco(train: CocoFile, val: CocoFile | None) -> Iterator[str]:
     yield f"  train: {_coco_split(train)}   # {counted(train.count, 'image')}"
     yield from _alike(train)
     if val is None:
-        yield f"  val: {_share(train.count)}   # this share of them, kept out of training"
+        yield f"  val: {_share(train.count)}   # this share of the images, held out of training"
     else:
         yield f"  val: {_coco_split(val)}   # {counted(val.count, 'image')}"
         yield from _alike(val)
@@ -157,4 +157,4 @@ def _eval(found: Survey) -> Iterator[str]:
     objects = layout.objects[0] is not None if isinstance(layout, FolderLayout) else True
     if objects:
         yield "eval:"
-        yield "  panoptic: true   # PQ: objects are told apart"
+        yield "  panoptic: true   # PQ: objects are distinguished"
