@@ -59,15 +59,20 @@ void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first,
   with_element(predictions.features_element, [&](auto kind) {
     const auto* source = static_cast<const decltype(kind)*>(predictions.features) +
                          image * stride.image + first * stride.row;
+    const bool one_run = stride.column == 1 && stride.row == width;
     const bool by_channel = stride.column < stride.channel;
-    // Pixels that follow one another at the stride of columns.
-    const int64_t run = stride.row == width * stride.column ? pixels : width;
     for (int64_t p = 0; p < pixels; p += kColumns) {
       T* panel = panels + p * channels;
       const int64_t inside = smaller(pixels - p, kColumns);
-      for (int64_t j = 0; by_channel && j < inside;) {
-        const int64_t within = (p + j) % run, count = smaller(run - within, inside - j);
-        const auto* pixel = source + (p + j) / run * stride.row + within * stride.column;
+      if (one_run) {
+        for (int64_t c = 0; c < channels; ++c) {
+          copy_strided(source + c * stride.channel + p, 1, inside, panel + c * kColumns);
+        }
+        continue;
+      }
+      for (int64_t j = 0; by_channel && j < inside;) {  // a part of a row at a time
+        const int64_t x = (p + j) % width, count = smaller(width - x, inside - j);
+        const auto* pixel = source + (p + j) / width * stride.row + x * stride.column;
         for (int64_t c = 0; c < channels; ++c) {
           copy_strided(pixel + c * stride.channel, stride.column, count, panel + c * kColumns + j);
         }
