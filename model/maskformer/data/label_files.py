@@ -161,6 +161,10 @@ def color_values(image: Image.Image, file: ImageSource) -> Labels:
             f"label file {escape(file)} has pixels that are partly transparent, so that their "
             "colours are uncertain; save it without its alpha channel"
         )
+    return _as_numbers(image)
+
+
+def _as_numbers(image: Image.Image) -> Labels:
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -182,10 +186,10 @@ def _remedy(image: Image.Image) -> str:
 
 def _common_colors(image: Image.Image) -> list[str]:
     """The most frequent colours, as keys of `data.label_map`."""
-    rgb = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    colors, counts = np.unique(rgb, axis=0, return_counts=True)
-    listed = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors[np.argsort(-counts)]]
-    return [*listed[:SHOWN_COLORS], *(["..."] if len(listed) > SHOWN_COLORS else [])]
+    colors, counts = np.unique(_as_numbers(image), return_counts=True)
+    most = colors[np.argsort(-counts, kind="stable")[:SHOWN_COLORS]]
+    listed = [f"#{color:06x}" for color in most.tolist()]
+    return [*listed, *(["..."] if len(colors) > SHOWN_COLORS else [])]
 
 
 def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:

@@ -287,3 +287,17 @@ def test_colours_as_values(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1]], np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"the keys of data.label_map are colours"):
         read_labels(tmp_path / "a.png", colors=True)
+
+
+@pytest.mark.timeout(15)
+def test_a_photo_in_place_of_labels_is_refused_in_no_time(tmp_path: Path) -> None:
+    """Six million colours, of which the message shows the most frequent."""
+    side = 2500
+    numbers = np.arange(side * side, dtype=np.uint32)
+    numbers[:5] = 0xFF0000
+    rgb = np.stack([numbers >> 16, numbers >> 8, numbers], -1).astype(np.uint8)
+    file = tmp_path / "x.png"
+    Image.fromarray(rgb.reshape(side, side, 3)).save(file, compress_level=0)
+    said = r"RGB pixels, .*label_map: \{'#ff0000': \.\.\., '#000005': \.\.\., '#000006'"
+    with pytest.raises(DatasetError, match=said):
+        read_labels(file)
