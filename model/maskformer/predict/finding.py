@@ -12,7 +12,7 @@ from pathlib import Path
 from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
 from maskformer.errors import DatasetError
 from maskformer.predict.journal import NAME
-from maskformer.system.listing import Listing, count_names, list_files, list_folder
+from maskformer.system.listing import Listing, count_names, list_folder
 from maskformer.system.text import escape
 
 
@@ -126,9 +126,14 @@ def _nothing_found(pattern: str, out: Path | None) -> str:
         return f"{message}; all {results} lie in --output {out}, where results go"
     if not Path(pattern).is_dir():
         return message
-    suffixes = Counter(Path(name).suffix or "no suffix" for name in list_files(Path(pattern)))
-    listing = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    listing = list_folder(Path(pattern))
+    if results_below := _results_in(listing):
+        return (
+            f"{message}; the folder holds {count_names(results_below, 'results of earlier calls')}"
+        )
+    suffixes = Counter(escape(Path(name).suffix) or "no suffix" for name in listing.files)
+    held = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
     return (
-        f"{message}; the folder holds {listing or 'no file'}, and images are "
+        f"{message}; the folder holds {held or 'no file'}, and images are "
         f"{', '.join(sorted(IMAGE_SUFFIXES))}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from helpers.label_folders import columns, data_config, folder_config, write_pai
 from PIL import Image
 
 from maskformer.data import build_dataset, check_dataset
+from maskformer.data.layout.survey import survey
 from maskformer.errors import DatasetError
+from maskformer.predict.finding import find_images
 
 NAME = "a\nerror: b"
 """Of which a log would show two lines, the second one a lie."""
 CAT = "cat\nerror: dog"
+TRIANGLE = [[0, 0, 2, 0, 2, 2]]
 
 
 def grey_of(size: tuple[int, int]) -> Image.Image:
@@ -86,7 +90,7 @@ def test_panoptic_files(tmp_path: Path, pixels: tuple[int, int, int], ids: list[
 def test_instances_of_an_image_of_another_size(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     write_pair(tmp_path, NAME, columns(0, 1))
-    shape = {"segmentation": [[0, 0, 2, 0, 2, 2]], "image_id": 1, "category_id": 1}
+    shape = {"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}
     content = {
         "images": [{"id": 1, "file_name": f"{NAME}.jpg", "width": 9, "height": 7}],
         "annotations": [shape],
@@ -98,3 +102,61 @@ def test_instances_of_an_image_of_another_size(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"images/a\\x0aerror: b\.jpg") as caught:
         data[0]
     assert "\n" not in str(caught.value)
+
+
+def test_categories_that_the_map_leaves_out(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    write_pair(tmp_path, "a", columns(0, 1))
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}],
+        "categories": [{"id": 1, "name": CAT}, {"id": 2, "name": "dog"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    split = {"images": "images", "annotations": "a.json"}
+    config = data_config("coco_instances", tmp_path, split, label_map={"dog": "dog"})
+    with pytest.raises(DatasetError, match=r"1 of the 2 categories are: cat\\x0aerror: dog; add"):
+        build_dataset(config, "train")
+
+
+def test_values_that_look_multiplied_or_like_masks(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", columns(0, 255))
+    config = folder_config(tmp_path, classes=["sky", CAT], ignore=[254])
+    with pytest.raises(DatasetError, match=r"\{0: sky, 255: cat\\x0aerror: dog\}") as caught:
+        check_dataset(build_dataset(config, "train"))
+    assert "\n" not in str(caught.value)
+    write_pair(tmp_path, "a", columns(0, 100, 200))
+    config = folder_config(tmp_path, classes=["sky", CAT, "sea"])
+    with pytest.raises(DatasetError, match=r"\{0: sky, 100: cat\\x0aerror: dog, 200") as caught:
+        check_dataset(build_dataset(config, "train"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_init_and_predict_find(tmp_path: Path) -> None:
+    for name in ("one", NAME):
+        for k in range(3):
+            write_pair(tmp_path / "sets" / name, f"{k}", columns(0, 1))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / f"{NAME}.tar").touch()
+    write_pair(tmp_path / "coco", "a", columns(0, 1))
+    shutil.rmtree(tmp_path / "coco" / "labels")
+    shape = {"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [shape],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    for name in ("a", NAME):
+        (tmp_path / "coco" / f"{name}.json").write_text(json.dumps(content))
+    for folder, said in (
+        ("sets", r"several data sets: .*a\\x0aerror: b"),
+        ("shards", r"tar files \(a\\x0aerror: b\.tar\)"),
+        ("coco", r"several JSON files of one kind \(.*a\\x0aerror: b\.json"),
+    ):
+        with pytest.raises(DatasetError, match=said) as caught:
+            survey(tmp_path / folder)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / f"x.{NAME}").touch()
+    with pytest.raises(DatasetError, match=r"the folder holds 1 \.a\\x0aerror: b, and images"):
+        find_images([str(tmp_path / "text")])

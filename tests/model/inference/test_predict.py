@@ -68,6 +68,9 @@ def test_results_in_another_folder_below_are_no_images(photos: Path) -> None:
     assert names(find_images([str(photos / "out")], other), photos) == [
         "out/a.png", "out/classes/a.png"
     ]  # fmt: skip
+    (photos / "deep/c.tiff").rename(photos / "deep/more/c.tiff")
+    with pytest.raises(DatasetError, match=r"the folder holds 2 results of earlier .*more/x\.png"):
+        find_images([str(photos / "deep")], other)
 
 
 def test_the_rules_of_training(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def _mapped(
     for category in categories:
         if category.name in label_map and category.id in label_map:
             raise DatasetError(
-                f"data.label_map has the keys {category.name} and {category.id}, which are one "
-                f"category in {file}; take one of them out"
+                f"data.label_map has the keys {escape(category.name)} and {category.id}, which "
+                f"are one category in {file}; take one of them out"
             )
         key = next((k for k in (category.name, category.id, ANY) if k in label_map), None)
         if key is None:
@@ -119,10 +119,10 @@ def _mapped(
         else:
             class_of[category.id] = class_of_name[label_map[key]]
     if missing:
+        listing = ", ".join(map(escape, missing[:SHOWN])) + ", ..." * (len(missing) > SHOWN)
         raise DatasetError(
             f"data.label_map does not say what {len(missing)} of the {len(categories)} categories "
-            f"are: {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}; add "
-            "them, or '*': null to leave out all others"
+            f"are: {listing}; add them, or '*': null to leave out all others"
         )
     reached = {*class_of.values()}
     unused = [name for k, name in enumerate(names) if k not in reached]

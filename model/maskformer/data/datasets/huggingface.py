@@ -132,8 +132,8 @@ def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
         tables = {str(tables.split or config.train): tables}
     if name not in tables:
         raise DatasetError(
-            f"{key}: {escape(config.root)} has no split {name}; it has {', '.join(tables)}, and "
-            "data.val may be a share such as 0.1"
+            f"{key}: {escape(config.root)} has no split {name}; it has "
+            f"{', '.join(map(escape, tables))}, and data.val may be a share such as 0.1"
         )
     table = tables[name]
     for setting in ("image", "label"):
@@ -142,7 +142,7 @@ def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
             found = ", ".join(f"{feature} ({kind})" for feature, kind in table.features.items())
             raise DatasetError(
                 f"data.{setting}: {escape(config.root)} has no column {column} of images; its "
-                f"columns: {found:.300}"
+                f"columns: {escape(found):.300}"
             )
         table = table.cast_column(column, Image(decode=False))
     return table

@@ -8,6 +8,7 @@ from math import gcd
 from maskformer.config.schema import PixelLabels
 from maskformer.data.sample import DatasetInfo, Split
 from maskformer.errors import DatasetError
+from maskformer.system.text import escape
 
 SMALLEST_WHITE = 100
 """Of masks that image programs write: 0, and one bright value such as 255 or 65535."""
@@ -62,7 +63,7 @@ def mask_remedy(white: int, info: DatasetInfo | None = None) -> str:
     """
     nothing, thing = "background", "object"
     if info is not None and info.num_classes >= 2:
-        nothing, thing = info.classes[:2]
+        nothing, thing = map(escape, info.classes[:2])
     return (
         f"if they are masks, set data.label_map: {{0: {nothing}, {white}: {thing}}}; "
         f"if {white} is void, say so: data.label_map: {{0: {nothing}, 1: {thing}, {white}: null}}"
@@ -80,7 +81,7 @@ def common_factor(values: Collection[int]) -> int:
 
 def rule_for_multiples(values: Collection[int], factor: int, info: DatasetInfo) -> str:
     """The `label_map` that undoes a multiplication, as YAML."""
-    names = dict(enumerate(info.classes))
+    names = dict(enumerate(map(escape, info.classes)))
     multiples = sorted(value for value in values if value % factor == 0)
     rules = [f"{v}: {names.get(v // factor, 'null')}" for v in multiples[:8]]
     return f"{{{', '.join([*rules, *(['...'] if len(multiples) > 8 else [])])}}}"

@@ -20,6 +20,7 @@ from maskformer.data.layout.pixels import Pixels, look_at_pixels
 from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
+from maskformer.system.text import escape
 
 SHOWN = 3
 
@@ -70,9 +71,8 @@ def survey(root: Path) -> Survey:
     if not found:
         raise DatasetError(_nothing(root, files, folders))
     if len(layouts) > 1 or len({*found}) > 1:
-        raise DatasetError(
-            f"{root} holds several data sets: {', '.join(dict.fromkeys(found))}; name one of them"
-        )
+        names = ", ".join(map(escape, dict.fromkeys(found)))
+        raise DatasetError(f"{root} holds several data sets: {names}; name one of them")
     return _coco_survey(root, coco, folders) if coco else _folder_survey(root, layouts[0], folders)
 
 
@@ -111,7 +111,7 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
     if train and val:
         return train[0], val[0]
     if len(files) > 1:
-        names = ", ".join(file.annotations for file in files)
+        names = ", ".join(escape(file.annotations) for file in files)
         raise DatasetError(f"{root} has several JSON files of one kind ({names}); name its folder")
     return files[0], None
 
@@ -123,7 +123,7 @@ def _nothing(root: Path, files: Sequence[str], folders: Folders) -> str:
             "labelme2voc.py or labelme2coco.py, and name the folder that this writes"
         )
     if shards := [file for file in files if file.lower().endswith(".tar")]:
-        names = ", ".join(shards[:SHOWN]) + ", ..." * (len(shards) > SHOWN)
+        names = ", ".join(map(escape, shards[:SHOWN])) + ", ..." * (len(shards) > SHOWN)
         return (
             f"{root} holds tar files ({names}), which init does not look into; for shards of "
             "WebDataset write a recipe with data: {format: webdataset, root: "
