@@ -422,7 +422,7 @@ def _index_values(maps: Tensor) -> tuple[Tensor, Tensor]:
         return maps.unique(return_inverse=True)
     positions = maps.long() - low
     present = torch.bincount(positions.flatten(), minlength=1) > 0
-    values = torch.arange(low, high + 1, device=maps.device)
+    values = torch.arange(high - low + 1, device=maps.device) + low
     return values.where(present, -1), positions
 
 

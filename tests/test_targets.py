@@ -54,6 +54,7 @@ def test_class_maps_are_sorted_only_where_values_are_far_apart(
         for rows in ([[3, -1, 100], [7, 3, 255]], [[-128, 127, 5]], [[255, 255]], [[]])
     ]
     maps.append(torch.tensor([[2**40, -(2**40), 3, 2**40]]))
+    maps += [torch.tensor([[2**63 - 1, 2**63 - 3]]), torch.tensor([[1 - 2**63, -(2**63)]])]
     tables = SegmentTargets.from_class_maps(maps)
     monkeypatch.setattr("mfkernels.targets.MAX_TABLE", 0)
     expected = SegmentTargets.from_class_maps(maps)
