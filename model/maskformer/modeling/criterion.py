@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import mfkernels
 from maskformer.config.schema import Config
 from maskformer.errors import ConfigError
+from maskformer.system.text import escape
 from mfkernels import SegmentTargets
 from mfkernels.criterion import kept_weights
 
@@ -138,5 +139,6 @@ def weights_of_classes(
         if name not in classes:
             close = difflib.get_close_matches(name, classes, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"classes: {', '.join(classes)}"
-            raise ConfigError(f"criterion.class_weights: no class is named '{name}'; {hint}")
+            text = escape(f"no class is named '{name}'; {hint}")
+            raise ConfigError(f"criterion.class_weights: {text}")
     return [given.get(name, 1.0) for name in classes]

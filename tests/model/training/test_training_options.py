@@ -18,6 +18,7 @@ from maskformer import MaskFormer
 from maskformer.config.load import load_config, parse_config, to_yaml
 from maskformer.data.image_files.reader import ImageReader
 from maskformer.errors import CheckpointError, ConfigError, TrainingStoppedError
+from maskformer.modeling.criterion import weights_of_classes
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
 from maskformer.training.trainer import Trainer
 from maskformer.weights.locate import BEST, STATE, find_checkpoint
@@ -347,6 +348,10 @@ class TestClassWeights:
             config = parse_config({**TINY, "criterion": {"class_weights": given}})
             with pytest.raises(ConfigError, match=rf"criterion\.class_weights.*{message}"):
                 build_trainer(config, tmp_path / "run", cpu=True)
+
+    def test_names_that_hold_line_ends(self) -> None:
+        with pytest.raises(ConfigError, match=r"named 'zzz'; classes: sky, cat\\x0aerror: dog$"):
+            weights_of_classes({"zzz": 2.0}, ("sky", "cat\nerror: dog"))
 
     @pytest.mark.parametrize(
         ("given", "message"),
