@@ -76,6 +76,13 @@ def test_any_strides_and_more_pixels_than_a_task_holds() -> None:
     for memory_format in (torch.channels_last, torch.contiguous_format):
         other = features.contiguous(memory_format=memory_format)
         torch.testing.assert_close(mask_logits(odd, other), logits)
+    padded = torch.nn.functional.pad(features, (1, 3, 2, 1))[:, :, 2:-1, 1:-3]
+    turned = features.mT.contiguous().mT
+    rows_of_channels = features.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+    for other in (padded, turned, rows_of_channels):
+        torch.testing.assert_close(mask_logits(odd, other), logits)
+        half = mask_logits(odd.half(), other.half())
+        torch.testing.assert_close(half, mask_logits(odd.half(), features.half()))
 
 
 @native_only
