@@ -51,7 +51,7 @@ class Progress:
             file=cast(IO[str], StandardOutput()),
         )
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -159,8 +159,8 @@ class Counter:
         self, bars: Bars, description: str, total: int, say: Callable[[str], None]
     ) -> None:
         self._bars = bars
-        self._task = bars.add_task(escape(description), total=total, note="")
-        self._description = description
+        self._description = escape(description)
+        self._task = bars.add_task(self._description, total=total, note="")
         self._total = total
         self._done = 0
         self._say = say

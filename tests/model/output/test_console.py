@@ -81,3 +81,13 @@ class TestClassTable:
         assert "148 classes that do not occur: shown with eval.all_classes=true" in said
         everything = printed(class_table(names, columns, "by class", everything=True))
         assert all(name in everything for name in names)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_counted_may_have_any_name(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskformer.output.console.LINE_SECONDS", 0.0)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, markup=False, width=120)
+    with Progress(console=console).counting("tiles of a[b][/b]\nerror: c.jpg", 3) as counter:
+        counter.advance(1)
+    assert r"tiles of a[b][/b]\x0aerror: c.jpg" in stream.getvalue()
