@@ -140,9 +140,9 @@ def _loader_texts() -> list[str]:
                 for (on, number), taken in sorted(needed.items())
             )
             texts.append(
-                f"One worker of the training loader prepares {rate:.3g} images per second of its "
-                f"processor ({machine}).\nTo prepare {FACTOR} times as many images as the training "
-                f"steps take:\n{workers_of_steps}."
+                f"One worker of the training loader prepares {_rounded(rate)} images per second of "
+                f"its processor ({machine}).\nTo prepare {FACTOR} times as many images as the "
+                f"training steps take:\n{workers_of_steps}."
             )
     return texts
 
