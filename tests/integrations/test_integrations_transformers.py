@@ -7,7 +7,9 @@ import io
 import logging
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -584,6 +586,33 @@ class TestRefusals:
         before = torch.get_rng_state()
         patch()
         assert torch.equal(before, torch.get_rng_state())
+
+    def test_threads_may_patch_and_draw_random_numbers_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compare, inside = patching._compare_losses, threading.Lock()
+
+        def compare_alone(family: patching.Family) -> None:
+            assert inside.acquire(blocking=False)
+            compare(family)
+            inside.release()
+
+        monkeypatch.setattr(patching, "_compare_losses", compare_alone)
+        drawn = torch.Generator().set_state(torch.get_rng_state())
+        draw, other = torch.Tensor.softmax, []
+
+        def draw_meanwhile(*args: Any) -> Tensor:
+            with ThreadPoolExecutor(1) as thread:  # modes belong to the thread that entered them
+                other.append(thread.submit(torch.rand, 5).result())
+            return draw(*args)
+
+        modules = [criterion("mask2former") for _ in range(4)]
+        with monkeypatch.context() as patches, ThreadPoolExecutor(4) as threads:
+            patches.setattr(torch.Tensor, "softmax", draw_meanwhile)
+            assert all(threads.map(patch, modules))
+        assert other
+        for numbers in other:
+            assert torch.equal(numbers, torch.rand(5, generator=drawn))
 
 
 def test_the_first_nan_is_the_largest() -> None:

@@ -30,8 +30,11 @@ configuration, outputs.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable
+from typing import ParamSpec, TypeVar
 
 from torch import nn
 
@@ -41,6 +44,20 @@ from mfkernels.integrations.transformers.binding import Binding, living
 __all__ = ["patch", "unpatch"]
 
 _logger = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_lock = threading.RLock()
+
+
+def _one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Classes are changed, and the default dtype for a moment: threads take turns."""
+
+    @functools.wraps(function)
+    def taking_turns(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _lock:
+            return function(*args, **kwargs)
+
+    return taking_turns
 
 
 class Patched(tuple[str, ...]):
@@ -50,6 +67,7 @@ class Patched(tuple[str, ...]):
     """What it did not reach, with the reasons."""
 
 
+@_one_at_a_time
 def patch(
     model: nn.Module | None = None,
     *,
@@ -142,6 +160,7 @@ def _living(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:
     ]
 
 
+@_one_at_a_time
 def unpatch(
     model: nn.Module | None = None,
     *,

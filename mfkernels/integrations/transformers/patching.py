@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mfkernels.integrations.transformers import losses, post_processing
 from mfkernels.integrations.transformers.binding import (
@@ -192,16 +193,12 @@ def check_family(family: Family, features: frozenset[str]) -> None:
     """Raise RefusedError if the replacements do not compute what the installed classes compute.
 
     A small problem is solved by both, so that a version whose signatures are the same and whose
-    losses are not is refused too.
+    losses are not is refused too. Other threads may draw random numbers meanwhile.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.device("cpu"),
-            torch.autocast("cpu", enabled=False),
-        ):
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
             if features - {"post_processing"}:
                 _compare_losses(family)
             if "post_processing" in features:
@@ -220,6 +217,26 @@ def _refusal(family: Family, reason: str) -> RefusedError:
     )
 
 
+class _RandomNumbers(TorchFunctionMode):
+    """Numbers of a seed in this thread, which leave those of the process alone."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.rand, torch.randn):
+            kwargs = {"generator": self.generator, **kwargs}
+        return func(*args, **kwargs)
+
+
 def _compare_losses(family: Family) -> None:
     replacements = [
         replacement
@@ -231,10 +248,10 @@ def _compare_losses(family: Family) -> None:
     )
     # No process group takes part in this.
     vars(criterion)["get_num_masks"] = lambda class_labels, device: torch.full((), 3.0)
-    torch.default_generator.manual_seed(0)
-    masks = [torch.rand(count, 16, 20).gt(0.6).float() for count in (2, 1)]
+    with _RandomNumbers(0):
+        masks = [torch.rand(count, 16, 20).gt(0.6).float() for count in (2, 1)]
+        mask_logits, class_logits = 3 * torch.randn(2, 5, 4, 5), 2 * torch.randn(2, 5, 5)
     labels = [torch.tensor([3, 0]), torch.tensor([2])]
-    mask_logits, class_logits = 3 * torch.randn(2, 5, 4, 5), 2 * torch.randn(2, 5, 5)
     names = list(inspect.signature(criterion.forward).parameters)
     arguments = dict.fromkeys(names)
     arguments |= {
@@ -253,8 +270,7 @@ def _compare_losses(family: Family) -> None:
             vars(module)[binding.attribute] = MethodType(binding.original, module)
             if ours:
                 binding.patch_instance(module)
-        torch.default_generator.manual_seed(1)
-        with torch.no_grad():
+        with torch.no_grad(), _RandomNumbers(1):
             results.append(criterion(**arguments))
     theirs, ours_ = results
     if list(theirs) != list(ours_):
@@ -267,11 +283,11 @@ def _compare_losses(family: Family) -> None:
 
 
 def _compare_maps(family: Family) -> None:
-    torch.default_generator.manual_seed(0)
-    outputs = SimpleNamespace(
-        class_queries_logits=3 * torch.randn(1, 6, 5),
-        masks_queries_logits=3 * torch.randn(1, 6, 4, 5),
-    )
+    with _RandomNumbers(0):
+        outputs = SimpleNamespace(
+            class_queries_logits=3 * torch.randn(1, 6, 5),
+            masks_queries_logits=3 * torch.randn(1, 6, 4, 5),
+        )
     for replacement in family.replacements:
         if replacement.feature != "post_processing":
             continue
