@@ -29,6 +29,7 @@ _dispatch_mode = _found("torch", "_C._get_dispatch_mode", lambda _: None)
 _TRACING = _found("torch", "_C._TorchDispatchModeKey.PROXY", None)
 _fake_mode = _found("torch._guards", "active_fake_mode", lambda: None)
 _pytree: Any = _found("torch.utils", "_pytree", None)
+_bfloat16 = _found("torch", "cpu._is_avx512_bf16_supported", lambda: False)
 _FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
 
 
@@ -61,6 +62,12 @@ def without_subclass(tensor: Tensor) -> Tensor:
     if type(tensor) is Tensor or is_traced(tensor) or holds_others:
         return tensor
     return tensor.as_subclass(Tensor)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies pairs of bfloat16, so that PyTorch's products of them take
+    half the time of those of float32."""
+    return bool(_bfloat16())
 
 
 def version_of(tensor: Tensor) -> int | None:

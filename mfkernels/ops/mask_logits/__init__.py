@@ -9,6 +9,9 @@ import mfkernels.ops.mask_logits.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import check_predictions, has_autocast
 from mfkernels.ops.mask_logits import reference
+from mfkernels.torch_internals import multiplies_bfloat16
+
+_FASTER_IN_PYTORCH = torch.bfloat16 if multiplies_bfloat16() else None
 
 
 def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
@@ -36,8 +39,10 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
     if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     embed, features = embed.to(dtype), features.to(dtype)
-    if backend.select("mask_logits", embed.device) == "native":
-        logits = torch.ops.mfkernels.mask_logits(embed, features)
-    else:
+    if backend.select("mask_logits", embed.device) != "native":
         logits = reference.mask_logits(embed, features)
+    elif dtype == _FASTER_IN_PYTORCH:
+        logits = reference.product(embed, features)
+    else:
+        logits = torch.ops.mfkernels.mask_logits(embed, features)
     return logits if predictions.had_layers else logits[0]

@@ -86,6 +86,25 @@ def test_any_strides_and_more_pixels_than_a_task_holds() -> None:
 
 
 @native_only
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_pytorch_multiplies_bfloat16_where_the_processor_does(
+    images: int, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mfkernels.ops.mask_logits._FASTER_IN_PYTORCH", torch.bfloat16)
+    case = Case(layers=3, counts=(1,) * images, channels=40, low=(9, 7))
+    _, embed, features = case.predictions(torch.bfloat16)
+    features = features.contiguous(memory_format=memory_format)
+    with torch.profiler.profile() as profile:
+        logits = mask_logits(embed, features)
+    called = {event.name for event in profile.events()}
+    assert "aten::bmm" in called
+    assert "mfkernels::mask_logits" not in called
+    exact = torch.einsum("lbqc,bchw->lbqhw", embed.double(), features.double())
+    torch.testing.assert_close(logits.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+@native_only
 def test_operator_is_well_made_and_compiles() -> None:
     _, embed, features = Case().predictions(grad=True)
     torch.library.opcheck(torch.ops.mfkernels.mask_logits.default, (embed, features))
