@@ -90,7 +90,8 @@ class MaskFormerCriterion(nn.Module):
         num_classes: K, without "no object".
         class_weight, mask_weight, dice_weight: weights of the terms, in the matching cost and in
             `total`.
-        no_object_weight: weight of "no object" in the class loss.
+        no_object_weight: weight of "no object" in the class loss. With 0, the class loss of a batch
+            without segments is NaN, as in the official code (0 / 0).
         alpha: weight of the positives in the focal loss; negative: no weighting.
         gamma: exponent of the focal loss, at least 0.
         class_weights: K weights of the classes in the class loss, as `cross_entropy` takes them;

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from mfkernels.checks import usable_by_autograd
 from mfkernels.criterion import (
     MaskFormerCriterion,
     loss_names,
@@ -17,6 +18,7 @@ from mfkernels.criterion import (
     remembering_nothing,
 )
 from mfkernels.ops.mask_loss.operator import most_kept
+from mfkernels.scalars import as_integer
 from mfkernels.targets import SegmentTargets
 
 _NAMES = ("class_logits", "mask_embed", "pixel_features")
@@ -44,10 +46,14 @@ def warmup(
         overlap: whether targets are masks, not label maps.
 
     Raises:
-        TypeError, ValueError: as by the criterion.
+        TypeError, ValueError: as by the criterion; or `most_segments` is no integer or less than 1.
     """
-    with torch.enable_grad(), remembering_nothing(criterion):
-        given = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), dict(outputs))
+    most_segments = as_integer("most_segments", most_segments, at_least=1)
+    # Also in inference mode, and with outputs from there.
+    with torch.inference_mode(False), torch.enable_grad(), remembering_nothing(criterion):
+        given = tree_map_only(
+            Tensor, lambda x: usable_by_autograd(x.detach()).requires_grad_(), dict(outputs)
+        )
         logits, masks, features = read_outputs(given)[0]
         pixels = math.prod((masks if features is None else features).shape[-2:])
         kept = most_kept(len(masks), pixels)

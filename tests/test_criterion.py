@@ -328,6 +328,26 @@ class TestFailures:
             assert losses["loss_mask"].item() == losses["loss_dice_0"].item() == 0
             assert not outputs["mask_embed"].grad.any()
 
+    @pytest.mark.parametrize("backend", ["reference", "auto"])
+    def test_no_weight_at_all(self, backend: str) -> None:
+        """The class loss is 0 / 0, as in PyTorch."""
+        case = Case(counts=(0, 0))
+        outputs = factored(case, grad=True)
+        logits = outputs["class_logits"][-1].detach().requires_grad_()
+        weight = torch.tensor([*[1.0] * case.classes, 0.0])
+        theirs = cross_entropy(logits.mT, torch.full((2, case.queries), case.classes), weight)
+        [expected] = torch.autograd.grad(theirs, logits)
+        criterion = MaskFormerCriterion(case.classes, no_object_weight=0)
+        with use_backend(backend):
+            losses = criterion(outputs, case.targets())
+            losses["loss_ce"].backward()
+        assert theirs.isnan()
+        assert losses["loss_ce"].isnan()
+        assert losses["loss_mask"] == losses["loss_dice"] == 0
+        assert outputs["class_logits"].grad is not None
+        gradient = outputs["class_logits"].grad[-1]
+        torch.testing.assert_close(gradient, expected, equal_nan=True)
+
     @pytest.mark.parametrize("what", ["void", "one pixel", "everything", "one-pixel images"])
     def test_extreme_segments(self, what: str) -> None:
         case = Case(counts=(2, 1), size=(1, 1) if what == "one-pixel images" else (24, 20))

@@ -152,3 +152,19 @@ def test_warmup_leaves_warnings_and_counts_to_training() -> None:
     with pytest.warns(UserWarning, match="4 segments, more than the 3 queries"):
         criterion(outputs, case.targets())
     assert criterion.bad_costs == 1
+
+
+def test_warmup_in_inference_mode() -> None:
+    case = Case(layers=2, counts=(1, 2))
+    criterion = MaskFormerCriterion(case.classes)
+    with torch.inference_mode():
+        outputs = outputs_of(case)
+        warmup(criterion, outputs, case.size, most_segments=2)
+    warmup(criterion, outputs, case.size, most_segments=2)
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5])
+def test_warmup_needs_segments(most: Any) -> None:
+    case = Case()
+    with pytest.raises((TypeError, ValueError), match="most_segments must be"):
+        warmup(MaskFormerCriterion(case.classes), outputs_of(case), case.size, most_segments=most)

@@ -153,6 +153,16 @@ class TestTargets:
     def test_no_segments_at_all(self, name: str) -> None:
         same(name, models.targets((0, 0)))
 
+    def test_no_segments_and_no_weight_of_no_object(self, name: str) -> None:
+        layers, targets = predictions(), models.targets((0, 0))
+        module = criterion(name)
+        module.empty_weight[-1] = 0
+        theirs, _ = run(module, layers, targets)
+        patch(module)
+        ours, _ = run(module, layers, targets)
+        assert ours["loss_cross_entropy"].isnan()
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
     def test_more_segments_than_queries(self, name: str) -> None:
         same(name, models.targets((6, 2)), queries=4)
 

@@ -33,7 +33,9 @@ class CriterionConfig(Section):
     dice_weight: Weight = 1.0
     """Weight of the dice term, in both."""
     no_object_weight: Weight = 0.1
-    """Weight of queries without a segment, in the cross-entropy."""
+    """Weight of queries without a segment, in the cross-entropy. With 0, a step without any segment
+    is skipped: its loss is NaN, as in the official code.
+    """
     alpha: Annotated[Finite, Field(le=1)] = 0.25
     """Weight of positive pixels in the focal loss; negative pixels have 1 - alpha. A negative
     alpha: no such weights.
