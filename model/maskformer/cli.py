@@ -13,9 +13,10 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from maskformer.config.choices import Backend, ExportedOutputs, Format, Mode, PreparedSet
 from maskformer.config.recipes import config_names
@@ -27,6 +28,19 @@ from maskformer.system.text import escape, make_streams_safe
 
 if TYPE_CHECKING:
     from maskformer.config.schema import Config
+
+
+class Command(TyperCommand):
+    """A command that takes no empty text, as a variable of the shell gives that is not set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
+        for parameter in self.get_params(ctx):
+            value = given.get(str(parameter.name))
+            if "" in (value if isinstance(value, list | tuple) else [value]):
+                raise typer.BadParameter("it is empty", ctx, cast("Any", parameter))
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     help="MaskFormer: train, evaluate and use mask-classification models.",
@@ -122,7 +136,7 @@ def options(
     """Options of every command; `main` reads them."""
 
 
-@app.command()
+@app.command(cls=Command)
 @one_voice("continue with --resume")
 def train(
     overrides: Overrides = None,
@@ -199,7 +213,7 @@ def train(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 @one_voice("start it again")
 def evaluate(
     checkpoint: CheckpointOption,
@@ -245,7 +259,7 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 @one_voice("continue with --skip-existing")
 def predict(
     images: Annotated[
@@ -307,7 +321,7 @@ def predict(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def info(
     config: Annotated[
         str | None,
@@ -354,7 +368,7 @@ def _read_size(text: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-@app.command()
+@app.command(cls=Command)
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder with images and their labels.")],
     output: Annotated[
@@ -371,7 +385,7 @@ def init(
     run(folder, output)
 
 
-@data_app.command()
+@data_app.command(cls=Command)
 def check(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -398,7 +412,7 @@ def check(
     run(recipe, output, Path("checks") / name)
 
 
-@data_app.command()
+@data_app.command(cls=Command)
 def prepare(
     name: Annotated[PreparedSet, typer.Argument(help="Which data set it is.")],
     root: Annotated[
@@ -416,7 +430,7 @@ def prepare(
     run(name, root)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: Annotated[str, typer.Argument(help="A run, a folder, a weight file, or a hub id.")],
     target: Annotated[Path, typer.Argument(help="A folder; for official also a .pkl file.")],
@@ -435,7 +449,7 @@ def convert(
     run(source, target, to, overwrite=overwrite)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     source: Annotated[str, typer.Argument(help="A run, a folder, a weight file, or a hub id.")],
     target: Annotated[Path, typer.Argument(help="The .onnx file to write.")],

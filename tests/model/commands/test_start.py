@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 
 import maskformer
+from maskformer.cli import Command, app, data_app
 from maskformer.config.choices import Backend
 from mfkernels import backend
 
@@ -109,6 +110,41 @@ def test_answers_without_pytorch(answer: Answer, arguments: str, code: int, text
     assert found == code
     assert text in out + err
     assert err.endswith("imported:\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("train --config quickstart --output=", "--output"),
+        ("train --weights= --output x", "--weights"),
+        ("train --config=", "--config"),
+        ("evaluate --checkpoint=", "--checkpoint"),
+        ("evaluate --checkpoint x --output=", "--output"),
+        ("evaluate --checkpoint x --device=", "--device"),
+        ("predict a.png --checkpoint x --out=", "--out"),
+        ("predict a.png EMPTY --checkpoint x --output y", "IMAGE"),
+        ("init EMPTY", "FOLDER"),
+        ("init x --output=", "--output"),
+        ("info EMPTY", "CONFIG"),
+        ("data check --config quickstart --output=", "--output"),
+        ("data prepare ade20k_full EMPTY", "ROOT"),
+        ("convert x EMPTY --to hf", "TARGET"),
+        ("export EMPTY x.onnx", "SOURCE"),
+    ],
+)
+def test_an_empty_text_is_no_path(answer: Answer, arguments: str, name: str) -> None:
+    """As `--output "$OUT"` gives it where OUT is not set; Python reads it as the current folder."""
+    given = ["" if part == "EMPTY" else part for part in arguments.split()]
+    code, _, err = answer(*given)
+    assert code == 2
+    assert name.lower() in err.lower().partition("invalid value for ")[2].partition(":")[0]
+    assert "it is empty" in err
+    assert "imported:\n" in err
+
+
+def test_every_command_refuses_empty_texts() -> None:
+    commands = [*app.registered_commands, *data_app.registered_commands]
+    assert {command.cls for command in commands} == {Command}
 
 
 def test_no_suggestion_without_a_key(answer: Answer) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from maskformer.config.keys import section_keys
 from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
 from maskformer.config.recipes import config_names
 from maskformer.config.schema import Config, FolderConfig, SemanticAugmentation
+from maskformer.config.schema.fields import Section
 from maskformer.errors import ConfigError
 
 MINIMAL = {"data": {"format": "shapes"}}
@@ -211,6 +215,29 @@ def test_model_overrides_merge_into_sections() -> None:
     assert (changed.num_classes, changed.decoder.queries, changed.decoder.heads) == (3, 5, 8)
     with pytest.raises(ConfigError, match=r"decoder\.querys: .*'decoder\.queries'"):
         merge_model_config(model, {"decoder": {"querys": 5}})
+
+
+def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
+    for section in of.__subclasses__():
+        yield section
+        yield from sections(section)
+
+
+def test_an_empty_text_is_no_path() -> None:
+    found = [
+        (section, key.name)
+        for section in sections()
+        for key in section_keys(section)
+        if "path" in key.type
+    ]
+    assert {"root", "images", "list", "annotations", "classes", "weights", "log_folder"} <= {
+        name for _, name in found
+    }
+    for section, name in found:
+        with pytest.raises(ValidationError) as info:
+            section.model_validate({name: ""})
+        messages = [e["msg"] for e in info.value.errors() if e["loc"][0] == name]
+        assert any("expected a path, got an empty text" in message for message in messages), name
 
 
 def test_a_data_root_may_start_at_home() -> None:

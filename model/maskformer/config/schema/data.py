@@ -26,6 +26,7 @@ from maskformer.config.schema.fields import (
     MAX_PIXELS,
     Byte,
     DataRoot,
+    FilePath,
     Finite,
     ImageChannels,
     Integer,
@@ -113,7 +114,7 @@ Names = Annotated[
         Field(max_length=MAX_CLASSES),
         Tag("(list)"),
     ]
-    | Annotated[Path, Tag("(file)")],
+    | Annotated[FilePath, Tag("(file)")],
     Discriminator(lambda value: "(file)" if isinstance(value, str | Path) else "(list)"),
 ]
 """A list, or a text file with one name per line."""
@@ -218,15 +219,15 @@ class PixelLabels(FilesSection):
 class FolderSplit(Section):
     """One split: folders that mirror each other, relative to the data root."""
 
-    images: Path
+    images: FilePath
     """Folder of the images, relative to `data.root`."""
-    labels: Path
+    labels: FilePath
     """Folder of the label files, with the same structure as that of the images."""
-    objects: Path | None = None
+    objects: FilePath | None = None
     """A folder of files that number the objects of each image (VOC's `SegmentationObject`), to
     distinguish the objects of `things`.
     """
-    list: Path | None = None
+    list: FilePath | None = None
     """A text file, relative to the data root, whose lines begin with an image's name (VOC's
     `ImageSets`), with or without suffix. Default: all images.
     """
@@ -351,13 +352,13 @@ class WebDatasetConfig(ObjectLabels):
 class CocoPanopticSplit(Section):
     """One split, relative to the data root."""
 
-    images: Path
+    images: FilePath
     """Folder of the images."""
-    panoptic: Path
+    panoptic: FilePath
     """Folder of the PNGs whose colours are segment ids."""
-    annotations: Path
+    annotations: FilePath
     """The JSON file with `images`, `annotations` and `categories`."""
-    semantic_labels: Path | None = None
+    semantic_labels: FilePath | None = None
     """Folder of label PNGs (values 0 to K-1 in the order of the categories, 255: void) with which
     mIoU is measured, as in the official code for ADE20K. If it does not exist, the panoptic PNGs
     are used.
@@ -377,7 +378,7 @@ class CocoPanopticConfig(FilesSection):
         Annotated[CocoPanopticSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)
     ]
     """A split like `train`, or a share of the images of `train`, such as 0.1."""
-    categories: Path | None = None
+    categories: FilePath | None = None
     """A categories JSON, for annotation files that contain none."""
     label_map: LabelMap | None = None
     """Maps categories (names or ids) to classes, to merge, drop or pick categories, such as
@@ -390,9 +391,9 @@ class CocoPanopticConfig(FilesSection):
 class CocoInstancesSplit(Section):
     """One split, relative to the data root."""
 
-    images: Path
+    images: FilePath
     """Folder of the images."""
-    annotations: Path
+    annotations: FilePath
     """The JSON file with `images`, `annotations` and `categories`."""
 
 

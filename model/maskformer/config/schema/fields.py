@@ -86,7 +86,16 @@ OneOrMore = BeforeValidator(_as_list)
 
 MAX_CLASSES = 1 << 16
 
-DataRoot = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def _check_path(value: Any) -> Any:
+    if value == "":
+        raise ValueError("expected a path, got an empty text; '.' is the current folder")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_check_path)]
+"""A file or a folder. An empty text, which Python takes for the current folder, names none."""
+DataRoot = Annotated[FilePath, AfterValidator(Path.expanduser)]
 Size = Annotated[
     tuple[Side, Side],
     BeforeValidator(lambda value: (value, value) if type(value) is int else value),

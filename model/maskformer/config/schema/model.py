@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +15,7 @@ from maskformer.config.schema.fields import (
     Channels,
     Count,
     Dilation,
+    FilePath,
     Fraction,
     Layers,
     Name,
@@ -58,7 +58,7 @@ class BackboneConfig(Section):
     """In `train`, start from timm's ImageNet weights; building a model never downloads. Without
     them, initial values are timm's, not the official ones: see docs/facts.md.
     """
-    weights: Path | None = None
+    weights: FilePath | None = None
     """A local file with the backbone's weights, or `package:NAME/FILE` for a file in an installed
     Python package; used instead of the download.
     """

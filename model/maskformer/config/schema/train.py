@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from maskformer.config.schema.fields import (
+    FilePath,
     NonNegative,
     NonNegativeInt,
     OneOrMore,
@@ -143,7 +143,7 @@ class TrainConfig(Section):
     """
     process_timeout: Annotated[Positive, Field(le=1e7)] = 600
     """Seconds after which processes that train together give up on one that hangs."""
-    log_folder: Path | None = None
+    log_folder: FilePath | None = None
     """Where TensorBoard and other trackers write. Default: `tensorboard/` in the run folder."""
 
     @model_validator(mode="after")
