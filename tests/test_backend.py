@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command_line import without_reader
 
 import mfkernels
 from mfkernels import backend, native
@@ -224,6 +225,14 @@ def test_module_prints_the_table() -> None:
         [sys.executable, "-m", "mfkernels"], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == str(mfkernels.explain())
+
+
+@pytest.mark.parametrize(
+    "argument", ["", "--help", "--version", "check --quick --operation conv3x3"]
+)
+def test_a_reader_that_is_gone_is_no_bug(argument: str) -> None:
+    """As of `python -m mfkernels | head`."""
+    assert without_reader("-m", "mfkernels", *argument.split()) == ""
 
 
 @pytest.mark.parametrize(

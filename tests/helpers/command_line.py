@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,3 +28,16 @@ def train_once(folder: Path, values: dict[str, Any]) -> Path:
             main()
     assert not stop.value.code
     return folder / "run"
+
+
+def without_reader(*arguments: str) -> str:
+    """What a Python program says on standard error whose standard output nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = [sys.executable, *arguments]
+    result = subprocess.run(
+        program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment
+    )
+    os.close(writing)
+    return result.stderr.strip()

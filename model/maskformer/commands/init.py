@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 import torch
+import typer
 
 from maskformer.data.layout.draft import draft
 from maskformer.data.layout.survey import survey
@@ -23,7 +23,7 @@ def run(folder: Path, output: Path | None) -> None:
         raise UsageError(f"{file} exists; name another file with --output, or remove it")
     text = draft(survey(folder.resolve()), gpu=torch.cuda.is_available())
     if str(file) == "-":
-        sys.stdout.write(text)
+        typer.echo(text, nl=False)
         return
     write_text(file, text)
     progress = Progress()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from helpers.command_line import without_reader
+from PIL import Image
 
 import maskformer
 from maskformer.cli import Command, app, data_app
@@ -151,6 +153,18 @@ def test_no_suggestion_without_a_key(answer: Answer) -> None:
     _, _, err = answer("train", "--rezume")
     assert "--rezume" in err
     assert "recipe" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "info", "info quickstart --keys", "init FOLDER --output -"]
+)
+def test_a_reader_that_is_gone_is_no_bug(arguments: str, tmp_path: Path) -> None:
+    """As of `maskformer info | head`."""
+    for file in (tmp_path / "images/a.png", tmp_path / "labels/a.png"):
+        file.parent.mkdir()
+        Image.new("L" if file.parent.name == "labels" else "RGB", (8, 8)).save(file)
+    given = arguments.replace("FOLDER", str(tmp_path)).split()
+    assert without_reader("-m", "maskformer", *given) == ""
 
 
 def test_a_command_in_a_process_of_its_own() -> None:
