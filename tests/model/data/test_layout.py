@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from typer.testing import CliRunner
 from maskformer.cli import app
 from maskformer.config import Config, load_config
 from maskformer.data import build_dataset, check_dataset
-from maskformer.data.layout import coco_layout
+from maskformer.data.layout import coco_layout, folder_layout
+from maskformer.data.layout import survey as survey_module
+from maskformer.data.layout.folder_layout import FolderLayout
 from maskformer.data.layout.survey import survey
 from maskformer.errors import DatasetError
 
@@ -406,3 +410,33 @@ def test_why_files_called_like_labels_hold_none(tmp_path: Path, suffix: str, exp
         image(tmp_path / f"labels/{k}{suffix}")
     with pytest.raises(DatasetError, match=expected):
         survey(tmp_path)
+
+
+def test_folders_that_share_their_names_take_no_time_squared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the frames of many videos: any of these folders could hold the labels of any other."""
+    scenes = 9
+    for scene in range(scenes):
+        for frame in range(2):
+            image(tmp_path / f"images/{scene}/{frame}.jpg")
+            labels(tmp_path / f"labels/{scene}/{frame}.png")
+    calls: Counter[str] = Counter()
+    for module, name in (
+        (survey_module, "pairs"),
+        (folder_layout, "read_labels"),
+        (folder_layout, "without_split"),
+    ):
+        original = getattr(module, name)
+
+        def counting(*args: Any, _original: Any = original, _name: str = name, **more: Any) -> Any:
+            calls[_name] += 1
+            return _original(*args, **more)
+
+        monkeypatch.setattr(module, name, counting)
+    layout = survey(tmp_path).layout
+    assert isinstance(layout, FolderLayout)
+    assert (layout.train.images, layout.train.partners) == ("images", "labels")
+    assert calls["pairs"] == 1
+    assert calls["read_labels"] <= 4 * scenes  # each once for its kind, once for its values
+    assert calls["without_split"] < 3 * (scenes**2 + 1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from maskformer.data.label_reader import read_labels
-from maskformer.data.layout.pairs import LABEL_SUFFIXES, Folders, Pair, pairs
+from maskformer.data.layout.pairs import LABEL_SUFFIXES, Folders, Pair
 from maskformer.data.layout.split_names import split_of, without_split
 from maskformer.data.progress import track
 from maskformer.data.sample import evenly_spread
@@ -53,30 +55,42 @@ class FolderLayout:
 
 
 def folder_layouts(
-    root: Path, folders: Folders, files: Sequence[str], *, colors: bool = False
+    root: Path,
+    folders: Folders,
+    found: Sequence[Pair],
+    files: Sequence[str],
+    *,
+    colors: bool = False,
 ) -> list[FolderLayout]:
     """The data sets below a folder that are images with label files; the best one of each.
 
     Args:
+        found: the `pairs` of the folders.
         colors: look for label files whose colours are the classes.
 
     Raises:
         DatasetError: label files cannot be read.
     """
-    found = pairs(folders)
-    labels = [pair for pair in found if _holds_labels(root, pair, folders, colors=colors)]
+    named = [pair for pair in found if _may_hold_labels(pair, colors=colors)]
+    # Where many folders hold the same names, each file has a part in many pairs.
+    why_none = cache(partial(_why_none, root, colors=colors))
+    labels = [
+        pair
+        for pair in track(named, len(named), "Looking for labels")
+        if not any(map(why_none, _first_labels(pair, folders)))
+    ]
     return [
         _describe(root, train, val, found, folders, files, colors=colors)
         for train, val in _best_splits(_nearest(labels))
     ]
 
 
-def rejected_labels(root: Path, folders: Folders) -> str:
+def rejected_labels(root: Path, folders: Folders, found: Sequence[Pair]) -> str:
     """Why the first files that are called like labels hold none; empty if none are."""
-    for pair in pairs(folders):
+    for pair in found:
         words = (f"{pair.images}/{pair.image_suffix}", f"{pair.partners}/{pair.partner_suffix}")
         if [bool(_LABEL_WORDS.search(name)) for name in words] == [False, True]:
-            reasons = (_why_none(file, colors=False) for file in _first_labels(root, pair, folders))
+            reasons = (_why_none(root, name, colors=False) for name in _first_labels(pair, folders))
             return next(filter(None, reasons), "")
     return ""
 
@@ -99,8 +113,8 @@ def _depth(folder: str) -> int:
     return len(PurePosixPath(folder).parts)
 
 
-def _holds_labels(root: Path, pair: Pair, folders: Folders, *, colors: bool) -> bool:
-    """Whether the partners are label files of classes, and the images are no such thing."""
+def _may_hold_labels(pair: Pair, *, colors: bool) -> bool:
+    """Whether the partners, by their names, are label files of classes, and the images are not."""
     if not pair.partner_suffix.lower().endswith(LABEL_SUFFIXES):
         return False
     words = f"{pair.partners}/{pair.partner_suffix}"
@@ -110,14 +124,12 @@ def _holds_labels(root: Path, pair: Pair, folders: Folders, *, colors: bool) -> 
     if _OTHER_WORDS.search(words) and not colors:
         return False
     splits = {split_of(pair.images), split_of(pair.partners)} - {None}
-    if len(splits) > 1:
-        return False
-    return not any(_why_none(file, colors=colors) for file in _first_labels(root, pair, folders))
+    return len(splits) <= 1
 
 
-def _first_labels(root: Path, pair: Pair, folders: Folders) -> list[Path]:
-    names = [name for name in folders[pair.images] if pair.has_image(name)][:LOOKS]
-    return [root / pair.partners / pair.partner(name) for name in names]
+def _first_labels(pair: Pair, folders: Folders) -> Iterator[str]:
+    for name in islice(filter(pair.has_image, folders[pair.images]), LOOKS):
+        yield f"{pair.partners}/{pair.partner(name)}"
 
 
 def _is_labels(images: str, partners: str) -> bool:
@@ -127,8 +139,9 @@ def _is_labels(images: str, partners: str) -> bool:
     return first and not second
 
 
-def _why_none(file: Path, *, colors: bool) -> str:
+def _why_none(root: Path, name: str, *, colors: bool) -> str:
     """Why a file holds no labels of classes; empty if it does."""
+    file = root / name
     most = MAX_COLORS if colors else MAX_VALUES
     try:
         count = np.unique(read_labels(file, colors=colors)).size
@@ -140,8 +153,9 @@ def _why_none(file: Path, *, colors: bool) -> str:
 def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
     """Of each data set its train and val."""
     by_set: dict[str, list[Pair]] = {}
+    tops = {_own_set(pair) for pair in labels}
     for pair in labels:
-        by_set.setdefault(_data_set(pair, labels), []).append(pair)
+        by_set.setdefault(_data_set(_own_set(pair), tops), []).append(pair)
     for members in by_set.values():
         best = max(members, key=_rank)
         alike = [p for p in members if p.image_suffix == best.image_suffix
@@ -156,12 +170,16 @@ def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
             yield max(whole, key=_rank), None
 
 
-def _data_set(pair: Pair, labels: Sequence[Pair]) -> str:
-    """The folder that holds images and labels of all splits, without those inside of another's."""
-    tops = {without_split(common_folder(p.images, p.partners)) for p in labels}
-    own = without_split(common_folder(pair.images, pair.partners))
-    outer = [top for top in tops if top == "." or own == top or own.startswith(f"{top}/")]
-    return min(outer, key=len)
+def _own_set(pair: Pair) -> str:
+    """The folder that holds images and labels of all splits."""
+    return without_split(common_folder(pair.images, pair.partners))
+
+
+def _data_set(own: str, tops: Iterable[str]) -> str:
+    """The outermost of the folders that holds this one."""
+    return min(
+        (top for top in tops if top == "." or own == top or own.startswith(f"{top}/")), key=len
+    )
 
 
 def common_folder(first: str, second: str) -> str:

@@ -43,7 +43,7 @@ class Pair:
     def partner(self, image: str) -> str:
         """The name of the file that belongs to an image, both relative to the folders."""
         if self.image_suffix == ANY:
-            return PurePosixPath(image).with_suffix("").as_posix() + self.partner_suffix
+            return image.rpartition(".")[0] + self.partner_suffix
         return image.removesuffix(self.image_suffix) + self.partner_suffix
 
 
@@ -72,17 +72,17 @@ def image_folders(files: Sequence[str]) -> Folders:
 
 def pairs(folders: Folders) -> list[Pair]:
     """All pairs of folders in which nearly every file of the first has a partner in the second."""
-    partners = {folder: _by_stem(names) for folder, names in folders.items()}
+    stems = _by_stem(folders)
     found = []
     for images, names in folders.items():
         sample = [names[index] for index in evenly_spread(len(names), SAMPLE)]
-        for folder, stems in partners.items():
-            counts = Counter(
-                (_kind(image_suffix) if images != folder else image_suffix, suffix)
-                for name in sample
-                for image_suffix, suffix in _matches(name, stems)
-            )
-            for (image_suffix, suffix), count in counts.items():
+        matches: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+        for name in sample:
+            for folder, own, suffixes in _matches(name, stems):
+                kind = own if folder == images else _kind(own)
+                matches[folder].update((kind, suffix) for suffix in suffixes)
+        for folder in folders:
+            for (image_suffix, suffix), count in matches[folder].items():
                 pair = Pair(images, folder, image_suffix, suffix, len(names))
                 if images != folder and count >= SHARE * len(sample):
                     found.append(pair)
@@ -97,23 +97,28 @@ def _kind(suffix: str) -> str:
     return ANY if suffix.lower() in IMAGE_SUFFIXES else suffix
 
 
-def _by_stem(names: Sequence[str]) -> dict[str, list[str]]:
-    """The suffixes that follow each beginning of a name."""
-    stems: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        for stem, suffix in _splits(name):
-            stems[stem].append(suffix)
+def _by_stem(folders: Folders) -> dict[str, dict[str, list[str]]]:
+    """The suffixes that follow each beginning of a name in each folder."""
+    stems: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for folder, names in folders.items():
+        for name in names:
+            for stem, suffix in _splits(name):
+                stems[stem][folder].append(suffix)
     return stems
 
 
-def _matches(name: str, stems: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Pairs of suffixes, after the longest beginning that the name shares with others."""
-    for stem, image_suffix in _splits(name):
-        others = [other for other in stems.get(stem, ()) if other != image_suffix]
-        same = [image_suffix] if image_suffix in stems.get(stem, ()) else []
-        if others or same:
-            yield from ((image_suffix, suffix) for suffix in dict.fromkeys(same + others))
-            return
+def _matches(
+    name: str, stems: dict[str, dict[str, list[str]]]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """By folder, the suffix of a name and those of files there, after the longest beginning that
+    they share; the same suffix comes first.
+    """
+    done: set[str] = set()
+    for stem, own in _splits(name):
+        for folder, suffixes in stems.get(stem, {}).items():
+            if folder not in done:
+                done.add(folder)
+                yield folder, own, sorted(dict.fromkeys(suffixes), key=lambda other: other != own)
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from maskformer.data.layout.folder_layout import (
     folder_layouts,
     rejected_labels,
 )
-from maskformer.data.layout.pairs import Folders, image_folders
+from maskformer.data.layout.pairs import Folders, Pair, image_folders, pairs
 from maskformer.data.layout.pixels import Pixels, look_at_pixels
 from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
@@ -53,10 +53,11 @@ def survey(root: Path) -> Survey:
     files = list_files(root)
     folders = image_folders(files)
     coco = coco_files(root, folders, files)
+    paired = pairs(folders)
     described = {_top(file.annotations) for file in coco} - {"."}
     layouts = [
         layout
-        for layout in folder_layouts(root, folders, files)
+        for layout in folder_layouts(root, folders, paired, files)
         if not coco or _folder(layout) not in {".", *described}
     ]
     tops = (without_split(_top(file.annotations)) for file in coco)
@@ -64,12 +65,12 @@ def survey(root: Path) -> Survey:
     if not found:
         layouts = [
             layout
-            for layout in folder_layouts(root, folders, files, colors=True)
+            for layout in folder_layouts(root, folders, paired, files, colors=True)
             if len(layout.values) <= MAX_COLORS
         ]
         found = [*map(_folder, layouts)]
     if not found:
-        raise DatasetError(_nothing(root, files, folders))
+        raise DatasetError(_nothing(root, files, folders, paired))
     if len(layouts) > 1 or len({*found}) > 1:
         names = ", ".join(map(escape, dict.fromkeys(found)))
         raise DatasetError(f"{root} holds several data sets: {names}; name one of them")
@@ -116,7 +117,7 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
     return files[0], None
 
 
-def _nothing(root: Path, files: Sequence[str], folders: Folders) -> str:
+def _nothing(root: Path, files: Sequence[str], folders: Folders, paired: Sequence[Pair]) -> str:
     if is_polygon_file(root, files):
         return (
             f"{root} holds polygons of labelme, one JSON per image; export them first with its "
@@ -130,7 +131,7 @@ def _nothing(root: Path, files: Sequence[str], folders: Folders) -> str:
             f'{root}, train: "train-*.tar", val: 0.1, image: jpg, label: png}} (all keys: '
             "maskformer info RECIPE --keys, or docs/recipe.md)"
         )
-    if rejected := rejected_labels(root, folders):
+    if rejected := rejected_labels(root, folders, paired):
         return f"{root} holds images and files called like labels, but none can be used: {rejected}"
     what = "images, but no label files beside them" if folders else "no images"
     return (
