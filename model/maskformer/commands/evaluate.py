@@ -32,12 +32,13 @@ from maskformer.output.protected_inputs import check_output_beside_data, check_o
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
 from maskformer.system.folder_lock import lock_output
+from maskformer.system.listing import EVALUATION
 from maskformer.system.text import escape
 from maskformer.system.writing import write_json
 from maskformer.training.checkpoints.contents import known_classes, load_recipe, resolve_checkpoint
 from maskformer.weights.native import LIBRARY
 
-MARKER = ".maskformer-evaluation"
+MARKER = EVALUATION
 """JSON: says that the results in a folder are those of an evaluation, which another may replace."""
 
 

@@ -105,7 +105,7 @@ def find_files(
         elif not lengths:
             others.append(name)
     if not found:
-        message = _nothing_found(folder, key, suffixes, suffix_key, listing.files)
+        message = _nothing_found(folder, key, suffixes, suffix_key, listing)
         raise DatasetError(message + (f" (looked for {escape(looked_for)})" if looked_for else ""))
     files: dict[str, NamedFile] = {}
     for file in sorted(found):
@@ -245,11 +245,13 @@ def _label_of(stem: str, image: NamedFile, labels: NamedFiles, label_suffix: str
 
 
 def _nothing_found(
-    folder: Path, key: str, suffixes: Sequence[str], suffix_key: str, found: Sequence[str]
+    folder: Path, key: str, suffixes: Sequence[str], suffix_key: str, found: Listing
 ) -> str:
-    if not found:
-        return f"{escape(folder)} is empty; set {key} to the folder that holds the files"
-    counts = Counter(escape(Path(name).suffix) or "no suffix" for name in found)
+    if not found.files:
+        others = ", ".join(found.left_out())
+        what = f"holds nothing but {others}" if others else "is empty"
+        return f"{escape(folder)} {what}; set {key} to the folder that holds the files"
+    counts = Counter(escape(Path(name).suffix) or "no suffix" for name in found.files)
     listing = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(4))
     wanted = ", ".join(f"'{suffix}'" for suffix in suffixes)
     return f"{escape(folder)} has no file that fits {suffix_key} {wanted}; it holds {listing}"

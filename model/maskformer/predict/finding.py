@@ -11,8 +11,7 @@ from pathlib import Path
 
 from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
 from maskformer.errors import DatasetError
-from maskformer.predict.journal import NAME
-from maskformer.system.listing import Listing, count_names, list_folder
+from maskformer.system.listing import list_files, list_folder
 from maskformer.system.text import escape
 
 
@@ -22,8 +21,7 @@ def find_images(
     """Image files named by files, folders (all images below them) and glob patterns, in order.
 
     Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
-    names are left out, links are followed, every folder is read once. So are the results of earlier
-    calls in folders below.
+    names and results of earlier calls are left out, links are followed, every folder is read once.
 
     Args:
         patterns: as on the command line.
@@ -54,35 +52,14 @@ def _is_image(name: str) -> bool:
 
 def _left_out(folder: Path) -> str:
     listing = list_folder(folder)
-    results = _results_in(listing)
-    others = [name for name in listing.files if name not in results and not _is_image(name)]
-    said = left_out(folder, listing, others)
-    if not results:
-        return said
-    said = f"{said}; " if said else f"left out of {escape(folder)}: "
-    return said + count_names(results, "results of earlier calls")
-
-
-def _results_in(listing: Listing) -> set[str]:
-    """The files in folders below that the journal of an earlier call lies in."""
-    places = (name.rpartition("/") for name in listing.hidden)
-    folders = {above for above, _, name in places if above and name.startswith(NAME)}
-    return {
-        name for name in listing.files if any(name.startswith(f"{folder}/") for folder in folders)
-    }
-
-
-def _files_below(folder: Path) -> list[str]:
-    listing = list_folder(folder)
-    results = _results_in(listing)
-    return [name for name in listing.files if name not in results]
+    return left_out(folder, listing, [name for name in listing.files if not _is_image(name)])
 
 
 def _expand(pattern: str) -> list[Path]:
     """What a folder or a pattern stands for, sorted."""
     path = Path(pattern)
     if path.is_dir():
-        return [path / name for name in _files_below(path) if _is_image(name)]
+        return [path / name for name in list_files(path) if _is_image(name)]
     if "**" not in path.parts:
         names = glob.glob(pattern)  # noqa: PTH207 (absolute patterns too)
         return sorted(file for file in map(Path, names) if not file.is_dir())
@@ -93,7 +70,7 @@ def _expand(pattern: str) -> list[Path]:
         Path(top, name)
         for top in sorted(tops)
         if Path(top).is_dir()
-        for name in _files_below(Path(top))
+        for name in list_files(Path(top))
         if _matches(name.split("/"), path.parts[first:])
     ]
 
@@ -127,13 +104,10 @@ def _nothing_found(pattern: str, out: Path | None) -> str:
     if not Path(pattern).is_dir():
         return message
     listing = list_folder(Path(pattern))
-    if results_below := _results_in(listing):
-        return (
-            f"{message}; the folder holds {count_names(results_below, 'results of earlier calls')}"
-        )
     suffixes = Counter(escape(Path(name).suffix) or "no suffix" for name in listing.files)
-    held = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    kinds = [f"{count} {suffix}" for suffix, count in suffixes.most_common(4)]
     return (
-        f"{message}; the folder holds {held or 'no file'}, and images are "
+        f"{message}; the folder holds {', '.join(kinds + listing.left_out()) or 'no file'}, and "
+        "images are "
         f"{', '.join(sorted(IMAGE_SUFFIXES))}"
     )

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ValidationError
 from maskformer.errors import UsageError
 from maskformer.output.result_writer import Result
 from maskformer.predictor import Predictor
+from maskformer.system.listing import PREDICTIONS
 from maskformer.system.reading import JSON_LIMIT, read_regular
 from maskformer.system.text import encodable, escape
 from maskformer.system.writing import write_text
 
-NAME = ".predictions"
+NAME = PREDICTIONS
 """Of a file of JSON lines: the settings, then an entry per image."""
 
 

@@ -12,6 +12,9 @@ from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
 SHOWN = 3
+PREDICTIONS, EVALUATION, RUN = ".predictions", ".maskformer-evaluation", ".maskformer-run"
+"""Files, by the start of their names, of folders that this program filled."""
+MARKERS = (PREDICTIONS, EVALUATION, RUN)
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Listing:
         hidden: files and folders whose name begins with a dot.
         repeated: links to folders that were read already, or that lead back.
         unreadable: folders that may not be read.
+        results: files in folders below that one of `MARKERS` lies in.
     """
 
     files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
 
     def left_out(self) -> list[str]:
         """A phrase for each reason, such as `2 hidden (._a.jpg, .ipynb_checkpoints)`."""
@@ -36,6 +41,7 @@ class Listing:
             "hidden": self.hidden,
             "linked folders that were read already": self.repeated,
             "folders that may not be read": self.unreadable,
+            "results of earlier calls": self.results,
         }
         return [count_names(names, what) for what, names in reasons.items() if names]
 
@@ -50,7 +56,8 @@ def count_names(names: Iterable[str], what: str) -> str:
 def list_folder(folder: Path) -> Listing:
     """All files below a folder.
 
-    Hidden files and folders (`.name`) are left out. Links to folders are followed, and every folder
+    Hidden files and folders (`.name`) are left out, and so are runs and results of earlier calls in
+    folders below. Links to folders are followed, and every folder
     is read once, however many links lead to it, or back. Folders that may not be read are left out.
 
     Raises:
@@ -58,10 +65,10 @@ def list_folder(folder: Path) -> Listing:
     """
     listing = Listing()
     seen: set[tuple[int, int]] = set()
-    folders, links = [""], deque[str]()
+    folders, links = [("", False)], deque[tuple[str, bool]]()
     while folders or links:
         # Links come last: a folder is called by its own name rather than by a link's.
-        inner = folders.pop() if folders else links.popleft()
+        inner, ours = folders.pop() if folders else links.popleft()
         try:
             status = (folder / inner).stat()
             if (status.st_dev, status.st_ino) in seen:
@@ -76,16 +83,17 @@ def list_folder(folder: Path) -> Listing:
                 continue
             reason = error.strerror if folder.is_dir() else why_absent(folder)
             raise DatasetError(f"folder {escape(folder)} cannot be read: {reason}") from None
+        ours = ours or (inner != "" and any(entry.name.startswith(MARKERS) for entry in entries))
         for entry in entries:
             path = f"{inner}/{entry.name}" if inner else entry.name
             if entry.name.startswith("."):
                 listing.hidden.append(path)
             elif not _is_folder(entry):
-                listing.files.append(path)
+                (listing.results if ours else listing.files).append(path)
             elif entry.is_symlink():
-                links.append(path)
+                links.append((path, ours))
             else:
-                folders.append(path)
+                folders.append((path, ours))
     listing.files.sort()
     return listing
 

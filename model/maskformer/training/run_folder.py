@@ -9,14 +9,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from maskformer.output.output_folder import CONFUSION, METRICS, names_in_the_way
-from maskformer.system.listing import names_in
+from maskformer.system.listing import RUN, names_in
 from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.files import CONFIG_FILE
 from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, is_link
 from maskformer.weights.native import LIBRARY
 
-MARKER = ".maskformer-run"
+MARKER = RUN
 """JSON: says that the folder is a run, and which pictures it has drawn."""
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
 FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")

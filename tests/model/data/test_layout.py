@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -440,3 +441,23 @@ def test_folders_that_share_their_names_take_no_time_squared(
     assert calls["pairs"] == 1
     assert calls["read_labels"] <= 4 * scenes  # each once for its kind, once for its values
     assert calls["without_split"] < 3 * (scenes**2 + 1)
+
+
+def test_results_are_no_labels(tmp_path: Path) -> None:
+    """As of `predict` and of a run beside the data."""
+    for k in range(3):
+        image(tmp_path / f"set/images/{k}.jpg")
+        labels(tmp_path / f"set/labels/{k}.png")
+        labels(tmp_path / f"set/out/labels/{k}.png", (7, 8, 9))
+        labels(tmp_path / f"set/run/labels/{k}.png", (7, 8, 9))
+    (tmp_path / "set/out/.predictions.jsonl").touch()
+    (tmp_path / "set/run/.maskformer-run").touch()
+    data = recipe_for(tmp_path / "set").data
+    assert data.train.labels == Path("labels")
+    for folder in ("out", "run"):
+        with pytest.raises(DatasetError, match="is a run or holds results of predict or evaluate"):
+            survey(tmp_path / "set" / folder)
+    for folder in ("images", "labels"):
+        shutil.rmtree(tmp_path / "set" / folder)
+    with pytest.raises(DatasetError, match=r"no images .left out: .* 6 results of earlier calls"):
+        survey(tmp_path / "set")

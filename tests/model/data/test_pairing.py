@@ -89,6 +89,16 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_results_of_earlier_calls_are_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "images/a.jpg", "labels/a.png", "images/out/.predictions.jsonl")
+    make(tmp_path, "images/out/b.png")
+    assert pairs(tmp_path) == ["a.jpg a.png"]
+    said = "1 hidden (out/.predictions.jsonl); 1 results of earlier calls (out/b.png)"
+    assert notes(tmp_path) == [f"left out of images: {said}"]
+    (tmp_path / "images/a.jpg").unlink()
+    refused(tmp_path, "images holds nothing but 1 hidden .*, 1 results of earlier calls")
+
+
 def test_labels_beside_the_images(tmp_path: Path) -> None:
     make(tmp_path, "same/a.jpg", "same/a.png", "same/day/b.JPG", "same/day/b.PNG")
     assert pairs(tmp_path, "same", "same") == ["a.jpg a.png", "day/b.JPG day/b.PNG"]

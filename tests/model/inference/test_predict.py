@@ -62,14 +62,16 @@ def test_results_in_another_folder_below_are_no_images(photos: Path) -> None:
     other = photos / "other"
     assert names(find_images([str(photos)], other, notes.append), photos) == expected
     said = "3 results of earlier calls (deep/more/x.png, out/a.png, out/classes/a.png)"
-    assert [note.rpartition("; ")[2] for note in notes] == [said]
+    assert said in notes[0].split("; ")
     assert names(find_images([str(photos / "**" / "*.png")], other), photos) == ["a.png"]
     # Named outright, they are wanted.
     assert names(find_images([str(photos / "out")], other), photos) == [
         "out/a.png", "out/classes/a.png"
     ]  # fmt: skip
     (photos / "deep/c.tiff").rename(photos / "deep/more/c.tiff")
-    with pytest.raises(DatasetError, match=r"the folder holds 2 results of earlier .*more/x\.png"):
+    with pytest.raises(
+        DatasetError, match=r"the folder holds .*2 results of earlier .*more/x\.png"
+    ):
         find_images([str(photos / "deep")], other)
 
 

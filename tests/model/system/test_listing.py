@@ -73,3 +73,21 @@ def test_why_a_path_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert why_absent(Path("runs/none")) == why_absent(Path("runs/none/checkpoints/last")) == said
     assert why_absent(Path("none/x")) == f"the folder {tmp_path} holds runs, but no none"
     assert why_absent(Path("runs/a/x/y")) == "runs/a/x is a file"
+
+
+def test_what_this_program_wrote_below_is_no_file(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "day/b.jpg", "out/.predictions.jsonl", "out/a.png", "out/classes/a.png")
+    make(tmp_path, "run/.maskformer-run", "run/predictions/a.png")
+    make(tmp_path, "day/eval/.maskformer-evaluation", "day/eval/predictions/a.png")
+    (tmp_path / "x").symlink_to("out")
+    listing = list_folder(tmp_path)
+    assert listing.files == ["a.jpg", "day/b.jpg"]
+    results = [
+        "day/eval/predictions/a.png",
+        "out/a.png",
+        "out/classes/a.png",
+        "run/predictions/a.png",
+    ]
+    assert sorted(listing.results) == results
+    assert "4 results of earlier calls" in " ".join(listing.left_out())
+    assert list_files(tmp_path / "out") == ["a.png", "classes/a.png"]  # named outright

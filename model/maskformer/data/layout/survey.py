@@ -19,7 +19,7 @@ from maskformer.data.layout.pairs import Folders, Pair, image_folders, pairs
 from maskformer.data.layout.pixels import Pixels, look_at_pixels
 from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
-from maskformer.system.listing import list_files
+from maskformer.system.listing import MARKERS, Listing, list_folder
 from maskformer.system.text import escape
 
 SHOWN = 3
@@ -50,7 +50,13 @@ def survey(root: Path) -> Survey:
     Raises:
         DatasetError: it cannot be read, or holds no data set or several.
     """
-    files = list_files(root)
+    listing = list_folder(root)
+    if any(name.startswith(MARKERS) for name in listing.hidden):
+        raise DatasetError(
+            f"{root} is a run or holds results of predict or evaluate, expected a folder of images "
+            "with labels that were drawn"
+        )
+    files = listing.files
     folders = image_folders(files)
     coco = coco_files(root, folders, files)
     paired = pairs(folders)
@@ -70,7 +76,7 @@ def survey(root: Path) -> Survey:
         ]
         found = [*map(_folder, layouts)]
     if not found:
-        raise DatasetError(_nothing(root, files, folders, paired))
+        raise DatasetError(_nothing(root, listing, folders, paired))
     if len(layouts) > 1 or len({*found}) > 1:
         names = ", ".join(map(escape, dict.fromkeys(found)))
         raise DatasetError(f"{root} holds several data sets: {names}; name one of them")
@@ -117,7 +123,8 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
     return files[0], None
 
 
-def _nothing(root: Path, files: Sequence[str], folders: Folders, paired: Sequence[Pair]) -> str:
+def _nothing(root: Path, listing: Listing, folders: Folders, paired: Sequence[Pair]) -> str:
+    files = listing.files
     if is_polygon_file(root, files):
         return (
             f"{root} holds polygons of labelme, one JSON per image; export them first with its "
@@ -134,7 +141,8 @@ def _nothing(root: Path, files: Sequence[str], folders: Folders, paired: Sequenc
     if rejected := rejected_labels(root, folders, paired):
         return f"{root} holds images and files called like labels, but none can be used: {rejected}"
     what = "images, but no label files beside them" if folders else "no images"
+    others = f" (left out: {'; '.join(listing.left_out())})" if listing.left_out() else ""
     return (
-        f"{root} holds {what}; expected images with one label file each (same name, grey or "
-        "palette PNG), or a JSON in COCO's panoptic or instances format with its images"
+        f"{root} holds {what}{others}; expected images with one label file each (same name, grey "
+        "or palette PNG), or a JSON in COCO's panoptic or instances format with its images"
     )
