@@ -1,4 +1,4 @@
-"""Kernels for mask-classification models: the public names."""
+"""Kernels for mask-classification models such as MaskFormer."""
 
 import mfkernels.selfcheck.first_use  # noqa: F401
 from mfkernels.backend import use_backend

@@ -1,4 +1,4 @@
-"""``python -m mfkernels``: the backend of each operation; ``check``: whether it is right here."""
+"""``python -m mfkernels`` prints the backend of each operation; ``check`` tests them all here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mfkernels.selfcheck import command
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mfkernels",
-        description="Print what native code is built, which backend runs each operation, and why "
-        "not the others.",
+        description="Print which native code is built, which backend runs each operation, and why "
+        "an operation has no native kernel.",
         epilog="The environment variable MFKERNELS_BACKEND (auto, native, reference or verify) "
         "chooses the backend.",
     )

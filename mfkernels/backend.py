@@ -1,10 +1,16 @@
-"""Which backend serves a call, and why.
+"""Choose the backend that runs a call, and say why.
 
-Four can be asked for: ``reference`` (plain PyTorch), ``native`` (a compiled or Triton kernel, or an
-error), ``auto`` (native where it can serve the call, otherwise reference with the reason logged
-once) and ``verify`` (as ``auto``, and each call once more by plain PyTorch, beside which its result
-is held: `mfkernels.verification`). What is asked for comes from `use_backend`, else from the
-environment variable ``MFKERNELS_BACKEND``, else it is ``auto``.
+There are four settings:
+
+* ``reference`` runs plain PyTorch.
+* ``native`` runs a compiled or Triton kernel, or raises an error.
+* ``auto`` runs the native kernel if it supports the call, otherwise plain PyTorch; it logs the
+  reason once.
+* ``verify`` is ``auto``, but also runs each call in plain PyTorch and compares the two results
+  (see `mfkernels.verification`).
+
+The setting comes from `use_backend`, otherwise from the environment variable
+``MFKERNELS_BACKEND``, otherwise it is ``auto``.
 """
 
 from __future__ import annotations
@@ -24,14 +30,14 @@ from mfkernels.torch_internals import is_transformed
 
 Backend = Literal["reference", "native", "auto", "verify"]
 Choice = Literal["reference", "native", "pytorch"]
-"""What `select` answers. ``pytorch``: PyTorch's own kernels stand for native ones, so that asking
-for those is no error."""
+"""What `select` returns. ``pytorch`` means that PyTorch's own kernels count as the native ones, so
+asking for ``native`` is no error."""
 
 OPERATIONS: dict[str, dict[str, str]] = {
     "assignment": {"cpu": "cpu", "cuda": "cuda"},
     "matching_cost": {"cpu": "cpu", "cuda": "triton"},
     "mask_loss": {"cpu": "cpu", "cuda": "triton"},
-    # On a CPU there are no launches to save, so that a kernel would have nothing to gain.
+    # On a CPU there are no launches to save, so a kernel would gain nothing.
     "class_loss": {"cpu": "pytorch", "cuda": "triton"},
     "loss_sums": {"cpu": "pytorch", "cuda": "triton"},
     "focal_dice": {"cpu": "cpu", "cuda": "triton"},
@@ -42,7 +48,7 @@ OPERATIONS: dict[str, dict[str, str]] = {
     "semantic_segmentation": {"cpu": "cpu", "cuda": "triton"},
     "panoptic_owners": {"cpu": "cpu", "cuda": "triton"},
 }
-"""The native code that serves each operation on each type of device."""
+"""The native code that runs each operation on each type of device."""
 
 _logger = logging.getLogger(__name__)
 _BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -50,22 +56,23 @@ _asked_for: contextvars.ContextVar[Backend | None] = contextvars.ContextVar(
     "mfkernels_backend", default=None
 )
 _latest: Backend | None = None
-"""Of the thread or task that asked last: all that `torch.compile` of PyTorch 2.11 can read."""
+"""The setting of the thread or task that called `use_backend` last. `torch.compile` of PyTorch 2.11
+can read nothing else."""
 _COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # as versions, not as texts
 _logged: set[tuple[str, str]] = set()
 
 
 class BackendError(ValueError, RuntimeError):
-    """A backend that was asked for is unknown, or cannot serve a call; the message says why."""
+    """The backend asked for is unknown or does not support the call; the message says why."""
 
 
 def part(name: str) -> Part:
-    """A piece of native code: operators of C++ for ``cpu`` and ``cuda``, ``triton``, ``numpy``."""
+    """Return a piece of native code: ``cpu`` or ``cuda`` (C++ operators), ``triton``, ``numpy``."""
     return native.parts[name]
 
 
 def requested() -> Backend:
-    """The backend asked for by `use_backend`, the environment, or the default ``auto``."""
+    """Return the setting of `use_backend` or of the environment, else the default ``auto``."""
     if _COMPILER_READS_CONTEXT or not torch.compiler.is_compiling():
         backend = _asked_for.get()
     else:
@@ -85,13 +92,23 @@ def _checked(name: str, value: str) -> Backend:
 
 @contextlib.contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Ask for a backend inside a ``with`` block (of this thread or task).
+    """Set the backend inside a ``with`` block, for this thread or task only.
 
     Args:
-        backend: ``"reference"``, ``"native"``, ``"auto"`` or ``"verify"``. Under ``"native"`` a
-            call that no native kernel can serve raises `BackendError`, a `RuntimeError`, with the
-            reason. None can inside of `torch.func`'s transformations and of forward-mode
-            differentiation; a second derivative is plain PyTorch's whatever is asked for.
+        backend: one of:
+
+            * ``"reference"``: plain PyTorch.
+            * ``"native"``: a native kernel. A call that no native kernel supports raises
+              `BackendError` with the reason. This includes every call inside a transformation of
+              `torch.func` or forward-mode differentiation. Second derivatives always come from
+              plain PyTorch.
+            * ``"auto"``: a native kernel if one supports the call, otherwise plain PyTorch.
+            * ``"verify"``: as ``"auto"``; each call is compared with plain PyTorch, and a
+              difference is logged as a warning.
+
+    Raises:
+        BackendError: the backend is unknown. `BackendError` is both a `ValueError` and a
+            `RuntimeError`.
     """
     global _latest
     token = _asked_for.set(_checked("backend", backend))
@@ -104,7 +121,11 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 def why_not_native(operation: str, device_type: str) -> str | None:
-    """Why no native kernel serves `operation` on a type of device, or None where one does."""
+    """Say why no native kernel runs `operation` on a type of device; None if one does.
+
+    Raises:
+        ValueError: there is no such operation.
+    """
     if operation not in OPERATIONS:
         raise ValueError(f"operation is {operation!r}, expected one of {', '.join(OPERATIONS)}")
     if device_type not in OPERATIONS[operation]:
@@ -123,7 +144,7 @@ _reasons = {
     for operation, devices in OPERATIONS.items()
     for device_type in devices
 }
-"""The answers of `why_not_native`, which do not change while the process lives."""
+"""The results of `why_not_native`, which do not change during the process."""
 
 
 failures: dict[tuple[str, torch.device], str] = {}
@@ -131,21 +152,21 @@ failures: dict[tuple[str, torch.device], str] = {}
 
 
 _TRANSFORMED = (
-    "it is called inside of a transformation of torch.func (vmap, grad, jvp, ...) or of "
-    "forward-mode differentiation, which only plain PyTorch serves"
+    "it is inside a transformation of torch.func (vmap, grad, jvp, ...) or forward-mode "
+    "differentiation, which only plain PyTorch supports"
 )
 
 
 def select(operation: str, device: torch.device, problem: str | None = None) -> Choice:
-    """Decide which backend serves one call.
+    """Choose the backend of one call.
 
     Args:
         operation: a name from `OPERATIONS`.
-        device: where the inputs are.
-        problem: why the native kernel cannot serve this particular call, if it cannot.
+        device: the device of the inputs.
+        problem: why the native kernel does not support this call; None if it does.
 
     Raises:
-        BackendError: a native kernel was asked for and cannot serve the call.
+        BackendError: the setting is ``native``, but no native kernel supports the call.
     """
     backend = requested()
     if backend == "reference":
@@ -162,7 +183,7 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
         return "native"
     if backend == "native":
         raise BackendError(
-            f"{operation}: the native backend was asked for but cannot serve this call: {reason}"
+            f"{operation}: the native backend was asked for but cannot run this call: {reason}"
         )
     if not torch.compiler.is_compiling():
         _log_once(operation, reason)
@@ -172,4 +193,4 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
 def _log_once(operation: str, reason: str) -> None:
     if (operation, reason) not in _logged:
         _logged.add((operation, reason))
-        _logger.info("%s: served by the reference backend: %s", operation, reason)
+        _logger.info("%s: runs in plain PyTorch (reference): %s", operation, reason)

@@ -1,4 +1,4 @@
-"""What operations ask of the arguments that a caller gives, and what predictions become."""
+"""Check the arguments that a caller passes to operations."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_memory(name: str, tensor: Tensor) -> None:
         return
     if is_inflated(tensor.shape, tensor.stride(), tensor.element_size()):
         raise ValueError(
-            f"{name} is a view that repeats a little memory too often to be worked on, got "
-            f"{list(tensor.shape)}; give it memory of its own with contiguous() if it is meant"
+            f"{name} is a view that repeats a little memory too often (an expanded tensor), got "
+            f"{list(tensor.shape)}; if this is intended, copy it with contiguous()"
         )
 
 
@@ -52,7 +52,7 @@ def check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         dense = "to_padded_tensor(0)" if tensor.is_nested else "to_dense()"
-        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; see its {dense}")
+        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {dense}")
 
 
 def has_autocast(device_type: str) -> bool:
@@ -169,7 +169,7 @@ def native_problem(*tensors: Tensor | None) -> str | None:
         if tensor.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
             gpu = devices.gpu_of(tensor.device)
             if not gpu.generation.bfloat16:
-                return f"{gpu.name} has no bfloat16; float16 and float32 have kernels there"
+                return f"{gpu.name} does not support bfloat16; use float16 or float32"
     return None
 
 

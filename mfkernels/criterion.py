@@ -1,4 +1,4 @@
-"""The MaskFormer criterion: match every query to a segment, then class, mask and dice losses."""
+"""The MaskFormer criterion: match segments to queries, then compute class, mask and dice losses."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from mfkernels.torch_internals import is_transformed, register_mapping, version_
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
 _MOST_COPIED = 1 << 26
-"""Bytes of mask logits that are copied so that one launch serves all layers: for more than that a
-GPU takes longer than its launches do."""
+"""Mask logits of up to this many bytes are copied so that one launch runs all layers. Copying more
+takes a GPU longer than the launches it saves."""
 _KINDS = ("loss_ce", "loss_mask", "loss_dice")
 _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
@@ -49,11 +49,11 @@ class _Layers(NamedTuple):
     class_logits: Tensor
     """`[L, B, Q, K+1]`."""
     predictions: MaskPredictions
-    """Of the masks, with the same layers and queries."""
+    """The mask predictions, with the same layers and queries."""
 
 
 class LossesWithTotal(dict[str, Tensor]):
-    """Losses by name, and their weighted sum, which the kernel of the losses forms beside them."""
+    """The losses by name, with the weighted sum that the kernel computes along with them."""
 
     def __init__(
         self,
@@ -61,15 +61,15 @@ class LossesWithTotal(dict[str, Tensor]):
         total: Tensor | None = None,
         weights: tuple[float, float, float] | None = None,
     ) -> None:
-        """Without a total, as what carries tensors along makes it: a dict like any other."""
+        """Without a total (as PyTorch rebuilds it from its tensors), it is an ordinary dict."""
         super().__init__(losses)
         self._total = total
         self._weights = weights
         self._given = tuple((name, loss, version_of(loss)) for name, loss in self.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
-        """The total; None with other weights, after a loss was changed, added or taken out, and in
-        inference mode, where nobody can tell."""
+        """Return the total, or None if the weights differ, or if a loss was changed, added or
+        removed. Also None in inference mode, where changes cannot be detected."""
         unchanged = len(self) == len(self._given) and all(
             version is not None and self.get(name) is loss and version_of(loss) == version
             for name, loss, version in self._given
@@ -81,33 +81,40 @@ register_mapping(LossesWithTotal)
 
 
 class MaskFormerCriterion(nn.Module):
-    """Matching and losses of MaskFormer (§3.2 and appendix A), named as in the official code.
+    """Matching and losses of MaskFormer (§3.2 and §3.3), named as in the official code.
 
-    Nothing here waits for the device: matching, losses and the number of masks stay on it.
-    Everything is computed in float32 (float64 if an input is), under autocast too.
+    Matching, losses and the number of masks stay on the device; nothing waits for it. Everything
+    is computed in float32 (float64 if an input is float64), also under autocast.
 
     Args:
-        num_classes: K, without "no object".
-        class_weight, mask_weight, dice_weight: weights of the terms, in the matching cost and in
-            `total`.
-        no_object_weight: weight of "no object" in the class loss. With 0, the class loss of a batch
-            without segments is NaN, as in the official code (0 / 0).
-        alpha: weight of the positives in the focal loss; negative: no weighting.
+        num_classes: K, the number of classes without "no object".
+        class_weight, mask_weight, dice_weight: weights of the three terms, in the matching cost
+            and in `total`; not negative.
+        no_object_weight: weight of "no object" in the class loss; not negative. With 0, the class
+            loss of a batch without segments is NaN, as in the official code (0 / 0).
+        alpha: weight of the positives in the focal loss, at most 1. Negative: no weighting.
         gamma: exponent of the focal loss, at least 0.
-        class_weights: K weights of the classes in the class loss, as `cross_entropy` takes them;
-            left out, all are 1. They do not count in the matching cost, as in the official code.
-        class_loss: what the class loss is the mean of: `"per_process"`, the queries of this
-            process, as in the official code, where a segment weighs more on processes that have
-            few; or `"over_all"`, those of all processes, which learn what one process would.
-        matching: `"bipartite"` gives every segment the query of least total cost; `"fixed"` gives
-            it the query of its class, of K queries (the paper's MaskFormer-fixed). Of several
-            segments of one class in an image, only the first is then learnt from.
+        class_weights: `[K]`, weights of the classes in the class loss, as in `F.cross_entropy`.
+            None: all are 1. As in the official code, the matching cost does not use them.
+        class_loss: which weights the class loss is divided by. `"per_process"`: those of the
+            queries of this process, as in the official code; a segment then weighs more in a
+            process that has few. `"over_all"`: their mean over all processes, so that several
+            processes learn what one would.
+        matching: `"bipartite"`: find the assignment of segments to queries with the least total
+            cost. `"fixed"`: assign each segment to the query of its class, which requires Q = K
+            (the paper's MaskFormer-fixed); if an image has several segments of a class, only the
+            first one is used.
 
     Attributes:
-        weights: the weight of each kind of loss.
-        bad_costs: 0-dim int64 on the device: how many (layer, image) cost matrices held a NaN or an
-            infinity so far, in this process. They are matched all the same (see
-            `mfkernels.batch_linear_assignment`). Nothing is counted inside of `torch.func`.
+        weights: the weight of each kind of loss, by the names `loss_ce`, `loss_mask` and
+            `loss_dice`.
+        class_weights: `[K]` float32, or None.
+        bad_costs: 0-dim int64 on the device. The number of cost matrices, one per layer and image,
+            that held a NaN or an infinity so far in this process. They are matched all the same
+            (see `mfkernels.batch_linear_assignment`). Calls inside `torch.func` are not counted.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape or value.
     """
 
     bad_costs: Tensor
@@ -185,29 +192,30 @@ class MaskFormerCriterion(nn.Module):
         *,
         num_masks: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The unweighted losses of every layer.
+        """Compute the unweighted losses of every layer.
 
         Args:
-            outputs: the factored form `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]`,
-                `pixel_features [B, C, h, w]`, whose last layer is the final prediction; the same
-                of one layer, `[B, Q, K+1]` and `[B, Q, C]`; or the official form `pred_logits
-                [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted, `aux_outputs`, a list of
-                such dicts. Any floating-point dtype.
-            targets: the segments, or the official list of `{"labels": [T_b], "masks":
-                [T_b, H, W]}`, on the device of the outputs.
-            num_masks: what the mask losses are divided by, positive, a number or 0-dim; left out,
-                the number of segments, averaged over all processes, at least 1. Where gradients are
-                accumulated, the mean over the parts of a step makes them what processes would give.
+            outputs: in one of these forms, with any floating-point dtype:
+
+                * factored: `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]` and
+                  `pixel_features [B, C, h, w]`; the last layer is the final prediction. For a
+                  single layer, `[B, Q, K+1]` and `[B, Q, C]`.
+                * official: `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and optionally
+                  `aux_outputs`, a list of such dicts for the earlier layers.
+            targets: the segments; or the official list with one dict per image, `labels [T_b]` and
+                `masks [T_b, H, W]`. On the device of the outputs.
+            num_masks: the divisor of the mask losses, positive, a number or a 0-dim tensor. None:
+                the number of segments, averaged over all processes, at least 1. If you accumulate
+                gradients, pass the mean over the parts of a step.
 
         Returns:
-            `loss_ce`, `loss_mask`, `loss_dice` of the final prediction and the same with `_0`,
-            `_1`, … for the earlier layers; 0-dim, attached to the graph. On a GPU, a label outside
-            `[0, K)` that could not be checked before (see `SegmentTargets`) makes every `loss_ce`
-            NaN.
+            `loss_ce`, `loss_mask` and `loss_dice` of the final prediction, and the same names with
+            `_0`, `_1`, … for the earlier layers. Each is 0-dim, float32 (float64 if an input is
+            float64) and differentiable. On a GPU, a label outside `[0, K)` that could not be
+            checked before (see `SegmentTargets`) makes every `loss_ce` NaN.
 
         Raises:
-            TypeError, ValueError: a key is missing, or a dtype, shape, device or label does not
-                fit.
+            TypeError, ValueError: a key is missing, or a dtype, shape, device or value is wrong.
         """
         groups, targets = self._check(outputs, targets)
         if num_masks is not None:
@@ -256,10 +264,13 @@ class MaskFormerCriterion(nn.Module):
         return weights["loss_ce"], weights["loss_mask"], weights["loss_dice"]
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, 0-dim, of the losses that `forward` returns.
+        """Compute the weighted sum, 0-dim, of the losses that `forward` returns.
+
+        Args:
+            losses: the losses by name; some may be left out.
 
         Raises:
-            ValueError: `losses` has a name that `forward` does not give.
+            ValueError: `losses` has a name that `forward` does not return.
         """
         if isinstance(losses, LossesWithTotal):
             total = losses.total_of(self._weights())
@@ -291,9 +302,17 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """`[L, B, T]` int64: the query of each segment in each layer (last: final), −1 for none.
+        """Find the query of each segment in each layer. Not differentiable.
 
-        Arguments and errors are those of `forward`. Differentiates nothing.
+        Args:
+            outputs, targets: as in `forward`.
+
+        Returns:
+            `[L, B, T]` int64, −1 for a segment without a query; the last layer is the final
+            prediction.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
         """
         groups, targets = self._check(outputs, targets)
         return self._match(groups, targets)
@@ -315,7 +334,7 @@ class MaskFormerCriterion(nn.Module):
             self._warned = True
             warnings.warn(
                 f"an image has {targets.max_count} segments, more than the {queries} queries: "
-                f"only the {queries} that match best are learnt from (this is said once)",
+                f"only the {queries} that match best are used for training (reported once)",
                 stacklevel=3,
             )
         # Layers with as many queries as each other are one problem; usually all are.
@@ -353,7 +372,7 @@ class MaskFormerCriterion(nn.Module):
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`[L]` and `[L]`: weighted cross-entropies of all queries of all images, and weights."""
+        """Sum the weighted cross-entropies of all queries and images, `[L]`, and the weights."""
         per_class = self.class_weights
         if per_class is not None and per_class.device != class_logits.device:
             self.class_weights = per_class = per_class.to(class_logits.device)
@@ -367,7 +386,7 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> tuple[list[_Layers], SegmentTargets]:
-        """Predictions (earlier layers first) and targets, which no operation checks again."""
+        """Return predictions (earlier layers first) and targets; no operation checks them again."""
         given = read_outputs(outputs)
         if not isinstance(targets, SegmentTargets):
             targets = _read_targets(targets)
@@ -385,7 +404,7 @@ class MaskFormerCriterion(nn.Module):
                 )
             if self.matching == "fixed" and expected[2] != self.num_classes:
                 raise ValueError(
-                    f"matching='fixed' needs a query per class, {self.num_classes}, got "
+                    f"matching='fixed' needs one query per class ({self.num_classes}), got "
                     f"{expected[2]} queries"
                 )
             groups.append(_Layers(class_logits, predictions))
@@ -395,7 +414,7 @@ class MaskFormerCriterion(nn.Module):
 
 @contextlib.contextmanager
 def remembering_nothing(criterion: MaskFormerCriterion) -> Iterator[None]:
-    """Calls in this block count no bad costs, and warn neither now nor in place of a later one."""
+    """Restore `bad_costs` after the block, and do not warn of too many segments inside it."""
     counted, warned = criterion.bad_costs.clone(), criterion._warned
     criterion._warned = True
     try:
@@ -406,7 +425,7 @@ def remembering_nothing(criterion: MaskFormerCriterion) -> Iterator[None]:
 
 
 def loss_names(layers: int) -> list[str]:
-    """Of all losses, in the order in which the criterion gives them: the last layer comes first."""
+    """Return the names of all losses in the criterion's order: the last layer comes first."""
     earlier = (f"{kind}_{layer}" for layer in range(layers - 1) for kind in _KINDS)
     return [*_KINDS, *earlier]
 
@@ -419,8 +438,8 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 def kept_weights(
     before: Tensor | None, after: Tensor | None, given: Tensor | None
 ) -> Tensor | None:
-    """Class weights where `after` moved them to. Their values stay, of which `to_empty` gives none
-    and no checkpoint has any; `given` ones are on a CPU."""
+    """Return the class weights on the device of `after`, with their values kept: `to_empty` does
+    not keep them, and no checkpoint holds them. `given` is on the CPU."""
     if before is None or after is None or given is None:
         return after
     return (given if before.is_meta else before).to(after)
@@ -439,7 +458,7 @@ def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) ->
 
 
 def read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Class logits, mask embeddings and pixel features (or mask logits and None), by layers."""
+    """Return class logits, mask embeddings and pixel features (or mask logits, None) by layers."""
     if "mask_embed" in outputs:
         class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")
         if class_logits.ndim == mask_embed.ndim == 3:  # of one layer, as the parts take them

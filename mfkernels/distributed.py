@@ -1,4 +1,4 @@
-"""Means over the processes that train together, which so weigh what one process would."""
+"""Means over the processes that train together, so that they compute what one process would."""
 
 from __future__ import annotations
 

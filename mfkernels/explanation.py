@@ -1,4 +1,4 @@
-"""The table of what native code is built and what serves each operation."""
+"""The table of the native code that is built and of the backend of each operation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mfkernels.native import Part
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns. ``str()`` of it is a table for people."""
+    """The result of `explain`; ``str()`` formats it as a table."""
 
     request: Backend
     parts: tuple[Part, ...]
     build: tuple[tuple[str, str], ...]
     operations: tuple[tuple[str, str, Choice, str], ...]
-    """One row per operation and type of device: name, device, backend, reason."""
+    """One row per operation and type of device: name, device, backend, why not native."""
 
     def __str__(self) -> str:
         lines = [f"Backend asked for: {self.request}", ""]
@@ -41,7 +41,7 @@ class Explanation:
         lines += _table(("operation", "device", "backend", "why not native"), self.operations)
         lines += [
             "",
-            "Devices that are not named, as mps and xpu, take the reference: plain PyTorch.",
+            "Other devices, such as mps and xpu, use the reference: plain PyTorch.",
         ]
         if self.build:
             lines.append("")
@@ -63,9 +63,17 @@ def _table(
 
 
 def explain() -> Explanation:
-    """Say what native code is built, which backend serves each operation, and why not the others.
+    """Report which native code is built, which backend runs each operation, and why.
 
-    ``print(mfkernels.explain())`` and ``python -m mfkernels`` show it as a table.
+    ``print(mfkernels.explain())`` and ``python -m mfkernels`` show the report as a table.
+
+    Returns:
+        An object with the fields `request` (the backend setting), `parts` (the pieces of native
+        code), `build` (names and values of the build) and `operations` (one row per operation and
+        type of device: name, device, backend, why not native).
+
+    Raises:
+        BackendError: ``MFKERNELS_BACKEND`` is unknown.
     """
     request = requested()
     rows = [
@@ -79,7 +87,7 @@ def explain() -> Explanation:
 
 
 def _other_accelerators() -> tuple[str, ...]:
-    """Of this machine, such as ``mps`` or ``xpu``, for which there are no kernels."""
+    """Return this machine's accelerator if it has no kernels, such as ``mps`` or ``xpu``."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return () if found is None or found.type in ("cpu", "cuda") else (found.type,)
 
@@ -88,7 +96,7 @@ def _served_by(operation: str, device_type: str, request: Backend) -> tuple[Choi
     if request == "reference":
         return "reference", "the reference was asked for"
     if OPERATIONS[operation].get(device_type) == "pytorch":
-        return "pytorch", "PyTorch's own kernels serve it, also where native is asked for"
+        return "pytorch", "uses PyTorch's own kernels, also under the native setting"
     reason = why_not_native(operation, device_type)
     for (failed, device), why in failures.items():
         if reason is None and (failed, device.type) == (operation, device_type):

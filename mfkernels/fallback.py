@@ -1,10 +1,11 @@
-"""A kernel that cannot be compiled or started on a GPU is no crash: plain PyTorch serves the call.
+"""Run a call in plain PyTorch if its kernel cannot be compiled or started on the GPU.
 
-A GPU that nobody has tried may have too little shared memory for a kernel, no image of it, or a
-Triton that cannot compile it; its cache may be read-only. Under ``auto`` that is said once, and the
-operation is plain PyTorch's on that device from then on; under ``native`` it is an error (but for
-gradients on a GPU, whose threads know no request). What `torch.compile` has compiled calls kernels
-without this: a first step without it finds those that fail.
+On an untested GPU, a kernel may need too much shared memory, may not have been built, or Triton may
+fail to compile it; Triton's cache may be read-only. Under ``auto``, the failure is logged once, and
+the operation runs in plain PyTorch on that device from then on. Under ``native``, it is an error,
+except for gradients on a GPU, because the threads of autograd do not know the setting. Code that
+`torch.compile` has compiled calls the kernels without this fallback: run one step without
+`torch.compile` first to find the kernels that fail.
 """
 
 from __future__ import annotations
@@ -26,36 +27,36 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 before_call: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda *_: None  # noqa: E731
-"""Tries a kernel out before it serves its first call: `mfkernels.selfcheck.first_use`, which sets
-this, stands above the operations."""
+"""Called before each call, to test a kernel before its first use. `mfkernels.selfcheck.first_use`
+sets it, because it imports the operations, which import this module."""
 
 _logger = logging.getLogger(__name__)
 _NO_IMAGE = "no kernel image is available"  # CUDA's own words
-_CACHE = "name a folder with room that can be written in TRITON_CACHE_DIR"
+_CACHE = "set TRITON_CACHE_DIR to a writable folder with free space"
 REMEDIES = {
-    _NO_IMAGE: "install mfkernels again on this machine, or where TORCH_CUDA_ARCH_LIST names the "
-    "compute capability of this GPU",
-    "Cannot find ptxas": "install Triton again, or name the ptxas of a CUDA toolkit in "
-    "TRITON_PTXAS_PATH",
+    _NO_IMAGE: "install mfkernels again on this machine, or build it with TORCH_CUDA_ARCH_LIST set "
+    "to the compute capability of this GPU",
+    "Cannot find ptxas": "install Triton again, or set TRITON_PTXAS_PATH to the ptxas of a CUDA "
+    "toolkit",
     "No space left": _CACHE,
     "Read-only": _CACHE,
     "PermissionError": _CACHE,
-    "failed to map segment": _CACHE + ", where programs may be executed",
-    "gcc": "install a C compiler, or name one in CC: Triton builds its launcher with it",
-    "C compiler": "install one, or name it in CC: Triton builds its launcher with it",
+    "failed to map segment": _CACHE + ", on a file system that allows execution",
+    "gcc": "install a C compiler, or set CC to one: Triton builds its launcher with it",
+    "C compiler": "install one, or set CC to its path: Triton builds its launcher with it",
 }
-"""What a person can do, by words of the reason."""
+"""What the user can do, by words that the reason contains."""
 
 
 class KernelError(RuntimeError):
-    """A kernel that cannot be compiled or started; the message says why."""
+    """A kernel cannot be compiled or started; the message says why."""
 
 
 def served_by_pytorch_where_kernels_fail(
     operation: str,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Decorate a function that asks `backend.select` for `operation`: it is called again after a
-    failure, and `select` remembers.
+    """Decorate a function that calls `backend.select` for `operation`: after a failure of the
+    kernel, it is called again, and `select` then chooses plain PyTorch.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -81,10 +82,10 @@ def served_by_pytorch_where_kernels_fail(
 
 
 def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
-    """Let plain PyTorch serve an operation on a device because of this error.
+    """Run an operation in plain PyTorch on a device from now on, because of this error.
 
     Raises:
-        BackendError: native kernels were asked for.
+        BackendError: the setting is ``native``.
     """
     reason = f"its kernel failed on {_name_of(device)}: {str(error).strip().splitlines()[0]}"
     if requested() == "native":
@@ -93,13 +94,16 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
         ) from error
     failures[operation, device] = reason
     _logger.warning(
-        "%s: %s. Plain PyTorch serves it there from now on. %s", operation, reason, _remedy(reason)
+        "%s: %s. It runs in plain PyTorch there from now on. %s",
+        operation,
+        reason,
+        _remedy(reason),
     )
 
 
 def _remedy(reason: str) -> str:
-    usual = "run `python -m mfkernels check --json report.json`, which tells what else fails, and "
-    usual += "report it"
+    usual = "run `python -m mfkernels check --json report.json`, which finds what else fails, and "
+    usual += "report the problem with that file"
     found = next((remedy for words, remedy in REMEDIES.items() if words in reason), usual)
     return f"Remedy: {found}."
 

@@ -1,4 +1,4 @@
-"""Training without surprises on a GPU: kernels compiled ahead, and a criterion as CUDA graphs."""
+"""Compile kernels ahead of training, and run a criterion as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ def warmup(
     most_segments: int = 100,
     overlap: bool = False,
 ) -> None:
-    """Compile every kernel that the criterion and its backward pass can need in training.
+    """Compile every kernel that the criterion and its backward pass may need in training.
 
-    Which kernels those are depends on the dtypes and strides of the outputs, hardly on their sizes,
-    and on the number of segments. Each takes up to a second where it is first needed; Triton keeps
-    them on disk for the next process.
+    Otherwise each kernel is compiled when it is first needed, which takes up to a second. Which
+    kernels are needed depends on the number of segments and on the dtypes and strides of the
+    outputs, but hardly on their sizes. Triton keeps compiled kernels on disk for the next process.
 
     Args:
-        criterion: the one to train with.
-        outputs: what the model gives for a batch, as the criterion takes it, on the device.
-        size: `(H, W)` of the targets.
-        most_segments: the most segments of an image of the data set.
-        overlap: whether targets are masks, not label maps.
+        criterion: the criterion to train with.
+        outputs: the model's outputs for one batch, in any form that `MaskFormerCriterion.forward`
+            takes, on the device.
+        size: `(H, W)` of the targets in pixels.
+        most_segments: the largest number of segments per image in the data set.
+        overlap: True if the targets are masks, False if they are label maps.
 
     Raises:
-        TypeError, ValueError: as by the criterion; or `most_segments` is no integer or less than 1.
+        TypeError, ValueError: as `MaskFormerCriterion.forward`; or `most_segments` is no integer or
+            less than 1.
     """
     most_segments = as_integer("most_segments", most_segments, at_least=1)
     # Also in inference mode, and with outputs from there.
@@ -63,10 +65,10 @@ def warmup(
 
 
 def counts_to_try(images: int, most_segments: int, kept: int) -> Iterator[tuple[int, ...]]:
-    """Segments of the images of batches that need all kernels.
+    """Yield the segment counts of batches that together need every kernel.
 
-    Those of the most crowded image decide; and whether all images have more than `kept`, whose
-    gradients are too large to be kept for the backward pass.
+    A kernel depends on the largest count of an image, and on whether the batch has more than `kept`
+    segments: their gradients are then too large to keep for the backward pass.
     """
     for count in range(1, most_segments + 1):
         yield (count, *[0] * (images - 1))
@@ -78,7 +80,7 @@ def counts_to_try(images: int, most_segments: int, kept: int) -> Iterator[tuple[
 def _any_targets(
     logits: Tensor, size: tuple[int, int], counts: tuple[int, ...], overlap: bool
 ) -> SegmentTargets:
-    """Targets with so many segments, beside these class logits."""
+    """Make targets with these numbers of segments, on the device of the class logits."""
     labels = logits.new_zeros(sum(counts), dtype=torch.int64)
     if overlap:
         masks = logits.new_zeros((sum(counts), *size), dtype=torch.bool)
@@ -88,23 +90,24 @@ def _any_targets(
 
 
 class GraphedCriterion:
-    """A criterion whose forward and backward pass are two CUDA graphs, one launch each.
+    """Run a criterion as two CUDA graphs, one for the forward and one for the backward pass.
 
-    For training with batches of one size, where the host is slower than the GPU: small batches,
-    small images, many losses. Sizes, dtypes and the most segments are fixed; numbers of segments
-    are not.
+    Each graph is a single launch. Use it for training with batches of one size if the host is
+    slower than the GPU: small batches, small images, many losses. Sizes, dtypes and the largest
+    number of segments are fixed; the numbers of segments may vary.
 
     Args:
-        criterion: in its final state and on its device.
-        outputs: `class_logits`, `mask_embed` and `pixel_features` of a batch, as the criterion
-            takes them. Later ones must be alike.
-        targets: of that batch.
-        max_count: the most segments of an image in later batches.
-        max_total: the most segments of a later batch. Without it room is kept for `max_count` in
-            each image; where batches have far fewer, a number takes less memory and time.
+        criterion: the criterion in its final state, on the device.
+        outputs: `class_logits [L, B, Q, K+1]`, `mask_embed [L, B, Q, C]` and
+            `pixel_features [B, C, h, w]` of one batch (or of one layer without L). Later outputs
+            must have the same shapes and dtypes.
+        targets: the targets of that batch, on the GPU.
+        max_count: the largest number of segments per image in later batches.
+        max_total: the largest number of segments per batch. None: `B · max_count`. If batches
+            have far fewer segments, a smaller number saves memory and time.
 
     Raises:
-        ValueError: the outputs are not in the factored form, or are not on a GPU.
+        ValueError: the outputs are not in the factored form, or the targets are not on a GPU.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class GraphedCriterion:
         if any(name not in outputs for name in _NAMES):
             raise ValueError(f"outputs must have {', '.join(_NAMES)}, got {sorted(outputs)}")
         if not targets.labels.is_cuda:
-            raise ValueError(f"a CUDA graph needs outputs on a GPU, got {targets.device}")
+            raise ValueError(f"a CUDA graph needs targets on a GPU, got {targets.device}")
         self.max_count = max_count
         self.max_total = max_total
         self._size = targets.size
@@ -139,19 +142,24 @@ class GraphedCriterion:
         *,
         num_masks: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted total with a gradient, and all losses by name without one.
+        """Compute the weighted total and the losses.
 
-        The total and the gradients are in the memory of the graphs, which the next call overwrites:
-        call it, go back, and only then call it again.
+        The total and the gradients are in the memory of the graphs, which the next call
+        overwrites: run the backward pass before the next call.
 
         Args:
-            outputs, targets, num_masks: as `MaskFormerCriterion` takes them. Without `num_masks` it
-                is the number of segments in this process, at least 1; with several processes give
-                the mean.
+            outputs: as in the constructor.
+            targets: targets of the same size.
+            num_masks: the divisor of the mask losses, 0-dim. None: the number of segments of this
+                process, at least 1; with several processes, pass the mean over the processes.
+
+        Returns:
+            The weighted total, 0-dim and differentiable, and all losses by name, 0-dim and
+            detached; for the names, see `MaskFormerCriterion.forward`.
 
         Raises:
-            ValueError: an image has more than `max_count` segments, all have more than `max_total`,
-                or targets have another size.
+            ValueError: an image has more than `max_count` segments, the batch has more than
+                `max_total`, or the targets have another size.
         """
         predictions = (outputs[name] for name in _NAMES)
         total, losses = self._step(*predictions, *self._tensors(targets, num_masks))
@@ -170,7 +178,7 @@ class GraphedCriterion:
 
 
 class _Step(nn.Module):
-    """The criterion as a function of tensors, which is what a graph can be made of."""
+    """The criterion as a function of tensors, because a graph can only be made of such a one."""
 
     def __init__(self, criterion: MaskFormerCriterion, max_count: int, overlap: bool) -> None:
         super().__init__()

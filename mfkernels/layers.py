@@ -1,4 +1,4 @@
-"""Layers that a model gives one by one, as one tensor: one launch serves all of them."""
+"""Join the layers that a model returns one by one to one tensor, so that one launch runs them."""
 
 from __future__ import annotations
 

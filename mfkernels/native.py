@@ -1,4 +1,4 @@
-"""The native code: compiled libraries and Triton, loaded on import; what is not there says why."""
+"""Load the compiled libraries and Triton on import, and record why one is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of native code: where it is, or why it is not there."""
+    """One piece of native code: where it is, or why it is missing."""
 
     name: str
     path: Path | None

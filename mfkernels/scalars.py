@@ -1,4 +1,4 @@
-"""What operations ask of numbers that a caller gives: Python's, NumPy's, or tensors of one."""
+"""Check the numbers that a caller passes: Python's, NumPy's or tensors of one element."""
 
 from __future__ import annotations
 

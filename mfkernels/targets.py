@@ -1,4 +1,4 @@
-"""Ground-truth segments of a batch, in the one form that every operation takes."""
+"""The ground-truth segments of a batch, in the form that every operation takes."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from mfkernels.scalars import as_integer
 from mfkernels.torch_internals import is_traced
 
 _NOT_COMPARED = (torch.uint16, torch.uint32, torch.uint64)
-"""Types whose values PyTorch does not compare."""
+"""Dtypes whose values PyTorch cannot compare."""
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
 MAX_TABLE = 2**16
-"""Entries of a table of values; of a wider range, values are sorted."""
+"""The most entries of a table of values; values of a wider range are sorted."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentTargets:
-    """The ground-truth segments of B images, `T_b` in image b, `N` in all.
+    """The ground-truth segments of B images: `T_b` in image b, `N` in total.
 
-    Exactly one of the two storages is set:
-
-    * `label_map [B, H, W]` int16: each pixel holds the index of its segment inside the image, or −1
-      where there is none (void, padding). For semantic and panoptic targets, whose segments never
-      overlap.
-    * `masks [N, H, W]` bool: one mask per segment, image after image. For targets that may overlap.
-
-    `labels [N]` int64 is the class of each segment, image after image, and `counts` the numbers
-    `T_b`, known on the host so that nobody has to ask a GPU for them. A segment may be empty (all
-    zeros). Void and padding pixels are ordinary negatives of every segment, as in the official
+    Use `from_label_maps`, `from_class_maps` or `from_masks` to make them. A segment may be empty
+    (no pixel). Void and padding pixels are ordinary negatives of every segment, as in the official
     code.
 
-    Values are checked only where that needs no synchronisation with a GPU: segment indices at
-    construction when they are on the CPU, labels when the targets were built on the CPU (the range
-    travels along with `to`).
+    Values are checked only if that needs no synchronisation with a GPU. Segment indices are checked
+    at construction if they are on the CPU. Labels are checked by `check_labels` if the targets were
+    built on the CPU; `to` keeps the range of the labels for that.
+
+    Args:
+        labels: `[N]` int64, the class of each segment, image after image.
+        counts: the numbers `T_b`, on the host so that no GPU has to be asked for them.
+        label_map: `[B, H, W]` int16. Each pixel holds the index of its segment in the image, or −1
+            for no segment (void, padding). For semantic and panoptic targets, whose segments do not
+            overlap; at most 32767 segments per image.
+        masks: `[N, H, W]` bool, one mask per segment, image after image. For segments that may
+            overlap. Pass exactly one of `label_map` and `masks`, on the device of `labels`.
 
     Raises:
-        ValueError: shapes that do not fit together, or a segment index outside `[-1, T_b)`.
-        TypeError: a wrong dtype.
+        ValueError: the shapes or devices do not fit together, not exactly one of `label_map` and
+            `masks` is given, a count is negative, or a segment index is outside `[-1, T_b)`.
+        TypeError: a dtype is wrong.
     """
 
     labels: Tensor
@@ -131,15 +133,15 @@ class SegmentTargets:
     def from_label_maps(
         cls, label_maps: Tensor | Sequence[Tensor], labels: Sequence[Tensor]
     ) -> SegmentTargets:
-        """Targets from one map per image of segment indices, −1 where there is none.
+        """Make targets from one map of segment indices per image; −1 means no segment.
 
         Args:
-            label_maps: `[B, H, W]`, or B maps `[H_b, W_b]`, which are padded right and below with
-                −1 to the largest; any integer dtype.
-            labels: per image `[T_b]` classes, any integer dtype.
+            label_maps: `[B, H, W]`, or B maps `[H_b, W_b]`; any integer dtype. Smaller maps are
+                padded with −1 at the right and bottom to the largest height and width.
+            labels: for each image, the classes `[T_b]` of its segments; any integer dtype.
 
         Raises:
-            TypeError, ValueError: a dtype, shape or segment index does not fit.
+            TypeError, ValueError: a dtype, shape or segment index is wrong, or there is no image.
         """
         maps = list(label_maps)
         _check_lengths("label_maps", maps, labels)
@@ -155,14 +157,14 @@ class SegmentTargets:
     def from_class_maps(
         cls, class_maps: Tensor | Sequence[Tensor], ignore_index: int = 255
     ) -> SegmentTargets:
-        """Targets of semantic segmentation: one segment for each class that an image shows.
+        """Make targets for semantic segmentation: one segment per class present in an image.
 
         Args:
-            class_maps: `[B, H, W]`, or B maps `[H_b, W_b]`, of classes; any integer dtype.
-            ignore_index: the value of pixels of no class; negative values are of none, too.
+            class_maps: `[B, H, W]`, or B maps `[H_b, W_b]`, of class indices; any integer dtype.
+            ignore_index: the value of pixels without a class. Negative values have no class either.
 
         Raises:
-            TypeError, ValueError: a dtype or shape does not fit.
+            TypeError, ValueError: a dtype or shape is wrong, or there is no image.
         """
         ignore_index = as_integer("ignore_index", ignore_index)
         label_maps, labels = [], []
@@ -186,16 +188,17 @@ class SegmentTargets:
         labels: Sequence[Tensor],
         size: tuple[int, int] | None = None,
     ) -> SegmentTargets:
-        """Targets from one stack of binary masks per image, the form of the official code.
+        """Make targets from one stack of binary masks per image, the form of the official code.
 
         Args:
-            masks: per image `[T_b, H_b, W_b]`, bool or numbers that are 0 or 1.
-            labels: per image `[T_b]` classes, any integer dtype.
-            size: `(H, W)`, to which masks are padded right and below with zeros; by default that of
-                the largest image.
+            masks: for each image, `[T_b, H_b, W_b]`, bool or any dtype with the values 0 and 1.
+            labels: for each image, the classes `[T_b]`; any integer dtype.
+            size: `(H, W)`. Masks are padded to it with zeros at the right and bottom. None: the
+                largest height and width.
 
         Raises:
-            TypeError, ValueError: a dtype, shape or mask value does not fit.
+            TypeError, ValueError: a dtype, shape or mask value is wrong, `size` is too small, or
+                there is no image.
         """
         _check_lengths("masks", masks, labels)
         for image, (mask, label) in enumerate(zip(masks, labels, strict=True)):
@@ -223,6 +226,7 @@ class SegmentTargets:
 
     @property
     def batch_size(self) -> int:
+        """`B`, the number of images."""
         return len(self.counts)
 
     @property
@@ -233,17 +237,17 @@ class SegmentTargets:
 
     @property
     def num_segments(self) -> int:
-        """`N`, over all images."""
+        """`N`, the number of segments of all images."""
         return sum(self.counts)
 
     @property
     def max_count(self) -> int:
-        """`T`, the largest number of segments in one image."""
+        """`T`, the largest number of segments in an image; 0 without images."""
         return max((0, *self.counts))
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Index of each image's first segment in `labels` and `masks`."""
+        """The index of each image's first segment in `labels` and `masks`."""
         offsets = [0]
         for count in self.counts[:-1]:
             offsets.append(offsets[-1] + count)
@@ -251,13 +255,15 @@ class SegmentTargets:
 
     @property
     def device(self) -> torch.device:
+        """The device of all tensors."""
         return self.labels.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SegmentTargets:
+        """Return the targets on another device; the arguments are those of `torch.Tensor.to`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SegmentTargets:
-        """A copy in page-locked memory; a `DataLoader` with `pin_memory=True` calls this."""
+        """Return a copy in page-locked memory; a `DataLoader` with `pin_memory=True` calls this."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> SegmentTargets:
@@ -271,9 +277,15 @@ class SegmentTargets:
     def with_capacity(
         self, max_count: int, max_total: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels `[max_total]`, counts `[B]` and segments, of shapes that do not depend on T and N.
+        """Return tensors whose shapes do not depend on T and N, for `of_capacity`.
 
-        For `of_capacity`. Labels and masks beyond N are 0. Without `max_total` it is B · max_count.
+        Args:
+            max_count: the largest number of segments per image that is allowed.
+            max_total: the same for the batch. None: `B · max_count`.
+
+        Returns:
+            Labels `[max_total]` int64, counts `[B]` int64, and the label map `[B, H, W]` or the
+            masks `[max_total, H, W]`. Labels and masks beyond N are 0.
 
         Raises:
             ValueError: an image has more than `max_count` segments, or all have more than
@@ -294,11 +306,17 @@ class SegmentTargets:
     def of_capacity(
         cls, labels: Tensor, counts: Tensor, segments: Tensor, max_count: int, *, overlap: bool
     ) -> SegmentTargets:
-        """Targets whose numbers of segments only the device knows, for native kernels on a GPU.
+        """Make targets whose numbers of segments only the GPU knows, for CUDA graphs.
 
-        `counts` and `offsets` of the result are those of images with `max_count` segments each;
-        nothing is checked. Plain PyTorch takes such targets for ones that are full. On a CPU, where
-        the numbers can be read, they are the targets that they were.
+        `counts` and `offsets` of the result assume that every image has `max_count` segments;
+        nothing is checked. Only native kernels use the true counts; plain PyTorch treats all
+        `max_count` segments as real. On a CPU, where the counts can be read, the original targets
+        result.
+
+        Args:
+            labels, counts, segments: from `with_capacity`.
+            max_count: the same as there.
+            overlap: True if `segments` are masks, False if they are a label map.
         """
         if holds_values(counts):
             numbers = tuple(counts.tolist())
@@ -319,11 +337,11 @@ class SegmentTargets:
         return targets
 
     def counts_tensor(self, device: torch.device | str | None = None) -> Tensor:
-        """`counts` as a tensor `[B]` int64, by default where the targets are."""
+        """Return `counts` as a tensor `[B]` int64, by default on the device of the targets."""
         return self._counts if device is None else self._counts.to(device, non_blocking=True)
 
     def padded_labels(self, fill: int = 0) -> Tensor:
-        """`labels` as `[B, T]` int64; `fill` where an image has fewer than `T` segments."""
+        """Return `labels` as `[B, T]` int64, with `fill` beyond an image's own segments."""
         if self.num_segments == 0:
             return self.labels.new_full((self.batch_size, self.max_count), fill)
         counts = self.counts_tensor()[:, None]
@@ -333,7 +351,7 @@ class SegmentTargets:
         return torch.where(position < counts, labels, fill)
 
     def dense_masks(self, image: int) -> Tensor:
-        """`[T_b, H, W]` bool: the masks of one image."""
+        """Return the masks of one image, `[T_b, H, W]` bool."""
         count = self.counts[image]
         if self.masks is not None:
             return self.masks.narrow(0, self.offsets[image], count)
@@ -342,14 +360,17 @@ class SegmentTargets:
         return label_map == segments[:, None, None]
 
     def check_labels(self, num_classes: int, *, no_object: bool = False) -> None:
-        """Raise ValueError for a label outside `[0, num_classes)`.
+        """Check that all labels are in `[0, num_classes)`.
 
-        Needs no synchronisation: labels that were already on a GPU when the targets were built pass
-        unchecked.
+        This never waits for a GPU: labels that were already on a GPU when the targets were built
+        are not checked.
 
         Args:
             num_classes: K.
-            no_object: whether K itself is a label too, of segments that are to be no object.
+            no_object: also allow the label K, "no object".
+
+        Raises:
+            ValueError: a label is out of range.
         """
         limits = self._label_limits
         if limits is not None and (limits[0] < 0 or limits[1] >= num_classes + no_object):
@@ -357,14 +378,14 @@ class SegmentTargets:
             also = f' (or {num_classes}, "no object")' if no_object else ""
             raise ValueError(
                 f"labels must be in 0..{num_classes - 1} for {num_classes} classes{also}, got "
-                f"{wrong}; is the label offset right, and is the ignore value left out?"
+                f"{wrong}; check the label offset, and leave out the ignore value"
             )
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: a tensor on the CPU, not fake, traced or wrapped.
+    """Whether values can be read at no cost: a tensor on the CPU, not fake, traced or wrapped.
 
-    Subclasses that only carry a name (`Parameter`, `tv_tensors.Mask`) hold values as any tensor.
+    Subclasses that add no data (`Parameter`, `tv_tensors.Mask`) hold values like any tensor.
     """
     return (
         tensor.device.type == "cpu"

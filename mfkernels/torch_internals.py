@@ -1,6 +1,6 @@
-"""What only private names of PyTorch tell about a call: whether it is transformed, traced or fake.
+"""Ask private functions of PyTorch whether a call is transformed, traced or fake.
 
-A version without one of these names computes as usual: then the answer is no.
+If a version of PyTorch lacks one of them, the answer is no.
 """
 
 from __future__ import annotations

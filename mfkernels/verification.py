@@ -1,7 +1,7 @@
-"""``use_backend("verify")``: each call is computed natively and by plain PyTorch, and compared.
+"""``use_backend("verify")``: compare the native result of each call with that of plain PyTorch.
 
-It takes the time and memory of both, and waits for the device. Gradients are compared by
-``python -m mfkernels check`` and by ``train.verify_kernels`` of the trainer, not here.
+This takes the time and memory of both, and waits for the device. It does not compare gradients:
+``python -m mfkernels check`` and the trainer's ``train.verify_kernels`` do.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mfkernels.backend import use_backend
 Result = TypeVar("Result")
 
 SUSPICIOUS = 1e-3
-"""Error above which a call is reported: far more than rounding, also of half precision inputs,
-as both ways compute in float32."""
+"""A larger error is reported. It is far above rounding errors, also for half-precision inputs,
+because both backends compute in float32."""
 
 largest_errors: dict[str, float] = {}
-"""Of each operation that was verified: the largest difference by the largest value; of integers,
-the share that differs (assignments of the same cost may)."""
+"""For each verified operation, the largest error so far: the largest difference divided by the
+largest value; for integers, the fraction that differs (assignments of equal cost may differ)."""
 
 _logger = logging.getLogger(__name__)
 
 
 def verified(operation: str, call: Callable[[], Result]) -> Result:
-    """The result of a call as ``auto`` serves it, after a look at what plain PyTorch says."""
+    """Run a call under ``auto``, compare its result with plain PyTorch's, and return it."""
     with use_backend("auto"):
         ours = call()
     with use_backend("reference"), torch.no_grad():
@@ -40,8 +40,8 @@ def verified(operation: str, call: Callable[[], Result]) -> Result:
     largest_errors[operation] = max(error, largest_errors.get(operation, 0.0))
     if not error <= SUSPICIOUS and operation != "assignment":
         _logger.warning(
-            "%s: the native result is off from plain PyTorch's by %.1e of its largest value; "
-            "`python -m mfkernels check` looks closer",
+            "%s: the native result differs from plain PyTorch's by %.1e of its largest value; "
+            "run `python -m mfkernels check` for details",
             operation,
             error,
         )
@@ -49,7 +49,10 @@ def verified(operation: str, call: Callable[[], Result]) -> Result:
 
 
 def difference(ours: Tensor, plain: Tensor) -> float:
-    """The largest one by the largest value, where both are finite; the share of integers."""
+    """Return the largest difference divided by the largest finite value of `plain`.
+
+    For integers, return the fraction that differs.
+    """
     if plain.numel() == 0:
         return 0.0
     if not plain.is_floating_point():

@@ -110,8 +110,8 @@ def test_fallback_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixtur
         assert backend.select("assignment", CPU) == "reference"
         assert backend.select("assignment", CPU, "the matrix is blue") == "reference"
     assert [record.getMessage() for record in caplog.records] == [
-        "assignment: served by the reference backend: it was taken away",
-        "assignment: served by the reference backend: the matrix is blue",
+        "assignment: runs in plain PyTorch (reference): it was taken away",
+        "assignment: runs in plain PyTorch (reference): the matrix is blue",
     ]
 
 

@@ -95,9 +95,9 @@ def test_bfloat16_where_there_is_none(
     problems = {key: checks.native_problem(tensor) for key, tensor in given.items()}  # type: ignore[arg-type]
     (reason,) = filter(None, problems.values())
     assert problems[torch.bfloat16, FIRST] == reason
-    assert reason == "sm_75 has no bfloat16; float16 and float32 have kernels there"
+    assert reason == "sm_75 does not support bfloat16; use float16 or float32"
     assert backend.select("matching_cost", FIRST, reason) == "reference"
-    with use_backend("native"), pytest.raises(BackendError, match="no bfloat16"):
+    with use_backend("native"), pytest.raises(BackendError, match="does not support bfloat16"):
         backend.select("matching_cost", FIRST, reason)
 
 
@@ -145,7 +145,7 @@ REMEDIES = {
     "read-only": "TRITON_CACHE_DIR",
     "not ours": "TRITON_CACHE_DIR",
     "full": "TRITON_CACHE_DIR",
-    "no compiler": "in CC",
+    "no compiler": "set CC",
     "noexec": "TRITON_CACHE_DIR",
 }
 

@@ -113,14 +113,14 @@ def test_a_wrong_kernel_is_found(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "mask_loss: its kernel failed on cpu: on first use, " in record.message
-    assert "in float32 came out wrong: result 0 is off by" in record.message
+    assert "in float32 gave a wrong result: result 0 is off by" in record.message
     assert str(cache) in record.message, "where the verdict is, to delete it"
     forget()
     calls = operator.calls
     torch.testing.assert_close(losses(), expected)
     assert operator.calls == calls, "another process believes the verdict"
     forget()
-    with use_backend("native"), pytest.raises(BackendError, match="came out wrong"):
+    with use_backend("native"), pytest.raises(BackendError, match="gave a wrong result"):
         losses()
 
 

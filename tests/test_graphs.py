@@ -107,7 +107,7 @@ def test_what_does_not_fit_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         outputs_of(case),
         case.targets(),
     )
-    with pytest.raises(ValueError, match="needs outputs on a GPU, got cpu"):
+    with pytest.raises(ValueError, match="needs targets on a GPU, got cpu"):
         GraphedCriterion(criterion, outputs, targets, max_count=4)
     with pytest.raises(ValueError, match=r"must have class_logits, .*, got \['class_logits'\]"):
         GraphedCriterion(criterion, {"class_logits": outputs["class_logits"]}, targets, max_count=4)

@@ -1,8 +1,8 @@
-"""Checks every operation on this machine: ``python -m mfkernels check``.
+"""``python -m mfkernels check``: check every operation on this machine.
 
-Each problem is computed by the native kernels and by plain PyTorch in the same precision, and both
-are compared with plain PyTorch in float64: a kernel may be off by no more than plain PyTorch is,
-times two, and a few roundings.
+Each problem is computed by the native kernel and by plain PyTorch in the same precision, and both
+are compared with plain PyTorch in float64. The kernel's error may be at most twice that of plain
+PyTorch, plus a few roundings.
 """
 
 from mfkernels.selfcheck.checks import Row, check

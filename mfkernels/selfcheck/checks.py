@@ -1,4 +1,4 @@
-"""Runs the problems: results, gradients, repetition, waiting, CUDA graphs, time and memory."""
+"""Run the problems: results, gradients, repetition, waiting, CUDA graphs, time and memory."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ DIFFERING = 1e-3
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one problem."""
+    """The result of one problem."""
 
     operation: str
     form: str
     dtype: str
     served: str
-    """``native``, ``pytorch``, or why neither serves it: the reference does."""
+    """``native``, ``pytorch``, or why the problem runs in plain PyTorch (the reference)."""
     problem: str
-    """What is wrong; empty where nothing is."""
+    """What is wrong; empty if nothing is."""
     error: float | None = None
     """Largest one of results and gradients against float64, by their largest value."""
     plain_error: float | None = None
@@ -67,13 +67,13 @@ class Row:
 def check(
     device: torch.device, *, quick: bool = False, operation: str | None = None
 ) -> Iterator[Row]:
-    """Checks every operation, form and dtype on small problems; unless `quick`, also in the sizes
-    of a training step on ADE20K (on a CPU one image and layer, float32), with time and memory.
+    """Check every operation, form and dtype on small problems; unless `quick`, also in the sizes
+    of a training step on ADE20K (on a CPU, one image and layer in float32), with time and memory.
 
     Args:
-        device: where to run.
-        quick: small problems only.
-        operation: this one alone.
+        device: the device to run on.
+        quick: check small problems only.
+        operation: check only this operation. None: all.
     """
     on_gpu = device.type == "cuda"
     large = ade20k(images=16, layers=6) if on_gpu else ade20k(images=1, layers=1)
@@ -94,7 +94,7 @@ def check(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of the native kernels with plain PyTorch in the same precision and in float64."""
+    """The native kernels compared with plain PyTorch in the same precision and in float64."""
 
     ours: list[Tensor]
     error: float
@@ -103,11 +103,11 @@ class Comparison:
 
 
 def compared(problem: Problem) -> Comparison:
-    """The results and gradients of a problem in both ways.
+    """Compute the results and gradients of a problem with both backends.
 
     Raises:
-        BackendError: no native kernel serves it; caused by a `RuntimeError` of one that cannot be
-            started.
+        BackendError: no native kernel supports the problem. Its cause is a `RuntimeError` if the
+            kernel cannot be started.
     """
     with use_backend("native"):
         ours = _results(problem)
@@ -127,7 +127,7 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
     except BackendError as error:
         if isinstance(error.__cause__, RuntimeError):  # of a kernel that cannot be started
             return Row(*names, "native", str(error.__cause__).splitlines()[0])
-        return Row(*names, str(error).partition("cannot serve this call: ")[2], problem="")
+        return Row(*names, str(error).partition("cannot run this call: ")[2], problem="")
     except (
         Exception
     ) as error:  # a kernel that does not compile or start: that is what is looked for

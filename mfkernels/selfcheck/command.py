@@ -1,4 +1,4 @@
-"""``python -m mfkernels check``: the table of all checks, and a report for others to read."""
+"""``python -m mfkernels check``: print a table of all checks, and write a report as JSON."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small problems only: seconds instead of minutes"
     )
-    parser.add_argument("--operation", choices=sorted({*OPERATIONS, "criterion"}), help="only this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument(
+        "--operation", choices=sorted({*OPERATIONS, "criterion"}), help="check only this"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write a report here")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table.
+    """Run the checks and print the table.
 
     Returns:
-        1 where something is wrong, else 0.
+        The exit code: 1 if something is wrong, otherwise 0.
     """
     try:
         device = torch.device(arguments.device)
@@ -110,7 +112,7 @@ def _verdict(row: Row) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a report must say so that others can place it."""
+    """Describe the machine, so that readers of a report know where it is from."""
     module = native.numpy_module
     facts: dict[str, Any] = {
         "mfkernels": mfkernels.__version__,

@@ -1,8 +1,8 @@
-"""The first call of a kernel on a GPU: a small problem is computed by it and by plain PyTorch.
+"""Check a kernel on a small problem against plain PyTorch before its first call on a GPU.
 
-That is done once for each operation, form of its targets and dtype, and remembered in the user's
-cache for this GPU and these versions. Where the kernel is wrong, plain PyTorch serves the operation
-from then on, said loudly. The environment variable ``MFKERNELS_FIRST_USE=0`` leaves it out.
+This is done once for each operation, form of its targets and dtype; the result is kept in the
+user's cache for this GPU and these versions. If the kernel is wrong, a warning is logged, and the
+operation runs in plain PyTorch from then on. ``MFKERNELS_FIRST_USE=0`` disables the check.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ DEVICE_TYPES = ("cuda",)
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is tried once."""
+    """What is checked once."""
 
     operation: str
     form: str
-    """How the forms of `selfcheck.problems` begin that are tried."""
+    """Problems of `selfcheck.problems` whose form begins so are checked."""
     dtype: str
     device: torch.device
 
     def identity(self) -> dict[str, str]:
-        """What the verdict is valid for."""
+        """Describe what the result is valid for."""
         return {
             "operation": self.operation,
             "form": self.form,
@@ -64,13 +64,13 @@ class Kernel:
 
 
 _settled: set[Kernel] = set()
-"""Tried in this process, or being tried."""
+"""The kernels that were checked in this process, or are being checked."""
 _paused = contextvars.ContextVar("first_use_paused", default=False)
 
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Nothing is tried inside of the block."""
+    """Check nothing inside the block."""
     token = _paused.set(True)
     try:
         yield
@@ -79,10 +79,10 @@ def paused() -> Iterator[None]:
 
 
 def try_out(operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Before a call of an operation: its kernel on a small problem, if it was not tried before.
+    """Check the kernel of an operation on a small problem, unless it was checked before.
 
     Raises:
-        KernelError: it cannot be started, or gives something else than plain PyTorch.
+        KernelError: the kernel cannot be started, or its result differs from plain PyTorch's.
     """
     tensor = _subject(arguments, named)
     if tensor is None or tensor.device.type not in DEVICE_TYPES:
@@ -97,11 +97,11 @@ def try_out(operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -
             problem = _problem_of(kernel, tensor.dtype)
         remember(kernel, problem)
     if problem:
-        raise KernelError(f"on first use, {problem} (verdict in {_file(kernel)})")
+        raise KernelError(f"on first use, {problem} (result kept in {_file(kernel)})")
 
 
 def _subject(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
-    """The tensor by whose dtype and device kernels are chosen."""
+    """Return the tensor whose dtype and device decide which kernel runs."""
     first: Any = next(iter((*arguments, *named.values())), None)
     if isinstance(first, (list, tuple)) and first:  # of views
         first = first[0]
@@ -136,7 +136,7 @@ def _may_be_tried(kernel: Kernel, tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """By what the caller has switched on: no gradients, mixed precision, errors of waiting."""
+    """Suspend what the caller may have enabled: inference mode, autocast, sync debug errors."""
     on_gpu = device.type == "cuda"
     before = torch.cuda.get_sync_debug_mode() if on_gpu else 0
     if on_gpu:
@@ -154,7 +154,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 
 
 def _problem_of(kernel: Kernel, dtype: torch.dtype) -> str:
-    """What is wrong, or nothing."""
+    """Say what is wrong with a kernel; an empty string if nothing is."""
     from mfkernels.selfcheck.checks import compared
     from mfkernels.selfcheck.inputs import ALIGNED
     from mfkernels.selfcheck.problems import problems
@@ -170,12 +170,12 @@ def _problem_of(kernel: Kernel, dtype: torch.dtype) -> str:
                     raise error.__cause__ from None
                 return ""  # not served in this form
             if wrong:
-                return f"{problem.form} in {kernel.dtype} came out wrong: {wrong[0]}"
+                return f"{problem.form} in {kernel.dtype} gave a wrong result: {wrong[0]}"
     return ""
 
 
 def remembered(kernel: Kernel) -> str | None:
-    """What was wrong when it was tried before; None: it was not."""
+    """Return what was wrong in an earlier check ("" if nothing); None if there was none."""
     try:
         found = json.loads(_file(kernel).read_text())
         return str(found["problem"]) if found["kernel"] == kernel.identity() else None
@@ -184,7 +184,10 @@ def remembered(kernel: Kernel) -> str | None:
 
 
 def remember(kernel: Kernel, problem: str) -> None:
-    """For later processes; several may do so at once. Without a cache, each tries anew."""
+    """Save the result for later processes; several may do so at once.
+
+    Without a writable cache, each process checks again.
+    """
     file = _file(kernel)
     content = json.dumps({"kernel": kernel.identity(), "problem": problem}, indent=1)
     with contextlib.suppress(OSError):
@@ -214,7 +217,7 @@ def _name(device: torch.device) -> str:
 
 @functools.cache
 def _versions() -> str:
-    """Of PyTorch and Triton, and a digest of this package's files."""
+    """Return the versions of PyTorch and Triton, and a digest of this package's files."""
     digest = hashlib.sha256()
     for file in sorted(FOLDER.rglob("*.py")):
         digest.update(file.read_bytes())
