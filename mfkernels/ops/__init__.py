@@ -1,4 +1,4 @@
 """One folder per operation: the public function, its operators, the oracle, the Triton kernels.
 
-`reference.py` is plain PyTorch (or SciPy), obviously right, and also a backend.
+`reference.py` is the oracle: plain PyTorch (or SciPy), kept simple. It is also a backend.
 """

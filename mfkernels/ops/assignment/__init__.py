@@ -1,4 +1,4 @@
-"""Minimum-cost assignment: NumPy with SciPy's contract, and batches of tensors on their device."""
+"""Minimum-cost assignment, for one NumPy matrix as in SciPy and for batches of tensors."""
 
 from __future__ import annotations
 
@@ -47,19 +47,20 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def linear_sum_assignment(
     cost_matrix: ArrayLike, maximize: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Solve one linear assignment problem with `scipy.optimize.linear_sum_assignment`'s contract.
+    """Solve one linear assignment problem, as `scipy.optimize.linear_sum_assignment` does.
 
-    The indices equal SciPy's, on ties too.
+    The indices are the same as SciPy's, also for ties.
 
     Args:
-        cost_matrix: `[R, C]`, anything that casts safely to float64. +inf means no edge.
-        maximize: take the largest total instead of the smallest (then -inf means no edge).
+        cost_matrix: `[R, C]`, any dtype that casts safely to float64. +inf means no edge.
+        maximize: find the largest total cost instead of the smallest; then -inf means no edge.
 
     Returns:
-        Row indices in ascending order and the column of each, both `[min(R, C)]` int64.
+        The row indices in ascending order and the column of each row, both `[min(R, C)]` int64.
 
     Raises:
-        ValueError: not a matrix; NaN or -inf in it (+inf when maximising); no complete matching.
+        ValueError: the input is not a matrix, it holds NaN or -inf (+inf if maximising), there is
+            no complete matching, or it has more than 2^30 - 1 rows or columns.
         TypeError: the dtype does not cast safely to float64.
     """
     cost = np.asarray(cost_matrix)
@@ -93,7 +94,7 @@ def _check_extent(cost: NDArray[Any]) -> None:
     if is_inflated(cost.shape, strides, cost.itemsize):
         raise ValueError(
             "expected a matrix with memory of its own, got a view of shape "
-            f"{cost.shape} that repeats a little memory too often; copy it if it is meant"
+            f"{cost.shape} that repeats a little memory too often; if this is intended, copy it"
         )
 
 
@@ -107,30 +108,33 @@ def batch_linear_assignment(
 ) -> Tensor:
     """Solve a batch of linear assignment problems on the device of `cost`.
 
-    Problem `[R, C]` matches `min(r, c)` of its first r rows and c columns at the least total cost,
-    r and c being its counts (else R and C). Few targets and many queries: either may be the rows.
+    Each problem is a matrix `[R, C]`, of which the first r rows and c columns are in use. The
+    result matches `min(r, c)` of them at the least total cost. Either the rows or the columns may
+    be the smaller side.
 
-    Costs that are not finite never stop a batch: +inf is no edge; NaN and -inf count as no edge
-    too. Where no complete matching uses real edges only, the missing ones get one finite cost above
-    all others, so that a complete matching with as few of them as possible results (signs are those
-    of the costs as they are minimised). `batch_linear_assignment_with_status` says which problems
-    were affected.
+    Costs that are not finite do not raise an error. An edge whose cost is +inf, -inf or NaN counts
+    as missing. If there is no complete matching without missing edges, these get one finite cost
+    above all others, so the result is a complete matching with as few of them as possible. (With
+    `maximize`, the signs are those of the negated costs.) `batch_linear_assignment_with_status`
+    reports which problems were affected.
 
     Args:
-        cost: `[..., R, C]`, any strides; fp16, bf16, fp32 or fp64 (integers and bool go to fp64).
-        row_counts: rows in use, broadcast to `[...]`; ints or an integer tensor. None: R.
-        col_counts: columns in use, likewise. None: C.
-        maximize: take the largest total instead of the smallest.
-        check_finite: raise if a cost in use is NaN or infinite (waits for the device).
-        strict: on ties choose SciPy's indices (slower). Otherwise any optimal assignment may come.
+        cost: `[..., R, C]`, any strides; float16, bfloat16, float32 or float64. Integers and bool
+            are converted to float64.
+        row_counts: the rows in use, ints or an integer tensor that broadcasts to `[...]`. None: R.
+        col_counts: the columns in use, in the same form. None: C.
+        maximize: find the largest total cost instead of the smallest.
+        check_finite: raise an error if a cost in use is NaN or infinite. Waits for the device.
+        strict: for ties, choose the same indices as SciPy (slower). Otherwise, any optimal
+            assignment may be returned.
 
     Returns:
-        `[..., R]` int64: the column of each row, -1 for a row without one.
+        `[..., R]` int64: the column of each row, or -1 for a row without one.
 
     Raises:
-        TypeError: `cost` is not a real tensor.
-        ValueError: a shape does not fit, or `check_finite` found something.
-        RuntimeError: a count is outside its range (on a GPU it is clamped instead).
+        TypeError: `cost` is not a real tensor, or the counts are not integers.
+        ValueError: a shape is wrong, or `check_finite` found a cost that is not finite.
+        RuntimeError: a count is out of range (on a GPU it is clamped instead).
     """
     assignment, status = batch_linear_assignment_with_status(
         cost, row_counts, col_counts, maximize, strict
@@ -153,12 +157,19 @@ def batch_linear_assignment_with_status(
     maximize: bool = False,
     strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`batch_linear_assignment` with the status of each problem: what was found in its costs.
+    """Solve as `batch_linear_assignment` does, and report what was found in the costs.
+
+    Args:
+        cost, row_counts, col_counts, maximize, strict: as in `batch_linear_assignment`.
 
     Returns:
-        The assignment `[..., R]` int64, and the status `[...]` int32: the sum of `STATUS_NAN`,
-        `STATUS_NEGATIVE_INFINITY`, `STATUS_POSITIVE_INFINITY` (of the costs as they are minimised)
-        and `STATUS_INFEASIBLE` (no complete matching without substitutes); 0 for a clean problem.
+        The assignment `[..., R]` int64, and the status of each problem `[...]` int32: 0, or the sum
+        of `STATUS_NAN`, `STATUS_NEGATIVE_INFINITY`, `STATUS_POSITIVE_INFINITY` (with `maximize`, of
+        the negated costs) and `STATUS_INFEASIBLE` (no complete matching without missing edges).
+        The constants are in `mfkernels.ops.assignment`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `batch_linear_assignment`.
     """
     if not isinstance(cost, Tensor) or cost.is_complex():
         kind = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
@@ -216,7 +227,7 @@ def _counts(
 def assignment_to_pairs(
     assignment: Tensor,
 ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
-    """SciPy's pair form: the rows that have a column, and their columns.
+    """Convert an assignment to SciPy's form: the rows that have a column, and their columns.
 
     The sizes depend on the data, so on a GPU this waits for the device.
 
@@ -224,8 +235,11 @@ def assignment_to_pairs(
         assignment: `[..., R]` int64, from `batch_linear_assignment`.
 
     Returns:
-        For `[R]` one pair of int64 tensors; otherwise a list with one pair per problem, in the
+        For `[R]`, one pair of int64 tensors; otherwise a list with one pair per problem, in the
         row-major order of the leading dimensions.
+
+    Raises:
+        ValueError: `assignment` is 0-dim.
     """
     if assignment.dim() == 0:
         raise ValueError("assignment must be [..., R], got a 0-dim tensor")
@@ -243,14 +257,15 @@ def assignment_to_pairs(
 def assignment_to_indices(
     assignment: Tensor,
 ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
-    """The earlier name of `assignment_to_pairs`, which goes away with the next release.
+    """Deprecated: the former name of `assignment_to_pairs`; the next release removes it.
 
-    torch-linear-assignment's function of this name gives something else: two tensors `[B, K]`.
+    The function of this name in torch-linear-assignment returns something else: two tensors
+    `[B, K]`.
     """
     warnings.warn(
-        "assignment_to_indices is called assignment_to_pairs now and goes away with the next "
-        "release; it does not give the two tensors [B, K] that torch-linear-assignment's function "
-        "of the same name gives",
+        "assignment_to_indices is now called assignment_to_pairs; the next release removes the old "
+        "name. It does not return the two tensors [B, K] that torch-linear-assignment's function "
+        "of the same name returns",
         FutureWarning,
         stacklevel=2,
     )

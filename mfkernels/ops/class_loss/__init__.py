@@ -21,22 +21,22 @@ def class_loss(
     no_object_weight: float | Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over queries and images of weight · entropy, and of the weights alone.
+    """Sum weight · cross-entropy, and the weights alone, over queries and images.
 
-    The criteria, which have checked the arguments, call it.
+    The arguments are not checked: the criteria have checked them.
 
     Args:
         class_logits: `[L, B, Q, K+1]`; index K is "no object".
         targets: the segments of the B images.
-        assignment: `[L, B, T]` int64: the query of each segment, or −1 for none.
-        no_object_weight: weight of a query without a segment; a tensor `[]` only beside
+        assignment: `[L, B, T]` int64, the query of each segment, or −1 for none.
+        no_object_weight: weight of a query without a segment; a 0-dim tensor only together with
             `class_weights`.
-        class_weights: `[K]`, weights of queries by the class of their segment; left out, all of
-            them weigh 1. No kernel takes any: plain PyTorch serves them, on the device too.
+        class_weights: `[K]`, weight of a query by the class of its segment. None: all are 1.
+            No kernel supports class weights, so plain PyTorch computes the loss with them.
 
     Returns:
-        Both `[L]`, float32 (float64 for float64 inputs); the first is differentiable. It is
-        NaN if a label is outside `[0, K)`.
+        Both `[L]`, float32 (float64 for float64 inputs). The first is differentiable, and NaN if a
+        label is outside `[0, K)`.
     """
     problem = native_problem(class_logits)
     plain = class_weights is not None

@@ -1,1 +1,1 @@
-"""What several operations share."""
+"""Code that several operations share."""

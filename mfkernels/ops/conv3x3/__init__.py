@@ -1,4 +1,4 @@
-"""Convolutions of 3 x 3."""
+"""3 x 3 convolution."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ HAS_MATRIX_UNITS = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 @served_by_pytorch_where_kernels_fail("conv3x3")
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.conv2d(x, weight, bias, padding=1)` of kernels of 3 x 3, by Winograd's method on a CPU.
+    """Compute `F.conv2d(x, weight, bias, padding=1)` for 3 x 3 filters; on a CPU with Winograd.
 
-    Tiles of 4 x 4 pixels take 36 multiplications for each pair of channels instead of 144 (Lavin
-    and Gray, 2016). Rounding errors are some four times those of the sum itself.
+    The CPU kernel uses Winograd's F(4 x 4, 3 x 3): 36 multiplications per tile and pair of channels
+    instead of 144 (Lavin and Gray, 2016). Its rounding errors are about four times those of the
+    direct sum. It needs C and O to be multiples of 16, and float32, float64 or bfloat16 (which it
+    computes in float32); PyTorch runs all other calls.
 
     Args:
-        x: `[B, C, h, w]`, fastest with channels last in memory.
-            Autocast makes bfloat16 or half precision of float32.
-        weight: `[O, C, 3, 3]`, in the dtype of `x`, or with bfloat16 and autocast also float32. The
-            kernel takes float32, float64 and bfloat16, which it computes in float32, and C and O in
-            multiples of 16; PyTorch serves the rest.
-        bias: `[O]`, likewise.
+        x: `[B, C, h, w]`, any floating-point dtype; fastest with channels last in memory. Under
+            autocast, float32 is converted to autocast's dtype.
+        weight: `[O, C, 3, 3]`, in the dtype of `x`, or float32 if `x` is bfloat16; under autocast,
+            float32, bfloat16 or float16.
+        bias: `[O]`, with the same dtypes as `weight`, or None.
 
     Returns:
-        `[B, O, h, w]`, in the dtype of `x` or autocast's, of the kernel with channels last in
+        `[B, O, h, w]`, in the dtype of `x` or of autocast. The kernel's result has channels last in
         memory. Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device does not fit.
+        TypeError, ValueError: a dtype, shape or device is wrong.
     """
     _check(x, weight, bias)
     if backend.select("conv3x3", x.device, _problem(x, weight)) != "native":
@@ -58,11 +59,12 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel can serve a convolution, and takes less time than PyTorch's own.
+    """Whether the kernel supports a convolution and is faster than PyTorch's own.
 
-    Beside oneDNN with AVX2 and AVX-512: 1.1 to 3 times as fast (benchmarks/NOTES.md). Below so
-    many channels the transforms are the larger part, below so many pixels those of the weights. In
-    bfloat16 it is beside AVX-512 with instructions for it, not beside the matrix units of AMX.
+    Compared with oneDNN on AVX2 and AVX-512, it is 1.1 to 3 times as fast (benchmarks/NOTES.md).
+    With fewer channels than `FEWEST_CHANNELS`, the transforms dominate; with fewer pixels than
+    `FEWEST_PIXELS`, those of the weights do. In bfloat16, it is faster than oneDNN on AVX-512, but
+    not on the matrix units of AMX.
     """
     dtype = _dtype(x)
     return (
@@ -99,11 +101,11 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype not in _dtypes_beside(x):
             wanted = " or ".join(map(str, _dtypes_beside(x)))
-            raise TypeError(f"{name} must be {wanted} as x, got {tensor.dtype}")
+            raise TypeError(f"{name} must be {wanted} to match x, got {tensor.dtype}")
 
 
 def _dtypes_beside(x: Tensor) -> tuple[torch.dtype, ...]:
-    """Of weights and bias."""
+    """The dtypes that weight and bias may have."""
     if _autocast(x) and x.dtype != torch.float64:
         return torch.float32, torch.bfloat16, torch.float16
     return (x.dtype,) if weight_dtype(x.dtype) == x.dtype else (x.dtype, weight_dtype(x.dtype))
@@ -114,7 +116,7 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Of maps in the kernel."""
+    """The dtype in which the kernel takes `x`."""
     if _autocast(x) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -123,9 +125,12 @@ def _dtype(x: Tensor) -> torch.dtype:
 def _problem(x: Tensor, weight: Tensor) -> str | None:
     dtype = _dtype(x)
     if dtype not in DTYPES:
-        return f"maps are {dtype}, expected float32, bfloat16 or float64"
+        return f"x is {dtype}, expected float32, bfloat16 or float64"
     if weight.dtype not in (dtype, weight_dtype(dtype)):
-        return f"maps are {dtype} and weight {weight.dtype}, expected the same"
+        return f"x is {dtype} and weight {weight.dtype}, expected the same"
     if 0 in weight.shape or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
-        return f"{weight.shape[1]} and {weight.shape[0]} channels are no multiples of {CHANNELS}"
+        return (
+            f"{weight.shape[1]} input and {weight.shape[0]} output channels are not both multiples "
+            f"of {CHANNELS}"
+        )
     return None

@@ -1,4 +1,4 @@
-"""Sigmoid focal loss and dice loss of logits that are already there."""
+"""Sigmoid focal loss and dice loss of logits."""
 
 from __future__ import annotations
 
@@ -35,25 +35,24 @@ def sigmoid_focal_loss(
     gamma: Number = 2.0,
     reduction: str = "none",
 ) -> Tensor:
-    """Focal loss with `torchvision.ops.sigmoid_focal_loss`'s contract (Lin et al. 2017, eq. 5).
+    """Compute the focal loss, as `torchvision.ops.sigmoid_focal_loss` (Lin et al. 2017, eq. 5).
 
-    `torch.jit.script` takes it too. Without an exponent (`gamma` 0) plain PyTorch serves it: with a
-    negative `alpha` it is its cross-entropy to the last bit, at finite logits.
+    `torch.jit.script` supports it. With `gamma` 0, plain PyTorch computes it; if `alpha` is also
+    negative, the result is bit for bit PyTorch's binary cross-entropy, for finite logits.
 
     Args:
-        inputs: logits of any shape and floating-point dtype (half precision is computed in
-            float32).
+        inputs: logits of any shape and floating-point dtype; half precision is computed in float32.
         targets: same shape, bool or numbers from 0 to 1.
-        alpha: weight of the positives; negative: no weighting.
-        gamma: exponent, at least 0. Both may be 0-dim tensors; where they need a gradient, plain
-            PyTorch gives it.
-        reduction: `"none"` (each element), `"mean"` or `"sum"`.
+        alpha: weight of the positives, at most 1. Negative: no weighting.
+        gamma: exponent, at least 0. `alpha` and `gamma` may be tensors of one element; if one of
+            them or `targets` requires a gradient, plain PyTorch computes the loss.
+        reduction: `"none"` (one loss per element), `"mean"` or `"sum"`.
 
     Returns:
-        In the dtype of `inputs`: its shape, or 0-dim when reduced. Differentiable.
+        The losses in the shape and dtype of `inputs`, or 0-dim if reduced. Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device or value does not fit.
+        TypeError, ValueError: a dtype, shape, device or value is wrong.
     """
     logits = inputs
     _check_pair(logits, targets, alpha, gamma)
@@ -73,18 +72,20 @@ def sigmoid_focal_loss(
 
 
 def dice_loss(logits: Tensor, targets: Tensor, num_masks: float | Tensor | None = None) -> Tensor:
-    """Dice loss, smoothed by +1 above and below, summed over masks and divided by `num_masks`.
+    """Compute the dice loss, summed over the masks and divided by `num_masks`.
+
+    Each mask's loss is `1 − (2 Σ p·t + 1) / (Σ p + Σ t + 1)` with `p = sigmoid(logits)`.
 
     Args:
-        logits: `[M, ...]`, any floating-point dtype.
+        logits: `[M, ...]`, any floating-point dtype; at least one element per mask.
         targets: same shape, bool or numbers from 0 to 1.
-        num_masks: the divisor. None: M, at least 1.
+        num_masks: the divisor, positive, a number or a 0-dim tensor. None: M, at least 1.
 
     Returns:
         0-dim, float32 (float64 for float64 logits). Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device does not fit.
+        TypeError, ValueError: a dtype, shape, device or value is wrong.
     """
     return focal_dice_loss(logits, targets, num_masks, alpha=-1.0, gamma=0.0)[1]
 
@@ -96,24 +97,25 @@ def focal_dice_loss(
     alpha: Number = 0.25,
     gamma: Number = 2.0,
 ) -> tuple[Tensor, Tensor]:
-    """The two mask losses of the official criterion, for logits at the size of the targets.
+    """Compute the two mask losses of the official criterion, for logits at target size.
 
-    The focal loss is a mean over the elements of each mask; both are summed over masks and divided
-    by `num_masks`. Points that are sampled already go through here as `[M, P]`; see `point_loss`.
+    The focal loss is a mean over the elements of each mask; for the dice loss, see `dice_loss`.
+    Both are summed over the masks and divided by `num_masks`. Values already sampled at points can
+    be passed as `[M, P]`; `point_loss` also samples them.
 
     Args:
-        logits: `[M, ...]`, any floating-point dtype.
+        logits: `[M, ...]`, any floating-point dtype; at least one element per mask.
         targets: same shape, bool or numbers from 0 to 1.
-        num_masks: the divisor. None: M, at least 1.
-        alpha: weight of the positives in the focal loss; negative: no weighting.
-        gamma: exponent of the focal loss, at least 0.
+        num_masks: the divisor, positive, a number or a 0-dim tensor. None: M, at least 1.
+        alpha: weight of the positives in the focal loss, at most 1. Negative: no weighting.
+        gamma: exponent of the focal loss, at least 0. `alpha` and `gamma` may be tensors of one
+            element.
 
     Returns:
-        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits).
-        Differentiable.
+        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits). Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device or value does not fit.
+        TypeError, ValueError: a dtype, shape, device or value is wrong.
     """
     _check_pair(logits, targets, alpha, gamma)
     if logits.ndim < 2 or 0 in logits.shape[1:]:
@@ -133,23 +135,25 @@ def point_loss(
     alpha: Number = -1.0,
     gamma: Number = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`focal_dice_loss` at sampled points of masks (Mask2Former, §3.3), sampling included.
+    """Sample masks at points and compute `focal_dice_loss` there (Mask2Former, §3.3).
 
-    Logits and targets, which may differ in size, are read bilinearly, with zeros beyond the edge,
-    as `F.grid_sample(align_corners=False)` does. The defaults make the focal loss plain binary
-    cross-entropy. Only logits have a gradient.
+    Logits and targets, whose sizes may differ, are sampled bilinearly, with zeros beyond the edge,
+    like `F.grid_sample(align_corners=False)`. With the default `alpha` and `gamma`, the focal loss
+    is the binary cross-entropy.
 
     Args:
         logits: `[M, h, w]`, any floating-point dtype.
         targets: `[M, H, W]`, bool or numbers from 0 to 1.
-        points: `[M, P, 2]` floating-point: x and y, 0 to 1 from edge to edge of the image.
+        points: `[M, P, 2]`, any floating-point dtype. x and y are from 0 to 1, from edge to edge of
+            the image.
         num_masks, alpha, gamma: as in `focal_dice_loss`.
 
     Returns:
-        As `focal_dice_loss`.
+        `loss_mask` and `loss_dice`, 0-dim, float32 (float64 for float64 logits). Differentiable
+        with respect to `logits`, not to `targets` and `points`.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device or value does not fit.
+        TypeError, ValueError: a dtype, shape, device or value is wrong.
     """
     check_floating("logits", logits)
     check_floating("points", points)
@@ -227,7 +231,7 @@ def _problem(logits: Tensor, targets: Tensor | None, alpha: Number, gamma: Numbe
         given = (("the targets need", targets), ("alpha needs", alpha), ("gamma needs", gamma))
         for what, value in given:
             if isinstance(value, Tensor) and value.requires_grad:
-                return f"{what} a gradient, which only plain PyTorch gives"
+                return f"{what} a gradient, which only plain PyTorch computes"
     if any(isinstance(value, Tensor) and is_traced(value) for value in (alpha, gamma)):
         return "alpha or gamma is a tensor whose value cannot be read while it is traced"
     return native_problem(logits)

@@ -1,4 +1,4 @@
-"""What `sigmoid_focal_loss` owes to the one of torchvision: its keyword, and `torch.jit.script`."""
+"""Compatibility of `sigmoid_focal_loss` with torchvision's: the keyword and `torch.jit.script`."""
 
 import functools
 import warnings
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 
 def like_torchvision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let scripts take `scriptable_focal_loss`, and calls the name that `inputs` had before."""
+    """Make `torch.jit.script` use `scriptable_focal_loss`; accept the old name of `inputs`."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if "logits" in kwargs and "inputs" not in kwargs:
             warnings.warn(
-                "sigmoid_focal_loss: the argument logits is called inputs now, as in torchvision; "
-                "logits goes away with the next release",
+                "sigmoid_focal_loss: the argument logits is now called inputs, as in torchvision; "
+                "the next release removes the name logits",
                 FutureWarning,
                 stacklevel=2,
             )

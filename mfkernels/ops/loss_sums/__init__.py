@@ -1,4 +1,4 @@
-"""The losses of layers and their weighted total: one kernel on a GPU, few operators elsewhere."""
+"""The losses of all layers and their total: one kernel on a GPU, a few operators elsewhere."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def loss_sums(
     num_masks: float | Tensor,
     weights: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor | None]:
-    """Means over queries and segments, which the criterion returns.
+    """Compute the means over queries and segments that the criterion returns.
 
     Args:
-        focal, dice: `[L, B, T]`, the losses of segments.
-        class_loss: `[L]`, weighted entropies, summed over queries and images.
-        class_weight: `[L]`, the sum of their weights.
-        num_masks: what the losses of segments are divided by, a number or 0-dim.
-        weights: of class, mask and dice loss in the total.
+        focal, dice: `[L, B, T]`, the losses of the segments.
+        class_loss: `[L]`, weighted cross-entropies, summed over queries and images.
+        class_weight: `[L]`, the sums of their weights.
+        num_masks: the divisor of the segment losses, a number or a 0-dim tensor.
+        weights: the weights of class, mask and dice loss in the total.
 
     Returns:
-        `losses [3, L]`: class, mask and dice loss of each layer; and their weighted sum, 0-dim, or
-        None where that takes as many operators as the caller would need.
+        The class, mask and dice loss of each layer, `[3, L]`, and their weighted sum, 0-dim. The
+        sum is None if there is no kernel that computes it.
     """
     if isinstance(num_masks, Tensor) and num_masks.device != focal.device:
         num_masks = num_masks.to(focal.device, non_blocking=True)

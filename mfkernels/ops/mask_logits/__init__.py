@@ -15,19 +15,19 @@ _FASTER_IN_PYTORCH = torch.bfloat16 if multiplies_bfloat16() else None
 
 
 def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
-    """`einsum("lbqc,bchw->lbqhw", mask_embed, pixel_features)` (MaskFormer, §3.3).
+    """Compute `einsum("lbqc,bchw->lbqhw", mask_embed, pixel_features)` (MaskFormer, §3.3).
 
     Args:
         mask_embed: `[L, B, Q, C]` or `[B, Q, C]`, any floating-point dtype.
-        pixel_features: `[B, C, h, w]`. None: `mask_embed` already holds logits and is returned as
-            it is.
+        pixel_features: `[B, C, h, w]`, any floating-point dtype. None: `mask_embed` already holds
+            logits and is returned unchanged.
 
     Returns:
-        `[L, B, Q, h, w]` or `[B, Q, h, w]`, in the wider of the two dtypes (autocast applies).
-        Differentiable.
+        `[L, B, Q, h, w]` or `[B, Q, h, w]`, in the wider of the two dtypes; under autocast, in
+        autocast's dtype unless an input is float64. Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device does not fit.
+        TypeError, ValueError: a dtype, shape or device is wrong.
     """
     predictions = check_predictions(mask_embed, pixel_features)
     embed, features = predictions.embed, predictions.features

@@ -1,4 +1,4 @@
-"""Focal and dice loss of matched masks."""
+"""Focal and dice losses of matched masks."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def mask_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss of the matched masks at target size (MaskFormer, §3.2, appendix A).
+    """Compute the focal and dice losses of matched masks at target size (MaskFormer, §3.3).
 
-    For every matched segment the logits are upsampled bilinearly (`align_corners=False`) to the
-    size of the targets; the focal loss is a mean over pixels, the dice loss is smoothed by +1 above
-    and below. Both are summed over the segments and divided by `num_masks`. Computed in float32
-    (float64 if an input is), under autocast too. Differentiable.
+    The mask logits of each matched segment are upsampled bilinearly (`align_corners=False`) to the
+    size of the targets. The focal loss is a mean over pixels; the dice loss has +1 in numerator and
+    denominator. Both are summed over the segments and divided by `num_masks`. Computed in float32
+    (float64 if an input is float64), also under autocast.
 
     Args:
         mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or
-            `[B, Q, h, w]`.
-        pixel_features: `[B, C, h, w]`; None for mask logits.
+            `[B, Q, h, w]`. Any floating-point dtype.
+        pixel_features: `[B, C, h, w]`, any floating-point dtype; None for mask logits.
         targets: the segments of the B images.
-        assignment: `[L, B, T]` (or `[B, T]`) int64: the query of each segment, or −1 for none, as
-            `batch_linear_assignment(cost.mT, row_counts=targets.counts_tensor())` gives it.
-        num_masks: the divisor, a number or a 0-dim tensor. None: the number of segments, at least
-            1.
-        alpha: weight of the positives in the focal loss; negative: no weighting.
+        assignment: `[L, B, T]` (or `[B, T]`) int64, the query of each segment, or −1 for none:
+            the result of `batch_linear_assignment(cost.mT, row_counts=targets.counts_tensor())`.
+        num_masks: the divisor, positive, a number or a 0-dim tensor. None: the number of segments,
+            at least 1.
+        alpha: weight of the positives in the focal loss, at most 1. Negative: no weighting.
         gamma: exponent of the focal loss, at least 0.
 
     Returns:
-        `loss_mask` and `loss_dice`, each `[L]` (or 0-dim). Without any segment they are zeros that
-        are still attached to the graph.
+        `loss_mask` and `loss_dice`, each `[L]` (or 0-dim), float32 or float64. Differentiable;
+        without any segment, they are zeros that are still attached to the graph.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device, `alpha` or `gamma` does not fit, or (checked
-            on the CPU only) the assignment holds an index outside `[-1, Q)`.
+        TypeError, ValueError: a dtype, shape, device or value is wrong. Indices of the assignment
+            outside `[-1, Q)` are detected on the CPU only.
     """
     predictions = check_predictions(mask_embed, pixel_features)
     check_targets(targets, predictions)
@@ -87,7 +87,7 @@ def segment_losses_unchecked(
     alpha: float,
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss `[L, B, T]`, 0 where none is matched, of checked arguments."""
+    """Compute both losses `[L, B, T]` of checked arguments; 0 for a segment without a query."""
     embed, features = predictions.embed, predictions.features
     with without_autocast(embed.device):
         problem = native_problem(embed, features)

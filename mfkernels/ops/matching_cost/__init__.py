@@ -1,4 +1,4 @@
-"""The cost of matching every query to every ground-truth segment."""
+"""The cost of matching each query to each ground-truth segment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mfkernels.targets import SegmentTargets
 
 
 class CostOptions(NamedTuple):
-    """Of `matching_cost`, in the order of the operator's schema."""
+    """Options of `matching_cost`, in the order of the operator's schema."""
 
     class_weight: float
     mask_weight: float
@@ -47,29 +47,31 @@ def matching_cost(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Tensor:
-    """`class_weight · (−p[label]) + mask_weight · focal + dice_weight · dice`.
+    """Compute the matching cost of MaskFormer (§3.2) for each query and segment.
 
-    The matching cost of MaskFormer (§3.2 and appendix A). Focal and dice cost are taken at mask
-    resolution; targets are subsampled to it as `F.interpolate(mode="nearest")` does. Computed in
-    float32 (float64 if an input is), under autocast too. Nothing is differentiated.
+    The cost is `class_weight · (−p[label]) + mask_weight · focal + dice_weight · dice`, where p is
+    the softmax of the class logits. Focal and dice cost are computed at mask resolution; targets
+    are subsampled to it like `F.interpolate(mode="nearest")`. Computed in float32 (float64 if an
+    input is float64), also under autocast. Not differentiable.
 
     Args:
         class_logits: `[L, B, Q, K+1]` or `[B, Q, K+1]`; index K is "no object".
         mask_embed: `[L, B, Q, C]` or `[B, Q, C]`; or mask logits `[L, B, Q, h, w]` or
             `[B, Q, h, w]`.
-        pixel_features: `[B, C, h, w]`; None for mask logits.
-        targets: the segments of the B images, of any size.
+        pixel_features: `[B, C, h, w]`; None for mask logits. All predictions may have any
+            floating-point dtype.
+        targets: the segments of the B images, of any height and width.
         class_weight, mask_weight, dice_weight: weights of the three terms.
-        alpha: weight of the positives in the focal loss; negative: no weighting.
-        gamma: exponent of the focal loss, at least 0.
+        alpha: weight of the positives in the focal cost, at most 1. Negative: no weighting.
+        gamma: exponent of the focal cost, at least 0.
 
     Returns:
-        `[L, B, Q, T]` (or `[B, Q, T]`), T the largest number of segments in an image. Columns
-        beyond an image's own segments are 0. On a GPU, a label outside `[0, K)` that could not be
-        checked before (see `SegmentTargets`) gives NaN in its column.
+        `[L, B, Q, T]` (or `[B, Q, T]`), float32 or float64; T is the largest number of segments in
+        an image. Columns beyond an image's own segments are 0. On a GPU, a label outside `[0, K)`
+        that could not be checked before (see `SegmentTargets`) makes its column NaN.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device, label, `alpha` or `gamma` does not fit.
+        TypeError, ValueError: a dtype, shape, device or value is wrong.
     """
     predictions = check_predictions(mask_embed, pixel_features)
     check_targets(targets, predictions)
@@ -104,7 +106,7 @@ def matching_cost_unchecked(
     targets: SegmentTargets,
     options: CostOptions,
 ) -> Tensor:
-    """`matching_cost` of checked arguments with a layer axis: `[L, B, Q, T]`."""
+    """Compute `matching_cost` `[L, B, Q, T]` of checked arguments with a layer axis."""
     # Detached: forward-mode derivatives go through `no_grad`.
     class_logits, embed = class_logits.detach(), predictions.embed.detach()
     features = None if predictions.features is None else predictions.features.detach()

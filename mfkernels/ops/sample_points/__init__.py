@@ -1,4 +1,4 @@
-"""Images at points between their pixels."""
+"""Bilinear sampling of images at points."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from mfkernels.ops.sample_points import reference
 
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:
-    """`[M, h, w]` read bilinearly at points, with zeros beyond the edge (Mask2Former, §3.3).
+    """Sample images bilinearly at points, with zeros beyond the edge (Mask2Former, §3.3).
 
-    As `F.grid_sample(align_corners=False)` does, without floating-point copies of masks.
+    The result is that of `F.grid_sample(align_corners=False)`, but masks are not copied to floating
+    point.
 
     Args:
         images: `[M, h, w]`, bool or any floating-point dtype.
-        points: `[M, P, 2]`, or `[1, P, 2]` for all images; floating-point: x and y, 0 to 1 from
-            edge to edge of the image. They have no gradient.
+        points: `[M, P, 2]`, or `[1, P, 2]` for the same points in all images; any floating-point
+            dtype. x and y are from 0 to 1, from edge to edge of the image.
 
     Returns:
-        `[M, P]`, float32 (float64 for float64 points). Differentiable in `images`.
+        `[M, P]`, float32 (float64 for float64 points). Differentiable with respect to `images`, not
+        to `points`.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device does not fit.
+        TypeError, ValueError: a dtype, shape or device is wrong.
     """
     check_tensor("images", images)
     if images.dtype != torch.bool:

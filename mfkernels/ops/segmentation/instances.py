@@ -25,16 +25,16 @@ _CHUNK_PIXELS = 1 << 22
 
 
 class Instances(NamedTuple):
-    """The instances of one image, by falling class probability."""
+    """The instances of one image, in order of decreasing class probability."""
 
     masks: Tensor
     """`[N, H, W]` bool."""
     labels: Tensor
     """`[N]` int64 class indices."""
     scores: Tensor
-    """`[N]`: class probability times the mean sigmoid inside the mask."""
+    """`[N]`, float32 or float64: class probability times the mean sigmoid inside the mask."""
     boxes: Tensor
-    """`[N, 4]` float32: left, top, right, bottom of the mask in pixels, the last two exclusive;
+    """`[N, 4]` float32: left, top, right and bottom of the mask in pixels, the last two exclusive;
     zeros for an empty mask."""
 
 
@@ -50,26 +50,27 @@ def instance_segmentation(
     input_size: Size | None = None,
     image_sizes: Sequence[Size] | None = None,
 ) -> list[Instances]:
-    """The `top_k` most probable pairs of query and class, each with the query's mask.
+    """Find the `top_k` most probable pairs of query and class, each with the query's mask.
 
-    Instance inference of Mask2Former (official code; it is not in the papers): a mask is where the
-    resized logit is positive, and the class probability is multiplied by the mean sigmoid inside.
-    Masks are computed a chunk at a time; this is plain PyTorch with every backend.
+    This is the instance inference of Mask2Former's official code (it is not in the papers). A mask
+    holds the pixels whose resized logit is positive; the score is the class probability times the
+    mean sigmoid inside the mask. Computed in float32 (float64 if an input is float64), in plain
+    PyTorch with every backend, and in chunks of masks.
 
     Args:
-        class_logits: `[B, Q, K+1]`; index K is "no object".
+        class_logits: `[B, Q, K+1]`, any floating-point dtype; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
-        top_k: the most instances of an image. A query may appear with several classes.
-        thing_classes: keep only these classes, of the `top_k`. None: all.
-        input_size, image_sizes: as in `semantic_segmentation`. Logits are cropped and resized.
+        size: `(H, W)` of all results in pixels, or one `(H_b, W_b)` per image.
+        top_k: the largest number of instances per image. A query may appear with several classes.
+        thing_classes: keep only the instances of these classes among the `top_k`. None: keep all.
+        input_size, image_sizes: as in `semantic_segmentation`. The logits are cropped and resized.
 
     Returns:
         The instances of each image; see `Instances`.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device, size, class or `top_k` does not fit.
+        TypeError, ValueError: a dtype, shape, device, size, class or `top_k` is wrong.
     """
     view = check_view(
         SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size

@@ -43,36 +43,37 @@ def panoptic_segmentation(
     image_sizes: Sequence[Size] | None = None,
     paint: Literal["maskformer", "mask2former"] = "maskformer",
 ) -> list[Panoptic]:
-    """Panoptic maps by the official rules (MaskFormer, §3.4).
+    """Make panoptic maps by the rules of the official code (MaskFormer, §3.4).
 
-    Queries whose best class is real and scores more than `object_mask_threshold` are kept. Each
-    pixel belongs to the kept query with the largest score · sigmoid(mask). In query order, a query
-    becomes a segment unless it owns no pixel, its mask is nowhere at least 0.5, or the pixels it
-    owns are fewer than `overlap_threshold` of those where its mask is at least 0.5. Stuff of one
-    class shares one segment. Native kernels hold no masks in memory and copy to the host once.
+    A query is kept if its best class is not "no object" and has a probability (the score) above
+    `object_mask_threshold`. Each pixel belongs to the kept query with the largest
+    score · sigmoid(mask logit). In query order, each kept query becomes a segment, unless it owns
+    no pixel, its mask is nowhere at least 0.5, or the number of pixels it owns, divided by the
+    number of pixels where its mask is at least 0.5, is below `overlap_threshold`. Stuff queries of
+    one class share one segment. Native kernels hold no masks in memory and copy to the host once.
 
     Args:
-        class_logits: `[B, Q, K+1]`; index K is "no object".
+        class_logits: `[B, Q, K+1]`, any floating-point dtype; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
-        thing_classes: the classes whose segments are told apart; all others are stuff.
-        object_mask_threshold: strict lower bound of a kept query's class probability.
-        overlap_threshold: lower bound of a segment's visible part.
-        input_size: the padded network input. None: `size` if that is a single pair, else
-            `(4h, 4w)`.
-        image_sizes: the part of the input that each image fills, from the top left. None: all of
-            it.
-        paint: `"maskformer"` paints every pixel that a query owns; `"mask2former"` only those where
-            its mask is at least 0.5, and drops a query that has none.
+        size: `(H, W)` of all results in pixels, or one `(H_b, W_b)` per image.
+        thing_classes: the classes with one segment per object; all others are stuff.
+        object_mask_threshold: the score of a kept query must be above this.
+        overlap_threshold: the smallest visible fraction of a segment.
+        input_size: `(H, W)` of the padded network input in pixels. None: `size` if that is a single
+            pair, otherwise `(4h, 4w)`.
+        image_sizes: for each image, the `(H, W)` of the part of the input that it fills, from the
+            top left. None: the whole input.
+        paint: `"maskformer"` paints all pixels that a query owns. `"mask2former"` paints only those
+            where its mask is at least 0.5, and drops a query that has none.
 
     Returns:
-        Per image the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with one
-        dict per segment: `id`, `isthing`, `category_id` (class index), `score` (class
+        For each image, the map `[H_b, W_b]` int32 of segment ids (1, 2, …; 0: void) and a list with
+        one dict per segment: `id`, `isthing`, `category_id` (class index) and `score` (class
         probability of its first query).
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device, size, class or `paint` does not fit.
+        TypeError, ValueError: a dtype, shape, device, size, class, threshold or `paint` is wrong.
     """
     view = check_view(
         SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size

@@ -25,7 +25,7 @@ LabelsAndScores = tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
 
 
 class _Options(TypedDict, total=False):
-    """What does not decide what `semantic_segmentation` returns."""
+    """The options of `semantic_segmentation` that do not change the type of its result."""
 
     input_size: Size | None
     image_sizes: Sequence[Size] | None
@@ -67,33 +67,33 @@ def semantic_segmentation(
     resize_logits: bool = False,
     return_scores: bool = False,
 ) -> Labels | LabelsAndScores:
-    """The best class of every pixel: `argmax_k Σ_q softmax(class_logits)[q, k] · sigmoid(mask)[q]`.
+    """Find the best class of each pixel: the semantic inference of MaskFormer (§3.4).
 
-    Semantic inference of MaskFormer (§3.4). Mask logits are upsampled bilinearly to the padded
-    network input and scored there; the scores are cropped to the image and resized to `size`. "No
-    object" is never an answer. Computed in float32 (float64 if an input is). Native kernels hold
-    neither masks nor scores in memory.
+    The scores are `Σ_q softmax(class_logits)[q, k] · sigmoid(mask_logits)[q]`; "no object" is never
+    chosen. The mask logits are upsampled bilinearly to the padded network input; the scores are
+    computed there, cropped to the image and resized to `size`. Computed in float32 (float64 if an
+    input is float64). Native kernels hold neither masks nor scores in memory.
 
     Args:
-        class_logits: `[B, Q, K+1]`; index K is "no object".
+        class_logits: `[B, Q, K+1]`, any floating-point dtype; index K is "no object".
         mask_embed: `[B, Q, C]`; or mask logits `[B, Q, h, w]`.
         pixel_features: `[B, C, h, w]`; None for mask logits.
-        size: `(H, W)` of every result, or one `(H_b, W_b)` per image.
-        input_size: the padded network input. None: `size` if that is a single pair, else
-            `(4h, 4w)`.
-        image_sizes: the part of the input that each image fills, from the top left. None: all of
-            it.
-        resize_logits: crop and resize the logits instead of the scores (official with panoptic
-            models).
+        size: `(H, W)` of all results in pixels, or one `(H_b, W_b)` per image.
+        input_size: `(H, W)` of the padded network input in pixels. None: `size` if that is a single
+            pair, otherwise `(4h, 4w)`.
+        image_sizes: for each image, the `(H, W)` of the part of the input that it fills, from the
+            top left. None: the whole input.
+        resize_logits: crop and resize the logits instead of the scores, as the official code does
+            for panoptic models.
         return_scores: also return the scores.
 
     Returns:
-        Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` where `size` is one pair
-        per image. With `return_scores` a pair: those, and the scores `[B, K, H, W]` or a list of
-        `[K, H_b, W_b]`.
+        Class indices, int64: `[B, H, W]`, or a list of `[H_b, W_b]` if `size` is one pair per
+        image. With `return_scores`, a pair of these and the scores, float32 or float64:
+        `[B, K, H, W]`, or a list of `[K, H_b, W_b]`.
 
     Raises:
-        TypeError, ValueError: a dtype, shape, device or size does not fit.
+        TypeError, ValueError: a dtype, shape, device or size is wrong.
     """
     view = SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes)
     return _semantic([view], size, resize_logits, return_scores)
@@ -126,22 +126,22 @@ def average_semantic_segmentation(
     resize_logits: bool = False,
     return_scores: bool = False,
 ) -> Labels | LabelsAndScores:
-    """The best class of every pixel by the scores averaged over views: test-time augmentation.
+    """Find the best class of each pixel by the mean scores of views: test-time augmentation.
 
-    MaskFormer's appendix A and the official `SemanticSegmentorWithTTA`: scores of each view at
-    `size`, mirrored back where the view was mirrored, then their mean.
+    As the official `SemanticSegmentorWithTTA` does, compute the scores of each view at `size`,
+    mirror those of flipped views back, and average.
 
     Args:
         views: predictions for the same B images, with any number of queries and any resolution.
-            Either all have pixel features or none.
+            Either all views have pixel features or none has.
         size, resize_logits, return_scores: as in `semantic_segmentation`.
 
     Returns:
         As `semantic_segmentation`.
 
     Raises:
-        TypeError, ValueError: there is no view, views differ in B, K or device, or a dtype, shape,
-            device or size does not fit.
+        TypeError, ValueError: there is no view, the views differ in B, K or device, or a dtype,
+            shape, device or size is wrong.
     """
     return _semantic(views, size, resize_logits, return_scores)
 
@@ -210,5 +210,5 @@ def _mean_scores(views: list[CheckedView], image: int, resize_logits: bool) -> T
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    """Without a copy of a single image."""
+    """Stack the images; a single image is not copied."""
     return images[0][None] if len(images) == 1 else torch.stack(images)

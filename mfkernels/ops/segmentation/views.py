@@ -1,4 +1,4 @@
-"""What inference is given: predictions of a batch with sizes, checked to fit together."""
+"""The inputs of inference: predictions of a batch with sizes, and their checks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mfkernels.ops.segmentation.reference import finite_logits
 from mfkernels.scalars import as_integer
 
 Size = tuple[int, int]
-"""Height, width in pixels."""
+"""Height and width in pixels."""
 Sizes = Size | Sequence[Size]
 
 
 class SegmentationView(NamedTuple):
-    """Predictions for a batch of images, shown to the network at some scale, mirrored or not.
+    """Predictions for a batch of images at one scale, flipped or not.
 
-    The fields are the arguments of `semantic_segmentation` of the same names.
+    The fields have the same meaning as the arguments of `semantic_segmentation`.
     """
 
     class_logits: Tensor
@@ -35,13 +35,15 @@ class SegmentationView(NamedTuple):
     pixel_features: Tensor | None
     """`[B, C, h, w]`; None for mask logits."""
     input_size: Size | None = None
+    """`(H, W)` of the padded network input; None: see `semantic_segmentation`."""
     image_sizes: Sequence[Size] | None = None
+    """The part of the input that each image fills; None: the whole input."""
     flipped: bool = False
-    """The images were mirrored left to right; their results are mirrored back."""
+    """Whether the images were flipped left to right; the results are flipped back."""
 
 
 class ViewSizes(NamedTuple):
-    """Of the network input, of the images inside it, and of the results."""
+    """The sizes of the network input, of the images inside it, and of the results."""
 
     input: Size
     images: list[Size]
@@ -50,7 +52,7 @@ class ViewSizes(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Of the padded input and of the image in it, by the operators' names."""
+    """The sides of the padded input and of the image in it, by the operators' names."""
 
     padded_height: int
     padded_width: int

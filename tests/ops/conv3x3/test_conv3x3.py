@@ -169,7 +169,7 @@ def test_no_image_and_no_pixel() -> None:
 def test_what_no_kernel_serves_is_pytorchs(served_by: str) -> None:
     x, weight, bias = make(dtype=torch.float32)
     others = {
-        "channels are no multiples of 16": (x[:, :7], weight[:, :7], bias),
+        "channels are not both multiples of 16": (x[:, :7], weight[:, :7], bias),
         "expected float32, bfloat16 or float64": (x.half(), weight.half(), bias.half()),
     }
     for reason, inputs in others.items():
@@ -266,8 +266,12 @@ X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)
         (ValueError, r"weight must be \[O, 16, 3, 3\]", (X, WEIGHT[..., :1])),
         (ValueError, r"bias must be \[16\], got \[8\]", (X, WEIGHT, torch.zeros(8))),
         (ValueError, "weight must be on cpu", (X, WEIGHT.to("meta"))),
-        (TypeError, "weight must be torch.float32 as x, got torch.float64", (X, WEIGHT.double())),
-        (TypeError, "weight must be torch.float64 as x", (X.double(), WEIGHT)),
+        (
+            TypeError,
+            "weight must be torch.float32 to match x, got torch.float64",
+            (X, WEIGHT.double()),
+        ),
+        (TypeError, "weight must be torch.float64 to match x", (X.double(), WEIGHT)),
         (TypeError, "bias must be torch.float32", (X, WEIGHT, torch.zeros(16).bfloat16())),
         (
             TypeError,

@@ -97,7 +97,7 @@ def test_traces() -> None:
 
 def test_the_earlier_keyword_warns() -> None:
     logits, targets = logits_and_targets()
-    with pytest.warns(FutureWarning, match="logits is called inputs now"):
+    with pytest.warns(FutureWarning, match="logits is now called inputs"):
         ours = sigmoid_focal_loss(logits=logits, targets=targets)
     assert torch.equal(ours, sigmoid_focal_loss(logits, targets))
 
