@@ -1,1 +1,1 @@
-"""Drop-in patches and replacements for other people's models."""
+"""Patches and drop-in replacements for models of other projects."""

@@ -1,10 +1,11 @@
 """The matcher and the criterion of the official MaskFormer and Mask2Former, without detectron2.
 
-Constructors, methods, arguments and results are those of `mask_former.modeling` and of
-`mask2former.modeling`, which differ by points: with `num_points` (and, for the criterion,
-`oversample_ratio` and `importance_sample_ratio`) the masks are compared at sampled points. All
-layers and images are matched in one call on their device (with points: one call per layer, because
-that is the order of the random numbers), and nothing waits for it.
+Constructors, methods, arguments and results are the same as in `mask_former.modeling` and
+`mask2former.modeling`. `num_points` selects between the two: 0 compares whole masks (MaskFormer), a
+larger number compares them at sampled points (Mask2Former; `oversample_ratio` and
+`importance_sample_ratio` also apply). All layers and images are matched in one call on their
+device, and nothing waits for it. With points, there is one call per layer, to keep the order of the
+random numbers.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ Targets = Sequence[Mapping[str, Tensor]]
 
 
 class HungarianMatcher(nn.Module):
-    """Minimum-cost matching of queries and segments (MaskFormer, §3.2; Mask2Former, §3.3).
+    """Match queries and segments at minimum cost (MaskFormer, §3.2; Mask2Former, §3.3).
 
     Args:
-        cost_class, cost_mask, cost_dice: weights of the class cost, of the focal cost (with points:
-            the cross-entropy cost) and of the dice cost; not all 0.
-        num_points: how many random points the masks of an image are compared at; 0: MaskFormer's
-            comparison of all pixels at mask resolution.
+        cost_class: weight of the class cost.
+        cost_mask: weight of the focal cost; with points, of the binary cross-entropy cost.
+        cost_dice: weight of the dice cost.
+        num_points: the number of random points per image at which masks are compared. 0: compare
+            all pixels at mask resolution, as MaskFormer does.
+
+    Raises:
+        TypeError: an argument is not a number, or `num_points` is not an integer.
+        ValueError: all three weights are 0, one is not finite, or `num_points` is negative.
     """
 
     def __init__(
@@ -77,19 +83,24 @@ class HungarianMatcher(nn.Module):
         """Match the final prediction.
 
         Args:
-            outputs: `pred_logits [B, Q, K+1]` and `pred_masks [B, Q, h, w]`.
-            targets: per image `labels [T_b]` and `masks [T_b, H_b, W_b]`, bool or 0 and 1.
+            outputs: `pred_logits [B, Q, K+1]` and `pred_masks [B, Q, h, w]`, any floating-point
+                dtype.
+            targets: for each image, `labels [T_b]` of any integer dtype and
+                `masks [T_b, H_b, W_b]`, bool or 0 and 1.
 
         Returns:
-            Per image the matched queries, ascending, and the segment of each, both
-            `[min(Q, T_b)]` int64, on the CPU. The criterion uses `assign`, which stays on the
-            device.
+            For each image, the matched queries in ascending order and the segment of each query,
+            both `[min(Q, T_b)]` int64 on the CPU. (The criterion uses `assign`, whose result stays
+            on the device.)
+
+        Raises:
+            TypeError, ValueError: a key is missing, or a dtype, shape or label is wrong.
         """
         return self.memory_efficient_forward(outputs, targets)
 
     @torch.no_grad()
     def memory_efficient_forward(self, outputs: Outputs, targets: Targets) -> list[Pair]:
-        """What `forward` calls, as in the official code; a subclass may replace it."""
+        """Match as `forward` does, which calls this method; a subclass may override it."""
         assignment = self.assign([outputs], targets)[0].cpu()
         counts = [len(target["labels"]) for target in targets]
         return pairs(assignment, counts, outputs["pred_logits"].shape[1])
@@ -101,11 +112,15 @@ class HungarianMatcher(nn.Module):
         targets: Targets,
         segments: SegmentTargets | None = None,
     ) -> Tensor:
-        """`[L, B, T]` int64 on the device: the query of each segment of each layer, or −1.
+        """Find the query of each segment in each layer, without copying the result to the CPU.
 
         Args:
-            layers, targets: see `forward`.
-            segments: the same targets, if they are there already.
+            layers: the `outputs` of `forward` for each of the L layers.
+            targets: as in `forward`.
+            segments: the same targets as `SegmentTargets`, if they exist already.
+
+        Returns:
+            `[L, B, T]` int64 on the device, −1 for a segment without a query.
         """
         weights = {
             "class_weight": self.cost_class,
@@ -131,23 +146,32 @@ class HungarianMatcher(nn.Module):
 
 
 class SetCriterion(nn.Module):
-    """Class and mask losses of matched queries (MaskFormer, §3.2; Mask2Former, §3.3).
+    """Compute class and mask losses of matched queries (MaskFormer, §3.2; Mask2Former, §3.3).
 
-    Subclasses may replace `get_loss`, `loss_labels` and `loss_masks`, which have the official
-    arguments, and add losses to those that `get_loss` knows.
+    Subclasses may override `get_loss`, `loss_labels` and `loss_masks`, which have the official
+    arguments; `get_loss` may support more names.
 
     Args:
-        num_classes: K, without "no object".
-        matcher: a `HungarianMatcher`, or any module with its `forward` that matches one-to-one;
-            another one, or one with hooks, is called layer after layer.
-        weight_dict: the weight of each loss by name. It is only kept, as in the official code,
-            whose models multiply by it and drop the losses that are not in it.
+        num_classes: K, the number of classes without "no object".
+        matcher: a `HungarianMatcher`, or any module with the same `forward` that matches
+            one-to-one. Any other matcher, or one with hooks, is called once per layer.
+        weight_dict: the weight of each loss by name. As in the official code, the criterion only
+            stores it; the model multiplies by it and drops the losses that it does not name.
         eos_coef: weight of "no object" in the class loss.
-        losses: which to compute, of `"labels"`, `"masks"` and what a subclass's `get_loss` adds.
-        num_points: how many points a mask loss takes; 0: MaskFormer's losses of all pixels at the
-            size of the targets.
-        oversample_ratio: how many times as many points are drawn at first.
-        importance_sample_ratio: how much of the points are those that are least certain.
+        losses: the names of the losses to compute: `"labels"`, `"masks"` and those that a
+            subclass's `get_loss` adds.
+        num_points: the number of points per mask at which the mask losses are computed. 0: all
+            pixels at the size of the targets, as in MaskFormer.
+        oversample_ratio: how many times `num_points` candidates are drawn; at least 1.
+        importance_sample_ratio: the fraction of the points, from 0 to 1, that are the least certain
+            candidates; the others are random.
+
+    Attributes:
+        empty_weight: `[K+1]` buffer with the class weights: 1, and `eos_coef` for "no object".
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or `losses` has an unknown name.
     """
 
     empty_weight: Tensor
@@ -191,25 +215,25 @@ class SetCriterion(nn.Module):
         self._weights = _Weights(empty_weight, version_of(empty_weight), None, self.eos_coef)
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """The unweighted losses.
+        """Compute the unweighted losses.
 
         Args:
-            outputs: `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and, if wanted,
+            outputs: `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]` and optionally
                 `aux_outputs`, a list of such dicts.
-            targets: per image `labels [T_b]` of any integer dtype, K being "no object", and
-                `masks [T_b, H_b, W_b]`, bool or 0 and 1, on the device of the outputs.
+            targets: for each image, `labels [T_b]` of any integer dtype, where K means "no object",
+                and `masks [T_b, H_b, W_b]`, bool or 0 and 1, on the device of the outputs.
 
         Returns:
-            `loss_ce`, `loss_mask`, `loss_dice` of the final prediction, then the same with `_0`,
-            `_1`, … for `aux_outputs`; 0-dim, differentiable. The mask losses are divided by
-            the number of segments, averaged over all processes, at least 1; the class loss by the
-            weights of this process. On a GPU, where labels are not looked at, one outside of 0..K
-            makes every `loss_ce` NaN.
+            `loss_ce`, `loss_mask` and `loss_dice` of the final prediction, and the same names with
+            `_0`, `_1`, … for `aux_outputs`; each 0-dim and differentiable. The mask losses are
+            divided by the number of segments, averaged over all processes, at least 1; the class
+            loss by the sum of the weights in this process. Labels on a GPU are not checked: one
+            outside 0..K makes every `loss_ce` NaN.
 
         Raises:
-            TypeError: labels, or indices of the matcher, are no integers.
-            ValueError: the logits are not of `num_classes` + 1 classes, a label is outside of 0..K,
-                or the matcher gave a query or a segment of an image more than once.
+            TypeError: the labels or the indices of the matcher are not integers.
+            ValueError: the logits do not have `num_classes` + 1 classes, a label is outside 0..K,
+                or the matcher matched a query or a segment of an image more than once.
         """
         _check_mapping("outputs", outputs)
         layers = [outputs, *(outputs.get("aux_outputs") or ())]
@@ -236,11 +260,14 @@ class SetCriterion(nn.Module):
         indices: Sequence[Pair],
         num_masks: Tensor | float,
     ) -> dict[str, Tensor]:
-        """The losses of one name in `losses`; a subclass may add names.
+        """Compute the losses of one name; a subclass may support more names.
 
         Args:
             loss: `"labels"` or `"masks"`.
-            outputs, targets, indices, num_masks: see `loss_labels` and `loss_masks`.
+            outputs, targets, indices, num_masks: as in `loss_labels` and `loss_masks`.
+
+        Raises:
+            ValueError: the name is unknown.
         """
         method = {"labels": self.loss_labels, "masks": self.loss_masks}.get(loss)
         if method is None:
@@ -254,17 +281,18 @@ class SetCriterion(nn.Module):
         indices: Sequence[Pair],
         num_masks: Tensor | float,
     ) -> dict[str, Tensor]:
-        """`loss_ce` of one layer.
+        """Compute `loss_ce` of one layer.
 
         Args:
-            outputs: its `pred_logits [B, Q, K+1]`.
-            targets: see `forward`.
-            indices: the matched queries and their segments, image by image, of any integer type.
+            outputs: the layer's `pred_logits [B, Q, K+1]`.
+            targets: as in `forward`.
+            indices: for each image, the matched queries and their segments, of any integer dtype.
             num_masks: not used.
 
         Raises:
-            ValueError: the logits are not of `num_classes` + 1 classes, a label is not in 0..K, or
-                a query has more than one segment.
+            TypeError: the indices are not integers.
+            ValueError: the logits do not have `num_classes` + 1 classes, a label is outside 0..K,
+                or a query has more than one segment.
         """
         logits = _need("outputs", outputs, "pred_logits")
         self._check_classes(logits)
@@ -281,7 +309,7 @@ class SetCriterion(nn.Module):
         return {"loss_ce": loss[0] / weight[0]}
 
     def _read_weights(self) -> _Weights:
-        """Those in `empty_weight`, looked at after a change: a kernel serves the usual ones."""
+        """Read `empty_weight` again after a change: the kernel supports the usual weights only."""
         buffer = self.empty_weight
         if buffer.is_meta or is_traced(buffer):  # nobody can look
             return _Weights(buffer, None, buffer[:-1], buffer[-1])
@@ -305,12 +333,15 @@ class SetCriterion(nn.Module):
         indices: Sequence[Pair],
         num_masks: Tensor | float,
     ) -> dict[str, Tensor]:
-        """`loss_mask` and `loss_dice` of one layer.
+        """Compute `loss_mask` and `loss_dice` of one layer.
 
         Args:
-            outputs: its `pred_masks [B, Q, h, w]`.
-            targets, indices: see `loss_labels`.
-            num_masks: what both are divided by.
+            outputs: the layer's `pred_masks [B, Q, h, w]`.
+            targets, indices: as in `loss_labels`.
+            num_masks: the divisor of both losses.
+
+        Raises:
+            TypeError, ValueError: a dtype or shape is wrong, or a query has more than one segment.
         """
         mask_logits = _need("outputs", outputs, "pred_masks")
         matches = self._matches(targets, indices)
@@ -327,18 +358,18 @@ class SetCriterion(nn.Module):
         return {"loss_mask": sums[0] / num_masks, "loss_dice": sums[1] / num_masks}
 
     def _get_src_permutation_idx(self, indices: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-        """The image and the query of each pair, both `[N]` int64."""
+        """Return the image and the query of each pair, both `[N]` int64."""
         return _flat([query for query, _ in as_pairs(indices)])
 
     def _get_tgt_permutation_idx(self, indices: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-        """The image and the segment of each pair, both `[N]` int64."""
+        """Return the image and the segment of each pair, both `[N]` int64."""
         return _flat([segment for _, segment in as_pairs(indices)])
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.ndim != 3 or logits.shape[-1] != self.num_classes + 1:
             raise ValueError(
-                f"pred_logits must be [B, Q, {self.num_classes + 1}], num_classes and one for no "
-                f"object, got {list(logits.shape)}"
+                f"pred_logits must be [B, Q, {self.num_classes + 1}] (num_classes + 1, for no "
+                f"object), got {list(logits.shape)}"
             )
 
     def _matches(self, targets: Targets, indices: Sequence[Pair]) -> Matches:
@@ -380,7 +411,7 @@ class SetCriterion(nn.Module):
 
 
 class _Weights(NamedTuple):
-    """Of the class loss, and the buffer that they were read from."""
+    """The weights of the class loss, and the buffer that they were read from."""
 
     buffer: Tensor
     version: int | None

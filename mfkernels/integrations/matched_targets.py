@@ -1,4 +1,4 @@
-"""What the losses of matched queries need of targets, once for all losses of a batch."""
+"""The targets of the losses of matched queries, prepared once for all losses of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mfkernels.targets import SegmentTargets, holds_values
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The segments of a batch; those of the class K, "no object", have no part in class losses."""
+    """The segments of a batch; those of class K, "no object", are left out of the class loss."""
 
     segments: SegmentTargets
     classes: SegmentTargets
@@ -37,7 +37,7 @@ class GroundTruth:
 
 
 class Matches(list[Pair]):
-    """Pairs of a layer, image by image, that know their `assignment [B, T]` and targets."""
+    """The pairs of a layer, image by image, with their `assignment [B, T]` and targets."""
 
     def __init__(self, pairs: Sequence[Pair], assignment: Tensor, truth: GroundTruth) -> None:
         super().__init__(pairs)
@@ -58,10 +58,10 @@ class Matches(list[Pair]):
         labels: Sequence[Tensor],
         num_classes: int,
     ) -> Matches:
-        """Of any pairs, each of which becomes a segment: one may be matched more than once.
+        """Make matches of any pairs; each pair becomes a segment, so one may be matched twice.
 
         Raises:
-            TypeError: an index is no integer.
+            TypeError: an index is not an integer.
             ValueError: a query of an image is in more than one pair.
         """
         pairs = as_pairs(indices)

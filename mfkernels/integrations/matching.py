@@ -47,17 +47,17 @@ def dense_cost(
     sizes: Sequence[tuple[int, int]],
     **weights: float,
 ) -> Tensor:
-    """`[B, Q, T]`: MaskFormer's cost, every image's masks subsampled from its own size.
+    """Compute MaskFormer's cost `[B, Q, T]`; each image's masks are subsampled from their own size.
 
     Args:
         class_logits: `[B, Q, K+1]`.
         mask_logits: `[B, Q, h, w]`.
-        targets: the segments, padded to one size. Their labels may be K, "no object", too.
-        sizes: `(H_b, W_b)` before the padding.
+        targets: the segments, padded to one size. Labels may also be K, "no object".
+        sizes: `(H_b, W_b)` of each image before the padding.
         weights: `class_weight`, `mask_weight` and `dice_weight`.
 
     Raises:
-        ValueError: a shape or a label does not fit.
+        ValueError: a shape or a label is wrong.
     """
     check_mask_logits(mask_logits)
     targets.check_labels(class_logits.shape[-1] - 1, no_object=True)
@@ -87,7 +87,7 @@ def dense_cost_of_any_masks(
     mask_weight: float,
     dice_weight: float,
 ) -> Tensor:
-    """`dense_cost` in plain PyTorch for `masks` per image `[T_b, H_b, W_b]` of any values."""
+    """Compute `dense_cost` in plain PyTorch, for masks `[T_b, H_b, W_b]` with any values."""
     check_matched(class_logits, mask_logits, masks, labels)
     longest = max([0, *map(len, labels)])
     with without_autocast(mask_logits.device):
@@ -106,10 +106,10 @@ def dense_cost_of_any_masks(
 
 
 def class_index(label: Tensor, probability: Tensor) -> Tensor:
-    """`label` in int64, for `probability [..., K+1]`; K, "no object", is a class like the others.
+    """Convert labels to int64, for `probability [..., K+1]`; K, "no object", is a class here.
 
     Raises:
-        TypeError, ValueError: it holds no integers, or one that is no class.
+        TypeError, ValueError: a label is not an integer, or is not in 0..K.
     """
     classes = probability.shape[-1]
     if label.numel():
@@ -124,7 +124,7 @@ def class_index(label: Tensor, probability: Tensor) -> Tensor:
 
 
 def check_mask_logits(mask_logits: Tensor, **per_image: Sequence[Any]) -> None:
-    """Raise ValueError unless they are `[B, Q, h, w]`, and the others, by name, of B images."""
+    """Raise ValueError unless logits are `[B, Q, h, w]` and the other arguments have length B."""
     check_floating("mask logits", mask_logits)
     if mask_logits.ndim != 4:
         raise ValueError(
@@ -134,8 +134,8 @@ def check_mask_logits(mask_logits: Tensor, **per_image: Sequence[Any]) -> None:
     for name, given in per_image.items():
         if len(given) != len(mask_logits):
             raise ValueError(
-                f"{name} must be of {len(mask_logits)} images like the mask logits, got those of "
-                f"{len(given)}"
+                f"{name} must be for {len(mask_logits)} images like the mask logits, got "
+                f"{len(given)} images"
             )
 
 
@@ -160,10 +160,10 @@ def check_matched(
 
 
 def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
-    """`[..., B, T]` int64: the query of each segment, or −1, for costs `[..., B, Q, T]`.
+    """Find the query of each segment, `[..., B, T]` int64 or −1, for costs `[..., B, Q, T]`.
 
-    All problems are solved in one call on the device. Ties go as in SciPy. NaN and infinite costs
-    are used only where no other matching is left.
+    All problems are solved in one call on the device. Ties are broken as in SciPy. NaN and infinite
+    costs are used only if no other matching is left.
     """
     columns = torch.stack([torch.full((), n, device=cost.device) for n in counts])
     assignment = batch_linear_assignment(cost, col_counts=columns, strict=True)
@@ -176,7 +176,7 @@ def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def assign_layers(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """`assign` of layers' costs `[B, Q, T]`; one call if all have the same number of queries."""
+    """Call `assign` for the costs `[B, Q, T]` of layers, once if all have the same Q."""
     if len({cost.shape for cost in costs}) == 1:
         return list(assign(torch.stack([*costs]), counts))
     return [assign(cost, counts) for cost in costs]
@@ -194,7 +194,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def called(module: Any, attribute: str) -> Callable[..., Any] | None:
-    """The function that a call of `module.<attribute>` runs; None: what others put there."""
+    """Return the function that `module.<attribute>` runs; None if other code replaced it."""
     own = vars(module).get(attribute)
     if own is None:
         function: Callable[..., Any] = getattr(type(module), attribute)
@@ -207,7 +207,7 @@ def is_bound_to(method: Any, module: Any) -> bool:
 
 
 def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]:
-    """The official form of `assignment [B, T]`, on its device and without waiting for it."""
+    """Convert `assignment [B, T]` to pairs, the official form, without waiting for the device."""
     ordered, segment = assignment.where(assignment >= 0, queries).sort(-1)
     return [
         (ordered[image, : min(count, queries)], segment[image, : min(count, queries)])
@@ -216,10 +216,10 @@ def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]
 
 
 def as_pairs(indices: Sequence[tuple[Any, Any]]) -> list[Pair]:
-    """Pairs of what a matcher gives: tensors, NumPy arrays or lists of any integer dtype.
+    """Convert the result of a matcher (tensors, NumPy arrays or lists of integers) to pairs.
 
     Raises:
-        TypeError: an index is of another dtype.
+        TypeError: an index has another dtype.
     """
     return [(_as_index(query), _as_index(segment)) for query, segment in indices]
 
@@ -245,10 +245,12 @@ def _is_integer(dtype: torch.dtype) -> bool:
 def from_pairs(
     indices: Sequence[Pair], counts: Sequence[int], queries: int, device: torch.device
 ) -> Tensor:
-    """`[B, T]` int64: the inverse of `pairs`. Indices on a GPU are waited for.
+    """Convert pairs to an assignment `[B, T]` int64: the inverse of `pairs`.
+
+    Waits for the device if the indices are on a GPU.
 
     Raises:
-        ValueError: what `problem_of` says.
+        ValueError: the pairs are not one-to-one (see `problem_of`).
     """
     problem = problem_of(indices, counts, queries)
     if problem is not None:
@@ -271,9 +273,9 @@ def _assert_one_to_one(name: str, index: Tensor, size: int) -> None:
 
 
 def problem_of(indices: Sequence[Pair], counts: Sequence[int], queries: int) -> str | None:
-    """Why pairs match no `queries` with `counts` segments one-to-one, or None.
+    """Say why pairs do not match `queries` with `counts` segments one-to-one; None if they do.
 
-    `torch.compile` cannot branch on values: there, wrong ones on a CPU end the call with an error.
+    `torch.compile` cannot branch on values, so there wrong pairs on a CPU raise an error.
     """
     if len(indices) != len(counts):
         return f"it gave pairs of {len(indices)} images for {len(counts)}"

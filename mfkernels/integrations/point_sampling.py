@@ -1,8 +1,8 @@
 """Matching cost and mask losses at sampled points (Mask2Former, §3.3), for logits `[B, Q, h, w]`.
 
-Points are `[..., 2]` in 0..1, x before y, as a fraction of the image; values are bilinear and zero
-outside of the image. The random numbers are those of the official code, in its order, so that a
-seed gives the same points.
+Points are `[..., 2]`, x and y, in 0..1 as fractions of the image. Values are interpolated
+bilinearly and are zero outside the image. Random numbers are drawn in the order of the official
+code, so a seed gives the same points.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mfkernels.ops.sample_points import reference, sample_points
 
 
 class Sampling(NamedTuple):
-    """How many points a mask loss takes, and where."""
+    """How many points a mask loss uses, and how they are chosen."""
 
     num_points: int
     oversample_ratio: float
@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """`[N, P]`: values of `maps [N, h, w]`, any dtype, at `points`; see `sample_points`."""
+    """Sample `maps [N, h, w]` of any dtype at `points`: `[N, P]`; see `sample_points`."""
     if maps.dtype == torch.bool:
         return sample_points(maps, points)
     # Here maps come from memory, not from a cache, and `grid_sample` is the faster one.
@@ -44,7 +44,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def _uniform(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Random points `[*shape, 2]`, in at least float32 whatever the default dtype is."""
+    """Draw random points `[*shape, 2]`, at least float32 whatever the default dtype is."""
     dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
     return torch.rand(*shape, 2, dtype=dtype, device=device)
 
@@ -61,7 +61,7 @@ def point_matching_cost(
     mask_weight: float,
     dice_weight: float,
 ) -> Tensor:
-    """`[B, Q, T]` of class, binary cross-entropy and dice cost; 0 beyond an image's own segments.
+    """Compute class, binary cross-entropy and dice cost at random points.
 
     All masks of an image share `num_points` uniformly random points. The cross-entropy is linear in
     the target: `log(1 + exp(−|x|)) + relu(x)·(1 − t) + relu(−x)·t`.
@@ -69,10 +69,13 @@ def point_matching_cost(
     Args:
         class_logits: `[B, Q, K+1]`.
         mask_logits: `[B, Q, h, w]`.
-        masks: per image `[T_b, H_b, W_b]`, any dtype.
-        labels: per image `[T_b]`.
-        num_points: P.
+        masks: for each image, `[T_b, H_b, W_b]` of any dtype.
+        labels: for each image, `[T_b]`.
+        num_points: P, the number of points per image.
         class_weight, mask_weight, dice_weight: weights of the three terms.
+
+    Returns:
+        `[B, Q, T]`, 0 beyond an image's own segments.
     """
     check_matched(class_logits, mask_logits, masks, labels)
     device = mask_logits.device
@@ -103,10 +106,10 @@ def point_matching_cost(
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, sampling: Sampling) -> Tensor:
-    """`[N, P, 2]`: for each map of `logits [N, h, w]` the random points that are least certain.
+    """Choose uncertain points `[N, P, 2]` for each map of `logits [N, h, w]`.
 
-    Of `oversample_ratio · P` uniformly random points the `importance_sample_ratio · P` with the
-    smallest |logit| are kept; the others are fresh random points. They come in no particular order.
+    Of `oversample_ratio · P` uniformly random candidates, keep the `importance_sample_ratio · P`
+    with the smallest |logit|; the other points are new random ones. The order is unspecified.
     """
     count, device = logits.shape[0], logits.device
     candidates = _uniform((count, int(sampling.num_points * sampling.oversample_ratio)), device)
@@ -129,18 +132,18 @@ def mask_losses(
     *,
     unique: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sums over all matched masks of the binary cross-entropy (mean over points) and the dice loss.
+    """Sum the binary cross-entropy (mean over points) and the dice loss over all matched masks.
 
     Args:
         mask_logits: `[B, Q, h, w]`.
-        masks: per image `[T_b, H_b, W_b]`, any dtype. Images smaller than the largest stand for
-            themselves padded right and below with zeros.
-        indices: per image the matched queries and their segments.
-        sampling: where the points are.
-        unique: whether no segment of an image is matched twice, which saves copies of masks.
+        masks: for each image, `[T_b, H_b, W_b]` of any dtype. Masks smaller than the largest are
+            treated as if padded with zeros at the right and bottom.
+        indices: for each image, the matched queries and their segments.
+        sampling: how many points, and how they are chosen.
+        unique: True if no segment of an image is matched twice; this saves copies of masks.
 
     Returns:
-        Both 0-dim, float32 (float64 for float64 logits). Attached to the graph.
+        Both sums, 0-dim, float32 (float64 for float64 logits), differentiable.
     """
     check_mask_logits(mask_logits, masks=masks, indices=indices)
     indices = as_pairs(indices)

@@ -1,4 +1,4 @@
-"""The former name of `mfkernels.integrations.point_sampling`, for one release."""
+"""Deprecated: the former name of `mfkernels.integrations.point_sampling`."""
 
 import warnings
 
@@ -6,8 +6,8 @@ from mfkernels.integrations.point_sampling import *  # noqa: F403
 from mfkernels.integrations.point_sampling import point_matching_cost as matching_cost  # noqa: F401
 
 warnings.warn(
-    "mfkernels.integrations.points is called point_sampling now, and its matching_cost "
-    "point_matching_cost; the old names go away with the next release",
+    "mfkernels.integrations.points is now called point_sampling, and its matching_cost "
+    "point_matching_cost; the next release removes the old names",
     FutureWarning,
     stacklevel=2,
 )

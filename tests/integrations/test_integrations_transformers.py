@@ -403,12 +403,12 @@ class TestPatching:
         assert names == patch()
         assert {"MaskFormerHungarianMatcher.forward", "Mask2FormerLoss.loss_masks"} <= set(names)
         assert "MaskFormerImageProcessor.post_process_panoptic_segmentation" in names
-        assert f"mfkernels serves in every model: {', '.join(names)}" in caplog.text
+        assert f"mfkernels replaced in every model: {', '.join(names)}" in caplog.text
         unpatch()
         model = models.build("mask2former")
         expected = ("Mask2FormerHungarianMatcher.forward", "Mask2FormerLoss.loss_masks")
         assert sorted(patch(model)) == list(expected)
-        assert f"mfkernels serves in this {type(model).__name__}: Mask2Former" in caplog.text
+        assert f"mfkernels replaced in this {type(model).__name__}: Mask2Former" in caplog.text
         assert patch(criterion=False, matcher=False, post_processing=False) == ()
 
     def test_some_features(self) -> None:
@@ -551,7 +551,9 @@ class TestRefusals:
     def test_another_loss(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dice = mask2former.dice_loss
         monkeypatch.setattr(mask2former, "dice_loss", lambda *a: 1.01 * dice(*a))
-        self.refused("mask2former of transformers .* is not what mfkernels replaces: its loss_dice")
+        self.refused(
+            "mask2former of transformers .* differs from what mfkernels replaces: its loss_dice"
+        )
 
     def test_another_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from transformers.models.maskformer import image_processing_maskformer as processing
@@ -581,7 +583,9 @@ class TestRefusals:
 
     def test_any_other_error_is_a_refusal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mask2former, "dice_loss", lambda *_: torch.zeros(2) @ torch.zeros(3))
-        self.refused("mask2former of transformers .* not what mfkernels replaces: RuntimeError")
+        self.refused(
+            "mask2former of transformers .* differs from what mfkernels replaces: RuntimeError"
+        )
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_another_default_dtype(self, dtype: torch.dtype) -> None:

@@ -1,31 +1,33 @@
-"""Our matcher, losses and post-processing inside the models of Hugging Face `transformers`.
+"""Use our matcher, losses and post-processing in the models of Hugging Face `transformers`.
 
     from mfkernels.integrations.transformers import patch
-    patch()          # every model, now and later
-    patch(model)     # this one only
+    patch()          # all models, existing and new ones
+    patch(model)     # this model only
 
-MaskFormer, Mask2Former, OneFormer and EoMT (with DINOv2 or DINOv3) are known, of transformers 5.23
-or later, before 6. What is computed stays the same: losses, gradients, random points of a seed,
-configuration, outputs.
+Supported are MaskFormer, Mask2Former, OneFormer and EoMT (with DINOv2 or DINOv3) of transformers
+5.23 or later, before 6. Losses, gradients, the random points of a seed, configuration and outputs
+stay the same.
 
-* matcher: the assignment of all images (for MaskFormer: of all layers too) is one call on the
-  device of the logits; the indices stay there. SciPy is not called and nothing is copied to the
-  host. Ties go as in SciPy. NaN and infinite costs are used only where no other matching is left.
-* criterion: MaskFormer's focal and dice loss come from `mfkernels.mask_loss`, without any mask at
-  full size; Mask2Former's and its relatives' are taken at the sampled points without copies of the
-  targets. Both compute in float32 under autocast. Masks with values other than 0 and 1 (the padding
-  of an image processor with `ignore_index`) go through transformers' own MaskFormer criterion,
-  which is logged once; looking for them reads one flag back from a GPU, and breaks the graph of
-  `torch.compile`: give masks of bool to avoid both. The losses at points, and both matchers, take
-  such masks as they are. Parts that a subclass changes are called as before, and what it passes on
-  to `super()` is served; MaskFormer's layers are matched one by one where the matcher is another
-  one or has hooks. Pairs that are not one-to-one, and points chosen by a part of a subclass, are
-  left to transformers' own mask losses, which is logged once.
+* matcher: all images (for MaskFormer also all layers) are matched in one call on the device of the
+  logits, and the indices stay there. SciPy is not called, and nothing is copied to the host. Ties
+  are broken as in SciPy. NaN and infinite costs are used only if no other matching is left.
+* criterion: MaskFormer's focal and dice losses are computed by `mfkernels.mask_loss`, which holds
+  no mask at full size. The losses of Mask2Former, OneFormer and EoMT are computed at the sampled
+  points without copies of the targets. Both compute in float32 under autocast.
+
+  - Masks with values other than 0 and 1 (such as the padding of an image processor with
+    `ignore_index`) go through transformers' own MaskFormer criterion, which is logged once. The
+    check reads one flag back from a GPU and breaks the graph of `torch.compile`; pass bool masks to
+    avoid both. The losses at points and both matchers support such masks.
+  - Methods that a subclass overrides are called as before; if they call `super()`, ours runs
+    there. If the matcher was replaced or has hooks, MaskFormer's layers are matched one by one.
+  - Pairs that are not one-to-one, and points chosen by a method of a subclass, go through
+    transformers' own mask losses, which is logged once.
 * post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
-  MaskFormer, Mask2Former and OneFormer give the same maps without holding all classes or all kept
-  queries at full size. These functions are not the official ones, which `mfkernels` has kernels
-  for: transformers multiplies classes and masks at low resolution and resizes afterwards. They are
-  streamed in portions. EoMT's are left alone.
+  MaskFormer, Mask2Former and OneFormer return the same maps without holding all classes or all kept
+  queries at full size: they work in chunks. They do not use the inference kernels of `mfkernels`,
+  because transformers computes something else than the official code: it multiplies classes and
+  masks at low resolution and then resizes. EoMT's post-processing is not changed.
 """
 
 from __future__ import annotations
@@ -61,10 +63,10 @@ def _one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 class Patched(tuple[str, ...]):
-    """What `patch` reached, such as `"MaskFormerLoss.forward"`."""
+    """The names of the methods that `patch` replaced, such as `"MaskFormerLoss.forward"`."""
 
     not_reached: tuple[str, ...] = ()
-    """What it did not reach, with the reasons."""
+    """The methods that it could not replace, with the reasons."""
 
 
 @_one_at_a_time
@@ -77,29 +79,30 @@ def patch(
 ) -> Patched:
     """Replace methods of the supported models. A second call changes nothing.
 
-    A copy of a patched model is patched, and so are the replicas of `DataParallel`. A patched model
-    that is pickled whole comes back unpatched. A `forward` that others have put into a module or
-    a class is neither overwritten nor deleted: behind hooks of accelerate it is ours that runs, and
-    what cannot be reached is said.
+    Copies of a patched model and the replicas of `DataParallel` are patched too. A patched model
+    that is pickled as a whole is unpatched when it is loaded. A `forward` that other code has set
+    on a module or class is neither overwritten nor deleted. Hooks of accelerate then run our
+    method; for other wrappers, the result says what could not be replaced.
 
     Args:
-        model: a model with one of the supported criteria in it; only this instance changes. None:
-            the classes, so that all instances change, existing and new ones.
-        criterion: the mask losses.
-        matcher: the bipartite matching.
-        post_processing: the image processors. They are no part of a model, so this has an effect
-            with `model=None` only.
+        model: a model that contains a supported criterion; only this instance changes. None: patch
+            the classes, which changes all existing and new instances.
+        criterion: replace the mask losses.
+        matcher: replace the bipartite matching.
+        post_processing: replace the post-processing of image processors. They are not part of a
+            model, so this has an effect with `model=None` only.
 
     Returns:
-        What is ours now, such as `"MaskFormerLoss.forward"`; logged at the level INFO too. Its
-        attribute `not_reached` names what is not, in which module (of all that there are, for
-        `model=None`) and why; logged as a warning.
+        The names of the replaced methods, such as `"MaskFormerLoss.forward"`, a tuple; they are
+        also logged at level INFO. Its attribute `not_reached` lists the methods that could not be
+        replaced, with the module (for `model=None`, of all existing modules) and the reason; they
+        are also logged as a warning.
 
     Raises:
-        RuntimeError: the installed transformers is of another version, a method has another
+        RuntimeError: the installed version of transformers is not supported, a method has another
             signature, or a small test problem has another result. Nothing is changed then.
         TypeError: `model` is not a module.
-        ValueError: `model` has none of the supported criteria and matchers in it.
+        ValueError: `model` contains no supported criterion or matcher.
     """
     patching.check_version()
     features = _features(criterion, matcher, post_processing and model is None)
@@ -140,7 +143,7 @@ def _patch_classes(features: frozenset[str]) -> Patched:
         if reason := binding.why_not_reached(module):
             missed.append(f"{binding.name} (in a {type(module).__name__}: {reason})")
     missed += [
-        f"{name} (others have replaced it)"
+        f"{name} (other code has replaced it)"
         for name, binding in bindings.items()
         if binding.is_of_others
     ]
@@ -149,7 +152,7 @@ def _patch_classes(features: frozenset[str]) -> Patched:
 
 
 def _living(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:
-    """All modules there are, with their bindings."""
+    """Return all existing modules with their bindings."""
     if not bindings:
         return []
     return [
@@ -168,10 +171,13 @@ def unpatch(
     matcher: bool = True,
     post_processing: bool = True,
 ) -> None:
-    """Put back what `patch` with the same arguments replaced: the very same functions.
+    """Undo `patch` with the same arguments: restore the original function objects.
 
-    What was not patched stays as it is. A model patched by itself is not changed by
-    `unpatch()`, nor the classes by `unpatch(model)`.
+    What was not patched stays unchanged. `unpatch()` does not change a model that was patched by
+    `patch(model)`, and `unpatch(model)` does not change the classes.
+
+    Args:
+        model, criterion, matcher, post_processing: as in `patch`.
 
     Raises:
         TypeError: `model` is not a module.
@@ -197,9 +203,11 @@ def unpatch(
 def _said(where: str, reached: Iterable[str], missed: Iterable[str]) -> Patched:
     names = Patched(dict.fromkeys(reached))
     names.not_reached = tuple(dict.fromkeys(missed))
-    _logger.info("mfkernels serves in %s: %s", where, ", ".join(names) or "nothing")
+    _logger.info("mfkernels replaced in %s: %s", where, ", ".join(names) or "nothing")
     if names.not_reached:
-        _logger.warning("mfkernels does not serve in %s: %s", where, "; ".join(names.not_reached))
+        _logger.warning(
+            "mfkernels could not replace in %s: %s", where, "; ".join(names.not_reached)
+        )
     return names
 
 

@@ -1,7 +1,7 @@
-"""How a replacement gets into a class, or into the class of one module.
+"""Put a replacement into a class, or into the class of one module.
 
-A module that is patched alone gets a subclass of its class: nothing is bound to the module itself,
-so its copies and replicas run their own weights. A `forward` that others have put into a module
+A module that is patched alone gets a subclass of its class. Nothing is bound to the module itself,
+so its copies and replicas use their own weights. A `forward` that other code has set on a module
 (hooks of accelerate, wrappers) is neither overwritten nor deleted.
 """
 
@@ -169,10 +169,10 @@ class Binding:
     def why_not_reached(self, module: nn.Module) -> str | None:
         """What stands between a call of the module and the replacement, or None."""
         if self.is_of_others:
-            return f"others have replaced the {self.attribute} of its class"
+            return f"other code has replaced the {self.attribute} of its class"
         own = vars(module).get(self.attribute)
         if own is not None and not self._is_hooked(module):
-            return f"a {type(own).__name__} of others is in the place of its {self.attribute}"
+            return f"other code has set its {self.attribute} to a {type(own).__name__}"
         for kind in type(module).__mro__:
             method = vars(kind).get(self.attribute)
             if method is None:
@@ -182,11 +182,11 @@ class Binding:
             names = _names(getattr(inspect.unwrap(method), "__code__", None))
             if self.attribute in names and "super" in names:
                 continue
-            own_one = f"{kind.__name__} has a {self.attribute} of its own"
+            own_one = f"{kind.__name__} has its own {self.attribute}"
             if not {self.attribute, self.owner.__name__} <= names:
                 return own_one
             if not self.everywhere:
-                return f"{own_one}, which calls {self.name} and not super(): patch() would reach it"
+                return f"{own_one}, which calls {self.name}, not super(): use patch() without model"
         return None
 
     def _is_ours_or_original(self, method: Any, module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Replacements for matchers and losses of `transformers`, each built around the original."""
+"""Replacements for the matchers and losses of `transformers`, each built around the original."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _matcher(cost_of: Callable[..., Tensor]) -> Method:
 
 
 def dense_criterion(original: Method) -> Method:
-    """MaskFormer's losses; the matching of all layers is one call."""
+    """MaskFormer's losses; all layers are matched in one call."""
 
     def forward(
         self: Any,
@@ -139,7 +139,7 @@ def dense_criterion(original: Method) -> Method:
 
 
 def dense_losses(original: Method) -> Method:
-    """MaskFormer's mask losses where others call them: subclasses, other matchers."""
+    """MaskFormer's mask losses, for calls from subclasses and with other matchers."""
 
     def loss_masks(
         self: Any,
@@ -177,7 +177,7 @@ def _assignment(indices: Sequence[Pair], targets: SegmentTargets, queries: int) 
     problem = problem_of(indices, targets.counts, queries)
     if problem is not None:
         _say(
-            "the matcher does not match one-to-one; transformers' own mask losses serve such calls"
+            "the matcher does not match one-to-one; transformers' own mask losses run in this case"
         )
         return None
     return from_pairs(indices, targets.counts, queries, targets.device)
@@ -198,8 +198,8 @@ def point_losses(original: Method) -> Method:
         )
         if changed is not None:
             _say(
-                f"{type(self).__name__} has a {changed} of its own; "
-                "transformers' own mask losses call it"
+                f"{type(self).__name__} has its own {changed}; "
+                "transformers' own mask losses, which call it, run in this case"
             )
             theirs: dict[str, Tensor] = original(
                 self, masks_queries_logits, mask_labels, indices, num_masks
@@ -298,7 +298,7 @@ def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> Segme
     if targets is None:
         _say(
             "a mask holds values other than 0 and 1 (ignore_index padding?); "
-            "transformers' own criterion serves such calls"
+            "transformers' own criterion runs in this case"
         )
         return None
     return targets.to(device)

@@ -1,4 +1,4 @@
-"""What is replaced in `transformers`, how, and whether the installed version allows it."""
+"""The methods that are replaced in `transformers`, and checks of the installed version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUPPORTED = ((5, 23), (6, 0))
 
 
 class RefusedError(RuntimeError):
-    """The installed transformers is not what the replacements stand for."""
+    """The installed transformers is not one that the replacements were written for."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,8 @@ def chosen(features: frozenset[str]) -> Iterator[tuple[Family, Replacement]]:
 def check_family(family: Family, features: frozenset[str]) -> None:
     """Raise RefusedError if the replacements do not compute what the installed classes compute.
 
-    A small problem is solved by both, so that a version whose signatures are the same and whose
-    losses are not is refused too. Other threads may draw random numbers meanwhile.
+    Both solve a small problem, so a version with the same signatures but other losses is also
+    refused. Other threads may draw random numbers meanwhile.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -213,7 +213,7 @@ def check_family(family: Family, features: frozenset[str]) -> None:
 
 def _refusal(family: Family, reason: str) -> RefusedError:
     return RefusedError(
-        f"{family.name} of transformers {_version()} is not what mfkernels replaces: {reason}"
+        f"{family.name} of transformers {_version()} differs from what mfkernels replaces: {reason}"
     )
 
 

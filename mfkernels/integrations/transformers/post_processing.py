@@ -1,10 +1,10 @@
-"""Post-processing of `transformers` with full-size scores in small portions.
+"""Post-processing of `transformers` that holds few scores at full size at a time.
 
-Semantic maps: the original multiplies at mask resolution and resizes the K score maps afterwards,
-which is another function than the official one (`mfkernels.semantic_segmentation`), so that no
-kernel fits. A few classes at a time are resized by the same resize, and a running maximum is kept:
-the maps are the same bits. Panoptic maps do the same with the kept queries, equal to the rounding
-of a sigmoid.
+Semantic maps: the original multiplies at mask resolution and then resizes the K score maps. The
+official code (`mfkernels.semantic_segmentation`) computes something else, so its kernels cannot be
+used. Here, a few classes at a time are resized in the same way, and a running maximum is kept; the
+maps are bitwise the same. Panoptic maps are made likewise from the kept queries; they are the same
+up to the rounding of a sigmoid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def torchvision_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def semantic(resize: Resize) -> Callable[[Method], Method]:
-    """Label maps without K score maps of full size, unless they are asked for."""
+    """Make label maps without K score maps at full size, unless the scores are asked for."""
 
     def build(original: Method) -> Method:
         def post_process_semantic_segmentation(
@@ -66,11 +66,11 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
 
 
 def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Method], Method]:
-    """Panoptic maps without the kept queries at full size, and one transfer to the host per image.
+    """Make panoptic maps with few queries at full size and one copy to the host per image.
 
     Args:
-        resize: from mask resolution (or `first_size`) to the target size.
-        first_size: what all mask logits are brought to first.
+        resize: resizes from mask resolution (or `first_size`) to the target size.
+        first_size: the size to which all mask logits are resized first, or None.
     """
 
     def build(original: Method) -> Method:
@@ -85,7 +85,7 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
             target_sizes: Sequence[tuple[int, int]] | None = None,
         ) -> list[dict[str, Any]]:
             if label_ids_to_fuse is None:
-                _logger.warning("label_ids_to_fuse is not given: no segments are fused")
+                _logger.warning("label_ids_to_fuse is not set: no segments will be fused")
                 label_ids_to_fuse = set()
             scores, labels = F.softmax(outputs.class_queries_logits, dim=-1).max(-1)
             no_object = outputs.class_queries_logits.shape[-1] - 1
