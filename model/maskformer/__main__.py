@@ -1,4 +1,4 @@
-"""`python -m maskformer`: the command line, also under torchrun."""
+"""`python -m maskformer` runs the command line, also under torchrun."""
 
 from maskformer.cli import main
 

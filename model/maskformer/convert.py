@@ -1,4 +1,4 @@
-"""Checkpoints from one format into another."""
+"""Convert checkpoints from one format to another."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> SegmentationModel:
-    """Writes a checkpoint in another format, with class names and pre-processing where it can.
+    """Write a checkpoint in another format, with class names and pre-processing if possible.
 
     Args:
-        source: whatever `MaskFormer.from_pretrained` reads.
-        target: a folder; for `"official"` also a `.pkl` file.
+        source: any checkpoint that `MaskFormer.from_pretrained` reads.
+        target: a folder; for `"official"`, it may also be a `.pkl` file.
         format: see `MaskFormer.save_pretrained`.
-        overwrite: replace a model that is at the target.
+        overwrite: replace an existing model at the target.
 
     Returns:
         The model.
@@ -41,7 +41,7 @@ def convert(
     Raises:
         FileNotFoundError, HubError, ValueError: as in `from_pretrained` and `save_pretrained`.
         ValueError: the target would overwrite the source, or is a run.
-        FileExistsError: the target holds a file that is to be written.
+        FileExistsError: the target already holds a file that would be written.
         OSError: the target cannot be written.
     """
     found = find(source)

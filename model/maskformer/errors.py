@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a reason that a person can do something about.
+"""The errors that the user can do something about.
 
     MaskFormerError
     ├── ConfigError             (ValueError)         a recipe, an override or a configuration file
@@ -17,9 +17,9 @@
     ├── RunInUseError           (OSError)            another process works in the folder
     └── DiskFullError           (OSError)            too little room
 
-The built-in class in brackets is a second base, so that `except ValueError` goes on to work. The
-command line prints these errors, and the system's (`OSError`), in one line. Every other exception
-is a mistake in a program, such as a tensor of another shape, or a bug.
+The built-in class in brackets is a second base class, so that `except ValueError` catches them too.
+The command line prints these errors, and the system's (`OSError`), in one line. Every other
+exception is a mistake in the calling program, such as a tensor of the wrong shape, or a bug.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class MaskFormerError(Exception):
 
 
 class ConfigError(MaskFormerError, ValueError):
-    """A configuration that cannot be used; the message names each offending key."""
+    """A configuration is invalid; the message names each wrong key."""
 
 
 class UsageError(MaskFormerError, ValueError):
-    """What was asked for does not go together, or not with the model or the data."""
+    """Arguments do not go together, or do not suit the model or the data."""
 
 
 class OutputError(MaskFormerError, ValueError):
-    """Results would take the place of other files, or leave the output folder."""
+    """Results would overwrite other files, or lie outside the output folder."""
 
 
 class DatasetError(MaskFormerError, ValueError):
-    """A file or a folder that cannot be used; the message names it, the cause and the remedy."""
+    """A file or folder of a data set cannot be used; the message says why and what to do."""
 
 
 class LabelValueError(DatasetError):
@@ -50,8 +50,8 @@ class LabelValueError(DatasetError):
 
     Attributes:
         file: the label file.
-        values: pixels per offending value.
-        found: every value of the file, in order.
+        values: the number of pixels of each value without a class.
+        found: all values in the file, in ascending order.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class LabelValueError(DatasetError):
         self.found = found
 
     def __reduce__(self) -> tuple[type[LabelValueError], tuple[object, ...]]:
-        """Keeps the attributes on the way out of a worker process."""
+        """Keep the attributes when the error leaves a worker process."""
         return type(self), (str(self), self.file, self.values, self.found)
 
 
 class WeightsError(MaskFormerError, ValueError):
-    """Weights that are damaged, hold code, are of another model, or that a format cannot express.
+    """Weights are damaged, hold code, belong to another model, or do not fit a file format.
 
     `WeightsMismatchError` is in `maskformer.weights.report`, beside the report that it carries.
     """
@@ -83,11 +83,11 @@ class HubError(MaskFormerError, RuntimeError):
 
 
 class CheckpointError(MaskFormerError, RuntimeError):
-    """A checkpoint that could not be written or read; the message says what was kept."""
+    """A checkpoint could not be written or read; the message says what was kept."""
 
 
 class StoppedError(MaskFormerError, RuntimeError):
-    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the work; the message says how to go on."""
+    """SIGINT, SIGTERM, SIGHUP or SIGUSR1 ended the work; the message says how to continue."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -103,11 +103,11 @@ class TrainingDivergedError(MaskFormerError, RuntimeError):
 
 
 class WorkerError(MaskFormerError, ChildProcessError):
-    """A process that prepares batches died or gives none; the message says which, of what."""
+    """A process that prepares batches died or hangs; the message says which, and why if known."""
 
 
 class RunInUseError(MaskFormerError, OSError):
-    """Another process works in the folder."""
+    """Another process is using the folder."""
 
 
 class DiskFullError(MaskFormerError, OSError):

@@ -1,4 +1,4 @@
-"""A trained model as an ONNX file, which needs neither PyTorch nor this project to run."""
+"""Export a trained model as an ONNX file, which runs without PyTorch and this project."""
 
 from __future__ import annotations
 
@@ -90,25 +90,25 @@ def export(
     size: Size | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes a model as an ONNX file.
+    """Export a model as an ONNX file.
 
-    Its input `images` is float32 `[B, C, H, W]`, 0 to 255, RGB, already of the size at which the
-    model is to see them: the file's metadata says which the test pipeline would take. Normalising
-    and padding are part of the graph. B, H and W may be any.
+    The file's input `images` is float32 `[B, C, H, W]`, 0 to 255, RGB, already resized for the
+    model; the metadata of the file says to which size the test pipeline would resize. Normalising
+    and padding are part of the graph. B, H and W are dynamic unless `size` is given.
 
     Args:
         source: a run, a folder, a weight file or a hub id.
-        target: the file.
+        target: the file to write.
         outputs: `"classes"`, int64 `[B, H, W]`; or `"queries"`, `class_logits [B, Q, K+1]` and
-            `mask_logits [B, Q, h, w]`, of which every kind of result can be made.
-        size: fix `(H, W)`; a Swin needs that, as its windows depend on it.
-        overwrite: replace a file that is there.
+            `mask_logits [B, Q, h, w]`, from which every kind of result can be computed.
+        size: fix `(H, W)` in pixels. Required for a Swin backbone, whose windows depend on it.
+        overwrite: replace an existing file.
 
     Raises:
-        CheckpointError, HubError: nothing there, or no hub.
-        UsageError: packages are missing, or outputs or size do not go with the model.
-        OutputError: the file is there, its name does not end in `.onnx`, or it would lie in a run.
-        OSError: it cannot be written.
+        CheckpointError, HubError: there is no checkpoint, or the hub cannot be reached.
+        UsageError: packages are missing, or `outputs` or `size` do not suit the model.
+        OutputError: the file exists, its name does not end in `.onnx`, or it would lie in a run.
+        OSError: the file cannot be written.
     """
     target = Path(target)
     _check_target(target, overwrite)

@@ -1,4 +1,4 @@
-"""A model with what it needs to predict: `maskformer.Predictor`, and the command line's own."""
+"""`maskformer.Predictor`: a model with all that it needs to predict."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from maskformer.training.checkpoints.contents import (
 )
 
 LARGE_REDUCTION = 3
-"""An image that shrinks by more loses details that its model could have seen."""
+"""An image that is shrunk by more than this loses details that the model could have seen."""
 
 
 class Prepared(NamedTuple):
-    """An image, and its network input unless tiles or views make inputs of their own."""
+    """An image and its network input; None if tiles or views make their own inputs."""
 
     sample: Sample
     batch: EvalBatch | None
 
 
 class Predictor:
-    """Predicts as a recipe says: whole images, tiles or several views.
+    """Predict as a recipe says: from whole images, tiles or several views.
 
         predictor = maskformer.Predictor.from_pretrained("runs/camvid", mode="panoptic")
         for prediction in predictor(["a.jpg", "b.jpg"]):
             ids, segments = prediction.panoptic
 
     Args:
-        model: on its device; it stays as it is, in evaluation mode. Whether its later changes are
-            seen depends on the backbone: make another predictor after them.
-        config: thresholds, sizes, precision, views and tiles; its `eval.semantic` and
-            `eval.panoptic` do not count.
-        info: classes of the model.
-        mode: what to predict.
-        tta: average the class scores over the views of `eval.tta`.
-        progress: where to say, once for each size of image, how far it is shrunk.
+        model: the model on its device. It is set to evaluation mode and otherwise not changed. If
+            you change its weights later, make a new predictor.
+        config: the recipe: thresholds, sizes, precision, views and tiles. `eval.semantic` and
+            `eval.panoptic` are ignored; `mode` replaces them.
+        info: the classes of the model.
+        mode: what to predict: `"semantic"`, `"panoptic"` or `"instance"`.
+        tta: average the class scores over the views of `eval.tta`; for `"semantic"` only.
+        progress: prints, once per image size, how much images are shrunk. None: print nothing.
 
     Raises:
-        UsageError: there is no such mode, or test-time augmentation, tiles and mode do not go
+        UsageError: the mode is unknown, or mode, tiles and test-time augmentation do not go
             together.
     """
 
@@ -100,7 +100,7 @@ class Predictor:
         self._said: set[Size] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, also in another process, which says nothing."""
+        """Leave out `progress`: a copy, also in another process, prints nothing."""
         return self.__dict__ | {"_progress": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,20 +116,23 @@ class Predictor:
         device: torch.device | str | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Of a run, a model's folder or file, or a hub id, as `maskformer predict` takes them.
+        """Load a model as `maskformer predict` does.
 
         Args:
+            path_or_hub_id: a run, a model's folder or file, or a hub id.
             overrides: values that replace the recipe's, such as `"predict.tile=512"` or
                 `"eval.precision=auto"`.
-            mode: the recipe decides unless given, as far as it can: views and tiles are semantic.
-            tta, progress: as above.
-            device: the GPU if there is one, unless given.
+            mode: what to predict. None: `"panoptic"` if the recipe evaluates it, except with tiles
+                or test-time augmentation; otherwise `"semantic"`.
+            tta, progress: as in the constructor.
+            device: the device of the model. None: the GPU if there is one, otherwise the CPU.
 
         Raises:
-            CheckpointError, HubError: nothing there, or no hub.
-            ConfigError: an override that does not fit.
-            UsageError: an override that would change nothing that is predicted.
-            ValueError: a damaged file, or as above.
+            CheckpointError: there is no checkpoint.
+            HubError: the hub cannot be reached or has no such model.
+            ConfigError: an override is invalid.
+            UsageError: an override has no effect on predictions, or as in the constructor.
+            ValueError: a file is damaged.
         """
         folder = resolve_checkpoint(Path(path_or_hub_id))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,18 +144,20 @@ class Predictor:
         return cls(model, config, info, mode=mode, tta=tta, progress=progress)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> list[Prediction]:
-        """What the model finds in each image, in its original size; `Prediction.numpy` gives
-        NumPy arrays.
+        """Predict images, each in its original size.
 
         Args:
-            images: one or several, of any size, as in `ImageProcessor`. Those that are padded
-                alike run together, at most `eval.batch_size` of them.
+            images: one or several images of any size, as in `ImageProcessor`. Images with the same
+                padded size run together, at most `eval.batch_size` at a time.
+
+        Returns:
+            One `Prediction` per image; its `numpy` method returns NumPy arrays.
 
         Raises:
-            ValueError: no images, or one of another shape or dtype.
-            DatasetError: a file that is no image, or one so narrow that it would not fit into
-                memory.
-            UsageError: model and classes do not allow the mode.
+            ValueError: there are no images, or one has a wrong shape or dtype.
+            DatasetError: a file is not an image, or is so narrow that its resized form would not
+                fit into memory.
+            UsageError: the model or its classes do not support the mode.
         """
         reader = self.processor.reader
         samples = (
@@ -166,18 +171,19 @@ class Predictor:
         return [found[k] for k in sorted(found)]
 
     def prepare(self, sample: Sample) -> Prepared:
-        """Makes the network input on the CPU; threads may do so beside `predict`.
+        """Make the network input on the CPU. Other threads may call this during `predict`.
 
         Raises:
-            DatasetError: the image is so narrow that it would not fit into memory.
+            DatasetError: the image is so narrow that its resized form would not fit into memory.
         """
         if self._views is not None or self._count_tiles(sample) > 1:
             return Prepared(sample, None)
         return Prepared(sample, self.processor.batch([sample]))
 
     def batches(self, prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
-        """Batches of at most `eval.batch_size` images whose inputs have the same size, so that none
-        is padded for another one. An image without an input is alone.
+        """Group images into batches of at most `eval.batch_size` whose inputs have the same size.
+
+        No image is padded because of another one. An image without an input is a batch of its own.
         """
         waiting: dict[Size, list[Prepared]] = {}
         for one in prepared:
@@ -191,10 +197,13 @@ class Predictor:
         yield from waiting.values()
 
     def predict(self, prepared: Sequence[Prepared]) -> list[Prediction]:
-        """What the model finds in one of `batches`.
+        """Predict one batch of `batches`.
+
+        Returns:
+            One `Prediction` per image.
 
         Raises:
-            UsageError: model and classes do not allow the mode.
+            UsageError: the model or its classes do not support the mode.
         """
         inputs = [one.batch for one in prepared if one.batch is not None]
         if not inputs:
@@ -239,7 +248,7 @@ class Predictor:
         return Prediction(classes=classes)
 
     def _described(self, size: Size) -> str:
-        """Of a tile, as an image and as the network sees it."""
+        """Describe the size of a tile, in the image and as network input."""
         pixels = f"{size[1]}x{size[0]}"
         short_side = self.config.data.test_short_side
         if short_side is None or min(size) <= short_side:
@@ -248,7 +257,7 @@ class Predictor:
         return f"{pixels}, each shrunk to {width}x{height}"
 
     def _say_reduction(self, sample: Sample, size: Size) -> None:
-        """Names an image of which the network sees little, and what would show it more."""
+        """Report an image that is shrunk a lot, and how to shrink it less."""
         if min(sample.size) < LARGE_REDUCTION * min(size):
             return
         if self.mode == "semantic":
@@ -266,10 +275,10 @@ class Predictor:
 
 
 def check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
-    """Refuses what is no mode, what cannot be averaged, and two ways of averaging at once.
+    """Check the mode, and that tiles and test-time augmentation go with it.
 
     Raises:
-        UsageError: so it is.
+        UsageError: the mode is unknown, its results cannot be averaged, or both are given.
     """
     if mode not in get_args(Mode):
         raise UsageError(f"mode must be {', '.join(map(repr, get_args(Mode)))}, got {mode!r:.60}")

@@ -1,1 +1,1 @@
-"""What the commands of `maskformer.cli` do; each module is imported when its command runs."""
+"""The commands of `maskformer.cli`; each module is imported when its command runs."""

@@ -1,4 +1,4 @@
-"""The schema of a recipe, and how a recipe is found, merged, checked and written."""
+"""The schema of a recipe, and functions that find, merge, check and write recipes."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""How a recipe is found, merged, checked and written.
+"""Find, merge, check and write recipes.
 
 A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides.
-Unknown keys and wrong types are refused with the nearest valid name, before anything else happens.
+Unknown keys and wrong types raise an error that suggests the nearest valid name, before anything
+else happens.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ _LISTING_CLASSES = ("format", "classes", "label_map")
 def load_config(
     name_or_file: str | Path, overrides: Iterable[str] = (), *, model: ModelConfig | None = None
 ) -> Config:
-    """Reads, merges and checks a recipe.
+    """Read, merge and check a recipe.
 
     Args:
-        name_or_file: a name out of `config_names()` or a YAML file, whose `base` is another file
-            (relative to this one) or such a name, with or without `.yaml`.
-        overrides: `key=value` pairs with dotted keys; values are YAML.
-        model: the one that a recipe means which says nothing of its model but the number of
+        name_or_file: a name from `config_names()`, or a YAML file. The `base` of a file is another
+            file (relative to this one) or a name from `config_names()`, with or without `.yaml`.
+        overrides: `key=value` pairs with dotted keys, such as `"train.lr=1e-4"`; values are YAML.
+        model: the model to use if the recipe says nothing about its model but the number of
             classes, such as that of a checkpoint.
 
     Raises:
-        ConfigError: no such recipe, unreadable YAML, unknown keys or wrong types.
+        ConfigError: the recipe does not exist, is not readable YAML, or has unknown keys or wrong
+            types.
     """
     values = _read(_find(str(name_or_file)), ())
     given = values.get("model") or {}
@@ -60,10 +62,10 @@ def load_config(
 
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
-    """A recipe with other values; see `load_config`.
+    """Return a copy of a recipe with other values; see `load_config`.
 
     Raises:
-        ConfigError: unknown keys or wrong types.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     return _with_overrides(config.model_dump(mode="json"), overrides)
 

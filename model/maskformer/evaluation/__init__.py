@@ -1,1 +1,1 @@
-"""How good predictions are: mIoU and PQ."""
+"""Measure the quality of predictions: mIoU and PQ."""

@@ -1,1 +1,1 @@
-"""From images to a network input, and from outputs to predictions."""
+"""Prepare images for the network, and convert its outputs to predictions."""

@@ -1,4 +1,4 @@
-"""From images to a network input and back to maps, as the authors' test pipeline does it."""
+"""Prepare images and convert outputs to maps, as in the authors' test pipeline."""
 
 from __future__ import annotations
 
@@ -37,43 +37,43 @@ from maskformer.weights.preprocessor import (
 from maskformer.weights.schemas import BILINEAR, PreprocessorPart, SizePart
 
 OF_LABELS = ("do_reduce_labels", "reduce_labels", "ignore_index", "num_labels")
-"""In a `preprocessor_config.json`."""
+"""Keys of a `preprocessor_config.json` that concern label maps."""
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 
 
 class ProcessedImages(TypedDict):
-    """A network input and what undoes it.
-
-    `pixel_values [B, C, H, W]` float32, normalised, zeros right and below; `image_sizes` height and
-    width of each image inside it; `original_sizes` as they came.
-    """
+    """A network input, and the sizes that are needed to make maps of the original images."""
 
     pixel_values: Tensor
+    """`[B, C, H, W]` float32, normalised, padded with zeros at the right and bottom."""
     image_sizes: list[tuple[int, int]]
+    """Height and width of each resized image inside the input."""
     original_sizes: list[tuple[int, int]]
+    """Height and width of each original image."""
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Resizes the shortest edge (Pillow's bilinear on 8 bits), normalises, pads.
+    """Resize (bilinearly with Pillow, in 8 bits), normalise and pad images.
 
-    `transformers` stretches images to a multiple of 32 instead of padding them; published figures
-    come from padding.
+    Images are padded to a multiple of `normalize.size_divisibility`, as in the published results;
+    `transformers` stretches them to a multiple of 32 instead.
 
     Args:
-        short_side: of the resized image; None leaves images as they are.
-        max_side: bound of the long side; wins over `short_side`.
-        normalize: mean, deviation and padding.
-        reader: how files and Pillow images become 8 bits, and the number C of channels.
-        resize_logits: semantic maps of panoptic models, as officially: mask logits, not scores, are
-            resized to the original size.
-        of_labels: what `transformers` is to do with label maps, such as `do_reduce_labels`. Nothing
-            here reads it; it stays in the folder of a model.
+        short_side: the length to which the short side is resized, in pixels. None: do not resize.
+        max_side: the largest length of the long side; takes precedence over `short_side`. None: no
+            limit.
+        normalize: the mean, the standard deviation and the padding.
+        reader: how files and Pillow images are converted to 8 bits, and the number of channels C.
+        resize_logits: for semantic maps, resize mask logits instead of scores to the original size,
+            as the official code does for panoptic models.
+        of_labels: settings of `transformers` for label maps, such as `do_reduce_labels`. They are
+            not used here, but are saved with the model.
 
     Raises:
-        ValueError: a side, a mean, a deviation or a padding that no image can have.
+        ValueError: a side, mean, standard deviation or padding is invalid.
     """
 
     short_side: int | None = 512
@@ -107,7 +107,7 @@ class ImageProcessor:
 
     @classmethod
     def from_config(cls, config: Config) -> ImageProcessor:
-        """What the evaluation of a recipe does."""
+        """Make the processor that the evaluation of a recipe uses."""
         return cls(
             config.data.test_short_side,
             config.data.test_max_side,
@@ -118,18 +118,18 @@ class ImageProcessor:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> ImageProcessor:
-        """What the folder of a model says; of a weight file, which says nothing, the default.
+        """Make the processor that the folder of a model describes; for a weight file, the default.
 
         Args:
             path_or_hub_id: as in `MaskFormer.from_pretrained`, or a folder that holds only
                 `preprocessor_config.json`. A weight file is not opened.
 
         Raises:
-            FileNotFoundError: nothing there, or nothing in the folder that belongs to a model.
+            FileNotFoundError: the path does not exist, or the folder holds no model.
             HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
-            ConfigError: a file is damaged, or asks for what this pipeline does not do, such as a
-                fixed height and width; a `ValueError`.
-            ValueError: a file is no weight file.
+            ConfigError: a file is damaged, or asks for something that this pipeline does not
+                support, such as a fixed height and width; a `ValueError`.
+            ValueError: the file is not a weight file.
         """
         path = find(path_or_hub_id)
         if path.is_file():
@@ -155,7 +155,7 @@ class ImageProcessor:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `preprocessor_config.json`, which `transformers` reads too.
+        """Write `preprocessor_config.json`, which `transformers` also reads.
 
         Raises:
             OSError: the folder cannot be written.
@@ -190,22 +190,22 @@ class ImageProcessor:
         write_json(Path(folder) / PREPROCESSOR_FILE, values, indent=2)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ProcessedImages:
-        """Makes one network input.
+        """Make one network input of one or several images.
 
         Args:
-            images: one or several of: a file, a Pillow image (both are read by `reader`, which
-                turns them as their EXIF orientation says), an array `[H, W, C]` uint8, a tensor
-                `[C, H, W]` uint8; C = 3 is RGB.
+            images: one or several of these: a file or a Pillow image (both are read by `reader`,
+                which rotates them by their EXIF orientation), an array `[H, W, C]` uint8, or a
+                tensor `[C, H, W]` uint8. C = 3 is RGB.
 
         Returns:
-            A dict of `pixel_values`, float32 `[B, C, H, W]`: the resized images, normalised, with
-            zeros right and below; `image_sizes`, (height, width) of each resized image in it;
-            and `original_sizes`, (height, width) of each image as it came.
+            A dict of `pixel_values`, float32 `[B, C, H, W]`: the resized images, normalised and
+            padded with zeros at the right and bottom; `image_sizes`, (height, width) of each
+            resized image; and `original_sizes`, (height, width) of each original image.
 
         Raises:
-            TypeError: what is no image.
-            ValueError: no images, or one of another shape or dtype.
-            DatasetError: a file that is no image, or not one of the kind that `reader` expects.
+            TypeError: an argument is not an image.
+            ValueError: there are no images, or one has a wrong shape or dtype.
+            DatasetError: a file is not an image, or not of the kind that `reader` expects.
         """
         originals = self.read(images)
         resized = [self._resize(image) for image in originals]
@@ -216,23 +216,21 @@ class ImageProcessor:
         }
 
     def read(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-        """Images as they came, `[C, H, W]` uint8 each, neither resized nor normalised.
+        """Read images without resizing or normalising them: `[C, H, W]` uint8 each.
 
         Args:
-            images: as the processor is called with.
+            images: as in `__call__`.
 
         Raises:
-            TypeError: what is no image.
-            ValueError: no images, or one of another shape or dtype.
-            DatasetError: a file that is no image, or not one of the kind that `reader` expects.
+            TypeError, ValueError, DatasetError: as in `__call__`.
         """
         return [to_tensor(image, self.reader) for image in as_list(images)]
 
     def batch(self, samples: Sequence[Sample]) -> EvalBatch:
-        """Network input for samples of a data set.
+        """Make one network input of samples of a data set.
 
         Raises:
-            DatasetError: an image is so narrow that it would not fit into memory.
+            DatasetError: an image is so narrow that its resized form would not fit into memory.
         """
         resized = []
         for sample in samples:
@@ -253,11 +251,14 @@ class ImageProcessor:
     def post_process_semantic(
         self, outputs: Mapping[str, Tensor], processed: ProcessedImages
     ) -> list[Tensor]:
-        """Class of every pixel of each original image, int64 `[H_b, W_b]` (paper §3.4).
+        """Find the class of each pixel of the original images (paper §3.4).
 
         Args:
-            outputs: what the model gives for `processed["pixel_values"]`.
-            processed: what calling the processor gave.
+            outputs: the model's outputs for `processed["pixel_values"]`.
+            processed: the result of calling the processor.
+
+        Returns:
+            For each image, a map of class indices `[H_b, W_b]`, int64.
         """
         frames = _frames(processed)
         return as_outputs(outputs).semantic(frames, resize_logits=self.resize_logits)
@@ -271,12 +272,16 @@ class ImageProcessor:
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
-        """Segment of every pixel of each original image, int32 `[H_b, W_b]`, and the segments.
+        """Find the segments of the original images (paper §3.4).
 
         Args:
             outputs, processed: as in `post_process_semantic`.
             thing_classes, object_mask_threshold, overlap_threshold: see
-                `mfkernels.panoptic_segmentation`, which also says what a segment holds.
+                `mfkernels.panoptic_segmentation`.
+
+        Returns:
+            For each image, a map of segment ids `[H_b, W_b]`, int32, and a list with a dict per
+            segment; see `mfkernels.panoptic_segmentation`.
         """
         return as_outputs(outputs).panoptic(
             _frames(processed),

@@ -1,4 +1,4 @@
-"""What a model finds in images, for evaluation, pictures and files of results alike."""
+"""The predictions of a model, for evaluation, pictures and result files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskformer.modeling.outputs import Frames, Outputs, Size
 
 @dataclass
 class Prediction:
-    """One image's result; a part that was not asked for is None."""
+    """The result for one image; a part that was not asked for is None."""
 
     classes: Tensor | None = None
     """`[H, W]` int64."""
@@ -31,8 +31,8 @@ class Prediction:
     instances: mfkernels.Instances | None = None
 
     def numpy(self) -> dict[str, Any]:
-        """What there is, by name, in NumPy arrays: `classes`, `panoptic` (map and segments) and
-        `instances` (`masks`, `labels`, `scores` and `boxes`).
+        """Return the parts that exist as NumPy arrays, by name: `classes`, `panoptic` (map and
+        segments) and `instances` (`masks`, `labels`, `scores` and `boxes`).
         """
         found: dict[str, Any] = {}
         if self.classes is not None:

@@ -1,1 +1,1 @@
-"""The architectures, their parts and their loss."""
+"""The architectures with their parts, losses and outputs."""

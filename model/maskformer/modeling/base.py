@@ -1,4 +1,4 @@
-"""What all models share: building from a recipe, checking inputs, saving and loading."""
+"""The base class of all models: building from a recipe, checking inputs, saving and loading."""
 
 from __future__ import annotations
 
@@ -38,17 +38,22 @@ GROWTH, SLACK = 4, 1 << 28
 class SegmentationModel(nn.Module, ABC):
     """A backbone and a pixel decoder; subclasses add their head and `forward`.
 
-    `class_names` are the names of the K classes where a checkpoint brought them, else None; they
-    are saved with the model.
+    Args:
+        config: the `model` section of a recipe.
+
+    Attributes:
+        config: the same.
+        class_names: the names of the K classes if a checkpoint contained them, otherwise None.
+            They are saved with the model.
 
     Raises:
-        ValueError: no number of classes, or sizes that do not fit each other.
+        ValueError: the number of classes is missing, or sizes do not fit together.
     """
 
     _architectures: ClassVar[dict[str, type[SegmentationModel]]] = {}
 
     def __init_subclass__(cls, architecture: str | None = None) -> None:
-        """Enters a class by the name of its architecture; one without is of its base's."""
+        """Register a class by its architecture; without one, it has that of its base class."""
         super().__init_subclass__()
         if architecture is not None:
             SegmentationModel._architectures[architecture] = cls
@@ -72,17 +77,19 @@ class SegmentationModel(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, name_or_file: str | Path, **overrides: Any) -> SegmentationModel:
-        """An untrained model; nothing is downloaded.
+        """Build an untrained model; nothing is downloaded.
 
         Args:
-            name_or_file: a recipe, such as `"ade20k/r50"`; its architecture decides the class of
-                the result, or a class of your own that inherits from that.
+            name_or_file: a recipe, such as `"ade20k/r50"`. Its architecture decides the class of
+                the model; if you call this on your own subclass of that class, the result is an
+                instance of your subclass.
             overrides: values of the recipe's `model` section, such as `num_classes=20` or
                 `decoder={"queries": 50}`.
 
         Raises:
-            ConfigError: no such recipe, unknown keys, wrong types, or sizes without sense.
-            ValueError: the number of classes is left to the data set, and it is not given.
+            ConfigError: the recipe does not exist, a key is unknown, a type is wrong, or a size is
+                invalid.
+            ValueError: neither the recipe nor `overrides` gives the number of classes.
         """
         config = merge_model_config(load_config(name_or_file).model, overrides)
         check_size(config)
@@ -97,26 +104,26 @@ class SegmentationModel(nn.Module, ABC):
         ignore_mismatched_sizes: bool = False,
         **overrides: Any,
     ) -> SegmentationModel:
-        """A trained model, in evaluation mode. Code in a file is never run.
+        """Load a trained model, in evaluation mode. Code in a file is never run.
 
-        Reads folders of `save_pretrained`; run folders, of which it takes the best checkpoint, or
-        the last where none is best yet; folders and hub models of `transformers` (MaskFormer
-        with a ResNet or Swin backbone); and the authors' `.pkl` and `.pth` files, whose
-        architecture is read off the weights.
+        Supported are folders written by `save_pretrained`; run folders, of which the best
+        checkpoint is loaded, or the last one if there is no best one yet; folders and hub models of
+        `transformers` (MaskFormer with a ResNet or Swin backbone); and the authors' `.pkl` and
+        `.pth` files, whose architecture is derived from the weights.
 
         Args:
             path_or_hub_id: a folder, a file, or an id `owner/name` on the Hugging Face hub.
-            strict: refuse missing and unexpected entries; otherwise what is missing keeps its
-                random start, and a warning lists it.
-            ignore_mismatched_sizes: entries of another shape, such as a head for other classes,
-                keep their random start, and a warning lists them.
+            strict: raise an error for missing and unexpected entries. If False, missing entries
+                keep their random initialisation, and a warning lists them.
+            ignore_mismatched_sizes: let entries of another shape, such as a head for other classes,
+                keep their random initialisation; a warning lists them.
             overrides: values of the `model` section that replace the checkpoint's, such as
                 `num_classes=20`.
 
         Raises:
-            FileNotFoundError: no such folder, or a file is missing in it.
+            FileNotFoundError: the folder does not exist, or a file is missing in it.
             HubError: the hub cannot be reached or has no such model; a `RuntimeError`.
-            ConfigError: unknown keys or wrong types in `overrides`.
+            ConfigError: a key of `overrides` is unknown, or a value has the wrong type.
             ValueError: a file is damaged, holds code, or belongs to another architecture.
             WeightsMismatchError: the weights do not fit the configuration; a `ValueError` with
                 the full `report`.
@@ -135,19 +142,20 @@ class SegmentationModel(nn.Module, ABC):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, format: Format = "native") -> None:  # noqa: A002
-        """Writes the model; each file is complete or absent.
+        """Save the model. Files are written atomically: each is complete or absent.
 
         Args:
-            folder: where to; made if need be. An official checkpoint may also name its file.
-            format: `"native"` is `config.json` and `model.safetensors`. `"hf"` is a folder that
-                `transformers.MaskFormerForInstanceSegmentation` loads. `"official"` is a
-                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What these hold
-                besides the model's weights is a constant, or, where the model came from a
-                checkpoint of the same kind, what that held.
+            folder: the folder, which is created if necessary. For `"official"`, it may also be a
+                `.pkl` file.
+            format: `"native"` writes `config.json` and `model.safetensors`. `"hf"` writes a folder
+                that `transformers.MaskFormerForInstanceSegmentation` loads. `"official"` writes
+                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What these two hold
+                besides the weights is copied from the checkpoint that the model came from, if it
+                had the same format, and is constant otherwise.
 
         Raises:
-            ValueError: the format cannot express this model, or parts of it are not those that its
-                `config` says, or `class_names` has another number of names; the message says why.
+            ValueError: the format cannot express this model, parts of the model do not match its
+                `config`, or `class_names` has the wrong length; the message says why.
             OSError: the folder cannot be written.
         """
         weights = self.state_dict()
@@ -169,10 +177,10 @@ class SegmentationModel(nn.Module, ABC):
         )
 
     def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
-        """Refuses to write what the configuration could not read again.
+        """Check that the saved model can be loaded again with its configuration.
 
         Raises:
-            WeightsError: parts were replaced by others than `config` says.
+            WeightsError: parts were replaced and no longer match `config`.
         """
         wanted = _build_shapes(self.config, type(self)).state_dict()
         for name in {**wanted, **weights}:
@@ -192,11 +200,15 @@ class SegmentationModel(nn.Module, ABC):
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
     ) -> LoadReport:
-        """Takes over the weights of a checkpoint of any kind that `from_pretrained` reads, or of a
-        file with a `state_dict`.
+        """Load the weights of a checkpoint, in place.
+
+        Args:
+            path: any checkpoint that `from_pretrained` reads, or a file with a `state_dict`.
+            strict, ignore_mismatched_sizes: as in `from_pretrained`.
 
         Returns:
-            What was not taken over; empty unless an argument allows it.
+            A report of the entries that were not loaded; there are none unless an argument allows
+            it.
 
         Raises:
             FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
@@ -215,27 +227,34 @@ class SegmentationModel(nn.Module, ABC):
 
     @torch.no_grad()
     def reorder_classes(self, order: Sequence[int]) -> None:
-        """Gives class k the weights of class `order[k]`.
+        """Give class k the weights of class `order[k]`, in place.
 
         Args:
-            order: a permutation of 0..K-1.
+            order: a permutation of 0..K-1. It is not checked.
         """
         for entry in self._class_entries():
             entry[: len(order)] = entry[torch.as_tensor(order, device=entry.device)]
 
     @abstractmethod
     def _class_entries(self) -> list[Tensor]:
-        """The parameters whose first K rows belong to one class each."""
+        """Return the parameters whose first K rows belong to one class each."""
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
-        """Loads ImageNet weights into the backbone; see `Backbone.load_weights`."""
+        """Load ImageNet weights into the backbone.
+
+        Args:
+            file: see `maskformer.modeling.backbone.Backbone.load_weights`.
+        """
         self.backbone.load_weights(None if file is None else Path(file))
 
     def freeze(self, parts: Iterable[Part]) -> None:
-        """Keeps parts from learning: no gradients, and evaluation mode even while training.
+        """Freeze parts of the model: no gradients, and evaluation mode even during training.
+
+        Args:
+            parts: names of parts, as in `train.freeze` of a recipe.
 
         Raises:
-            ConfigError: the model has no such part, or nothing would be left to learn.
+            ConfigError: the model has no such part, or no trainable parameter would be left.
         """
         for part in parts:
             modules = modules_of_part(self, part)
@@ -243,21 +262,21 @@ class SegmentationModel(nn.Module, ABC):
             for module in modules:
                 module.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ConfigError("train.freeze: nothing would be left to learn")
+            raise ConfigError("train.freeze: no trainable parameter would be left")
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As in PyTorch, but frozen parts stay in evaluation mode."""
+        """Set the mode as `nn.Module.train` does, but keep frozen parts in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def _sizes_in_cells(self, pixel_values: Tensor, image_sizes: Sizes | None) -> Sizes | None:
-        """Those of images on the coarsest map, where attention leaves their padding out.
+        """Return the image sizes on the coarsest map, if attention is to ignore the padding.
 
         Raises:
-            ValueError: not one size per image, or some are larger than the input.
+            ValueError: there is not one size per image, or one is larger than the input.
         """
         if image_sizes is None or not self.config.decoder.mask_padding:
             return None
@@ -274,8 +293,8 @@ class SegmentationModel(nn.Module, ABC):
     def _decode_pixels(
         self, pixel_values: Tensor, sizes: Sizes | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The pixel features `[B, C, h, w]` and the decoder's memory `[B, C', H/32, W/32]` of
-        images `[B, channels, H, W]`.
+        """Compute the pixel features `[B, C, h, w]` and the decoder's memory
+        `[B, C', H/32, W/32]` of images `[B, channels, H, W]`.
         """
         _check_images(pixel_values, self.config.num_channels)
         try:
@@ -299,14 +318,16 @@ class SegmentationModel(nn.Module, ABC):
 def build_model(
     config: ModelConfig, wanted: type[SegmentationModel] = SegmentationModel
 ) -> SegmentationModel:
-    """An untrained model of the configured architecture; nothing is downloaded.
+    """Build an untrained model of the configured architecture; nothing is downloaded.
 
     Args:
-        wanted: a class that inherits from that of the architecture is built instead.
+        config: the `model` section of a recipe.
+        wanted: if this is a subclass of the architecture's class, build an instance of it.
 
     Raises:
-        ConfigError: `wanted` is a user's, and of another architecture.
-        ValueError: no number of classes, an unknown backbone, or sizes that do not fit each other.
+        ConfigError: `wanted` is a user's class for another architecture.
+        ValueError: the number of classes is missing, the backbone is unknown, or sizes do not fit
+            together.
     """
     # Their classes enter the table; they import this module.
     import maskformer.modeling.maskformer
@@ -325,10 +346,10 @@ def build_model(
 
 
 def check_size(config: ModelConfig) -> None:
-    """Refuses a model that no computer should be asked for, before it takes memory.
+    """Check the size of a model before it takes memory.
 
     Raises:
-        ConfigError: its weights would take more than `MAX_SIZE` bytes.
+        ConfigError: the weights would take more than `MAX_SIZE` bytes.
         ValueError: as `build_model`.
     """
     _check_bytes(_build_shapes(config), MAX_SIZE, "no known model takes a tenth of that")
@@ -350,15 +371,15 @@ def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
 def _fit(
     checkpoint: Checkpoint, model: SegmentationModel, strict: bool, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """The entries of a model in a checkpoint; warns of what does not fit where that is allowed."""
+    """Return the entries of a checkpoint that fit a model; warn of the others if allowed."""
     wanted = model.state_dict()
     found, report = checkpoint.match(wanted)
     if report.mismatched and not ignore_mismatched_sizes:
         raise WeightsMismatchError(
-            report, "ignore_mismatched_sizes=True starts entries of another shape anew"
+            report, "ignore_mismatched_sizes=True initialises entries of another shape anew"
         )
     if strict and (report.missing or report.unexpected):
-        raise WeightsMismatchError(report, "strict=False accepts what is there")
+        raise WeightsMismatchError(report, "strict=False loads the entries that fit")
     if report.missing or report.unexpected or report.mismatched:
         warnings.warn(str(report), stacklevel=3)
     before, now = checkpoint.config.num_classes, model.num_classes

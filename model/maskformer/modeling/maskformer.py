@@ -12,9 +12,9 @@ from mfkernels import mask_logits
 
 
 class MaskFormer(SegmentationModel, architecture="maskformer"):
-    """Predicts per query a class and an embedding; embedding times pixel features is a mask.
+    """Predict a class and a mask embedding per query; embedding times pixel features is a mask.
 
-    Built by `MaskFormer.from_config`, `MaskFormer.from_pretrained` or `build_model`.
+    Use `MaskFormer.from_config`, `MaskFormer.from_pretrained` or `build_model` to make one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,26 +32,27 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
         with_mask_logits: bool = False,
         image_sizes: Sizes | None = None,
     ) -> MaskOutputs:
-        """Predictions of all L decoder layers, the final one last.
+        """Compute the predictions of all L decoder layers, the final one last.
 
         Args:
-            pixel_values: `[B, C, H, W]` floating-point, with as many channels as
+            pixel_values: `[B, channels, H, W]`, floating-point, with as many channels as
                 `config.pixel_mean` has values; normalised with `config.pixel_mean` and
-                `config.pixel_std`; padded with zeros on the right and at the bottom if images
-                differ in size.
-            with_mask_logits: also compute the dense masks, which the criterion and inference
-                do without.
-            image_sizes: height and width of each image inside of its padding, which attention
-                leaves out where `config.decoder.mask_padding` says so.
+                `config.pixel_std`. If the images differ in size, they are padded with zeros at the
+                right and bottom.
+            with_mask_logits: also compute the dense masks. The criterion and inference do not need
+                them.
+            image_sizes: height and width in pixels of each image without its padding. Attention
+                ignores the padding if `config.decoder.mask_padding` is set; otherwise this has no
+                effect.
 
         Returns:
             `class_logits [L, B, Q, K+1]` (index K is "no object"), `mask_embed [L, B, Q, C]`,
-            `pixel_features [B, C, h, w]` at stride 4, and `mask_logits [L, B, Q, h, w]` if asked
-            for.
+            `pixel_features [B, C, h, w]` at stride 4, and, if asked for,
+            `mask_logits [L, B, Q, h, w]`.
 
         Raises:
-            ValueError: `pixel_values` is not `[B, C, H, W]` with at least 32 rows and columns, or
-                `image_sizes` do not fit.
+            ValueError: `pixel_values` is not `[B, channels, H, W]` with at least 32 rows and
+                columns, or `image_sizes` do not fit.
             TypeError: `pixel_values` is not floating-point.
         """
         sizes = self._sizes_in_cells(pixel_values, image_sizes)

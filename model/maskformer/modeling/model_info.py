@@ -1,4 +1,4 @@
-"""How large a model is and how much it computes, without building or running it."""
+"""Count the parameters and multiply-adds of a model without building or running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskformer.modeling.outputs import MaskOutputs
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Trainable parameters and multiply-adds of one image by part (`backbone`, ...)."""
+    """Trainable parameters, and multiply-adds for one image, by part (`backbone`, ...)."""
 
     parameters: dict[str, int]
     multiply_adds: dict[str, int]
@@ -26,20 +26,20 @@ class ModelInfo:
 
     @property
     def total_multiply_adds(self) -> int:
-        """What the literature calls FLOPs: one multiplication with its addition counts once."""
+        """The FLOPs as in the literature: a multiplication with its addition counts as one."""
         return sum(self.multiply_adds.values())
 
 
 def model_info(config: ModelConfig, size: tuple[int, int] = (512, 512)) -> ModelInfo:
-    """Counts on the meta device: no weights, no arithmetic.
+    """Count on the meta device, without weights or arithmetic.
 
     Args:
         config: the model; frozen norms have no trainable parameters.
-        size: height and width of the one image. MaskFormer's count includes semantic inference
-            at this size, as the published figures do.
+        size: height and width of the image in pixels. MaskFormer's count includes semantic
+            inference at this size, as the published figures do.
 
     Raises:
-        ValueError: as `build_model`, or `size` too small.
+        ValueError: as `build_model`, or `size` is too small.
     """
     with torch.device("meta"):
         model = build_model(config).eval()

@@ -1,8 +1,8 @@
-"""What models return: mappings from public names to tensors, that know how to become maps.
+"""The outputs of models: dicts of tensors with methods that make maps of them.
 
-`MaskOutputs` are the masks and classes of queries, `PixelOutputs` the scores of pixels. Both have
+`MaskOutputs` holds the masks and classes of queries, `PixelOutputs` the scores of pixels. Both have
 `semantic`, `panoptic` and `instances` for a batch, `view` and `average_views` for several views of
-one image, and `scores` for its tiles, so that inference does not ask which model it has.
+one image, and `scores` for its tiles, so inference works the same for all models.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ELEMENTS_AT_ONCE = 2**22
 
 
 class Frames(NamedTuple):
-    """Where the images of a batch lie in the network input, and the sizes of the maps.
+    """The sizes of the network input, of the images inside it, and of the maps, in pixels.
 
     Attributes:
         input_size: height and width of the padded network input.
-        image_sizes: of each image inside the input.
-        sizes: wanted for each map, usually those of the original images.
+        image_sizes: height and width of each image inside the input.
+        sizes: height and width of each map, usually those of the original images.
     """
 
     input_size: Size
@@ -43,21 +43,22 @@ class Frames(NamedTuple):
 
 
 class MaskOutputs(dict[str, Tensor]):
-    """Of `MaskFormer`: L decoder layers, B images, Q queries, K classes; the last layer is final.
+    """The outputs of `MaskFormer` for L decoder layers, B images, Q queries and K classes.
 
     Keys:
-        class_logits: `[L, B, Q, K+1]`, index K is "no object".
+        class_logits: `[L, B, Q, K+1]`, index K is "no object"; the last layer is the final one.
         mask_embed: `[L, B, Q, C]`.
         pixel_features: `[B, C, h, w]` at stride 4.
-        mask_logits: `[L, B, Q, h, w]`, only if asked for, or, from a model made ready to predict on
-            a CPU, in the place of both factors.
+        mask_logits: `[L, B, Q, h, w]`, only if asked for. A model prepared for prediction on a CPU
+            may return them in place of `mask_embed` and `pixel_features`.
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
-        """Class of every pixel of every image, int64 `[H_b, W_b]` (paper §3.4).
+        """Find the class of each pixel, int64 `[H_b, W_b]` for each image (paper §3.4).
 
         Args:
-            resize_logits: which of the official orders, see `mfkernels.semantic_segmentation`.
+            frames: the sizes of the input, the images and the maps.
+            resize_logits: see `mfkernels.semantic_segmentation`.
         """
         maps = mfkernels.semantic_segmentation(
             *self._final(),
@@ -76,7 +77,7 @@ class MaskOutputs(dict[str, Tensor]):
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[Panoptic]:
-        """The segments of every image; see `mfkernels.panoptic_segmentation` (paper §3.4)."""
+        """Find the segments of each image; see `mfkernels.panoptic_segmentation` (paper §3.4)."""
         return mfkernels.panoptic_segmentation(
             *self._final(),
             list(frames.sizes),
@@ -88,10 +89,10 @@ class MaskOutputs(dict[str, Tensor]):
         )
 
     def instances(self, frames: Frames, thing_classes: Sequence[int]) -> list[mfkernels.Instances]:
-        """The objects of every image; see `mfkernels.instance_segmentation`.
+        """Find the objects of each image; see `mfkernels.instance_segmentation`.
 
         Raises:
-            UsageError: no thing classes.
+            UsageError: there are no thing classes.
         """
         if not thing_classes:
             raise UsageError(
@@ -180,7 +181,7 @@ class PixelView(NamedTuple):
 
 
 class PixelOutputs(dict[str, Tensor]):
-    """Of the per-pixel baselines.
+    """The outputs of the per-pixel baselines.
 
     Keys:
         pixel_logits: `[L, B, K, h, w]` at stride 4, the final layer last.
@@ -202,12 +203,12 @@ class PixelOutputs(dict[str, Tensor]):
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[Panoptic]:
-        """A per-pixel model has no instances: each class that is present is one segment."""
+        """Return each class that is present as one segment: a per-pixel model has no instances."""
         things = set(thing_classes)
         return [_segments_from_classes(classes, things) for classes in self.semantic(frames)]
 
     def instances(self, frames: Frames, thing_classes: Sequence[int]) -> list[mfkernels.Instances]:
-        """Raises `UsageError`: a per-pixel model tells no objects apart."""
+        """Raise `UsageError`: a per-pixel model cannot separate objects of one class."""
         raise UsageError("instances need a model with masks, got a per-pixel one")
 
     def view(self, input_size: Size, image_size: Size, *, flipped: bool) -> PixelView:

@@ -25,9 +25,16 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         nn.init.zeros_(bias)
 
     def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
-        """Normalised images `[B, C, H, W]` to `pixel_logits [1, B, K, h, w]` at stride 4.
+        """Compute the class logits of each pixel.
 
-        `image_sizes` as in `MaskFormer.forward`.
+        Args:
+            pixel_values, image_sizes: as in `MaskFormer.forward`.
+
+        Returns:
+            `pixel_logits [1, B, K, h, w]` at stride 4.
+
+        Raises:
+            TypeError, ValueError: as in `MaskFormer.forward`.
         """
         sizes = self._sizes_in_cells(pixel_values, image_sizes)
         pixel_features, _ = self._decode_pixels(pixel_values, sizes)
@@ -51,10 +58,17 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         self.mask_embed = MLP(channels, channels, config.pixel_decoder.mask_channels)
 
     def forward(self, pixel_values: Tensor, image_sizes: Sizes | None = None) -> PixelOutputs:
-        """Normalised images `[B, C, H, W]` to `pixel_logits [L, B, K, h, w]` at stride 4.
+        """Compute the class logits of each pixel.
 
-        The final layer comes last; in evaluation mode it is the only one, and L is 1. `image_sizes`
-        as in `MaskFormer.forward`.
+        Args:
+            pixel_values, image_sizes: as in `MaskFormer.forward`.
+
+        Returns:
+            `pixel_logits [L, B, K, h, w]` at stride 4; the final layer is the last one. In
+            evaluation mode, it is the only one (L = 1).
+
+        Raises:
+            TypeError, ValueError: as in `MaskFormer.forward`.
         """
         sizes = self._sizes_in_cells(pixel_values, image_sizes)
         pixel_features, memory = self._decode_pixels(pixel_values, sizes)

@@ -1,1 +1,1 @@
-"""What a person or another program reads: result files, pictures, tables, progress."""
+"""Outputs for people and other programs: result files, pictures, tables and progress."""

@@ -1,1 +1,1 @@
-"""Segments images that have no ground truth, and writes what people and programs want to read."""
+"""Segment images without ground truth, and write the results for people and programs."""

@@ -1,1 +1,1 @@
-"""The training loop, its parts and what it leaves on disk."""
+"""The training loop, its parts and the files that it writes."""

@@ -1,19 +1,19 @@
-"""Checkpoints of all formats: reading, renaming and writing them.
+"""Read, rename and write checkpoints of all formats.
 
-open              which format a file or a folder has; reads and writes all of them
-hub               whether the Hugging Face hub can be reached
-locate            where the checkpoint of a run, a folder or a file is
-checkpoint        what every format is read into
+open              detects the format of a file or a folder; reads and writes all of them
+hub               checks whether the Hugging Face hub can be reached
+locate            finds the checkpoint of a run, a folder or a file
+checkpoint        the class into which every format is read
 native            our own folders
 huggingface       folders of `transformers`
 official          the authors' detectron2 checkpoints
 backbone_weights  weights of a backbone alone
-preprocessor      what images a model expects, as `transformers` writes it
-files             tensors out of `.safetensors`, `.pth`, `.bin`, `.pkl`, never running pickled code
-safe_pickle       pickled files: their layouts, opcodes and the few names that may stand in them
+preprocessor      the images that a model expects, in the format of `transformers`
+files             tensors from `.safetensors`, `.pth`, `.bin`, `.pkl`, never running pickled code
+safe_pickle       pickled files: their layouts, opcodes and the few names that they may contain
 schemas           the parts of other configurations that are read
 name_map          the rule that turns one model's entry names into another's, in both directions
-report            what fitted and what did not
+report            which entries fit a model and which do not
 backbone_sizes    backbone names and their sizes
 """
 

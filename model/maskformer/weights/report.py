@@ -1,4 +1,4 @@
-"""What a checkpoint brought, and what it did not."""
+"""A report of how the entries of a checkpoint fit a model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How the entries of a checkpoint met those of a model. Names are the checkpoint's.
+    """How the entries of a checkpoint fit those of a model. Names are the checkpoint's.
 
     Attributes:
         origin: the file or folder.
-        missing: entries that the model needs and the checkpoint lacks.
-        unexpected: entries that the model has no place for.
+        missing: entries of the model that the checkpoint lacks.
+        unexpected: entries of the checkpoint that the model does not have.
         mismatched: entries of another shape, each with both shapes.
-        unused: entries known to carry nothing that the model needs, such as index tables.
-        class_head: the numbers of classes of the checkpoint and of the model, where only what has a
-            row per class does not fit.
+        unused: entries that the model is known not to need, such as index tables.
+        class_head: the numbers of classes of the checkpoint and of the model, if only entries with
+            one row per class do not fit; otherwise None.
     """
 
     origin: str
@@ -34,11 +34,11 @@ class LoadReport:
 
     @property
     def summary(self) -> str:
-        """In one line where no more than another number of classes is in the way."""
+        """The report in one line if only the number of classes differs, otherwise in full."""
         if self.class_head is None or self.unexpected:
             return str(self)
         before, now = self.class_head
-        return f"class head starts anew ({before} -> {now}); all else comes from {self.origin}"
+        return f"class head is new ({before} -> {now} classes); all else comes from {self.origin}"
 
     def __str__(self) -> str:
         kinds = {
@@ -53,7 +53,7 @@ class LoadReport:
 
 
 class WeightsMismatchError(WeightsError):
-    """Weights that do not fit the model; `report` holds the full lists."""
+    """The weights do not fit the model; `report` holds the full lists."""
 
     def __init__(self, report: LoadReport, advice: str) -> None:
         super().__init__(f"{report}\n{advice}")
@@ -65,6 +65,6 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name out of a file, which may be long or hold control characters, for a terminal."""
+    """Make a name from a file, which may be long or hold control characters, safe to print."""
     shown = escape(name)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

@@ -44,7 +44,7 @@ def test_the_weights_bring_the_architecture(
     code, out, err = run("train", *arguments, "model.decoder.dropout=0")
     assert code == 0, err
     source = resolve_checkpoint(trained)
-    assert f"class head starts anew (9 -> 3); all else comes from {source}" in out
+    assert f"class head is new (9 -> 3 classes); all else comes from {source}" in out
     assert "of another shape" not in out + err
     before, after = recipe_of(source)["model"], recipe_of(tmp_path / "run")["model"]
     assert after["decoder"] == {**before["decoder"], "dropout": 0}

@@ -100,5 +100,5 @@ def test_a_model_needs_something_to_learn() -> None:
     model = tiny_model()
     for name in ("class_embed", "mask_embed"):
         getattr(model, name).requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing would be left to learn"):
+    with pytest.raises(ConfigError, match="no trainable parameter would be left"):
         model.freeze(["backbone", "pixel_decoder", "decoder"])

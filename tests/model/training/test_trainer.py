@@ -465,7 +465,7 @@ def test_weights_of_other_classes_start_with_a_new_head(
         )
     other.save_pretrained(tmp_path / "other")
     trainer = build_trainer(tiny_recipe(), tmp_path / "run", weights=tmp_path / "other", cpu=True)
-    assert "class head starts anew (3 -> 9); all else comes from" in capsys.readouterr().out
+    assert "class head is new (3 -> 9 classes); all else comes from" in capsys.readouterr().out
     expected = other.state_dict()
     same = {k: torch.equal(v, expected[k]) for k, v in trainer.bare_model.state_dict().items()}
     assert [name for name, equal in same.items() if not equal] == [

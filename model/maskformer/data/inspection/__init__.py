@@ -1,1 +1,1 @@
-"""What the images and labels of a data set show, seen by reading them."""
+"""Check the images and labels of a data set by reading them."""

@@ -1,1 +1,1 @@
-"""What raw values of label files mean."""
+"""The meaning of the raw values in label files."""

@@ -1,1 +1,1 @@
-"""How a folder of images and labels is laid out, for `maskformer init`."""
+"""Find out how a folder of images and labels is laid out, for `maskformer init`."""

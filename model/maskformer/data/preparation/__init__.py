@@ -1,1 +1,1 @@
-"""Data sets whose official archives are converted once before they can be read."""
+"""Convert the official archives of data sets that cannot be read as they are."""

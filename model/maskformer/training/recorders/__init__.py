@@ -1,1 +1,1 @@
-"""Who records the figures of a run: TensorBoard, and others through accelerate."""
+"""Record the figures of a run: with TensorBoard, and with other trackers through accelerate."""

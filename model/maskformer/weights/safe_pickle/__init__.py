@@ -1,1 +1,1 @@
-"""Pickled files, read without running what they hold."""
+"""Read pickled files without running code in them."""
