@@ -68,7 +68,8 @@ class Matches(list[Pair]):
         for image, (query, _) in enumerate(pairs):
             if len(query.unique()) < len(query):
                 raise ValueError(
-                    f"a query can have one segment; image {image} has {query.tolist()} as queries"
+                    "a query can be matched to one segment only; the queries of image "
+                    f"{image} are {query.tolist()}"
                 )
         segments = SegmentTargets.from_masks(
             [

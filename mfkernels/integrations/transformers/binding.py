@@ -22,15 +22,15 @@ from mfkernels.integrations.matching import is_bound_to
 
 Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
-"""The attribute of a replacement that holds what it replaces."""
+"""The attribute of a replacement that holds the method it replaces."""
 _ITSELF = "_mfkernels_itself"
-"""The attribute that holds the replacement: what wraps one has a copy of its attributes."""
+"""The attribute that holds the replacement itself: a wrapper has a copy of its attributes."""
 _BEHIND_HOOK = "_old_forward"
-"""Where accelerate keeps the bound method that its hook runs."""
+"""The attribute in which accelerate keeps the bound method that its hook runs."""
 _BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
-"""Of the class of a patched module: the class before, and what is replaced."""
+"""Attributes of the class of a patched module: the class before, and the replacements."""
 _NOT_IN_FORCE = "_mfkernels_not_in_force"
-"""Of a module whose class others have derived from ours: what is unpatched there."""
+"""The attribute of a module whose class was derived from ours by other code: what is unpatched."""
 
 
 def is_replacement(method: Any) -> bool:
@@ -39,20 +39,20 @@ def is_replacement(method: Any) -> bool:
 
 
 def official(method: Any) -> Any:
-    """The function before any patch of ours."""
+    """Return the function before any patch of ours."""
     function = getattr(method, "__func__", method)
     return getattr(function, ORIGINAL) if is_replacement(function) else function
 
 
 def wrapped(method: Any) -> Iterator[Any]:
-    """The function and what it wraps, from the outside to the inside."""
+    """Yield the function and the functions that it wraps, from the outside to the inside."""
     yield method
     if hasattr(method, "__wrapped__"):
         yield from wrapped(method.__wrapped__)
 
 
 def _names(code: Any) -> set[str]:
-    """What a function names: variables, attributes and strings, in functions inside of it too."""
+    """Return the variables, attributes and strings in a function and the functions inside it."""
     if isinstance(code, str):
         return {code}
     if not isinstance(code, CodeType):
@@ -61,12 +61,12 @@ def _names(code: Any) -> set[str]:
 
 
 def is_around(method: Any, original: Method) -> bool:
-    """Whether it is this function, patched or not, or wraps it."""
+    """Whether a method is this function, patched or not, or wraps it."""
     return any(official(link) is original for link in wrapped(method))
 
 
 class Served:
-    """What the class of a patched module has besides the replaced methods."""
+    """What the class of a patched module has in addition to the replaced methods."""
 
     def __copy__(self) -> Any:
         twin = type(self).__new__(type(self))
@@ -80,7 +80,7 @@ class Served:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles name the class below, which is loaded without `mfkernels` too."""
+        """Pickle the original class, which can be loaded without `mfkernels`."""
         # Later protocols insist on the class of the object itself.
         reduced = super().__reduce_ex__(1)
         if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
@@ -97,9 +97,9 @@ class Binding:
     attribute: str
     original: Method
     method: Method
-    """The replacement; where it is not in force, it calls the original."""
+    """The replacement; if it is not in force, it calls the original."""
     mixin: type
-    """Has the replacement; in the class of a patched module it stands before `owner`."""
+    """A class with the replacement; a base, before `owner`, of the class of a patched module."""
     everywhere: bool = field(default=False)
 
     @property
@@ -108,7 +108,7 @@ class Binding:
 
     @functools.cached_property
     def is_of_others(self) -> bool:
-        """Whether the method was somebody else's patch already, which stays."""
+        """Whether other code had already patched the method; its patch then stays."""
         # What wraps a method may bear its names; its globals are its own.
         links = wrapped(self.original)
         homes = [getattr(link, "__globals__", {}).get("__name__", "") for link in links]
@@ -155,10 +155,10 @@ class Binding:
             vars(module)[_NOT_IN_FORCE] = left
 
     def follow(self, module: nn.Module) -> None:
-        """Let a module run what its class has, also behind a hook of accelerate.
+        """Make a module run the method of its class, also behind a hook of accelerate.
 
-        What is bound to the module and is the class's own anyway, as unpickling and removed hooks
-        leave it behind, is dropped.
+        A method that is bound to the module but is the class's own, as left by unpickling and
+        removed hooks, is deleted.
         """
         own = vars(module)
         if self._is_ours_or_original(own.get(self.attribute), module):
@@ -167,7 +167,7 @@ class Binding:
             own[_BEHIND_HOOK] = MethodType(getattr(type(module), self.attribute), module)
 
     def why_not_reached(self, module: nn.Module) -> str | None:
-        """What stands between a call of the module and the replacement, or None."""
+        """Say why a call of the module does not run the replacement; None if it does."""
         if self.is_of_others:
             return f"other code has replaced the {self.attribute} of its class"
         own = vars(module).get(self.attribute)
@@ -203,7 +203,7 @@ _known: dict[tuple[type, str, Method], Binding] = {}
 def bind(
     owner: type, attribute: str, original: Method, build: Callable[[Method], Method]
 ) -> Binding:
-    """The binding of `build(original)`; always the same one for a method of a class."""
+    """Return the binding of `build(original)`; always the same one for a method of a class."""
     key = (owner, attribute, original)
     if key in _known:
         return _known[key]
@@ -224,13 +224,13 @@ def bind(
 
 
 def bound(owner: type, attribute: str) -> list[Binding]:
-    """The bindings of a method that there have been."""
+    """Return all bindings that were made for a method."""
     return [binding for key, binding in _known.items() if key[:2] == (owner, attribute)]
 
 
 @functools.cache
 def _served(below: type, bindings: tuple[Binding, ...]) -> type:
-    """A subclass of `below` with these replacements, under its name."""
+    """Make a subclass of `below` with these replacements and the same name."""
     if not bindings:
         return below
     mixins = tuple(binding.mixin for binding in bindings)
@@ -245,7 +245,7 @@ def _below(kind: type) -> type:
 
 
 def _not_in_force(module: Any) -> frozenset[str]:
-    """The names of bindings."""
+    """Return the names of the bindings that are not in force for a module."""
     names: frozenset[str] = vars(module).get(_NOT_IN_FORCE, frozenset())
     return names
 
@@ -256,14 +256,14 @@ def _bindings(kind: type) -> tuple[Binding, ...]:
 
 
 def _family(owner: type[Any]) -> Iterator[type[Any]]:
-    """The class and all that inherit from it."""
+    """Yield the class and all its subclasses."""
     yield owner
     for kind in owner.__subclasses__():
         yield from _family(kind)
 
 
 def living(owners: Iterable[type]) -> list[nn.Module]:
-    """All modules of these classes, or of subclasses, in this process."""
+    """Yield all modules of these classes and their subclasses in this process."""
     kinds = {kind for owner in owners for kind in _family(owner) if issubclass(kind, nn.Module)}
     # Other libraries have types that cannot be hashed.
     return [

@@ -34,7 +34,7 @@ from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
 
 _PerImage = Sequence[Tensor]
-"""A tensor per image."""
+"""One tensor per image."""
 _Layer = tuple[Tensor, Tensor]
 """Mask logits and class logits."""
 
@@ -43,7 +43,7 @@ _logged: set[str] = set()
 
 
 def dense_matcher(_original: Method) -> Method:
-    """MaskFormer's matcher: `[B, Q, h, w]` logits against masks at that size."""
+    """MaskFormer's matcher: compares logits `[B, Q, h, w]` with masks at that size."""
 
     def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
         mask_logits, class_logits = layer
@@ -60,7 +60,7 @@ def dense_matcher(_original: Method) -> Method:
 
 
 def point_matcher(_original: Method) -> Method:
-    """Mask2Former's matcher: logits and masks at random points, drawn image after image."""
+    """Mask2Former's matcher: compares logits and masks at random points, drawn per image."""
 
     def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
         mask_logits, class_logits = layer
@@ -72,7 +72,7 @@ def point_matcher(_original: Method) -> Method:
 
 
 def _matcher(cost_of: Callable[..., Tensor]) -> Method:
-    """A matcher by a cost `[B, Q, T]`."""
+    """Make a matcher from a function that computes the cost `[B, Q, T]`."""
 
     @torch.no_grad()
     def forward(
@@ -172,7 +172,7 @@ def _dense_losses(
 
 
 def _assignment(indices: Sequence[Pair], targets: SegmentTargets, queries: int) -> Tensor | None:
-    """`[B, T]`, or None, said once, for pairs that only the original takes."""
+    """Return the assignment `[B, T]`; None, logged once, for pairs that only the original takes."""
     indices = as_pairs(indices)
     problem = problem_of(indices, targets.counts, queries)
     if problem is not None:
@@ -221,7 +221,7 @@ def point_losses(original: Method) -> Method:
 
 
 def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
-    """Which part that `original` calls somebody gave `module` another version of, if any."""
+    """Return the first of the `parts`, which `original` calls, that `module` overrides, or None."""
     kinds = type(module).__mro__
     name = original.__name__
     # The last one: before it there may be the classes that hold replacements.
@@ -234,12 +234,12 @@ def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
 
 
 def _one_to_one(criterion: Any, original: Method) -> bool:
-    """Whether a call of the matcher is the official matching, patched or not, and nothing else."""
+    """Whether calling the matcher runs the official matching, patched or not, and nothing else."""
     return _is_of(original, criterion.matcher) and not has_hooks(criterion.matcher)
 
 
 def _is_of(original: Method, module: Any) -> bool:
-    """Whether the `forward` of `module`, patched or not, is of the file that `original` is from."""
+    """Whether the `forward` of `module`, patched or not, is from the same file as `original`."""
     forward = called(module, "forward")
     return forward is not None and forward.__module__ == original.__module__
 
@@ -251,7 +251,7 @@ def _match(
     mask_labels: _PerImage,
     class_labels: _PerImage,
 ) -> list[tuple[Tensor, list[Pair]]]:
-    """The assignment `[B, T]` of each layer, and the same as pairs."""
+    """Return the assignment `[B, T]` of each layer, and the same as pairs."""
     matcher = criterion.matcher
     if not is_replacement(called(matcher, "forward")):
         indices = [matcher(*layer, mask_labels, class_labels) for layer in layers]
@@ -293,7 +293,7 @@ def _weights(matcher: Any) -> dict[str, float]:
 
 
 def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> SegmentTargets | None:
-    """The segments, or None, said once, where the original has to do the work."""
+    """Return the segments; None, logged once, if the original has to run."""
     targets = binary_targets(masks, labels)
     if targets is None:
         _say(
@@ -305,7 +305,7 @@ def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> Segme
 
 
 def _say(reason: str) -> None:
-    """Log it once."""
+    """Log a warning once."""
     if reason not in _logged:
         _logged.add(reason)
         _logger.warning(reason)

@@ -29,7 +29,7 @@ from mfkernels.integrations.transformers.binding import (
 Feature = Literal["criterion", "matcher", "post_processing"]
 
 SUPPORTED = ((5, 23), (6, 0))
-"""The first version that is supported and the first that is not."""
+"""The first supported version, and the first later version that is not supported."""
 
 
 class RefusedError(RuntimeError):
@@ -38,7 +38,7 @@ class RefusedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Replacement:
-    """One method of one class, and what takes its place."""
+    """One method of one class, and its replacement."""
 
     feature: Feature
     module: str
@@ -47,7 +47,7 @@ class Replacement:
     build: Callable[[Method], Method]
 
     def find(self, load: bool = True) -> type[Any] | None:
-        """The class; None if its module is not loaded and `load` is off."""
+        """Return the class; None if its module is not loaded and `load` is False."""
         name = f"transformers.models.{self.module}"
         if not load and name not in sys.modules:
             return None
@@ -59,7 +59,7 @@ class Replacement:
             ) from error
 
     def bind(self) -> Binding:
-        """What the class had before any patch, and ours with the same signature."""
+        """Bind the class's method before any patch to ours, which has the same signature."""
         owner = self.find()
         current = vars(owner or object).get(self.attribute)
         if owner is None or not callable(current):
@@ -82,7 +82,7 @@ class Replacement:
         return bind(owner, self.attribute, found, self.build)
 
     def bound(self) -> list[Binding]:
-        """What `bind` gave before."""
+        """Return the bindings that `bind` made before."""
         # A class whose module is not loaded has never been bound.
         owner = self.find(load=False)
         return bound(owner, self.attribute) if owner is not None else []

@@ -22,7 +22,7 @@ Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 """`[1, N, h, w]` to `[1, N, H, W]`."""
 
 PIXELS_AT_ONCE = 1 << 21
-"""Resized scores hold about this many values."""
+"""About this many resized scores are held at a time."""
 
 _logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
 
 
 class _Largest:
-    """Which of the maps `[N, H, W]` that come in portions is the largest, and its value there."""
+    """The index and value of the largest of maps `[N, H, W]` at each pixel; they come in chunks."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
@@ -142,7 +142,7 @@ class _Largest:
 
 
 def _semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """`[H, W]`: the class of each pixel, from scores `[K, h, w]`."""
+    """Find the class of each pixel, `[H, W]`, from scores `[K, h, w]`."""
     largest = _Largest()
     for chunk in scores.split(_at_once(size)):
         largest.add(resize(chunk[None], size)[0])
@@ -158,7 +158,7 @@ def _owners(
     first_size: tuple[int, int] | None,
     resize: Resize,
 ) -> tuple[Tensor, Tensor]:
-    """Which of `queries [n]` owns each pixel, `[H, W]`, and how many each would like, `[n]`."""
+    """Find each pixel's owner among `queries [n]`, `[H, W]`, and the mask area of each, `[n]`."""
     largest = _Largest()
     areas = []
     for chunk, weight in zip(
@@ -183,10 +183,10 @@ def _at_once(size: tuple[int, int]) -> int:
 def _segments(
     exists: Tensor, score: Tensor, label: Tensor, fused: set[int]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The identifier of each query (0: none) and the description of the segments.
+    """Return the segment id of each query (0: none) and the list of segments.
 
     As in the original, a segment that is fused into an earlier one is listed again, and the
-    numbering goes on from the identifier of that earlier one.
+    numbering continues from the id of that earlier one.
     """
     # float64 holds scores and labels exactly; stacked, they come over in one transfer.
     rows = torch.stack((exists.double(), score.double(), label.double()), 1).tolist()
