@@ -26,18 +26,18 @@ class Part:
 
     @property
     def note(self) -> str:
-        """What else to say about a part that is usable."""
+        """A remark about a usable part."""
         idle = self.name in ("cuda", "triton") and not torch.cuda.is_available()
         notes = ["idle: torch sees no GPU"] if idle else []
         if self.name == "cuda":
             notes += [f"for {', '.join(architectures)}"] if architectures else []
         elif self.name == "triton" and torch.version.hip is not None:
-            notes.append("for AMD: without NVIDIA's instructions, and never run on such a GPU")
+            notes.append("for AMD: uses no NVIDIA instructions; never tested on an AMD GPU")
         return "; ".join(notes)
 
 
 def _build_record(folder: Path) -> dict[str, str]:
-    """What the build wrote down about each part: an empty string if built, else the reason."""
+    """Read the build's record of each part: an empty string if built, otherwise the reason."""
     try:
         record: dict[str, str] = json.loads((folder / "native_build.json").read_text())
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
 
 
 def triton_problem(cpu: Part) -> str | None:
-    """Why the Triton kernels cannot be used, or None. Does not import Triton."""
+    """Say why the Triton kernels cannot be used, or None. Does not import Triton."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "PyTorch is built without CUDA and without ROCm"
     if importlib.util.find_spec("triton") is None:
@@ -100,7 +100,7 @@ architectures: tuple[str, ...] = tuple(
     for name in _build_record(FOLDER).get("cuda_architectures", "").split(";")
     if name
 )
-"""GPUs that the CUDA library was built for."""
+"""The GPUs that the CUDA library was built for."""
 parts = load_libraries(FOLDER)
 numpy_module, parts["numpy"] = load_numpy_module(FOLDER)
 parts["triton"] = Part("triton", FOLDER / "triton", triton_problem(parts["cpu"]))

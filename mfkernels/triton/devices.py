@@ -1,4 +1,4 @@
-"""GPUs: what decides the blocks of kernels, and which form of one serves."""
+"""The properties of GPUs that decide the block sizes of kernels and which form of a kernel runs."""
 
 from __future__ import annotations
 

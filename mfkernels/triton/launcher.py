@@ -1,4 +1,4 @@
-"""How every Triton kernel is started: on the device of its tensors, on the caller's stream."""
+"""Start Triton kernels on the device of their tensors and on the caller's stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What launch functions ask of tensors before they hand them to a kernel."""
+"""Prepare and check tensors before they are passed to a kernel."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ _LARGE = 2.0**960
 
 
 def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Solve one problem `[R, C]` (fp64, to be minimised) under the policy for non-finite costs.
+    """Minimise the total cost of one problem `[R, C]`, float64; costs need not be finite.
 
-    +inf is no edge; NaN and -inf count as no edge and are reported. Where no complete matching uses
-    real edges only, the missing ones get one finite cost so large that as few as possible are used.
+    +inf means a missing edge; NaN and -inf count as missing too, and are reported. If there is no
+    complete matching without missing edges, they get one finite cost so large that as few as
+    possible are used.
 
     Returns the row and column indices, and the status bits.
     """

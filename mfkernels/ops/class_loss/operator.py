@@ -1,4 +1,4 @@
-"""The operators `class_loss` and `class_loss_backward`, which only Triton serves.
+"""The operators `class_loss` and `class_loss_backward`, which have Triton kernels only.
 
 csrc/operator_schemas.cpp describes their arguments.
 """

@@ -1,8 +1,8 @@
-"""What operators of `torch.ops.mfkernels` ask of their arguments, by their names.
+"""Check the arguments of operators of `torch.ops.mfkernels`.
 
-As csrc/tensors/checks.h asks it on the CPU: here for fake tensors and for the kernels of GPUs,
-which no C++ stands before. Shapes, dtypes and devices only: values on a GPU would have to be waited
-for. All raise ValueError (TypeError for a dtype) with what was expected and what came.
+csrc/tensors/checks.h checks them on the CPU; these functions do so for fake tensors and for Triton
+kernels. They check shapes, dtypes and devices only, because checking values on a GPU would wait for
+it. They raise ValueError (TypeError for a dtype) with the expected and the given argument.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor
 from mfkernels.checks import check_tensor
 
 MOST_SIDE = 1 << 24
-"""The longest side of masks and results: float32, in which they are resized, counts no further."""
+"""The longest side of masks and results: larger integers are not exact in float32, the dtype in
+which they are resized."""
 MOST_ROWS = torch.iinfo(torch.int32).max // 2
-"""Rows and columns of an assignment problem."""
+"""The most rows or columns of an assignment problem."""
 MOST_PROBLEMS = 1 << 26
 
 Sizes = Sequence[int | str]
-"""The sizes that are wanted; a letter stands for any."""
+"""The expected sizes; a letter stands for any size."""
 
 
 def check_shape(name: str, tensor: Tensor, sizes: Sizes) -> None:
@@ -40,7 +41,7 @@ def check_argument(
     like: Tensor,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """`dtype`: the one that is needed, or any floating-point one."""
+    """Check a tensor; without `dtype`, any floating-point dtype is valid."""
     check_tensor(name, tensor)
     check_shape(name, tensor, sizes)
     if isinstance(like, Tensor) and tensor.device != like.device:
@@ -83,12 +84,12 @@ def check_segments(
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """`[M, h, w]` with at least one pixel, of bool or a floating-point dtype."""
+    """Check that images are `[M, h, w]` with at least one pixel, bool or floating-point."""
     check_argument(name, images, ("M", "h", "w"), images, bool_if_it_is(images))
     if 0 in images.shape[1:]:
         raise ValueError(f"{name} must have pixels, got {list(images.shape)}")
 
 
 def bool_if_it_is(tensor: Tensor) -> torch.dtype | None:
-    """The dtype to ask for where both bool and floating-point dtypes are welcome."""
+    """Return the dtype to require if both bool and floating-point dtypes are valid."""
     return torch.bool if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else None

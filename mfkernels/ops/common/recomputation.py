@@ -1,4 +1,4 @@
-"""Memory for time in plain PyTorch."""
+"""Trade time for memory in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mfkernels.torch_internals import is_transformed
 def recomputed(
     function: Callable[..., tuple[Tensor, Tensor]], *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """`function(*arguments)`; what it holds in between is computed again in the backward pass.
+    """Call `function(*arguments)`, and recompute its intermediate results in the backward pass.
 
-    Kept after all inside a transformation of `torch.func`, which knows no recomputation.
+    Inside a transformation of `torch.func`, which does not support this, they are kept.
     """
     if is_transformed():
         return function(*arguments)
     asked_for = requested()
 
     def served_alike(*arguments: Any) -> tuple[Tensor, Tensor]:
-        """In the backward pass too, which may be another thread's."""
+        """Use the same backend in the backward pass, which may run in another thread."""
         with use_backend(asked_for):
             return function(*arguments)
 

@@ -1,6 +1,6 @@
-"""What operators of `torch.ops.mfkernels` have in Python: checks, fakes, Triton kernels, gradients.
+"""Register the Python part of `torch.ops.mfkernels`: checks, fakes, Triton kernels and gradients.
 
-The C++ library defines the operators and serves CPU tensors; without it nothing is registered.
+The C++ library defines the operators and their CPU kernels; without it, nothing is registered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mfkernels.fallback import KernelError, give_up
 Function = Callable[..., Any]
 
 SERVED_BY_TRITON: list[str] = []
-"""The operators whose CUDA kernels are Triton's."""
+"""The operators that have Triton kernels for CUDA tensors."""
 
 _library = torch.library.Library("mfkernels", "FRAGMENT")
 
@@ -38,11 +38,11 @@ def register(
 
     Args:
         name: its name under `torch.ops.mfkernels`.
-        check: takes the operator's arguments and raises for those that do not fit.
-        fake: results of the right shapes and dtypes, for `torch.compile`.
-        triton: the module whose function of this name serves CUDA tensors.
-        setup_context: keeps what `backward` needs; see `torch.library.register_autograd`.
-        backward: the gradient.
+        check: takes the operator's arguments, and raises an error if they are wrong.
+        fake: returns results of the right shapes and dtypes, for `torch.compile`.
+        triton: the module whose function of this name runs for CUDA tensors.
+        setup_context: saves what `backward` needs; see `torch.library.register_autograd`.
+        backward: computes the gradient.
     """
     if not hasattr(torch.ops.mfkernels, name):
         return
@@ -63,7 +63,7 @@ def _checked(check: Function, function: Function) -> Function:
 
 
 def _imported_once(module: str, name: str) -> Function:
-    """The function of a module that the first call imports: `import mfkernels` needs no Triton."""
+    """Import a module on the first call of its function: `import mfkernels` needs no Triton."""
 
     @functools.cache
     def launcher() -> Function:
@@ -74,9 +74,9 @@ def _imported_once(module: str, name: str) -> Function:
 
 
 def save(*outputs: int) -> Function:
-    """A `setup_context` that saves these outputs and all tensors among the inputs, in this order.
+    """Make a `setup_context` that saves these outputs and then all tensors among the inputs.
 
-    The other inputs go to `ctx.options`.
+    Numbers among the inputs go to `ctx.options`.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -92,14 +92,14 @@ def save(*outputs: int) -> Function:
 
 
 def differentiable_again(operation: str, plain: Function) -> Callable[[Function], Function]:
-    """Make `backward(ctx, …)` give gradients with a gradient where `create_graph=True` asks for it.
+    """Make the gradients of `backward(ctx, …)` differentiable if `create_graph=True`.
 
-    They are those of `plain`, which computes the same in operators of PyTorch. It serves also where
+    They then come from `plain`, which computes the same with operators of PyTorch. It also runs if
     the kernel of the gradient cannot be started.
 
     Args:
-        operation: as in `mfkernels.backend.OPERATIONS`.
-        plain: takes what `save` has kept of the inputs; gives the outputs that have a gradient.
+        operation: a name from `mfkernels.backend.OPERATIONS`.
+        plain: takes the inputs that `save` kept; returns the outputs that have a gradient.
     """
 
     def decorate(backward: Function) -> Function:

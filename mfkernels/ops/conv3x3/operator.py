@@ -15,13 +15,13 @@ from mfkernels.ops.common.registration import differentiable_again, register, sa
 from mfkernels.ops.conv3x3 import reference
 
 CHANNELS = 16
-"""Of which there must be multiples."""
+"""Numbers of channels must be multiples of this."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-"""Of maps."""
+"""The dtypes of `x`."""
 
 
 def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of weights and bias, of maps in this one."""
+    """Return the dtype of weight and bias for an `x` of this dtype."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 

@@ -1,6 +1,7 @@
-"""The kernel with its gradient, which is linear in what comes: two products.
+"""The kernel and its gradient, which is linear in the incoming gradients: two products.
 
-No operator of PyTorch: compiled graphs hold the plain form, which their compiler fuses.
+It is not registered as an operator of PyTorch: compiled graphs use the plain form, which their
+compiler fuses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The losses of layers from those of segments and queries."""
+"""Compute the losses of layers from those of segments and queries."""
 
 from __future__ import annotations
 

@@ -26,12 +26,13 @@ BYTES_OF_MAPS = 1 << 30
 """On a GPU, the most memory in which the forward pass keeps gradients for the backward pass.
 
 They take 12 bytes for each mask pixel of each matched segment, about 1/50 of what plain PyTorch
-keeps where targets are four times as large as masks. Above it the backward pass computes anew.
+keeps if targets are four times as large as masks. If they need more, the backward pass recomputes
+them.
 """
 
 
 class Inputs(NamedTuple):
-    """What `mask_loss` takes, and `mask_loss_backward` among others."""
+    """The arguments of `mask_loss`; `mask_loss_backward` takes them and others."""
 
     mask_embed: Tensor
     pixel_features: Tensor | None
@@ -40,13 +41,13 @@ class Inputs(NamedTuple):
     counts: Tensor
     assignment: Tensor
     num_segments: int
-    """Of all images: the sum of `counts`, or more where there is room for more."""
+    """The number for all images: the sum of `counts`, or more if there is room for more."""
     alpha: float
     gamma: float
 
 
 def most_kept(layers: int, pixels: int) -> int:
-    """Of how many segments the maps of so many layers and mask pixels may be kept."""
+    """Return for how many segments maps of so many layers and mask pixels may be kept."""
     return BYTES_OF_MAPS // max(12 * layers * pixels, 1)
 
 
@@ -115,7 +116,7 @@ def fake_backward(
 
 
 def new_gradient(features: Tensor) -> Tensor:
-    """New memory for the gradient of features, as the convolution that made them wants it."""
+    """Allocate the gradient of features in the layout that the convolution before them needs."""
     last = features.stride(1) < features.stride(3)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty_like(features, memory_format=layout)

@@ -1,4 +1,4 @@
-"""Images at points between their pixels, in plain PyTorch."""
+"""Bilinear sampling of images at points, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from mfkernels.torch_internals import is_transformed
 
 FAR = 1e30
-"""Where a point at infinity is read: outside, like it, where `grid_sample` would make NaN of it."""
+"""The coordinate that replaces infinity: also outside, but `grid_sample` returns no NaN for it."""
 
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:
-    """`[M, P]`: each of `[M, h, w]` read bilinearly at its points `[M, P, 2]`, or `[1, P, 2]`.
+    """Sample `[M, h, w]` bilinearly at points `[M, P, 2]` or `[1, P, 2]`: `[M, P]`.
 
-    Points are x and y, 0 to 1 from edge to edge; beyond the edge is zero.
+    Points are x and y, from 0 to 1 from edge to edge; values beyond the edge are zero.
     """
     if not images.dtype.is_floating_point or is_transformed():
         return gathered_points(images, points)

@@ -13,7 +13,8 @@ from mfkernels.ops.common.logits import logits_of_image
 Size = tuple[int, int]
 
 MOST = 1e30
-"""What infinite logits count as: a weight of zero, in interpolation, makes NaN of infinity."""
+"""The value that replaces infinite logits: interpolation would multiply infinity by a weight of
+zero, which is NaN."""
 
 
 def finite_logits(rows: Tensor, features: Tensor | None) -> Tensor:
