@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 Mode = Literal["semantic", "panoptic", "instance"]
-"""What `predict` predicts."""
+"""The kinds of results of `predict`."""
 
 Format = Literal["native", "hf", "official"]
-"""Of a checkpoint: our own, that of `transformers`, the authors'."""
+"""Formats of a checkpoint: our own, that of `transformers`, the authors'."""
 
 ExportedOutputs = Literal["classes", "queries"]
-"""What an exported network gives: the class of each pixel, or logits of classes and masks."""
+"""Outputs of an exported network: the class of each pixel, or logits of classes and masks."""
 
 Backend = Literal["reference", "native", "auto", "verify"]
 """`mfkernels.backend.Backend`, without the import of PyTorch."""
@@ -20,4 +20,4 @@ PreparedSet = Literal["ade20k_full", "ade20k_panoptic"]
 """Data sets that `data prepare` converts."""
 
 InferencePrecision = Literal["fp32", "bf16", "auto"]
-"""Of the network in `evaluate` and `predict`; `auto` is bf16 where the machine has it."""
+"""Precision of the network in `evaluate` and `predict`; `auto` is bf16 if the machine has it."""

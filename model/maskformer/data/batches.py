@@ -85,12 +85,12 @@ def join_batches(batches: Sequence[EvalBatch]) -> EvalBatch:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Turns uint8 images into one network input.
+    """Normalise uint8 images and pad them to one network input.
 
     Args:
-        mean, std: per channel, in units of 0..255.
-        size_divisibility: height and width become multiples of it; 0: those of the largest image.
-            Never less than 32, the smallest input of a model.
+        mean, std: mean and standard deviation of each channel, in units of 0..255.
+        size_divisibility: pad height and width to multiples of this. 0: pad to the largest image
+            only. The result has at least 32 rows and columns, the smallest input of a model.
     """
 
     mean: PerChannel = PIXEL_MEAN
@@ -99,11 +99,14 @@ class Normalize:
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Normalize:
-        """What the model of a recipe expects."""
+        """Make the normalisation that the model of a recipe expects."""
         return cls(config.pixel_mean, config.pixel_std, config.size_divisibility)
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """`[C, H_b, W_b]` uint8 each to `[B, C, H, W]` float32, zeros right and below."""
+        """Convert images `[C, H_b, W_b]` uint8 to `[B, C, H, W]` float32.
+
+        Padding with zeros is at the right and bottom.
+        """
         height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
         batch = images[0].new_empty(

@@ -145,17 +145,17 @@ class Backbone(nn.Module):
         return height, width
 
     def load_weights(self, file: Path | None = None) -> None:
-        """Loads ImageNet weights.
+        """Load ImageNet weights.
 
         Args:
-            file: weights in the naming of timm, torchvision, the Swin authors, detectron2 or
-                `efficientnet_pytorch` (`.safetensors`, `.pth`, `.pkl`; code pickled in them is
-                never run), or `package:NAME/FILE`, a file in an installed Python package; left out,
-                they are fetched from the Hugging Face hub or its local cache.
+            file: a `.safetensors`, `.pth` or `.pkl` file with the entry names of timm, torchvision,
+                the Swin authors, detectron2 or `efficientnet_pytorch`; code pickled in it is never
+                run. Or `package:NAME/FILE`, a file in an installed Python package. None: timm's
+                weights from the Hugging Face hub or its local cache.
 
         Raises:
             RuntimeError: the hub cannot be reached, or the file's entries do not fit this backbone.
-            FileNotFoundError: no such file or package.
+            FileNotFoundError: the file or the package does not exist.
         """
         source = self._fetch() if file is None else self._read(find_backbone_weights(file))
         if self.config.frozen_norm:

@@ -110,9 +110,9 @@ class MaskOutputs(dict[str, Tensor]):
     def view(
         self, input_size: Size, image_size: Size, *, flipped: bool
     ) -> mfkernels.SegmentationView:
-        """One image as it was seen in one input, for `average_views`.
+        """Return the predictions for one image, for `average_views`.
 
-        The masks take the smaller of their two forms: all views wait in memory for the last one.
+        The masks are kept in the smaller of their two forms, because all views are held in memory.
         """
         classes, embed, features = self._final()
         # No more queries than channels.
@@ -131,7 +131,7 @@ class MaskOutputs(dict[str, Tensor]):
     def average_views(
         views: Sequence[mfkernels.SegmentationView], size: Size, *, resize_logits: bool = False
     ) -> Tensor:
-        """Class of every pixel of one image, int64 `[H, W]`, by the mean score over its views."""
+        """Find the class of each pixel of one image, int64 `[H, W]`, by the mean score of views."""
         maps = mfkernels.average_semantic_segmentation(
             list(views), size, resize_logits=resize_logits
         )
@@ -144,7 +144,7 @@ class MaskOutputs(dict[str, Tensor]):
         resize_logits: bool,
         classes: slice,
     ) -> Tensor:
-        """What some classes score in one image, `[k, H, W]`; the sum over queries of paper §3.4."""
+        """Compute the scores of some classes in one image, `[k, H, W]` (paper §3.4)."""
         logits = view.class_logits
         wanted = logits[..., :-1][..., classes]
         stop = (classes.start or 0) + wanted.shape[-1]
@@ -165,7 +165,7 @@ class MaskOutputs(dict[str, Tensor]):
 
 
 class PixelView(NamedTuple):
-    """One image as a per-pixel model saw it in one input.
+    """The predictions of a per-pixel model for one image.
 
     Attributes:
         logits: `[K, h, w]`.
@@ -188,7 +188,7 @@ class PixelOutputs(dict[str, Tensor]):
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
-        """As `MaskOutputs.semantic`; scores are resized as logits in any case."""
+        """Find classes as `MaskOutputs.semantic`; the logits are always resized."""
         views = [
             PixelView(logits, frames.input_size, image_size, flipped=False)
             for logits, image_size in zip(self["pixel_logits"][-1], frames.image_sizes, strict=True)
@@ -212,7 +212,7 @@ class PixelOutputs(dict[str, Tensor]):
         raise UsageError("instances need a model with masks, got a per-pixel one")
 
     def view(self, input_size: Size, image_size: Size, *, flipped: bool) -> PixelView:
-        """One image as it was seen in one input, for `average_views`."""
+        """Return the predictions for one image, for `average_views`."""
         return PixelView(self["pixel_logits"][-1][0], input_size, image_size, flipped)
 
     @staticmethod
@@ -236,7 +236,7 @@ register_mapping(PixelOutputs)
 
 
 def as_outputs(values: Mapping[str, Tensor]) -> Outputs:
-    """The outputs of a model that went through other hands, such as to another device."""
+    """Restore the class of outputs that became a plain dict, such as on another device."""
     if isinstance(values, Outputs):
         return values
     return PixelOutputs(values) if "pixel_logits" in values else MaskOutputs(values)

@@ -157,5 +157,5 @@ class ModelConfig(Section):
 
     @property
     def num_channels(self) -> int:
-        """Of the input."""
+        """The number of channels of the input."""
         return len(self.pixel_mean)
