@@ -35,7 +35,7 @@ def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) ->
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Refuse a view that takes far more memory to work on than it has, such as an expanded one."""
+    """Raise ValueError for a view that needs far more memory than it has (an expanded one)."""
     if torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_contiguous():
         return
     if is_inflated(tensor.shape, tensor.stride(), tensor.element_size()):
@@ -62,14 +62,14 @@ def has_autocast(device_type: str) -> bool:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A block without autocast, if the type of device has it at all."""
+    """Return a context without autocast, if this type of device has it at all."""
     if not has_autocast(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def usable_by_autograd(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy that autograd may keep if it was made in inference mode."""
+    """Return the tensor; if it was made in inference mode, a copy that autograd can save."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return tensor
     return tensor.clone() if tensor.is_inference() else tensor
@@ -90,8 +90,8 @@ def check_predictions(mask_embed: Tensor, pixel_features: Tensor | None) -> Mask
     """Check the two factors (or dense logits and None) and add the layer axis where it is missing.
 
     Raises:
-        TypeError: not a floating-point dtype.
-        ValueError: shapes or devices that do not fit together, or no query or pixel at all.
+        TypeError: a dtype is not floating-point.
+        ValueError: shapes or devices do not fit together, or there is no query or pixel.
     """
     check_floating("mask_embed", mask_embed)
     shape = list(mask_embed.shape)
@@ -149,7 +149,7 @@ def check_targets(targets: SegmentTargets, predictions: MaskPredictions) -> None
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where one of the tensors is, else float32: that of losses and costs."""
+    """Return the dtype of losses and costs: float64 if a tensor is float64, otherwise float32."""
     return (
         torch.float64
         if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
@@ -158,8 +158,8 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def native_problem(*tensors: Tensor | None) -> str | None:
-    """Why native kernels cannot take these tensors, or None: those for GPUs have no float64, and
-    some GPUs no bfloat16.
+    """Say why native kernels do not support these tensors, or None: GPU kernels do not support
+    float64, and some GPUs do not support bfloat16.
     """
     for tensor in tensors:
         if tensor is None or not tensor.is_cuda:
@@ -201,7 +201,7 @@ def check_num_masks(num_masks: float | Tensor) -> None:
 
 
 def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool = False) -> None:
-    """`learnable`: whether the caller gives tensors their gradients."""
+    """Check `alpha` and `gamma`; `learnable`: whether tensors get gradients from the caller."""
     given: tuple[tuple[str, Any], ...] = (("alpha", alpha), ("gamma", gamma))
     for name, value in given:
         check_number(name, value)
@@ -217,5 +217,5 @@ def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool
 
 
 def _is_readable(value: float | Tensor) -> bool:
-    """Whether it is possible to look at a number."""
+    """Whether the value of a number can be read."""
     return not isinstance(value, Tensor) or not (value.is_meta or is_traced(value))

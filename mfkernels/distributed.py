@@ -9,7 +9,7 @@ from mfkernels.targets import SegmentTargets
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of `value`, which is overwritten; `value` itself without other processes."""
+    """Average `value` over all processes, in place; a single process returns it unchanged."""
     if in_parallel():
         distributed.all_reduce(value)
         value /= distributed.get_world_size()
@@ -17,9 +17,9 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def mean_num_masks(*targets: SegmentTargets, device: torch.device | None = None) -> Tensor:
-    """Segments per part of a step, at least 1; 0-dim, on the device, which is that of the targets.
+    """Return the mean number of segments, at least 1; 0-dim float32, on the targets' device.
 
-    The mean over the targets given, one for each part, and over all processes.
+    The mean is over the given targets, one for each part of a step, and over all processes.
     """
     device = targets[0].device if device is None else device
     mean = sum(part.num_segments for part in targets) / len(targets)

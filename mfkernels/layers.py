@@ -13,7 +13,7 @@ from mfkernels.torch_internals import is_transformed
 
 
 class _SideBySide(torch.autograd.Function):
-    """Layers at equal distances in one storage, as one tensor over the same memory."""
+    """Layers at equal distances in one storage, viewed as one tensor."""
 
     @staticmethod
     def forward(ctx: Any, step: int, *layers: Tensor) -> Tensor:
@@ -26,9 +26,13 @@ class _SideBySide(torch.autograd.Function):
 
 
 def joined(layers: Sequence[Tensor], most_copied: float) -> Tensor | None:
-    """`[L, ...]` of layers that are alike, or None if they are not or were too much to copy.
+    """Join layers to one tensor `[L, ...]`; None if they differ or are too large to copy.
 
-    Slices of one tensor, as the official model gives, are not copied. `most_copied`: bytes.
+    Slices of one tensor, as the official model returns, are not copied.
+
+    Args:
+        layers: the layers.
+        most_copied: copy at most this many bytes.
     """
     first = layers[0]
     if len(layers) == 1:
@@ -49,7 +53,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _distance(layers: Sequence[Tensor]) -> int | None:
-    """Elements from one layer to the next, all in one storage and in this order."""
+    """Return the distance in elements between layers in one storage, or None."""
     first = layers[0]
     storage = first.untyped_storage().data_ptr()
     if any(

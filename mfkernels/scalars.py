@@ -12,17 +12,18 @@ from torch import Tensor
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError for what is neither a number, NumPy's included, nor a tensor."""
+    """Raise TypeError unless the value is a number (also one of NumPy's) or a tensor."""
     # The first question is one that torch.compile can answer.
     if not isinstance(value, (int, float, Tensor)) and not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def as_number(name: str, value: Any) -> float:
-    """A finite float from a number, NumPy's and tensors of one element included.
+    """Convert a number (also NumPy's, or a tensor of one element) to a finite float.
 
     Raises:
-        TypeError: it is none, or a tensor that needs a gradient, which it would not get.
+        TypeError: it is not a number, or is a tensor that requires a gradient, which it would not
+            get.
         ValueError: it is NaN or infinite.
     """
     check_number(name, value)
@@ -38,10 +39,10 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
-    """An int from an integer, NumPy's and tensors of one element included.
+    """Convert an integer (also NumPy's, or a tensor of one element) to an int.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not an integer.
         ValueError: it is less than `at_least`.
     """
     try:
@@ -57,7 +58,7 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
 
 
 def check_one_number(name: str, value: Tensor, learnable: bool) -> None:
-    """Raise TypeError for more numbers than one, and for a gradient that would get lost."""
+    """Raise TypeError unless the tensor has one element, and if its gradient would be lost."""
     if value.numel() != 1:
         raise TypeError(
             f"{name} must be one number, got a tensor of shape {list(value.shape)}; weights by "
@@ -66,4 +67,4 @@ def check_one_number(name: str, value: Tensor, learnable: bool) -> None:
     if value.dtype == torch.bool or value.dtype.is_complex:
         raise TypeError(f"{name} must be a real number, got a tensor of {value.dtype}")
     if value.requires_grad and not learnable:
-        raise TypeError(f"{name} must be a number here: it would get no gradient; use detach()")
+        raise TypeError(f"{name} must be a number here, as it would get no gradient; use detach()")

@@ -57,7 +57,7 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def without_subclass(tensor: Tensor) -> Tensor:
-    """A tensor of a subclass that adds no data, as a plain one; any other one as it is."""
+    """Convert a tensor of a subclass that adds no data to a plain one; return others unchanged."""
     holds_others = bool(is_traceable_wrapper_subclass(tensor))
     if type(tensor) is Tensor or is_traced(tensor) or holds_others:
         return tensor
@@ -71,13 +71,13 @@ def multiplies_bfloat16() -> bool:
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """What every change in place raises; None in inference mode, which counts none."""
+    """Return the count of in-place changes; None in inference mode, which does not count."""
     return None if tensor.is_inference() else tensor._version
 
 
 def register_mapping(kind: type[dict[str, Tensor]]) -> None:
-    """Lets what looks for tensors in results find those in a dict of this class, of which `kind` of
-    a dict makes another one: DistributedDataParallel, `torch.export`, `torch.func`.
+    """Register a dict class, so that DistributedDataParallel, `torch.export` and `torch.func` find
+    its tensors. `kind(dict)` must make another instance.
     """
     if _pytree is not None:
         _pytree.register_pytree_node(

@@ -128,8 +128,8 @@ def check_mask_logits(mask_logits: Tensor, **per_image: Sequence[Any]) -> None:
     check_floating("mask logits", mask_logits)
     if mask_logits.ndim != 4:
         raise ValueError(
-            f"mask logits must be [B, Q, h, w], got {list(mask_logits.shape)}; frames of a video "
-            "fit if they are one below the other, in logits and masks"
+            f"mask logits must be [B, Q, h, w], got {list(mask_logits.shape)}; stack the "
+            "frames of a video vertically, in logits and masks"
         )
     for name, given in per_image.items():
         if len(given) != len(mask_logits):

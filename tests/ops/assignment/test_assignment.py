@@ -328,7 +328,7 @@ class TestTensors:
         assert (rows.tolist(), columns.tolist()) == ([0, 2], [2, 0])
         with pytest.raises(ValueError, match="0-dim"):
             mfkernels.assignment_to_pairs(torch.tensor(1))
-        with pytest.warns(FutureWarning, match="called assignment_to_pairs now"):
+        with pytest.warns(FutureWarning, match="now called assignment_to_pairs"):
             earlier = mfkernels.assignment_to_indices(assignment[0])
         assert all(map(torch.equal, earlier[0], pairs[0]))
 

@@ -145,7 +145,7 @@ class TestNumbersInTensors:
 
 def test_a_number_that_nobody_would_learn() -> None:
     gamma = torch.nn.Parameter(torch.tensor(2.0))
-    with pytest.raises(TypeError, match="gamma must be a number here: it would get no gradient"):
+    with pytest.raises(TypeError, match="gamma must be a number here, as it would get no gradient"):
         MaskFormerCriterion(3, gamma=gamma)
     targets = SegmentTargets.from_masks([torch.ones(1, 4, 4)], [torch.tensor([0])])
     with pytest.raises(TypeError, match="alpha must be a number here"):
