@@ -1,4 +1,4 @@
-"""Masks straight from what the last convolution of the pixel decoder reads."""
+"""Compute masks directly from the input of the last convolution of the pixel decoder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mfkernels.ops.conv3x3.operator import CHANNELS
 class DirectMaskFormer(MaskFormer):
     """A MaskFormer that predicts the masks of the final layer without pixel features.
 
-    A mask is an embedding times features, `e · (W * x + b)`. That is `(e · W) * x + e · b`: one
-    convolution with a kernel for each query instead of one for each channel of the features, and
-    no product after it. That stays in the precision of the weights. Made of another one by
-    `give_masks`.
+    A mask is an embedding times features, `e · (W * x + b)`, which equals `(e · W) * x + e · b`:
+    one convolution with a filter per query instead of one per channel of the features, and no
+    product after it. It runs in the precision of the weights. `give_masks` makes one from another
+    model.
     """
 
     def forward(
@@ -30,7 +30,9 @@ class DirectMaskFormer(MaskFormer):
         with_mask_logits: bool = True,
         image_sizes: Sizes | None = None,
     ) -> MaskOutputs:
-        """Arguments and errors as of `MaskFormer.forward`; masks come in any case.
+        """Compute class and mask logits; arguments and errors are those of `MaskFormer.forward`.
+
+        The masks are computed whatever `with_mask_logits` is.
 
         Returns:
             `class_logits [1,B,Q,K+1]` and `mask_logits [1,B,Q,h,w]`.
@@ -66,7 +68,7 @@ def gives_masks_cheaper(model: SegmentationModel) -> bool:
 
 
 def give_masks(model: SegmentationModel) -> None:
-    """Makes a model, in place, a `DirectMaskFormer`; its weights keep their names."""
+    """Turn a model into a `DirectMaskFormer`, in place; its weights keep their names."""
     model.pixel_decoder.mask_features.__class__ = _Unapplied
     model.__class__ = DirectMaskFormer
 

@@ -46,13 +46,13 @@ class Prediction:
         return found
 
     def segmentation(self, min_score: float = 0.0) -> Segmentation:
-        """What a picture shows: segments if there are any, else instances, else classes.
+        """Return what a picture shows: segments if there are any, else instances, else classes.
 
         Args:
-            min_score: instances below it are left out.
+            min_score: leave out instances with a lower score.
 
         Raises:
-            ValueError: nothing was asked for.
+            ValueError: the prediction is empty.
         """
         if self.panoptic is not None:
             return Segmentation.from_panoptic(*self.panoptic)
@@ -75,16 +75,16 @@ def predict_batch(
     tta: AugmentedViews | None = None,
     with_instances: bool = False,
 ) -> list[Prediction]:
-    """Label maps, segments and instances of a batch, in the original sizes.
+    """Predict label maps, segments and instances of a batch, in the original sizes.
 
-    Images run together only if each would be padded to the same size alone: padding reaches the
-    convolutions and the attention, so that results would otherwise depend on the company.
+    Images run together only if each alone would be padded to the same size: convolutions and
+    attention see the padding, so results would otherwise depend on the other images.
 
     Args:
-        model: on `device`, in evaluation mode.
-        config: `semantic` and `panoptic` say what is wanted.
+        model: the model on `device`, in evaluation mode.
+        config: `semantic` and `panoptic` decide what is predicted.
         tta: average the class scores over these views.
-        with_instances: also give instances of the thing classes.
+        with_instances: also predict instances of the thing classes.
     """
     predictions = [Prediction() for _ in batch.samples]
     if config.panoptic or with_instances or tta is None:

@@ -18,15 +18,16 @@ from maskformer.system.hardware import has_bfloat16
 def ready_to_predict(
     model: SegmentationModel, precision: InferencePrecision = "fp32"
 ) -> SegmentationModel:
-    """The model in evaluation mode, with norms folded into convolutions where it has any that can
-    be; see `fold_norms`.
+    """Return the model in evaluation mode, with norms folded into convolutions if possible.
+
+    See `fold_norms`.
 
     Args:
-        model: on its device; only its mode changes.
+        model: the model on its device; only its mode changes.
         precision: `bf16` runs the network in bfloat16 by autocast, with channels last in memory,
-            and gives float32; `auto` does so where the machine has it. On a CPU, channels come last
-            in float32, too, unless the backbone is a Swin; and masks come without their factors
-            where that is cheaper: see `give_masks`.
+            and returns float32; `auto` does so if the machine supports it. On a CPU, channels are
+            last in memory also in float32, unless the backbone is a Swin, and masks are computed
+            without their factors if that is cheaper (see `give_masks`).
     """
     if "forward" in vars(model):  # of a training in half precision
         model = _copy(model, with_weights=False)

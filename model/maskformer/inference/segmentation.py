@@ -14,12 +14,12 @@ from maskformer.data import Sample
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What is drawn over an image.
+    """Segments with classes, as drawn over an image.
 
     Attributes:
         segments: `[H, W]` integer, index into `labels`; -1 is void.
         labels: `[T]` class of each segment.
-        covers_all: pixels of no segment are void. Else they are what nobody looked for.
+        covers_all: True if pixels without a segment are void; False if their class is unknown.
     """
 
     segments: Tensor

@@ -22,14 +22,14 @@ class AugmentedViews:
     """The sizes in which an image is predicted, each of them also mirrored if asked for.
 
     Args:
-        scales: sizes in terms of `short_side`, or of the image where that is None.
+        scales: sizes relative to `short_side`, or to the image if that is None.
         flip: also mirror each size left to right.
-        short_side, max_side: those of plain evaluation.
+        short_side, max_side: those of evaluation without augmentation, in pixels.
         short_sides: sizes in pixels, in place of `scales`.
-        longest_side: bound of the long side of every view in pixels; left out, the largest scale
-            stretches `max_side`.
-        from_original: resize the image as it was read; else as plain evaluation resized it, which
-            is the official way.
+        longest_side: the largest long side of a view in pixels. None: no limit with
+            `short_sides`, otherwise `max_side` times the largest scale.
+        from_original: resize the original image. False: resize the image that evaluation without
+            augmentation uses, as the official code does.
     """
 
     scales: tuple[float, ...]
@@ -42,7 +42,7 @@ class AugmentedViews:
 
     @classmethod
     def from_config(cls, config: Config) -> AugmentedViews:
-        """The views of a recipe."""
+        """Make the views of a recipe."""
         data, tta = config.data, config.eval.tta
         return cls(
             tta.scales,
@@ -55,7 +55,7 @@ class AugmentedViews:
         )
 
     def __call__(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """From `[C, H, W]` uint8, each size `[C, H', W']` uint8, and whether it is mirrored."""
+        """Yield each view `[C, H', W']` of an image `[C, H, W]`, uint8, and if it is mirrored."""
         short_side = self.short_side or min(image.shape[-2:])
         sides = self.short_sides or [max(int(s * short_side + 0.5), 1) for s in self.scales]
         if not self.from_original:
@@ -67,7 +67,7 @@ class AugmentedViews:
                 yield resized.flip(-1), True
 
     def _bound(self) -> int | None:
-        """Of the long side of every view, in pixels."""
+        """Return the largest long side of a view in pixels; None: no limit."""
         if self.longest_side is not None or self.short_sides is not None:
             return self.longest_side
         if self.short_side is None or self.max_side is None:
@@ -83,14 +83,14 @@ def semantic_map_of_views(
     *,
     resize_logits: bool,
 ) -> Tensor:
-    """Class of every pixel by the mean score over all views (the official rule).
+    """Find the class of each pixel by the mean score over all views, as the official code does.
 
-    Each view runs alone, padded as far as its own size needs; its scores, not its logits, are
-    mirrored back and averaged at the image's size.
+    Each view runs alone, padded for its own size. Its scores, not its logits, are mirrored back and
+    averaged at the image's size.
 
     Args:
-        model: on `device`, in evaluation mode.
-        image: `[C, H, W]` uint8, as it was read.
+        model: the model on `device`, in evaluation mode.
+        image: `[C, H, W]` uint8, not resized.
         resize_logits: as in `mfkernels.semantic_segmentation`.
 
     Returns:

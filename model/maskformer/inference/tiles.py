@@ -67,16 +67,17 @@ def semantic_map_of_tiles(
     resize_logits: bool,
     on_tile: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Class of every pixel by the scores of all tiles that see it, each an image of its own.
+    """Find the class of each pixel by the scores of all tiles that contain it.
 
-    Where tiles overlap, their scores at the image's size are averaged with weights that fall
-    smoothly towards the tile's edges. At a time, the masks at stride 4 of the rows of tiles that
-    overlap are held, and the scores of the few tiles that share a pixel.
+    Each tile is predicted as an image of its own. Where tiles overlap, their scores at the image's
+    size are averaged with weights that fall smoothly towards the edges of a tile. Held in memory
+    are the masks at stride 4 of overlapping rows of tiles, and the scores of the few tiles that
+    share a pixel.
 
     Args:
-        model: on `device`, in evaluation mode.
-        image: `[3, H, W]` uint8, as it was read.
-        tiles: how it is cut.
+        model: the model on `device`, in evaluation mode.
+        image: `[3, H, W]` uint8, not resized.
+        tiles: how the image is cut.
         processor: makes the network input of a tile.
         resize_logits: as in `mfkernels.semantic_segmentation`.
         on_tile: called after each tile.
@@ -102,7 +103,7 @@ def semantic_map_of_tiles(
 
 
 def window(size: Size) -> Tensor:
-    """Weights of the pixels of a tile, `[H, W]` float32: a raised cosine, nowhere zero."""
+    """Compute the weights of a tile's pixels, `[H, W]` float32: a raised cosine, nowhere zero."""
     rows, columns = (
         torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).square() for side in size
     )
@@ -110,7 +111,7 @@ def window(size: Size) -> Tensor:
 
 
 def blend(scores: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """The weighted mean of `[K, H, W]` by weights `[H, W]`; of one, that one to the bit."""
+    """Average scores `[K, H, W]` by weights `[H, W]`; a single one is returned unchanged."""
     total = torch.stack(list(weights)).sum(0)
     parts = (part * (weight / total).to(part) for part, weight in zip(scores, weights, strict=True))
     mean = next(parts)
@@ -131,7 +132,7 @@ def _look(
     resize_logits: bool,
     pixels: Tensor,
 ) -> Callable[[slice], Tensor]:
-    """Shows a tile to the network. Of what it returns, masks at stride 4 are kept."""
+    """Run the network on a tile, and keep the masks at stride 4."""
     processed = processor(pixels)
     pixel_values = processed["pixel_values"].to(device)
     outputs = predict(model, pixel_values)

@@ -44,7 +44,7 @@ _OVERRIDDEN = ("_attn", "get_attn_mask")
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
 
-    timm shifts first, which gives other windows wherever the map is no multiple of the window.
+    timm shifts first, so its windows differ if the map is not a multiple of the window.
     """
 
     def _attn(self, x: Tensor) -> Tensor:
@@ -83,14 +83,14 @@ class Backbone(nn.Module):
     Building never downloads; see `load_weights`.
 
     Args:
-        config: which model, and how it is frozen and regularised.
-        options: further arguments of `timm.create_model`, such as `in_chans`: of other numbers
-            than 3, timm adapts the first convolution of trained weights (repeats and scales it, or
-            adds up that of RGB for one channel).
+        config: the timm model, and how it is frozen and regularised.
+        options: further arguments of `timm.create_model`, such as `in_chans`. If that is not 3,
+            timm adapts the first convolution of trained weights: it repeats and scales the filters,
+            or adds those of RGB for one channel.
 
     Raises:
         ValueError: timm has no such model or tag, its maps are not at the four strides, or
-            `multi_grid` is given and its last stage is not three bottleneck blocks.
+            `multi_grid` is given but the last stage is not three bottleneck blocks.
     """
 
     channels: tuple[int, ...]
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
             scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`[B, C, H, W]` to four maps `[B, C_i, H/s_i, W/s_i]` (rounded up), finest first."""
+        """Compute the four maps `[B, C_i, H/s_i, W/s_i]` (rounded up) of `[B, C, H, W]`."""
         maps = self.body(x)
         maps = [maps[level] for level in self._levels]
         if self.norms is not None:

@@ -20,13 +20,13 @@ VOID = -1
 
 
 class PerPixelCriterion(nn.Module):
-    """Cross-entropy of up-sampled class logits, for the baselines of the paper (§4.1).
+    """Cross-entropy of upsampled class logits, for the baselines of the paper (§4.1).
 
-    Every layer weighs the same; void pixels do not count. A batch without labelled pixels gives
-    zero.
+    All layers have the same weight, and void pixels are ignored. Without labelled pixels, the loss
+    is zero.
 
     Args:
-        class_weights: K weights of the classes, as `cross_entropy` takes them; left out, all are 1.
+        class_weights: `[K]`, weights of the classes as in `F.cross_entropy`. None: all are 1.
     """
 
     class_weights: Tensor | None
@@ -44,10 +44,10 @@ class PerPixelCriterion(nn.Module):
         return self
 
     def forward(self, outputs: Mapping[str, Tensor], targets: SegmentTargets) -> dict[str, Tensor]:
-        """Returns `loss_sem_seg` of the last layer and `loss_sem_seg_{i}` of the others.
+        """Return `loss_sem_seg` of the last layer and `loss_sem_seg_{i}` of the others.
 
         Args:
-            outputs: `pixel_logits` `[L, B, K, h, w]`.
+            outputs: `pixel_logits [L, B, K, h, w]`.
             targets: disjoint segments (a label map) of size `[B, H, W]`.
         """
         classes = class_maps(targets)
@@ -58,7 +58,7 @@ class PerPixelCriterion(nn.Module):
         return losses
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The loss to minimise: the sum over layers."""
+        """Return the loss to minimise: the sum over layers."""
         return torch.stack(list(losses.values())).sum()
 
     def _layer(self, logits: Tensor, classes: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ class PerPixelCriterion(nn.Module):
 
 
 def class_maps(targets: SegmentTargets) -> Tensor:
-    """The class of every pixel, `[B, H, W]` int64, void = -1.
+    """Return the class of each pixel, `[B, H, W]` int64, -1 for void.
 
     Raises:
-        ValueError: targets stored as overlapping masks.
+        ValueError: the targets are stored as masks, which may overlap.
     """
     if targets.label_map is None:
         raise ValueError(
@@ -93,14 +93,14 @@ def class_maps(targets: SegmentTargets) -> Tensor:
 def build_criterion(
     config: Config, classes: Sequence[str] | None = None
 ) -> mfkernels.MaskFormerCriterion | PerPixelCriterion:
-    """The criterion of a recipe whose number of classes is known.
+    """Build the criterion of a recipe whose number of classes is known.
 
     Args:
         config: the recipe.
-        classes: their names, where class weights go by name.
+        classes: the names of the classes, needed for class weights by name.
 
     Raises:
-        ConfigError: no number of classes, or class weights or queries that do not fit them.
+        ConfigError: the number of classes is missing, or class weights or queries do not fit it.
     """
     count = config.model.num_classes
     given = config.criterion.class_weights
@@ -123,10 +123,10 @@ def build_criterion(
 def weights_of_classes(
     given: Mapping[str, float] | Sequence[float], classes: Sequence[str]
 ) -> list[float]:
-    """A weight per class; those that are not named weigh 1.
+    """Return a weight per class; classes that are not named have weight 1.
 
     Raises:
-        ConfigError: another number of weights, or a name that no class has.
+        ConfigError: the number of weights is wrong, or there is no class of a name.
     """
     if not isinstance(given, Mapping):
         if len(given) != len(classes):

@@ -1,4 +1,4 @@
-"""The parts of a model by name, as `train.freeze` has them."""
+"""The parts of a model by the names that `train.freeze` uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKBONE_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 
 def modules_of_part(model: nn.Module, part: Part) -> list[nn.Module]:
-    """The modules that make up a part.
+    """Return the modules that make up a part.
 
     Raises:
         ConfigError: the model has no such part.
