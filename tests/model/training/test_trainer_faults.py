@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.model_cases import tiny_model
 from helpers.recipes import TINY, tiny_recipe
 from helpers.training import build_trainer
 
-from maskformer import MaskFormer
+from maskformer import MaskFormer, Predictor
 from maskformer.config.load import flat_values, parse_config
 from maskformer.data import Dataset, Sample
 from maskformer.errors import CheckpointError, TrainingStoppedError, WorkerError
@@ -394,6 +395,16 @@ def test_damaged_names_of_classes_are_named(tmp_path: Path, key: str, value: Any
     with pytest.raises(CheckpointError, match=rf"{file}: .*\b{key}\b") as stop:
         load_info(tmp_path)
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_names_of_another_number_of_classes_are_refused(tmp_path: Path, count: int) -> None:
+    tiny_model(num_classes=3).save_pretrained(tmp_path)
+    values = {"classes": [*"abcd"[:count]], "things": [], "colors": [[0, 0, 0]] * count}
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps({**values, "category_ids": [*range(count)]}))
+    with pytest.raises(CheckpointError, match=f"{file} has {count} classes, expected 3 as in the"):
+        Predictor.from_pretrained(tmp_path)
 
 
 def test_another_order_of_classes_is_refused(copied_run: Path, tmp_path: Path) -> None:

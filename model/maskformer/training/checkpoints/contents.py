@@ -185,10 +185,11 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
 
     Args:
         checkpoint: its folder.
-        model: tells the classes where the checkpoint is from elsewhere; all of them are stuff.
+        model: tells the classes where the checkpoint is from elsewhere; all of them are stuff. Else
+            it must have as many.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing or damaged, or of another number of classes.
     """
     file = checkpoint / DATASET
     if model is not None and not file.is_file():
@@ -197,6 +198,11 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
         return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
     try:
         values = check(_Classes, read_mapping(file))
-        return DatasetInfo(values.classes, values.things, values.colors, values.category_ids)
+        info = DatasetInfo(values.classes, values.things, values.colors, values.category_ids)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the class names in {file}: {error}") from error
+    if model is not None and info.num_classes != model.num_classes:
+        raise CheckpointError(
+            f"{file} has {info.num_classes} classes, expected {model.num_classes} as in the model"
+        )
+    return info
