@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
@@ -136,7 +137,8 @@ class Predictor:
         """
         folder = resolve_checkpoint(Path(path_or_hub_id))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = MaskFormer.from_pretrained(folder).to(device)
+        warn = warnings.warn if progress is None else progress.warn
+        model = MaskFormer.from_pretrained(folder, warn=warn).to(device)
         config = load_prediction_recipe(folder, model, list(overrides))
         averaged = tta or config.predict.tile is not None
         mode = mode or ("panoptic" if config.eval.panoptic and not averaged else "semantic")

@@ -59,7 +59,9 @@ def run(
     folder = resolve_checkpoint(checkpoint)
     recipe = recipe or load_recipe(folder, overrides)
     target, processes = choose_processes(device)
-    model = MaskFormer.from_pretrained(folder).to(target)
+    main = processes is None or processes.is_main_process
+    progress = Progress(enabled=main)
+    model = MaskFormer.from_pretrained(folder, warn=progress.warn).to(target)
     check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
     check_measures(recipe.eval, dataset)
@@ -70,8 +72,6 @@ def run(
         _check_free(output, recipe.eval, save_maps)
     _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
-    main = processes is None or processes.is_main_process
-    progress = Progress(enabled=main)
     _compare_classes(checkpoint, known_classes(folder), dataset, progress)
     for note in getattr(dataset, "notes", ()):
         progress.print(f"val data: {note}")

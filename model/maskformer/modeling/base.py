@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +26,7 @@ from maskformer.weights import (
     LoadReport,
     WeightsMismatchError,
     open_checkpoint,
+    warning_of_values,
     write_checkpoint,
 )
 
@@ -102,6 +103,7 @@ class SegmentationModel(nn.Module, ABC):
         *,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
+        warn: Callable[[str], None] = warnings.warn,
         **overrides: Any,
     ) -> SegmentationModel:
         """Load a trained model, in evaluation mode. Code in a file is never run.
@@ -117,6 +119,7 @@ class SegmentationModel(nn.Module, ABC):
                 keep their random initialisation, and a warning lists them.
             ignore_mismatched_sizes: let entries of another shape, such as a head for other classes,
                 keep their random initialisation; a warning lists them.
+            warn: called with a message if weights hold NaN or infinity.
             overrides: values of the `model` section that replace the checkpoint's, such as
                 `num_classes=20`.
 
@@ -136,7 +139,7 @@ class SegmentationModel(nn.Module, ABC):
         taken = sum(weight.nbytes for weight in checkpoint.weights.values())
         _check_bytes(shapes, GROWTH * taken + SLACK, f"its weights take {taken:,}")
         model = build_model(config, cls)
-        model._take_over(checkpoint, found, report)
+        model._take_over(checkpoint, found, report, warn)
         if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
             model.class_names = checkpoint.classes
         return model.eval()
@@ -199,12 +202,13 @@ class SegmentationModel(nn.Module, ABC):
         *,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> LoadReport:
         """Load the weights of a checkpoint, in place.
 
         Args:
             path: any checkpoint that `from_pretrained` reads, or a file with a `state_dict`.
-            strict, ignore_mismatched_sizes: as in `from_pretrained`.
+            strict, ignore_mismatched_sizes, warn: as in `from_pretrained`.
 
         Returns:
             A report of the entries that were not loaded; there are none unless an argument allows
@@ -215,13 +219,20 @@ class SegmentationModel(nn.Module, ABC):
         """
         checkpoint = open_checkpoint(path, self.config)
         found, report = _fit(checkpoint, self, strict, ignore_mismatched_sizes)
-        self._take_over(checkpoint, found, report)
+        self._take_over(checkpoint, found, report, warn)
         return report
 
     def _take_over(
-        self, checkpoint: Checkpoint, found: Mapping[str, Tensor], report: LoadReport
+        self,
+        checkpoint: Checkpoint,
+        found: Mapping[str, Tensor],
+        report: LoadReport,
+        warn: Callable[[str], None],
     ) -> None:
         self.load_state_dict(found, strict=False)
+        taken = self.state_dict()
+        if said := warning_of_values({name: taken[name] for name in found}, report.origin):
+            warn(said)
         self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
         self._settings = checkpoint.settings
 

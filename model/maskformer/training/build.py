@@ -436,7 +436,7 @@ def _build_model(
         _compare_classes(checkpoint, data, progress, resume=True)
         _compare_recipes(checkpoint, config, data.accelerator, progress)
         with _advising(OTHER_MODEL):
-            model.load_weights(checkpoint)
+            model.load_weights(checkpoint, warn=progress.warn)
     return model
 
 
@@ -448,7 +448,7 @@ def _load_initial_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said below, once for all processes
         with _advising(OTHER_ARCHITECTURE):
-            report = model.load_weights(source, ignore_mismatched_sizes=True)
+            report = model.load_weights(source, ignore_mismatched_sizes=True, warn=progress.warn)
     if report.mismatched:
         progress.print(report.summary)
     order = _compare_classes(source, data, progress, resume=False)

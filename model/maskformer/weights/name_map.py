@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskformer.errors import WeightsError
-from maskformer.weights.report import LoadReport
+from maskformer.weights.report import LoadReport, printable
 
 COUNTER = "num_batches_tracked"
 """Batch norm counts its batches; nothing that this package builds ever reads the count."""
@@ -58,6 +58,9 @@ class Names:
 
         Returns:
             What fits, under our names, and the report.
+
+        Raises:
+            WeightsError: entries that are integers, complex or bool where floating point belongs.
         """
         weights = {self._spell(name): tensor for name, tensor in weights.items()}
         found: dict[str, Tensor] = {}
@@ -71,6 +74,12 @@ class Names:
             if absent:
                 missing += [part for part in absent if not part.endswith(COUNTER)]
                 continue
+            for part in parts if target.is_floating_point() else ():
+                if not weights[part].is_floating_point():
+                    raise WeightsError(
+                        f"{origin}: {printable(part)} is {weights[part].dtype}, expected floating "
+                        "point: these are no weights of this model"
+                    )
             tensor = _join([weights[part] for part in parts])
             if tensor is not None and tensor.shape == target.shape:
                 found[name] = tensor

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from maskformer.errors import WeightsError
 from maskformer.system.text import escape
@@ -58,6 +61,23 @@ class WeightsMismatchError(WeightsError):
     def __init__(self, report: LoadReport, advice: str) -> None:
         super().__init__(f"{report}\n{advice}")
         self.report = report
+
+
+def warning_of_values(weights: Mapping[str, Tensor], origin: str) -> str:
+    """Names the entries that hold NaN or infinity; empty where there are none."""
+    # A sum that is finite is one of finite values, and ten times as fast as looking at each.
+    sums = {name: weight.sum() for name, weight in weights.items()}
+    names = [
+        name
+        for name, total in sums.items()
+        if not total.isfinite() and not weights[name].isfinite().all()
+    ]
+    if not names:
+        return ""
+    return (
+        f"{origin} holds NaN or infinity in {len(names)} of {len(weights)} entries, so that its "
+        f"predictions mean nothing: {_some(tuple(names))}"
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:
