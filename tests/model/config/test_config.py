@@ -240,6 +240,19 @@ def test_an_empty_text_is_no_path() -> None:
         assert any("expected a path, got an empty text" in message for message in messages), name
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("png", ".png"), (".png", ".png"), ("PNG", ".PNG"), ("_mask.png", "_mask.png"), ("*", "*")],
+)
+def test_a_suffix_without_its_dot(given: str, meant: str) -> None:
+    folders = {"images": "a", "labels": "b"}
+    data = {"format": "folder", "root": ".", "train": folders, "val": 0.1}
+    data |= {"label_suffix": given, "image_suffix": ["x.jpg", given]}
+    section = parse_config({"data": data}).data
+    assert isinstance(section, FolderConfig)
+    assert (section.label_suffix, section.image_suffix) == (meant, ("x.jpg", meant))
+
+
 def test_a_data_root_may_start_at_home() -> None:
     config = load_config("camvid", ["data.root=~/camvid"])
     assert config.data.root == Path.home() / "camvid"

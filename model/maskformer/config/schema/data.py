@@ -38,6 +38,7 @@ from maskformer.config.schema.fields import (
     Seed,
     Side,
     Size,
+    Suffix,
     check_name,
     check_text,
 )
@@ -259,13 +260,13 @@ class FolderConfig(ObjectLabels):
     """The training split."""
     val: Annotated[Annotated[FolderSplit, Tag("(split)")] | Share, Discriminator(_split_or_share)]
     """A split like `train`, or a share of the images of `train`, such as 0.1."""
-    image_suffix: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
+    image_suffix: Annotated[tuple[Suffix, ...], OneOrMore, Field(min_length=1, max_length=100)] = (
         "*",
     )
     """Suffixes of image files, one or several, in upper or lower case; `"*"`: every type that can
     be read.
     """
-    label_suffix: str = ".png"
+    label_suffix: Suffix = ".png"
     """Replaces the image suffix to give the names of the label file and of the objects file, in
     upper or lower case. From MATLAB files (`.mat`), the variable `S` is read, as in COCO-Stuff-10K.
     """

@@ -84,6 +84,9 @@ def _as_list(value: Any) -> Any:
 Name = Annotated[str, BeforeValidator(check_text), AfterValidator(check_name)]
 OneOrMore = BeforeValidator(_as_list)
 
+# `png` is taken for `.png`, which a name can end in; `_mask.png` says itself where it begins.
+Suffix = Annotated[str, AfterValidator(lambda text: f".{text}" if text.isalnum() else text)]
+
 MAX_CLASSES = 1 << 16
 
 
