@@ -303,6 +303,7 @@ def predict(
     images = [text for text in images if text not in overrides]
     if not images:
         raise typer.BadParameter("no image is named, only values of the recipe")
+    check_output_folder(output)
     _check_model_stays(overrides)
     if batch_size is not None:
         overrides.append(f"eval.batch_size={batch_size}")

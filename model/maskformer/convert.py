@@ -44,11 +44,12 @@ def convert(
         FileExistsError: the target already holds a file that would be written.
         OSError: the target cannot be written.
     """
-    found = find(source)
     target = Path(target)
-    _check_target(found, target, format)
+    local = Path(source)
+    _check_target(find(local) if local.exists() else local, target, format)
     if not overwrite:
         _check_free(target, format)
+    found = find(source)  # may fetch it
     model = SegmentationModel.from_pretrained(found)
     if model.class_names is None and (found / DATASET).is_file():
         model.class_names = load_info(found).classes
@@ -76,7 +77,7 @@ def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: 
     if source.is_dir():
         check_output_beside_model(target, source)
     file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
-    if format == "official" and file.exists() and file.samefile(source):
+    if format == "official" and file.exists() and source.exists() and file.samefile(source):
         raise OutputError(f"{target} is the checkpoint that is read: choose another target")
     if format != "official" and (is_run(target) or (target / STATE).exists()):
         raise OutputError(f"{target} is a training run: choose another target")

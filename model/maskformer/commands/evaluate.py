@@ -18,7 +18,13 @@ from maskformer.data import Dataset, DatasetInfo, Sample, build_dataset, check_d
 from maskformer.data.class_change import class_change
 from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import ConfigError
-from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate, write_pictures
+from maskformer.evaluation.evaluate import (
+    Evaluation,
+    check_averaging,
+    eval_loader,
+    evaluate,
+    write_pictures,
+)
 from maskformer.evaluation.figures import write_confusion, write_figures
 from maskformer.evaluation.measures import check_measures
 from maskformer.inference.prediction import Prediction
@@ -59,17 +65,19 @@ def run(
     folder = resolve_checkpoint(checkpoint)
     recipe = recipe or load_recipe(folder, overrides)
     target, processes = choose_processes(device)
+    check_averaging(tta, recipe.eval)
+    check_objects(recipe.data, recipe.eval)
+    if output is not None:
+        check_output_beside_model(output, folder)
+        check_subfolders(output, ["predictions"])
+        _check_free(output, recipe.eval, save_maps)
     main = processes is None or processes.is_main_process
     progress = Progress(enabled=main)
     model = MaskFormer.from_pretrained(folder, warn=progress.warn).to(target)
-    check_objects(recipe.data, recipe.eval)
     dataset = build_dataset(recipe.data, "val")
     check_measures(recipe.eval, dataset)
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)
-        check_output_beside_model(output, folder)
-        check_subfolders(output, ["predictions"])
-        _check_free(output, recipe.eval, save_maps)
     _check_model(model, recipe, len(dataset.info.classes))
     recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
     _compare_classes(checkpoint, known_classes(folder), dataset, progress)

@@ -15,7 +15,7 @@ from maskformer.errors import DatasetError, StoppedError
 from maskformer.output.console import Progress
 from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict.finding import find_images
-from maskformer.predict.running import predict_images
+from maskformer.predict.running import check_beside_images, predict_images
 from maskformer.predictor import Predictor
 from maskformer.system.signals import Interrupted, Signals
 from maskformer.system.text import counted, escape
@@ -39,6 +39,7 @@ def run(
     target, processes = choose_processes(device)
     progress = Progress(enabled=processes is None or processes.is_main_process)
     files = find_images(images, out, progress.print)
+    check_beside_images(out, files)
     check_output_beside_model(out, folder)
     predictor = Predictor.from_pretrained(
         folder, *overrides, mode=mode, tta=tta, device=target, progress=progress

@@ -97,8 +97,7 @@ def evaluate(
         ConfigError: `tta` without `config.semantic`.
         DatasetError: an image or annotation that cannot be used.
     """
-    if tta is not None and not config.semantic:
-        raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
+    check_averaging(tta is not None, config)
     measures = Measures(info, config, device)
     pictures: list[tuple[str, Tensor]] = []
     wanted = sum(index < config.pictures for index in loader.indices)
@@ -134,6 +133,16 @@ def evaluate(
         names.take(name): picture for name, picture in gather_in_turn(pictures, config.batch_size)
     }
     return Evaluation(metrics, per_class, score, drawn, confusion)
+
+
+def check_averaging(tta: bool, config: EvalConfig) -> None:
+    """Refuses test-time augmentation where there is nothing that it averages.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if tta and not config.semantic:
+        raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def predict_images(
             to be skipped.
     """
     check_output_folder(out)
-    _check_beside_images(out, files)
+    check_beside_images(out, files)
     check_output_beside_data(out, predictor.config.data)
     with lock_output(out, processes, progress.warn):
         return _predict_images(predictor, files, out, progress, skip_existing, processes)
@@ -315,7 +315,7 @@ def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode:
         )
 
 
-def _check_beside_images(out: Path, files: Sequence[Path]) -> None:
+def check_beside_images(out: Path, files: Sequence[Path]) -> None:
     found = find_input_in(out, folders_and_links_of(files))
     if found is not None:
         file = next(file for file in files if found in (file, file.parent))

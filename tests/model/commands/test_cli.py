@@ -17,6 +17,7 @@ from maskformer.data import build_dataset
 from maskformer.data.label_reader import read_segment_ids
 from maskformer.errors import ConfigError
 from maskformer.inference.prediction import Prediction
+from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.result_writer import ResultWriter
 from maskformer.training.checkpoints.contents import load_info, load_recipe, resolve_checkpoint
 from mfkernels import backend
@@ -79,6 +80,32 @@ def test_evaluate_replaces_its_own_files_only(
     for _ in range(2):
         code, _, err = run(*evaluate)
         assert code == 0, err
+
+
+def test_an_output_is_refused_before_the_model_is_read(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object, **__: object) -> None:
+        pytest.fail("the model was read")
+
+    monkeypatch.setattr(MaskFormer, "from_pretrained", slow)
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    (tmp_path / "metrics.json").write_text("mine")
+    evaluate = ["evaluate", "--checkpoint", trained, "--output"]
+    predict = ["predict", photo, "--checkpoint", trained, "--output"]
+    for arguments, message in (
+        ([*evaluate, tmp_path], "holds metrics.json"),
+        ([*evaluate, photo], "photo.png is a file"),
+        ([*evaluate, trained], "holds the checkpoint"),
+        ([*evaluate, tmp_path / "x", "--tta", "eval.semantic=false"], "eval.semantic is off"),
+        ([*predict, photo], "photo.png is a file"),
+        ([*predict, tmp_path], "photo.png is one of the images"),
+        ([*predict, trained], "holds the checkpoint"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert message in err
 
 
 def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:

@@ -20,9 +20,10 @@ from maskformer import ImageProcessor, MaskFormer
 from maskformer.cli import app, main
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import CheckpointError
+from maskformer.errors import CheckpointError, OutputError
 from maskformer.training.checkpoints.contents import DATASET, resolve_checkpoint
 from maskformer.training.checkpoints.writing import info_to_json
+from maskformer.training.run_folder import mark_run
 
 OFFICIAL = Official(swin=True, channels=(16, 32, 64, 128), heads=(1, 2, 2, 4))
 
@@ -151,6 +152,18 @@ def test_another_model_is_not_replaced(
     with pytest.raises(FileExistsError, match=r"other\.pkl is there"):
         run("convert", target, other, "--to", "official")
     assert other.read_bytes() == before
+
+
+def test_what_is_in_the_way_is_said_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("maskformer.weights.open._download", lambda _: pytest.fail("fetched"))
+    (tmp_path / "model_final.pkl").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there: choose another target"):
+        run("convert", "owner/name", tmp_path, "--to", "official")
+    mark_run(tmp_path)
+    with pytest.raises(OutputError, match="is a training run"):
+        run("convert", "owner/name", tmp_path, "--to", "native", "--overwrite")
 
 
 def test_unreachable_hub_is_one_line(
