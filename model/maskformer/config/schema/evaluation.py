@@ -88,8 +88,8 @@ class EvalConfig(Section):
     that the annotation of an image lists.
     """
     batch_size: PositiveInt = 1
-    """Images read together. Only images of the same padded size run together, so results do not
-    depend on the batch size.
+    """Images read together. Only images of the same padded size run together, so results
+    depend on the batch size by rounding alone.
     """
     precision: InferencePrecision = "fp32"
     """Autocast of the network in `evaluate` and `predict`; `auto` is bf16 if the machine supports
