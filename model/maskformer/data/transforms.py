@@ -1,4 +1,4 @@
-"""Augmentation for training and resizing for evaluation (paper appendix A)."""
+"""Augmentation for training and resizing for evaluation (paper §4.2)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Sorts the trainable parameters by learning rate and weight decay.
 
     The backbone learns at `lr * backbone_lr_multiplier`. Norm layers, embeddings and position
-    tables are not decayed; biases of linear and convolution layers are (paper appendix A; official
+    tables are not decayed; biases of linear and convolution layers are (paper §4.2; official
     optimiser rules).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)

@@ -12,7 +12,7 @@ LabelResize = Literal["floor", "center"]
 
 
 class SemanticAugmentation(Section):
-    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper appendix A)."""
+    """Resize the short side, crop, jitter colours, flip, pad to the crop (paper §4.2)."""
 
     kind: Literal["semantic"] = "semantic"
     """Which augmentation: `semantic` crops to one size, `panoptic` works as in DETR."""

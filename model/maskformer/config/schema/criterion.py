@@ -24,7 +24,7 @@ ClassWeights = Annotated[
 
 
 class CriterionConfig(Section):
-    """Weights of the matching cost and of the loss (paper §3.3, appendix A)."""
+    """Weights of the matching cost and of the loss (paper §3.2 and §4.1)."""
 
     class_weight: Weight = 1.0
     """Weight of the classification term, in the matching cost and in the loss."""
