@@ -516,6 +516,49 @@ class TestPatching:
         run(module, predictions(layers=2), models.targets((2, 1)))
         assert len(calls) == 2
 
+    @pytest.mark.parametrize("name", ["maskformer", "mask2former"])
+    @pytest.mark.parametrize("part", losses._PARTS)
+    def test_helpers_that_a_subclass_changes_are_called(
+        self,
+        name: str,
+        part: str,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(losses, "_logged", set())
+        module = criterion(name)
+        kind = type(module)
+        calls = []
+
+        def own(self: nn.Module, *arguments: Any) -> Any:
+            calls.append(part)
+            return getattr(kind, part)(self, *arguments)
+
+        module.__class__ = type(f"Own{part}", (kind,), {part: own})
+        theirs, _ = run(module, predictions(), models.targets((2, 1)))
+        expected = len(calls)
+        patch(module)
+        with caplog.at_level(logging.WARNING):
+            ours, _ = run(module, predictions(), models.targets((2, 1)))
+        assert len(calls) == 2 * expected > 0
+        torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6)
+        assert any(f"has its own {part}" in said for said in caplog.messages)
+
+    def test_a_criterion_of_a_subclass_is_called_for_each_layer(self) -> None:
+        module = criterion("maskformer")
+        kind: Any = type(module)
+
+        def forward(self: nn.Module, *arguments: Any) -> dict[str, Tensor]:
+            result = kind.forward(self, *arguments)
+            return {**result, "extra": result["loss_mask"].detach()}
+
+        module.__class__ = type("WithExtra", (kind,), {"forward": forward})
+        theirs, _ = run(module, predictions(layers=3), models.targets((2, 1)))
+        patch()
+        ours, _ = run(module, predictions(layers=3), models.targets((2, 1)))
+        assert {"extra", "extra_0", "extra_1"} <= ours.keys()
+        torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6)
+
     def test_what_is_no_supported_model(self) -> None:
         with pytest.raises(TypeError, match=r"torch\.nn\.Module or None, got str"):
             patch("maskformer")  # type: ignore[arg-type]

@@ -20,9 +20,10 @@ stay the same.
     check reads one flag back from a GPU and breaks the graph of `torch.compile`; pass bool masks to
     avoid both. The losses at points and both matchers support such masks.
   - Methods that a subclass overrides are called as before; if they call `super()`, ours runs
-    there. If the matcher was replaced or has hooks, MaskFormer's layers are matched one by one.
-  - Pairs that are not one-to-one, and points chosen by a method of a subclass, go through
-    transformers' own mask losses, which is logged once.
+    there. If the matcher was replaced or has hooks, or the criterion's `forward` is that of a
+    subclass, MaskFormer's layers are matched one by one.
+  - Pairs that are not one-to-one, and masks padded or picked or points chosen by a method of a
+    subclass, go through transformers' own mask losses, which is logged once.
 * post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
   MaskFormer, Mask2Former and OneFormer return the same maps without holding all classes or all kept
   queries at full size: they work in chunks. They do not use the inference kernels of `mfkernels`,

@@ -25,7 +25,7 @@ ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds the method it replaces."""
 _ITSELF = "_mfkernels_itself"
 """The attribute that holds the replacement itself: a wrapper has a copy of its attributes."""
-_BEHIND_HOOK = "_old_forward"
+BEHIND_HOOK = "_old_forward"
 """The attribute in which accelerate keeps the bound method that its hook runs."""
 _BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
 """Attributes of the class of a patched module: the class before, and the replacements."""
@@ -164,7 +164,7 @@ class Binding:
         if self._is_ours_or_original(own.get(self.attribute), module):
             del own[self.attribute]
         elif self._is_hooked(module):
-            own[_BEHIND_HOOK] = MethodType(getattr(type(module), self.attribute), module)
+            own[BEHIND_HOOK] = MethodType(getattr(type(module), self.attribute), module)
 
     def why_not_reached(self, module: nn.Module) -> str | None:
         """Say why a call of the module does not run the replacement; None if it does."""
@@ -193,7 +193,7 @@ class Binding:
         return is_bound_to(method, module) and official(method.__func__) is self.original
 
     def _is_hooked(self, module: nn.Module) -> bool:
-        kept = vars(module).get(_BEHIND_HOOK)
+        kept = vars(module).get(BEHIND_HOOK)
         return self.attribute == "forward" and self._is_ours_or_original(kept, module)
 
 

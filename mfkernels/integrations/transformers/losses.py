@@ -25,6 +25,7 @@ from mfkernels.integrations.matching import (
     problem_of,
 )
 from mfkernels.integrations.transformers.binding import (
+    BEHIND_HOOK,
     Method,
     is_around,
     is_replacement,
@@ -37,6 +38,14 @@ _PerImage = Sequence[Tensor]
 """One tensor per image."""
 _Layer = tuple[Tensor, Tensor]
 """Mask logits and class logits."""
+
+_PARTS = (
+    "_get_predictions_permutation_indices",
+    "_get_targets_permutation_indices",
+    "_max_by_axis",
+    "_pad_images_to_max_in_batch",
+)
+"""What the official mask losses call, and ours do not."""
 
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -102,8 +111,10 @@ def dense_criterion(original: Method) -> Method:
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
-        # Another matcher, or other mask losses, are called layer after layer.
-        if _changed_part(self, original, "loss_masks") is None and _one_to_one(self, original):
+        # Another matcher, other mask losses and another `forward` are called layer after layer.
+        again = auxiliary_predictions and not _is_called_again(self, original)
+        changed = again or _changed_part(self, original, "loss_masks", *_PARTS)
+        if not changed and _one_to_one(self, original):
             targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
         if targets is None:
             losses: dict[str, Tensor] = original(
@@ -148,10 +159,11 @@ def dense_losses(original: Method) -> Method:
         indices: Sequence[Pair],
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
-        assignment = None
+        targets = assignment = None
         # Their classes play no part.
         labels = [mask.new_zeros(len(mask), dtype=torch.int64) for mask in mask_labels]
-        targets = _targets(mask_labels, labels, masks_queries_logits.device)
+        if not _has_parts_of_its_own(self, original):
+            targets = _targets(mask_labels, labels, masks_queries_logits.device)
         if targets is not None:
             assignment = _assignment(indices, targets, masks_queries_logits.shape[1])
         if targets is None or assignment is None:
@@ -193,14 +205,8 @@ def point_losses(original: Method) -> Method:
         indices: Sequence[Pair],
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
-        changed = _changed_part(
-            self, original, "sample_points_using_uncertainty", "calculate_uncertainty"
-        )
-        if changed is not None:
-            _say(
-                f"{type(self).__name__} has its own {changed}; "
-                "transformers' own mask losses, which call it, run in this case"
-            )
+        parts = ("sample_points_using_uncertainty", "calculate_uncertainty")
+        if _has_parts_of_its_own(self, original, *parts):
             theirs: dict[str, Tensor] = original(
                 self, masks_queries_logits, mask_labels, indices, num_masks
             )
@@ -220,6 +226,23 @@ def point_losses(original: Method) -> Method:
     return loss_masks
 
 
+def _has_parts_of_its_own(module: Any, original: Method, *parts: str) -> bool:
+    """Whether somebody changed a part that the official mask losses call, which is said once."""
+    changed = _changed_part(module, original, *parts, *_PARTS)
+    if changed is not None:
+        _say(
+            f"{type(module).__name__} has its own {changed}; "
+            "transformers' own mask losses, which call it, run in this case"
+        )
+    return changed is not None
+
+
+def _is_called_again(module: Any, original: Method) -> bool:
+    """Whether `module.forward`, which `original` calls for each further layer, is ours."""
+    hooked = BEHIND_HOOK in vars(module)
+    return official(type(module).forward if hooked else called(module, "forward")) is original
+
+
 def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
     """Return the first of the `parts`, which `original` calls, that `module` overrides, or None."""
     kinds = type(module).__mro__
@@ -227,6 +250,8 @@ def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
     # The last one: before it there may be the classes that hold replacements.
     (*_, home) = (kind for kind in kinds if is_around(vars(kind).get(name), original))
     for part in parts:
+        if part not in vars(home):  # of another version
+            continue
         found = called(module, part)
         if found is None or official(found) is not official(vars(home)[part]):
             return part
