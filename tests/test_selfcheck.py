@@ -110,6 +110,7 @@ def test_a_kernel_that_cannot_start_is_found(
     [
         (["--device", "nothing"], "error: --device nothing: "),
         (["--json", "no/such/folder/file.json"], "there is no folder no/such/folder"),
+        (["--json", ""], "it is a folder, expected a file"),
     ],
 )
 def test_mistakes(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:

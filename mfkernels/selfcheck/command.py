@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit(f"error: --device {arguments.device}: {str(error).splitlines()[0]}")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         sys.exit(f"error: --json {arguments.json}: there is no folder {arguments.json.parent}")
+    if arguments.json is not None and arguments.json.is_dir():  # as an empty text is
+        sys.exit(f"error: --json {arguments.json}: it is a folder, expected a file")
     machine = describe_machine(device)
     rows = _rows_with_progress(device, arguments)
     _print(machine, rows)

@@ -12,6 +12,7 @@ from maskformer.data.layout.draft import draft
 from maskformer.data.layout.survey import survey
 from maskformer.errors import UsageError
 from maskformer.output.console import Progress
+from maskformer.output.output_folder import check_output_folder
 from maskformer.system.text import escape
 from maskformer.system.writing import write_text
 
@@ -21,6 +22,8 @@ def run(folder: Path, output: Path | None) -> None:
     file = output or Path(f"{folder.resolve().name}.yaml")
     if str(file) != "-" and file.exists():
         raise UsageError(f"{file} exists; name another file with --output, or remove it")
+    if str(file) != "-":
+        check_output_folder(file.parent)
     text = draft(survey(folder.resolve()), gpu=torch.cuda.is_available())
     if str(file) == "-":
         typer.echo(text, nl=False)

@@ -461,3 +461,10 @@ def test_results_are_no_labels(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "set" / folder)
     with pytest.raises(DatasetError, match=r"no images .left out: .* 6 results of earlier calls"):
         survey(tmp_path / "set")
+
+
+def test_where_the_recipe_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["init", str(tmp_path / "none"), "--output", str(tmp_path / "file/x.yaml")]
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
