@@ -25,6 +25,7 @@ from maskformer.modeling.convolution import use_kernels
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
+from maskformer.weights.report import warning_of_values
 
 STRIDES = (4, 8, 16, 32)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -192,6 +193,8 @@ class Backbone(nn.Module):
             raise CheckpointError(
                 f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
             )
+        if said := warning_of_values(source.state_dict(), str(file)):
+            raise CheckpointError(f"model.backbone.weights: {said}")
         return source
 
     def _create_from(self, state: dict[str, Tensor]) -> nn.Module:

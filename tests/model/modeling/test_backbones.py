@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -268,6 +269,13 @@ class TestLoadWeights:
         save_file(state, tmp_path / "part.safetensors")
         with pytest.raises(RuntimeError, match=r"lacks 1 entries, such as layer3.0.conv1.weight"):
             Backbone(self.config).load_weights(tmp_path / "part.safetensors")
+
+    def test_file_that_is_not_finite(self, source: nn.Module, tmp_path: Path) -> None:
+        state = source.state_dict()
+        state["layer3.0.conv1.weight"] = torch.full_like(state["layer3.0.conv1.weight"], math.nan)
+        save_file(state, tmp_path / "nan.safetensors")
+        with pytest.raises(RuntimeError, match=r"NaN or infinity in 1 of .*: layer3.0.conv1.weig"):
+            Backbone(self.config).load_weights(tmp_path / "nan.safetensors")
 
     def test_file_of_another_model(self, tmp_path: Path) -> None:
         other = timm.create_model("resnet18", pretrained=False)
