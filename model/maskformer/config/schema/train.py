@@ -63,8 +63,8 @@ class TrainConfig(Section):
     group_by_aspect: bool = True
     """Each batch of a process holds either images that are wider than high, or only others, which
     reduces padding, as in the official code. The sizes of all images are read at the start, except
-    with `format: huggingface`, whose images are not grouped. Batches of one image, and images of
-    one size, need neither.
+    with `format: huggingface`, whose images are not grouped. Sizes are not read where grouping
+    changes nothing: with batches of one image, or images of one size.
     """
     lr: Positive = 1e-4
     """Learning rate of AdamW at the start of the schedule (after the warm-up)."""
