@@ -42,7 +42,23 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
     if backend.select("mask_logits", embed.device) != "native":
         logits = reference.mask_logits(embed, features)
     elif dtype == _FASTER_IN_PYTORCH:
-        logits = reference.product(embed, features)
+        logits = _product(embed, features)
     else:
         logits = torch.ops.mfkernels.mask_logits(embed, features)
     return logits if predictions.had_layers else logits[0]
+
+
+def _product(mask_embed: Tensor, pixel_features: Tensor) -> Tensor:
+    """Compute the logits of factors of one dtype as a single product.
+
+    `einsum`, and `bmm` of the strides that flattened channels of one image get, take five times as
+    long where channels come last.
+    """
+    layers, images, queries, channels = mask_embed.shape
+    rows = mask_embed.transpose(0, 1).reshape(images, layers * queries, channels)
+    if pixel_features.stride(1) < pixel_features.stride(3):
+        columns = pixel_features.permute(0, 2, 3, 1).flatten(1, 2).mT
+    else:
+        columns = pixel_features.flatten(2)
+    logits = torch.bmm(rows, columns).view(images, layers, queries, *pixel_features.shape[2:])
+    return logits.transpose(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from maskformer.predict.finding import find_images
 NAME = "a\nerror: b"
 """Of which a log would show two lines, the second one a lie."""
 CAT = "cat\nerror: dog"
-TRIANGLE = [[0, 0, 2, 0, 2, 2]]
 
 
 def grey_of(size: tuple[int, int]) -> Image.Image:
@@ -87,16 +86,21 @@ def test_panoptic_files(tmp_path: Path, pixels: tuple[int, int, int], ids: list[
     assert "\n" not in str(caught.value)
 
 
+def instances(image: Mapping[str, object], *names: str) -> str:
+    """A JSON file of one image with one object, and categories of these names."""
+    content = {
+        "images": [{"id": 1, **image}],
+        "annotations": [{"segmentation": [[0, 0, 2, 0, 2, 2]], "image_id": 1, "category_id": 1}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+    }
+    return json.dumps(content)
+
+
 def test_instances_of_an_image_of_another_size(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     write_pair(tmp_path, NAME, columns(0, 1))
-    shape = {"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}
-    content = {
-        "images": [{"id": 1, "file_name": f"{NAME}.jpg", "width": 9, "height": 7}],
-        "annotations": [shape],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
+    image = {"file_name": f"{NAME}.jpg", "width": 9, "height": 7}
+    (tmp_path / "a.json").write_text(instances(image, "cat"))
     split = {"images": "images", "annotations": "a.json"}
     data = build_dataset(data_config("coco_instances", tmp_path, split), "train")
     with pytest.raises(DatasetError, match=r"images/a\\x0aerror: b\.jpg") as caught:
@@ -107,12 +111,7 @@ def test_instances_of_an_image_of_another_size(tmp_path: Path) -> None:
 def test_categories_that_the_map_leaves_out(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     write_pair(tmp_path, "a", columns(0, 1))
-    content = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [{"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}],
-        "categories": [{"id": 1, "name": CAT}, {"id": 2, "name": "dog"}],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "a.json").write_text(instances({"file_name": "a.jpg"}, CAT, "dog"))
     split = {"images": "images", "annotations": "a.json"}
     config = data_config("coco_instances", tmp_path, split, label_map={"dog": "dog"})
     with pytest.raises(DatasetError, match=r"1 of the 2 categories are: cat\\x0aerror: dog; add"):
@@ -140,14 +139,8 @@ def test_what_init_and_predict_find(tmp_path: Path) -> None:
     (tmp_path / "shards" / f"{NAME}.tar").touch()
     write_pair(tmp_path / "coco", "a", columns(0, 1))
     shutil.rmtree(tmp_path / "coco" / "labels")
-    shape = {"segmentation": TRIANGLE, "image_id": 1, "category_id": 1}
-    content = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [shape],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
     for name in ("a", NAME):
-        (tmp_path / "coco" / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / "coco" / f"{name}.json").write_text(instances({"file_name": "a.jpg"}, "cat"))
     for folder, said in (
         ("sets", r"several data sets: .*a\\x0aerror: b"),
         ("shards", r"tar files \(a\\x0aerror: b\.tar\)"),
