@@ -52,7 +52,7 @@ void check_extent(const py::array& cost) {
   }
   if (mfk::is_inflated(axes, sizes.data(), strides.data(), cost.itemsize())) {
     throw std::invalid_argument(
-        "cost is a view that repeats a little memory too often to be worked on; copy it first");
+        "cost is an expanded view that repeats its memory too often; copy it first");
   }
 }
 

@@ -30,14 +30,14 @@ from mfkernels.torch_internals import is_transformed
 
 Backend = Literal["reference", "native", "auto", "verify"]
 Choice = Literal["reference", "native", "pytorch"]
-"""What `select` returns. ``pytorch`` means that PyTorch's own kernels count as the native ones, so
-asking for ``native`` is no error."""
+"""What `select` returns. ``pytorch`` means that PyTorch's own kernels are the native implementation
+of this operation; the setting ``native`` accepts them."""
 
 OPERATIONS: dict[str, dict[str, str]] = {
     "assignment": {"cpu": "cpu", "cuda": "cuda"},
     "matching_cost": {"cpu": "cpu", "cuda": "triton"},
     "mask_loss": {"cpu": "cpu", "cuda": "triton"},
-    # On a CPU there are no launches to save, so a kernel would gain nothing.
+    # On a CPU there is no launch overhead to save, so a fused kernel would gain nothing.
     "class_loss": {"cpu": "pytorch", "cuda": "triton"},
     "loss_sums": {"cpu": "pytorch", "cuda": "triton"},
     "focal_dice": {"cpu": "cpu", "cuda": "triton"},
@@ -56,9 +56,9 @@ _asked_for: contextvars.ContextVar[Backend | None] = contextvars.ContextVar(
     "mfkernels_backend", default=None
 )
 _latest: Backend | None = None
-"""The setting of the thread or task that called `use_backend` last. `torch.compile` of PyTorch 2.11
-can read nothing else."""
-_COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # as versions, not as texts
+"""The latest setting of `use_backend` in any thread or task. `torch.compile` of PyTorch 2.11 cannot
+trace a context variable, so that it reads this global instead."""
+_COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # a TorchVersion, not a plain string
 _logged: set[tuple[str, str]] = set()
 
 
@@ -72,7 +72,7 @@ def part(name: str) -> Part:
 
 
 def requested() -> Backend:
-    """Return the setting of `use_backend` or of the environment, else the default ``auto``."""
+    """Return the setting: of `use_backend`, else of the environment variable, else ``auto``."""
     if _COMPILER_READS_CONTEXT or not torch.compiler.is_compiling():
         backend = _asked_for.get()
     else:
@@ -121,7 +121,7 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 def why_not_native(operation: str, device_type: str) -> str | None:
-    """Say why no native kernel runs `operation` on a type of device; None if one does.
+    """Return why no native kernel runs `operation` on a device type; None if one does.
 
     Raises:
         ValueError: there is no such operation.
@@ -144,11 +144,11 @@ _reasons = {
     for operation, devices in OPERATIONS.items()
     for device_type in devices
 }
-"""The results of `why_not_native`, which do not change during the process."""
+"""The results of `why_not_native`, which do not change while the process runs."""
 
 
 failures: dict[tuple[str, torch.device], str] = {}
-"""Operations whose kernel could not be started on a device, and why: see `mfkernels.fallback`."""
+"""Operations whose kernel failed on a device, and why: see `mfkernels.fallback`."""
 
 
 _TRANSFORMED = (

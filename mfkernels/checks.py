@@ -17,7 +17,9 @@ from mfkernels.torch_internals import is_traced
 from mfkernels.triton import devices
 
 _HARMLESS_BYTES = 1 << 28
-_REPEATS = 64
+"""A copy of this size is harmless, however small the memory of the view is."""
+_MAX_REPETITION = 64
+"""How many times larger than its memory a view may be."""
 _LARGEST = sys.float_info.max
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -30,23 +32,23 @@ def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) ->
     elements = math.prod(sizes)
     if elements * item_size <= _HARMLESS_BYTES:
         return False
-    reach = 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
-    return elements // _REPEATS > reach
+    extent = 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
+    return elements // _MAX_REPETITION > extent
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Raise ValueError for a view that needs far more memory than it has (an expanded one)."""
+    """Raise ValueError for an expanded view whose contiguous copy would take far more memory."""
     if torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_contiguous():
         return
     if is_inflated(tensor.shape, tensor.stride(), tensor.element_size()):
         raise ValueError(
-            f"{name} is a view that repeats a little memory too often (an expanded tensor), got "
+            f"{name} is an expanded view that repeats its memory too often, got shape "
             f"{list(tensor.shape)}; if this is intended, copy it with contiguous()"
         )
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    # The dispatcher lets None pass as an undefined tensor.
+    # PyTorch's dispatcher would accept None as an undefined tensor.
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.is_nested:
@@ -56,34 +58,34 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def has_autocast(device_type: str) -> bool:
-    """Whether this type of device has autocast at all: "meta" does not."""
-    # torch.compile of torch 2.11 cannot trace the question; what it compiles has autocast.
+    """Whether this device type supports autocast at all: "meta" does not."""
+    # `torch.compile` of torch 2.11 cannot trace this query; devices that it compiles for do.
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context without autocast, if this type of device has it at all."""
+    """Return a context that disables autocast, if this device type supports it at all."""
     if not has_autocast(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def usable_by_autograd(tensor: Tensor) -> Tensor:
-    """Return the tensor; if it was made in inference mode, a copy that autograd can save."""
+    """Return the tensor, or a copy of an inference tensor, which autograd could not save."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return tensor
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 class MaskPredictions(NamedTuple):
-    """Checked predictions with a layer axis: factors, or dense logits without pixel features."""
+    """Checked mask predictions with a layer axis: two factors, or dense logits and None."""
 
     embed: Tensor
     """`[L, B, Q, C]` embeddings, or `[L, B, Q, h, w]` logits."""
     features: Tensor | None
     """`[B, C, h, w]`, or None."""
     had_layers: bool
-    """Whether the caller gave the layer axis."""
+    """Whether the caller passed a layer axis."""
 
 
 def check_predictions(mask_embed: Tensor, pixel_features: Tensor | None) -> MaskPredictions:
@@ -158,8 +160,9 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def native_problem(*tensors: Tensor | None) -> str | None:
-    """Say why native kernels do not support these tensors, or None: GPU kernels do not support
-    float64, and some GPUs do not support bfloat16.
+    """Return why native kernels do not support these tensors, or None if they do.
+
+    GPU kernels do not support float64, and some GPUs do not support bfloat16.
     """
     for tensor in tensors:
         if tensor is None or not tensor.is_cuda:
@@ -194,14 +197,17 @@ def check_num_masks(num_masks: float | Tensor) -> None:
     check_number("num_masks", num_masks)
     if isinstance(num_masks, Tensor) and num_masks.ndim > 0:
         raise ValueError(f"num_masks must be a number or 0-dim, got {list(num_masks.shape)}")
-    # On a GPU, a look at the value would wait for the device.
+    # On a GPU, reading the value would wait for the device.
     on_host = not isinstance(num_masks, Tensor) or holds_values(num_masks)
     if on_host and not num_masks > 0:
         raise ValueError(f"num_masks must be positive, got {num_masks}")
 
 
 def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool = False) -> None:
-    """Check `alpha` and `gamma`; `learnable`: whether tensors get gradients from the caller."""
+    """Check `alpha` and `gamma`.
+
+    `learnable`: accept tensors that require a gradient, because the caller computes it.
+    """
     given: tuple[tuple[str, Any], ...] = (("alpha", alpha), ("gamma", gamma))
     for name, value in given:
         check_number(name, value)
@@ -217,5 +223,5 @@ def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool
 
 
 def _is_readable(value: float | Tensor) -> bool:
-    """Whether the value of a number can be read."""
+    """Whether the value can be read: it is a number, or a tensor with data."""
     return not isinstance(value, Tensor) or not (value.is_meta or is_traced(value))

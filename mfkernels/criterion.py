@@ -24,7 +24,7 @@ from mfkernels.checks import (
     without_autocast,
 )
 from mfkernels.distributed import in_parallel, mean_num_masks, mean_over_processes
-from mfkernels.layers import joined
+from mfkernels.layers import stack_layers
 from mfkernels.ops.assignment import batch_linear_assignment_with_status
 from mfkernels.ops.class_loss import class_loss as sum_class_loss
 from mfkernels.ops.loss_sums import loss_sums
@@ -36,9 +36,9 @@ from mfkernels.torch_internals import is_transformed, register_mapping, version_
 
 ClassLoss = Literal["per_process", "over_all"]
 Matching = Literal["bipartite", "fixed"]
-_MOST_COPIED = 1 << 26
-"""Mask logits of up to this many bytes are copied so that one launch runs all layers. Copying more
-takes a GPU longer than the launches it saves."""
+_MAX_COPIED_BYTES = 1 << 26
+"""Mask logits of up to this size are copied into one tensor so that one launch covers all layers.
+On a GPU, copying more takes longer than the launches that it saves."""
 _KINDS = ("loss_ce", "loss_mask", "loss_dice")
 _LOSS_NAME = re.compile(r"(loss_ce|loss_mask|loss_dice)(_\d+)?")
 
@@ -53,7 +53,7 @@ class _Layers(NamedTuple):
 
 
 class LossesWithTotal(dict[str, Tensor]):
-    """The losses by name, with the weighted sum that the kernel computes along with them."""
+    """The losses by name, and their weighted sum, which the kernel computes in the same launch."""
 
     def __init__(
         self,
@@ -61,15 +61,18 @@ class LossesWithTotal(dict[str, Tensor]):
         total: Tensor | None = None,
         weights: tuple[float, float, float] | None = None,
     ) -> None:
-        """Without a total (as PyTorch rebuilds it from its tensors), it is an ordinary dict."""
+        """Without a total, which PyTorch omits when it rebuilds a pytree, act as a plain dict."""
         super().__init__(losses)
         self._total = total
         self._weights = weights
         self._given = tuple((name, loss, version_of(loss)) for name, loss in self.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
-        """Return the total, or None if the weights differ, or if a loss was changed, added or
-        removed. Also None in inference mode, where changes cannot be detected."""
+        """Return the total if it is still valid for these weights, otherwise None.
+
+        It is not if a loss was changed, added or removed since, nor in inference mode, where
+        in-place changes cannot be detected.
+        """
         unchanged = len(self) == len(self._given) and all(
             version is not None and self.get(name) is loss and version_of(loss) == version
             for name, loss, version in self._given
@@ -83,8 +86,8 @@ register_mapping(LossesWithTotal)
 class MaskFormerCriterion(nn.Module):
     """Matching and losses of MaskFormer (§3.2 and §3.3), named as in the official code.
 
-    Matching, losses and the number of masks stay on the device; nothing waits for it. Everything
-    is computed in float32 (float64 if an input is float64), also under autocast.
+    Matching, losses and the number of masks stay on the device; the host never waits for it.
+    Everything is computed in float32 (float64 if an input is float64), also under autocast.
 
     Args:
         num_classes: K, the number of classes without "no object".
@@ -163,7 +166,7 @@ class MaskFormerCriterion(nn.Module):
         self.no_object_weight = weights["no_object_weight"]
         self.alpha = alpha
         self.gamma = gamma
-        # No buffer: DistributedDataParallel would overwrite it with that of the first process.
+        # Not a buffer: DistributedDataParallel would overwrite it with the value of rank 0.
         self.bad_costs = torch.zeros((), dtype=torch.int64, device="cpu")
         self._warned = False
 
@@ -171,7 +174,7 @@ class MaskFormerCriterion(nn.Module):
         before = self.class_weights
         super()._apply(fn, recurse)
         device = fn(self.bad_costs).device
-        # Not what `fn` gives: `to_empty` would leave any number in it.
+        # Use only the device of what `fn` returns: from `to_empty`, its value is uninitialised.
         if self.bad_costs.is_meta:
             self.bad_costs = torch.zeros_like(self.bad_costs, device=device)
         self.bad_costs = self.bad_costs.to(device)
@@ -235,13 +238,14 @@ class MaskFormerCriterion(nn.Module):
                 for layers, queries in zip(groups, matched, strict=True)
             ]
         total = sums[0][1] if len(sums) == 1 else None
-        # By kind, in a list of layers; views that may be changed in place, as official code does.
-        of_kinds = [
-            [x.squeeze(0) for losses, _ in sums for x in losses[kind].unsafe_split(1)]
+        # By kind and layer. Unlike those of `split`, these views may be changed in place, which the
+        # official training code does to weight the losses.
+        by_kind = [
+            [loss.squeeze(0) for losses, _ in sums for loss in losses[kind].unsafe_split(1)]
             for kind in range(3)
         ]
         final = len(assignment) - 1
-        values = [of_kind[layer] for layer in (final, *range(final)) for of_kind in of_kinds]
+        values = [of_kind[layer] for layer in (final, *range(final)) for of_kind in by_kind]
         losses = dict(zip(loss_names(final + 1), values, strict=True))
         return losses if total is None else LossesWithTotal(losses, total, self._weights())
 
@@ -252,7 +256,7 @@ class MaskFormerCriterion(nn.Module):
         assignment: Tensor,
         num_masks: float | Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Class, mask and dice loss `[3, L]`, and their total if that costs nothing."""
+        """Class, mask and dice loss `[3, L]`, and their weighted sum if the kernel computes it."""
         focal, dice = segment_losses_unchecked(
             layers.predictions, targets, assignment, self.alpha, self.gamma
         )
@@ -284,8 +288,8 @@ class MaskFormerCriterion(nn.Module):
                     f"losses must have the names that the criterion gives, got {name!r}"
                 )
             kinds.setdefault(kind[1], []).append(loss)
-        # Few operators: on a GPU each one is a launch, twice. Every kind has the same layers unless
-        # the caller took some out.
+        # Use few operators: on a GPU, each is one launch in the forward and one in the backward
+        # pass. Every kind has the same number of layers unless the caller removed some losses.
         if len({len(of_layers) for of_layers in kinds.values()}) == 1:
             stacked = torch.stack([loss for of_layers in kinds.values() for loss in of_layers])
             sums = stacked.view(len(kinds), -1).sum(1).unbind()
@@ -337,7 +341,7 @@ class MaskFormerCriterion(nn.Module):
                 f"only the {queries} that match best are used for training (reported once)",
                 stacklevel=3,
             )
-        # Layers with as many queries as each other are one problem; usually all are.
+        # Layers with the same number of queries (usually all of them) are solved in one batch.
         if len({cost.shape[2] for cost in costs}) == 1 < len(costs):
             costs = [torch.cat(costs)]
         assignments = [self._assign(cost, targets) for cost in costs]
@@ -345,7 +349,8 @@ class MaskFormerCriterion(nn.Module):
 
     def _assign(self, cost: Tensor, targets: SegmentTargets) -> Tensor:
         """`[L, B, T]` for `cost [L, B, Q, T]`."""
-        # Segments are the rows: few of them, many queries.
+        # Segments are the rows, because the solver takes one step per row and there are far fewer
+        # segments than queries.
         assignment, status = batch_linear_assignment_with_status(
             cost.transpose(-1, -2), row_counts=targets.counts_tensor()
         )
@@ -354,25 +359,27 @@ class MaskFormerCriterion(nn.Module):
         return assignment
 
     def _count(self, status: Tensor) -> None:
-        """Any bit: a problem without a matching has costs that are not finite, too."""
+        """Count the problems with any status bit: one without a matching has infinite costs too."""
         if self.bad_costs.device != status.device:
             self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
         self.bad_costs = usable_by_autograd(self.bad_costs)
-        # In place, for CUDA graphs; without the class that predictions may have.
+        # In place, for CUDA graphs; as a plain tensor, although predictions may be of a subclass.
         self.bad_costs += without_subclass((status != 0).sum())
 
     def _fixed(self, num_layers: int, targets: SegmentTargets) -> Tensor:
         """The query of each segment is its class; later segments of a class have none."""
         labels = targets.padded_labels(fill=-1)
         repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(2)
-        # A label that could not be checked makes the class loss NaN; here it must not lead astray.
+        # A label that is out of range but could not be checked makes the class loss NaN; here it
+        # must not become an index out of bounds.
         queries = labels.clamp(-1, self.num_classes - 1).masked_fill(repeated, -1)
         return queries.expand(num_layers, -1, -1).contiguous()
 
     def _class_loss(
         self, class_logits: Tensor, targets: SegmentTargets, assignment: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sum the weighted cross-entropies of all queries and images, `[L]`, and the weights."""
+        """Return the sums over queries and images, `[L]`, of the weighted cross-entropy and of the
+        weights."""
         per_class = self.class_weights
         if per_class is not None and per_class.device != class_logits.device:
             self.class_weights = per_class = per_class.to(class_logits.device)
@@ -386,7 +393,10 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> tuple[list[_Layers], SegmentTargets]:
-        """Return predictions (earlier layers first) and targets; no operation checks them again."""
+        """Check and return predictions (earlier layers first) and targets.
+
+        The operations are then called without their own checks.
+        """
         given = read_outputs(outputs)
         if not isinstance(targets, SegmentTargets):
             targets = _read_targets(targets)
@@ -414,7 +424,7 @@ class MaskFormerCriterion(nn.Module):
 
 @contextlib.contextmanager
 def remembering_nothing(criterion: MaskFormerCriterion) -> Iterator[None]:
-    """Restore `bad_costs` after the block, and do not warn of too many segments inside it."""
+    """Restore `bad_costs` after the block, and suppress the warning of too many segments in it."""
     counted, warned = criterion.bad_costs.clone(), criterion._warned
     criterion._warned = True
     try:
@@ -438,8 +448,16 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 def kept_weights(
     before: Tensor | None, after: Tensor | None, given: Tensor | None
 ) -> Tensor | None:
-    """Return the class weights on the device of `after`, with their values kept: `to_empty` does
-    not keep them, and no checkpoint holds them. `given` is on the CPU."""
+    """Return the class weights with the device and dtype of `after` and their original values.
+
+    `nn.Module.to_empty` loses the values, and no checkpoint holds them, because they are not
+    persistent.
+
+    Args:
+        before: the buffer before the module was moved; it has no values if it is on "meta".
+        after: the buffer after the module was moved; its values may be uninitialised.
+        given: the weights that the user gave, on the CPU.
+    """
     if before is None or after is None or given is None:
         return after
     return (given if before.is_meta else before).to(after)
@@ -458,20 +476,24 @@ def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) ->
 
 
 def read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Return class logits, mask embeddings and pixel features (or mask logits, None) by layers."""
+    """Return class logits, mask embeddings and pixel features (or mask logits and None).
+
+    There is one entry for all layers together if they can be viewed as one tensor, or stacked at
+    little cost; otherwise one entry per layer.
+    """
     if "mask_embed" in outputs:
         class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")
-        if class_logits.ndim == mask_embed.ndim == 3:  # of one layer, as the parts take them
+        if class_logits.ndim == mask_embed.ndim == 3:  # a single layer; the operations add the axis
             class_logits = class_logits[None]
         return [(class_logits, mask_embed, _need(outputs, "pixel_features"))]
     predictions = [*(outputs.get("aux_outputs") or ()), outputs]
     logits = [_need(layer, "pred_logits") for layer in predictions]
     masks = [_need(layer, "pred_masks") for layer in predictions]
-    # Dense logits are large: layers stay where they are, but for small ones on a GPU.
-    of_all = joined(masks, _MOST_COPIED if masks[0].is_cuda else 0)
-    classes_of_all = None if of_all is None else joined(logits, math.inf)
-    if of_all is not None and classes_of_all is not None:
-        return [(classes_of_all, of_all, None)]
+    # Dense mask logits are large: do not copy them, except small ones on a GPU.
+    all_masks = stack_layers(masks, _MAX_COPIED_BYTES if masks[0].is_cuda else 0)
+    all_logits = None if all_masks is None else stack_layers(logits, math.inf)
+    if all_masks is not None and all_logits is not None:
+        return [(all_logits, all_masks, None)]
     return [(x[None], y[None], None) for x, y in zip(logits, masks, strict=True)]
 
 

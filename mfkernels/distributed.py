@@ -1,4 +1,4 @@
-"""Means over the processes that train together, so that they compute what one process would."""
+"""Averages over the processes of a distributed run, so that it computes what one process would."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mfkernels.targets import SegmentTargets
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Average `value` over all processes, in place; a single process returns it unchanged."""
+    """Average `value` over all processes, in place; without several processes, return it as is."""
     if in_parallel():
         distributed.all_reduce(value)
         value /= distributed.get_world_size()
@@ -19,13 +19,14 @@ def mean_over_processes(value: Tensor) -> Tensor:
 def mean_num_masks(*targets: SegmentTargets, device: torch.device | None = None) -> Tensor:
     """Return the mean number of segments, at least 1; 0-dim float32, on the targets' device.
 
-    The mean is over the given targets, one for each part of a step, and over all processes.
+    The mean is over the given targets (one per micro-batch, if gradients are accumulated) and over
+    all processes.
     """
     device = targets[0].device if device is None else device
     mean = sum(part.num_segments for part in targets) / len(targets)
     if not in_parallel():
         mean = max(mean, 1.0)
-    # In float32 whatever the default is: bfloat16 does not count beyond 256.
+    # Always float32, whatever the default dtype: bfloat16 is not exact for integers above 256.
     value = torch.full((), mean, dtype=torch.float32, device=device)
     return mean_over_processes(value).clamp(min=1) if in_parallel() else value
 

@@ -1,4 +1,4 @@
-"""The table of the native code that is built and of the backend of each operation."""
+"""Report which native code is built and which backend runs each operation."""
 
 from __future__ import annotations
 

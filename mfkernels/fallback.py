@@ -1,11 +1,11 @@
-"""Run a call in plain PyTorch if its kernel cannot be compiled or started on the GPU.
+"""Run a call in plain PyTorch if its kernel cannot be compiled or launched on the GPU.
 
-On an untested GPU, a kernel may need too much shared memory, may not have been built, or Triton may
-fail to compile it; Triton's cache may be read-only. Under ``auto``, the failure is logged once, and
-the operation runs in plain PyTorch on that device from then on. Under ``native``, it is an error,
-except for gradients on a GPU, because the threads of autograd do not know the setting. Code that
-`torch.compile` has compiled calls the kernels without this fallback: run one step without
-`torch.compile` first to find the kernels that fail.
+On an untested GPU, a kernel may need more shared memory than there is, may not have been built for
+it, or may not compile with Triton; or Triton's cache is read-only. Under ``auto``, such a failure
+is logged once, and from then on the operation runs in plain PyTorch on that device. Under
+``native``, it raises an error, except in the backward pass on a GPU, because autograd's threads do
+not see the setting. Code compiled by `torch.compile` calls the kernels without this fallback: run
+one step without `torch.compile` first to find the kernels that fail.
 """
 
 from __future__ import annotations
@@ -45,18 +45,20 @@ REMEDIES = {
     "gcc": "install a C compiler, or set CC to one: Triton builds its launcher with it",
     "C compiler": "install one, or set CC to its path: Triton builds its launcher with it",
 }
-"""What the user can do, by words that the reason contains."""
+"""Text that an error message contains, and what the user can do about that error."""
 
 
 class KernelError(RuntimeError):
-    """A kernel cannot be compiled or started; the message says why."""
+    """A kernel cannot be compiled or launched; the message says why."""
 
 
 def served_by_pytorch_where_kernels_fail(
     operation: str,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Decorate a function that calls `backend.select` for `operation`: after a failure of the
-    kernel, it is called again, and `select` then chooses plain PyTorch.
+    """Decorate a function that calls `backend.select` for `operation`.
+
+    If the kernel fails, the failure is recorded and the function is called again; `select` then
+    chooses plain PyTorch.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -70,7 +72,7 @@ def served_by_pytorch_where_kernels_fail(
                 before_call(operation, args, kwargs)
                 return function(*args, **kwargs)
             except RuntimeError as error:
-                if not _is_of_a_kernel(error):
+                if not _is_kernel_failure(error):
                     raise
                 tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
                 give_up(operation, next(tensors).device, error)
@@ -82,7 +84,7 @@ def served_by_pytorch_where_kernels_fail(
 
 
 def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
-    """Run an operation in plain PyTorch on a device from now on, because of this error.
+    """Record that the kernel of an operation failed, so that plain PyTorch runs it on that device.
 
     Raises:
         BackendError: the setting is ``native``.
@@ -102,13 +104,13 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
 
 
 def _remedy(reason: str) -> str:
-    usual = "run `python -m mfkernels check --json report.json`, which finds what else fails, and "
-    usual += "report the problem with that file"
-    found = next((remedy for words, remedy in REMEDIES.items() if words in reason), usual)
+    default = "run `python -m mfkernels check --json report.json`, which also finds other "
+    default += "failures, and attach that file to a bug report"
+    found = next((remedy for words, remedy in REMEDIES.items() if words in reason), default)
     return f"Remedy: {found}."
 
 
-def _is_of_a_kernel(error: RuntimeError) -> bool:
+def _is_kernel_failure(error: RuntimeError) -> bool:
     return isinstance(error, KernelError) or _NO_IMAGE in str(error)
 
 

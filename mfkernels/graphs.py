@@ -51,7 +51,7 @@ def warmup(
             less than 1.
     """
     most_segments = as_integer("most_segments", most_segments, at_least=1)
-    # Also in inference mode, and with outputs from there.
+    # The caller may be in inference mode, or pass outputs that were made in it.
     with torch.inference_mode(False), torch.enable_grad(), remembering_nothing(criterion):
         given = tree_map_only(
             Tensor, lambda x: usable_by_autograd(x.detach()).requires_grad_(), dict(outputs)
@@ -65,10 +65,11 @@ def warmup(
 
 
 def counts_to_try(images: int, most_segments: int, kept: int) -> Iterator[tuple[int, ...]]:
-    """Yield the segment counts of batches that together need every kernel.
+    """Yield the segment counts of batches that together need every compiled kernel.
 
-    A kernel depends on the largest count of an image, and on whether the batch has more than `kept`
-    segments: their gradients are then too large to keep for the backward pass.
+    Which kernel is compiled depends on the largest count of an image, and on whether the batch has
+    more than `kept` segments: with more, the gradients with respect to the mask logits are too
+    large to be kept for the backward pass, which then recomputes them.
     """
     for count in range(1, most_segments + 1):
         yield (count, *[0] * (images - 1))
@@ -178,7 +179,7 @@ class GraphedCriterion:
 
 
 class _Step(nn.Module):
-    """The criterion as a function of tensors, because a graph can only be made of such a one."""
+    """The criterion as a function of tensors only, as `make_graphed_callables` requires."""
 
     def __init__(self, criterion: MaskFormerCriterion, max_count: int, overlap: bool) -> None:
         super().__init__()

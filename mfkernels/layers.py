@@ -1,4 +1,4 @@
-"""Join the layers that a model returns one by one to one tensor, so that one launch runs them."""
+"""Stack predictions that a model returns layer by layer, so that one kernel launch covers all."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from torch import Tensor, nn
 from mfkernels.torch_internals import is_transformed
 
 
-class _SideBySide(torch.autograd.Function):
-    """Layers at equal distances in one storage, viewed as one tensor."""
+class _StridedView(torch.autograd.Function):
+    """View layers that lie at a constant stride in one storage as a single tensor, without a copy.
+
+    Autograd needs this function because `as_strided` knows nothing of the other layers.
+    """
 
     @staticmethod
-    def forward(ctx: Any, step: int, *layers: Tensor) -> Tensor:
+    def forward(ctx: Any, stride: int, *layers: Tensor) -> Tensor:
         first = layers[0].detach()
-        return first.as_strided((len(layers), *first.shape), (step, *first.stride()))
+        return first.as_strided((len(layers), *first.shape), (stride, *first.stride()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *gradient.unbind())
 
 
-def joined(layers: Sequence[Tensor], most_copied: float) -> Tensor | None:
-    """Join layers to one tensor `[L, ...]`; None if they differ or are too large to copy.
+def stack_layers(layers: Sequence[Tensor], max_copied_bytes: float) -> Tensor | None:
+    """Stack layers into one tensor `[L, ...]`; return None if that is not possible.
 
-    Slices of one tensor, as the official model returns, are not copied.
+    It is not possible if the layers differ in shape, dtype or device, or if they would have to be
+    copied and are too large for that. Slices of one tensor, which the official model returns, are
+    viewed instead of copied.
 
     Args:
-        layers: the layers.
-        most_copied: copy at most this many bytes.
+        layers: one tensor per layer.
+        max_copied_bytes: the largest total size to copy.
     """
     first = layers[0]
     if len(layers) == 1:
@@ -41,19 +46,19 @@ def joined(layers: Sequence[Tensor], most_copied: float) -> Tensor | None:
         return None
     if len({(x.shape, x.dtype, x.device) for x in layers}) > 1:
         return None
-    step = _distance(layers)
-    if step is not None:
-        side_by_side: Tensor = _SideBySide.apply(step, *layers)
-        return side_by_side
-    return torch.stack(list(layers)) if len(layers) * first.nbytes <= most_copied else None
+    stride = _layer_stride(layers)
+    if stride is not None:
+        view: Tensor = _StridedView.apply(stride, *layers)
+        return view
+    return torch.stack(list(layers)) if len(layers) * first.nbytes <= max_copied_bytes else None
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
 
 
-def _distance(layers: Sequence[Tensor]) -> int | None:
-    """Return the distance in elements between layers in one storage, or None."""
+def _layer_stride(layers: Sequence[Tensor]) -> int | None:
+    """Return the stride in elements between layers of one storage; None if it is not constant."""
     first = layers[0]
     storage = first.untyped_storage().data_ptr()
     if any(
@@ -61,6 +66,6 @@ def _distance(layers: Sequence[Tensor]) -> int | None:
     ):
         return None
     offsets = [int(x.storage_offset()) for x in layers]
-    step = offsets[1] - offsets[0]
-    equal = all(b - a == step for a, b in itertools.pairwise(offsets))
-    return step if step > 0 and equal else None
+    stride = offsets[1] - offsets[0]
+    constant = all(b - a == stride for a, b in itertools.pairwise(offsets))
+    return stride if stride > 0 and constant else None

@@ -37,7 +37,7 @@ class Part:
 
 
 def _build_record(folder: Path) -> dict[str, str]:
-    """Read the build's record of each part: an empty string if built, otherwise the reason."""
+    """Read what the build recorded for each part: "" if it was built, otherwise why not."""
     try:
         record: dict[str, str] = json.loads((folder / "native_build.json").read_text())
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def _build_record(folder: Path) -> dict[str, str]:
 
 
 def load_libraries(folder: Path) -> dict[str, Part]:
-    """Load the operator libraries that exist. Never raises: a problem becomes the part's reason."""
+    """Load the operator libraries that exist. Never raises: an error becomes `Part.problem`."""
     record = _build_record(folder)
     parts: dict[str, Part] = {}
     for name, needs in (("cpu", None), ("cuda", "cpu")):
@@ -67,7 +67,7 @@ def load_libraries(folder: Path) -> dict[str, Part]:
 
 
 def load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
-    # Looked for in this folder only: an editable installation elsewhere must not lend its own.
+    # Search this folder only: the module of an editable installation elsewhere must not be loaded.
     specification = PathFinder.find_spec("mfkernels._numpy", [str(folder)])
     if specification is None or specification.loader is None:
         problem = _build_record(folder).get("numpy") or (
@@ -84,12 +84,12 @@ def load_numpy_module(folder: Path) -> tuple[ModuleType | None, Part]:
 
 
 def triton_problem(cpu: Part) -> str | None:
-    """Say why the Triton kernels cannot be used, or None. Does not import Triton."""
+    """Return why the Triton kernels cannot be used, or None. Does not import Triton."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "PyTorch is built without CUDA and without ROCm"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if not cpu.usable:  # which defines the operators
+    if not cpu.usable:  # the cpu library defines the operators that the kernels implement
         return f"needs the cpu library: {cpu.problem}"
     return None
 
@@ -100,7 +100,7 @@ architectures: tuple[str, ...] = tuple(
     for name in _build_record(FOLDER).get("cuda_architectures", "").split(";")
     if name
 )
-"""The GPUs that the CUDA library was built for."""
+"""The GPU architectures that the CUDA library was built for."""
 parts = load_libraries(FOLDER)
 numpy_module, parts["numpy"] = load_numpy_module(FOLDER)
 parts["triton"] = Part("triton", FOLDER / "triton", triton_problem(parts["cpu"]))

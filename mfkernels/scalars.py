@@ -1,4 +1,4 @@
-"""Check the numbers that a caller passes: Python's, NumPy's or tensors of one element."""
+"""Check scalars that a caller passes: Python or NumPy numbers, or tensors of one element."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError unless the value is a number (also one of NumPy's) or a tensor."""
-    # The first question is one that torch.compile can answer.
+    """Raise TypeError unless the value is a number (Python's or NumPy's) or a tensor."""
+    # `torch.compile` can trace the first check, but not the second.
     if not isinstance(value, (int, float, Tensor)) and not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
@@ -22,8 +22,8 @@ def as_number(name: str, value: Any) -> float:
     """Convert a number (also NumPy's, or a tensor of one element) to a finite float.
 
     Raises:
-        TypeError: it is not a number, or is a tensor that requires a gradient, which it would not
-            get.
+        TypeError: it is not a number, or is a tensor that requires a gradient: as a float, it would
+            not get one.
         ValueError: it is NaN or infinite.
     """
     check_number(name, value)
@@ -58,7 +58,10 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
 
 
 def check_one_number(name: str, value: Tensor, learnable: bool) -> None:
-    """Raise TypeError unless the tensor has one element, and if its gradient would be lost."""
+    """Raise TypeError unless the tensor is one real number.
+
+    A tensor that requires a gradient is an error too, unless it is `learnable`.
+    """
     if value.numel() != 1:
         raise TypeError(
             f"{name} must be one number, got a tensor of shape {list(value.shape)}; weights by "

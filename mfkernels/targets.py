@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from mfkernels.scalars import as_integer
 from mfkernels.torch_internals import is_traced
 
-_NOT_COMPARED = (torch.uint16, torch.uint32, torch.uint64)
-"""Dtypes whose values PyTorch cannot compare."""
+_INCOMPARABLE = (torch.uint16, torch.uint32, torch.uint64)
+"""Dtypes for which PyTorch has no comparisons."""
 MAX_SEGMENTS_PER_IMAGE = torch.iinfo(torch.int16).max
 MAX_TABLE = 2**16
-"""The most entries of a table of values; values of a wider range are sorted."""
+"""Values in a range of at most this size are indexed with a lookup table; others are sorted."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,10 +75,10 @@ class SegmentTargets:
             raise ValueError(
                 f"labels are on {self.labels.device}, but the segments on {self._storage.device}"
             )
-        # Kernels read them one after the other.
+        # Kernels assume that labels are contiguous.
         object.__setattr__(self, "labels", self.labels.contiguous())
-        # Filled one by one: on a GPU that launches kernels, while copying a host tensor would
-        # synchronise.
+        # Fill the tensor element by element: on a GPU, that only launches kernels, while copying
+        # from pageable host memory would synchronise.
         filled = [self.labels.new_full((), count) for count in self.counts]
         counts = torch.stack(filled) if filled else self.labels.new_zeros(0)
         object.__setattr__(self, "_counts", counts)
@@ -172,7 +172,7 @@ class SegmentTargets:
             _check_integer(f"class_maps[{image}]", class_map)
             if class_map.ndim != 2:
                 raise ValueError(f"class_maps[{image}] must be [H, W], got {list(class_map.shape)}")
-            if class_map.dtype in _NOT_COMPARED:
+            if class_map.dtype in _INCOMPARABLE:
                 class_map = class_map.long()
             values, positions = _index_values(class_map)
             is_class = (values != ignore_index) & (values >= 0)
@@ -211,7 +211,7 @@ class SegmentTargets:
                 )
             readable = mask.dtype != torch.bool and mask.numel() > 0 and holds_values(mask)
             if readable and not torch.equal(mask.bool().to(mask.dtype), mask):
-                values = mask.long() if mask.dtype in _NOT_COMPARED else mask
+                values = mask.long() if mask.dtype in _INCOMPARABLE else mask
                 raise ValueError(
                     f"masks[{image}] must hold 0 and 1 only, "
                     f"got values from {values.min().item()} to {values.max().item()}"
@@ -267,7 +267,7 @@ class SegmentTargets:
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> SegmentTargets:
-        # Not copy.copy, which torch.compile of torch 2.11 cannot trace.
+        # `copy.copy` would be shorter, but `torch.compile` of torch 2.11 cannot trace it.
         moved = object.__new__(type(self))
         for name in ("labels", "counts", "label_map", "masks", "_counts", "_label_limits"):
             value = getattr(self, name)
@@ -277,11 +277,13 @@ class SegmentTargets:
     def with_capacity(
         self, max_count: int, max_total: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tensors whose shapes do not depend on T and N, for `of_capacity`.
+        """Return the targets as tensors padded to a fixed capacity, for `of_capacity`.
+
+        Their shapes do not depend on T and N, which CUDA graphs require.
 
         Args:
-            max_count: the largest number of segments per image that is allowed.
-            max_total: the same for the batch. None: `B · max_count`.
+            max_count: the largest number of segments per image.
+            max_total: the largest number of segments in the batch. None: `B · max_count`.
 
         Returns:
             Labels `[max_total]` int64, counts `[B]` int64, and the label map `[B, H, W]` or the
@@ -306,16 +308,16 @@ class SegmentTargets:
     def of_capacity(
         cls, labels: Tensor, counts: Tensor, segments: Tensor, max_count: int, *, overlap: bool
     ) -> SegmentTargets:
-        """Make targets whose numbers of segments only the GPU knows, for CUDA graphs.
+        """Make targets whose numbers of segments are known only on the GPU, for CUDA graphs.
 
         `counts` and `offsets` of the result assume that every image has `max_count` segments;
         nothing is checked. Only native kernels use the true counts; plain PyTorch treats all
-        `max_count` segments as real. On a CPU, where the counts can be read, the original targets
-        result.
+        `max_count` segments as real. On a CPU, where the counts can be read, the result equals the
+        original targets.
 
         Args:
             labels, counts, segments: from `with_capacity`.
-            max_count: the same as there.
+            max_count: as passed to `with_capacity`.
             overlap: True if `segments` are masks, False if they are a label map.
         """
         if holds_values(counts):
@@ -383,9 +385,9 @@ class SegmentTargets:
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether values can be read at no cost: a tensor on the CPU, not fake, traced or wrapped.
+    """Whether values can be read without synchronising: on the CPU, not fake, traced or wrapped.
 
-    Subclasses that add no data (`Parameter`, `tv_tensors.Mask`) hold values like any tensor.
+    Subclasses that add no data (`Parameter`, `tv_tensors.Mask`) count as plain tensors.
     """
     return (
         tensor.device.type == "cpu"
@@ -435,8 +437,9 @@ def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _index_values(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Values in ascending order, and the position of each pixel's value among them. In the place of
-    a value that no pixel has, there may be −1.
+    """Return the values of the maps in ascending order, and for each pixel the index of its value.
+
+    The values may include entries of −1 for values of the range that no pixel has.
     """
     low, high = map(int, maps.aminmax()) if maps.numel() else (0, 0)
     if high - low >= MAX_TABLE:
@@ -448,10 +451,10 @@ def _index_values(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _saturate_to_int16(label_map: Tensor) -> Tensor:
-    """Convert without wrapping round: an index that is out of range stays out of range."""
+    """Convert to int16 without wraparound: an index that is out of range stays out of range."""
     if label_map.dtype in (torch.int16, torch.int8, torch.uint8):
         return label_map.to(torch.int16)
-    if label_map.dtype in _NOT_COMPARED:
+    if label_map.dtype in _INCOMPARABLE:
         label_map = label_map.long()
     return label_map.clamp(-2, MAX_SEGMENTS_PER_IMAGE).to(torch.int16)
 

@@ -1,6 +1,6 @@
-"""Ask private functions of PyTorch whether a call is transformed, traced or fake.
+"""The only place that uses private functions of PyTorch, mainly to detect transforms and tracing.
 
-If a version of PyTorch lacks one of them, the answer is no.
+Where a version of PyTorch lacks one of them, the corresponding question is answered with no.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
 
 
 def is_transformed() -> bool:
-    """Whether a transformation of `torch.func` or forward-mode differentiation is going on."""
+    """Whether the call is inside a `torch.func` transform or forward-mode differentiation."""
     if torch.compiler.is_compiling():
         return False
     return _transformation() is not None or getattr(_FORWARD_MODE, "_current_level", -1) >= 0
 
 
 def is_observed() -> bool:
-    """Whether a `TorchDispatchMode` sees every operator."""
+    """Whether a `TorchDispatchMode` is active, which sees every operator that runs."""
     return bool(_dispatch_modes())
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether a tensor is fake, wrapped by `torch.func`, or in a graph that is being made."""
+    """Whether a tensor is fake, wrapped by `torch.func`, or part of a graph being traced."""
     return (
         torch.compiler.is_compiling()
         or isinstance(tensor, _FAKE)
@@ -57,27 +57,32 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def without_subclass(tensor: Tensor) -> Tensor:
-    """Convert a tensor of a subclass that adds no data to a plain one; return others unchanged."""
-    holds_others = bool(is_traceable_wrapper_subclass(tensor))
-    if type(tensor) is Tensor or is_traced(tensor) or holds_others:
+    """Convert a tensor subclass that adds no data to a plain `Tensor`; return others unchanged."""
+    is_wrapper = bool(is_traceable_wrapper_subclass(tensor))
+    if type(tensor) is Tensor or is_traced(tensor) or is_wrapper:
         return tensor
     return tensor.as_subclass(Tensor)
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies pairs of bfloat16, so that PyTorch's products of them take
-    half the time of those of float32."""
+    """Whether the CPU has bfloat16 dot-product instructions (AVX512-BF16), with which PyTorch's
+    matrix products take half as long as in float32."""
     return bool(_bfloat16())
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """Return the count of in-place changes; None in inference mode, which does not count."""
+    """Return the tensor's version, a count of in-place changes.
+
+    Return None for tensors made in inference mode, which does not count them.
+    """
     return None if tensor.is_inference() else tensor._version
 
 
 def register_mapping(kind: type[dict[str, Tensor]]) -> None:
-    """Register a dict class, so that DistributedDataParallel, `torch.export` and `torch.func` find
-    its tensors. `kind(dict)` must make another instance.
+    """Register a dict subclass as a pytree node.
+
+    DistributedDataParallel, `torch.export` and `torch.func` then find the tensors in it.
+    `kind(dict)` must make a new instance.
     """
     if _pytree is not None:
         _pytree.register_pytree_node(

@@ -1,7 +1,7 @@
 """``use_backend("verify")``: compare the native result of each call with that of plain PyTorch.
 
-This takes the time and memory of both, and waits for the device. It does not compare gradients:
-``python -m mfkernels check`` and the trainer's ``train.verify_kernels`` do.
+This takes the time and memory of both backends, and synchronises with the device. Gradients are not
+compared; ``python -m mfkernels check`` and the trainer's ``train.verify_kernels`` do that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mfkernels.backend import use_backend
 Result = TypeVar("Result")
 
 SUSPICIOUS = 1e-3
-"""A larger error is reported. It is far above rounding errors, also for half-precision inputs,
-because both backends compute in float32."""
+"""Larger relative errors are reported. Rounding errors are far below this, for half-precision
+inputs too, because both backends compute in float32."""
 
 largest_errors: dict[str, float] = {}
 """For each verified operation, the largest error so far: the largest difference divided by the

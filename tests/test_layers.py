@@ -10,13 +10,13 @@ from helpers.strategies import Case
 from torch import Tensor
 
 from mfkernels import MaskFormerCriterion
-from mfkernels.layers import joined
+from mfkernels.layers import stack_layers
 
 
 def test_slices_of_one_tensor_are_not_copied() -> None:
     whole = torch.rand(4, 2, 3, 5, requires_grad=True)
     layers = whole.mT.unbind()
-    found = joined(layers, 0)
+    found = stack_layers(layers, 0)
     assert found is not None
     assert found.data_ptr() == whole.data_ptr()
     assert torch.equal(found, whole.mT)
@@ -24,7 +24,7 @@ def test_slices_of_one_tensor_are_not_copied() -> None:
     (found * weights).sum().backward()
     assert whole.grad is not None
     torch.testing.assert_close(whole.grad, weights.mT)
-    every_other = joined(whole[::2].unbind(), 0)
+    every_other = stack_layers(whole[::2].unbind(), 0)
     assert every_other is not None
     assert torch.equal(every_other, whole[::2])
 
@@ -40,9 +40,9 @@ def test_slices_of_one_tensor_are_not_copied() -> None:
     ],
 )
 def test_what_does_not_lie_side_by_side(layers: list[Tensor]) -> None:
-    assert joined(layers, 0) is None
+    assert stack_layers(layers, 0) is None
     alike = len({(x.shape, x.dtype) for x in layers}) == 1
-    copied = joined(layers, math.inf)
+    copied = stack_layers(layers, math.inf)
     assert (copied is not None) == alike
     if copied is not None:
         assert torch.equal(copied, torch.stack(list(layers)))

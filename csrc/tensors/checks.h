@@ -80,13 +80,13 @@ inline Element element_of(const char* name, const Tensor& tensor) {
   }
 }
 
-// That working on a tensor takes memory of the order of its own.
+// Refuses expanded views, for which a copy or an output would take far more memory than they do.
 inline void check_memory(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.defined(), name, " must be a tensor, got None");
   STD_TORCH_CHECK(!is_inflated(tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
                                static_cast<int64_t>(tensor.element_size())),
-                  name, " is a view that repeats a little memory too often to be worked on, got ",
-                  text(tensor), "; give it memory of its own with contiguous() if it is meant");
+                  name, " is an expanded view that repeats its memory too often, got ",
+                  text(tensor), "; if this is intended, copy it with contiguous()");
 }
 
 inline void check_at_most(const char* what, int64_t value, int64_t most) {

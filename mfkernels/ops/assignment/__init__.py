@@ -87,14 +87,14 @@ def linear_sum_assignment(
 
 
 def _check_extent(cost: NDArray[Any]) -> None:
-    """Refuse a matrix whose indices or working memory would not fit."""
+    """Raise ValueError for a matrix whose indices or working memory would be too large."""
     if max(cost.shape) > MOST_ROWS:
         raise ValueError(f"expected at most {MOST_ROWS} rows and columns, got shape {cost.shape}")
     strides = [stride // max(cost.itemsize, 1) for stride in cost.strides]
     if is_inflated(cost.shape, strides, cost.itemsize):
         raise ValueError(
-            "expected a matrix with memory of its own, got a view of shape "
-            f"{cost.shape} that repeats a little memory too often; if this is intended, copy it"
+            "expected a matrix with its own memory, got an expanded view of shape "
+            f"{cost.shape} that repeats its memory too often; if this is intended, copy it"
         )
 
 
@@ -200,7 +200,7 @@ def batch_linear_assignment_with_status(
 def _counts(
     name: str, counts: Counts, leading: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """Counts as a contiguous int64 tensor `[prod(leading)]` on the device."""
+    """Convert counts to a contiguous int64 tensor `[prod(leading)]` on the device."""
     if counts is None:
         return None
     if not isinstance(counts, Tensor):
