@@ -1,9 +1,9 @@
-"""Arguments that travel together, as named tuples: Triton takes them as arguments of kernels.
+"""Groups of kernel arguments, as named tuples, which Triton accepts as arguments.
 
-Fields are reached by name in kernels, too, and each is specialised as an argument of its own is: a
-number that is 1 becomes a constant, and divisibility by 16 is known. Numbers that vary from batch
-to batch go through `unspecialized`, so that few kernels are compiled.
-A parameter that is a `tl.constexpr` may be a named tuple as well: all its fields are constants.
+Kernels access the fields by name. Triton specialises each field like an argument of its own: an
+integer 1 becomes a constant, and divisibility by 16 is known at compile time. Numbers that vary
+from batch to batch are encoded with `unspecialized`, so that few kernels are compiled.
+A `tl.constexpr` parameter may be a named tuple as well; all its fields are constants then.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from mfkernels.triton.tensors import HALVES, pixel_stride, tf32_allowed
 
 
 def unspecialized(number: int) -> int:
-    """A number in a tuple that varies from batch to batch, so that no kernel is compiled for it.
+    """Encode a field that varies from batch to batch so that Triton never specialises it.
 
-    The result is odd and above 1, which is all that Triton asks; `plain` undoes it in kernels.
+    The result is odd and greater than 1, while Triton specialises for 1 and for multiples of 16.
+    `plain` decodes it in kernels.
     """
     return 2 * number + 3
 
 
 class Predictions(NamedTuple):
-    """Embeddings `[L, B, Q, C]` or dense logits `[L, B, Q, h, w]`, and their strides.
+    """Embeddings `[L, B, Q, C]` or dense logits `[L, B, Q, h, w]`, and their strides in elements.
 
-    An axis that is not there keeps 1: not an argument then.
+    A missing axis has the stride 1, which Triton makes a constant.
     """
 
     ptr: Tensor
@@ -38,7 +39,10 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor, *, dense: bool) -> Predictions:
-        """Of embeddings, or of dense logits with flat pixels; the leading axes may be missing."""
+        """Make it of embeddings, or of dense logits whose pixels have a single stride.
+
+        Leading axes may be missing.
+        """
         layer, image, query = (1, 1, *tensor.stride()[: -2 if dense else -1])[-3:]
         if dense:
             return cls(tensor, layer, image, query, pixel_stride=pixel_stride(tensor))
@@ -46,7 +50,7 @@ class Predictions(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Pixel features `[B, C, h, w]`, and their strides."""
+    """Pixel features `[B, C, h, w]`, and their strides in elements."""
 
     ptr: Tensor
     image_stride: int = 1
@@ -55,13 +59,13 @@ class Features(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Features:
-        """Of features with flat pixels; the axis of images may be missing."""
+        """Make it of features whose pixels have a single stride; the image axis may be missing."""
         image = tensor.stride(-4) if tensor.ndim > 3 else 1
         return cls(tensor, image, tensor.stride(-3), pixel_stride(tensor))
 
 
 class FocalParameters(NamedTuple):
-    """The weights of the focal loss where the target is 1 and where it is 0, and its exponent."""
+    """The weights of the focal loss for targets of 1 and of 0 (from α), and its exponent γ."""
 
     positive_weight: float
     negative_weight: float
@@ -74,7 +78,7 @@ class FocalParameters(NamedTuple):
 
 
 class SegmentValues(NamedTuple):
-    """What segments have, `[L, B, T]`, and its strides."""
+    """A tensor `[L, B, T]` with one value per layer and segment, and its strides in elements."""
 
     ptr: Tensor
     layer_stride: int
@@ -87,14 +91,14 @@ class SegmentValues(NamedTuple):
 
 
 class LossGradients(NamedTuple):
-    """The gradients of the focal and dice losses of rows."""
+    """The incoming gradients of the focal and dice loss of each row."""
 
     focal_ptr: Tensor
     dice_ptr: Tensor
 
 
 class Product(NamedTuple):
-    """How two factors are multiplied: both in half precision as they are, others as float32."""
+    """How two factors are multiplied: in half precision if both have it, otherwise in float32."""
 
     half: bool
     tf32: bool
@@ -106,9 +110,9 @@ class Product(NamedTuple):
 
 
 class MaskAxis(NamedTuple):
-    """Sizes along one axis of the image: of the mask, the network's input, the image, the result.
+    """Sizes along one axis: of the mask, the network's input, the image and the result.
 
-    The image is the upper left part of the input.
+    The image is the upper left part of the input, which may be padded.
     """
 
     mask: int

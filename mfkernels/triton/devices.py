@@ -10,35 +10,36 @@ import torch
 
 
 class Generation(NamedTuple):
-    """What GPUs of one design share."""
+    """The properties that GPUs of one architecture share."""
 
     bfloat16: bool
     factors: Literal["registers", "shared memory", "tensor memory"] | None
-    """Where matrix units find them (those of tensor memory keep their sums there, too). None: the
-    compiler uses none, and holds all in registers."""
+    """Where matrix units read their factors ("tensor memory": it also holds their accumulators).
+    None: Triton uses no matrix units, and keeps everything in registers."""
     copies_asynchronously: bool
-    """From memory to shared memory, without registers in between."""
-    most_sums: int = 64
-    """Columns of sums that the registers of a program hold beside what it computes."""
+    """Whether it copies from global to shared memory asynchronously, bypassing registers."""
+    max_sum_columns: int = 64
+    """The largest number of accumulator columns that fit a program's registers beside the values
+    that it computes with."""
 
 
 TURING = Generation(bfloat16=False, factors=None, copies_asynchronously=False)
 AMPERE = Generation(bfloat16=True, factors="registers", copies_asynchronously=True)
 HOPPER = Generation(bfloat16=True, factors="shared memory", copies_asynchronously=True)
 BLACKWELL = Generation(bfloat16=True, factors="tensor memory", copies_asynchronously=True)
-CONSUMER = AMPERE._replace(most_sums=32)
+CONSUMER = AMPERE._replace(max_sum_columns=32)
 CDNA = Generation(bfloat16=True, factors="registers", copies_asynchronously=False)
 
 GENERATIONS = {7: TURING, 8: AMPERE, 9: HOPPER, 10: BLACKWELL, 11: BLACKWELL, 12: CONSUMER}
-"""By the leading number of NVIDIA's compute capability; later ones are taken for the last."""
+"""By the major number of NVIDIA's compute capability; unknown ones are treated as `CONSUMER`."""
 
 
 class Gpu(NamedTuple):
     name: str
-    """As compilers call its architecture."""
+    """The compiler's name of its architecture, such as sm_90."""
     generation: Generation
     shared_memory: int
-    """Bytes that one program may have."""
+    """The largest shared memory of one program (thread block), in bytes."""
 
 
 KNOWN = {
@@ -52,25 +53,25 @@ KNOWN = {
     "sm_120": Gpu("sm_120", CONSUMER, 99 << 10),
     "gfx942": Gpu("gfx942", CDNA, 64 << 10),
 }
-"""Those for which all kernels are compiled and counted: docs/gpus.md. What others have, they say
-themselves."""
+"""The GPUs for which all kernels are compiled and their resources counted: docs/gpus.md. The
+properties of a GPU that is present are queried instead."""
 
 assumed = KNOWN["sm_90"]
-"""For which kernels are made where there is no GPU."""
+"""The GPU to choose kernels for if there is none, as for fake tensors."""
 
 ROCM: bool = torch.version.hip is not None
 ASSEMBLY: bool = not ROCM and os.environ.get("TRITON_INTERPRET", "0") != "1"
-"""Whether kernels may hold instructions of NVIDIA's; else they take what those stand for."""
+"""Whether kernels may contain inline PTX; otherwise they use equivalent Triton operations."""
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    """The GPU that this is, or `assumed`."""
+    """The properties of this device, or `assumed` if it is not a GPU that is present."""
     return (_present(device) if device.type == "cuda" else None) or assumed
 
 
 @functools.cache
 def _present(device: torch.device) -> Gpu | None:
-    if not torch.cuda.is_available():  # of fake tensors
+    if not torch.cuda.is_available():  # the device of a fake tensor
         return None
     properties: Any = torch.cuda.get_device_properties(device)
     if ROCM:

@@ -1,4 +1,4 @@
-"""What several kernels share: elementwise terms, segments of an image, tiles of a matrix."""
+"""Device functions that several kernels share: elementwise terms, counts of segments, tiles."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,30 +16,31 @@ MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
 @triton.jit
 def if_also(mask, condition):
-    """`mask & condition`, one condition for all elements.
+    """`mask & condition`, for a scalar condition.
 
-    The interpreter would broadcast the condition as int32; Triton 3.9 refuses such a mask.
+    With `&`, the interpreter would broadcast the condition as int32, and Triton 3.9 rejects such a
+    mask.
     """
     return tl.where(condition, mask, False)
 
 
 @triton.jit
 def assembly(x, TEXT: tl.constexpr, PURE: tl.constexpr = True):
-    """What PTX makes, in `$0`, of each float32 element, in `$1`."""
+    """Apply a PTX instruction to each float32 element: `$1` is the operand, `$0` the result."""
     return tl.inline_asm_elementwise(TEXT, "=f,f", [x], dtype=tl.float32, is_pure=PURE, pack=1)
 
 
 @triton.jit
 def plain(number):
-    """What `unspecialized` was given."""
+    """Decode a number that `unspecialized` has encoded."""
     return (number - 3) >> 1
 
 
 @triton.jit
 def exp2(x):
-    """2^x in one instruction; results below 2⁻¹²⁶ are 0.
+    """2^x in one instruction; denormal results (below 2⁻¹²⁶) are flushed to 0.
 
-    Where they may be small, Triton's own scales up and down again, four instructions more.
+    `tl.exp2` scales its argument and result to keep them, which takes four more instructions.
     """
     if ASSEMBLY:
         return assembly(x, "ex2.approx.ftz.f32 $0, $1;")
@@ -48,7 +49,10 @@ def exp2(x):
 
 @triton.jit
 def from_lane_before(x):
-    """What the lane before has of `x`, which gives each lane one element; the first has its own."""
+    """The element of `x` that the previous lane of the warp holds; lane 0 gets its own.
+
+    `x` must have one element per thread.
+    """
     if ASSEMBLY:
         return assembly(x, "shfl.sync.up.b32 $0, $1, 1, 0, -1;", PURE=False)
     element = tl.arange(0, x.shape[0])
@@ -65,7 +69,7 @@ def exp_of_negative(x):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x to one unit in the last place, x not denormal."""
+    """1 / x to one unit in the last place; x must not be denormal."""
     if ASSEMBLY:
         return assembly(x, "rcp.approx.ftz.f32 $0, $1;")
     return 1.0 / x
@@ -73,9 +77,10 @@ def reciprocal(x):
 
 @triton.jit
 def log1p_of_fraction(e):
-    """log(1 + e) for e in [0, 1], to 1.5 units in the last place (least-maximum fit of degree 8).
+    """log(1 + e) for e in [0, 1], to 1.5 units in the last place (minimax polynomial of degree 8).
 
-    The hardware logarithm loses relative precision near 1, where well-learnt pixels are.
+    The hardware logarithm has a large relative error near log(1) = 0, where the loss of confident
+    pixels is.
     """
     p = tl.full(e.shape, 0.00523265591, tl.float32)
     p = p * e - 0.0295050871
@@ -91,7 +96,7 @@ def log1p_of_fraction(e):
 
 @triton.jit
 def minus_log2_of_rest(q):
-    """−log₂(1 − q) for q in [0, 0.5], to 2 units in the last place (least-maximum fit of degree 8).
+    """−log₂(1 − q) for q in [0, 0.5], to 2 units in the last place (minimax polynomial, degree 8).
 
     For q = min(sigmoid(x), sigmoid(−x)) it is log₂(1 + exp(−|x|)).
     """
@@ -124,10 +129,10 @@ def sigmoid(x):
 
 @triton.jit
 def neighbours(position, size, resized):
-    """What bilinear interpolation from `size` to `resized` elements reads for one of the latter.
+    """The two source elements of an output position of bilinear interpolation along one axis.
 
-    Index of the first and of the second element, and the weight of the second; in float32, as
-    PyTorch does it.
+    Interpolates from `size` to `resized` elements with `align_corners=False`. Returns the indices
+    of both elements and the weight of the second, computed in float32 as in PyTorch.
     """
     step = tl.div_rn(size.to(tl.float32), resized.to(tl.float32))
     source = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
@@ -139,13 +144,13 @@ MANY_IMAGES = tl.constexpr(64)
 
 
 def images_at_once(images: int) -> int:
-    """Whose segments `segments_of_image` counts at a time: all of them, if they are not many."""
+    """The block size of `segments_of_image`: all images, if they are not many."""
     return min(power_of_2(images), MANY_IMAGES.value)
 
 
 @triton.jit
 def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
-    """How many segments an image has, and the index of its first one among all."""
+    """The number of segments of an image, and the index of its first segment in the batch."""
     count = tl.load(counts_ptr + image).to(tl.int32)
     earlier = tl.arange(0, BLOCK_B)
     before = tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
@@ -158,7 +163,7 @@ def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
 
 @triton.jit
 def row_offset(layer, image, query, predictions):
-    """Elements to a query's embedding in `[L, B, Q, C]`, or to its logits in `[L, B, Q, h, w]`."""
+    """The offset of a query's embedding in `[L, B, Q, C]`, or of its logits `[L, B, Q, h, w]`."""
     offset = (
         layer.to(tl.int64) * predictions.layer_stride
         + image.to(tl.int64) * predictions.image_stride
@@ -168,9 +173,9 @@ def row_offset(layer, image, query, predictions):
 
 @triton.jit
 def load_tile(row_ptr, column, stride, is_row, is_column):
-    """`[rows, columns]` of a matrix, 0 where there is no such row or column.
+    """Load a tile `[rows, columns]` of a matrix; 0 outside the matrix.
 
-    `row_ptr`: where each row begins; `stride`: elements between neighbouring columns.
+    `row_ptr`: the begin of each row; `stride`: elements between adjacent columns.
     """
     return tl.load(
         row_ptr[:, None] + column.to(tl.int64)[None, :] * stride,
@@ -181,7 +186,7 @@ def load_tile(row_ptr, column, stride, is_row, is_column):
 
 @triton.jit
 def store_columns(line_ptr, element, columns, is_line, is_element):
-    """Store each column of a tile `[elements, lines]` as neighbouring elements of its line."""
+    """Store a tile `[elements, lines]` transposed: each column as adjacent elements of a line."""
     tl.store(
         line_ptr[None, :] + element[:, None],
         columns,
@@ -191,13 +196,13 @@ def store_columns(line_ptr, element, columns, is_line, is_element):
 
 @triton.jit
 def dice_loss(both, sigmoid, target):
-    """Of the sums over pixels of s y, s and y: s the sigmoid of the logit, y the target."""
+    """The dice loss, from the sums over pixels of s y, s and y (s = sigmoid(logit), y = target)."""
     return 1.0 - (2.0 * both + 1.0) / (sigmoid + target + 1.0)
 
 
 @triton.jit
 def store_sums(sums_ptr, index, both, sigmoid, target):
-    """Store the sums of one row in `sums [..., 3]`."""
+    """Store the three sums of the dice loss of one row in `sums [..., 3]`."""
     tl.store(sums_ptr + index * 3, both)
     tl.store(sums_ptr + index * 3 + 1, sigmoid)
     tl.store(sums_ptr + index * 3 + 2, target)
@@ -205,7 +210,7 @@ def store_sums(sums_ptr, index, both, sigmoid, target):
 
 @triton.jit
 def leading_bits(x):
-    """`x` with the precision of bfloat16, rounded towards zero: one instruction."""
+    """`x` truncated to the precision of bfloat16, in one instruction."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
@@ -220,7 +225,10 @@ def split(x):
 
 @triton.jit
 def log2(x):
-    """log₂(x) in one instruction, to 2⁻²² of it, or of 1 near 1; x not denormal."""
+    """log₂(x) in one instruction, with a relative error of 2⁻²², or an absolute one near x = 1.
+
+    x must not be denormal.
+    """
     if ASSEMBLY:
         return assembly(x, "lg2.approx.ftz.f32 $0, $1;")
     return tl.log2(x)
@@ -236,9 +244,9 @@ def reciprocal_of_pairs(x):
 
 @triton.jit
 def tf32_parts(x):
-    """Two float32 tensors whose sum is `x`: the 11 bits that a tensor core takes, and the rest.
+    """Split `x` into two float32 tensors: the leading 11 bits, which TF32 holds, and the remainder.
 
-    It takes 11 of the rest's 13 bits, too.
+    Of the remainder's 13 bits, a tensor core reads 11.
     """
     if ASSEMBLY:
         return tl.inline_asm_elementwise(
@@ -255,9 +263,9 @@ def tf32_parts(x):
 
 @triton.jit
 def scale_to_half(largest):
-    """The power of 2 that brings `largest` ≥ 0 into [2¹⁴, 2¹⁵), and its inverse; both are normal.
+    """The power of 2 that scales `largest` ≥ 0 into [2¹⁴, 2¹⁵), and its inverse.
 
-    An infinity stays one.
+    Both are normal numbers, so very small values stay below that range; infinity stays infinite.
     """
     exponent = tl.minimum(tl.maximum(268 - (largest.to(tl.int32, bitcast=True) >> 23), 1), 253)
     scale = (exponent << 23).to(tl.float32, bitcast=True)
@@ -266,13 +274,13 @@ def scale_to_half(largest):
 
 @triton.jit
 def halves(x, BITS: tl.constexpr):
-    """Two float16 tensors whose sum is the float32 tensor `x`, |x| < 2¹⁵, to `BITS` + 11 bits.
+    """Split a float32 tensor `x`, |x| < 2¹⁵, into two float16 tensors that hold `BITS` + 11 bits.
 
-    `BITS` of the first one: fewer than 11, so that sums of its products are nearly exact.
+    The first one is rounded to `BITS` bits; with fewer than 11, sums of products are nearly exact.
     """
     UNIT: tl.constexpr = 1 << (24 - BITS)
     bits = x.to(tl.int32, bitcast=True)
-    # A NaN has any bits: they would round to some number.
+    # Do not round a NaN, whose bits may become those of a number.
     rounded = tl.where(x == x, (bits + UNIT // 2) & -UNIT, bits)
     leading = rounded.to(tl.float32, bitcast=True).to(tl.float16)
     return leading, (x - leading.to(tl.float32)).to(tl.float16)
@@ -280,7 +288,7 @@ def halves(x, BITS: tl.constexpr):
 
 @triton.jit
 def alternate_runs(x, RUN: tl.constexpr):
-    """Of a matrix whose columns come in runs, two matrices: every second run, and the others."""
+    """Split a matrix whose columns are runs of two matrices in turn into these two matrices."""
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1] // 2
     runs = tl.permute(tl.reshape(x, [R, C // RUN, 2, RUN]), [0, 1, 3, 2])

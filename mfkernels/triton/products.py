@@ -1,8 +1,9 @@
-"""Products of float32 matrices on matrix units that multiply 16-bit numbers.
+"""Products of float32 matrices on matrix units for 16-bit numbers.
 
-A float32 number is the sum of three bfloat16 numbers, its planes, which have its range. The product
-of two matrices is the sum of those of their planes, each as fast as one in half precision; the
-units of TF32 are half as fast and, on Hopper, cannot read most of the matrices here.
+A float32 number is the sum of three bfloat16 numbers, its planes, which have the same exponent
+range. The product of two matrices is the sum of the products of their planes, each as fast as a
+product in half precision. TF32 units are half as fast and, on Hopper, do not support the memory
+layouts of most matrices here.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,12 +22,15 @@ from mfkernels.triton.tensors import HALVES, tf32_allowed
 
 
 class Planes(NamedTuple):
-    """How many planes two factors have, and whose products count; 0 of matrices kept in float32."""
+    """The numbers of planes of two factors, and which products of planes are computed.
+
+    Without planes (0), factors are multiplied in float32.
+    """
 
     a: int
     b: int
     order: int
-    """Products of the i-th and the j-th plane, from 0, count where i + j does not exceed it."""
+    """The product of planes i and j (from 0) is computed if i + j is at most this."""
 
     @classmethod
     def of(
@@ -37,10 +41,11 @@ class Planes(NamedTuple):
         *,
         device: torch.device,
     ) -> Planes:
-        """Two factors of one half precision as they are, others in planes.
+        """Choose the planes: one if both factors have the same half precision, otherwise more.
 
-        Two planes are as exact as TF32, if the user allows it, and more than enough for a result in
-        half precision. Without units for bfloat16, factors stay float32.
+        Two planes are at least as exact as TF32, which is used if the user allows it, and more than
+        enough for a result in half precision. Without matrix units for bfloat16, factors stay in
+        float32.
         """
         if a == b == torch.float16:
             return cls(1, 1, 0)
@@ -53,7 +58,8 @@ class Planes(NamedTuple):
         return cls(parts[a], parts[b], order)
 
 
-# Two elements at a time, where Triton would round one by one, at a sixteenth of the rate.
+# These convert two elements per instruction; Triton's conversion of single elements has a sixteenth
+# of the throughput.
 _TWO_PLANES = tl.constexpr("""{
     .reg .b32 a, b;
     cvt.rn.bf16x2.f32 $0, $3, $2;
@@ -81,7 +87,10 @@ _THREE_PLANES = tl.constexpr("""{
 
 @triton.jit
 def split(x, COUNT: tl.constexpr):
-    """Planes of a matrix, three names for them: 8 bits each, rounded; one is `x` as it is."""
+    """The planes of a matrix, with 8 bits each, rounded; a single plane is `x` unchanged.
+
+    Always returns three tensors; those beyond `COUNT` are unused.
+    """
     if COUNT == 1:
         first, second, third = x, x, x
     elif ASSEMBLY and COUNT == 2:
@@ -111,8 +120,8 @@ def split(x, COUNT: tl.constexpr):
 def add_product(a, b, total, PLANES: tl.constexpr):
     """`total` + a · b.
 
-    Matrix units round sums towards zero at each step. Where all of float32 counts, small terms come
-    first, and steps add to a sum of their own.
+    Matrix units round sums towards zero at each step. For full float32 precision, small terms are
+    therefore added first, and each step has its own sum, which is then added to the total.
     """
     if PLANES.a == 0:
         a, b = a.to(tl.float32), b.to(tl.float32)

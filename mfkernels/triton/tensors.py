@@ -9,7 +9,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def with_flat_pixels(tensor: Tensor) -> Tensor:
-    """`[..., h, w]` whose pixels have one stride, copied only if they do not have one yet."""
+    """Return a tensor `[..., h, w]` whose pixels have a single stride; copy only if necessary."""
     height, width = tensor.shape[-2:]
     row, column = tensor.stride()[-2:]
     if height == 1 or width == 1 or row == width * column:
@@ -18,12 +18,12 @@ def with_flat_pixels(tensor: Tensor) -> Tensor:
 
 
 def pixel_stride(tensor: Tensor) -> int:
-    """Elements from one pixel of `[..., h, w]` to the next, in row-major order of the pixels."""
+    """The stride, in elements, between pixels of `[..., h, w]` in row-major order."""
     return tensor.stride(-1) if tensor.shape[-1] > 1 else tensor.stride(-2)
 
 
 def stored_segments(label_map: Tensor | None, masks: Tensor | None) -> Tensor:
-    """The storage of the segments, contiguous: int16 `[B, H, W]`, or uint8 `[N, H, W]`."""
+    """The targets, contiguous: the label map `[B, H, W]` int16, or the masks `[N, H, W]` uint8."""
     if label_map is not None:
         return label_map.contiguous()
     assert masks is not None
@@ -31,7 +31,7 @@ def stored_segments(label_map: Tensor | None, masks: Tensor | None) -> Tensor:
 
 
 def check_floats(operation: str, *given: Tensor | None) -> None:
-    """Raise for a dtype that the kernels do not take; they compute in float32."""
+    """Raise TypeError for a dtype that the kernels do not support; they compute in float32."""
     for tensor in given:
         if tensor is not None and tensor.dtype not in (*HALVES, torch.float32):
             raise TypeError(
@@ -40,9 +40,9 @@ def check_floats(operation: str, *given: Tensor | None) -> None:
 
 
 def tf32_allowed() -> bool:
-    """Whether the user lets products of float32 matrices have the precision of TF32.
+    """Whether the user allows TF32 in products of float32 matrices.
 
-    Otherwise kernels form them from parts of their factors, as exactly as float32 does.
+    Otherwise kernels split the factors into parts, so that products are as exact as in float32.
     """
-    # `allow_tf32` raises once the user has chosen through `fp32_precision`; this one knows both.
+    # `fp32_precision` reflects both settings; `allow_tf32` raises if the user has set the former.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"

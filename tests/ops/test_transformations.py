@@ -13,7 +13,7 @@ from torch.func import grad, jvp, linearize, vmap
 
 import mfkernels as mfk
 from mfkernels import MaskFormerCriterion, SegmentTargets, backend, use_backend
-from mfkernels.ops.class_loss.operator import gradient_again
+from mfkernels.ops.class_loss.operator import plain_gradient
 from mfkernels.ops.sample_points.reference import gathered_points
 
 CASE = Case(counts=(2, 0, 1), queries=3, channels=2, low=(3, 4), size=(6, 5))
@@ -134,7 +134,7 @@ def test_second_derivative_of_the_class_loss_of_gpus() -> None:
 
     x, gradient = CLASS_LOGITS.clone().requires_grad_(), torch.tensor([1.0, 2.0]).double()
     (truth,) = torch.autograd.grad(plain(x), x, gradient, create_graph=True)
-    ours = gradient_again(gradient, x, target.int(), 0.1)
+    ours = plain_gradient(gradient, x, target.int(), 0.1)
     torch.testing.assert_close(ours, truth)
     seconds = [
         torch.autograd.grad(g.square().sum(), x, retain_graph=True)[0] for g in (ours, truth)
@@ -233,11 +233,11 @@ def test_an_input_that_was_computed_from_another(backend: str, create_graph: boo
     torch.testing.assert_close(found.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_label_that_is_no_class_gives_its_gradient_again() -> None:
+def test_a_label_that_is_no_class_gives_its_plain_gradient() -> None:
     """On a GPU nobody has checked it, and an assertion there would end all work."""
     logits = torch.randn(1, 1, 2, 4, dtype=torch.bfloat16)
     target = torch.tensor([[[9, 3]]], dtype=torch.int32)
-    gradient = gradient_again(torch.ones(1), logits, target, 0.1)
+    gradient = plain_gradient(torch.ones(1), logits, target, 0.1)
     probability = logits.float().softmax(-1)
     assert torch.equal(gradient[0, 0, 0], probability[0, 0, 0].to(logits.dtype))
     expected = 0.1 * (probability[0, 0, 1] - torch.tensor([0.0, 0, 0, 1]))

@@ -45,7 +45,7 @@ def fake(
 register("assignment", check=check, fake=fake)
 
 
-# An opaque operator, so that a compiled graph can hold the fallback too.
+# An opaque operator, so that the SciPy fallback does not break a graph of `torch.compile`.
 @torch.library.custom_op(
     "mfkernels::assignment_reference",
     mutates_args=(),

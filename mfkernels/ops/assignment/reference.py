@@ -12,7 +12,7 @@ STATUS_POSITIVE_INFINITY = 4
 STATUS_INFEASIBLE = 8
 
 _LARGE = 2.0**960
-"""Costs from here on are divided by 2^64, so that no sum of them overflows."""
+"""If a finite cost is at least this large, all are divided by 2^64, so that no sum overflows."""
 
 
 def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -24,7 +24,7 @@ def solve(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
     Returns the row and column indices, and the status bits.
     """
-    # SciPy is slow to import, and nothing else needs it.
+    # Imported here, because SciPy is slow to import and only this fallback needs it.
     from scipy.optimize import linear_sum_assignment
 
     status = 0

@@ -1,4 +1,4 @@
-"""Weighted cross-entropy of all queries: one operator on a GPU, a dozen small ones elsewhere."""
+"""Weighted cross-entropy of all queries: a fused kernel on a GPU, a dozen operators elsewhere."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def class_loss(
     no_object_weight: float | Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum weight · cross-entropy, and the weights alone, over queries and images.
+    """Sum the weighted cross-entropies, and the weights, over queries and images.
 
-    The arguments are not checked: the criteria have checked them.
+    The arguments are not checked; the criteria have done so.
 
     Args:
         class_logits: `[L, B, Q, K+1]`; index K is "no object".

@@ -79,21 +79,22 @@ def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
             give_up("class_loss", class_logits.device, error)
         else:
             return gradient, None, None, None, None
-    gradient = gradient_again(grad_loss, class_logits, target, ctx.no_object_weight)
+    gradient = plain_gradient(grad_loss, class_logits, target, ctx.no_object_weight)
     return gradient, None, None, None, None
 
 
-def gradient_again(
+def plain_gradient(
     grad_loss: Tensor, class_logits: Tensor, target: Tensor, no_object_weight: float
 ) -> Tensor:
-    """The gradient in operators of PyTorch, so that it has a gradient itself."""
+    """The gradient in operators of PyTorch, so that it can be differentiated again."""
     classes = class_logits.shape[-1]
     weight = grad_loss[:, None, None].expand(target.shape)
     weight = weight.where(target != classes - 1, no_object_weight * weight)
-    # Not `one_hot`, which ends all CUDA work where a label that nobody checked is no class.
+    # Not `one_hot`, whose device-side assert makes the CUDA context unusable if an unchecked label
+    # is out of range.
     is_target = target[..., None] == torch.arange(classes, device=target.device)
-    miss = at_least_float32(class_logits).softmax(-1) - is_target.float()
-    return (weight[..., None] * miss).to(class_logits.dtype)
+    difference = at_least_float32(class_logits).softmax(-1) - is_target.float()
+    return (weight[..., None] * difference).to(class_logits.dtype)
 
 
 register(

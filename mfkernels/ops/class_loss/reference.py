@@ -1,4 +1,4 @@
-"""Weighted cross-entropy of all queries."""
+"""Weighted cross-entropy of all queries, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def class_loss(
     no_object_weight: float | Tensor,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`[L]` and `[L]`: weight · entropy summed over queries and images, and the weights' sum."""
+    """The sums over queries and images of weight · cross-entropy, `[L]`, and of weights, `[L]`."""
     layers, images, queries, classes = class_logits.shape
     num_classes = classes - 1
     logits = at_least_float32(class_logits)
     labels = targets.padded_labels()
-    possible = (labels >= 0) & (labels < num_classes)
+    is_valid = (labels >= 0) & (labels < num_classes)
     labels = labels.clamp(0, num_classes - 1).expand(layers, -1, -1)
-    # Segments without a query write to an index past the end, which is cut off.
+    # Segments without a query scatter to an extra column, which is sliced off again.
     query = assignment.where(assignment >= 0, queries)
     target = assignment.new_full((layers, images, queries + 1), num_classes)
     target = target.scatter(2, query, labels)[:, :, :queries]
@@ -37,4 +37,4 @@ def class_loss(
         logits.flatten(0, 2), target.flatten(), weight=weight, reduction="none"
     )
     loss = entropy.reshape(layers, images * queries).sum(1)
-    return loss.where(possible.all(), torch.nan), weight[target].flatten(1).sum(1)
+    return loss.where(is_valid.all(), torch.nan), weight[target].flatten(1).sum(1)

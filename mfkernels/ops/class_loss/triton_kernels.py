@@ -1,4 +1,7 @@
-"""Weighted cross-entropy of all queries, targets read from the assignment; and its gradient."""
+"""Weighted cross-entropy of all queries and its gradient.
+
+The kernel finds the target class of each query by searching the assignment for it.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -13,7 +16,7 @@ from mfkernels.triton.math import segments_of_image
 
 
 class Block(NamedTuple):
-    """How many of each the entropy kernel takes at a time."""
+    """Block sizes of the entropy kernel: how many of each it processes at a time."""
 
     queries: int
     classes: int
@@ -36,9 +39,10 @@ def entropy_kernel(
     no_object_weight,
     BLOCK: tl.constexpr,
 ):
-    """`partial [L, B, tiles, 2]`: weighted entropy and weight of a tile of queries.
+    """`partial [L, B, tiles, 2]`: Σ weight · cross-entropy and Σ weight over a tile of queries.
 
-    Also `normalizer` (log Σ exp) and `target`, `[L, B, Q]`, for the gradient.
+    Also, for the backward pass, `normalizer` (log Σ exp of the logits) and `target` (the class),
+    both `[L, B, Q]`. One program per tile of queries, image and layer.
     """
     BLOCK_T: tl.constexpr = BLOCK.segments
     BLOCK_Q: tl.constexpr = BLOCK.queries
@@ -49,15 +53,16 @@ def entropy_kernel(
     q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     is_query = q < queries
 
-    # The last segment that chose the query, and whether the image has an impossible label.
+    # The last segment that is assigned to each query (-1: none), and whether the image has a label
+    # that is out of range.
     chosen = tl.full([BLOCK_Q, BLOCK_T], -1, tl.int32)
-    impossible = tl.zeros([BLOCK_T], tl.int32)
+    is_invalid = tl.zeros([BLOCK_T], tl.int32)
     for start in range(0, count, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
         query = tl.load(assignment_ptr + layer_image * max_count + t, mask=t < count, other=-1)
         chosen = tl.maximum(chosen, tl.where(query[None, :] == q[:, None], t[None, :], -1))
         label = tl.load(labels_ptr + first + t, mask=t < count, other=0)
-        impossible |= ((label < 0) | (label >= classes - 1)).to(tl.int32)
+        is_invalid |= ((label < 0) | (label >= classes - 1)).to(tl.int32)
     segment = tl.max(chosen, 1)
     label = tl.load(labels_ptr + first + segment, mask=segment >= 0, other=classes - 1)
     label = tl.minimum(tl.maximum(label.to(tl.int32), 0), classes - 1)
@@ -69,30 +74,30 @@ def entropy_kernel(
         inside = is_query[:, None] & (k < classes)[None, :]
         x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
         largest = tl.maximum(largest, x.to(tl.float32))
-    largest_of_all = tl.where(is_query, tl.max(largest, 1), 0.0)
+    row_max = tl.where(is_query, tl.max(largest, 1), 0.0)
     total = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         inside = is_query[:, None] & (k < classes)[None, :]
         x = tl.load(row_ptr[:, None] + k[None, :], mask=inside, other=float("-inf"))
-        total += tl.exp(x.to(tl.float32) - largest_of_all[:, None])
+        total += tl.exp(x.to(tl.float32) - row_max[:, None])
     log_total = tl.log(tl.where(is_query, tl.sum(total, 1), 1.0))
     target_logit = tl.load(row_ptr + label, mask=is_query, other=0.0).to(tl.float32)
-    entropy = log_total + (largest_of_all - target_logit)
+    entropy = log_total + (row_max - target_logit)
     weight = tl.where(is_query, tl.where(label == classes - 1, no_object_weight, 1.0), 0.0)
     loss = tl.sum(weight * entropy)
-    loss = tl.where(tl.max(impossible) > 0, float("nan"), loss)
+    loss = tl.where(tl.max(is_invalid) > 0, float("nan"), loss)
     tile_ptr = partial_ptr + (layer_image * tl.num_programs(0) + tile) * 2
     tl.store(tile_ptr, loss)
     tl.store(tile_ptr + 1, tl.sum(weight))
-    normalizer = largest_of_all + log_total
+    normalizer = row_max + log_total
     tl.store(normalizer_ptr + layer_image * queries + q, normalizer, mask=is_query)
     tl.store(target_ptr + layer_image * queries + q, label, mask=is_query)
 
 
 @triton.jit
 def sum_kernel(partial_ptr, loss_ptr, weight_ptr, parts, BLOCK: tl.constexpr):
-    """`loss` and `weight [L]` from `partial [L, parts, 2]`, always added in the same order."""
+    """`loss` and `weight [L]` from `partial [L, parts, 2]`, added up in a fixed order."""
     layer = tl.program_id(0)
     sum_loss = tl.zeros([BLOCK], tl.float32)
     sum_weight = tl.zeros([BLOCK], tl.float32)
@@ -118,7 +123,7 @@ def gradient_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """`grad_logits [L, B, Q, K+1]`: weight · (softmax − target) · the gradient of the layer."""
+    """`grad_logits [L, B, Q, K+1]` = grad_loss · weight · (softmax − one-hot target)."""
     layer = tl.program_id(1)
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     is_query = q < rows_of_a_layer

@@ -16,8 +16,8 @@ from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import check_floats
 
-QUERIES_OF_A_PROGRAM = 4
-SEGMENTS_AT_ONCE = 16
+BLOCK_Q = 4
+BLOCK_T = 16
 
 
 def class_loss(
@@ -29,14 +29,14 @@ def class_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator `mfkernels::class_loss`.
 
-    `class_logits [L, B, Q, K+1]`, `labels [N]`, `counts [B]` and `assignment [L, B, T]`, the last
-    three int64. Returns the sums over queries of weighted losses and of weights, `loss` and
-    `weight [L]`, and for the backward pass `normalizer [L, B, Q]`, float32, and `target [L, B, Q]`,
+    Takes `class_logits [L, B, Q, K+1]`, and `labels [N]`, `counts [B]` and `assignment [L, B, T]`,
+    all int64. Returns `loss` and `weight [L]`, the sums over queries and images of weighted losses
+    and of weights, and for the backward pass `normalizer [L, B, Q]` float32 and `target [L, B, Q]`
     int32.
     """
     check_floats("class_loss", class_logits)
     layers, images, queries, classes = class_logits.shape
-    tiles = cdiv(queries, QUERIES_OF_A_PROGRAM)
+    tiles = cdiv(queries, BLOCK_Q)
     loss = class_logits.new_empty(layers, dtype=torch.float32)
     weight = class_logits.new_empty(layers, dtype=torch.float32)
     partial = class_logits.new_empty((layers, images, tiles, 2), dtype=torch.float32)
@@ -57,9 +57,9 @@ def class_loss(
         max_count=assignment.shape[2],
         no_object_weight=float(no_object_weight),
         BLOCK=Block(
-            queries=QUERIES_OF_A_PROGRAM,
+            queries=BLOCK_Q,
             classes=min(power_of_2(classes), 256),
-            segments=SEGMENTS_AT_ONCE,
+            segments=BLOCK_T,
             images=images_at_once(images),
         ),
         num_warps=4,
@@ -92,7 +92,7 @@ def class_loss_backward(
     grad_logits = class_logits.new_empty(class_logits.shape)
     launcher.launch(
         gradient_kernel,
-        (cdiv(images * queries, QUERIES_OF_A_PROGRAM), layers),
+        (cdiv(images * queries, BLOCK_Q), layers),
         grad_loss_ptr=grad_loss.contiguous(),
         class_logits_ptr=class_logits.contiguous(),
         normalizer_ptr=normalizer,
@@ -101,7 +101,7 @@ def class_loss_backward(
         rows_of_a_layer=images * queries,
         classes=classes,
         no_object_weight=float(no_object_weight),
-        BLOCK_Q=QUERIES_OF_A_PROGRAM,
+        BLOCK_Q=BLOCK_Q,
         BLOCK_K=min(power_of_2(classes), 256),
         num_warps=4,
     )

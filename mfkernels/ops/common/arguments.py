@@ -15,8 +15,8 @@ from torch import Tensor
 from mfkernels.checks import check_tensor
 
 MOST_SIDE = 1 << 24
-"""The longest side of masks and results: larger integers are not exact in float32, the dtype in
-which they are resized."""
+"""The longest side of masks and results: positions are computed in float32, where larger integers
+are not exact."""
 MOST_ROWS = torch.iinfo(torch.int32).max // 2
 """The most rows or columns of an assignment problem."""
 MOST_PROBLEMS = 1 << 26
@@ -91,5 +91,5 @@ def check_images(name: str, images: Tensor) -> None:
 
 
 def bool_if_it_is(tensor: Tensor) -> torch.dtype | None:
-    """Return the dtype to require if both bool and floating-point dtypes are valid."""
+    """Return the `dtype` for `check_argument` if both bool and floating point are valid."""
     return torch.bool if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else None

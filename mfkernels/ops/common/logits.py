@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """float32, or float64 where it came as float64: half precision is too little for sums."""
+    """Convert half precision, which is too inaccurate for sums, to float32; keep float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def logits_of_image(rows: Tensor, features: Tensor | None) -> Tensor:
-    """`[..., h, w]` mask logits, at least float32, of some rows of one image.
+    """Mask logits `[..., h, w]` of some queries of one image, in at least float32.
 
-    `rows`: `[..., C]` embeddings with `features [C, h, w]`, or `[..., h, w]` logits with None.
+    `rows` are embeddings `[..., C]` with `features [C, h, w]`, or logits `[..., h, w]` with None.
     """
     if features is None:
         return at_least_float32(rows)

@@ -16,9 +16,10 @@ from mfkernels.torch_internals import is_transformed
 def recomputed(
     function: Callable[..., tuple[Tensor, Tensor]], *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """Call `function(*arguments)`, and recompute its intermediate results in the backward pass.
+    """Call `function(*arguments)` with activation checkpointing.
 
-    Inside a transformation of `torch.func`, which does not support this, they are kept.
+    Its intermediate results are recomputed in the backward pass, except inside a `torch.func`
+    transform, which does not support this: there they are kept.
     """
     if is_transformed():
         return function(*arguments)

@@ -34,13 +34,13 @@ def register(
     setup_context: Function | None = None,
     backward: Function | None = None,
 ) -> None:
-    """Complete an operator.
+    """Register the Python part of an operator that the C++ library defines.
 
     Args:
         name: its name under `torch.ops.mfkernels`.
         check: takes the operator's arguments, and raises an error if they are wrong.
-        fake: returns results of the right shapes and dtypes, for `torch.compile`.
-        triton: the module whose function of this name runs for CUDA tensors.
+        fake: the fake kernel, which returns empty results of the right shapes and dtypes.
+        triton: the module that has the CUDA implementation, a function of this name.
         setup_context: saves what `backward` needs; see `torch.library.register_autograd`.
         backward: computes the gradient.
     """
@@ -63,7 +63,7 @@ def _checked(check: Function, function: Function) -> Function:
 
 
 def _imported_once(module: str, name: str) -> Function:
-    """Import a module on the first call of its function: `import mfkernels` needs no Triton."""
+    """Import a module when its function is first called, as `import mfkernels` needs no Triton."""
 
     @functools.cache
     def launcher() -> Function:
@@ -85,7 +85,7 @@ def save(*outputs: int) -> Function:
         tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
         tensors = [None if tensor is None else usable_by_autograd(tensor) for tensor in tensors]
         ctx.save_for_backward(*(output[index] for index in outputs), *tensors)
-        if isinstance(output, tuple):  # gradients of outputs that nobody used are None then
+        if isinstance(output, tuple):  # the gradient of an unused output is None, not zeros
             ctx.set_materialize_grads(False)
 
     return setup_context
@@ -94,8 +94,8 @@ def save(*outputs: int) -> Function:
 def differentiable_again(operation: str, plain: Function) -> Callable[[Function], Function]:
     """Make the gradients of `backward(ctx, …)` differentiable if `create_graph=True`.
 
-    They then come from `plain`, which computes the same with operators of PyTorch. It also runs if
-    the kernel of the gradient cannot be started.
+    They then come from `plain`, which computes the same with operators of PyTorch. It is also used
+    if the backward kernel cannot be launched.
 
     Args:
         operation: a name from `mfkernels.backend.OPERATIONS`.
@@ -105,8 +105,8 @@ def differentiable_again(operation: str, plain: Function) -> Callable[[Function]
     def decorate(backward: Function) -> Function:
         @functools.wraps(backward)
         def either(ctx: Any, *gradients: Tensor | None) -> Any:
-            again = torch.is_grad_enabled()
-            if not again:
+            create_graph = torch.is_grad_enabled()
+            if not create_graph:
                 try:
                     return backward(ctx, *gradients)
                 except KernelError as error:
@@ -114,7 +114,7 @@ def differentiable_again(operation: str, plain: Function) -> Callable[[Function]
             inputs = (*ctx.saved_tensors, *ctx.options)[-len(ctx.needs_input_grad) :]
             with torch.enable_grad():
                 found = _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
-            return found if again else tuple(x if x is None else x.detach() for x in found)
+            return found if create_graph else tuple(x if x is None else x.detach() for x in found)
 
         return either
 
@@ -127,16 +127,17 @@ def _gradients_of(
     needed: Sequence[bool],
     gradients: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    # Views: one input may have been computed from another, and the engine goes on from there.
+    # Use views of the inputs: if one input was computed from another one, gradients must not flow
+    # from the first to the second here, which the autograd engine does later.
     inputs = [x.view_as(x) if is_needed else x for x, is_needed in zip(inputs, needed, strict=True)]
     outputs = plain(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     used = [pair for pair in zip(outputs, gradients, strict=False) if pair[1] is not None]
-    wanted = [value for value, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    targets = [value for value, is_needed in zip(inputs, needed, strict=True) if is_needed]
     if not used:
         return (None,) * len(inputs)
     results, factors = zip(*used, strict=True)
-    found = iter(torch.autograd.grad(results, wanted, factors, create_graph=True))
+    found = iter(torch.autograd.grad(results, targets, factors, create_graph=True))
     return tuple(next(found) if is_needed else None for is_needed in needed)
 
 

@@ -74,10 +74,11 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         and HAS_VECTORS
         and not (dtype == torch.bfloat16 and (HAS_MATRIX_UNITS or not HAS_AVX512))
         and min(weight.shape[:2]) >= FEWEST_CHANNELS[dtype]
-        # Of an image: its result does not depend on its company.
+        # Pixels of one image, not of the batch: the choice, and so the result for an image, must
+        # not depend on the batch size.
         and x.shape[2] * x.shape[3] >= FEWEST_PIXELS[dtype]
         and _problem(x, weight) is None
-        # What is exported goes to machines without this library.
+        # Exported and traced models must run on machines without this library.
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
@@ -99,12 +100,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in _dtypes_beside(x):
-            wanted = " or ".join(map(str, _dtypes_beside(x)))
+        if tensor is not None and tensor.dtype not in _parameter_dtypes(x):
+            wanted = " or ".join(map(str, _parameter_dtypes(x)))
             raise TypeError(f"{name} must be {wanted} to match x, got {tensor.dtype}")
 
 
-def _dtypes_beside(x: Tensor) -> tuple[torch.dtype, ...]:
+def _parameter_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     """The dtypes that weight and bias may have."""
     if _autocast(x) and x.dtype != torch.float64:
         return torch.float32, torch.bfloat16, torch.float16
@@ -116,7 +117,7 @@ def _autocast(x: Tensor) -> bool:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which the kernel takes `x`."""
+    """The dtype of `x` as passed to the kernel."""
     if _autocast(x) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

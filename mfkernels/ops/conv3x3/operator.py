@@ -15,7 +15,7 @@ from mfkernels.ops.common.registration import differentiable_again, register, sa
 from mfkernels.ops.conv3x3 import reference
 
 CHANNELS = 16
-"""Numbers of channels must be multiples of this."""
+"""The numbers of input and output channels must be multiples of this."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 """The dtypes of `x`."""
 
@@ -63,16 +63,18 @@ def fake_weight_grad(grad_y: Tensor, x: Tensor) -> Tensor:
 def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight, _ = ctx.saved_tensors
     x_needed, weight_needed, bias_needed = ctx.needs_input_grad
-    # Once for both. `vmap` knows no `contiguous(memory_format=...)`.
+    # Convert to channels last once, for both gradients. `vmap` does not support
+    # `contiguous(memory_format=...)`.
     grad_y = grad_y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     grad_x = grad_weight = grad_bias = None
     if x_needed:
-        turned = weight.flip(2, 3).transpose(0, 1)
-        grad_x = torch.ops.mfkernels.conv3x3(grad_y, turned, None)
+        flipped = weight.flip(2, 3).transpose(0, 1)
+        grad_x = torch.ops.mfkernels.conv3x3(grad_y, flipped, None)
     if weight_needed:
         grad_weight = torch.ops.mfkernels.conv3x3_weight_grad(grad_y, x)
     if bias_needed:
-        # Rounded to the dtype of the maps, as PyTorch's: any other takes ten times as long.
+        # Rounded to the dtype of `grad_y`, as in PyTorch: a `sum` with another dtype takes ten
+        # times as long.
         grad_bias = grad_y.sum((0, 2, 3)).to(weight_dtype(x.dtype))
     return grad_x, grad_weight, grad_bias
 

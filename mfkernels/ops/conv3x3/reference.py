@@ -1,4 +1,4 @@
-"""Convolutions of 3 x 3 in plain PyTorch."""
+"""3 x 3 convolution in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, h, w]` with `[O, C, 3, 3]` and zeros around: `[B, O, h, w]`, in the dtype of `x`."""
-    if x.dtype == torch.bfloat16:  # with weights of float32
+    """Convolve `x [B, C, h, w]`, zero-padded by 1, with `weight [O, C, 3, 3]`.
+
+    Returns `[B, O, h, w]` in the dtype of `x`.
+    """
+    if x.dtype == torch.bfloat16:  # the weights may be float32
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight, bias, padding=1)

@@ -188,7 +188,10 @@ def point_loss(
 
 @served_by_pytorch_where_kernels_fail("focal_dice")
 def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
-    """The focal loss of each element, of at least float32 or in the dtype of `logits`."""
+    """The focal loss of each element.
+
+    Kernels return it in the dtype of `logits`, plain PyTorch in at least float32.
+    """
     targets = usable_by_autograd(targets)
     problem = _problem(logits, targets, alpha, gamma)
     if backend.select("focal_dice", logits.device, problem) == "native" and not _is_zero(gamma):
@@ -205,7 +208,7 @@ def _focal_of_elements(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
 def _focal_and_dice(
     logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
-    """`[M]` and `[M]` from `[M, P]`, P > 0."""
+    """Focal and dice loss, each `[M]`, of the rows of `logits` and `targets [M, P]`, P > 0."""
     targets = usable_by_autograd(targets)
     problem = _problem(logits, targets, alpha, gamma)
     if backend.select("focal_dice", logits.device, problem) == "native":
@@ -226,7 +229,7 @@ def _summed(focal: Tensor, dice: Tensor, num_masks: float | Tensor | None) -> tu
 
 
 def _problem(logits: Tensor, targets: Tensor | None, alpha: Number, gamma: Number) -> str | None:
-    """Why the native kernels cannot serve this call, or None."""
+    """Why the native kernels do not support this call, or None if they do."""
     if torch.is_grad_enabled():
         given = (("the targets need", targets), ("alpha needs", alpha), ("gamma needs", gamma))
         for what, value in given:
@@ -238,12 +241,12 @@ def _problem(logits: Tensor, targets: Tensor | None, alpha: Number, gamma: Numbe
 
 
 def _is_zero(gamma: Number) -> bool:
-    """Whether the loss is plain cross-entropy; a tensor is not looked into."""
+    """Whether the loss is plain cross-entropy; a tensor is not read, as that may synchronise."""
     return not isinstance(gamma, Tensor) and gamma == 0
 
 
 def _readable(targets: Tensor, logits: Tensor) -> Tensor:
-    """Targets in a dtype that the kernels read."""
+    """Convert targets to a dtype that the kernels accept, if theirs is not one."""
     if targets.dtype in (torch.bool, torch.float32, torch.bfloat16, torch.float16):
         return targets
     return targets.to(result_dtype(logits))

@@ -67,7 +67,7 @@ def plain_elements(logits: Tensor, targets: Tensor, alpha: float, gamma: float) 
 
 
 def register_pair(name: str, check: Function, plain: Function, triton: str | None) -> None:
-    """An operator that gives `focal`, `dice` and `sums`, and its backward pass."""
+    """Register an operator that returns `focal`, `dice` and `sums`, and its backward pass."""
 
     def check_backward(
         grad_focal: Tensor, grad_dice: Tensor, sums: Tensor, logits: Tensor, *others: Any

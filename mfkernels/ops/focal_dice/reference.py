@@ -1,4 +1,4 @@
-"""Sigmoid focal loss and dice loss in the order of the official code."""
+"""Sigmoid focal loss and dice loss, with the operations in the order of the official code."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ Number = float | Tensor
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Number) -> Tensor:
-    """The loss of each element, in the shape of `logits`. A negative `alpha` means no alpha."""
+    """The loss of each element, in the shape of `logits`. With a negative `alpha`, unweighted."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    # NaN at every infinite logit, where cross-entropy is NaN or infinite; docs/not_finite.md.
-    # No `torch.add` with `alpha`, which ends the process inside of `torch.func.linearize`.
+    # Adding 0 * logits makes the loss NaN at every infinite logit, where cross-entropy alone is
+    # either NaN or infinite (docs/not_finite.md). Not `torch.add(..., alpha=0)`, which crashes the
+    # process inside `torch.func.linearize`.
     cross_entropy = cross_entropy + 0 * logits.detach()
     loss = cross_entropy
     if isinstance(gamma, Tensor) or gamma != 0:
         probability = logits.sigmoid()
         p_t = probability * targets + (1 - probability) * (1 - targets)
-        miss = 1 - p_t
+        base = 1 - p_t  # of the modulating factor
         if isinstance(gamma, Tensor) or gamma < 1:
-            # The derivative of miss**gamma is infinite at 0, where that of the product is 0.
-            miss = miss + torch.finfo(miss.dtype).tiny
-        loss = cross_entropy * miss**gamma
+            # At base 0, the derivative of base**gamma is infinite, while that of the loss is 0.
+            base = base + torch.finfo(base.dtype).tiny
+        loss = cross_entropy * base**gamma
     if not isinstance(alpha, Tensor) and alpha < 0:
         return loss
     weighted = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
@@ -34,7 +35,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: Number, gamma: Nu
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """`[M]`: the loss of each row of `[M, P]`, smoothed by +1 above and below."""
+    """The loss `[M]` of each row of `[M, P]`, with 1 added to numerator and denominator."""
     probability = logits.sigmoid()
     overlap = 2 * (probability * targets).sum(1) + 1
     return 1 - overlap / (probability.sum(1) + targets.sum(1) + 1)
@@ -43,13 +44,13 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def focal_dice_loss(
     logits: Tensor, targets: Tensor, alpha: Number, gamma: Number
 ) -> tuple[Tensor, Tensor]:
-    """`[M]` and `[M]`: focal loss (mean over `P`) and dice loss of each row of `[M, P]`."""
+    """Focal loss (mean over P) and dice loss, each `[M]`, of each row of `[M, P]`."""
     focal = sigmoid_focal_loss(logits, targets, alpha, gamma).mean(1)
     return focal, dice_loss(logits, targets)
 
 
 def sample_pair(logits: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """`[M, P]` and `[M, P]`: logits, at least float32, and targets at `points [M, P, 2]`."""
+    """Logits (at least float32) and targets at `points [M, P, 2]`, each `[M, P]`."""
     sampled = sample_points(at_least_float32(logits), points)
     return sampled, sample_points(targets.to(sampled.dtype), points)
 
@@ -57,6 +58,6 @@ def sample_pair(logits: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor
 def gathered_point_loss(
     logits: Tensor, targets: Tensor, points: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """`[M]` and `[M]`: `focal_dice_loss` of a sampled pair, with second derivatives."""
+    """`focal_dice_loss` of logits and targets at points, twice differentiable: `[M]` and `[M]`."""
     values = gathered_points(at_least_float32(logits), points)
     return focal_dice_loss(values, gathered_points(targets, points), alpha, gamma)

@@ -25,7 +25,7 @@ def like_torchvision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             kwargs["inputs"] = kwargs.pop("logits")
         return function(*args, **kwargs)
 
-    # What torch.jit asks functions for before it reads their source.
+    # `torch.jit.script` calls this to get the function to compile.
     call.__prepare_scriptable__ = lambda: scriptable_focal_loss  # type: ignore[attr-defined]
     return call
 
@@ -37,7 +37,7 @@ def scriptable_focal_loss(
     gamma: float = 2.0,
     reduction: str = "none",
 ) -> Tensor:
-    """`mfkernels.sigmoid_focal_loss` in operators that scripts know."""
+    """`mfkernels.sigmoid_focal_loss` written in TorchScript."""
     if gamma < 0.0 or alpha > 1.0:
         raise ValueError("gamma must be at least 0 and alpha at most 1")
     logits = inputs if inputs.dtype == torch.float64 else inputs.to(torch.float32)
@@ -45,9 +45,9 @@ def scriptable_focal_loss(
     loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     if gamma > 0.0:
         probability = logits.sigmoid()
-        miss = probability * (1 - truth) + (1 - probability) * truth
-        # The smallest normal number: the derivative of miss**gamma may be infinite at 0.
-        loss = loss * miss.clamp(min=2.0**-126) ** gamma
+        base = probability * (1 - truth) + (1 - probability) * truth  # 1 - p_t
+        # At least the smallest normal number: the derivative of base**gamma may be infinite at 0.
+        loss = loss * base.clamp(min=2.0**-126) ** gamma
     if alpha >= 0.0:
         loss = (alpha * truth + (1 - alpha) * (1 - truth)) * loss
     if reduction == "mean":

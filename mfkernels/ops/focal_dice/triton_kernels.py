@@ -1,7 +1,8 @@
-"""Focal and dice loss of logits that are already there, and the focal loss of each element.
+"""Focal and dice loss of given logits, and the focal loss of each element.
 
-Rows are cut into chunks, one program each, so that a few long rows fill a GPU too. Chunks leave
-partial sums, which a second kernel adds in a fixed order. The gradient needs three sums per row.
+Each row is split into chunks, one program per chunk, so that even a few long rows occupy the whole
+GPU. Each program stores partial sums, which a second kernel adds up in a fixed order, so that
+results are deterministic. The backward pass needs three sums per row.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,30 +16,35 @@ from mfkernels.triton.math import dice_loss, exp_of_negative, reciprocal, sigmoi
 
 
 @triton.jit
-def entropy_and_scale(x, y, sigmoid, other, log1p, gamma, SQUARE: tl.constexpr):
-    """Cross-entropy, the miss m = 1 − p_t, and m^γ; exact for targets 0 and 1, valid between."""
+def entropy_and_factor(x, y, sigmoid, other, log1p, gamma, SQUARE: tl.constexpr):
+    """Cross-entropy, m = 1 − p_t, and the modulating factor m^γ, of logits x and targets y.
+
+    The targets may lie between 0 and 1. `sigmoid`, `other` and `log1p` are sigmoid(x), sigmoid(−x)
+    and log(1 + exp(−|x|)). `SQUARE` says that γ is 2.
+    """
     entropy = y * (tl.maximum(-x, 0.0) + log1p) + (1.0 - y) * (tl.maximum(x, 0.0) + log1p)
-    entropy += 0.0 * x  # NaN at every infinite logit
-    miss = (1.0 - y) * sigmoid + y * other
+    entropy += 0.0 * x  # makes it NaN at every infinite logit; docs/not_finite.md
+    m = (1.0 - y) * sigmoid + y * other
     if SQUARE:
-        return entropy, miss, miss * miss
-    # The smallest normal number keeps 0^0 = 1 and the logarithm finite.
-    miss = tl.maximum(miss, 1.1754944e-38)
-    return entropy, miss, exp_of_negative(gamma * tl.log(miss))
+        return entropy, m, m * m
+    # At least the smallest normal number, so that 0^0 is 1 and the logarithm is finite.
+    m = tl.maximum(m, 1.1754944e-38)
+    return entropy, m, exp_of_negative(gamma * tl.log(m))
 
 
 @triton.jit
 def focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE: tl.constexpr):
-    """d focal / d logit: m^γ (s − y) + γ m^(γ−1) (1 − 2y) s (1 − s) · entropy, with α."""
-    entropy, miss, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+    """∂focal/∂x = α_t · (m^γ (s − y) + γ m^(γ−1) (1 − 2y) s (1 − s) · entropy), s = sigmoid(x)."""
+    entropy, m, factor = entropy_and_factor(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
     weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
-    entropy_change = (1.0 - y) * sigmoid - y * other
-    miss_change = (1.0 - 2.0 * y) * sigmoid * other
+    grad_entropy = (1.0 - y) * sigmoid - y * other  # s − y without cancellation
+    grad_m = (1.0 - 2.0 * y) * sigmoid * other
     if SQUARE:
-        return weight * miss * (miss * entropy_change + 2.0 * miss_change * entropy)
-    bend = focal.gamma * entropy * (miss_change * reciprocal(miss))
-    bend = tl.where(focal.gamma > 0.0, bend, 0.0)  # without an exponent, entropy plays no part
-    return weight * scale * (entropy_change + bend)
+        return weight * m * (m * grad_entropy + 2.0 * grad_m * entropy)
+    # The term of the modulating factor, divided by the factor.
+    grad_factor = focal.gamma * entropy * (grad_m * reciprocal(m))
+    grad_factor = tl.where(focal.gamma > 0.0, grad_factor, 0.0)  # 0 · entropy may be NaN
+    return weight * factor * (grad_entropy + grad_factor)
 
 
 @triton.jit
@@ -69,9 +75,9 @@ def focal_dice_sums_kernel(
         x = tl.load(logits_ptr + p, mask=inside, other=0.0).to(tl.float32)
         y = tl.load(targets_ptr + p, mask=inside, other=0).to(tl.float32)
         sigmoid, other, log1p = sigmoid_both(x)
-        entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+        entropy, _, factor = entropy_and_factor(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
         weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
-        sum_focal += tl.where(inside, weight * scale * entropy, 0.0)
+        sum_focal += tl.where(inside, weight * factor * entropy, 0.0)
         sum_both += sigmoid * y
         sum_sigmoid += tl.where(inside, sigmoid, 0.0)
         sum_target += y
@@ -137,7 +143,7 @@ def focal_dice_gradient_kernel(
     sigmoid, other, log1p = sigmoid_both(x)
     of_focal = grad_focal * focal_gradient(x, y, sigmoid, other, log1p, focal, SQUARE)
     of_dice = sigmoid * other * (grad_of_all + grad_of_target * y)
-    # A loss that nobody asks for takes no part: it may be NaN.
+    # Skip a loss whose incoming gradient is 0: its own gradient may be NaN, and 0 · NaN is NaN.
     grad_logit = tl.where(grad_focal == 0.0, 0.0, of_focal)
     grad_logit += tl.where(grad_dice == 0.0, 0.0, of_dice)
     tl.store(grad_logits_ptr + start + p, grad_logit, mask=inside)
@@ -152,9 +158,9 @@ def elements_kernel(
     x = tl.load(logits_ptr + p, mask=p < elements, other=0.0).to(tl.float32)
     y = tl.load(targets_ptr + p, mask=p < elements, other=0).to(tl.float32)
     sigmoid, other, log1p = sigmoid_both(x)
-    entropy, _, scale = entropy_and_scale(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
+    entropy, _, factor = entropy_and_factor(x, y, sigmoid, other, log1p, focal.gamma, SQUARE)
     weight = focal.positive_weight * y + focal.negative_weight * (1.0 - y)
-    tl.store(loss_ptr + p, weight * scale * entropy, mask=p < elements)
+    tl.store(loss_ptr + p, weight * factor * entropy, mask=p < elements)
 
 
 @triton.jit
@@ -169,7 +175,10 @@ def elements_gradient_kernel(
     SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Its gradient; `grad_stride` is 0 where one gradient serves all, as after a sum."""
+    """The gradient of `elements_kernel`.
+
+    `grad_stride` is 0 if the incoming gradient is expanded from one element, as after a sum.
+    """
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits_ptr + p, mask=p < elements, other=0.0).to(tl.float32)
     y = tl.load(targets_ptr + p, mask=p < elements, other=0).to(tl.float32)

@@ -17,14 +17,15 @@ from mfkernels.triton.arguments import FocalParameters, LossGradients
 from mfkernels.triton.launcher import cdiv, power_of_2
 from mfkernels.triton.tensors import check_floats
 
-ELEMENTS_OF_A_PROGRAM = 8192
+CHUNK = 8192
+"""Elements of a row that one program sums up."""
 BLOCK = 2048
-BLOCK_OF_SUMS = 1024
-"""Four elements a thread: with eight, the four sums spill on some GPUs."""
+SUM_BLOCK = 1024
+"""Four elements per thread: with eight, the four accumulators spill registers on some GPUs."""
 
 
 def _as_stored(targets: Tensor) -> Tensor:
-    """Contiguous targets in a dtype that kernels read: booleans as bytes."""
+    """Contiguous targets in a dtype that the kernels can load; bool is viewed as uint8."""
     targets = targets.contiguous()
     return targets.view(torch.uint8) if targets.dtype == torch.bool else targets
 
@@ -34,15 +35,15 @@ def focal_dice(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `mfkernels::focal_dice`.
 
-    `logits` and `targets [M, P]`; returns `focal` and `dice [M]` and `sums [M, 3]` for the backward
-    pass: Σ s y, Σ s and Σ y of each row. All results are float32.
+    Takes `logits` and `targets [M, P]`. Returns `focal` and `dice [M]`, and `sums [M, 3]` for the
+    backward pass: Σ s y, Σ s and Σ y of each row, s = sigmoid(logits). All results are float32.
     """
     check_floats("focal_dice", logits)
     rows, elements = logits.shape
     focal = logits.new_empty(rows, dtype=torch.float32)
     dice = logits.new_empty(rows, dtype=torch.float32)
     sums = logits.new_empty((rows, 3), dtype=torch.float32)
-    chunks = cdiv(elements, ELEMENTS_OF_A_PROGRAM)
+    chunks = cdiv(elements, CHUNK)
     partial = logits.new_empty((rows, chunks, 4), dtype=torch.float32)
     launcher.launch(
         focal_dice_sums_kernel,
@@ -54,8 +55,8 @@ def focal_dice(
         chunks=chunks,
         focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
-        ELEMENTS=ELEMENTS_OF_A_PROGRAM,
-        BLOCK=BLOCK_OF_SUMS,
+        ELEMENTS=CHUNK,
+        BLOCK=SUM_BLOCK,
         num_warps=8,
     )
     launcher.launch(
@@ -110,10 +111,7 @@ def focal_dice_backward(
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The operator `mfkernels::sigmoid_focal_loss`.
-
-    `logits` and `targets` of one shape, which the loss of each element has, too.
-    """
+    """The operator `mfkernels::sigmoid_focal_loss`; logits, targets and losses have one shape."""
     check_floats("sigmoid_focal_loss", logits)
     loss = logits.new_empty(logits.shape)
     launcher.launch(
@@ -136,16 +134,16 @@ def sigmoid_focal_loss_backward(
 ) -> Tensor:
     """The operator `mfkernels::sigmoid_focal_loss_backward`; all tensors have one shape."""
     grad_logits = logits.new_empty(logits.shape)
-    one_for_all = all(stride == 0 for stride in grad.stride())
+    is_expanded = all(stride == 0 for stride in grad.stride())
     launcher.launch(
         elements_gradient_kernel,
         (cdiv(logits.numel(), BLOCK),),
-        grad_ptr=grad if one_for_all else grad.contiguous(),
+        grad_ptr=grad if is_expanded else grad.contiguous(),
         logits_ptr=logits.contiguous(),
         targets_ptr=_as_stored(targets),
         grad_logits_ptr=grad_logits,
         elements=logits.numel(),
-        grad_stride=0 if one_for_all else 1,
+        grad_stride=0 if is_expanded else 1,
         focal=FocalParameters.of(alpha, gamma),
         SQUARE=gamma == 2,
         BLOCK=BLOCK,

@@ -21,7 +21,7 @@ def loss_sums(
     num_masks: float | Tensor,
     weights: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the means over queries and segments that the criterion returns.
+    """Reduce the losses of segments and queries to those that the criterion returns.
 
     Args:
         focal, dice: `[L, B, T]`, the losses of the segments.
@@ -38,7 +38,7 @@ def loss_sums(
         num_masks = num_masks.to(focal.device, non_blocking=True)
     with without_autocast(focal.device):
         differentiable = isinstance(num_masks, Tensor) and num_masks.requires_grad
-        # No operator that could be traced; see operator.py.
+        # The kernel is not an operator of PyTorch, so that it cannot be traced; see operator.py.
         plain = torch.compiler.is_compiling() or type(focal) is not Tensor or differentiable
         problem = native_problem(focal, class_loss)
         if plain or backend.select("loss_sums", focal.device, problem) != "native":

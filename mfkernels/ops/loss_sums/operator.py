@@ -1,7 +1,8 @@
-"""The kernel and its gradient, which is linear in the incoming gradients: two products.
+"""The autograd function of the kernel.
 
-It is not registered as an operator of PyTorch: compiled graphs use the plain form, which their
-compiler fuses.
+The gradient is linear in the incoming gradients, with factors that the kernel has stored. The
+kernel is not registered as an operator of PyTorch: under `torch.compile`, the reference is used,
+which the compiler fuses.
 """
 
 from __future__ import annotations

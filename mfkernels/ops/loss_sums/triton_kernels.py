@@ -1,4 +1,7 @@
-"""Sums over segments, quotients and the weighted total in one program, always in the same order."""
+"""Sums over segments, normalised losses and their weighted total.
+
+A single program computes them all, in a fixed order, so that results are deterministic.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -13,7 +16,7 @@ from mfkernels.triton.math import load_tile
 
 
 class Weights(NamedTuple):
-    """Of the kinds of loss in the total."""
+    """The weights of the three kinds of loss in the total."""
 
     of_class: float
     of_mask: float
@@ -21,8 +24,8 @@ class Weights(NamedTuple):
 
 
 @triton.jit
-def sums_of_layers(values_ptr, layer, layers, size, BLOCK: tl.constexpr):
-    """Of `values [L, size]`."""
+def sum_per_layer(values_ptr, layer, layers, size, BLOCK: tl.constexpr):
+    """The sum of each row of `values [L, size]`, where `layer` holds the indices of the rows."""
     total = tl.zeros([layer.shape[0], BLOCK], tl.float32)
     layer_ptr = values_ptr + layer.to(tl.int64) * size
     for start in range(0, size, BLOCK):
@@ -48,10 +51,11 @@ def loss_sums_kernel(
     LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`losses [3, L]`, their weighted total, and `factors [2, 3, L]`.
+    """`losses [3, L]`, their weighted total, and `factors [2, 3, L]` for the backward pass.
 
-    The latter are the derivatives of each loss, and of the total, with respect to a loss of a
-    segment or to the sum over queries. `size`: of a layer's losses `[B, T]`.
+    `factors[0]` holds the derivatives of each loss, and `factors[1]` those of the total, with
+    respect to the inputs: the class loss summed over queries, and the focal and the dice loss of a
+    segment. `size` is B · T, the number of segment losses per layer.
     """
     if num_masks_ptr is not None:
         num_masks = tl.load(num_masks_ptr).to(tl.float32)
@@ -60,8 +64,8 @@ def loss_sums_kernel(
     is_layer = layer < layers
     class_part = tl.div_rn(1.0, tl.load(class_weight_ptr + layer, mask=is_layer, other=1.0))
     of_class = tl.load(class_loss_ptr + layer, mask=is_layer, other=0.0) * class_part
-    of_mask = sums_of_layers(focal_ptr, layer, layers, size, BLOCK) * part
-    of_dice = sums_of_layers(dice_ptr, layer, layers, size, BLOCK) * part
+    of_mask = sum_per_layer(focal_ptr, layer, layers, size, BLOCK) * part
+    of_dice = sum_per_layer(dice_ptr, layer, layers, size, BLOCK) * part
     tl.store(losses_ptr + layer, of_class, mask=is_layer)
     tl.store(losses_ptr + layers + layer, of_mask, mask=is_layer)
     tl.store(losses_ptr + 2 * layers + layer, of_dice, mask=is_layer)

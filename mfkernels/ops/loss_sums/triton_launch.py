@@ -1,4 +1,4 @@
-"""Launch of the Triton kernel of the sums of losses."""
+"""Launch of the Triton kernel that reduces the losses."""
 
 from __future__ import annotations
 

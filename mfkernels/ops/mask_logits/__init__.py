@@ -12,6 +12,7 @@ from mfkernels.ops.mask_logits import reference
 from mfkernels.torch_internals import multiplies_bfloat16
 
 _FASTER_IN_PYTORCH = torch.bfloat16 if multiplies_bfloat16() else None
+"""The dtype in which PyTorch's matrix product is faster than the CPU kernel, if there is one."""
 
 
 def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
@@ -49,10 +50,10 @@ def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:
 
 
 def _product(mask_embed: Tensor, pixel_features: Tensor) -> Tensor:
-    """Compute the logits of factors of one dtype as a single product.
+    """Compute the logits of two factors of one dtype as a batched matrix product.
 
-    `einsum`, and `bmm` of the strides that flattened channels of one image get, take five times as
-    long where channels come last.
+    For channels-last features, `einsum` takes five times as long, and so does `bmm` with the
+    strides that `flatten` gives the features of a single image; hence the transposed view.
     """
     layers, images, queries, channels = mask_embed.shape
     rows = mask_embed.transpose(0, 1).reshape(images, layers * queries, channels)

@@ -23,9 +23,10 @@ def fake(mask_embed: Tensor, pixel_features: Tensor) -> Tensor:
 
 
 def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """In operators of PyTorch, so that it can be differentiated again.
+    """The gradients in operators of PyTorch, so that they can be differentiated again.
 
-    They are those that `einsum` calls, which takes no batches of gradients (`is_grads_batched`).
+    These are the operators that `einsum` calls; `einsum` itself does not support
+    `is_grads_batched`.
     """
     mask_embed, pixel_features = ctx.saved_tensors
     embed_needed, features_needed = ctx.needs_input_grad

@@ -72,9 +72,9 @@ def mask_loss(
     if isinstance(num_masks, Tensor):
         num_masks = usable_by_autograd(num_masks)
     with without_autocast(predictions.embed.device):
-        of_segments = segment_losses_unchecked(predictions, targets, layered, alpha, gamma)
-        # One sum and one division: on a GPU each operator is a launch.
-        losses = torch.stack(of_segments).sum((2, 3)) / num_masks
+        segment_losses = segment_losses_unchecked(predictions, targets, layered, alpha, gamma)
+        # Stacked, so that one sum and one division serve both: each operator is a launch on a GPU.
+        losses = torch.stack(segment_losses).sum((2, 3)) / num_masks
         loss_mask, loss_dice = losses.unbind() if predictions.had_layers else losses[:, 0].unbind()
         return loss_mask, loss_dice
 

@@ -22,17 +22,18 @@ from mfkernels.targets import SegmentTargets
 
 TRITON = "mfkernels.ops.mask_loss.triton_launch"
 
-BYTES_OF_MAPS = 1 << 30
-"""On a GPU, the most memory in which the forward pass keeps gradients for the backward pass.
+MAX_MAP_BYTES = 1 << 30
+"""On a GPU, the most memory that the forward pass may use to save gradient maps for the backward
+pass.
 
-They take 12 bytes for each mask pixel of each matched segment, about 1/50 of what plain PyTorch
-keeps if targets are four times as large as masks. If they need more, the backward pass recomputes
+The maps take 12 bytes per mask pixel of each segment, about 1/50 of what plain PyTorch saves if
+targets are four times as large as masks. If they would need more, the backward pass recomputes
 them.
 """
 
 
 class Inputs(NamedTuple):
-    """The arguments of `mask_loss`; `mask_loss_backward` takes them and others."""
+    """The arguments that `mask_loss` and `mask_loss_backward` have in common."""
 
     mask_embed: Tensor
     pixel_features: Tensor | None
@@ -41,20 +42,21 @@ class Inputs(NamedTuple):
     counts: Tensor
     assignment: Tensor
     num_segments: int
-    """The number for all images: the sum of `counts`, or more if there is room for more."""
+    """N, of all images together: the sum of `counts`, or the capacity if only the device knows it
+    (see `SegmentTargets.of_capacity`)."""
     alpha: float
     gamma: float
 
 
 def most_kept(layers: int, pixels: int) -> int:
-    """Return for how many segments maps of so many layers and mask pixels may be kept."""
-    return BYTES_OF_MAPS // max(12 * layers * pixels, 1)
+    """Return the largest number of segments whose gradient maps may be saved."""
+    return MAX_MAP_BYTES // max(12 * layers * pixels, 1)
 
 
 def maps_shape(given: Inputs, keep_maps: bool) -> tuple[int, ...]:
-    """Of what the forward pass on a GPU keeps of the gradients: `[3, L, N, h·w]`, or `[0]`.
+    """Return the shape of the gradient maps that the forward pass on a GPU saves.
 
-    N: the segments of all images.
+    It is `[3, L, N, h·w]` with N segments in all images, or `[0]` if none are saved.
     """
     like = given.mask_embed if given.pixel_features is None else given.pixel_features
     pixels = like.shape[-2] * like.shape[-1]
@@ -116,16 +118,19 @@ def fake_backward(
 
 
 def new_gradient(features: Tensor) -> Tensor:
-    """Allocate the gradient of features in the layout that the convolution before them needs."""
-    last = features.stride(1) < features.stride(3)
-    layout = torch.channels_last if last else torch.contiguous_format
+    """Allocate the gradient of features in the memory format of the features.
+
+    The backward pass of the convolution that made them would otherwise have to convert it.
+    """
+    is_channels_last = features.stride(1) < features.stride(3)
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
     return torch.empty_like(features, memory_format=layout)
 
 
 def plain(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, _keep_maps = arguments
     given = Inputs(*inputs)
-    # The reference loops over segments on the host. No loss depends on their classes.
+    # The reference needs the counts on the host. The losses do not depend on the labels.
     counts = tuple(given.counts.tolist())
     labels = given.counts.new_zeros(sum(counts))
     targets = SegmentTargets(labels, counts, given.label_map, given.masks)

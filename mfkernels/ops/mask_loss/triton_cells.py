@@ -1,12 +1,15 @@
-"""The target pixels of cells: what the mask loss sums over them.
+"""The sums of the mask loss over the target pixels of a cell.
 
-Cell (i, j) is the square between the four mask pixels (i, j), (i, j+1), (i+1, j) and (i+1, j+1),
-from which all its target pixels are interpolated. Cells −1 and h−1 (w−1) hang over the edge, where
-interpolation repeats the edge pixel: (h+1)(w+1) cells in all.
+Cell (i, j) is the square between the four mask pixels (i, j), (i, j+1), (i+1, j) and (i+1, j+1).
+All target pixels inside it are interpolated from these four. Cells −1 and h−1 (w−1) extend beyond
+the edge, where interpolation repeats the edge pixel, so that there are (h+1)(w+1) cells in all.
 
-Where targets are four times as large as masks, a cell holds 4 x 4 target pixels. Of a cell over the
-edge two of four lines are missing; the other two, along which the logit is constant, are visited
-twice and count half. So no pixel needs a mask.
+If targets are four times as large as masks, a cell holds 4 x 4 target pixels. A cell at the edge
+has only two of its four lines; as the logit is constant across them, these two are visited twice
+with half the weight. So no pixel needs a mask.
+
+A line is a line of pixels or cells of an image; a row is a row of the logits, that is, a matched
+segment in a layer. z, p_t and entropies use logarithms to base 2.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -30,79 +33,90 @@ from mfkernels.triton.math import (
 
 
 class Axis(NamedTuple):
-    """Masks and targets along one axis, and the weights at target pixels.
+    """Mask and target size along one axis, and the interpolation weights of target pixels.
 
-    The weight of a cell's second mask pixel is `start` plus `step` times the phase where the ratio
-    of the sizes is a whole number, else `step` times a numerator.
+    The weight of a cell's second mask pixel is `start + step · phase` if the ratio of the sizes is
+    an integer (the phase numbers the target pixels of a cell), otherwise `step` times a numerator;
+    see `target_pixel`.
     """
 
     size: int
     target_size: int
     phases: int
-    """The most target pixels of a cell."""
+    """The largest number of target pixels in a cell."""
     step: float
     start: float
 
 
 class Resize(NamedTuple):
-    """Masks `[h, w]` and targets `[H, W]`, by axis."""
+    """Mask size `[h, w]` and target size `[H, W]`, by axis."""
 
     y: Axis
     x: Axis
 
     def as_argument(self) -> Resize:
-        """As kernels take it: `plain` gives them the sizes of the mask."""
+        """Return the argument of kernels, which decode the mask sizes with `plain`."""
         return Resize(*(axis._replace(size=unspecialized(axis.size)) for axis in self))
 
 
 class Variant(NamedTuple):
-    """What kernels are compiled for."""
+    """The cases that kernels are specialised for."""
 
     factored: bool
     label_map: bool
     square: bool
+    """γ is 2."""
     whole: bool
-    """The ratio of the sizes of target and mask is a whole number along both axes."""
+    """The ratio of target size to mask size is an integer along both axes."""
     four: bool
-    """It is four, and `segments_ptr` points to pairs of pixels."""
+    """The ratio is 4, and the kernel reads the bit masks of `members_kernel`."""
     sums: bool = True
-    """The sums over pixels are asked for."""
+    """Compute the sums over pixels."""
     maps: int = 0
-    """How many maps at mask resolution are asked for: none, the gradient, or its three parts."""
+    """How many maps at mask resolution to store: none, the gradient (1), or its three parts."""
 
 
 class Block(NamedTuple):
-    """How many cells of a row a program takes, and how many images it counts at a time."""
+    """Block sizes: the cells of a program, and the counts of images that it sums up at a time."""
 
     cells: int
     images: int
 
 
 class Maps(NamedTuple):
-    """Of each map, what a pixel adds to it, or its sums over target pixels."""
+    """A value for each of the three parts of the gradient: of a pixel, or summed over pixels.
+
+    The dice loss has two parts, because the derivative of the sigmoid counts with one coefficient
+    at all pixels and with another one at pixels of the segment.
+    """
 
     focal: Any
+    """The derivative of the focal loss."""
     signed: Any
-    """Of the dice loss, negative at pixels of the segment."""
+    """As `dice`, but negative at pixels of the segment."""
     dice: Any
+    """The derivative of the sigmoid."""
 
 
 class LineSums(NamedTuple):
-    """A line's sum, and that with the weights of the right mask pixels."""
+    """The sum over a line of a cell, and the sum weighted for the mask pixels at the right."""
 
     total: Any
     right: Any
 
 
 class CellSums(NamedTuple):
-    """Of each map, the sums of a cell's lines, and those with the weights of the lower pixels."""
+    """For each map, the sum over a cell's lines, and that weighted for the lower mask pixels."""
 
     lines: Maps
     lower: Maps
 
 
 class MapWeights(NamedTuple):
-    """Of the maps in the gradient of the logits; `members`: of twice the sum over them."""
+    """The coefficients of the maps in the gradient of the logits.
+
+    That of `members` applies to twice the sum over the pixels of the segment.
+    """
 
     focal: Any
     members: Any
@@ -110,25 +124,26 @@ class MapWeights(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What pixels add to the losses; `miss`: 1 less the probability of the pixel's own label."""
+    """What pixels contribute to the sums of the losses."""
 
     focal: Any
-    miss: Any
+    one_minus_pt: Any
+    """p_t is the probability of the pixel's true label."""
     signed: Any
-    """The misses, negative at pixels of the segment."""
+    """1 − p_t, negative at pixels of the segment."""
 
 
 class Totals(NamedTuple):
-    """`Sums`, and how many pixels are of the segment."""
+    """`Sums`, and the number of pixels of the segment."""
 
     focal: Any
-    miss: Any
+    one_minus_pt: Any
     signed: Any
     members: Any
 
 
 class Targets(NamedTuple):
-    """Where a column of cells begins in the targets, and the segment that is looked for."""
+    """Where a column of cells begins in the targets, and the index of the row's segment."""
 
     segments_ptr: Any
     cell_x: Any
@@ -138,27 +153,27 @@ class Targets(NamedTuple):
 
 LN_2 = tl.constexpr(0.6931471805599453)
 NOWHERE = tl.constexpr(1e30)
-"""`−log₂ e` times the logit of a pixel that does not exist: it is no one's, and adds nothing."""
+"""The z of a target pixel that does not exist: a certain negative, which contributes nothing."""
 
 
 @triton.jit
 def first_target_pixel(cell, axis):
     """The first target pixel in a cell: ⌈((2 cell + 1) target_size − size) / (2 size)⌉.
 
-    It may be negative.
+    It may be negative, while integer division rounds towards zero; hence the offset.
     """
-    above_zero = axis.phases + 1
+    offset = axis.phases + 1
     size = plain(axis.size)
-    numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * above_zero
-    return numerator // (2 * size) - above_zero
+    numerator = (2 * cell + 1) * axis.target_size + size - 1 + 2 * size * offset
+    return numerator // (2 * size) - offset
 
 
 @triton.jit
 def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
-    """Index of the target pixel, weight of the cell's second mask pixel, and whether it exists.
+    """Index of a target pixel, the weight of the cell's second mask pixel, and whether it exists.
 
-    Where the ratio of the sizes is a whole number, the weight depends on the phase alone. Over the
-    edge the whole weight is that of the mask pixel that is inside.
+    If the ratio of the sizes is an integer, the weight depends on the phase alone. In a cell that
+    extends beyond the edge, the mask pixel inside has all the weight.
     """
     index = first + phase
     exists = (index >= 0) & (index < axis.target_size)
@@ -174,7 +189,7 @@ def target_pixel(cell, first, phase, axis, WHOLE: tl.constexpr):
 
 @triton.jit
 def line_of_cell(cell, phase: tl.constexpr, target_size):
-    """The line of 4 x 4 target pixels of a cell; of a cell over the edge, two lines twice."""
+    """The index of one of the four target lines of a cell; at the edge, two lines occur twice."""
     line = 4 * cell + 2 + phase
     if phase < 2:
         return tl.where(cell < 0, phase, line)
@@ -183,7 +198,11 @@ def line_of_cell(cell, phase: tl.constexpr, target_size):
 
 @triton.jit
 def weights_of_lines(over):
-    """The weights of a cell's second mask pixel at four lines: halves over the edge."""
+    """The weights of a cell's second mask pixel at its four lines.
+
+    `over`: the cell extends beyond the edge. Its two lines are visited twice then, and with a
+    weight of one half, the mask pixel inside receives the sum over each of them once.
+    """
     return (
         tl.where(over, 0.5, 0.125),
         tl.where(over, 0.5, 0.375),
@@ -194,7 +213,7 @@ def weights_of_lines(over):
 
 @triton.jit
 def pairs_of_line(pairs_ptr, cell_y, cell_x, phase: tl.constexpr, inside, resize):
-    """The four target pixels of a line of cells, two in an integer, little end first."""
+    """The four target pixels of one line of cells as two integers of two pixels, little-endian."""
     y = line_of_cell(cell_y, phase, resize.y.target_size)
     line_ptr = pairs_ptr + y.to(tl.int64) * (resize.x.target_size // 2)
     left = line_of_cell(cell_x, 0, resize.x.target_size) // 2
@@ -205,7 +224,7 @@ def pairs_of_line(pairs_ptr, cell_y, cell_x, phase: tl.constexpr, inside, resize
 
 @triton.jit
 def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
-    """The 4 x 4 target pixels of cells, by line."""
+    """The 4 x 4 target pixels of cells, by line; see `pairs_of_line`."""
     return (
         pairs_of_line(pairs_ptr, cell_y, cell_x, 0, inside, resize),
         pairs_of_line(pairs_ptr, cell_y, cell_x, 1, inside, resize),
@@ -224,9 +243,10 @@ def members_kernel(
     LABEL_MAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`members [N, h+1, w+1]`: which of the 4 x 4 target pixels of a cell are of a segment.
+    """`members [N, h+1, w+1]`: which of the 4 x 4 target pixels of a cell belong to a segment.
 
-    One bit a pixel, and above them how many there are. `pairs_ptr`: two pixels an integer.
+    The low 16 bits have one bit per pixel, the high 16 bits hold their number. `pairs_ptr` points
+    to the targets as integers of two pixels. One program per block of cells and image.
     """
     CELLS: tl.constexpr = BLOCK.cells
     height, width = plain(resize.y.size), plain(resize.x.size)
@@ -259,20 +279,25 @@ def members_kernel(
 
 @triton.jit
 def pixel(z, sign, focal, map_weights, VARIANT: tl.constexpr):
-    """Σ terms of a pixel, and those of the maps.
+    """The terms of a pixel in the sums, and in the maps.
 
-    `z`: −log₂ e times the logit, times `sign`, −1 in the segment and 1 elsewhere.
+    `sign` is −1 in the segment and 1 elsewhere, and `z` is −log₂ e · sign · logit. With
+    `VARIANT.maps == 1`, the first map is the gradient itself: the weighted sum of all three.
     """
     positive, negative, gamma = focal.positive_weight, focal.negative_weight, focal.gamma
-    miss = reciprocal(1.0 + exp2(z))
-    hit = 1.0 - miss
-    log1p = minus_log2_of_rest(tl.minimum(miss, hit))
+    one_minus_pt = reciprocal(1.0 + exp2(z))
+    pt = 1.0 - one_minus_pt
+    log1p = minus_log2_of_rest(tl.minimum(one_minus_pt, pt))
     entropy = tl.maximum(-z, 0.0) + log1p
-    scale = miss * miss if VARIANT.square else exp2(-gamma * (tl.maximum(z, 0.0) + log1p))
-    scale *= 0.5 * (negative + positive) + sign * (0.5 * (negative - positive))
-    sums = Sums(scale * entropy, miss, sign * miss)
-    of_focal = sign * (scale * (gamma * LN_2 * (hit * entropy) + miss))
-    of_dice = miss - miss * miss
+    factor = (
+        one_minus_pt * one_minus_pt
+        if VARIANT.square
+        else exp2(-gamma * (tl.maximum(z, 0.0) + log1p))
+    )
+    factor *= 0.5 * (negative + positive) + sign * (0.5 * (negative - positive))
+    sums = Sums(factor * entropy, one_minus_pt, sign * one_minus_pt)
+    of_focal = sign * (factor * (gamma * LN_2 * (pt * entropy) + one_minus_pt))
+    of_dice = one_minus_pt - one_minus_pt * one_minus_pt
     if VARIANT.maps == 1:
         of_focal = (
             map_weights.focal * of_focal
@@ -282,115 +307,118 @@ def pixel(z, sign, focal, map_weights, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def plus(a, b):
-    """The sums of both."""
-    return Sums(a.focal + b.focal, a.miss + b.miss, a.signed + b.signed)
+def add_sums(a, b):
+    """`a + b`."""
+    return Sums(a.focal + b.focal, a.one_minus_pt + b.one_minus_pt, a.signed + b.signed)
 
 
 @triton.jit
-def plus_part(a, part, b):
-    """The totals of one and of a part of the other."""
+def add_scaled(a, scale, b):
+    """`a + scale · b`."""
     return Totals(
-        a.focal + part * b.focal,
-        a.miss + part * b.miss,
-        a.signed + part * b.signed,
-        a.members + part * b.members,
+        a.focal + scale * b.focal,
+        a.one_minus_pt + scale * b.one_minus_pt,
+        a.signed + scale * b.signed,
+        a.members + scale * b.members,
     )
 
 
 @triton.jit
-def plus_value(line, weight, value):
+def accumulate(line, weight, value):
     return LineSums(line.total + value, line.right + weight * value)
 
 
 @triton.jit
-def plus_pixel(line, weight, values):
-    """Of each map, the sums of a line with those of one more pixel; `weight`: its right one."""
+def add_pixel(line, weight, values):
+    """Add a pixel to a line's sums of each map; `weight` is that of the mask pixel at the right."""
     return Maps(
-        plus_value(line.focal, weight, values.focal),
-        plus_value(line.signed, weight, values.signed),
-        plus_value(line.dice, weight, values.dice),
+        accumulate(line.focal, weight, values.focal),
+        accumulate(line.signed, weight, values.signed),
+        accumulate(line.dice, weight, values.dice),
     )
 
 
 @triton.jit
-def plus_sums(a, b):
+def add_line_sums(a, b):
     return LineSums(a.total + b.total, a.right + b.right)
 
 
 @triton.jit
-def plus_weighted(a, weight, b):
+def add_weighted_line_sums(a, weight, b):
     return LineSums(a.total + weight * b.total, a.right + weight * b.right)
 
 
 @triton.jit
-def plus_line(cell, weight, line):
-    """The sums of a cell with those of one more line; `weight`: of its lower mask pixels."""
+def add_line(cell, weight, line):
+    """Add a line to a cell's sums of each map; `weight` is that of the lower mask pixels."""
     lines = Maps(
-        plus_sums(cell.lines.focal, line.focal),
-        plus_sums(cell.lines.signed, line.signed),
-        plus_sums(cell.lines.dice, line.dice),
+        add_line_sums(cell.lines.focal, line.focal),
+        add_line_sums(cell.lines.signed, line.signed),
+        add_line_sums(cell.lines.dice, line.dice),
     )
     lower = Maps(
-        plus_weighted(cell.lower.focal, weight, line.focal),
-        plus_weighted(cell.lower.signed, weight, line.signed),
-        plus_weighted(cell.lower.dice, weight, line.dice),
+        add_weighted_line_sums(cell.lower.focal, weight, line.focal),
+        add_weighted_line_sums(cell.lower.signed, weight, line.signed),
+        add_weighted_line_sums(cell.lower.dice, weight, line.dice),
     )
     return CellSums(lines, lower)
 
 
 @triton.jit
-def no_line(zero):
+def zero_line(zero):
     sums = LineSums(zero, zero)
     return Maps(sums, sums, sums)
 
 
 @triton.jit
-def no_lines(zero):
-    return CellSums(no_line(zero), no_line(zero))
+def zero_cell(zero):
+    return CellSums(zero_line(zero), zero_line(zero))
 
 
 @triton.jit
 def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr):
-    """The sums of the 4 x 4 target pixels of a cell, and for the maps, those by corner."""
+    """The sums over the 4 x 4 target pixels of a cell, and those of the maps.
+
+    `corners`: z of its four mask pixels, without the sign. `word`: its bits from `members_kernel`.
+    """
     x00, x01, x10, x11 = corners
     over_y, weights_x = edges
-    # x + (−0) is x, for the compiler too: a line begins without an addition.
+    # The compiler may drop an addition of −0, but not of +0: x + (−0) is x even for x = −0.
     zero = tl.full(x00.shape, -0.0, tl.float32)
     x_down, x_step = x10 - x00, x01 - x00
     x_step_down = (x11 - x10) - x_step
     sums = Sums(zero, zero, zero)
-    maps = no_lines(zero)
-    for phase_y in range(4):  # unrolled, it would take too many registers
+    maps = zero_cell(zero)
+    for phase_y in range(4):  # not unrolled, which would take too many registers
         weight_y = tl.where(over_y, 0.5, 0.125 + 0.25 * phase_y)
         line_left = x00 + weight_y * x_down
         line_step = x_step + weight_y * x_step_down
-        line = no_line(zero)
+        line = zero_line(zero)
         for phase_x in tl.static_range(4):
             sign = tl.where(((word >> (4 * phase_y)) & (1 << phase_x)) != 0, -1.0, 1.0)
             z = sign * (line_left + weights_x[phase_x] * line_step)
             of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
-            sums = plus(sums, of_sums)
-            line = plus_pixel(line, weights_x[phase_x], of_maps)
-        maps = plus_line(maps, weight_y, line)
-    return Totals(sums.focal, sums.miss, sums.signed, (word >> 16).to(tl.float32)), maps
+            sums = add_sums(sums, of_sums)
+            line = add_pixel(line, weights_x[phase_x], of_maps)
+        maps = add_line(maps, weight_y, line)
+    return Totals(sums.focal, sums.one_minus_pt, sums.signed, (word >> 16).to(tl.float32)), maps
 
 
 @triton.jit
 def cell_of_any(corners, cell_y, targets, resize, focal, map_weights, VARIANT: tl.constexpr):
-    """The sums of the target pixels of a cell, and for the maps, those by corner."""
+    """As `cell_of_four`, for any ratio of target size to mask size."""
     x00, x01, x10, x11 = corners
     cell_x, first_x = targets.cell_x, targets.first_x
     first_y = first_target_pixel(cell_y, resize.y)
     zero = tl.zeros(x00.shape, tl.float32)
     sums, members = Sums(zero, zero, zero), zero
-    maps = no_lines(zero)
+    maps = zero_cell(zero)
     for phase_y in range(resize.y.phases):
         y, weight_y, exists_y = target_pixel(cell_y, first_y, phase_y, resize.y, VARIANT.whole)
         line_left = x00 + weight_y * (x10 - x00)
         line_step = x01 + weight_y * (x11 - x01) - line_left
         line_ptr = targets.segments_ptr + y.to(tl.int64) * resize.x.target_size
-        line = no_line(zero)
+        line = zero_line(zero)
         for phase_x in range(resize.x.phases):
             x, weight_x, exists = target_pixel(cell_x, first_x, phase_x, resize.x, VARIANT.whole)
             exists = if_also(exists, exists_y)
@@ -399,8 +427,8 @@ def cell_of_any(corners, cell_y, targets, resize, focal, map_weights, VARIANT: t
             sign = tl.where(same, -1.0, 1.0)
             z = tl.where(exists, sign * (line_left + weight_x * line_step), NOWHERE)
             of_sums, of_maps = pixel(z, sign, focal, map_weights, VARIANT)
-            sums = plus(sums, of_sums)
+            sums = add_sums(sums, of_sums)
             members += tl.where(same, 1.0, 0.0)
-            line = plus_pixel(line, weight_x, of_maps)
-        maps = plus_line(maps, weight_y, line)
-    return Totals(sums.focal, sums.miss, sums.signed, members), maps
+            line = add_pixel(line, weight_x, of_maps)
+        maps = add_line(maps, weight_y, line)
+    return Totals(sums.focal, sums.one_minus_pt, sums.signed, members), maps

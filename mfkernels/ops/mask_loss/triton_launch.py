@@ -1,11 +1,14 @@
 """Focal and dice loss of matched masks at target size, and their gradients.
 
-Forward: logits of the matched rows at mask resolution (one product), sums over the target pixels of
-each row (partial, then joined). If gradients will be needed, the same pass brings three parts of
-them down to mask resolution, the maps; what each part counts is known with the sums. Backward: the
-gradient of the logits from the maps, or without them from the same logits again, then one product
-for the gradient of each factor. Nothing of target size is ever stored, and nothing is added
-atomically.
+Forward pass: one matrix product computes the logits of the matched rows at mask resolution; then
+each row is upsampled on the fly and summed over its target pixels, first into partial sums, which a
+second kernel adds up. If gradients will be needed, the same pass also reduces three parts of the
+gradient to mask resolution (the maps); their coefficients depend on the final sums.
+
+Backward pass: the gradient of the logits is a linear combination of the maps; without maps, it is
+computed from the logits, which are recomputed. One matrix product per factor follows.
+
+No tensor of target size is ever stored, and there are no atomic additions.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from mfkernels.triton.arguments import SegmentValues
 def mask_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator `mfkernels::mask_loss`.
 
-    `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits `[L, B, Q, h, w]`
-    with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`, bool; `counts [B]` and
-    `assignment [L, B, T]`, int64, −1 for a segment without a query. Returns `focal` and
-    `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]`: Σ s y, Σ s and Σ y, and
+    Takes `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or dense logits
+    `[L, B, Q, h, w]` with None; `label_map [B, H, W]` int16 or `masks [N, H, W]` bool; `counts [B]`
+    and `assignment [L, B, T]`, both int64, where −1 is a segment without a query. Returns `focal`
+    and `dice [L, B, T]` and, for the backward pass, `sums [L, B, T, 3]` (Σ s y, Σ s and Σ y) and
     `maps`, `[3, L, N, h·w]` or `[0]`. All results are float32.
     """
     *inputs, keep_maps = arguments
@@ -63,8 +66,8 @@ def mask_loss_backward(
 ) -> tuple[Tensor, Tensor]:
     """The operator `mfkernels::mask_loss_backward`.
 
-    `grad_focal` and `grad_dice [L, B, T]`; the others as in `mask_loss`. Returns the gradients of
-    `mask_embed` and of `pixel_features`, `[0]` for one that is not needed or not there.
+    Takes `grad_focal` and `grad_dice [L, B, T]`; the others are as in `mask_loss`. Returns the
+    gradients of `mask_embed` and of `pixel_features`, `[0]` for one that is not needed or is None.
     """
     *inputs, embed_needed, features_needed = inputs_and_needed
     given = Inputs(*inputs)
@@ -99,7 +102,7 @@ def mask_loss_backward(
 def _grad_logits(
     problem: Problem, sizes: Sizes, grad_losses: GradLosses, maps: Tensor, group: int
 ) -> Tensor:
-    """Gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
+    """Gradients `[L, rows, h·w]` with respect to the logits of a group's matched segments."""
     grad_logits = problem.workspace(sizes)
     if maps.numel() > 0:
         problem.at_pixels.launch_combination(maps, grad_losses, grad_logits, sizes, group)

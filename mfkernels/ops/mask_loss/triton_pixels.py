@@ -1,4 +1,4 @@
-"""The mask loss at the pixels of targets: its sums, and its gradients at mask resolution."""
+"""The mask loss at target pixels: its sums over them, and its gradients at mask resolution."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,10 +16,10 @@ from mfkernels.ops.mask_loss.triton_cells import (
     MapWeights,
     Targets,
     Totals,
+    add_scaled,
     cell_of_any,
     cell_of_four,
     first_target_pixel,
-    plus_part,
     weights_of_lines,
 )
 from mfkernels.ops.mask_loss.triton_product_kernels import (
@@ -41,7 +41,7 @@ from mfkernels.triton.math import (
 
 
 class GradLosses(NamedTuple):
-    """Gradients `[L, B, T]` of the losses and `sums [L, B, T, 3]`."""
+    """The incoming gradients of both losses, `[L, B, T]`, and `sums [L, B, T, 3]`."""
 
     focal: SegmentValues
     dice: SegmentValues
@@ -49,7 +49,10 @@ class GradLosses(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Where rows of logits and what says which pixels are of a segment begin, and the segment."""
+    """For each lane's row: where its logits and its targets begin, and the index of its segment.
+
+    The targets are a label map, a mask, or the bits of `members_kernel`.
+    """
 
     logits_ptr: Any
     pixel_stride: Any
@@ -58,14 +61,17 @@ class Rows(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Cells of a line, and whether the mask pixels at their left have maps."""
+    """For each lane: its column of cells, and whether it stores the mask pixels at their left."""
 
     cell_x: Any
     written: Any
 
 
 class Lines(NamedTuple):
-    """Of cells, from the one before `begin`, which with `overlap` another program sums up too."""
+    """The lines of cells of a program: from `begin − 1` up to, but not including, `end`.
+
+    With `overlap`, the previous program also has line `begin − 1`, and counts its sums.
+    """
 
     begin: Any
     end: Any
@@ -73,15 +79,15 @@ class Lines(NamedTuple):
 
 
 class MapsOfRows(NamedTuple):
-    """Where the first map of rows begins, and the step to the next map."""
+    """For each lane's row: where its first map begins, and the stride to the next map."""
 
     ptr: Any
     map_stride: Any
 
 
 @triton.jit
-def value_of_segment(values, layer, image, segment, exists):
-    """Of `values [L, B, T]`; 0 where there is none."""
+def load_segment_value(values, layer, image, segment, exists):
+    """Load elements of `values [L, B, T]`; 0 where `exists` is false."""
     value_ptr = (
         values.ptr
         + layer * values.layer_stride
@@ -92,20 +98,24 @@ def value_of_segment(values, layer, image, segment, exists):
 
 
 @triton.jit
-def coefficients(grad_losses, layer, image, segment, index, matched, target_pixels):
-    """Of the maps of the focal loss, of members and of all pixels in the gradient of logits."""
-    of_focal = value_of_segment(grad_losses.focal, layer, image, segment, matched) / target_pixels
-    of_dice = value_of_segment(grad_losses.dice, layer, image, segment, matched)
+def map_coefficients(grad_losses, layer, image, segment, index, matched, target_pixels):
+    """The coefficients of the three maps in the gradient with respect to the logits."""
+    of_focal = load_segment_value(grad_losses.focal, layer, image, segment, matched) / target_pixels
+    of_dice = load_segment_value(grad_losses.dice, layer, image, segment, matched)
     both = tl.load(grad_losses.sums_ptr + index * 3, mask=matched, other=0.0)
     union = tl.load(grad_losses.sums_ptr + index * 3 + 1, mask=matched, other=0.0) + 1.0
     union += tl.load(grad_losses.sums_ptr + index * 3 + 2, mask=matched, other=0.0)
-    # `members` is twice the sum over them.
+    # The map of `members` holds twice the sum over the pixels of the segment, hence no factor 2.
     return MapWeights(of_focal, -of_dice / union, of_dice * (2.0 * both + 1.0) / (union * union))
 
 
 @triton.jit
-def handed_down(above, sums, lower):
-    """What mask pixels get from this cell row and the one before, and the share of those below."""
+def split_between_lines(above, sums, lower):
+    """Distribute the sums of a line of cells to the lines of mask pixels above and below it.
+
+    `above` is the share of the upper mask pixels from the line of cells before. Returns the
+    complete values of the upper mask pixels, and the share of the lower ones.
+    """
     upper, upper_right = sums.total - lower.total, sums.right - lower.right
     here = above + (upper - upper_right) + from_lane_before(upper_right)
     return here, (lower.total - lower.right) + from_lane_before(lower.right)
@@ -113,17 +123,18 @@ def handed_down(above, sums, lower):
 
 @triton.jit
 def store_maps(maps, position, mask, above, cell, VARIANT: tl.constexpr):
-    """Store what a line of mask pixels has from the cells around; return the share of those below.
+    """Store the maps of the mask pixels above a line of cells; return the share of those below.
 
-    Of members, the map is twice the sum over them: exactly 0 where there is none.
+    The second map is `dice − signed`, twice the sum over the pixels of the segment; it is exactly 0
+    where there are none.
     """
     lines, lower = cell.lines, cell.lower
-    focal, focal_below = handed_down(above.focal, lines.focal, lower.focal)
+    focal, focal_below = split_between_lines(above.focal, lines.focal, lower.focal)
     tl.store(maps.ptr + position, focal, mask=mask)
     signed_below, dice_below = above.signed, above.dice
     if VARIANT.maps == 3:
-        signed, signed_below = handed_down(above.signed, lines.signed, lower.signed)
-        dice, dice_below = handed_down(above.dice, lines.dice, lower.dice)
+        signed, signed_below = split_between_lines(above.signed, lines.signed, lower.signed)
+        dice, dice_below = split_between_lines(above.dice, lines.dice, lower.dice)
         tl.store(maps.ptr + maps.map_stride + position, dice - signed, mask=mask)
         tl.store(maps.ptr + 2 * maps.map_stride + position, dice, mask=mask)
     return Maps(focal_below, signed_below, dice_below)
@@ -131,7 +142,7 @@ def store_maps(maps, position, mask, above, cell, VARIANT: tl.constexpr):
 
 @triton.jit
 def logits_of_line(row_ptr, line, left, right, width, pixel_stride):
-    """−log₂ e times the logits of a line of mask pixels, left and right of cells."""
+    """−log₂ e times the logits of the mask pixels at the left and right of a line of cells."""
     line_ptr = row_ptr + (line * width).to(tl.int64) * pixel_stride
     x0 = tl.load(line_ptr + left * pixel_stride).to(tl.float32)
     x1 = tl.load(line_ptr + right * pixel_stride).to(tl.float32)
@@ -139,12 +150,10 @@ def logits_of_line(row_ptr, line, left, right, width, pixel_stride):
 
 
 @triton.jit
-def begins_of_rows(
-    logits, segments_ptr, matches, image, first, sizes, resize, VARIANT: tl.constexpr
-):
-    """Where rows begin in the logits, in what says which pixels are of a segment, in a workspace.
+def row_pointers(logits, segments_ptr, matches, image, first, sizes, resize, VARIANT: tl.constexpr):
+    """Pointers to the logits and to the targets of rows, and the offset of rows in a workspace.
 
-    Somewhere in them for a row without a query.
+    For a row without a query, the pointers are valid but arbitrary.
     """
     layer, segment, _, query = matches
     offset = workspace_index(layer, segment, first, sizes)
@@ -162,11 +171,12 @@ def begins_of_rows(
 
 
 @triton.jit
-def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.constexpr):
-    """The sums over the target pixels of a column of cells, of which `maps` is written.
+def walk_down(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.constexpr):
+    """Walk down a column of cells: return the sums over its target pixels, and store its maps.
 
-    A mask pixel takes part in four cells: the share of the cell to its left comes from the lane
-    before, that of the cells above from the step before.
+    A mask pixel gets a share of four cells: those of the cells to its left come from the previous
+    lane of the warp, those of the cells above from the previous iteration. Also returns the weight
+    of the sums: 1/2 in columns beyond the edge, whose pixels are visited twice, otherwise 1.
     """
     logits_ptr, pixel_stride = rows.logits_ptr, rows.pixel_stride
     cell_x, begin = columns.cell_x, lines.begin
@@ -197,9 +207,9 @@ def walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT: tl.con
             part = 1.0
         x00, x01 = x10, x11
         if VARIANT.sums:
-            # The sums of the cells above a program's mask pixels are those of another program.
+            # If programs overlap, the first line of cells is counted by the program before.
             part = tl.where((cell_y >= begin) | (begin == 0) | (lines.overlap == 0), part, 0.0)
-            sums = plus_part(sums, part, more)
+            sums = add_scaled(sums, part, more)
         if VARIANT.maps > 0:
             mask = if_also(columns.written, cell_y >= begin)
             above = store_maps(maps, cell_y * width + cell_x, mask, above, of_maps, VARIANT)
@@ -227,15 +237,18 @@ def pixels_kernel(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over target pixels `[L, B, T, chunks, 4, w+1]`, and maps.
+    """Partial sums over target pixels, `[L, B, T, chunks, 4, w+1]`, and maps.
 
-    `segments_ptr`: `members` where targets are four times as large as masks. `maps_ptr`: the three
-    `[3, L, N, h·w]`, or with `grad_losses` the gradient `[L, rows, h·w]` of the logits.
+    `segments_ptr` is the result of `members_kernel` if targets are four times as large as masks.
+    `maps_ptr` is `[3, L, N, h·w]`; with `grad_losses`, it is the gradient `[L, rows, h·w]` with
+    respect to the logits.
 
-    A program walks down rows of a run of (row, column) pairs.
+    Each thread has one column of cells of one row, and walks down a chunk of its lines; the threads
+    of a program have consecutive (row, column) pairs.
     """
     CELLS: tl.constexpr = BLOCK.cells
-    # For maps, the first lane of a warp only serves its neighbour, and the first line of cells too.
+    # For maps, neighbouring cells are needed: the first lane of each warp computes cells only for
+    # its neighbour, and so does the first line of cells for the line after it.
     OVERLAP: tl.constexpr = 1 if VARIANT.maps > 0 else 0
     width = plain(resize.x.size)
     image, count, first = image_of_program(matching, sizes, BLOCK.images)
@@ -244,12 +257,12 @@ def pixels_kernel(
         element = tl.arange(0, CELLS)
         column = begin_x + element - (element // 32 + 1) * OVERLAP
         row = tl.where(column >= 0, column // (width + 1), -1)
-        # Before the first row there is nothing to read: its first lane takes what comes after it.
+        # There is nothing to read before the first row: clamp the column of its first lane.
         cell_x = tl.maximum(column, 0) % (width + 1) - 1
         matches = matched_rows(row, count, image, matching, sizes)
         layer, segment, index, query = matches
         counted = (query >= 0) & ((element % 32 > 0) | (OVERLAP == 0))
-        logits_ptr, members_ptr, offset = begins_of_rows(
+        logits_ptr, members_ptr, offset = row_pointers(
             logits, segments_ptr, matches, image, first, sizes, resize, VARIANT
         )
         size = tl.full([], plain(resize.y.size), tl.int64) * width
@@ -261,13 +274,13 @@ def pixels_kernel(
         elif VARIANT.maps == 1:
             maps = MapsOfRows(maps_ptr + offset, plane)
             target_pixels = tl.full([], resize.y.target_size, tl.float32) * resize.x.target_size
-            map_weights = coefficients(
+            map_weights = map_coefficients(
                 grad_losses, layer, image, segment, index, query >= 0, target_pixels
             )
         rows = Rows(logits_ptr, logits.pixel_stride, members_ptr, segment)
         columns = Columns(cell_x, counted & (cell_x >= 0))
         lines = lines_of_program(resize.y, OVERLAP)
-        sums, share = walk(rows, columns, maps, lines, resize, focal, map_weights, VARIANT)
+        sums, share = walk_down(rows, columns, maps, lines, resize, focal, map_weights, VARIANT)
         if VARIANT.sums:
             chunk = index * tl.num_programs(1) + tl.program_id(1)
             sums_ptr = partial_ptr + chunk * (4 * (width + 1)) + cell_x + 1
@@ -288,9 +301,9 @@ def totals_kernel(
     target_pixels,
     BLOCK: tl.constexpr,
 ):
-    """`focal` and `dice [L, B, T]`, `sums [L, B, T, 3]`; zeros where nothing is matched.
+    """`focal` and `dice [L, B, T]`, and `sums [L, B, T, 3]`; 0 for a segment without a query.
 
-    `entries`: of each sum of a row in `partial`, `columns` at a time.
+    Each of the four sums of a row has `entries` = chunks · columns partial sums.
     """
     index = tl.program_id(0)
     segment = index % plain(sizes.max_count)
@@ -298,7 +311,7 @@ def totals_kernel(
     query = tl.load(matching.assignment_ptr + index)
     count = tl.load(matching.counts_ptr + image)
     matched = (query >= 0) & (query < sizes.queries) & (segment < count)
-    focal, miss, signed, target = 0.0, 0.0, 0.0, 0.0
+    focal, one_minus_pt, signed, target = 0.0, 0.0, 0.0, 0.0
     if matched:
         zero = tl.zeros([BLOCK], tl.float32)
         s0, s1, s2, s3 = zero, zero, zero, zero
@@ -311,8 +324,8 @@ def totals_kernel(
             s1 += tl.load(entry_ptr + columns, mask=inside, other=0.0)
             s2 += tl.load(entry_ptr + 2 * columns, mask=inside, other=0.0)
             s3 += tl.load(entry_ptr + 3 * columns, mask=inside, other=0.0)
-        focal, miss, signed, target = tl.sum(s0), tl.sum(s1), tl.sum(s2), tl.sum(s3)
-    both = target - 0.5 * (miss - signed)
+        focal, one_minus_pt, signed, target = tl.sum(s0), tl.sum(s1), tl.sum(s2), tl.sum(s3)
+    both = target - 0.5 * (one_minus_pt - signed)
     sigmoid = target + signed
     tl.store(focal_ptr + index, focal * LN_2 / target_pixels)
     tl.store(dice_ptr + index, tl.where(matched, dice_loss(both, sigmoid, target), 0.0))
@@ -331,11 +344,11 @@ def combine_kernel(
     BLOCK: tl.constexpr,
     IMAGES: tl.constexpr,
 ):
-    """`grad_logits [L, rows, h·w]` of matched segments from their three maps."""
+    """`grad_logits [L, rows, h·w]` of matched segments: the linear combination of their maps."""
     image, count, first = image_of_program(matching, sizes, IMAGES)
     layer, segment, index, query = matched_rows(tl.program_id(1), count, image, matching, sizes)
     if query >= 0:
-        of_focal, of_members, of_all = coefficients(
+        of_focal, of_members, of_all = map_coefficients(
             grad_losses, layer, image, segment, index, True, target_pixels
         )
         plane = tl.full([], sizes.layers, tl.int64) * plain(sizes.num_segments) * pixels

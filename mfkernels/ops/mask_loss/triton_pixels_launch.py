@@ -1,4 +1,4 @@
-"""Launches of the kernels at target pixels: sums, maps and gradients of logits."""
+"""Launches of the kernels at target pixels: sums, maps and gradients with respect to the logits."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from mfkernels.triton.math import images_at_once
 from mfkernels.triton.tensors import stored_segments
 
 CELLS_OF_A_PROGRAM = 128
-"""Of a row: one per thread, so that a lane can ask the lane before."""
+"""One cell per thread, so that a lane gets its neighbour's share with one warp shuffle."""
 MASK_ROWS_OF_A_PROGRAM = 64
 CELLS_OF_MEMBERS = 256
-PIXELS_OF_A_COMBINATION = 2048
+COMBINE_BLOCK = 2048
 REGISTERS = 96
+"""The largest number of registers per thread of `pixels_kernel`."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Masks and targets as the kernels read them, and the arguments that launches share."""
+    """Targets and sizes in the form that the kernels need; the arguments that launches share."""
 
     segments: Tensor
-    """int16 `[B, H, W]` or uint8 `[N, H, W]`."""
+    """Label map `[B, H, W]` int16, or masks `[N, H, W]` uint8."""
     matching: Matching
     resize: Resize
     focal: FocalParameters
     variant: Variant
     rows: int
-    """The most matched segments of an image, all layers together."""
+    """The largest number of matched segments of an image, in all layers together."""
     images: int
     num_segments: int
-    """Of all images."""
+    """The number of segments in all images."""
 
     @classmethod
     def of(cls, given: Inputs, height: int, width: int) -> Pixels:
@@ -80,12 +81,12 @@ class Pixels:
 
     @property
     def images_at_once(self) -> int:
-        """Whose segments a program counts at a time."""
+        """The number of images whose counts a program loads at a time."""
         return images_at_once(self.images)
 
     @property
     def pixels(self) -> int:
-        """Of a mask."""
+        """The number of pixels of a mask."""
         return self.resize.y.size * self.resize.x.size
 
     @property
@@ -94,7 +95,7 @@ class Pixels:
 
     @functools.cached_property
     def segments_of_cells(self) -> Tensor:
-        """`members [N, h+1, w+1]` where there are 4 x 4 pixels in a cell, else `segments`."""
+        """The bits of `members_kernel` if a cell has 4 x 4 target pixels, otherwise `segments`."""
         if not self.variant.four:
             return self.segments
         height, width = self.resize.y.size + 1, self.resize.x.size + 1
@@ -114,14 +115,14 @@ class Pixels:
         return members
 
     def partial_sums(self, *, maps: bool) -> Tensor:
-        """New memory for `[L, B, T, chunks, 4, w+1]`."""
+        """Allocate partial sums `[L, B, T, chunks, 4, w+1]`."""
         assignment = self.matching.assignment_ptr
         chunks = self._chunks(maps)
         shape = (*assignment.shape, chunks, 4, self.resize.x.size + 1)
         return assignment.new_empty(shape, dtype=torch.float32)
 
     def _chunks(self, maps: bool) -> int:
-        """Into how many parts the rows of cells are cut."""
+        """The number of programs that share the lines of cells of an image."""
         return cdiv(self.resize.y.size + (0 if maps else 1), MASK_ROWS_OF_A_PROGRAM)
 
     def launch(
@@ -134,10 +135,13 @@ class Pixels:
         maps: Tensor | None = None,
         grad_losses: GradLosses | None = None,
     ) -> None:
-        """Fill a group's part of `partial`, and of `maps`: with `grad_losses`, the gradient."""
+        """Fill the parts of `partial` and `maps` that belong to a group of images.
+
+        With `grad_losses`, `maps` is the gradient with respect to the logits.
+        """
         warps = CELLS_OF_A_PROGRAM // 32
         cells = CELLS_OF_A_PROGRAM - (0 if maps is None else warps)
-        asked = 0 if maps is None else 3 if grad_losses is None else 1
+        num_maps = 0 if maps is None else 3 if grad_losses is None else 1
         launcher.launch(
             pixels_kernel,
             (
@@ -154,7 +158,7 @@ class Pixels:
             sizes=sizes.as_argument(),
             resize=self.resize.as_argument(),
             focal=self.focal,
-            VARIANT=self.variant._replace(sums=partial is not None, maps=asked),
+            VARIANT=self.variant._replace(sums=partial is not None, maps=num_maps),
             BLOCK=Block(CELLS_OF_A_PROGRAM, self.images_at_once),
             num_warps=warps,
             maxnreg=REGISTERS,
@@ -183,10 +187,10 @@ class Pixels:
     def launch_combination(
         self, maps: Tensor, grad_losses: GradLosses, grad_logits: Tensor, sizes: Sizes, images: int
     ) -> None:
-        """Fill the gradients `[L, rows, h·w]` of the logits of a group's matched segments."""
+        """Fill the gradients `[L, rows, h·w]` with respect to a group's matched logits."""
         launcher.launch(
             combine_kernel,
-            (cdiv(self.pixels, PIXELS_OF_A_COMBINATION), self.rows, images),
+            (cdiv(self.pixels, COMBINE_BLOCK), self.rows, images),
             maps_ptr=maps,
             matching=self.matching,
             grad_losses=grad_losses,
@@ -194,14 +198,14 @@ class Pixels:
             sizes=sizes.as_argument(),
             target_pixels=float(self.target_pixels),
             pixels=self.pixels,
-            BLOCK=PIXELS_OF_A_COMBINATION,
+            BLOCK=COMBINE_BLOCK,
             IMAGES=self.images_at_once,
             num_warps=4,
         )
 
 
 def _in_pairs(segments: Tensor) -> Tensor:
-    """Two pixels as one integer of twice the size; copied only if they lie at odd addresses."""
+    """View pairs of pixels as integers of twice the size; copy only if they are misaligned."""
     pairs = torch.int32 if segments.dtype == torch.int16 else torch.int16
     if segments.storage_offset() % 2:
         segments = segments.clone()

@@ -1,4 +1,4 @@
-"""A call of the mask loss as its kernels read it, and how it is cut into groups of images."""
+"""The inputs of the mask loss as its kernels need them, and the split into groups of images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mfkernels.ops.mask_loss.triton_product_kernels import Matching, ProductSize
 from mfkernels.triton.tensors import check_floats, with_flat_pixels
 
 WORKSPACE = 1 << 25
-"""Elements of a workspace of logits or gradients (128 MiB), or half of those of the pixel features,
-if these are more; a larger batch goes in groups of images.
+"""The largest workspace of logits or gradients in elements (128 MiB), or half the size of the pixel
+features, if that is more. A batch that needs more is processed in groups of images.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors of a call as kernels read them, and the arguments that launches share."""
+    """The tensors of a call in the form that kernels need; the arguments that launches share."""
 
     embed: Tensor
     """Embeddings, or dense logits."""
@@ -63,19 +63,20 @@ class Problem:
 
     @property
     def rows(self) -> int:
-        """The most matched segments of an image, all layers together."""
+        """The largest number of matched segments of an image, in all layers together."""
         return self.sizes.layers * self.sizes.max_count
 
     @property
     def pixels(self) -> int:
-        """Of a mask."""
+        """The number of pixels of a mask."""
         return self.at_pixels.pixels
 
     def groups(self) -> Iterator[tuple[Sizes, int]]:
-        """The sizes of each group of images, and how many images it has.
+        """Yield the sizes and the number of images of each group of images.
 
-        All images together, if the segments that there are fit into a workspace. A group of some
-        has room for the most segments of an image in each, as only the device knows how many.
+        If the N segments of the batch fit the workspace, all images are one group. Otherwise, each
+        image of a group gets room for `max_count` segments, as only the device knows how many it
+        has.
         """
         sizes, images, pixels = self.sizes, self.sizes.images, max(self.pixels, 1)
         features = 0 if self.features is None else self.features.numel()
@@ -90,7 +91,7 @@ class Problem:
             yield sizes._replace(first_image=first, layer_rows=rows, packed=0), size
 
     def arguments(self, sizes: Sizes) -> dict[str, Any]:
-        """What all products over a group of images are told."""
+        """The arguments that all matrix products of a group of images share."""
         return {
             "matching": self.matching,
             "sizes": self.product_sizes(sizes),
@@ -103,6 +104,6 @@ class Problem:
         )
 
     def workspace(self, sizes: Sizes) -> Tensor:
-        """New memory for `[L, rows, h·w]` of a group."""
+        """Allocate the logits or gradients `[L, rows, h·w]` of a group."""
         shape = (sizes.layers, sizes.layer_rows, self.pixels)
         return self.matching.assignment_ptr.new_empty(shape, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Products of the mask loss: matched rows of embeddings, or their gradients, and the features."""
+"""Matrix products of the mask loss: logits of matched queries, and gradients of both factors."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -22,8 +22,9 @@ from mfkernels.triton.math import (
 from mfkernels.triton.products import add_product
 
 SEGMENTS = tl.constexpr(32)
+"""How many segments are searched at a time for those that a query is matched to."""
 SPLITS = tl.constexpr(8)
-"""How many are read together where results of splits are added."""
+"""How many splits are loaded at a time when partial sums are added up."""
 
 
 class Matching(NamedTuple):
@@ -36,7 +37,7 @@ class Matching(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a launch for the group of images from `first_image`."""
+    """The sizes of a launch for the group of images that starts at `first_image`."""
 
     first_image: int
     images: int
@@ -44,21 +45,21 @@ class Sizes(NamedTuple):
     queries: int
     max_count: int
     num_segments: int
-    """Of all images."""
+    """The number of segments in all images."""
     layer_rows: int
-    """Rows of a layer in workspaces `[L, rows, h·w]`: the segments of all images one after the
-    other, or `max_count` for each image of the group."""
+    """Rows per layer in workspaces `[L, rows, h·w]`: if `packed`, the segments of all images
+    without gaps, otherwise `max_count` rows for each image of the group."""
     packed: int
-    """1 or 0: the first of both."""
+    """1 or 0."""
 
     def as_argument(self) -> Sizes:
-        """As kernels take it: `plain` gives them what varies from batch to batch."""
+        """Return the argument of kernels, which decode what varies by batch with `plain`."""
         varying = ("first_image", "max_count", "num_segments", "layer_rows", "packed")
         return self._replace(**{name: unspecialized(getattr(self, name)) for name in varying})
 
 
 class ProductSizes(NamedTuple):
-    """`Sizes`, and those of embeddings and masks."""
+    """`Sizes`, and the numbers of channels and of mask pixels."""
 
     first_image: int
     images: int
@@ -73,24 +74,27 @@ class ProductSizes(NamedTuple):
 
 
 class ProductBlock(NamedTuple):
-    """How many of each a program takes at a time."""
+    """The tile of a matrix product."""
 
     rows: int
     channels: int
     pixels: int
     more_rows: int = 0
-    """A second tile of rows for the same features, as tiles must be powers of 2."""
+    """Rows of a second tile that uses the same features: 64 + 16 rows pad less than 128, and the
+    sizes of tiles must be powers of 2."""
     pixels_of_split: int = 0
+    """The pixels that one program sums over, if they are the reduction axis."""
 
 
 @triton.jit
 def matched_rows(row, count, image, matching, sizes):
-    """Layer, segment, index in `[L, B, T]` and query of rows of an image; query −1 for none.
+    """Layer, segment, index in `[L, B, T]` and query (−1: none) of rows of an image.
 
     The rows of an image are its segments in the first layer, then those in the second, and so on.
     """
     inside = (row >= 0) & (row < sizes.layers * count)
-    # Exact for fewer than 2²⁰ rows, in a third of the instructions of an integer division.
+    # A division in float32, exact below 2²⁰ rows, takes a third of the instructions of an integer
+    # division.
     count = tl.maximum(count, 1)
     layer = ((row.to(tl.float32) + 0.5) * (1.0 / count.to(tl.float32))).to(tl.int32)
     segment = row - layer * count
@@ -101,9 +105,9 @@ def matched_rows(row, count, image, matching, sizes):
 
 @triton.jit
 def image_of_program(matching, sizes, IMAGES: tl.constexpr):
-    """The image of this program, whose third index is that in the group.
+    """The image of this program, the number of its segments, and the index of its first segment.
 
-    Also how many segments it has, and the index of its first one among all.
+    The third program id is the index of the image in the group.
     """
     image = plain(sizes.first_image) + tl.program_id(2)
     count, first = segments_of_image(matching.counts_ptr, image, IMAGES)
@@ -112,15 +116,15 @@ def image_of_program(matching, sizes, IMAGES: tl.constexpr):
 
 @triton.jit
 def packed_index(layer, segment, first, sizes):
-    """Index in `[L, N]` of segments of an image, whose first one is `first` of N."""
+    """Index in `[L, N]` of segments of an image whose first segment has the index `first`."""
     return (layer * plain(sizes.num_segments) + (first + segment)).to(tl.int64)
 
 
 @triton.jit
 def workspace_index(layer, segment, first, sizes):
-    """The same in workspaces, of the image of this program."""
-    of_group = tl.program_id(2) * plain(sizes.max_count)
-    origin = tl.where(plain(sizes.packed) == 1, first, of_group)
+    """Index in a workspace `[L, rows]` of segments of this program's image."""
+    in_group = tl.program_id(2) * plain(sizes.max_count)
+    origin = tl.where(plain(sizes.packed) == 1, first, in_group)
     return (layer * plain(sizes.layer_rows) + (origin + segment)).to(tl.int64)
 
 
@@ -135,9 +139,10 @@ def logits_kernel(
     BLOCK: tl.constexpr,
     IMAGES: tl.constexpr,
 ):
-    """`logits [L, rows, h·w]` of matched segments; the rest is not written.
+    """`logits [L, rows, h·w]` of matched segments; other rows are not written.
 
-    Pixels are the rows of the product, so that planes of features stay in registers.
+    The product is transposed, with pixels as its rows, so that the features are its left factor:
+    they are split into planes in registers, from where Hopper reads only a left factor.
     """
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
@@ -185,9 +190,9 @@ def grad_embed_kernel(
     BLOCK: tl.constexpr,
     IMAGES: tl.constexpr,
 ):
-    """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ over one split of the pixels.
+    """`partial [splits, L, B, T, C]`: grad_logits · featuresᵀ, summed over one split of the pixels.
 
-    Channels are the rows of the product, so that planes of features stay in registers.
+    The product is transposed, with channels as its rows, for the same reason as in `logits_kernel`.
     """
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_C: tl.constexpr = BLOCK.channels
@@ -230,14 +235,14 @@ def grad_embed_kernel(
 
 @triton.jit
 def is_matched(query, segment, count, first, matching):
-    """Which segments of an image, whose own are from `first` on, a query is matched to."""
+    """Which segments of an image a query is matched to; `first`: its offset in the assignment."""
     found = tl.load(matching.assignment_ptr + first + segment, mask=segment < count, other=-1)
     return found == query
 
 
 @triton.jit
 def next_matched(matched, segment, count):
-    """The first segment that is matched, and which ones are besides."""
+    """The first matched segment, and the mask without it."""
     first = tl.min(tl.where(matched, segment, count))
     return first, matched & (segment != first)
 
@@ -246,7 +251,7 @@ def next_matched(matched, segment, count):
 def grad_embed_sum_kernel(
     partial_ptr, matching, grad_embed_ptr, sizes, splits, BLOCK_C: tl.constexpr
 ):
-    """`grad_embed [L, B, Q, C]`: the partial sums of the segments that each query is matched to."""
+    """`grad_embed [L, B, Q, C]`: the sum over splits, and over the segments of each query."""
     queries, channels, max_count = sizes.queries, sizes.channels, plain(sizes.max_count)
     layer, query = tl.program_id(0) // queries, tl.program_id(0) % queries
     image, images = tl.program_id(2), tl.num_programs(2)
@@ -255,7 +260,8 @@ def grad_embed_sum_kernel(
     rows_of_split = tl.full([], sizes.layers, tl.int64) * images * max_count
     layer_image = layer.to(tl.int64) * images + image
     total = tl.zeros([BLOCK_C], tl.float32)
-    # Segments, and then splits, are read many at a time; most queries are matched to none.
+    # Blocks of segments are searched at once, because most queries are matched to none; blocks of
+    # splits are loaded at once to overlap their latencies.
     for start in range(0, count, SEGMENTS):
         candidate = start + tl.arange(0, SEGMENTS)
         matched = is_matched(query, candidate, count, layer_image * max_count, matching)
@@ -282,7 +288,7 @@ def grad_features_kernel(
     BLOCK: tl.constexpr,
     IMAGES: tl.constexpr,
 ):
-    """`grad_features [B, C, h·w]`: embedᵀ · grad_logits over the rows of each image."""
+    """`grad_features [B, C, h·w]`: embedᵀ · grad_logits, summed over the rows of each image."""
     BLOCK_C: tl.constexpr = BLOCK.channels
     BLOCK_P: tl.constexpr = BLOCK.pixels
     channels, pixels = sizes.channels, sizes.pixels
@@ -312,14 +318,14 @@ def grad_features_kernel(
 def scatter_kernel(
     grad_matched_ptr, matching, grad_logits_ptr, sizes, BLOCK: tl.constexpr, IMAGES: tl.constexpr
 ):
-    """`grad_logits [L, B, Q, h·w]`: the sum over the segments that each query is matched to."""
+    """`grad_logits [L, B, Q, h·w]` of dense logits: the sum over the segments of each query."""
     queries, pixels, max_count = sizes.queries, sizes.pixels, plain(sizes.max_count)
     layer, query = tl.program_id(1) // queries, tl.program_id(1) % queries
     image, count, first = image_of_program(matching, sizes, IMAGES)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer_image = layer.to(tl.int64) * sizes.images + image
     total = tl.zeros([BLOCK], tl.float32)
-    # Segments are read many at a time; most queries are matched to none.
+    # Blocks of segments are searched at once, because most queries are matched to none.
     for start in range(0, count, SEGMENTS):
         candidate = start + tl.arange(0, SEGMENTS)
         matched = is_matched(query, candidate, count, layer_image * max_count, matching)

@@ -1,4 +1,4 @@
-"""Launches of the products of the mask loss."""
+"""Launches of the matrix products of the mask loss, and the choice of their tiles."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PIXELS_OF_A_SPLIT = 2048
 
 
 class Tile(NamedTuple):
-    """What a program takes, its warps, and how many steps of its loop are under way."""
+    """A tile with its launch options: warps per program, and stages of the software pipeline."""
 
     block: ProductBlock
     warps: int
     stages: int
     registers: int | None = None
-    """The most of a thread, where the compiler would take so many that fewer programs fit."""
+    """The limit per thread, where the compiler would use so many that occupancy drops."""
 
 
 class Tiles(NamedTuple):
-    """Where features, or embeddings, are in half precision as they are, and where in planes."""
+    """The tiles for factors in half precision, and for factors that are split into planes."""
 
     half: Tile
     single: Tile
@@ -58,8 +58,9 @@ FROM_SHARED_MEMORY = {
         single=Tile(ProductBlock(rows=64, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""For matrix units that take factors from there. Tiles of `single` logits and gradients of
-embeddings spill some registers; with 8 warps they do not, and take 1.1 to 1.2 times as long."""
+"""For GPUs whose matrix units read factors from shared memory. The `single` tiles of the logits and
+of the gradient of the embeddings spill some registers; with 8 warps, they would not, but take 1.1
+to 1.2 times as long."""
 
 FROM_REGISTERS = {
     "logits": Tiles(
@@ -75,18 +76,19 @@ FROM_REGISTERS = {
         single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""Few enough of them, and at most 99 KB of shared memory."""
+"""For GPUs whose matrix units read factors from registers: small enough not to spill, and with at
+most 99 KB of shared memory."""
 
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
-"""Without units for these products: few registers, and little shared memory."""
+"""For GPUs without matrix units for these products; uses few registers and little shared memory."""
 HALF_IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=32, pixels=32), warps=8, stages=1)
-"""The same of factors in half precision, which take registers more to be widened."""
+"""The same for factors in half precision; converting them to float32 takes more registers."""
 
 
 def tile_of(
     product: str, planes: Planes, problem: Problem, pixels_of_split: int = 0
 ) -> tuple[ProductBlock, dict[str, int]]:
-    """A tile as an argument, and as options of the compiler."""
+    """Choose the tile of a matrix product: the kernel argument and the launch options."""
     generation = devices.gpu_of(problem.embed.device).generation
     factors = generation.factors
     tiles = (FROM_SHARED_MEMORY if factors == "shared memory" else FROM_REGISTERS)[product]
@@ -94,10 +96,10 @@ def tile_of(
     if planes.a > 0 and factors is not None:
         tile = tiles.single if planes.a > 1 or planes.order == 2 else tiles.half
         rows = tile.block.rows
-        if product == "grad_features":  # whose steps are over rows
+        if product == "grad_features":  # rows are the reduction axis
             rows = min((rows, 32), key=lambda size: padded(problem.rows, size))
             tile = tile._replace(block=tile.block._replace(rows=rows))
-        elif generation.copies_asynchronously:  # else what is loaded takes registers, too
+        elif generation.copies_asynchronously:  # otherwise, loads take too many registers as well
             more_rows = min((0, 16), key=lambda more: padded(problem.rows, rows + more))
     block = tile.block._replace(more_rows=more_rows, pixels_of_split=pixels_of_split)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
@@ -105,17 +107,17 @@ def tile_of(
 
 
 def padded(rows: int, tile: int) -> int:
-    """How many rows tiles have that hold as many as these."""
+    """The number of rows, rounded up to whole tiles."""
     return cdiv(rows, tile) * tile
 
 
 def splits_of(problem: Problem) -> int:
-    """Into how many parts a product over all pixels is cut."""
+    """The number of splits of a product whose reduction axis is the pixels (split-K)."""
     return cdiv(problem.pixels, PIXELS_OF_A_SPLIT)
 
 
 def launch_logits(problem: Problem, sizes: Sizes, group: int) -> Predictions:
-    """Logits of the matched segments of a group; dense ones are there already."""
+    """Compute the logits of a group's matched segments; dense logits are returned as they are."""
     if problem.features is None:
         return Predictions.of(problem.embed, dense=True)
     logits = problem.workspace(sizes)
@@ -136,14 +138,14 @@ def launch_logits(problem: Problem, sizes: Sizes, group: int) -> Predictions:
         **problem.arguments(sizes),
         **options,
     )
-    # Of a workspace only pixels are asked for.
+    # Kernels use only the pixel stride of a workspace; they compute row offsets themselves.
     return Predictions(logits, layer_stride=0, image_stride=0, query_stride=0, pixel_stride=1)
 
 
 def launch_scatter(
     problem: Problem, sizes: Sizes, grad_matched: Tensor, grad_logits: Tensor, group: int
 ) -> None:
-    """Fill a group's part of the gradients `[L, B, Q, h, w]` of dense logits."""
+    """Fill a group's part of the gradients `[L, B, Q, h, w]` with respect to dense logits."""
     launcher.launch(
         scatter_kernel,
         (cdiv(problem.pixels, 1024), sizes.layers * sizes.queries, group),

@@ -107,7 +107,7 @@ def matching_cost_unchecked(
     options: CostOptions,
 ) -> Tensor:
     """Compute `matching_cost` `[L, B, Q, T]` of checked arguments with a layer axis."""
-    # Detached: forward-mode derivatives go through `no_grad`.
+    # Detached, because `no_grad` does not stop forward-mode differentiation.
     class_logits, embed = class_logits.detach(), predictions.embed.detach()
     features = None if predictions.features is None else predictions.features.detach()
     with without_autocast(embed.device):

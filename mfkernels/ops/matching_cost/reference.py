@@ -25,7 +25,7 @@ def matching_cost(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """`[L, B, Q, T]`; 0 beyond an image's own segments, NaN for an impossible label."""
+    """The cost `[L, B, Q, T]`; 0 beyond an image's own segments, NaN for a label out of range."""
     layers, images = class_logits.shape[:2]
     size = (mask_embed if pixel_features is None else pixel_features).shape[-2:]
     dtype = result_dtype(class_logits, mask_embed, pixel_features)
@@ -39,9 +39,9 @@ def matching_cost(
             costs += [probability.new_zeros(class_logits.shape[2], targets.max_count)] * layers
             continue
         labels = targets.labels[offset : offset + count]
-        possible = (labels >= 0) & (labels < classes)
-        of_labels = probability[:, image, :, labels.clamp(0, classes - 1)].where(
-            possible, torch.nan
+        is_valid = (labels >= 0) & (labels < classes)
+        label_probability = probability[:, image, :, labels.clamp(0, classes - 1)].where(
+            is_valid, torch.nan
         )
         masks = nearest_masks(targets, image, size).flatten(1)
         for layer in range(layers):
@@ -49,13 +49,15 @@ def matching_cost(
             logits = logits_of_image(mask_embed[layer, image].to(dtype), features).flatten(1)
             focal = focal_cost(logits, masks.to(logits.dtype), alpha, gamma)
             dice = dice_cost(logits, masks.to(logits.dtype))
-            cost = mask_weight * focal - class_weight * of_labels[layer] + dice_weight * dice
+            cost = (
+                mask_weight * focal - class_weight * label_probability[layer] + dice_weight * dice
+            )
             costs.append(F.pad(cost, (0, targets.max_count - count)))
     return torch.stack(costs).unflatten(0, (images, layers)).transpose(0, 1).contiguous()
 
 
 def focal_cost(logits: Tensor, masks: Tensor, alpha: float, gamma: float) -> Tensor:
-    """`[Q, T]`: mean focal loss over the pixels of `[Q, P]` against `[T, P]`."""
+    """The mean focal loss `[Q, T]` over pixels of logits `[Q, P]` against masks `[T, P]`."""
     probability = logits.sigmoid()
     cross_entropy = functools.partial(F.binary_cross_entropy_with_logits, logits, reduction="none")
     positive = (1 - probability) ** gamma * cross_entropy(torch.ones_like(logits))
@@ -68,16 +70,19 @@ def focal_cost(logits: Tensor, masks: Tensor, alpha: float, gamma: float) -> Ten
 
 
 def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:
-    """`[Q, T]`: dice loss of `[Q, P]` against `[T, P]`, smoothed by +1 above and below."""
+    """The dice loss `[Q, T]` of logits `[Q, P]` against masks `[T, P]`.
+
+    1 is added to numerator and denominator.
+    """
     probability = logits.sigmoid()
     overlap = 2 * torch.einsum("qp,tp->qt", probability, masks) + 1
     return 1 - overlap / (probability.sum(1)[:, None] + masks.sum(1) + 1)
 
 
 def nearest_masks(targets: SegmentTargets, image: int, size: Sequence[int]) -> Tensor:
-    """`[T_b, h, w]` bool: masks of one image, subsampled as `F.interpolate(mode="nearest")` does.
+    """Masks `[T_b, h, w]` bool of one image, subsampled as `F.interpolate(mode="nearest")` does.
 
-    In float32 whatever the predictions are: the pixel chosen depends on the precision of the scale.
+    Always in float32, because the precision of the scale decides which pixel is the nearest.
     """
     if targets.label_map is None:
         masks = targets.dense_masks(image)[:, None].float()

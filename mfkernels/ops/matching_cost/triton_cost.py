@@ -1,8 +1,10 @@
-"""The second launch of the matching cost: partial sums become costs.
+"""The second kernel of the matching cost: it adds up partial sums and computes the costs.
 
-Outside of a segment the first one leaves differences: what all pixels lose as negatives, less what
-those of the segment do. Where that is much, a right pixel with a large logit would swallow the
-rest; then a program sums the losses of its rows again, inside and outside of segments apart.
+The first kernel has stored Σ f₋ over all pixels, and Σ (f₊ − f₋) over those of each segment. Their
+sum is the focal loss, but if Σ f₋ is large, it cancels: f₋ of a correctly predicted pixel with a
+large logit is in both terms, and its rounding error exceeds the losses of other pixels. In this
+case, a program computes the losses of its rows again and sums them separately inside and outside of
+segments.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -27,8 +29,8 @@ from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import MINUS_LOG2_E, plain, row_offset, segments_of_image
 
 LARGE = tl.constexpr(8.0)
-"""The mean loss of pixels as negatives above which differences are too coarse: the error of a
-focal cost is some 2⁻²² of it. Logits of 10 all over the image are needed for that."""
+"""The mean of f₋ above which differences are too inaccurate: the error of a focal cost is about
+2⁻²² of it. It takes logits of about 10 all over the image to get there."""
 
 
 class CostSizes(NamedTuple):
@@ -40,14 +42,14 @@ class CostSizes(NamedTuple):
     pixels: int
 
     def as_argument(self) -> CostSizes:
-        """As the kernel takes it: `plain` gives it `splits` and `max_count`."""
+        """Return the kernel's argument; it decodes `splits` and `max_count` with `plain`."""
         return self._replace(
             splits=unspecialized(self.splits), max_count=unspecialized(self.max_count)
         )
 
 
 class CostWeights(NamedTuple):
-    """By which the terms of the cost are multiplied."""
+    """The weights of the three terms of the cost."""
 
     class_weight: float
     mask_weight: float
@@ -55,7 +57,7 @@ class CostWeights(NamedTuple):
 
 
 class CostBlock(NamedTuple):
-    """How many of each a program of the second kernel takes at a time."""
+    """Block sizes of the second kernel."""
 
     rows: int
     segments: int
@@ -65,7 +67,11 @@ class CostBlock(NamedTuple):
 
 @triton.jit
 def sums_of_splits(partial, image, row, t, count, sizes, BLOCK: tl.constexpr):
-    """`gain` and `sigmoid [rows, segments]`, both over all pixels `[rows]`, `area [segments]`."""
+    """Add up the partial sums of all splits (see `PartialSums`).
+
+    Returns Σ (f₊ − f₋) and Σ s over the pixels of each segment, `[rows, segments]`; Σ f₋ and Σ s
+    over all pixels, `[rows]`; and the areas of segments, `[segments]`.
+    """
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_T: tl.constexpr = BLOCK.segments
     images, max_count = tl.num_programs(2), plain(sizes.max_count)
@@ -90,10 +96,10 @@ def sums_of_splits(partial, image, row, t, count, sizes, BLOCK: tl.constexpr):
 
 @triton.jit
 def probabilities(row_ptr, label, inside, classes, BLOCK: tl.constexpr):
-    """`[rows, segments]`: softmax of the logits of a row, for a label; NaN for an invalid one."""
+    """Softmax probabilities of labels `[rows, segments]`; NaN for a label that is out of range."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_K: tl.constexpr = BLOCK.classes
-    # One maximum and one sum for each column of the tile, joined after the loops.
+    # The loops keep one maximum and one sum per column of the tile; they are reduced afterwards.
     largest = tl.full([BLOCK_R, BLOCK_K], float("-inf"), tl.float32)
     for start in range(0, classes, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -106,10 +112,10 @@ def probabilities(row_ptr, label, inside, classes, BLOCK: tl.constexpr):
         x = tl.load(row_ptr[:, None] + k[None, :], (k < classes)[None, :], float("-inf"))
         total += tl.exp(x.to(tl.float32) - largest[:, None])
     total = tl.sum(total, 1)
-    possible = (label >= 0) & (label < classes - 1)
-    x = tl.load(row_ptr[:, None] + label[None, :], inside & possible[None, :], 0.0)
+    is_valid = (label >= 0) & (label < classes - 1)
+    x = tl.load(row_ptr[:, None] + label[None, :], inside & is_valid[None, :], 0.0)
     probability = tl.exp(x.to(tl.float32) - largest[:, None]) / total[:, None]
-    return tl.where(possible[None, :], probability, float("nan"))
+    return tl.where(is_valid[None, :], probability, float("nan"))
 
 
 @triton.jit
@@ -140,8 +146,8 @@ def cost_kernel(
         partial, image, row, t, count, sizes, BLOCK
     )
 
-    # NaN stays as it is. What follows is no function: Triton 3.6 loses the constants of tuples in
-    # tuples that are handed on.
+    # NaN fails the comparison, so that it is kept. This is not a function of its own, because
+    # Triton 3.6 loses the constants in nested tuples that are passed to functions.
     if tl.max(tl.where(all_negative > sizes.pixels * LARGE, 1, 0)) > 0:
         factors, of_masks, focal = masks.factors, masks.sizes, masks.focal
         embed, features = factors.embed, factors.features
@@ -159,10 +165,10 @@ def cost_kernel(
             blocks = tl.cdiv(sizes.pixels, PIXELS_OF_A_SCALE)
             scales_ptr = factors.features_scales_ptr + image * blocks
         index = tl.arange(0, BLOCK_P)
-        turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
+        permuted_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
         sums = tl.zeros([BLOCK_R, BLOCK_T], tl.float32)
         for start in range(0, sizes.pixels, BLOCK_P):
-            p = start + turned_index
+            p = start + permuted_index
             is_pixel = p < sizes.pixels
             width = plain(of_masks.width)
             position = (p // width, p % width)
@@ -181,13 +187,14 @@ def cost_kernel(
             )
             y = logits * (scale * MINUS_LOG2_E)[:, None]
             _, positive, negative = focal_maps(y, focal, VARIANT.square)
-            # Tensor cores round sums towards zero, which adds up; so they sum a block alone.
+            # Tensor cores round sums towards zero, and such errors accumulate; so they sum up only
+            # one block, and blocks are added outside.
             more = add_sums(tl.zeros([BLOCK_R, BLOCK_T], tl.float32), positive, members)
             sums += add_sums(more, negative, is_pixel[:, None].to(tl.float32) - members)
         gain = sums * focal.scale
         all_negative = tl.zeros([BLOCK_R], tl.float32)
 
-    # Rows beyond the last one repeat it, and are not stored.
+    # Clamp rows beyond the last one, so that loads are in bounds; they are not stored.
     row = tl.minimum(row, sizes.rows - 1)
     row_index = ((row // queries).to(tl.int64) * tl.num_programs(2) + image) * queries
     row_index += row % queries

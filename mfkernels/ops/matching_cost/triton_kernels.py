@@ -1,12 +1,12 @@
-"""The matching cost in two launches, of which this is the first; logits live in registers only.
+"""The first of two kernels of the matching cost; logits exist in registers only.
 
-A program takes some rows (a row is a query of a layer) of one image and one of
-the splits of its pixels. It forms a tile of logits, two maps of it, and multiplies those with the
-tile's segments, which are zeros and ones. Splits leave partial sums; the second kernel, of
-`triton_cost`, adds them in a fixed order and forms the cost.
+A program processes a block of rows (a row is a query of a layer) of one image, and one split of its
+pixels. For each block of pixels, it computes a tile of logits, applies the sigmoid and the focal
+terms elementwise, and multiplies the results with the one-hot segments of the pixels. Splits store
+partial sums; the second kernel (`triton_cost`) adds them up in a fixed order and computes the cost.
 
-What passes between a product and the next one stays in the registers where it is: the maps are
-factors in TF32, in two parts each, and their columns are only named anew (`turned`).
+The results of the first product are used as left factors of the second one without leaving their
+registers: in TF32, in two parts each, with their columns only relabelled (`to_operand_layout`).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -38,12 +38,14 @@ from mfkernels.triton.math import (
 
 
 class PartialSums(NamedTuple):
-    """What this kernel leaves for the second one."""
+    """What this kernel stores for the second one."""
 
     sums_ptr: Tensor
-    """`[splits, B, rows, 2 T + 2]`: f₊−f₋ in each segment, f₋ everywhere, then s likewise."""
+    """`[splits, B, rows, 2 T + 2]`: Σ (f₊ − f₋) over each segment and Σ f₋ over all pixels; then
+    Σ s over each segment and over all pixels. s is the sigmoid of the logit, f₊ and f₋ are the
+    focal loss for a target of 1 and 0."""
     areas_ptr: Tensor
-    """`[splits, B, T]`: pixels of each segment."""
+    """`[splits, B, T]`: the number of pixels of each segment."""
 
 
 class Factors(NamedTuple):
@@ -52,12 +54,13 @@ class Factors(NamedTuple):
     embed: Predictions
     features: Features
     embed_scales_ptr: Tensor | int = 1
-    """`[B, rows]` and `[B, blocks]`: what factors in parts are to be multiplied by."""
+    """`[B, rows]` and `[B, blocks]`: the scales of factors that are split into parts; their product
+    must be applied to the logits."""
     features_scales_ptr: Tensor | int = 1
 
 
 class Sizes(NamedTuple):
-    """Rows are the queries of all layers."""
+    """The sizes of a call; rows are the queries of all layers."""
 
     rows: int
     queries: int
@@ -69,7 +72,7 @@ class Sizes(NamedTuple):
     max_count: int
 
     def as_argument(self) -> Sizes:
-        """As kernels take it: `plain` gives them the sizes of the mask and `max_count`."""
+        """Return the argument of kernels, which decode mask sizes and `max_count` with `plain`."""
         return self._replace(
             height=unspecialized(self.height),
             width=unspecialized(self.width),
@@ -78,19 +81,23 @@ class Sizes(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Pixels of the target per pixel of the mask."""
+    """The ratio of target size to mask size."""
 
     vertical: float
     horizontal: float
 
 
 class Focal(NamedTuple):
-    """`scale` · (`positive`² · f₊ − `negative` · f₋), in logarithms to base 2; and the exponent."""
+    """The parameters of the focal loss, as scale · (positive² · f₊ − negative · f₋).
+
+    f₊ and f₋ are without α here, and use logarithms to base 2, which `scale` converts.
+    """
 
     scale: float
     positive: float
+    """The square root of the weight, as it multiplies the base of the square."""
     negative: float
-    """The integer 1, a constant of the kernel, where this is the larger weight."""
+    """If this is the larger weight, the integer 1, which Triton makes a constant."""
     gamma: float
 
     @classmethod
@@ -106,7 +113,7 @@ class Focal(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Predicted masks, the segments and what the focal loss of one and the other needs."""
+    """Predicted masks and segments, and the parameters of the focal loss between them."""
 
     factors: Factors
     segments_ptr: Tensor
@@ -115,26 +122,28 @@ class Masks(NamedTuple):
     focal: Focal
 
     def as_argument(self) -> Masks:
-        """As kernels take them."""
+        """Return the argument of kernels."""
         return self._replace(sizes=self.sizes.as_argument())
 
 
 class Variant(NamedTuple):
-    """What the first kernel is compiled for, and the second one's reading of masks."""
+    """The cases that the kernels are specialised for."""
 
     factored: bool
     all_channels: bool
     """One block holds all channels."""
     whole_tiles: bool
-    """The pixels are a multiple of a block's."""
+    """The number of pixels is a multiple of the block size."""
     label_map: bool
     square: bool
+    """γ is 2."""
     parts: int
-    """How many float16 tensors each factor is the sum of, see `triton_parts`; 0: as it came."""
+    """The number of float16 tensors that each factor is split into, see `triton_parts`; 0: the
+    factors are used as they are."""
 
 
 class Block(NamedTuple):
-    """How many of each a program of the first kernel takes at a time."""
+    """Block sizes of the first kernel."""
 
     rows: int
     pixels: int
@@ -147,7 +156,7 @@ class Block(NamedTuple):
 
 @triton.jit
 def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
-    """Tiles of both parts of the embeddings; twice the same if they are in one part."""
+    """Tiles of both parts of the embeddings; if there is only one part, it is returned twice."""
     e = load_tile(row_ptr, c, embed.channel_stride, is_row, c < channels)
     if VARIANT.parts == 2:
         rest = load_tile(row_ptr + channels, c, embed.channel_stride, is_row, c < channels)
@@ -158,7 +167,7 @@ def load_embed(row_ptr, c, embed, is_row, channels, VARIANT: tl.constexpr):
 
 @triton.jit
 def add_product(x, e, features_ptr, c, channels, column, inside, features, VARIANT: tl.constexpr):
-    """`x` plus the product of embeddings and features of some channels."""
+    """`x` plus the product of a block of channels of embeddings and features."""
     channel_ptr = features_ptr + c.to(tl.int64) * features.channel_stride
     f = load_tile(channel_ptr, column, features.pixel_stride, c < channels, inside)
     x = tl.dot(e[0], f, x)
@@ -182,8 +191,12 @@ def logits_tile(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Logits `[rows, pixels]`, not scaled yet if the factors are in parts."""
-    # The pixels of both parts, a run of one and a run of the other in turn.
+    """Logits `[rows, pixels]`; if the factors are split into parts, still without their scales.
+
+    `e` holds the embeddings if one block holds all channels. `more` is False after the last block:
+    nothing is loaded then.
+    """
+    # Runs of pixels of the two parts of the features alternate in memory.
     COLUMNS: tl.constexpr = BLOCK.pixels * max(VARIANT.parts, 1)
     column = start * max(VARIANT.parts, 1) + tl.arange(0, COLUMNS)
     is_column = if_also(column >= 0, more) if VARIANT.parts > 0 else if_also(inside, more)
@@ -210,19 +223,22 @@ def logits_tile(
 
 
 @triton.jit
-def wrapped(row, column, sizes):
-    """Columns from the beginning of a row, and where those beyond its end are.
+def wrap_columns(row, column, sizes):
+    """Move columns beyond the end of a row to the rows that follow: new row and column.
 
-    Exact for rows below 2²⁰ pixels.
+    Exact for columns below 2²⁰.
     """
-    further = ((column.to(tl.float32) + 0.5) * (1.0 / plain(sizes.width))).to(tl.int32)
-    return row + further, column - further * plain(sizes.width)
+    rows = ((column.to(tl.float32) + 0.5) * (1.0 / plain(sizes.width))).to(tl.int32)
+    return row + rows, column - rows * plain(sizes.width)
 
 
 @triton.jit
 def load_segments(position, inside, t, count, segments_ptr, sizes, ratio, LABEL_MAP: tl.constexpr):
-    """At the nearest neighbours of pixels: labels `[pixels, 1]`, or masks `[pixels, segments]`."""
-    # In float32, as PyTorch does it.
+    """Targets at the nearest neighbours of mask pixels.
+
+    They are indices of segments `[pixels, 1]`, or masks `[pixels, segments]`.
+    """
+    # The position is computed in float32, as PyTorch does.
     target_y = (position[0].to(tl.float32) * ratio.vertical).to(tl.int32)
     target_x = (position[1].to(tl.float32) * ratio.horizontal).to(tl.int32)
     target_y = tl.minimum(target_y, sizes.target_height - 1)
@@ -239,9 +255,9 @@ def load_segments(position, inside, t, count, segments_ptr, sizes, ratio, LABEL_
 
 @triton.jit
 def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
-    """`[pixels, segments]`: 1 where a pixel lies in a segment, else 0.
+    """`[pixels, segments]` float32: 1 where a pixel belongs to a segment, otherwise 0.
 
-    The column after the last segment stands for the whole image.
+    The column after the last segment is 1 at all pixels, for sums over the whole image.
     """
     member = value.to(tl.int32) == t[None, :] if LABEL_MAP else value != 0
     return (member | (inside[:, None] & (t == max_count)[None, :])).to(tl.float32)
@@ -249,27 +265,29 @@ def members_of(value, inside, t, max_count, LABEL_MAP: tl.constexpr):
 
 @triton.jit
 def focal_maps(y, focal, SQUARE: tl.constexpr):
-    """sigmoid(x), weighted f₊ and weighted f₋ of y = −x log₂e, in logarithms to base 2."""
+    """sigmoid(x), weighted f₊ and weighted f₋ of y = −x log₂e, with logarithms to base 2."""
     e = exp2(tl.minimum(y, 62.0, propagate_nan=tl.PropagateNan.ALL))
     sigmoid = reciprocal_of_pairs(1.0 + e)
-    # What −log₂ of sigmoid(x) and of sigmoid(−x) are.
-    of_plus = tl.maximum(log2(1.0 + e), y)
-    of_minus = of_plus - y
+    # The cross-entropies −log₂ sigmoid(x) and −log₂ sigmoid(−x).
+    entropy_positive = tl.maximum(log2(1.0 + e), y)
+    entropy_negative = entropy_positive - y
     if SQUARE:
         other = focal.positive - focal.positive * sigmoid
         positive = other * other
         negative = sigmoid * sigmoid
     else:
-        positive = focal.positive * focal.positive * exp2(-focal.gamma * of_minus)
-        negative = exp2(-focal.gamma * of_plus)
-    return sigmoid, positive * of_plus, focal.negative * negative * of_minus
+        positive = focal.positive * focal.positive * exp2(-focal.gamma * entropy_negative)
+        negative = exp2(-focal.gamma * entropy_positive)
+    return sigmoid, positive * entropy_positive, focal.negative * negative * entropy_negative
 
 
 @triton.jit
-def turned(x):
-    """`x` with its columns in the order in which a tensor core's factor in float32 has them.
+def to_operand_layout(x):
+    """Relabel the columns of the result of a product so that it can be the factor of another one.
 
-    Of 8 columns a thread has two neighbours in a product, but two at a distance of 4 in a factor.
+    Of each 8 columns, a thread holds two adjacent ones of the result of a tensor-core product, but
+    two at a distance of 4 of a TF32 operand. With this permutation of the columns, values stay in
+    their registers; the other factor must have its rows permuted in the same way.
     """
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1]
@@ -277,15 +295,15 @@ def turned(x):
 
 
 @triton.jit
-def sums_of_threads(x):
-    """`[rows, 4]`: what each of the four threads that share a row of a product has of it."""
+def sum_by_thread(x):
+    """`[rows, 4]`: the sum over the elements of a row that each of its four threads holds."""
     return tl.sum(tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 8, 4, 2]), 3), 1)
 
 
 @triton.jit
 def add_sums(sums, x, members):
-    """`sums + x @ members`: zeros and ones are exact, and so are, to 22 bits, two parts of `x`."""
-    leading, rest = tf32_parts(turned(x))
+    """`sums + x @ members` in TF32: 0 and 1 are exact, and two parts of `x` hold 22 bits of it."""
+    leading, rest = tf32_parts(to_operand_layout(x))
     sums = tl.dot(leading, members, sums, input_precision="tf32")
     return tl.dot(rest, members, sums, input_precision="tf32")
 
@@ -318,7 +336,7 @@ def sums_kernel(
     VARIANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Partial sums over one split of the pixels, which `PartialSums` describes."""
+    """Partial sums over one split of the pixels; see `PartialSums`."""
     BLOCK_R: tl.constexpr = BLOCK.rows
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_T: tl.constexpr = BLOCK.segments
@@ -351,25 +369,27 @@ def sums_kernel(
     all_negative = tl.zeros([BLOCK_R, 4], tl.float32)
     area = tl.zeros([BLOCK_P, BLOCK_T], tl.float32)
     index = tl.arange(0, BLOCK_P)
-    turned_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
+    permuted_index = (index & -8) + 2 * (index & 3) + ((index >> 2) & 1)
     begin = split_index * BLOCK.pixels_of_split
     end = min(begin + BLOCK.pixels_of_split, pixels)
     row_y, row_x = begin // plain(sizes.width), begin % plain(sizes.width)
-    # The first turn has no pixels yet: no segment, and a logit so small that it counts as 0.
+    # The first iteration has no pixels yet: no segments, and such a negative logit that its sigmoid
+    # and focal terms vanish.
     segments = tl.full([BLOCK_P, COLUMNS], NONE, segments_ptr.dtype.element_ty)
     y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
-    # A turn reads what the next one needs, and forms its logits last, so that memory has time.
+    # Each iteration loads the segments of the next one first, and computes its logits last, which
+    # hides the latency of memory.
     for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
-        is_pixel = if_also(turned_index < pixels - start, start >= begin)
+        is_pixel = if_also(permuted_index < pixels - start, start >= begin)
         members = members_of(segments, is_pixel, t, plain(sizes.max_count), VARIANT.label_map)
         area += members
         after = start + BLOCK_P
-        is_pixel = turned_index < end - after
-        position = wrapped(row_y, row_x + turned_index, sizes)
+        is_pixel = permuted_index < end - after
+        position = wrap_columns(row_y, row_x + permuted_index, sizes)
         segments = load_segments(
             position, is_pixel, t, count, segments_ptr, sizes, ratio, VARIANT.label_map
         )
-        row_y, row_x = wrapped(row_y, row_x + BLOCK_P, sizes)
+        row_y, row_x = wrap_columns(row_y, row_x + BLOCK_P, sizes)
         scale = tl.full([BLOCK_R], 1.0, tl.float32)
         if VARIANT.parts > 0:
             block_scale = tl.load(scales_ptr + after // PIXELS_OF_A_SCALE, after < end, 0.0)
@@ -379,7 +399,7 @@ def sums_kernel(
         gain = positive - negative
         if not VARIANT.whole_tiles:
             negative = tl.where((index < pixels - start)[None, :], negative, 0.0)
-        all_negative += sums_of_threads(negative)
+        all_negative += sum_by_thread(negative)
         gain_sums = add_sums(gain_sums, gain, members)
         sigmoid_sums = add_sums(sigmoid_sums, sigmoid, members)
 

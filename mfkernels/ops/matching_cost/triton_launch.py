@@ -55,9 +55,9 @@ ROWS_OF_A_PARTS_PROGRAM = 64
 BITS_OF_A_LEADING_PART = 10
 FEW_SEGMENTS = 32
 MOST_RESIDENT_CHANNELS = 256
-"""With which the embeddings of a program stay in shared memory."""
+"""With at most so many channels, the embeddings of a program stay in shared memory."""
 LARGEST_BLOCK: int = PIXELS_OF_A_SCALE.value
-"""Pixels, and more than the bytes or elements that are copied at once."""
+"""The largest block of pixels. Sizes that it divides are also aligned for asynchronous copies."""
 ROWS_OF_A_COST_PROGRAM = 16
 SEGMENTS_OF_A_COST_PROGRAM = 16
 
@@ -65,10 +65,10 @@ SEGMENTS_OF_A_COST_PROGRAM = 16
 def matching_cost(*arguments: Any) -> Tensor:
     """The operator `mfkernels::matching_cost`: the cost `[L, B, Q, T]`, float32.
 
-    `class_logits [L, B, Q, K+1]`; `mask_embed [L, B, Q, C]` with `pixel_features [B, C, h, w]`, or
-    dense logits `[L, B, Q, h, w]` with none; `label_map [B, H, W]`, int16, or `masks [N, H, W]`,
-    bool; `labels [N]` and `counts [B]`, int64; T is `max_count`. The cost is 0 beyond an image's
-    own segments and NaN for a label outside [0, K).
+    Takes `class_logits [L, B, Q, K+1]`; `mask_embed [L, B, Q, C]` with `pixel_features
+    [B, C, h, w]`, or dense logits `[L, B, Q, h, w]` with None; `label_map [B, H, W]` int16 or
+    `masks [N, H, W]` bool; `labels [N]` and `counts [B]`, both int64. T is `max_count`. The cost is
+    0 beyond an image's own segments and NaN for a label outside [0, K).
     """
     given = Inputs(*arguments)
     check_floats("matching_cost", given.class_logits, given.mask_embed, given.pixel_features)
@@ -80,7 +80,7 @@ def matching_cost(*arguments: Any) -> Tensor:
     features = given.mask_embed if given.pixel_features is None else given.pixel_features
     pixels = features.shape[-2] * features.shape[-1]
     splits = cdiv(pixels, PIXELS_OF_A_SPLIT)
-    # New memory is never read before it was written: every program stores all of its part.
+    # Uninitialised memory is safe here: every program stores all of its part.
     partial = PartialSums(
         sums_ptr=cost.new_empty((splits, images, layers * queries, 2 * max_count + 2)),
         areas_ptr=cost.new_empty((splits, images, max_count)),
@@ -112,7 +112,7 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
     masks_block = prepared.plan.block._replace(
         rows=block.rows, segments=block.segments, pixels=16, stages=2
     )
-    # Few enough that nothing spills; see test_triton_compilation.py.
+    # Small enough that no registers spill; see test_triton_compilation.py.
     masks_block = masks_block._replace(channels=min(masks_block.channels, 64))
     launcher.launch(
         cost_kernel,
@@ -137,7 +137,7 @@ def _launch_cost(given: Inputs, prepared: _Prepared, partial: PartialSums, cost:
 
 
 class _Prepared(NamedTuple):
-    """What both kernels take."""
+    """The arguments that both kernels share."""
 
     masks: Masks
     variant: Variant
@@ -214,7 +214,11 @@ def _launch_sums(given: Inputs, prepared: _Prepared, partial: PartialSums) -> No
 
 
 def _number_of_parts(embed: Tensor, features: Tensor) -> int:
-    """0 for factors in half precision as they are, 1 for those or TF32, 2 for float32."""
+    """The number of float16 parts that factors are split into; see `Variant.parts`.
+
+    Half precision is used as it is (0), or copied to one aligned part. One part is as exact as
+    TF32, if the user allows it; float32 takes two.
+    """
     half = Product.of(embed, features).half
     if half and _copied_asynchronously(embed, features):
         return 0
@@ -222,10 +226,10 @@ def _number_of_parts(embed: Tensor, features: Tensor) -> int:
 
 
 def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
-    """Whether all tiles of the factors come to shared memory 16 bytes at a time, by themselves.
+    """Whether all tiles of the factors are copied to shared memory asynchronously (`cp.async`).
 
-    Else Triton 3.6 does not overlap these copies with the products, and then lets a product read
-    beyond its shared memory: wrong sums, on an H200.
+    The copies must be aligned to 16 bytes. Otherwise Triton 3.6 does not pipeline them, and then
+    generates a product that reads beyond its shared memory: wrong sums on an H200.
     """
     pixels = features.shape[-2] * features.shape[-1]
     sizes = (pixels, embed.shape[-1], *features.stride()[:2], features.data_ptr())
@@ -238,7 +242,7 @@ def _copied_asynchronously(embed: Tensor, features: Tensor) -> bool:
 
 
 def _split(factors: Factors, sizes: Sizes, images: int, parts: int) -> Factors:
-    """Both factors as sums of float16 tensors, in new memory as large as float32 takes."""
+    """Split both factors into float16 parts. With two parts, the copies are as large as float32."""
     embed, features = factors.embed.ptr, factors.features.ptr
     rows, channels, pixels = sizes.rows, sizes.channels, sizes.height * sizes.width
     blocks, run = cdiv(pixels, LARGEST_BLOCK), PIXELS_OF_A_RUN.value
@@ -276,19 +280,22 @@ def _split(factors: Factors, sizes: Sizes, images: int, parts: int) -> Factors:
 
 
 class Plan(NamedTuple):
-    """How the first kernel is launched."""
+    """The launch options of the first kernel."""
 
     block: Block
     registers: int
-    """Of a thread, at most."""
+    """The limit per thread."""
 
 
 def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, gpu: Gpu) -> Plan:
+    """Choose the block sizes; `few`: the targets are a label map with few segments per image."""
     on_hopper = gpu.generation.factors == "shared memory"
     segments = next((n for n in (16, FEW_SEGMENTS) if sizes.max_count < n), 64)
-    segments = min(segments, gpu.generation.most_sums)
-    # As many pixels as the registers hold without spilling; see test_triton_compilation.py.
-    many = gpu.generation.copies_asynchronously and (factored or gpu.generation.most_sums > 32)
+    segments = min(segments, gpu.generation.max_sum_columns)
+    # The largest block whose values fit the registers; see test_triton_compilation.py.
+    many = gpu.generation.copies_asynchronously and (
+        factored or gpu.generation.max_sum_columns > 32
+    )
     block = Block(
         rows=128,
         pixels=LARGEST_BLOCK if few and many else 16,
@@ -300,7 +307,7 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
     )
     resides = on_hopper or (parts < 2 and gpu.generation.copies_asynchronously)
     if sizes.channels <= MOST_RESIDENT_CHANNELS and resides:
-        # Two programs that share a multiprocessor hide more than a third buffer does.
+        # Two programs per multiprocessor hide more latency than a third buffer does.
         stages = (3, 2) if on_hopper and parts == 2 else (2,)
         for rows, pixels, buffers in itertools.product(
             (block.rows, 64), (block.pixels, 16), stages
@@ -308,7 +315,7 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
             resident = block._replace(rows=rows, pixels=pixels, stages=buffers)
             buffers = buffers if on_hopper else buffers + 1
             if _shared_memory_of(resident, parts, buffers) <= gpu.shared_memory:
-                # Two programs at a time need at most 128 registers.
+                # For two programs per multiprocessor, a thread may have at most 128 registers.
                 two = on_hopper and factored and parts < 2 and segments <= 32
                 return Plan(resident, registers=128 if two else 255)
     if not gpu.generation.bfloat16:
@@ -317,6 +324,6 @@ def plan_sums(sizes: Sizes, images: int, parts: int, factored: bool, few: bool, 
 
 
 def _shared_memory_of(block: Block, parts: int, buffers: int) -> int:
-    """Bytes: embeddings, features of some blocks of pixels, and members of segments."""
+    """Bytes of the embeddings, of the buffers of features, and of the one-hot segments."""
     tiles = block.rows + buffers * block.pixels
     return 2 * max(parts, 1) * block.channels * tiles + 4 * block.pixels * block.segments

@@ -1,7 +1,7 @@
-"""Factors in float32 as sums of float16 tensors, which tensor cores multiply fast.
+"""Split float32 factors into sums of float16 tensors, which tensor cores multiply fast.
 
-A power of 2 brings each embedding, and each block of pixels of the features, into the range of
-float16, where two parts hold 22 bits.
+Each embedding, and each block of pixels of the features, is first scaled by a power of 2 into the
+range of float16, where two parts hold 22 bits.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,8 +17,10 @@ from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import halves, load_tile, plain, row_offset, scale_to_half
 
 PIXELS_OF_A_SCALE = tl.constexpr(32)
+"""The features of this many pixels share a scale."""
 PIXELS_OF_A_RUN = tl.constexpr(16)
-"""Of one part side by side, before those of the other. A tile has one run or one scale's."""
+"""Runs of this many pixels of the two parts alternate in memory. A tile of the kernels has either
+one run or all pixels of one scale."""
 
 
 class PartsSizes(NamedTuple):
@@ -29,12 +31,12 @@ class PartsSizes(NamedTuple):
     blocks: int
 
     def as_argument(self) -> PartsSizes:
-        """As the kernel takes it: `plain` gives it `blocks`."""
+        """Return the argument of the kernel, which decodes `blocks` with `plain`."""
         return self._replace(blocks=unspecialized(self.blocks))
 
 
 class PartsBlock(NamedTuple):
-    """How many of each a program takes at a time."""
+    """Block sizes, and the precision of the first part."""
 
     rows: int
     channels: int
@@ -53,11 +55,11 @@ def parts_kernel(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Parts and scales of embeddings `[L, B, Q, C]` and of features `[B, C, h, w]`.
+    """Split embeddings `[L, B, Q, C]` and features `[B, C, h, w]` into parts with scales.
 
-    `embed_parts [B, rows, PARTS, C]`, `features_parts [B, C, runs, PARTS, pixels of a run]`, 0
-    beyond the last pixel; `embed_scales [B, rows]` and `features_scales [B, blocks]`: by which the
-    parts are to be multiplied. A block has `PIXELS_OF_A_SCALE` pixels.
+    Stores `embed_parts [B, rows, PARTS, C]` and `features_parts [B, C, runs, PARTS, pixels of a
+    run]`, 0 beyond the last pixel; and `embed_scales [B, rows]` and `features_scales [B, blocks]`,
+    with which the parts must be multiplied. A block has `PIXELS_OF_A_SCALE` pixels.
     """
     block, image = tl.program_id(0), tl.program_id(1)
     blocks = plain(sizes.blocks)
@@ -72,7 +74,10 @@ def parts_kernel(
 
 @triton.jit
 def largest_magnitude(row_ptr, column, stride, is_row, is_column, before):
-    """Magnitudes of a tile, or `before`; as integers they keep their order, and NaN is last."""
+    """The elementwise maximum of `before` and the magnitudes of a tile, as bits of float32.
+
+    As integers, they have the same order as the floating-point numbers, and NaN is the largest.
+    """
     x = load_tile(row_ptr, column, stride, is_row, is_column).to(tl.float32)
     return tl.maximum(before, tl.abs(x).to(tl.int32, bitcast=True))
 

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from mfkernels.torch_internals import is_transformed
 
 FAR = 1e30
-"""The coordinate that replaces infinity: also outside, but `grid_sample` returns no NaN for it."""
+"""The coordinate that replaces infinity: also outside the image, but without the NaN that
+`grid_sample` returns for infinity."""
 
 
 def sample_points(images: Tensor, points: Tensor) -> Tensor:
-    """Sample `[M, h, w]` bilinearly at points `[M, P, 2]` or `[1, P, 2]`: `[M, P]`.
+    """Sample images `[M, h, w]` bilinearly at points `[M, P, 2]` or `[1, P, 2]`; returns `[M, P]`.
 
-    Points are x and y, from 0 to 1 from edge to edge; values beyond the edge are zero.
+    A point is x and y, where 0 and 1 are opposite edges of the image; outside, the image is zero.
     """
     if not images.dtype.is_floating_point or is_transformed():
         return gathered_points(images, points)
@@ -25,15 +26,16 @@ def sample_points(images: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_finite_points(images: Tensor, points: Tensor) -> Tensor:
-    """The same of floating-point images, at points that are not infinite."""
+    """`sample_points` for floating-point images and points that are not infinite."""
     if is_transformed():
         return gathered_points(images, points)
-    # One image at a time stays in the cache, unlike the same points of all images as channels.
+    # Images are the batch, even if all share the same points: as channels of one image, they would
+    # be sampled together and not fit the cache.
     grid = (2 * points - 1)[:, None].expand(len(images), -1, -1, -1)
     maps = images[:, None].to(points.dtype)
-    # Nobody differentiates twice what is compiled.
-    again = maps.requires_grad and not torch.compiler.is_compiling()
-    values: Tensor = _Sampled.apply(maps, grid) if again else _grid_sample(maps, grid)
+    # `torch.compile` does not support double backward.
+    twice = maps.requires_grad and not torch.compiler.is_compiling()
+    values: Tensor = _GridSample.apply(maps, grid) if twice else _grid_sample(maps, grid)
     return values[:, 0, 0]
 
 
@@ -41,8 +43,11 @@ def _grid_sample(maps: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
 
 
-class _Sampled(torch.autograd.Function):
-    """`grid_sample`, whose gradient has none in PyTorch; it is linear in maps."""
+class _GridSample(torch.autograd.Function):
+    """`grid_sample`, but twice differentiable with respect to maps, in which it is linear.
+
+    PyTorch has no derivative of the gradient of `grid_sample`.
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, grid: Tensor) -> Tensor:
@@ -51,11 +56,11 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None]:
-        return _Spread.apply(grad_values, *ctx.saved_tensors), None
+        return _GridSampleGradient.apply(grad_values, *ctx.saved_tensors), None
 
 
-class _Spread(torch.autograd.Function):
-    """The gradient with respect to maps, in which their values play no part."""
+class _GridSampleGradient(torch.autograd.Function):
+    """The gradient with respect to maps, which does not depend on their values."""
 
     @staticmethod
     def forward(ctx: Any, grad_values: Tensor, maps: Tensor, grid: Tensor) -> Tensor:
@@ -70,16 +75,17 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_maps: Tensor) -> tuple[Tensor, None, None]:
         (grid,) = ctx.saved_tensors
-        return _Sampled.apply(grad_maps, grid), None, None
+        return _GridSample.apply(grad_maps, grid), None, None
 
 
 def gathered_points(images: Tensor, points: Tensor) -> Tensor:
-    """The same without a floating-point copy of the images, which for masks would be large.
+    """`sample_points` with `gather` instead of `grid_sample`.
 
-    And in operators that have forward derivatives, unlike `grid_sample`.
+    It needs no floating-point copy of the images, which would be large for masks, and its operators
+    support forward-mode differentiation, unlike `grid_sample`.
     """
     count, height, width = images.shape
-    # NaN where a point is; it is outside, like an infinite one, where no pixel has a gradient.
+    # A NaN point gives the value NaN; like an infinite point, it is outside and has no gradient.
     values = 0 * points.clamp(0, 1).sum(-1).expand(count, -1)
     points = points.nan_to_num(FAR, FAR, -FAR)
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5

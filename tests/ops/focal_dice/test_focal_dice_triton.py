@@ -58,7 +58,7 @@ def test_sums_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = problem(3, 50, "soft")
     sigmoid = logits.double().sigmoid()
     truth = torch.stack([(sigmoid * targets).sum(1), sigmoid.sum(1), targets.double().sum(1)], 1)
-    monkeypatch.setattr(kernels, "ELEMENTS_OF_A_PROGRAM", 32)
+    monkeypatch.setattr(kernels, "CHUNK", 32)
     monkeypatch.setattr(kernels, "BLOCK", 16)
     _, _, sums = kernels.focal_dice(logits, targets, 0.25, 2.0)
     torch.testing.assert_close(sums.double(), truth, rtol=1e-6, atol=0)
