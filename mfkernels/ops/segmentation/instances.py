@@ -21,7 +21,7 @@ from mfkernels.ops.segmentation.views import (
 from mfkernels.scalars import as_integer
 
 _CHUNK_PIXELS = 1 << 22
-"""Pixels of the masks that instance inference holds as logits at a time."""
+"""The number of logits that instance inference holds in memory at a time."""
 
 
 class Instances(NamedTuple):
@@ -85,12 +85,12 @@ def instance_segmentation(
         for image, of_pairs in enumerate(probability):
             scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
             if things is not None:
-                wanted = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
-                keep = torch.isin(pairs % classes, wanted)
+                kept = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
+                keep = torch.isin(pairs % classes, kept)
                 scores, pairs = scores[keep], pairs[keep]
             # A query may appear with several classes; its mask is computed once.
-            queries, places = (pairs // classes).unique(return_inverse=True)
-            masks, means = (x[places] for x in _instance_masks(view, image, queries))
+            queries, positions = (pairs // classes).unique(return_inverse=True)
+            masks, means = (x[positions] for x in _instance_masks(view, image, queries))
             results.append(Instances(masks, pairs % classes, scores * means, _boxes(masks)))
     return results
 
@@ -101,9 +101,9 @@ def _instance_masks(view: CheckedView, image: int, queries: Tensor) -> tuple[Ten
     size = sizes.results[image]
     masks = torch.empty((len(queries), *size), dtype=torch.bool, device=queries.device)
     means = queries.new_empty(len(queries), dtype=result_dtype(*view.tensors))
-    at_a_time = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
-    for start in range(0, len(queries), at_a_time):
-        chunk = slice(start, start + at_a_time)
+    chunk_size = max(1, _CHUNK_PIXELS // max(sizes.input[0] * sizes.input[1], size[0] * size[1]))
+    for start in range(0, len(queries), chunk_size):
+        chunk = slice(start, start + chunk_size)
         rows = view.predictions.embed[0, image, queries[chunk]]
         logits = reference.finite_logits(rows, view.features(image))
         logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
@@ -114,12 +114,12 @@ def _instance_masks(view: CheckedView, image: int, queries: Tensor) -> tuple[Ten
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """The tightest boxes around masks."""
-    ends = []
-    for axis in (1, 2):  # over rows: left and right; over columns: top and bottom
+    """The bounding boxes of masks; see `Instances.boxes`."""
+    edges = []
+    for axis in (1, 2):  # projected on x: left and right; projected on y: top and bottom
         filled = masks.any(axis)
         first = filled.byte().argmax(1)
-        last = filled.shape[1] - filled.flip(1).byte().argmax(1)
-        ends.append((first, torch.where(filled.any(1), last, 0)))
-    (left, right), (top, bottom) = ends
+        end = filled.shape[1] - filled.flip(1).byte().argmax(1)
+        edges.append((first, torch.where(filled.any(1), end, 0)))
+    (left, right), (top, bottom) = edges
     return torch.stack((left, top, right, bottom), 1).float()

@@ -91,8 +91,8 @@ def panoptic_segmentation(
         problem = native_problem(*view.tensors)
         if backend.select("panoptic_owners", device, problem) != "native":
             return [_reference_map(view, image, things, *options) for image in images]
-        of_labels = [label in things for label in range(class_logits.shape[-1])]
-        is_thing = torch.tensor(of_labels, device="cpu").to(device)
+        per_class = [label in things for label in range(class_logits.shape[-1])]
+        is_thing = torch.tensor(per_class, device="cpu").to(device)
         found = [_native_map(view, image, is_thing, *options) for image in images]
         tables = torch.stack([table for _, table in found]).tolist() if found else []
         return [(owners, _infos(table)) for (owners, _), table in zip(found, tables, strict=True)]
@@ -127,7 +127,7 @@ def _native_map(
     overlap_threshold: float,
     confident_only: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The map of an image, and its segments by queries as `_infos` takes them."""
+    """The panoptic map of an image, and the table `[4, Q]` of its segments for `_infos`."""
     probability = view.class_logits[image].to(result_dtype(*view.tensors)).softmax(-1)
     scores, labels = probability.max(-1)
     kept = (labels != probability.shape[-1] - 1) & (scores > object_mask_threshold)
@@ -156,12 +156,15 @@ def _segments(
     things: Tensor,
     overlap_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """What becomes a segment, decided on the device: the map, and `[4, Q]` float64."""
+    """Decide on the device which queries become segments.
+
+    Returns the panoptic map, and a table `[4, Q]` float64 with the columns of `_infos`.
+    """
     owned, confident, painted = counts.unbind(1)
     segment = kept & (confident > 0) & (painted > 0)
     segment &= ~(owned.double() / confident < overlap_threshold)
     is_thing = things[labels]
-    # Stuff joins the first segment of its class.
+    # A stuff query joins the first segment of its class.
     order = torch.arange(len(labels), device=labels.device)
     same = (labels[:, None] == labels) & (segment & ~is_thing)
     first = torch.where(is_thing, order, same.int().argmax(1))
@@ -173,7 +176,7 @@ def _segments(
 
 
 def _infos(table: list[list[float]]) -> list[dict[str, Any]]:
-    """Of each segment, from ids (0: none), whether they are things, classes and scores."""
+    """Describe each segment, from a table of ids (0: none), thing or stuff, classes and scores."""
     return [
         {"id": int(index), "isthing": bool(thing), "category_id": int(label), "score": score}
         for index, thing, label, score in zip(*table, strict=True)

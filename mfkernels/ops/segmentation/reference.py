@@ -12,24 +12,24 @@ from mfkernels.ops.common.logits import logits_of_image
 
 Size = tuple[int, int]
 
-MOST = 1e30
-"""The value that replaces infinite logits: interpolation would multiply infinity by a weight of
-zero, which is NaN."""
+MAX_LOGIT = 1e30
+"""The value that replaces infinite logits: interpolation may multiply infinity by a weight of zero,
+which is NaN."""
 
 
 def finite_logits(rows: Tensor, features: Tensor | None) -> Tensor:
-    """`logits_of_image`, without what is not finite: see docs/not_finite.md.
+    """`logits_of_image` with NaN and infinity replaced; see docs/not_finite.md.
 
-    Logits that are given are certain where they are infinite. Where one is NaN, or a product is not
-    finite, there is no mask.
+    Infinite dense logits become large ones of the same sign. NaN, and any logit computed from
+    embeddings and features that is not finite, becomes a large negative one: not in the mask.
     """
     logits = logits_of_image(rows, features)
-    infinite = MOST if features is None else -MOST
-    return logits.nan_to_num(-MOST, infinite, -MOST).clamp_(-MOST, MOST)
+    infinite = MAX_LOGIT if features is None else -MAX_LOGIT
+    return logits.nan_to_num(-MAX_LOGIT, infinite, -MAX_LOGIT).clamp_(-MAX_LOGIT, MAX_LOGIT)
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
-    """Bilinear, `align_corners=False`: `[N, h, w]` to `[N, H, W]`; the identity at equal size."""
+    """Resize `[N, h, w]` to `[N, H, W]`, bilinearly with `align_corners=False`."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
@@ -40,7 +40,7 @@ def crop(maps: Tensor, size: Size) -> Tensor:
 
 
 def resize_twice(maps: Tensor, input_size: Size, image_size: Size, size: Size) -> Tensor:
-    """To the padded input, cut to the image inside it, to the result."""
+    """Resize to the padded input, crop to the image inside it, and resize to the result."""
     return resize(crop(resize(maps, input_size), image_size), size)
 
 
@@ -54,15 +54,16 @@ def semantic_scores(
     resize_logits: bool,
     flipped: bool = False,
 ) -> Tensor:
-    """`[K, H, W]` scores of one image from `[Q, K+1]` and `[Q, h, w]`.
+    """The scores `[K, H, W]` of one image from class logits `[Q, K+1]` and mask logits `[Q, h, w]`.
 
     Args:
-        input_size: the padded network input, to which the logits are upsampled first.
-        image_size: the part of it that holds the image.
-        size: the result.
-        resize_logits: go on to `size` with the logits and score there (the order of the panoptic
-            models), or score at the input size and resize the scores (that of the semantic models).
-        flipped: the image was mirrored left to right, which is undone at the end.
+        input_size: the size of the padded network input, to which the logits are upsampled first.
+        image_size: the size of the image, the upper left part of the input.
+        size: the size of the result.
+        resize_logits: resize the logits to `size` and compute the scores there, as the official
+            panoptic models do. Otherwise, as the semantic models do, compute the scores at the
+            input size and resize them.
+        flipped: the image was flipped left to right; the scores are flipped back.
     """
     dtype = torch.promote_types(class_logits.dtype, mask_logits.dtype)
     probability = class_logits.to(dtype).softmax(-1)[:, :-1]
@@ -91,8 +92,8 @@ def panoptic_map(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """The panoptic map `[H, W]` int32 of one image and the list of its segments.
 
-    `confident_only`: paint only where the mask itself is at least 0.5 (Mask2Former), or the whole
-    region that a query owns (MaskFormer). The other arguments are those of
+    `confident_only`: of the pixels that a query owns, paint only those where its mask is at least
+    0.5 (Mask2Former), otherwise all (MaskFormer). The other arguments are those of
     `mfkernels.panoptic_segmentation`.
     """
     dtype = torch.promote_types(class_logits.dtype, mask_logits.dtype)

@@ -160,7 +160,7 @@ def _semantic(
     with without_autocast(device):
         native = backend.select("semantic_segmentation", device, native_problem(*tensors))
         dtype = result_dtype(*tensors)
-        # Scores are linear in the probabilities: dividing these gives their mean.
+        # Scores are linear in the probabilities, so that dividing these averages the views.
         probability = [
             view.class_logits.to(dtype).softmax(-1)[..., :-1] / len(checked) for view in checked
         ]

@@ -1,12 +1,13 @@
 """The semantic label map of one image, streamed over tiles of the result.
 
-A program takes a tile of pixels, interpolates the logits of the queries, takes sigmoids, and
-multiplies these with the class probabilities on tensor cores, a block of classes at a time, as
-exactly as float32. Neither masks nor scores of the size of the result are stored.
+A program has a tile of pixels. It interpolates the logits of the queries, applies the sigmoid, and
+multiplies the results with the class probabilities on tensor cores, one block of classes at a time,
+with the precision of float32. Neither masks nor scores of the size of the result are stored.
 
-Most tiles need none of that: the sigmoids of all their pixels lie between those of the mask pixels
-that they are interpolated from, and where the least score of one class exceeds the largest score of
-any other, it is the label of the whole tile.
+Most tiles do not need that. The sigmoids of all their pixels lie between the smallest and the
+largest one of the mask pixels that they are interpolated from, which gives bounds for all scores.
+If the lower bound of one class exceeds the upper bounds of all others, that class is the label of
+the whole tile: the tile is certain.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -29,20 +30,21 @@ from mfkernels.ops.segmentation.triton_patch import (
 from mfkernels.triton.arguments import unspecialized
 from mfkernels.triton.math import MINUS_LOG2_E, if_also, plain
 
-# Half precision of both factors is off by at most 2^-11 each, relatively; the rest is for the
-# rounding of sums, and for denormal numbers.
-_DOUBT, _LEAST_DOUBT = tl.constexpr(0.0012), tl.constexpr(1e-6)
-_ROUNDED = tl.constexpr(0.0005)
-"""Of logits in half precision, relatively."""
+# The relative and absolute error of bounds. Rounding to half precision has a relative error of at
+# most 2^-11 for each factor; the rest allows for the rounding of sums and for denormal numbers.
+_TOLERANCE, _MIN_TOLERANCE = tl.constexpr(0.0012), tl.constexpr(1e-6)
+_LOGIT_ROUNDING = tl.constexpr(0.0005)
+"""The relative rounding error of logits in half precision."""
 FIELDS = tl.constexpr(14)
 
 
 class View(NamedTuple):
-    """Of one view: where its part of the workspaces lies, its sizes, and whether it is mirrored.
+    """A view: the location of its part of the workspaces, its sizes, and whether it is flipped.
 
-    Its logits begin with element 16 · `first_block`, and have `columns` for each mask pixel; its
-    probabilities begin with row `first_row`. Steps: mask pixels from one pixel of the input to the
-    next, and pixels of the image from one pixel of the result to the next.
+    Its logits begin at element 16 · `first_block`, with `columns` elements (queries and padding)
+    per mask pixel; its probabilities begin at row `first_row`. `mask_step_*` is the distance of
+    neighbouring input pixels in mask pixels, `image_step_*` that of neighbouring pixels of the
+    result in pixels of the image.
     """
 
     first_block: int
@@ -61,7 +63,7 @@ class View(NamedTuple):
     image_step_x: float
 
     def as_argument(self) -> View:
-        """As kernels take it: `plain_view` undoes it."""
+        """Return the argument of kernels, which decode it with `plain_view`."""
         varying = {name: unspecialized(getattr(self, name)) for name in _VARYING}
         return self._replace(**varying)
 
@@ -70,35 +72,36 @@ _VARYING = (
     *("first_block", "mask_height", "mask_width", "input_height", "input_width"),
     *("image_height", "image_width", "flipped"),
 )
-"""From image to image: no kernel is compiled for their values."""
+"""Fields that vary from image to image, for whose values kernels must not be specialised."""
 
 
 class ProbabilitySizes(NamedTuple):
     queries: int
     classes: int
     stride: int
-    """From query to query."""
+    """Elements from one query to the next."""
     rows: int
-    """Of all views."""
+    """The number of queries of all views, with padding."""
     class_columns: int
+    """The number of classes, rounded up to whole blocks."""
 
 
 class SemanticSizes(NamedTuple):
     views: int
     classes: int
     rows: int
-    """Of the probabilities of all views."""
+    """The number of queries of all views, with padding."""
     class_columns: int
     height: int
     width: int
 
     def as_argument(self) -> SemanticSizes:
-        """As kernels take it: `plain_sizes` undoes it."""
+        """Return the argument of kernels, which decode it with `plain_sizes`."""
         return self._replace(height=unspecialized(self.height))
 
 
 class TilesBlock(NamedTuple):
-    """How many of each a program takes at a time."""
+    """Block sizes of the kernels that compute bounds."""
 
     tiles: int
     queries: int
@@ -162,7 +165,7 @@ def load_view(description_ptr):
     return View(
         tl.load(description_ptr),
         load_int(description_ptr + 1),
-        # Whole blocks of 16: the compiler cannot know.
+        # Columns are whole blocks of 16, which the compiler cannot know.
         tl.multiple_of(load_int(description_ptr + 2), 16),
         load_int(description_ptr + 3),
         load_int(description_ptr + 4),
@@ -180,18 +183,18 @@ def load_view(description_ptr):
 
 @triton.jit
 def part_offset(start, row, k, rows, SIZE: tl.constexpr):
-    """Where `parts` has the leading part of the probability of class start + k, row by row.
+    """The offset in `parts` of the leading part of the probability of class `start + k`.
 
-    `parts`: of each block of classes `[2, rows, SIZE]`, the leading and the trailing parts.
+    `parts` has `[2, rows, SIZE]` for each block of SIZE classes: leading parts, trailing parts.
     """
     return tl.cast(start, tl.int64) * (2 * rows) + row * SIZE + k
 
 
 @triton.jit
 def prepare_kernel(probability_ptr, parts_ptr, description_ptr, sizes, view, SIZE: tl.constexpr):
-    """`parts`: leading and trailing part of a view's probabilities, times SCALE.
+    """Split a view's probabilities, times SCALE, into leading and trailing `parts` in float16.
 
-    `description [FIELDS]`: the view.
+    Also stores the view in `description [FIELDS]`. One program per query.
     """
     view = plain_view(view)
     query = tl.program_id(0)
@@ -202,7 +205,7 @@ def prepare_kernel(probability_ptr, parts_ptr, description_ptr, sizes, view, SIZ
     for start in range(0, sizes.class_columns, SIZE):
         is_class = start + k < sizes.classes
         p = tl.load(row_ptr + start + k, mask=if_also(is_class, query < sizes.queries), other=0.0)
-        # The score of what is no class is never the best.
+        # Padding columns get scores that are never the best.
         p = tl.where(is_class, p * SCALE, -60000.0)
         leading = p.to(tl.float16)
         part_ptr = parts_ptr + part_offset(start, view.first_row + query, k, sizes.rows, SIZE)
@@ -212,7 +215,7 @@ def prepare_kernel(probability_ptr, parts_ptr, description_ptr, sizes, view, SIZ
 
 @triton.jit
 def cells_between(first, last, mask, mask_step, image, image_step, RESIZED: tl.constexpr):
-    """First and last mask pixel along one axis that pixels first to last of the result read."""
+    """The first and last mask pixel on an axis that pixels `first` to `last` of the result need."""
     if RESIZED:
         first = tl.minimum(source_position(first, image_step, image).to(tl.int32), image - 1)
         last = tl.minimum(source_position(last, image_step, image).to(tl.int32) + 1, image - 1)
@@ -222,7 +225,7 @@ def cells_between(first, last, mask, mask_step, image, image_step, RESIZED: tl.c
 
 @triton.jit
 def cells_of_tiles(tile, view, sizes, RESIZED: tl.constexpr, TILE: tl.constexpr):
-    """First and last row, first and last column of the mask that each tile reads."""
+    """The first and last row and the first and last column of the mask that each tile needs."""
     across = tl.cdiv(sizes.width + TILE.left, TILE.width)
     y = (tile // across) * TILE.height - TILE.up
     x = (tile % across) * TILE.width - TILE.left
@@ -253,16 +256,16 @@ def extremes_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`extremes [2, tiles, rows]`: the least and the largest sigmoid of each query in each tile.
+    """`extremes [2, tiles, rows]`: the smallest and the largest sigmoid of each query in each tile.
 
-    Times SCALE; of one view.
+    They are multiplied by SCALE. One launch per view.
     """
     TILES: tl.constexpr = BLOCK.tiles
     QUERIES: tl.constexpr = BLOCK.queries
     view, sizes = plain_view(view), plain_sizes(sizes)
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     q = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    # Tiles behind the last one are read as that one.
+    # Tiles beyond the last one read the last one, and are not stored.
     tile_read = tl.minimum(tile, tiles - 1)
     top, bottom, left, right = cells_of_tiles(tile_read, view, sizes, RESIZED, TILE)
     is_query = (q < view.columns)[None, :] & (tile >= 0)[:, None]
@@ -280,9 +283,9 @@ def extremes_kernel(
     low, high = low.to(tl.float32), high.to(tl.float32)
     if not IN_PARTS:
         low, high = high * MINUS_LOG2_E, low * MINUS_LOG2_E
-    # Stored logits are negative where masks are likely.
-    least = scaled_sigmoid(high + tl.abs(high) * _ROUNDED)
-    most = scaled_sigmoid(low - tl.abs(low) * _ROUNDED)
+    # Logits are stored times −log2(e): the largest one gives the smallest sigmoid.
+    least = scaled_sigmoid(high + tl.abs(high) * _LOGIT_ROUNDING)
+    most = scaled_sigmoid(low - tl.abs(low) * _LOGIT_ROUNDING)
     tile_ptr = extremes_ptr + (tile.to(tl.int64) * sizes.rows + view.first_row)[:, None]
     mask = (tile < tiles)[:, None] & is_query
     tl.store(tile_ptr + q[None, :], least.to(tl.float16), mask=mask)
@@ -292,7 +295,7 @@ def extremes_kernel(
 
 @triton.jit
 def bounds_of_scores(extremes_ptr, parts_ptr, tile, start, tiles, sizes, BLOCK: tl.constexpr):
-    """The least and the largest score, times SCALE², of a block of classes: `[tiles, classes]`."""
+    """Lower and upper bounds `[tiles, classes]` of scores of a block of classes, times SCALE²."""
     SIZE: tl.constexpr = BLOCK.classes
     QUERIES: tl.constexpr = BLOCK.queries
     least = tl.zeros([tile.shape[0], SIZE], tl.float32)
@@ -315,7 +318,7 @@ def bounds_of_scores(extremes_ptr, parts_ptr, tile, start, tiles, sizes, BLOCK: 
 
 @triton.jit(do_not_specialize=["tiles"])
 def certain_kernel(extremes_ptr, parts_ptr, certain_ptr, tiles, sizes, BLOCK: tl.constexpr):
-    """`certain [tiles]`: the label of all pixels of a tile, or −1 where that is not known."""
+    """`certain [tiles]`: the label of all pixels of a tile, or −1 if the tile is not certain."""
     TILES: tl.constexpr = BLOCK.tiles
     SIZE: tl.constexpr = BLOCK.classes
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
@@ -334,15 +337,18 @@ def certain_kernel(extremes_ptr, parts_ptr, certain_ptr, tiles, sizes, BLOCK: tl
         least_of_best = tl.where(largest > best, least, least_of_best)
         label = tl.where(largest > best, start + index, label)
         best = tl.maximum(best, largest)
-    doubt = 2.0 * best * _DOUBT + _LEAST_DOUBT * (SCALE * SCALE)
-    # False of what is not a number.
-    certain = (least_of_best - second > doubt) & (label < sizes.classes)
+    tolerance = 2.0 * best * _TOLERANCE + _MIN_TOLERANCE * (SCALE * SCALE)
+    # The comparison is False if a bound is NaN.
+    certain = (least_of_best - second > tolerance) & (label < sizes.classes)
     tl.store(certain_ptr + tile, tl.where(certain, label, -1), mask=tile < tiles)
 
 
 @triton.jit
 def add_products(total, leading, trailing, parts_ptr, rows, PIECES: tl.constexpr):
-    """Add to scores `[P, K]` what queries contribute, whose first row `parts` points to."""
+    """Add the contributions of a chunk of queries to scores `[P, K]`.
+
+    `parts_ptr` points to the row of the first of these queries.
+    """
     SIZE: tl.constexpr = total.shape[1]
     k = tl.arange(0, SIZE)
     for piece in tl.static_range(len(PIECES)):
@@ -368,7 +374,7 @@ def scores_of_views(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Add to scores `[P, K]` of a block of classes what all views and queries contribute."""
+    """Add the contributions of all views and queries to scores `[P, K]` of a block of classes."""
     CHUNK: tl.constexpr = before(PIECES, len(PIECES))
     SIZE: tl.constexpr = total.shape[1]
     for index in range(sizes.views):
@@ -386,7 +392,7 @@ def scores_of_views(
 
 @triton.jit
 def store_scores(scores_ptr, found, start, sizes, TILE: tl.constexpr):
-    """Scores `[P, K]` of a tile and a block of classes to `scores [K, H, W]`."""
+    """Store the scores `[P, K]` of a tile and a block of classes in `scores [K, H, W]`."""
     k = start + tl.arange(0, found.shape[1])
     y, x, inside = pixels_of_tile(sizes.height, sizes.width, TILE)
     plane = tl.full([], sizes.height, tl.int64) * sizes.width
@@ -416,7 +422,10 @@ def semantic_kernel(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """`labels [H, W]` and `scores [K, H, W]` of a tile; `view`: the only one, if `at_once`."""
+    """`labels [H, W]` and `scores [K, H, W]` of one tile per program.
+
+    `view` is used only if it is the only one (`VARIANT.at_once`); otherwise, the descriptions are.
+    """
     SIZE: tl.constexpr = VARIANT.classes
     PIXELS: tl.constexpr = TILE.height * TILE.width
     ROWS: tl.constexpr = before(PIECES, len(PIECES))
@@ -455,10 +464,10 @@ def semantic_kernel(
             store_scores(scores_ptr, found, start, sizes, TILE)
         largest = tl.max(found, 1)
         k = tl.arange(0, SIZE)[None, :]
-        # The first one of equals wins.
+        # Of equal scores, the first one wins.
         index = tl.min(tl.where(found == largest[:, None], k, SIZE), 1)
         label = tl.where(largest > best, start + index, label)
         best = tl.maximum(best, largest)
-    # As argmax where no score is a number, which leaves the columns of no class.
+    # If all scores are NaN, a padding column is the best; return 0 then, as argmax does.
     label = tl.where(label < sizes.classes, label, 0)
     store_labels(labels_ptr, label.to(tl.int64), sizes, TILE)

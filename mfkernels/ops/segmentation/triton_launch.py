@@ -39,12 +39,14 @@ from mfkernels.triton.tensors import check_floats
 
 @dataclass(frozen=True)
 class _Workspace:
-    """What the kernels of `semantic_segmentation` leave for each other, all views together."""
+    """The intermediate results of the kernels of `semantic_segmentation`, for all views."""
 
     logits: Tensor
-    """By pixel, view after view."""
+    """Logits by pixel, view after view; see `View`."""
     parts: Tensor
+    """Probabilities in two parts; see `part_offset`."""
     description: Tensor
+    """The views as integers, `[views, FIELDS]` int64."""
 
 
 def semantic_segmentation(
@@ -61,12 +63,12 @@ def semantic_segmentation(
     resize_logits: bool,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator `mfkernels::semantic_segmentation`, on one image.
+    """The operator `mfkernels::semantic_segmentation`, for one image.
 
-    Of each view: `probability [Q, K]`; `mask_embed [Q, C]` with `pixel_features [C, h, w]`, or
-    dense logits `[Q, h, w]` with none; height and width of its padded input and of its image, and
-    whether it is mirrored. Returns `labels [H, W]`, int64, and `scores [K, H, W]`,
-    float32, or `[0]` where they are not wanted.
+    Takes for each view: `probability [Q, K]`; `mask_embed [Q, C]` with `pixel_features [C, h, w]`,
+    or dense logits `[Q, h, w]` and no features; height and width of its padded input and of its
+    image, and whether it is flipped. Returns `labels [H, W]` int64, and `scores [K, H, W]` float32,
+    or `[0]` without `return_scores`.
     """
     check_floats("semantic_segmentation", *probability, *mask_embed, *pixel_features)
     sides = (padded_heights, padded_widths, image_heights, image_widths)
@@ -104,7 +106,7 @@ def semantic_segmentation(
 
 
 def _frame(mask: tuple[int, int], sides: list[int], flipped: bool, result: tuple[int, int]) -> View:
-    """A view whose offsets in the workspaces are not known yet."""
+    """Make a view; `plan_of` sets its offsets in the workspaces."""
     input_height, input_width, image_height, image_width = sides
     return View(
         first_block=0,
@@ -127,7 +129,7 @@ def _frame(mask: tuple[int, int], sides: list[int], flipped: bool, result: tuple
 def _prepare_view(
     probability: Tensor, workspace: _Workspace, index: int, view: View, plan: Plan
 ) -> None:
-    """Fill a view's part of the workspace but for the logits."""
+    """Fill a view's part of the workspace except the logits."""
     queries, classes = probability.shape
     p = probability.float()
     p = p if probability.stride(1) == 1 else p.contiguous()
@@ -191,7 +193,7 @@ def _launch_semantic(
     sizes: SemanticSizes,
     plan: Plan,
 ) -> None:
-    """Fill `labels [H, W]`, and `scores [K, H, W]` if they are asked for."""
+    """Fill `labels [H, W]`, and `scores [K, H, W]` if they are requested."""
     launcher.launch(
         semantic_kernel,
         plan.tiles,
@@ -214,13 +216,13 @@ def _launch_semantic(
 def panoptic_owners(
     scores: Tensor, mask_embed: Tensor, pixel_features: Tensor | None, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
-    """The operator `mfkernels::panoptic_owners`, on one image.
+    """The operator `mfkernels::panoptic_owners`, for one image.
 
-    `scores [Q]`, negative for a query that is left out; masks as in `semantic_segmentation`;
-    `sizes`: height and width of the padded input, of the image and of the result, and whether only
-    queries of which the mask is at least 0.5 own a pixel. Returns `owners [H, W]`, int32, −1 for
-    none, and `counts [Q, 3]`, int64: the pixels that a query owns, those where its mask is at least
-    0.5, and those of `owners`.
+    Takes `scores [Q]`, negative for a query that is not kept; masks as in `semantic_segmentation`;
+    and as `sizes`: height and width of the padded input, of the image and of the result, and
+    `confident_only` (only pixels where the mask of their owner is at least 0.5 are in `owners`).
+    Returns `owners [H, W]` int32, −1 for none, and `counts [Q, 3]` int64: the number of pixels that
+    a query owns, of those where its mask is at least 0.5, and of those that it has in `owners`.
     """
     check_floats("panoptic_owners", scores, mask_embed, pixel_features)
     *_, image_height, image_width, height, width, confident_only = sizes
@@ -259,7 +261,7 @@ def panoptic_owners(
         CONFIDENT_ONLY=confident_only,
         RESIZED=resized,
         TILE=TILE,
-        # Of programs twice this size, some compilers of Triton's range spill a little.
+        # With twice this size, some of the supported versions of Triton spill a few registers.
         CHUNK=CHUNK // 2 if resized else CHUNK,
         num_warps=4 if resized else 8,
         num_stages=1,

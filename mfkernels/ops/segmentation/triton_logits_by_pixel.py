@@ -1,7 +1,7 @@
-"""Mask logits of chosen queries in a chosen order, and their values at pixels of a result.
+"""Mask logits of selected queries in a given order, and their values at pixels of a result.
 
-Inference reads the same low-resolution logits for many pixels, and all queries at a time: they are
-stored by pixel, one column per query, as many columns as whole chunks have.
+Inference reads the same low-resolution logits for many pixels, and those of all queries together.
+They are therefore stored by pixel, with one column per query, padded to whole chunks.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,11 +22,11 @@ from mfkernels.triton.math import MINUS_LOG2_E, if_also, neighbours, sigmoid, sp
 from mfkernels.triton.tensors import with_flat_pixels
 
 CHUNK = 32
-"""Queries that a program handles at a time."""
+"""The number of queries that a program processes at a time."""
 
 
 class Block(NamedTuple):
-    """How many of each a program takes at a time."""
+    """Block sizes."""
 
     pixels: int
     queries: int
@@ -34,18 +34,19 @@ class Block(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """How many columns there are, and how many queries, if they come in their own order."""
+    """The number of columns with padding, and without (which is not used with an order)."""
 
     total: int
     queries: int
 
 
 class Layout(NamedTuple):
-    """What the kernels of this file are compiled for.
+    """The cases that the kernels of this file are specialised for.
 
-    `ordered`: queries come in the order `order [columns]`, −1 for none. `in_parts`: logits are
-    stored as `[h·w, 2, columns]`, times −log2(e), leading and trailing part in half precision;
-    otherwise as float32 `[h·w, columns]`. `parts`: of factors, in which they are multiplied.
+    `ordered`: the queries of the columns are given by `order [columns]`, −1 for none. `in_parts`:
+    logits are multiplied by −log2(e) and stored as `[h·w, 2, columns]` float16, leading and
+    trailing parts; otherwise as `[h·w, columns]` float32. `parts`: the number of bfloat16 parts
+    that the factors are split into; 1: they are used as they are.
     """
 
     ordered: bool
@@ -76,7 +77,7 @@ def embed_kernel(
 ):
     """`embed_parts [parts, columns, padded channels]`: the embedding of each column, or zeros.
 
-    As it is, or as a sum of numbers in bfloat16.
+    It is copied as it is, or split into a sum of bfloat16 numbers.
     """
     column = tl.program_id(0)
     query = query_of(column, order_ptr, columns, LAYOUT)
@@ -104,9 +105,10 @@ def embed_kernel(
 
 @triton.jit
 def add_product(total, small, f, part_ptr, plane, PARTS: tl.constexpr):
-    """Add features `[P, C]` times embeddings `[C, Q]`, of which `part_ptr` is the first part.
+    """Add the product of features `[P, C]` and embeddings `[C, Q]` to `total` and `small`.
 
-    The products of lesser parts are summed apart: tensor cores truncate each sum.
+    `part_ptr` points to the first part of the embeddings. The products of smaller parts have a sum
+    of their own, because tensor cores truncate sums, which would lose them.
     """
     leading_e = tl.load(part_ptr)
     if PARTS == 1:
@@ -131,7 +133,7 @@ def store_logits(logits_ptr, x, p, column, columns, pixels, IN_PARTS: tl.constex
     offset = p[:, None] * stride + column[None, :]
     mask = (p < pixels)[:, None] & (column < columns)[None, :]
     if IN_PARTS:
-        # Sigmoids are 0 or 1 long before the range of half precision ends.
+        # Clamp to the range of half precision; the sigmoid is 0 or 1 long before.
         x = tl.minimum(tl.maximum(x * MINUS_LOG2_E, -30000.0), 30000.0)
         leading = x.to(tl.float16)
         tl.store(logits_ptr + offset, leading, mask=mask)
@@ -157,13 +159,13 @@ def by_pixel_kernel(
     """The logits of each column at each mask pixel, 0 without a query; see `Layout`."""
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_Q: tl.constexpr = BLOCK.queries
-    # Programs of the same pixels run side by side, and share their features in the cache.
+    # Programs of the same pixels are adjacent, so that they share the features in the cache.
     blocks = tl.cdiv(columns.total, BLOCK_Q)
     column = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     p = ((tl.program_id(0) // blocks) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     x = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
     small = tl.zeros([BLOCK_P, BLOCK_Q], tl.float32)
-    # Those of no column are read from the last one.
+    # Columns beyond the last one read the last one, and are not stored.
     row_ptr = embed_parts_ptr + tl.minimum(column, columns.total - 1) * padded_channels
     for start in range(0, padded_channels, BLOCK.channels):
         c = start + tl.arange(0, BLOCK.channels)
@@ -178,11 +180,11 @@ def by_pixel_kernel(
         plane = columns.total * padded_channels
         x, small = add_product(x, small, f, part_ptr, plane, LAYOUT.parts)
     x += small
-    # Where factors are infinite, some parts of the product are NaN, and others are not. They would
-    # make NaN of a column without a query, too.
+    # A logit that is not finite means "not in the mask" (docs/not_finite.md). With infinite
+    # features, even a column without a query would be NaN; its logits must be 0.
     query = query_of(column, order_ptr, columns, LAYOUT)
-    instead = tl.where(query >= 0, -1e30, 0.0)
-    x = tl.where(((query >= 0)[None, :]) & (tl.abs(x) < float("inf")), x, instead[None, :])
+    replacement = tl.where(query >= 0, -1e30, 0.0)
+    x = tl.where(((query >= 0)[None, :]) & (tl.abs(x) < float("inf")), x, replacement[None, :])
     store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
@@ -190,7 +192,7 @@ def by_pixel_kernel(
 def transpose_kernel(
     masks, order_ptr, logits_ptr, columns, pixels, LAYOUT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The same from dense logits `[Q, h·w]`."""
+    """As `by_pixel_kernel`, from dense logits `[Q, h·w]`."""
     BLOCK_P: tl.constexpr = BLOCK.pixels
     BLOCK_Q: tl.constexpr = BLOCK.queries
     column = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -205,12 +207,12 @@ def transpose_kernel(
     )
     x = x.to(tl.float32)
     x = tl.where(x == x, x, -1e30)
-    x = tl.minimum(tl.maximum(x, -1e30), 1e30)  # a weight of zero makes NaN of infinity
+    x = tl.minimum(tl.maximum(x, -1e30), 1e30)  # a weight of zero times infinity would be NaN
     store_logits(logits_ptr, x, p, column, columns.total, pixels, LAYOUT.in_parts)
 
 
 def columns_of(queries: int, block: int = CHUNK) -> int:
-    """How many columns the queries take: whole blocks, at least one."""
+    """The number of columns for the queries: rounded up to whole blocks, at least one."""
     return max(cdiv(queries, block), 1) * block
 
 
@@ -220,14 +222,15 @@ BY_PIXEL = {
     "tensor memory": (Block(64, 64, 32), {"num_warps": 4, "num_stages": 2}),
     "in registers": (Block(32, 64, 32), {"num_warps": 8, "num_stages": 1}),
 }
-"""Float32 where sums are in tensor memory; the last one without matrix units."""
+"""Block sizes and launch options: for factors in half precision; for float32; for float32 on GPUs
+with tensor memory; and without matrix units."""
 
 
 def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
-    """In how many parts factors are multiplied, and their dtype.
+    """The number of parts that factors are split into, and their dtype.
 
-    One half precision as it is; three parts in bfloat16 hold float32, and two are more than TF32.
-    Without units for bfloat16, factors stay float32.
+    Factors of one half precision are used as they are. Three parts in bfloat16 hold float32; two
+    are more exact than TF32. Without matrix units for bfloat16, factors stay in float32.
     """
     product = Product.of(embed, features)
     if product.half:
@@ -240,10 +243,10 @@ def _parts_of(embed: Tensor, features: Tensor) -> tuple[int, torch.dtype]:
 def logits_by_pixel(
     mask_embed: Tensor, pixel_features: Tensor | None, order: Tensor | None, logits: Tensor
 ) -> None:
-    """Fill `logits` for the queries `order [columns]` (−1: none), or for all in their own order.
+    """Fill `logits` for the queries `order [columns]` (−1: none), or for all queries in sequence.
 
-    `mask_embed [Q, C]` and `pixel_features [C, h, w]`, or dense logits `[Q, h, w]` and none.
-    `logits [h·w, columns]`, float32; or in two parts, float16 `[h·w, 2, columns]`: see `Layout`.
+    Takes `mask_embed [Q, C]` and `pixel_features [C, h, w]`, or dense logits `[Q, h, w]` and None.
+    `logits` is `[h·w, columns]` float32, or `[h·w, 2, columns]` float16 in two parts; see `Layout`.
     """
     pixels, columns = logits.shape[0], Columns(logits.shape[-1], mask_embed.shape[0])
     in_parts, given_order = logits.ndim == 3, logits if order is None else order
@@ -332,23 +335,24 @@ def mask_values(
     RESIZED: tl.constexpr,
     RESIZE_LOGITS: tl.constexpr,
 ):
-    """Sigmoids `[P, queries]` of masks at pixels (y, x) of the result.
+    """Sigmoids `[P, queries]` of mask logits at pixels (y, x) of the result.
 
-    Logits go to the input, of which the image is the upper left part, and from there to the result
-    where that has another size (RESIZED), before the sigmoid (RESIZE_LOGITS) or after it.
+    Logits are interpolated to the input, of which the image is the upper left part. If the result
+    has another size (RESIZED), they are interpolated again, as logits (RESIZE_LOGITS) or after the
+    sigmoid.
     """
     if not RESIZED:
         return sigmoid(interpolated(logits_ptr, columns, q, y, x, vertical, horizontal))
     top, bottom, weight_y = neighbours(y, vertical.image, vertical.result)
     left, right, weight_x = neighbours(x, horizontal.image, horizontal.result)
     total = tl.zeros([y.shape[0], q.shape[0]], tl.float32)
-    # Unrolled, the loop would keep the addresses of 16 logits in registers.
+    # Not unrolled: that would keep the addresses of 16 logits in registers.
     for corner in range(4):
-        lower, righter = corner >= 2, corner % 2 == 1
-        weight = tl.where(lower, weight_y, 1.0 - weight_y)
-        weight *= tl.where(righter, weight_x, 1.0 - weight_x)
-        corner_y = tl.where(lower, bottom, top)
-        corner_x = tl.where(righter, right, left)
+        is_lower, is_right = corner >= 2, corner % 2 == 1
+        weight = tl.where(is_lower, weight_y, 1.0 - weight_y)
+        weight *= tl.where(is_right, weight_x, 1.0 - weight_x)
+        corner_y = tl.where(is_lower, bottom, top)
+        corner_x = tl.where(is_right, right, left)
         value = interpolated(logits_ptr, columns, q, corner_y, corner_x, vertical, horizontal)
         total += weight[:, None] * (value if RESIZE_LOGITS else sigmoid(value))
     return sigmoid(total) if RESIZE_LOGITS else total

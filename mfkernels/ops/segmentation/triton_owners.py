@@ -1,4 +1,4 @@
-"""The owner map of a panoptic result, streamed over tiles of it."""
+"""The owner map of a panoptic result, streamed over tiles of the result."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -29,7 +29,7 @@ class OwnersSizes(NamedTuple):
     width: int
 
     def as_argument(self) -> OwnersSizes:
-        """As the kernel takes it: `plain` gives it sizes but for the width of the result."""
+        """Return the kernel's argument; it decodes the sizes, except `width`, with `plain`."""
         columns, *sizes, width = self
         return OwnersSizes._make((columns, *map(unspecialized, sizes), width))
 
@@ -38,9 +38,10 @@ class OwnersSizes(NamedTuple):
 def keep_kernel(
     scores_ptr, order_ptr, weights_ptr, counts_ptr, kept_ptr, queries, BLOCK_Q: tl.constexpr
 ):
-    """Put the kept queries first: `order` and `weights [columns]`, −1 and 0 behind them.
+    """Compact the kept queries: their indices in `order` and scores in `weights`, both `[columns]`.
 
-    How many are `kept [1]`; zeros into `counts [Q, 3]`.
+    They are padded with −1 and 0. Also stores the number of kept queries in `kept [1]`, and zeros
+    in `counts [Q, 3]`. One program per column.
     """
     query = tl.program_id(0)
     before = tl.zeros([BLOCK_Q], tl.int32)
@@ -81,9 +82,9 @@ def owners_kernel(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """`owners [H, W]` of a tile of pixels; what it has of each query is added to `counts [Q, 3]`.
+    """`owners [H, W]` of one tile per program; its pixel counts are added to `counts [Q, 3]`.
 
-    Sums of integers are the same in any order.
+    The additions are atomic, but deterministic, because they add integers.
     """
     PIXELS: tl.constexpr = TILE.height * TILE.width
     vertical = MaskAxis(
@@ -100,7 +101,7 @@ def owners_kernel(
 
     best = tl.full([PIXELS], -1.0, tl.float32)
     owner = tl.full([PIXELS], -1, tl.int32)
-    sure = tl.zeros([PIXELS], tl.int32)
+    is_confident = tl.zeros([PIXELS], tl.int32)
     for start in range(0, kept, CHUNK):
         index = tl.arange(0, CHUNK)
         q = start + index
@@ -115,15 +116,15 @@ def owners_kernel(
         weighted = tl.where((q < kept)[None, :], tl.load(weights_ptr + q)[None, :] * values, -1.0)
         largest, largest_at = tl.max(weighted, 1, return_indices=True)
         value = tl.sum(tl.where(index[None, :] == largest_at[:, None], values, 0.0), 1)
-        # The first one of equals wins.
+        # Of equal scores, the first query wins.
         owner = tl.where(largest > best, start + largest_at, owner)
-        sure = tl.where(largest > best, (value >= 0.5).to(tl.int32), sure)
+        is_confident = tl.where(largest > best, (value >= 0.5).to(tl.int32), is_confident)
         best = tl.maximum(best, largest)
 
     for start in range(0, kept, CHUNK):
         q = start + tl.arange(0, CHUNK)
         owned = inside[:, None] & (owner[:, None] == q[None, :])
-        shown = owned & (sure != 0)[:, None] if CONFIDENT_ONLY else owned
+        shown = owned & (is_confident != 0)[:, None] if CONFIDENT_ONLY else owned
         query = tl.load(order_ptr + q)
         pixels = tl.sum(owned.to(tl.int32), 0)
         tl.atomic_add(counts_ptr + query * 3, pixels.to(tl.int64), mask=pixels > 0)
@@ -132,5 +133,5 @@ def owners_kernel(
 
     owner = tl.load(order_ptr + owner, mask=owner >= 0, other=-1)
     if CONFIDENT_ONLY:
-        owner = tl.where(sure != 0, owner, -1)
+        owner = tl.where(is_confident != 0, owner, -1)
     tl.store(owners_ptr + y.to(tl.int64) * sizes.width + x, owner, mask=inside)

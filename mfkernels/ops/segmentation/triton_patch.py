@@ -1,8 +1,8 @@
-"""Sigmoids of masks at the pixels of a tile, interpolated on tensor cores.
+"""Sigmoids of mask logits at the pixels of a tile, interpolated on tensor cores.
 
-A tile of the result reads few mask pixels, its patch. Interpolation is then a product: of the
-weight that each mask pixel has at each pixel of the tile, and the patch's logits of all queries.
-Weights and logits are split in two half-precision parts each, so that it is as exact as float32.
+A tile of the result needs few mask pixels, its patch. Interpolation is then a matrix product: the
+weights of the patch's pixels at the pixels of the tile, times the patch's logits of all queries.
+Both factors are split into two half-precision parts, which makes it as exact as float32.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -19,11 +19,12 @@ from mfkernels.triton.arguments import MaskAxis
 from mfkernels.triton.math import ASSEMBLY, assembly, exp2, reciprocal
 
 SCALE = tl.constexpr(1024.0)
-"""Of sigmoids and probabilities in half precision: their trailing parts are no denormal numbers."""
+"""The scale of sigmoids and probabilities in half precision, so that their trailing parts are not
+denormal."""
 
 
 class Tile(NamedTuple):
-    """Pixels of the result that a program takes; the first tile begins `up` and `left` outside."""
+    """A program's pixels of the result; the first tile begins `up` and `left` pixels outside it."""
 
     height: int
     width: int
@@ -32,9 +33,9 @@ class Tile(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """Mask pixels of a tile: `size` of them, in rows of `width`. Of size 0: not used.
+    """The mask pixels that a tile needs: `size` of them, in rows of `width`; size 0: not used.
 
-    `exact`: the weights are exact in half precision.
+    `exact`: the interpolation weights are exact in half precision.
     """
 
     size: int
@@ -43,22 +44,23 @@ class Patch(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What the semantic kernel is compiled for."""
+    """The cases that the semantic kernel is specialised for."""
 
     resized: bool
-    """The input is resized to the result."""
+    """The image has another size than the result, and is resized to it."""
     resize_logits: bool
-    """If so, as logits, and not as their sigmoids."""
+    """If so, resize the logits, not their sigmoids."""
     scores: bool
     at_once: bool
-    """All queries are of one view and handled at once: their sigmoids are computed only once."""
+    """There is a single view whose queries all fit the registers, so that their sigmoids are
+    computed only once and not for each block of classes."""
     classes: int
-    """At a time."""
+    """The block size of classes."""
 
 
 @triton.jit
 def corner_of_tile(TILE: tl.constexpr):
-    """Row and column of the first pixel of this program's tile; may be outside."""
+    """Row and column of the first pixel of this program's tile; may be outside the result."""
     return tl.program_id(1) * TILE.height - TILE.up, tl.program_id(0) * TILE.width - TILE.left
 
 
@@ -73,9 +75,10 @@ def pixels_of_tile(height, width, TILE: tl.constexpr):
 
 @triton.jit
 def source_position(position, step, size):
-    """Where among `size` elements bilinear interpolation reads for one of the resized ones.
+    """The source coordinate of an output position in bilinear interpolation of `size` elements.
 
-    In float32, as PyTorch does it: between the element of its integer part and the next one.
+    It is computed in float32, as in PyTorch, and lies between the element of its integer part and
+    the next one.
     """
     source = tl.maximum((position.to(tl.float32) + 0.5) * step - 0.5, 0.0)
     return tl.minimum(source, tl.cast(size - 1, tl.float32))
@@ -83,7 +86,7 @@ def source_position(position, step, size):
 
 @triton.jit
 def weight_at(distance):
-    """Of an element in bilinear interpolation: 1 − |distance|, not below 0."""
+    """The weight of an element in bilinear interpolation: max(0, 1 − |distance|)."""
     if ASSEMBLY:
         return assembly(
             distance, "{.reg .f32 a; abs.f32 a, $1; neg.f32 a, a; add.sat.f32 $0, a, 0f3F800000;}"
@@ -99,26 +102,26 @@ def scaled_sigmoid(x):
 
 @triton.jit
 def halves(x):
-    """Float32 in half precision, and what this lacks."""
+    """Split float32 into a float16 tensor and its rounding error, also in float16."""
     rounded = x.to(tl.float16)
     return rounded, (x - rounded.to(tl.float32)).to(tl.float16)
 
 
 @triton.constexpr_function
 def size_of(pieces, piece):
-    """Of a piece, as a constant of which Triton 3.6 makes a shape, too."""
+    """The size of a piece, as a constant that Triton 3.6 accepts in a shape."""
     return pieces[piece]
 
 
 @triton.constexpr_function
 def before(pieces, piece):
-    """The sum of the pieces before one."""
+    """The number of queries in the pieces before this one."""
     return sum(pieces[:piece])
 
 
 @triton.jit
 def cells_of_patch(top, left, PATCH: tl.constexpr):
-    """Row and column in the mask of each cell of the patch that begins there; may be outside."""
+    """Row and column in the mask of each pixel of the patch at (top, left); may be outside."""
     i = tl.arange(0, PATCH.size)
     return top + i // PATCH.width, left + i % PATCH.width
 
@@ -134,7 +137,7 @@ def load_patch(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Logits `[size, piece]` of each piece of the queries from `first`: both their parts."""
+    """Both parts of the patch's logits, `[size, piece]` for each piece of queries from `first`."""
     row, column = cells_of_patch(top, left, PATCH)
     row, column = (
         tl.minimum(row, view.mask_height - 1),
@@ -142,7 +145,7 @@ def load_patch(
     )
     cell_ptr = logits_ptr + (row * view.mask_width + column).to(tl.int64) * (2 * columns)
     leading, trailing = (), ()
-    # All before they are used: they are on their way at the same time.
+    # Issue all loads before their results are used, so that their latencies overlap.
     for piece in tl.static_range(len(PIECES)):
         q = first + before(PIECES, piece) + tl.arange(0, PIECES[piece])
         part_ptr = cell_ptr[:, None] + q[None, :]
@@ -153,7 +156,7 @@ def load_patch(
 
 @triton.jit
 def patch_weights(y, x, top, left, view, PATCH: tl.constexpr):
-    """The weight `[P, size]` that each cell of the patch has at pixels `y, x [P]` of the input."""
+    """The weights `[P, size]` of the patch's pixels at pixels `y, x [P]` of the input."""
     row, column = cells_of_patch(top, left, PATCH)
     y = source_position(y, view.mask_step_y, view.mask_height)
     x = source_position(x, view.mask_step_x, view.mask_width)
@@ -163,9 +166,9 @@ def patch_weights(y, x, top, left, view, PATCH: tl.constexpr):
 
 @triton.jit
 def corner_of(corner, y, x, sizes, view):
-    """A pixel of the image from which one of the result is interpolated, and its weight: `[P]`.
+    """One of the four image pixels that a pixel of the result is interpolated from, and its weight.
 
-    `corner`: 0 to 3, row by row.
+    All are `[P]`. `corner` is 0 to 3, row by row.
     """
     is_lower, is_right = corner >= 2, corner % 2 == 1
     y = source_position(y, view.image_step_y, view.image_height)
@@ -180,21 +183,21 @@ def corner_of(corner, y, x, sizes, view):
 
 
 @triton.jit
-def interpolate(weight, lacking, leading, trailing, PATCH: tl.constexpr):
-    """Logits `[P, piece]` by the weights and the logits of the patch, each in two parts."""
+def interpolate(weight, residual, leading, trailing, PATCH: tl.constexpr):
+    """Logits `[P, piece]`: the product of the weights and the patch's logits, each in two parts."""
     logits = tl.dot(weight, trailing)
     if not PATCH.exact:
-        logits = tl.dot(lacking, leading, logits)
+        logits = tl.dot(residual, leading, logits)
     return tl.dot(weight, leading, logits)
 
 
 @triton.jit
 def sigmoids(weight, leading, trailing, PATCH: tl.constexpr, PIECES: tl.constexpr):
-    """Sigmoids `[P, piece]` times SCALE of logits that are interpolated by weights `[P, size]`."""
-    rounded, lacking = halves(weight)
+    """Sigmoids `[P, piece]`, times SCALE, of logits interpolated with weights `[P, size]`."""
+    rounded, residual = halves(weight)
     values = ()
     for piece in tl.static_range(len(PIECES)):
-        logits = interpolate(rounded, lacking, leading[piece], trailing[piece], PATCH)
+        logits = interpolate(rounded, residual, leading[piece], trailing[piece], PATCH)
         values += (scaled_sigmoid(logits),)
     return values
 
@@ -212,19 +215,22 @@ def resized_sigmoids(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """The same at the four pixels of the input around each pixel `y, x [P]`, interpolated."""
+    """Sigmoids `[P, piece]`, times SCALE, that are interpolated from those at pixels of the input.
+
+    They are computed at the four pixels of the input around each pixel `y, x [P]` of the result.
+    """
     PIXELS: tl.constexpr = y.shape[0]
     values = ()
     for piece in tl.static_range(len(PIECES)):
         values += (tl.zeros([PIXELS, size_of(PIECES, piece)], tl.float32),)
-    # Unrolled, the loop would keep the weights of all corners in registers.
+    # Not unrolled: that would keep the weights of all corners in registers.
     for corner in range(4):
         corner_y, corner_x, share = corner_of(corner, y, x, sizes, view)
         weight = patch_weights(corner_y, corner_x, top, left, view, PATCH)
-        rounded, lacking = halves(weight)
+        rounded, residual = halves(weight)
         sums = ()
         for piece in tl.static_range(len(PIECES)):
-            logits = interpolate(rounded, lacking, leading[piece], trailing[piece], PATCH)
+            logits = interpolate(rounded, residual, leading[piece], trailing[piece], PATCH)
             sums += (values[piece] + share[:, None] * scaled_sigmoid(logits),)
         values = sums
     return values
@@ -242,7 +248,7 @@ def patch_values(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Sigmoids `[P, piece]` times SCALE at the pixels of the tile, by its patch."""
+    """Sigmoids `[P, piece]`, times SCALE, at the pixels of the tile, computed from its patch."""
     PIXELS: tl.constexpr = TILE.height * TILE.width
     CELLS: tl.constexpr = PATCH.size
     y, x, _ = pixels_of_tile(sizes.height, sizes.width, TILE)
@@ -259,7 +265,7 @@ def patch_values(
     if VARIANT.resized and not VARIANT.resize_logits:
         values = resized_sigmoids(leading, trailing, view, sizes, y, x, top, left, PATCH, PIECES)
     elif VARIANT.resized:
-        # Interpolating twice is interpolating once, by sums of products of weights.
+        # Interpolating twice equals interpolating once with the sums of the products of weights.
         weight = tl.zeros([PIXELS, CELLS], tl.float32)
         for corner in tl.static_range(4):
             corner_y, corner_x, share = corner_of(corner, y, x, sizes, view)
@@ -284,9 +290,9 @@ def tile_values(
     PATCH: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Sigmoids `[P, piece]` times SCALE of each piece of the queries from `first`, in two parts.
+    """Sigmoids `[P, piece]`, times SCALE, of each piece of queries from `first`.
 
-    The leading parts, in half precision, and what these lack.
+    They are returned in two half-precision parts, leading and trailing.
     """
     if PATCH.size > 0:
         values = patch_values(logits_ptr, view, columns, first, sizes, VARIANT, TILE, PATCH, PIECES)
@@ -295,9 +301,9 @@ def tile_values(
     leading = ()
     trailing = ()
     for piece in tl.static_range(len(PIECES)):
-        part, lacking = halves(values[piece])
+        part, residual = halves(values[piece])
         leading += (part,)
-        trailing += (lacking,)
+        trailing += (residual,)
     return leading, trailing
 
 
@@ -312,9 +318,10 @@ def general_values(
     TILE: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """Sigmoids `[P, piece]` times SCALE at the pixels of the tile, wherever their mask pixels lie.
+    """Sigmoids `[P, piece]`, times SCALE, at the pixels of the tile, without a patch.
 
-    Slow, for results that are hardly larger than the mask.
+    This is slow; it is used for results that are hardly larger than the mask, whose tiles need too
+    many mask pixels for a patch.
     """
     y, x, _ = pixels_of_tile(sizes.height, sizes.width, TILE)
     x = tl.where(view.flipped != 0, sizes.width - 1 - x, x)

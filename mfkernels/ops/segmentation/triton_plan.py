@@ -1,4 +1,4 @@
-"""How the semantic result of an image is cut into tiles, queries and classes."""
+"""Choose how the semantic result of an image is split into tiles, and the block sizes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mfkernels.triton.launcher import cdiv, power_of_2
 
 Size = tuple[int, int]
 
-AT_ONCE = 128
-"""The most queries whose sigmoids the registers hold."""
-WHOLE = 96
-"""From more queries on, `AT_ONCE` are one piece: fewer products, of more that are empty; on matrix
-units that take factors from shared memory."""
+MAX_QUERIES_AT_ONCE = 128
+"""The largest number of queries whose sigmoids fit the registers."""
+MIN_UNSPLIT_QUERIES = 96
+"""With more queries than this, they are one piece of `MAX_QUERIES_AT_ONCE`: fewer but more padded
+products are faster on matrix units that read factors from shared memory."""
 PIECE = 32
-"""Queries at a time where there are more, or several views."""
+"""The size of a piece if not all queries fit the registers at once, or with several views."""
 SMALL_PIECE = 16
-"""The same where products are formed in registers."""
+"""The same on GPUs without matrix units."""
 LARGEST_PATCH = 64
-"""Mask pixels of a tile that are interpolated on tensor cores."""
+"""The largest number of mask pixels of a tile that are interpolated on tensor cores."""
 TILE_SIDES = 8, 8
-"""Pixels of the result that a program takes, down and across."""
+"""Height and width of a program's tile, in pixels of the result."""
 SMALL_TILE_SIDES = 4, 8
-"""The same where products are formed in registers."""
+"""The same on GPUs without matrix units."""
 MANY_CLASSES = 256
-"""From which on larger blocks of classes pay, though more of the last one is empty; but not where
-registers hold factors, too."""
-MOST_OF_RESIZED, MOST_OF_MANY = 128, 64
-"""Classes at a time where each block of them needs all sigmoids again, on matrix units that take
-both factors from shared memory: of resized scores, and else of many queries or views."""
+"""With at least this many classes, larger blocks of classes are faster despite more padding of the
+last one, except where matrix units read factors from registers."""
+MAX_CLASSES_RESIZED, MAX_CLASSES_MANY = 128, 64
+"""The largest blocks of classes where each block computes all sigmoids again, on matrix units that
+read factors from shared memory: for resized scores, and otherwise for many queries or views."""
 
 
 class Options(NamedTuple):
@@ -47,44 +47,48 @@ class Options(NamedTuple):
 class Plan:
     views: list[View]
     elements: int
-    """Of the logits of all views."""
+    """The number of logits of all views, with padding."""
     rows: int
-    """Of the probabilities of all views."""
+    """The number of queries of all views, with padding: rows of the probabilities."""
     class_columns: int
     variant: Variant
     gpu: Gpu
     pieces: tuple[int, ...]
     tile: Tile
     tiles: Size
-    """Across and down."""
+    """The number of tiles, across and down."""
     patch: Patch
 
     def options(self) -> dict[str, int]:
-        """Of the compiler, so that three or four programs share a multiprocessor."""
+        """The launch options, so that three or four programs share a multiprocessor if possible."""
         variant = self.variant
         simple = variant.at_once and not variant.resized and variant.classes <= 32
-        simple &= self.pieces != (AT_ONCE,)
-        spacious = variant.scores or not 0 < self.patch.size <= 32
-        # There, tensor cores keep sums elsewhere, on the way to which more registers are in use.
+        simple &= self.pieces != (MAX_QUERIES_AT_ONCE,)
+        many_registers = variant.scores or not 0 < self.patch.size <= 32
+        # With tensor memory, accumulators are copied through registers, which takes more of them.
         factors = self.gpu.generation.factors
-        spacious |= factors is None or (variant.resized and factors == "tensor memory")
-        spacious |= factors == "registers" and (variant.resized or not variant.at_once)
-        spacious |= variant.classes > 64
+        many_registers |= factors is None or (variant.resized and factors == "tensor memory")
+        many_registers |= factors == "registers" and (variant.resized or not variant.at_once)
+        many_registers |= variant.classes > 64
         return {
             "num_warps": 8 if factors is None else 4,
             "num_stages": 3 if variant.classes <= 32 else 2,
-            "maxnreg": 255 if spacious else 128 if simple else 168,
+            "maxnreg": 255 if many_registers else 128 if simple else 168,
         }
 
 
 def plan_of(
     frames: list[View], queries: list[int], classes: int, size: Size, options: Options
 ) -> Plan:
-    """`frames`: the views, whose offsets in the workspaces are not known yet."""
+    """Plan the semantic kernel.
+
+    `frames`: the views, whose offsets in the workspaces are still 0. `queries`: the number of
+    queries of each view.
+    """
     gpu = options.gpu.generation
     in_registers = gpu.factors is None
     piece = SMALL_PIECE if in_registers else PIECE
-    at_once = not in_registers and len(frames) == 1 and queries[0] <= AT_ONCE
+    at_once = not in_registers and len(frames) == 1 and queries[0] <= MAX_QUERIES_AT_ONCE
     resized = any((v.image_height, v.image_width) != size for v in frames)
     block = _classes_at_a_time(classes, at_once, resized, gpu)
     variant = Variant(resized, options.resize_logits, options.scores, at_once, block)
@@ -113,21 +117,21 @@ def plan_of(
 
 def _classes_at_a_time(classes: int, at_once: bool, resized: bool, gpu: Generation) -> int:
     if not at_once and gpu.factors == "shared memory":
-        return min(power_of_2(classes, 32), MOST_OF_RESIZED if resized else MOST_OF_MANY)
+        return min(power_of_2(classes, 32), MAX_CLASSES_RESIZED if resized else MAX_CLASSES_MANY)
     return 64 if classes >= MANY_CLASSES and gpu.factors not in (None, "registers") else 32
 
 
 def _pieces(queries: int, variant: Variant, patch: Patch, gpu: Generation) -> tuple[int, ...]:
-    """Into which the queries of the only view are divided, and as many columns as they take."""
+    """Divide the queries of the only view into pieces, whose sizes are powers of 2."""
     rows = columns_of(queries, 16)
     in_one = gpu.factors == "shared memory" and variant.classes <= 32 and patch.size > 0
-    if in_one and rows > WHOLE and not variant.resized:
-        return (AT_ONCE,)
+    if in_one and rows > MIN_UNSPLIT_QUERIES and not variant.resized:
+        return (MAX_QUERIES_AT_ONCE,)
     return _powers_of_2(rows, 32 if variant.resized else 64)
 
 
 def _powers_of_2(n: int, largest: int) -> tuple[int, ...]:
-    """Powers of 2 whose sum is n, the largest first."""
+    """Powers of 2, none above `largest`, whose sum is n; in descending order."""
     rest = n % largest
     powers = (1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1)
     return (largest,) * (n // largest) + tuple(powers)
@@ -157,13 +161,14 @@ def _tile_and_patch(
 
 
 Axis = tuple[int, int, int]
-"""Of a view: size of the mask, of the input and of the image."""
+"""The size of a view's mask, input and image along one axis."""
 
 
 def _shift_and_span(axes: list[Axis], result: int, side: int, mirrored: bool) -> tuple[int, int]:
-    """How many pixels before the result tiles begin, and how many mask pixels one reads at most.
+    """The shift of the tiles, and the largest number of mask pixels that one of them reads.
 
-    At a whole even ratio, tiles that begin half a mask pixel earlier read one less.
+    The first tile begins `shift` pixels outside the result. If the ratio of input size to mask size
+    is an even integer, tiles that are shifted by half a mask pixel read one mask pixel less.
     """
     ratios = {n // m if n % m == 0 else 1 for m, n, _ in axes}
     ratio = max(ratios)
@@ -174,7 +179,7 @@ def _shift_and_span(axes: list[Axis], result: int, side: int, mirrored: bool) ->
 
 
 def _span_of_resized(axes: list[Axis], result: int, side: int) -> int:
-    """How many mask pixels a tile of a resized image reads at most."""
+    """The largest number of mask pixels that a tile reads if the input is resized to the result."""
     inputs = [floor((side - 1) * image / result) + 3 for _, _, image in axes]
     return max(
         floor((count - 1) * m / n) + 3 for count, (m, n, _) in zip(inputs, axes, strict=True)

@@ -1,4 +1,4 @@
-"""The inputs of inference: predictions of a batch with sizes, and their checks."""
+"""The inputs of inference: the predictions for a batch with their sizes, and their checks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ViewSizes(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """The sides of the padded input and of the image in it, by the operators' names."""
+    """The sides of the padded input and of the image in it, named as in the operators."""
 
     padded_height: int
     padded_width: int
@@ -61,7 +61,7 @@ class Sides(NamedTuple):
 
 
 class CheckedView(NamedTuple):
-    """A view whose tensors and sizes fit together."""
+    """A view whose tensors and sizes have been checked."""
 
     class_logits: Tensor
     predictions: MaskPredictions
@@ -73,7 +73,7 @@ class CheckedView(NamedTuple):
         return self.class_logits, self.predictions.embed, self.predictions.features
 
     def detached(self) -> CheckedView:
-        """Without forward-mode derivatives, which go through `no_grad`."""
+        """Detach all tensors, because `no_grad` does not stop forward-mode differentiation."""
         embed, features = self.predictions.embed, self.predictions.features
         predictions = self.predictions._replace(
             embed=embed.detach(), features=None if features is None else features.detach()
@@ -81,7 +81,7 @@ class CheckedView(NamedTuple):
         return self._replace(class_logits=self.class_logits.detach(), predictions=predictions)
 
     def logits(self, image: int) -> Tensor:
-        """`[Q, h, w]`, finite, at least float32."""
+        """The mask logits `[Q, h, w]` of an image, finite, in at least float32."""
         return finite_logits(self.predictions.embed[0, image], self.features(image))
 
     def features(self, image: int) -> Tensor | None:
@@ -152,13 +152,13 @@ def _check_sizes(
     image_sizes: Sequence[Size] | None,
 ) -> ViewSizes:
     batch = predictions.embed.shape[1]
-    one = _as_size(size)
-    results = [one] * batch if one is not None else _size_list("size", size, batch)
+    common = _as_size(size)
+    results = [common] * batch if common is not None else _size_list("size", size, batch)
     if input_size is None:
         height, width = (
             predictions.embed if predictions.features is None else predictions.features
         ).shape[-2:]
-        padded = one or (4 * height, 4 * width)
+        padded = common or (4 * height, 4 * width)
     else:
         padded = _size_list("input_size", [input_size], 1)[0]
     images = (
@@ -167,19 +167,19 @@ def _check_sizes(
     for image in images:
         if image[0] > padded[0] or image[1] > padded[1]:
             raise ValueError(f"image_sizes must fit into the input {padded}, got {image}")
-    return ViewSizes(padded, images, results, stacked=one is not None)
+    return ViewSizes(padded, images, results, stacked=common is not None)
 
 
 def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
     pairs = [_as_size(size) for size in sizes] if isinstance(sizes, Sequence) else []
-    good = [pair for pair in pairs if pair is not None]
-    if len(good) != count or len(pairs) != count:
-        one = "one pair or " if name == "size" else ""
+    valid = [pair for pair in pairs if pair is not None]
+    if len(valid) != count or len(pairs) != count:
+        single = "one pair or " if name == "size" else ""
         raise ValueError(
-            f"{name} must be {one}{count} pairs of positive integers (height, width) of at most "
+            f"{name} must be {single}{count} pairs of positive integers (height, width) of at most "
             f"{MOST_SIDE}, got {sizes!r}"
         )
-    return good
+    return valid
 
 
 def _as_size(size: Any) -> Size | None:
