@@ -4,8 +4,8 @@ Constructors, methods, arguments and results are the same as in `mask_former.mod
 `mask2former.modeling`. `num_points` selects between the two: 0 compares whole masks (MaskFormer), a
 larger number compares them at sampled points (Mask2Former; `oversample_ratio` and
 `importance_sample_ratio` also apply). All layers and images are matched in one call on their
-device, and nothing waits for it. With points, there is one call per layer, to keep the order of the
-random numbers.
+device, and the host never waits for it. With points, there is one call per layer, to draw random
+numbers in the same order.
 """
 
 from __future__ import annotations
@@ -240,7 +240,8 @@ class SetCriterion(nn.Module):
         labels, masks = _split(targets)
         truth = GroundTruth.of(SegmentTargets.from_masks(masks, labels), self.num_classes)
         num_masks = mean_num_masks(truth.segments)
-        # With points: matching and loss of each layer in turn, as the random numbers are drawn.
+        # With points, match and compute the losses layer by layer, as the official code does, so
+        # that random numbers are drawn in the same order.
         parts = [[layer] for layer in layers] if self.num_points else [layers]
         result: dict[str, Tensor] = {}
         suffixes = iter(["", *(f"_{layer}" for layer in range(len(layers) - 1))])
@@ -309,20 +310,24 @@ class SetCriterion(nn.Module):
         return {"loss_ce": loss[0] / weight[0]}
 
     def _read_weights(self) -> _Weights:
-        """Read `empty_weight` again after a change: the kernel supports the usual weights only."""
+        """Return the weights in `empty_weight`, and read the buffer again after a change.
+
+        The kernel supports only class weights of 1 and a number for "no object", so that it matters
+        which values the buffer has.
+        """
         buffer = self.empty_weight
-        if buffer.is_meta or is_traced(buffer):  # nobody can look
+        if buffer.is_meta or is_traced(buffer):  # its values cannot be read
             return _Weights(buffer, None, buffer[:-1], buffer[-1])
         version = version_of(buffer)
         changed = version is None or version != self._weights.version
         if changed or buffer is not self._weights.buffer:
             *classes, no_object = buffer.tolist()
-            usual = torch.tensor(self.eos_coef, dtype=buffer.dtype).item()
+            initial = torch.tensor(self.eos_coef, dtype=buffer.dtype).item()
             self._weights = _Weights(
                 buffer,
                 version,
                 None if all(weight == 1 for weight in classes) else buffer[:-1],
-                self.eos_coef if no_object == usual else no_object,
+                self.eos_coef if no_object == initial else no_object,
             )
         return self._weights
 
@@ -389,7 +394,8 @@ class SetCriterion(nn.Module):
                 SetCriterion.get_loss,
                 SetCriterion.loss_labels,
             ):
-                # The cost of a class is its probability among all of them and "no object".
+                # The number of classes matters for the matching too: the class cost is a softmax
+                # over all classes.
                 for layer in layers:
                     self._check_classes(layer["pred_logits"])
             assignments = list(self.matcher.assign(layers, targets, segments))
@@ -437,12 +443,12 @@ def _flat(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _predictions(layer: Outputs) -> tuple[Tensor, Tensor]:
-    """Class logits and mask logits."""
+    """Return class logits and mask logits."""
     return _need("outputs", layer, "pred_logits"), _need("outputs", layer, "pred_masks")
 
 
 def _split(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-    """Labels and masks, image by image."""
+    """Return labels and masks, image by image."""
     labels, masks = (
         [_need(f"targets[{image}]", target, key) for image, target in enumerate(targets)]
         for key in ("labels", "masks")

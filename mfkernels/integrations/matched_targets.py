@@ -16,13 +16,13 @@ from mfkernels.targets import SegmentTargets, holds_values
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The segments of a batch; those of class K, "no object", are left out of the class loss."""
+    """The segments of a batch, of which those of class K, "no object", have no class loss."""
 
     segments: SegmentTargets
     classes: SegmentTargets
-    """The same with labels in 0..K−1."""
+    """The same segments with labels in 0..K−1: class K is replaced by 0."""
     is_class: Tensor | None
-    """`[B, T]`: which of them have one; None: all."""
+    """`[B, T]` bool: whether a segment has a class other than "no object"; None: all have."""
 
     @classmethod
     def of(cls, segments: SegmentTargets, num_classes: int) -> GroundTruth:
@@ -46,7 +46,7 @@ class Matches(list[Pair]):
 
     @property
     def class_assignment(self) -> Tensor:
-        """`[B, T]`: without the queries of segments that are no object."""
+        """The assignment `[B, T]`, with −1 for segments of class "no object"."""
         is_class = self.truth.is_class
         return self.assignment if is_class is None else self.assignment.where(is_class, -1)
 

@@ -22,9 +22,10 @@ Pair = tuple[Tensor, Tensor]
 
 
 def binary_targets(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> SegmentTargets | None:
-    """The segments of a batch, or None if a mask holds anything but 0 and 1.
+    """The segments of a batch, or None if a mask holds values other than 0 and 1.
 
-    On a GPU this reads one flag back, and it breaks a graph of `torch.compile`.
+    Unless all masks are bool, this synchronises with a GPU to read one flag, and breaks a graph of
+    `torch.compile`.
     """
     for image, mask in enumerate(masks):
         check_tensor(f"masks[{image}]", mask)
@@ -61,7 +62,7 @@ def dense_cost(
     """
     check_mask_logits(mask_logits)
     targets.check_labels(class_logits.shape[-1] - 1, no_object=True)
-    # K is a class like the others, before one that has no probability.
+    # Labels may be K here: append a class with probability 0 to take the place of "no object".
     classes = F.pad(class_logits, (0, 1), value=-math.inf)
     if all(size == targets.size for size in sizes):
         return matching_cost(classes, mask_logits, None, targets, **weights)
@@ -106,7 +107,7 @@ def dense_cost_of_any_masks(
 
 
 def class_index(label: Tensor, probability: Tensor) -> Tensor:
-    """Convert labels to int64, for `probability [..., K+1]`; K, "no object", is a class here.
+    """Convert labels to int64 indices of `probability [..., K+1]`; K, "no object", is allowed.
 
     Raises:
         TypeError, ValueError: a label is not an integer, or is not in 0..K.
@@ -167,7 +168,8 @@ def assign(cost: Tensor, counts: Sequence[int]) -> Tensor:
     """
     columns = torch.stack([torch.full((), n, device=cost.device) for n in counts])
     assignment = batch_linear_assignment(cost, col_counts=columns, strict=True)
-    # Segment of each query -> query of each segment; queries without one write to a spare column.
+    # Invert the assignment from segment of each query to query of each segment. Queries without a
+    # segment scatter to an extra column, which is sliced off again.
     segments = cost.shape[-1]
     inverse = assignment.new_full((*assignment.shape[:-1], segments + 1), -1)
     query = torch.arange(cost.shape[-2], device=cost.device).expand_as(assignment)
@@ -207,7 +209,7 @@ def is_bound_to(method: Any, module: Any) -> bool:
 
 
 def pairs(assignment: Tensor, counts: Sequence[int], queries: int) -> list[Pair]:
-    """Convert `assignment [B, T]` to pairs, the official form, without waiting for the device."""
+    """Convert `assignment [B, T]` to pairs, the official form, without synchronising."""
     ordered, segment = assignment.where(assignment >= 0, queries).sort(-1)
     return [
         (ordered[image, : min(count, queries)], segment[image, : min(count, queries)])
@@ -225,8 +227,8 @@ def as_pairs(indices: Sequence[tuple[Any, Any]]) -> list[Pair]:
 
 
 def _as_index(index: Any) -> Tensor:
-    # On the device where it is, whatever the default device.
-    if isinstance(index, np.ndarray):  # of any strides and byte order
+    # Tensors stay on their device; other indices are put on the CPU, whatever the default device.
+    if isinstance(index, np.ndarray):  # may have any strides and byte order
         index = np.ascontiguousarray(index, index.dtype.newbyteorder("="))
     tensor = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     if tensor.dtype.is_floating_point and tensor.numel() == 0:  # an empty list
@@ -262,7 +264,7 @@ def from_pairs(
 
 
 def _assert_one_to_one(name: str, index: Tensor, size: int) -> None:
-    if index.device.type == "cpu":  # on a GPU, a failed assertion would end its context
+    if index.device.type == "cpu":  # on a GPU, a failed assertion would break the CUDA context
         ordered = index.sort().values
         repeated = (ordered[1:] == ordered[:-1]).any()
         outside = ((ordered < 0) | (ordered >= size)).any()
@@ -273,9 +275,10 @@ def _assert_one_to_one(name: str, index: Tensor, size: int) -> None:
 
 
 def problem_of(indices: Sequence[Pair], counts: Sequence[int], queries: int) -> str | None:
-    """Say why pairs do not match `queries` with `counts` segments one-to-one; None if they do.
+    """Return why pairs do not match `queries` and `counts` segments one-to-one; None if they do.
 
-    `torch.compile` cannot branch on values, so there wrong pairs on a CPU raise an error.
+    `torch.compile` cannot branch on values; under it, invalid pairs on a CPU raise an error at run
+    time instead.
     """
     if len(indices) != len(counts):
         return f"it gave pairs of {len(indices)} images for {len(counts)}"

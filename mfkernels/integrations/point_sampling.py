@@ -39,7 +39,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     """Sample `maps [N, h, w]` of any dtype at `points`: `[N, P]`; see `sample_points`."""
     if maps.dtype == torch.bool:
         return sample_points(maps, points)
-    # Here maps come from memory, not from a cache, and `grid_sample` is the faster one.
+    # `grid_sample` is faster than the kernel here, because the maps are not in the cache.
     return reference.sample_finite_points(maps.to(points.dtype), points)
 
 
@@ -88,17 +88,18 @@ def point_matching_cost(
             points = _uniform((1, num_points), device).to(dtype)
             x = sample(mask_logits[image], points)
             t = sample(mask.to(device), points)
-            size = x.abs()
-            # Sums of what is wrong only: a large logit that is right adds nothing to round. An
-            # infinite one gives NaN, see docs/not_finite.md.
-            twice = x + size
-            above = twice @ (1 - t).T
-            wrong = 0.5 * (above - twice.sub_(size, alpha=2) @ t.T)
-            # log(1 + exp(-|x|)) in terms of operators that are vectorised.
-            least = size.sigmoid_().log_().sum(1)
+            magnitude = x.abs()
+            # relu(x)·(1 − t) + relu(−x)·t is 0 for correct predictions, so that large logits among
+            # them cause no rounding errors. An infinite logit gives NaN, see docs/not_finite.md.
+            relu2 = x + magnitude  # 2 relu(x)
+            false_positive = relu2 @ (1 - t).T
+            relu_terms = 0.5 * (false_positive - relu2.sub_(magnitude, alpha=2) @ t.T)
+            # −log(1 + exp(−|x|)) as log(sigmoid(|x|)), whose operators are vectorised.
+            log_sigmoid = magnitude.sigmoid_().log_().sum(1)
             s = x.sigmoid_()
             dice = 1 - (2 * (s @ t.T) + 1) / (s.sum(1)[:, None] + t.sum(1) + 1)
-            cost = mask_weight * (wrong - least[:, None]) / num_points + dice_weight * dice
+            entropy = relu_terms - log_sigmoid[:, None]
+            cost = mask_weight * entropy / num_points + dice_weight * dice
             cost -= class_weight * probability[image][:, class_index(label, probability).to(device)]
             costs.append(F.pad(cost, (0, longest - len(label))))
         return torch.stack(costs)
@@ -159,7 +160,7 @@ def mask_losses(
         _target_values(mask.to(device), segment.to(device), where, size, unique)
         for mask, (_, segment), where in per_image
     ]
-    # Nothing of the size of the matched logits is kept.
+    # Recomputed in the backward pass, so that no copy of the matched logits is kept for it.
     return recomputed(_losses, flat, index, points, torch.cat(targets))
 
 
@@ -182,5 +183,5 @@ def _target_values(
         points = torch.stack((x * (size[0] / width), y * (size[1] / height)), -1)
     if not unique or len(segment) < count:
         return sample(mask[segment], points)
-    # Points are far smaller than masks: they are brought into the order of the masks, and back.
+    # Reorder the points, which are far smaller, instead of the masks, and the result back.
     return sample(mask, points[segment.argsort()])[segment]

@@ -42,7 +42,7 @@ from typing import ParamSpec, TypeVar
 from torch import nn
 
 from mfkernels.integrations.transformers import patching
-from mfkernels.integrations.transformers.binding import Binding, living
+from mfkernels.integrations.transformers.binding import Binding, live_modules
 
 __all__ = ["patch", "unpatch"]
 
@@ -52,25 +52,25 @@ _R = TypeVar("_R")
 _lock = threading.RLock()
 
 
-def _one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Classes are changed, and the default dtype for a moment: threads take turns."""
+def _synchronized(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Hold a lock: classes are changed, and for a moment the process's default dtype."""
 
     @functools.wraps(function)
-    def taking_turns(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def locked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with _lock:
             return function(*args, **kwargs)
 
-    return taking_turns
+    return locked
 
 
 class Patched(tuple[str, ...]):
     """The names of the methods that `patch` replaced, such as `"MaskFormerLoss.forward"`."""
 
     not_reached: tuple[str, ...] = ()
-    """The methods that it could not replace, with the reasons."""
+    """The methods that `patch` could not replace, with the reasons."""
 
 
-@_one_at_a_time
+@_synchronized
 def patch(
     model: nn.Module | None = None,
     *,
@@ -126,7 +126,7 @@ def patch(
             reached.append(binding.name)
         else:
             missed.append(f"{binding.name} ({path or 'the model'}: {reason})")
-    return _said(f"this {type(model).__name__}", reached, missed)
+    return _report(f"this {type(model).__name__}", reached, missed)
 
 
 def _patch_classes(features: frozenset[str]) -> Patched:
@@ -139,32 +139,32 @@ def _patch_classes(features: frozenset[str]) -> Patched:
     for binding in bindings.values():
         binding.patch_class()
     missed = []
-    for binding, module in _living(bindings.values()):
+    for binding, module in _live_bindings(bindings.values()):
         binding.follow(module)
         if reason := binding.why_not_reached(module):
             missed.append(f"{binding.name} (in a {type(module).__name__}: {reason})")
     missed += [
         f"{name} (other code has replaced it)"
         for name, binding in bindings.items()
-        if binding.is_of_others
+        if binding.is_foreign
     ]
-    reached = [name for name, binding in bindings.items() if not binding.is_of_others]
-    return _said("every model", reached, missed)
+    reached = [name for name, binding in bindings.items() if not binding.is_foreign]
+    return _report("every model", reached, missed)
 
 
-def _living(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:
-    """Return all existing modules with their bindings."""
+def _live_bindings(bindings: Collection[Binding]) -> list[tuple[Binding, nn.Module]]:
+    """Return each existing module with each binding of its class."""
     if not bindings:
         return []
     return [
         (binding, module)
-        for module in living(binding.owner for binding in bindings)
+        for module in live_modules(binding.owner for binding in bindings)
         for binding in bindings
         if isinstance(module, binding.owner)
     ]
 
 
-@_one_at_a_time
+@_synchronized
 def unpatch(
     model: nn.Module | None = None,
     *,
@@ -197,11 +197,11 @@ def unpatch(
     ]
     for binding in bindings:
         binding.unpatch_class()
-    for binding, module in _living(bindings):
+    for binding, module in _live_bindings(bindings):
         binding.follow(module)
 
 
-def _said(where: str, reached: Iterable[str], missed: Iterable[str]) -> Patched:
+def _report(where: str, reached: Iterable[str], missed: Iterable[str]) -> Patched:
     names = Patched(dict.fromkeys(reached))
     names.not_reached = tuple(dict.fromkeys(missed))
     _logger.info("mfkernels replaced in %s: %s", where, ", ".join(names) or "nothing")

@@ -1,8 +1,8 @@
-"""Put a replacement into a class, or into the class of one module.
+"""Replace a method in a class, or in the class of a single module.
 
-A module that is patched alone gets a subclass of its class. Nothing is bound to the module itself,
-so its copies and replicas use their own weights. A `forward` that other code has set on a module
-(hooks of accelerate, wrappers) is neither overwritten nor deleted.
+A module that is patched alone gets a subclass of its class as its class. No method is bound to the
+module itself, so that its copies and replicas use their own weights. A `forward` that other code
+has set on a module (hooks of accelerate, wrappers) is neither overwritten nor deleted.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds the method it replaces."""
 _ITSELF = "_mfkernels_itself"
-"""The attribute that holds the replacement itself: a wrapper has a copy of its attributes."""
+"""The attribute of a replacement that holds the replacement itself. `functools.wraps` copies it to
+wrappers, which it thereby distinguishes from replacements."""
 BEHIND_HOOK = "_old_forward"
 """The attribute in which accelerate keeps the bound method that its hook runs."""
-_BELOW, _BINDINGS = "_mfkernels_below", "_mfkernels_bindings"
-"""Attributes of the class of a patched module: the class before, and the replacements."""
-_NOT_IN_FORCE = "_mfkernels_not_in_force"
-"""The attribute of a module whose class was derived from ours by other code: what is unpatched."""
+_BASE, _BINDINGS = "_mfkernels_base", "_mfkernels_bindings"
+"""Attributes of the class of a patched module: its class before, and the bindings."""
+_DISABLED = "_mfkernels_disabled"
+"""The attribute of a module that holds the names of the bindings that are disabled. It is used if
+other code has derived a class from ours, so that `unpatch` cannot restore the class."""
 
 
 def is_replacement(method: Any) -> bool:
@@ -39,20 +41,23 @@ def is_replacement(method: Any) -> bool:
 
 
 def official(method: Any) -> Any:
-    """Return the function before any patch of ours."""
+    """Return the function that a patch of ours has replaced, or the function itself."""
     function = getattr(method, "__func__", method)
     return getattr(function, ORIGINAL) if is_replacement(function) else function
 
 
 def wrapped(method: Any) -> Iterator[Any]:
-    """Yield the function and the functions that it wraps, from the outside to the inside."""
+    """Yield the function and the functions that it wraps, the outermost first."""
     yield method
     if hasattr(method, "__wrapped__"):
         yield from wrapped(method.__wrapped__)
 
 
 def _names(code: Any) -> set[str]:
-    """Return the variables, attributes and strings in a function and the functions inside it."""
+    """Return the names of variables and attributes, and the strings, in a code object.
+
+    Those of nested functions are included.
+    """
     if isinstance(code, str):
         return {code}
     if not isinstance(code, CodeType):
@@ -65,8 +70,8 @@ def is_around(method: Any, original: Method) -> bool:
     return any(official(link) is original for link in wrapped(method))
 
 
-class Served:
-    """What the class of a patched module has in addition to the replaced methods."""
+class PatchedModule:
+    """Copying and pickling of a patched module, whose class is created at run time."""
 
     def __copy__(self) -> Any:
         twin = type(self).__new__(type(self))
@@ -81,11 +86,11 @@ class Served:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the original class, which can be loaded without `mfkernels`."""
-        # Later protocols insist on the class of the object itself.
+        # Protocol 2 and later always store the class of the object itself.
         reduced = super().__reduce_ex__(1)
         if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
             return reduced
-        kinds = [_below(kind) if kind is type(self) else kind for kind in reduced[1]]
+        kinds = [_base_class(kind) if kind is type(self) else kind for kind in reduced[1]]
         return (reduced[0], tuple(kinds), *reduced[2:])
 
 
@@ -97,26 +102,27 @@ class Binding:
     attribute: str
     original: Method
     method: Method
-    """The replacement; if it is not in force, it calls the original."""
+    """The replacement; if it is disabled for a module, it calls the original."""
     mixin: type
-    """A class with the replacement; a base, before `owner`, of the class of a patched module."""
+    """A subclass of `owner` with the replacement; a base of the class of a patched module."""
     everywhere: bool = field(default=False)
+    """Whether the class itself is patched, and so all its instances."""
 
     @property
     def name(self) -> str:
         return f"{self.owner.__name__}.{self.attribute}"
 
     @functools.cached_property
-    def is_of_others(self) -> bool:
+    def is_foreign(self) -> bool:
         """Whether other code had already patched the method; its patch then stays."""
-        # What wraps a method may bear its names; its globals are its own.
+        # A wrapper may copy the names of the method that it wraps, but not its globals.
         links = wrapped(self.original)
         homes = [getattr(link, "__globals__", {}).get("__name__", "") for link in links]
         packages = {"torch", self.owner.__module__.partition(".")[0]}
         return any(home.partition(".")[0] not in packages for home in homes)
 
     def patch_class(self) -> None:
-        if self.is_of_others:
+        if self.is_foreign:
             return
         self.everywhere = True
         if vars(self.owner)[self.attribute] is self.original:
@@ -127,38 +133,40 @@ class Binding:
         if vars(self.owner)[self.attribute] is self.method:
             setattr(self.owner, self.attribute, self.original)
 
-    def is_in_force(self, module: Any) -> bool:
+    def is_enabled(self, module: Any) -> bool:
         if self.everywhere:
             return True
-        return isinstance(module, self.mixin) and self.name not in _not_in_force(module)
+        return isinstance(module, self.mixin) and self.name not in _disabled(module)
 
     def patch_instance(self, module: nn.Module) -> None:
         if isinstance(module, self.mixin):
-            self._set_in_force(module, True)
-        if not (self.is_of_others or isinstance(module, self.mixin)):
-            module.__class__ = _served(_below(type(module)), (*_bindings(type(module)), self))
+            self._set_enabled(module, True)
+        if not (self.is_foreign or isinstance(module, self.mixin)):
+            module.__class__ = _patched_class(
+                _base_class(type(module)), (*_bindings(type(module)), self)
+            )
         self.follow(module)
 
     def unpatch_instance(self, module: nn.Module) -> None:
         kind = type(module)
         if self in _bindings(kind):
             left = tuple(binding for binding in _bindings(kind) if binding is not self)
-            module.__class__ = _served(_below(kind), left)
-        elif isinstance(module, self.mixin):  # parametrizations, `fully_shard`
-            self._set_in_force(module, False)
+            module.__class__ = _patched_class(_base_class(kind), left)
+        elif isinstance(module, self.mixin):  # its class derives from ours: `fully_shard`, …
+            self._set_enabled(module, False)
         self.follow(module)
 
-    def _set_in_force(self, module: nn.Module, on: bool) -> None:
-        left = _not_in_force(module) - {self.name} if on else _not_in_force(module) | {self.name}
-        vars(module).pop(_NOT_IN_FORCE, None)
+    def _set_enabled(self, module: nn.Module, on: bool) -> None:
+        left = _disabled(module) - {self.name} if on else _disabled(module) | {self.name}
+        vars(module).pop(_DISABLED, None)
         if left:
-            vars(module)[_NOT_IN_FORCE] = left
+            vars(module)[_DISABLED] = left
 
     def follow(self, module: nn.Module) -> None:
-        """Make a module run the method of its class, also behind a hook of accelerate.
+        """Make a module run the method of its class, also through a hook of accelerate.
 
-        A method that is bound to the module but is the class's own, as left by unpickling and
-        removed hooks, is deleted.
+        A bound method of the class in the module's own attributes, which unpickling and removed
+        hooks leave there, is deleted.
         """
         own = vars(module)
         if self._is_ours_or_original(own.get(self.attribute), module):
@@ -167,8 +175,8 @@ class Binding:
             own[BEHIND_HOOK] = MethodType(getattr(type(module), self.attribute), module)
 
     def why_not_reached(self, module: nn.Module) -> str | None:
-        """Say why a call of the module does not run the replacement; None if it does."""
-        if self.is_of_others:
+        """Return why a call of the module does not run the replacement; None if it does."""
+        if self.is_foreign:
             return f"other code has replaced the {self.attribute} of its class"
         own = vars(module).get(self.attribute)
         if own is not None and not self._is_hooked(module):
@@ -203,7 +211,7 @@ _known: dict[tuple[type, str, Method], Binding] = {}
 def bind(
     owner: type, attribute: str, original: Method, build: Callable[[Method], Method]
 ) -> Binding:
-    """Return the binding of `build(original)`; always the same one for a method of a class."""
+    """Return the binding of `build(original)`, the same object for repeated calls."""
     key = (owner, attribute, original)
     if key in _known:
         return _known[key]
@@ -211,42 +219,47 @@ def bind(
 
     @functools.wraps(original)
     def method(module: Any, *args: Any, **kwargs: Any) -> Any:
-        # Hooks and wrappers keep a bound method, this one, beyond `unpatch`.
-        return (ours if binding.is_in_force(module) else original)(module, *args, **kwargs)
+        # Hooks and wrappers may hold a bound method of this function even after `unpatch`.
+        return (ours if binding.is_enabled(module) else original)(module, *args, **kwargs)
 
     setattr(method, ORIGINAL, original)
     setattr(method, _ITSELF, method)
-    # Image processors are only patched everywhere.
-    of_module = issubclass(owner, nn.Module)
-    mixin = type(owner.__name__, (Served, owner), {attribute: method}) if of_module else Served
+    # Image processors, which are not modules, are patched only in their class.
+    is_module = issubclass(owner, nn.Module)
+    mixin = (
+        type(owner.__name__, (PatchedModule, owner), {attribute: method})
+        if is_module
+        else PatchedModule
+    )
     binding = _known[key] = Binding(owner, attribute, original, method, mixin)
     return binding
 
 
 def bound(owner: type, attribute: str) -> list[Binding]:
-    """Return all bindings that were made for a method."""
+    """Return all bindings that exist for a method."""
     return [binding for key, binding in _known.items() if key[:2] == (owner, attribute)]
 
 
 @functools.cache
-def _served(below: type, bindings: tuple[Binding, ...]) -> type:
-    """Make a subclass of `below` with these replacements and the same name."""
+def _patched_class(base: type, bindings: tuple[Binding, ...]) -> type:
+    """Make a subclass of `base` with these replacements and the same name."""
     if not bindings:
-        return below
+        return base
     mixins = tuple(binding.mixin for binding in bindings)
-    bases = mixins if any(issubclass(mixin, below) for mixin in mixins) else (below, *mixins)
-    names = {name: getattr(below, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(below.__name__, bases, {**names, _BELOW: below, _BINDINGS: bindings})
+    bases = mixins if any(issubclass(mixin, base) for mixin in mixins) else (base, *mixins)
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, bases, {**names, _BASE: base, _BINDINGS: bindings})
 
 
-def _below(kind: type) -> type:
-    below: type = vars(kind).get(_BELOW, kind)
-    return below
+def _base_class(kind: type) -> type:
+    """Return the class before it was patched."""
+    base: type = vars(kind).get(_BASE, kind)
+    return base
 
 
-def _not_in_force(module: Any) -> frozenset[str]:
-    """Return the names of the bindings that are not in force for a module."""
-    names: frozenset[str] = vars(module).get(_NOT_IN_FORCE, frozenset())
+def _disabled(module: Any) -> frozenset[str]:
+    """Return the names of the bindings that are disabled for a module."""
+    names: frozenset[str] = vars(module).get(_DISABLED, frozenset())
     return names
 
 
@@ -262,10 +275,10 @@ def _family(owner: type[Any]) -> Iterator[type[Any]]:
         yield from _family(kind)
 
 
-def living(owners: Iterable[type]) -> list[nn.Module]:
-    """Yield all modules of these classes and their subclasses in this process."""
+def live_modules(owners: Iterable[type]) -> list[nn.Module]:
+    """Return all modules of these classes and their subclasses in this process."""
     kinds = {kind for owner in owners for kind in _family(owner) if issubclass(kind, nn.Module)}
-    # Other libraries have types that cannot be hashed.
+    # The first check is needed because some types of other libraries cannot be hashed.
     return [
         item
         for item in gc.get_objects()

@@ -45,7 +45,7 @@ _PARTS = (
     "_max_by_axis",
     "_pad_images_to_max_in_batch",
 )
-"""What the official mask losses call, and ours do not."""
+"""Methods that the official mask losses call and ours do not."""
 
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -56,9 +56,9 @@ def dense_matcher(_original: Method) -> Method:
 
     def cost(matcher: Any, layer: _Layer, masks: _PerImage, labels: _PerImage) -> Tensor:
         mask_logits, class_logits = layer
-        # To look at the values would break the graph that is being compiled.
-        looks = not torch.compiler.is_compiling() or all(m.dtype == torch.bool for m in masks)
-        targets = binary_targets(masks, labels) if looks else None
+        # Reading the values of masks would break a graph that is being compiled.
+        can_check = not torch.compiler.is_compiling() or all(m.dtype == torch.bool for m in masks)
+        targets = binary_targets(masks, labels) if can_check else None
         if targets is not None:
             return _dense_cost(matcher, *layer, targets.to(mask_logits.device), masks)
         return dense_cost_of_any_masks(
@@ -111,9 +111,10 @@ def dense_criterion(original: Method) -> Method:
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
-        # Another matcher, other mask losses and another `forward` are called layer after layer.
-        again = auxiliary_predictions and not _is_called_again(self, original)
-        changed = again or _changed_part(self, original, "loss_masks", *_PARTS)
+        # If the matcher, the mask losses or `forward` are not ours, call the original, which calls
+        # them for one layer after the other.
+        other_forward = auxiliary_predictions and not _recurses_into_ours(self, original)
+        changed = other_forward or _overridden_part(self, original, "loss_masks", *_PARTS)
         if not changed and _one_to_one(self, original):
             targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
         if targets is None:
@@ -136,7 +137,8 @@ def dense_criterion(original: Method) -> Method:
         matches = _match(self, layers, targets, mask_labels, class_labels)
         for layer, (assignment, indices) in enumerate(matches):
             mask_logits, class_logits = layers[layer]
-            # Once per layer, as in the original: all processes must take part equally often.
+            # Once per layer, as in the original: it contains a collective operation, which all
+            # processes must call equally often.
             num_masks = self.get_num_masks(class_labels, device=class_labels[0].device)
             of_layer = {
                 **_dense_losses(mask_logits, targets, assignment, num_masks),
@@ -160,9 +162,9 @@ def dense_losses(original: Method) -> Method:
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
         targets = assignment = None
-        # Their classes play no part.
+        # The losses do not depend on the labels.
         labels = [mask.new_zeros(len(mask), dtype=torch.int64) for mask in mask_labels]
-        if not _has_parts_of_its_own(self, original):
+        if not _overrides_parts(self, original):
             targets = _targets(mask_labels, labels, masks_queries_logits.device)
         if targets is not None:
             assignment = _assignment(indices, targets, masks_queries_logits.shape[1])
@@ -184,11 +186,14 @@ def _dense_losses(
 
 
 def _assignment(indices: Sequence[Pair], targets: SegmentTargets, queries: int) -> Tensor | None:
-    """Return the assignment `[B, T]`; None, logged once, for pairs that only the original takes."""
+    """Return the assignment `[B, T]`, or None for pairs that only the original supports.
+
+    The latter is logged once.
+    """
     indices = as_pairs(indices)
     problem = problem_of(indices, targets.counts, queries)
     if problem is not None:
-        _say(
+        _warn_once(
             "the matcher does not match one-to-one; transformers' own mask losses run in this case"
         )
         return None
@@ -206,7 +211,7 @@ def point_losses(original: Method) -> Method:
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
         parts = ("sample_points_using_uncertainty", "calculate_uncertainty")
-        if _has_parts_of_its_own(self, original, *parts):
+        if _overrides_parts(self, original, *parts):
             theirs: dict[str, Tensor] = original(
                 self, masks_queries_logits, mask_labels, indices, num_masks
             )
@@ -219,38 +224,44 @@ def point_losses(original: Method) -> Method:
             mask_labels,
             indices,
             sampling,
-            unique=_is_of(original, self) and _one_to_one(self, original),
+            unique=_is_from_same_module(original, self) and _one_to_one(self, original),
         )
         return {"loss_mask": loss_mask / num_masks, "loss_dice": loss_dice / num_masks}
 
     return loss_masks
 
 
-def _has_parts_of_its_own(module: Any, original: Method, *parts: str) -> bool:
-    """Whether somebody changed a part that the official mask losses call, which is said once."""
-    changed = _changed_part(module, original, *parts, *_PARTS)
+def _overrides_parts(module: Any, original: Method, *parts: str) -> bool:
+    """Whether a subclass or other code overrides a method that the official mask losses call.
+
+    If so, it is logged once.
+    """
+    changed = _overridden_part(module, original, *parts, *_PARTS)
     if changed is not None:
-        _say(
+        _warn_once(
             f"{type(module).__name__} has its own {changed}; "
             "transformers' own mask losses, which call it, run in this case"
         )
     return changed is not None
 
 
-def _is_called_again(module: Any, original: Method) -> bool:
+def _recurses_into_ours(module: Any, original: Method) -> bool:
     """Whether `module.forward`, which `original` calls for each further layer, is ours."""
     hooked = BEHIND_HOOK in vars(module)
     return official(type(module).forward if hooked else called(module, "forward")) is original
 
 
-def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
-    """Return the first of the `parts`, which `original` calls, that `module` overrides, or None."""
+def _overridden_part(module: Any, original: Method, *parts: str) -> str | None:
+    """Return the first of the methods `parts`, which `original` calls, that `module` overrides.
+
+    None: it overrides none of them.
+    """
     kinds = type(module).__mro__
     name = original.__name__
-    # The last one: before it there may be the classes that hold replacements.
+    # The last class is the one that defines the method; those before it may hold replacements.
     (*_, home) = (kind for kind in kinds if is_around(vars(kind).get(name), original))
     for part in parts:
-        if part not in vars(home):  # of another version
+        if part not in vars(home):  # another version of transformers, or another model
             continue
         found = called(module, part)
         if found is None or official(found) is not official(vars(home)[part]):
@@ -259,12 +270,12 @@ def _changed_part(module: Any, original: Method, *parts: str) -> str | None:
 
 
 def _one_to_one(criterion: Any, original: Method) -> bool:
-    """Whether calling the matcher runs the official matching, patched or not, and nothing else."""
-    return _is_of(original, criterion.matcher) and not has_hooks(criterion.matcher)
+    """Whether calling the matcher runs the official matching (patched or not) and nothing else."""
+    return _is_from_same_module(original, criterion.matcher) and not has_hooks(criterion.matcher)
 
 
-def _is_of(original: Method, module: Any) -> bool:
-    """Whether the `forward` of `module`, patched or not, is from the same file as `original`."""
+def _is_from_same_module(original: Method, module: Any) -> bool:
+    """Whether the `forward` of `module` (patched or not) is from the same module as `original`."""
     forward = called(module, "forward")
     return forward is not None and forward.__module__ == original.__module__
 
@@ -318,10 +329,10 @@ def _weights(matcher: Any) -> dict[str, float]:
 
 
 def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> SegmentTargets | None:
-    """Return the segments; None, logged once, if the original has to run."""
+    """Return the segments, or None if the original must run, which is logged once."""
     targets = binary_targets(masks, labels)
     if targets is None:
-        _say(
+        _warn_once(
             "a mask holds values other than 0 and 1 (ignore_index padding?); "
             "transformers' own criterion runs in this case"
         )
@@ -329,7 +340,7 @@ def _targets(masks: _PerImage, labels: _PerImage, device: torch.device) -> Segme
     return targets.to(device)
 
 
-def _say(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     """Log a warning once."""
     if reason not in _logged:
         _logged.add(reason)

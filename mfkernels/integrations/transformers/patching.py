@@ -59,7 +59,7 @@ class Replacement:
             ) from error
 
     def bind(self) -> Binding:
-        """Bind the class's method before any patch to ours, which has the same signature."""
+        """Bind our method, which must have the same signature, to the class's unpatched method."""
         owner = self.find()
         current = vars(owner or object).get(self.attribute)
         if owner is None or not callable(current):
@@ -71,7 +71,7 @@ class Replacement:
         expected = list(inspect.signature(self.build(found)).parameters)
         parameters = inspect.signature(found).parameters
         given = list(parameters)
-        # A wrapper of others may take anything; it stays where it is.
+        # A wrapper of other code may accept any arguments; it is not replaced.
         variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
         takes_all = variadic <= {parameter.kind for parameter in parameters.values()}
         if given != expected and not takes_all:
@@ -192,8 +192,8 @@ def chosen(features: frozenset[str]) -> Iterator[tuple[Family, Replacement]]:
 def check_family(family: Family, features: frozenset[str]) -> None:
     """Raise RefusedError if the replacements do not compute what the installed classes compute.
 
-    Both solve a small problem, so a version with the same signatures but other losses is also
-    refused. Other threads may draw random numbers meanwhile.
+    Both solve a small problem, so that a version with the same signatures but other losses is
+    refused too. The random numbers of the process are not touched.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -218,7 +218,7 @@ def _refusal(family: Family, reason: str) -> RefusedError:
 
 
 class _RandomNumbers(TorchFunctionMode):
-    """Numbers of a seed in this thread, which leave those of the process alone."""
+    """Draw seeded random numbers in this thread without changing the generator of the process."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def _compare_losses(family: Family) -> None:
     criterion = family.make_criterion(
         importlib.import_module(f"transformers.models.{replacements[0].module}")
     )
-    # No process group takes part in this.
+    # Avoid the collective operation of `get_num_masks`: only this process runs the check.
     vars(criterion)["get_num_masks"] = lambda class_labels, device: torch.full((), 3.0)
     with _RandomNumbers(0):
         masks = [torch.rand(count, 16, 20).gt(0.6).float() for count in (2, 1)]

@@ -1,10 +1,10 @@
-"""Post-processing of `transformers` that holds few scores at full size at a time.
+"""Post-processing of `transformers` that holds only a few scores at full size at a time.
 
 Semantic maps: the original multiplies at mask resolution and then resizes the K score maps. The
 official code (`mfkernels.semantic_segmentation`) computes something else, so its kernels cannot be
 used. Here, a few classes at a time are resized in the same way, and a running maximum is kept; the
-maps are bitwise the same. Panoptic maps are made likewise from the kept queries; they are the same
-up to the rounding of a sigmoid.
+maps are bitwise the same. Panoptic maps are computed likewise from chunks of the kept queries; they
+are the same up to the rounding of a sigmoid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 """`[1, N, h, w]` to `[1, N, H, W]`."""
 
 PIXELS_AT_ONCE = 1 << 21
-"""About this many resized scores are held at a time."""
+"""About this many resized scores are held in memory at a time."""
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def torchvision_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def semantic(resize: Resize) -> Callable[[Method], Method]:
-    """Make label maps without K score maps at full size, unless the scores are asked for."""
+    """Make label maps without K score maps at full size, unless the scores are requested."""
 
     def build(original: Method) -> Method:
         def post_process_semantic_segmentation(
@@ -98,8 +98,8 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
                     size = first_size or logits.shape[1:]
                 height, width = map(int, size)  # tensors too
                 if len(queries) == 0:
-                    nothing = torch.zeros((height, width)) - 1
-                    results.append({"segmentation": nothing, "segments_info": []})
+                    empty = torch.zeros((height, width)) - 1
+                    results.append({"segmentation": empty, "segments_info": []})
                     continue
                 score, label = scores[image][queries], labels[image][queries]
 
@@ -107,7 +107,7 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
                     logits, queries, score, mask_threshold, (height, width), first_size, resize
                 )
                 owned = owner.flatten().bincount(minlength=len(score))
-                # float32 quotients, against the threshold as Python has it.
+                # A float32 quotient, compared with the threshold in float64, as in the original.
                 large = (owned / area).double() > overlap_mask_area_threshold
                 exists = (owned > 0) & (area > 0) & large
                 ids, segments = _segments(exists, score, label, label_ids_to_fuse)
@@ -120,8 +120,8 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
     return build
 
 
-class _Largest:
-    """The index and value of the largest of maps `[N, H, W]` at each pixel; they come in chunks."""
+class _RunningArgmax:
+    """The index and value of the largest of maps `[N, H, W]` at each pixel, added in chunks."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
@@ -143,7 +143,7 @@ class _Largest:
 
 def _semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     """Find the class of each pixel, `[H, W]`, from scores `[K, h, w]`."""
-    largest = _Largest()
+    largest = _RunningArgmax()
     for chunk in scores.split(_at_once(size)):
         largest.add(resize(chunk[None], size)[0])
     return largest.index
@@ -159,7 +159,7 @@ def _owners(
     resize: Resize,
 ) -> tuple[Tensor, Tensor]:
     """Find each pixel's owner among `queries [n]`, `[H, W]`, and the mask area of each, `[n]`."""
-    largest = _Largest()
+    largest = _RunningArgmax()
     areas = []
     for chunk, weight in zip(
         queries.split(_at_once(size)), score.split(_at_once(size)), strict=True
@@ -188,7 +188,7 @@ def _segments(
     As in the original, a segment that is fused into an earlier one is listed again, and the
     numbering continues from the id of that earlier one.
     """
-    # float64 holds scores and labels exactly; stacked, they come over in one transfer.
+    # float64 holds scores and labels exactly; stacked, they are copied to the host at once.
     rows = torch.stack((exists.double(), score.double(), label.double()), 1).tolist()
     ids: list[int] = []
     segments: list[dict[str, Any]] = []
