@@ -17,7 +17,7 @@ from mfkernels import backend, selfcheck
 from mfkernels.__main__ import main
 from mfkernels.fallback import KernelError
 from mfkernels.selfcheck import command, predictions
-from mfkernels.selfcheck.checks import _error, _wrong
+from mfkernels.selfcheck.checks import _error, _result_problems
 from mfkernels.selfcheck.inputs import SMALL, segments
 
 CPU = torch.device("cpu")
@@ -165,15 +165,15 @@ def test_the_table_shows_predictions(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_rule() -> None:
     truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
     result = truth.float()
-    assert not list(_wrong([result], [result], [truth]))
+    assert not list(_result_problems([result], [result], [truth]))
     off = result + torch.tensor([0, 1e-4])
-    assert list(_wrong([off], [result], [truth]))
-    assert not list(_wrong([off], [off], [truth])), "plain PyTorch is as wrong"
-    assert list(_wrong([result * float("nan")], [result], [truth]))
+    assert list(_result_problems([off], [result], [truth]))
+    assert not list(_result_problems([off], [off], [truth])), "plain PyTorch is as wrong"
+    assert list(_result_problems([result * float("nan")], [result], [truth]))
     labels = torch.zeros(10_000, dtype=torch.int64)
     other = labels.clone()
     other[:5] = 1
-    assert not list(_wrong([other], [labels], [labels]))
+    assert not list(_result_problems([other], [labels], [labels]))
     other[:20] = 1
-    assert list(_wrong([other], [labels], [labels]))
+    assert list(_result_problems([other], [labels], [labels]))
     assert _error(truth[:0], truth[:0]) == 0

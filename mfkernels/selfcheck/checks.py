@@ -1,4 +1,7 @@
-"""Run the problems: results, gradients, repetition, waiting, CUDA graphs, time and memory."""
+"""Run the problems and check results, gradients, determinism, synchronisation and CUDA graphs.
+
+Large problems are also timed, and their memory is measured.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from mfkernels.selfcheck.inputs import ALIGNED, SMALL, ade20k
 from mfkernels.selfcheck.predictions import predicted_ms
 from mfkernels.selfcheck.problems import Problem, problems
 
-USUAL = (torch.float32, torch.bfloat16, torch.float16)
+DEFAULT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "assignment": (torch.float32, torch.float64),
     "loss_sums": (torch.float32,),
     "conv3x3": (torch.float32, torch.bfloat16),
 }
-OF_OTHER_SIZES = (
+WITHOUT_FEATURES = (
     "assignment",
     "class_loss",
     "loss_sums",
@@ -30,11 +33,12 @@ OF_OTHER_SIZES = (
     "point_loss",
     "sample_points",
 )
-"""Operations without features, which `ALIGNED` need not repeat."""
-ROUNDINGS = 8
-"""Of the largest value, by which a kernel may be off where plain PyTorch is exact."""
-DIFFERING = 1e-3
-"""Share of the pixels of a map that may differ, as scores are almost equal there."""
+"""Operations without pixel features, for which `ALIGNED` would add nothing."""
+MAX_ROUNDING_ERRORS = 8
+"""How many rounding errors of the largest value a kernel may add to twice the error of plain
+PyTorch."""
+MAX_DIFFERING = 1e-3
+"""The fraction of a map's pixels that may differ, because their best scores are almost equal."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,30 @@ class Row:
     problem: str
     """What is wrong; empty if nothing is."""
     error: float | None = None
-    """Largest one of results and gradients against float64, by their largest value."""
+    """The largest error of results and gradients, compared with float64 and divided by the largest
+    value."""
     plain_error: float | None = None
-    """The same of plain PyTorch in the problem's own precision."""
+    """The error of plain PyTorch in the problem's own precision."""
     ms: float | None = None
-    """Median of a call with its backward pass."""
+    """The median time of a call with its backward pass."""
     plain_ms: float | None = None
     graph_ms: float | None = None
-    """Of a call in a CUDA graph, without the time of the host."""
+    """The time of the same call in a CUDA graph, which excludes the time of the host."""
     predicted_ms: float | None = None
-    """The same by the cost model, for GPUs that it knows: `selfcheck.predictions`."""
+    """The prediction of `graph_ms` by the cost model, for the GPUs that it supports; see
+    `selfcheck.predictions`."""
     peak_mb: float | None = None
-    """Peak of the memory that a call allocates on a GPU."""
+    """The peak memory that a call allocates on a GPU."""
     plain_peak_mb: float | None = None
 
 
 def check(
     device: torch.device, *, quick: bool = False, operation: str | None = None
 ) -> Iterator[Row]:
-    """Check every operation, form and dtype on small problems; unless `quick`, also in the sizes
-    of a training step on ADE20K (on a CPU, one image and layer in float32), with time and memory.
+    """Check every operation, form and dtype on small problems.
+
+    Unless `quick`, check them also with the sizes of a training step on ADE20K (on a CPU: one image
+    and one layer, in float32), and measure time and memory.
 
     Args:
         device: the device to run on.
@@ -82,10 +90,10 @@ def check(
             if operation not in (None, problem.operation):
                 continue
             if sizes is ALIGNED:
-                if problem.operation in OF_OTHER_SIZES:
+                if problem.operation in WITHOUT_FEATURES:
                     continue
                 problem = replace(problem, form=f"{problem.form}, aligned")
-            dtypes = DTYPES.get(problem.operation, USUAL)
+            dtypes = DTYPES.get(problem.operation, DEFAULT_DTYPES)
             for dtype in dtypes if on_gpu or sizes is not large else dtypes[:1]:
                 with first_use.paused():
                     row = _check(problem, device, dtype, timed=sizes is large)
@@ -115,7 +123,7 @@ def compared(problem: Problem) -> Comparison:
         plain = _results(problem)
         truth = _results(problem.to(problem.inputs[0].device, torch.float64))
     error, plain_error = (max(map(_error, some, truth)) for some in (ours, plain))
-    return Comparison(ours, error, plain_error, list(_wrong(ours, plain, truth)))
+    return Comparison(ours, error, plain_error, list(_result_problems(ours, plain, truth)))
 
 
 def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed: bool) -> Row:
@@ -125,14 +133,13 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
     try:
         comparison = compared(given)
     except BackendError as error:
-        if isinstance(error.__cause__, RuntimeError):  # of a kernel that cannot be started
+        if isinstance(error.__cause__, RuntimeError):  # the kernel cannot be launched
             return Row(*names, "native", str(error.__cause__).splitlines()[0])
         return Row(*names, str(error).partition("cannot run this call: ")[2], problem="")
-    except (
-        Exception
-    ) as error:  # a kernel that does not compile or start: that is what is looked for
+    except Exception as error:  # any failure of a kernel is a result of the check
         return Row(*names, "native", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    for failed in set(failures) - before:  # in a backward pass, which plain PyTorch served
+    # A kernel failed in the backward pass, which then ran in plain PyTorch.
+    for failed in set(failures) - before:
         return Row(*names, "native", failures[failed])
     served = OPERATIONS.get(problem.operation, {}).get(device.type)
     row: dict[str, Any] = {
@@ -140,7 +147,7 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
         "error": comparison.error,
         "plain_error": comparison.plain_error,
     }
-    wrong = [*comparison.wrong, *_misbehaviour(given, comparison.ours)]
+    wrong = [*comparison.wrong, *_behaviour_problems(given, comparison.ours)]
     if timed:
         row |= _costs(given, device)
         if device.type == "cuda":
@@ -150,7 +157,7 @@ def _check(problem: Problem, device: torch.device, dtype: torch.dtype, *, timed:
 
 
 def _results(problem: Problem) -> list[Tensor]:
-    """What comes out, and the gradients of a fixed weighted sum of it."""
+    """Compute the results of a problem, and the gradients of a fixed weighted sum of them."""
     inputs = [x.detach().clone().requires_grad_(problem.gradient) for x in problem.inputs]
     results = problem.function(*inputs)
     if not problem.gradient:
@@ -168,7 +175,7 @@ def _results(problem: Problem) -> list[Tensor]:
 
 
 def _error(values: Tensor, truth: Tensor) -> float:
-    """The largest one, by the largest value; of maps, the share of pixels that differ."""
+    """Return the largest error divided by the largest value; of maps, the fraction that differs."""
     if truth.numel() == 0:
         return 0.0
     if not values.is_floating_point():
@@ -177,28 +184,28 @@ def _error(values: Tensor, truth: Tensor) -> float:
     return float((values.double() - truth).abs().max() / scale)
 
 
-def _wrong(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> Iterator[str]:
+def _result_problems(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> Iterator[str]:
     for index, (result, same, exact) in enumerate(zip(ours, plain, truth, strict=True)):
         error = _error(result, exact)
         if result.is_floating_point():
-            allowed = 2 * _error(same, exact) + ROUNDINGS * torch.finfo(result.dtype).eps
+            allowed = 2 * _error(same, exact) + MAX_ROUNDING_ERRORS * torch.finfo(result.dtype).eps
         else:
-            allowed = DIFFERING
-        if not error <= allowed:  # also where it is not a number
-            yield f"result {index} is off by {error:.1e}, at most {allowed:.1e} is right"
+            allowed = MAX_DIFFERING
+        if not error <= allowed:  # also if the error is NaN
+            yield f"result {index} is off by {error:.1e}, expected at most {allowed:.1e}"
 
 
-def _misbehaviour(problem: Problem, first: list[Tensor]) -> Iterator[str]:
+def _behaviour_problems(problem: Problem, first: list[Tensor]) -> Iterator[str]:
     with use_backend("native"):
         again = _results(problem)
         if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
             yield "not repeatable"
         if first[0].device.type == "cuda" and not problem.waits:
-            yield from _refusals(problem, first)
+            yield from _gpu_problems(problem, first)
 
 
-def _refusals(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
-    """Of a GPU: waits for it, and calls that a CUDA graph cannot hold."""
+def _gpu_problems(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
+    """Yield whether the call synchronises with the GPU, or cannot be captured in a CUDA graph."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         _results(problem)
@@ -212,17 +219,17 @@ def _refusals(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
         with torch.cuda.graph(graph):
             results = _results(problem)
     except RuntimeError as error:
-        yield f"no CUDA graph can hold it: {str(error).splitlines()[0]}"
+        yield f"it cannot be captured in a CUDA graph: {str(error).splitlines()[0]}"
         return
     graph.replay()
     if not all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)):
-        yield "a CUDA graph gives other results"
+        yield "a CUDA graph gives different results"
 
 
 def _costs(problem: Problem, device: torch.device) -> dict[str, float]:
     costs = {}
     if device.type == "cuda" and not problem.waits:
-        with contextlib.suppress(RuntimeError):  # of a capture, which was reported before
+        with contextlib.suppress(RuntimeError):  # a failed capture has been reported already
             costs["graph_ms"] = 1e3 * _seconds_in_a_graph(problem)
     for backend, prefix in (("native", ""), ("reference", "plain_")):
         with use_backend(backend):  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit(f"error: --device {arguments.device}: {str(error).splitlines()[0]}")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         sys.exit(f"error: --json {arguments.json}: there is no folder {arguments.json.parent}")
-    if arguments.json is not None and arguments.json.is_dir():  # as an empty text is
+    if arguments.json is not None and arguments.json.is_dir():  # such as an empty path
         sys.exit(f"error: --json {arguments.json}: it is a folder, expected a file")
     machine = describe_machine(device)
     rows = _rows_with_progress(device, arguments)
@@ -82,7 +82,7 @@ def _print(machine: dict[str, Any], rows: list[Row]) -> None:
     timed = any(row.ms is not None for row in rows)
     heads = ["operation", "form", "dtype", "served by", "error", "plain PyTorch's"]
     costs = ["ms", "plain ms", "in a graph", "predicted"] if timed else []
-    # The last two are of GPUs.
+    # The last two exist for GPUs only.
     costs = costs if any(row.graph_ms is not None for row in rows) else costs[:2]
     heads += costs
     table = Table(*heads, "verdict")
@@ -114,7 +114,7 @@ def _verdict(row: Row) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Describe the machine, so that readers of a report know where it is from."""
+    """Describe the machine, for the readers of a report."""
     module = native.numpy_module
     facts: dict[str, Any] = {
         "mfkernels": mfkernels.__version__,

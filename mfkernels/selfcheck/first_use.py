@@ -1,8 +1,8 @@
 """Check a kernel on a small problem against plain PyTorch before its first call on a GPU.
 
-This is done once for each operation, form of its targets and dtype; the result is kept in the
-user's cache for this GPU and these versions. If the kernel is wrong, a warning is logged, and the
-operation runs in plain PyTorch from then on. ``MFKERNELS_FIRST_USE=0`` disables the check.
+This is done once for each operation, form of its targets (label map or masks) and dtype; the result
+is cached on disk for this GPU and these versions. If a kernel is wrong, a warning is logged, and
+the operation runs in plain PyTorch from then on. ``MFKERNELS_FIRST_USE=0`` disables the check.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from mfkernels.torch_internals import is_observed, is_transformed
 
 VARIABLE = "MFKERNELS_FIRST_USE"
 DEVICE_TYPES = ("cuda",)
-"""Kernels for CPUs are tested where they are built."""
+"""CPU kernels need no check at run time: they are tested where they are built."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is checked once."""
+    """The unit of checking: each of these is checked once."""
 
     operation: str
     form: str
-    """Problems of `selfcheck.problems` whose form begins so are checked."""
+    """The problems of `selfcheck.problems` whose form begins with this are checked."""
     dtype: str
     device: torch.device
 
     def identity(self) -> dict[str, str]:
-        """Describe what the result is valid for."""
+        """Return everything that the result depends on."""
         return {
             "operation": self.operation,
             "form": self.form,
@@ -70,7 +70,7 @@ _paused = contextvars.ContextVar("first_use_paused", default=False)
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Check nothing inside the block."""
+    """Suspend all checks inside the block."""
     token = _paused.set(True)
     try:
         yield
@@ -78,36 +78,36 @@ def paused() -> Iterator[None]:
         _paused.reset(token)
 
 
-def try_out(operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_first_use(operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Check the kernel of an operation on a small problem, unless it was checked before.
 
     Raises:
-        KernelError: the kernel cannot be started, or its result differs from plain PyTorch's.
+        KernelError: the kernel cannot be launched, or its result differs from plain PyTorch's.
     """
-    tensor = _subject(arguments, named)
+    tensor = _deciding_tensor(arguments, named)
     if tensor is None or tensor.device.type not in DEVICE_TYPES:
         return
     kernel = Kernel(operation, _form(arguments), _short(tensor.dtype), tensor.device)
-    if kernel in _settled or not _may_be_tried(kernel, tensor):
+    if kernel in _settled or not _must_be_checked(kernel, tensor):
         return
     _settled.add(kernel)
-    problem = remembered(kernel)
+    problem = load_result(kernel)
     if problem is None:
-        with _undisturbed(tensor.device):
+        with _neutral_context(tensor.device):
             problem = _problem_of(kernel, tensor.dtype)
-        remember(kernel, problem)
+        save_result(kernel, problem)
     if problem:
         raise KernelError(f"on first use, {problem} (result kept in {_file(kernel)})")
 
 
-def _subject(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+def _deciding_tensor(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
     """Return the tensor whose dtype and device decide which kernel runs."""
     first: Any = next(iter((*arguments, *named.values())), None)
-    if isinstance(first, (list, tuple)) and first:  # of views
+    if isinstance(first, (list, tuple)) and first:  # views
         first = first[0]
     for name in ("embed", "class_logits"):
         first = getattr(first, name, first)
-    # Fake tensors and other subclasses do not compute.
+    # Fake tensors and other subclasses may not compute anything.
     return first if type(first) in (Tensor, Parameter) else None
 
 
@@ -118,7 +118,7 @@ def _form(arguments: tuple[Any, ...]) -> str:
     return "masks" if targets.label_map is None else "label map"
 
 
-def _may_be_tried(kernel: Kernel, tensor: Tensor) -> bool:
+def _must_be_checked(kernel: Kernel, tensor: Tensor) -> bool:
     kind = kernel.device.type
     return (
         not _paused.get()
@@ -135,8 +135,8 @@ def _may_be_tried(kernel: Kernel, tensor: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Suspend what the caller may have enabled: inference mode, autocast, sync debug errors."""
+def _neutral_context(device: torch.device) -> Iterator[None]:
+    """Disable what the caller may have enabled: inference mode, autocast, sync debug errors."""
     on_gpu = device.type == "cuda"
     before = torch.cuda.get_sync_debug_mode() if on_gpu else 0
     if on_gpu:
@@ -154,28 +154,28 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 
 
 def _problem_of(kernel: Kernel, dtype: torch.dtype) -> str:
-    """Say what is wrong with a kernel; an empty string if nothing is."""
+    """Return what is wrong with a kernel; an empty string if nothing is."""
     from mfkernels.selfcheck.checks import compared
     from mfkernels.selfcheck.inputs import ALIGNED
     from mfkernels.selfcheck.problems import problems
 
-    with torch.device("cpu"):  # where they are made, whatever the caller's default is
-        every = list(problems(kernel.device, ALIGNED))
-    for problem in every:
+    with torch.device("cpu"):  # inputs are made there, whatever the caller's default device is
+        candidates = list(problems(kernel.device, ALIGNED))
+    for problem in candidates:
         if problem.operation == kernel.operation and problem.form.startswith(kernel.form):
             try:
                 wrong = compared(problem.to(kernel.device, dtype)).wrong
             except BackendError as error:
-                if isinstance(error.__cause__, RuntimeError):  # of a kernel that cannot be started
+                if isinstance(error.__cause__, RuntimeError):  # the kernel cannot be launched
                     raise error.__cause__ from None
-                return ""  # not served in this form
+                return ""  # the kernel does not support this form, so that it cannot be wrong
             if wrong:
                 return f"{problem.form} in {kernel.dtype} gave a wrong result: {wrong[0]}"
     return ""
 
 
-def remembered(kernel: Kernel) -> str | None:
-    """Return what was wrong in an earlier check ("" if nothing); None if there was none."""
+def load_result(kernel: Kernel) -> str | None:
+    """Return the result of an earlier check ("" if nothing was wrong); None if there was none."""
     try:
         found = json.loads(_file(kernel).read_text())
         return str(found["problem"]) if found["kernel"] == kernel.identity() else None
@@ -183,8 +183,8 @@ def remembered(kernel: Kernel) -> str | None:
         return None
 
 
-def remember(kernel: Kernel, problem: str) -> None:
-    """Save the result for later processes; several may do so at once.
+def save_result(kernel: Kernel, problem: str) -> None:
+    """Save the result for later processes; several processes may do so at once.
 
     Without a writable cache, each process checks again.
     """
@@ -230,4 +230,4 @@ def _versions() -> str:
     return f"torch {torch.__version__}, triton {triton}, files {digest.hexdigest()[:16]}"
 
 
-fallback.before_call = try_out
+fallback.before_call = check_first_use

@@ -1,4 +1,4 @@
-"""Predictions and segments of a given size."""
+"""Random predictions and segments of given sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mfkernels.targets import SegmentTargets
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a batch of predictions with the segments to find."""
+    """The sizes of a batch of predictions and of its ground-truth segments."""
 
     layers: int = 2
     segments: tuple[int, ...] = (3, 0, 2)
-    """Of each image."""
+    """The number of segments of each image."""
     queries: int = 9
     classes: int = 7
     channels: int = 20
     low: tuple[int, int] = (7, 9)
-    """Of the pixel features."""
+    """Height and width of the pixel features."""
     size: tuple[int, int] = (28, 33)
-    """Of the images."""
+    """Height and width of the images."""
 
     @property
     def images(self) -> int:
@@ -32,17 +32,18 @@ class Sizes:
 
 SMALL = Sizes()
 ALIGNED = Sizes(channels=32, low=(8, 16), size=(32, 64))
-"""Sizes that 16 bytes divide, as those of models do: kernels read such tensors in other ways."""
+"""Sizes that are multiples of 16 bytes, like those of real models: kernels have separate code for
+aligned tensors."""
 
 
 def ade20k(images: int, layers: int) -> Sizes:
-    """What a training step of the paper's ADE20K models has; 5 to 15 segments an image."""
+    """The sizes of a training step of the paper's ADE20K models, with 5 to 15 segments an image."""
     segments = tuple(5 + index % 11 for index in range(images))
     return Sizes(layers, segments, 100, 150, 256, (128, 128), (512, 512))
 
 
 def predictions(sizes: Sizes, generator: torch.Generator) -> list[Tensor]:
-    """Class logits `[L, B, Q, K+1]`, mask embeddings `[L, B, Q, C]`, pixel features."""
+    """Random class logits `[L, B, Q, K+1]`, mask embeddings `[L, B, Q, C]` and pixel features."""
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(shape, generator=generator)
@@ -56,7 +57,7 @@ def predictions(sizes: Sizes, generator: torch.Generator) -> list[Tensor]:
 
 
 def segments(sizes: Sizes, generator: torch.Generator, *, overlap: bool) -> SegmentTargets:
-    """Stripes of different classes with void between them, as label maps; or, to overlap, masks."""
+    """Stripes of different classes: label maps with void in between, or masks that overlap."""
     height, width = sizes.size
     row = torch.arange(height)[:, None].expand(height, width)
     masks, maps, labels = [], [], []
@@ -76,7 +77,7 @@ def segments(sizes: Sizes, generator: torch.Generator, *, overlap: bool) -> Segm
 
 
 def matches(sizes: Sizes, generator: torch.Generator) -> Tensor:
-    """A query for each segment `[L, B, T]`, -1 beyond an image's segments."""
+    """A random assignment `[L, B, T]`; -1 beyond an image's segments."""
     most = max(sizes.segments)
     shape = (sizes.layers, sizes.images, most)
     found = torch.full(shape, -1)

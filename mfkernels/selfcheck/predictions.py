@@ -1,7 +1,8 @@
-"""What the cost model of benchmarks/gpu_model.py expects of a training step of ADE20K.
+"""The time that the cost model of benchmarks/gpu_model.py predicts for a training step on ADE20K.
 
-Milliseconds of a criterion with its backward pass in a CUDA graph, from the instructions of the
-compiled kernels. ``predictions.json`` is a part of what that program writes; a test compares them.
+It is the time, in milliseconds, of a criterion with its backward pass in a CUDA graph, computed
+from the instructions of the compiled kernels. ``predictions.json`` is a part of what that program
+writes; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 
 def predicted_ms(gpu: str, operation: str, form: str, dtype: str) -> float | None:
-    """None for what the model does not know: other GPUs and slices of one, other operations."""
+    """Return the prediction; None for other operations, other GPUs, and slices of a GPU (MIG)."""
     if (operation, form) != ("criterion", "label map") or "MIG" in gpu:
         return None
     known = json.loads((Path(__file__).parent / "predictions.json").read_text())

@@ -1,4 +1,4 @@
-"""What is checked: each operation in each of its forms."""
+"""The problems that are checked: each operation in each of its forms."""
 
 from __future__ import annotations
 
@@ -29,25 +29,29 @@ Function = Callable[..., list[Tensor]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One call: what goes in, and what comes out as a list of tensors."""
+    """A call of an operation."""
 
     operation: str
     form: str
     function: Function
-    """Of `inputs`. Floating results are compared with float64, others pixel by pixel."""
+    """Computes a list of results from `inputs`. Floating-point results are compared with float64,
+    others pixel by pixel."""
     inputs: list[Tensor] = field(repr=False)
     gradient: bool = False
+    """Whether to check the gradients with respect to the inputs."""
     waits: bool = False
-    """Whether the host needs a result of the device, so that no CUDA graph can hold the call."""
+    """Whether the host waits for a result, so that the call cannot be captured in a CUDA graph."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
-        """With inputs on that device and of that type."""
+        """Return the problem with its inputs on another device and in another dtype."""
         return replace(self, inputs=[x.to(device, dtype) for x in self.inputs])
 
 
 def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
-    """All operations in all forms, with inputs in float32 on the CPU; what is not differentiated,
-    segments and matches, is on `device`.
+    """Yield all operations in all forms.
+
+    Inputs are float32 on the CPU. Segments and assignments, which are not differentiated, are
+    already on `device`.
     """
     generator = torch.Generator().manual_seed(0)
     yield from _assignment(generator, device)
@@ -80,7 +84,7 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
     yield Problem("mask_logits", "factors", lambda a, b: [mask_logits(a, b)], [embed, features])
     maps, weight = _convolution(generator, sizes)
     convolution: Function = lambda x, w: [conv3x3(x, w)]  # noqa: E731
-    # Elsewhere it is PyTorch's, whose gradients need not repeat bit for bit.
+    # On other devices, PyTorch computes it, and its gradients need not be deterministic.
     ours = device.type == "cpu"
     yield Problem("conv3x3", "maps", convolution, [maps, weight], gradient=ours)
     yield from _inference([class_logits[-1], embed[-1], features], sizes)
@@ -90,7 +94,7 @@ def _assignment(generator: torch.Generator, device: torch.device) -> Iterator[Pr
     counts = torch.tensor([20, 0, 7, 1], device=device)
 
     def cost_of_matches(cost: Tensor, row_counts: Tensor | None = None) -> list[Tensor]:
-        """Of the best matches, which may differ where costs are equal."""
+        """Return the total cost: the assignment itself may differ if costs are equal."""
         columns = batch_linear_assignment(cost, row_counts)
         chosen = cost.double().gather(-1, columns.clamp(min=0)[..., None])[..., 0]
         return [chosen.where(columns >= 0, 0).sum(-1)]
@@ -169,7 +173,7 @@ def _focal_dice(targets: Tensor) -> Function:
 
 
 def _convolution(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Maps and weights, of as many channels as the features or the next number that is served."""
+    """Maps and weights, with the channels of the features rounded up to a supported number."""
     channels = -(-sizes.channels // CHANNELS) * CHANNELS
     maps = torch.randn(sizes.images, channels, *sizes.low, generator=generator)
     weight = torch.randn(channels, channels, 3, 3, generator=generator)
@@ -182,7 +186,8 @@ def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:
     shape: dict[str, Any] = {"input_size": sizes.size, "image_sizes": [image] * sizes.images}
 
     def semantic(*given: Tensor, resize_logits: bool = False) -> list[Tensor]:
-        """Scores, and how far the label that is found without them is from the best."""
+        """Return the scores, and by how much the label of the call without scores misses the best
+        score."""
         options: dict[str, Any] = {"resize_logits": resize_logits, **shape}
         labels: Any = semantic_segmentation(given[0], given[1], given[2], image, **options)
         _, scores = semantic_segmentation(
