@@ -1,14 +1,14 @@
-"""Runs CMake and Ninja for the native code; everything else is in pyproject.toml.
+"""Run CMake and Ninja for the native code; everything else is in pyproject.toml.
 
-The environment variable MFKERNELS_BUILD chooses what to build: `auto` (default: all that this
-machine can), `cpu` (no CUDA) or `none`. Without CMake, Ninja, a C++ compiler, torch or pybind11 the
-package is installed without native code, and `python -m mfkernels` says so.
+The environment variable MFKERNELS_BUILD chooses what to build: `auto` (the default: everything that
+this machine can build), `cpu` (no CUDA) or `none`. Without CMake, Ninja, a C++ compiler, torch or
+pybind11, the package is installed without native code, and `python -m mfkernels` says so.
 
-With MFKERNELS_PYTHONS, names or paths of interpreters, the wheel is one to give away: it uses only
-those symbols of the C and C++ libraries that manylinux_2_28 has, and serves every Python 3. The
-libraries of operators do not depend on Python; the NumPy module does and is built for each of these
-interpreters. With any other, `linear_sum_assignment` is served by SciPy, and `python -m mfkernels`
-says so.
+With MFKERNELS_PYTHONS, a list of names or paths of interpreters, the wheel is portable: it uses
+only symbols of the C and C++ libraries that manylinux_2_28 has, and supports every Python 3. The
+operator libraries do not depend on Python; the NumPy module does, and is built for each of these
+interpreters. With any other interpreter, `linear_sum_assignment` uses SciPy, and
+`python -m mfkernels` says so.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ PYTHONS = os.environ.get("MFKERNELS_PYTHONS", "").split()
 
 
 def find_tool(*names):
-    """Path of the first of these programs; those of this Python environment come first."""
+    """Return the path of the first program found, or None; this Python environment comes first."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
@@ -42,12 +42,12 @@ def find_compiler():
 
 
 def why_not(build):
-    """Why nothing native can be built here, or None."""
+    """Return why no native code can be built here, or None."""
     if build == "none":
         return "switched off by MFKERNELS_BUILD=none when it was installed"
     for module in ("torch", "pybind11"):
         if importlib.util.find_spec(module) is None:
-            return f"the Python package {module} was not there when it was installed"
+            return f"the Python package {module} was not found when it was installed"
     for tool in ("cmake", "ninja"):
         if find_tool(tool) is None:
             return f"{tool} was not found when it was installed"
@@ -57,7 +57,7 @@ def why_not(build):
 
 
 class CMakeBuild(build_ext):
-    """Builds with CMake into the package folder: the source tree if editable, else build_lib."""
+    """Build with CMake into the package folder of the source tree (if editable) or of build_lib."""
 
     def run(self):
         build = os.environ.get("MFKERNELS_BUILD", "auto")
@@ -80,7 +80,8 @@ class CMakeBuild(build_ext):
             portable = ["-DMFK_MANYLINUX=ON", f"-DMFK_PYTHONS={';'.join(map(find_tool, PYTHONS))}"]
         folder = Path(self.build_temp).resolve() / "cmake"
         folder.mkdir(parents=True, exist_ok=True)
-        # A cache of another environment (pip's isolated ones are deleted) would point nowhere.
+        # A CMake cache of another environment may hold paths that no longer exist: pip deletes its
+        # isolated build environments.
         (folder / "CMakeCache.txt").unlink(missing_ok=True)
         try:
             self.cmake(

@@ -1,8 +1,8 @@
-"""Builds the wheel that is given away, into dist/, and audits it: `make wheel`.
+"""Build the portable wheel in dist/ and audit it: `make wheel`.
 
 Run it with a Python that has the build requirements and the extra `release`. The wheel is built
-against that Python's torch; the audit says from which torch on it can be loaded, and fails if that
-is above the package's own floor.
+against that Python's torch. The audit determines the oldest torch that can load it, and fails if
+that is newer than the package's minimum version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PLATFORM = f"manylinux_2_28_{os.uname().machine}"
 OF_TORCH = ("libtorch*.so", "libc10*.so", "libcudart.so.*")
-"""Libraries that torch brings: the wheel must not hold copies."""
+"""Libraries that torch contains; the wheel must not contain copies of them."""
 
 HAS_HEADERS = """
 import pathlib, sys, sysconfig
@@ -33,7 +33,7 @@ sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
 
 
 def pythons() -> list[str]:
-    """The interpreters to build the NumPy module for: those here of the versions we support."""
+    """The interpreters to build the NumPy module for: those of supported versions found here."""
     found = []
     for classifier in PROJECT["classifiers"]:
         version = classifier.removeprefix("Programming Language :: Python :: ")
@@ -50,7 +50,7 @@ def pythons() -> list[str]:
 
 
 def make(folder: Path) -> Path:
-    """Build and repair the wheel in a folder of its own; returns its path."""
+    """Build and repair the wheel in a folder of its own; return its path."""
     environment = {
         **os.environ,
         "MFKERNELS_PYTHONS": os.environ.get("MFKERNELS_PYTHONS") or " ".join(pythons()),
@@ -71,7 +71,7 @@ def make(folder: Path) -> Path:
 
 
 def problems(library: Path, floor: Version) -> list[str]:
-    """What keeps a library of operators from serving every Python and every torch from `floor`."""
+    """Why an operator library does not work with every Python and every torch from `floor` on."""
     report = torch_abi_audit.inspect_extension(library)
     if report.error is not None:
         return [report.error]

@@ -1,5 +1,6 @@
-"""Prints docs/results/published.md from published.yaml beside it: `make docs` writes it, a test
-compares it.
+"""Print docs/results/published.md from the published.yaml beside it.
+
+`make docs` writes the page, and a test checks that it is up to date.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def figures(rows: list[Row]) -> str:
-    """Published scores and costs, and the costs counted here; empty columns are left out."""
+    """Published scores and costs, and the costs counted here; empty columns are omitted."""
     scores = [key for key in SCORES if any(key in row["scores"] for row in rows)]
     costs = [key for key in COSTS if any(key in row.get("costs", {}) for row in rows)]
     head = ["recipe", *(SCORES[key] for key in scores), *(COSTS[key] for key in costs), *HERE]

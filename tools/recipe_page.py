@@ -1,4 +1,4 @@
-"""Prints docs/recipe.md from the schema: `make docs` writes it, a test compares it."""
+"""Print docs/recipe.md from the schema; `make docs` writes it, a test checks it is up to date."""
 
 from __future__ import annotations
 

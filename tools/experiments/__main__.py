@@ -1,6 +1,7 @@
-"""`python tools/experiments`: trains what is missing of the ablation and writes its page.
+"""`python tools/experiments`: run the missing trainings of the ablation and write its page.
 
-Every run is resumable; results of an older setting are run anew. KEY=VALUE replaces values of all.
+Interrupted runs are resumed; results of an older setting are replaced. KEY=VALUE overrides values
+of the recipe in all runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_page(folder: Path, results: Path) -> None:
-    """Writes `ablation.md` and its plots from the results that there are."""
+    """Write `ablation.md` and its plots from the results that exist."""
     records = read_records(results)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ablation.md").write_text(page(records, results.name))

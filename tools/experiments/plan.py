@@ -1,4 +1,4 @@
-"""What is compared: variants of one setting, and what the paper says of them."""
+"""The variants of one setting that are compared, and the claims of the paper about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 SETTING = Path(__file__).with_name("setting.yaml")
 BASELINE = "maskformer"
 GENERAL = "general_inference"
-"""Not trained: the baseline, where each pixel takes the class of its best query."""
+"""Not trained: the baseline with general inference, where each pixel takes the class of its best
+query."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "per_pixel": ("model.architecture=per_pixel",),
@@ -17,20 +18,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     BASELINE: (),
     "queries_11": ("model.decoder.queries=11",),
     "queries_100": ("model.decoder.queries=100",),
-    # The weight lets the loss start as large as the focal one with its weight of 20.
+    # With this weight, the loss is initially as large as the focal loss with its weight of 20.
     "cross_entropy": ("criterion.gamma=0", "criterion.alpha=-1", "criterion.mask_weight=2"),
     "fixed": ("model.decoder.queries=11", "criterion.matching=fixed"),
 }
-"""The values that each replaces in the setting."""
+"""The values of the setting that each variant overrides."""
 CHEAP = ("per_pixel", "per_pixel_plus", BASELINE)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Of two variants, the paper finds one better.
+    """The claim of the paper that one variant is better than another.
 
     Attributes:
-        better, worse: names of variants.
+        better, worse: the names of the variants.
         figures: the mIoU of both on ADE20K with a ResNet-50 (paper, §4 and appendix).
     """
 
@@ -44,7 +45,7 @@ class Experiment:
     """One table of the page.
 
     Attributes:
-        variants: how the table calls each.
+        variants: the name of each variant in the table.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The page of the ablation: tables, what agrees with the paper, and plots."""
+"""The page of the ablation: tables, the agreement with the paper, and plots."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scores_of(records: Sequence[dict[str, Any]]) -> Scores:
 
 
 def page(records: Sequence[dict[str, Any]], folder: str) -> str:
-    """The page as Markdown; `folder` is where its plots lie, relative to it."""
+    """The page as Markdown; `folder` is the folder of its plots, relative to the page."""
     scores = scores_of(records)
     return "\n".join([*_head(records), *_missing(scores), *_experiments(scores, folder)]) + "\n"
 
@@ -89,7 +89,7 @@ def _mean(found: dict[int, float]) -> str:
 
 
 def _verdict(claim: Claim, experiment: Experiment, scores: Scores) -> str:
-    """Whether the same seeds say what the paper says."""
+    """Compare the claim with the differences between runs of the same seed."""
     names, figures = experiment.variants, claim.figures
     better, worse = scores[claim.better], scores[claim.worse]
     said = (

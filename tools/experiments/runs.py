@@ -1,4 +1,4 @@
-"""Trains one variant with one seed through the command line, and keeps what it measured."""
+"""Train one variant with one seed through the command line, and store its results."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Run:
     """One training.
 
     Attributes:
-        variant: a name out of `VARIANTS`.
-        overrides: values for every variant, over those of the setting.
+        variant: a name from `VARIANTS`.
+        overrides: values that override the setting in every variant.
     """
 
     variant: str
@@ -46,7 +46,7 @@ class Run:
         return results / (variant or self.variant) / f"seed_{self.seed}.json"
 
     def setting(self) -> dict[str, Any]:
-        """What was run; a result of another setting does not count."""
+        """What was run, as stored with the result: a result of another setting is not used."""
         return {"setting": yaml.safe_load(SETTING.read_text()), "overrides": self.values}
 
     def is_done(self, results: Path) -> bool:
@@ -60,14 +60,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a training that was not interrupted, with its start and its evaluation."""
+    """The cost of an uninterrupted training, including its start and its evaluation."""
 
     seconds: float
     cpu_seconds: float
 
 
 def carry_out(run: Run, data: Path, folder: Path, results: Path) -> None:
-    """Trains in `folder` and writes the results; an interrupted training goes on.
+    """Train in `folder` and write the results; an interrupted training is resumed.
 
     Raises:
         subprocess.CalledProcessError: `maskformer train` failed; its output says why.
