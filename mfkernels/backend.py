@@ -52,7 +52,7 @@ OPERATIONS: dict[str, dict[str, str]] = {
 
 _logger = logging.getLogger(__name__)
 _BACKENDS: tuple[Backend, ...] = get_args(Backend)
-_asked_for: contextvars.ContextVar[Backend | None] = contextvars.ContextVar(
+_requested: contextvars.ContextVar[Backend | None] = contextvars.ContextVar(
     "mfkernels_backend", default=None
 )
 _latest: Backend | None = None
@@ -63,18 +63,18 @@ _logged: set[tuple[str, str]] = set()
 
 
 class BackendError(ValueError, RuntimeError):
-    """The backend asked for is unknown or does not support the call; the message says why."""
+    """The requested backend is unknown or does not support the call; the message says why."""
 
 
 def part(name: str) -> Part:
-    """Return a piece of native code: ``cpu`` or ``cuda`` (C++ operators), ``triton``, ``numpy``."""
+    """Return a part of the native code: ``cpu``, ``cuda`` (C++ operators), ``triton``, ``numpy``."""
     return native.parts[name]
 
 
 def requested() -> Backend:
     """Return the setting: of `use_backend`, else of the environment variable, else ``auto``."""
     if _COMPILER_READS_CONTEXT or not torch.compiler.is_compiling():
-        backend = _asked_for.get()
+        backend = _requested.get()
     else:
         backend = _latest
     if backend is not None:
@@ -111,12 +111,12 @@ def use_backend(backend: Backend) -> Iterator[None]:
             `RuntimeError`.
     """
     global _latest
-    token = _asked_for.set(_checked("backend", backend))
+    token = _requested.set(_checked("backend", backend))
     before, _latest = _latest, backend
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        _requested.reset(token)
         _latest = before
 
 
@@ -124,7 +124,7 @@ def why_not_native(operation: str, device_type: str) -> str | None:
     """Return why no native kernel runs `operation` on a device type; None if one does.
 
     Raises:
-        ValueError: there is no such operation.
+        ValueError: the operation is unknown.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation is {operation!r}, expected one of {', '.join(OPERATIONS)}")
@@ -183,7 +183,7 @@ def select(operation: str, device: torch.device, problem: str | None = None) -> 
         return "native"
     if backend == "native":
         raise BackendError(
-            f"{operation}: the native backend was asked for but cannot run this call: {reason}"
+            f"{operation}: the native backend was requested but cannot run this call: {reason}"
         )
     if not torch.compiler.is_compiling():
         _log_once(operation, reason)

@@ -271,7 +271,7 @@ class MaskFormerCriterion(nn.Module):
         """Compute the weighted sum, 0-dim, of the losses that `forward` returns.
 
         Args:
-            losses: the losses by name; some may be left out.
+            losses: the losses by name; some may be missing.
 
         Raises:
             ValueError: `losses` has a name that `forward` does not return.

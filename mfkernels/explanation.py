@@ -29,7 +29,7 @@ class Explanation:
     """One row per operation and type of device: name, device, backend, why not native."""
 
     def __str__(self) -> str:
-        lines = [f"Backend asked for: {self.request}", ""]
+        lines = [f"Requested backend: {self.request}", ""]
         lines += _table(
             ("native code", "state", "why"),
             [
@@ -68,9 +68,9 @@ def explain() -> Explanation:
     ``print(mfkernels.explain())`` and ``python -m mfkernels`` show the report as a table.
 
     Returns:
-        An object with the fields `request` (the backend setting), `parts` (the pieces of native
-        code), `build` (names and values of the build) and `operations` (one row per operation and
-        type of device: name, device, backend, why not native).
+        An object with the fields `request` (the backend setting), `parts` (the parts of the
+        native code), `build` (properties of the build by name) and `operations` (one row per
+        operation and type of device: name, device, backend, why not native).
 
     Raises:
         BackendError: ``MFKERNELS_BACKEND`` is unknown.
@@ -94,7 +94,7 @@ def _other_accelerators() -> tuple[str, ...]:
 
 def _served_by(operation: str, device_type: str, request: Backend) -> tuple[Choice, str]:
     if request == "reference":
-        return "reference", "the reference was asked for"
+        return "reference", "the reference was requested"
     if OPERATIONS[operation].get(device_type) == "pytorch":
         return "pytorch", "uses PyTorch's own kernels, also under the native setting"
     reason = why_not_native(operation, device_type)

@@ -92,7 +92,7 @@ def give_up(operation: str, device: torch.device, error: RuntimeError) -> None:
     reason = f"its kernel failed on {_name_of(device)}: {str(error).strip().splitlines()[0]}"
     if requested() == "native":
         raise BackendError(
-            f"{operation}: the native backend was asked for, but {reason}. {_remedy(reason)}"
+            f"{operation}: the native backend was requested, but {reason}. {_remedy(reason)}"
         ) from error
     failures[operation, device] = reason
     _logger.warning(

@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of native code: where it is, or why it is missing."""
+    """One part of the native code: where it is, or why it is missing."""
 
     name: str
     path: Path | None

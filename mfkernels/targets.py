@@ -35,7 +35,7 @@ class SegmentTargets:
 
     Args:
         labels: `[N]` int64, the class of each segment, image after image.
-        counts: the numbers `T_b`, on the host so that no GPU has to be asked for them.
+        counts: the numbers `T_b`, as Python integers, so that reading them never waits for a GPU.
         label_map: `[B, H, W]` int16. Each pixel holds the index of its segment in the image, or −1
             for no segment (void, padding). For semantic and panoptic targets, whose segments do not
             overlap; at most 32767 segments per image.

@@ -217,7 +217,7 @@ def test_without_native_code_a_native_request_is_an_error(without_native: Path) 
     code = "import mfkernels; mfkernels.linear_sum_assignment([[1.0]])"
     result = run_python(code, without_native, MFKERNELS_BACKEND="native")
     assert result.returncode == 1
-    assert "BackendError: assignment: the native backend was asked for" in result.stderr
+    assert "BackendError: assignment: the native backend was requested" in result.stderr
 
 
 def test_module_prints_the_table() -> None:
