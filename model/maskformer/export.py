@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,20 +108,23 @@ def export(
 
     Raises:
         CheckpointError, HubError: there is no checkpoint, or the hub cannot be reached.
-        UsageError: packages are missing, or `outputs` or `size` do not suit the model.
+        UsageError: packages are missing or too old, or `outputs` or `size` do not suit the model.
         OutputError: the file exists, its name does not end in `.onnx`, or it would lie in a run.
         OSError: the file cannot be written.
     """
     target = Path(target)
     _check_target(target, overwrite)
-    _check_packages()
+    with _packages():
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     checkpoint = resolve_checkpoint(Path(source))
     model = SegmentationModel.from_pretrained(checkpoint).eval()
     _check_fit(model, outputs, size)
     network = ImagesToOutputs(model, outputs)
     channels = model.config.num_channels
     example = 255 * torch.rand(2, channels, *(size or EXAMPLE))
-    program = _program(network, example, NAMES[outputs], fixed=size is not None)
+    with _packages():
+        program = _program(network, example, NAMES[outputs], fixed=size is not None)
     program.model.metadata_props.update(_metadata(checkpoint, model))
     replace_file(target, lambda file: program.save(str(file), external_data=False))
     megabytes = target.stat().st_size / 1e6
@@ -135,14 +140,17 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise OutputError(f"{target.parent} is a training run: choose another folder")
 
 
-def _check_packages() -> None:
+@contextmanager
+def _packages() -> Iterator[None]:
+    """Says what to install where a package is missing, or has not the modules that PyTorch asks it
+    for while it exports.
+    """
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        yield
     except ImportError as error:
         raise UsageError(
-            f"ONNX files need packages that are missing ({error.name}): pip install onnx "
-            "onnxscript onnxruntime, or this project with '.[onnx]'"
+            f"ONNX files need packages that are missing or too old ({error.name}): pip install "
+            "--upgrade onnx onnxscript onnxruntime, or this project with '.[onnx]'"
         ) from error
 
 

@@ -150,7 +150,15 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
             raise ModuleNotFoundError(name=name)
         return imported(name, *arguments)
 
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
-    with pytest.raises(UsageError, match=r"missing \(onnxscript\): pip install onnx"):
+    def outdated(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError(name="onnxscript._framework_apis.torch_2_11")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", without_onnx)
+        with pytest.raises(UsageError, match=r"too old \(onnxscript\): pip install"):
+            export(folder, tmp_path / "x.onnx")
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    monkeypatch.setattr(torch.onnx, "export", outdated)
+    with pytest.raises(UsageError, match=r"too old \(onnxscript\._framework_apis.torch_2_11\)"):
         export(folder, tmp_path / "x.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["there.onnx"]
