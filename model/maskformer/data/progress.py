@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,9 +11,11 @@ from rich.progress import track as rich_track
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """Passes the items on; on a terminal, shows how many of `total` have come."""
+def track(items: Iterable[T], total: int, title: str) -> Iterable[T]:
+    """The items; on a terminal, shows how many of `total` have been taken."""
     console = Console(stderr=True)
-    yield from rich_track(
-        items, title, total, console=console, transient=True, disable=not console.is_terminal
-    )
+    if (
+        not console.is_terminal
+    ):  # there, rich before 14.3 ends even disabled bars with an empty line
+        return items
+    return rich_track(items, title, total, console=console, transient=True)

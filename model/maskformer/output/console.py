@@ -7,7 +7,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -50,6 +50,7 @@ class Progress:
             emoji=False,
             file=cast(IO[str], StandardOutput()),
         )
+        shown = enabled and self.console.is_terminal
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -58,8 +59,10 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
-            disable=not (enabled and self.console.is_terminal),
+            disable=not shown,
         )
+        # Before 14.3, rich ends even disabled bars with an empty line.
+        self._showing: AbstractContextManager[object] = self._bars if shown else nullcontext()
         self._training: TaskID | None = None
         self._steps = 0
 
@@ -67,7 +70,7 @@ class Progress:
     def training(self, step: int, steps: int) -> Iterator[None]:
         """Shows the bar of a training run that starts at `step`."""
         self._steps = steps
-        with self._bars:
+        with self._showing:
             self._training = self._bars.add_task("training", total=steps, completed=step, note="")
             yield
 
@@ -105,7 +108,7 @@ class Progress:
         if self._bars.live.is_started:
             yield counter()
         else:
-            with self._bars:
+            with self._showing:
                 yield counter()
 
     def _say_rate(self, line: str) -> None:

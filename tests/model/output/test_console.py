@@ -52,8 +52,7 @@ def test_a_line_tells_epoch_loss_parts_and_time_left() -> None:
         progress.log(20, {"loss": 1.0, "loss_sem_seg": 1.0, **dict(list(values.items())[5:8])})
         progress.log(30, {**values, "lr_backbone": 1e-5})
         progress.log(40, {**values, "lr_backbone": 1e-4})
-    # Some versions of rich end with an empty line.
-    first, second, third, fourth = stream.getvalue().strip().splitlines()
+    first, second, third, fourth = stream.getvalue().splitlines()
     assert first == (
         "step 10/50  epoch 1.2  loss 4.000 (ce 1.000  mask 0.050  dice 2.000)  8.0 images/s  "
         "0.50 GB  lr 1.00e-04  1 min 15 s left"
