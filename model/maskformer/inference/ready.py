@@ -8,7 +8,7 @@ import torch
 
 from maskformer.config.choices import InferencePrecision
 from maskformer.inference.direct_masks import give_masks, gives_masks_cheaper
-from maskformer.modeling.autocast import compute_in
+from maskformer.modeling.autocast import enable_autocast
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
@@ -46,7 +46,9 @@ def ready_to_predict(
     if masks:
         give_masks(ready)
     if bfloat16:
-        compute_in(ready, torch.bfloat16, layout=torch.channels_last, widened=True)
+        enable_autocast(
+            ready, torch.bfloat16, memory_format=torch.channels_last, float32_outputs=True
+        )
     return ready
 
 

@@ -1,4 +1,4 @@
-"""Networks that compute in half precision by themselves."""
+"""Half-precision inference and training through autocast inside `forward`."""
 
 from __future__ import annotations
 
@@ -11,47 +11,49 @@ from torch import Tensor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import Outputs, as_outputs
 
-HALVES = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
-def compute_in(
+def enable_autocast(
     model: SegmentationModel,
     dtype: torch.dtype,
     *,
-    layout: torch.memory_format = torch.preserve_format,
-    widened: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
+    float32_outputs: bool = False,
 ) -> None:
-    """Has `forward` use autocast. Copies of the model do it with their own weights.
+    """Make `model.forward` run under autocast. A deep copy of the model uses its own weights.
 
     Args:
-        dtype: half precision.
-        layout: of the images in memory.
-        widened: the outputs come as float32 instead of half precision.
+        dtype: the half-precision dtype of autocast.
+        memory_format: the memory format to which input images are converted.
+        float32_outputs: whether half-precision outputs are converted to float32.
     """
-    model.forward = partial(_forward, model, dtype, layout, widened)
+    model.forward = partial(_forward, model, dtype, memory_format, float32_outputs)
 
 
 def _forward(
     model: SegmentationModel,
     dtype: torch.dtype,
-    layout: torch.memory_format,
-    widened: bool,
+    memory_format: torch.memory_format,
+    float32_outputs: bool,
     pixel_values: Tensor,
     *args: Any,
     **options: Any,
 ) -> Outputs:
-    pixel_values = pixel_values.to(memory_format=layout)
+    pixel_values = pixel_values.to(memory_format=memory_format)
     with torch.autocast(pixel_values.device.type, dtype):
         outputs: Outputs = type(model).forward(model, pixel_values, *args, **options)
-    return in_float32(outputs) if widened else outputs
+    return in_float32(outputs) if float32_outputs else outputs
 
 
 def in_float32(outputs: Outputs) -> Outputs:
-    """What is in half precision, widened."""
-    return as_outputs({name: x.float() if x.dtype in HALVES else x for name, x in outputs.items()})
+    """Convert the half-precision tensors of `outputs` to float32."""
+    return as_outputs(
+        {name: x.float() if x.dtype in HALF_DTYPES else x for name, x in outputs.items()}
+    )
 
 
 def predict(model: SegmentationModel, pixel_values: Tensor) -> Outputs:
-    """What a model says of images in float32, whatever its weights and its results are in."""
+    """Run a model of any floating-point dtype on float32 images; return float32 outputs."""
     dtype = next((x.dtype for x in model.parameters()), pixel_values.dtype)
     return in_float32(as_outputs(model(pixel_values.to(dtype))))

@@ -1,6 +1,6 @@
-"""Backbones from timm, in the form that MaskFormer was trained with.
+"""Backbones from timm, adapted to match those that MaskFormer was published with.
 
-See docs/facts.md, ResNet backbones and Swin backbones.
+See the sections on ResNet and Swin backbones in docs/facts.md.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from maskformer.weights.report import warning_of_values
 
 STRIDES = (4, 8, 16, 32)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Which of them timm loads."""
+"""The files of a hub repository from which timm can load weights."""
 
 _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    # Inputs of any size, and windows that keep their size on maps smaller than one window.
+    # Accept inputs of any size, and keep the window size on maps smaller than one window.
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
     "swin_transformer_v2": {"strict_img_size": False},
 }
 
 
 _OVERRIDDEN = ("_attn", "get_attn_mask")
-"""What `PadFirstSwinBlock` replaces and calls, under private names of timm."""
+"""Private methods of timm's block: `PadFirstSwinBlock` overrides the first and calls the second."""
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
 
-    timm shifts first, so its windows differ if the map is not a multiple of the window.
+    timm shifts before it pads, so its windows differ if the map size is not a multiple of the
+    window size.
     """
 
     def _attn(self, x: Tensor) -> Tensor:
@@ -79,15 +80,15 @@ def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Four feature maps at strides 4, 8, 16, 32 from any timm `features_only` model that has them.
+    """A timm `features_only` model that returns feature maps at strides 4, 8, 16 and 32.
 
-    Building never downloads; see `load_weights`.
+    Building it never downloads anything; see `load_weights`.
 
     Args:
-        config: the timm model, and how it is frozen and regularised.
-        options: further arguments of `timm.create_model`, such as `in_chans`. If that is not 3,
-            timm adapts the first convolution of trained weights: it repeats and scales the filters,
-            or adds those of RGB for one channel.
+        config: the name of the timm model, and how it is frozen and regularised.
+        options: further arguments of `timm.create_model`, such as `in_chans`. If `in_chans` is not
+            3, timm adapts the first convolution of pretrained weights: it sums the RGB filters for
+            one channel, and repeats and scales them otherwise.
 
     Raises:
         ValueError: timm has no such model or tag, its maps are not at the four strides, or
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
     """
 
     channels: tuple[int, ...]
-    """Channels of the four maps, finest first."""
+    """The number of channels of each of the four maps, finest first."""
 
     def __init__(self, config: BackboneConfig, **options: Any) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class Backbone(nn.Module):
             self.body = timm.create_model(config.name, pretrained=False, **self._options)
         except TypeError as error:
             raise ConfigError(
-                f"model.backbone.options: '{config.name}' does not take them: {error}"
+                f"model.backbone.options: '{config.name}' does not accept these options: {error}"
             ) from error
         info = cast(FeatureInfo, self.body.feature_info)
         self._levels = _find_levels(config.name, info.reduction())
@@ -115,7 +116,7 @@ class Backbone(nn.Module):
 
         self.norms: nn.ModuleList | None = None
         if _adapt_swin(self.body):
-            # The un-normed map goes on to the next stage; only the outputs are normalised.
+            # Only the outputs are normalised; the next stage gets the map without the norm.
             self.norms = nn.ModuleList(nn.LayerNorm(count) for count in self.channels)
         if config.multi_grid is not None:
             _set_multi_grid(self.body, config)
@@ -125,7 +126,7 @@ class Backbone(nn.Module):
             scale_zero_norms(self.body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the four maps `[B, C_i, H/s_i, W/s_i]` (rounded up) of `[B, C, H, W]`."""
+        """Compute four maps `[B, C_i, H/s_i, W/s_i]` (rounded up) from images `[B, C, H, W]`."""
         maps = self.body(x)
         maps = [maps[level] for level in self._levels]
         if self.norms is not None:
@@ -135,9 +136,9 @@ class Backbone(nn.Module):
         return maps
 
     @property
-    def only_size(self) -> tuple[int, int] | None:
-        """Height and width of images, if timm builds this backbone for no others (the adapted Swin
-        takes all).
+    def fixed_input_size(self) -> tuple[int, int] | None:
+        """Height and width of the only image size that this timm model accepts. None if it accepts
+        any size, as the adapted Swin does.
         """
         known = timm.models.get_pretrained_cfg(self.config.name)
         if known is None or not known.fixed_input_size or self.norms is not None:
@@ -150,9 +151,9 @@ class Backbone(nn.Module):
 
         Args:
             file: a `.safetensors`, `.pth` or `.pkl` file with the entry names of timm, torchvision,
-                the Swin authors, detectron2 or `efficientnet_pytorch`; code pickled in it is never
-                run. Or `package:NAME/FILE`, a file in an installed Python package. None: timm's
-                weights from the Hugging Face hub or its local cache.
+                the Swin authors, detectron2 or `efficientnet_pytorch` (code pickled in it is never
+                run), or `package:NAME/FILE` for a file in an installed Python package. None means
+                timm's weights from the Hugging Face hub or its local cache.
 
         Raises:
             RuntimeError: the hub cannot be reached, or the file's entries do not fit this backbone.
@@ -170,14 +171,14 @@ class Backbone(nn.Module):
                 self.config.name, pretrained=True, **self._options
             )
         except (OSError, RuntimeError) as error:
-            raise _fetching_failed(self.config, error) from error
+            raise _fetch_error(self.config, error) from error
         return source
 
     def _read(self, file: Path) -> nn.Module:
         try:
             state = read_backbone_weights(file, self.state_dict())
-            # timm renames entries of several layouts, then skips in silence what it does not
-            # find. A copy of the file that holds only NaN shows what that is.
+            # timm converts entry names of several layouts and silently skips the entries that it
+            # does not find. Loading a copy filled with NaN shows which parameters it skips.
             probe = self._create_from(
                 {key: torch.full_like(v.float(), math.nan) for key, v in state.items()}
             )
@@ -193,8 +194,8 @@ class Backbone(nn.Module):
             raise CheckpointError(
                 f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
             )
-        if said := warning_of_values(source.state_dict(), str(file)):
-            raise CheckpointError(f"model.backbone.weights: {said}")
+        if warning := warning_of_values(source.state_dict(), str(file)):
+            raise CheckpointError(f"model.backbone.weights: {warning}")
         return source
 
     def _create_from(self, state: dict[str, Tensor]) -> nn.Module:
@@ -209,11 +210,11 @@ class Backbone(nn.Module):
 
 
 def check_pretrained(config: BackboneConfig) -> None:
-    """Makes sure that the ImageNet weights of a backbone can be had, before other work starts.
+    """Check that the ImageNet weights of a backbone are available, before other work starts.
 
     Raises:
-        FileNotFoundError: no such file or package as `config.weights`.
-        CheckpointError: they are not in the local cache, and the hub cannot be reached.
+        FileNotFoundError: the file or package named by `config.weights` does not exist.
+        CheckpointError: the weights are not in the local cache, and the hub cannot be reached.
     """
     if config.weights is not None:
         find_backbone_weights(config.weights)
@@ -221,7 +222,7 @@ def check_pretrained(config: BackboneConfig) -> None:
         try:
             _check_source(config)
         except HubError as error:
-            raise _fetching_failed(config, error) from error
+            raise _fetch_error(config, error) from error
 
 
 def _check_source(config: BackboneConfig) -> None:
@@ -230,7 +231,7 @@ def _check_source(config: BackboneConfig) -> None:
         check_hub(source.hf_hub_id, HUB_FILES)
 
 
-def _fetching_failed(config: BackboneConfig, error: Exception) -> CheckpointError:
+def _fetch_error(config: BackboneConfig, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"fetching the ImageNet weights of backbone '{config.name}' failed: {error}\n"
         "Give a local file with model.backbone.weights=FILE, or start from random weights "
@@ -251,7 +252,7 @@ def _timm_options(config: BackboneConfig) -> dict[str, Any]:
         )
     family = timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
     options: dict[str, Any] = {"features_only": True, **_FAMILY_OPTIONS.get(family, {})}
-    if config.drop_path or family in _FAMILY_OPTIONS:  # timm's Swin has a default of its own, 0.1
+    if config.drop_path or family in _FAMILY_OPTIONS:  # timm's default for Swin is 0.1, not 0
         options["drop_path_rate"] = config.drop_path
     return options | config.options
 
@@ -259,31 +260,31 @@ def _timm_options(config: BackboneConfig) -> dict[str, Any]:
 def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:
     if not set(STRIDES) <= set(strides):
         raise ConfigError(
-            f"model.backbone.name: '{name}' has feature maps at strides {strides}; "
-            f"needed are {list(STRIDES)}"
+            f"model.backbone.name: '{name}' has feature maps at strides {strides}, "
+            f"but strides {list(STRIDES)} are needed"
         )
     last = {stride: level for level, stride in enumerate(strides)}
     return tuple(last[stride] for stride in STRIDES)
 
 
 def _adapt_swin(body: Any) -> bool:
-    """Gives the blocks of a Swin (version 1) the original padding; whether there are any."""
+    """Give the blocks of a Swin (version 1) the original padding; return whether it is one."""
     blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
     missing = [name for name in _OVERRIDDEN if not hasattr(SwinTransformerBlock, name)]
     if blocks and missing:
         raise ConfigError(
             f"model.backbone.name: the Swin of timm {timm.__version__} has no {missing[0]}, which "
-            "gets the original padding here; install timm 1.0.31, with which this was tested"
+            "is needed to apply the original padding; install timm 1.0.31, which was tested"
         )
     for block in blocks:
-        block.__class__ = PadFirstSwinBlock  # same parameters, other `_attn`
+        block.__class__ = PadFirstSwinBlock  # same parameters, different `_attn`
     if blocks:
         body.patch_embed.dynamic_img_pad = True
     return bool(blocks)
 
 
 def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:
-    """Dilates the 3x3 convolutions of the last stage; its stride stays (`RES5_MULTI_GRID`)."""
+    """Dilate the 3x3 convolutions of the last stage and keep its stride, as `RES5_MULTI_GRID`."""
     dilations = config.multi_grid or ()
     blocks = list(getattr(body, "layer4", ()))
     if len(blocks) != len(dilations) or not all(isinstance(block, Bottleneck) for block in blocks):

@@ -31,9 +31,11 @@ from maskformer.weights import (
 )
 
 MAX_SIZE = 1 << 33
-"""Bytes of an untrained model: ten times the largest one that was published."""
+"""Limit in bytes for an untrained model: ten times the size of the largest published model."""
 GROWTH, SLACK = 4, 1 << 28
-"""How much more memory a model may take than the weights that it is built for."""
+"""A model built for a checkpoint may take `GROWTH` times its bytes plus `SLACK` bytes, so that a
+damaged or hostile configuration cannot exhaust the memory.
+"""
 
 
 class SegmentationModel(nn.Module, ABC):
@@ -54,7 +56,7 @@ class SegmentationModel(nn.Module, ABC):
     _architectures: ClassVar[dict[str, type[SegmentationModel]]] = {}
 
     def __init_subclass__(cls, architecture: str | None = None) -> None:
-        """Register a class by its architecture; without one, it has that of its base class."""
+        """Register the class of an architecture; a subclass without one shares its base's."""
         super().__init_subclass__()
         if architecture is not None:
             SegmentationModel._architectures[architecture] = cls
@@ -67,7 +69,7 @@ class SegmentationModel(nn.Module, ABC):
             )
         self.config = config
         self.class_names: tuple[str, ...] | None = None
-        self._leftovers: dict[str, Tensor] = {}
+        self._unused_weights: dict[str, Tensor] = {}
         self._settings: Mapping[str, Any] = {}
         self._frozen: list[nn.Module] = []
         self.num_classes: int = config.num_classes
@@ -133,13 +135,13 @@ class SegmentationModel(nn.Module, ABC):
         """
         checkpoint = open_checkpoint(path_or_hub_id)
         config = merge_model_config(checkpoint.config, overrides)
-        # What fits is known before any memory is taken for it.
+        # Match and check the sizes on the meta device, before any memory is allocated.
         shapes = _build_shapes(config, cls)
-        found, report = _fit(checkpoint, shapes, strict, ignore_mismatched_sizes)
-        taken = sum(weight.nbytes for weight in checkpoint.weights.values())
-        _check_bytes(shapes, GROWTH * taken + SLACK, f"its weights take {taken:,}")
+        found, report = _match_weights(checkpoint, shapes, strict, ignore_mismatched_sizes)
+        given = sum(weight.nbytes for weight in checkpoint.weights.values())
+        _check_bytes(shapes, GROWTH * given + SLACK, f"its weights take {given:,}")
         model = build_model(config, cls)
-        model._take_over(checkpoint, found, report, warn)
+        model._load_matched(checkpoint, found, report, warn)
         if checkpoint.classes is not None and len(checkpoint.classes) == model.num_classes:
             model.class_names = checkpoint.classes
         return model.eval()
@@ -152,9 +154,9 @@ class SegmentationModel(nn.Module, ABC):
                 `.pkl` file.
             format: `"native"` writes `config.json` and `model.safetensors`. `"hf"` writes a folder
                 that `transformers.MaskFormerForInstanceSegmentation` loads. `"official"` writes
-                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What these two hold
-                besides the weights is copied from the checkpoint that the model came from, if it
-                had the same format, and is constant otherwise.
+                `model_final.pkl` as in the authors' model zoo (NumPy arrays). What the latter two
+                contain besides the weights is copied from the checkpoint that the model was loaded
+                from if that had the same format, and has default values otherwise.
 
         Raises:
             ValueError: the format cannot express this model, parts of the model do not match its
@@ -175,7 +177,7 @@ class SegmentationModel(nn.Module, ABC):
             self.config,
             weights,
             names,
-            self._leftovers,
+            self._unused_weights,
             self._settings,
         )
 
@@ -187,13 +189,15 @@ class SegmentationModel(nn.Module, ABC):
         """
         wanted = _build_shapes(self.config, type(self)).state_dict()
         for name in {**wanted, **weights}:
-            said = [list(x[name].shape) if name in x else "missing" for x in (weights, wanted)]
-            if said[0] != said[1]:
+            shape, expected = (
+                list(x[name].shape) if name in x else "missing" for x in (weights, wanted)
+            )
+            if shape != expected:
                 raise WeightsError(
-                    f"{name} is {said[0]}, but in a model of this config {said[1]}: it could not "
-                    "be loaded again. A head for other classes comes with from_pretrained(..., "
-                    "num_classes=K, ignore_mismatched_sizes=True), other parts with a class of "
-                    "your own"
+                    f"{name} is {shape}, but in a model of this config {expected}: it could not "
+                    "be loaded again. To change the classes, use from_pretrained(..., "
+                    "num_classes=K, ignore_mismatched_sizes=True); to change other parts, write "
+                    "a subclass"
                 )
 
     def load_weights(
@@ -211,18 +215,18 @@ class SegmentationModel(nn.Module, ABC):
             strict, ignore_mismatched_sizes, warn: as in `from_pretrained`.
 
         Returns:
-            A report of the entries that were not loaded; there are none unless an argument allows
-            it.
+            A report of the entries that were not loaded. There are none unless `strict` or
+            `ignore_mismatched_sizes` allows them.
 
         Raises:
             FileNotFoundError, HubError, ValueError: as in `from_pretrained`.
         """
         checkpoint = open_checkpoint(path, self.config)
-        found, report = _fit(checkpoint, self, strict, ignore_mismatched_sizes)
-        self._take_over(checkpoint, found, report, warn)
+        found, report = _match_weights(checkpoint, self, strict, ignore_mismatched_sizes)
+        self._load_matched(checkpoint, found, report, warn)
         return report
 
-    def _take_over(
+    def _load_matched(
         self,
         checkpoint: Checkpoint,
         found: Mapping[str, Tensor],
@@ -230,10 +234,10 @@ class SegmentationModel(nn.Module, ABC):
         warn: Callable[[str], None],
     ) -> None:
         self.load_state_dict(found, strict=False)
-        taken = self.state_dict()
-        if said := warning_of_values({name: taken[name] for name in found}, report.origin):
-            warn(said)
-        self._leftovers = {name: checkpoint.weights[name] for name in report.unused}
+        loaded = self.state_dict()
+        if warning := warning_of_values({name: loaded[name] for name in found}, report.origin):
+            warn(warning)
+        self._unused_weights = {name: checkpoint.weights[name] for name in report.unused}
         self._settings = checkpoint.settings
 
     @torch.no_grad()
@@ -241,14 +245,14 @@ class SegmentationModel(nn.Module, ABC):
         """Give class k the weights of class `order[k]`, in place.
 
         Args:
-            order: a permutation of 0..K-1. It is not checked.
+            order: a permutation of 0..K-1, which is not checked.
         """
         for entry in self._class_entries():
             entry[: len(order)] = entry[torch.as_tensor(order, device=entry.device)]
 
     @abstractmethod
     def _class_entries(self) -> list[Tensor]:
-        """Return the parameters whose first K rows belong to one class each."""
+        """Return the parameters whose row k belongs to class k, for the K classes."""
 
     def load_backbone_weights(self, file: str | Path | None = None) -> None:
         """Load ImageNet weights into the backbone.
@@ -283,11 +287,14 @@ class SegmentationModel(nn.Module, ABC):
             module.eval()
         return self
 
-    def _sizes_in_cells(self, pixel_values: Tensor, image_sizes: Sizes | None) -> Sizes | None:
-        """Return the image sizes on the coarsest map, if attention is to ignore the padding.
+    def _sizes_on_coarsest_map(
+        self, pixel_values: Tensor, image_sizes: Sizes | None
+    ) -> Sizes | None:
+        """Return the size of each image on the coarsest map if attention ignores the padding,
+        otherwise None.
 
         Raises:
-            ValueError: there is not one size per image, or one is larger than the input.
+            ValueError: there is not one size per image, or a size is larger than the input.
         """
         if image_sizes is None or not self.config.decoder.mask_padding:
             return None
@@ -315,7 +322,7 @@ class SegmentationModel(nn.Module, ABC):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError) as error:
-            size, given = self.backbone.only_size, tuple(pixel_values.shape[-2:])
+            size, given = self.backbone.fixed_input_size, tuple(pixel_values.shape[-2:])
             if size in (None, given):
                 raise
             raise UsageError(
@@ -336,11 +343,11 @@ def build_model(
         wanted: if this is a subclass of the architecture's class, build an instance of it.
 
     Raises:
-        ConfigError: `wanted` is a user's class for another architecture.
+        ConfigError: `wanted` is a user-defined class of another architecture.
         ValueError: the number of classes is missing, the backbone is unknown, or sizes do not fit
             together.
     """
-    # Their classes enter the table; they import this module.
+    # Importing these modules registers their classes. It happens here because they import this one.
     import maskformer.modeling.maskformer
     import maskformer.modeling.per_pixel  # noqa: F401
 
@@ -357,7 +364,7 @@ def build_model(
 
 
 def check_size(config: ModelConfig) -> None:
-    """Check the size of a model before it takes memory.
+    """Check the size of a model before memory is allocated for it.
 
     Raises:
         ConfigError: the weights would take more than `MAX_SIZE` bytes.
@@ -373,30 +380,35 @@ def _build_shapes(
         return build_model(config, wanted)
 
 
-def _check_bytes(shapes: nn.Module, most: int, reason: str) -> None:
+def _check_bytes(shapes: nn.Module, limit: int, reason: str) -> None:
     needed = sum(entry.nbytes for entry in (*shapes.parameters(), *shapes.buffers()))
-    if needed > most:
-        raise ConfigError(f"model: its sizes ask for {needed:,} bytes of memory, but {reason}")
+    if needed > limit:
+        raise ConfigError(f"model: its sizes need {needed:,} bytes of memory, but {reason}")
 
 
-def _fit(
+def _match_weights(
     checkpoint: Checkpoint, model: SegmentationModel, strict: bool, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Return the entries of a checkpoint that fit a model; warn of the others if allowed."""
+    """Return the entries of a checkpoint that fit a model, and a report of the others.
+
+    Raises:
+        WeightsMismatchError: entries do not fit, and the arguments do not allow it.
+    """
     wanted = model.state_dict()
     found, report = checkpoint.match(wanted)
     if report.mismatched and not ignore_mismatched_sizes:
         raise WeightsMismatchError(
-            report, "ignore_mismatched_sizes=True initialises entries of another shape anew"
+            report, "ignore_mismatched_sizes=True keeps their random initialisation"
         )
     if strict and (report.missing or report.unexpected):
         raise WeightsMismatchError(report, "strict=False loads the entries that fit")
     if report.missing or report.unexpected or report.mismatched:
         warnings.warn(str(report), stacklevel=3)
     before, now = checkpoint.config.num_classes, model.num_classes
-    anew = [entry for name, entry in wanted.items() if name not in found]
-    # Class heads have a row per class, and some one more for "no object".
-    if before is not None and before != now and all(len(row) in (now, now + 1) for row in anew):
+    not_loaded = [entry for name, entry in wanted.items() if name not in found]
+    # A class head has one row per class, and possibly one more for "no object".
+    rows = (now, now + 1)
+    if before is not None and before != now and all(len(entry) in rows for entry in not_loaded):
         report = replace(report, class_head=(before, now))
     return found, report
 

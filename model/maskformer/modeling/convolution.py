@@ -1,4 +1,4 @@
-"""Convolutions by `mfkernels.conv3x3` where it is faster."""
+"""Convolutions that use `mfkernels.conv3x3` where it is faster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mfkernels.ops.conv3x3 import is_faster
 
 
 class Conv2d(nn.Conv2d):
-    """As PyTorch's; `mfkernels.conv3x3` computes it where it can and takes less time."""
+    """`nn.Conv2d` that calls `mfkernels.conv3x3` where that is applicable and faster."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if self.is_3x3:
@@ -19,7 +19,7 @@ class Conv2d(nn.Conv2d):
 
     @property
     def is_3x3(self) -> bool:
-        """Whether it is what `conv3x3` computes: with a border of zeros, no steps nor gaps."""
+        """Whether `conv3x3` can compute it: zero padding 1, stride 1, dilation 1, one group."""
         return (
             self.kernel_size == (3, 3)
             and self.padding == (1, 1)
@@ -30,14 +30,14 @@ class Conv2d(nn.Conv2d):
 
 
 def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `mfkernels.conv3x3`, by the faster way."""
+    """Compute `mfkernels.conv3x3` with the faster of its kernel and `F.conv2d`."""
     if is_faster(x, weight):
         return conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
 
 def use_kernels(module: nn.Module) -> None:
-    """Makes every plain convolution in it one of these, in place."""
+    """Turn every plain `nn.Conv2d` of a module into the `Conv2d` of this file, in place."""
     for part in module.modules():
         if type(part) is nn.Conv2d:
-            part.__class__ = Conv2d  # same parameters, other `forward`
+            part.__class__ = Conv2d  # same parameters, different `forward`

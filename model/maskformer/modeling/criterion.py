@@ -22,11 +22,12 @@ VOID = -1
 class PerPixelCriterion(nn.Module):
     """Cross-entropy of upsampled class logits, for the baselines of the paper (§4.1).
 
-    All layers have the same weight, and void pixels are ignored. Without labelled pixels, the loss
+    All layers have the same weight, and void pixels are ignored. If all pixels are void, the loss
     is zero.
 
     Args:
-        class_weights: `[K]`, weights of the classes as in `F.cross_entropy`. None: all are 1.
+        class_weights: `[K]`, the weights of the classes as in `F.cross_entropy`. None means 1 for
+            every class.
     """
 
     class_weights: Tensor | None
@@ -100,7 +101,8 @@ def build_criterion(
         classes: the names of the classes, needed for class weights by name.
 
     Raises:
-        ConfigError: the number of classes is missing, or class weights or queries do not fit it.
+        ConfigError: the number of classes is missing, or does not match the class weights or the
+            number of queries.
     """
     count = config.model.num_classes
     given = config.criterion.class_weights
@@ -109,7 +111,7 @@ def build_criterion(
     if config.model.architecture != "maskformer":
         return PerPixelCriterion(weights)
     if count is None:
-        raise ConfigError("model.num_classes: needed to build the criterion, got None")
+        raise ConfigError("model.num_classes: the criterion needs the number of classes, got None")
     queries = config.model.decoder.queries
     if config.criterion.matching == "fixed" and queries != count:
         raise ConfigError(
@@ -123,16 +125,16 @@ def build_criterion(
 def weights_of_classes(
     given: Mapping[str, float] | Sequence[float], classes: Sequence[str]
 ) -> list[float]:
-    """Return a weight per class; classes that are not named have weight 1.
+    """Return one weight per class; a class that a mapping does not name has weight 1.
 
     Raises:
-        ConfigError: the number of weights is wrong, or there is no class of a name.
+        ConfigError: the number of weights is wrong, or a name is not that of a class.
     """
     if not isinstance(given, Mapping):
         if len(given) != len(classes):
             raise ConfigError(
                 f"criterion.class_weights must hold one weight per class, got {len(given)} for "
-                f"{len(classes)} classes; a mapping from names to weights may leave classes out"
+                f"{len(classes)} classes; to set only some, use a mapping from names to weights"
             )
         return list(given)
     for name in given:

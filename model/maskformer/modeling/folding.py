@@ -1,4 +1,4 @@
-"""Norms with fixed statistics as part of the convolutions before them."""
+"""Folding BatchNorm with fixed statistics into the convolutions before it, for inference."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from maskformer.modeling.frozen_norm import NormedConv2d, pairs
 
 PROBE_SIDE = 64
 TOLERANCE = 1e-4
-"""Of the maps of the backbone, in terms of their largest value: rounding is a hundredth of it."""
+"""The largest accepted error of a backbone map, relative to the map's largest value. Rounding alone
+causes about a hundredth of it.
+"""
 
 
 def fold_norms(model: SegmentationModel) -> SegmentationModel:
-    """A copy, in evaluation mode, whose convolutions also do what the BatchNorm after them did;
-    the same to rounding. It cannot be trained further.
+    """Return a copy in evaluation mode whose BatchNorm layers are folded into the convolutions
+    before them. Its results are equal up to rounding, and it cannot be trained further.
 
-    The model itself comes back where there is nothing to fold, or where its backbone wires
-    convolutions and norms otherwise than it lists them.
+    If there is nothing to fold, or if the backbone does not apply its convolutions and norms in
+    the order in which it registers them, the result is `model` itself.
     """
     model.eval()
     if not any(True for _ in pairs(model.backbone)):
@@ -36,14 +38,14 @@ def fold_norms(model: SegmentationModel) -> SegmentationModel:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
-        # timm puts an activation, and for training DropBlock, into some norms.
+        # Some of timm's norms contain an activation, and DropBlock for training.
         after = [getattr(norm, part, None) for part in ("drop", "act")]
         setattr(parent, name, nn.Sequential(*(part for part in after if part is not None)))
     try:
         return folded if _agree(model, folded) else model
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, AssertionError):  # of a backbone that takes no image so small
+    except (RuntimeError, ValueError, AssertionError):  # the backbone rejects so small an image
         return model
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm with fixed statistics, computed by the convolution before it."""
+"""BatchNorm with fixed statistics, which the convolution before it can apply during training."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 from maskformer.modeling.convolution import Conv2d
 
 IN_ORDER = (nn.Sequential, FeatureDictNet, BasicBlock, Bottleneck)
-"""Modules that apply a norm to what the convolution listed right before it gives."""
+"""Modules known to apply each norm to the output of the convolution registered right before it."""
 
 
-class _Kept(NamedTuple):
-    """An affine map, and the buffers with their versions that it was computed from."""
+class _CachedAffine(NamedTuple):
+    """Scale and shift, and the buffers with their versions from which they were computed."""
 
-    made_of: list[tuple[Tensor, int]]
+    sources: list[tuple[Tensor, int]]
     affine: tuple[Tensor, Tensor]
 
 
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
-    """Batch norm whose statistics and affine terms are buffers; keeps the dtype of its input.
+    """BatchNorm whose statistics and affine terms are buffers. The output has the input's dtype.
 
-    Takes over values and activation (timm fuses one into some norms) of an ordinary norm.
+    Args:
+        norm: the norm to replace. Its values are copied, and so is its activation, which timm
+            fuses into some norms.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps)
         self.act = getattr(norm, "act", None) or nn.Identity()
         self.in_conv = False
-        """Whether a `NormedConv2d` does all but the activation."""
-        self._kept: _Kept | None = None
+        """Whether a `NormedConv2d` applies scale and shift, which leaves only the activation."""
+        self._cache: _CachedAffine | None = None
         for name, buffer in self.named_buffers(recurse=False):
             value = getattr(norm, name)
             if value is not None:
@@ -45,33 +47,34 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.in_conv:
             scale, shift = (values.to(x.dtype)[:, None, None] for values in self.affine())
-            # One kernel, and nothing but the small `scale` is kept for backward.
+            # A single kernel, which saves only the small `scale` for the backward pass.
             x = torch.addcmul(shift, x, scale)
         activated: Tensor = self.act(x)
         return activated
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """`scale` and `shift`, `[C]` each, of `x * scale + shift`.
+        """Return `scale` and `shift`, `[C]` each, of `x * scale + shift`.
 
-        Kept until a buffer is another one or changes in place: five small kernels fewer for each
-        norm. What no version counter sees (`.data`, NumPy's views) is missed.
+        They are cached until a buffer is replaced or changed in place, which saves five small
+        kernel launches per norm. Changes that bypass the version counter (through `.data` or a
+        NumPy view) go unnoticed.
         """
         buffers = (self.weight, self.bias, self.running_mean, self.running_var)
         if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
             return self._compute_affine()
-        made_of = [(buffer, buffer._version) for buffer in buffers]
-        if self._kept is not None and all(map(_is_same, made_of, self._kept.made_of)):
-            return self._kept.affine
-        with torch.inference_mode(False):  # training may use it after an evaluation
+        sources = [(buffer, buffer._version) for buffer in buffers]
+        if self._cache is not None and all(map(_is_same, sources, self._cache.sources)):
+            return self._cache.affine
+        with torch.inference_mode(False):  # training may use them after an evaluation
             affine = self._compute_affine()
-        # Nothing from the memory of a graph that is captured, and nothing without values.
+        # Fake tensors have no values, and memory of a CUDA graph being captured is reused.
         if type(affine[0]) is Tensor and not _is_captured(affine[0]):
-            self._kept = _Kept(made_of, affine)
+            self._cache = _CachedAffine(sources, affine)
         return affine
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of copies, too: their buffers count versions anew."""
-        return self.__dict__ | {"_kept": None}
+        """Leave out the cache, also in copies, because versions of copied buffers start anew."""
+        return self.__dict__ | {"_cache": None}
 
     def _compute_affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -79,18 +82,18 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
 
 class NormedConv2d(Conv2d):
-    """A convolution that does the work of the frozen norm after it: `(w * scale) x + shift`.
+    """A convolution that also applies the frozen norm after it: `(w * scale) x + shift`.
 
-    Weights are far smaller than maps, so that this saves reading and writing the gradient of each
-    map once more, and where the convolution adds its bias by itself, the map too. Made of an
-    ordinary convolution by `join`.
+    Weights are far smaller than feature maps. Scaling them instead of the maps saves one read and
+    one write of the gradient of each map, and those of the map itself where the convolution kernel
+    adds the bias. `join` turns an ordinary convolution into one of these.
     """
 
     _norm: tuple[FrozenBatchNorm2d]
-    """In a tuple: it is a child of another module."""
+    """In a tuple, so that it is not registered as a child of this module, too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Replicas of DataParallel have the norm of the first device.
+        # The replicas of DataParallel share the norm on the first device.
         scale, shift = (values.to(x.device) for values in self._norm[0].affine())
         weight = self.weight * scale[:, None, None, None]
         bias = shift if self.bias is None else self.bias * scale + shift
@@ -98,13 +101,13 @@ class NormedConv2d(Conv2d):
 
     @staticmethod
     def join(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
-        """Moves the work of a norm into the convolution before it, in place."""
-        conv.__class__ = NormedConv2d  # same parameters, other `forward`
+        """Make a convolution apply the norm after it, in place."""
+        conv.__class__ = NormedConv2d  # same parameters, different `forward`
         conv._norm = (norm,)  # type: ignore[assignment]
         norm.in_conv = True
 
     def separate(self) -> None:
-        """Undoes `join`."""
+        """Undo `join`."""
         (norm,) = self._norm
         norm.in_conv = False
         del self._norm
@@ -123,8 +126,8 @@ Norm = nn.BatchNorm2d | FrozenBatchNorm2d
 
 
 def pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str, Norm]]:
-    """Each convolution that is listed right before a norm of as many channels: the parent of both,
-    the convolution, the name of the norm, and the norm.
+    """Yield each convolution that is registered right before a norm with the same number of
+    channels, as the parent of both, the convolution, the norm's name in the parent, and the norm.
     """
     for parent in module.modules():
         for (_, conv), (name, norm) in pairwise(parent.named_children()):
@@ -138,7 +141,7 @@ def pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str, Norm]]
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Replaces each `BatchNorm2d` by a frozen one, in place."""
+    """Replace each `BatchNorm2d` by a frozen one, in place."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -146,9 +149,11 @@ def freeze_norms(module: nn.Module) -> None:
 
 
 def join_norms(module: nn.Module) -> None:
-    """Lets convolutions do the work of the frozen norms after them, where it is sure that these
-    read nothing else. For training, of a model that nobody changes any more: a convolution that is
-    replaced would take its norm along.
+    """Make convolutions apply the frozen norms after them (see `NormedConv2d`), where the norm is
+    known to read only the output of that convolution.
+
+    Call this right before training, when no module is replaced any more: replacing a joined
+    convolution would lose its norm.
     """
     for parent, conv, _, norm in pairs(module):
         if (
@@ -160,11 +165,12 @@ def join_norms(module: nn.Module) -> None:
 
 
 def scale_zero_norms(body: nn.Module) -> None:
-    """Lets an untrained network with frozen norms learn.
+    """Give frozen norms with zero scale a positive one, so that an untrained network can learn.
 
-    timm starts the last norm of every residual branch at zero. Frozen, it would stay there and
-    cut the branch off; at one, the variance would grow severalfold with every block. The inverse
-    root of the number of branches keeps its growth to a small factor over the whole network.
+    timm initialises the scale of the last norm of each residual branch with zero. Frozen, it would
+    stay zero and disable the branch. With scale one, the variance would grow severalfold with each
+    block. With one over the square root of the number of branches, it grows only by a small factor
+    over the whole network.
     """
     norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
     zero_norms = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]

@@ -1,4 +1,4 @@
-"""How the maps of a network lie in memory."""
+"""The memory format in which a network runs fastest."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from torch import nn
 
 
 def prefers_channels_last(model: nn.Module) -> bool:
-    """Whether convolutions decide: attention in windows has a layout of its own."""
+    """Return whether convolutions dominate, which are faster in channels-last memory format.
+
+    Swin's window attention rearranges its maps anyway, so such models do not benefit.
+    """
     return not any(isinstance(part, SwinTransformerBlock) for part in model.modules())

@@ -47,7 +47,7 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
 
         Returns:
             `class_logits [L, B, Q, K+1]` (index K is "no object"), `mask_embed [L, B, Q, C]`,
-            `pixel_features [B, C, h, w]` at stride 4, and, if asked for,
+            `pixel_features [B, C, h, w]` at stride 4, and, with `with_mask_logits`,
             `mask_logits [L, B, Q, h, w]`.
 
         Raises:
@@ -55,7 +55,7 @@ class MaskFormer(SegmentationModel, architecture="maskformer"):
                 columns, or `image_sizes` do not fit.
             TypeError: `pixel_values` is not floating-point.
         """
-        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        sizes = self._sizes_on_coarsest_map(pixel_values, image_sizes)
         pixel_features, memory = self._decode_pixels(pixel_values, sizes)
         queries = self.decoder(memory, sizes)
         outputs = MaskOutputs(

@@ -26,12 +26,12 @@ class ModelInfo:
 
     @property
     def total_multiply_adds(self) -> int:
-        """The FLOPs as in the literature: a multiplication with its addition counts as one."""
+        """The FLOPs as reported in the literature: one multiply-add counts as one."""
         return sum(self.multiply_adds.values())
 
 
 def model_info(config: ModelConfig, size: tuple[int, int] = (512, 512)) -> ModelInfo:
-    """Count on the meta device, without weights or arithmetic.
+    """Count on the meta device, which allocates no weights and computes nothing.
 
     Args:
         config: the model; frozen norms have no trainable parameters.

@@ -1,4 +1,4 @@
-"""The outputs of models: dicts of tensors with methods that make maps of them.
+"""The outputs of models: dicts of tensors with methods that compute segmentations from them.
 
 `MaskOutputs` holds the masks and classes of queries, `PixelOutputs` the scores of pixels. Both have
 `semantic`, `panoptic` and `instances` for a batch, `view` and `average_views` for several views of
@@ -20,12 +20,14 @@ from mfkernels.torch_internals import register_mapping
 
 Size = tuple[int, int]
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
-"""`[H, W]` int32 segment ids and what each segment is."""
+"""`[H, W]` int32 segment ids, and a dict per segment in COCO's format (`segments_info`)."""
 
 STRIDE = 4
-"""Of pixel features, in pixels of the input."""
+"""Stride of the pixel features, in pixels of the input."""
 ELEMENTS_AT_ONCE = 2**22
-"""Per-pixel models: scores held at a time, so that classes x height x width never exists."""
+"""Number of scores that a per-pixel model computes at a time, so that it never needs memory for
+classes x height x width.
+"""
 
 
 class Frames(NamedTuple):
@@ -49,8 +51,8 @@ class MaskOutputs(dict[str, Tensor]):
         class_logits: `[L, B, Q, K+1]`, index K is "no object"; the last layer is the final one.
         mask_embed: `[L, B, Q, C]`.
         pixel_features: `[B, C, h, w]` at stride 4.
-        mask_logits: `[L, B, Q, h, w]`, only if asked for. A model prepared for prediction on a CPU
-            may return them in place of `mask_embed` and `pixel_features`.
+        mask_logits: `[L, B, Q, h, w]`, only with `with_mask_logits`. A model prepared for
+            prediction on a CPU may return them in place of `mask_embed` and `pixel_features`.
     """
 
     def semantic(self, frames: Frames, *, resize_logits: bool = False) -> list[Tensor]:
@@ -112,10 +114,10 @@ class MaskOutputs(dict[str, Tensor]):
     ) -> mfkernels.SegmentationView:
         """Return the predictions for one image, for `average_views`.
 
-        The masks are kept in the smaller of their two forms, because all views are held in memory.
+        All views are in memory at the same time, so the masks are stored in the smaller of their
+        two forms: logits `[Q, h, w]`, or factors, of which the larger one is `[C, h, w]`.
         """
         classes, embed, features = self._final()
-        # No more queries than channels.
         if features is not None and embed.shape[-2] <= embed.shape[-1]:
             embed, features = mfkernels.mask_logits(embed[None], features)[0], None
         return mfkernels.SegmentationView(
@@ -131,7 +133,11 @@ class MaskOutputs(dict[str, Tensor]):
     def average_views(
         views: Sequence[mfkernels.SegmentationView], size: Size, *, resize_logits: bool = False
     ) -> Tensor:
-        """Find the class of each pixel of one image, int64 `[H, W]`, by the mean score of views."""
+        """Find the class of each pixel of one image from the mean scores of all views.
+
+        Returns:
+            `[H, W]`, int64.
+        """
         maps = mfkernels.average_semantic_segmentation(
             list(views), size, resize_logits=resize_logits
         )
@@ -149,11 +155,11 @@ class MaskOutputs(dict[str, Tensor]):
         wanted = logits[..., :-1][..., classes]
         stop = (classes.start or 0) + wanted.shape[-1]
         others = torch.cat([logits[..., : classes.start or 0], logits[..., stop:]], -1)
-        # The classes that are left out share one column: the softmax of the others stays.
+        # One column stands for all other classes, so that the softmax of the wanted ones is kept.
         rest = others.logsumexp(-1, keepdim=True)
-        of_wanted = view._replace(class_logits=torch.cat([wanted, rest], -1))
+        reduced = view._replace(class_logits=torch.cat([wanted, rest], -1))
         _, scores = mfkernels.average_semantic_segmentation(
-            [of_wanted], size, resize_logits=resize_logits, return_scores=True
+            [reduced], size, resize_logits=resize_logits, return_scores=True
         )
         return scores[0]
 
@@ -169,9 +175,9 @@ class PixelView(NamedTuple):
 
     Attributes:
         logits: `[K, h, w]`.
-        input_size: of the padded network input.
-        image_size: of the image inside the input.
-        flipped: the image was mirrored left to right.
+        input_size: height and width of the padded network input.
+        image_size: height and width of the image inside the input.
+        flipped: whether the image was mirrored left to right.
     """
 
     logits: Tensor
@@ -203,7 +209,7 @@ class PixelOutputs(dict[str, Tensor]):
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[Panoptic]:
-        """Return each class that is present as one segment: a per-pixel model has no instances."""
+        """Return one segment per class that occurs: a per-pixel model does not separate objects."""
         things = set(thing_classes)
         return [_segments_from_classes(classes, things) for classes in self.semantic(frames)]
 
@@ -224,7 +230,7 @@ class PixelOutputs(dict[str, Tensor]):
 
     @staticmethod
     def scores(view: PixelView, size: Size, resize_logits: bool, classes: slice) -> Tensor:
-        """As `MaskOutputs.scores`, of logits."""
+        """As `MaskOutputs.scores`; the scores are the logits."""
         return _pixel_scores(view, classes, size)
 
 
@@ -236,14 +242,14 @@ register_mapping(PixelOutputs)
 
 
 def as_outputs(values: Mapping[str, Tensor]) -> Outputs:
-    """Restore the class of outputs that became a plain dict, such as on another device."""
+    """Restore the class of outputs that became a plain dict, such as by a transfer to a device."""
     if isinstance(values, Outputs):
         return values
     return PixelOutputs(values) if "pixel_logits" in values else MaskOutputs(values)
 
 
 def _best_class(views: Sequence[PixelView], size: Size) -> Tensor:
-    """`argmax_k` of the sum over the views of `[K, H, W]`, a few classes at a time."""
+    """Return `argmax_k` of the scores `[K, H, W]` summed over views, a few classes at a time."""
     classes = len(views[0].logits)
     pixels = max(size[0] * size[1], *(view.input_size[0] * view.input_size[1] for view in views))
     step = max(ELEMENTS_AT_ONCE // pixels, 1)
@@ -264,7 +270,8 @@ def _best_class(views: Sequence[PixelView], size: Size) -> Tensor:
 def _pixel_scores(view: PixelView, classes: slice, size: Size) -> Tensor:
     height, width = view.image_size
     logits = view.logits[None, classes].float()
-    # Officially by the stride, not to the input's size, which may be no multiple of it.
+    # As in the official code, upsample by the stride instead of to the size of the input, which
+    # need not be a multiple of the stride.
     full = _resize(logits, (STRIDE * logits.shape[-2], STRIDE * logits.shape[-1]))
     scores = _resize(full[..., :height, :width], size)[0]
     return scores.flip(-1) if view.flipped else scores

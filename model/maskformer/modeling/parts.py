@@ -13,7 +13,7 @@ from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import STRIDES, Backbone
 
 BACKBONE_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
-"""Whose last maps have strides 4, 8, 16 and 32; the stem is what comes before the first stage."""
+"""Stages 1 to 4 end with the maps of stride 4, 8, 16 and 32; the stem precedes stage 1."""
 
 
 def modules_of_part(model: nn.Module, part: Part) -> list[nn.Module]:
@@ -31,7 +31,9 @@ def modules_of_part(model: nn.Module, part: Part) -> list[nn.Module]:
 
 
 def _modules_of_backbone(backbone: nn.Module, number: int) -> list[nn.Module]:
-    """What timm registers after the last module of the part before, up to that of this one."""
+    """Return the modules that timm registers after the last one of the previous part, up to and
+    including the last one of part `number`.
+    """
     assert isinstance(backbone, Backbone)
     ends = _last_modules(backbone)
     parts: list[list[nn.Module]] = [[] for _ in (*BACKBONE_PARTS, "unused")]
@@ -47,7 +49,7 @@ def _modules_of_backbone(backbone: nn.Module, number: int) -> list[nn.Module]:
 
 
 def _units(module: nn.Module, prefix: str, ends: list[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The largest modules that no stage ends within, in the order of registration."""
+    """Yield, in the order of registration, the largest modules that lie within one stage each."""
     for name, child in module.named_children():
         if any(end.startswith(f"{prefix}{name}.") for end in ends):
             yield from _units(child, f"{prefix}{name}.", ends)
@@ -56,10 +58,10 @@ def _units(module: nn.Module, prefix: str, ends: list[str]) -> Iterator[tuple[st
 
 
 def _last_modules(backbone: Backbone) -> list[str]:
-    """The names of the modules that give the maps of stages 1 to 4.
+    """Return the names of the modules whose outputs are the maps of stages 1 to 4.
 
     Raises:
-        ConfigError: timm names none that is there.
+        ConfigError: a module that timm names does not exist.
     """
     info = cast(FeatureInfo, backbone.body.feature_info)
     last = {entry["reduction"]: entry["module"] for entry in info.get_dicts()}
@@ -71,7 +73,7 @@ def _last_modules(backbone: Backbone) -> list[str]:
         found += [name for name in choices if name in names][:1]
     if len(found) != len(STRIDES):
         raise ConfigError(
-            f"train.freeze: the stages of '{backbone.config.name}' cannot be told apart; freeze "
+            f"train.freeze: the stages of '{backbone.config.name}' cannot be identified; freeze "
             "backbone as a whole"
         )
     return found

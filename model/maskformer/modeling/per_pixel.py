@@ -36,7 +36,7 @@ class PerPixelBaseline(SegmentationModel, architecture="per_pixel"):
         Raises:
             TypeError, ValueError: as in `MaskFormer.forward`.
         """
-        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        sizes = self._sizes_on_coarsest_map(pixel_values, image_sizes)
         pixel_features, _ = self._decode_pixels(pixel_values, sizes)
         return PixelOutputs(pixel_logits=self.classifier(pixel_features)[None])
 
@@ -70,7 +70,7 @@ class PerPixelBaselinePlus(SegmentationModel, architecture="per_pixel_plus"):
         Raises:
             TypeError, ValueError: as in `MaskFormer.forward`.
         """
-        sizes = self._sizes_in_cells(pixel_values, image_sizes)
+        sizes = self._sizes_on_coarsest_map(pixel_values, image_sizes)
         pixel_features, memory = self._decode_pixels(pixel_values, sizes)
         queries = self.decoder(memory, sizes)
         embeddings = self.mask_embed(queries if self.training else queries[-1:])

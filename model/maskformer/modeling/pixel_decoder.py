@@ -14,7 +14,7 @@ from maskformer.modeling.transformer import Encoder, Sizes, init_conv
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group norm, and ReLU if asked for."""
+    """Convolution without bias, group norm, and optionally ReLU."""
 
     def __init__(
         self, in_channels: int, config: PixelDecoderConfig, kernel_size: int, relu: bool
@@ -33,15 +33,15 @@ class ConvNorm(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """A feature pyramid; with `encoder_layers`, its coarsest map first passes an encoder.
+    """A feature pyramid; with `encoder_layers`, the coarsest map first goes through an encoder.
 
     Args:
-        in_channels: of the backbone maps, finest first.
-        config: its widths.
+        in_channels: the number of channels of each backbone map, finest first.
+        config: the widths of the decoder and the number of encoder layers.
         transformer: heads, feed-forward width and dropout of the encoder layers.
 
     Raises:
-        ValueError: channels do not divide into groups or heads.
+        ValueError: the number of channels is not a multiple of the groups or heads.
     """
 
     def __init__(
@@ -68,10 +68,12 @@ class PixelDecoder(nn.Module):
         self.mask_features = init_conv(Conv2d(channels, config.mask_channels, 3, padding=1))
 
     def forward(self, maps: Sequence[Tensor], sizes: Sizes | None = None) -> tuple[Tensor, Tensor]:
-        """Backbone maps, finest first, to pixel features and the memory of the query decoder.
+        """Compute pixel features and the memory of the query decoder from backbone maps.
 
         Args:
-            sizes: of the images on the coarsest map, whose padding the encoder leaves out.
+            maps: the maps of the backbone, finest first.
+            sizes: the size of each image on the coarsest map. If given, the encoder ignores the
+                padding.
 
         Returns:
             Pixel features `[B, mask_channels, h, w]` at the finest map's size, and the decoder's

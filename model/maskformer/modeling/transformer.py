@@ -1,8 +1,8 @@
 """DETR's transformer as MaskFormer uses it (Carion et al. 2020, appendix A.3;
 official `transformer.py` and `transformer_predictor.py`).
 
-Norms follow their residual sum. Batch comes first everywhere. Positions are added to queries and
-keys, never to values. Zero padding of the image takes part, as in the published models, unless the
+Layers are post-norm, and tensors are batch-first. Positions are added to queries and keys, never to
+values. As in the published models, attention includes the zero padding of the images, unless the
 sizes of the images are given.
 """
 
@@ -24,11 +24,11 @@ TEMPERATURE = 10_000.0
 EPSILON = 1e-6
 
 Sizes = Sequence[tuple[int, int]]
-"""Rows and columns of each image of a batch."""
+"""Rows and columns of each image of a batch, on a feature map."""
 
 
 class _Layer(nn.Module):
-    """The residual steps that encoder and decoder layers are made of."""
+    """The residual branches that encoder and decoder layers consist of."""
 
     def __init__(self, channels: int, config: DecoderConfig) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Layer(nn.Module):
 
 
 class EncoderLayer(_Layer):
-    """Self-attention over the cells of a map, then two linear layers."""
+    """Self-attention over the N = H*W tokens of a feature map, then two linear layers."""
 
     def __init__(self, channels: int, config: DecoderConfig) -> None:
         super().__init__(channels, config)
@@ -66,15 +66,24 @@ class EncoderLayer(_Layer):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None = None) -> Tensor:
-        """`[B, N, C]`, `[N, C]` or `[B, N, C]`, and cells to leave out `[B, N]`, to `[B, N, C]`."""
-        located = x + positions
-        x = self.norm1(x + self._attend(self.self_attn, located, located, x, padding))
+        """Update the tokens.
+
+        Args:
+            x: `[B, N, C]`.
+            positions: `[N, C]` or `[B, N, C]`.
+            padding: `[B, N]` bool, True for tokens to ignore.
+
+        Returns:
+            `[B, N, C]`.
+        """
+        positioned = x + positions
+        x = self.norm1(x + self._attend(self.self_attn, positioned, positioned, x, padding))
         y: Tensor = self.norm2(x + self._feed_forward(x))
         return y
 
 
 class DecoderLayer(_Layer):
-    """Self-attention among the queries, attention to the image, then two linear layers."""
+    """Self-attention among the queries, cross-attention to the image, then two linear layers."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config.channels, config)
@@ -90,31 +99,33 @@ class DecoderLayer(_Layer):
         x: Tensor,
         query_positions: Tensor,
         memory: Tensor,
-        located_memory: Tensor,
+        positioned_memory: Tensor,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """Updates the state of the queries.
+        """Update the state of the queries.
 
         Args:
             x: `[B, Q, C]`.
             query_positions: `[Q, C]`.
-            memory: `[B, N, C]`, the cells of the image.
-            located_memory: `[B, N, C]`, the same with their positions added.
-            padding: `[B, N]` bool, cells that are left out.
+            memory: `[B, N, C]`, the tokens of the image.
+            positioned_memory: `[B, N, C]`, `memory` with positions added.
+            padding: `[B, N]` bool, True for tokens to ignore.
 
         Returns:
             `[B, Q, C]`.
         """
-        located = x + query_positions
-        x = self.norm1(x + self._attend(self.self_attn, located, located, x))
-        located = x + query_positions
-        x = self.norm2(x + self._attend(self.cross_attn, located, located_memory, memory, padding))
+        positioned = x + query_positions
+        x = self.norm1(x + self._attend(self.self_attn, positioned, positioned, x))
+        positioned = x + query_positions
+        x = self.norm2(
+            x + self._attend(self.cross_attn, positioned, positioned_memory, memory, padding)
+        )
         y: Tensor = self.norm3(x + self._feed_forward(x))
         return y
 
 
 class Encoder(nn.Module):
-    """Encoder layers over a feature map; no final norm."""
+    """Encoder layers over a feature map, without a final norm."""
 
     def __init__(self, channels: int, depth: int, config: DecoderConfig) -> None:
         super().__init__()
@@ -123,20 +134,22 @@ class Encoder(nn.Module):
         _init_xavier(self)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """`[B, C, H, W]` to the same shape; of each image, cells beyond its size are left out."""
-        cells = _flatten(x)
-        positions, padding = _layout(x, sizes)
+        """`[B, C, H, W]` to the same shape. Attention ignores tokens outside `sizes`, if given."""
+        tokens = _flatten(x)
+        positions, padding = _positions_and_padding(x, sizes)
         for layer in self.layers:
-            cells = layer(cells, positions, padding)
-        return cells.transpose(1, 2).unflatten(2, x.shape[-2:])
+            tokens = layer(tokens, positions, padding)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class QueryDecoder(nn.Module):
     """Learned queries that attend to the coarsest map; the state after every layer is an output.
 
     Args:
-        in_channels: of the map; projected to `config.channels` if they differ or it is enforced.
-        queries: Q.
+        in_channels: the channels of the map. A 1x1 convolution projects them to `config.channels`
+            if the numbers differ or `config.enforce_input_projection` is set.
+        queries: the number of queries, Q.
+        config: the layers, heads and widths.
     """
 
     def __init__(self, in_channels: int, queries: int, config: DecoderConfig) -> None:
@@ -151,26 +164,30 @@ class QueryDecoder(nn.Module):
         _init_xavier(self.layers)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """`[B, in_channels, H, W]` to `[L, B, Q, C]`: the normed state after each layer in order;
-        of each image, cells outside of its size are left out.
+        """`[B, in_channels, H, W]` to `[L, B, Q, C]`, the normalised state after each layer.
+        Attention ignores tokens outside `sizes`, if given.
         """
         x = self.input_proj(x)
         memory = _flatten(x)
-        positions, padding = _layout(x, sizes)
-        located_memory = memory + positions
+        positions, padding = _positions_and_padding(x, sizes)
+        positioned_memory = memory + positions
         queries = self.query_embed.weight
-        # Zeros make the first self-attention idle; it is kept for the published weights.
+        # The state starts at zero, so the first self-attention has no effect; published weights
+        # include it nevertheless.
         state = queries.new_zeros(x.shape[0], *queries.shape)
         states = []
         for layer in self.layers:
-            state = layer(state, queries, memory, located_memory, padding)
+            state = layer(state, queries, memory, positioned_memory, padding)
             states.append(state)
         y: Tensor = self.norm(torch.stack(states))
         return y
 
 
 def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """Uniform within +-sqrt(3 / fan_in), bias zero (the "c2 xavier" of Caffe2)."""
+    """Initialise weights uniformly within +-sqrt(3 / fan_in), and the bias with zero.
+
+    This is `c2_xavier_fill` of detectron2.
+    """
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -188,11 +205,11 @@ def _flatten(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _layout(x: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor | None]:
-    """Positions `[H*W, C]` in a map `[B, C, H, W]`.
+def _positions_and_padding(x: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor | None]:
+    """Return the position encoding and the padding mask of a map `[B, C, H, W]`.
 
-    If images have sizes of their own: positions within each, `[B, H*W, C]`, and which cells lie
-    outside, `[B, H*W]` bool.
+    Without `sizes`, the encoding is `[H*W, C]` and there is no mask. With them, the encoding is
+    `[B, H*W, C]`, relative to the size of each image, and the mask `[B, H*W]` is True outside it.
     """
     channels, height, width = x.shape[1:]
     encode = partial(sine_position_encoding, channels=channels, device=x.device, dtype=x.dtype)
@@ -219,7 +236,7 @@ def _check_heads(channels: int, heads: int) -> None:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU in between; initialised as PyTorch does."""
+    """Linear layers with ReLU in between and PyTorch's default initialisation."""
 
     def __init__(self, channels: int, hidden: int, out_channels: int, depth: int = 3) -> None:
         super().__init__()
@@ -241,13 +258,14 @@ def sine_position_encoding(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The sine encoding of row and column positions (Carion et al. 2020, appendix A.4).
+    """Compute the sine encoding of row and column positions (Carion et al. 2020, appendix A.4).
 
     Args:
-        height, width: size of the map in cells.
+        height, width: the size of the feature map.
         channels: a multiple of four; the first half encodes rows, the second half columns,
             sine on even and cosine on odd channels of each half.
-        dtype: of the result; the angles are always computed in float32.
+        device: the device of the result.
+        dtype: the dtype of the result; the angles are always computed in float32.
 
     Returns:
         `[channels, height, width]`.

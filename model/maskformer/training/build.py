@@ -22,7 +22,7 @@ from maskformer.data.class_change import check_same_classes, class_change
 from maskformer.data.inspection.checks import check_objects
 from maskformer.errors import CheckpointError, ConfigError
 from maskformer.evaluation.measures import check_measures
-from maskformer.modeling.autocast import compute_in
+from maskformer.modeling.autocast import enable_autocast
 from maskformer.modeling.base import SegmentationModel, build_model, check_size
 from maskformer.modeling.batch_norm import warn_of_single_images
 from maskformer.modeling.criterion import build_criterion
@@ -272,7 +272,7 @@ def _keep_half_precision(accelerator: Accelerator, prepared: nn.Module, train: T
     """
     if train.precision != "fp32":
         model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        compute_in(model, DTYPE[train.precision])
+        enable_autocast(model, DTYPE[train.precision])
 
 
 def _check_batch_size(train: TrainConfig, processes: int) -> None:

@@ -131,7 +131,7 @@ def test_free_norms_start_like_timm() -> None:
             {"name": "resnet50.nonsense"},
             "no weights 'resnet50.nonsense'; it has .*resnet50.tv_in1k",
         ),
-        ({"name": "vit_tiny_patch16_224"}, r"strides \[16, 16, 16\]; needed are \[4, 8, 16, 32\]"),
+        ({"name": "vit_tiny_patch16_224"}, r"strides \[16, 16, 16\], but strides \[4, 8, 16, 32\]"),
         ({"name": "resnet18", "multi_grid": (1, 2, 4)}, "three bottleneck blocks"),
     ],
 )

@@ -56,7 +56,7 @@ def test_one_image_in_a_pass(
 ) -> None:
     build_trainer(recipe(frozen, batch_size, 64, accumulate), tmp_path / "run", cpu=True)
     printed = " ".join("".join(capsys.readouterr()).split())
-    assert ("each pass has 1 image, and the backbone has BatchNorm" in printed) is warns
+    assert ("each forward pass has 1 image, so the BatchNorm" in printed) is warns
 
 
 def test_other_errors_stay_as_they_are() -> None:
