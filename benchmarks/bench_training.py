@@ -38,7 +38,7 @@ from torch._inductor import config as inductor_config
 import maskformer
 import mfkernels
 from maskformer.modeling.frozen_norm import join_norms
-from maskformer.training.speed import choose_memory_format, compile_regions, to_layout
+from maskformer.training.speed import choose_memory_format, compile_regions, convert_memory_format
 from mfkernels import MaskFormerCriterion
 
 
@@ -175,7 +175,7 @@ def our_step(
     model = our_model(case)
     join_norms(model.backbone)
     layout = choose_memory_format(maskformer.load_config(case.recipe).train, model)
-    to_layout(model, layout)
+    convert_memory_format(model, layout)
     if compiled:
         compile_regions(model)
     laps = Laps(x.device)

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a training run."""
+"""Building the parts of a training run from a recipe."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ from maskformer.training.speed import (
     choose_memory_format,
     choose_precision,
     compile_regions,
+    convert_memory_format,
     describe,
     is_sharded,
-    to_layout,
 )
 from maskformer.training.trainer import TrainingParts
 from maskformer.weights import WeightsMismatchError
 
-UNCHANGED_LEARNING = (
+KEYS_WITHOUT_EFFECT_ON_LEARNING = (
     "train.workers",
     "train.log_every",
     "train.evaluate_every",
@@ -92,17 +92,17 @@ UNCHANGED_LEARNING = (
     "model.backbone.pretrained",
     "model.backbone.weights",
 )
-"""Values of a recipe that a resumed run may replace and still learn the very same, if it may be
-scored otherwise.
+"""Keys of a recipe that may change when a run is resumed without changing what the model learns.
+They may change how it is scored.
 """
 MANY_EPOCHS = 1000
 OTHER_ARCHITECTURE = (
-    "the model section of the recipe, or of its base, describes another architecture: leave it "
-    "out, and that of the weights is taken (base: _small has such a section, base: _r50 has none)"
+    "the model section of the recipe, or of its base, describes another architecture: remove it, "
+    "and that of the weights is used (base: _small has such a section, base: _r50 has none)"
 )
 OTHER_MODEL = (
-    "a run is resumed with the model that it began with: give back to the model section the "
-    "values of the recipe.yaml in the run folder, or start a new run with another --output"
+    "a run can only be resumed with the model that it started with: restore the model section "
+    "from the recipe.yaml in the run folder, or start a new run with another --output"
 )
 
 
@@ -116,38 +116,39 @@ def build_training(
     backend: Backend = "auto",
     cpu: bool = False,
 ) -> TrainingParts:
-    """Makes everything that `Trainer` needs; nothing is written yet.
+    """Build everything that `Trainer` needs. Nothing is written yet.
 
     Args:
         config: the recipe.
         output: the run folder; it receives `recipe.yaml`, `checkpoints/`, `tensorboard/`,
             `predictions/` and `metrics.json`.
         resume: continue the run in `output` from its last checkpoint.
-        overwrite: replace the run that `output` may hold.
-        weights: a run, or any checkpoint that `from_pretrained` reads, whose weights training
-            starts from; what another number of classes makes unusable starts anew, with a warning.
-            Not read when a run is resumed.
-        backend: backend of the mfkernels operations, see `mfkernels.use_backend`.
+        overwrite: replace a run that `output` already holds.
+        weights: a run, or any checkpoint that `from_pretrained` reads, from whose weights training
+            starts. Layers that do not fit because the number of classes differs keep their random
+            initialisation, with a message. Ignored when a run is resumed.
+        backend: the backend of the mfkernels operations, see `mfkernels.use_backend`.
         cpu: use the CPU even if there is a GPU.
 
     Raises:
-        FileExistsError: `output` already holds a run, and `resume` and `overwrite` are off, or
-            files in the way that are no run's; or `train.log_folder` the curves of another run.
-        RunInUseError: another process works in `output`.
-        OutputError: `output` is or holds data of the recipe, or the model of the weights.
+        FileExistsError: `output` already holds a run while `resume` and `overwrite` are False, or
+            it holds files of another origin that a run would replace, or `train.log_folder` holds
+            the curves of another run.
+        RunInUseError: another process is using `output`.
+        OutputError: `output` is or contains data of the recipe, or the model given as `weights`.
         NotADirectoryError, PermissionError: `output` cannot be written.
-        CheckpointError: nothing to resume from, an unreadable checkpoint, one of a data set with
-            other classes, or no ImageNet weights.
+        CheckpointError: there is nothing to resume from, the checkpoint is unreadable or has other
+            classes than the data set, or the ImageNet weights are not available.
         ConfigError: the recipe does not fit the data or the device.
-        DatasetError: data that cannot be trained on.
-        WeightsMismatchError: the weights are of another architecture.
+        DatasetError: the data cannot be used for training.
+        WeightsMismatchError: the weights belong to another architecture.
     """
     check_output_folder(output)
     check_run_folder(output, resume=resume, overwrite=overwrite)
     check_not_in_use(output)
     check_log_folder(output, config.train)
     weights = None if resume else weights
-    # The run that is replaced may give the weights; they are read before it is removed.
+    # The weights may come from the run that is replaced: they are read before it is removed.
     if weights is not None and not is_run(output):
         check_output_beside_model(output, resolve_checkpoint(weights))
     notes: list[str] = []
@@ -160,7 +161,7 @@ def build_training(
         progress.warn(note)
     if not is_run(output) and (others := other_files(output)):
         text = count_names(others, "other names")
-        progress.warn(f"{output} is no run, and holds {text}: the run is written beside them")
+        progress.warn(f"{output} is not a run and holds {text}: the run is written beside them")
     set_seed(config.train.seed)
     data = build_data(config, output, accelerator, progress)
     config = data.config
@@ -169,13 +170,13 @@ def build_training(
     progress.print(_summary(data, model, output))
     layout = choose_memory_format(config.train, model)
     sharded = is_sharded(config.train, accelerator)
-    if not sharded:  # FSDP2 divides contiguous parameters only
-        to_layout(model, layout)
+    if not sharded:  # FSDP2 shards contiguous parameters only
+        convert_memory_format(model, layout)
     if config.train.compile:
         compile_regions(model)
-    progress.print(f"computed on {describe(accelerator, config.train, layout)}")
+    progress.print(f"running on {describe(accelerator, config.train, layout)}")
     criterion = build_criterion(config, data.info.classes).to(accelerator.device)
-    # The evaluation mode has no DistributedDataParallel: a sharded model sums gradients by itself.
+    # FSDP2 reduces gradients itself; evaluation mode keeps DistributedDataParallel out.
     prepared = accelerator.prepare_model(model, evaluation_mode=sharded)
     _keep_half_precision(accelerator, prepared, config.train)
     shards = Shards(model, accelerator.device) if sharded else None
@@ -183,7 +184,7 @@ def build_training(
     average = build_average(model, config.train)
     set_seed((config.train.seed + accelerator.process_index) % 2**32)
 
-    # Several processes also get SIGTERM from their launcher, when one of them has failed.
+    # With several processes, the launcher also sends SIGTERM when one of them has failed.
     signals = Signals(verbose=accelerator.num_processes == 1)
     checkpointer = Checkpointer(
         output,
@@ -231,15 +232,15 @@ def build_training(
 def build_accelerator(
     config: Config, *, cpu: bool = False, log_folder: Path | None = None
 ) -> Accelerator:
-    """Device, precision, processes and trackers.
+    """Build the accelerator, which holds the device, precision, processes and trackers.
 
     Args:
         config: the recipe.
         cpu: use the CPU even if there is a GPU.
-        log_folder: for the files of trackers that keep them here.
+        log_folder: where trackers that write local files put them.
 
     Raises:
-        ConfigError: the device does not have the precision, or the package of a tracker is missing.
+        ConfigError: the device does not support the precision, or a tracker's package is missing.
         UsageError: the processes that a launcher started cannot train together.
     """
     trackers = check_trackers(config.train.trackers)
@@ -247,9 +248,9 @@ def build_accelerator(
     train = choose_precision(config.train, state.device)
     if train.precision == "fp16" and state.device.type == "cpu":
         raise ConfigError("train.precision is fp16, which needs a GPU; expected bf16 or fp32")
-    # Only BatchNorm that learns has buffers that change.
+    # Buffers change during training only if BatchNorm is not frozen.
     buffers = DistributedDataParallelKwargs(broadcast_buffers=not config.model.backbone.frozen_norm)
-    # An earlier run of this process may have another precision.
+    # An earlier run in this process may have used another precision.
     if AcceleratorState._shared_state.get("_mixed_precision") != PRECISION[train.precision]:
         AcceleratorState._reset_state()
     try:
@@ -267,8 +268,8 @@ def build_accelerator(
 
 
 def _keep_half_precision(accelerator: Accelerator, prepared: nn.Module, train: TrainConfig) -> None:
-    """Autocast without accelerate's conversion of the outputs to float32: the criterion takes half
-    precision as it is, in half the time and memory.
+    """Replace accelerate's autocast, which converts the outputs to float32, by one that does not:
+    the criterion accepts half precision, which takes half the time and memory.
     """
     if train.precision != "fp32":
         model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
@@ -276,10 +277,10 @@ def _keep_half_precision(accelerator: Accelerator, prepared: nn.Module, train: T
 
 
 def _check_batch_size(train: TrainConfig, processes: int) -> None:
-    """Before data is read, of which the loader would ask the same.
+    """Check the batch size as the loader does, but before the data is read.
 
     Raises:
-        ConfigError: processes and `train.accumulate` do not divide `train.batch_size`.
+        ConfigError: `train.batch_size` is not a multiple of processes times `train.accumulate`.
     """
     parts = processes * train.accumulate
     if train.batch_size % parts:
@@ -292,13 +293,14 @@ def _check_batch_size(train: TrainConfig, processes: int) -> None:
 def build_data(
     config: Config, output: Path, accelerator: Accelerator, progress: Progress
 ) -> TrainingData:
-    """Both splits, looked through by the main process; the config tells the number of classes.
+    """Build both splits, which the main process checks, and complete the recipe with the number of
+    classes and steps.
 
     Raises:
-        OutputError: `output` is or holds data of the recipe.
-        DatasetError: data that cannot be trained on.
-        ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` asks for objects
-            that the labels do not tell apart.
+        OutputError: `output` is or contains data of the recipe.
+        DatasetError: the data cannot be used for training.
+        ConfigError: `model.num_classes` contradicts the data, or `eval.panoptic` needs objects,
+            which the labels do not separate.
     """
     check_objects(config.data, config.eval)
     train, val = build_dataset(config.data, "train"), build_dataset(config.data, "val")
@@ -320,16 +322,16 @@ def build_data(
 
 
 def with_classes(config: Config, count: int) -> Config:
-    """Fills in the number of classes.
+    """Return the recipe with the data set's number of classes.
 
     Raises:
-        ConfigError: the recipe says one that contradicts the data.
+        ConfigError: the recipe states a different number.
     """
     wanted = config.model.num_classes
     if wanted not in (None, count):
         raise ConfigError(
             f"model.num_classes is {wanted}, but the data set has {count} classes"
-            f"{_origin_of_classes(config.data)}; leave it out to take the data set's"
+            f"{_origin_of_classes(config.data)}; remove the key to use the data set's number"
         )
     return config.model_copy(
         update={"model": config.model.model_copy(update={"num_classes": count})}
@@ -337,20 +339,22 @@ def with_classes(config: Config, count: int) -> Config:
 
 
 def _origin_of_classes(data: DataConfig) -> str:
-    """Where no list says how many there are."""
+    """Explain how the number of classes was found if no list of classes determines it, else ""."""
     if not isinstance(data, PixelLabels) or data.classes or data.label_map:
         return ""
     first = data.label_offset
     return (
-        f": the largest value of the training labels counts, from data.label_offset {first} on; "
-        "for classes that they do not show set data.classes to the list of all names, or "
-        "data.label_offset to the value of the first class"
+        ": the largest value in the training labels determines it, counted from "
+        f"data.label_offset {first}; if classes are missing in them, set data.classes to the list "
+        "of all names, or data.label_offset to the value of the first class"
     )
 
 
 def _with_steps(config: Config, images: int, progress: Progress) -> Config:
-    """Counts epochs in steps, which is how a run is resumed; warns of a warm-up without an end, and
-    of a length that nobody chose and that is meant for larger data.
+    """Convert `train.epochs` to `train.steps`, by which a run is resumed.
+
+    Warns if the warm-up is longer than the run, or if the default number of steps, which is meant
+    for larger data, was left unchanged and amounts to very many epochs.
     """
     train = config.train
     if train.epochs is not None:
@@ -375,20 +379,22 @@ def _with_steps(config: Config, images: int, progress: Progress) -> Config:
 
 
 def check_best_metric(config: Config, info: DatasetInfo) -> None:
-    """Refuses a best metric of things, or of stuff, where the data has no such classes.
+    """Check that the data has classes of the kind that `train.best_metric` measures.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: the metric is one of things or stuff, and the data has no such class.
     """
     metric = config.train.best_metric or ""
     kinds = {"things": len(info.things), "stuff": info.num_classes - len(info.things)}
     for kind, count in kinds.items():
         if metric.endswith(f"_{kind}") and not count:
-            raise ConfigError(f"train.best_metric is {metric}, but no class of the data is {kind}")
+            raise ConfigError(
+                f"train.best_metric is {metric}, but none of the data set's classes are {kind}"
+            )
 
 
 def _summary(data: TrainingData, model: SegmentationModel, output: Path) -> str:
-    """In one line, what is trained on what, and where."""
+    """Describe the data, the model and the run folder in one line."""
     images = f"training on {counted(len(data.train), 'image')}, validating on {len(data.val)}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = f"{data.info.num_classes} classes, {parameters:,} parameters"
@@ -406,7 +412,9 @@ def _freeze(model: SegmentationModel, train: TrainConfig, progress: Progress) ->
 
 
 def build_average(model: SegmentationModel, train: TrainConfig) -> AveragedModel | None:
-    """The moving average of the weights that a recipe asks for; buffers are those of the model."""
+    """Build the exponential moving average of the weights if `train.ema` is set. Its buffers are
+    copies of the model's.
+    """
     if train.ema is None:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
@@ -419,7 +427,7 @@ def _build_model(
     data: TrainingData,
     progress: Progress,
 ) -> SegmentationModel:
-    """The model with the weights that training starts from, or those of the run to resume."""
+    """Build the model and load the weights to start from, or those of the run to resume."""
     check_size(config.model)
     model = build_model(config.model)
     passes = data.accelerator.num_processes * config.train.accumulate
@@ -443,10 +451,12 @@ def _build_model(
 def _load_initial_weights(
     model: SegmentationModel, weights: Path, data: TrainingData, progress: Progress
 ) -> None:
-    """Those of --weights; another number of classes is the usual reason to start from them."""
+    """Load the weights of --weights. Class heads of another size are skipped, because fine-tuning
+    on other classes is the usual reason to use it.
+    """
     source = resolve_checkpoint(weights)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said below, once for all processes
+        warnings.simplefilter("ignore")  # printed below, once for all processes
         with _advising(OTHER_ARCHITECTURE):
             report = model.load_weights(source, ignore_mismatched_sizes=True, warn=progress.warn)
     if report.mismatched:
@@ -458,7 +468,9 @@ def _load_initial_weights(
 
 @contextmanager
 def _advising(advice: str) -> Iterator[None]:
-    """Weights that do not fit are a matter of the recipe."""
+    """Replace the advice of `WeightsMismatchError`, which is about Python arguments, by one about
+    the recipe.
+    """
     try:
         yield
     except WeightsMismatchError as error:
@@ -468,14 +480,17 @@ def _advising(advice: str) -> Iterator[None]:
 def _compare_classes(
     source: Path, data: TrainingData, progress: Progress, *, resume: bool
 ) -> tuple[int, ...] | None:
-    """Weights know classes by index: names that moved would be learnt anew, one as another.
+    """Compare the classes of a checkpoint with those of the data.
+
+    Weights belong to the index of a class. If names moved to other indices, training would start
+    from the weights of the wrong classes.
 
     Returns:
-        Where each class stands in the checkpoint, if its weights can follow.
+        The index of each class in the checkpoint if its weights can be reordered, else None.
     """
     change = class_change(known_classes(source), data.info.classes)
     if change is None or not (resume or change.same_count):
-        return None  # weights of another number of classes: their head starts anew, which is said
+        return None  # another number of classes: the head is not loaded, which was printed
     if resume and (change.reordered or not change.same_count):
         raise CheckpointError(
             f"cannot resume from {source} with other classes: {change.text}; restore "
@@ -491,10 +506,10 @@ def _compare_classes(
 def _compare_recipes(
     checkpoint: Path, config: Config, accelerator: Accelerator, progress: Progress
 ) -> None:
-    """Says what a resumed run does not do as before."""
+    """Report the recipe keys, and the number of processes, that changed since the checkpoint."""
     try:
         before = load_recipe(checkpoint, [])
-    except (ConfigError, CheckpointError):  # of another version, or lost
+    except (ConfigError, CheckpointError):  # written by another version, or missing
         return
     changes = changed_values(before, config)
     processes = count_processes(checkpoint), accelerator.num_processes
@@ -503,7 +518,7 @@ def _compare_recipes(
     if not changes:
         return
     text = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
-    if all(name.startswith(UNCHANGED_LEARNING) for name in changes):
+    if all(name.startswith(KEYS_WITHOUT_EFFECT_ON_LEARNING) for name in changes):
         progress.print(f"resumed with {text}")
     else:
         progress.warn(f"resumed with {text}: the results will not be those of an uninterrupted run")

@@ -1,4 +1,4 @@
-"""Saves, restores and explains the state of a run in its folder."""
+"""Saving and restoring the state of a run in its folder, with advice if that fails."""
 
 from __future__ import annotations
 
@@ -50,21 +50,24 @@ from maskformer.weights.locate import BEST, RECIPE, STATE, find_checkpoint
 
 
 class Checkpointer:
-    """Keeps the checkpoints of a run.
+    """Saves and restores the checkpoints of a run.
 
     Args:
         output: the run folder.
         config: the recipe, saved with every checkpoint.
-        info: the classes, likewise.
+        info: the classes, saved with every checkpoint.
+        accelerator: gives the processes and the loss scaler.
         model, optimizer: as `Accelerator.prepare` returns them.
-        signals: its wish to save is fulfilled by a save.
-        overwrite: `prepare` replaces the run that `output` may hold.
-        average: of the weights; it is what is saved as the model, the weights beside it.
-        shards: of the model, where its parameters are divided among the processes.
+        signals: a request to save that it holds is cleared by each save.
+        progress: prints messages and warnings.
+        overwrite: whether `prepare` replaces a run that `output` already holds.
+        average: the moving average of the weights. If given, it is saved as the model, and the
+            weights themselves as part of the training state.
+        shards: the sharded model, if the parameters are divided among the processes.
 
     Attributes:
-        folder: of the checkpoints.
-        stale_evaluations: how many evaluations in a row found no better score.
+        folder: the folder of the checkpoints.
+        stale_evaluations: the number of evaluations since the best score.
     """
 
     def __init__(
@@ -99,19 +102,22 @@ class Checkpointer:
         self._best = -math.inf
         self._saved_step: int | None = None
         self._unsaved = False
-        """The last save found no room; it is tried again after the evaluation."""
+        """The last save failed for lack of space, and is to be retried after the evaluation."""
         self._score: float | None = None
 
     def restore(self, checkpoint: Path) -> int:
-        """Takes over all but the model that the checkpoint shows to others; returns the step.
+        """Restore the training state, which is everything but `model.safetensors`.
+
+        Returns:
+            The step at which the checkpoint was saved.
 
         Raises:
-            CheckpointError: a missing or damaged file, or other groups of parameters.
+            CheckpointError: a file is missing or damaged, or the parameter groups differ.
         """
         state = load_training_state(checkpoint, self._accelerator.process_index)
         with naming_damage(checkpoint / STATE):
             load_optimizer_state(self._optimizer.optimizer, state.optimizer)
-            if state.weights is not None:  # the model is their average
+            if state.weights is not None:  # `model.safetensors` holds their moving average
                 set_model_state_dict(self._bare_model(), state.weights, options=WHOLE)
                 if self._average is not None:
                     self._average.n_averaged.fill_(state.averaged_steps)
@@ -119,7 +125,7 @@ class Checkpointer:
                 self._accelerator.scaler.load_state_dict(state.scaler)
         self.stale_evaluations = state.stale_evaluations
         self._best = best_score(self.folder, self._metric)
-        if was_evaluated(checkpoint):  # after it was saved
+        if was_evaluated(checkpoint):  # after the count in `state` was saved
             best = find_checkpoint(self.folder, BEST) == checkpoint.resolve()
             self.stale_evaluations = 0 if best else self.stale_evaluations + 1
         self._saved_step = state.step
@@ -127,10 +133,10 @@ class Checkpointer:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from working in the folder.
+        """Lock the run folder against other runs.
 
         Raises:
-            RunInUseError: one does.
+            RunInUseError: another process is using it.
         """
         main = self._accelerator.is_main_process
         with lock_folder(self.output) if main else nullcontext("") as why:
@@ -139,10 +145,10 @@ class Checkpointer:
             yield
 
     def prepare(self) -> None:
-        """Makes the folder ready for a run, and removes the one that it replaces.
+        """Prepare the run folder, and remove the run that it replaces.
 
         Raises:
-            DiskFullError: there is no room for a checkpoint.
+            DiskFullError: there is not enough space for a checkpoint.
         """
         if not self._accelerator.is_main_process:
             return
@@ -159,17 +165,20 @@ class Checkpointer:
         write_text(self.output / RECIPE, to_yaml(self._config))
 
     def save(self, step: int, *, required: bool, again: bool = False) -> None:
-        """Saves the run; called by every process.
+        """Save a checkpoint. Must be called by every process.
 
         Args:
-            required: a disk that refuses ends training; at least the weights are kept somewhere.
-            again: it will be tried again after the evaluation.
+            step: the number of finished steps.
+            required: raise an error if the checkpoint cannot be written, after saving at least the
+                weights somewhere; otherwise only warn.
+            again: the last checkpoint of a run, before its evaluation. If a single process cannot
+                write it, the save is retried after the evaluation (`saved_in_the_end`).
 
         Raises:
-            CheckpointError: the disk refuses, and training cannot go on.
+            CheckpointError: the checkpoint cannot be written, and training cannot continue.
         """
-        asked_for, self._signals.save = self._signals.save, False
-        model = self._shown_model()
+        requested, self._signals.save = self._signals.save, False
+        model = self._saved_model()
         try:
             save_checkpoint(
                 self.folder,
@@ -184,22 +193,22 @@ class Checkpointer:
         except CheckpointError as error:
             if again and self._accelerator.num_processes == 1:
                 self._unsaved = True
-                self._progress.warn(f"{error} It is tried again after the evaluation.")
+                self._progress.warn(f"{error} Saving is retried after the evaluation.")
             elif required or again:
                 raise CheckpointError(f"{error} {self._save_weights(step, model)}") from error
             else:
-                self._progress.warn(f"{error} Training goes on.")
+                self._progress.warn(f"{error} Training continues.")
             return
         self._saved_step = step
-        if asked_for:
+        if requested:
             self._progress.print(f"saved step {step}/{self._config.train.steps} (SIGUSR2)")
 
     def find_last(self) -> Path | None:
-        """The last complete checkpoint."""
+        """Return the last complete checkpoint, or None."""
         return find_checkpoint(self.folder)
 
     def add_score(self, step: int, score: float) -> None:
-        """Notes what the evaluation of a saved step found, and which step is the best."""
+        """Record the score of a saved step, and mark the step as the best if it is."""
         self._score = score
         better = math.isfinite(score) and score > self._best
         self._best = score if better else self._best
@@ -208,11 +217,11 @@ class Checkpointer:
             try:
                 self._mark_best(step, score)
             except CheckpointError as error:
-                self._progress.warn(f"{error} Training goes on.")
+                self._progress.warn(f"{error} Training continues.")
 
     @contextmanager
     def saved_in_the_end(self, step: int) -> Iterator[None]:
-        """Whatever comes of the last evaluation: a model that found no room gets another chance."""
+        """Retry a failed last save after the block, even if the last evaluation in it fails."""
         try:
             yield
         finally:
@@ -222,7 +231,7 @@ class Checkpointer:
                     self._mark_best(step, self._score)
 
     def stopped(self, step: int) -> TrainingStoppedError:
-        """The error that ends a run after a signal; saves the step if it is not saved yet."""
+        """Save the step if necessary, and return the error that ends a run after a signal."""
         self._save_if_missing(step)
         return TrainingStoppedError(
             self._signals.stop,
@@ -233,18 +242,18 @@ class Checkpointer:
     def with_advice(
         self, error: DatasetError | WorkerError, step: int
     ) -> DatasetError | WorkerError:
-        """The error with what to do next; saves the step if it is not saved yet."""
+        """Save the step if necessary, and return the error with advice on how to continue."""
         self._save_if_missing(step)
         kind = WorkerError if isinstance(error, WorkerError) else DatasetError
-        remedy = "then" if kind is WorkerError else "mend the data, then"
+        remedy = "continue with:" if kind is WorkerError else "fix the data, then run:"
         return kind(f"{error}\nStep {step} is saved; {remedy} {self._how_to_resume()}")
 
     def _bare_model(self) -> SegmentationModel:
         model: SegmentationModel = self._accelerator.unwrap_model(self._model)
         return model
 
-    def _shown_model(self) -> SegmentationModel:
-        """What a checkpoint holds as the model."""
+    def _saved_model(self) -> SegmentationModel:
+        """Return the model to save: the average of the weights if there is one."""
         if self._shards is not None:
             return self._shards.whole_model()
         if self._average is None:
@@ -269,20 +278,22 @@ class Checkpointer:
         return state
 
     def _save_if_missing(self, step: int) -> None:
-        """The last chance: no process may still be in the middle of a step."""
+        """Save the step unless that was done or is to be retried. All processes call this between
+        steps, because saving needs all of them.
+        """
         if self._saved_step != step and not self._unsaved:
             self.save(step, required=True)
 
     def _save_weights(self, step: int, model: SegmentationModel) -> str:
-        """The last resort; tells what to do next."""
+        """Save only the weights as a last resort; return a text that says how to continue."""
         try:
             folder = save_weights(self.output, step, model, self._config, self._info)
         except CheckpointError as error:
-            return f"{error} Free room on the disk, then {self._how_to_resume()}"
+            return f"{error} Free disk space, then run: {self._how_to_resume()}"
         return (
-            f"The model of step {step}, without the training state, is in {folder}: evaluate "
-            "and predict take it with --checkpoint, a new run with --weights. Free room on the "
-            "disk before the next run"
+            f"The model of step {step}, without the training state, is in {folder}: use it with "
+            "--checkpoint to evaluate or predict, or with --weights to start a new run. Free disk "
+            "space before the next run"
         )
 
     def _how_to_resume(self) -> str:

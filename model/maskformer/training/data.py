@@ -1,4 +1,4 @@
-"""Both splits of a data set, and the batches of a training run."""
+"""The data of a training run: both splits, and the loader of training batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskformer.output.console import Progress
 
 @dataclass
 class TrainingData:
-    """The data that a recipe trains on and is scored on.
+    """The training and validation data of a recipe.
 
     Attributes:
-        train, val: both splits; they have the same classes.
-        config: augmentation, size of the batches and seed.
+        train, val: the splits, which have the same classes.
+        config: the recipe, with augmentation, batch size and seed.
     """
 
     train: Dataset
@@ -37,10 +37,10 @@ class TrainingData:
         return self.train.info
 
     def loader(self, step: int) -> TrainLoader:
-        """The batches of this process from a step on; `train.accumulate` of them are a step.
+        """Return this rank's batches from a step on; each step takes `train.accumulate` of them.
 
         Raises:
-            ConfigError: processes and `train.accumulate` do not divide `train.batch_size`.
+            ConfigError: `train.batch_size` is not a multiple of processes times `train.accumulate`.
         """
         train = self.config.train
         return TrainLoader(
@@ -59,10 +59,10 @@ class TrainingData:
         )
 
     def _grouped(self) -> Dataset:
-        """The training images, by their shape where several share a batch.
+        """Return the training images, grouped by aspect ratio if a batch has several of them.
 
-        The main process tells the others: their batches must agree, even where a file could be read
-        on one machine and not on another.
+        The main process reads the image sizes and broadcasts the result, because the sampling of
+        all processes must agree even if a file can be read on one machine only.
         """
         train = self.config.train
         parts = self.accelerator.num_processes * train.accumulate

@@ -1,4 +1,4 @@
-"""Evaluations in the course of training."""
+"""Evaluation on the validation split during training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskformer.training.data import TrainingData
 
 
 def score_metric(config: Config) -> str:
-    """What the best checkpoint is best in."""
+    """Return the name of the metric by which the best checkpoint is chosen."""
     return config.train.best_metric or default_metric(config.eval)
 
 
 class Evaluator:
-    """Scores a model on the validation split; every process sees its share of the images."""
+    """Scores a model on the validation split, whose images are divided among the processes."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Evaluator:
         self._progress = progress
 
     def __call__(self, model: SegmentationModel) -> Evaluation:
-        """The figures over all processes.
+        """Evaluate a model, and return the metrics over all processes.
 
         Raises:
-            Interrupted: a stop signal came, and this process trains alone.
-            DatasetError, WorkerError: an image cannot be used, or none came.
+            Interrupted: a stop signal came, and this is the only process.
+            DatasetError, WorkerError: an image cannot be used, or a data loader worker failed.
         """
         share_buffers(model)
         loader = eval_loader(
@@ -54,7 +54,7 @@ class Evaluator:
             world_size=self._accelerator.num_processes,
             warn=self._progress.warn,
         )
-        # One process alone must not leave the others waiting for its figures.
+        # With several processes, none may stop alone: the others would wait for its metrics.
         alone = self._accelerator.num_processes == 1
         evaluation = evaluate(
             model,
@@ -66,7 +66,7 @@ class Evaluator:
             between_batches=self._stop_if_asked if alone else None,
         )
         score = evaluation.metrics.get(score_metric(self.config), math.nan)
-        # Nothing was labelled, or, say, no thing occurs.
+        # The score is NaN if nothing is labelled, or if no class of the metric's kind occurs.
         return replace(evaluation, score=finite_score(score))
 
     def _stop_if_asked(self) -> None:

@@ -1,4 +1,4 @@
-"""How far the native criterion is from plain PyTorch's, on batches that a run trains on."""
+"""Comparison of the kernels of the criterion with plain PyTorch on batches of a training run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ def kernel_errors(
     targets: mfkernels.SegmentTargets,
     **options: Tensor,
 ) -> dict[str, float]:
-    """Compares the criterion and its backward pass with those of plain PyTorch.
+    """Compare the criterion and its backward pass with those of plain PyTorch.
 
     Args:
-        criterion: counts no bad costs here.
-        predictions: of the model; they are not changed, and get no gradient.
-        targets: of the batch.
-        options: of the criterion.
+        criterion: the criterion of the run. Its count of bad costs is left unchanged.
+        predictions: the outputs of the model, which are left unchanged and get no gradient.
+        targets: the targets of the batch.
+        options: further arguments of the criterion.
 
     Returns:
-        `kernel_loss_error`, of the total loss, and `kernel_gradient_error`, the largest one of the
-        gradients of the predictions: differences by the largest value. Two queries that cost a
-        segment the same may be matched differently, which shows in the gradients alone.
+        `kernel_loss_error`, the error of the total loss, and `kernel_gradient_error`, the largest
+        error of a gradient with respect to the predictions; both relative to the largest value. If
+        two queries have equal cost for a segment, the backends may match different ones, which
+        changes only the gradients.
     """
     (loss, *gradients), (plain_loss, *plain_gradients) = (
         _loss_and_gradients(backend, criterion, predictions, targets, options)

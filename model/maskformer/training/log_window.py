@@ -1,4 +1,4 @@
-"""What happened since the last log line."""
+"""Statistics since the last log line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskformer.output.console import peak_memory
 
 
 class LogWindow:
-    """Sums over the steps since the last log line; they stay on the device until it is printed."""
+    """Sums over the steps since the last log line, kept on the device to avoid synchronisation."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -41,7 +41,7 @@ class LogWindow:
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """Keeps evaluations and checkpoints out of the throughput."""
+        """Exclude the time of the block, such as an evaluation, from the throughput."""
         begin = time.perf_counter()
         yield
         self.start += time.perf_counter() - begin
@@ -51,8 +51,8 @@ class LogWindow:
         return time.perf_counter() - self.start
 
     def summary(self) -> dict[str, float]:
-        """Means over the window and all processes, which call this together, images per second, and
-        the peak memory of this one.
+        """Return mean losses over the window and all processes, images per second, and the peak
+        memory of this process. Must be called by every process.
         """
         means = torch.stack(list(self.sums.values())).div(self.passes)
         means = self._accelerator.reduce(means, "mean")

@@ -25,7 +25,7 @@ POSITION_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Sorts the trainable parameters by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
     The backbone learns at `lr * backbone_lr_multiplier`. Norm layers, embeddings and position
     tables are not decayed; biases of linear and convolution layers are (paper §4.2; official
@@ -39,9 +39,9 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
                 continue
             seen.add(parameter)
             in_backbone = "backbone" in module_name.split(".")
-            free = isinstance(module, (*NORMS, nn.Embedding)) or name in POSITION_NAMES
+            no_decay = isinstance(module, (*NORMS, nn.Embedding)) or name in POSITION_NAMES
             lr = config.lr * (config.backbone_lr_multiplier if in_backbone else 1.0)
-            groups[lr, 0.0 if free else config.weight_decay].append(parameter)
+            groups[lr, 0.0 if no_decay else config.weight_decay].append(parameter)
     return [
         {"params": parameters, "lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()
@@ -49,15 +49,17 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (betas 0.9, 0.999; eps 1e-8), fused: it can skip a bad step without asking the host."""
+    """Build AdamW (betas 0.9 and 0.999, eps 1e-8). The fused implementation can skip a step with a
+    non-finite gradient without synchronising with the host.
+    """
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
 def logged_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Which parameter group's rate is logged: `lr`, the head's, and `lr_backbone`.
+    """Return the indices of the parameter groups whose learning rates are logged.
 
-    Where one of them does not learn, it has no group; a model without a head that learns logs the
-    backbone's rate as `lr`.
+    These are `lr`, that of the head, and `lr_backbone`. A part that is frozen has no group. If only
+    the backbone is trained, its rate is logged as `lr`.
     """
     group_of = {
         id(parameter): index
@@ -77,9 +79,9 @@ def logged_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, start_step: int = 0
 ) -> LambdaLR:
-    """Learning rate of step t: warm-up times polynomial or cosine decay or the steps' factors.
+    """Build the schedule: warm-up times a polynomial, cosine or step decay.
 
-    The rate follows from the recipe and the step alone, so resuming is starting at a step.
+    The rate depends only on the recipe and the step, so a run is resumed by passing `start_step`.
     """
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -87,18 +89,18 @@ def build_scheduler(
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over the moments of a saved `state_dict`; the recipe's rates and decays stay.
+    """Load the moments of a saved `state_dict`, but keep the recipe's rates and weight decay.
 
     Raises:
-        ValueError: the parameters were grouped differently, or are others, so that the moments
-            would go astray.
+        ValueError: the saved parameters or their groups differ, so that the moments would be
+            assigned to the wrong parameters.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [g["params"] for g in state["param_groups"]] != [g["params"] for g in groups]:
         raise ValueError(
-            "the saved optimizer groups the parameters differently: train.freeze changed, or "
-            "train.weight_decay or train.backbone_lr_multiplier became, or ceased to be, 0 or 1; "
-            "keep those of the run"
+            "the saved optimizer groups the parameters differently: train.freeze changed, "
+            "train.weight_decay changed from or to 0, or train.backbone_lr_multiplier from or to "
+            "1; restore the values of the run"
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order = [index for group in groups for index in group["params"]]
@@ -107,18 +109,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         moments[index] = saved = dict(state["state"].get(index, {}))
         if "exp_avg" in saved and saved["exp_avg"].shape != parameter.shape:
             raise ValueError(
-                "the saved optimizer learnt other parameters: train.freeze changed; keep that of "
-                "the run"
+                "the saved optimizer trained other parameters: train.freeze changed; restore the "
+                "value of the run"
             )
         for name in ("exp_avg", "exp_avg_sq"):
-            if name in saved:  # fused kernels want the layout of the parameter
+            if name in saved:  # fused kernels need the memory format of the parameter
                 saved[name] = copy_like(saved[name], parameter)
     state = {"state": {k: saved for k, saved in moments.items() if saved}}
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """What the base rate is multiplied by at `step` (0-based)."""
+    """Return the factor of the base learning rate at `step` (0-based)."""
     warmup = 1.0
     if step < config.warmup_steps:
         done = step / config.warmup_steps

@@ -1,4 +1,4 @@
-"""What a run tells: lines and bars on the console, curves and pictures on disk, `metrics.json`."""
+"""Reporting of a run: console, curves and pictures on disk, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from maskformer.training.run_folder import PREDICTIONS, mark_run
 
 
 class Reporter:
-    """Tells what a run does; what fails on the way ends no training.
+    """Reports the progress of a run. Failures of TensorBoard, trackers or pictures during training
+    do not end it.
 
     Args:
         output: the run folder.
-        steps: at which the run ends.
-        accelerator: its trackers, if it has any, record the figures too.
-        config: the recipe, recorded with the figures; it names the log folder, and whether
-            TensorBoard records anything.
-        info: names the classes.
-        epoch_steps: how many steps a pass over the training images takes.
+        steps: the number of steps of the run.
+        accelerator: its trackers, if it has any, also record the metrics.
+        progress: prints to the console.
+        config: the recipe, which is recorded with the metrics. It determines the log folder, and
+            whether TensorBoard is used.
+        info: the names of the classes.
+        epoch_steps: the number of steps per epoch.
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class Reporter:
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """For a run that starts at `step`.
+        """Start reporting on a run that starts at `step`; stop at the end of the block.
 
         Raises:
-            ConfigError: a tracker cannot start.
+            ConfigError: a tracker cannot be started.
         """
         self._started = step, time.monotonic()
         values = plain_values(self._config) if self._config is not None else {}
@@ -86,11 +88,11 @@ class Reporter:
             yield
 
     def advance(self, step: int) -> None:
-        """One step is done."""
+        """Advance the progress bar to a finished step."""
         self._progress.advance(step)
 
     def log(self, step: int, values: dict[str, float], window: LogWindow) -> None:
-        """The figures of a window."""
+        """Log the metrics of a window."""
         if self._epoch_steps is not None:
             values = {**values, "epoch": step / self._epoch_steps}
         self._record("train", values, step)
@@ -101,13 +103,13 @@ class Reporter:
         self._seconds += window.seconds
 
     def add_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Figures and pictures of an evaluation."""
+        """Report the metrics and pictures of an evaluation."""
         self._record("val", evaluation.metrics, step, evaluation.pictures)
         if self._accelerator.is_main_process:
             try:
                 mark_run(self._output, write_pictures(evaluation, self._output / PREDICTIONS))
             except (OSError, ValueError) as error:
-                self._progress.warn(f"no pictures of step {step}: {error}")
+                self._progress.warn(f"could not write the pictures of step {step}: {error}")
         everything = self._config is not None and self._config.eval.all_classes
         title, classes = f"step {step} by class", self._classes(evaluation)
         table = class_table(classes, evaluation.per_class, title, everything=everything)
@@ -118,29 +120,30 @@ class Reporter:
         self._progress.print(f"step {step}/{self._steps}  {figures}")
 
     def stopped_early(self, step: int, evaluations: int) -> None:
-        """Training ends before its last step."""
+        """Report that training ended before its last step because no score improved."""
         self._progress.print(
             f"stopped early at step {step}/{self._steps}: no better score in {evaluations} "
             "evaluations (train.patience); checkpoints/best is the best"
         )
 
-    def kept_figures(self, step: int) -> dict[str, float] | None:
-        """What `finish` wrote at `step` in an earlier session, if it is still there."""
+    def earlier_metrics(self, step: int) -> dict[str, float] | None:
+        """Return the metrics that `finish` wrote at `step` in an earlier session, or None."""
         figures = read_figures(self._output)
         return figures if figures is not None and figures.get("step") == step else None
 
     def already_finished(self, step: int, *, early: bool) -> None:
-        """Says how a run goes on that is resumed after its end."""
+        """Report that a resumed run was finished already, and how to train it further."""
         key = f"train.steps={2 * step}"
         if early and self._config is not None:
             key = f"train.patience={2 * (self._config.train.patience or 1)}"
         self._progress.print(
-            f"already finished at step {step}: its figures stay; raise {key.partition('=')[0]} to "
-            f"go on: maskformer train --resume --output {shlex.quote(str(self._output))} {key}"
+            f"already finished at step {step}: its metrics are kept; to train further, raise "
+            f"{key.partition('=')[0]}: "
+            f"maskformer train --resume --output {shlex.quote(str(self._output))} {key}"
         )
 
     def finish(self, step: int, evaluation: Evaluation) -> dict[str, float]:
-        """Writes `metrics.json` and returns its figures."""
+        """Write `metrics.json`, and return its metrics."""
         metrics = dict(evaluation.metrics)
         metrics["step"] = step
         metrics["train_images_per_second"] = (
@@ -152,7 +155,7 @@ class Reporter:
             try:
                 write_confusion(self._output, evaluation, self._classes(evaluation))
             except (OSError, ValueError) as error:
-                self._progress.warn(f"no confusion matrix: {error}")
+                self._progress.warn(f"could not write the confusion matrix: {error}")
         return metrics
 
     def _classes(self, evaluation: Evaluation) -> Sequence[str]:

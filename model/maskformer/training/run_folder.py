@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, and what may be removed from it."""
+"""The folder of a training run: how it is recognised, and which files may be removed from it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, is_link
 from maskformer.weights.native import LIBRARY
 
 MARKER = RUN
-"""JSON: says that the folder is a run, and which pictures it has drawn."""
+"""JSON file that marks a folder as a run and lists the pictures that the run has written."""
 CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
 FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")
 WEIGHTS = "weights_step_*"
 EVENTS = "events.out.tfevents.*"
 CHECKPOINT_FILES = (
-    STATE,  # first: what is left of a checkpoint without it is none
+    STATE,  # removed first: without it, a half-removed folder no longer counts as a checkpoint
     "rng_*.pt",
     "model.safetensors",
     CONFIG_FILE,
@@ -33,11 +33,13 @@ CHECKPOINT_FILES = (
     "SHA256SUMS",
     ".*.partial",
 )
-"""What a step folder holds; other files in it are the user's."""
+"""The files of a step folder. Any other files in it are the user's."""
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: by its marker, or, as version 0.1.0 left it, a checkpoint."""
+    """Whether a folder holds a run: it has our marker or, if written by version 0.1.0, which wrote
+    no marker, a checkpoint.
+    """
     if (folder / MARKER).is_file():
         return read_marker(folder / MARKER).get("library") == LIBRARY
     return any(
@@ -47,11 +49,11 @@ def is_run(folder: Path) -> bool:
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder whose files a run would take over or remove without the user's word.
+    """Check that a run may use a folder without replacing files that the user wants to keep.
 
     Raises:
-        FileExistsError: it holds a run that shall neither go on nor be replaced; files that are no
-            run's; or, where a run shall be replaced, links to what it wrote.
+        FileExistsError: the folder holds a run while `resume` and `overwrite` are False, or files
+            of another origin with the names of a run's; or a run to be replaced is behind links.
     """
     if is_run(folder):
         if overwrite:
@@ -60,8 +62,8 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             ]
             if links:
                 raise FileExistsError(
-                    f"{folder / links[0]} is a link, and nothing is removed through links: remove "
-                    "it and what it leads to, or choose another --output"
+                    f"{folder / links[0]} is a link, and --overwrite does not follow links: remove "
+                    "it and its target, or choose another --output"
                 )
         elif not resume:
             raise FileExistsError(
@@ -72,20 +74,20 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         foreign := names_in_the_way(folder, FILES, (CHECKPOINTS, TENSORBOARD, PREDICTIONS))
     ):
         raise FileExistsError(
-            f"{folder} holds {', '.join(foreign)}, but no run that this program knows as its own, "
-            "so that --overwrite does not touch it: choose another --output"
+            f"{folder} holds {', '.join(foreign)}, but is not a run written by maskformer, so "
+            "--overwrite does not replace it: choose another --output"
         )
 
 
 def other_files(folder: Path) -> list[str]:
-    """The visible files and folders that no run writes, sorted."""
+    """Return the visible files and folders that do not belong to a run, sorted."""
     own = {*FILES, CHECKPOINTS, TENSORBOARD, PREDICTIONS}
     names = (name for name in names_in(folder) if not name.startswith(".") and name not in own)
     return sorted(name for name in names if not fnmatch(name, WEIGHTS))
 
 
 def mark_run(folder: Path, pictures: Iterable[str] = ()) -> None:
-    """Makes the folder known as a run that has drawn these pictures, besides earlier ones."""
+    """Write the marker that makes a folder a run, and add pictures to the list in it."""
     known = set(drawn_pictures(folder))
     wanted = known | set(map(encodable, pictures))
     if wanted - known or not (folder / MARKER).is_file():
@@ -93,7 +95,7 @@ def mark_run(folder: Path, pictures: Iterable[str] = ()) -> None:
 
 
 def drawn_pictures(folder: Path) -> list[str]:
-    """File names in `predictions/` that the run wrote."""
+    """Return the names of the files in `predictions/` that the run wrote."""
     names = read_marker(folder / MARKER).get("pictures")
     if not isinstance(names, list):
         return []
@@ -101,7 +103,7 @@ def drawn_pictures(folder: Path) -> list[str]:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what an earlier run wrote; other files and what links lead to stay."""
+    """Remove the files that an earlier run wrote, but no other files and no targets of links."""
     pictures = drawn_pictures(folder)
     checkpoints = folder / CHECKPOINTS
     if not checkpoints.is_symlink():
@@ -123,12 +125,12 @@ def remove_run(folder: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes the files of a checkpoint, and its folder where nothing else is in it."""
+    """Remove the files of a checkpoint, and its folder if that is empty afterwards."""
     _remove_files(folder, CHECKPOINT_FILES)
 
 
 def remove_link(link: Path) -> None:
-    """Removes `last` or `best`; also where a copy of the run made it a folder."""
+    """Remove `last` or `best`, even if copying the run has turned the link into a folder."""
     if is_link(link):
         _unlink(link)
     elif (link / STATE).is_file():
@@ -136,12 +138,12 @@ def remove_link(link: Path) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files directly in a folder."""
+    """Return the total size in bytes of the files directly in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
 
 
 def read_marker(file: Path) -> dict[str, object]:
-    """The values of a JSON file; none where it cannot be read."""
+    """Return the values of a JSON file, or an empty dict if it cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -150,7 +152,7 @@ def read_marker(file: Path) -> dict[str, object]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the files that a killed process was just writing."""
+    """Remove the partial files that a killed process left behind."""
     remove_partial_files([folder, folder / PREDICTIONS, folder / CHECKPOINTS])
 
 

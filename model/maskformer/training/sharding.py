@@ -1,4 +1,4 @@
-"""Parameters, gradients and moments divided among the processes that train together (FSDP2)."""
+"""Sharding of parameters, gradients and optimizer moments over the processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,53 +18,54 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.transformer import DecoderLayer, EncoderLayer
 
 BLOCKS = (SwinTransformerBlock, EncoderLayer, DecoderLayer)
-"""Gathered one at a time; then the rest of each child of the model."""
+"""Modules that are sharded, and so gathered, one at a time; the rest of each child of the model
+forms one more unit.
+"""
 WHOLE = StateDictOptions(full_state_dict=True)
 
 
 class Shards:
-    """A model of which each process keeps its part.
+    """A model whose parameters are sharded over the processes.
 
-    PyTorch's own `fully_shard`: accelerate calls it on GPUs only.
+    It calls PyTorch's `fully_shard` directly, because accelerate does so on GPUs only.
 
     Args:
-        model: the whole one, as `Accelerator.prepare_model` returns it without a wrapper, the same
-            in all processes; it is changed in place, and its parameters are others afterwards.
-        device: of this process.
+        model: the full model, as `Accelerator.prepare_model` returns it without a wrapper, the same
+            in all processes. It is sharded in place, which replaces its parameters.
+        device: the device of this process.
     """
 
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self._model = model
-        self._shapes = _without_values(model)
-        # Which some blocks do. It is about changing them in place, as no block does.
+        self._template = _without_values(model)
+        # Some blocks do return a view, which would be a problem only if they modified it in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         blocks = [part for part in model.modules() if isinstance(part, BLOCKS)]
-        for part in (*blocks, *model.children(), model):  # inner ones first
+        for part in (*blocks, *model.children(), model):  # inner modules first
             fully_shard(part, mesh=mesh)
 
     def whole_model(self) -> SegmentationModel:
-        """A copy that is not divided, on the device of each process, with the buffers of the first.
-
-        Called by every process.
+        """Gather a full copy of the model on the device of each process, with the buffers of the
+        first. Must be called by every process.
         """
         weights: dict[str, Any] = get_model_state_dict(self._model, options=WHOLE)
         for name, _ in self._model.named_buffers():
             if name in weights:
                 distributed.broadcast(weights[name], 0)
-        model = copy.deepcopy(self._shapes, _buffers(self._shapes))
+        model = copy.deepcopy(self._template, _buffers_memo(self._template))
         model.load_state_dict(weights, assign=True)
         return model
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The `state_dict` of a sharded model's optimizer as one process has it, on the CPU.
+    """Gather the full `state_dict` of a sharded model's optimizer on the CPU.
 
-    Called by every process; all but the first get no moments.
+    Must be called by every process; only the first gets the moments.
     """
     state = optimizer.state_dict()
     moments = {}
-    for index, entry in state["state"].items():  # one by one: they are large
+    for index, entry in state["state"].items():  # gathered one by one, because they are large
         gathered = {name: whole(value) for name, value in entry.items()}
         if distributed.get_rank() == 0:
             moments[index] = {name: value.cpu() for name, value in gathered.items()}
@@ -72,12 +73,14 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """What the processes' parts of a tensor are together; another tensor is given back."""
+    """Gather a sharded tensor from all processes; return any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def copy_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy in dtype, device and layout of a parameter; its part where that is divided."""
+    """Copy a full tensor with the dtype, device and memory format of a parameter. If that is
+    sharded, the result is sharded in the same way.
+    """
     if not isinstance(parameter, DTensor):
         return torch.empty_like(parameter).copy_(tensor)
     moved = tensor.to(parameter.device, parameter.dtype)
@@ -87,11 +90,11 @@ def copy_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _without_values(model: SegmentationModel) -> SegmentationModel:
-    """A copy whose parameters have shapes only, and whose buffers are the model's."""
+    """Copy a model with its parameters on the meta device; the copy shares the buffers."""
     shapes = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, {**shapes, **_buffers(model)})
+    return copy.deepcopy(model, {**shapes, **_buffers_memo(model)})
 
 
-def _buffers(model: nn.Module) -> dict[int, Tensor]:
-    """What makes `copy.deepcopy` share them."""
+def _buffers_memo(model: nn.Module) -> dict[int, Tensor]:
+    """Return a memo with which `copy.deepcopy` shares the buffers instead of copying them."""
     return {id(buffer): buffer for buffer in model.buffers()}

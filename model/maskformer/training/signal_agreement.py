@@ -1,4 +1,4 @@
-"""Signals in one process or several that train together: all stop and save at the same step."""
+"""Signals in distributed training: all processes stop and save at the same step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from accelerate import Accelerator
 from maskformer.system.signals import Signals
 
 AGREE_STEPS, AGREE_SECONDS = 10, 2.0
-"""At most so far apart, processes that train together ask each other whether a signal came."""
+"""The longest interval at which the processes exchange whether a signal came."""
 
 
 class SignalAgreement:
-    """While entered, notes signals (see `Signals`) and shares them with the other processes.
+    """A context manager that records signals (see `Signals`) and exchanges them between processes.
 
     Args:
-        signals: what came to this process, or was agreed on.
+        signals: the signals of this process; `agree` replaces them by those of all processes.
+        accelerator: gives the processes.
         step: the step at which training starts.
     """
 
@@ -43,10 +44,10 @@ class SignalAgreement:
             yield
 
     def agree(self, step: int, *, now: bool) -> tuple[bool, bool]:
-        """Whether to stop and whether to save.
+        """Return whether to stop and whether to save.
 
-        Several processes ask each other every few steps or `now`; what came to one of them counts
-        for none before that.
+        Several processes exchange their signals every few steps, or if `now` is True. Before that,
+        a signal to one of them has no effect on any.
         """
         signals = self.signals
         if self._accelerator.num_processes == 1:
@@ -56,8 +57,8 @@ class SignalAgreement:
         before, start = self._agreed
         self._agreed = step, time.monotonic()
         seconds_per_step = (self._agreed[1] - start) / max(step - before, 1)
-        wishes = [signals.stop, float(signals.save), seconds_per_step]
-        mine = torch.tensor([wishes], device=self._accelerator.device)
+        values = [signals.stop, float(signals.save), seconds_per_step]
+        mine = torch.tensor([values], device=self._accelerator.device)
         stop, save, slowest = self._accelerator.gather(mine).amax(dim=0).tolist()
         signals.stop, signals.save = int(stop), bool(save)
         self._next_step = step + max(1, min(AGREE_STEPS, int(AGREE_SECONDS / max(slowest, 1e-3))))

@@ -1,4 +1,4 @@
-"""How the network of a training run is computed: precision, layout in memory, compilation."""
+"""How the model of a training run is executed: precision, memory format and compilation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from maskformer.modeling.layout import prefers_channels_last
 from maskformer.system.hardware import has_bfloat16
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""In accelerate's words."""
+"""Accelerate's name of each precision."""
 DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of autocast."""
+"""The dtype of autocast for each precision."""
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
-    """Decides what `train.precision: auto` is on a device."""
+    """Replace `train.precision: auto` by the precision for a device."""
     if train.precision != "auto":
         return train
     chosen = "bf16" if has_bfloat16(device) else "fp32"
@@ -28,8 +28,8 @@ def choose_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def choose_memory_format(train: TrainConfig, model: SegmentationModel) -> torch.memory_format:
-    """The layout of images, maps and convolutions; `train.memory_format: auto` follows the
-    backbone: attention in windows has its own.
+    """Return the memory format of images, feature maps and convolution weights. For
+    `train.memory_format: auto`, it depends on the backbone (see `prefers_channels_last`).
     """
     if train.memory_format == "auto":
         channels_last = prefers_channels_last(model)
@@ -39,10 +39,10 @@ def choose_memory_format(train: TrainConfig, model: SegmentationModel) -> torch.
 
 
 def compile_regions(model: SegmentationModel) -> None:
-    """Compiles the parts of a model, each for itself, when they are first used in training.
+    """Mark each part of a model for separate compilation, which happens on first use.
 
-    The criterion stays as it is: its operators are compiled already, and targets of other sizes
-    compile nothing anew.
+    The criterion is left out: its operators are compiled kernels already, and the varying sizes of
+    targets would cause recompilation.
     """
     for name, part in model.named_children():
         if name in ("backbone", "pixel_decoder", "decoder"):
@@ -50,17 +50,19 @@ def compile_regions(model: SegmentationModel) -> None:
 
 
 def uncompiled(train: TrainConfig) -> AbstractContextManager[object]:
-    """Where images of many sizes come once each, such as in evaluations."""
+    """Return a context in which the model runs uncompiled, for images of many sizes, such as in
+    evaluations: each new size would be compiled for a few uses only.
+    """
     return torch.compiler.set_stance("force_eager") if train.compile else nullcontext()
 
 
 def is_sharded(train: TrainConfig, accelerator: Accelerator) -> bool:
-    """Whether the processes divide the model: one alone has nothing to divide."""
+    """Whether the model is sharded, which needs more than one process."""
     return train.shard and accelerator.num_processes > 1
 
 
 def describe(accelerator: Accelerator, train: TrainConfig, layout: torch.memory_format) -> str:
-    """What a log needs to tell why a run is as fast as it is."""
+    """Describe all settings and hardware that affect the speed of a run, for its log."""
     device = accelerator.device
     parts = [f"{accelerator.num_processes} x {_device_name(device)}", train.precision]
     parts.append(str(layout).removeprefix("torch."))
@@ -79,8 +81,8 @@ def describe(accelerator: Accelerator, train: TrainConfig, layout: torch.memory_
     return ", ".join(parts)
 
 
-def to_layout(model: nn.Module, layout: torch.memory_format) -> None:
-    """Lays out the weights of convolutions."""
+def convert_memory_format(model: nn.Module, layout: torch.memory_format) -> None:
+    """Convert the convolution weights of a model to a memory format, in place."""
     if layout is not torch.contiguous_format:
         model.to(memory_format=layout)
 

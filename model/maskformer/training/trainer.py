@@ -1,4 +1,4 @@
-"""The training loop. `build_training` makes its parts from a recipe; a program may bring others."""
+"""The training loop. `build_training` builds its parts from a recipe; a program may use others."""
 
 from __future__ import annotations
 
@@ -38,29 +38,37 @@ from maskformer.training.transfer import Transfer
 from mfkernels.distributed import mean_num_masks
 
 COMPILED_ON = ("cuda",)
-"""Where kernels are compiled when they are first needed."""
+"""Types of devices on which kernels are compiled on first use."""
 MOST_SEGMENTS = 100
-"""Numbers of segments of an image up to which kernels are compiled before the first step."""
+"""Kernels for up to this many segments per image are compiled before the first step."""
 DIVERGED_STEPS = 10
-"""So many steps in a row without a finite gradient end a run, or all of a shorter one."""
+"""The run ends after this many consecutive steps without a finite gradient. A shorter run ends if
+none of its steps has one.
+"""
 
 
 @dataclass
 class TrainingParts:
-    """What the loop works with.
+    """The parts that the training loop works with.
 
     Attributes:
-        train: when to log, save and evaluate, for how many steps, and how gradients are clipped.
-        data: its `loader(step)` gives the batches from a step on.
+        train: the number of steps, when to log, save and evaluate, and how to clip gradients.
+        accelerator: gives the device, the processes and the precision.
+        data: its `loader(step)` returns the batches from a step on.
         model, optimizer: as `Accelerator.prepare` returns them.
-        criterion: on the device of the accelerator.
-        scheduler: of the optimizer, at `step`.
-        step: how many steps are done already.
-        evaluation_due: the evaluation of `step` did not come to its end.
-        backend: of the mfkernels operations, see `mfkernels.use_backend`.
-        average: of the weights; it follows every step and is what is evaluated.
-        layout: of images in memory, as the model's convolutions have it.
-        shards: of the model, where its parameters are divided among the processes.
+        criterion: the criterion, on the device of the accelerator.
+        scheduler: the learning-rate scheduler of the optimizer, at `step`.
+        signals: tells whether to stop or to save.
+        checkpointer: saves checkpoints.
+        evaluator: evaluates the model.
+        reporter: reports losses and metrics.
+        step: the number of finished steps.
+        evaluation_due: whether the evaluation of `step` was interrupted and is to be repeated.
+        backend: the backend of the mfkernels operations, see `mfkernels.use_backend`.
+        average: the moving average of the weights. If given, it is updated after every step, and
+            evaluated in place of the model.
+        layout: the memory format of images, the same as that of the model's convolutions.
+        shards: the sharded model, if the parameters are divided among the processes.
     """
 
     train: TrainConfig
@@ -83,12 +91,13 @@ class TrainingParts:
 
 
 class Trainer:
-    """Runs the loop over parts that are ready.
+    """Runs the training loop over its parts.
 
     Attributes:
-        step: how many steps are done.
-        skipped: steps left out because their gradient was not finite; a scalar on the device.
-        skipped_in_a_row: those since the last step that was not left out, likewise.
+        step: the number of finished steps.
+        skipped: the number of steps skipped because their gradient was not finite, as a scalar
+            tensor on the device.
+        skipped_in_a_row: the number of steps skipped since the last one that was not, likewise.
     """
 
     def __init__(self, parts: TrainingParts) -> None:
@@ -108,8 +117,8 @@ class Trainer:
 
     @property
     def evaluated_model(self) -> SegmentationModel:
-        """The average of the weights where there is one, else the model; where that is sharded, a
-        whole copy, which all processes make together.
+        """The moving average of the weights if there is one, otherwise the model. A sharded model
+        is gathered into a full copy, for which every process must call this.
         """
         if self.parts.shards is not None:
             return self.parts.shards.whole_model()
@@ -119,27 +128,28 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end, evaluation and all, before it was resumed."""
+        """Whether the run was complete, including its last evaluation, before it was resumed."""
         return self.step > 0 and not self.parts.evaluation_due and self._at_end()
 
     def fit(self) -> dict[str, float]:
-        """Trains to the last step, evaluates, and returns the metrics of the final model.
+        """Train to the last step, evaluate, and return the metrics of the final model.
 
-        A run that was finished already keeps its figures.
+        For a run that was finished already, return the metrics that it wrote.
 
         Raises:
             TrainingStoppedError: a signal came; the last finished step was saved.
-            TrainingDivergedError: gradients stopped being finite.
+            TrainingDivergedError: gradients were no longer finite.
             CheckpointError: the last checkpoint could not be written.
-            DatasetError, WorkerError: no batch could be had; the last finished step was saved.
-            DiskFullError: there is no room for a checkpoint; nothing was trained.
-            RunInUseError: another process works in the run folder.
+            DatasetError, WorkerError: a batch could not be loaded; the last finished step was
+                saved.
+            DiskFullError: there is not enough space for a checkpoint; nothing was trained.
+            RunInUseError: another process is using the run folder.
         """
         parts = self.parts
         with parts.checkpointer.locked():
-            if self.finished and (figures := parts.reporter.kept_figures(self.step)):
+            if self.finished and (metrics := parts.reporter.earlier_metrics(self.step)):
                 parts.reporter.already_finished(self.step, early=self.step < parts.train.steps)
-                return figures
+                return metrics
             loader = parts.data.loader(self.step)
             with parts.signals, mfkernels.use_backend(parts.backend):
                 parts.checkpointer.prepare()  # removes the run that this one replaces
@@ -151,7 +161,7 @@ class Trainer:
         due = self.step % train.evaluate_every == 0 and 0 < self.step < train.steps
         evaluation = None
         if parts.evaluation_due and due:
-            evaluation = self._evaluate()  # something ended it before the run was resumed
+            evaluation = self._evaluate()  # it was interrupted before the run was resumed
         window = LogWindow(parts.accelerator)
         while not self._at_end():
             evaluation = None
@@ -165,7 +175,7 @@ class Trainer:
             with window.clock_stopped():
                 due = done or self.step % train.evaluate_every == 0
                 stop, save = parts.signals.agree(self.step, now=due)
-                # Before an evaluation, which may take long: whatever ends it, the step is saved.
+                # Save before an evaluation, which may take long and may be interrupted.
                 if stop or save or due or self.step % train.checkpoint_every == 0:
                     parts.checkpointer.save(self.step, required=stop, again=done and not stop)
                 if stop:
@@ -178,7 +188,7 @@ class Trainer:
             return parts.reporter.finish(self.step, evaluation or self._evaluate())
 
     def _at_end(self) -> bool:
-        """All steps are done, or too many evaluations in a row found nothing better."""
+        """Whether all steps are finished, or `train.patience` evaluations did not improve."""
         train = self.parts.train
         out_of_patience = (
             train.patience is not None
@@ -188,9 +198,10 @@ class Trainer:
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """Saves what is done when a signal, or data that cannot be used, ends a wait.
+        """Save the finished steps if a signal or unusable data ends the block.
 
-        Not where several processes train: the others would not come to save together.
+        This is done only for a single process: with several, the others would not take part in
+        saving.
         """
         alone = self.parts.accelerator.num_processes == 1
         try:
@@ -204,7 +215,9 @@ class Trainer:
             raise self.parts.checkpointer.with_advice(error, self.step) from error
 
     def _wait_for_batches(self, batches: Iterator[Batch], window: LogWindow) -> list[Batch]:
-        """All batches of a step, before it changes anything: what goes wrong costs no step."""
+        """Load all batches of a step before the first is used, so that a failure to load one does
+        not leave the step half done.
+        """
         start = time.perf_counter()
         with self._between_steps():
             step = [next(batches) for _ in range(self.parts.train.accumulate)]
@@ -216,7 +229,7 @@ class Trainer:
         parts.model.train()
         options: dict[str, Tensor] = {}
         if len(batches) > 1 and isinstance(parts.criterion, mfkernels.MaskFormerCriterion):
-            # The parts of a step count as its processes do.
+            # Average over the accumulated batches of a step as over its processes.
             targets = [batch.targets for batch in batches]
             options["num_masks"] = mean_num_masks(*targets, device=accelerator.device)
         for batch in batches:
@@ -238,9 +251,10 @@ class Trainer:
         window.steps += 1
 
     def _warm_up(self, predictions: Mapping[str, Tensor], batch: Batch) -> None:
-        """Once, compiles the criterion's kernels, or learns that PyTorch must serve in their place.
+        """Compile the criterion's kernels before the first step, or find that PyTorch has to
+        replace them.
 
-        Else a number of segments that is new would stop some later step for it.
+        Otherwise, later steps would be delayed whenever a new number of segments occurs.
         """
         parts, targets = self.parts, batch.targets
         if self._warm or parts.accelerator.device.type not in COMPILED_ON:
@@ -279,16 +293,16 @@ class Trainer:
         return model(pixel_values)
 
     def _update(self, norm: Tensor) -> None:
-        """One optimiser step, left out when the gradient is not finite.
+        """Do one optimizer step, or skip it if the gradient is not finite.
 
-        A fused kernel leaves it out by itself, without asking the host.
+        A fused optimizer skips it on the device, without synchronising with the host.
         """
         parts, optimizer = self.parts, self.parts.optimizer
         step = True
         bad = (~torch.isfinite(norm)).float()
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + bad) * bad
-        if parts.train.precision != "fp16":  # there the loss scaler does the same
+        if parts.train.precision != "fp16":  # for fp16, the loss scaler skips the step
             if optimizer.optimizer.defaults.get("fused"):
                 optimizer.optimizer.found_inf = bad
             else:
@@ -304,7 +318,7 @@ class Trainer:
     def _log(self, window: LogWindow) -> None:
         values = window.summary()
         groups = logged_groups(self.parts.model, self.parts.optimizer)
-        # The scheduler already holds the next step's rates.
+        # The optimizer already has the rates of the next step.
         values |= {name: self._rates[index] for name, index in groups.items()}
         values["skipped_steps"] = self.skipped.item()
         if isinstance(self.parts.criterion, mfkernels.MaskFormerCriterion):
@@ -314,7 +328,7 @@ class Trainer:
         self.parts.reporter.log(self.step, values, window)
         in_a_row = int(self.skipped_in_a_row)
         train = self.parts.train
-        # fp16 skips some steps while it looks for its scale.
+        # With fp16, some steps are skipped while the loss scaler searches for its scale.
         few = DIVERGED_STEPS if train.precision == "fp16" else max(train.steps, 2)
         if in_a_row >= min(DIVERGED_STEPS, few):
             last = self.parts.checkpointer.find_last()

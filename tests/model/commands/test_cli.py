@@ -220,7 +220,7 @@ def test_the_weights_of_a_run_without_a_checkpoint_are_no_leftovers(
     train = ["train", "--cpu", "--config", write_recipe(tmp_path), "--output", output]
     code, _, err = run(*train, "--auto-resume")
     assert code == 1
-    assert f"{output} holds no checkpoint to resume from, but weights_step_0000002" in err
+    assert f"{output} holds no checkpoint to resume from, only weights_step_0000002" in err
     assert "--weights" in err
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
     code, _, err = run(*train, "--overwrite", "train.steps=1")

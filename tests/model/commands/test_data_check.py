@@ -188,7 +188,7 @@ def test_masks_of_0_and_255(run: Run, root: Path) -> None:
         ({"model": {"num_classes": 7}}, "7, but the data set has 3 classes; leave it out"),
         (
             {"model": {"num_classes": 7}, "data": {"classes": None}},
-            "7, but the data set has 3 classes: the largest value of the training labels counts",
+            "7, but the data set has 3 classes: the largest value in the training labels",
         ),
         ({"criterion": {"class_weights": {"treee": 2}}}, "did you mean 'tree'?"),
         ({"eval": {"panoptic": True}, "data": {"things": ["tree"]}}, "data.things names tree"),

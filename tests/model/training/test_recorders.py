@@ -138,7 +138,9 @@ def test_a_missing_package_is_refused_before_anything_else(tmp_path: Path) -> No
 def test_trackers_that_an_old_accelerate_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     known = [name for name in tracking.LoggerType.list() if name != "trackio"]
     monkeypatch.setattr(tracking.LoggerType, "list", lambda: known)
-    with pytest.raises(ConfigError, match=r"knows no trackio.*pip install --upgrade accelerate"):
+    with pytest.raises(
+        ConfigError, match=r"does not support trackio.*pip install --upgrade accelerate"
+    ):
         check_trackers(("tensorboard", "trackio"))
 
 

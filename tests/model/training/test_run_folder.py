@@ -53,7 +53,7 @@ def train(run: Path, steps: int = 1, **options: Any) -> Trainer:
 def test_files_that_are_no_runs_are_in_the_way(tmp_path: Path, mine: str, overwrite: bool) -> None:
     (tmp_path / mine).parent.mkdir(exist_ok=True)
     (tmp_path / mine).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"holds {mine.partition('/')[0]}.*no run"):
+    with pytest.raises(FileExistsError, match=f"holds {mine.partition('/')[0]}.*not a run"):
         build_trainer(tiny_recipe(), tmp_path, overwrite=overwrite, cpu=True)
     assert (tmp_path / mine).read_text() == "mine"
 
@@ -68,7 +68,7 @@ def test_a_folder_with_other_files_is_warned_about(
         (tmp_path / "photos" / name).touch()
     for folder, warned in (("new", False), ("photos", True)):
         build_trainer(tiny_recipe(), tmp_path / folder, cpu=True)
-        text = f"{folder} is no run, and holds 2 other names (a.jpg, b.jpg): the run is"
+        text = f"{folder} is not a run and holds 2 other names (a.jpg, b.jpg): the run is"
         assert (text in capsys.readouterr().out) == warned
 
 

@@ -87,7 +87,7 @@ def test_the_log_says_how_it_is_computed(
 ) -> None:
     build_trainer(convolutional(), tmp_path / "run", cpu=True)
     said = capsys.readouterr().out
-    assert "computed on 1 x cpu, fp32, channels_last, 1 threads" in said
+    assert "running on 1 x cpu, fp32, channels_last, 1 threads" in said
 
 
 def test_targets_of_other_sizes_compile_nothing_anew(

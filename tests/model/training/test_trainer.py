@@ -204,7 +204,7 @@ def test_resuming_a_finished_run_keeps_its_figures(
     metrics = json.loads((run / "metrics.json").read_text())
     assert figures == {name: value for name, value in metrics.items() if name != "per_class"}
     assert (
-        "already finished at step 6: its figures stay; raise train.steps to go on: "
+        "already finished at step 6: its metrics are kept; to train further, raise train.steps: "
         f"maskformer train --resume --output {run} train.steps=12" in capsys.readouterr().out
     )
 
@@ -564,7 +564,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     second.join(300)
     out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
     assert second.exitcode == 1, out + err
-    assert "Training goes on" in out  # at step 3
+    assert "Training continues" in out  # at step 3
     assert f"The last complete checkpoint is {kept}" in err  # at the end
     assert "Traceback" not in err
     assert find_checkpoint(run / "checkpoints") == kept

@@ -89,7 +89,9 @@ def test_a_killed_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     trainer = build_trainer(tiny_recipe(workers=1), run, cpu=True)
     trainer.parts.data.train = Troubled(trainer.parts.data.train, kill_self)
-    with pytest.raises(WorkerError, match=r"(?s)SIGKILL.*Step [34] is saved; then .*--resume"):
+    with pytest.raises(
+        WorkerError, match=r"(?s)SIGKILL.*Step [34] is saved; continue with: .*--resume"
+    ):
         trainer.fit()
     resumed = build_trainer(tiny_recipe(), run, resume=True, cpu=True)
     assert resumed.step in (3, 4)  # a batch that was ready may be lost with the worker
@@ -255,7 +257,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     flip(new / name)
     assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
     out = " ".join(capsys.readouterr().out.split())
-    assert f"passed over {new}: {name} does not match its checksum" in out
+    assert f"skipped {new}: {name} does not match its checksum" in out
     assert "resuming from step_0000006" in out
     flip(old / name)
     with pytest.raises(CheckpointError, match=r"cannot resume from .*step_0000007: .*checksum"):
@@ -289,7 +291,7 @@ def test_an_incomplete_checkpoint_is_named(
     (new / "training_state.pt").unlink()
     assert build_trainer(tiny_recipe(), copied_run, resume=True, cpu=True).step == 6
     out = " ".join(capsys.readouterr().out.split())
-    assert f"passed over {new}: training_state.pt is missing" in out
+    assert f"skipped {new}: training_state.pt is missing" in out
 
 
 def test_checkpoints_before_the_one_that_is_taken_are_not_read(

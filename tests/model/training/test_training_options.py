@@ -79,7 +79,8 @@ class TestFreeze:
         assert all(v.equal(straight[n]) for n, v in weights(tmp_path / "run").items())
 
     @pytest.mark.parametrize(
-        ("changed", "why"), [([], "groups the parameters"), (["stage3"], "learnt other parameters")]
+        ("changed", "why"),
+        [([], "groups the parameters"), (["stage3"], "trained other parameters")],
     )
     def test_other_parts_cannot_be_resumed(
         self, tmp_path: Path, changed: list[str], why: str
@@ -232,7 +233,7 @@ class TestPatience:
         # It is over until it is given more patience.
         again = build_trainer(recipe, run, resume=True, cpu=True)
         assert again.fit()["step"] == 4
-        assert "raise train.patience to go on" in capsys.readouterr().out
+        assert "to train further, raise train.patience" in capsys.readouterr().out
         more = tiny_recipe(steps=20, evaluate_every=1, patience=3)
         longer = build_trainer(more, run, resume=True, cpu=True)
         score(longer, [0.3])
@@ -321,7 +322,7 @@ class TestCheckpoints:
         data = {"format": "folder", "root": str(tmp_path), "train": split, "val": split}
         values = {**TINY, "data": {**data, "classes": ["a", "b"]}}
         values["train"] = {**TINY["train"], "best_metric": "pq_things"}
-        with pytest.raises(ConfigError, match="pq_things, but no class of the data is things"):
+        with pytest.raises(ConfigError, match="but none of the data set's classes are things"):
             build_trainer(parse_config(values), tmp_path / "run", cpu=True)
 
 

@@ -16,7 +16,8 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: Path) -> None:
-    """Covers the tensors in a folder; its texts stay open to a person's edits.
+    """Write the checksums of a checkpoint's tensor files. Text files have none, so that a user may
+    edit them.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -27,9 +28,10 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or "". One without checksums, from an earlier version, only
-    has to be complete and its texts to be readable; whether the recipe fits this version is not
-    asked, as another one may be given.
+    """Return what is damaged in a checkpoint, or "".
+
+    A checkpoint of an earlier version, which has no checksums, only has to be complete and its text
+    files readable. The recipe need not be valid in this version, as it may be replaced.
     """
     try:
         for name in (WEIGHTS_FILE, STATE, CONFIG_FILE, RECIPE):
@@ -50,7 +52,7 @@ def find_damage(folder: Path) -> str:
 
 
 def _read_texts(folder: Path) -> None:
-    """Raises an error that names the first that is damaged."""
+    """Read all text files; raise an error that names the first damaged one."""
     read_config(folder, read_mapping(folder / CONFIG_FILE))
     if (folder / DATASET).is_file():
         load_info(folder)

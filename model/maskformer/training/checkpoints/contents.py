@@ -1,4 +1,4 @@
-"""What evaluation, prediction and a new training take from a checkpoint."""
+"""Reading the recipe and the classes of a checkpoint for evaluation, prediction or training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
 RUNS = Path("runs")
-"""Where `train` puts runs that are given no folder."""
+"""The parent folder of runs for which `train` was given no output folder."""
 _PREDICTING = {
     "data": (
         *("test_short_side", "test_max_side", "channels", "value_range", "percentiles"),
@@ -35,7 +35,7 @@ _PREDICTING = {
     ),
     "predict": tuple(PredictConfig.model_fields),
 }
-"""The keys of a recipe that decide what is predicted."""
+"""The keys of a recipe that affect predictions."""
 _PerClass = Field(min_length=1, max_length=MAX_CLASSES)
 FORMERLY = {
     "criterion.class_loss": "over_all",
@@ -44,7 +44,9 @@ FORMERLY = {
     "eval.all_crowds": "true",
     "eval.tta.from_original": "true",
 }
-"""What all runs did before there were these keys, whose defaults are the official values."""
+"""The behaviour of runs from versions without these keys. Their defaults, which are those of the
+official code, differ from it.
+"""
 
 
 class _Classes(BaseModel):
@@ -59,18 +61,24 @@ class _Classes(BaseModel):
     @classmethod
     def _one_each(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(numbers)) != len(numbers):
-            raise ValueError("expected another number for each class")
+            raise ValueError("expected a different number for each class")
         return numbers
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Accepts a run folder, its `checkpoints` folder, a link or a step folder; returns the step
-    folder. Other folders of models and weight files stand for themselves (see `find_local`), and
-    `owner/name`, where no such folder is, for a model on the hub.
+    """Find the checkpoint that a path or hub id refers to.
+
+    Args:
+        path: a run folder, its `checkpoints` folder, a link or a step folder; another folder or
+            file with weights (see `find_local`); or the id `owner/name` of a model on the hub, if
+            no such folder exists.
+
+    Returns:
+        The step folder of a run, or the path of the other folder or file.
 
     Raises:
-        CheckpointError: nothing there.
-        HubError: it reads like an id on the hub, which cannot be reached or has no such model.
+        CheckpointError: there is no checkpoint.
+        HubError: `path` looks like a hub id, and the hub cannot be reached or has no such model.
     """
     found = find_local(path)
     if found:
@@ -83,17 +91,19 @@ def resolve_checkpoint(path: Path) -> Path:
     elif path.parent != Path() and not path.exists():
         hint = f" ({why_absent(path)})"
     raise CheckpointError(
-        f"no checkpoint at {path}{hint}: expected a run folder, one with a config.json, a weight "
-        f"file ({', '.join(sorted(WEIGHT_SUFFIXES))}), or an id owner/name on the Hugging Face hub"
+        f"no checkpoint at {path}{hint}: expected a run folder, a folder with a config.json, a "
+        f"weight file ({', '.join(sorted(WEIGHT_SUFFIXES))}), or the id owner/name of a model on "
+        "the Hugging Face hub"
     )
 
 
 def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
-    """The class names that a run, a model of ours or one of `transformers` brings, or None.
+    """Return the class names stored with a run, a saved model or a model of `transformers`, or
+    None.
 
     Raises:
         CheckpointError: the file with the names is damaged.
-        ValueError: the model's configuration is.
+        ValueError: the model's configuration is damaged.
     """
     if (checkpoint / DATASET).is_file():
         return load_info(checkpoint).classes
@@ -101,16 +111,16 @@ def known_classes(checkpoint: Path) -> tuple[str, ...] | None:
 
 
 def load_recipe(checkpoint: Path, overrides: list[str]) -> Config:
-    """The recipe that the checkpoint was trained with. What it does not state, as it was written by
-    an earlier version, stays as it was then, unless an override says otherwise.
+    """Load the recipe that a checkpoint was trained with. Keys that it does not contain because an
+    earlier version wrote it keep the behaviour of that version, unless overridden (`FORMERLY`).
 
     Raises:
-        CheckpointError: the folder holds none.
-        ConfigError: an override does not fit, or the recipe is of another version.
+        CheckpointError: the folder holds no recipe.
+        ConfigError: an override is invalid, or the recipe is not valid in this version.
     """
     recipe = checkpoint / RECIPE
     if not recipe.is_file():
-        raise CheckpointError(f"{checkpoint} holds no {RECIPE}; name the recipe with --config")
+        raise CheckpointError(f"{checkpoint} holds no {RECIPE}; pass the recipe with --config")
     try:
         written = load_config(recipe)
     except ConfigError as error:
@@ -133,17 +143,18 @@ def _states(config: Config, key: str) -> bool:
 def load_prediction_recipe(
     checkpoint: Path, model: SegmentationModel, overrides: list[str]
 ) -> Config:
-    """The recipe of a checkpoint; of one from elsewhere, its model and its sizes of images.
+    """Load the recipe of a checkpoint for prediction. If it has none because it was not trained
+    here, make one from its model and its image processing.
 
     Args:
-        checkpoint: its folder or file.
-        model: the one that it holds.
+        checkpoint: the folder or file of the checkpoint.
+        model: the model in it.
         overrides: `key=value` pairs, as in `load_config`.
 
     Raises:
-        ConfigError: the recipe does not fit this version, or an override does not fit.
-        UsageError: an override would change nothing that is predicted.
-        ValueError: the folder's pre-processing cannot be followed.
+        ConfigError: the recipe is not valid in this version, or an override is invalid.
+        UsageError: an override has no effect on predictions.
+        ValueError: the folder specifies image processing that is not supported.
     """
     if (checkpoint / RECIPE).is_file():
         recipe = load_recipe(checkpoint, overrides)
@@ -170,8 +181,8 @@ def _check_effect(bare: Config, recipe: Config) -> None:
     if unused:
         known = [f"{section}.({', '.join(names)})" for section, names in _PREDICTING.items()]
         raise UsageError(
-            f"no effect on predictions, which take model and classes from the checkpoint: "
-            f"{', '.join(unused[:5])}; leave out what changes them, expected {'; '.join(known)}"
+            f"{', '.join(unused[:5])}: no effect on predictions, which use the model and the "
+            f"classes of the checkpoint; remove it, or override one of {'; '.join(known)}"
         )
 
 
@@ -181,15 +192,15 @@ def _decides_predictions(key: str) -> bool:
 
 
 def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> DatasetInfo:
-    """Class names and colours saved with the checkpoint.
+    """Load the class names and colours saved with a checkpoint.
 
     Args:
-        checkpoint: its folder.
-        model: tells the classes where the checkpoint is from elsewhere; all of them are stuff. Else
-            it must have as many.
+        checkpoint: the folder of the checkpoint.
+        model: its model, which must have the same number of classes. If the checkpoint was not
+            written by a run, the classes are taken from the model, and all of them are stuff.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or of another number of classes.
+        CheckpointError: the file is missing or damaged, or has another number of classes.
     """
     file = checkpoint / DATASET
     if model is not None and not file.is_file():

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: what `last` and `best` name, and the newest few."""
+"""Removal of old checkpoints. Those that `last` and `best` point to and the newest are kept."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from maskformer.weights.locate import BEST, LAST, find_checkpoint, follow
 
 
 def linked(folder: Path) -> set[Path]:
-    """The step folders that `last` and `best` name."""
+    """Return the step folders that `last` and `best` point to."""
     return {follow(folder / name).resolve() for name in (LAST, BEST)}
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Removes superseded step folders and what killed processes left half written.
+    """Remove all but the newest `keep` step folders and those that a link points to, and the
+    partial folders of killed processes.
 
-    Steps after the last are left over from a run that was resumed before them.
+    Steps after the last one are left over from before the run was resumed at an earlier step.
     """
     kept = linked(folder)
     last = follow(folder / LAST).resolve().name
@@ -34,16 +35,15 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Step 10,000,000 has one more digit."""
+    """Return a sort key that also orders steps from 10,000,000 on, which have more digits."""
     return len(name), name
 
 
 def make_room(folder: Path, needed: int) -> None:
-    """Removes checkpoints that are neither the last nor the best where a new one takes their room,
-    in the end the last if it is not the best.
+    """Free space for a new checkpoint by removing superseded ones, if that frees enough.
 
     Raises:
-        DiskFullError: there is too little room all the same.
+        DiskFullError: there is not enough space even so.
     """
     free = writing.free_bytes(folder)
     candidates = superseded(folder)
@@ -57,9 +57,10 @@ def make_room(folder: Path, needed: int) -> None:
 
 
 def superseded(folder: Path) -> list[Path]:
-    """Checkpoints that may go where room is needed, oldest first.
+    """Return the checkpoints that may be removed when space is needed, in order of removal.
 
-    In the end the last, if the best is another.
+    These are those that no link points to, oldest first, and then the last one unless it is also
+    the best.
     """
     last, best = find_checkpoint(folder), find_checkpoint(folder, BEST)
     named = linked(folder)
@@ -68,7 +69,7 @@ def superseded(folder: Path) -> list[Path]:
 
 
 def remove_checkpoints(folder: Path, steps: Iterable[Path]) -> None:
-    """Removes checkpoints, and the link where the last is one of them."""
+    """Remove checkpoints, and the link `last` if it points to one of them."""
     last = find_checkpoint(folder)
     for step in steps:
         if step == last:

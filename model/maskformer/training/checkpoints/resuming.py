@@ -1,4 +1,4 @@
-"""What a run goes on from."""
+"""Finding and reading the checkpoint from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
 def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -> Path:
-    """The last complete and undamaged checkpoint of a run folder.
+    """Return the last complete and undamaged checkpoint of a run folder.
 
     Args:
-        warn: told which newer ones are passed over, and why.
+        run: the run folder.
+        warn: called for each newer checkpoint that is skipped, with the reason.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such checkpoint.
     """
     folder = run / "checkpoints"
     problems: dict[str, str] = {}
@@ -39,7 +40,7 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
         if not problem:
             if warn is not None:
                 for name, text in (_unfinished(folder, step, problems) | problems).items():
-                    warn(f"passed over {folder / name}: {text}; resuming from {step.name}")
+                    warn(f"skipped {folder / name}: {text}; resuming from {step.name}")
             return step
         problems[step.name] = problem
     for name, problem in problems.items():
@@ -48,29 +49,30 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
 
 
 def find_run(folder: Path) -> tuple[bool, bool]:
-    """Whether a folder holds a run to resume, and whether one that ended before its first save,
-    which a new one may replace.
+    """Return whether a folder holds a run to resume, and whether it holds a run that ended before
+    its first save, which a new run may replace.
 
     Raises:
-        FileExistsError: all that is left of the run are weights, which a new one would remove.
+        FileExistsError: the run has only weights left, which a new run would remove.
     """
     checkpoints = folder / CHECKPOINTS
-    copied = (find_checkpoint(checkpoints, name) for name in (LAST, BEST))  # links made folders
+    # Copying a run may have turned its links into folders.
+    copied = (find_checkpoint(checkpoints, name) for name in (LAST, BEST))
     begun = any(checkpoints.glob("step_*")) or any(copied)
     saved = sorted(folder.glob(WEIGHTS))
     if saved and not begun:
         raise FileExistsError(
-            f"{folder} holds no checkpoint to resume from, but {saved[-1].name}, the model of a "
-            "run that found no room for one: start from it (--weights) in another --output, or "
-            "remove it with --overwrite in place of --auto-resume"
+            f"{folder} holds no checkpoint to resume from, only {saved[-1].name}, the model of a "
+            "run that had no disk space for a checkpoint: start from it (--weights) in another "
+            "--output, or remove it with --overwrite in place of --auto-resume"
         )
     return begun, is_run(folder) and not begun
 
 
 def _unfinished(folder: Path, taken: Path, known: Container[str]) -> dict[str, str]:
-    """What lies after `taken`, is not among those known, and was not completed or has lost files.
+    """Return the incomplete or damaged steps after `taken` that are not `known`, with the reason.
 
-    Those before it are not read: their checksums would take as long as that of `taken`.
+    Earlier steps are not checked, because reading them would take as long as reading `taken`.
     """
     if taken.name < "step_":
         return {}
@@ -81,21 +83,21 @@ def _unfinished(folder: Path, taken: Path, known: Container[str]) -> dict[str, s
 
 
 def was_evaluated(checkpoint: Path) -> bool:
-    """Whether the evaluation at this step came to its end."""
+    """Whether the evaluation of this checkpoint was completed."""
     return (checkpoint / SCORE).is_file()
 
 
 def count_processes(checkpoint: Path) -> int:
-    """How many processes trained together when it was saved."""
+    """Return the number of processes that trained when a checkpoint was saved."""
     return len(list(checkpoint.glob("rng_*.pt")))
 
 
 class TrainingState(BaseModel):
-    """`training_state.pt`.
+    """The contents of `training_state.pt`.
 
     Attributes:
-        weights: of the model that learns, where the checkpoint shows an average.
-        averaged_steps: how many steps are in that.
+        weights: the weights being trained, if the checkpoint's model is their moving average.
+        averaged_steps: the number of steps in that average.
     """
 
     step: NonNegativeInt
@@ -107,7 +109,7 @@ class TrainingState(BaseModel):
 
 
 class _RandomState(BaseModel):
-    """`rng_*.pt`."""
+    """The contents of `rng_*.pt`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -116,16 +118,16 @@ class _RandomState(BaseModel):
 
 
 def load_training_state(checkpoint: Path, process_index: int) -> TrainingState:
-    """Reads the training state and restores this process's random generators.
+    """Read the training state, and restore the random number generators of this process.
 
     Raises:
-        CheckpointError: a missing or damaged file.
+        CheckpointError: a file is missing or damaged.
     """
     file = checkpoint / STATE
     with naming_damage(file):
         state = check(TrainingState, read_pickle(file))
     file = checkpoint / f"rng_{process_index}.pt"
-    if file.is_file():  # absent when resumed with more processes than before
+    if file.is_file():  # missing if the run is resumed with more processes than before
         with naming_damage(file):
             _restore_rng(check(_RandomState, read_pickle(file)))
     return state
@@ -133,10 +135,10 @@ def load_training_state(checkpoint: Path, process_index: int) -> TrainingState:
 
 @contextmanager
 def naming_damage(file: Path) -> Iterator[None]:
-    """Puts the file's name before what is wrong with what was read from it.
+    """Convert errors in reading or loading the contents of a file to one that names the file.
 
     Raises:
-        CheckpointError: in place of the errors of those who take it.
+        CheckpointError: in place of these errors.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a checkpoint needs, and whether the disk has it."""
+"""The size of a checkpoint, and whether there is enough disk space for it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from maskformer.training.run_folder import size_of
 
 
 def weights_size(model: torch.nn.Module) -> int:
-    """Bytes of a file with the model's weights."""
+    """Return the size in bytes of a file with the model's weights."""
     return bytes_of(model.state_dict().values())
 
 
 def checkpoint_size(model: torch.nn.Module, optimizer: Mapping[str, Any] | None = None) -> int:
-    """Bytes of a checkpoint, of AdamW's two moments before it has any."""
+    """Return the size in bytes of a checkpoint. Before the first step, the optimizer has no
+    moments yet, and the size of AdamW's two moments is assumed.
+    """
     moments = [
         value
         for entry in (optimizer or {}).get("state", {}).values()
@@ -34,19 +36,19 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def check_room(run: Path, needed: int, *, overwrite: bool, keep: int = 1) -> str:
-    """Refuses to train what could not be saved.
+    """Check that there is enough disk space to save checkpoints.
 
     Args:
         run: the run folder.
-        needed: bytes of a checkpoint.
-        overwrite: an earlier run in the folder will be removed.
-        keep: how many of the newest checkpoints stay besides the best.
+        needed: the size of a checkpoint in bytes.
+        overwrite: whether an earlier run in the folder will be removed.
+        keep: how many of the newest checkpoints are kept besides the best.
 
     Returns:
-        A warning where there is room for fewer checkpoints than a run keeps, else "".
+        A warning if there is space for fewer checkpoints than a run keeps, otherwise "".
 
     Raises:
-        DiskFullError: no room for one checkpoint.
+        DiskFullError: there is not enough space for one checkpoint.
     """
     folder = run / "checkpoints"
     free = free_bytes(run)
@@ -60,8 +62,8 @@ def check_room(run: Path, needed: int, *, overwrite: bool, keep: int = 1) -> str
     if free + held < (keep + 2) * needed:
         newest = "last" if keep == 1 else f"last {keep}"
         return (
-            f"{purpose} needs {megabytes(needed)}, {megabytes(free)} are free: too little for the "
-            f"best, the {newest} and a new one, so that the last is removed before a new one is "
-            "written"
+            f"{purpose} needs {megabytes(needed)}, but only {megabytes(free)} are free, which is "
+            f"too little for the best, the {newest} and a new one; the last one will be removed "
+            "before a new one is written"
         )
     return ""

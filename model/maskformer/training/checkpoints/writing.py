@@ -1,4 +1,4 @@
-"""Checkpoints are written whole, or not at all."""
+"""Writing checkpoints atomically."""
 
 from __future__ import annotations
 
@@ -53,26 +53,32 @@ def save_checkpoint(
     info: DatasetInfo,
     accelerator: Accelerator,
 ) -> Path:
-    """Writes `folder/step_N` and points `last` at it; called by every process.
+    """Write `folder/step_N`, and point `last` to it. Must be called by every process.
 
     Args:
         folder: the run's `checkpoints` folder.
-        model: the bare model, not a wrapper of it.
-        state: what training needs besides the weights; tensors and plain values only.
+        step: N, the number of finished steps.
+        model: the model without wrappers.
+        state: what training needs besides the model; tensors and plain values only.
+        config: the recipe.
+        info: the classes.
+        accelerator: gives the processes.
 
     Raises:
-        CheckpointError: the disk refuses (full, read-only) this process; earlier checkpoints stay,
-            but where both `last` and `best` are there, `last` makes room for this one.
+        CheckpointError: this process cannot write, such as to a full or read-only disk. Earlier
+            checkpoints are kept, except that superseded ones, and `last` if there is another
+            `best`, are removed if the new one needs their space.
     """
     target = _step_folder(folder, step)
     extra = bytes_of(state.get("weights", {}).values())
     needed = checkpoint_size(model, state["optimizer"]) + extra
     error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
     if _is_full_disk(error) and accelerator.num_processes == 1 and superseded(folder):
-        remove_checkpoints(folder, superseded(folder))  # a quota does not show in the free room
+        # Under a disk quota, `make_room` cannot know that there is too little space.
+        remove_checkpoints(folder, superseded(folder))
         error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
     if error is not None:
-        room = f" {megabytes(needed)} are needed, {free_megabytes(folder)} are free."
+        room = f" {megabytes(needed)} are needed, but only {free_megabytes(folder)} are free."
         kept = find_checkpoint(folder)
         raise CheckpointError(
             f"could not save {target}: {error}."
@@ -91,7 +97,7 @@ def _write_checkpoint(
     info: DatasetInfo,
     accelerator: Accelerator,
 ) -> Exception | None:
-    """Returns what went wrong in this process; nothing is left of it then."""
+    """Write a checkpoint; return the error of this process, if any, after removing the files."""
     folder = target.parent
     partial = folder / f".{target.name}.partial"
     problem: Exception | None = None
@@ -118,8 +124,9 @@ def _write_checkpoint(
         try:
             write_checksums(partial)
             _flush(partial)
-            # A linked folder of this step holds this very state. One without a link is left over
-            # from a run that was resumed at an earlier step, perhaps with another recipe.
+            # If a link points to a folder of this step, it already holds this very state. Without
+            # a link, it is left over from before the run was resumed at an earlier step, perhaps
+            # with another recipe.
             if target.resolve() not in linked(folder):
                 _clear(target)
                 partial.replace(target)
@@ -136,26 +143,28 @@ def _write_checkpoint(
 def _is_full_disk(error: Exception | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
-    # What torch.save makes of it.
+    # Messages of the RuntimeError that torch.save raises on a full disk.
     return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
 
 
 def mark_best(
     folder: Path, step: int, score: float, *, metric: str | None = None, keep: int = 1
 ) -> bool:
-    """Notes the score of `folder/step_N`, which says that it was evaluated, and points `best` there
-    if the score exceeds that of the best one so far.
+    """Write the score of `folder/step_N`, which also marks the step as evaluated, and point `best`
+    to it if its score is better than that of the best step so far.
 
     Args:
         folder: the run's `checkpoints` folder.
-        metric: what the score measures; the best in another metric is no rival.
-        keep: how many of the newest checkpoints stay besides the best.
+        step: N, the number of finished steps.
+        score: the value of the metric.
+        metric: the name of the metric. A best step by another metric is not compared.
+        keep: how many of the newest checkpoints are kept besides the best.
 
     Returns:
-        Whether it did; not for a score that is not finite, nor for a step that was not saved.
+        Whether the step is the best. It is not if the score is not finite or the step not saved.
 
     Raises:
-        CheckpointError: the disk refuses; the earlier best checkpoint stays.
+        CheckpointError: a file cannot be written; the earlier best checkpoint is kept.
     """
     target = _step_folder(folder, step)
     if not (target / STATE).is_file():
@@ -174,12 +183,12 @@ def mark_best(
 
 
 def best_score(folder: Path, metric: str | None = None) -> float:
-    """The score of the best checkpoint, minus infinity where none is, or it is best in another
-    metric than this.
+    """Return the score of the best checkpoint; minus infinity if there is none, or if it was chosen
+    by another metric than `metric`.
     """
     try:
         values = json.loads((follow(folder / BEST) / SCORE).read_text(encoding="utf-8"))
-        # Earlier versions did not name it.
+        # Earlier versions did not write the metric.
         same = metric is None or values.get("metric") in (None, metric)
         return float(values["score"]) if same else -math.inf
     except (OSError, ValueError, KeyError, TypeError):
@@ -189,14 +198,16 @@ def best_score(folder: Path, metric: str | None = None) -> float:
 def save_weights(
     run: Path, step: int, model: SegmentationModel, config: Config, info: DatasetInfo
 ) -> Path:
-    """The last resort where a checkpoint finds no room: the model without the training state, which
-    takes a third; in the run folder, or else in that for temporary files or the user's home.
+    """Save only the model, as a last resort if there is not enough space for a checkpoint.
+
+    Without the training state, it takes a third of the space. It is saved in the run folder or, if
+    that fails, in the folder for temporary files or the user's home.
 
     Returns:
-        The folder, which `evaluate`, `predict` and `train --weights` take.
+        The folder, which `evaluate`, `predict` and `train --weights` accept.
 
     Raises:
-        CheckpointError: no room anywhere.
+        CheckpointError: none of the folders has enough space.
     """
     needed = weights_size(model)
     problems = []
@@ -237,7 +248,9 @@ def _rng_state() -> dict[str, Any]:
 
 
 def _flush(folder: Path) -> None:
-    """Forces the files to disk: a rename must not outlive a power cut that the contents did not."""
+    """Flush the files to disk, so that after a power failure the renamed folder cannot exist
+    without its contents.
+    """
     for file in folder.iterdir():
         sync(file)
     sync_folder(folder)
@@ -250,7 +263,7 @@ def _step_folder(folder: Path, step: int) -> Path:
 def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
-    if link.is_dir() and not link.is_symlink():  # a copy of the run that followed its links
+    if link.is_dir() and not link.is_symlink():  # the run was copied with its links followed
         _clear(link)
     try:
         temporary.symlink_to(target.name)
@@ -262,7 +275,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _clear(target: Path) -> None:
-    """Makes way for a folder: removes a checkpoint, sets aside what the user put there."""
+    """Free the name of a folder: remove the checkpoint in it, and rename the folder if the user
+    has other files there.
+    """
     remove_checkpoint(target)
     number = 1
     while target.exists():

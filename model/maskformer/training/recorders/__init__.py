@@ -1,1 +1,1 @@
-"""Record the figures of a run: with TensorBoard, and with other trackers through accelerate."""
+"""Recording the metrics of a run with TensorBoard, or with other trackers through accelerate."""

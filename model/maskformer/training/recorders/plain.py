@@ -1,4 +1,4 @@
-"""The values of a recipe as those take them who record a run."""
+"""The values of a recipe as plain types that TensorBoard and trackers accept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Plain = bool | int | float | str
 
 
 def plain_values(config: BaseModel) -> dict[str, Plain]:
-    """By dotted key: numbers, and all else as text."""
+    """Return the values by dotted key: numbers unchanged, everything else as text."""
     return {name: _plain(value) for name, value in flat_values(config).items()}
 
 

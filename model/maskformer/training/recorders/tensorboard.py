@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run; whatever goes wrong with them ends no training."""
+"""TensorBoard files of a run. Failures to write them do not end training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from maskformer.training.recorders.plain import Plain
 
 
 class Board:
-    """Curves and pictures of a run.
+    """Writes the curves and pictures of a run for TensorBoard.
 
-    A full disk ends TensorBoard's writer for good: a new one is opened with the next figures.
+    A full disk ends TensorBoard's writer for good, so a new one is opened for the next values.
 
     Args:
-        folder: of the event files.
-        warn: told what could not be recorded, once as long as the reason stays the same.
+        folder: the folder of the event files.
+        warn: called if something could not be recorded, but not again for the same reason.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -37,7 +37,7 @@ class Board:
         step: int,
         pictures: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Records figures, and pictures `[3, H, W]` uint8, under `prefix/name`."""
+        """Record scalars, and pictures `[3, H, W]` uint8, under `prefix/name`."""
         with self._warning(step):
             writer = self._open_writer(purge_step=step)
             for name, value in values.items():
@@ -46,15 +46,16 @@ class Board:
                 writer.add_image(f"{prefix}/{name}", picture, step)
 
     def add_recipe(self, text: str, values: Mapping[str, Plain], metric: str, step: int) -> None:
-        """Records what a run that starts at `step` is made of.
+        """Record the recipe of a run that starts at `step`.
 
         Args:
-            text: the recipe.
+            text: the recipe as YAML.
             values: its values by dotted key, for the table of hyperparameters.
-            metric: the figure that stands beside them, such as `val/miou`.
+            metric: the metric shown in that table, such as `val/miou`.
+            step: the step.
         """
         with self._warning(step):
-            # What an earlier run wrote up to this step stays.
+            # Keep what the run wrote up to this step in an earlier session.
             writer = self._open_writer(purge_step=step + 1)
             writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), step)
             for summary in hparams(dict(values), {metric: 0.0}):
@@ -72,7 +73,7 @@ class Board:
             self._problem = ""
         except Exception as error:
             self._writer = None
-            # Without the file, whose name is another one at each opening.
+            # `strerror` lacks the file name, which differs each time a file is opened.
             reason = getattr(error, "strerror", None) or str(error)
             if reason != self._problem:
                 self._warn(
@@ -82,7 +83,9 @@ class Board:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Closes the files in the end; their threads die in silence, `add` reports them."""
+        """Close the files at the end of the block. Exceptions in TensorBoard's threads are not
+        printed, because `add` reports them.
+        """
         before = threading.excepthook
 
         def report(args: threading.ExceptHookArgs) -> None:

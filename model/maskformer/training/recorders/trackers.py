@@ -1,4 +1,6 @@
-"""Weights & Biases and others, through accelerate; what goes wrong later ends no training."""
+"""Weights & Biases and other trackers through accelerate. Once they have started, their failures do
+not end training.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +20,35 @@ PROJECT = "maskformer"
 
 
 def check_trackers(names: tuple[Tracker, ...]) -> list[str]:
-    """Those that go through accelerate.
+    """Return the names of the trackers that are used through accelerate: all but TensorBoard.
 
     Raises:
-        ConfigError: a package is missing, or accelerate is too old for it.
+        ConfigError: the package of a tracker is missing, or accelerate is too old for it.
     """
     others: list[str] = [name for name in dict.fromkeys(names) if name != "tensorboard"]
     available = {str(tracker) for tracker in get_available_trackers()}
     for name in others:
         if name not in LoggerType.list():
             raise ConfigError(
-                f"train.trackers: this accelerate knows no {name}; update it with: pip install "
-                "--upgrade accelerate"
+                f"train.trackers: the installed accelerate does not support {name}; update it "
+                "with: pip install --upgrade accelerate"
             )
         if name not in available:
             raise ConfigError(
                 f"train.trackers: {name} is not installed; install it with: pip install {name}, "
-                "or take it out of train.trackers"
+                "or remove it from train.trackers"
             )
     return others
 
 
 class Trackers:
-    """The trackers of an accelerator, whether a recipe or a program named them.
+    """The trackers of an accelerator, whether they were set by a recipe or by a program.
 
     Args:
-        run: what they call the run.
-        folder: for the files of those that keep them here.
-        warn: told what could not be recorded, once as long as the reason stays the same.
+        accelerator: the accelerator with the trackers.
+        run: the name of the run in the trackers.
+        folder: where trackers that write local files put them.
+        warn: called if something could not be recorded, but not again for the same reason.
     """
 
     def __init__(
@@ -59,10 +62,10 @@ class Trackers:
 
     @contextmanager
     def open(self, values: Mapping[str, Plain]) -> Iterator[None]:
-        """Starts them with the values of the recipe, and ends them.
+        """Start the trackers with the values of the recipe; end them after the block.
 
         Raises:
-            ConfigError: one cannot start, such as for want of a login.
+            ConfigError: a tracker cannot be started, for example without a login.
         """
         if not self._accelerator.log_with:
             yield
@@ -71,17 +74,17 @@ class Trackers:
         options = {"wandb": {"name": self._run, "dir": str(self._folder)}}
         try:
             self._accelerator.init_trackers(PROJECT, dict(values), options)
-        except Exception as error:  # each has errors of its own
+        except Exception as error:  # each tracker has its own exceptions
             raise ConfigError(f"train.trackers: could not start: {error}") from error
         try:
             yield
         finally:
             for tracker in self._accelerator.trackers:
-                with suppress(Exception):  # nothing more to record
+                with suppress(Exception):  # everything has been recorded
                     tracker.finish()
 
     def add(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        """Records figures under `prefix/name`."""
+        """Record scalars under `prefix/name`."""
         try:
             self._accelerator.log({f"{prefix}/{name}": v for name, v in values.items()}, step)
             self._problem = ""
