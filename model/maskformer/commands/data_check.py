@@ -12,7 +12,7 @@ import typer
 from maskformer.config.schema import Config
 from maskformer.data import Dataset, build_dataset
 from maskformer.data.class_change import check_same_classes
-from maskformer.data.inspection.checks import Findings, check_objects, find_everything
+from maskformer.data.inspection.checks import Findings, check_objects, find_all_problems
 from maskformer.data.sample import Split
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.evaluation.measures import check_measures
@@ -25,35 +25,36 @@ from maskformer.system.text import counted
 from maskformer.training.build import check_best_metric, with_classes
 
 SAMPLES = 6
-"""Pictures of each split."""
+"""Number of pictures of each split."""
 
 
 def run(recipe: Config, output: Path | None, default: Path) -> None:
-    """Reads all data of a recipe and says what training would say or refuse, and more.
+    """Read all data of a recipe, and report everything that training would warn about or reject.
 
     Args:
-        recipe: whose `data` is looked at, and what else of it must fit.
-        output: the folder for pictures; one beside `default` that is not there yet unless given.
+        recipe: the recipe, whose other sections are also checked against the data.
+        output: an empty folder for pictures; by default, `default` or a numbered name next to it.
+        default: the default folder for pictures.
 
     Raises:
-        FileExistsError: `output` holds files.
-        OutputError: `output` is or holds data of the recipe.
-        typer.Exit: with 1, training would refuse the data.
+        FileExistsError: `output` is not empty.
+        OutputError: `output` is or contains data of the recipe.
+        typer.Exit: with exit code 1 if training would reject the data.
     """
-    folder = output or _unused(default)
+    folder = output or _unused_name(default)
     _check_empty(folder)
     progress = Progress()
     splits, errors = _open(recipe)
     check_output_beside_data(folder, recipe.data, *splits.values())
-    found = find_everything(splits)
+    found = find_all_problems(splits)
     for split, dataset in splits.items():
-        progress.print(sizes_line(split, found.looks[split]))
+        progress.print(sizes_line(split, found.scans[split]))
         for note in getattr(dataset, "notes", ()):
             progress.print(f"{split} data: {note}")
-    if found.looks:
+    if found.scans:
         info = next(iter(splits.values())).info
         everything = recipe.eval.all_classes
-        progress.print(classes_table(info, found.looks, everything=everything))
+        progress.print(classes_table(info, found.scans, everything=everything))
     for warning in found.warnings:
         progress.warn(warning)
     errors += found.errors
@@ -66,8 +67,8 @@ def run(recipe: Config, output: Path | None, default: Path) -> None:
         raise typer.Exit(1)
 
 
-def _unused(folder: Path) -> Path:
-    """The folder, or with the first number after its name that nothing has."""
+def _unused_name(folder: Path) -> Path:
+    """Return the folder, or if it exists, its name with the first number that is not used."""
     free, number = folder, 1
     while free.exists() or free.is_symlink():
         number += 1
@@ -79,41 +80,41 @@ def _check_empty(folder: Path) -> None:
     check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
-            f"{folder} holds files, and nothing is written over: empty it or choose another "
-            "--output"
+            f"{folder} is not empty, and existing files are not overwritten: empty it or choose "
+            "another --output"
         )
 
 
 def _open(recipe: Config) -> tuple[dict[Split, Dataset], list[str]]:
-    """The splits that can be read, of one list of classes, and what is wrong with the recipe."""
+    """Open the splits that can be read and have the same classes; also return all errors."""
     splits: dict[Split, Dataset] = {}
     errors: list[str] = []
-    with _gathering(errors):
+    with _collecting(errors):
         check_objects(recipe.data, recipe.eval)
     for split in get_args(Split):
-        with _gathering(errors):
+        with _collecting(errors):
             splits[split] = build_dataset(recipe.data, split)
     if not splits:
         return splits, [*dict.fromkeys(errors)]
     info, *others = (dataset.info for dataset in splits.values())
     for other in others:
-        with _gathering(errors):
+        with _collecting(errors):
             check_same_classes(info.classes, other.classes)
-        if other.classes != info.classes:  # what those of val mean is open
+        if other.classes != info.classes:  # the classes of val are ambiguous
             del splits["val"]
-    with _gathering(errors):
+    with _collecting(errors):
         build_criterion(with_classes(recipe, info.num_classes), info.classes)
-    with _gathering(errors):
+    with _collecting(errors):
         check_best_metric(recipe, info)
     if "val" in splits:
-        with _gathering(errors):
+        with _collecting(errors):
             check_measures(recipe.eval, splits["val"])
     return splits, errors
 
 
 @contextmanager
-def _gathering(errors: list[str]) -> Iterator[None]:
-    """What training would end with is kept, and the check goes on."""
+def _collecting(errors: list[str]) -> Iterator[None]:
+    """Add errors that would end training to a list, and continue after the block."""
     try:
         yield
     except (ConfigError, DatasetError) as error:
@@ -121,10 +122,10 @@ def _gathering(errors: list[str]) -> Iterator[None]:
 
 
 def _draw(splits: Mapping[Split, Dataset], found: Findings, folder: Path) -> bool:
-    """Whether there was something to draw."""
+    """Draw samples of each split; return whether there were any."""
     drawn = False
     for split, dataset in splits.items():
-        indices = found.looks[split].varied(SAMPLES)
+        indices = found.scans[split].choose_varied(SAMPLES)
         write_samples(dataset, indices, folder / split)
         drawn = drawn or bool(indices)
     return drawn
@@ -134,6 +135,6 @@ def _summary(errors: int, warnings: int) -> str:
     warned = counted(warnings, "warning") if warnings else "no warnings"
     if errors:
         problems = counted(errors, "problem")
-        return f"Training would refuse this data: {problems} and {warned}, listed above."
+        return f"Training would reject this data: {problems} and {warned}, listed above."
     listed = ", listed above" if warnings else ""
     return f"Training can use this data: {warned}{listed}."

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    # What reads labels, as `maskformer init` does, needs no torchvision.
+    # Code that only reads labels, such as `maskformer init`, does not import torchvision.
     __getattr__ = imported_on_use(
         __name__,
         {

@@ -1,4 +1,4 @@
-"""Which images are wider than high: batches of one kind need less padding."""
+"""Grouping of images by aspect ratio, so that batches need less padding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from maskformer.errors import DatasetError
 
 
 class GroupedByAspect:
-    """A data set whose training batches hold images that are wider than high, or only others.
+    """A data set each of whose training batches holds either landscape or portrait images only.
 
     Args:
-        dataset: what is grouped.
-        landscape: `[N]` bool, whether an image is wider than high; see `find_landscape`.
+        dataset: the data set.
+        landscape: `[N]` bool, whether each image is wider than high; see `find_landscape`.
     """
 
     def __init__(self, dataset: Dataset, landscape: NDArray[np.bool_]) -> None:
@@ -40,14 +40,15 @@ class GroupedByAspect:
 
 
 def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
-    """Which images of a data set are wider than high, by the headers and metadata of all files.
+    """Find the images of a data set that are wider than high, from the headers and metadata of all
+    files.
 
-    Images that are no files, as some data sets draw or download them, are one group, and files that
-    cannot be read are not wider than high: they are reported where they are needed.
+    If the images are not files, because they are generated or downloaded, all are in one group. A
+    file that cannot be read counts as not wider than high; reading its sample will report it.
 
     Args:
-        dataset: of N images.
-        reader: how they are turned.
+        dataset: a data set of N images.
+        reader: reads the size after EXIF orientation.
 
     Returns:
         `[N]` bool.
@@ -65,4 +66,5 @@ def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
-        return np.fromiter(found, np.bool_)  # with a count, it would leave the bar before its end
+        # Without `count`, which would stop before the progress bar is completed.
+        return np.fromiter(found, np.bool_)

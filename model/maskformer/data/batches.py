@@ -1,4 +1,4 @@
-"""Network inputs of several images, for training and evaluation."""
+"""Batches for training and evaluation: collated, normalised and padded images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PerChannel = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training pass takes.
+    """A batch for one forward pass of training.
 
     Attributes:
         pixel_values: `[B, C, H, W]` float32, normalised, then padded with zeros.
-        targets: the segments, on the same padded size.
-        names: of the images.
+        targets: the ground-truth segments, padded to the same size with void.
+        names: the names of the images.
         image_sizes: height and width of each image inside the padded input.
     """
 
@@ -49,14 +49,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Resized images and their untouched samples; see `ImageProcessor.batch`.
+    """Resized images and their samples, which are not resized; see `ImageProcessor.batch`.
 
     Attributes:
         pixel_values: `[B, C, H, W]` float32, normalised, then padded with zeros.
         image_sizes: height and width of each image inside the padded input.
         input_sizes: height and width to which each image would be padded if it were alone.
         original_sizes: height and width of each image on disk, and of its ground truth.
-        samples: as the data set gives them, always on the CPU.
+        samples: the samples as the data set returns them, always on the CPU.
     """
 
     pixel_values: Tensor
@@ -73,7 +73,7 @@ class EvalBatch:
 
 
 def join_batches(batches: Sequence[EvalBatch]) -> EvalBatch:
-    """One batch of several whose inputs have the same size."""
+    """Concatenate batches whose inputs have the same size."""
     return EvalBatch(
         pixel_values=torch.cat([batch.pixel_values for batch in batches]),
         image_sizes=tuple(size for batch in batches for size in batch.image_sizes),
@@ -89,8 +89,9 @@ class Normalize:
 
     Args:
         mean, std: mean and standard deviation of each channel, in units of 0..255.
-        size_divisibility: pad height and width to multiples of this. 0: pad to the largest image
-            only. The result has at least 32 rows and columns, the smallest input of a model.
+        size_divisibility: pad height and width to multiples of this. 0 pads to the size of the
+            largest image only. The result has at least 32 rows and columns, the smallest input of
+            a model.
     """
 
     mean: PerChannel = PIXEL_MEAN
@@ -105,7 +106,7 @@ class Normalize:
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Convert images `[C, H_b, W_b]` uint8 to `[B, C, H, W]` float32.
 
-        Padding with zeros is at the right and bottom.
+        Images are padded with zeros at the right and bottom.
         """
         height, width = self.padded_size([(int(i.shape[-2]), int(i.shape[-1])) for i in images])
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
@@ -120,7 +121,7 @@ class Normalize:
         return batch
 
     def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """The height and width that hold images of these sizes."""
+        """Return the height and width to which a batch of images of these sizes is padded."""
         step = max(self.size_divisibility, 1)
         height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
         return -(-height // step) * step, -(-width // step) * step

@@ -1,4 +1,4 @@
-"""Whether two lists of classes mean the same: indices count in weights, names count to people."""
+"""Comparison of two lists of classes: weights refer to classes by index, people by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class ClassChange:
     """How two lists of classes differ.
 
     Attributes:
-        same_count: both have equally many.
-        reordered: a name stands at another place, so that one list's indices mislead in the other.
+        same_count: whether both lists have the same length.
+        reordered: whether a name is at different indices, so that weights of one list would be
+            assigned to the wrong classes of the other.
         text: the first difference, for messages.
-        order: where each class of the data stands in the checkpoint, if both have the same names,
-            each of them once.
+        order: the index in the checkpoint of each class of the data, if both lists have the same
+            unique names.
     """
 
     same_count: bool
@@ -31,10 +32,10 @@ class ClassChange:
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
-    """Refuses splits whose lists of classes differ.
+    """Check that both splits have the same list of classes.
 
     Raises:
-        DatasetError: the lists differ; it says where, and which names only one of them has.
+        DatasetError: the lists differ. The message says where, and which names are in one only.
     """
     if tuple(train) == tuple(val):
         return
@@ -57,10 +58,10 @@ def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
 
 
 def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChange | None:
-    """Compares the class names of a checkpoint with those of a data set; None if they agree
-    or the checkpoint brings no names.
+    """Compare the class names of a checkpoint with those of a data set. The result is None if they
+    agree, or if the checkpoint has no names.
 
-    Case and surrounding spaces do not count. Names that a list has twice cannot show an order.
+    Case and surrounding spaces are ignored. A name that occurs twice does not count as reordered.
     """
     if known is None:
         return None
@@ -71,9 +72,7 @@ def class_change(known: Sequence[str] | None, given: Sequence[str]) -> ClassChan
     if not differing and len(old) == len(new):
         return None
     if len(old) != len(new):
-        return ClassChange(
-            False, False, f"it knows {len(old)} classes, the data set has {len(new)}"
-        )
+        return ClassChange(False, False, f"it has {len(old)} classes, the data set has {len(new)}")
     moved = [i for i in differing if old.count(old[i]) == 1 and new.count(old[i]) == 1]
     index = (moved or differing)[0]
     here, there = escape(given[index]), escape(known[index])

@@ -1,4 +1,4 @@
-"""What a label file stores, sample by sample, and why some files cannot hold labels."""
+"""The exact values of a label file, and the formats and modes that cannot hold labels."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from maskformer.system.text import escape
 
 Labels = NDArray[np.integer]
 LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
-"""Formats that change values, by Pillow's name. (AVIF and JPEG 2000 can be lossless, which no
-header proves.)"""
+"""Lossy formats by Pillow's name. (AVIF and JPEG 2000 can also be lossless, but their headers do
+not say so.)"""
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
 SHOWN_COLORS = 4
 _INVERTED = re.compile(r";\d?IR?$")
-"""Pillow's names of samples, packed or not, of which 0 is white."""
+"""Matches Pillow's raw modes, packed or not, in which 0 is white."""
 _TIFF_DTYPES: dict[tuple[int, int], type[np.integer]] = {(8, 2): np.int8, (32, 1): np.uint32}
-"""By bits and format of samples: those that Pillow shows as uint8 and int32."""
+"""The true dtype by (bits, format) of samples that Pillow returns as uint8 or int32."""
 
 
 class SampleForm(NamedTuple):
-    """How a file stores samples, which Pillow shows in another way.
+    """How a file stores its samples, if Pillow returns them differently.
 
     Attributes:
-        largest: the largest value, which Pillow shows as 255 or 65535: 3 for 2 bit grey, 15 for
-            4 bit, the "maxval" of PGM.
-        inverted: 0 is white, and Pillow shows it as the largest value.
-        dtype: of the samples, where Pillow takes their bytes for another one.
+        largest: the largest value, which Pillow scales to 255 or 65535: 3 for 2-bit grey, 15 for
+            4-bit grey, the "maxval" of PGM.
+        inverted: whether 0 is white, which Pillow returns as the largest value.
+        dtype: the dtype of the samples, if Pillow interprets their bytes as another one.
     """
 
     largest: int
@@ -50,15 +50,15 @@ class SampleForm(NamedTuple):
 
 
 def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
-    """Refuses formats whose compression turns one class into another.
+    """Check that a label file has no lossy compression, which would change classes.
 
     Args:
-        image: opened, not yet loaded.
-        file: for the message.
-        what: it is, for the message.
+        image: the image, opened but not yet loaded.
+        file: the file, for the message.
+        what: the kind of file, for the message.
 
     Raises:
-        DatasetError: the format is lossy; it is named.
+        DatasetError: the format is lossy.
     """
     name = LOSSY.get(image.format or "")
     if image.format == "TIFF":
@@ -68,21 +68,22 @@ def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "l
     if name is not None:
         raise DatasetError(
             f"{what} file {escape(file)} is compressed as {name}, which changes values, mostly at "
-            "the edges of segments; export the labels anew as PNG (a PNG made from this file would "
-            "keep its wrong values)"
+            "the edges of segments; export the labels again as PNG (converting this file to PNG "
+            "would keep its wrong values)"
         )
 
 
 def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
-    """Refuses channels of which Pillow keeps the upper bits: values of the lower ones become 0.
+    """Check that the channels of a colour image have 8 bits: of deeper ones, Pillow would keep the
+    upper 8 bits, and small values would become 0.
 
     Args:
-        image: opened, not yet loaded.
-        file: for the message.
-        what: it is, for the message.
+        image: the image, opened but not yet loaded.
+        file: the file, for the message.
+        what: the kind of file, for the message.
 
     Raises:
-        DatasetError: there are several channels, of more than 8 bits each.
+        DatasetError: there are several channels of more than 8 bits each.
     """
     deep = bits_of(image) > 8 or sample_form(image).largest > 255 or has_deep_colors(image)
     if deep and max(samples_of(image), len(image.getbands())) > 1:
@@ -93,10 +94,10 @@ def check_depth(image: ImageFile.ImageFile, file: ImageSource, what: str = "labe
 
 
 def sample_form(image: ImageFile.ImageFile) -> SampleForm:
-    """How the file stores its samples.
+    """Return how a file stores its samples.
 
     Args:
-        image: opened, not yet loaded: afterwards nothing tells how it was stored.
+        image: the image, opened but not yet loaded; loading discards this information.
     """
     codec, _, _, arguments = image.tile[0] if image.tile else ("", None, 0, "")
     mode, *others = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -107,8 +108,8 @@ def sample_form(image: ImageFile.ImageFile) -> SampleForm:
     return SampleForm(largest, _INVERTED.search(str(mode)) is not None, dtype)
 
 
-def _samples(pixels: Labels, form: SampleForm) -> Labels:
-    """Undoes what Pillow does to samples, which loses nothing."""
+def _stored_values(pixels: Labels, form: SampleForm) -> Labels:
+    """Undo the conversion by Pillow, which is lossless."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8)
     if form.dtype is not None:
@@ -121,23 +122,25 @@ def _samples(pixels: Labels, form: SampleForm) -> Labels:
 
 
 def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labels:
-    """One value per pixel, `[H, W]`, as the file stores it; also where it says that 0 is white.
+    """Return the values `[H, W]` as the file stores them, even if it declares 0 to be white.
 
     Args:
-        form: see `sample_form`.
+        image: the loaded image.
+        form: the result of `sample_form`.
+        file: the file, for messages.
 
     Raises:
-        DatasetError: the pixels are colours, fractions or have an alpha channel, or are bits of
-            which 0 is white: some programs write a mask so, others its inverse.
+        DatasetError: the pixels are colours or floats or have an alpha channel, or are single bits
+            with 0 as white, for which it is ambiguous whether a mask or its inverse is meant.
     """
     if image.mode == "1" and form.inverted:
         raise DatasetError(
-            f"label file {escape(file)} has pixels of one bit of which 0 is white (as PBM has): "
-            "programs write a mask or its inverse so, and the file does not tell which; save it as "
-            "PNG"
+            f"label file {escape(file)} has 1-bit pixels with 0 as white (like PBM): some programs "
+            "write a mask like this and others its inverse, and the file does not say which; save "
+            "it as PNG"
         )
     if len(image.getbands()) == 1 and image.mode != "F":
-        return _samples(np.asarray(image), form)
+        return _stored_values(np.asarray(image), form)
     raise DatasetError(
         f"label file {escape(file)} has {image.mode} pixels, expected one integer per pixel (8 or "
         f"16 bit grey, or a palette); {_remedy(image)}"
@@ -145,16 +148,16 @@ def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labe
 
 
 def color_values(image: Image.Image, file: ImageSource) -> Labels:
-    """The colours of an RGB label file as numbers, `[H, W]` int32: R << 16 | G << 8 | B, as in
-    `#rrggbb`. Palettes give their colours.
+    """Return the colours of a label file as numbers `[H, W]` int32: R << 16 | G << 8 | B, as in
+    `#rrggbb`. A palette image is converted to its colours.
 
     Raises:
-        DatasetError: the pixels are fractions or partly transparent.
+        DatasetError: the pixels are floats or partly transparent.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         raise DatasetError(
             f"label file {escape(file)} has {image.mode} pixels, but the keys of data.label_map "
-            "are colours; give numbers as keys"
+            "are colours; use numbers as keys"
         )
     if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):
         raise DatasetError(
@@ -171,21 +174,21 @@ def _as_numbers(image: Image.Image) -> Labels:
 
 def _remedy(image: Image.Image) -> str:
     if image.mode == "F":
-        return "save whole numbers: round them, as 8 or 16 bit"
+        return "round the values and save them as 8 or 16 bit integers"
     if image.mode in ("LA", "La", "PA"):
         return "save it without its alpha channel"
     pixels = np.asarray(image)
     if pixels.ndim == 3 and (pixels[..., :3] == pixels[..., :1]).all():
-        return "its channels are equal: save one of them, such as Pillow's image.getchannel(0)"
+        return "its channels are equal: save one of them, for example with image.getchannel(0)"
     colors = _common_colors(image)
     return (
-        "if each colour is a class, say which: set data.label_map: "
+        "if each colour is a class, set data.label_map: "
         f"{{{', '.join(f'{color!r}: ...' for color in colors)}}}"
     )
 
 
 def _common_colors(image: Image.Image) -> list[str]:
-    """The most frequent colours, as keys of `data.label_map`."""
+    """Return the most frequent colours as keys of `data.label_map`."""
     colors, counts = np.unique(_as_numbers(image), return_counts=True)
     most = colors[np.argsort(-counts, kind="stable")[:SHOWN_COLORS]]
     listed = [f"#{color:06x}" for color in most.tolist()]
@@ -193,8 +196,8 @@ def _common_colors(image: Image.Image) -> list[str]:
 
 
 def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:
-    """Whether the pixels of the first frame, which is the one that is read, are lossless."""
-    if image.fp is None:  # WebP files are read whole when they are opened
+    """Whether the first frame, which is the one that is read, is compressed without loss."""
+    if image.fp is None:  # the file was read completely when it was opened
         return False
     position = image.fp.tell()
     pixels = next((kind for kind in _webp_chunks(image.fp) if kind in (b"VP8L", b"VP8 ")), None)
@@ -203,10 +206,11 @@ def _is_lossless_webp(image: ImageFile.ImageFile) -> bool:
 
 
 def _webp_chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The kinds of the chunks of a WebP file in order, with those that frames consist of."""
+    """Yield the types of the chunks of a WebP file in order, including those inside frames."""
     stream.seek(12)
     while len(head := stream.read(8)) == 8:
         kind, size = struct.unpack("<4sI", head)
         yield kind
-        inside = 16 if kind == b"ANMF" else size + size % 2  # of a frame, its chunks come next
-        stream.seek(inside, os.SEEK_CUR)
+        # Skip only the header of a frame, so that the chunks inside it come next.
+        skipped = 16 if kind == b"ANMF" else size + size % 2
+        stream.seek(skipped, os.SEEK_CUR)

@@ -1,4 +1,4 @@
-"""Reading label files and segment ids, with messages that name the file."""
+"""Reading of label files and panoptic PNGs, with error messages that name the file."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ def read_labels(
     *,
     colors: bool = False,
 ) -> Labels:
-    """Reads a label file (1 to 16 bit, grey or palette, PNG or TIFF, or the variable `S` of a
-    MATLAB file) as raw values, `[H, W]`.
+    """Read a label file (1 to 16 bit, grey or palette, PNG or TIFF, or the variable `S` of a
+    MATLAB file) as raw values `[H, W]`.
 
     Args:
-        frame: how the image lies whose labels they are.
+        file: the label file.
+        frame: the size and EXIF orientation of the image that the labels belong to.
         max_pixels: `data.max_pixels`.
-        colors: take colours for values: R << 16 | G << 8 | B, as in `#rrggbb`.
+        colors: return colours as values: R << 16 | G << 8 | B, as in `#rrggbb`.
 
     Raises:
-        DatasetError: missing, broken, compressed with loss, of 16 bits per channel, or coloured
-            pixels instead of one value per pixel; or it is open which of two values was meant, see
-            `grey_values`, or whether they lie as the image does, see `ImageFrame.turn_of_labels`.
+        DatasetError: the file is missing, broken or lossy, has 16 bits per channel, or has colours
+            instead of one value per pixel; or the values are ambiguous (see `grey_values`), or
+            their orientation relative to the image is (see `ImageFrame.orientation_of_labels`).
     """
     if isinstance(file, Path) and file.suffix.lower() == SUFFIX:
         return _matlab_labels(file, frame, max_pixels, colors=colors)
@@ -57,15 +58,15 @@ def read_labels(
         check_lossless(image, file)
         check_depth(image, file)
         form = sample_form(image)
-        pixels = _turned(image, file, frame)
+        pixels = _oriented(image, file, frame)
         return color_values(pixels, file) if colors else grey_values(pixels, form, file)
 
 
 def read_palette(file: ImageSource) -> list[tuple[int, int, int]]:
-    """The RGB colours of the values 0, 1, ... of a palette image; none of an image without one.
+    """Return the RGB colours of the values 0, 1, ... of a palette image, or [] without a palette.
 
     Raises:
-        DatasetError: missing or broken.
+        DatasetError: the file is missing or broken.
     """
     with opened(file, "label") as image:
         channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
@@ -75,19 +76,20 @@ def read_palette(file: ImageSource) -> list[tuple[int, int, int]]:
 def read_segment_ids(
     file: Path, frame: ImageFrame | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.int32]:
-    """Reads a COCO panoptic PNG as ids `[H, W]`: R + 256 G + 65536 B.
+    """Read a COCO panoptic PNG as segment ids `[H, W]`: R + 256 G + 65536 B.
 
     Args:
+        file: the PNG.
         frame, max_pixels: as in `read_labels`.
 
     Raises:
-        DatasetError: missing, broken, compressed with loss, of 16 bits per channel or not a colour
-            image, or as in `read_labels`.
+        DatasetError: the file is missing, broken or lossy, has 16 bits per channel, is not a colour
+            image, or its orientation is ambiguous as in `read_labels`.
     """
     with opened(file, "panoptic", max_pixels) as image:
         check_lossless(image, file, "panoptic")
         check_depth(image, file, "panoptic")
-        pixels = _turned(image, file, frame)
+        pixels = _oriented(image, file, frame)
         if pixels.mode not in ("RGB", "RGBA"):
             raise DatasetError(
                 f"panoptic file {escape(file)} has {pixels.mode} pixels, expected RGB with "
@@ -97,21 +99,21 @@ def read_segment_ids(
 
 
 def rgb_to_id(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Segment ids of `[..., 3]` colours: R + 256 G + 65536 B."""
+    """Convert colours `[..., 3]` to segment ids: R + 256 G + 65536 B."""
     channels = rgb.astype(np.int32)
     ids: NDArray[np.int32] = channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16)
     return ids
 
 
 def id_to_rgb(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """The colours that stand for segment ids in 0..2^24-1; the inverse of `rgb_to_id`."""
+    """Convert segment ids in 0..2^24-1 to colours; the inverse of `rgb_to_id`."""
     return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], -1).astype(np.uint8)
 
 
 def check_same_size(
     image: Tensor, image_file: ImageSource, labels: NDArray[np.integer], label_file: ImageSource
 ) -> None:
-    """Refuses labels that were drawn for another image.
+    """Check that labels have the size of their image.
 
     Raises:
         DatasetError: the sizes differ.
@@ -120,7 +122,7 @@ def check_same_size(
     if labels.shape == (height, width):
         return
     if labels.shape == (width, height):
-        cause = "one of the two is turned by 90 degrees (EXIF orientation of the image is applied)"
+        cause = "one of the two is rotated by 90 degrees (the image's EXIF orientation is applied)"
     else:
         cause = "the label file belongs to another image, or one of the two was resized"
     raise DatasetError(
@@ -135,18 +137,18 @@ def _matlab_labels(
     if colors:
         raise DatasetError(
             f"label file {escape(file)} holds numbers, but the keys of data.label_map are colours; "
-            "give numbers as keys"
+            "use numbers as keys"
         )
     with opened_stream(file, "label") as stream:
         values = read_mat(stream, max_pixels)
     if frame is None:
         return values
-    return turn_array(values, frame.turn_of_labels(values.shape, UPRIGHT, escape(file)))
+    return turn_array(values, frame.orientation_of_labels(values.shape, UPRIGHT, escape(file)))
 
 
-def _turned(image: Image.Image, file: ImageSource, frame: ImageFrame | None) -> Image.Image:
-    """The pixels, turned as the EXIF orientation and the image that they belong to say."""
+def _oriented(image: Image.Image, file: ImageSource, frame: ImageFrame | None) -> Image.Image:
+    """Load the pixels with the EXIF orientation applied, or that of the image they belong to."""
     stored, tag = load_as_stored(image)
     if frame is not None:
-        tag = frame.turn_of_labels((stored.height, stored.width), tag, escape(file))
+        tag = frame.orientation_of_labels((stored.height, stored.width), tag, escape(file))
     return turn_image(stored, tag)

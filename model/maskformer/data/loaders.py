@@ -1,8 +1,8 @@
-"""Batches for training and evaluation.
+"""Data loaders for training and evaluation.
 
-Which images a training step sees, and how they are augmented, follows from the seed and the step
-number alone: not from the number of workers or processes, nor from the steps before. Resuming means
-starting at a step. Where images are grouped, it also follows from how many of them are a batch.
+The images of a training step and their augmentation depend only on the seed and the step number,
+not on the number of workers or processes or on earlier steps. So a run is resumed by starting at a
+step. If images are grouped by aspect ratio, they also depend on the number of images per batch.
 """
 
 from __future__ import annotations
@@ -36,28 +36,31 @@ T = TypeVar("T")
 
 
 class TrainLoader:
-    """An endless stream of training batches, the same for the same seed and step.
+    """An endless stream of training batches that depends only on the seed and the first step.
 
-    Images are drawn out of an endless row of permutations of the data set and laid into batches, of
-    which each group has one open at a time; a full one is the next part of a step. Process `rank`
-    gets its parts of each step: those of all processes together are what one process would get
-    with as many parts, and without groups what it would get in any case.
+    Images are taken from an endless sequence of permutations of the data set and put into batches.
+    Each group has one incomplete batch at a time, and each completed batch becomes the next one of
+    a step. A step consists of `world_size * accumulate` batches, of which each rank gets
+    `accumulate`. With the same number of batches per step, all ranks together see the same batches
+    as a single process; without groups, they see the same images for any number of batches.
 
     Args:
-        dataset: raw samples; `GroupedByAspect` has two groups, others have one.
+        dataset: the raw samples; `GroupedByAspect` has two groups, any other data set has one.
         transform: the augmentation.
-        batch_size: images per step, over all processes and parts.
-        seed: of the order and of the augmentation.
+        batch_size: images per step, over all processes and accumulated batches.
+        seed: the seed of the order and of the augmentation.
         start_step: the first step to yield.
-        rank, world_size: this process among all.
-        workers: processes that prepare batches, at most one per CPU; 0 prepares them in this one.
-        accumulate: parts a step is divided into; a step is this many consecutive batches.
-        normalize: mean, deviation and padding.
-        pin_memory: page-locked batches for fast copies; by default where a GPU is present.
-        warn: told when batches cannot come through shared memory.
+        rank, world_size: the index of this process, and the number of processes.
+        workers: the number of worker processes, at most one per CPU; 0 prepares batches in this
+            process.
+        accumulate: the number of consecutive batches that this process yields per step.
+        normalize: normalises and pads images.
+        pin_memory: return batches in page-locked memory for fast copies; by default if there is a
+            GPU.
+        warn: called if batches cannot be passed through shared memory.
 
     Raises:
-        ValueError: the batch size cannot be divided, or numbers are out of range.
+        ValueError: the batch size cannot be divided, or a number is out of range.
         DatasetError: (while iterating) a sample cannot be used.
         WorkerError: (while iterating) a worker cannot be started, died or is stuck.
     """
@@ -89,16 +92,16 @@ class TrainLoader:
         if start_step < 0:
             raise ValueError(f"start_step must not be negative, got {start_step}")
         if len(dataset) == 0:
-            raise DatasetError("the data set holds no image")
+            raise DatasetError("the data set holds no images")
         self._warn = warn
         landscape = np.zeros(len(dataset), np.bool_)
         if isinstance(dataset, GroupedByAspect):
             landscape = dataset.landscape
         size = batch_size // shares
-        draws = _Draws(landscape, size, seed, start_step, rank, world_size, accumulate)
+        sampler = _BatchSampler(landscape, size, seed, start_step, rank, world_size, accumulate)
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Augmented(dataset, transform),
-            batch_sampler=draws,
+            batch_sampler=sampler,
             collate_fn=SharedCollate(_TrainCollate(normalize or Normalize())),
             **_worker_options(workers, pin_memory),
         )
@@ -108,18 +111,19 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every image once, in order; process `rank` takes every `world_size`-th batch, so that images
-    have the company that they would have in one process.
+    """Yields every image once, in order. Each rank gets every `world_size`-th batch, so that the
+    batches are the same as those of a single process.
 
     Args:
-        dataset: raw samples.
-        collate: makes a batch of samples, such as `ImageProcessor.batch`.
+        dataset: the raw samples.
+        collate: makes a batch from samples, such as `ImageProcessor.batch`.
         batch_size: images per batch.
-        rank, world_size: this process among all.
-        workers: processes that prepare batches.
-        limit: only the first so many images of the data set.
-        pin_memory: page-locked batches for fast copies; by default where a GPU is present.
-        warn: told when batches cannot come through shared memory.
+        rank, world_size: the index of this process, and the number of processes.
+        workers: the number of worker processes.
+        limit: use only this many images from the start of the data set.
+        pin_memory: return batches in page-locked memory for fast copies; by default if there is a
+            GPU.
+        warn: called if batches cannot be passed through shared memory.
 
     Raises:
         DatasetError: (while iterating) a sample cannot be used.
@@ -148,7 +152,7 @@ class EvalLoader:
         batches = [list(range(start, min(start + batch_size, length))) for start in starts]
         self._warn = warn
         self.indices = [index for batch in batches for index in batch]
-        """Images of this process, in order."""
+        """The indices of the images of this process, in order."""
         self.num_images = len(self.indices)
         self._loader: DataLoader[Sample | DatasetError] = DataLoader(
             _Raw(dataset),
@@ -165,18 +169,19 @@ class EvalLoader:
 
 
 def derive_seed(*parts: object) -> int:
-    """A number in 0..2^63-1 that depends on all parts, the same in every process and version."""
+    """Hash all parts to a seed in 0..2^63-1 that is the same in every process and version."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """Per batch, the images to draw and the seed of each one's augmentation.
+class _BatchSampler:
+    """Yields for each batch the indices of its images, with the seed of each one's augmentation.
 
     Args:
         landscape: `[N]` bool, the group of each image; a batch holds images of one group.
-        size: images per batch, one of the `world_size * accumulate` parts of a step.
+        size: images per batch, of which a step has `world_size * accumulate`.
+        seed, start_step, rank, world_size, accumulate: as in `TrainLoader`.
     """
 
     landscape: NDArray[np.bool_]
@@ -190,26 +195,28 @@ class _Draws:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shares = self.world_size * self.accumulate
         first = self.start_step * shares
-        # As many epochs as a batch has images fill as many batches as there are images, and leave
-        # none half full: from there on, what was before does not matter.
+        # `size` epochs of N images fill exactly N batches and leave none incomplete, in any group.
+        # So the sampler can start there without going through the earlier epochs.
         cycle, skipped = divmod(first, len(self.landscape))
         batches = itertools.islice(self._batches(cycle * self.size), skipped, None)
-        for part, batch in enumerate(batches, first):
-            if part % shares // self.accumulate == self.rank:
+        for number, batch in enumerate(batches, first):
+            if number % shares // self.accumulate == self.rank:
                 yield [(index, derive_seed(self.seed, "augment", draw)) for index, draw in batch]
 
     def _batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
-        """All batches from an epoch on: images, and which draw each of them is."""
-        half_full: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        """Yield all batches from an epoch on, as pairs of the index of an image and its position
+        in the sequence of all images drawn since epoch 0.
+        """
+        incomplete: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         draw = epoch * len(self.landscape)
         for number in itertools.count(epoch):
             order = self._order(number)
             for index, group in zip(order, self.landscape[order].tolist(), strict=True):
-                half_full[group].append((index, draw))
+                incomplete[group].append((index, draw))
                 draw += 1
-                if len(half_full[group]) == self.size:
-                    yield half_full[group]
-                    half_full[group] = []
+                if len(incomplete[group]) == self.size:
+                    yield incomplete[group]
+                    incomplete[group] = []
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -217,7 +224,9 @@ class _Draws:
 
 
 class _Augmented(TorchDataset[Sample | DatasetError]):
-    """Passes errors on as values: raised in a worker they would arrive wrapped in its traceback."""
+    """Augmented samples. Errors are returned as values, because an error raised in a worker would
+    arrive with the worker's traceback in its message.
+    """
 
     def __init__(self, dataset: Dataset, transform: TrainTransform) -> None:
         self.dataset = dataset
@@ -279,7 +288,7 @@ class _EvalCollate:
 
 
 def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetError:
-    """The samples, or the first error among them."""
+    """Return the samples, or the first error among them."""
     usable = []
     for sample in samples:
         if isinstance(sample, DatasetError):
@@ -291,7 +300,7 @@ def _usable(samples: Sequence[Sample | DatasetError]) -> list[Sample] | DatasetE
 def _raise_errors(batches: Iterator[T | DatasetError]) -> Iterator[T]:
     for batch in batches:
         if isinstance(batch, DatasetError):
-            # The traceback keeps this frame: without the deletion, workers would run on meanwhile.
+            # The traceback keeps this frame alive, and the workers with it unless deleted here.
             del batches
             raise batch
         yield batch
@@ -312,7 +321,7 @@ def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C, `timeout` and job schedulers signal the whole process group; workers must live on
-    # while the trainer ends its step. They notice by themselves when it is gone.
+    # Ctrl-C, `timeout` and job schedulers send signals to the whole process group, but workers must
+    # stay alive until the trainer has finished its step. They end by themselves when it is gone.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The images of a folder and the label file of each, by their names."""
+"""Pairing of the images in a folder with their label files, by name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Image.init()
 IMAGE_SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
 ) | {".npy"}
-"""Of files that are images by their name, in lower case."""
+"""The suffixes of image files, in lower case."""
 ANY = "*"
-"""Stands for all of `IMAGE_SUFFIXES`."""
+"""As a suffix, it stands for all of `IMAGE_SUFFIXES`."""
 
 
 def _nothing(_: str) -> bool:
@@ -31,7 +31,7 @@ def _nothing(_: str) -> bool:
 
 
 class NamedFile(NamedTuple):
-    """A file of a folder: its path relative to that, without the suffix and with it."""
+    """The path of a file relative to its folder, without and with the suffix."""
 
     stem: str
     name: str
@@ -39,14 +39,14 @@ class NamedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """The files of a folder that have one of some suffixes.
+    """The files of a folder that have one of several suffixes.
 
     Attributes:
-        folder: where they are.
-        files: in the order of their stems, by the stem in Unicode's composed form (NFC): names that
-            look the same are the same.
-        others: files with none of the suffixes.
-        listing: all that is in the folder.
+        folder: the folder.
+        files: the files by stem, sorted. Stems are in Unicode's composed form (NFC), so that names
+            that look the same are equal.
+        others: the files with other suffixes.
+        listing: the complete contents of the folder.
     """
 
     folder: Path
@@ -54,22 +54,23 @@ class NamedFiles:
     others: list[str]
     listing: Listing
 
-    def left_out(self) -> str:
-        """What is in the folder and not among the files, and why; empty where there is nothing."""
-        return left_out(self.folder, self.listing, self.others)
+    def describe_skipped(self) -> str:
+        """Describe the skipped files of the folder and why they were skipped, or ""."""
+        return describe_skipped(self.folder, self.listing, self.others)
 
 
-def left_out(folder: Path, listing: Listing, others: Sequence[str]) -> str:
-    """One line that counts what is not taken of a folder; empty where there is nothing.
+def describe_skipped(folder: Path, listing: Listing, others: Sequence[str]) -> str:
+    """Describe in one line how many entries of a folder were skipped, and why, or return "".
 
     Args:
-        listing: what the folder holds.
-        others: files of other types than those that are taken.
+        folder: the folder.
+        listing: its contents.
+        others: the files in it whose type is not used.
     """
-    reasons = listing.left_out()
+    reasons = listing.skipped()
     if others:
         reasons.append(count_names(others, "of another type"))
-    return f"left out of {escape(folder)}: {'; '.join(reasons)}" if reasons else ""
+    return f"skipped in {escape(folder)}: {'; '.join(reasons)}" if reasons else ""
 
 
 def find_files(
@@ -79,21 +80,21 @@ def find_files(
     suffix_key: str,
     *,
     skip: Callable[[str], bool] = _nothing,
-    looked_for: str = "",
+    example: str = "",
 ) -> NamedFiles:
-    """The files of a folder, and below it, that have one of the suffixes, in any case.
+    """Find the files in and below a folder that have one of the suffixes, ignoring case.
 
     Args:
-        folder: walked by the rules of `system.listing`.
+        folder: the folder, which is listed by the rules of `system.listing`.
         key: the setting that names the folder, such as `data.train.images`.
-        suffixes: such as `.jpg` or `_rgb.png`; `"*"` takes every type of image.
-        suffix_key: the setting that they come from.
-        skip: tells the names that are something else.
-        looked_for: an example of what should be there, for the message.
+        suffixes: suffixes such as `.jpg` or `_rgb.png`; `"*"` means every type of image.
+        suffix_key: the setting that the suffixes come from.
+        skip: returns True for the names to ignore.
+        example: a file name that was expected, for the message.
 
     Raises:
-        DatasetError: the folder cannot be read, it has no such file, or two that differ only in the
-            suffix, its case, or the form of Unicode.
+        DatasetError: the folder cannot be read, it has no such file, or two files differ only in
+            the suffix, in upper and lower case, or in the form of Unicode.
     """
     listing = list_folder(folder)
     endings = IMAGE_SUFFIXES if ANY in suffixes else {suffix.lower() for suffix in suffixes}
@@ -106,22 +107,24 @@ def find_files(
             others.append(name)
     if not found:
         message = _nothing_found(folder, key, suffixes, suffix_key, listing)
-        raise DatasetError(message + (f" (looked for {escape(looked_for)})" if looked_for else ""))
+        raise DatasetError(
+            message + (f" (expected, for example, {escape(example)})" if example else "")
+        )
     files: dict[str, NamedFile] = {}
     for file in sorted(found):
         same = files.setdefault(unicodedata.normalize("NFC", file.stem), file)
         if same is not file:
             raise DatasetError(
                 f"{key}: {escape(same.name)} and {escape(file.name)} in {escape(folder)} share one "
-                "name, so that it is open which of them a label belongs to: remove or rename one, "
-                f"or let {suffix_key} say which type counts"
+                "name, so it is ambiguous which of them a label belongs to: remove or rename one, "
+                f"or set {suffix_key} to the type to use"
             )
     return NamedFiles(folder, files, others, listing)
 
 
 def labels_among(images: Path, labels: Path, label_suffix: str) -> Callable[[str], bool]:
-    """Tells the label files among the names of a folder of images, which may be theirs too, or
-    hold it.
+    """Return a function that tells which names in the folder of images are label files. There are
+    some if both folders are the same, or if that of the labels is inside that of the images.
     """
     inside = os.path.relpath(os.path.realpath(labels), os.path.realpath(images))
     if inside.partition("/")[0] == "..":
@@ -132,12 +135,12 @@ def labels_among(images: Path, labels: Path, label_suffix: str) -> Callable[[str
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and what belongs to it.
+    """An image and its label files.
 
     Attributes:
-        name: of the image, below its folder and without suffix.
+        name: the path of the image relative to its folder, without suffix.
         image, labels: the files.
-        objects: the file that numbers its objects, if there is one.
+        objects: the file with the object number of each pixel, if there is one.
     """
 
     name: str
@@ -150,8 +153,8 @@ class Pairs(NamedTuple):
     """Images and their label files.
 
     Attributes:
-        pairs: in the order of their names.
-        notes: a line per folder of what is there and was not taken, and why.
+        pairs: the pairs, sorted by name.
+        notes: a line per folder on the skipped files and why they were skipped.
     """
 
     pairs: list[Pair]
@@ -160,14 +163,14 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class PairRules:
-    """Which names belong together.
+    """The rules by which images and label files are paired.
 
     Attributes:
-        split: `train` or `val`, for the messages.
-        image_suffixes: as `find_files` takes them.
-        label_suffix: replaces the suffix of an image, to name its labels and objects.
-        skip: tells the names that are not wanted, by the whole name.
-        select: of the images that were found, those that are wanted.
+        split: `train` or `val`, for messages.
+        image_suffixes: the suffixes of images, as in `find_files`.
+        label_suffix: replaces the suffix of an image to get the name of its label files.
+        skip: returns True for the names of images to ignore.
+        select: returns the images to use of those that were found.
     """
 
     split: str
@@ -178,10 +181,11 @@ class PairRules:
 
 
 def pair_files(images: Path, labels: Path, rules: PairRules, objects: Path | None = None) -> Pairs:
-    """The images of a folder with the label files of the same names, and files of objects.
+    """Pair the images of a folder with the label files, and with the object files, of the same
+    names.
 
     Raises:
-        DatasetError: as `find_files` does, or images that lack their label file.
+        DatasetError: as `find_files`, or images have no label file.
     """
     is_label: Callable[[str], bool] = _nothing
     if ANY in rules.image_suffixes:
@@ -201,45 +205,45 @@ def pair_files(images: Path, labels: Path, rules: PairRules, objects: Path | Non
         notes += more
     if len(wanted) < len(found.files):
         left = len(found.files) - len(wanted)
-        notes.insert(0, f"left out of {escape(images)}: {left:,} that the list does not name")
+        notes.insert(0, f"skipped in {escape(images)}: {left:,} that are not in the list")
     pairs = [
         Pair(image.stem, images / image.name, label_of[stem], object_of.get(stem))
         for stem, image in wanted.items()
     ]
-    return Pairs(pairs, tuple(filter(None, [found.left_out(), *notes])))
+    return Pairs(pairs, tuple(filter(None, [found.describe_skipped(), *notes])))
 
 
 def _match(
     found: NamedFiles, wanted: dict[str, NamedFile], folder: Path, key: str, rules: PairRules
 ) -> tuple[dict[str, Path], list[str]]:
-    """The file of each wanted image in the folder of `labels` or of `objects`, and notes."""
+    """Find the label file (or object file) of each wanted image; also return notes."""
     suffix = rules.label_suffix
     first = next(iter(found.files.values())).stem + suffix
     present = find_files(
-        folder, f"data.{rules.split}.{key}", [suffix], "data.label_suffix", looked_for=first
+        folder, f"data.{rules.split}.{key}", [suffix], "data.label_suffix", example=first
     )
     files = {stem: _label_of(stem, image, present, suffix) for stem, image in wanted.items()}
     missing = [wanted[stem] for stem, file in files.items() if file is None]
     if missing:
-        kind = "label file" if key == "labels" else "file of objects"
+        kind = "label file" if key == "labels" else "object file"
         raise DatasetError(
             f"{rules.split}: {len(missing)} of {len(wanted)} images have no {kind}; first: "
             f"{escape(found.folder / missing[0].name)}, expected "
             f"{escape(folder / (missing[0].stem + suffix))}; add the "
-            f"{'label files' if key == 'labels' else 'files'}, remove the images, or let "
-            "data.image_suffix say which type is an image"
+            f"{'label files' if key == 'labels' else 'files'}, remove the images, or set "
+            "data.image_suffix to the type of the images"
         )
-    notes = [present.left_out()]
+    notes = [present.describe_skipped()]
     unused = [file.name for stem, file in present.files.items() if stem not in found.files]
     if unused:
-        notes.append(f"left out of {escape(folder)}: {count_names(unused, 'without an image')}")
+        notes.append(f"skipped in {escape(folder)}: {count_names(unused, 'without an image')}")
     return {stem: file for stem, file in files.items() if file is not None}, notes
 
 
 def _label_of(stem: str, image: NamedFile, labels: NamedFiles, label_suffix: str) -> Path | None:
     if stem in labels.files:
         return labels.folder / labels.files[stem].name
-    # Each folder is listed under one name; a link may give it another.
+    # A folder reached through several links is listed under one of its names only.
     other = labels.folder / (image.stem + label_suffix)
     return other if os.path.lexists(other) else None
 
@@ -248,10 +252,10 @@ def _nothing_found(
     folder: Path, key: str, suffixes: Sequence[str], suffix_key: str, found: Listing
 ) -> str:
     if not found.files:
-        others = ", ".join(found.left_out())
+        others = ", ".join(found.skipped())
         what = f"holds nothing but {others}" if others else "is empty"
-        return f"{escape(folder)} {what}; set {key} to the folder that holds the files"
+        return f"{escape(folder)} {what}; set {key} to the folder that contains the files"
     counts = Counter(escape(Path(name).suffix) or "no suffix" for name in found.files)
     listing = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(4))
     wanted = ", ".join(f"'{suffix}'" for suffix in suffixes)
-    return f"{escape(folder)} has no file that fits {suffix_key} {wanted}; it holds {listing}"
+    return f"{escape(folder)} has no file that matches {suffix_key} {wanted}; it holds {listing}"

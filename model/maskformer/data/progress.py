@@ -1,4 +1,4 @@
-"""A progress bar for scans, silent when nobody watches."""
+"""A progress bar for scans of data, shown on terminals only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int, title: str) -> Iterable[T]:
-    """The items; on a terminal, shows how many of `total` have been taken."""
+    """Return the items; on a terminal, show a progress bar of `total` items."""
     console = Console(stderr=True)
-    if (
-        not console.is_terminal
-    ):  # there, rich before 14.3 ends even disabled bars with an empty line
+    # Without a terminal, rich before 14.3 ends even a disabled bar with an empty line.
+    if not console.is_terminal:
         return items
     return rich_track(items, title, total, console=console, transient=True)

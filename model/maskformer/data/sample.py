@@ -1,4 +1,4 @@
-"""The one form that every data set has: an image and a partition of it into segments."""
+"""Samples, the common form of all data sets: an image and its partition into segments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Split = Literal["train", "val"]
 
 
 class ObjectMask(NamedTuple):
-    """One object as it was drawn, whether or not others hide it.
+    """The full mask of one annotated object, including parts that other objects cover.
 
     Attributes:
-        label: its class.
-        runs: COCO's run lengths, `{"size": [H, W], "counts": bytes}`.
-        area: in pixels, as the data set states it.
-        crowd: it stands for a group of objects.
+        label: the class.
+        runs: the mask in COCO's run-length encoding, `{"size": [H, W], "counts": bytes}`.
+        area: the area in pixels that the data set states.
+        crowd: whether it is a crowd, a group of objects.
     """
 
     label: int
@@ -39,19 +39,20 @@ class Sample:
     """An image with its segments.
 
     Attributes:
-        image: `[C, H, W]` uint8; RGB where C is 3.
-        segments: `[H, W]` int32, index into `labels`; -1 where no segment is (void).
-        labels: `[T]` int64, class of each segment.
-        crowd: `[T]` bool, segments that stand for a group of objects.
-        name: what messages and pictures call it.
-        image_id: the data set's own number of the image, or else its name.
-        file_name: of the image, relative to the data set's folder; empty where there is no file.
-        left_out: how many segments the annotation lists that have no pixel.
-        classes: `[H, W]` int64 class of each pixel, -1 for void, where the data set has it apart
-            from the segments.
-        label_file: the file of its labels, where it has one to itself.
-        objects: the things as they were drawn, where the data set knows more than `segments`.
-        label_values: the raw values of its labels, where classes are made of such.
+        image: `[C, H, W]` uint8; RGB if C is 3.
+        segments: `[H, W]` int32, the segment of each pixel as an index into `labels`; -1 for void.
+        labels: `[T]` int64, the class of each segment.
+        crowd: `[T]` bool, whether each segment is a crowd, a group of objects.
+        name: the name of the image in messages and pictures.
+        image_id: the data set's id of the image; by default its name.
+        file_name: the path of the image relative to the data set's folder; empty if it is not a
+            file.
+        empty_segments: the number of annotated segments that have no pixel.
+        classes: `[H, W]` int64, the class of each pixel, -1 for void; only if the data set has
+            semantic labels besides the segments.
+        label_file: the label file, if the image has one of its own.
+        objects: the full masks of the things, if the data set has them besides `segments`.
+        label_values: the raw label values that occur, if the classes are derived from such values.
     """
 
     image: Tensor
@@ -61,7 +62,7 @@ class Sample:
     name: str
     image_id: int | str = ""
     file_name: str = ""
-    left_out: int = 0
+    empty_segments: int = 0
     classes: Tensor | None = None
     label_file: Path | None = None
     objects: tuple[ObjectMask, ...] | None = None
@@ -73,7 +74,7 @@ class Sample:
 
     @classmethod
     def unlabelled(cls, image: Tensor, name: str, image_id: int | str = "") -> Sample:
-        """An image `[C, H, W]` without ground truth."""
+        """Make a sample of an image `[C, H, W]` without ground truth."""
         nothing = torch.zeros(0)
         segments = torch.full((1, 1), -1, dtype=torch.int32).expand(image.shape[-2:])
         return cls(image, segments, nothing.long(), nothing.bool(), name, image_id)
@@ -84,22 +85,22 @@ class Sample:
         return int(self.image.shape[-2]), int(self.image.shape[-1])
 
     def semantic_map(self) -> Tensor:
-        """The class of each pixel, `[H, W]` int64, -1 for void. Crowds carry their class."""
+        """Return the class of each pixel, `[H, W]` int64, -1 for void. Crowds have their class."""
         return look_up(self.labels, self.segments) if self.classes is None else self.classes
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the classes of a data set are.
+    """The classes of a data set.
 
     Attributes:
-        classes: a name per class.
-        things: the classes whose objects are told apart; the others are stuff.
-        colors: RGB per class.
-        category_ids: the data set's own number of each class.
+        classes: the name of each class.
+        things: the indices of the thing classes; the others are stuff.
+        colors: the RGB colour of each class.
+        category_ids: the data set's id of each class.
 
     Raises:
-        ValueError: the lengths differ, or a thing is no class.
+        ValueError: the lengths differ, or an index in `things` is out of range.
     """
 
     classes: tuple[str, ...]
@@ -124,7 +125,7 @@ class DatasetInfo:
 
 
 class Dataset(Protocol):
-    """Map-style access to raw samples; reading raises `DatasetError` for unusable files."""
+    """A map-style data set of raw samples; reading an unusable file raises `DatasetError`."""
 
     info: DatasetInfo
 
@@ -137,37 +138,39 @@ class Dataset(Protocol):
 
 
 def look_up(values: Tensor, index: Tensor) -> Tensor:
-    """`values[index]`, and -1 where the index is -1.
+    """Return `values[index]`, and -1 where the index is -1.
 
     Args:
         values: `[T]`.
-        index: integer, any shape, in -1..T-1.
+        index: integers in -1..T-1, of any shape.
     """
     table = torch.cat([values.new_full((1,), -1), values])
     return table.index_select(0, index.flatten().int() + 1).view(index.shape)
 
 
 def keep_segments(segments: Tensor, keep: Tensor) -> Tensor:
-    """Renumbers a segment map after the segments outside `keep` (`[T]` bool) became void."""
+    """Set the segments outside `keep` (`[T]` bool) to void in a segment map `[H, W]`, and renumber
+    the others.
+    """
     numbers = torch.where(keep, keep.cumsum(0) - 1, -1).to(segments.dtype)
     return look_up(numbers, segments)
 
 
 def segment_areas(segments: Tensor, count: int) -> Tensor:
-    """Pixels per segment, `[count]` int64."""
+    """Count the pixels of each segment, `[count]` int64."""
     return torch.bincount(segments.flatten() + 1, minlength=count + 1)[1:]
 
 
-def evenly_spread(total: int, most: int) -> list[int]:
-    """Positions in 0..total-1, in order: all of them, or `most` from the first to the last."""
-    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int)).tolist()
+def evenly_spread(total: int, limit: int) -> list[int]:
+    """Return at most `limit` evenly spaced indices in 0..total-1, including both ends."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int)).tolist()
 
 
 def check_index(index: int, length: int) -> int:
-    """A position in 0..length-1; negative ones count from the end.
+    """Return an index in 0..length-1; a negative index counts from the end.
 
     Raises:
-        IndexError: outside; this also ends a `for` loop over the data set.
+        IndexError: the index is out of range, which also ends a `for` loop over the data set.
     """
     if not -length <= index < length:
         raise IndexError(f"index {index} is outside a data set of {length} images")
@@ -176,7 +179,7 @@ def check_index(index: int, length: int) -> int:
 
 @contextmanager
 def naming(image: str) -> Iterator[None]:
-    """Puts the image's name before what is wrong with its pixels."""
+    """Prefix the message of a `DatasetError` in the block with the name of the image."""
     try:
         yield
     except DatasetError as error:

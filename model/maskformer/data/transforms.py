@@ -26,7 +26,7 @@ from maskformer.data.sample import Sample, keep_segments, look_up, naming, segme
 from maskformer.errors import DatasetError
 
 PAD_VALUE = 128
-"""Fills the image where the crop reaches beyond it, before normalisation."""
+"""Value of pixels where a crop extends beyond the image, before normalisation."""
 
 CROP_TRIES = 10
 
@@ -36,7 +36,7 @@ Size = tuple[int, int]
 class TrainTransform:
     """The augmentation of a recipe. Crowds become void.
 
-    The result depends on the sample and the seed only; no global random state is read or changed.
+    The result depends only on the sample and the seed; no global random state is read or changed.
 
     Args:
         config: `Config.data.augmentation`.
@@ -46,10 +46,10 @@ class TrainTransform:
         self.config = config
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """Augments a sample; `seed` is any integer.
+        """Augment a sample; `seed` is any integer.
 
         Raises:
-            DatasetError: the image is so narrow that it would not fit into memory.
+            DatasetError: the image is so narrow that the resized one would not fit into memory.
         """
         rng = random.Random(seed)
         sample = _drop(sample, ~sample.crowd)
@@ -64,12 +64,11 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resizes the image by the size rule, to the very bits of Pillow; the ground truth keeps its
-    size.
+    """Resizes an image bit-identically to Pillow. The ground truth keeps its size.
 
     Args:
-        short_side: of the result; None leaves images as they are.
-        max_side: bound of the long side; wins over `short_side`.
+        short_side: the short side of the result; None keeps the size.
+        max_side: the limit of the long side, which takes precedence over `short_side`.
     """
 
     def __init__(self, short_side: int | None, max_side: int | None = None) -> None:
@@ -80,7 +79,7 @@ class EvalTransform:
         """`[C, H, W]` uint8 to `[C, H', W']` uint8.
 
         Raises:
-            DatasetError: as `resized_size` does.
+            DatasetError: as `resized_size`.
         """
         if self.short_side is None:
             return image
@@ -90,12 +89,13 @@ class EvalTransform:
 
 
 def resized_size(size: Size, short_side: int, max_side: int | None) -> Size:
-    """Height and width after the short side became `short_side`.
+    """Return height and width after resizing the short side to `short_side`.
 
-    Where the long side would exceed `max_side`, it becomes that instead. Sides are rounded half up.
+    If the long side would exceed `max_side`, the long side is resized to that instead. Sides are
+    rounded half up.
 
     Raises:
-        DatasetError: a narrow image would get more than `MAX_PIXELS`.
+        DatasetError: the result would have more than `MAX_PIXELS`, because the image is narrow.
     """
     height, width = size
     scale = short_side / min(size)
@@ -106,7 +106,7 @@ def resized_size(size: Size, short_side: int, max_side: int | None) -> Size:
     )
     longest = max(new_height, new_width)
     if max_side is not None and longest > max_side:
-        scale = max_side / longest  # a factor, as the authors round
+        scale = max_side / longest  # multiply by a factor, to round like the official code
         new_height, new_width = new_height * scale, new_width * scale
     height_out, width_out = max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
     if height_out * width_out > MAX_PIXELS:
@@ -119,22 +119,25 @@ def resized_size(size: Size, short_side: int, max_side: int | None) -> Size:
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
-    """Bilinear with antialiasing on uint8, within one level of Pillow and four times as fast.
+    """Resize uint8 images with bilinear interpolation and antialiasing, four times as fast as
+    Pillow.
 
-    Preparing images is what holds up training: Pillow would add a quarter to the augmentation of
-    ADE20K, for the last bit of a thousandth of the levels.
+    A thousandth of the values differ from Pillow's, by one level. Training is limited by the
+    preparation of images, and Pillow would make the augmentation of ADE20K a quarter slower.
     """
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
 def resize_segments(segments: Tensor, size: Size, how: LabelResize) -> Tensor:
-    """The segment at each pixel's centre, or at its upper left corner (`floor`)."""
+    """Resize a segment map by nearest neighbours, sampled at the centre of each pixel or at its
+    upper left corner (`floor`).
+    """
     rows, columns = _nearest(segments.shape, size, how)
-    return _pick(segments, rows, columns)
+    return _gather(segments, rows, columns)
 
 
 def _nearest(old: Sequence[int], new: Size, how: LabelResize) -> tuple[Tensor, Tensor]:
-    """For each row and each column of a resized map, that of the old one whose values it has."""
+    """Return the source row of each row, and the source column of each column, of a resized map."""
     mode = "nearest-exact" if how == "center" else "nearest"
     rows, columns = (
         interpolate(torch.arange(side, dtype=torch.float64)[None, None], wanted, mode=mode)
@@ -143,12 +146,12 @@ def _nearest(old: Sequence[int], new: Size, how: LabelResize) -> tuple[Tensor, T
     return rows.flatten().long(), columns.flatten().long()
 
 
-def _pick(segments: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _gather(segments: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return segments.index_select(0, rows).index_select(1, columns)
 
 
 def _resize_with_pillow(image: Tensor, size: Size) -> Tensor:
-    if len(image) != 3:  # four bands would be colours and opacity, which scales them
+    if len(image) != 3:  # Pillow would take four bands for RGBA, whose colours it weights by alpha
         return torch.stack([torch.from_numpy(_resized(band, size)) for band in image])
     resized = _resized(image.permute(1, 2, 0).contiguous(), size)
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
@@ -187,22 +190,23 @@ def _panoptic(sample: Sample, config: PanopticAugmentation, rng: random.Random) 
 def _random_crop(
     sample: Sample, size: Size, config: SemanticAugmentation, rng: random.Random
 ) -> Sample:
-    """Resizes and crops; tries again while one class covers more of the labelled pixels than
-    allowed. Of the segments only the crop is resized.
+    """Resize and crop. The crop is drawn again, up to `CROP_TRIES` times, if one class covers more
+    than `single_category_max_area` of the labelled pixels. Of the segments, only the crop is
+    resized.
     """
     image = sample.image if size == sample.size else resize_image(sample.image, size)
     rows, columns = _nearest(sample.size, size, config.label_resize)
     height, width = min(size[0], config.crop[0]), min(size[1], config.crop[1])
     for _ in range(CROP_TRIES):
         top, left = _corner(size, (height, width), rng)
-        segments = _pick(sample.segments, rows[top : top + height], columns[left : left + width])
+        segments = _gather(sample.segments, rows[top : top + height], columns[left : left + width])
         if config.single_category_max_area == 1.0:
             break
         classes = look_up(sample.labels, segments)
         counts = torch.bincount(classes[classes >= 0])
         if (counts > 0).sum() > 1 and counts.max() < counts.sum() * config.single_category_max_area:
             break
-    image = F.crop(image, top, left, height, width).contiguous()  # arithmetic is faster on planes
+    image = F.crop(image, top, left, height, width).contiguous()  # faster in color augmentation
     return replace(sample, image=image, segments=segments)
 
 
@@ -238,7 +242,7 @@ def _flip(sample: Sample) -> Sample:
 
 
 def _pad(sample: Sample, size: Size) -> Sample:
-    """Fills up to `size` on the right and at the bottom."""
+    """Pad to `size` at the right and bottom."""
     height, width = sample.size
     padding = [0, 0, max(size[1] - width, 0), max(size[0] - height, 0)]
     if not any(padding):
@@ -251,7 +255,7 @@ def _pad(sample: Sample, size: Size) -> Sample:
 
 
 def _drop(sample: Sample, keep: Tensor) -> Sample:
-    """Turns the segments outside `keep` into void."""
+    """Set the segments outside `keep` to void."""
     if bool(keep.all()):
         return sample
     return replace(

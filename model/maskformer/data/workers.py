@@ -1,4 +1,4 @@
-"""Batches out of worker processes: a full /dev/shm, a worker that dies and one that stalls."""
+"""Batches from worker processes, handling a full /dev/shm and workers that die or stall."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from maskformer.errors import WorkerError
 
 POLL_SECONDS = 5
 PATIENCE_POLLS = 120
-"""Polls without any batch before workers count as stuck: ten minutes. Polls are counted, not the
-clock read: a job that the scheduler suspends must not fail when it goes on.
+"""Number of polls without a batch after which workers count as stuck: ten minutes. Polls are
+counted instead of measuring time, so that a job does not fail after the scheduler suspended it.
 """
 SHARED_MEMORY = "/dev/shm"
 OFTEN_OUT_OF_MEMORY = "most often the machine or the container is out of memory"
 REASONS = {
     signal.SIGKILL: OFTEN_OUT_OF_MEMORY,
-    signal.SIGBUS: f"{SHARED_MEMORY} is full: a container gets more with --shm-size",
+    signal.SIGBUS: f"{SHARED_MEMORY} is full: give the container more with --shm-size",
 }
 
 T = TypeVar("T")
@@ -37,19 +37,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pickled:
-    """A batch for which shared memory had no room; it came through a pipe."""
+    """A batch that did not fit into shared memory and is sent through a pipe."""
 
     content: bytes
     free: int
-    """Bytes that `/dev/shm` still had."""
+    """Free bytes in `/dev/shm`."""
 
 
 @dataclass(frozen=True)
 class SharedCollate(Generic[T]):
     """Collates samples and, in a worker, moves the tensors into shared memory.
 
-    PyTorch would do so later, in a thread whose failure nobody sees: the batch is lost and the
-    trainer waits for it without end.
+    PyTorch would do so later in a thread whose errors are not reported: the batch would be lost,
+    and the trainer would wait for it forever.
     """
 
     collate: Callable[[Sequence[Any]], T]
@@ -61,17 +61,17 @@ class SharedCollate(Generic[T]):
         try:
             for tensor in tensors_of(batch):
                 tensor.share_memory_()
-        except RuntimeError:  # no room, no such folder, or too many open files
+        except RuntimeError:  # no space, no such folder, or too many open files
             return Pickled(pickle.dumps(batch), _free_bytes(SHARED_MEMORY))
         return batch
 
 
 def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[Any]:
-    """The batches of a loader whose `collate_fn` is a `SharedCollate`; workers start at once.
+    """Iterate over a loader whose `collate_fn` is a `SharedCollate`. Workers are started now.
 
     Args:
-        loader: with workers, its `timeout` must be `POLL_SECONDS`.
-        warn: told once when shared memory is too small.
+        loader: the loader. If it has workers, its `timeout` must be `POLL_SECONDS`.
+        warn: called once if shared memory is too small.
 
     Raises:
         WorkerError: workers cannot be started; (while iterating) one died, or all are stuck.
@@ -86,14 +86,14 @@ def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[An
             f"{SHARED_MEMORY} with --shm-size"
         ) from error
     finally:
-        # PyTorch's handler raises wherever the program happens to be, even within a save.
+        # Remove PyTorch's handler: it raises wherever the program happens to be, even in a save.
         _set_sigchld_handler(previous)
     workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
-    if workers:  # nor may a handler that another loader of the program left speak of these
+    if workers:  # hide these workers from a handler that another loader of the program installed
         signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
         iterator._worker_pids_set = False  # type: ignore[attr-defined]
-    # Where an error keeps the iteration alive to the end of the program, `multiprocessing` would
-    # send SIGTERM, which workers ignore, and wait for them.
+    # If an error keeps this iterator alive until the program ends, `multiprocessing` would send
+    # SIGTERM, which the workers ignore, and wait for them forever.
     end = Finalize(None, _kill, args=(workers,), exitpriority=0)
     return _unpickle(_watch(iterator, workers, end), loader, warn)
 
@@ -105,14 +105,14 @@ def _watch(
     try:
         while True:
             try:
-                with _deaths_end_the_read(iterator, workers) as deaths:
+                with _interrupted_by_deaths(iterator, workers) as deaths:
                     batch = next(iterator)
             except StopIteration:
                 return
             except Exception as error:
-                if isinstance(error, OSError | EOFError):  # may be how a death shows first
+                if isinstance(error, OSError | EOFError):  # may be the first sign of a death
                     _wait_for_death(workers)
-                # PyTorch noticed first, or a worker ended while it handed over a batch.
+                # PyTorch noticed a death first, or a worker ended while sending a batch.
                 broken = isinstance(error, ConnectionError | EOFError)
                 unexpected = broken or "exited unexpectedly" in str(error)
                 deaths = deaths or _find_deaths(workers, (None,) if unexpected else (None, 0))
@@ -124,7 +124,7 @@ def _watch(
                     raise
                 _abandon(iterator, workers)
                 raise WorkerError(deaths[0] if deaths else _describe_stall(workers)) from None
-            except BaseException:  # a signal, while a worker may be stuck
+            except BaseException:  # such as a signal; a worker may be stuck
                 _abandon(iterator, workers)
                 raise
             else:
@@ -132,7 +132,7 @@ def _watch(
                 yield batch
     finally:
         if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # those that are able to end
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # if not killed already
         end()
 
 
@@ -149,7 +149,7 @@ def _unpickle(
             needed = len(batch.content) * (loader.prefetch_factor or 1) * loader.num_workers
             warn(
                 f"{SHARED_MEMORY} is too small for the batches of {loader.num_workers} workers "
-                f"(needed: {needed / 1e6:.0f} MB, free: {batch.free / 1e6:.0f} MB): they go "
+                f"(needed: {needed / 1e6:.0f} MB, free: {batch.free / 1e6:.0f} MB): they are sent "
                 "through pipes, which is slower; give the container more with --shm-size, or "
                 "lower train.workers"
             )
@@ -158,27 +158,27 @@ def _unpickle(
 
 
 @contextmanager
-def _deaths_end_the_read(
+def _interrupted_by_deaths(
     iterator: Iterator[Any], workers: Sequence[BaseProcess]
 ) -> Iterator[list[str]]:
-    """A worker that dies ends the wait for a batch; the list says which, of what.
+    """Make the death of a worker end the wait for a batch. Yields a list that describes the deaths.
 
-    One killed while it writes leaves half a message, for whose rest a read would wait for ever. The
-    signal handler raises nothing, since it may interrupt anything: it sees to it that nobody is
-    left who could write, so that the read itself comes to an end.
+    A worker that is killed while writing leaves an incomplete message, and a read would wait for
+    the rest forever. The signal handler must not raise, because it may interrupt any code. Instead,
+    it kills all writers and closes the pipe, so that the read itself fails.
     """
     deaths: list[str] = []
 
-    def end_the_read(*_: object) -> None:
+    def on_death(*_: object) -> None:
         deaths.extend(_find_deaths(workers, (None, 0)) if not deaths else ())
         if deaths:
             _kill(workers)
             iterator._worker_result_queue._writer.close()  # type: ignore[attr-defined]
 
     previous = _sigchld_handler()
-    _set_sigchld_handler(end_the_read)
+    _set_sigchld_handler(on_death)
     try:
-        end_the_read()
+        on_death()
         yield deaths
     finally:
         _set_sigchld_handler(previous)
@@ -202,8 +202,8 @@ def _find_deaths(workers: Sequence[BaseProcess], alive: tuple[int | None, ...]) 
 def _describe_stall(workers: Sequence[BaseProcess]) -> str:
     return (
         f"no batch came for {PATIENCE_POLLS * POLL_SECONDS} s from {len(workers)} workers, "
-        "which are alive: can the data be read (a network file system)? "
-        "train.workers=0 reads in the training process"
+        "which are alive: check that the data can be read (is it on a network file system?), or "
+        "set train.workers=0 to read in the training process"
     )
 
 
@@ -218,12 +218,14 @@ def _describe_death(index: int, workers: Sequence[BaseProcess]) -> str:
         reason = f"ended with exit code {code}"
     return (
         f"worker {index + 1} of {len(workers)}, which prepares batches (process "
-        f"{workers[index].pid}), {reason}; lower train.workers or the size of the batches"
+        f"{workers[index].pid}), {reason}; lower train.workers or the batch size"
     )
 
 
 def _abandon(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> None:
-    """PyTorch's orderly end could wait for a worker that is stuck, or for locks of a dead one."""
+    """Kill the workers. PyTorch's own shutdown could wait forever for a worker that is stuck, or
+    for a lock that a dead one holds.
+    """
     if workers and not iterator._shutdown:  # type: ignore[attr-defined]
         iterator._shutdown = True  # type: ignore[attr-defined]
     _kill(workers)
@@ -239,14 +241,14 @@ def _sigchld_handler() -> Any:
 
 
 def _set_sigchld_handler(handler: Any) -> None:
-    # Python sets handlers in the main thread only; PyTorch sets none elsewhere either.
+    # Python allows handlers in the main thread only; PyTorch sets none elsewhere either.
     if threading.current_thread() is threading.main_thread():
-        # None: of a program in C that runs Python, which cannot be put back.
+        # None stands for a handler installed from C, which cannot be restored.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
-    """The tensors in a batch of nested dataclasses and tuples."""
+    """Yield the tensors in a batch of nested dataclasses and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple):

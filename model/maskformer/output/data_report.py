@@ -1,4 +1,4 @@
-"""What a look at a data set found: lines, a table of the classes, and pictures of its samples."""
+"""The report of `maskformer data check`: sizes, a table of the classes, and pictures of samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from maskformer.data import Dataset, DatasetInfo
-from maskformer.data.inspection.look import Look
+from maskformer.data.inspection.scan import Scan
 from maskformer.data.sample import Split
 from maskformer.inference.segmentation import Segmentation
 from maskformer.output.console import LONG_TABLE
@@ -19,42 +19,44 @@ from maskformer.system.paths import OutputNames
 from maskformer.system.text import escape
 
 
-def sizes_line(split: Split, look: Look) -> str:
-    """How many images a split has, and of which sizes."""
-    usable = len(look.indices)
-    count = f"{usable}" if not look.errors else f"{usable} of {look.looked_at}"
-    line = f"{split} data: {count} image{'s' * (look.looked_at != 1)}"
-    if look.errors:
+def sizes_line(split: Split, scan: Scan) -> str:
+    """Return a line with the number of images of a split and their sizes."""
+    usable = len(scan.indices)
+    count = f"{usable}" if not scan.errors else f"{usable} of {scan.num_read}"
+    line = f"{split} data: {count} image{'s' * (scan.num_read != 1)}"
+    if scan.errors:
         line += " can be used"
     if not usable:
         return line
-    empty = int((~look.present.any(1)).sum())
-    return f"{line}, {_sizes(look.sizes)}" + (f", {empty} of them without any class" * (empty > 0))
+    empty = int((~scan.present.any(1)).sum())
+    return f"{line}, {_sizes(scan.sizes)}" + (f", {empty} of them without any class" * (empty > 0))
 
 
 def classes_table(
-    info: DatasetInfo, looks: Mapping[Split, Look], *, everything: bool = False
+    info: DatasetInfo, scans: Mapping[Split, Scan], *, everything: bool = False
 ) -> Table:
-    """One row per class: in how many images of each split it is, its share of their pixels and, for
-    things, how many objects there are.
+    """Return a table with one row per class: for each split, the number of images with the class,
+    its share of the pixels and, for things, the number of objects.
 
     Args:
-        everything: a long table shows classes that never occur, too.
+        info: the classes.
+        scans: the statistics of each split.
+        everything: whether a long table also shows classes that never occur.
     """
     table = Table(title="classes", title_justify="left", caption_justify="left")
     table.add_column("class", overflow="fold")
-    for split in looks:
+    for split in scans:
         for heading in ("images", "pixels", "objects")[: 3 if info.things else 2]:
             table.add_column(f"{split}\n{heading}", justify="right")
-    occurs = np.any([look.present.any(0) for look in looks.values()], axis=0)
+    occurs = np.any([scan.present.any(0) for scan in scans.values()], axis=0)
     hidden = 0
     for k, name in enumerate(info.classes):
         if info.num_classes > LONG_TABLE and not everything and not occurs[k]:
             hidden += 1
             continue
-        cells = [cell for look in looks.values() for cell in _cells(info, look, k)]
+        cells = [cell for scan in scans.values() for cell in _cells(info, scan, k)]
         table.add_row(escape(name), *cells)
-    voids = [["", _share(look, -1), ""][: 3 if info.things else 2] for look in looks.values()]
+    voids = [["", _share(scan, -1), ""][: 3 if info.things else 2] for scan in scans.values()]
     table.add_row("(void)", *(cell for cells in voids for cell in cells))
     if hidden:
         table.caption = f"{hidden} classes that never occur: shown with eval.all_classes=true"
@@ -62,7 +64,7 @@ def classes_table(
 
 
 def write_samples(dataset: Dataset, indices: Sequence[int], folder: Path) -> None:
-    """Draws samples with their labels, one PNG each, named after the image.
+    """Write a PNG for each sample with its labels drawn over, named after the image.
 
     Raises:
         OSError: the folder cannot be written.
@@ -76,12 +78,12 @@ def write_samples(dataset: Dataset, indices: Sequence[int], folder: Path) -> Non
         save_picture(picture, folder / f"{names.take(sample.name.replace('/', '_'))}.png")
 
 
-def _cells(info: DatasetInfo, look: Look, k: int) -> list[str]:
-    """What is said of a class; nothing where it never occurs."""
-    images = int(look.present[:, k].sum())
-    cells = [f"{images:,}", _share(look, k)] if images else ["", ""]
+def _cells(info: DatasetInfo, scan: Scan, k: int) -> list[str]:
+    """Return the cells of a class for one split; they are empty if it never occurs."""
+    images = int(scan.present[:, k].sum())
+    cells = [f"{images:,}", _share(scan, k)] if images else ["", ""]
     if info.things:
-        cells.append(f"{look.segments[k]:,}" if images and k in info.things else "")
+        cells.append(f"{scan.segments[k]:,}" if images and k in info.things else "")
     return cells
 
 
@@ -98,7 +100,7 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _share(look: Look, index: int) -> str:
-    total = int(look.pixels.sum())
-    share = look.pixels[index] / max(total, 1)
+def _share(scan: Scan, index: int) -> str:
+    total = int(scan.pixels.sum())
+    share = scan.pixels[index] / max(total, 1)
     return "<0.01 %" if 0 < share < 1e-4 else f"{share:.2%}".replace("%", " %")

@@ -1,4 +1,4 @@
-"""Which images `maskformer predict` is asked for."""
+"""Finding the images that `maskformer predict` is to segment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from maskformer.data.pairing import IMAGE_SUFFIXES, left_out
+from maskformer.data.pairing import IMAGE_SUFFIXES, describe_skipped
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files, list_folder
 from maskformer.system.text import escape
@@ -18,19 +18,21 @@ from maskformer.system.text import escape
 def find_images(
     patterns: Sequence[str], out: Path | None = None, note: Callable[[str], None] = lambda _: None
 ) -> list[Path]:
-    """Image files named by files, folders (all images below them) and glob patterns, in order.
+    """Find image files by paths of files and folders (all images below them) and glob patterns, in
+    order.
 
-    Folders, and patterns with `**`, follow the rules of `system.listing`, as training does: hidden
-    names and results of earlier calls are left out, links are followed, every folder is read once.
+    Folders, and patterns with `**`, are listed by the rules of `system.listing`, as in training:
+    hidden names and results of earlier calls are skipped, links are followed, and each folder is
+    read once.
 
     Args:
-        patterns: as on the command line.
-        out: where results go. What folders and patterns find in it comes from an earlier run and
-            is left out.
-        note: told what else is in a folder, and is not taken.
+        patterns: paths and patterns as on the command line.
+        out: the output folder. Files that folders and patterns find in it are results of an earlier
+            run and are skipped.
+        note: called with a line on the skipped files of a folder.
 
     Raises:
-        DatasetError: a pattern that stands for nothing.
+        DatasetError: a path or pattern matches nothing.
     """
     files: dict[tuple[str, str], Path] = {}
     for pattern in patterns:
@@ -38,10 +40,10 @@ def find_images(
         found = [path] if path.is_file() else _outside(_expand(pattern), out)
         if not found:
             raise DatasetError(_nothing_found(pattern, out))
-        if path.is_dir() and (passed_over := _left_out(path)):
-            note(passed_over)
+        if path.is_dir() and (skipped := _describe_skipped(path)):
+            note(skipped)
         for file in found:
-            # The same file under another name of its folder is not predicted twice.
+            # Do not predict a file twice that is reached through different names of its folder.
             files.setdefault((os.path.realpath(file.parent), file.name), file)
     return list(files.values())
 
@@ -50,20 +52,22 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _left_out(folder: Path) -> str:
+def _describe_skipped(folder: Path) -> str:
     listing = list_folder(folder)
-    return left_out(folder, listing, [name for name in listing.files if not _is_image(name)])
+    return describe_skipped(
+        folder, listing, [name for name in listing.files if not _is_image(name)]
+    )
 
 
 def _expand(pattern: str) -> list[Path]:
-    """What a folder or a pattern stands for, sorted."""
+    """Return the files in a folder, or those that match a pattern, sorted."""
     path = Path(pattern)
     if path.is_dir():
         return [path / name for name in list_files(path) if _is_image(name)]
     if "**" not in path.parts:
         names = glob.glob(pattern)  # noqa: PTH207 (absolute patterns too)
         return sorted(file for file in map(Path, names) if not file.is_dir())
-    # The `**` of `glob` never returns from two links that lead back.
+    # The `**` of `glob` does not terminate if two links point to a parent folder.
     first = path.parts.index("**")
     tops = glob.glob(str(Path(*path.parts[:first])))  # noqa: PTH207
     return [
@@ -76,7 +80,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a pattern, where `**` is any number of folders."""
+    """Whether the parts of a path match those of a pattern, where `**` is any number of folders."""
     if not patterns:
         return not names
     if patterns[0] == "**":
@@ -100,14 +104,14 @@ def _nothing_found(pattern: str, out: Path | None) -> str:
     message = f"no image at '{pattern}': expected a file, a folder or a pattern"
     results = len(_expand(pattern))
     if results:
-        return f"{message}; all {results} lie in --output {out}, where results go"
+        return f"{message}; all {results} are in the output folder (--output {out})"
     if not Path(pattern).is_dir():
         return message
     listing = list_folder(Path(pattern))
     suffixes = Counter(escape(Path(name).suffix) or "no suffix" for name in listing.files)
     kinds = [f"{count} {suffix}" for suffix, count in suffixes.most_common(4)]
     return (
-        f"{message}; the folder holds {', '.join(kinds + listing.left_out()) or 'no file'}, and "
+        f"{message}; the folder holds {', '.join(kinds + listing.skipped()) or 'no file'}, and "
         "images are "
         f"{', '.join(sorted(IMAGE_SUFFIXES))}"
     )

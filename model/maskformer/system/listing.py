@@ -1,4 +1,4 @@
-"""Which files are in a folder, and below it."""
+"""Listing of the files in and below a folder."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from maskformer.system.text import escape
 
 SHOWN = 3
 PREDICTIONS, EVALUATION, RUN = ".predictions", ".maskformer-evaluation", ".maskformer-run"
-"""Files, by the start of their names, of folders that this program filled."""
+"""Starts of the names of files that mark folders with results of this program."""
 MARKERS = (PREDICTIONS, EVALUATION, RUN)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files below a folder, and what was passed over there.
+    """The files below a folder, and the entries that were skipped.
 
     Attributes:
-        files: sorted paths relative to the folder.
+        files: the paths relative to the folder, sorted.
         hidden: files and folders whose name begins with a dot.
-        repeated: links to folders that were read already, or that lead back.
-        unreadable: folders that may not be read.
-        results: files in folders below that one of `MARKERS` lies in.
+        repeated: links to folders that were read already, or to parent folders.
+        unreadable: folders without permission to read them.
+        results: files in subfolders that contain one of `MARKERS`.
     """
 
     files: list[str] = field(default_factory=list)
@@ -35,30 +35,30 @@ class Listing:
     unreadable: list[str] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
 
-    def left_out(self) -> list[str]:
-        """A phrase for each reason, such as `2 hidden (._a.jpg, .ipynb_checkpoints)`."""
+    def skipped(self) -> list[str]:
+        """Return a phrase for each reason, such as `2 hidden (._a.jpg, .ipynb_checkpoints)`."""
         reasons = {
             "hidden": self.hidden,
             "linked folders that were read already": self.repeated,
-            "folders that may not be read": self.unreadable,
+            "folders that cannot be read": self.unreadable,
             "results of earlier calls": self.results,
         }
         return [count_names(names, what) for what, names in reasons.items() if names]
 
 
 def count_names(names: Iterable[str], what: str) -> str:
-    """How many there are, what they are, and the first of them."""
+    """Return the number of names, what they are, and the first of them, in one phrase."""
     ordered = sorted(names)
     first = ", ".join(map(escape, ordered[:SHOWN])) + (", ..." if len(ordered) > SHOWN else "")
     return f"{len(ordered):,} {what} ({first})"
 
 
 def list_folder(folder: Path) -> Listing:
-    """All files below a folder.
+    """List all files below a folder.
 
-    Hidden files and folders (`.name`) are left out, and so are runs and results of earlier calls in
-    folders below. Links to folders are followed, and every folder
-    is read once, however many links lead to it, or back. Folders that may not be read are left out.
+    Hidden files and folders (`.name`), runs and results of earlier calls in subfolders, and folders
+    that cannot be read are skipped. Links to folders are followed, and each folder is read once,
+    even if several links point to it or links form a cycle.
 
     Raises:
         DatasetError: the folder itself cannot be read.
@@ -67,7 +67,7 @@ def list_folder(folder: Path) -> Listing:
     seen: set[tuple[int, int]] = set()
     folders, links = [("", False)], deque[tuple[str, bool]]()
     while folders or links:
-        # Links come last: a folder is called by its own name rather than by a link's.
+        # Links come last, so that folders are listed under their own names.
         inner, ours = folders.pop() if folders else links.popleft()
         try:
             status = (folder / inner).stat()
@@ -99,23 +99,23 @@ def list_folder(folder: Path) -> Listing:
 
 
 def list_files(folder: Path) -> list[str]:
-    """`list_folder(folder).files`."""
+    """Return `list_folder(folder).files`."""
     return list_folder(folder).files
 
 
 def names_in(folder: Path) -> dict[str, bool]:
-    """The names in a folder, and whether each is a link; empty where there is no such folder."""
+    """Return the names in a folder and whether each is a link, or {} if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.is_symlink() for entry in entries}
-    except (OSError, ValueError):  # no such folder, or no name that could be one
+    except (OSError, ValueError):  # ValueError: not a valid path
         return {}
 
 
 def why_absent(path: Path) -> str:
-    """Where a path that leads nowhere ends: `the folder runs holds a, b, but no c`."""
+    """Say which part of a path does not exist, as in `the folder runs holds a, b, but no c`."""
     folder = path.parent
-    # `Path.is_dir` raises where names are too long.
+    # Not `Path.is_dir`, which raises an error if a name is too long.
     while not os.path.isdir(folder) and folder != folder.parent:  # noqa: PTH112
         path, folder = folder, folder.parent
     if os.path.exists(path):  # noqa: PTH110
@@ -129,5 +129,5 @@ def why_absent(path: Path) -> str:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False

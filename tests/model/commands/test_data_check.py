@@ -91,7 +91,7 @@ def test_warnings_are_counted_and_harmless(run: Run, root: Path) -> None:
         (root / split / "images" / "Thumbs.db").write_text("")
     code, out, err = run("data", "check", "--config", recipe(root))
     assert code == 0, err
-    assert "train data: left out of" in out
+    assert "train data: skipped in" in out
     assert "warning: val data: 1 of 3 classes never occur: sky\n" in out
     assert "warning: train data: it has sky, which val never shows\n" in out
     assert out.endswith("Training can use this data: 2 warnings, listed above.\n")
@@ -137,7 +137,7 @@ def test_all_problems_are_listed(run: Run, root: Path) -> None:
     assert out.count("holds for 1 other: y.jpg\n") == 1
     assert "never occur" not in out  # not all was seen
     assert out.endswith(
-        "Training would refuse this data: 3 problems and no warnings, listed above.\n"
+        "Training would reject this data: 3 problems and no warnings, listed above.\n"
     )
 
 
@@ -185,7 +185,7 @@ def test_masks_of_0_and_255(run: Run, root: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "text"),
     [
-        ({"model": {"num_classes": 7}}, "7, but the data set has 3 classes; leave it out"),
+        ({"model": {"num_classes": 7}}, "7, but the data set has 3 classes; remove the key"),
         (
             {"model": {"num_classes": 7}, "data": {"classes": None}},
             "7, but the data set has 3 classes: the largest value in the training labels",
@@ -194,7 +194,7 @@ def test_masks_of_0_and_255(run: Run, root: Path) -> None:
         ({"eval": {"panoptic": True}, "data": {"things": ["tree"]}}, "data.things names tree"),
         (
             {"eval": {"panoptic": True}, "train": {"best_metric": "pq_things"}},
-            "no class of the data is things",
+            "none of the data set's classes are things",
         ),
     ],
 )

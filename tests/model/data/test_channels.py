@@ -62,7 +62,7 @@ def test_modes_of_pillow(tmp_path: Path, mode: str, suffix: str, count: int) -> 
         picked = ImageReader((count, 1))(file)
         assert np.array_equal(picked.permute(1, 2, 0), values[..., [count - 1, 0]])
     assert ImageReader()(file).shape == (3, 20, 30)  # RGB, as ever
-    refused(file, rf"has {count} channels?, expected what data.channels: 7 says; set", channels=7)
+    refused(file, rf"has {count} channels?, which does not match data.channels: 7; set", channels=7)
     refused(file, rf"data.channels: \[1, {count + 1}\]", channels=(1, count + 1))
 
 
@@ -77,7 +77,7 @@ def test_numpy_files(tmp_path: Path, count: int) -> None:
     assert ImageReader((count,))(file).shape == (1, 20, 30)
     if count > 1:
         refused(
-            file, rf"has {count} channels, expected what data.channels: 3 says; set it to {count}"
+            file, rf"has {count} channels, which does not match data.channels: 3; set it to {count}"
         )
 
 
@@ -222,7 +222,7 @@ def test_the_model_takes_what_the_data_gives(tmp_path: Path) -> None:
         ({"data": {"channels": 2000}}, CHANNELS),
         (
             {"data": {"channels": 4}, "model": {"pixel_mean": [1, 2, 3], "pixel_std": [1, 2, 3]}},
-            "images of 4 channels, and model.pixel_mean and model.pixel_std have 3 values: give 4",
+            "images of 4 channels, but model.pixel_mean and model.pixel_std have 3 values: give 4",
         ),
         ({"model": {"pixel_mean": [1, 2]}}, "pixel_mean has 2 values and pixel_std 3"),
     ],

@@ -21,8 +21,8 @@ from maskformer.data.color_jitter import (
     from_hsv,
     scale_levels,
     scale_saturation,
+    shift_hue,
     to_hsv,
-    turn_hue,
 )
 from maskformer.data.transforms import PAD_VALUE, resize_image, resize_segments, resized_size
 
@@ -299,8 +299,8 @@ def test_saturation_and_hue_of_a_pixel():
     """
     assert scale_saturation(pixel(200, 100, 50), 0.6).flatten().tolist() == [200, 140, 111]
     assert scale_saturation(pixel(200, 100, 50), 1.5).flatten().tolist() == [200, 67, 0]
-    assert turn_hue(pixel(200, 100, 50), -15).flatten().tolist() == [200, 50, 75]
-    assert turn_hue(pixel(9, 9, 9), 7).flatten().tolist() == [9, 9, 9]
+    assert shift_hue(pixel(200, 100, 50), -15).flatten().tolist() == [200, 50, 75]
+    assert shift_hue(pixel(9, 9, 9), 7).flatten().tolist() == [9, 9, 9]
 
 
 def test_color_changes_the_image_only():

@@ -48,7 +48,7 @@ def deep_png(root: Path, values: np.ndarray[Any, Any]) -> Path:
         ((RAMP * 4000 - 1000).astype(np.int32), r"from -1000 to 3000; .*such as \[-1000, 3000\]"),
         ((RAMP * 4095).astype(np.uint16), r"uint16 values from 0 to 4095, .* 16 of 256 .*4095\]"),
         ((RAMP * 1023).astype(np.uint16), r"from 0 to 1023, .* 4 of 256 levels; .*\[0, 1023\]"),
-        ((RAMP * 16000).astype(np.uint16), r"such as \[0, 16383\].*value_range \[0, 65535\] takes"),
+        ((RAMP * 16000).astype(np.uint16), r"such as \[0, 16383\].*value_range \[0, 65535\] uses"),
         ((RAMP * 2000 + 29000).astype(np.uint16), r"8 of 256 .* such as \[29000, 31000\]"),
     ],
 )  # fmt: skip

@@ -183,7 +183,7 @@ def test_coco_instances(tmp_path: Path) -> None:
     ("files", "expected"),
     [
         ([], "holds no images"),
-        (["a.jpg", "b.jpg"], "holds images, but no label files beside them"),
+        (["a.jpg", "b.jpg"], "holds images, but no label files for them"),
         (["one/img/a.jpg", "one/mask/a.png", "two/img/a.jpg", "two/mask/a.png"], "several data"),
     ],
 )
@@ -403,7 +403,10 @@ def test_labels_whose_colours_are_the_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "expected"),
-    [(".jpg", "0.jpg is compressed as JPEG"), (".png", "if each colour is a class, say which")],
+    [
+        (".jpg", "0.jpg is compressed as JPEG"),
+        (".png", "if each colour is a class, set data.label_map"),
+    ],
 )
 def test_why_files_called_like_labels_hold_none(tmp_path: Path, suffix: str, expected: str) -> None:
     for k in range(3):
@@ -459,7 +462,7 @@ def test_results_are_no_labels(tmp_path: Path) -> None:
             survey(tmp_path / "set" / folder)
     for folder in ("images", "labels"):
         shutil.rmtree(tmp_path / "set" / folder)
-    with pytest.raises(DatasetError, match=r"no images .left out: .* 6 results of earlier calls"):
+    with pytest.raises(DatasetError, match=r"no images .skipped: .* 6 results of earlier calls"):
         survey(tmp_path / "set")
 
 

@@ -114,7 +114,9 @@ def test_categories_that_the_map_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(instances({"file_name": "a.jpg"}, CAT, "dog"))
     split = {"images": "images", "annotations": "a.json"}
     config = data_config("coco_instances", tmp_path, split, label_map={"dog": "dog"})
-    with pytest.raises(DatasetError, match=r"1 of the 2 categories are: cat\\x0aerror: dog; add"):
+    with pytest.raises(
+        DatasetError, match=r"does not map 1 of the 2 categories: cat\\x0aerror: dog; add"
+    ):
         build_dataset(config, "train")
 
 

@@ -125,7 +125,7 @@ def test_where_sizes_decide(tmp_path: Path, tag: int) -> None:
     save_pair(tmp_path, tag, labels=np.ascontiguousarray(turn_array(stored((16, 24)), tag)))
     for rule in (None, "apply"):
         assert aligned(dataset(tmp_path, rule)[0])
-    with pytest.raises(DatasetError, match="turned by 90 degrees"):
+    with pytest.raises(DatasetError, match="rotated by 90 degrees"):
         dataset(tmp_path, "ignore")[0]
 
 

@@ -83,9 +83,9 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert pairs(tmp_path) == ["a.jpg a.png"]
     junk = "2 hidden (._a.jpg, .ipynb_checkpoints); 2 of another type (IMG.HEIC, Thumbs.db)"
     assert notes(tmp_path) == [
-        f"left out of images: {junk}",
-        "left out of labels: 1 hidden (._b.png); 1 of another type (classes.txt)",
-        "left out of labels: 1 without an image (b.png)",
+        f"skipped in images: {junk}",
+        "skipped in labels: 1 hidden (._b.png); 1 of another type (classes.txt)",
+        "skipped in labels: 1 without an image (b.png)",
     ]
 
 
@@ -94,7 +94,7 @@ def test_results_of_earlier_calls_are_left_out(tmp_path: Path) -> None:
     make(tmp_path, "images/out/b.png")
     assert pairs(tmp_path) == ["a.jpg a.png"]
     said = "1 hidden (out/.predictions.jsonl); 1 results of earlier calls (out/b.png)"
-    assert notes(tmp_path) == [f"left out of images: {said}"]
+    assert notes(tmp_path) == [f"skipped in images: {said}"]
     (tmp_path / "images/a.jpg").unlink()
     refused(tmp_path, "images holds nothing but 1 hidden .*, 1 results of earlier calls")
 
@@ -112,7 +112,7 @@ def test_only_wanted_images_need_labels(tmp_path: Path) -> None:
     rules = PairRules("val", ["*"], ".png", select=lambda found: {"a": found.files["a"]})
     found = pair_files(tmp_path / "images", tmp_path / "labels", rules)
     assert [pair.name for pair in found.pairs] == ["a"]
-    assert "1 that the list does not name" in found.notes[0]
+    assert "1 that are not in the list" in found.notes[0]
 
 
 def test_parts_of_names_as_suffixes(tmp_path: Path) -> None:
@@ -138,4 +138,4 @@ def test_a_data_set_of_mixed_types(tmp_path: Path) -> None:
     assert [(data[i].name, data[i].file_name) for i in range(3)] == [
         ("a", "a.jpg"), ("b", "b.PNG"), ("c", "c.tif")
     ]  # fmt: skip
-    assert data.notes == (f"left out of {tmp_path / 'images'}: 1 hidden (.DS_Store)",)
+    assert data.notes == (f"skipped in {tmp_path / 'images'}: 1 hidden (.DS_Store)",)

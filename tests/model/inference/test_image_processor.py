@@ -107,7 +107,7 @@ def test_sizes_may_stay() -> None:
 def test_orientation_of_pillow_images(tmp_path: Path) -> None:
     image = Image.fromarray(picture(20, 30))
     exif = image.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
     processed = ImageProcessor(None)([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
     assert processed["original_sizes"] == [(30, 20), (30, 20)]

@@ -100,7 +100,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         "a.jpg", "b.GIF", "day/c.jp2"
     ]  # fmt: skip
     said = "2 hidden (._a.jpg, .ipynb_checkpoints); 2 of another type (Thumbs.db, day/IMG_1.HEIC)"
-    assert notes == [f"left out of {tmp_path}: {said}"]
+    assert notes == [f"skipped in {tmp_path}: {said}"]
     find_images([str(tmp_path / "*.jpg"), str(tmp_path / "day" / "c.jp2")], None, notes.append)
     assert len(notes) == 1
 
@@ -130,7 +130,7 @@ def test_why_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DatasetError, match=r"the folder holds 1 \.HEIC, and images are \.apng, "):
         find_images(["photos"])
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(DatasetError, match=r"all 1 lie in --output \., where results go"):
+    with pytest.raises(DatasetError, match=r"all 1 are in the output folder \(--output \.\)"):
         find_images(["photos"], Path())
 
 

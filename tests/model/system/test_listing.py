@@ -59,11 +59,11 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "x/y/up").symlink_to("..")
     listing = list_folder(tmp_path / "x")
     assert listing.files == ["a.jpg", "y/1.jpg"]
-    assert listing.left_out() == [
+    assert listing.skipped() == [
         "4 hidden (._a.jpg, .git, y/.DS_Store, ...)",
         "2 linked folders that were read already (again, y/up)",
     ]
-    assert list_folder(tmp_path / "x" / ".git").left_out() == []
+    assert list_folder(tmp_path / "x" / ".git").skipped() == []
 
 
 def test_why_a_path_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,5 +89,5 @@ def test_what_this_program_wrote_below_is_no_file(tmp_path: Path) -> None:
         "run/predictions/a.png",
     ]
     assert sorted(listing.results) == results
-    assert "4 results of earlier calls" in " ".join(listing.left_out())
+    assert "4 results of earlier calls" in " ".join(listing.skipped())
     assert list_files(tmp_path / "out") == ["a.png", "classes/a.png"]  # named outright

@@ -1,4 +1,4 @@
-"""From the `data` section of a recipe to a data set."""
+"""Building a data set from the `data` section of a recipe."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from maskformer.data.sample import Dataset, Split
 
 
 def build_dataset(config: DataConfig, split: Split) -> Dataset:
-    """The data set that a recipe's `data` section describes.
+    """Build the data set that a recipe's `data` section describes.
 
     Args:
         config: `Config.data`.
         split: `train` or `val`.
 
     Raises:
-        DatasetError: folders or files that are missing, empty or do not fit each other.
-        ValueError: no such split.
+        DatasetError: folders or files are missing, empty or do not match each other.
+        ValueError: `split` is not the name of a split.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', got {split!r}")

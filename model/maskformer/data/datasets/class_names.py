@@ -1,4 +1,4 @@
-"""Lists of names that a recipe holds or a text file beside the data, and what classes are."""
+"""Class names, given in a recipe or in a text file, and the `DatasetInfo` made from them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LABELME_VOID = "__ignore__"
 
 
 def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str, ...]:
-    """The names themselves, or those in a text file, one per line.
+    """Return the names in a recipe, or those in a text file with one name per line.
 
     Args:
-        names: the setting; files are looked for in `root` and among the recipes.
-        root: of the data.
-        key: the setting's name, for messages.
+        names: the value of the setting; a file is searched in `root` and among the recipes.
+        root: the root of the data.
+        key: the name of the setting, for messages.
 
     Raises:
-        DatasetError: the file is missing, no text or empty, or the list is empty.
+        DatasetError: the file is missing, empty or not a text file, or the list is empty.
     """
     if not isinstance(names, Path):
         if not names:
@@ -48,24 +48,25 @@ def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str
     if lines[0] == LABELME_VOID:
         raise DatasetError(
             f"{key}: the first line of {file} is {LABELME_VOID}, labelme's word for void, which is "
-            "no class: take the line out, or use the class_names.txt of its export"
+            "not a class: remove the line, or use the class_names.txt of its export"
         )
     return lines
 
 
 def is_called(name: str, *words: str) -> bool:
-    """Whether a class has one of the names, spelt with or without underscores around it."""
+    """Whether a class has one of these names, ignoring case and surrounding underscores."""
     return name.strip("_ ").casefold() in {word.strip("_ ").casefold() for word in words}
 
 
 def describe_classes(
     names: tuple[str, ...], numbers: tuple[int, ...], config: PixelLabels
 ) -> DatasetInfo:
-    """The classes of label files, with their colours and which of them are things.
+    """Make the `DatasetInfo` of label files.
 
     Args:
-        names: of the classes.
-        numbers: the raw value of each.
+        names: the names of the classes.
+        numbers: the raw value of each class.
+        config: the colours, and which classes are things.
 
     Raises:
         DatasetError: `data.things` or `data.colors` does not fit the names.
@@ -73,9 +74,7 @@ def describe_classes(
     things = config.things if isinstance(config, ObjectLabels) else ()
     unknown = [name for name in things if name not in names]
     if unknown:
-        raise DatasetError(
-            f"data.things names {', '.join(unknown)}, which data.classes does not list"
-        )
+        raise DatasetError(f"data.things names {', '.join(unknown)}, which is not in data.classes")
     if config.colors is not None and len(config.colors) != len(names):
         raise DatasetError(
             f"data.colors must hold one colour per class, got {len(config.colors)} "

@@ -1,4 +1,4 @@
-"""The classes of the COCO formats: categories as they are listed, or as a recipe maps them."""
+"""The classes of the COCO formats: the listed categories, or those of `data.label_map`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Categories:
     """The classes of a data set.
 
     Attributes:
-        info: what they are.
-        class_of: the class of each category id, `VOID` for those that the recipe drops.
+        info: the classes.
+        class_of: the class of each category id, or `VOID` if the recipe maps it to none.
     """
 
     info: DatasetInfo
@@ -41,14 +41,16 @@ class Categories:
         label_map: Mapping[int | str, int | str | None] | None,
         file: Path,
     ) -> Categories:
-        """One class per category, in order, or those of `data.label_map`, in which a class is a
-        thing if all of its categories are.
+        """Make one class per category, in order, or the classes of `data.label_map`. A class of the
+        map is a thing if all of its categories are.
 
         Args:
-            file: that lists the categories, for messages.
+            categories: the categories.
+            label_map: `data.label_map`.
+            file: the file with the categories, for messages.
 
         Raises:
-            DatasetError: an id is listed twice, or the map does not fit the categories.
+            DatasetError: an id is listed twice, or the map does not match the categories.
         """
         ids = [category.id for category in categories]
         if len({*ids}) != len(ids):
@@ -73,8 +75,8 @@ class Categories:
         return cls(info, class_of)
 
     def with_background(self, name: str) -> tuple[Categories, int]:
-        """The classes with one that means the background, and its number: a class of the name, or
-        else a new one before the others.
+        """Return classes that include the background, and the index of that class. It is the class
+        with this name or, if there is none, a new one before the others.
         """
         info = self.info
         for k, other in enumerate(info.classes):
@@ -96,13 +98,13 @@ class Categories:
 def _mapped(
     categories: Sequence[Category], label_map: Mapping[int | str, int | str | None], file: Path
 ) -> tuple[tuple[str, ...], dict[int, int]]:
-    """The classes of the map, and the class of each category id."""
+    """Return the names of the classes in the map, and the class of each category id."""
     known = {category.name for category in categories} | {category.id for category in categories}
     unknown = [str(key) for key in label_map if key not in known and key != ANY]
     if unknown:
         raise DatasetError(
-            f"data.label_map has the keys {', '.join(unknown[:SHOWN])}, which are no name or id of "
-            f"a category in {file}"
+            f"data.label_map has the keys {', '.join(unknown[:SHOWN])}, which are not names or ids "
+            f"of categories in {file}"
         )
     names, class_of_name = name_classes([*label_map.values()], None)
     class_of: dict[int, int] = {}
@@ -111,7 +113,7 @@ def _mapped(
         if category.name in label_map and category.id in label_map:
             raise DatasetError(
                 f"data.label_map has the keys {escape(category.name)} and {category.id}, which "
-                f"are one category in {file}; take one of them out"
+                f"are one category in {file}; remove one of them"
             )
         key = next((k for k in (category.name, category.id, ANY) if k in label_map), None)
         if key is None:
@@ -121,8 +123,8 @@ def _mapped(
     if missing:
         listing = ", ".join(map(escape, missing[:SHOWN])) + ", ..." * (len(missing) > SHOWN)
         raise DatasetError(
-            f"data.label_map does not say what {len(missing)} of the {len(categories)} categories "
-            f"are: {listing}; add them, or '*': null to leave out all others"
+            f"data.label_map does not map {len(missing)} of the {len(categories)} categories: "
+            f"{listing}; add them, or '*': null to map all others to void"
         )
     reached = {*class_of.values()}
     unused = [name for k, name in enumerate(names) if k not in reached]
@@ -132,16 +134,16 @@ def _mapped(
 
 
 def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> None:
-    """Refuses a JSON whose files are not there.
+    """Check that the files named in a JSON file exist.
 
     Args:
-        folder: where they are looked for.
-        names: as the JSON says them.
-        root: of the data; links may lead anywhere in it.
+        folder: the folder of the files.
+        names: the names in the JSON file.
+        root: the root of the data; links may point anywhere inside it.
         key: the setting that names the folder.
 
     Raises:
-        DatasetError: the folder or a file is missing, or a link leads outside.
+        DatasetError: the folder or a file is missing, or a link points outside of `root`.
     """
     if not folder.is_dir():
         raise DatasetError(
@@ -149,10 +151,10 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
         )
     missing = missing_files(folder, names, root, f"{key}: the JSON's file_name")
     if missing:
-        remedy = f"set {key}, or take the entries out of the JSON"
-        # labelme writes the folder into the name. `Path.is_file` raises where names are too long.
+        remedy = f"set {key}, or remove the entries from the JSON"
+        # labelme's names include the folder. `Path.is_file` would raise if a name is too long.
         if os.path.isfile(folder.parent / missing[0]):  # noqa: PTH113
-            remedy = f"names begin at {folder.parent}: set {key} to it"
+            remedy = f"the names are relative to {folder.parent}: set {key} to it"
         raise DatasetError(
             f"{len(missing)} of {len(names)} files that the JSON names are missing from {folder}, "
             f"first {escape(missing[0])}; {remedy}"
@@ -160,11 +162,11 @@ def check_present(folder: Path, names: Sequence[str], root: Path, key: str) -> N
 
 
 def unlisted_images(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """A line that counts the images beside those that a JSON names; empty where there are none.
+    """Return a note on images next to those in a JSON file that it does not list, if there are any.
 
     Args:
-        folder: of the images.
-        names: all that the JSON says, relative to it.
+        folder: the folder of the images.
+        names: all names in the JSON file, relative to the folder.
     """
     listed = {*names}
     above = {name.rpartition("/")[0] for name in names}
@@ -174,4 +176,4 @@ def unlisted_images(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     ]
     if not others:
         return ()
-    return (f"left out of {escape(folder)}: {count_names(others, 'that the JSON does not name')}",)
+    return (f"skipped in {escape(folder)}: {count_names(others, 'that the JSON does not list')}",)

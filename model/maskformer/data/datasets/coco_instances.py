@@ -1,4 +1,4 @@
-"""COCO instances format: per split, images and a JSON file that draws each object."""
+"""COCO instances format: per split, images and a JSON file with the mask of each object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskformer.data.datasets.coco_json import (
     read_content,
 )
 from maskformer.data.datasets.coco_masks import (
-    are_shares,
+    are_normalised,
     check_pycocotools,
     encode_runs,
     mask_of_runs,
@@ -50,29 +50,35 @@ FORM = "instances"
 
 
 class _Painting(NamedTuple):
-    """Segments `[H, W]`, their classes and whether they are crowds, some without a pixel; how many
-    objects have no shape; and, of validation, the things as they were drawn.
+    """The segments of an image before those without pixels are removed.
+
+    Attributes:
+        segments: `[H, W]`, an index into `labels` for each pixel.
+        labels: `[T]`, the class of each segment.
+        crowd: `[T]`, whether each segment is a crowd.
+        empty_objects: the number of objects whose mask is empty.
+        objects: the full masks of the things, for validation only.
     """
 
     segments: Tensor
     labels: Tensor
     crowd: Tensor
-    left_out: int
+    empty_objects: int
     objects: tuple[ObjectMask, ...]
 
 
 class CocoInstances:
-    """Images whose objects are polygons or run lengths in a COCO JSON.
+    """Images whose objects are polygons or run-length encoded masks in a COCO JSON file.
 
-    Objects are painted in the order of the JSON, crowds before the others, so that later ones lie
-    on top. Pixels outside of all are the background, or void.
+    Objects are drawn in the order of the file, crowds first, so that later objects are on top.
+    Pixels outside of all objects are background or void.
 
     Args:
-        config: where the files are, and what the background is.
-        split: which images and JSON.
+        config: where the files are, and whether there is a background class.
+        split: the split.
 
     Attributes:
-        notes: a line on images that the JSON does not name, if there are some.
+        notes: a note on images that the JSON file does not list, if there are any.
 
     Raises:
         DatasetError: a file or folder is missing, the JSON does not follow the format, or
@@ -117,26 +123,26 @@ class CocoInstances:
             times = Counter(getattr(image, key) for image in images)
             twice = [escape(value) for value, count in times.items() if count > 1]
             if twice:
-                raise DatasetError(f"{self._file} lists images of the {key} {twice[0]} twice")
+                raise DatasetError(f"{self._file} lists two images with the {key} {twice[0]}")
         return images
 
     def _read_objects(self, values: Any, classes: Categories) -> None:
         known = {image.id for image in self._images}
         rows: dict[int | str, list[int]] = {}
-        # Flat: a million small objects would be copied into every worker process.
+        # Flat arrays, because every worker process would copy a million small Python objects.
         ends, labels, crowd, shapes = array("q", [0]), array("q"), array("b"), bytearray()
         areas = array("d")
         for row, entry in enumerate(entries(values, Instance, "annotations", self._file, FORM)):
             key = f"annotations[{row}]"
             if entry.image_id not in known:
                 raise DatasetError(
-                    f"{self._file}: {key} is of the image id {escape(entry.image_id)}, which its "
-                    "images do not list"
+                    f"{self._file}: {key} has the image_id {escape(entry.image_id)}, which is not "
+                    "in the file's images"
                 )
             if entry.category_id not in classes.class_of:
                 raise DatasetError(
-                    f"{self._file}: {key} is of the category id {entry.category_id}, which its "
-                    "categories do not list"
+                    f"{self._file}: {key} has the category_id {entry.category_id}, which is not in "
+                    "the file's categories"
                 )
             rows.setdefault(entry.image_id, []).append(row)
             labels.append(classes.class_of[entry.category_id])
@@ -151,7 +157,7 @@ class CocoInstances:
 
     @property
     def files(self) -> list[tuple[Path]]:
-        """Each image file."""
+        """The image files."""
         return [(self._folder / image.file_name,) for image in self._images]
 
     @property
@@ -167,14 +173,14 @@ class CocoInstances:
         image, frame = self._reader.read(file)
         height, width = image.shape[-2:]
         listed = (entry.height or height, entry.width or width)
-        frame.turn_of_labels(listed, UPRIGHT, escape(self._file))
+        frame.orientation_of_labels(listed, UPRIGHT, escape(self._file))
         if listed != (height, width):
             raise DatasetError(
                 f"image file {escape(file)} is {width}x{height} pixels, but {escape(self._file)} "
-                f"says {entry.width}x{entry.height}: it was resized, or turned after it was "
+                f"says {entry.width}x{entry.height}: it was resized, or rotated after it was "
                 "labelled (EXIF orientation is applied)"
             )
-        segments, labels, crowd, left_out, objects = self._paint(entry.id, height, width)
+        segments, labels, crowd, empty, objects = self._paint(entry.id, height, width)
         keep = (segment_areas(segments, len(labels)) > 0) & (labels != VOID)
         return Sample(
             image=image,
@@ -184,7 +190,7 @@ class CocoInstances:
             name=Path(entry.file_name).with_suffix("").as_posix(),
             image_id=entry.id,
             file_name=entry.file_name,
-            left_out=left_out,
+            empty_segments=empty,
             objects=objects if self._keeps_objects else None,
         )
 
@@ -193,12 +199,12 @@ class CocoInstances:
         rows = self._objects.get(image, np.empty(0, np.int64))
         rows = rows[np.argsort(~self._crowd[rows], kind="stable")]
         canvas = np.zeros(height * width, np.int32)
-        labels, crowd, left_out = [self._background], [False], 0
-        stuff = {self._background: 0}
+        labels, crowd, empty = [self._background], [False], 0
+        stuff = {self._background: 0}  # the segment of each stuff class
         for row in rows.tolist():
             runs = self._read_runs(row, height, width)
             pixels = sum(runs[1::2])
-            left_out += pixels == 0
+            empty += pixels == 0
             label = int(self._labels[row])
             if self._keeps_objects and label in self.info.things and pixels > 0:
                 area = float(self._areas[row])
@@ -214,7 +220,7 @@ class CocoInstances:
             paint_runs(canvas, runs, number)
         segments = torch.from_numpy(np.ascontiguousarray(canvas.reshape(width, height).T))
         kinds = torch.tensor(labels), torch.tensor(crowd)
-        return _Painting(segments, *kinds, left_out, tuple(objects))
+        return _Painting(segments, *kinds, empty, tuple(objects))
 
     def _read_runs(self, row: int, height: int, width: int) -> list[int]:
         shape = json.loads(self._shapes[self._ends[row] : self._ends[row + 1]])
@@ -225,14 +231,14 @@ class CocoInstances:
 
 
 def _check_instances(content: Any, file: Path) -> None:
-    """Names what came instead of a list of objects."""
+    """Raise an error that says what the JSON holds, if that is not a list of objects with masks."""
     values = content.get("annotations") if isinstance(content, dict) else None
     if not values:
         raise DatasetError(f"{file} has no annotations; expected a COCO instances JSON")
     first = values[0] if isinstance(values, list) else None
     if isinstance(first, dict) and "segments_info" in first:
         raise DatasetError(
-            f"{file} is a COCO panoptic JSON (segments of PNG files), not one of instances; set "
+            f"{file} is a COCO panoptic JSON (segments in PNG files), not an instances JSON; set "
             "data.format: coco_panoptic"
         )
     if not isinstance(values, list):
@@ -240,11 +246,11 @@ def _check_instances(content: Any, file: Path) -> None:
     segmentations = [value.get("segmentation") for value in values if isinstance(value, dict)]
     if not any(segmentations):
         raise DatasetError(
-            f"{file} has boxes only: no annotation has a segmentation; masks are needed to train "
-            "segmentation"
+            f"{file} has boxes only: no annotation has a segmentation, but segmentation is trained "
+            "on masks"
         )
-    if are_shares(segmentations):
+    if are_normalised(segmentations):
         raise DatasetError(
             f"{file}: no coordinate of a polygon is above 1, expected pixels; they are probably "
-            "shares of the image's size: multiply each x by its width and each y by its height"
+            "relative to the image size: multiply each x by its width and each y by its height"
         )

@@ -26,7 +26,7 @@ LARGEST_ID = 2**63 - 1
 
 
 def _whole(low: int, high: int) -> PlainValidator:
-    """Whole numbers, also those that some programs write as 7.0."""
+    """Validate whole numbers, including those that some programs write as 7.0."""
 
     def check(value: Any) -> int:
         if type(value) is float and value.is_integer():
@@ -49,7 +49,7 @@ def _check_image_id(value: Any) -> int | str:
 
 
 def _check_flag(value: Any) -> bool:
-    """Some programs write flags as text, of which "0" is true to Python."""
+    """Validate flags. Some programs write them as text, and Python takes "0" for true."""
     flag = _FLAGS.get(value.strip().casefold() if isinstance(value, str) else repr(value))
     if flag is None:
         raise PydanticCustomError("flag", "Input should be 0, 1, true or false")
@@ -63,17 +63,17 @@ _FLAGS = {
 ImageId = Annotated[int | str, PlainValidator(_check_image_id)]
 CategoryId = Annotated[int, _whole(0, LARGEST_ID)]
 SegmentId = Annotated[int, _whole(0, 2**24 - 1)]
-"""What a colour can say; 0 is void."""
+"""An id that a colour can encode; 0 is void."""
 Flag = Annotated[bool, PlainValidator(_check_flag)]
 
 
 def _area_or_nan(value: Any) -> float:
-    """Only evaluation wants to know it, and can do without."""
+    """Return an area, or NaN if it is not valid: only evaluation uses it, and does not need it."""
     return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else math.nan
 
 
 class Entry(BaseModel):
-    """An object of the JSON; keys that are not listed do not matter."""
+    """An object in the JSON file; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -125,14 +125,14 @@ E = TypeVar("E", bound=Entry)
 
 
 def read_content(file: Path, key: str) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
     Args:
-        file: what to read.
+        file: the file.
         key: the setting that names it.
 
     Raises:
-        DatasetError: the file is missing or no JSON.
+        DatasetError: the file is missing or is not JSON.
     """
     try:
         return read_json(file)
@@ -147,13 +147,14 @@ def read_content(file: Path, key: str) -> Any:
 def entries(
     values: Any, kind: type[E], name: str, file: Path, form: str = "panoptic"
 ) -> Iterator[E]:
-    """The entries of one list of the JSON.
+    """Validate and yield the entries of a list in the JSON file.
 
     Args:
         values: the list, as it was read.
-        kind: of its entries.
-        name: what the file calls it.
-        form: which of the COCO formats, for messages.
+        kind: the class of its entries.
+        name: its key in the file.
+        file: the file, for messages.
+        form: the name of the COCO format, for messages.
 
     Raises:
         DatasetError: (while iterating) an entry does not follow the format.

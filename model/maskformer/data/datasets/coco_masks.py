@@ -1,4 +1,4 @@
-"""Masks of the COCO instances format: polygons and run lengths, checked before they are drawn."""
+"""Masks of the COCO instances format: polygons and run lengths, validated before decoding."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from numpy.typing import NDArray
 from maskformer.errors import DatasetError
 
 Mask = NDArray[np.bool_]
-MOST_STEPS = 1 << 26
-"""Around a polygon, in fifths of a pixel, which is how pycocotools follows it."""
-MOST_BITS = 60
-"""Of a number in COCO's text."""
+MAX_STEPS = 1 << 26
+"""Limit of a polygon's perimeter in fifths of a pixel, the steps in which pycocotools traces it."""
+MAX_BITS = 60
+"""Limit of a number in COCO's compressed run lengths."""
 
 
 def mask_of_runs(runs: list[int], height: int, width: int) -> Mask:
-    """The mask `[H, W]` that has these run lengths."""
+    """Decode run lengths to a mask `[H, W]`."""
     inside = np.arange(len(runs)) % 2 == 1
-    # Columns come first in COCO's order.
+    # COCO's order is column-major.
     return np.repeat(inside, runs).reshape(width, height).T
 
 
 def paint_runs(canvas: NDArray[np.int32], runs: list[int], number: int) -> None:
-    """Writes a number into an image whose columns lie one after the other, `[W * H]`."""
+    """Write a number to the pixels of a mask in a column-major image `[W * H]`."""
     ends = list(itertools.accumulate(runs))
     for start, stop in zip(ends[::2], ends[1::2], strict=False):
         canvas[start:stop] = number
 
 
 def runs_of_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
-    """The run lengths of an object down the columns, outside and inside in turn.
+    """Return the run lengths of an object in column-major order, alternating outside and inside.
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, ...]` in pixels, or `{"size": [H, W],
-            "counts": ...}` with run lengths as numbers or as COCO's text.
+            "counts": ...}` with run lengths as numbers or as COCO's compressed text.
+        height, width: the size of the image.
 
     Raises:
         DatasetError: it is neither, or does not fit the image; the message does not name the file.
@@ -53,9 +54,9 @@ def runs_of_segmentation(segmentation: Any, height: int, width: int) -> list[int
     raise DatasetError("its segmentation is neither a list of polygons nor run lengths")
 
 
-def are_shares(segmentations: Iterable[Any]) -> bool:
-    """Whether there are polygons, all with numbers in 0..1 alone: no pixels, but shares of the
-    image's size.
+def are_normalised(segmentations: Iterable[Any]) -> bool:
+    """Whether there are polygons and all their coordinates are in 0..1: relative to the image size
+    instead of in pixels.
     """
     numbers = (
         number
@@ -73,7 +74,7 @@ def are_shares(segmentations: Iterable[Any]) -> bool:
 
 
 def encode_runs(mask: Mask) -> dict[str, Any]:
-    """The run lengths of a mask `[H, W]`, as pycocotools packs them."""
+    """Encode a mask `[H, W]` as pycocotools' compressed run lengths."""
     from pycocotools.mask import frPyObjects
 
     runs = {"size": list(mask.shape), "counts": run_lengths(mask).tolist()}
@@ -82,9 +83,10 @@ def encode_runs(mask: Mask) -> dict[str, Any]:
 
 
 def run_lengths(mask: Mask) -> NDArray[np.int64]:
-    """Of a mask `[H, W]` down the columns, outside and inside in turn: what `mask_of_runs` undoes.
+    """Return the run lengths of a mask `[H, W]` in column-major order, alternating outside and
+    inside; the inverse of `mask_of_runs`.
 
-    Looks down the columns within the bounding box only, as most objects are small.
+    Only the bounding box is scanned, because most objects are small.
     """
     height = len(mask)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -95,19 +97,19 @@ def run_lengths(mask: Mask) -> NDArray[np.int64]:
     box[:, 1:-1] = mask[top:bottom, left:right].T
     column, row = np.nonzero(box[:, 1:] != box[:, :-1])
     changes = (left + column) * height + top + row
-    # A run that ends with its column goes on in the next one.
+    # A run that ends at the bottom of a column may continue at the top of the next one.
     same = changes[1:] == changes[:-1]
-    goes_on = np.append(same, False) | np.append(False, same)
-    changes = changes[~goes_on & (changes < mask.size)]
+    continues = np.append(same, False) | np.append(False, same)
+    changes = changes[~continues & (changes < mask.size)]
     lengths: NDArray[np.int64] = np.diff(changes, prepend=0, append=mask.size)
     return lengths
 
 
 def check_pycocotools() -> None:
-    """Says early what drawing polygons needs.
+    """Check that pycocotools, which draws polygons, is installed.
 
     Raises:
-        DatasetError: it is not installed.
+        DatasetError: it is not.
     """
     try:
         importlib.import_module("pycocotools.mask")
@@ -124,13 +126,13 @@ def _draw(polygons: list[list[float]], height: int, width: int) -> list[int]:
     from pycocotools import mask
 
     runs = mask.frPyObjects(polygons, height, width)
-    while len(runs) > 1:  # by twos: one after the other, a merge would go over all before it
+    while len(runs) > 1:  # merge in pairs, because merging one by one takes quadratic time
         runs = [mask.merge(runs[k : k + 2]) for k in range(0, len(runs), 2)]
     return _runs_of_text(runs[0]["counts"].decode("ascii"), height * width)
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:
-    """pycocotools follows any numbers, to where memory ends."""
+    """Validate a polygon: pycocotools would trace any coordinates until memory is exhausted."""
     if isinstance(polygon, int | float):
         raise DatasetError("its segmentation is one polygon, expected a list of polygons")
     try:
@@ -138,25 +140,28 @@ def _check_polygon(polygon: Any, height: int, width: int) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         points = np.full(1, np.nan)
     if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
-        raise DatasetError("a polygon of it is no list of pairs of numbers x, y")
+        raise DatasetError("one of its polygons is not a list of pairs of numbers x, y")
     points = points.reshape(-1, 2)
     size = np.array([width, height])
     if ((points < -size) | (points > 2 * size)).any():
         raise DatasetError(
-            f"a polygon of it leaves the image of {width}x{height} pixels by more than its size; "
-            "coordinates are pixels"
+            f"one of its polygons extends beyond the image of {width}x{height} pixels by more than "
+            "the image's size; expected coordinates in pixels"
         )
     steps = 5 * np.abs(points - np.roll(points, 1, 0)).max(1, initial=0).sum()
-    if steps > MOST_STEPS:
-        raise DatasetError(f"a polygon of it is {steps / 5:,.0f} pixels long")
+    if steps > MAX_STEPS:
+        raise DatasetError(
+            f"one of its polygons is {steps / 5:,.0f} pixels long, expected at most "
+            f"{MAX_STEPS // 5:,}"
+        )
     return points.ravel().tolist()
 
 
 def _read_runs(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
     if segmentation.get("size") != [height, width]:
         raise DatasetError(
-            f"its run lengths are of an image of the size {segmentation.get('size')!r:.60}, "
-            f"expected [{height}, {width}] (height, width)"
+            f"its run lengths are for an image of size {segmentation.get('size')!r:.60}, expected "
+            f"[{height}, {width}] (height, width)"
         )
     counts = segmentation.get("counts")
     runs = _runs_of_text(counts, height * width) if isinstance(counts, str) else counts
@@ -170,11 +175,12 @@ def _read_runs(segmentation: dict[str, Any], height: int, width: int) -> list[in
 
 
 def _runs_of_text(text: str, pixels: int) -> list[int]:
-    """COCO's text: 5 bits a character, least first, and differences to the run before the last. Up
-    to the first run that no image of so many pixels has.
+    """Decode COCO's compressed run lengths: 5 bits per character, least significant first, as
+    differences to the run before the last. Decoding stops at the first run that is impossible in an
+    image of so many pixels.
 
     Raises:
-        DatasetError: it ends within a number, or one is longer than any image needs.
+        DatasetError: the text ends within a number, or a number is longer than `MAX_BITS`.
     """
     runs: list[int] = []
     codes = iter(ord(character) - 48 for character in text)
@@ -183,7 +189,7 @@ def _runs_of_text(text: str, pixels: int) -> list[int]:
         for code in itertools.chain([first], codes):
             value |= (code & 31) << shift
             shift += 5
-            if not code & 32 or shift == MOST_BITS:
+            if not code & 32 or shift == MAX_BITS:
                 break
         if code & 32:
             raise DatasetError("its run lengths hold a number that does not end")

@@ -42,7 +42,7 @@ from maskformer.system.text import escape
 
 BGR = "its channels are in the order blue, green, red, as OpenCV writes them; swap them"
 VOID_LABEL = 255
-"""In label files beside the panoptic ones."""
+"""The value of void in semantic label files."""
 MISMATCH = "PNG and JSON belong to different versions, or the PNG was resized"
 
 
@@ -53,11 +53,11 @@ class CocoPanoptic:
 
     Args:
         config: where the files are.
-        split: which images, PNGs and JSON.
+        split: the split.
 
     Attributes:
-        notes: a line each on images that the JSON does not name and on label files that do not
-            serve, if there are some.
+        notes: notes on images that the JSON file does not list, and on semantic label files that
+            are not used, if there are any.
 
     Raises:
         DatasetError: a file or folder is missing, or the JSON does not follow the format.
@@ -91,14 +91,14 @@ class CocoPanoptic:
             self._labels = self._find_labels(config.root / paths.semantic_labels, key)
 
     def _find_labels(self, folder: Path, key: str) -> Path | None:
-        """The folder of the label files, which are only there to measure mIoU by."""
+        """Return the folder of the semantic label files, which are used only to measure mIoU."""
         reason = None
         if self.config.label_map is not None:
             reason = "data.label_map changes the classes"
         elif not folder.is_dir():
             reason = f"{folder} does not exist"
         if reason is not None:
-            note = f"mIoU is measured by the panoptic PNGs, not by {key}.semantic_labels: {reason}"
+            note = f"mIoU is measured on the panoptic PNGs, not on {key}.semantic_labels: {reason}"
             self.notes = (*self.notes, note)
             return None
         check_present(folder, self._png_names, self.config.root, f"{key}.semantic_labels")
@@ -111,7 +111,7 @@ class CocoPanoptic:
         self._image_ids: list[int | str] = []
         self._png_names: list[str] = []
         self._image_names: list[str] = []
-        # Flat arrays: a million small objects would be copied into every worker process.
+        # Flat arrays, because every worker process would copy a million small Python objects.
         ends, ids, classes, crowd = [0], array("q"), array("q"), array("b")
         unknown: set[int] = set()
         for annotation in entries(content["annotations"], Annotation, "annotations", file):
@@ -130,12 +130,12 @@ class CocoPanoptic:
             ends.append(len(ids))
         if unknown:
             raise DatasetError(
-                f"{file} has segments of the category ids {sorted(unknown)[:8]}, which its "
-                "categories do not list; set data.categories to the JSON that does"
+                f"{file} has segments with the category ids {sorted(unknown)[:8]}, which are not "
+                "in its categories; set data.categories to the JSON that lists them"
             )
         twice = [number for number, count in Counter(self._image_ids).items() if count > 1]
         if twice:
-            raise DatasetError(f"{file} has several annotations of the image ids {twice[:8]}")
+            raise DatasetError(f"{file} has several annotations for the image ids {twice[:8]}")
         self._rows = np.stack([ends[:-1], ends[1:]], 1)
         self._ids = np.array(ids, np.int64)
         self._classes = np.array(classes, np.int64)
@@ -160,7 +160,7 @@ class CocoPanoptic:
 
     @property
     def files(self) -> list[tuple[Path, Path]]:
-        """Each image file and its PNG."""
+        """The image files, each with its PNG."""
         return [
             (self._images / image, self._panoptic / png)
             for image, png in zip(self._image_names, self._png_names, strict=True)
@@ -196,7 +196,7 @@ class CocoPanoptic:
             name=Path(self._image_names[index]).with_suffix("").as_posix(),
             image_id=self._image_ids[index],
             file_name=self._image_names[index],
-            left_out=int((~present).sum()),
+            empty_segments=int((~present).sum()),
             classes=self._read_classes(index, image, image_file, frame),
         )
 
@@ -220,7 +220,9 @@ class CocoPanoptic:
 def _merge_stuff(
     segments: Tensor, labels: Tensor, crowd: Tensor, things: Collection[int]
 ) -> Tensor:
-    """Joins segments whose categories became one class of stuff: an image has one of each."""
+    """Merge segments whose categories are mapped to the same stuff class, as an image has at most
+    one segment per stuff class.
+    """
     first: dict[tuple[int, bool], int] = {}
     joined = []
     for k, (label, group) in enumerate(zip(labels.tolist(), crowd.tolist(), strict=True)):
@@ -231,12 +233,17 @@ def _merge_stuff(
 def ids_to_segments(
     ids: NDArray[np.int32], listed: NDArray[np.int64], file: Path
 ) -> NDArray[np.int32]:
-    """Replaces the ids of a PNG by positions in the JSON's list; 0 becomes -1.
+    """Replace the segment ids of a PNG by their indices in the JSON's list; 0 becomes -1.
 
-    A few of those listed may have no pixel, among them any with id 0.
+    Up to half of the listed segments, including any with id 0, may have no pixel.
+
+    Args:
+        ids: `[H, W]`, the segment ids in the PNG.
+        listed: `[T]`, the segment ids in the JSON file.
+        file: the PNG, for messages.
 
     Raises:
-        DatasetError: an id is listed twice, is in the PNG only, or most have no pixel.
+        DatasetError: an id is listed twice or is not listed, or most listed segments have no pixel.
     """
     order = np.argsort(listed, kind="stable")
     order = order[listed[order] > 0]
@@ -259,14 +266,14 @@ def ids_to_segments(
     missing = table[1:][pixels[1:] == 0]
     if len(missing) > max(1, len(listed) // 2):
         raise DatasetError(
-            f"the JSON entry of panoptic file {escape(file)} lists segments without a pixel: ids "
+            f"the JSON entry of panoptic file {escape(file)} lists segments without pixels: ids "
             f"{missing[:6].tolist()}{' and more' if len(missing) > 6 else ''}; {MISMATCH}"
         )
     return np.concatenate([[-1], order]).astype(np.int32)[position]
 
 
 def _check_panoptic(annotations: Any, file: Path) -> None:
-    """Names the other format of COCO where it came."""
+    """Raise an error if the JSON has COCO's instances format."""
     first = annotations[0] if isinstance(annotations, list) else None
     if isinstance(first, dict) and "segments_info" not in first and "segmentation" in first:
         raise DatasetError(
@@ -283,7 +290,7 @@ def _list_ids(values: NDArray[np.integer], counts: NDArray[np.integer]) -> str:
 def _categories(
     config: CocoPanopticConfig, content: Mapping[str, Any], file: Path
 ) -> tuple[list[Category], Path]:
-    """The categories, and the file that has them."""
+    """Return the categories, and the file that contains them."""
     if config.categories is None:
         values = content.get("categories")
     else:
@@ -293,5 +300,5 @@ def _categories(
         if isinstance(values, dict):
             values = values.get("categories")
     if not values:
-        raise DatasetError(f"{file} carries no categories; set data.categories to a JSON that does")
+        raise DatasetError(f"{file} has no categories; set data.categories to a JSON that has them")
     return list(entries(values, Category, "categories", file)), file

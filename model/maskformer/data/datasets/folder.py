@@ -1,4 +1,4 @@
-"""Semantic data sets on disk: a folder of images, a folder of label files."""
+"""Semantic data sets on disk: a folder of images and a folder of label files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from maskformer.data.sample import Split
 
 
 class Folder(LabelMaps):
-    """Images and label files that share their relative names, one raw value per class.
+    """Images and label files with the same relative names, and one raw value per class.
 
     Args:
-        config: where the files are and how values become classes.
-        split: which pair of folders.
+        config: where the files are, and how values are mapped to classes.
+        split: the split.
 
     Attributes:
-        notes: a line per folder of what is there and was not taken, and why.
+        notes: a line per folder on the skipped files and why they were skipped.
 
     Raises:
-        DatasetError: a folder is missing or empty, images lack their label file, or no classes are
+        DatasetError: a folder is missing or empty, an image has no label file, or no classes are
             found.
     """
 
@@ -40,7 +40,7 @@ class Folder(LabelMaps):
 
     @property
     def files(self) -> list[tuple[Path, ...]]:
-        """Each image file and its label file, and the file of its objects if there is one."""
+        """The image files, each with its label file and its object file if there is one."""
         return [
             tuple(file for file in (pair.image, pair.labels, pair.objects) if file is not None)
             for pair in self._pairs

@@ -1,4 +1,4 @@
-"""Tables of Hugging Face's `datasets`, with a column of images and one of label images."""
+"""Data sets of Hugging Face's `datasets`, with a column of images and one of label images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskformer.system.text import escape
 
 
 class HuggingFace(LabelMaps):
-    """The rows of a split; images are called `train-000000` and so on.
+    """The rows of a split, whose images are named `train-000000` and so on.
 
     Args:
-        config: the data set, its splits and columns, and how values become classes.
-        split: which of the two splits.
+        config: the data set, its splits and columns, and how values are mapped to classes.
+        split: the split.
 
     Raises:
         DatasetError: the package `datasets` is not installed, the data set cannot be loaded, or it
@@ -43,8 +43,10 @@ class _Cell:
     """An image file in a table.
 
     Attributes:
-        table: with its column alone: a row is read as a whole.
-        folders: where the files lie that it may name.
+        table: the table with this column only, because accessing a row reads all its columns.
+        row, column: the position of the cell.
+        name: the name of the cell in messages.
+        folders: the folders in which files that the cell refers to must be.
     """
 
     table: Any
@@ -66,14 +68,16 @@ class _Cell:
         if not any(file.is_relative_to(folder) for folder in self.folders):
             raise DatasetError(
                 f"{escape(self.name)} names the file {escape(value['path'])}, which is outside of "
-                f"{escape(self.folders[0])}; copy it into that folder, or save the table with its "
-                "images in it, as save_to_disk does"
+                f"{escape(self.folders[0])}; copy it into that folder, or embed the images in the "
+                "table, as save_to_disk does"
             )
         return open_regular(file, FILE_LIMIT)
 
 
-def _folders(root: Path) -> tuple[Path, ...]:
-    """Where files may lie that a table names: it may come from anybody."""
+def _allowed_folders(root: Path) -> tuple[Path, ...]:
+    """Return the folders in which a table may refer to files. It must not refer to any other file,
+    because it may come from an untrusted source.
+    """
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -98,7 +102,7 @@ def _load(config: HuggingFaceConfig) -> Any:
         if config.root.is_dir():
             return datasets.load_from_disk(config.root)
         return datasets.load_dataset(str(config.root), config.subset)
-    except Exception as error:  # of the network, of files, of many formats
+    except Exception as error:  # any type, from the network, files and many formats
         raise DatasetError(
             f"data.root: {escape(config.root)} cannot be loaded ({escape(error) or type(error)}); "
             "expected a folder that save_to_disk wrote, or the name of a data set on the hub"
@@ -109,23 +113,23 @@ def _rows(tables: Any, config: HuggingFaceConfig, split: Split) -> list[Labelled
     shared = isinstance(config.val, float)
     name = config.train if split == "train" or shared else str(config.val)
     table = _table(tables, name, f"data.{'train' if shared else split}", config)
-    folders = _folders(config.root)
+    folders = _allowed_folders(config.root)
 
     def cells(column: str) -> list[_Cell]:
-        alone, rows = table.select_columns([column]), range(len(table))
-        return [_Cell(alone, row, column, f"{name}[{row}].{column}", folders) for row in rows]
+        selected, rows = table.select_columns([column]), range(len(table))
+        return [_Cell(selected, row, column, f"{name}[{row}].{column}", folders) for row in rows]
 
     pairs = zip(cells(config.image), cells(config.label), strict=True)
     images = [LabelledImage(f"{name}-{row:06d}", *pair) for row, pair in enumerate(pairs)]
     if not images:
-        raise DatasetError(f"data.{split}: the split {name} of {escape(config.root)} has no row")
+        raise DatasetError(f"data.{split}: the split {name} of {escape(config.root)} has no rows")
     if isinstance(config.val, float):
         return take_share(images, config.val, config.seed, split, lambda image: image.name)
     return images
 
 
 def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
-    """A split whose two columns are given as files."""
+    """Return a split whose image and label columns yield encoded files, not decoded images."""
     from datasets import Dataset, Image
 
     if isinstance(tables, Dataset):
@@ -133,7 +137,7 @@ def _table(tables: Any, name: str, key: str, config: HuggingFaceConfig) -> Any:
     if name not in tables:
         raise DatasetError(
             f"{key}: {escape(config.root)} has no split {name}; it has "
-            f"{', '.join(map(escape, tables))}, and data.val may be a share such as 0.1"
+            f"{', '.join(map(escape, tables))} (data.val may also be a fraction such as 0.1)"
         )
     table = tables[name]
     for setting in ("image", "label"):

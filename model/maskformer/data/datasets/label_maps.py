@@ -1,4 +1,4 @@
-"""Images with a map of raw values each, wherever they lie."""
+"""Base class of data sets whose labels are a map of raw values per image."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from maskformer.errors import DatasetError, LabelValueError
 
 
 class LabelledImage(NamedTuple):
-    """An image and what belongs to it.
+    """An image and its labels.
 
     Attributes:
-        name: without suffix.
-        image, labels: their files.
-        objects: the file that numbers its objects, if there is one.
-        file_name: of the image, relative to its folder; empty where there is none.
+        name: the name of the image without suffix.
+        image, labels: the files.
+        objects: the file with the object number of each pixel, if there is one.
+        file_name: the path of the image relative to its folder; empty if it is not in a folder.
     """
 
     name: str
@@ -51,20 +51,21 @@ class LabelledImage(NamedTuple):
 
 
 class LabelMaps:
-    """Images and maps of one size, one raw value per class.
+    """Images with label maps of the same size and one raw value per class.
 
-    Each sample has one segment per class present, in the order of the classes; with files of
-    objects, one per object of each thing.
+    A sample has one segment per class that occurs, in the order of the classes. With object files,
+    a thing class has one segment per object.
 
     Args:
-        config: how values become classes.
-        split: which images these are.
-        images: of the split.
-        training: gives those of training, whose labels number the classes where no list does.
-        location: of the labels, for messages.
+        config: how values are mapped to classes.
+        split: the split.
+        images: the images of the split.
+        training: returns the training images. Their labels determine the number of classes if the
+            recipe has no list of classes.
+        location: where the labels are, for messages.
 
     Raises:
-        DatasetError: no classes are found, or the settings do not fit each other.
+        DatasetError: no classes are found, or the settings contradict each other.
     """
 
     def __init__(
@@ -122,18 +123,18 @@ class LabelMaps:
         )
 
     def explain(self, errors: Sequence[LabelValueError]) -> str:
-        """One message for label values outside the classes, gathered from several files."""
+        """Return one message on label values outside of the classes in several files."""
         return explain_label_values(errors, self._labels_config, self.info)
 
-    def look_for_mistakes(self, values: Collection[int]) -> list[str]:
-        """Looks at the raw values of label files; see `suspicious_labels`."""
+    def check_label_values(self, values: Collection[int]) -> list[str]:
+        """Return warnings on the raw values of label files; see `suspicious_labels`."""
         return suspicious_labels(values, self._labels_config, self.info, self._split)
 
     def _to_segments(
         self, values: NDArray[np.integer], file: ImageSource
     ) -> tuple[tuple[int, ...], NDArray[np.int64], NDArray[np.int32]]:
-        """Raw values present and their classes, ascending, and the map that indexes the classes, -1
-        for void.
+        """Return the raw values that occur, their classes `[T]`, both ascending, and the segment
+        map `[H, W]` of indices into the classes, -1 for void.
         """
         present, counts = count_values(values)
         classes_of = self._table.classes(present)
@@ -155,7 +156,7 @@ class LabelMaps:
 def _look_up(
     numbers: NDArray[np.int32], present: NDArray[np.int64], values: NDArray[np.integer]
 ) -> NDArray[np.int32]:
-    """The number of each pixel's value; `numbers` belong to the values present."""
+    """Replace each pixel's value by the number of that value; `numbers` belong to `present`."""
     if present[0] < 0 or present[-1] > LARGEST_VALUE:
         return numbers[np.searchsorted(present, values)]
     table = np.zeros(present[-1] + 1, np.int32)
@@ -166,7 +167,7 @@ def _look_up(
 def _number_classes(
     config: PixelLabels, label_files: Sequence[ImageSource], location: str
 ) -> tuple[str, ...]:
-    """Names the classes by number, up to the largest value that any training label has."""
+    """Name the classes by number, up to the largest value in the training labels."""
 
     def values_of(file: ImageSource) -> set[int]:
         return {*count_values(read_labels(file, max_pixels=config.max_pixels))[0].tolist()}

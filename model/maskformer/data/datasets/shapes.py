@@ -1,9 +1,9 @@
-"""A data set that is drawn, not downloaded: textured ground with simple objects on it.
+"""A generated data set, which needs no download: textured ground with simple objects on it.
 
-Colour, texture and shape all hint at the class, none of them decides alone: light and hue vary,
-some objects have a random hue, objects hide each other, patches of the picture are unlabelled, and
-a few images hold no object or no segment at all. Image `i` of a split depends on the seed, the
-split and `i` only.
+Colour, texture and shape are all related to the class, but none of them determines it: light and
+hue vary, some objects have a random hue, objects occlude each other, areas are unlabelled, and a
+few images have no object or no segment at all. Image `i` of a split depends only on the seed, the
+split and `i`.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ VOID_SHARE = 0.35
 CROWD_SHARE = 0.05
 RANDOM_HUE_SHARE = 0.2
 HUES = (0.0, 0.1, 0.76, 0.47, 0.89)
-"""The usual hue of each thing, as a share of the colour circle."""
+"""The usual hue of each thing, as a fraction of the colour circle."""
 
 
 class Shapes:
-    """Generated panoptic images, `config.image_size` pixels large.
+    """Generated panoptic images of the size `config.image_size`.
 
     Args:
-        config: size, number of images and seed.
-        split: `train` and `val` never share an image.
+        config: the size, the number of images and the seed.
+        split: the split; `train` and `val` have no image in common.
 
     Raises:
-        DatasetError: other channels than RGB are asked for.
+        DatasetError: `config.channels` is not 3.
     """
 
     info = INFO
@@ -68,7 +68,7 @@ class Shapes:
     def __init__(self, config: ShapesConfig, split: Split) -> None:
         if config.channels != 3:
             raise DatasetError(
-                f"data.channels is {config.channels}, and data.format: shapes draws RGB"
+                f"data.channels is {config.channels}, but data.format: shapes draws RGB; expected 3"
             )
         self._size = config.image_size
         self._length = config.train_images if split == "train" else config.val_images
@@ -98,7 +98,7 @@ class Shapes:
 
 @dataclass
 class _Canvas:
-    """What has been drawn so far; a later object hides earlier ones."""
+    """The image and segments drawn so far; later objects occlude earlier ones."""
 
     y: Array
     x: Array
@@ -114,7 +114,7 @@ class _Canvas:
         return len(self.labels) - 1
 
     def visible_segments(self) -> tuple[NDArray[np.int32], list[int], list[bool]]:
-        """Drops segments that ended up hidden altogether."""
+        """Return segments, labels and crowd flags without the segments that are fully occluded."""
         count = len(self.labels)
         seen = np.bincount(self.segments.ravel() + 1, minlength=count + 1)[1:] > 0
         table = np.append(np.where(seen, np.cumsum(seen) - 1, -1), -1).astype(np.int32)
@@ -150,7 +150,7 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> _Canvas:
 
 
 def _paint_ground(rng: np.random.Generator, canvas: _Canvas) -> None:
-    """One to three kinds of stuff, divided by wavy lines."""
+    """Paint one to three kinds of stuff, separated by wavy lines."""
     y, x = canvas.y, canvas.x
     grounds = [str(name) for name in rng.permutation(STUFF[1:])]
     horizon = _wave(rng, x) + rng.uniform(0.2, 0.6) * float(y[-1, 0])
@@ -214,7 +214,7 @@ def _sand(rng: np.random.Generator, canvas: _Canvas, where: Mask) -> Array:
 
 
 def _fog(rng: np.random.Generator, canvas: _Canvas, where: Mask) -> Array:
-    """The look of unlabelled pixels: grey smears."""
+    """The texture of unlabelled pixels: grey smears."""
     smear = np.sin(np.float32(rng.uniform(8, 20)) * (canvas.x[where] + canvas.y[where]))
     gray = int(rng.integers(70, 170))
     return _shade(rng, (gray, gray, gray), 8, 22 * smear + 30 * canvas.grain[where])
@@ -229,7 +229,7 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, _Canvas, Mask], Array]] = {
 
 
 def _paint_void(rng: np.random.Generator, canvas: _Canvas) -> None:
-    """A band of the picture that nobody labelled."""
+    """Paint a band of unlabelled pixels."""
     angle = rng.uniform(0, 3.2)
     across = canvas.x * np.float32(np.cos(angle)) + canvas.y * np.float32(np.sin(angle))
     low, high = float(across.min()), float(across.max())
@@ -250,7 +250,7 @@ def _paint_things(rng: np.random.Generator, canvas: _Canvas) -> None:
 
 
 def _paint_crowd(rng: np.random.Generator, canvas: _Canvas) -> None:
-    """Many small objects under one segment."""
+    """Paint many small objects that form one segment."""
     name = THINGS[int(rng.integers(len(THINGS)))]
     segment = canvas.add(name, crowd=True)
     middle = rng.uniform(0.2, 0.8, 2) * (canvas.y[-1, 0], canvas.x[0, -1])

@@ -1,4 +1,4 @@
-"""Tar files as WebDataset has them: members that differ only in their suffix are a sample."""
+"""WebDataset's tar files (shards): members that differ only in the suffix form a sample."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular
 from maskformer.system.text import escape
 
-MOST_SHARDS = 1 << 20
+MAX_SHARDS = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 _NAME = re.compile(r"((?:[^\0]*/)?[^./\0]+)\.([^/\0]+)")
-"""A sample's name, up to the first dot after the last slash, and the suffix."""
+"""Matches the name of a sample, up to the first dot after the last slash, and the suffix."""
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a shard, as `StoredFile`.
+    """A file in a shard; it implements `StoredFile`.
 
     Attributes:
         shard: the tar file.
-        path: its name there.
-        start, size: where its bytes are.
+        path: the path of the file in it.
+        start, size: the position of its first byte and the number of bytes.
     """
 
     shard: Path
@@ -47,7 +47,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Without folders."""
+        """The file name without folders."""
         return self.path.rpartition("/")[2]
 
     def open(self) -> BinaryIO:
@@ -58,7 +58,7 @@ class Member:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file, as a file; closing it closes the whole."""
+    """A range of bytes of a file as a file object; closing it closes the file."""
 
     def __init__(self, whole: BinaryIO, start: int, size: int) -> None:
         self._whole, self._start, self._size = whole, start, size
@@ -93,11 +93,11 @@ class _Window(io.RawIOBase):
 
 
 class ShardSample(NamedTuple):
-    """The members of one name.
+    """The members of a shard that form a sample.
 
     Attributes:
-        key: the name.
-        members: by their suffix in lower case.
+        key: their common name.
+        members: the members by suffix, in lower case.
     """
 
     key: str
@@ -105,24 +105,24 @@ class ShardSample(NamedTuple):
 
 
 def find_shards(root: Path, patterns: Sequence[str], key: str) -> list[Path]:
-    """The tar files that patterns name, in their order; those of one `*` by name.
+    """Find the tar files that match patterns, in the order of the patterns, then sorted by name.
 
     Args:
-        root: patterns are relative to it.
+        root: the folder that patterns are relative to.
         patterns: names with `{000..099}`, `*` or `?`.
         key: the setting that they come from.
 
     Raises:
-        DatasetError: one is missing or named twice, or there are too many.
+        DatasetError: a file is missing or matched twice, or there are too many.
     """
-    names = [*islice(_expand(patterns), MOST_SHARDS + 1)]
-    if len(names) > MOST_SHARDS:
-        raise DatasetError(f"{key} names more than {MOST_SHARDS:,} shards")
+    names = [*islice(_expand(patterns), MAX_SHARDS + 1)]
+    if len(names) > MAX_SHARDS:
+        raise DatasetError(f"{key} names more than {MAX_SHARDS:,} shards")
     found: list[Path] = []
     for name in names:
         matches = [name]
         if glob.has_magic(name) and not (root / name).is_file():
-            # `Path.glob` takes no pattern that is absolute.
+            # `Path.glob` does not support absolute patterns.
             matches = sorted(glob.glob(name, root_dir=root))  # noqa: PTH207
         files = [root / match for match in matches if (root / match).is_file()]
         if not files:
@@ -149,22 +149,22 @@ def _expand(patterns: Sequence[str]) -> Iterator[str]:
 
 
 def read_shards(shards: Sequence[Path]) -> list[list[ShardSample]]:
-    """What is in tar files, by their headers alone.
+    """List the samples of tar files by reading their headers only.
 
     Raises:
-        DatasetError: one cannot be read, is not whole, or holds a member twice.
+        DatasetError: a file cannot be read, is truncated, or contains a member twice.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return [*track(pool.map(read_shard, shards), len(shards), "Reading shards")]
 
 
 def read_shard(shard: Path) -> list[ShardSample]:
-    """The samples of a tar file in the order in which they begin; the order of members does not
-    matter. Folders, links and hidden files are passed over. Archives that were joined (`cat`) are
-    read one after the other.
+    """List the samples of a tar file in the order of their first members; the members of a sample
+    need not be adjacent. Folders, links and hidden files are skipped. Concatenated archives (`cat`)
+    are read one after the other.
 
     Raises:
-        DatasetError: it cannot be read, is not whole, or holds a member twice.
+        DatasetError: the file cannot be read, is truncated, or contains a member twice.
     """
     samples: dict[str, ShardSample] = {}
     try:
@@ -175,10 +175,10 @@ def read_shard(shard: Path) -> list[ShardSample]:
                 start = _next_archive(stream, end, shard)
     except DatasetError:
         raise
-    except Exception as error:  # of damaged headers, any
+    except Exception as error:  # damaged headers cause errors of any type
         raise DatasetError(
-            f"shard {escape(shard)} cannot be read ({reason(error)}); expected a tar file without "
-            "compression, which would have to be read from its beginning"
+            f"shard {escape(shard)} cannot be read ({reason(error)}); expected an uncompressed tar "
+            "file, because samples are read in any order"
         ) from None
     return [*samples.values()]
 
@@ -186,7 +186,7 @@ def read_shard(shard: Path) -> list[ShardSample]:
 def _read_headers(
     stream: BinaryIO, start: int, shard: Path, samples: dict[str, ShardSample]
 ) -> int:
-    """Adds the samples of the archive that begins at an offset; where its last member ends."""
+    """Add the samples of the archive at offset `start`; return where its last member ends."""
     last = -1
     stream.seek(start)
     with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -201,7 +201,7 @@ def _read_headers(
             sample = samples.setdefault(key, ShardSample(key, {}))
             if suffix.lower() in sample.members:
                 raise DatasetError(
-                    f"shard {escape(shard)} holds {escape(member.name)} twice; make it again"
+                    f"shard {escape(shard)} holds {escape(member.name)} twice; create it again"
                 )
             place = Member(shard, member.name, member.offset_data, member.size)
             sample.members[suffix.lower()] = place
@@ -209,14 +209,14 @@ def _read_headers(
 
 
 def _next_archive(stream: BinaryIO, end: int, shard: Path) -> int | None:
-    """Where another archive begins behind the zeros that end one; None where only zeros follow."""
+    """Return the offset of the next archive after the zeros that end one, or None at the end."""
     stream.seek(end)
     block = stream.read(BLOCK)
-    # tarfile takes a header that it cannot read for the end.
+    # tarfile treats a header that it cannot read as the end of the archive.
     if len(block) < BLOCK or any(block):
         raise DatasetError(
-            f"shard {escape(shard)} is damaged or cut off behind byte {end:,}: a tar file ends "
-            "with blocks of zeros, behind which only another one may follow; copy or make it again"
+            f"shard {escape(shard)} is damaged or cut off after byte {end:,}: a tar file ends with "
+            "blocks of zeros, after which only another tar file may follow; copy or create it again"
         )
     while not any(block):
         end += len(block)

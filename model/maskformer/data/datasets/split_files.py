@@ -1,4 +1,4 @@
-"""Which images of a folder make a split, and the label file of each."""
+"""The images of a folder that form a split, with their label files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 def folders_of(config: FolderConfig, split: Split) -> FolderSplit:
-    """The folders of a split; where `val` is a share of `train`, those of `train`."""
+    """Return the folders of a split; if `val` is a fraction of `train`, those of `train`."""
     return config.val if split == "val" and isinstance(config.val, FolderSplit) else config.train
 
 
 def split_files(config: FolderConfig, split: Split) -> Pairs:
-    """The images of a split with their label files, sorted by name.
+    """Return the images of a split with their label files, sorted by name.
 
     Raises:
-        DatasetError: a folder is missing or empty, an image lacks its label file or shares it with
-            another, or a list names images that are not there.
+        DatasetError: a folder is missing or empty, an image has no label file or shares it with
+            another image, or a list names images that do not exist.
     """
     if isinstance(config.val, float):
         pairs, notes = _pairs_of(config, "train")
@@ -42,22 +42,25 @@ def split_files(config: FolderConfig, split: Split) -> Pairs:
 def take_share(
     items: Sequence[T], share: float, seed: int, split: Split, name: Callable[[T], str]
 ) -> list[T]:
-    """One of two splits of a set, in its order. Names decide, so that neither the order of files
-    nor further ones move many between the splits; at least one is in each.
+    """Divide a set at random, and return the items of one split in their order.
+
+    The choice depends on the names, so that few items move to the other split if the order changes
+    or items are added. Each split has at least one item.
 
     Args:
         items: the whole set.
-        share: what `val` gets of it, in 0..1.
-        seed: of the choice.
-        name: what an item is called.
+        share: the fraction that `val` gets, in 0..1.
+        seed: the seed of the choice.
+        split: the split to return.
+        name: returns the name of an item.
 
     Raises:
-        DatasetError: there are fewer than two.
+        DatasetError: there are fewer than two items.
     """
     if len(items) < 2:
         raise DatasetError(
-            f"data.val: {share} of {counted(len(items), 'image')} leaves a split empty; name a "
-            "split of its own"
+            f"data.val: {share} of {counted(len(items), 'image')} leaves a split empty; set "
+            "data.val to separate validation data"
         )
     draw = sorted(range(len(items)), key=lambda k: derive_seed(seed, "split", name(items[k])))
     taken = {*draw[: min(max(round(share * len(items)), 1), len(items) - 1)]}
@@ -80,7 +83,7 @@ def _pairs_of(config: FolderConfig, split: Split) -> Pairs:
         split,
         config.image_suffix,
         config.label_suffix,
-        skip=lambda name: any(_fits(name, pattern) for pattern in folders.exclude),
+        skip=lambda name: any(_matches(name, pattern) for pattern in folders.exclude),
         select=lambda found: _select(found, config.root, folders, f"data.{split}.list"),
     )
     objects = None if folders.objects is None else config.root / folders.objects
@@ -88,7 +91,9 @@ def _pairs_of(config: FolderConfig, split: Split) -> Pairs:
 
 
 def _select(found: NamedFiles, root: Path, folders: FolderSplit, key: str) -> dict[str, NamedFile]:
-    """The images that a list names, in any order: the whole line, or else its first word."""
+    """Return the images that a list file names, one per line: by the whole line if that is the name
+    of an image, otherwise by its first word.
+    """
     if folders.list is None:
         return found.files
     file = root / folders.list
@@ -107,26 +112,27 @@ def _select(found: NamedFiles, root: Path, folders: FolderSplit, key: str) -> di
     wanted = [line if line in stems else line.split()[0] for line in wanted]
     missing = [name for name in wanted if name not in stems]
     if not wanted:
-        raise DatasetError(f"{key}: {file} lists no image, expected one name per line")
+        raise DatasetError(f"{key}: {file} lists no images, expected one name per line")
     if missing:
         raise DatasetError(
             f"{key}: {len(missing)} of {len(wanted)} names in {file}, first "
-            f"{escape(missing[0])}, are not in {folders.images}; expected names below that folder, "
-            "with or without suffix"
+            f"{escape(missing[0])}, are not in {folders.images}; expected names relative to that "
+            "folder, with or without suffix"
         )
     picked = {stems[name] for name in wanted}
     return {stem: image for stem, image in found.files.items() if stem in picked}
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(part, pattern) for part in (name, name.rpartition("/")[2]))
 
 
 def _check_patterns(names: Sequence[str], patterns: Sequence[str], key: str) -> None:
     for pattern in patterns:
-        count = sum(_fits(name, pattern) for name in names)
+        count = sum(_matches(name, pattern) for name in names)
         if count in (0, len(names)):
             raise DatasetError(
-                f"{key}: the pattern '{pattern}' fits {'every' if count else 'no'} file; patterns "
-                "such as '*_old.jpg' or 'day2/*' are compared with names below the images' folder"
+                f"{key}: the pattern '{pattern}' matches {'every' if count else 'no'} file; "
+                "patterns such as '*_old.jpg' or 'day2/*' are compared with the names relative to "
+                "the folder of the images"
             )

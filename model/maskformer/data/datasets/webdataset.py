@@ -1,4 +1,4 @@
-"""Images and label files in WebDataset's shards, read at any place and not one after the other."""
+"""Images and label files in WebDataset's shards, with random access instead of streaming."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ SHOWN = 8
 class WebDataset(LabelMaps):
     """The samples of a split, in the order of its shards.
 
-    Where each member is, is known from the headers of all shards. So a sample can be had by its
-    number: order, resuming and the shares of processes and workers are those of any data set.
+    The headers of all shards are read first, to find the position of each member. So samples can be
+    read by index, and are shuffled, resumed and divided among processes and workers like those of
+    any other data set.
 
     Args:
-        config: the shards, the suffixes of their members, and how values become classes.
-        split: which shards.
+        config: the shards, the suffixes of their members, and how values are mapped to classes.
+        split: the split.
 
     Attributes:
         shards: the tar files.
-        notes: a line that counts the members that are no image, no labels and no objects.
+        notes: a note on members that are neither images nor labels nor objects, if there are any.
 
     Raises:
         DatasetError: a shard is missing or damaged, or a sample lacks a member.
@@ -50,20 +51,21 @@ class WebDataset(LabelMaps):
 
     @property
     def files(self) -> list[tuple[Member, ...]]:
-        """Each image and its labels, and its objects if there are such members."""
+        """The images, each with its labels and, if there are such members, its objects."""
         return [self._samples.members(k) for k in range(len(self))]
 
 
 @dataclass(frozen=True, eq=False)
 class _Samples(Sequence[LabelledImage]):
-    """N samples of M members each; flat arrays, since workers would copy many small objects.
+    """N samples of M members each, in flat arrays, because every worker process would copy many
+    small Python objects.
 
     Attributes:
         shards: the tar files.
-        shard: `[N]`, which of them.
-        places: `[N, M, 2]`, start and size of each member.
-        texts: of each sample its name and those of its members, with NUL between them.
-        spans: `[N, 2]`, where those of a sample begin and end.
+        shard: `[N]`, the index of each sample's tar file.
+        places: `[N, M, 2]`, the start and size of each member.
+        texts: for each sample, its name and those of its members, separated by NUL.
+        spans: `[N, 2]`, the start and end of each sample's names in `texts`.
     """
 
     shards: Sequence[Path]
@@ -109,7 +111,7 @@ class _Samples(Sequence[LabelledImage]):
 
 
 def _open(config: WebDatasetConfig, split: Split) -> tuple[_Samples, list[Path], tuple[str, ...]]:
-    """The samples of a split, its shards, and what was left out of them."""
+    """Return the samples of a split, its shards, and notes on the members that are not used."""
     own: Split = "train" if isinstance(config.val, float) else split
     patterns = config.train if isinstance(config.val, float) or split == "train" else config.val
     shards = find_shards(config.root, patterns, f"data.{own}")
@@ -117,17 +119,17 @@ def _open(config: WebDatasetConfig, split: Split) -> tuple[_Samples, list[Path],
     if isinstance(config.val, float):
         taken = take_share(range(len(samples)), config.val, config.seed, split, samples.name)
         samples = samples.take(taken)
-    notes = (f"left out of {escape(config.root)}: {count_names(others, 'of another type')}",)
+    notes = (f"skipped in {escape(config.root)}: {count_names(others, 'of another type')}",)
     return samples, shards, notes if others else ()
 
 
 def _index(
     shards: Sequence[Path], contents: Sequence[Sequence[ShardSample]], config: WebDatasetConfig
 ) -> tuple[_Samples, list[str]]:
-    """All samples, and the members that are not taken.
+    """Return all samples, and the names of the members that are not used.
 
     Raises:
-        DatasetError: there is no sample, or one lacks a member.
+        DatasetError: there are no samples, or a sample lacks a member.
     """
     wanted = config.members
     shard_of: list[int] = []
@@ -143,7 +145,7 @@ def _index(
                 continue
             if len(found) < len(members):
                 key = [*wanted][members.index(None)]
-                raise DatasetError(_lacking(shards[number], sample, key, wanted[key]))
+                raise DatasetError(_missing_member(shards[number], sample, key, wanted[key]))
             shard_of.append(number)
             places.append([(member.start, member.size) for member in found])
             names = "\0".join([sample.key, *(member.path for member in found)])
@@ -152,7 +154,7 @@ def _index(
         shown = dict.fromkeys(s for samples in contents for x in samples for s in x.members)
         raise DatasetError(
             f"data.image: no shard under {escape(config.root)} has an image .{wanted['image'][0]}; "
-            f"suffixes there, from the first dot of a name on: {_listing([*shown])}"
+            f"the suffixes (from the first dot of a name on) are {_listing([*shown])}"
         )
     ends = np.cumsum([0, *map(len, texts)])
     spans = np.stack([ends[:-1], ends[1:]], 1)
@@ -164,11 +166,11 @@ def _first(sample: ShardSample, suffixes: Sequence[str]) -> Member | None:
     return next((sample.members[s] for s in suffixes if s in sample.members), None)
 
 
-def _lacking(shard: Path, sample: ShardSample, key: str, suffixes: Sequence[str]) -> str:
+def _missing_member(shard: Path, sample: ShardSample, key: str, suffixes: Sequence[str]) -> str:
     return (
-        f"data.{key}: shard {escape(shard)} has no member {escape(sample.key)}.{suffixes[0]}; of "
-        f"that name it has {_listing([*sample.members])}: a sample must be in one shard, with all "
-        "its members"
+        f"data.{key}: shard {escape(shard)} has no member {escape(sample.key)}.{suffixes[0]}; with "
+        f"that name it has {_listing([*sample.members])}: all members of a sample must be in one "
+        "shard"
     )
 
 

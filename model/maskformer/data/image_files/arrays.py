@@ -1,4 +1,4 @@
-"""Files whose bands or depth Pillow cannot represent: NumPy's, TIFF and 16-bit colour PNG."""
+"""Image files whose bands or bit depth Pillow cannot represent: NumPy, TIFF and 16-bit RGB PNG."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 256, 257, 258, 277, 339
-"""TIFF's tags."""
+"""Tags of TIFF files."""
 NPY_MARK = b"\x93NUMPY"
 _REAL_KINDS = "buif"
-"""NumPy's letters: bool, unsigned and signed integers, floats."""
+"""NumPy's dtype kinds: bool, unsigned and signed integers, floats."""
 
 
 class Bands(NamedTuple):
-    """An image as it is stored.
+    """The bands of an image as they are stored.
 
     Attributes:
         values: `[H, W, C]`, any real dtype.
         tag: the EXIF orientation.
-        alpha: the last band is opacity.
-        top: the largest value of the depth that the file states.
+        alpha: whether the last band is an alpha channel.
+        top: the largest value at the bit depth that the file states.
     """
 
     values: Values
@@ -45,11 +45,11 @@ class ExtraMissingError(Exception):
 
 
 def read_npy(stream: BinaryIO, max_pixels: int) -> Bands:
-    """An array `[H, W]`, `[H, W, C]` or `[C, H, W]`: of the first and the last axis, the shorter
-    one is that of the bands.
+    """Read an array `[H, W]`, `[H, W, C]` or `[C, H, W]`. The shorter one of the first and the last
+    axis is taken for the bands.
 
     Raises:
-        ValueError, PixelLimitError: another shape or dtype, too large, or damaged.
+        ValueError, PixelLimitError: the file has another shape or dtype, is too large, or damaged.
     """
     _, first = npy_size(stream, max_pixels)
     stream.seek(0)
@@ -58,7 +58,7 @@ def read_npy(stream: BinaryIO, max_pixels: int) -> Bands:
 
 
 def npy_size(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, int], bool]:
-    """Height and width by the header of an array, and whether its bands come first.
+    """Read height and width from the header of an array, and whether its bands come first.
 
     Raises:
         ValueError, PixelLimitError: as `read_npy`.
@@ -81,15 +81,17 @@ def npy_size(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, int], bool]:
 
 
 def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) -> Bands:
-    """The first image of a TIFF, or all, where each of them is one band.
+    """Read the first image of a TIFF, or all its images if each of them is one band.
 
     Args:
-        fits: tells by the number of bands whether it is the wanted one.
+        stream: the file.
+        fits: returns whether an image with this number of bands is the expected one.
+        max_pixels: the limit of height times width.
 
     Raises:
-        ExtraMissingError: it needs tifffile, which is not installed.
-        PixelLimitError: too large.
-        Exception: of any type, where the file is damaged.
+        ExtraMissingError: tifffile is needed and not installed.
+        PixelLimitError: the image is too large.
+        Exception: any type, if the file is damaged.
     """
     with _opened_tiff(stream) as tiff:
         source = _source(tiff, fits)
@@ -104,7 +106,8 @@ def read_tiff(stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int) ->
 def tiff_size(
     stream: BinaryIO, fits: Callable[[int], bool], max_pixels: int
 ) -> tuple[tuple[int, int], int]:
-    """Height and width as stored, and the EXIF orientation, of what `read_tiff` would read.
+    """Return height and width as stored, and the EXIF orientation, of the image that `read_tiff`
+    would read.
 
     Raises:
         As `read_tiff`.
@@ -122,7 +125,7 @@ def _opened_tiff(stream: BinaryIO) -> TiffFile:
 
 
 def _source(tiff: TiffFile, fits: Callable[[int], bool]) -> TiffPage | TiffPageSeries:
-    """The first image, or all of them as bands."""
+    """Return the first image, or the series of all images if they are its bands."""
     page, series = tiff.pages.first, tiff.series[0]
     stacked = series.ndim == 3 and series.axes.endswith("YX") and not fits(page.samplesperpixel)
     return series if stacked else page
@@ -131,7 +134,7 @@ def _source(tiff: TiffFile, fits: Callable[[int], bool]) -> TiffPage | TiffPageS
 def _checked_size(
     source: TiffPage | TiffPageSeries, max_pixels: int
 ) -> tuple[tuple[int, int], bool]:
-    """Height and width, and whether the bands come first."""
+    """Return height and width, and whether the bands come first."""
     axes, shape, dtype = source.axes, source.shape, source.dtype
     if dtype is None or dtype.kind not in _REAL_KINDS:
         raise ValueError(f"it has values of {dtype}, expected real numbers")
@@ -150,10 +153,10 @@ def _tiff_tag(tiff: TiffFile) -> int:
 
 
 def read_deep_png(stream: BinaryIO, tag: int) -> Bands:
-    """A colour PNG of 16 bits, of which Pillow keeps the upper byte.
+    """Read a 16-bit colour PNG, of which Pillow would keep only the upper bytes.
 
     Raises:
-        ExtraMissingError: it needs imagecodecs, which is not installed.
+        ExtraMissingError: imagecodecs is needed and not installed.
         RuntimeError: the file is damaged.
     """
     try:
@@ -166,7 +169,7 @@ def read_deep_png(stream: BinaryIO, tag: int) -> Bands:
 
 
 def has_deep_colors(image: Image.Image) -> bool:
-    """Whether it is a PNG, not yet loaded, of which Pillow would keep the upper byte."""
+    """Whether an unloaded image is a PNG of which Pillow would keep only the upper bytes."""
     return (
         image.format == "PNG"
         and len(image.getbands()) > 1
@@ -175,37 +178,41 @@ def has_deep_colors(image: Image.Image) -> bool:
 
 
 def is_reduced(image: Image.Image) -> bool:
-    """Whether it is a TIFF of which Pillow keeps only some bands or the upper byte."""
+    """Whether an image is a TIFF of which Pillow keeps only some bands or the upper bytes."""
     samples = samples_of(image)
     return samples > 1 and (samples != len(image.getbands()) or bits_of(image) > 8)
 
 
 def bits_of(image: Image.Image) -> int:
-    """Bits of a band that a TIFF stores; 1 of other formats."""
+    """Return the bits per band of a TIFF; 1 for other formats."""
     bits: int = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
     return bits
 
 
 def samples_of(image: Image.Image) -> int:
-    """Bands that a TIFF stores; 1 of other formats."""
+    """Return the number of bands of a TIFF; 1 for other formats."""
     samples: int = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 1)
     return samples
 
 
 def sample_format(image: Image.Image) -> int:
-    """Of a TIFF: 1 for unsigned integers, 2 for signed ones, 3 for floats; 1 of other formats."""
+    """Return the sample format of a TIFF: 1 for unsigned integers, 2 for signed integers, 3 for
+    floats; 1 for other formats.
+    """
     kind: int = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,))[0]
     return kind
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an image that is not yet loaded; Pillow says those of a turned TIFF."""
+    """Return height and width, as stored, of an image that is not yet loaded. Pillow's own values
+    include the orientation of a TIFF.
+    """
     tags = getattr(image, "tag_v2", {})
     return tags.get(_HEIGHT, image.height), tags.get(_WIDTH, image.width)
 
 
 def states_12_bits(image: Image.Image) -> bool:
-    """Whether a TIFF stores one band of 12 bits."""
+    """Whether an image is a TIFF with a single 12-bit band."""
     return getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()) == (12,)
 
 

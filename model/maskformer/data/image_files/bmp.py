@@ -1,4 +1,4 @@
-"""BMP files with a grey palette, of which Pillow leaves out the palette and forgets the depth."""
+"""BMP files with a grey palette, for which Pillow ignores the palette and the bit depth."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from PIL import ImageFile, ImagePalette
 
 _SIZE_OF_HEADER, _OLDEST_HEADER = 14, 12
 _RAW_MODES = {1: "P;1", 4: "P;4", 8: "P"}
-"""Pillow's name of packed palette indices, by their bits."""
+"""Pillow's raw mode of palette indices, by their bits."""
 _PALETTES = {"1": bytes((0, 0, 0, 255, 255, 255)), "L": bytes(v for v in range(256) for _ in "RGB")}
-"""Those that it leaves out, by the mode that it says instead."""
+"""The palettes that Pillow ignores, by the mode that it reports instead."""
 
 
 def restore_palette(image: ImageFile.ImageFile, stream: BinaryIO) -> None:
-    """Has the pixels read by the bits that the file states. Pillow reads them as 8 bits, or as one
-    where the palette is black and white.
+    """Make Pillow read the pixels with the bit depth that the file states. By itself, it reads them
+    as 8 bits, or as 1 bit if the palette is black and white.
 
     Args:
-        image: of `stream`, not yet loaded.
+        image: the image, opened but not yet loaded.
+        stream: its file.
     """
     if image.format != "BMP" or image.mode not in _PALETTES:
         return
-    if image.tile[0].codec_name != "raw":  # run lengths are of whole bytes
+    if image.tile[0].codec_name != "raw":  # run-length encoded pixels have whole bytes
         return
     tile, bits = image.tile[0], _bits(stream)
     if bits == {"1": 1, "L": 8}[image.mode] or not isinstance(tile.args, tuple):

@@ -1,4 +1,4 @@
-"""Values of any depth as 8 bits."""
+"""Conversion of values of any bit depth to 8 bits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class ValueScale:
-    """Which values become 0 and 255.
+    """The values that are mapped to 0 and 255.
 
     Args:
         value_range: `data.value_range`.
-        percentiles: `data.percentiles`, of each band of an image.
+        percentiles: `data.percentiles`, computed for each band of each image.
     """
 
     value_range: tuple[float, float] | None = None
@@ -29,16 +29,17 @@ class ValueScale:
         return self.value_range is not None or self.percentiles is not None
 
     def to_uint8(self, values: Values, top: float | None = None) -> NDArray[np.uint8]:
-        """`[H, W, C]` of any real dtype to uint8; values beyond the range become 0 and 255, and
-        NaN 0.
+        """Convert values `[H, W, C]` of any real dtype to uint8. Values outside of the range become
+        0 or 255, and NaN becomes 0.
 
         Args:
-            top: the largest value of the depth that a file states; left out, that of 16 bits for
-                integers and of 8 for floats.
+            values: the values.
+            top: the largest value at the bit depth that the file states; by default, 65535 for
+                integers and 255 for floats.
 
         Raises:
-            ValueError: no range is given, and by its depth alone the image would be beyond it, or
-                lose most of its levels.
+            ValueError: no range is given, and values are outside of 0..top, or cover so little of
+                it that most of their levels would be lost.
         """
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * 255
@@ -59,18 +60,18 @@ def _by_depth(values: Values, top: float | None) -> NDArray[np.uint8]:
     finite = _finite(values)
     low, high = (finite.min().item(), finite.max().item()) if finite.size else (math.nan, math.nan)
     fits = finite.size == values.size and low >= 0 and high <= top
-    # One value has no contrast to lose.
+    # A constant image has no contrast to lose.
     if not fits or 0 < high - low < (top + 1) / 4:
-        left = (
+        levels = (
             f", which would leave {int((high - low) * 256 / top) + 1} of 256 levels" if fits else ""
         )
         raise ValueError(
             f"{values.dtype.name} values from {low:g} to {high:g}"
-            + (" and some that are not finite" if finite.size < values.size else left)
+            + (" and some that are not finite" if finite.size < values.size else levels)
             + "; set data.value_range to the lowest and the highest value of the data set, such as "
             + likely_range(low, high)
-            + ", or data.percentiles: [2, 98] to stretch each image by itself"
-            + (f" (value_range [0, {top:g}] takes this one as it is)" if fits else "")
+            + ", or data.percentiles: [2, 98] to stretch each image separately"
+            + (f" (value_range [0, {top:g}] uses this image as it is)" if fits else "")
         )
     if floating:
         return values.astype(np.uint8)
@@ -82,7 +83,7 @@ def _finite(values: Values) -> Values:
 
 
 def likely_range(low: float, high: float) -> str:
-    """A range that holds the values, as data sets have it: `data.value_range` as YAML."""
+    """Return a plausible `data.value_range` that contains the values, as YAML."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "[0, 1]"
     if low < 0:

@@ -1,6 +1,6 @@
-"""Label maps in MATLAB files, as COCO-Stuff-10K has them.
+"""Label maps in MATLAB files, as in COCO-Stuff-10K.
 
-SciPy reads such files too, but believes them: one wrong byte can end the process.
+SciPy also reads such files, but trusts them: a single wrong byte can crash the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from maskformer.data.image_files.opening import check_pixels
 
 SUFFIX = ".mat"
 VARIABLE = "S"
-"""COCO-Stuff's name of the label map."""
+"""The name of the label map in COCO-Stuff's files."""
 _HDF5_TEXT, _HDF5_MARK = b"MATLAB 7.3", b"\x89HDF\r\n\x1a\n"
 ByteOrder = Literal["<", ">"]
 _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"IM": "<", b"MI": ">"}
@@ -36,19 +36,21 @@ _TYPES = {
     12: "i8",
     13: "u8",
 }
-"""NumPy's name of each type of stored numbers."""
+"""NumPy's name of each MATLAB data type."""
 _NUMBERS, _IS_COMPLEX = range(6, 16), 0x800
-"""Classes of arrays: double, single and integers of 8 to 64 bits; and a flag."""
+"""The array classes of numbers (double, single, integers of 8 to 64 bits), and the flag of complex
+arrays.
+"""
 
 
 def read_mat(stream: BinaryIO, max_pixels: int) -> NDArray[np.integer]:
-    """The variable `S` of a file of the versions 5 to 7.3, `[H, W]`, any integer dtype.
+    """Read the variable `S` of a MATLAB file of version 5 to 7.3 as `[H, W]` of any integer dtype.
 
     Raises:
-        ValueError: there is no such variable, it is no map of whole numbers, or the file is
+        ValueError: there is no such variable, it is not a map of whole numbers, or the file is
             damaged.
-        PixelLimitError: it is larger than `max_pixels`.
-        Exception: of any type, where the file is damaged.
+        PixelLimitError: the map has more than `max_pixels`.
+        Exception: any type, if the file is damaged.
     """
     mark = stream.read(10)
     stream.seek(0)
@@ -57,12 +59,12 @@ def read_mat(stream: BinaryIO, max_pixels: int) -> NDArray[np.integer]:
     if values.dtype.kind == "f" and (np.isfinite(values) & (values == np.floor(values))).all():
         return values.astype(np.int64)
     if values.dtype.kind not in "iu":
-        raise ValueError(f"its variable {VARIABLE} is of {values.dtype}, expected whole numbers")
+        raise ValueError(f"its variable {VARIABLE} is {values.dtype}, expected whole numbers")
     return values
 
 
 class _Element(NamedTuple):
-    """A piece of the file: what it is, where its content begins, and where the next piece does."""
+    """A data element of the file: its type, the start and size of its content, and its end."""
 
     kind: int
     start: int
@@ -71,22 +73,24 @@ class _Element(NamedTuple):
 
 
 class _Matrix(NamedTuple):
-    """An array as it is stored; packed, with its tag."""
+    """An array as it is stored; if it is compressed, including its tag."""
 
     stored: bytes
-    packed: bool
+    compressed: bool
 
     def first(self, size: int) -> memoryview:
-        """The content up to `size`, or more: a few packed bytes may become gigabytes."""
-        if not self.packed:
+        """Return at least the first `size` bytes of the content. Not all of it is decompressed,
+        because a few bytes may expand to gigabytes.
+        """
+        if not self.compressed:
             return memoryview(self.stored)
         return memoryview(zlib.decompressobj().decompress(self.stored, _TAG + size))[_TAG:]
 
 
 def _element(data: memoryview, at: int, order: ByteOrder) -> _Element:
-    """The piece that begins at an offset of `data`."""
+    """Return the data element at an offset of `data`."""
     kind, size = struct.unpack_from(f"{order}2I", data, at)
-    if kind >> 16:  # up to four bytes follow in the same eight
+    if kind >> 16:  # the small format, with up to four bytes of content in the tag itself
         return _Element(kind & 0xFFFF, at + 4, min(kind >> 16, 4), at + 8)
     return _Element(kind, at + 8, size, at + 8 + (size + 7) // 8 * 8)
 
@@ -95,7 +99,7 @@ def _read_version_5(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
     header = stream.read(_HEADER)
     order = _BYTE_ORDERS.get(header[126:128])
     if order is None:
-        raise ValueError("it is no MATLAB file of the versions 5 to 7.3")
+        raise ValueError("it is not a MATLAB file of version 5 to 7.3")
     names = []
     for name, matrix in _matrices(stream, order):
         if name == VARIABLE:
@@ -105,7 +109,7 @@ def _read_version_5(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
 
 
 def _matrices(stream: BinaryIO, order: ByteOrder) -> Iterator[tuple[str, _Matrix]]:
-    """The arrays and their names."""
+    """Yield the arrays with their names."""
     while tag := stream.read(_TAG):
         kind, size = struct.unpack(f"{order}2I", tag)
         stored = stream.read(size)
@@ -133,24 +137,24 @@ def _numbers(matrix: _Matrix, order: ByteOrder, max_pixels: int) -> NDArray[Any]
     dtype = np.dtype(_TYPES[content.kind]).newbyteorder(order)
     if content.size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"its variable {VARIABLE} has {content.size} bytes, not {list(shape)}")
-    # A little more, or the checksum at the end would not be reached.
+    # Read a little further, so that the checksum at the end is verified.
     data = matrix.first(content.start + content.size + _LONGEST_HEAD)
     values = np.frombuffer(data, dtype, math.prod(shape), content.start)
     return values.reshape(shape, order="F").astype(dtype.newbyteorder("="))
 
 
 def _read_hdf5(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
-    """Version 7.3, whose arrays are stored the other way round."""
+    """Read version 7.3, which is HDF5 and stores arrays transposed."""
     try:
         import h5py
     except ImportError:
         raise ValueError(
-            "it is of MATLAB's version 7.3, for which h5py is needed: pip install h5py, or save it "
-            "with MATLAB's option '-v7'"
+            "it has MATLAB's version 7.3, which needs h5py: pip install h5py, or save it with "
+            "MATLAB's option '-v7'"
         ) from None
     with h5py.File(stream, "r") as file:
         link = file.get(VARIABLE, getlink=True)
-        # Links and external storage could name any other file of the computer.
+        # Links and external storage could refer to any other file of the computer.
         found = file[VARIABLE] if isinstance(link, h5py.HardLink) else None
         if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
             raise ValueError(_no_variable(list(file)))
@@ -167,6 +171,6 @@ def _check_map(shape: tuple[int, ...], max_pixels: int, *, plain: bool) -> None:
     if len(shape) != 2 or not plain or min(shape) < 1:
         raise ValueError(
             f"its variable {VARIABLE} has the size {list(shape)}"
-            f"{'' if plain else ' and holds no plain numbers'}, expected numbers [H, W]"
+            f"{'' if plain else ' and does not hold real numbers'}, expected numbers [H, W]"
         )
     check_pixels(shape[1], shape[0], max_pixels)

@@ -1,4 +1,4 @@
-"""Opening files that may be no images, with messages that name them."""
+"""Opening of image files, with error messages that name the file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from maskformer.system.text import escape
 FORMATS = (
     "JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA"
 )  # fmt: skip
-"""What images and labels may be, whatever their suffix says. Among the others that Pillow opens are
-some that start programs, as EPS does. TGA is the last because it has no mark to know it by."""
+"""The accepted formats of images and labels, whatever their suffix. Pillow supports others, but
+some of them run programs, such as EPS. TGA comes last because it has no signature."""
 FILE_LIMIT = 1024**3
-"""Bytes of an image file; some decoders read it whole."""
+"""Limit of an image file in bytes, because some decoders read the whole file into memory."""
 
 
 class StoredFile(Protocol):
-    """An image file that lies in another one, such as a row of a table. Its text is a name for
-    messages.
+    """An image file inside another file, such as in a row of a table. `str()` of it gives a name
+    for messages.
     """
 
     def open(self) -> BinaryIO:
-        """Its content; may raise an error of any type."""
+        """Open its content; may raise an error of any type."""
 
 
 ImageSource = Path | StoredFile
@@ -42,14 +42,15 @@ ImageSource = Path | StoredFile
 def opened(
     file: ImageSource, what: str, max_pixels: int = MAX_PIXELS
 ) -> Iterator[ImageFile.ImageFile]:
-    """An image, not yet loaded.
+    """Open an image without loading its pixels.
 
     Args:
-        what: what it should be, such as `label`, for messages.
-        max_pixels: of the image.
+        file: the file.
+        what: the kind of file, such as `label`, for messages.
+        max_pixels: the limit of height times width.
 
     Raises:
-        DatasetError: whatever goes wrong with the file or its pixels.
+        DatasetError: in place of any error, also of those that the block raises.
     """
     with opened_stream(file, what) as stream, open_image(stream, max_pixels) as image:
         yield image
@@ -57,7 +58,7 @@ def opened(
 
 @contextmanager
 def opened_stream(file: ImageSource, what: str) -> Iterator[BinaryIO]:
-    """A regular file; as `opened`, whatever goes wrong with it becomes a `DatasetError`."""
+    """Open a regular file. As in `opened`, any error becomes a `DatasetError`."""
     name = escape(file)
     try:
         with open_regular(file, FILE_LIMIT) if isinstance(file, Path) else file.open() as stream:
@@ -68,7 +69,7 @@ def opened_stream(file: ImageSource, what: str) -> Iterator[BinaryIO]:
         raise
     except FileNotFoundError:
         raise DatasetError(f"{what} file {name} does not exist") from None
-    except Exception as error:  # broken files make decoders raise any type
+    except Exception as error:  # broken files make decoders raise errors of any type
         raise DatasetError(
             f"{what} file {name} cannot be read ({reason(error)}); it is broken or not an image: "
             "replace or remove it"
@@ -80,19 +81,19 @@ class PixelLimitError(Exception):
 
     def __init__(self, pixels: object, max_pixels: int) -> None:
         super().__init__(
-            f"{pixels} pixels, more than data.max_pixels: {max_pixels} allows; make it smaller, "
-            "cut it, or raise data.max_pixels if the file can be trusted"
+            f"{pixels} pixels, more than data.max_pixels: {max_pixels} allows; resize or crop it, "
+            "or raise data.max_pixels if the file can be trusted"
         )
 
 
 def open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    """Pillow's image, not yet loaded.
+    """Open an image with Pillow without loading its pixels.
 
     Raises:
-        PixelLimitError: it has more pixels.
-        Exception: of any type.
+        PixelLimitError: it has more than `max_pixels`.
+        Exception: any type, if the file is damaged.
     """
-    _let_pillow_read(max_pixels)
+    _raise_pillow_limit(max_pixels)
     try:
         image = Image.open(stream, formats=formats())
     except Image.DecompressionBombError as error:
@@ -104,10 +105,11 @@ def open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Refuses images of no pixel, and of too many.
+    """Check the size of an image.
 
     Raises:
-        ValueError, PixelLimitError: it is one.
+        ValueError: it has no pixels.
+        PixelLimitError: it has more than `max_pixels`.
     """
     if not width or not height:
         raise ValueError(f"it has {width}x{height} pixels")
@@ -115,21 +117,23 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise PixelLimitError(f"{width}x{height} = {width * height}", max_pixels)
 
 
-def _let_pillow_read(max_pixels: int) -> None:
-    """Raises the limit that Pillow has for the whole process: beyond, it warns of an attack."""
+def _raise_pillow_limit(max_pixels: int) -> None:
+    """Raise Pillow's limit of pixels, which applies to the whole process. Above it, Pillow would
+    warn of a decompression bomb.
+    """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow knows."""
+    """Return those of `FORMATS` that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def reason(error: Exception) -> str:
-    """What an error of any type says, in one line."""
+    """Return the message of an error of any type in one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"its content is none of {', '.join(formats())}"
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""The EXIF orientation of images, and what it means for their labels."""
+"""The EXIF orientation of images, and the orientation of their labels."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from maskformer.system.text import escape
 T = TypeVar("T", bound=np.generic)
 OrientationRule = Literal["apply", "ignore"] | None
 UPRIGHT = 1
-_MEANING = {
+_DESCRIPTION = {
     2: "mirrored",
-    3: "turned by 180 degrees",
+    3: "rotated by 180 degrees",
     4: "mirrored upside down",
-    5: "mirrored and turned by 90 degrees",
-    6: "turned by 90 degrees",
-    7: "mirrored and turned by 90 degrees",
-    8: "turned by 90 degrees",
+    5: "mirrored and rotated by 90 degrees",
+    6: "rotated by 90 degrees",
+    7: "mirrored and rotated by 90 degrees",
+    8: "rotated by 90 degrees",
 }
 _QUARTER = frozenset({5, 6, 7, 8})
-"""Those that exchange height and width."""
+"""The orientations that swap height and width."""
 _INVERSE = {6: 8, 8: 6}
-"""The others undo themselves."""
+"""The inverse of each orientation; the others are their own inverse."""
 
 
 def load_as_stored(image: Image.Image) -> tuple[Image.Image, int]:
-    """The pixels as the file stores them, and the orientation that it states, 1 (upright) to 8."""
+    """Return the pixels as stored in the file, and its EXIF orientation, 1 (upright) to 8."""
     tag = stated_tag(image)
     image.load()
-    if (
-        tag != UPRIGHT and stated_tag(image) == UPRIGHT
-    ):  # Pillow turns some TIFFs when it loads them
+    # Pillow applies the orientation of some TIFFs while loading them.
+    if tag != UPRIGHT and stated_tag(image) == UPRIGHT:
         image = turn_image(image, _INVERSE.get(tag, tag))
     return image, stated_tag(image) if tag == UPRIGHT else tag
 
 
 def stated_tag(image: Image.Image) -> int:
-    """The orientation by its metadata, for which Pillow decodes a PNG that has none in front."""
+    """Return the EXIF orientation. For a PNG without metadata before its pixels, Pillow decodes the
+    pixels to find it.
+    """
     return tag_in(image.getexif())
 
 
 def tag_in(metadata: Image.Exif) -> int:
-    """The orientation that they state; upright where it is none of 1 to 8."""
+    """Return the orientation in EXIF metadata; upright if it is missing or invalid."""
     tag = metadata.get(ExifTags.Base.Orientation, UPRIGHT)
-    return tag if isinstance(tag, int) and tag in _MEANING else UPRIGHT
+    return tag if isinstance(tag, int) and tag in _DESCRIPTION else UPRIGHT
 
 
 def turn_image(image: Image.Image, tag: int) -> Image.Image:
-    """The image as it is meant to be seen."""
+    """Apply an EXIF orientation to an image."""
     methods = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -67,7 +68,7 @@ def turn_image(image: Image.Image, tag: int) -> Image.Image:
 
 
 def turn_array(pixels: NDArray[T], tag: int) -> NDArray[T]:
-    """The same for `[H, W, ...]`."""
+    """Apply an EXIF orientation to an array `[H, W, ...]`."""
     if tag in _QUARTER:
         pixels = pixels.swapaxes(0, 1)
     if tag in (3, 4, 7, 8):
@@ -79,12 +80,13 @@ def turn_array(pixels: NDArray[T], tag: int) -> NDArray[T]:
 
 @dataclass(frozen=True)
 class ImageFrame:
-    """How the pixels of an image lie, so that its labels can be laid the same way.
+    """The stored size and the orientation of an image, from which the orientation of its labels
+    follows.
 
     Args:
         file: the image, for messages.
         size: height and width as stored.
-        tag: its EXIF orientation, 1 to 8.
+        tag: the EXIF orientation of the image, 1 to 8.
         rule: `data.exif_orientation`.
     """
 
@@ -95,49 +97,50 @@ class ImageFrame:
 
     @property
     def turn(self) -> int:
-        """The orientation by which the image is turned."""
+        """The orientation that is applied to the image."""
         return UPRIGHT if self.rule == "ignore" else self.tag
 
     @property
     def turned_size(self) -> tuple[int, int]:
-        """Height and width of the image as it is turned."""
+        """Height and width of the image after its orientation is applied."""
         height, width = self.size
         return (width, height) if self.turn in _QUARTER else (height, width)
 
-    def turn_of_labels(self, size: tuple[int, int], tag: int, labels: str) -> int:
-        """The orientation by which labels are to be turned.
+    def orientation_of_labels(self, size: tuple[int, int], tag: int, labels: str) -> int:
+        """Return the orientation to apply to labels.
 
         Args:
-            size: of the labels, as stored.
-            tag: their own orientation.
-            labels: their file, for the message.
+            size: height and width of the labels as stored.
+            tag: the EXIF orientation of the label file.
+            labels: the label file, for the message.
 
         Raises:
-            DatasetError: they are tagged otherwise than the image, `data.exif_orientation` is
-                left out, and they have the size of the image as it is stored: whoever drew them may
-                have seen it so, or turned.
+            DatasetError: it is ambiguous. The labels have another orientation tag than the image
+                but the same stored size, and `data.exif_orientation` is not set, so they may have
+                been drawn on the image as stored or as shown by viewers.
         """
         if self.rule is not None:
             return tag if self.rule == "apply" else UPRIGHT
         if self.tag == tag or size != self.size:  # sizes that differ are checked elsewhere
             return tag
-        raise DatasetError(self._open_question(tag, labels))
+        raise DatasetError(self._ambiguity(tag, labels))
 
-    def _open_question(self, tag: int, labels: str) -> str:
-        """What is not known, and how to say it."""
+    def _ambiguity(self, tag: int, labels: str) -> str:
         height, width = self.size
-        meant = (
+        value = (
             "'apply' if the labels were drawn on the image as viewers show it, or to 'ignore' if "
-            "they were drawn on it as it is stored, which then stays so"
+            "they were drawn on it as it is stored, which is then used as it is"
         )
         if (self.tag in _QUARTER) != (tag in _QUARTER) and height != width:
-            meant = "'ignore': the labels were drawn on the image as it is stored"
+            value = "'ignore': the labels were drawn on the image as it is stored"
         return (
-            f"image file {escape(self.file)} is to be {_stated(self.tag)}, its label file {labels} "
-            f"to be {_stated(tag)}, and both are stored with {width}x{height} pixels: set "
-            f"data.exif_orientation to {meant}"
+            f"image file {escape(self.file)} is to be {_describe(self.tag)}, its label file "
+            f"{labels} to be {_describe(tag)}, and both are stored with {width}x{height} pixels: "
+            f"set data.exif_orientation to {value}"
         )
 
 
-def _stated(tag: int) -> str:
-    return f"{_MEANING[tag]} (EXIF orientation {tag})" if tag in _MEANING else "left as it is"
+def _describe(tag: int) -> str:
+    if tag not in _DESCRIPTION:
+        return "left as it is"
+    return f"{_DESCRIPTION[tag]} (EXIF orientation {tag})"

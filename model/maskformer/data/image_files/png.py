@@ -1,4 +1,4 @@
-"""The orientation that a PNG states anywhere in the file, without its pixels."""
+"""Reading the EXIF orientation of a PNG without decoding its pixels."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from maskformer.data.image_files.orientation import tag_in
 
 _KEPT = frozenset({b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 _ENDS = frozenset({b"IEND", b"fdAT"})
-"""Behind the second frame of an animation, Pillow does not look either."""
+"""Chunks that end the search. Pillow also ignores what follows an animation's second frame."""
 _MAX_CHUNKS = 1 << 18
-"""More than there are in a file of `FILE_LIMIT` bytes with the usual 8 KiB a chunk."""
+"""Limit of the number of chunks. With the usual 8 KiB per chunk, a file of `FILE_LIMIT` bytes has
+fewer.
+"""
 _MAX_BYTES = 64 << 20
-"""Pillow's limit for text."""
+"""Limit of the metadata in bytes, the same as Pillow's limit for text."""
 
 
 def png_tag(stream: BinaryIO) -> int:
-    """The EXIF orientation, 1 to 8; Pillow decodes all pixels to find it behind them.
+    """Return the EXIF orientation, 1 to 8. If it comes after the pixels, Pillow would decode all of
+    them to find it.
 
     Raises:
-        Exception: of any type, where Pillow cannot read the metadata.
+        Exception: any type, if Pillow cannot read the metadata.
     """
     with Image.open(_without_pixels(stream), formats=("PNG",)) as image:
-        return tag_in(Image.Image.getexif(image))  # the method of PNG images would decode them
+        return tag_in(Image.Image.getexif(image))  # `getexif` of PNG images would decode the pixels
 
 
 def _without_pixels(stream: BinaryIO) -> BinaryIO:
-    """The header and the metadata of a PNG; what is too much of it is left out."""
+    """Copy the header and the metadata of a PNG, up to `_MAX_BYTES`."""
     stream.seek(0)
     kept = BytesIO()
     kept.write(stream.read(8))
@@ -46,7 +49,7 @@ def _without_pixels(stream: BinaryIO) -> BinaryIO:
         if kind in _KEPT and kept.tell() + length <= _MAX_BYTES:
             putchunk(kept, kind, stream.read(length))
             length = 0
-        stream.seek(length + 4, os.SEEK_CUR)  # and the checksum
+        stream.seek(length + 4, os.SEEK_CUR)  # 4 for the checksum
     putchunk(kept, b"IEND")
     kept.seek(0)
     return kept

@@ -1,4 +1,4 @@
-"""One reader of images for training, evaluation and prediction."""
+"""The reader of images for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _EIGHT_BITS = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 )
 _BANDS_OF = {"1": "L", "P": "RGB", "PA": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
-"""The mode whose bands are the values of another one."""
+"""The mode to which an image of another mode is converted to get its bands."""
 _TOP_OF_12_BITS = 4095
 _REMEDY = "install it with `pip install 'mfkernels[tiff]'`"
 
@@ -56,11 +56,11 @@ class ImageReader:
     """Reads images as `[C, H, W]` uint8.
 
     Args:
-        channels: `data.channels`: 3 is RGB (grey is repeated, opacity left out, CMYK converted),
-            another number stands for images of exactly so many bands, and a list for the bands that
-            are taken, counted from 1.
-        scale: which values become 0 and 255.
-        orientation: `data.exif_orientation`; None turns images too.
+        channels: `data.channels`: 3 means RGB (grey is repeated, alpha dropped, CMYK converted),
+            any other number means images with exactly this many bands, and a list selects bands,
+            counted from 1.
+        scale: the values that are mapped to 0 and 255.
+        orientation: `data.exif_orientation`; None also applies the orientation to images.
         max_pixels: `data.max_pixels`.
     """
 
@@ -71,7 +71,7 @@ class ImageReader:
 
     @classmethod
     def from_config(cls, config: DataSection) -> ImageReader:
-        """What a recipe says."""
+        """Make the reader that a recipe describes."""
         return cls(
             config.channels,
             ValueScale(config.value_range, config.percentiles),
@@ -84,12 +84,12 @@ class ImageReader:
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
     def __call__(self, source: Path | Image.Image) -> Tensor:
-        """The pixels of a file or of an opened image, turned unless the rule is `ignore`; of
-        several frames, the first.
+        """Read a file or an opened image, of which the first frame is used. The EXIF orientation is
+        applied unless the rule is `ignore`.
 
         Raises:
-            DatasetError: missing, broken, not an image, too large, of another number of bands, or
-                of values that need `data.value_range`.
+            DatasetError: the file is missing, broken, not an image or too large, has another number
+                of bands, or values that need `data.value_range`.
         """
         if isinstance(source, Path):
             return self.read(source)[0]
@@ -101,10 +101,10 @@ class ImageReader:
         return self._finish(bands, self._frame(Path(file), bands).turn, name)
 
     def read(self, file: ImageSource) -> tuple[Tensor, ImageFrame]:
-        """The pixels of a file, and how they lie, by which its labels are read.
+        """Read a file; also return its size and orientation, which are needed to read its labels.
 
         Raises:
-            DatasetError: as above.
+            DatasetError: as in `__call__`.
         """
         name = escape(file)
         with opened_stream(file, "image") as stream:
@@ -113,10 +113,11 @@ class ImageReader:
             return self._finish(bands, frame.turn, name), frame
 
     def read_size(self, file: ImageSource) -> tuple[int, int]:
-        """Height and width of an image as it is turned, by its header and metadata alone.
+        """Read height and width of an image after its orientation is applied, from its header and
+        metadata only.
 
         Raises:
-            DatasetError: missing, broken, not an image or too large.
+            DatasetError: the file is missing, broken, not an image or too large.
         """
         with opened_stream(file, "image") as stream:
             mark = stream.read(8)
@@ -136,10 +137,10 @@ class ImageReader:
             return ImageFrame(file, size, tag, self.orientation).turned_size
 
     def stored(self, file: Path) -> Bands:
-        """What is in a file, before bands are taken, scaled and turned.
+        """Read all bands of a file as they are stored, before selection, scaling and orientation.
 
         Raises:
-            DatasetError: missing, broken, not an image or too large.
+            DatasetError: the file is missing, broken, not an image or too large.
         """
         with opened_stream(file, "image") as stream:
             return self._read_bands(stream, escape(file))
@@ -156,11 +157,11 @@ class ImageReader:
             raise DatasetError(f"image file {name} has {error}") from None
         if self.channels == _RGB and pixels.shape[2] == 1:
             pixels = pixels.repeat(_RGB, 2)
-        # In memory as it was decoded: resizing is faster so.
+        # Keep the channels-last memory order of the decoder, in which resizing is faster.
         return torch.from_numpy(np.array(turn_array(pixels, tag), order="C")).permute(2, 0, 1)
 
     def _select(self, bands: Bands, name: str) -> Values:
-        """The wanted bands of an image."""
+        """Select the bands of an image."""
         values = bands.values
         if self.channels == _RGB and bands.alpha:
             values = values[..., :-1]
@@ -168,9 +169,9 @@ class ImageReader:
         if not self._fits(count):
             wanted = list(self.channels) if isinstance(self.channels, tuple) else self.channels
             raise DatasetError(
-                f"image file {name} has {count} channel{'s' * (count != 1)}, expected what "
-                f"data.channels: {wanted} says; set it to {count}, or to a list of the bands that "
-                "are to be taken, counted from 1"
+                f"image file {name} has {count} channel{'s' * (count != 1)}, which does not match "
+                f"data.channels: {wanted}; set it to {count}, or to a list of the bands to use, "
+                "counted from 1"
             )
         if isinstance(self.channels, tuple):
             values = values[..., [band - 1 for band in self.channels]]
@@ -201,7 +202,7 @@ class ImageReader:
                     return read_deep_png(stream, load_as_stored(image)[1])
                 except ExtraMissingError:
                     raise DatasetError(
-                        f"image file {name} has colours of 16 bits and needs imagecodecs: {_REMEDY}"
+                        f"image file {name} has 16-bit colours, which need imagecodecs: {_REMEDY}"
                     ) from None
             return self._pillow_bands(image, name)
 
@@ -216,7 +217,7 @@ class ImageReader:
             raise _tifffile_missing(name, opened=image is not None) from None
 
     def _tiff_size(self, stream: BinaryIO, name: str) -> tuple[tuple[int, int], int]:
-        """Of a TIFF that Pillow cannot open."""
+        """Return the size and orientation of a TIFF that Pillow cannot open."""
         stream.seek(0)
         try:
             return tiff_size(stream, self._fits, self.max_pixels)
@@ -224,11 +225,11 @@ class ImageReader:
             raise _tifffile_missing(name, opened=False) from None
 
     def _pillow_bands(self, image: Image.Image, name: str) -> Bands:
-        shallow = _loses_depth(image)
-        if shallow and self.scale.is_given:
+        reduced = _loses_depth(image)
+        if reduced and self.scale.is_given:
             raise DatasetError(
-                f"image file {name} has colours of 16 bits, of which an opened Pillow image keeps "
-                "8: give the file instead, so that data.value_range and data.percentiles apply"
+                f"image file {name} has 16-bit colours, of which an opened Pillow image keeps 8 "
+                "bits: give the file instead, so that data.value_range and data.percentiles apply"
             )
         top = _TOP_OF_12_BITS if states_12_bits(image) else None
         stored, tag = load_as_stored(image)
@@ -236,7 +237,7 @@ class ImageReader:
         if self.channels == _RGB and stored.mode in _EIGHT_BITS:
             mode = "RGB"
         values = np.atleast_3d(np.asarray(stored if stored.mode == mode else stored.convert(mode)))
-        if shallow:
+        if reduced:
             values = values.astype(np.uint16) << 8
         return Bands(values, tag, top=top)
 
@@ -244,8 +245,8 @@ class ImageReader:
 def _tifffile_missing(name: str, *, opened: bool) -> DatasetError:
     return DatasetError(
         f"image file {name} is a TIFF that Pillow "
-        + ("reads in part only: it" if opened else "cannot read: it is broken or")
-        + f" has bands or a depth that need tifffile: {_REMEDY}"
+        + ("can read only in part: it" if opened else "cannot read: it is broken or")
+        + f" has bands or a bit depth that need tifffile: {_REMEDY}"
     )
 
 

@@ -1,1 +1,1 @@
-"""Check the images and labels of a data set by reading them."""
+"""Checks of a data set that read its images and labels."""

@@ -1,4 +1,4 @@
-"""Why images of a split cannot be used, in words."""
+"""Messages on the images of a split that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskformer.data.datasets.shards import Member
-from maskformer.data.inspection.look import Look
+from maskformer.data.inspection.scan import Scan
 from maskformer.data.sample import Dataset
 from maskformer.errors import DatasetError, LabelValueError
 from maskformer.system.text import escape
 
 SHOWN = 5
 LISTED = 50
-"""Kinds of problems that are told where all of them are asked for."""
+"""Limit of the number of problems in a full report, in which equal ones count once."""
 NAMES = 10
 Files = Sequence[tuple[Path | Member, ...]]
-"""Of each image."""
+"""The files of each image."""
 
 
-def refuse(dataset: Dataset, look: Look) -> None:
-    """Ends work on a split with images that cannot be used.
+def raise_problems(dataset: Dataset, scan: Scan) -> None:
+    """Raise an error if images of a split cannot be used.
 
     Raises:
-        DatasetError: there are some; it tells the first of them.
+        DatasetError: the first `SHOWN` problems.
     """
-    values, others = _parted(look)
+    values, others = _split_errors(scan)
     lines = [*_explained(dataset, [*values.values()]), *map(str, others.values())]
-    lines = _most(lines, SHOWN)
-    if len(look.errors) > 1:
-        count = f"{len(look.errors)} of the {look.looked_at} images looked at"
+    lines = _truncate(lines, SHOWN)
+    if len(scan.errors) > 1:
+        count = f"{len(scan.errors)} of the {scan.num_read} images that were checked"
         lines.insert(0, f"{count} cannot be used:")
     if lines:
         raise DatasetError("\n".join(lines))
 
 
-def all_problems(dataset: Dataset, look: Look) -> list[str]:
-    """Each kind of problem once, with the images that have it."""
-    values, others = _parted(look)
+def all_problems(dataset: Dataset, scan: Scan) -> list[str]:
+    """Return each kind of problem once, with the names of the images that have it."""
+    values, others = _split_errors(scan)
     files: Files = getattr(dataset, "files", ())
     kinds: dict[str, list[int]] = {}
     for index, error in others.items():
@@ -46,35 +46,35 @@ def all_problems(dataset: Dataset, look: Look) -> list[str]:
     explained = _explained(dataset, [*values.values()])
     lines = [_with_others(text, files, [*values][1:]) for text in explained]
     lines += [_with_others(str(others[k]), files, more) for k, *more in kinds.values()]
-    return _most(lines, LISTED)
+    return _truncate(lines, LISTED)
 
 
-def _parted(look: Look) -> tuple[dict[int, LabelValueError], dict[int, DatasetError]]:
-    """Errors of label values, and the others."""
-    values = {k: error for k, error in look.errors.items() if isinstance(error, LabelValueError)}
-    return values, {k: error for k, error in look.errors.items() if k not in values}
+def _split_errors(scan: Scan) -> tuple[dict[int, LabelValueError], dict[int, DatasetError]]:
+    """Separate the errors of label values from the others."""
+    values = {k: error for k, error in scan.errors.items() if isinstance(error, LabelValueError)}
+    return values, {k: error for k, error in scan.errors.items() if k not in values}
 
 
 def _explained(dataset: Dataset, errors: Sequence[LabelValueError]) -> list[str]:
-    """What many label files have in common."""
+    """Return one message for the errors of label values in all files, if there are any."""
     explain: Callable[[Sequence[LabelValueError]], str] | None = getattr(dataset, "explain", None)
     return [explain(errors)] if errors and explain is not None else []
 
 
-def _most(lines: list[str], most: int) -> list[str]:
-    more = len(lines) - most
-    return [*lines[:most], f"and {more} more"] if more > 0 else lines
+def _truncate(lines: list[str], limit: int) -> list[str]:
+    more = len(lines) - limit
+    return [*lines[:limit], f"and {more} more"] if more > 0 else lines
 
 
 def _kind(text: str, files: Files, index: int) -> str:
-    """A message without the names of files and the figures, which differ from image to image."""
+    """Return a message without file names and numbers, which differ from image to image."""
     for file in files[index] if files else ():
         text = text.replace(str(file), "*").replace(escape(file), "*")
     return re.sub(r"[0-9.]+(e-?[0-9]+)?", "#", text)
 
 
 def _with_others(text: str, files: Files, others: Sequence[int]) -> str:
-    """A message, and the names of other images that it holds for."""
+    """Append the names of other images with the same problem to a message."""
     if not others:
         return text
     names = [escape(files[index][0].name) for index in others[:NAMES]] if files else []

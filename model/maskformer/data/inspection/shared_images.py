@@ -1,4 +1,4 @@
-"""Images that are in both splits, on which a model is scored after it has learnt them."""
+"""Detection of images that are in both splits, so that a model is scored on training images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ ImageFile = Path | Member
 
 
 def shared_images(train: Dataset, val: Dataset, limit: int) -> list[ImageFile]:
-    """Files of `val` that `train` has too: of the same name and with the same bytes.
+    """Return the files of `val` that are also in `train`, with the same name and the same bytes.
 
-    Names alone say little (the frames of two videos), and so do bytes (empty tiles of a map).
+    Either of them alone may be a coincidence: frames of two videos have the same names, and empty
+    tiles of a map the same bytes.
 
     Args:
-        limit: how many of the files whose names and sizes are equal are read, evenly spread.
+        train, val: the splits.
+        limit: the largest number of files with equal names and sizes that are compared.
     """
     known: defaultdict[tuple[str, int], list[ImageFile]] = defaultdict(list)
     names = {file.name for file in image_files(val)}
@@ -29,19 +31,19 @@ def shared_images(train: Dataset, val: Dataset, limit: int) -> list[ImageFile]:
             known[_key(file)].append(file)
     in_train = {name for name, _ in known}
     same = [file for file in image_files(val) if file.name in in_train and _key(file) in known]
-    looked_at = [same[k] for k in evenly_spread(len(same), limit)] if same else []
-    return [file for file in looked_at if any(_equal(file, other) for other in known[_key(file)])]
+    sample = [same[k] for k in evenly_spread(len(same), limit)] if same else []
+    return [file for file in sample if any(_equal(file, other) for other in known[_key(file)])]
 
 
 def image_files(dataset: Dataset) -> list[ImageFile]:
-    """None of a data set that is not on the disk."""
+    """Return the image files of a data set, or [] if it is not stored in files."""
     return [files[0] for files in getattr(dataset, "files", ())]
 
 
 def _key(file: ImageFile) -> tuple[str, int]:
     try:
         return file.name, file.stat().st_size if isinstance(file, Path) else file.size
-    except OSError:  # told by whoever reads the sample
+    except OSError:  # reported when the sample is read
         return file.name, -1
 
 

@@ -1,1 +1,1 @@
-"""The meaning of the raw values in label files."""
+"""Mapping of the raw values in label files to classes and objects."""

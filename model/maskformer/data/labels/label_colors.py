@@ -1,4 +1,4 @@
-"""The colours that palette label files give their classes."""
+"""The colours of classes in palette label files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from maskformer.errors import DatasetError
 
 
 def with_colors_of_labels(info: DatasetInfo, label_file: ImageSource) -> DatasetInfo:
-    """The classes in the colours of a label file, if it has a palette that tells them apart.
+    """Return the classes with the colours of a label file, if its palette has distinct ones.
 
     Args:
-        info: `category_ids` are the raw values of the classes.
-        label_file: one of the data set; a broken one is left to whoever reads the labels.
+        info: the classes; `category_ids` are their raw values.
+        label_file: any label file of the data set. If it is broken, reading its labels reports it.
     """
     try:
         palette = read_palette(label_file)
@@ -29,5 +29,7 @@ def with_colors_of_labels(info: DatasetInfo, label_file: ImageSource) -> Dataset
 
 
 def _is_grey_ramp(colors: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether it is what programs write where nobody chose colours: hardly to be told apart."""
+    """Whether all colours are grey: programs write such a palette by default, and its colours are
+    hard to distinguish.
+    """
     return all(red == green == blue for red, green, blue in colors)

@@ -1,4 +1,4 @@
-"""Which class a raw value of a label file stands for."""
+"""The mapping of raw values in label files to classes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from maskformer.data.datasets.class_names import read_names
 from maskformer.errors import DatasetError
 
 LARGEST_VALUE = 2**16 - 1
-"""Of a label file; colours are larger."""
+"""The largest raw value of a label file without colours."""
 VOID, OUTSIDE = -1, -2
 _COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The classes, and how raw values become them.
+    """The classes, and the mapping of raw values to them.
 
     Attributes:
-        names: of the classes.
-        class_of: the class of raw values, `VOID` for none.
-        rest: the class of all other values, `OUTSIDE` where they are refused.
-        numbers: the raw value that stands for each class in label files that are written.
-        colors: raw values are colours, R << 16 | G << 8 | B.
+        names: the names of the classes.
+        class_of: the class of each raw value, or `VOID`.
+        rest: the class of all other values, or `OUTSIDE` if they are an error.
+        numbers: the raw value of each class in label files that are written.
+        colors: whether raw values are colours, R << 16 | G << 8 | B.
     """
 
     names: tuple[str, ...]
@@ -39,12 +39,12 @@ class LabelTable:
     colors: bool = False
 
     def classes(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The class of each value, `[N]`; `VOID` or `OUTSIDE` where it has none."""
+        """Return the class of each value `[N]`, or `VOID` or `OUTSIDE`."""
         return np.array([self.class_of.get(v, self.rest) for v in values.tolist()], np.int64)
 
 
 def count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The values present, ascending, and their pixels."""
+    """Return the values that occur, ascending, and the number of pixels of each."""
     if values.size and int(values.min()) >= 0 and int(values.max()) <= LARGEST_VALUE:
         counts = np.bincount(values.ravel())
         present = counts.nonzero()[0]
@@ -54,12 +54,12 @@ def count_values(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArra
 
 
 def is_color(key: int | str) -> bool:
-    """Whether a key of `data.label_map` is a colour, as `#rrggbb`."""
+    """Whether a key of `data.label_map` is a colour such as `#rrggbb`."""
     return isinstance(key, str) and _COLOR.fullmatch(key) is not None
 
 
 def offset_table(names: tuple[str, ...], config: PixelLabels) -> LabelTable:
-    """The table of a recipe without `label_map`: class = value - `label_offset`."""
+    """Make the table of a recipe without `label_map`: class = value - `label_offset`."""
     numbers = tuple(k + config.label_offset for k in range(len(names)))
     inside = {value: k for k, value in enumerate(numbers) if 0 <= value <= LARGEST_VALUE}
     return LabelTable(names, inside | dict.fromkeys(config.ignore, VOID), OUTSIDE, numbers)
@@ -68,10 +68,10 @@ def offset_table(names: tuple[str, ...], config: PixelLabels) -> LabelTable:
 def mapped_table(
     label_map: Mapping[int | str, int | str | None], config: PixelLabels
 ) -> LabelTable:
-    """The table of `label_map`.
+    """Make the table of a recipe with `label_map`.
 
     Raises:
-        DatasetError: a key or a class is not known, or nothing maps to a class.
+        DatasetError: a key or a class is unknown, or no value is mapped to a class.
     """
     rules = dict(label_map)
     fill = rules.pop(ANY, OUTSIDE)
@@ -87,7 +87,7 @@ def mapped_table(
     if missing:
         raise DatasetError(
             f"data.label_map maps no value to {', '.join(missing[:8])} of data.classes; map a "
-            "value to each class, or take the class out of the list"
+            "value to each class, or remove the class from the list"
         )
     if any(map(is_color, rules)):
         return LabelTable(names, class_of, rest, tuple(range(len(names))), colors=True)
@@ -100,14 +100,14 @@ def mapped_table(
 def name_classes(
     wanted: Sequence[int | str | None], given: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], dict[int | str | None, int]]:
-    """The names of the classes that a map leads to, and the number of each of its values.
+    """Return the names of the classes of a map, and the class index of each of its values.
 
     Args:
-        wanted: the right side of the map, in order.
-        given: the list of classes; by default the names of the map, in order.
+        wanted: the values of the map (names, indices or None for void), in order.
+        given: the list of classes; by default the names in the map, in order.
 
     Raises:
-        DatasetError: a class is not in the list, or there is none.
+        DatasetError: a class is not in the list, or there are no classes.
     """
     mentioned = [value for value in dict.fromkeys(wanted) if value is not None]
     if not mentioned:
@@ -117,7 +117,7 @@ def name_classes(
         if numbers and len(numbers) < len(mentioned):
             raise DatasetError(
                 "data.label_map mixes names and numbers of classes: set data.classes to the list "
-                "that the numbers count in"
+                "that the numbers refer to"
             )
         given = (
             tuple(f"class {k}" for k in range(max(numbers) + 1))
@@ -136,7 +136,7 @@ def name_classes(
 
 
 def _raw_values(keys: Sequence[int | str], config: PixelLabels) -> list[int]:
-    """The keys of the map as raw values."""
+    """Convert the keys of the map to raw values."""
     known: dict[str, int] = {}
     if config.label_names is not None:
         names = read_names(config.label_names, config.root, "data.label_names")
@@ -162,12 +162,14 @@ def _raw_values(keys: Sequence[int | str], config: PixelLabels) -> list[int]:
 
 
 def _check_once(keys: Sequence[int | str], values: Sequence[int]) -> None:
-    """Names two keys of one raw value: a name and its number, or a colour in two spellings."""
+    """Raise an error if two keys are the same raw value, such as a name and its number, or a colour
+    in two spellings.
+    """
     given: dict[int, int | str] = {}
     for key, value in zip(keys, values, strict=True):
         if value in given:
             raise DatasetError(
                 f"data.label_map has the keys {given[value]} and {key}, which are one raw value; "
-                "take one of them out"
+                "remove one of them"
             )
         given[value] = key

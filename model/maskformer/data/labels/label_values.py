@@ -1,4 +1,4 @@
-"""Why label values lie outside the list of classes, and which setting puts it right."""
+"""Error messages for label values outside of the classes, with the setting that fixes them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ USUAL_VOID = (254, 255, 65534, 65535)
 def explain_label_values(
     errors: Sequence[LabelValueError], config: PixelLabels, info: DatasetInfo
 ) -> str:
-    """Names the files, the values and the likely cause.
+    """Describe the files, the values and the likely cause.
 
     Args:
-        errors: one per offending file.
-        config: the settings that turned values into classes.
+        errors: one error per file.
+        config: the settings that map values to classes.
         info: the classes.
     """
     pixels: Counter[int] = Counter()
@@ -45,15 +45,15 @@ def explain_label_values(
         else f"{len(errors)} label files have"
     )
     where = "" if len(errors) == 1 else f" The first is {escape(errors[0].file)}."
-    said = f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
+    start = f"{files} the value{'s' if len(values) > 1 else ''} {listing}, "
     if config.label_map is not None:
         return (
-            f"{said}which data.label_map does not list.{where} Add what they are, such as "
+            f"{start}which data.label_map does not list.{where} Add them, for example as "
             f"{shown(values[0])!r}: null for void, or '*': null for all others."
         )
     first, last = config.label_offset, config.label_offset + info.num_classes - 1
     return (
-        f"{said}outside the {info.num_classes} classes (values {first} to {last}; void "
+        f"{start}outside the {info.num_classes} classes (values {first} to {last}; void "
         f"is {list(config.ignore)}).{where} "
         f"Likely cause: {_cause(values, found, config, info)}."
     )
@@ -65,14 +65,17 @@ def _cause(values: list[int], found: set[int], config: PixelLabels, info: Datase
     them = "them" if len(values) > 1 else "it"
     ignore_them = f"add {them} to data.ignore: {sorted({*config.ignore, *values})}"
     if values[0] < 0 or values[-1] > 65535:
-        return "these are not class numbers; expected an 8 or 16 bit label image"
+        return "these are not class numbers; expected an 8-bit or 16-bit label image"
     white = white_of_masks(found)
     if white and num_classes <= 2:
         return mask_remedy(white, info)
     factor = common_factor(found)
     if factor > 1 and max(found) // factor < num_classes:
         rule = rule_for_multiples(found, factor, info)
-        return f"numbers were multiplied by {factor} to be seen: set data.label_map: {rule}"
+        return (
+            f"class numbers were multiplied by {factor} to make them visible: set "
+            f"data.label_map: {rule}"
+        )
     if all(value < first for value in values):
         return (
             f"values below data.label_offset {first} stand for void: {ignore_them}, "

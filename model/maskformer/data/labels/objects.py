@@ -1,4 +1,4 @@
-"""Objects told apart by a second file, as in VOC's `SegmentationObject`."""
+"""Objects that a second label file separates, as in VOC's `SegmentationObject`."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ def split_objects(
     file: ImageSource,
     ignore: Sequence[int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Cuts the segments of things into objects.
+    """Split the segments of thing classes into one segment per object.
 
     Args:
-        classes: `[T]`, of each segment.
-        segments: `[H, W]`, index into `classes`, -1 for void.
-        objects: `[H, W]`, the number of each pixel's object, from 1 on; numbers of different
-            classes may be the same.
-        info: which classes are things.
-        file: of the objects, for the message.
+        classes: `[T]`, the class of each segment.
+        segments: `[H, W]`, the index into `classes`, -1 for void.
+        objects: `[H, W]`, the number of each pixel's object, from 1 on; objects of different
+            classes may have the same number.
+        info: the classes.
+        file: the file of the objects, for the message.
         ignore: numbers that mean void.
 
     Returns:
-        Classes and segments, in the order of class and number.
+        The new classes and segments, ordered by class and object number.
 
     Raises:
-        DatasetError: pixels of things have no number.
+        DatasetError: pixels of things have no object number.
     """
-    # Void, -1, is the last; there may be nothing else.
+    # The appended element is for void: index -1 selects the last one.
     is_thing = np.append(np.isin(classes, [*info.things]), False)[segments]
-    lost = is_thing & ((objects <= 0) | np.isin(objects, ignore))
-    if lost.any():
-        names = [escape(info.classes[k]) for k in classes[np.unique(segments[lost])]]
+    unnumbered = is_thing & ((objects <= 0) | np.isin(objects, ignore))
+    if unnumbered.any():
+        names = [escape(info.classes[k]) for k in classes[np.unique(segments[unnumbered])]]
         raise DatasetError(
-            f"file {escape(file)} gives no object number to {lost.sum()} pixels of "
-            f"{', '.join(names)}; 0 and data.ignore are no objects: correct it, or set data.things "
-            "to the classes whose objects it numbers"
+            f"file {escape(file)} gives no object number to {unnumbered.sum()} pixels of "
+            f"{', '.join(names)} (0 and data.ignore are not objects): correct the file, or set "
+            "data.things to the classes whose objects it numbers"
         )
     numbers = np.where(is_thing, objects, 0).astype(np.int64)
     inside = segments >= 0
     found, positions = np.unique(
         segments[inside].astype(np.int64) << 32 | numbers[inside], return_inverse=True
     )
-    cut = np.full(segments.shape, -1, np.int32)
-    cut[inside] = positions
-    return classes[found >> 32], cut
+    split = np.full(segments.shape, -1, np.int32)
+    split[inside] = positions
+    return classes[found >> 32], split

@@ -1,1 +1,1 @@
-"""Find out how a folder of images and labels is laid out, for `maskformer init`."""
+"""Detection of the layout of a folder of images and labels, for `maskformer init`."""

@@ -1,4 +1,4 @@
-"""What the raw values of label files may mean, and the lists that name them."""
+"""Guessing the classes of raw label values, with the names in a list of classes if there is one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ VOID = 255
 BLACK = "background"
 MASK_NAMES = (BLACK, "object")
 _NO_CLASS = "__ignore__"
-"""First line of labelme's lists, for pixels that belong to no class."""
+"""First line of labelme's lists, which stands for void."""
 
 
 @dataclass(frozen=True)
 class LabelMeaning:
-    """How raw values become classes, in the keys of a recipe.
+    """The mapping of raw values to classes, as settings of a recipe.
 
     Attributes:
-        classes: the names, in order.
-        source: where they come from: a text file, or nothing.
-        offset: class = value - offset.
-        ignore: values of no class.
-        label_map: value or colour to class, where values do not count from the offset on.
+        classes: the names of the classes, in order.
+        source: the text file that they come from, or "".
+        offset: `label_offset`: class = value - offset.
+        ignore: the values of void.
+        label_map: pairs of value or colour and class, if values are not consecutive.
     """
 
     classes: tuple[str, ...]
@@ -40,12 +40,12 @@ class LabelMeaning:
 
 
 def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning:
-    """What the values mean.
+    """Guess the classes of raw values.
 
     Args:
-        root: of the data.
-        folder: where labels and images lie, relative to the root; lists are looked for in it and
-            above, up to a folder above the root.
+        root: the root of the data.
+        folder: the folder of the labels, relative to the root. Lists of classes are searched in it
+            and its parents, up to the parent of the root.
         values: the raw values that occur, sorted.
     """
     for file, names in _lists(root, folder):
@@ -56,10 +56,10 @@ def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning
 
 
 def meaning_of_colors(values: Sequence[int]) -> LabelMeaning:
-    """One class per colour; black is the background.
+    """Make one class per colour; black is the background.
 
     Args:
-        values: the colours, sorted, as `#rrggbb` read as a number.
+        values: the colours as numbers (0xrrggbb), sorted.
     """
     named = tuple((f"#{value:06x}", f"class {value:06x}" if value else BLACK) for value in values)
     return LabelMeaning(tuple(name for _, name in named), "", ignore=(), label_map=named)
@@ -78,7 +78,7 @@ def _lists(root: Path, folder: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 
 def _names(lines: Sequence[str]) -> list[str]:
-    """One per line, or the column `Name` of a table (as in ADE20K).
+    """Return the names in a list with one per line, or in the column `Name` of a table (ADE20K).
 
     Raises:
         ValueError: a name is missing or too long.
@@ -95,8 +95,8 @@ def _names(lines: Sequence[str]) -> list[str]:
 
 
 def _by_list(names: tuple[str, ...], file: Path, values: Sequence[int]) -> LabelMeaning | None:
-    """The list's meaning, if the values fit it; where 0 is one more than the list holds, it is void
-    and the list counts from 1.
+    """Return the meaning of the values if the list fits them. If there is one value more than
+    names, 0 is void and the names are those of the values from 1 on.
     """
     present = [value for value in values if value != VOID]
     count, largest = len(names), max(present, default=0)

@@ -1,4 +1,4 @@
-"""COCO's JSON files of segments or of objects: which images and PNGs they belong to."""
+"""Detection of COCO's panoptic and instances JSON files, and of their folders."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from maskformer.data.layout.split_names import split_in
 from maskformer.system.reading import read_json
 
 MAX_DEPTH = 3
-"""Of the folders in which JSON files are looked for."""
+"""Depth to which JSON files are searched."""
 MAX_BESIDE = 50
-"""More JSON files in one folder are one per image, which are read in vain."""
+"""A folder with more JSON files than this has one per image, which are not worth reading."""
 LOOKS = 20
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A JSON file and the folders that it speaks of, all relative to the data root.
+    """A JSON file and the folders of its files, all relative to the data root.
 
     Attributes:
         kind: the recipe's `data.format`.
         annotations: the JSON file.
         images: the folder of the images.
         panoptic: the folder of the PNGs, for `coco_panoptic`.
-        count: images.
-        categories: a JSON that lists the categories, where this one does not.
-        alike: other folders with files of the same names, where nothing tells which are meant.
+        count: the number of images.
+        categories: a JSON file with the categories, if this one has none.
+        alike: other folders with files of the same names, if it is ambiguous which is meant.
     """
 
     kind: Literal["coco_panoptic", "coco_instances"]
@@ -44,7 +44,7 @@ class CocoFile:
 
 
 def coco_files(root: Path, folders: Folders, files: Sequence[str]) -> list[CocoFile]:
-    """The JSON files below a folder that follow COCO's formats, with images beside them."""
+    """Find the JSON files below a folder that follow COCO's formats and whose images exist."""
     names = [n for n in files if n.lower().endswith(".json") and n.count("/") <= MAX_DEPTH]
     beside = Counter(name.rpartition("/")[0] for name in names)
     names = [name for name in names if beside[name.rpartition("/")[0]] <= MAX_BESIDE]
@@ -63,7 +63,7 @@ def coco_files(root: Path, folders: Folders, files: Sequence[str]) -> list[CocoF
 
 
 def is_polygon_file(root: Path, files: Sequence[str]) -> bool:
-    """Whether there are labelme's own files: one JSON of shapes per image."""
+    """Whether there are files of labelme, with one JSON of polygons per image."""
     name = next((name for name in files if name.lower().endswith(".json")), None)
     content = _read(root / name) if name is not None else None
     return isinstance(content, Mapping) and {"shapes", "imagePath"} <= content.keys()
@@ -82,7 +82,7 @@ def _first(values: Any) -> Mapping[str, Any]:
 
 
 def _file_names(entries: Any) -> list[str]:
-    """Of the first entries, those that name a file."""
+    """Return the file names in the first `LOOKS` entries."""
     names = [entry.get("file_name") for entry in entries[:LOOKS] if isinstance(entry, Mapping)]
     return [name for name in names if isinstance(name, str) and PurePosixPath(name).name]
 
@@ -114,8 +114,8 @@ def _describe(
 
 
 def _folders_of(names: Sequence[str], folders: Folders, annotations: str) -> list[str]:
-    """The folders that hold most of the files, of those the ones that the JSON's path speaks of;
-    the innermost first.
+    """Return the folders that contain most of the files and, among those, have most in common with
+    the path of the JSON file; the innermost first.
     """
     counts = {
         folder: sum(name in known for name in names)
@@ -129,8 +129,8 @@ def _folders_of(names: Sequence[str], folders: Folders, annotations: str) -> lis
 
 
 def _kinship(folder: str, annotations: str) -> tuple[int, int, int]:
-    """How much the path of a folder has in common with that of a JSON: the split, the length of
-    names of the one that the other holds, and the folders above both.
+    """Rate how much the path of a folder has in common with that of a JSON file: the split, the
+    length of the folder's names that occur in the other path, and the number of common parents.
     """
     own, other = split_in(folder), split_in(annotations)
     split = 0 if own is None or other is None else 1 if own == other else -1

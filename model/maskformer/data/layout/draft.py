@@ -1,4 +1,4 @@
-"""The recipe for what was found in a folder, with comments for the person who goes on with it."""
+"""Drafting a recipe for the data in a folder, with comments for the user who completes it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from maskformer.system.text import counted, escape
 
 SMALL, LARGE = "_small", "_r50"
 SIDES = {SMALL: 256, LARGE: 512}
-"""The short side of images in training and evaluation, at most."""
+"""Upper limit of the short side of images in training and evaluation."""
 SCALES = {SMALL: (0.75, 1.0, 1.25, 1.5), LARGE: tuple(k / 10 for k in range(5, 21))}
 VAL_SHARE = {True: 0.1, False: 0.34}
-"""Of many images, or of few."""
+"""The fraction of images held out for validation, by whether there are `FEW` or more."""
 FEW = 20
 STRIDE = 32
 
 
 def draft(found: Survey, *, gpu: bool) -> str:
-    """A recipe as YAML text.
+    """Return a recipe as YAML text.
 
     Args:
         found: the data.
-        gpu: whether it will be trained on a GPU: decides the model and the size of its input.
+        gpu: whether training will use a GPU, which decides the model and the size of its input.
     """
     base = LARGE if gpu else SMALL
     return "\n".join([*_head(found, base), *_data(found, base), *_eval(found)]) + "\n"
@@ -39,7 +39,7 @@ def _head(found: Survey, base: str) -> Iterator[str]:
     yield f"# Made by `maskformer init` from {escape(found.root)}. Check and correct it."
     yield "# `maskformer info THIS_FILE --keys` lists everything else that can be set."
     yield f"base: {base}   # _small: untrained ResNet-18, for a CPU; _r50: ResNet-50, for a GPU."
-    yield "# With --weights, use _r50, which takes the architecture of the weights."
+    yield "# With --weights, use _r50, which uses the architecture of the weights."
 
 
 def _data(found: Survey, base: str) -> Iterator[str]:

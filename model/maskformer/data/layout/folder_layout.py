@@ -1,4 +1,4 @@
-"""Images with one label file each: which folders, which split, which values."""
+"""Detection of images with one label file each: their folders, splits and label values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from maskformer.errors import DatasetError
 from maskformer.system.text import escape
 
 MAX_VALUES = 1000
-"""Label files with more values than this number objects, or are pictures."""
+"""Files with more values than this are not class labels, but object numbers or pictures."""
 MAX_COLORS = 64
-"""Label files with more colours than this are pictures."""
+"""Files with more colours than this are not colour-coded labels, but pictures."""
 LOOKS = 3
 READ = 200
 _LABEL_WORDS = re.compile("label|mask|annot|gt|seg|class", re.IGNORECASE)
@@ -37,12 +37,13 @@ class FolderLayout:
     """Images and labels that `format: folder` reads.
 
     Attributes:
-        train, val: where they are; without a `val` of its own, it is drawn from `train`.
+        train, val: the folders of each split; if `val` is None, validation images are taken from
+            `train`.
         objects: the folder of object numbers for each split, if there is one.
-        lists: text files that list the images of train and of val.
+        lists: the text files that list the images of train and of val.
         values: the raw values found in label files, sorted.
-        read: how many label files that took.
-        colors: the values are colours, as `read_labels` gives them.
+        read: the number of label files that were read.
+        colors: whether the values are colours, as `read_labels` returns them.
     """
 
     train: Pair
@@ -62,22 +63,26 @@ def folder_layouts(
     *,
     colors: bool = False,
 ) -> list[FolderLayout]:
-    """The data sets below a folder that are images with label files; the best one of each.
+    """Find the data sets below a folder that consist of images with label files; return the best
+    layout of each.
 
     Args:
-        found: the `pairs` of the folders.
-        colors: look for label files whose colours are the classes.
+        root: the folder.
+        folders: its image folders.
+        found: the `pairs` of these folders.
+        files: all files below the root.
+        colors: search for label files whose colours are the classes.
 
     Raises:
         DatasetError: label files cannot be read.
     """
     named = [pair for pair in found if _may_hold_labels(pair, colors=colors)]
-    # Where many folders hold the same names, each file has a part in many pairs.
-    why_none = cache(partial(_why_none, root, colors=colors))
+    # If many folders have the same names, each file is in many pairs.
+    why_not_labels = cache(partial(_why_not_labels, root, colors=colors))
     labels = [
         pair
         for pair in track(named, len(named), "Looking for labels")
-        if not any(map(why_none, _first_labels(pair, folders)))
+        if not any(map(why_not_labels, _first_labels(pair, folders)))
     ]
     return [
         _describe(root, train, val, found, folders, files, colors=colors)
@@ -86,27 +91,28 @@ def folder_layouts(
 
 
 def rejected_labels(root: Path, folders: Folders, found: Sequence[Pair]) -> str:
-    """Why the first files that are called like labels hold none; empty if none are."""
+    """Return why the first files that are named like labels are none, or "" if there are none."""
     for pair in found:
         words = (f"{pair.images}/{pair.image_suffix}", f"{pair.partners}/{pair.partner_suffix}")
         if [bool(_LABEL_WORDS.search(name)) for name in words] == [False, True]:
-            reasons = (_why_none(root, name, colors=False) for name in _first_labels(pair, folders))
+            names = _first_labels(pair, folders)
+            reasons = (_why_not_labels(root, name, colors=False) for name in names)
             return next(filter(None, reasons), "")
     return ""
 
 
 def _nearest(labels: Sequence[Pair]) -> list[Pair]:
-    """Of several folders with labels of the same images, or images of the same labels, those that
-    lie next to them.
+    """If several folders have labels for the same images, or images for the same labels, keep those
+    whose common parent is the deepest.
     """
-    left = list(labels)
+    nearest = list(labels)
     for key in (attrgetter("images"), attrgetter("partners")):
-        depth = {pair: _depth(common_folder(pair.images, pair.partners)) for pair in left}
-        most: dict[str, int] = {}
-        for pair in left:
-            most[key(pair)] = max(most.get(key(pair), 0), depth[pair])
-        left = [pair for pair in left if depth[pair] == most[key(pair)]]
-    return left
+        depth = {pair: _depth(common_folder(pair.images, pair.partners)) for pair in nearest}
+        deepest: dict[str, int] = {}
+        for pair in nearest:
+            deepest[key(pair)] = max(deepest.get(key(pair), 0), depth[pair])
+        nearest = [pair for pair in nearest if depth[pair] == deepest[key(pair)]]
+    return nearest
 
 
 def _depth(folder: str) -> int:
@@ -114,7 +120,7 @@ def _depth(folder: str) -> int:
 
 
 def _may_hold_labels(pair: Pair, *, colors: bool) -> bool:
-    """Whether the partners, by their names, are label files of classes, and the images are not."""
+    """Whether, by their names, the partners are label files of classes and the images are not."""
     if not pair.partner_suffix.lower().endswith(LABEL_SUFFIXES):
         return False
     words = f"{pair.partners}/{pair.partner_suffix}"
@@ -133,29 +139,29 @@ def _first_labels(pair: Pair, folders: Folders) -> Iterator[str]:
 
 
 def _is_labels(images: str, partners: str) -> bool:
-    """Whether it is rather the first folder that sounds like labels."""
+    """Whether the name of the first folder suggests labels, but that of the second does not."""
     kinds = (_LABEL_WORDS, _OBJECT_WORDS, _OTHER_WORDS)
     first, second = (any(kind.search(name) for kind in kinds) for name in (images, partners))
     return first and not second
 
 
-def _why_none(root: Path, name: str, *, colors: bool) -> str:
-    """Why a file holds no labels of classes; empty if it does."""
+def _why_not_labels(root: Path, name: str, *, colors: bool) -> str:
+    """Return why a file is not a label file of classes, or "" if it is."""
     file = root / name
-    most = MAX_COLORS if colors else MAX_VALUES
+    limit = MAX_COLORS if colors else MAX_VALUES
     try:
         count = np.unique(read_labels(file, colors=colors)).size
     except DatasetError as error:
         return str(error)
-    return "" if count <= most else f"{escape(file)} has {count} values, expected at most {most}"
+    return "" if count <= limit else f"{escape(file)} has {count} values, expected at most {limit}"
 
 
 def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
-    """Of each data set its train and val."""
+    """Yield the train and val folders of each data set."""
     by_set: dict[str, list[Pair]] = {}
-    tops = {_own_set(pair) for pair in labels}
+    tops = {_parent_of_splits(pair) for pair in labels}
     for pair in labels:
-        by_set.setdefault(_data_set(_own_set(pair), tops), []).append(pair)
+        by_set.setdefault(_data_set(_parent_of_splits(pair), tops), []).append(pair)
     for members in by_set.values():
         best = max(members, key=_rank)
         alike = [p for p in members if p.image_suffix == best.image_suffix
@@ -170,25 +176,26 @@ def _best_splits(labels: Sequence[Pair]) -> Iterator[tuple[Pair, Pair | None]]:
             yield max(whole, key=_rank), None
 
 
-def _own_set(pair: Pair) -> str:
-    """The folder that holds images and labels of all splits."""
+def _parent_of_splits(pair: Pair) -> str:
+    """Return the folder that contains the images and labels of all splits."""
     return without_split(common_folder(pair.images, pair.partners))
 
 
-def _data_set(own: str, tops: Iterable[str]) -> str:
-    """The outermost of the folders that holds this one."""
+def _data_set(folder: str, tops: Iterable[str]) -> str:
+    """Return the outermost one of several folders that contains a folder."""
     return min(
-        (top for top in tops if top == "." or own == top or own.startswith(f"{top}/")), key=len
+        (top for top in tops if top == "." or folder == top or folder.startswith(f"{top}/")),
+        key=len,
     )
 
 
 def common_folder(first: str, second: str) -> str:
-    """The folder that holds both."""
+    """Return the innermost folder that contains both."""
     return os.path.commonpath([first, second]) or "."
 
 
 def _rank(pair: Pair) -> tuple[bool, int, int]:
-    """Folders that sound like labels are better, then more images, then the innermost folder."""
+    """Return a sort key that prefers folders named like labels, then more images, then depth."""
     words = bool(_LABEL_WORDS.search(f"{pair.partners}/{pair.partner_suffix}"))
     return words, pair.count, pair.images.count("/")
 
@@ -226,7 +233,7 @@ def _describe(
 
 
 def _objects(pair: Pair, found: Sequence[Pair]) -> str | None:
-    """The folder that numbers the objects in the same images, under the labels' names."""
+    """Return the folder with object numbers for the same images and of the same names as labels."""
     for other in found:
         same = (other.images, other.image_suffix, other.partner_suffix)
         if same == (pair.images, pair.image_suffix, pair.partner_suffix) and _OBJECT_WORDS.search(
@@ -237,7 +244,7 @@ def _objects(pair: Pair, found: Sequence[Pair]) -> str | None:
 
 
 def _lists(pair: Pair, files: Sequence[str]) -> tuple[str, str] | None:
-    """Text files beside the folders that list train and val, as VOC's `ImageSets` do."""
+    """Return the text files next to the folders that list train and val, as VOC's `ImageSets`."""
     top = common_folder(pair.images, pair.partners)
     for folder in ("ImageSets/Segmentation", "ImageSets", "splits", "."):
         lists = PurePosixPath(top) / folder

@@ -1,4 +1,4 @@
-"""Which folders hold images, and which hold a file for each of them under a similar name."""
+"""Finding pairs of folders: one with images, one with a file of a similar name for each image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from maskformer.data.pairing import ANY, IMAGE_SUFFIXES
 from maskformer.data.sample import evenly_spread
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".qoi", ".tga")
-"""Of formats that can keep values."""
+"""Suffixes of lossless formats."""
 MAX_FOLDERS = 300
 SAMPLE = 20
 SHARE = 0.8
-"""Of the sample that must have a partner."""
+"""The fraction of the sampled files that must have a partner."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Pair:
 
     Attributes:
         images, partners: the folders, relative to the data root.
-        image_suffix, partner_suffix: how names end, after what they share; `"*"` is the type of an
-            image, whichever.
-        count: images, about.
+        image_suffix, partner_suffix: the ends of names after their common start; `"*"` stands for
+            the suffix of any image format.
+        count: the approximate number of images.
     """
 
     images: str
@@ -41,18 +41,18 @@ class Pair:
         return self.image_suffix == ANY or name.endswith(self.image_suffix)
 
     def partner(self, image: str) -> str:
-        """The name of the file that belongs to an image, both relative to the folders."""
+        """Return the name of an image's partner, both relative to their folders."""
         if self.image_suffix == ANY:
             return image.rpartition(".")[0] + self.partner_suffix
         return image.removesuffix(self.image_suffix) + self.partner_suffix
 
 
 Folders = dict[str, list[str]]
-"""Of each folder, all image files below it, relative to it."""
+"""All image files below each folder, relative to it."""
 
 
 def image_folders(files: Sequence[str]) -> Folders:
-    """The folders that hold images, directly or deeper.
+    """Find the folders that contain images, directly or in subfolders.
 
     Args:
         files: sorted paths, relative to the data root.
@@ -71,7 +71,7 @@ def image_folders(files: Sequence[str]) -> Folders:
 
 
 def pairs(folders: Folders) -> list[Pair]:
-    """All pairs of folders in which nearly every file of the first has a partner in the second."""
+    """Find all pairs of folders in which most files of the first have a partner in the second."""
     stems = _by_stem(folders)
     found = []
     for images, names in folders.items():
@@ -98,7 +98,7 @@ def _kind(suffix: str) -> str:
 
 
 def _by_stem(folders: Folders) -> dict[str, dict[str, list[str]]]:
-    """The suffixes that follow each beginning of a name in each folder."""
+    """Map each possible stem to the suffixes with which it occurs in each folder."""
     stems: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for folder, names in folders.items():
         for name in names:
@@ -110,8 +110,8 @@ def _by_stem(folders: Folders) -> dict[str, dict[str, list[str]]]:
 def _matches(
     name: str, stems: dict[str, dict[str, list[str]]]
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """By folder, the suffix of a name and those of files there, after the longest beginning that
-    they share; the same suffix comes first.
+    """Yield for each folder with files of a common stem the folder, the suffix of `name` after the
+    longest such stem, and the suffixes of those files, an equal one first.
     """
     done: set[str] = set()
     for stem, own in _splits(name):
@@ -122,12 +122,12 @@ def _matches(
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """A path as beginning and suffix, cut before each dot, dash and underscore of the file's name;
-    the longest beginning first.
+    """Split a path into stem and suffix before each dot, dash and underscore in the file name, the
+    longest stem first.
     """
     start = name.rfind("/") + 1
     cuts = [k for k in range(start + 1, len(name)) if name[k] in "._-"]
-    # "a_.png" is not cut into "a" and "_.png": the suffix begins where a word does.
+    # "a_.png" is not split into "a" and "_.png": a word must follow the first character.
     cuts = [k for k, after in pairwise([*cuts, len(name)]) if after > k + 1]
     for cut in reversed(cuts):
         yield name[:cut], name[cut:]

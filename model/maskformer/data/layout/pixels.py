@@ -1,4 +1,4 @@
-"""Sizes, bands and depth of the images of a folder."""
+"""Typical size, bands and bit depth of the images in a folder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RGB = 3
 
 @dataclass(frozen=True)
 class Pixels:
-    """What some of the images are like.
+    """Properties of a sample of the images.
 
     Attributes:
-        size: median height and width.
-        channels: bands of each image; 3 for RGB, grey and what becomes RGB.
-        limits: the lowest and the highest value, where the depth does not tell what is black and
-            white.
+        size: the median height and width.
+        channels: the number of bands; 3 also for grey and other images that are converted to RGB.
+        limits: the lowest and the highest value, if the bit depth does not determine which values
+            are black and white.
     """
 
     size: tuple[int, int]
@@ -38,18 +38,18 @@ class Pixels:
 
     @property
     def value_range(self) -> str:
-        """`data.value_range` as YAML, empty where none is needed."""
+        """`data.value_range` as YAML, or "" if none is needed."""
         return "" if self.limits is None else likely_range(*self.limits)
 
 
-def look_at_pixels(root: Path, names: Sequence[str]) -> Pixels:
-    """Reads some of the images.
+def sample_pixels(root: Path, names: Sequence[str]) -> Pixels:
+    """Read a sample of the images.
 
     Raises:
-        DatasetError: one cannot be read, or they have different numbers of bands.
+        DatasetError: an image cannot be read, or the numbers of bands differ.
     """
     reader = ImageReader()
-    sizes, limits, deep = [], [], False
+    sizes, limits, needs_range = [], [], False
     counts: Counter[int] = Counter()
     for index in evenly_spread(len(names), SAMPLE):
         image = reader.stored(root / names[index])
@@ -59,21 +59,21 @@ def look_at_pixels(root: Path, names: Sequence[str]) -> Pixels:
         finite = values[np.isfinite(values)]
         if finite.size:
             limits.append((float(finite.min()), float(finite.max())))
-        deep = deep or not _tells_its_depth(image)
+        needs_range = needs_range or not _has_known_range(image)
     if len(counts) > 1:
         found = " and ".join(str(count) for count in sorted(counts))
         raise DatasetError(
-            f"{escape(root)} holds images of {found} channels; a data set has images of one kind: "
-            "separate them"
+            f"{escape(root)} holds images of {found} channels, but all images of a data set must "
+            "have the same number: separate them"
         )
     height, width = np.median(np.array(sizes), axis=0)
     lows, highs = zip(*limits, strict=True) if limits else ((0.0,), (1.0,))
-    return Pixels(
-        (int(height), int(width)), next(iter(counts)), (min(lows), max(highs)) if deep else None
-    )
+    limits_of_all = (min(lows), max(highs)) if needs_range else None
+    return Pixels((int(height), int(width)), next(iter(counts)), limits_of_all)
 
 
-def _tells_its_depth(image: Bands) -> bool:
+def _has_known_range(image: Bands) -> bool:
+    """Whether an image can be converted to 8 bits without `data.value_range`."""
     try:
         ValueScale().to_uint8(image.values, image.top)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What data a folder holds."""
+"""Detection of the data set in a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskformer.data.layout.folder_layout import (
     rejected_labels,
 )
 from maskformer.data.layout.pairs import Folders, Pair, image_folders, pairs
-from maskformer.data.layout.pixels import Pixels, look_at_pixels
+from maskformer.data.layout.pixels import Pixels, sample_pixels
 from maskformer.data.layout.split_names import without_split
 from maskformer.errors import DatasetError
 from maskformer.system.listing import MARKERS, Listing, list_folder
@@ -27,14 +27,14 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
+    """The data set in a folder.
 
     Attributes:
         root: the folder.
-        layout: label files, or COCO's JSON of train and of val (once if there is only one).
-        meaning: of the values of label files.
-        pixels: what the images are like.
-        images: how many there are to train on, with those of val where it is drawn from them.
+        layout: the label files, or COCO's JSON files of train and val (None if there is only one).
+        meaning: the classes of the values in label files.
+        pixels: the properties of the images.
+        images: the number of training images, including those that are held out for validation.
     """
 
     root: Path
@@ -45,16 +45,16 @@ class Survey:
 
 
 def survey(root: Path) -> Survey:
-    """Looks at a folder and below it, and reads a few of its files.
+    """Find the data set in or below a folder by listing it and reading a few of its files.
 
     Raises:
-        DatasetError: it cannot be read, or holds no data set or several.
+        DatasetError: the folder cannot be read, or holds no data set or several.
     """
     listing = list_folder(root)
     if any(name.startswith(MARKERS) for name in listing.hidden):
         raise DatasetError(
             f"{root} is a run or holds results of predict or evaluate, expected a folder of images "
-            "with labels that were drawn"
+            "with ground-truth labels"
         )
     files = listing.files
     folders = image_folders(files)
@@ -79,13 +79,13 @@ def survey(root: Path) -> Survey:
         raise DatasetError(_nothing(root, listing, folders, paired))
     if len(layouts) > 1 or len({*found}) > 1:
         names = ", ".join(map(escape, dict.fromkeys(found)))
-        raise DatasetError(f"{root} holds several data sets: {names}; name one of them")
+        raise DatasetError(f"{root} holds several data sets: {names}; pass one of them")
     return _coco_survey(root, coco, folders) if coco else _folder_survey(root, layouts[0], folders)
 
 
 def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Survey:
     train, val = _coco_splits(coco, root)
-    pixels = look_at_pixels(root, [f"{train.images}/{name}" for name in folders[train.images]])
+    pixels = sample_pixels(root, [f"{train.images}/{name}" for name in folders[train.images]])
     return Survey(root, (train, val), None, pixels, train.count)
 
 
@@ -96,7 +96,7 @@ def _folder_survey(root: Path, layout: FolderLayout, folders: Folders) -> Survey
         meaning = meaning_of_colors(layout.values)
     else:
         meaning = read_meaning(root, pair.partners, layout.values)
-    pixels = look_at_pixels(root, [f"{pair.images}/{name}" for name in names])
+    pixels = sample_pixels(root, [f"{pair.images}/{name}" for name in names])
     return Survey(root, layout, meaning, pixels, len(names))
 
 
@@ -110,7 +110,7 @@ def _top(path: str) -> str:
 
 def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFile | None]:
     kinds = {file.kind for file in coco}
-    # Panoptic sets come with the instances of the same images.
+    # Panoptic data sets also contain an instances JSON for the same images.
     kind = "coco_panoptic" if "coco_panoptic" in kinds else "coco_instances"
     files = [file for file in coco if file.kind == kind]
     train = [file for file in files if "train" in file.annotations.lower()]
@@ -119,7 +119,9 @@ def _coco_splits(coco: Sequence[CocoFile], root: Path) -> tuple[CocoFile, CocoFi
         return train[0], val[0]
     if len(files) > 1:
         names = ", ".join(escape(file.annotations) for file in files)
-        raise DatasetError(f"{root} has several JSON files of one kind ({names}); name its folder")
+        raise DatasetError(
+            f"{root} has several JSON files of one kind ({names}); pass the folder of one of them"
+        )
     return files[0], None
 
 
@@ -128,20 +130,20 @@ def _nothing(root: Path, listing: Listing, folders: Folders, paired: Sequence[Pa
     if is_polygon_file(root, files):
         return (
             f"{root} holds polygons of labelme, one JSON per image; export them first with its "
-            "labelme2voc.py or labelme2coco.py, and name the folder that this writes"
+            "labelme2voc.py or labelme2coco.py, and pass the folder that this writes"
         )
     if shards := [file for file in files if file.lower().endswith(".tar")]:
         names = ", ".join(map(escape, shards[:SHOWN])) + ", ..." * (len(shards) > SHOWN)
         return (
-            f"{root} holds tar files ({names}), which init does not look into; for shards of "
-            "WebDataset write a recipe with data: {format: webdataset, root: "
+            f"{root} holds tar files ({names}), which init does not read; for shards of WebDataset "
+            "write a recipe with data: {format: webdataset, root: "
             f'{root}, train: "train-*.tar", val: 0.1, image: jpg, label: png}} (all keys: '
             "maskformer info RECIPE --keys, or docs/recipe.md)"
         )
     if rejected := rejected_labels(root, folders, paired):
-        return f"{root} holds images and files called like labels, but none can be used: {rejected}"
-    what = "images, but no label files beside them" if folders else "no images"
-    others = f" (left out: {'; '.join(listing.left_out())})" if listing.left_out() else ""
+        return f"{root} holds images and files named like labels, but none can be used: {rejected}"
+    what = "images, but no label files for them" if folders else "no images"
+    others = f" (skipped: {'; '.join(listing.skipped())})" if listing.skipped() else ""
     return (
         f"{root} holds {what}{others}; expected images with one label file each (same name, grey "
         "or palette PNG), or a JSON in COCO's panoptic or instances format with its images"

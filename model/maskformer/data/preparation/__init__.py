@@ -1,1 +1,1 @@
-"""Convert the official archives of data sets that cannot be read as they are."""
+"""Conversion of official archives of data sets that cannot be read as they are."""

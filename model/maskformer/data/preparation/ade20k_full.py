@@ -1,4 +1,4 @@
-"""ADE20K in full: 847 classes out of the colour-coded PNGs of the official archive."""
+"""ADE20K-Full: 847 classes from the colour-coded PNGs of the official archive."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from maskformer.system.text import escape
 
 VOID = 65535
 SHORT_SIDE = 512
-"""Images whose both sides are longer are shrunk to it."""
+"""Images whose short side is longer are resized to it."""
 _LABELS = "_seg.png"
 _SPLITS = ("training", "validation")
 _LARGEST_CODE = 25 * 256 + 255
 
 
 def prepare_ade20k_full(root: Path) -> Prepared:
-    """Writes `images_detectron2` and `annotations_detectron2` (TIFF of 16 bit, 65535: void), each
-    with `training` and `validation`, beside the archive's `images`, which stay as they are.
+    """Write `images_detectron2` and `annotations_detectron2` (16-bit TIFF, 65535 for void), each
+    with `training` and `validation`, next to the archive's `images`, which are not changed.
 
-    As the official preparation does it, large images are shrunk. Others are copied.
+    As in the official preparation, large images are resized, and others are copied.
 
     Args:
         root: the folder `ADE20K_2021_17_01` of the archive.
 
     Raises:
-        DatasetError: the folder is another one, or there are images that cannot be used.
+        DatasetError: it is not that folder, or images in it cannot be used.
         DiskFullError, OSError: the results cannot be written.
     """
     expected = "the folder of the official archive, ADE20K_2021_17_01"
@@ -53,7 +53,9 @@ def prepare_ade20k_full(root: Path) -> Prepared:
     times = Counter(PurePosixPath(name).name for name in names)
     twice = [name for name, count in times.items() if count > 1]
     if twice:
-        raise DatasetError(f"{root / 'images'} has {len(twice)} names twice, first {twice[0]}")
+        raise DatasetError(
+            f"{root / 'images'} has {len(twice)} file names more than once, first {twice[0]}"
+        )
     folders = [root / kind for kind in ("images_detectron2", "annotations_detectron2")]
     make_folders([folder / split for folder in folders for split in _SPLITS])
     work = partial(_prepare, root, class_table())
@@ -62,7 +64,7 @@ def prepare_ade20k_full(root: Path) -> Prepared:
 
 
 def class_table() -> NDArray[np.uint16]:
-    """The class of each object number, `[6656]`, or `VOID`."""
+    """Return the class of each object number, `[6656]`, or `VOID`."""
     numbers = read_lines(CONFIG_FOLDER / "ade20k_full" / "object_ids.txt")
     table = np.full(_LARGEST_CODE + 1, VOID, np.uint16)
     table[[int(number) for number in numbers]] = np.arange(len(numbers))
@@ -70,7 +72,7 @@ def class_table() -> NDArray[np.uint16]:
 
 
 def shrunk_size(height: int, width: int) -> tuple[int, int]:
-    """The size of the results."""
+    """Return the size of the prepared image and labels."""
     if min(height, width) <= SHORT_SIDE:
         return height, width
     if width >= height:
@@ -79,14 +81,14 @@ def shrunk_size(height: int, width: int) -> tuple[int, int]:
 
 
 def shrink_image(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """`[H, W, 3]` by bilinear interpolation without antialiasing, as OpenCV does it."""
+    """Resize `[H, W, 3]` with bilinear interpolation without antialiasing, like OpenCV."""
     values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     shrunk = interpolate(values, size, mode="bilinear", align_corners=False)
     return shrunk[0].permute(1, 2, 0).round().byte().numpy()
 
 
 def shrink_labels(values: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
-    """`[H, W]` by the value at the upper left, as OpenCV's "nearest" takes it."""
+    """Resize `[H, W]` to the values at the upper left corners, like OpenCV's "nearest"."""
     rows, columns = (
         np.floor(np.arange(new) * (old / new)).astype(int)
         for old, new in zip(values.shape, size, strict=True)
@@ -95,7 +97,7 @@ def shrink_labels(values: NDArray[np.integer], size: tuple[int, int]) -> NDArray
 
 
 def _prepare(root: Path, table: NDArray[np.uint16], name: str) -> int:
-    """One image and its labels; how many files were written."""
+    """Prepare one image and its labels; return the number of files written."""
     stem = PurePosixPath(name).name
     split = _SPLITS[stem.split("_")[1:2] == ["val"]]
     image = root / "images_detectron2" / split / f"{stem}.jpg"
@@ -117,18 +119,18 @@ def _prepare(root: Path, table: NDArray[np.uint16], name: str) -> int:
             small = Image.fromarray(shrink_image(np.array(pixels.convert("RGB")), size))
             write_image = partial(small.save, format="JPEG")
         tiff = Image.fromarray(shrink_labels(values, size))
-    # In there, a full disk would be taken for a broken image.
+    # Write outside of the block, in which a full disk would be reported as a broken image.
     write_labels = partial(tiff.save, format="TIFF", compression="tiff_adobe_deflate")
     return write_missing(image, write_image) + write_missing(labels, write_labels)
 
 
 def _read_codes(file: Path) -> NDArray[np.int32]:
-    """The number of each pixel's object, `[H, W]`: R // 10 * 256 + G."""
+    """Read the object number of each pixel, `[H, W]`: R // 10 * 256 + G."""
     with opened(file, "label") as image:
         if image.mode not in ("RGB", "RGBA"):
             raise DatasetError(
                 f"label file {escape(file)} has {image.mode} pixels, expected RGB with the object "
-                "R // 10 * 256 + G"
+                "number R // 10 * 256 + G"
             )
         codes = np.asarray(image).astype(np.int32)
     return codes[..., 0] // 10 * 256 + codes[..., 1]

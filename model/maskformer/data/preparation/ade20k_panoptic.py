@@ -1,4 +1,4 @@
-"""ADE20K's panoptic labels out of its maps of classes and of instances."""
+"""ADE20K's panoptic labels, made from its semantic and instance maps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from maskformer.system.text import escape
 from maskformer.system.writing import write_json
 
 _SEGMENTS = "segments_info"
-"""The text in a PNG that describes its segments: a later run needs it for the JSON file."""
+"""Key of the text in a PNG that describes its segments, from which a later run makes the JSON."""
 _SPLITS = {"train": "training", "val": "validation"}
 _VOID_LABEL = 255
 
@@ -42,11 +42,11 @@ class _Split(NamedTuple):
     categories: list[dict[str, Any]]
     json_file: Path
     described: dict[str, Any] | None
-    """What the JSON file says of each PNG; None where it is yet to be written."""
+    """The segments of each PNG in the JSON file; None if the file does not exist yet."""
 
 
 class _Segment(BaseModel):
-    """As COCO describes it."""
+    """A segment in COCO's panoptic format."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -67,18 +67,18 @@ class _Done(NamedTuple):
 
 
 def prepare_ade20k_panoptic(root: Path) -> Prepared:
-    """Writes `ade20k_panoptic_train` and `_val` (PNGs and a JSON file in COCO's panoptic format)
-    and `annotations_detectron2` (class - 1, 255: void) beside the archive's folders.
+    """Write `ade20k_panoptic_train` and `_val` (PNGs and a JSON file in COCO's panoptic format)
+    and `annotations_detectron2` (class - 1, 255 for void) next to the archive's folders.
 
-    Stuff comes from `annotations`, things from `annotations_instance`, which lie on top, as the
-    official preparation does it. Areas and boxes are those of the pixels that are left; officially
-    those of stuff are as if no thing lay on it.
+    As in the official preparation, stuff comes from `annotations`, and things, which are on top of
+    it, from `annotations_instance`. Areas and boxes are those of the visible pixels; the official
+    ones of stuff include the pixels under things.
 
     Args:
         root: the folder `ADEChallengeData2016` of the archive with `annotations_instance` in it.
 
     Raises:
-        DatasetError: the folder is another one, or there are images that cannot be used.
+        DatasetError: it is not that folder, or images in it cannot be used.
         DiskFullError, OSError: the results cannot be written.
     """
     categories = json.loads((CONFIG_FOLDER / "ade20k_panoptic" / "categories.json").read_text())
@@ -103,20 +103,20 @@ def prepare_ade20k_panoptic(root: Path) -> Prepared:
 def merge(
     classes: NDArray[np.integer], instances: NDArray[np.integer], things: list[int], name: str
 ) -> tuple[NDArray[np.int32], list[int]]:
-    """Segments of an image.
+    """Merge the semantic and the instance map of an image.
 
     Args:
-        classes: `[H, W]`, 1 to 150, 0 is void.
-        instances: `[H, W, >=2]`: the category of a thing (1 to 100) and its number in the image,
-            0 where none is.
-        things: the class of each category of things, counted from 0.
-        name: of the file of instances, for messages.
+        classes: `[H, W]`, the class from 1 to 150, 0 for void.
+        instances: `[H, W, >=2]`, the category of a thing (1 to 100) and its number in the image,
+            0 for no thing.
+        things: the class, counted from 0, of each thing category.
+        name: the instance file, for messages.
 
     Returns:
-        Ids `[H, W]`, 0 where no segment is, and the class of the segments 1, 2, ...
+        The segment ids `[H, W]`, 0 for void, and the classes of the segments 1, 2, ...
 
     Raises:
-        DatasetError: a thing has no category, or two.
+        DatasetError: a thing has no category, or several.
     """
     ids = np.zeros(classes.shape, np.int32)
     found: list[int] = []
@@ -131,8 +131,8 @@ def merge(
         kinds = np.unique(instances[..., 0][mask]).tolist()
         if len(kinds) != 1 or not 1 <= kinds[0] <= len(things):
             raise DatasetError(
-                f"file of instances {name} gives the object {number} the categories {kinds}, "
-                f"expected one of 1 to {len(things)}"
+                f"instance file {name} gives the object {number} the categories {kinds}, expected "
+                f"one of 1 to {len(things)}"
             )
         found.append(things[kinds[0] - 1])
         ids[mask] = len(found)
@@ -168,14 +168,14 @@ def _write_panoptic(split: _Split, name: str, classes: NDArray[np.integer], targ
     with opened(file, "instance") as image:
         if len(image.getbands()) < 2:
             raise DatasetError(
-                f"file of instances {escape(file)} has {image.mode} pixels, expected RGB with the "
+                f"instance file {escape(file)} has {image.mode} pixels, expected RGB with the "
                 "category in R and the number in G"
             )
         instances = np.asarray(image)
     if instances.shape[:2] != classes.shape:
         raise DatasetError(
-            f"file of instances {escape(file)} is {instances.shape[1]}x{instances.shape[0]} "
-            f"pixels, its label file {classes.shape[1]}x{classes.shape[0]}"
+            f"instance file {escape(file)} is {instances.shape[1]}x{instances.shape[0]} pixels, "
+            f"its label file {classes.shape[1]}x{classes.shape[0]}"
         )
     things = [category["id"] for category in split.categories if category["isthing"]]
     ids, found = merge(classes, instances, things, escape(file))
@@ -183,8 +183,8 @@ def _write_panoptic(split: _Split, name: str, classes: NDArray[np.integer], targ
     if split.described is not None and split.described.get(f"{name}.png") != segments:
         raise DatasetError(
             f"{escape(split.panoptic / name)}.png is missing, and {escape(split.json_file)} "
-            "describes other segments than it would have: bring the PNG back, or move the JSON "
-            "file away, and it is written anew"
+            "describes other segments than a new one would have: restore the PNG, or move the JSON "
+            "file away so that it is written again"
         )
     text = PngInfo()
     text.add_text(_SEGMENTS, json.dumps(segments))
@@ -192,7 +192,7 @@ def _write_panoptic(split: _Split, name: str, classes: NDArray[np.integer], targ
 
 
 def _describe(ids: NDArray[np.int32], classes: list[int]) -> list[dict[str, Any]]:
-    """The `segments_info` of COCO; without those of which nothing is left."""
+    """Return COCO's `segments_info`, without segments that have no visible pixel."""
     areas = np.bincount(ids.ravel(), minlength=len(classes) + 1).tolist()
     segments = []
     for number, box in enumerate(find_objects(ids, len(classes)), 1):
@@ -207,7 +207,7 @@ def _describe(ids: NDArray[np.int32], classes: list[int]) -> list[dict[str, Any]
 
 
 def _described(file: Path) -> dict[str, Any]:
-    """The segments of each PNG in a JSON file; none where the file is of another kind."""
+    """Return the segments of each PNG in a JSON file, or {} if it has another format."""
     try:
         entries = read_json(file)["annotations"]
         return {entry["file_name"]: entry["segments_info"] for entry in entries}
@@ -216,7 +216,7 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def _read_segments(file: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """What this or an earlier run wrote into a PNG."""
+    """Read the segments that this or an earlier run wrote into a PNG."""
     with opened(file, "panoptic") as image:
         text, found = image.info.get(_SEGMENTS, ""), image.size
     try:
@@ -224,7 +224,7 @@ def _read_segments(file: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
     except ValueError:
         raise DatasetError(
             f"{escape(file)} was not written by this command, and the JSON file that describes it "
-            "is missing: move the folder away, or bring the file back"
+            "is missing: move the folder away, or restore the JSON file"
         ) from None
     if found != size:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""Many files made of many others: in parallel, resumable, and never over one that is there."""
+"""Conversion of many files: in parallel, resumable, and without replacing existing files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHOWN = 5
 
 
 class Prepared(NamedTuple):
-    """What a preparation did.
+    """The result of a preparation.
 
     Attributes:
-        images: of all splits.
-        written: files that were missing before.
-        folders: where the results are.
+        images: the number of images in all splits.
+        written: the number of files that were missing and have been written.
+        folders: the folders of the results.
     """
 
     images: int
@@ -34,16 +34,17 @@ class Prepared(NamedTuple):
 
 
 def write_missing(file: Path, write: Callable[[Path], object]) -> int:
-    """Writes a file unless it is there: it is then complete, as each appears only as a whole.
+    """Write a file unless it exists. As files are written atomically, an existing one is complete.
 
     Args:
-        write: writes the file that it is given, whose name has no suffix.
+        file: the file.
+        write: writes to the path that it is given, whose name has no suffix.
 
     Returns:
-        How many files were written: 0 or 1.
+        The number of files written: 0 or 1.
 
     Raises:
-        DiskFullError, OSError: it cannot be written.
+        DiskFullError, OSError: the file cannot be written.
     """
     if file.exists():
         return 0
@@ -52,12 +53,13 @@ def write_missing(file: Path, write: Callable[[Path], object]) -> int:
 
 
 def for_each(items: Sequence[T], work: Callable[[T], R], title: str) -> list[R]:
-    """Does the work for each item in several threads and shows how far it is.
+    """Call `work` for each item in several threads, with a progress bar.
 
-    One bad file does not end it. An interruption does, after the items that were begun.
+    A bad file does not stop it. An interruption does, after the items in progress.
 
     Raises:
-        DatasetError: names the first items that could not be used, after all others were done.
+        DatasetError: items could not be used. It names the first of them, and is raised after all
+            others are finished.
     """
 
     def tried(item: T) -> R | DatasetError:
@@ -77,19 +79,21 @@ def for_each(items: Sequence[T], work: Callable[[T], R], title: str) -> list[R]:
         more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         raise DatasetError(
             f"{len(errors)} of {len(items)} images cannot be prepared:\n{listed}{more}\n"
-            "the others are done; mend or remove these and run the command again"
+            "the others are done; fix or remove these and run the command again"
         )
     return [result for result in results if not isinstance(result, DatasetError)]
 
 
 def names_with(folder: Path, suffix: str, expected: str) -> list[str]:
-    """Names below a folder without the suffix that they have, sorted.
+    """Return the names below a folder that have a suffix, without the suffix, sorted.
 
     Args:
-        expected: what ROOT should be, for the message.
+        folder: the folder.
+        suffix: the suffix.
+        expected: a description of the expected ROOT, for the message.
 
     Raises:
-        DatasetError: there is no such folder, or it has no such file.
+        DatasetError: the folder does not exist, or has no such file.
     """
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {escape(folder)}; expected {expected}")
@@ -100,7 +104,7 @@ def names_with(folder: Path, suffix: str, expected: str) -> list[str]:
 
 
 def make_folders(folders: Sequence[Path]) -> None:
-    """Makes the folders of the results; clears away what a killed run left half written there."""
+    """Create the folders of the results, and remove partial files of a killed run in them."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     remove_partial_files(folders)

@@ -113,7 +113,7 @@ def test_images_that_the_json_does_not_name_are_counted(root: Path) -> None:
     for name in ("img/y.jpg", "img/z.PNG", "img/._x.jpg", "img/notes.txt", "elsewhere.jpg"):
         (root / name).write_bytes(b"")
     (note,) = dataset(root).notes  # type: ignore[attr-defined]
-    said = "left out of {}: 3 that the JSON does not name (img/._x.jpg, img/y.jpg, img/z.PNG)"
+    said = "skipped in {}: 3 that the JSON does not list (img/._x.jpg, img/y.jpg, img/z.PNG)"
     assert note == said.format(root)
 
 
@@ -121,7 +121,7 @@ def test_what_is_covered_wholly_is_no_segment(root: Path) -> None:
     whole = annotation(4, 5, [box(0, 0, WIDTH, HEIGHT)])
     sample = dataset(root, CONTENT | {"annotations": [*CONTENT["annotations"], whole]})[0]
     assert sample.labels.tolist() == [2]
-    assert sample.left_out == 0
+    assert sample.empty_segments == 0
 
 
 def test_void_background(root: Path) -> None:
@@ -169,7 +169,7 @@ def test_categories_that_become_one_class_of_stuff(root: Path) -> None:
 def test_objects_without_pixels_are_left_out_and_counted(root: Path, empty: Any) -> None:
     data = dataset(root, changed("annotations", segmentation=empty))
     assert data[0].labels.tolist() == [0, 2, 1]
-    assert check_dataset(data)[0] == "listed segments without a pixel were left out: 1"
+    assert check_dataset(data)[0] == "listed segments without pixels were ignored: 1"
 
 
 def test_a_share(root: Path) -> None:
@@ -261,10 +261,10 @@ def test_any_segmentation(segmentation: Any) -> None:
     [
         (5, "neither a list of polygons nor run lengths"),
         ([1, 1, 2, 2, 3, 3], "is one polygon, expected a list of polygons"),
-        ([[1, 1, 2, 2, 3]], "no list of pairs of numbers"),
-        ([[1, 1, 2, float("nan"), 3, 3]], "no list of pairs of numbers"),
-        ([[1, 1, 2, 2, 3, 999]], "leaves the image of 8x6 pixels by more than its size"),
-        ({"size": [8, 6], "counts": [48]}, r"of the size \[8, 6\], expected \[6, 8\]"),
+        ([[1, 1, 2, 2, 3]], "is not a list of pairs of numbers"),
+        ([[1, 1, 2, float("nan"), 3, 3]], "is not a list of pairs of numbers"),
+        ([[1, 1, 2, 2, 3, 999]], "beyond the image of 8x6 pixels by more than"),
+        ({"size": [8, 6], "counts": [48]}, r"of size \[8, 6\], expected \[6, 8\]"),
         ({"size": [6, 8], "counts": [40]}, "do not add up to 6 x 8 pixels"),
         ({"size": [6, 8], "counts": [60, -12]}, "do not add up"),
         ({"size": [6, 8], "counts": "P" * 40}, "hold a number that does not end"),
@@ -288,12 +288,12 @@ def test_what_is_no_shape(root: Path, segmentation: Any, said: str) -> None:
         (CONTENT | {"annotations": [{"segments_info": []}]}, "set data.format: coco_panoptic"),
         (CONTENT | {"annotations": [{"bbox": [1, 2, 3, 4]}]}, "has boxes only"),
         (CONTENT | {"categories": None}, "COCO instances format: categories: Input should be a li"),
-        (CONTENT | {"images": CONTENT["images"] * 2}, "lists images of the id 0 twice"),
+        (CONTENT | {"images": CONTENT["images"] * 2}, "lists two images with the id 0"),
         (
             changed("images", id=9),
-            r"annotations\[0\] is of the image id 0, which its images do not",
+            r"annotations\[0\] has the image_id 0, which is not in",
         ),
-        (changed("annotations", category_id=4), r"annotations\[0\] is of the category id 4, which"),
+        (changed("annotations", category_id=4), r"annotations\[0\] has the category_id 4, which"),
         (changed("annotations", category_id=3.5), "category_id: Input should be a whole number"),
         (changed("annotations", iscrowd="maybe"), "iscrowd: Input should be 0, 1, true or false"),
         (changed("images", file_name="/etc/passwd"), "is outside of"),
@@ -314,12 +314,12 @@ def test_shares_of_the_size_in_place_of_pixels(root: Path) -> None:
             dataset(root, CONTENT | {"annotations": listed})
     # A small piece in the corner is no such file.
     data = dataset(root, CONTENT | {"annotations": [*shares, *CONTENT["annotations"]]})
-    assert check_dataset(data)[0] == "listed segments without a pixel were left out: 1"
+    assert check_dataset(data)[0] == "listed segments without pixels were ignored: 1"
 
 
 def test_names_that_begin_with_the_folder(root: Path) -> None:
     split = {"images": "img", "annotations": "x.json"}
-    with pytest.raises(DatasetError, match=rf"begin at {root}: set data.train.images to it"):
+    with pytest.raises(DatasetError, match=rf"relative to {root}: set data.train.images to it"):
         dataset(root, train=split)
 
 

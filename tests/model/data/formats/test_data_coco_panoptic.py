@@ -181,11 +181,11 @@ def test_png_and_json_disagree(tmp_path):
     refused(tmp_path, r"1\.png has segment ids that its JSON entry does not list: 300 \(2 pixels\)")
     more = [segment(number, 1) for number in (9, 10, 11, 12)]
     write(tmp_path, segments=[*SEGMENTS, *more])
-    refused(tmp_path, r"1\.png lists segments without a pixel: ids \[9, 10, 11, 12\]; PNG and JSON")
+    refused(tmp_path, r"1\.png lists segments without pixels: ids \[9, 10, 11, 12\]; PNG and JSON")
     write(tmp_path, segments=[*SEGMENTS, segment(5, 1)])
     refused(tmp_path, r"1\.png lists a segment id twice")
     write(tmp_path, segments=[segment(70_000, 3), *SEGMENTS[1:]])
-    refused(tmp_path, r"segments of the category ids \[3\], which its categories do not list")
+    refused(tmp_path, r"segments of the category ids \[3\], which are not in its categories")
 
 
 @pytest.mark.parametrize("number", [0, 9])
@@ -193,14 +193,16 @@ def test_a_stray_entry_is_left_out_and_counted(tmp_path, number):
     write(tmp_path, segments=[segment(number, 1, area=0), *SEGMENTS])
     data = build_dataset(config(tmp_path), "val")
     sample = data[0]
-    assert sample.left_out == 1
+    assert sample.empty_segments == 1
     assert sample.labels.tolist() == [2, 1, 1]
     assert sample.crowd.tolist() == [False, False, True]
     assert sample.segments.tolist() == [[-1, 1, 1, 0], [2, 2, 1, 0]]
     warnings = check_dataset(data)
-    assert warnings[0] == "listed segments without a pixel were left out: 1"
+    assert warnings[0] == "listed segments without pixels were ignored: 1"
     write(tmp_path)
-    assert not any("left out" in text for text in check_dataset(build_dataset(data.config, "val")))
+    assert not any(
+        "were ignored" in text for text in check_dataset(build_dataset(data.config, "val"))
+    )
 
 
 def test_channels_in_the_wrong_order(tmp_path):
@@ -280,7 +282,7 @@ def test_label_map(tmp_path):
     assert sample.labels.tolist() == [0, 0]
     assert sample.crowd.tolist() == [False, True]
     assert sample.segments.tolist() == [[-1, 0, 0, -1], [1, 1, 0, -1]]
-    assert sample.left_out == 0
+    assert sample.empty_segments == 0
     check_dataset(data)
     picked = build_dataset(config(tmp_path, label_map={"rug": "floor", "*": None}), "val")
     void, alone = check_dataset(picked)
@@ -308,8 +310,8 @@ def test_categories_that_become_one_class_of_stuff(tmp_path):
 @pytest.mark.parametrize(
     ("label_map", "said"),
     [
-        ({"cat": "a", "*": None}, "has the keys cat, which are no name or id of a category"),
-        ({"person": "a"}, r"does not say what 2 of the 3 categories are: train, rug; add .*'\*'"),
+        ({"cat": "a", "*": None}, "has the keys cat, which are not names or ids of categories"),
+        ({"person": "a"}, r"does not map 2 of the 3 categories: train, rug; add .*'\*'"),
         ({"*": None}, "maps everything to void"),
         ({"person": 1, "*": None}, "maps no category to class 0"),
         ({"person": 0, "rug": "a", "*": None}, "mixes names and numbers"),

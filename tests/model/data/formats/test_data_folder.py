@@ -95,7 +95,7 @@ def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     image = ImageReader()(tmp_path / "a.png")
     assert image.shape == (3, 16, 8)
@@ -230,7 +230,7 @@ def test_a_file_that_vanished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "cause"), [((4, 6), "turned by 90 degrees"), ((6, 5), "belongs to another image")]
+    ("size", "cause"), [((4, 6), "rotated by 90 degrees"), ((6, 5), "belongs to another image")]
 )
 def test_size_mismatch(tmp_path, size, cause):
     write(tmp_path, "a", grid(0), Image.new("RGB", size))
@@ -286,7 +286,7 @@ def test_several_files_make_one_message(tmp_path):
     for name, value in (("a", 0), ("b", 7), ("c", 7), ("d", 8)):
         write(tmp_path, name, grid(value))
     (tmp_path / "images" / "a.jpg").write_bytes(b"")
-    message = refused(tmp_path, "4 of the 4 images looked at cannot be used")
+    message = refused(tmp_path, "4 of the 4 images that were checked cannot be used")
     assert "3 label files have the values 7 (48 pixels), 8 (24 pixels)" in message
     assert "need 9" in message
     assert "a.jpg" in message
@@ -316,7 +316,7 @@ def test_classes_that_cannot_be_found(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
     refused(tmp_path, "names.txt is empty, expected one class name per line", classes="names.txt")
     refused(tmp_path, "data.classes is an empty list", classes=())
-    refused(tmp_path, "data.things names car, which data.classes does not list", things=["car"])
+    refused(tmp_path, "data.things names car, which is not in data.classes", things=["car"])
     refused(tmp_path, "no class found in 1 label files", classes=None)
 
 

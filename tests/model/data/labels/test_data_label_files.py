@@ -104,7 +104,7 @@ def test_bits_of_which_0_is_white(tmp_path: Path) -> None:
     packed = b"P4 8 8\n" + np.packbits(grid(1)).tobytes()
     for content in (bits, packed, grey_tiff(grid(1), 1, white=0)):
         (tmp_path / "a.pbm").write_bytes(content)
-        with pytest.raises(DatasetError, match=r"a\.pbm has pixels of one bit of which 0 is white"):
+        with pytest.raises(DatasetError, match=r"a\.pbm has 1-bit pixels with 0 as white"):
             read_labels(tmp_path / "a.pbm")
         values = read_labels(tmp_path / "a.pbm", colors=True)
         assert np.array_equal(values, (1 - grid(1).astype(np.int32)) * 0xFFFFFF)

@@ -56,10 +56,10 @@ def test_a_folder_of_them_is_a_data_set(tmp_path: Path) -> None:
         ({"labels": LABELS}, "no variable S with the labels; its variables: labels"),
         ({"S": np.zeros((2, 3, 4))}, r"has the size \[2, 3, 4\], expected numbers \[H, W\]"),
         ({"S": np.zeros((0, 3))}, r"has the size \[0, 3\]"),
-        ({"S": LABELS + 0.5}, "is of float64, expected whole numbers"),
-        ({"S": LABELS * 1j}, "holds no plain numbers"),
-        ({"S": OTHERS["names"]}, "holds no plain numbers"),
-        ({"S": "text"}, "holds no plain numbers"),
+        ({"S": LABELS + 0.5}, "is float64, expected whole numbers"),
+        ({"S": LABELS * 1j}, "does not hold real numbers"),
+        ({"S": OTHERS["names"]}, "does not hold real numbers"),
+        ({"S": "text"}, "does not hold real numbers"),
     ],
 )
 def test_other_contents_are_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -88,7 +88,7 @@ def test_a_few_bytes_do_not_become_gigabytes(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (np.zeros((1000, 1000, 20), np.uint8), r"the size \[1000, 1000, 20\]"),
-        (np.zeros((1000, 4000), np.complex64), "holds no plain numbers"),
+        (np.zeros((1000, 4000), np.complex64), "does not hold real numbers"),
         (np.zeros((4000, 5000), np.uint8), "20000000 pixels, more than"),
     ],
 )

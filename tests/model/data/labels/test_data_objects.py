@@ -80,7 +80,7 @@ def test_files_of_objects_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"objects/a\.png is 3x3 pixels, its image"):
         check_dataset(data)
     (tmp_path / "objects" / "a.png").rename(tmp_path / "objects" / "b.png")
-    with pytest.raises(DatasetError, match=r"1 of 1 images have no file of objects"):
+    with pytest.raises(DatasetError, match=r"1 of 1 images have no object file"):
         build_dataset(folder_config(tmp_path, **BOTH), "train")
     (tmp_path / "objects" / "b.png").unlink()
     (tmp_path / "objects").rmdir()
