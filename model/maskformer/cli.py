@@ -1,7 +1,7 @@
 """The command line: `maskformer init | data | train | evaluate | predict | info | …`.
 
-Nothing here imports PyTorch, so help, mistakes and shell completion take no time. What a command
-does is in `maskformer.commands`, imported when it runs.
+Nothing here imports PyTorch, so that help, usage errors and shell completion are fast. The commands
+are implemented in `maskformer.commands`, which is imported when they run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from maskformer.config.choices import Backend, ExportedOutputs, Format, Mode, Pr
 from maskformer.config.recipes import config_names
 from maskformer.errors import MaskFormerError, StoppedError, UsageError
 from maskformer.output.output_folder import check_output_folder
-from maskformer.system.openmp import wait_briefly
-from maskformer.system.processes import one_voice
+from maskformer.system.openmp import limit_spinning
+from maskformer.system.processes import report_first_failure
 from maskformer.system.text import escape, make_streams_safe
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Command(TyperCommand):
-    """A command that takes no empty text, as a variable of the shell gives that is not set."""
+    """A command that rejects empty arguments, which unset variables of the shell cause."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
@@ -57,7 +57,7 @@ app.add_typer(data_app, name="data")
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Recipes for the shell; where none fits, it offers files."""
+    """Complete names of recipes. If there are none, the shell completes file names."""
     return [name for name in config_names() if name.startswith(incomplete)]
 
 
@@ -99,13 +99,13 @@ CheckpointOption = Annotated[
 
 
 NOT_EVALUATED = ("model.", "criterion.", "train.", "predict.", "data.augmentation.")
-"""What of a recipe `evaluate` does not follow, but for the next."""
+"""Keys of a recipe without effect on `evaluate`, except for those in `EVALUATED`."""
 EVALUATED = ("train.workers", "train.best_metric")
-"""The processes that read; and a metric that must be one of those measured."""
+"""Keys of these sections that are used: `train.best_metric` is checked to be measured."""
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C where no training runs."""
+"""Exit code after Ctrl-C outside of training."""
 INTERNAL_ERROR = 70
-"""Exit code after a bug; `EX_SOFTWARE` of sysexits.h."""
+"""Exit code after a bug: `EX_SOFTWARE` in sysexits.h."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -137,7 +137,7 @@ def options(
 
 
 @app.command(cls=Command)
-@one_voice("continue with --resume")
+@report_first_failure("continue with --resume")
 def train(
     overrides: Overrides = None,
     config: ConfigOption = None,
@@ -183,11 +183,11 @@ def train(
         raise typer.BadParameter("--resume needs a run and --auto-resume does not: choose one")
     if resume and weights is not None:
         raise typer.BadParameter(
-            "--resume goes on with the weights of the run and --weights starts from others: choose "
-            "one"
+            "--resume continues with the weights of the run and --weights starts from others: "
+            "choose one"
         )
     if resume and output is None and config is None:
-        raise typer.BadParameter("--resume needs the run: --output RUN_FOLDER")
+        raise typer.BadParameter("--resume needs the run folder: --output RUN_FOLDER")
     if config is None and not resume and weights is None:
         raise _config_needed(overrides)
     if config is None and output is None:
@@ -214,7 +214,7 @@ def train(
 
 
 @app.command(cls=Command)
-@one_voice("start it again")
+@report_first_failure("start it again")
 def evaluate(
     checkpoint: CheckpointOption,
     overrides: Overrides = None,
@@ -260,7 +260,7 @@ def evaluate(
 
 
 @app.command(cls=Command)
-@one_voice("continue with --skip-existing")
+@report_first_failure("continue with --skip-existing")
 def predict(
     images: Annotated[
         list[str],
@@ -302,7 +302,7 @@ def predict(
     overrides = [text for text in images if _is_override(text)]
     images = [text for text in images if text not in overrides]
     if not images:
-        raise typer.BadParameter("no image is named, only values of the recipe")
+        raise typer.BadParameter("no images are given, only values of the recipe")
     check_output_folder(output)
     _check_model_stays(overrides)
     if batch_size is not None:
@@ -364,7 +364,7 @@ def _read_size(text: str) -> tuple[int, int]:
     sides = [int(side) for side in text.split("x") if re.fullmatch("[0-9]{2,5}", side)]
     if len(sides) != 2 or text.count("x") != 1 or min(sides) < 32:
         raise typer.BadParameter(
-            f"--size reads HEIGHTxWIDTH, such as 512x512, both from 32 to 99999, got '{text}'"
+            f"--size must be HEIGHTxWIDTH, such as 512x512, both from 32 to 99999, got '{text}'"
         )
     return sides[0], sides[1]
 
@@ -473,12 +473,13 @@ def export(
 
 
 def main() -> None:
-    """Runs the command line.
+    """Run the command line.
 
-    What a person can mend ends in one clear line and exit code 1, a bug in a traceback and 70.
+    Errors that the user can fix are printed in one line, with exit code 1. Bugs are printed with a
+    traceback, with exit code 70.
     """
     make_streams_safe()
-    wait_briefly()
+    limit_spinning()
     try:
         app()
     except SystemExit as end:
@@ -500,7 +501,7 @@ def main() -> None:
             sys.exit(1)
         _print_error(traceback.format_exc())
         _print_error(
-            "internal error: this is a bug of maskformer or of a library that it uses, not a "
+            "internal error: this is a bug in maskformer or in a library that it uses, not a "
             "mistake in the command; please report it with the lines above",
             style="red",
         )
@@ -508,7 +509,7 @@ def main() -> None:
 
 
 def _reason(error: Exception) -> str | None:
-    """What a person can mend, in one line; None for a bug."""
+    """Return the message of an error that the user can fix, or None for a bug."""
     if isinstance(error, MaskFormerError | OSError) or _is_backend_error(error):
         return str(error)
     if isinstance(error, MemoryError | RuntimeError) and _out_of_memory(error):
@@ -521,7 +522,9 @@ def _reason(error: Exception) -> str | None:
 
 
 def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
-    """Where a recipe or a folder was named without the option, it says how that is written."""
+    """Return the error for a missing --config. If a recipe or a folder was given without the
+    option, it shows the correct command.
+    """
     for text in overrides or []:
         if text in config_names() or Path(text).is_file():
             return typer.BadParameter(f"--config is needed: --config {shlex.quote(text)}")
@@ -534,12 +537,14 @@ def _config_needed(overrides: list[str] | None) -> typer.BadParameter:
 
 
 def _flat_name(config: str) -> str:
-    """What --config names as the name of one folder, such as `ade20k_r50`."""
+    """Convert the value of --config to a folder name, such as `ade20k_r50`."""
     return Path(config).with_suffix("").as_posix().replace("/", "_")
 
 
 def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | None:
-    """The recipe of --config. Read before a command is imported: mistakes show at once."""
+    """Load the recipe of --config. This is done before a command is imported, so that errors in it
+    are reported at once.
+    """
     if config is None:
         return None
     from maskformer.config.load import load_config
@@ -548,7 +553,9 @@ def _load_recipe(config: str | None, overrides: list[str] | None) -> Config | No
 
 
 def _suggest_override(option: str) -> None:
-    """Values of a recipe are no options: says how the one that was meant is written."""
+    """If an unknown option is a key of the recipe, or another spelling of an option, print the
+    correct form.
+    """
     from maskformer.config.options import overrides_for
     from maskformer.config.synonyms import meant_option
 
@@ -558,7 +565,7 @@ def _suggest_override(option: str) -> None:
     overrides = overrides_for(option, "" if value.startswith("-") else value)
     if overrides:
         _print_error(
-            f"{option} is a value of the recipe; those are written KEY=VALUE, without dashes: "
+            f"{option} is a value of the recipe, which is written KEY=VALUE, without dashes: "
             f"{' or '.join(overrides)}"
         )
     elif (other := meant_option(option.lstrip("-"))) and other.split()[0] != option:
@@ -568,7 +575,9 @@ def _suggest_override(option: str) -> None:
 def _check_model_stays(overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith("model."):
-            raise UsageError(f"the checkpoint decides the model: '{override}' cannot replace it")
+            raise UsageError(
+                f"the checkpoint determines the model, so '{override}' cannot be applied; remove it"
+            )
 
 
 def _check_evaluated(overrides: list[str]) -> None:
@@ -581,13 +590,13 @@ def _check_evaluated(overrides: list[str]) -> None:
     ]
     if unused:
         raise UsageError(
-            f"{', '.join(unused[:5])}: no effect on evaluation, which follows data.* (but not "
-            f"data.augmentation), eval.* and {', '.join(EVALUATED)}"
+            f"{', '.join(unused[:5])}: no effect on evaluation, which uses only data.* (except "
+            f"data.augmentation), eval.* and {', '.join(EVALUATED)}; remove it"
         )
 
 
 def _is_override(text: str) -> bool:
-    """Whether it is KEY=VALUE; a file or pattern with `=` in it that finds something is not."""
+    """Whether a text is KEY=VALUE, and not an existing file, or a matching pattern, with `=`."""
     key, equals, _ = text.partition("=")
     is_key = bool(equals) and all(part.isidentifier() for part in key.split("."))
     return is_key and not (Path(text).exists() or glob.glob(text))  # noqa: PTH207
@@ -598,7 +607,7 @@ def _print_error(message: str, style: str | None = None) -> None:
 
     for argument in sys.argv:
         for path in (argument, argument.partition("=")[2]):
-            if "\n" in path:  # line ends of the message itself stay
+            if "\n" in path:  # escape line breaks of paths, but not those of the message
                 message = message.replace(path, escape(path))
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     errors.print(escape(message, newlines=True), style=style)

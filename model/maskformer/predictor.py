@@ -1,4 +1,4 @@
-"""`maskformer.Predictor`: a model with all that it needs to predict."""
+"""`maskformer.Predictor`: a model with everything it needs to predict."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from maskformer.training.checkpoints.contents import (
 )
 
 LARGE_REDUCTION = 3
-"""An image that is shrunk by more than this loses details that the model could have seen."""
+"""An image that is shrunk by this factor or more loses details that the model could have used."""
 
 
 class Prepared(NamedTuple):
-    """An image and its network input; None if tiles or views make their own inputs."""
+    """An image and its network input, which is None if tiles or views have their own inputs."""
 
     sample: Sample
     batch: EvalBatch | None
 
 
 class Predictor:
-    """Predict as a recipe says: from whole images, tiles or several views.
+    """Predict as a recipe specifies: from whole images, tiles or several views.
 
         predictor = maskformer.Predictor.from_pretrained("runs/camvid", mode="panoptic")
         for prediction in predictor(["a.jpg", "b.jpg"]):
@@ -62,8 +62,8 @@ class Predictor:
         progress: prints, once per image size, how much images are shrunk. None: print nothing.
 
     Raises:
-        UsageError: the mode is unknown, or mode, tiles and test-time augmentation do not go
-            together.
+        UsageError: the mode is unknown, or mode, tiles and test-time augmentation cannot be
+            combined.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Predictor:
         self.mode = mode
         self.tta = tta
         self.device = next(model.parameters()).device
-        # The model's own section says how images are normalised, not the recipe's.
+        # Images are normalised as the configuration of the model says, not as the recipe says.
         self.processor = ImageProcessor(
             config.data.test_short_side,
             config.data.test_max_side,
@@ -93,12 +93,12 @@ class Predictor:
         )
         self._progress = progress or Progress(enabled=False)
         self._views = AugmentedViews.from_config(config) if tta else None
-        self._what = config.eval.model_copy(
+        self._eval_config = config.eval.model_copy(
             update={"semantic": mode == "semantic", "panoptic": mode == "panoptic"}
         )
         side = config.predict.tile
         self._tiles = None if side is None else Tiles(side, config.predict.tile_overlap)
-        self._said: set[Size] = set()
+        self._reported_sizes: set[Size] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out `progress`: a copy, also in another process, prints nothing."""
@@ -211,32 +211,32 @@ class Predictor:
         if not inputs:
             return [self._predict_alone(one.sample) for one in prepared]
         for one, batch in zip(prepared, inputs, strict=True):
-            self._say_reduction(one.sample, batch.image_sizes[0])
+            self._report_reduction(one.sample, batch.image_sizes[0])
         return predict_batch(
             self.model,
             join_batches(inputs),
             self.info,
-            self._what,
+            self._eval_config,
             self.device,
             with_instances=self.mode == "instance",
         )
 
     def _predict_alone(self, sample: Sample) -> Prediction:
         if self._tiles is not None:
-            return self._in_tiles(sample, self._tiles)
+            return self._predict_tiles(sample, self._tiles)
         batch = EvalBatch(torch.empty(0), (), (), (sample.size,), (sample,))
         [prediction] = predict_batch(
-            self.model, batch, self.info, self._what, self.device, tta=self._views
+            self.model, batch, self.info, self._eval_config, self.device, tta=self._views
         )
         return prediction
 
     def _count_tiles(self, sample: Sample) -> int:
         return 1 if self._tiles is None else self._tiles.count(sample.size)
 
-    def _in_tiles(self, sample: Sample, tiles: Tiles) -> Prediction:
+    def _predict_tiles(self, sample: Sample, tiles: Tiles) -> Prediction:
         size = tiles.size(sample.size)
         count = tiles.count(sample.size)
-        self._say(sample, f"is seen in {count} tiles of {self._described(size)}")
+        self._report(sample, f"is predicted in {count} tiles of {self._describe_tile(size)}")
         with self._progress.counting(f"tiles of {sample.name}", count) as counter:
             classes = semantic_map_of_tiles(
                 self.model,
@@ -244,12 +244,12 @@ class Predictor:
                 tiles,
                 self.processor,
                 self.device,
-                resize_logits=self._what.resize_logits,
+                resize_logits=self._eval_config.resize_logits,
                 on_tile=lambda: counter.advance(1),
             )
         return Prediction(classes=classes)
 
-    def _described(self, size: Size) -> str:
+    def _describe_tile(self, size: Size) -> str:
         """Describe the size of a tile, in the image and as network input."""
         pixels = f"{size[1]}x{size[0]}"
         short_side = self.config.data.test_short_side
@@ -258,7 +258,7 @@ class Predictor:
         height, width = resized_size(size, short_side, self.config.data.test_max_side)
         return f"{pixels}, each shrunk to {width}x{height}"
 
-    def _say_reduction(self, sample: Sample, size: Size) -> None:
+    def _report_reduction(self, sample: Sample, size: Size) -> None:
         """Report an image that is shrunk a lot, and how to shrink it less."""
         if min(sample.size) < LARGE_REDUCTION * min(size):
             return
@@ -267,20 +267,21 @@ class Predictor:
             remedy = f"predict.tile={side} keeps its details"
         else:
             remedy = "a larger data.test_short_side keeps more of its details"
-        self._say(sample, f"is shrunk to {size[1]}x{size[0]}; {remedy}")
+        self._report(sample, f"is shrunk to {size[1]}x{size[0]}; {remedy}")
 
-    def _say(self, sample: Sample, what: str) -> None:
-        if sample.size not in self._said:
-            self._said.add(sample.size)
+    def _report(self, sample: Sample, text: str) -> None:
+        if sample.size not in self._reported_sizes:
+            self._reported_sizes.add(sample.size)
             height, width = sample.size
-            self._progress.print(f"{escape(sample.name)}: {width}x{height} {what}")
+            self._progress.print(f"{escape(sample.name)}: {width}x{height} {text}")
 
 
 def check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
-    """Check the mode, and that tiles and test-time augmentation go with it.
+    """Check the mode, and that it can be combined with tiles or test-time augmentation.
 
     Raises:
-        UsageError: the mode is unknown, its results cannot be averaged, or both are given.
+        UsageError: the mode is unknown, its results cannot be averaged, or tiles and test-time
+            augmentation are both requested.
     """
     if mode not in get_args(Mode):
         raise UsageError(f"mode must be {', '.join(map(repr, get_args(Mode)))}, got {mode!r:.60}")
@@ -290,9 +291,9 @@ def check_mode(mode: Mode, tta: bool, tile: int | None) -> None:
         )
     if tile is not None and mode != "semantic":
         raise UsageError(
-            f"predict.tile={tile} joins the class scores of tiles, expected mode 'semantic', got "
-            f"'{mode}': segments of different tiles have no common score; leave it out, or predict "
+            f"predict.tile={tile} averages the class scores of tiles, expected mode 'semantic', "
+            f"got '{mode}': segments of different tiles cannot be averaged; omit it, or predict "
             "with --mode semantic"
         )
     if tile is not None and tta:
-        raise UsageError(f"predict.tile={tile} and --tta do not go together: leave one of them out")
+        raise UsageError(f"predict.tile={tile} and --tta cannot be combined: omit one of them")

@@ -25,7 +25,7 @@ from maskformer.evaluation.evaluate import (
     evaluate,
     write_pictures,
 )
-from maskformer.evaluation.figures import write_confusion, write_figures
+from maskformer.evaluation.figures import write_confusion, write_metrics
 from maskformer.evaluation.measures import check_measures
 from maskformer.inference.prediction import Prediction
 from maskformer.inference.ready import ready_to_predict
@@ -33,7 +33,7 @@ from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table, written
-from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders, names_in_the_way
+from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders, existing_names
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
@@ -45,7 +45,7 @@ from maskformer.training.checkpoints.contents import known_classes, load_recipe,
 from maskformer.weights.native import LIBRARY
 
 MARKER = EVALUATION
-"""JSON: says that the results in a folder are those of an evaluation, which another may replace."""
+"""JSON file that marks a folder with results of an evaluation, which another one may replace."""
 
 
 def run(
@@ -59,9 +59,7 @@ def run(
     backend: Backend,
     device: str | None,
 ) -> None:
-    """Scores on the images of the recipe; without one, on those that the checkpoint was trained
-    with.
-    """
+    """Evaluate a checkpoint on the validation images of a recipe; by default, of its own recipe."""
     folder = resolve_checkpoint(checkpoint)
     recipe = recipe or load_recipe(folder, overrides)
     target, processes = choose_processes(device)
@@ -79,7 +77,9 @@ def run(
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)
     _check_model(model, recipe, len(dataset.info.classes))
-    recipe = recipe.model_copy(update={"model": model.config})  # the one that will run
+    recipe = recipe.model_copy(
+        update={"model": model.config}
+    )  # the model of the checkpoint is used
     _compare_classes(checkpoint, known_classes(folder), dataset, progress)
     for note in getattr(dataset, "notes", ()):
         progress.print(f"val data: {note}")
@@ -89,7 +89,7 @@ def run(
         stack.enter_context(mfkernels.use_backend(backend))
         if output is not None:
             stack.enter_context(lock_output(output, processes, progress.warn))
-            if main:  # another call may have been there
+            if main:  # check again under the lock, as another call may have written there
                 _check_free(output, recipe.eval, save_maps)
         with ExitStack() as writing:
             on_prediction = None
@@ -130,7 +130,7 @@ def run(
 
 
 def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
-    """Refuses an output folder whose files are not those of an earlier evaluation."""
+    """Check that an output folder has no files in the way but those of an earlier evaluation."""
     if (output / MARKER).is_file():
         return
     files = [METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png"]
@@ -139,11 +139,11 @@ def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
     lists = [*folders, "instances"] if evaluation.instances else folders
     files += [f"{kind}.json" for kind in lists]
     folders += ["predictions"] if evaluation.pictures else []
-    foreign = names_in_the_way(output, files, folders)
+    foreign = existing_names(output, files, folders)
     if foreign:
         raise FileExistsError(
-            f"{escape(output)} holds {', '.join(foreign)}, and no {MARKER} that would tell them "
-            "as those of an earlier evaluation: choose another --output, or remove them"
+            f"{escape(output)} holds {', '.join(foreign)}, but no {MARKER} that marks them as "
+            "results of an earlier evaluation: choose another --output, or remove them"
         )
 
 
@@ -154,7 +154,7 @@ def _compare_classes(
     if change and change.reordered:
         raise ConfigError(
             f"the classes of {checkpoint} are those of the data in another order: "
-            f"{change.text}; bring data.classes into the order of the checkpoint"
+            f"{change.text}; change data.classes to the order of the checkpoint"
         )
     if change:
         progress.warn(f"the classes of {checkpoint} have other names: {change.text}")
@@ -163,13 +163,13 @@ def _compare_classes(
 def _check_model(model: SegmentationModel, recipe: Config, count: int) -> None:
     if model.config.num_channels != recipe.data.num_channels:
         raise ConfigError(
-            f"the checkpoint takes images of {model.config.num_channels} channels, "
+            f"the checkpoint takes images of {model.config.num_channels} channels, but "
             f"data.channels gives {recipe.data.num_channels}"
         )
     if model.config.num_classes != count:
         raise ConfigError(
-            f"the checkpoint knows {model.config.num_classes} classes, "
-            f"the data set {recipe.data.format} has {count}"
+            f"the checkpoint has {model.config.num_classes} classes, but the data set "
+            f"(data.format: {recipe.data.format}) has {count}"
         )
 
 
@@ -200,5 +200,5 @@ def _write_results(
 
 def _write_evaluation(evaluation: Evaluation, classes: Sequence[str], output: Path) -> None:
     write_pictures(evaluation, output / "predictions")
-    write_figures(output, evaluation.metrics, evaluation, classes)
+    write_metrics(output, evaluation.metrics, evaluation, classes)
     write_confusion(output, evaluation, classes)

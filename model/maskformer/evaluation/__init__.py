@@ -1,1 +1,1 @@
-"""Measure the quality of predictions: mIoU and PQ."""
+"""Metrics of predictions: mIoU, PQ and mask AP."""

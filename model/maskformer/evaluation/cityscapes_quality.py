@@ -1,4 +1,4 @@
-"""What Cityscapes measures besides the IoU of classes: of categories, and weighted by instances."""
+"""Further metrics of Cityscapes: the IoU of categories, and the instance-weighted iIoU."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from maskformer.system.text import escape
 LABEL_SUFFIXES = ("_labelIds.png", "_labelTrainIds.png")
 INSTANCE_SUFFIX = "_instanceIds.png"
 _PER_LABEL = 1000
-"""An instance is called label id * 1000 + number; smaller values are no instances."""
+"""The id of an instance is label id * 1000 + number; smaller values are not instances."""
 
 
 class CityscapesClass(NamedTuple):
     """A class that Cityscapes evaluates.
 
     Attributes:
-        label_id: its number in `*_labelIds.png`.
-        category: of the classes.
-        instance_size: mean pixels of an instance in the training images, as the official scripts
-            have it; None of stuff.
+        label_id: the value of the class in `*_labelIds.png`.
+        category: the category of the class.
+        instance_size: the mean number of pixels of an instance in the training images, from the
+            official scripts; None for stuff.
     """
 
     label_id: int
@@ -61,16 +61,16 @@ CLASSES = {
 
 
 class CityscapesQuality(SemanticQuality):
-    """`SemanticQuality`, the IoU of categories, and iIoU of classes and categories of things.
+    """`SemanticQuality`, the IoU of categories, and the iIoU of thing classes and categories.
 
-    In iIoU, each pixel of an instance counts as many times as the mean instance of its class is
-    larger than it; pixels that are predicted wrongly outside of it count once.
+    In iIoU, the weight of each pixel of an instance is the mean size of instances of its class
+    divided by the size of this instance. False positive pixels have weight 1.
 
     Args:
-        classes: the names of the classes, all of them among `CLASSES`.
+        classes: the names of the classes, which must be among `CLASSES`.
 
     Raises:
-        ConfigError: others are among them.
+        ConfigError: there are other classes.
     """
 
     groups: Tensor
@@ -83,7 +83,7 @@ class CityscapesQuality(SemanticQuality):
         unknown = [name for name in classes if name not in CLASSES]
         if unknown:
             raise ConfigError(
-                f"eval.cityscapes knows the 19 classes of Cityscapes, the data has "
+                "eval.cityscapes supports only the 19 classes of Cityscapes, but the data has "
                 f"{', '.join(map(escape, unknown[:4]))}; set eval.cityscapes: false"
             )
         known = [CLASSES[name] for name in classes]
@@ -91,7 +91,7 @@ class CityscapesQuality(SemanticQuality):
         members = [
             [known_class.category == name for known_class in known] for name in self.categories
         ]
-        # Each class is a group of its own, the categories follow.
+        # The groups are the single classes, followed by the categories.
         groups = torch.cat([torch.eye(len(known)), torch.tensor(members).float()]).double()
         self.register_buffer("groups", groups, persistent=False)
         sizes = [known_class.instance_size or 0 for known_class in known]
@@ -105,11 +105,11 @@ class CityscapesQuality(SemanticQuality):
             self.add_state(name, no_terms(len(groups)), dist_reduce_fx="sum")
 
     def add_instances(self, prediction: Tensor, instances: Tensor) -> None:
-        """Adds the instances of an image, besides `update`.
+        """Add the instances of an image, in addition to `update`.
 
         Args:
-            prediction: classes `[H, W]`, -1 is void.
-            instances: `[H, W]`, as in `*_instanceIds.png`.
+            prediction: `[H, W]`, the predicted classes, -1 for void.
+            instances: `[H, W]`, the ids in `*_instanceIds.png`.
 
         Raises:
             ValueError: the shapes differ.
@@ -134,12 +134,13 @@ class CityscapesQuality(SemanticQuality):
         self.missed += terms(weight * (size[:, None] - inside)).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores as fractions, float64; those of classes and categories that neither occur nor
-        are predicted are NaN, and left out of means.
+        """Compute the scores as fractions, float64. Classes and categories that neither occur nor
+        are predicted have NaN, and are ignored in means.
 
         Returns:
-            Those of `SemanticQuality`; `category_iou`, `iiou` and `category_iiou`, which are means;
-            each category's, such as `category_iou_flat`; and `iiou_per_class` `[K]`, NaN for stuff.
+            The scores of `SemanticQuality`; the means `category_iou`, `iiou` and `category_iiou`;
+            the scores of each category, such as `category_iou_flat`; and `iiou_per_class` `[K]`,
+            NaN for stuff.
         """
         groups, count = self.groups, self.num_classes
         seen = self.confusion[:count].double()  # void ground truth is in the last row
@@ -163,44 +164,44 @@ class CityscapesQuality(SemanticQuality):
 
 
 def instance_file(labels: Path) -> Path:
-    """The file of instances beside a label file of Cityscapes.
+    """Return the instance file that belongs to a label file of Cityscapes.
 
     Raises:
-        DatasetError: it is not called as one.
+        DatasetError: the label file does not have a name of Cityscapes.
     """
     for suffix in LABEL_SUFFIXES:
         if labels.name.endswith(suffix):
             return labels.with_name(labels.name.removesuffix(suffix) + INSTANCE_SUFFIX)
     raise DatasetError(
-        f"eval.cityscapes needs label files called *{' or *'.join(LABEL_SUFFIXES)}, got "
+        f"eval.cityscapes needs label files named *{' or *'.join(LABEL_SUFFIXES)}, got "
         f"{escape(labels)}; set eval.cityscapes: false"
     )
 
 
 def check_instance_files(files: Iterable[tuple[Path, ...]]) -> None:
-    """Says early what would be missed late.
+    """Check before an evaluation that all instance files exist.
 
     Args:
-        files: an image and its label file each.
+        files: the images, each with its label file.
 
     Raises:
-        DatasetError: files of instances are missing.
+        DatasetError: instance files are missing.
     """
     wanted = [instance_file(pair[1]) for pair in files]
     missing = [file for file in wanted if not file.is_file()]
     if missing:
         raise DatasetError(
-            f"eval.cityscapes needs a file of instances beside each label file; {len(missing)} of "
-            f"{len(wanted)} are missing, first {escape(missing[0])}; they are in the archive "
+            f"eval.cityscapes needs an instance file next to each label file; {len(missing)} of "
+            f"{len(wanted)} are missing, first {escape(missing[0])}; extract them from the archive "
             "gtFine, or set eval.cityscapes: false"
         )
 
 
 def read_instances(sample: Sample) -> Tensor:
-    """`[H, W]` int32 of the file beside the labels of a sample.
+    """Read the instance ids `[H, W]` int32 of a sample.
 
     Raises:
-        DatasetError: it is missing, broken, or of another size.
+        DatasetError: the instance file is missing, broken, or has another size.
     """
     if sample.label_file is None:
         raise DatasetError("eval.cityscapes needs data.format: folder; set eval.cityscapes: false")
@@ -208,7 +209,7 @@ def read_instances(sample: Sample) -> Tensor:
     values = torch.from_numpy(read_labels(file).astype("int32"))
     if values.shape != sample.segments.shape:
         raise DatasetError(
-            f"file of instances {escape(file)} is {values.shape[1]}x{values.shape[0]} pixels, its "
-            f"labels {sample.segments.shape[1]}x{sample.segments.shape[0]}"
+            f"instance file {escape(file)} is {values.shape[1]}x{values.shape[0]} pixels, its "
+            f"label file {sample.segments.shape[1]}x{sample.segments.shape[0]}"
         )
     return values

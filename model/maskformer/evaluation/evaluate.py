@@ -1,4 +1,4 @@
-"""Scores a model on a data set: mIoU, PQ, throughput, and pictures to look at."""
+"""Evaluation of a model on a data set: metrics, throughput and pictures of predictions."""
 
 from __future__ import annotations
 
@@ -32,24 +32,26 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress, peak_memory
 from maskformer.output.pictures import save_picture, side_by_side
 from maskformer.system.paths import OutputNames
-from maskformer.system.process_group import gather_in_turn
+from maskformer.system.process_group import gather_in_order
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     metrics: dict[str, float]
     per_class: dict[str, list[float]]
-    """Figures by class; NaN where a class never occurs."""
+    """Metrics of each class; NaN if the class never occurs."""
     score: float
-    """What "best" means: mIoU, or PQ where only panoptic quality is measured."""
+    """The metric by which the best checkpoint is chosen."""
     pictures: dict[str, Tensor] = field(default_factory=dict)
-    """uint8 `[3, H, W]` by the image's name as `OutputNames` makes it: image, ground truth,
-    prediction.
+    """Image, ground truth and prediction side by side, uint8 `[3, H, W]`, by the image's name in
+    `OutputNames`.
     """
     confusion: Tensor | None = None
-    """int64 `[K + 1, K + 1]`: pixels by true and predicted class, the last void; of label maps."""
+    """Number of pixels by true and predicted class, int64 `[K + 1, K + 1]`; index K is void. None
+    if no label maps were evaluated.
+    """
 
 
 def eval_loader(
@@ -60,7 +62,7 @@ def eval_loader(
     world_size: int = 1,
     warn: Callable[[str], None] = warnings.warn,
 ) -> EvalLoader:
-    """The images of a data set as the recipe's evaluation sees them; see `EvalLoader`."""
+    """Make the loader for the evaluation of a recipe; see `EvalLoader`."""
     return EvalLoader(
         dataset,
         ImageProcessor.from_config(config).batch,
@@ -85,17 +87,23 @@ def evaluate(
     on_prediction: Callable[[Sample, Prediction], None] | None = None,
     between_batches: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """Runs the model over the loader; every process sees its share, the figures cover all.
+    """Evaluate a model. Each process evaluates its share of the images; metrics are over all.
 
     Args:
-        model: on `device`.
-        tta: average the class scores over these views; segments come from the plain image.
-        on_prediction: called with every image's sample and prediction.
-        between_batches: called after each batch; may raise to end the evaluation.
+        model: the model on `device`.
+        loader: the images of this process.
+        info: the classes.
+        config: the metrics to compute.
+        device: the device.
+        progress: shows the progress.
+        tta: average the class scores over these views; panoptic segments and instances are
+            predicted without augmentation.
+        on_prediction: called with the sample and the prediction of each image.
+        between_batches: called after each batch; may raise an error to stop the evaluation.
 
     Raises:
-        ConfigError: `tta` without `config.semantic`.
-        DatasetError: an image or annotation that cannot be used.
+        ConfigError: `tta` is given without `config.semantic`.
+        DatasetError: an image or annotation cannot be used.
     """
     check_averaging(tta is not None, config)
     measures = Measures(info, config, device)
@@ -110,7 +118,7 @@ def evaluate(
                 model, batch, info, config, device, tta=tta, with_instances=config.instances
             )
             if device.type == "cuda":
-                torch.cuda.synchronize(device)  # or only the launches would be timed
+                torch.cuda.synchronize(device)  # otherwise, only kernel launches would be timed
             seconds += time.perf_counter() - start
             for sample, prediction in zip(batch.samples, predictions, strict=True):
                 measures.update(prediction, sample)
@@ -124,22 +132,22 @@ def evaluate(
                 between_batches()
     metrics, per_class, confusion = measures.compute()
     score = finite_score(metrics[default_metric(config)])
-    parts = gather_in_turn([(images, seconds)])
+    parts = gather_in_order([(images, seconds)])
     slowest = max(seconds for _, seconds in parts)
     metrics["eval_images_per_second"] = sum(images for images, _ in parts) / max(slowest, 1e-9)
     metrics["peak_memory_mb"] = peak_memory(device) / 1e6
     names = OutputNames()
     drawn = {
-        names.take(name): picture for name, picture in gather_in_turn(pictures, config.batch_size)
+        names.take(name): picture for name, picture in gather_in_order(pictures, config.batch_size)
     }
     return Evaluation(metrics, per_class, score, drawn, confusion)
 
 
 def check_averaging(tta: bool, config: EvalConfig) -> None:
-    """Refuses test-time augmentation where there is nothing that it averages.
+    """Check that test-time augmentation is used only with semantic evaluation.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: `tta` is True and `eval.semantic` is off.
     """
     if tta and not config.semantic:
         raise ConfigError("test-time augmentation averages class scores, but eval.semantic is off")
@@ -163,7 +171,7 @@ def _picture(
 
 
 def metrics_to_json(values: Mapping[str, Any]) -> str:
-    """Figures as strict JSON: what could not be measured is null."""
+    """Convert metrics to strict JSON, with null for values that are not finite."""
 
     def strict(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -176,7 +184,7 @@ def metrics_to_json(values: Mapping[str, Any]) -> str:
 
 
 def write_pictures(evaluation: Evaluation, folder: Path) -> list[str]:
-    """One PNG per picture, named after the image.
+    """Write one PNG per picture, named after the image.
 
     Returns:
         The names of the files.

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as files: `metrics.json` and the confusion matrix."""
+"""The files of an evaluation: `metrics.json` and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from maskformer.system.text import encodable
 from maskformer.system.writing import write_text
 
 
-def write_figures(
+def write_metrics(
     folder: Path, metrics: Mapping[str, float], evaluation: Evaluation, classes: Sequence[str]
 ) -> None:
-    """Writes `metrics.json`: figures by name, and `per_class` by name of the figure and the class.
+    """Write `metrics.json`: metrics by name, and `per_class` by the names of metric and class.
 
     Raises:
         OSError: the folder cannot be written.
     """
     named = {
-        figure: dict(zip(unique_names(classes), values, strict=True))
-        for figure, values in evaluation.per_class.items()
+        metric: dict(zip(unique_names(classes), values, strict=True))
+        for metric, values in evaluation.per_class.items()
     }
     write_text(folder / METRICS, metrics_to_json({**metrics, "per_class": named}))
 
 
 def write_confusion(folder: Path, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    """Writes `confusion_matrix.json` and `.png`; nothing where no classes were scored.
+    """Write `confusion_matrix.json` and `.png`, if there is a confusion matrix.
 
     Raises:
         OSError: the folder cannot be written.
@@ -47,15 +47,15 @@ def write_confusion(folder: Path, evaluation: Evaluation, classes: Sequence[str]
         "unit": "pixels",
         "classes": [encodable(name) for name in classes],
     }
-    # A row per line, or 150 classes would take 22,500 lines.
+    # One line per row; with one line per number, 150 classes would take 22,500 lines.
     rows = ",\n".join(f"  {json.dumps(row)}" for row in counts)
     text = json.dumps(values, indent=1)[:-2] + f',\n "matrix": [\n{rows}\n ]\n}}\n'
     write_text(folder / f"{CONFUSION}.json", text)
     save_map(draw_confusion(evaluation.confusion, classes), folder / f"{CONFUSION}.png")
 
 
-def read_figures(folder: Path) -> dict[str, float] | None:
-    """The figures in `metrics.json` but for those by class, or None where it cannot be read."""
+def read_metrics(folder: Path) -> dict[str, float] | None:
+    """Read the metrics in `metrics.json` without `per_class`, or None if it cannot be read."""
     try:
         written: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return {
@@ -68,7 +68,7 @@ def read_figures(folder: Path) -> dict[str, float] | None:
 
 
 def unique_names(classes: Sequence[str]) -> list[str]:
-    """The names as UTF-8 can hold them; where several classes share one, with their numbers."""
+    """Return names that can be encoded as UTF-8; equal names get their index appended."""
     names = [encodable(name) for name in classes]
     counts = Counter(names)
     unique: dict[str, int] = {}

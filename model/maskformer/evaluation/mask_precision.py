@@ -16,15 +16,15 @@ import mfkernels
 from maskformer.data.datasets.coco_masks import encode_runs
 from maskformer.data.sample import ObjectMask, Sample
 from maskformer.errors import ConfigError
-from maskformer.system.process_group import gather_in_turn
+from maskformer.system.process_group import gather_in_order
 
 Annotation = dict[str, Any]
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-"""The first figures that pycocotools sums up, in its order."""
+"""The first values in the summary of pycocotools, in its order."""
 
 
 class _Scored(NamedTuple):
-    """An image: its size, and the objects that are there and that were found."""
+    """An image: its size, the objects of the ground truth and the predicted objects."""
 
     size: tuple[int, int]
     truth: list[Annotation]
@@ -32,12 +32,13 @@ class _Scored(NamedTuple):
 
 
 class MaskPrecision:
-    """Average precision over all images and processes. Of each object only run lengths are kept.
+    """Average precision over all images and processes. Masks are stored as run lengths.
 
     Args:
         num_classes: K.
-        things: the classes whose objects are scored.
-        run: images that a process gets in a row, where several share them.
+        things: the thing classes, whose objects are scored.
+        run: the number of consecutive images that a process gets (the batch size), by which the
+            images of all processes are put back into their order.
 
     Raises:
         ConfigError: there are no things, or pycocotools is not installed.
@@ -49,8 +50,8 @@ class MaskPrecision:
         self.things = sorted(things)
         if not self.things:
             raise ConfigError(
-                "eval.instances measures how well objects are found, but no class of the data is a "
-                "thing; set data.things (in COCO's JSON: isthing), or eval.instances: false"
+                "eval.instances scores objects, but no class of the data is a thing; set "
+                "data.things (in COCO's JSON: isthing), or eval.instances: false"
             )
         try:
             importlib.import_module("pycocotools.cocoeval")
@@ -62,11 +63,11 @@ class MaskPrecision:
         self._images: list[_Scored] = []
 
     def update(self, found: mfkernels.Instances, sample: Sample) -> None:
-        """Adds an image.
+        """Add an image.
 
         Args:
-            found: its instances, in the original size.
-            sample: the ground truth: its `objects`, or else its segments of things.
+            found: the predicted instances, at the original size.
+            sample: the ground truth: its `objects`, or if it has none, its segments of things.
 
         Raises:
             ValueError: the sizes differ.
@@ -90,16 +91,16 @@ class MaskPrecision:
         self._images.append(_Scored(sample.size, truth, list(_describe(found))))
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores as fractions, float64, NaN where no object of the ground truth counts.
+        """Compute the scores as fractions, float64; NaN if the ground truth has no such objects.
 
         Returns:
-            `ap`: the mean over ten thresholds of the IoU, 0.5 to 0.95, and over classes; `ap50` and
-            `ap75`: at one threshold; `ap_small`, `ap_medium` and `ap_large`: of objects below 32²,
-            up to 96², and above, in pixels; `ap_per_class` `[K]`.
+            `ap`: the mean over ten IoU thresholds, 0.5 to 0.95, and over classes; `ap50` and
+            `ap75`: at one threshold; `ap_small`, `ap_medium` and `ap_large`: for objects with an
+            area of up to 32², up to 96², and above, in pixels; `ap_per_class` `[K]`.
         """
         from pycocotools.cocoeval import COCOeval
 
-        images = gather_in_turn(self._images, self._run)
+        images = gather_in_order(self._images, self._run)
         with redirect_stdout(io.StringIO()):
             truth = self._index(images, [image.truth for image in images])
             found = self._index(images, [image.found for image in images])
@@ -108,7 +109,7 @@ class MaskPrecision:
             evaluator.accumulate()
             evaluator.summarize()
         per_class = np.full(self.num_classes, np.nan)
-        # Thresholds, recalls, classes, sizes (all) and numbers of detections (the most).
+        # IoU thresholds, recalls, classes, area ranges (0: all), detection limits (-1: highest).
         precision = evaluator.eval["precision"].transpose(2, 0, 1, 3, 4)
         for k, values in zip(self.things, precision, strict=True):
             valid = values[..., 0, -1]
@@ -126,7 +127,7 @@ class MaskPrecision:
                 yield ObjectMask(label, encode_runs(mask), float(mask.sum()), bool(sample.crowd[k]))
 
     def _index(self, images: list[_Scored], objects: list[list[Annotation]]) -> Any:
-        """The form in which pycocotools takes both truth and detections."""
+        """Convert ground truth or detections to the form that pycocotools expects."""
         from pycocotools.coco import COCO
 
         annotations = [
@@ -140,7 +141,7 @@ class MaskPrecision:
                 {"id": k, "height": image.size[0], "width": image.size[1]}
                 for k, image in enumerate(images)
             ],
-            # Number 0 would mean "not matched".
+            # Ids start at 1, because pycocotools uses 0 for "not matched".
             "annotations": [{**annotation, "id": k} for k, annotation in enumerate(annotations, 1)],
             "categories": [{"id": label} for label in self.things],
         }

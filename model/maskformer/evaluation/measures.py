@@ -1,4 +1,4 @@
-"""Everything that a recipe wants to be measured."""
+"""All metrics that a recipe requests."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.inference.prediction import Prediction
 
 
-class Figures(NamedTuple):
-    """What came out.
+class Results(NamedTuple):
+    """The values of all metrics.
 
     Attributes:
-        metrics: by name.
-        per_class: by name, one each class; NaN where one never occurs.
-        confusion: int64 `[K + 1, K + 1]`, of label maps.
+        metrics: the metrics by name.
+        per_class: the metrics of each class by name; NaN if a class never occurs.
+        confusion: the confusion matrix of label maps, int64 `[K + 1, K + 1]`.
     """
 
     metrics: dict[str, float]
@@ -39,20 +39,21 @@ class Figures(NamedTuple):
 
 
 def check_measures(config: EvalConfig, dataset: Dataset) -> None:
-    """Says early what evaluation would need of the data.
+    """Check before an evaluation that the data has everything that the metrics need.
 
     Args:
-        dataset: of validation.
+        config: the metrics.
+        dataset: the validation data.
 
     Raises:
-        ConfigError: what is to be measured does not fit the classes.
+        ConfigError: a metric is not applicable to the classes.
         DatasetError: files are missing.
     """
     if config.cityscapes:
         if not isinstance(dataset, Folder):
             raise ConfigError(
-                "eval.cityscapes needs data.format: folder, with files of instances beside the "
-                f"label files; got {type(dataset).__name__}: set eval.cityscapes: false"
+                "eval.cityscapes needs data.format: folder, with instance files next to the label "
+                f"files; got {type(dataset).__name__}: set eval.cityscapes: false"
             )
         CityscapesQuality(dataset.info.classes)
         check_instance_files(dataset.files)
@@ -61,22 +62,22 @@ def check_measures(config: EvalConfig, dataset: Dataset) -> None:
 
 
 def default_metric(config: EvalConfig) -> str:
-    """What "best" means unless a recipe says otherwise."""
+    """Return the metric that decides which checkpoint is the best, unless the recipe sets one."""
     if config.semantic:
         return "miou"
     return "pq" if config.panoptic else "ap"
 
 
 class Measures:
-    """The metrics of a recipe, over all processes.
+    """The metrics of a recipe, computed over all processes.
 
     Args:
         info: the classes.
-        config: what is measured.
-        device: where it is counted.
+        config: the metrics.
+        device: the device of the counts.
 
     Raises:
-        ConfigError: what is to be measured does not fit the classes.
+        ConfigError: a metric is not applicable to the classes.
     """
 
     def __init__(self, info: DatasetInfo, config: EvalConfig, device: torch.device) -> None:
@@ -98,10 +99,10 @@ class Measures:
         self._device = device
 
     def update(self, prediction: Prediction, sample: Sample) -> None:
-        """Adds an image.
+        """Add an image.
 
         Raises:
-            DatasetError: a file that belongs to it cannot be used.
+            DatasetError: an additional file of the image cannot be used.
         """
         semantic, classes = self._semantic, prediction.classes
         if semantic is not None and classes is not None:
@@ -113,28 +114,28 @@ class Measures:
         if self._precision is not None and prediction.instances is not None:
             self._precision.update(prediction.instances, sample)
 
-    def compute(self) -> Figures:
-        """The figures over all images; every process must ask for them."""
-        figures = Figures({}, {}, None)
+    def compute(self) -> Results:
+        """Compute the metrics over all images. Must be called by every process."""
+        results = Results({}, {}, None)
         for quality in (self._semantic, self._panoptic, self._precision):
             if quality is not None:
-                figures = _add(figures, quality)
-        return figures
+                results = _add(results, quality)
+        return results
 
 
 def finite_score(value: float) -> float:
-    """Where nothing was labelled, nothing is worse."""
+    """Replace NaN, the score if nothing is labelled, by minus infinity, the worst score."""
     return value if math.isfinite(value) else -math.inf
 
 
-def _add(figures: Figures, quality: Metric | MaskPrecision) -> Figures:
-    confusion = figures.confusion
+def _add(results: Results, quality: Metric | MaskPrecision) -> Results:
+    confusion = results.confusion
     for name, value in quality.compute().items():
         if name == "confusion":
             confusion = value.cpu()
         elif name.endswith("_per_class"):
-            # torchmetrics makes a number of a tensor that holds a single one.
-            figures.per_class[name.removesuffix("_per_class")] = value.reshape(-1).tolist()
+            # torchmetrics converts a tensor with one element to a scalar.
+            results.per_class[name.removesuffix("_per_class")] = value.reshape(-1).tolist()
         else:
-            figures.metrics[name] = value.item()
-    return figures._replace(confusion=confusion)
+            results.metrics[name] = value.item()
+    return results._replace(confusion=confusion)

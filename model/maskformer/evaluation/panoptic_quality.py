@@ -1,7 +1,7 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), as panopticapi defines it.
 
-torchmetrics has a `PanopticQuality` too. It treats void predictions as if they were void ground
-truth, and knows no crowds, hence this one; tests/model/evaluation/test_panoptic_quality.py shows
+torchmetrics also has a `PanopticQuality`, but it treats void predictions as if they were void
+ground truth, and does not support crowds. tests/model/evaluation/test_panoptic_quality.py shows
 where the two agree and where they differ.
 """
 
@@ -18,17 +18,17 @@ from maskformer.data.sample import Sample
 from maskformer.evaluation.exact_sums import no_terms, terms, totals
 
 Segments = tuple[Tensor, Sequence[Mapping[str, Any]]]
-"""`[H, W]` map of segment ids, 0 = void, and per segment at least `id` and `category_id`."""
+"""A map of segment ids `[H, W]`, 0 for void, and a dict per segment with `id` and `category_id`."""
 
 
 class PanopticQuality(Metric):
-    """PQ, SQ and RQ. Sums are added up over processes, whose number changes no bit of them.
+    """PQ, SQ and RQ. Sums are exact, so the results do not depend on the number of processes.
 
     Args:
         num_classes: K.
-        things: classes whose objects are told apart; the rest are stuff.
-        all_crowds: a prediction may lie on any crowd of its class. Without, only on the last one of
-            an image, as in panopticapi, which keeps one crowd per class.
+        things: the thing classes; the others are stuff.
+        all_crowds: ignore an unmatched prediction that mostly covers any crowds of its class. If
+            False, only the last crowd per class of an image counts, as in panopticapi.
     """
 
     full_state_update = False
@@ -57,15 +57,15 @@ class PanopticQuality(Metric):
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Segments, sample: Sample) -> None:
-        """Adds an image.
+        """Add an image.
 
         Args:
-            prediction: id map and segment list of the original size, such as
-                `mfkernels.panoptic_segmentation` returns.
+            prediction: the map of segment ids at the original size and the list of segments, as
+                returned by `mfkernels.panoptic_segmentation`.
             sample: the ground truth.
 
         Raises:
-            ValueError: the sizes differ, a class is not in 0..K-1, or map and list do not fit each
+            ValueError: the sizes differ, a class is not in 0..K-1, or map and list contradict each
                 other.
         """
         device = self.iou_sums.device
@@ -92,16 +92,15 @@ class PanopticQuality(Metric):
         same = classes[:, None] == labels[None, :]
 
         union = area[:, None] + true_area[None, :] - overlap - void[:, None]
-        # In double: single precision would round values near one half across the limit.
+        # Use double precision: single precision could round an IoU near one half across the limit.
         iou = overlap.double() / union.clamp(min=1)
-        # At most one pair per segment exceeds one half.
+        # Each segment has at most one partner with an IoU above one half.
         matched = (iou > 0.5) & same & ~crowd
         pairs = matched.nonzero()
-        # A prediction that mostly covers void, or crowd of its own class, is neither right nor
-        # wrong.
-        excused = crowd if self.all_crowds else _last_of_each_class(labels, crowd)
-        unknown = void + (overlap * (same & excused)).sum(1)
-        wrong = ~matched.any(1) & (2 * unknown <= area)
+        # A prediction that mostly covers void or crowds of its own class is ignored.
+        ignored = crowd if self.all_crowds else _last_of_each_class(labels, crowd)
+        ignored_area = void + (overlap * (same & ignored)).sum(1)
+        wrong = ~matched.any(1) & (2 * ignored_area <= area)
         missed = ~matched.any(0) & ~crowd
 
         self.iou_sums.index_add_(1, labels[pairs[:, 1]], terms(iou[matched]))
@@ -113,11 +112,11 @@ class PanopticQuality(Metric):
             state += torch.bincount(hits, minlength=self.num_classes)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores as fractions, float64.
+        """Compute the scores as fractions, float64.
 
         Returns:
             `pq`, `sq`, `rq`: means over the classes that occur in ground truth or prediction, NaN
-            if none does; the same with `_things` and `_stuff`, left out where none of them occurs;
+            if there are none; the same with `_things` and `_stuff`, unless no such class occurs;
             `pq_per_class`, `sq_per_class`, `rq_per_class` `[K]`, NaN for classes that do not occur.
         """
         hits, iou = self.true_positives.double(), totals(self.iou_sums)
@@ -140,7 +139,7 @@ class PanopticQuality(Metric):
 
 
 def _number_segments(ids: Tensor, segments: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Positions in the list instead of ids, -1 for void, and the class of each segment.
+    """Replace ids by indices into the list, -1 for void; also return the class of each segment.
 
     Raises:
         ValueError: an id is listed twice, listed without a pixel, or not listed.
@@ -161,14 +160,16 @@ def _number_segments(ids: Tensor, segments: Sequence[Mapping[str, Any]]) -> tupl
 
 
 def _last_of_each_class(labels: Tensor, crowd: Tensor) -> Tensor:
-    """Of the crowds `[T]`, those after which no other of their class is listed."""
+    """Return which of the crowds `[T]` is the last one of its class."""
     order = torch.arange(len(labels), device=labels.device)
     later = (labels[:, None] == labels) & crowd & (order > order[:, None])
     return crowd & ~later.any(1)
 
 
 def _overlaps(predicted: Tensor, truth: Tensor, rows: int, columns: int) -> Tensor:
-    """Pixels each pair of segments shares, `[rows + 1, columns + 1]`; row and column 0 are void."""
+    """Count the pixels that each pair of segments shares, `[rows + 1, columns + 1]`; row 0 and
+    column 0 are void.
+    """
     pairs = (predicted.long() + 1) * (columns + 1) + truth.long() + 1
     counts = torch.bincount(pairs.flatten(), minlength=(rows + 1) * (columns + 1))
     return counts.view(rows + 1, columns + 1)

@@ -1,4 +1,4 @@
-"""Mean intersection over union and its companions."""
+"""Mean intersection over union (mIoU) and related metrics of semantic segmentation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmetrics import Metric
 
 
 class SemanticQuality(Metric):
-    """Scores of label maps, pixels of all images taken together.
+    """Metrics of label maps, accumulated over the pixels of all images.
 
-    Void ground truth does not count; a void prediction on a labelled pixel is a miss. Classes
-    without ground truth are left out of the means, though predicting them costs the class that is
-    there. Counts are summed over processes.
+    Void ground truth is ignored; predicting void for a labelled pixel is an error. Classes without
+    ground truth are ignored in the means, but predicting them lowers the score of the true class.
+    Counts are summed over processes.
 
     Args:
         num_classes: K.
@@ -28,12 +28,12 @@ class SemanticQuality(Metric):
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_classes = num_classes
-        # Rows are the truth. One more class stands for void predictions.
+        # Rows are the ground truth. The additional class stands for void.
         zeros = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
         self.add_state("confusion", zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Adds images.
+        """Add images.
 
         Args:
             prediction: classes, integer, any shape; -1 is void.
@@ -56,20 +56,21 @@ class SemanticQuality(Metric):
         device = self.confusion.device
         prediction, target = prediction.to(device).int(), target.to(device).int()
         side = self.num_classes + 1
-        # Void comes first in both; in the result it is last, and its row is left out.
+        # Index 0 is void in both. In the result, void is last, and its row is ignored.
         pairs = (target + 1).mul_(side).add_(prediction).add_(1)
         counts = torch.bincount(pairs.flatten(), minlength=side * side).view(side, side)[1:]
         self.confusion[:-1] += counts.roll(-1, 1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores as fractions, float64.
+        """Compute the scores as fractions, float64.
 
         Returns:
-            `miou`: mean IoU over the classes with ground truth; `fwiou`: IoU weighted by their
-            pixels; `macc`: mean recall of these classes; `pacc`: share of right pixels;
-            `iou_per_class` and `accuracy_per_class` (recall) `[K]`, NaN without ground truth. All
-            NaN when no pixel was labelled. Besides, `confusion`, int64 `[K + 1, K + 1]`: pixels by
-            true and by predicted class; the last stands for void.
+            `miou`: the mean IoU over the classes with ground truth; `fwiou`: the mean IoU weighted
+            by the number of their pixels; `macc`: the mean recall of these classes; `pacc`: the
+            fraction of correct pixels; `iou_per_class` and `accuracy_per_class` (recall) `[K]`, NaN
+            for classes without ground truth. All are NaN if no pixel is labelled. Also `confusion`,
+            int64 `[K + 1, K + 1]`: the number of pixels by true and by predicted class; index K is
+            void.
         """
         counts = self.confusion.double()
         right = counts.diagonal()[:-1]

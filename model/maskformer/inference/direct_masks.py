@@ -18,10 +18,10 @@ from mfkernels.ops.conv3x3.operator import CHANNELS
 class DirectMaskFormer(MaskFormer):
     """A MaskFormer that predicts the masks of the final layer without pixel features.
 
-    A mask is an embedding times features, `e · (W * x + b)`, which equals `(e · W) * x + e · b`:
-    one convolution with a filter per query instead of one per channel of the features, and no
-    product after it. It runs in the precision of the weights. `give_masks` makes one from another
-    model.
+    A mask is the product of an embedding and features, `e · (W * x + b)`. It equals
+    `(e · W) * x + e · b`: a convolution with one filter per query instead of one per channel of the
+    features, and no product after it. It runs in the precision of the weights.
+    `use_direct_masks` converts a model to this class.
     """
 
     def forward(
@@ -32,29 +32,29 @@ class DirectMaskFormer(MaskFormer):
     ) -> MaskOutputs:
         """Compute class and mask logits; arguments and errors are those of `MaskFormer.forward`.
 
-        The masks are computed whatever `with_mask_logits` is.
+        `with_mask_logits` is ignored: the mask logits are always computed.
 
         Returns:
             `class_logits [1,B,Q,K+1]` and `mask_logits [1,B,Q,h,w]`.
         """
         outputs = super().forward(pixel_values, image_sizes=image_sizes)
         embed = outputs["mask_embed"][-1]
-        maps = outputs["pixel_features"]  # what the convolution would have read
+        maps = outputs["pixel_features"]  # the input of the last convolution, which is skipped
         with without_autocast(maps.device):
             masks = _masks(embed, maps, self.pixel_decoder.mask_features)
         return MaskOutputs(class_logits=outputs["class_logits"][-1:], mask_logits=masks[None])
 
 
-class _Unapplied(Conv2d):
-    """Weights of a convolution, in their place, that others apply."""
+class _SkippedConv2d(Conv2d):
+    """A convolution that returns its input. It keeps the weights, which `_masks` uses, in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
-def gives_masks_cheaper(model: SegmentationModel) -> bool:
-    """Whether fewer queries than channels of the features would come out of the last convolution
-    of the pixel decoder, as this project builds it.
+def direct_masks_are_cheaper(model: SegmentationModel) -> bool:
+    """Whether `DirectMaskFormer` applies to a model and is faster: the model has far fewer queries
+    than mask channels, and its pixel decoder was not replaced.
     """
     if type(model) is not MaskFormer:
         return False
@@ -67,14 +67,16 @@ def gives_masks_cheaper(model: SegmentationModel) -> bool:
     )
 
 
-def give_masks(model: SegmentationModel) -> None:
-    """Turn a model into a `DirectMaskFormer`, in place; its weights keep their names."""
-    model.pixel_decoder.mask_features.__class__ = _Unapplied
+def use_direct_masks(model: SegmentationModel) -> None:
+    """Convert a model to a `DirectMaskFormer`, in place. Its weights keep their names."""
+    model.pixel_decoder.mask_features.__class__ = _SkippedConv2d
     model.__class__ = DirectMaskFormer
 
 
 def _masks(embed: Tensor, maps: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """`[B, Q, C']` and `[B, C, h, w]` to mask logits `[B, Q, h, w]`."""
+    """Compute mask logits `[B, Q, h, w]` from mask embeddings `[B, Q, C']` and maps
+    `[B, C, h, w]`.
+    """
     images, queries, _ = embed.shape
     assert convolution.bias is not None
     embed, maps = embed.to(convolution.weight), maps.to(convolution.weight)

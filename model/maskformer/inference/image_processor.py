@@ -37,14 +37,14 @@ from maskformer.weights.preprocessor import (
 from maskformer.weights.schemas import BILINEAR, PreprocessorPart, SizePart
 
 OF_LABELS = ("do_reduce_labels", "reduce_labels", "ignore_index", "num_labels")
-"""Keys of a `preprocessor_config.json` that concern label maps."""
+"""Keys of a `preprocessor_config.json` that are about label maps."""
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 
 
 class ProcessedImages(TypedDict):
-    """A network input, and the sizes that are needed to make maps of the original images."""
+    """A network input, and the sizes needed to resize its outputs to the original images."""
 
     pixel_values: Tensor
     """`[B, C, H, W]` float32, normalised, padded with zeros at the right and bottom."""
@@ -297,10 +297,10 @@ def _frames(processed: ProcessedImages) -> Frames:
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    """One image or several as several.
+    """Return a sequence of images, also for a single image.
 
     Raises:
-        ValueError: no images.
+        ValueError: the sequence is empty.
     """
     if isinstance(images, str) or not isinstance(images, Sequence):
         return [images]
@@ -332,7 +332,7 @@ def to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
         )
     if isinstance(image, Tensor):
         return image
-    # A copy: PyTorch takes neither negative strides nor what cannot be written.
+    # Copy, because PyTorch supports neither negative strides nor read-only arrays.
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
@@ -343,7 +343,7 @@ def _size(image: Tensor) -> tuple[int, int]:
 def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
     try:
         part = check(PreprocessorPart, values)
-        # As old versions of transformers write it, one number.
+        # Old versions of transformers write a single number.
         size = SizePart(shortest_edge=part.size) if isinstance(part.size, int) else part.size
         if size.shortest_edge is None and part.do_resize:
             raise ConfigError(
@@ -374,11 +374,11 @@ def _from_preprocessor(values: Mapping[str, Any], file: Path) -> ImageProcessor:
             of_labels={name: values[name] for name in OF_LABELS if name in values},
         )
     except ValueError as error:
-        raise ConfigError(f"{file} cannot be followed: {error}") from error
+        raise ConfigError(f"{file} is not supported: {error}") from error
 
 
 def _normalize(values: Mapping[str, Any]) -> Normalize:
-    """Of the names in a model section, where they are there."""
+    """Make the normalisation from values with the keys of a recipe's model section, or defaults."""
     default = Normalize()
     return Normalize(
         values.get("pixel_mean", default.mean),
@@ -388,8 +388,8 @@ def _normalize(values: Mapping[str, Any]) -> Normalize:
 
 
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
-    """Refuses what is no finite number from `low` to `high`; not a bool, not a text."""
-    fits = isinstance(value, numbers.Integral if whole else numbers.Real)
-    if not fits or isinstance(value, bool) or not low <= value <= high:
+    """Check that a value is a finite number from `low` to `high`, and neither a bool nor text."""
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not is_number or isinstance(value, bool) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind} from {low:g} to {high:g}, got {shown(value)}")

@@ -22,13 +22,14 @@ from maskformer.modeling.outputs import Frames, Outputs, Size
 
 @dataclass
 class Prediction:
-    """The result for one image; a part that was not asked for is None."""
+    """The result for one image. Parts that were not requested are None."""
 
     classes: Tensor | None = None
-    """`[H, W]` int64."""
+    """`[H, W]` int64, the class of each pixel."""
     panoptic: tuple[Tensor, list[dict[str, Any]]] | None = None
-    """`[H, W]` int32 segment ids and what each segment is."""
+    """`[H, W]` int32 segment ids, and a dict per segment; see `mfkernels.panoptic_segmentation`."""
     instances: mfkernels.Instances | None = None
+    """Masks, classes, scores and boxes of the objects."""
 
     def numpy(self) -> dict[str, Any]:
         """Return the parts that exist as NumPy arrays, by name: `classes`, `panoptic` (map and
@@ -46,10 +47,11 @@ class Prediction:
         return found
 
     def segmentation(self, min_score: float = 0.0) -> Segmentation:
-        """Return what a picture shows: segments if there are any, else instances, else classes.
+        """Return the part to draw: the panoptic segments if they exist, otherwise the instances,
+        otherwise the classes.
 
         Args:
-            min_score: leave out instances with a lower score.
+            min_score: instances with a lower score are not drawn.
 
         Raises:
             ValueError: the prediction is empty.
@@ -77,12 +79,16 @@ def predict_batch(
 ) -> list[Prediction]:
     """Predict label maps, segments and instances of a batch, in the original sizes.
 
-    Images run together only if each alone would be padded to the same size: convolutions and
-    attention see the padding, so results would otherwise depend on the other images.
+    Images run together only if each of them would be padded to the same size on its own.
+    Convolutions and attention see the padding, so results would otherwise depend on the other
+    images.
 
     Args:
         model: the model on `device`, in evaluation mode.
+        batch: the images.
+        info: the classes.
         config: `semantic` and `panoptic` decide what is predicted.
+        device: the device.
         tta: average the class scores over these views.
         with_instances: also predict instances of the thing classes.
     """
@@ -116,7 +122,7 @@ def _fill(
     with_classes: bool,
     with_instances: bool,
 ) -> None:
-    """Adds what the outputs say of images of one input."""
+    """Fill in the predictions of a group of images from the model's outputs for them."""
     things = sorted(info.things)
     if config.semantic and with_classes:
         maps = outputs.semantic(frames, resize_logits=config.resize_logits)
@@ -137,8 +143,8 @@ def _fill(
 
 
 def _same_input(batch: EvalBatch) -> dict[Size, list[int]]:
-    """The images of each input size."""
-    together: dict[Size, list[int]] = {}
+    """Group the indices of images by the size of their input."""
+    groups: dict[Size, list[int]] = {}
     for index, size in enumerate(batch.input_sizes):
-        together.setdefault(size, []).append(index)
-    return together
+        groups.setdefault(size, []).append(index)
+    return groups

@@ -1,4 +1,4 @@
-"""Segments with classes, from ground truth or a prediction of any kind."""
+"""The common form of ground truth and of all kinds of predictions, for drawing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Segmentation:
     """Segments with classes, as drawn over an image.
 
     Attributes:
-        segments: `[H, W]` integer, index into `labels`; -1 is void.
-        labels: `[T]` class of each segment.
-        covers_all: True if pixels without a segment are void; False if their class is unknown.
+        segments: `[H, W]`, the index into `labels` of each pixel; -1 for none.
+        labels: `[T]`, the class of each segment.
+        covers_all: True if pixels without a segment are void; False if their class is unknown, as
+            for instances.
     """
 
     segments: Tensor
@@ -28,14 +29,14 @@ class Segmentation:
 
     @classmethod
     def from_sample(cls, sample: Sample) -> Segmentation:
-        """The ground truth, segment by segment."""
+        """Convert the ground truth of a sample."""
         return cls(sample.segments, sample.labels)
 
     @classmethod
     def from_semantic(cls, label_map: Tensor) -> Segmentation:
-        """A map of classes `[H, W]`, -1 = void."""
+        """Convert a map of classes `[H, W]`, in which -1 is void."""
         label_map = label_map.cpu()
-        # Tables, not a sort: large photos have tens of millions of pixels. Void is the first entry.
+        # A table, whose first entry is void, is faster than sorting tens of millions of pixels.
         index = label_map.int().flatten() + 1
         present = torch.bincount(index, minlength=1)[1:] > 0
         numbers = torch.cat([torch.tensor([-1]), present.cumsum(0) - 1]).int()
@@ -44,7 +45,9 @@ class Segmentation:
 
     @classmethod
     def from_panoptic(cls, ids: Tensor, segments_info: Sequence[Mapping[str, Any]]) -> Segmentation:
-        """A map of segment ids `[H, W]`, 0 = void, and their `id` and `category_id` (class)."""
+        """Convert a map of segment ids `[H, W]`, in which 0 is void, and the `id` and `category_id`
+        (class) of each segment.
+        """
         ids = ids.cpu()
         classes = {int(item["id"]): int(item["category_id"]) for item in segments_info}
         present = ids.unique()
@@ -57,8 +60,8 @@ class Segmentation:
     def from_instances(
         cls, masks: Tensor, labels: Tensor, scores: Tensor, min_score: float = 0.0
     ) -> Segmentation:
-        """Masks `[N, H, W]` bool with classes and scores `[N]`; the best lie on top, those that
-        score less than `min_score` are left out.
+        """Convert masks `[N, H, W]` bool with classes and scores `[N]`. Higher scores are on top,
+        and masks with a score below `min_score` are omitted.
         """
         order = scores.cpu().argsort()
         order = order[scores.cpu()[order] >= min_score]

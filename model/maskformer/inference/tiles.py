@@ -1,4 +1,4 @@
-"""Large photos in overlapping tiles, whose class scores are blended."""
+"""Prediction of large images in overlapping tiles, whose class scores are blended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.outputs import Size
 
 SCORES_AT_ONCE = 2**26
-"""Class scores of a tile that are held at a time; of more classes, one part after the other."""
+"""Limit of the number of class scores of a tile in memory; with many classes, a part of the classes
+is processed at a time.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,23 @@ class Tiles:
     """Tiles of one size that cover an image, evenly spaced.
 
     Args:
-        side: of a tile in pixels of the image, which may be smaller.
-        overlap: share of the side that neighbours have in common at least, below 1.
+        side: the side of a tile in pixels of the image; images may be smaller.
+        overlap: the smallest overlap of neighbouring tiles as a fraction of the side, below 1.
     """
 
     side: int
     overlap: float
 
     def size(self, image: Size) -> Size:
-        """Height and width of every tile of an image."""
+        """Return height and width of the tiles of an image."""
         return min(self.side, image[0]), min(self.side, image[1])
 
     def count(self, image: Size) -> int:
-        """How many tiles cover an image."""
+        """Return the number of tiles that cover an image."""
         return len(self.starts(image[0])) * len(self.starts(image[1]))
 
     def starts(self, length: int) -> list[int]:
-        """Where the tiles of a row (or column) of `length` pixels begin."""
+        """Return the start of each tile in a row (or column) of `length` pixels."""
         room = length - min(self.side, length)
         step = max(int(self.side * (1 - self.overlap)), 1)
         steps = -(-room // step)
@@ -49,7 +51,7 @@ class Tiles:
 
 
 class _Tile(NamedTuple):
-    """Where a tile lies, and the scores `[k, H, W]` of some classes in it."""
+    """The position of a tile, and a function that computes its scores `[k, H, W]` of k classes."""
 
     top: int
     left: int
@@ -70,15 +72,16 @@ def semantic_map_of_tiles(
     """Find the class of each pixel by the scores of all tiles that contain it.
 
     Each tile is predicted as an image of its own. Where tiles overlap, their scores at the image's
-    size are averaged with weights that fall smoothly towards the edges of a tile. Held in memory
-    are the masks at stride 4 of overlapping rows of tiles, and the scores of the few tiles that
-    share a pixel.
+    size are averaged with weights that fall smoothly towards the edges of a tile. Memory is needed
+    only for the masks at stride 4 of overlapping rows of tiles, and for the scores of the few tiles
+    that share a pixel.
 
     Args:
         model: the model on `device`, in evaluation mode.
         image: `[3, H, W]` uint8, not resized.
-        tiles: how the image is cut.
+        tiles: the size and overlap of the tiles.
         processor: makes the network input of a tile.
+        device: the device.
         resize_logits: as in `mfkernels.semantic_segmentation`.
         on_tile: called after each tile.
 
@@ -89,16 +92,16 @@ def semantic_map_of_tiles(
     size = tiles.size((height, width))
     rows, columns = tiles.starts(height), tiles.starts(width)
     labels = torch.zeros(height, width, dtype=torch.int64, device=device)
-    look = partial(_look, model, processor, device, resize_logits)
-    seen: list[_Tile] = []
-    for top, bottom in _between_edges(rows, size[0]):
-        seen = [tile for tile in seen if tile.top + size[0] > top]
+    predict_tile = partial(_predict_tile, model, processor, device, resize_logits)
+    active: list[_Tile] = []  # the tiles that cover the current band of rows
+    for top, bottom in _intervals(rows, size[0]):
+        active = [tile for tile in active if tile.top + size[0] > top]
         for corner in product([row for row in rows if row == top], columns):
             pixels = image[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
-            seen.append(_Tile(*corner, look(pixels)))
+            active.append(_Tile(*corner, predict_tile(pixels)))
             on_tile()
         band = labels[top:bottom]
-        _label_band(band, top, seen, columns, size, model.num_classes)
+        _label_band(band, top, active, columns, size, model.num_classes)
     return labels
 
 
@@ -111,7 +114,9 @@ def window(size: Size) -> Tensor:
 
 
 def blend(scores: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Average scores `[K, H, W]` by weights `[H, W]`; a single one is returned unchanged."""
+    """Compute the mean of scores `[K, H, W]` with weights `[H, W]`. The mean of a single tensor is
+    that tensor.
+    """
     total = torch.stack(list(weights)).sum(0)
     parts = (part * (weight / total).to(part) for part, weight in zip(scores, weights, strict=True))
     mean = next(parts)
@@ -120,19 +125,21 @@ def blend(scores: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return mean
 
 
-def _between_edges(starts: Sequence[int], side: int) -> Iterator[tuple[int, int]]:
-    """Stretches that the same tiles cover from end to end."""
+def _intervals(starts: Sequence[int], side: int) -> Iterator[tuple[int, int]]:
+    """Divide an axis at the edges of tiles into intervals, each covered by the same tiles."""
     return pairwise(sorted({*starts, *(start + side for start in starts)}))
 
 
-def _look(
+def _predict_tile(
     model: SegmentationModel,
     processor: ImageProcessor,
     device: torch.device,
     resize_logits: bool,
     pixels: Tensor,
 ) -> Callable[[slice], Tensor]:
-    """Run the network on a tile, and keep the masks at stride 4."""
+    """Run the network on a tile; return a function that computes scores from its masks, which are
+    kept at stride 4.
+    """
     processed = processor(pixels)
     pixel_values = processed["pixel_values"].to(device)
     outputs = predict(model, pixel_values)
@@ -145,17 +152,17 @@ def _look(
 def _label_band(
     labels: Tensor,
     top: int,
-    seen: Sequence[_Tile],
+    tiles: Sequence[_Tile],
     columns: Sequence[int],
     size: Size,
     num_classes: int,
 ) -> None:
-    """Writes the best classes of the rows from `top` on, all of which each tile covers."""
+    """Write the best classes into `labels`, a band of rows from `top` on that all tiles cover."""
     best = torch.full(labels.shape, -torch.inf, device=labels.device)
     step = max(SCORES_AT_ONCE // (size[0] * size[1]), 1)
     for start in range(0, num_classes, step):
         classes = slice(start, start + step)
-        for left, scores in _blended(seen, (top, top + len(labels)), columns, size, classes):
+        for left, scores in _blended(tiles, (top, top + len(labels)), columns, size, classes):
             here = slice(left, left + scores.shape[-1])
             highest, label = scores.max(dim=0)
             better = highest > best[:, here]
@@ -164,27 +171,27 @@ def _label_band(
 
 
 def _blended(
-    seen: Sequence[_Tile],
+    tiles: Sequence[_Tile],
     band: tuple[int, int],
     columns: Sequence[int],
     size: Size,
     classes: slice,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Scores of some classes in a band, `[k, rows, columns]`, a run of columns at a time, and where
-    the run begins.
+    """Yield the blended scores `[k, rows, columns]` of some classes in a band, for one interval of
+    columns at a time, with the start of the interval.
     """
     weights = window(size)
     strips: dict[int, Tensor] = {}
-    for left, right in _between_edges(columns, size[1]):
-        covering = [i for i, tile in enumerate(seen) if tile.left <= left < tile.left + size[1]]
+    for left, right in _intervals(columns, size[1]):
+        covering = [i for i, tile in enumerate(tiles) if tile.left <= left < tile.left + size[1]]
         strips = {index: strip for index, strip in strips.items() if index in covering}
-        scores, shares = [], []
+        scores, weights_here = [], []
         for index in covering:
-            tile = seen[index]
+            tile = tiles[index]
             rows = slice(band[0] - tile.top, band[1] - tile.top)
             if index not in strips:
-                strips[index] = tile.scores(classes)[:, rows].clone()  # lets go of the other rows
+                strips[index] = tile.scores(classes)[:, rows].clone()  # frees the other rows
             here = slice(left - tile.left, right - tile.left)
             scores.append(strips[index][..., here])
-            shares.append(weights[rows, here])
-        yield left, blend(scores, shares)
+            weights_here.append(weights[rows, here])
+        yield left, blend(scores, weights_here)

@@ -1,1 +1,1 @@
-"""Outputs for people and other programs: result files, pictures, tables and progress."""
+"""Result files, pictures, tables and progress reports."""

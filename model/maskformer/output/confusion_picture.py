@@ -19,37 +19,38 @@ GRID: Color = (225, 225, 225)
 CAPTION = "row: ground truth   column: prediction   percent of the row's pixels"
 LONGEST_NAME = 32
 FEW = 25
-"""So many classes leave room for figures."""
+"""With at most this many classes, cells are large enough for numbers."""
 
 
 class _Label(NamedTuple):
-    """What stands for a class."""
+    """The label of a class."""
 
     text: str
     font: Font
 
 
 class _Layout(NamedTuple):
-    """In pixels."""
+    """The layout of the picture, in pixels."""
 
     cell: int
     font: Font
-    """Of figures."""
+    """The font of the numbers in cells."""
     labels: dict[int, _Label]
     left: int
-    """Room for the names of the rows, and above for those of the columns."""
+    """Width of the labels of rows; `top` is the height of those of columns."""
     top: int
 
 
 def draw_confusion(confusion: Tensor, names: Sequence[str]) -> Image.Image:
-    """Shares of the pixels of each class that were taken for each class.
+    """Draw the fractions of the pixels of each class that were predicted as each class.
 
     Args:
-        confusion: `[K + 1, K + 1]` pixels by true and by predicted class; the last stands for void.
-        names: of the K classes. Those that occur neither way are left out.
+        confusion: `[K + 1, K + 1]`, the number of pixels by true and by predicted class; index K is
+            void.
+        names: the names of the K classes. Classes without true or predicted pixels are omitted.
 
     Raises:
-        ValueError: the size of the matrix does not fit the names.
+        ValueError: the size of the matrix does not match the names.
     """
     if confusion.shape != (len(names) + 1, len(names) + 1):
         raise ValueError(
@@ -95,10 +96,10 @@ def _draw_cells(draw: ImageDraw.ImageDraw, shares: Tensor, layout: _Layout) -> N
             left = layout.left + column * layout.cell
             top = layout.top + row * layout.cell
             box = (left, top, left + layout.cell, top + layout.cell)
-            if share != share:  # predicted, but never there
+            if share != share:  # NaN: predicted, but without ground truth
                 draw.rectangle(box, PAPER, GRID)
                 continue
-            # A small share is seen all the same.
+            # The square root makes small fractions visible.
             draw.rectangle(box, _mix(share**0.5), GRID)
             if layout.cell >= 40 and share >= 0.005:
                 middle = (left + layout.cell / 2, top + layout.cell / 2)
@@ -107,7 +108,7 @@ def _draw_cells(draw: ImageDraw.ImageDraw, shares: Tensor, layout: _Layout) -> N
 
 
 def _draw_upwards(sheet: Image.Image, label: _Label, left: int, layout: _Layout) -> None:
-    """A name that reads upwards, over its column."""
+    """Draw a label above its column, rotated to read upwards."""
     strip = Image.new("RGB", (layout.left - MARGIN, layout.cell), PAPER)
     draw = ImageDraw.Draw(strip)
     draw.text((6, layout.cell / 2), label.text, INK, label.font, anchor="lm")
@@ -122,7 +123,7 @@ def _mix(share: float) -> Color:
 
 
 def _label(index: int, names: Sequence[str], size: int) -> _Label:
-    """The name of a class, or its number where no font has the letters."""
+    """Return the label of a class: its name, or its number if no font has all characters."""
     name = escape(names[index]) if index < len(names) else "(void)"
     name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
     return _Label(*drawable(name, f"class {index}", size))

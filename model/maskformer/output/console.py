@@ -1,4 +1,4 @@
-"""Progress of long work (a bar on a terminal, plain lines in a log) and tables of figures."""
+"""Progress reports (a bar on a terminal, plain lines in a log) and tables of metrics."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from maskformer.modeling.model_info import ModelInfo
 
 LINE_SECONDS = 30.0
-"""Between two lines about the progress of a count, where there is no terminal."""
+"""Seconds between two lines about the progress of a count in a log."""
 LONG_TABLE = 30
-"""Classes; in longer tables only those are shown that occur."""
+"""Tables with more classes than this show only the classes that occur."""
 
 
 class Progress:
-    """Reports training and evaluation; silent on all processes but the main one."""
+    """Reports training and evaluation; prints nothing if it is not enabled."""
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
-        # Paths and error messages may hold brackets and colons: they are no markup.
+        # No markup, because paths and error messages may contain brackets and colons.
         self.console = console or Console(
             quiet=not enabled,
             highlight=False,
@@ -68,21 +68,21 @@ class Progress:
 
     @contextmanager
     def training(self, step: int, steps: int) -> Iterator[None]:
-        """Shows the bar of a training run that starts at `step`."""
+        """Show the progress bar of a training run that starts at `step`."""
         self._steps = steps
         with self._showing:
             self._training = self._bars.add_task("training", total=steps, completed=step, note="")
             yield
 
     def advance(self, step: int) -> None:
-        """One training step is done."""
+        """Advance the bar to a finished training step."""
         if self._training is not None:
             self._bars.update(self._training, completed=step)
 
     def log(
         self, step: int, values: Mapping[str, float], seconds_left: float | None = None
     ) -> None:
-        """One line about the last logging interval, and the note beside the bar."""
+        """Report the last logging interval: in a line, or on a terminal, next to the bar."""
         note = (
             f"loss {values['loss']:.3f}{_loss_parts(values)}  "
             f"{values['images_per_second']:.1f} images/s  {values['peak_memory_mb'] / 1e3:.2f} GB"
@@ -103,36 +103,38 @@ class Progress:
 
     @contextmanager
     def counting(self, description: str, total: int) -> Iterator[Counter]:
-        """Shows a bar for `total` images; the counter's `advance(n)` moves it."""
-        counter = partial(Counter, self._bars, description, total, self._say_rate)
+        """Show a bar for `total` images, which the counter's `advance(n)` moves."""
+        counter = partial(Counter, self._bars, description, total, self._print_in_log)
         if self._bars.live.is_started:
             yield counter()
         else:
             with self._showing:
                 yield counter()
 
-    def _say_rate(self, line: str) -> None:
-        """In a log, which shows no bar."""
+    def _print_in_log(self, line: str) -> None:
+        """Print a line unless there is a bar."""
         if not self.console.is_terminal:
             self.print(line)
 
     def print(self, message: str | Table) -> None:
-        """Shows a line or a table; names in it may hold anything, and no terminal is too poor."""
+        """Print a line or a table. Control characters, and those that the output cannot encode, are
+        escaped.
+        """
         self.console.print(escape(message, newlines=True) if isinstance(message, str) else message)
 
     def warn(self, message: str) -> None:
-        self._say("warning", "yellow", message)
+        self._print_labelled("warning", "yellow", message)
 
     def error(self, message: str) -> None:
-        """One of several things that are wrong; one alone is raised."""
-        self._say("error", "red", message)
+        """Print one of several errors; a single error is raised as an exception instead."""
+        self._print_labelled("error", "red", message)
 
-    def _say(self, kind: str, color: str, message: str) -> None:
+    def _print_labelled(self, kind: str, color: str, message: str) -> None:
         self.console.print(Text.assemble((f"{kind}: ", color), escape(message, newlines=True)))
 
 
 def duration(seconds: float) -> str:
-    """The two largest units, such as `3 h 05 min`."""
+    """Format a duration with its two largest units, such as `3 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -144,18 +146,21 @@ def duration(seconds: float) -> str:
 
 
 def _loss_parts(values: Mapping[str, float]) -> str:
-    """The losses of the final layer, where there are several."""
+    """Format the losses of the final layer, if there are several."""
     parts = [name for name in values if re.fullmatch(r"loss_[a-z_]*[a-z]", name)]
     text = "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3f}" for name in parts)
     return f" ({text})" if len(parts) > 1 else ""
 
 
 class Counter:
-    """One bar among those of a `Progress`; it goes away when full.
+    """One of the bars of a `Progress`, which is removed when it is full.
 
     Args:
-        say: told now and then how far it is, how many images it counts per second, and when it
-            will be full.
+        bars: the bars of the `Progress`.
+        description: the text before the bar.
+        total: the number of images.
+        say: called every `LINE_SECONDS` with a line on the progress, the images per second and the
+            remaining time.
     """
 
     def __init__(
@@ -167,7 +172,7 @@ class Counter:
         self._total = total
         self._done = 0
         self._say = say
-        self._start = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -176,8 +181,8 @@ class Counter:
         self._bars.update(self._task, advance=count, note=f"{rate:.1f} images/s")
         if self._done >= self._total:
             self._bars.remove_task(self._task)
-        elif now - self._said >= LINE_SECONDS:
-            self._said = now
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
             left = duration((self._total - self._done) / rate)
             self._say(
                 f"{self._description}: {self._done}/{self._total}  {rate:.1f} images/s  {left} left"
@@ -185,14 +190,14 @@ class Counter:
 
 
 def written(output: Path) -> str:
-    """Where training and evaluation leave their results."""
+    """Return a line that says where the results of training or evaluation are."""
     return (
-        f"The figures are in {output / 'metrics.json'}, the pictures in {output / 'predictions'}."
+        f"The metrics are in {output / 'metrics.json'}, the pictures in {output / 'predictions'}."
     )
 
 
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:
-    """Two columns: what was measured, and the figure."""
+    """Return a table of metrics with their values."""
     table = Table(title=escape(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -209,32 +214,32 @@ def class_table(
     *,
     everything: bool = False,
 ) -> Table:
-    """One row per class; figures that do not exist (a class that never occurs) stay empty.
+    """Return a table with one row per class. Cells for NaN are empty.
 
     Args:
-        names: of the classes.
-        columns: figures by class, NaN where there is none.
-        title: above the table.
-        everything: a long table shows classes that never occur, too.
+        names: the names of the classes.
+        columns: for each column, the values of all classes; NaN if a class never occurs.
+        title: the title of the table.
+        everything: whether a long table also shows classes that never occur.
     """
     table = Table(title=escape(title), title_justify="left", caption_justify="left")
     table.add_column("class")
     for column in columns:
         table.add_column(column, justify="right")
-    left_out = 0
+    hidden = 0
     for index, name in enumerate(names):
         values = [columns[column][index] for column in columns]
         if len(names) > LONG_TABLE and not everything and all(map(math.isnan, values)):
-            left_out += 1
+            hidden += 1
             continue
         table.add_row(escape(name), *("" if value != value else f"{value:.3f}" for value in values))
-    if left_out:
-        table.caption = f"{left_out} classes that do not occur: shown with eval.all_classes=true"
+    if hidden:
+        table.caption = f"{hidden} classes that do not occur: shown with eval.all_classes=true"
     return table
 
 
 def info_table(info: ModelInfo, title: str) -> Table:
-    """Parameters and multiply-adds by part of the model."""
+    """Return a table of the parameters and multiply-adds of each part of a model."""
     height, width = info.size
     table = Table(title=escape(title), title_justify="left", show_footer=True)
     table.add_column("part", "total")
@@ -250,7 +255,7 @@ def info_table(info: ModelInfo, title: str) -> Table:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's peak resident size on a CPU."""
+    """Return the peak memory in bytes: of the allocator on a GPU, resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

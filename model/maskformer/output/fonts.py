@@ -1,4 +1,4 @@
-"""Fonts that have the letters of a text: Pillow's own, else one of the system's."""
+"""Fonts that have all characters of a text: Pillow's font, or one of the system's fonts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FOLDERS = (
 _SUFFIXES = frozenset({".otf", ".ttc", ".ttf"})
 _LESS_LEGIBLE = ("bold", "condensed", "italic", "light", "math", "mono", "oblique", "serif", "thin")
 _NO_CHARACTER = "\uffff"
-"""Every font draws it as it draws what it lacks."""
+"""A noncharacter, which every font draws like the characters that it lacks."""
 
 
 @cache
 def own_font(size: int) -> Font:
-    """Pillow's font, which has the letters of English."""
+    """Return Pillow's font, which has the characters of English."""
     return ImageFont.load_default(size)
 
 
 @cache
 def font_for(text: str, size: int) -> Font | None:
-    """A font that can draw every character of a text, or None."""
+    """Return a font that can draw every character of a text, or None."""
     for font in (own_font(size), *_system_fonts(size)):
         if _has_all(font, text):
             return font
@@ -40,7 +40,9 @@ def font_for(text: str, size: int) -> Font | None:
 
 
 def drawable(text: str, other: str, size: int) -> tuple[str, Font]:
-    """A text and a font that has its letters; where none has, the other text in Pillow's font."""
+    """Return a text and a font that has its characters. If there is none, return the other text and
+    Pillow's font.
+    """
     font = font_for(text, size)
     return (other, own_font(size)) if font is None else (text, font)
 
@@ -64,13 +66,13 @@ def _system_fonts(size: int) -> Iterator[Font]:
 def _opened(file: Path, size: int) -> Font | None:
     try:
         return ImageFont.truetype(file, size)
-    except OSError:  # such as one that has pictures of one size only
+    except OSError:  # such as a bitmap font of a fixed size
         return None
 
 
 @cache
 def _font_files() -> tuple[Path, ...]:
-    """The plain ones first."""
+    """Return the files of the system's fonts, regular styles first."""
     files = (
         file
         for folder in FOLDERS

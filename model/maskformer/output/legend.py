@@ -1,4 +1,4 @@
-"""Legends: which class has which colour."""
+"""Legends with the colours of classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = 6
 LONGEST_NAME = 60
 NOTHING = "nothing found"
 BACKGROUND = frozenset({"background", "bg", "ignore", "none", "unlabeled", "unlabelled", "void"})
-"""Names of classes that stand for what nobody looks for, less the underscores around them."""
+"""Names of classes that stand for the background, without surrounding underscores."""
 
 
 class Entry(NamedTuple):
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def is_background(name: str) -> bool:
-    """Whether pixels of a class of this name are left as they are in pictures."""
+    """Whether a class with this name is the background, whose pixels are not coloured."""
     return is_called(name, *BACKGROUND)
 
 
@@ -51,16 +51,16 @@ def shows_nothing(segmentation: Segmentation, info: DatasetInfo) -> bool:
 def legend(
     shown: Sequence[Segmentation], info: DatasetInfo, width: int, *, scale: float = 1.0
 ) -> Tensor:
-    """Swatches and names of the classes drawn, the largest first, then void.
+    """Draw a legend with the colours and names of the classes, the largest first, and void last.
 
     Args:
-        shown: what was drawn; where all of it shows nothing, the legend says so.
-        info: names and colours.
-        width: in pixels.
-        scale: of letters and swatches.
+        shown: the segmentations in the picture. If they show only background, the legend says so.
+        info: the names and colours of the classes.
+        width: the width in pixels.
+        scale: the scale of text and colour swatches.
 
     Returns:
-        `[3, H, width]` uint8, with as many rows as the names need, at most `ROWS`.
+        `[3, H, width]` uint8, with as many rows as the names need, but at most `ROWS`.
     """
     size = round(FONT_SIZE * scale)
     areas = _areas(shown, info)
@@ -101,7 +101,7 @@ def _is_nothing(areas: Tensor, info: DatasetInfo) -> bool:
 
 
 def _areas(shown: Sequence[Segmentation], info: DatasetInfo) -> Tensor:
-    """Pixels of each class, and of void at the end."""
+    """Count the pixels of each class and, last, of void."""
     areas = torch.zeros(info.num_classes + 1, dtype=torch.int64)
     for segmentation in shown:
         per_segment = segment_areas(segmentation.segments, len(segmentation.labels))
@@ -120,7 +120,7 @@ def _entries(areas: Tensor, info: DatasetInfo, size: int) -> list[Entry]:
 
 
 def _entry(info: DatasetInfo, index: int, size: int) -> Entry:
-    """The name of a class, or its number where no font has the letters."""
+    """Make the entry of a class with its name, or its number if no font has all characters."""
     name = escape(info.classes[index])
     name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     name, font = drawable(name, f"class {index}", size)

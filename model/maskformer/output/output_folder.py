@@ -1,4 +1,4 @@
-"""Output folders, looked at before the work that fills them."""
+"""Checks of output folders before the work whose results are written to them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from maskformer.system.writing import existing_parent
 
 METRICS = "metrics.json"
 CONFUSION = "confusion_matrix"
-"""Of a JSON file and a picture."""
+"""The name of a JSON file and of a picture, without suffix."""
 
 
 def check_output_folder(folder: Path) -> None:
-    """Refuses a folder that cannot be created or written, before hours of work depend on it.
+    """Check that a folder can be created and written, before hours of work depend on it.
 
     Raises:
-        NotADirectoryError: it, or what would hold it, is a file.
-        PermissionError: it cannot be written.
+        NotADirectoryError: the folder or one of its parents is a file.
+        PermissionError: the folder cannot be written.
     """
     parent = existing_parent(folder)
     if not parent.is_dir():
@@ -30,31 +30,31 @@ def check_output_folder(folder: Path) -> None:
 
 
 def check_subfolders(folder: Path, names: Iterable[str]) -> None:
-    """Refuses links that would lead what is written in a folder to somewhere else.
+    """Check that no subfolder is a link to a place outside of the folder.
 
     Raises:
-        ValueError: one of the subfolders is such a link.
+        ValueError: one of them is.
     """
     for name in names:
         check_inside(folder, folder / name)
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Refuses a path that a link leads out of the folder.
+    """Check that a path is inside a folder after links are followed.
 
     Raises:
         ValueError: it is not.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
-            f"{escape(path)} leads out of the output folder, to {escape(path.resolve())}: remove "
-            "the link or choose another output folder"
+            f"{escape(path)} is a link to {escape(path.resolve())}, outside of the output folder: "
+            "remove the link or choose another output folder"
         )
 
 
-def names_in_the_way(folder: Path, files: Iterable[str], subfolders: Iterable[str]) -> list[str]:
-    """Which of the names that are to be written are there, and were not left half written by a
-    killed process.
+def existing_names(folder: Path, files: Iterable[str], subfolders: Iterable[str]) -> list[str]:
+    """Return which of the files and subfolders to be written already exist. Subfolders that are
+    empty, or have only partial files of a killed process, do not count.
     """
     found = [name for name in files if os.path.lexists(folder / name)]
     for name in subfolders:

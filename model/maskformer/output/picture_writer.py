@@ -1,4 +1,4 @@
-"""Pictures of predictions in a folder, and the list of which image each belongs to."""
+"""Writing pictures of predictions, and a list of their images."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from maskformer.system.text import encodable
 from maskformer.system.writing import write_json
 
 PNG_PIXELS = 4_000_000
-"""Above, a PNG of a photo takes tens of megabytes."""
+"""Larger pictures are not written as PNG, which would take tens of megabytes for a photo."""
 LONGEST_SIDE = {"jpg": 65_535, "webp": 16_383}
-"""What these formats can hold, in pixels."""
+"""The largest side that these formats support, in pixels."""
 
 
 class PictureWriter:
-    """Writes overlays; a context manager, `files.json` follows at its end.
+    """Writes overlays. It is a context manager, which writes `files.json` at its end.
 
         NAME.png, .jpg or .webp   the image under the colours of its segments, over a legend
         files.json                `file` (the image's path), `name` and `picture` of each
 
     Args:
-        folder: where they go; made if need be.
-        info: classes of the predictions.
-        config: `predict` says how pictures look, `eval.object_mask_threshold` which instances
-            are drawn.
+        folder: the output folder, which is created if necessary.
+        info: the classes of the predictions.
+        config: `predict` determines the look of the pictures, `eval.object_mask_threshold` which
+            instances are drawn.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, config: Config) -> None:
@@ -43,21 +43,21 @@ class PictureWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Writes the list, after an interruption too: what it names is complete."""
+        """Write the list, also after an interruption; it lists complete pictures only."""
         if self._files:
             write_json(self.folder / "files.json", self._files, indent=1)
 
     def write(self, name: str, file: Path, image: Tensor, prediction: Prediction) -> dict[str, str]:
-        """Draws a prediction; threads may do so.
+        """Draw a prediction and write the picture. May be called in several threads.
 
         Args:
-            name: of the picture, without suffix.
-            file: the image's.
+            name: the name of the picture, without suffix.
+            file: the file of the image.
             image: `[3, H, W]` uint8.
-            prediction: in the size of the image.
+            prediction: the prediction, in the size of the image.
 
         Returns:
-            What `collect` takes.
+            The entry for `collect`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -71,13 +71,13 @@ class PictureWriter:
         return {"file": encodable(str(file)), "name": name, "picture": picture_file}
 
     def possible_names(self, name: str) -> list[str]:
-        """What the picture of an image may be called; its size decides."""
+        """Return the possible file names of a picture, of which its size determines one."""
         wanted: str = self.config.predict.picture_format
         suffixes = {"png", "jpg" if wanted == "auto" else wanted}
         return [f"{name}.{suffix}" for suffix in sorted(suffixes)]
 
     def collect(self, entry: dict[str, str]) -> None:
-        """Lists in `files.json` what `write` drew."""
+        """Add a picture that `write` has written to `files.json`."""
         self._files.append(entry)
 
     def _suffix(self, picture: Tensor) -> str:

@@ -30,28 +30,32 @@ from maskformer.system.text import escape
 from maskformer.system.writing import replace_file
 
 PANEL_SIDE = (360, 720)
-"""Bounds for the longer side of a drawn image, in pixels; others are scaled to the nearer one."""
+"""Limits of the longer side of a panel in pixels. Images outside of them are resized to the nearer
+limit.
+"""
 
 LEGIBLE_SIDE = 1200
-"""Longer side of a picture, in pixels, beyond which the letters of its legend grow with it."""
+"""If the longer side of a picture exceeds this number of pixels, its legend is enlarged with it."""
 PIXELS_AT_ONCE = 1 << 20
-"""Drawn at a time, so that a large photo is not held in floating point."""
+"""Number of pixels that are drawn at a time, to limit the memory for floating-point values."""
 ENCODING = {"JPEG": {"quality": 90}, "WEBP": {"quality": 90}, "PNG": {"compress_level": 2}}
-"""Of photos. PNG at 3.5 times the speed of Pillow's level 6, and 4 to 8 % larger."""
+"""Options for pictures. PNGs are written 3.5 times as fast as with Pillow's default level 6, and
+are 4 to 8 % larger.
+"""
 MAP_ENCODING = {"compress_level": 4}
-"""Of PNGs of few values, which a lower level makes a fifth larger."""
+"""Options for PNGs with few values. With a lower level, they would be a fifth larger."""
 
 OUTLINE: Color = (255, 255, 255)
 LEVELS = 256
-"""Of a channel."""
+"""Number of values of an 8-bit channel."""
 VOID_SHADE = 0.3
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.15, 0.5)
-"""How far objects of one class are moved towards white (positive) or black."""
+"""How much the colours of objects of one class are moved towards white (positive) or black."""
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """The first three bands of `[C, H, W]`, or the first alone where there are fewer, as
-    `[3, H, W]`.
+    """Return the first three bands of `[C, H, W]` as `[3, H, W]`, or the first one repeated if
+    there are fewer.
     """
     return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
 
@@ -59,20 +63,20 @@ def as_rgb(image: Tensor) -> Tensor:
 def overlay(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
 ) -> Tensor:
-    """The image under the colours of its segments. Void is darkened, segments are outlined; where
-    a class stands for the background, the image stays as it is.
+    """Draw the segments of an image over it, with outlines. Void is darkened, and background
+    classes are not coloured.
 
     Args:
         image: `[C, H, W]` uint8.
-        segmentation: of the same size.
-        info: classes and colours.
-        opacity: of the colours, 0..1.
+        segmentation: the segments, of the same size.
+        info: the classes and their colours.
+        opacity: the opacity of the colours, 0..1.
 
     Returns:
         `[3, H, W]` uint8.
 
     Raises:
-        ValueError: the sizes differ or a class has no name.
+        ValueError: the sizes differ, or a class is out of range.
     """
     segments, labels = segmentation.segments.cpu(), segmentation.labels.cpu()
     if segments.shape != image.shape[-2:]:
@@ -90,7 +94,8 @@ def overlay(
     weight = torch.tensor([void, *weights])
     colors = torch.tensor([(0, 0, 0), *segment_colors(labels.tolist(), info)]).T
     outline = torch.tensor(OUTLINE)[:, None, None].expand(3, 1, LEVELS)
-    # What becomes of each level of each channel: in void, in each segment, and under outlines.
+    # Lookup tables from each value of each channel to its result: in void, in each segment, and in
+    # outlines.
     drawn = torch.arange(LEVELS) * (1 - weight[:, None]) + (colors * weight)[..., None]
     tables = torch.cat([drawn.round(), outline], 1).to(torch.uint8).flatten(1)
     edges = _edges(segments)
@@ -113,20 +118,20 @@ def side_by_side(
     *,
     titles: tuple[str, str, str] = ("image", "ground truth", "prediction"),
 ) -> Tensor:
-    """Image, ground truth (if there is any) and prediction next to each other, over a legend.
+    """Draw the image, the ground truth (if given) and the prediction side by side, above a legend.
 
     Args:
         image: `[C, H, W]` uint8.
-        ground_truth: of the same size.
-        prediction: of the same size.
-        info: classes and colours.
-        titles: above the three panels.
+        ground_truth: the ground truth, of the same size.
+        prediction: the prediction, of the same size.
+        info: the classes and their colours.
+        titles: the titles of the three panels.
 
     Returns:
-        `[3, H', W']` uint8, scaled so that small images can be seen and large ones fit.
+        `[3, H', W']` uint8; images are resized to the limits `PANEL_SIDE`.
 
     Raises:
-        ValueError: the sizes differ or a class has no name.
+        ValueError: the sizes differ, or a class is out of range.
     """
     size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
     scaled = _resize_image(as_rgb(image), size)
@@ -152,9 +157,9 @@ def side_by_side(
 def overlay_with_legend(
     image: Tensor, segmentation: Segmentation, info: DatasetInfo, *, opacity: float = 0.6
 ) -> Tensor:
-    """`overlay` over a legend, `[3, H', W']` uint8; small images are enlarged.
+    """Draw an `overlay` above a legend, `[3, H', W']` uint8. Small images are enlarged.
 
-    Where nothing but background was found, the legend says so.
+    If there is only background, the legend says so.
     """
     if max(image.shape[-2:]) < PANEL_SIDE[0]:
         size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
@@ -169,18 +174,17 @@ def overlay_with_legend(
 
 
 def save_picture(picture: Tensor, file: Path) -> None:
-    """Writes `[3, H, W]` uint8 as an image file that is complete or absent; the suffix decides the
-    format.
+    """Write `[3, H, W]` uint8 as an image file, atomically. The suffix determines the format.
 
     Raises:
-        OSError: the file cannot be written; an old one stays.
+        OSError: the file cannot be written; an existing one is kept.
     """
     form = Image.registered_extensions()[file.suffix.lower()]
     _save(_to_pillow(picture), file, form, ENCODING.get(form, {}))
 
 
 def save_map(image: Image.Image, file: Path) -> None:
-    """`save_picture` for an image of few values, as PNG."""
+    """Write an image with few values as PNG, atomically."""
     _save(image, file, "PNG", MAP_ENCODING)
 
 
@@ -189,12 +193,14 @@ def _save(image: Image.Image, file: Path, form: str, options: dict[str, int]) ->
 
 
 def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:
-    """A colour per segment: that of its class, lighter or darker for further things of it."""
-    seen: dict[int, int] = {}
+    """Return a colour per segment: that of its class, made lighter or darker for the second and
+    further objects of a thing class.
+    """
+    counts: dict[int, int] = {}
     colors = []
     for label in labels:
-        number = seen.get(label, 0) if label in info.things else 0
-        seen[label] = number + 1
+        number = counts.get(label, 0) if label in info.things else 0
+        counts[label] = number + 1
         shade = SHADES[number % len(SHADES)]
         target = 255 if shade > 0 else 0
         red, green, blue = (round(c + (target - c) * abs(shade)) for c in info.colors[label])
@@ -203,7 +209,7 @@ def segment_colors(labels: Sequence[int], info: DatasetInfo) -> list[Color]:
 
 
 def _edges(segments: Tensor) -> Tensor:
-    """Pixels whose right or lower neighbour belongs to another segment."""
+    """Return which pixels have a right or lower neighbour in another segment."""
     edges = torch.zeros(segments.shape, dtype=torch.bool)
     edges[:, :-1] |= segments[:, :-1] != segments[:, 1:]
     edges[:-1] |= segments[:-1] != segments[1:]
@@ -222,7 +228,7 @@ def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _to_pillow(image: Tensor) -> Image.Image:
-    # Pillow interleaves channels ten times as fast as a copy with strides does.
+    # Pillow interleaves channels ten times as fast as a strided copy.
     bands = [Image.fromarray(np.ascontiguousarray(band.numpy())) for band in image.cpu()]
     return Image.merge("RGB", bands)
 
@@ -239,7 +245,7 @@ def _scale(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
 
 
 def _arrange(panels: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """Panels in a row, each under its title, as far as that is not wider."""
+    """Arrange panels in a row, each below its title, which is cut off at the width of the panel."""
     height, width = panels[0][1].shape[-2:]
     top = FONT_SIZE + 2 * MARGIN
     sheet = Image.new("RGB", ((width + MARGIN) * len(panels) + MARGIN, top + height), PAPER)

@@ -1,4 +1,4 @@
-"""What a command reads must not be what it writes."""
+"""Checks that the output of a command does not overwrite its inputs."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from maskformer.config.schema import (
 )
 from maskformer.data.sample import Dataset
 from maskformer.errors import OutputError
-from maskformer.system.paths import find_input_in, folders_and_links_of, is_there
+from maskformer.system.paths import find_input_in, folders_and_links_of, path_exists
 from maskformer.system.text import escape
 
 
 def check_output_beside_data(folder: Path, config: DataConfig, *datasets: Dataset) -> None:
-    """Refuses an output folder that is or holds something of the data set, or whose files would
-    count as images or labels.
+    """Check that an output folder neither is nor contains data, and that files in it would not be
+    read as images or labels.
 
     Args:
-        folder: where results would go; one below the folders of the data set is allowed as long as
-            it holds no file of theirs, and none looks there for files.
-        config: says where both splits are.
-        datasets: those that are open already, whose files count one by one.
+        folder: the output folder. It may be below a folder of the data set if it contains no file
+            of the data set, and if no folder of the data set is searched there.
+        config: the location of both splits.
+        datasets: the data sets that are open already, whose files are checked one by one.
 
     Raises:
-        ValueError: results could take the place of data, or be taken for some.
+        ValueError: results could overwrite data, or be read as data.
     """
     files = (file for dataset in datasets for file in _files_of(dataset))
     found = find_input_in(folder, [*_paths(config), *folders_and_links_of(files)])
     if found is not None:
         raise OutputError(
-            f"{escape(folder)} cannot be the output folder: it is or holds "
+            f"{escape(folder)} cannot be the output folder: it is or contains "
             f"{escape(found)} of the data set, which results could overwrite; choose another"
         )
     for place in _searched(config):
         if find_input_in(place, [folder]) is not None:
             raise OutputError(
-                f"{escape(folder)} cannot be the output folder: it lies in {escape(place)} of the "
-                "data set, where results would be taken for images or labels; choose one outside"
+                f"{escape(folder)} cannot be the output folder: it is inside {escape(place)} of "
+                "the data set, where results would be read as images or labels; choose a folder "
+                "outside of it"
             )
 
 
 def check_output_beside_model(folder: Path, model: Path) -> None:
-    """Refuses an output folder that is or holds the checkpoint that is read.
+    """Check that an output folder neither is nor contains the checkpoint that is read.
 
     Raises:
-        ValueError: results could take the place of files of the checkpoint.
+        ValueError: results could overwrite files of the checkpoint.
     """
     if find_input_in(folder, [model]) is not None:
         raise OutputError(
-            f"{escape(folder)} cannot be the output folder: it is or holds the checkpoint "
+            f"{escape(folder)} cannot be the output folder: it is or contains the checkpoint "
             f"{escape(model)}, whose files results could overwrite; choose another"
         )
 
@@ -68,7 +69,7 @@ def _files_of(dataset: Dataset) -> Iterator[Path]:
 
 
 def _searched(config: DataConfig) -> list[Path]:
-    """The folders in which, and below which, every file counts."""
+    """Return the folders in and below which every file is read as data."""
     if not isinstance(config, FolderConfig):
         return []
     splits = (split for split in (config.train, config.val) if isinstance(split, FolderSplit))
@@ -86,5 +87,5 @@ def _paths(config: DataConfig) -> list[Path]:
         if isinstance(split, BaseModel):
             given += split.model_dump().values()
     paths = [*tables, *(config.root / name for name in given if isinstance(name, Path))]
-    # A model may be used far from its data, and by others.
-    return [path for path in paths if is_there(path)]
+    # Ignore missing paths: a model may be used on a machine that does not have its data.
+    return [path for path in paths if path_exists(path)]

@@ -1,4 +1,4 @@
-"""Results in files that other programs read: label maps, COCO panoptic and COCO instances."""
+"""Writing results in standard formats: label maps, COCO panoptic and COCO instances."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
 
 SUBFOLDERS = ("classes", "panoptic")
-"""Of the output folder, for results."""
+"""Subfolders of the output folder."""
 NUMBERED = ".????-????????.png"
-"""A result of a process among several, which has no name yet."""
+"""Pattern of the temporary names of results in `SharedResults`."""
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed calls left in an output folder, half written or without a name.
+    """Remove the partial files, and the results with temporary names, of killed calls.
 
-    To be called before any process writes there.
+    This must be called before any process writes to the folder.
     """
     places = [folder / name for name in SUBFOLDERS]
     for place in places:
@@ -46,13 +46,13 @@ def remove_leftovers(folder: Path) -> None:
 
 @dataclass
 class Result:
-    """What the JSON files say of one image.
+    """The contents of the JSON files for one image.
 
     Attributes:
-        has_classes: there is a label map.
+        has_classes: whether there is a label map.
         size: height and width of the panoptic map.
-        segments: its `segments_info` in `panoptic.json`.
-        instances: its entries in `instances.json`, without the image.
+        segments: the `segments_info` in `panoptic.json`.
+        instances: the entries in `instances.json`, without the keys of the image.
     """
 
     has_classes: bool = False
@@ -62,23 +62,24 @@ class Result:
 
 
 class ResultWriter:
-    """Writes predictions into a folder; a context manager, the JSON files follow at its end.
+    """Writes predictions into a folder. It is a context manager, which writes the JSON files at its
+    end.
 
-        classes/NAME.png, classes.json    the data set's own number of each pixel's class, in the
-                                          classes' colours (a palette) up to number 255; the classes
+        classes/NAME.png, classes.json    the category id of each pixel, with the colours of the
+                                          classes as palette for ids up to 255; the classes
         panoptic/NAME.png, panoptic.json  COCO panoptic format; id = R + 256 G + 65536 B, 0 is void
         instances.json                    COCO results format, masks run-length encoded
 
-    Every image gets a NAME and an id of its own, see `OutputNames`; `images` in `panoptic.json` and
-    `file_name` in `instances.json` say which image that is. Nothing is written outside of the
-    folder, and each file is complete or absent.
+    Every image gets a unique NAME (see `OutputNames`) and a unique id; `images` in `panoptic.json`
+    and `file_name` in `instances.json` map them to the image. Nothing is written outside of the
+    folder, and each file is written atomically.
 
     Args:
-        folder: where they go; made if need be.
-        info: classes of the predictions.
+        folder: the output folder, which is created if necessary.
+        info: the classes of the predictions.
 
     Raises:
-        ValueError: one of the subfolders is a link to somewhere else.
+        ValueError: a subfolder is a link to a place outside of the folder.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
@@ -96,7 +97,7 @@ class ResultWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Writes the JSON files, after an interruption too: what they list is complete."""
+        """Write the JSON files, also after an interruption; they list complete results only."""
         if self._has_classes:
             write_json(self.folder / "classes.json", categories(self.info), indent=1)
         if self._panoptic is not None:
@@ -112,31 +113,32 @@ class ResultWriter:
     def add(
         self, name: str, image_id: int | str, prediction: Prediction, file_name: str = ""
     ) -> None:
-        """Writes whatever the prediction holds.
+        """Write all parts of a prediction.
 
         Args:
-            name: of the files, without suffix; may hold folders. A name that is taken, or could not
-                be that of a file in the folder, is changed.
-            image_id: what the JSON files call the image. An id that is taken becomes a text.
-            file_name: of the image; `name` with `.jpg` unless given.
+            name: the name of the files without suffix, which may include folders. It is changed if
+                it is taken, or not valid for a file in the folder.
+            image_id: the id of the image in the JSON files. If it is taken, a text is used instead.
+            prediction: the prediction.
+            file_name: the file name of the image; by default, `name` with `.jpg`.
 
         Raises:
             OSError: the folder cannot be written.
-            ValueError: the numbers of the classes do not fit into a label file.
+            ValueError: a category id does not fit into a label file.
         """
-        own, number = self.take(name, image_id)
-        self.collect(own, number, self.write(own, prediction), file_name)
+        unique_name, unique_id = self.take(name, image_id)
+        self.collect(unique_name, unique_id, self.write(unique_name, prediction), file_name)
 
     def take(self, name: str, image_id: int | str) -> tuple[str, int | str]:
-        """The name and the id that the next image gets."""
+        """Reserve a unique name and id for the next image."""
         name = self._names.take(name)
         return name, self._unique_id(image_id, name)
 
     def write(self, name: str, prediction: Prediction) -> Result:
-        """The PNGs alone, under a name that is no other image's; threads may do so.
+        """Write only the PNGs, under a unique name. May be called in several threads.
 
         Raises:
-            OSError, ValueError: as above.
+            OSError, ValueError: as in `add`.
         """
         result = Result()
         if prediction.classes is not None:
@@ -153,7 +155,7 @@ class ResultWriter:
         return result
 
     def collect(self, name: str, image_id: int | str, result: Result, file_name: str = "") -> None:
-        """Lists in the JSON files what `write` wrote under a name."""
+        """Add the result of `write` for a name to the JSON files."""
         file_name = encodable(file_name or f"{name}.jpg")
         self._has_classes |= result.has_classes
         if result.size is not None and result.segments is not None:
@@ -175,15 +177,15 @@ class ResultWriter:
             self._instances.extend({**image, **found} for found in result.instances)
 
     def files(self, name: str, result: Result) -> list[Path]:
-        """The PNGs that `write` wrote under a name."""
+        """Return the PNGs that `write` wrote for a name."""
         kinds = {"classes": result.has_classes, "panoptic": result.segments is not None}
         return [self.folder / kind / f"{name}.png" for kind, there in kinds.items() if there]
 
     def rename(self, name: str, to: str, result: Result) -> None:
-        """Gives the PNGs of a result another name.
+        """Rename the PNGs of a result.
 
         Raises:
-            OSError, ValueError: as above.
+            OSError, ValueError: as in `add`.
         """
         for file, other in zip(self.files(name, result), self.files(to, result), strict=True):
             other.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ class ResultWriter:
     def _label_image(self, classes: Tensor) -> Image.Image:
         numbers = label_numbers(self.info)
         image = Image.fromarray(numbers[classes.cpu().numpy()])
-        if numbers.dtype == np.uint8:  # a palette has no more colours
+        if numbers.dtype == np.uint8:  # palettes exist for 8 bits only
             colors = np.zeros((256, 3), np.uint8)
             colors[numbers] = self.info.colors
             image.putpalette(colors.tobytes())
@@ -233,12 +235,12 @@ class ResultWriter:
 def describe_segments(
     ids: NDArray[np.integer], segments: Sequence[Mapping[str, Any]], info: DatasetInfo
 ) -> list[dict[str, Any]]:
-    """The `segments_info` of the COCO panoptic format, with the score besides.
+    """Return the `segments_info` of COCO's panoptic format, with scores added.
 
     Args:
-        ids: `[H, W]` segment ids, 0 = void.
-        segments: `id`, `category_id` (class) and `score` of each.
-        info: gives the data set's own category ids.
+        ids: `[H, W]`, the segment ids, 0 for void.
+        segments: the `id`, `category_id` (class) and `score` of each segment.
+        info: the classes, with the data set's category ids.
     """
     top = max((segment["id"] for segment in segments), default=0)
     areas = np.bincount(ids.ravel(), minlength=top + 1)
@@ -257,17 +259,17 @@ def describe_segments(
 
 
 def label_numbers(info: DatasetInfo) -> NDArray[np.unsignedinteger]:
-    """The data set's own number of each class, in 8 bit if they fit, else in 16."""
+    """Return the data set's category id of each class, with 8 bits if they fit, else with 16."""
     low, high = min(info.category_ids), max(info.category_ids)
     if low < 0 or high >= 2**16:
         raise OutputError(
-            f"a label file holds the numbers 0..65535, the classes have {low}..{high}"
+            f"label files can store the numbers 0..65535, but the classes have {low}..{high}"
         )
     return np.asarray(info.category_ids, np.uint8 if high < 2**8 else np.uint16)
 
 
 def categories(info: DatasetInfo) -> list[dict[str, Any]]:
-    """The `categories` of the COCO formats."""
+    """Return the `categories` of the COCO formats."""
     return [
         {
             "id": number,
@@ -282,11 +284,11 @@ def categories(info: DatasetInfo) -> list[dict[str, Any]]:
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed run-length encoding of a mask `[H, W]`.
+    """Encode a mask `[H, W]` as COCO's compressed run lengths.
 
-    From the fourth on, each length is
-    written as its difference to the last but one; a number takes five bits a character, the lowest
-    first, and a sixth bit that says whether more follow.
+    From the fourth run on, each length is stored as the difference to the last but one. Numbers are
+    written with five bits per character, the lowest first, and a sixth bit that is set if more
+    characters follow.
     """
     lengths = run_lengths(mask)
     lengths[3:] -= lengths[1:-2].copy()
@@ -302,7 +304,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _boxes(ids: NDArray[np.integer], count: int) -> list[list[int]]:
-    """Left, top, width and height of the segments 1..count of a map; zeros where one is empty."""
+    """Return left, top, width and height of the segments 1..count; zeros for empty segments."""
     ends = []
     for axis, side in ((1, ids.shape[1]), (0, ids.shape[0])):
         seen = np.zeros((count + 1, side), np.bool_)

@@ -1,1 +1,1 @@
-"""Segment images without ground truth, and write the results for people and programs."""
+"""Prediction for images without ground truth, written as pictures and as machine-readable files."""

@@ -1,4 +1,4 @@
-"""What `maskformer predict` has finished, image by image: an interrupted run goes on from there."""
+"""A journal of the images that `maskformer predict` has finished, to continue interrupted runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskformer.system.text import encodable, escape
 from maskformer.system.writing import write_text
 
 NAME = PREDICTIONS
-"""Of a file of JSON lines: the settings, then an entry per image."""
+"""Start of the names of journal files: JSON lines with the settings, then one entry per image."""
 
 
 class Task(NamedTuple):
-    """An image to predict, and what its results are called."""
+    """An image to predict, with the name and the id for its results."""
 
     number: int
     file: Path
@@ -34,7 +34,7 @@ class Entry(BaseModel):
     """A finished image."""
 
     image: tuple[str, int, int]
-    """Of `describe_image`."""
+    """The result of `describe_image`."""
     picture: dict[str, str]
     """Its entry in `files.json`."""
     result: Result
@@ -49,7 +49,7 @@ class _Header(BaseModel):
 
 
 def describe_image(file: Path) -> tuple[str, int, int]:
-    """Path, size in bytes and time of change: whether it is still the same image."""
+    """Return path, size in bytes and modification time, which tell whether an image has changed."""
     try:
         status = file.stat()
     except OSError:  # removed since it was read
@@ -58,7 +58,7 @@ def describe_image(file: Path) -> tuple[str, int, int]:
 
 
 def describe_settings(predictor: Predictor) -> str:
-    """A digest of all that decides what is predicted for an image, weights included."""
+    """Return a hash of everything that affects the prediction of an image, such as the weights."""
     digest = blake2b(digest_size=16)
     config = predictor.config
     evaluation = config.eval.model_dump_json(exclude={"batch_size"})
@@ -74,12 +74,12 @@ def describe_settings(predictor: Predictor) -> str:
 
 
 class Journal:
-    """The finished images of an output folder; each process writes a file of its own.
+    """The finished images in an output folder. Each process writes its own journal file.
 
     Args:
-        folder: of the results.
-        settings: of `describe_settings`.
-        rank: of this process.
+        folder: the folder of the results.
+        settings: the result of `describe_settings`.
+        rank: the rank of this process.
     """
 
     def __init__(self, folder: Path, settings: str, rank: int = 0) -> None:
@@ -89,16 +89,17 @@ class Journal:
         self._stream: IO[str] | None = None
 
     def read(self) -> list[Entry]:
-        """The entries of all processes. Half a line, where one was killed, does not count.
+        """Read the entries of all processes. The incomplete last line of a killed process is
+        ignored.
 
         Raises:
-            UsageError: they were made with other settings.
+            UsageError: entries were made with other settings.
         """
         if self.holds_others():
             raise UsageError(
                 f"{escape(self._folder)} holds results of another model, mode or recipe, which "
-                "--skip-existing would mix with new ones: choose another --output, or leave "
-                "--skip-existing out to predict all images anew"
+                "--skip-existing would mix with new ones: choose another --output, or omit "
+                "--skip-existing to predict all images again"
             )
         entries: list[Entry] = []
         for _, lines in self._contents():
@@ -110,16 +111,16 @@ class Journal:
         return entries
 
     def holds_others(self) -> bool:
-        """Whether an earlier call with other settings left results."""
+        """Whether the folder has results of an earlier call with other settings."""
         own = self._header.model_dump_json()
         return any(header != own and any(lines) for header, lines in self._contents())
 
     def exists(self) -> bool:
-        """Whether the folder is known to hold results."""
+        """Whether the folder has a journal."""
         return bool(self._files())
 
     def start(self) -> None:
-        """Makes the folder known as one of results, before the first is written."""
+        """Create the journal file before the first result is written."""
         if self._stream is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = self._folder / f"{NAME}-{self._rank}.jsonl"
@@ -127,7 +128,7 @@ class Journal:
             self._write(self._header)
 
     def add(self, entry: Entry) -> None:
-        """Notes an image whose files are complete."""
+        """Add an image whose result files are complete."""
         self._write(entry)
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class Journal:
             self._stream.close()
 
     def replace(self, entries: Iterable[Entry]) -> None:
-        """Puts one file with these entries in the place of those of all processes, if any."""
+        """Replace the journal files of all processes, if any, by one with these entries."""
         lines = [entry.model_dump_json() for entry in entries]
         merged, found = self._folder / f"{NAME}.jsonl", self._files()
         if lines or found:
@@ -145,7 +146,7 @@ class Journal:
                 file.unlink()
 
     def _contents(self) -> Iterator[tuple[str, list[str]]]:
-        """The header and the other lines of each file."""
+        """Yield the header and the other lines of each file."""
         for file in sorted(self._files()):
             header, *lines = read_regular(file, JSON_LIMIT).decode(errors="replace").split("\n")
             yield header, lines

@@ -1,4 +1,4 @@
-"""From images to files of results: reading, network and writing side by side."""
+"""Prediction of many images: reading, network and writing run in parallel."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ from maskformer.system.paths import (
     folders_and_links_of,
     image_ids,
 )
-from maskformer.system.process_group import gather_in_turn
+from maskformer.system.process_group import gather_in_order
 from maskformer.system.text import escape
-from maskformer.system.threads import MOST, ahead, available_cpus, threads
+from maskformer.system.threads import MAX_THREADS, ahead, available_cpus, threads
 
 AHEAD = 4
-"""Images per thread that are read before the network, or that wait to be written."""
+"""Number of images per thread that are read ahead of the network, or that wait to be written."""
 WINDOW = 4
-"""Batches' worth of images among which those of one size are put together. Who is in the company of
-whom does not depend on the number of processes, nor on what an earlier call finished.
+"""Size in batches of the windows of consecutive images, within which images of the same size are
+batched. So the composition of batches depends neither on the number of processes nor on the images
+that an earlier call finished.
 """
 
 
 class _Failure(NamedTuple):
-    """An image that was left out."""
+    """An image that could not be predicted."""
 
     task: Task
     reason: str
@@ -60,30 +61,36 @@ def predict_images(
     skip_existing: bool = False,
     processes: PartialState | None = None,
 ) -> int:
-    """Writes `NAME.png` (overlay and legend; large ones `NAME.jpg`) for each image, what
-    `ResultWriter` writes, and `files.json`: which image each NAME stands for.
+    """Predict images and write the results.
 
-    An image that cannot be read is reported and left out. In the JSON files an image's id is its
-    name, as a number where it is one that no other name is too (COCO's custom). `out` is made for
-    the first result. Instances that score above `eval.object_mask_threshold` are drawn, all are
-    written.
+    This writes `NAME.png` (overlay and legend; `NAME.jpg` for large images) for each image, the
+    files of `ResultWriter`, and `files.json`, which maps each NAME to its image.
+
+    An image that cannot be read is reported and skipped. In the JSON files, the id of an image is
+    its name, converted to a number if it is one and that is unique (as in COCO). `out` is created
+    for the first result. All instances are written, but only those with a score of at least
+    `eval.object_mask_threshold` are drawn.
 
     Args:
-        predictor: what to predict, and how.
-        skip_existing: leave out what an earlier call with the same settings finished: the files
-            become those of one that was not interrupted. `.predictions*.jsonl` tell.
-        processes: those that share the images; all call this. The first one lists the results.
+        predictor: predicts the images.
+        files: the images.
+        out: the output folder.
+        progress: prints messages and shows the progress.
+        skip_existing: skip the images that an earlier call with the same settings finished, which
+            `.predictions*.jsonl` record. The result is the same as without an interruption.
+        processes: the processes that share the images, all of which must call this. The first one
+            writes the lists of results.
 
     Returns:
-        The number of images left out, by all processes.
+        The number of images that were skipped, in all processes.
 
     Raises:
         OSError: `out` cannot be written.
-        FileExistsError: a file that no call of this kind wrote is in the place of a result.
-        OutputError: `out` is or holds the folder of an image, or data of the recipe.
-        RunInUseError: another process works in `out`.
-        UsageError: model, classes and mode do not go together, or results of other settings are
-            to be skipped.
+        FileExistsError: a file that was not written by this function has the name of a result.
+        OutputError: `out` is or contains the folder of an image, or data of the recipe.
+        RunInUseError: another process is using `out`.
+        UsageError: the model or its classes do not support the mode, or `skip_existing` is set and
+            the results in `out` were made with other settings.
     """
     check_output_folder(out)
     check_beside_images(out, files)
@@ -112,18 +119,18 @@ def _predict_images(
     windows = _windows(tasks, predictor.config.eval.batch_size)
     done: dict[int, Entry] = {}
     if skip_existing:
-        found = _still_there(tasks, journal.read(), results)
-        windows, done = _left(windows, found)
+        found = _finished_earlier(tasks, journal.read(), results)
+        windows, done = _remaining(windows, found)
     elif journal.holds_others():
         progress.print(
-            f"{escape(out)} holds results of another model, mode or recipe: files of the same "
-            "names are replaced, others stay"
+            f"{escape(out)} holds results of another model, mode or recipe: files with the same "
+            "names are replaced, others are kept"
         )
     if rank == 0:
         remove_leftovers(out)
     _replace(journal, tasks, done, processes)
     if done:
-        progress.print(f"{len(done)} of {len(tasks)} images are there")
+        progress.print(f"{len(done)} of {len(tasks)} images are already done")
     failures: list[_Failure] = []
     made: list[tuple[int, Entry]] = []
     mine = windows[rank::count]
@@ -133,7 +140,7 @@ def _predict_images(
             for index, entry in _entries(predictor, mine, journal, write, progress, failures):
                 journal.add(entry)
                 made.append((index, entry))
-            made, failures = gather_in_turn(made), gather_in_turn(failures)
+            made, failures = gather_in_order(made), gather_in_order(failures)
         finally:
             done |= dict(made)
             if rank == 0:
@@ -155,7 +162,7 @@ def _tasks(files: Sequence[Path]) -> list[Task]:
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:
-    """File stems that can be names in one folder, numbered where several images share one."""
+    """Return file stems that are valid and unique in one folder; equal stems are numbered."""
     names = OutputNames()
     return [names.take(file.stem) for file in files]
 
@@ -165,19 +172,21 @@ def _windows(tasks: Sequence[Task], batch_size: int) -> list[Sequence[Task]]:
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
-def _left(
+def _remaining(
     windows: Sequence[Sequence[Task]], found: dict[int, Entry]
 ) -> tuple[list[Sequence[Task]], dict[int, Entry]]:
-    """The windows of which an image is missing, and what there is of the others."""
-    left = [window for window in windows if any(task.number not in found for task in window)]
-    again = {task.number for window in left for task in window}
-    return left, {number: entry for number, entry in found.items() if number not in again}
+    """Return the windows with an unfinished image, which are predicted completely, and the entries
+    of all other windows.
+    """
+    remaining = [window for window in windows if any(task.number not in found for task in window)]
+    again = {task.number for window in remaining for task in window}
+    return remaining, {number: entry for number, entry in found.items() if number not in again}
 
 
-def _still_there(
+def _finished_earlier(
     tasks: Iterable[Task], entries: Iterable[Entry], results: ResultWriter
 ) -> dict[int, Entry]:
-    """The entries of images that did not change, and whose files nobody removed."""
+    """Return the entries of images that have not changed and whose result files still exist."""
     named = {entry.name: entry for entry in entries}
     found = {}
     for task in tasks:
@@ -197,7 +206,7 @@ def _replace(
     entries: dict[int, Entry],
     processes: PartialState | None,
 ) -> None:
-    """One list of what is done, in order, while no process writes."""
+    """Merge the journals into one with these entries, in order, while no process is writing."""
     if processes is not None:
         processes.wait_for_everyone()
     if processes is None or processes.is_main_process:
@@ -214,7 +223,9 @@ def _entries(
     progress: Progress,
     failures: list[_Failure],
 ) -> Iterator[tuple[int, Entry]]:
-    """What becomes of each image, about in order; those that fail are noted."""
+    """Predict images and yield an entry for each, approximately in order. Images that fail are
+    added to `failures`.
+    """
     tasks = [task for window in windows for task in window]
     by_number = {task.number: task for task in tasks}
     window_of = {task.number: k for k, window in enumerate(windows) for task in window}
@@ -261,9 +272,11 @@ def _batches(
 
 
 def _thread_count() -> int:
-    """To read, and as many to write: together the CPUs of this process. Each keeps some images."""
+    """Return the number of reader threads, and of writer threads. Together they use the CPUs of
+    this process, up to a limit, because each thread holds some images in memory.
+    """
     cpus = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(cpus // 2, 1), MOST)
+    return min(max(cpus // 2, 1), MAX_THREADS)
 
 
 def _read(predictor: Predictor, task: Task) -> tuple[Task, Prepared | DatasetError]:
@@ -301,7 +314,7 @@ def _write(
 
 
 def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode: Mode) -> None:
-    """Refuses an output folder in which a file has the name of a result already."""
+    """Check that no file in the output folder has the name of a result."""
     kind = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}[mode]
     names = ["files.json", f"{kind}.json"]
     for task in tasks if out.is_dir() else ():
@@ -310,8 +323,8 @@ def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode:
     taken = next((out / name for name in names if os.path.lexists(out / name)), None)
     if taken is not None:
         raise FileExistsError(
-            f"{escape(taken)} is there, and was not written by maskformer predict as far as its "
-            "folder tells: choose another --output, or remove it"
+            f"{escape(taken)} already exists, and its folder has no record that maskformer predict "
+            "wrote it: choose another --output, or remove it"
         )
 
 
@@ -320,6 +333,6 @@ def check_beside_images(out: Path, files: Sequence[Path]) -> None:
     if found is not None:
         file = next(file for file in files if found in (file, file.parent))
         raise OutputError(
-            f"{escape(file)} is one of the images, and the output folder {escape(out)} holds it, "
-            "so that results could overwrite images: choose another --output"
+            f"{escape(file)} is one of the images, and the output folder {escape(out)} contains "
+            "it, so results could overwrite images: choose another --output"
         )

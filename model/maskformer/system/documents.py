@@ -1,6 +1,6 @@
-"""JSON and YAML that others wrote: bounded in length and depth, checked by a schema.
+"""Reading of untrusted JSON and YAML with limits of length and depth, and validation by schemas.
 
-Every reader of a configuration goes through here, and fails with `ConfigError` in one line.
+All configuration files are read through this module, which raises a one-line `ConfigError`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from maskformer.errors import ConfigError
 from maskformer.system.reading import decode_json, read_regular
 
 MAX_BYTES = 16 << 20
-"""Of a file: the class names and entry names of the largest models take less than one."""
+"""Limit of a file. The class names and entry names of the largest models take less than 1 MB."""
 MAX_DEPTH = 32
 MAX_NODES = 20_000
-"""Values in a YAML document, those behind its aliases counted each time."""
+"""Limit of the values in a YAML document, in which those of aliases count each time."""
 _SHOWN_ERRORS = 10
 _MERGE = "tag:yaml.org,2002:merge"
-"""Of `<<`, which brings in the keys of other mappings."""
+"""The tag of `<<`, which includes the keys of other mappings."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice: the first of its values would get lost."""
+    """Rejects duplicate keys, of which PyYAML would ignore all but the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -38,14 +38,14 @@ class _Loader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in seen:
                 raise yaml.composer.ComposerError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             seen.add((key.tag, key.value))
         return node
 
 
 def yaml_line(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Format a value as YAML on one line."""
     text = yaml.safe_dump(
         value, default_flow_style=True, width=1 << 16, allow_unicode=True, sort_keys=False
     )
@@ -53,11 +53,11 @@ def yaml_line(value: Any) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A file of UTF-8.
+    """Read a UTF-8 text file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ConfigError: it is too long, no regular file, or no text, or may not be read.
+        FileNotFoundError: the file does not exist.
+        ConfigError: it is too long, not a regular file, not text, or cannot be read.
     """
     try:
         return read_regular(file, MAX_BYTES).decode("utf-8")
@@ -70,11 +70,11 @@ def read_text(file: Path) -> str:
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """Read a JSON file that contains a mapping.
 
     Raises:
-        FileNotFoundError: no such file.
-        ConfigError: it is damaged, too long or too deep, or holds something else.
+        FileNotFoundError: the file does not exist.
+        ConfigError: it is damaged, too long or nested too deeply, or contains another value.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} holds no {file.name}")
@@ -89,10 +89,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse JSON.
 
     Raises:
-        ConfigError: it is no JSON, or nested too deep.
+        ConfigError: the text is not JSON, or is nested too deeply.
     """
     try:
         return decode_json(text, MAX_DEPTH)
@@ -101,26 +101,26 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
+    """Parse YAML.
 
     Raises:
-        ConfigError: it is no YAML, has a key twice, is nested too deep, or grows too large by its
-            aliases.
+        ConfigError: the text is not YAML, has a key twice, is nested too deeply, or becomes too
+            large through aliases.
     """
     try:
         _check_events(text)
         return yaml.load(text, _Loader)
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers may be none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
         raise ConfigError(one_line(error)) from None
 
 
 def check(schema: type[_Model], values: Any) -> _Model:
-    """Values in the form of a schema.
+    """Validate values with a schema.
 
     Raises:
-        ConfigError: a wrong type or a value out of bounds; each key is named.
+        ConfigError: values have the wrong type or are out of range; the message names the keys.
     """
     try:
         return schema.model_validate(values)
@@ -129,7 +129,7 @@ def check(schema: type[_Model], values: Any) -> _Model:
 
 
 def explain(error: ValidationError) -> str:
-    """What a schema found, in one line."""
+    """Format the errors of a validation in one line."""
     found = error.errors(include_url=False)
     lines = [
         f"{'.'.join(map(_short, item['loc'])) or 'it'}: {item['msg']}, got {shown(item['input'])}"
@@ -139,20 +139,20 @@ def explain(error: ValidationError) -> str:
 
 
 def joined(lines: list[str], count: int) -> str:
-    """Several faults in one line; `count` may be more than are listed."""
+    """Join messages in one line; `count` is the total number, of which only some may be listed."""
     more = [f"and {count - len(lines)} more"] if count > len(lines) else []
     return "; ".join(lines + more)
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, in few characters."""
+    """Return a short `repr` of a value in one line."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     return one_line(short.repr(value))
 
 
 def one_line(error: object) -> str:
-    """A message without line ends, in at most 300 characters."""
+    """Return a message in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
@@ -161,12 +161,12 @@ def _short(part: object) -> str:
 
 
 def _too_deep() -> str:
-    return f"it nests values more than {MAX_DEPTH} deep"
+    return f"it nests values more than {MAX_DEPTH} levels deep"
 
 
 def _check_events(text: str) -> None:
-    """Follows the document without building it, so that neither depth nor aliases cost memory."""
-    counts = [0]  # of the nodes that are open, values in each so far
+    """Check depth and size without building the document, so that they cannot exhaust memory."""
+    counts = [0]  # the number of values so far in each open node
     anchors: list[str | None] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -180,7 +180,7 @@ def _check_events(text: str) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in anchors:
-                raise ConfigError(f"*{_short(event.anchor)} stands inside of itself")
+                raise ConfigError(f"*{_short(event.anchor)} refers to a value that contains it")
             counts[-1] += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             counts[-1] += 1

@@ -1,4 +1,4 @@
-"""A folder that one process, or one group of them, works in at a time."""
+"""Locks that let only one process, or one group of processes, use a folder at a time."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[str]:
-    """Keeps other processes from working in the folder.
+    """Lock a folder against other processes.
 
-    The system ends the lock with the process, however that ends: none is ever stale.
+    The operating system releases the lock when the process ends in any way, so it is never stale.
 
     Yields:
-        Why the folder could not be locked, where its file system knows no locks; else "".
+        The reason if the folder cannot be locked because its file system does not support locks,
+        else "".
 
     Raises:
-        RunInUseError: another process has it; the message names it.
+        RunInUseError: another process has locked it; the message names that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(_ATTEMPTS):
@@ -43,35 +44,36 @@ def lock_folder(folder: Path) -> Iterator[str]:
             problem = _lock(descriptor, fcntl.LOCK_EX, folder)
             identity = _identity(os.fstat(descriptor))
             if identity != _identity_of(folder / LOCK):
-                continue  # whoever had it removed the file meanwhile
+                continue  # the previous owner removed the file in the meantime
             _locked.add(identity)
             try:
-                with suppress(OSError):  # the name in the message is a courtesy
+                with suppress(OSError):  # only needed for the message to other processes
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
                 yield problem
             finally:
                 _locked.discard(identity)
             return
-    raise RunInUseError(f"{folder} is in use: others come and go there")
+    raise RunInUseError(f"{folder} is in use: other processes repeatedly lock it")
 
 
 @contextmanager
 def lock_output(
     folder: Path, processes: PartialState | None, warn: Callable[[str], None]
 ) -> Iterator[None]:
-    """Keeps other calls from writing results into the folder; leaves no trace in it.
+    """Lock an output folder against other calls, and remove the lock file afterwards.
 
     Args:
-        processes: those that share the work; all call this.
-        warn: told where the folder cannot be locked.
+        folder: the output folder.
+        processes: the processes that share the work, all of which must call this.
+        warn: called if the folder cannot be locked.
 
     Raises:
-        RunInUseError: another process works in it.
+        RunInUseError: another process is using the folder.
     """
     check_not_in_use(folder)
     if processes is not None:
-        processes.wait_for_everyone()  # the first one's own lock is no other call's
+        processes.wait_for_everyone()  # all must have checked before the first one takes the lock
     if processes is not None and not processes.is_main_process:
         yield
         return
@@ -84,18 +86,19 @@ def lock_output(
         finally:
             with suppress(OSError):
                 (folder / LOCK).unlink()
-                for path in new:  # where nothing was written into it
+                for path in new:  # removes only folders that are empty
                     path.rmdir()
 
 
 def check_not_in_use(folder: Path) -> None:
-    """Refuses a folder that another process works in.
+    """Check that no other process is using a folder.
 
     Raises:
-        RunInUseError: one does.
+        RunInUseError: another process is using it.
     """
     if (folder / LOCK).is_file():
-        # Several processes may ask at once; `lock_output` removes the file in the end.
+        # A shared lock, because several processes may check at once. The file may be missing,
+        # because `lock_output` removes it.
         with suppress(FileNotFoundError), _open_lock(folder, os.O_RDONLY) as descriptor:
             _lock(descriptor, fcntl.LOCK_SH, folder)
 
@@ -104,8 +107,8 @@ def check_not_in_use(folder: Path) -> None:
 def _open_lock(folder: Path, flags: int) -> Iterator[int]:
     file = folder / LOCK
     if _identity_of(file) in _locked:
-        # Opening the file once more would end this process's own lock when it is closed.
-        raise RunInUseError(f"{folder} is in use: this process already works there")
+        # Opening the file again, and closing it, would release this process's own lock.
+        raise RunInUseError(f"{folder} is in use: this process is already using it")
     descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         yield descriptor
@@ -115,7 +118,7 @@ def _open_lock(folder: Path, flags: int) -> Iterator[int]:
 
 def _lock(descriptor: int, kind: int, folder: Path) -> str:
     try:
-        # A record lock: forked data workers must not keep it when this process dies.
+        # A record lock, which forked data loader workers do not keep when this process dies.
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
@@ -145,4 +148,4 @@ def _in_use(folder: Path, descriptor: int) -> str:
         who = f"process {values['pid']} on {escape(values['host'])}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return f"{folder} is in use: {who} works there; wait for it or choose another --output"
+    return f"{folder} is in use by {who}; wait for it or choose another --output"

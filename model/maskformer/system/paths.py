@@ -1,4 +1,4 @@
-"""Names that came with data: read and written inside their folder, and nowhere else."""
+"""Untrusted names from data: files are only read and written inside the expected folders."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from maskformer.system.listing import names_in
 from maskformer.system.text import UNSAFE, escape
 
 NAME_BYTES = 255
-"""What nearly every file system takes for one name."""
+"""Limit of a name in bytes that nearly all file systems have."""
 LONGEST = 1024
-"""Bytes of a name with its folders; the system's limit for a path is 4096."""
+"""Our limit of a name with its folders in bytes; the system's limit of a path is 4096."""
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _DRIVE_ALONE = re.compile(r"(?<=^[A-Za-z]):$")
 
 
 def name_inside(folder: Path, name: object, what: str) -> str:
-    """A name from data as one relative to its folder; `/` separates folders.
-
-    Names of files elsewhere are refused. `missing_files` looks where links lead.
+    """Check that a name from data refers to a file inside a folder, and return it relative to that
+    folder, with `/` as separator. Links are checked by `missing_files`.
 
     Args:
-        folder: where the file is looked for.
-        name: as it came; absolute ones and `..` may come back into the folder.
-        what: where it came from, for the message.
+        folder: the folder of the file.
+        name: the name in the data. It may be absolute or contain `..` if it is inside the folder.
+        what: where the name came from, for the message.
 
     Raises:
-        DatasetError: no text, empty, a folder, a file outside, or written as Windows does.
+        DatasetError: the name is not a string, is empty, refers to a folder or to a file outside,
+            or is a Windows path.
     """
     if not isinstance(name, str):
         raise DatasetError(f"{what} must be the name of a file, got {name!r:.100}")
@@ -57,27 +57,27 @@ def _fault(name: str) -> str:
     if not name:
         return "is empty"
     if "\0" in name:
-        return "holds NUL"
+        return "contains NUL"
     if _DRIVE.match(name) or "\\" in name:
-        return "is written as on Windows, with a drive or backslashes"
+        return "is a Windows path, with a drive or backslashes"
     if name.endswith("/") or name.rpartition("/")[2] in (".", ".."):
         return "names a folder"
     return ""
 
 
 def missing_files(folder: Path, names: Sequence[str], root: Path, what: str) -> list[str]:
-    """Which of the names, all from `name_inside`, are not there.
+    """Return which of the files do not exist.
 
-    Each folder is listed once: asking for each of 100,000 files is slow on network drives.
+    Each folder is listed once, because checking each of 100,000 files is slow on network drives.
 
     Args:
-        folder: where they are looked for.
-        names: relative to it.
-        root: links may lead anywhere in the folder or in here, and no further.
+        folder: the folder of the files.
+        names: their names relative to it, from `name_inside`.
+        root: links must point inside this or the folder.
         what: where the names came from, for the message.
 
     Raises:
-        DatasetError: a link leads outside.
+        DatasetError: a link points outside.
     """
     allowed = [folder.resolve(), root.resolve()]
     listings: dict[str, dict[str, bool]] = {}
@@ -99,24 +99,24 @@ def missing_files(folder: Path, names: Sequence[str], root: Path, what: str) -> 
 def _check_inside(path: Path, allowed: Sequence[Path], name: str, what: str) -> None:
     try:
         real = path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise DatasetError(f"{what} '{escape(name)}' cannot be followed: {error}") from None
+    except (OSError, RuntimeError) as error:  # a cycle of links
+        raise DatasetError(f"{what} '{escape(name)}' cannot be resolved: {error}") from None
     if not any(real.is_relative_to(root) for root in allowed):
         raise DatasetError(
             f"{what} '{escape(name)}' is a link to {escape(real)}, outside of "
-            f"{escape(allowed[0])}; set the folder to where the files are, or copy them"
+            f"{escape(allowed[0])}; set the folder to that of the files, or copy them"
         )
 
 
 class OutputNames:
-    """Gives each result a file name of its own, made of the name that came with its data.
+    """Gives each result a unique file name, derived from the name in its data.
 
-    Names stay as they are where they can: relative, printable, UTF-8, of a length that file systems
-    take, and unlike all others, also where case or the form of accents does not count. Where the
-    name of an image has to differ, the result files that list it carry both names.
+    A name is kept unchanged if it is relative, printable UTF-8, not too long for file systems, and
+    different from all others, also if case and Unicode normalisation are ignored. If it is changed,
+    the result files that list the image contain both names.
 
     Args:
-        suffix: of the files.
+        suffix: the suffix of the files.
     """
 
     def __init__(self, suffix: str = ".png") -> None:
@@ -126,15 +126,15 @@ class OutputNames:
         self._numbers: dict[str, int] = {}
 
     def take(self, name: str) -> str:
-        """The name of a file, without suffix; may hold folders where the given one does."""
+        """Reserve a unique name without suffix, which includes folders only if `name` does."""
         name = self._safe(name)
-        if not self._files.isdisjoint(_above(_key(name))):  # a folder is the name of a file already
+        if not self._files.isdisjoint(_above(_key(name))):  # a file has the name of a folder in it
             name = self._shorten(name.replace("/", "_"), "")
         free, number = name, self._numbers.get(name, 1)
         while not self._is_free(free):
             number += 1
             free = self._shorten(name, f"_{number}")
-        self._numbers[name] = number  # of many images with one name, each would try all numbers
+        self._numbers[name] = number  # so that many images with one name do not try all numbers
         key = _key(free + self.suffix)
         self._files.add(key)
         self._folders.update(_above(key))
@@ -161,7 +161,7 @@ class OutputNames:
 
 
 def _percent(match: re.Match[str]) -> str:
-    """`%1B`: printable, and no file system minds it."""
+    """Return a character as `%1B`, which is printable and valid on all file systems."""
     number = ord(match[0])
     if 0xDC80 <= number <= 0xDCFF:
         return f"%{number - 0xDC00:02X}"
@@ -169,7 +169,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def _cut(part: str, limit: int) -> str:
-    """At most `limit` bytes; what was cut off counts in a digest at the end."""
+    """Shorten a name to `limit` bytes, ending with a hash of the full name."""
     encoded = part.encode()
     if len(encoded) <= limit:
         return part
@@ -182,13 +182,13 @@ def _key(name: str) -> str:
 
 
 def _above(name: str) -> list[str]:
-    """All folders on the way to a file."""
+    """Return all parent folders of a file."""
     return [parent.as_posix() for parent in PurePosixPath(name).parents][:-1]
 
 
 def image_ids(names: Sequence[str]) -> list[int | str]:
-    """An id for each image: its name, as a number where it is one (COCO's custom) and no other
-    image's name is the same number.
+    """Return an id for each image: its name, converted to a number if it is one (as in COCO) that
+    is unique.
     """
     numbers = [int(name) if name.isdecimal() and len(name) < 19 else None for name in names]
     seen: dict[int, int] = {}
@@ -202,7 +202,7 @@ def image_ids(names: Sequence[str]) -> list[int | str]:
 
 
 def folders_and_links_of(files: Iterable[Path]) -> list[Path]:
-    """The folders of files, and those files that are links: everywhere that they can be found."""
+    """Return the folders of files, and those files that are links: all places to protect."""
     folders: dict[str, dict[str, bool]] = {}
     links = []
     for file in files:
@@ -214,19 +214,20 @@ def folders_and_links_of(files: Iterable[Path]) -> list[Path]:
     return [*map(Path, folders), *links]
 
 
-def is_there(path: Path) -> bool:
-    """Whether a path leads to something; not where a folder above may not be entered."""
+def path_exists(path: Path) -> bool:
+    """Whether a path exists. This is False if a parent folder cannot be accessed."""
     return _identity(path) is not None
 
 
 def find_input_in(folder: Path, inputs: Iterable[Path]) -> Path | None:
-    """The first of the inputs that a folder is or holds, or None.
+    """Return the first of the inputs that a folder is or contains, or None.
 
-    Files are compared, not names: links, mounts and file systems without case count.
+    Files are compared by identity, not by name, because of links, mounts and case-insensitive file
+    systems.
 
     Args:
-        folder: may yet have to be made.
-        inputs: files and folders, and what links directly in them lead to.
+        folder: the folder, which need not exist.
+        inputs: files and folders; links are compared as such and by their targets.
     """
     wanted = _identity(folder)
     if wanted is None:

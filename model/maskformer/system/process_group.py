@@ -1,4 +1,4 @@
-"""The processes that a launcher such as `torchrun` started to work together."""
+"""The processes of distributed training, started by a launcher such as `torchrun`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0
-"""How long processes wait for one that hangs, unless a recipe says otherwise."""
+"""Default time in seconds that processes wait for one that hangs."""
 
 
 def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> PartialState:
-    """This process among those of its launcher: on GPUs through NCCL, or, where there is none,
-    on CPUs through gloo.
+    """Join the process group of the launcher: through NCCL on GPUs, or through gloo on CPUs.
 
     Args:
         cpu: use the CPU even if there is a GPU.
-        timeout: seconds that the processes wait for one another.
+        timeout: the time in seconds that the processes wait for each other.
 
     Raises:
-        UsageError: more processes than GPUs, or a launcher's processes that cannot be joined.
-        ConnectionError: the others do not come, or cannot be reached.
+        UsageError: there are more processes than GPUs, or the launcher is not supported.
+        ConnectionError: other processes did not join, or cannot be reached.
     """
     cpu = cpu or not torch.accelerator.is_available()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
@@ -47,25 +46,27 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
     start = "start them with torchrun or accelerate launch"
     try:
         state = PartialState(cpu=cpu, timeout=limit, **_own_store(limit) if wanted > 1 else {})
-    except ValueError as error:  # half a rendezvous
-        reason = f"the {wanted} processes of WORLD_SIZE cannot find one another"
+    except ValueError as error:  # incomplete settings of the rendezvous
+        reason = f"the {wanted} processes of WORLD_SIZE cannot find each other"
         raise UsageError(f"{reason}: {start} ({error})") from error
     except RuntimeError as error:
         who = f"process {os.environ.get('RANK', '0')} could not join the {wanted} of its launcher"
         raise ConnectionError(f"{who}: {str(error).partition(chr(10))[0]}") from error
-    if state.num_processes < wanted:  # MPI's launchers tell the number otherwise
+    if state.num_processes < wanted:  # MPI launchers use other variables
         raise UsageError(
-            f"the launcher started {wanted} processes (WORLD_SIZE), but {state.num_processes} "
-            f"would work together: {start}"
+            f"the launcher started {wanted} processes (WORLD_SIZE), but only "
+            f"{state.num_processes} would train together: {start}"
         )
     return state
 
 
 def _own_store(timeout: timedelta) -> dict[str, Any]:
-    """For `init_process_group`: where processes that `torchrun` starts again meet.
+    """Return arguments of `init_process_group` with a store that is new for each start of
+    `torchrun`.
 
-    Its agent keeps one store for all starts, in which they would find the addresses of processes
-    that have ended (pytorch#135712); its count of restarts differs between machines.
+    Its agent uses the same store for all restarts, in which processes would find the addresses of
+    processes that have ended (pytorch#135712). Its number of restarts cannot be used as a prefix,
+    because it differs between machines.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
         return {}
@@ -80,13 +81,13 @@ def _own_store(timeout: timedelta) -> dict[str, Any]:
 
 
 def agree_on_start(store: Store, rank: int, count: int, timeout: timedelta) -> str:
-    """A name that only these processes have, in a store that earlier ones have used, too.
+    """Agree on a unique name for this start, through a store that earlier processes have used.
 
-    Each asks with a word of its own, so that an answer to it is new; that it has the answer is said
-    under the name.
+    Each process asks the first one with a random question, so that an answer to it cannot be from
+    an earlier start. It confirms the answer under the agreed name.
 
     Raises:
-        ConnectionError: not all processes came.
+        ConnectionError: not all processes joined in time.
     """
     if rank > 0:
         question = uuid4().hex
@@ -111,17 +112,19 @@ def agree_on_start(store: Store, rank: int, count: int, timeout: timedelta) -> s
     return start
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Gives all processes the buffers of the first one, which saves them: the statistics of
-    BatchNorm are those of each one's own images since the last step.
+def broadcast_buffers(model: nn.Module) -> None:
+    """Broadcast the buffers of the first process, which are those that are saved. The statistics of
+    BatchNorm differ between processes after a step, because each has other images.
     """
     if distributed.is_available() and distributed.is_initialized():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
-def gather_in_turn(items: list[T], run: int = 1) -> list[T]:
-    """What all processes have, where each got every n-th run of a list: in the list's order."""
+def gather_in_order(items: list[T], run: int = 1) -> list[T]:
+    """Gather the items of all n processes in the order of the original list, of which each process
+    got every n-th run of `run` consecutive items.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return items
     parts: list[Any] = [None] * distributed.get_world_size()

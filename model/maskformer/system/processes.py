@@ -1,4 +1,4 @@
-"""Several processes that train together: one of them says why they ended."""
+"""Error reporting of several processes that train together: only one of them reports the cause."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from typing import Any
 from maskformer.errors import StoppedError
 
 GRACE_SECONDS = 3.0
-"""How long a process whose failure another one may explain waits to be ended by its launcher."""
+"""Time for which a process waits to be ended by its launcher, if its failure is probably only a
+consequence of another process's failure.
+"""
 STORE_SECONDS = 60.0
-"""How long the process that keeps the store waits, at most, for the others to ask who told."""
-_TOLD = "maskformer/failures"
+"""Longest time for which the process that hosts the store waits until the others have read it."""
+_REPORTED = "maskformer/failures"
 _LOST_CONNECTION = (
     "gloo",
     "NCCL",
     "Connection closed by peer",
     "Connection reset by peer",
-    "timeout caused pair closure",  # gloo, of every operation but the one that waited
+    "timeout caused pair closure",  # gloo, for all operations except the one that timed out
     "Operation timed out",
 )
 
 
 @contextmanager
-def one_voice(remedy: str) -> Iterator[None]:
-    """Lets the error of the process that failed first through; the others end without a word.
+def report_first_failure(remedy: str) -> Iterator[None]:
+    """Raise the error of the process that failed first; the other processes exit silently.
 
-    Does nothing where one process works alone.
+    This has no effect on a single process.
 
     Args:
-        remedy: what to do where a process is lost.
+        remedy: the advice if a process is lost.
 
     Raises:
-        SystemExit: in place of an error that another process has told.
+        SystemExit: in place of an error whose cause another process has reported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # PyTorch, which is not imported yet, would warn of every connection that another one ends.
+        # PyTorch, not imported yet, would warn about every connection that another process closes.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         yield
-    except StoppedError as stop:  # all processes were asked to
+    except StoppedError as stop:  # all processes stop
         if _rank() > 0:
             sys.exit(stop.exit_code)
         raise
@@ -54,7 +56,7 @@ def one_voice(remedy: str) -> Iterator[None]:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            # Most likely all found the same mistake, such as a wrong recipe.
+            # Most likely, all processes have the same error, such as an invalid recipe.
             if _rank() > 0:
                 time.sleep(GRACE_SECONDS)
             raise
@@ -63,13 +65,13 @@ def one_voice(remedy: str) -> Iterator[None]:
                 sys.exit(1)
             _let_others_end(dist.get_backend(), dist.get_world_size())
             raise
-        # It follows from another one's failure, which is the one to tell.
+        # The error is a consequence of another process's failure, which is to be reported.
         deadline = time.monotonic() + GRACE_SECONDS
-        while not (told := _was_told()) and time.monotonic() < deadline:
+        while not (reported := _was_reported()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        # The process that told ends with this call, maybe before the answer is here.
+        # This call lets the reporting process end, possibly before its answer arrives.
         first = _is_first()
-        if told or not first:
+        if reported or not first:
             sys.exit(1)
         raise ConnectionError(_explain(error, remedy)) from error
 
@@ -88,50 +90,52 @@ def _lost_connection(error: Exception) -> bool:
 
 def _explain(error: Exception, remedy: str) -> str:
     reason = str(error).partition("\n")[0]
-    what = "lost the connection to another one, which was killed or ended without a message"
+    what = "lost the connection to another process, which was killed or ended without a message"
     if "timed out" in reason.lower() or "timeout" in reason:
-        what = "waited in vain for another one, which hangs"
+        what = "timed out waiting for another process, which hangs"
     return f"process {_rank()} {what}; {remedy}: {reason}"
 
 
 def _is_first() -> bool:
-    """Whether no other process has asked this before."""
+    """Whether no other process has called this before."""
     try:
-        return _store().add(_TOLD, 1) == 1
-    except RuntimeError:  # the process that kept the store is gone
+        return _store().add(_REPORTED, 1) == 1
+    except RuntimeError:  # the process that hosted the store has ended
         return True
 
 
 def _let_others_end(backend: str, count: int) -> None:
-    """Without `torchrun`, the first process keeps the store by which the others learn who told."""
+    """Keep the store alive until all processes have read it. Without `torchrun`, the first process
+    hosts the store.
+    """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if agent or _rank() > 0 or backend != "gloo":
         return
     store = _store()
     _close_connections(but_to=int(os.environ["MASTER_PORT"]))
     deadline = time.monotonic() + STORE_SECONDS
-    while time.monotonic() < deadline and store.add(_TOLD, 0) < count:
+    while time.monotonic() < deadline and store.add(_REPORTED, 0) < count:
         time.sleep(0.05)
 
 
 def _close_connections(but_to: int) -> None:
-    """Close what gloo has open, so that whoever waits for this process notices.
+    """Close the connections of gloo, so that processes that wait for this one notice its failure.
 
-    It does that itself only when the process ends, also where its groups are destroyed or aborted.
+    gloo itself closes them only when the process ends, even if its groups are destroyed or aborted.
     """
     import psutil
 
     for connection in psutil.Process().net_connections("tcp"):
         established = connection.status == psutil.CONN_ESTABLISHED and connection.fd >= 0
         if established and but_to not in (connection.laddr.port, connection.raddr.port):
-            # gloo closes others itself when it notices the first.
+            # When gloo notices that a connection is closed, it closes others itself.
             with suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
 
-def _was_told() -> bool:
+def _was_reported() -> bool:
     try:
-        return _store().check([_TOLD])
+        return _store().check([_REPORTED])
     except RuntimeError:
         return False
 

@@ -1,4 +1,4 @@
-"""Reading files that are not trusted: regular ones only, and no more of them than is sensible."""
+"""Reading of untrusted files: only regular files, with limits of their size."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_LIMIT = 2 * 1024**3
-"""Bytes; the largest annotations in use (COCO's) take a fifth of it."""
+"""Limit of a JSON file in bytes. The largest annotations in use (COCO's) take a fifth of it."""
 TEXT_LIMIT = 16 * 1024**2
-"""Bytes of a text file."""
+"""Limit of a text file in bytes."""
 _LINE_END = re.compile("\r\n|\r|\n")
-"""Only these: `str.splitlines` also cuts at form feeds and others, which names may hold."""
+"""Unlike `str.splitlines`, it does not split at form feeds and others, which names may contain."""
 
 
 def open_regular(file: Path, limit: int | None = None) -> BinaryIO:
-    """Opens a regular file, or a link to one; never waits, never touches a device.
+    """Open a regular file, or a link to one. This never blocks and never opens a device.
 
     Args:
-        file: what to open.
+        file: the file.
         limit: the largest size in bytes.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        OSError: it is a pipe, socket, device or folder, is larger than `limit`, or may not be read.
+        FileNotFoundError: the file does not exist.
+        OSError: it is a pipe, socket, device or folder, is larger than `limit`, or cannot be read.
     """
-    _check(file.stat(), limit)  # to open a device may already do something
-    # A file that became a pipe meanwhile must not block either.
+    _check(file.stat(), limit)  # check before opening, because opening a device may have effects
+    # Open without blocking, in case the file has been replaced by a pipe in the meantime.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         _check(os.fstat(descriptor), limit)
@@ -41,14 +41,14 @@ def open_regular(file: Path, limit: int | None = None) -> BinaryIO:
 
 
 def read_regular(file: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Read a regular file of at most `limit` bytes.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        OSError: as `open_regular` does.
+        FileNotFoundError: the file does not exist.
+        OSError: as in `open_regular`.
     """
     with open_regular(file, limit) as stream:
-        # The files of /proc say that they are empty.
+        # Files in /proc have size 0, so check the size of the content, too.
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise OSError(_too_large(len(content), limit))
@@ -56,13 +56,13 @@ def read_regular(file: Path, limit: int) -> bytes:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that hold something, without the spaces around them. UTF-8, or
-    UTF-16 with its mark, as Windows writes.
+    """Read the non-empty lines of a text file, without surrounding spaces. The encoding is UTF-8,
+    or UTF-16 with a byte order mark, as Windows writes it.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        OSError: as `open_regular` does.
-        ValueError: it is neither; the message does not name the file.
+        FileNotFoundError: the file does not exist.
+        OSError: as in `open_regular`.
+        ValueError: the file has another encoding; the message does not name the file.
     """
     content = read_regular(file, TEXT_LIMIT)
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -71,34 +71,37 @@ def read_lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"line {line} is no UTF-8, perhaps it is in an older encoding such as Windows' cp1252; "
-            "save the file as UTF-8"
+            f"line {line} is not UTF-8, perhaps it is in an older encoding such as Windows' "
+            "cp1252; save the file as UTF-8"
         ) from None
     if "\0" in text:
-        raise ValueError("it holds NUL, as UTF-16 without its mark does; save the file as UTF-8")
+        raise ValueError(
+            "it contains NUL, like UTF-16 without a byte order mark; save the file as UTF-8"
+        )
     return [line.strip() for line in _LINE_END.split(text) if line.strip()]
 
 
 def read_json(file: Path) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        OSError: it is not regular, larger than `JSON_LIMIT`, or may not be read.
-        ValueError: it is no JSON, or nested deeper than Python follows; the message is one line
-            and does not name the file.
+        FileNotFoundError: the file does not exist.
+        OSError: it is not a regular file, is larger than `JSON_LIMIT`, or cannot be read.
+        ValueError: it is not JSON, or nested too deeply for Python; the message is one line and
+            does not name the file.
     """
     return decode_json(read_regular(file, JSON_LIMIT))
 
 
 def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
-    """The value of a JSON text.
+    """Parse JSON.
 
     Args:
-        max_depth: how deep values may be nested; by default, as deep as Python follows.
+        text: the JSON text.
+        max_depth: the largest depth of nested values; by default, Python's own limit.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or too large; the message is one line.
+        ValueError: the text is not JSON, nested too deeply, or too large; the message is one line.
     """
     try:
         value = json.loads(text)
@@ -124,7 +127,7 @@ def _children(value: Any) -> list[Any]:
 def _too_deep(max_depth: int | None) -> str:
     if max_depth is None:
         return "it is nested too deeply"
-    return f"it nests values more than {max_depth} deep"
+    return f"it nests values more than {max_depth} levels deep"
 
 
 def _check(status: os.stat_result, limit: int | None) -> None:

@@ -1,7 +1,7 @@
-"""Signals as wishes that training reads between its steps.
+"""Signals as requests that training handles between its steps.
 
 SIGINT (Ctrl-C), SIGTERM (job schedulers), SIGHUP (a closed terminal) and SIGUSR1 (Slurm's
-`--signal`) ask to save and stop, SIGUSR2 to save and go on.
+`--signal`) request to save and stop, SIGUSR2 to save and continue.
 """
 
 from __future__ import annotations
@@ -17,36 +17,41 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-INSISTENT = (signal.SIGINT, signal.SIGTERM)
-SIGNALS = (*INSISTENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-SAME_WISH_SECONDS = 1.0
-"""`timeout`, `torchrun` and others signal the process and its group: one wish that comes twice."""
+REPEATABLE = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end the process at once if they come a second time."""
+SIGNALS = (*REPEATABLE, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SAME_REQUEST_SECONDS = 1.0
+"""Two signals within this time are the same request: `timeout`, `torchrun` and others signal both
+the process and its group.
+"""
 
 
 class Interrupted(BaseException):
-    """A stop signal came inside `Signals.interruptible`; no `except Exception` may swallow it."""
+    """A stop signal came inside `Signals.interruptible`. It is not an `Exception`, so that no
+    `except Exception` catches it.
+    """
 
 
 class Signals:
-    """While entered, notes signals instead of ending the process; outside of the main thread, to
-    which they come, it does nothing.
+    """A context manager that records signals instead of letting them end the process. It has no
+    effect outside of the main thread, in which Python handles signals.
 
-    A second SIGINT or SIGTERM does what it would do without us: it ends the process at once. Not so
-    the one that a scheduler sends some time after SIGUSR1: the save may be on its way.
+    A second SIGINT or SIGTERM ends the process at once. This does not include the first SIGTERM
+    that a scheduler sends some time after SIGUSR1, because a save may be in progress.
 
     Args:
-        verbose: tell on standard error what the first stop signal leads to.
+        verbose: print on standard error what the first stop signal does.
 
     Attributes:
-        stop: number of the signal that asked to stop; 0 if none did.
-        save: whether one asked to save.
+        stop: the number of the signal that requested to stop; 0 if there was none.
+        save: whether a signal requested to save.
     """
 
     def __init__(self, *, verbose: bool = True) -> None:
         self.stop = 0
         self.save = False
         self._verbose = verbose
-        self._insisted = math.inf
+        self._first_request = math.inf
         self._interruptible = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -55,10 +60,10 @@ class Signals:
             return self
         for number in SIGNALS:
             handler = signal.getsignal(number)
-            # `nohup` ignores SIGHUP for its command, which is to outlive the terminal.
+            # `nohup` ignores SIGHUP, so that the command survives the end of the terminal.
             if number is signal.SIGHUP and handler is signal.SIG_IGN:
                 continue
-            # None: of a program in C that runs Python; it could not be put back.
+            # None stands for a handler installed from C, which could not be restored.
             if handler is not None:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -70,7 +75,7 @@ class Signals:
 
     @contextmanager
     def interruptible(self, allowed: bool = True) -> Iterator[None]:
-        """Stop signals raise `Interrupted` at once, for waits in which nothing can be lost."""
+        """Make stop signals raise `Interrupted` at once, for waits in which nothing can be lost."""
         try:
             self._interruptible = allowed
             if allowed and self.stop:
@@ -85,25 +90,27 @@ class Signals:
         if number == signal.SIGUSR2:
             self.save = True
             return
-        if number in INSISTENT:
+        if number in REPEATABLE:
             now = time.monotonic()
-            if now - self._insisted > SAME_WISH_SECONDS:
+            if now - self._first_request > SAME_REQUEST_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-            self._insisted = min(self._insisted, now)
+            self._first_request = min(self._first_request, now)
         if not self.stop:
             self.stop = number
             if self._verbose:
-                # Not through the console: the signal may have come amid one of its lines.
+                # Do not use the console: the signal may have come in the middle of a line.
                 with suppress(OSError):
                     os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         if self._interruptible:
-            self._interruptible = False  # one wish may come twice, and what follows is to be done
+            self._interruptible = False  # raise only once, even if the signal comes twice
             raise Interrupted
 
 
 def silence_lost_output() -> None:
-    """Leads output whose terminal or pipe is gone to /dev/null: the next line must not end work."""
+    """Redirect output whose terminal or pipe is closed to /dev/null, so that the next line does not
+    end the program.
+    """
     for descriptor in (1, 2):
         poll = select.poll()
         poll.register(descriptor, 0)

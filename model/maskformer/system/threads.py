@@ -1,4 +1,4 @@
-"""Threads that read and write beside what the main one computes."""
+"""Threads for reading and writing in parallel to the computation in the main thread."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from typing import TypeVar
 
 import torch
 
-MOST = 8
-"""More would wait for the disk or for each other."""
+MAX_THREADS = 8
+"""More threads would wait for the disk or for each other."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def available_cpus() -> int:
-    """CPUs that this process may run on."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which PyTorch's operations take one CPU each, at most `MOST`; what has not begun
-    when an error ends the block is left out.
+    """Create up to `MAX_THREADS` threads, in each of which PyTorch's operations use one CPU. At the
+    end of the block, tasks that have not started are cancelled.
     """
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        max(min(count, MOST), 1), initializer=torch.set_num_threads, initargs=(1,)
+        max(min(count, MAX_THREADS), 1), initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # those of the pool changed it for threads to come
+        torch.set_num_threads(before)  # the threads have changed the default for new threads
 
 
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
 ) -> Iterator[R]:
-    """`map` in order, with at most `count` results that wait or are being made."""
+    """Like `map`, in order, but with at most `count` results ahead of the consumer."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -1,4 +1,4 @@
-"""Which version this is, and which one wrote a file."""
+"""The installed version, and the version that wrote a file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _MARK = re.compile(r"# maskformer ([\w.+-]{1,40})\n")
 
 @cache
 def installed(package: str = "mfkernels") -> str:
-    """The version of a package; `maskformer` is part of `mfkernels`."""
+    """Return the installed version of a package; `maskformer` is part of `mfkernels`."""
     try:
         return version(package)
-    except PackageNotFoundError:  # run from its sources
+    except PackageNotFoundError:  # run from the source tree without installation
         return "unknown"
 
 
 def mark() -> str:
-    """The first line of text files, by which `writer` knows the version."""
+    """Return the first line of text files, from which `writer` reads the version."""
     return f"# maskformer {installed()}\n"
 
 
 def writer(text: str) -> str:
-    """What is known of the version that wrote a text, for messages."""
+    """Return the version that wrote a text, for messages."""
     found = _MARK.match(text)
-    return f"maskformer {found[1]}" if found else "a version that it does not name"
+    return f"maskformer {found[1]}" if found else "an unknown version"

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and room on the disk for them."""
+"""Atomic writing of files, and checks of the disk space."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from maskformer.errors import DiskFullError
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PARTIAL = ".????????.partial"
-"""The names of files that are being written; a killed process leaves one behind."""
+"""Pattern of the names of partial files, which a killed process leaves behind."""
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EISDIR})
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name beside `file`, flushes it to disk and puts it in its place.
+    """Write a file atomically: under a temporary name in the same folder, flushed to disk, then
+    renamed.
 
-    A link in that place is replaced, not followed. The temporary name is short: the file's own may
-    be as long as the file system takes.
+    If `file` is a link, the link is replaced, not followed. The temporary name does not contain the
+    name of the file, which may already have the largest length that the file system supports.
 
     Args:
-        file: its folder is made if need be.
-        write: writes the file it is given.
+        file: the file, whose folder is created if necessary.
+        write: writes to the path that it is given.
 
     Raises:
-        DiskFullError: no room; an old file stays.
-        OSError: the file cannot be written; an old one stays.
+        DiskFullError: there is not enough disk space; an existing file is kept.
+        OSError: the file cannot be written; an existing one is kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{secrets.token_hex(4)}.partial")
@@ -47,7 +48,7 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
             raise DiskFullError(
                 f"could not write {file}: {error.strerror}; {free_megabytes(file.parent)} are free"
             ) from error
-        if str(error.filename) == str(partial):  # a name that nobody knows
+        if str(error.filename) == str(partial):  # name the file that the user knows
             error.filename, error.filename2 = str(file), None
         raise
     finally:
@@ -56,22 +57,22 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """`replace_file` with text in UTF-8."""
+    """Write a UTF-8 text file atomically."""
     replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(file: Path, values: Any, *, indent: int | None = None) -> None:
-    """`replace_file` with JSON in ASCII."""
+    """Write a JSON file, in ASCII, atomically."""
     write_text(file, json.dumps(values, indent=indent) + "\n")
 
 
 def sync(file: Path) -> None:
-    """Forces a file to disk: a rename must not outlive a power cut that the content did not."""
+    """Flush a file to disk, so that after a power failure a renamed file cannot be incomplete."""
     _sync(file, frozenset())
 
 
 def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to disk, where the file system can."""
+    """Flush the names in a folder to disk, if the file system supports it."""
     _sync(folder, _NO_SYNC)
 
 
@@ -88,7 +89,7 @@ def _sync(path: Path, ignored: frozenset[int]) -> None:
 
 
 def remove_partial_files(folders: Iterable[Path]) -> None:
-    """Removes what killed processes left half written directly in these folders."""
+    """Remove the partial files of killed processes directly in these folders."""
     for folder in folders:
         for file in folder.glob(PARTIAL):
             if file.is_file() and not file.is_symlink():
@@ -97,7 +98,7 @@ def remove_partial_files(folders: Iterable[Path]) -> None:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Free bytes for a folder that may yet have to be made; None where nobody knows."""
+    """Return the free bytes on the disk of a folder, which need not exist; None if unknown."""
     try:
         usage = shutil.disk_usage(existing_parent(folder))
     except OSError:
@@ -106,7 +107,7 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def free_megabytes(folder: Path) -> str:
-    """For messages, such as `12 MB`."""
+    """Return the free space for messages, such as `12 MB`."""
     free = free_bytes(folder)
     return "an unknown number of MB" if free is None else megabytes(free)
 
@@ -116,7 +117,7 @@ def megabytes(count: int) -> str:
 
 
 def check_space(folder: Path, needed: int, purpose: str) -> None:
-    """Refuses work whose result would find no room.
+    """Check that there is enough disk space.
 
     Raises:
         DiskFullError: less than `needed` bytes are free.
@@ -124,13 +125,13 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise DiskFullError(
-            f"{purpose} needs {megabytes(needed)} in {folder}, {megabytes(free)} are free: free "
-            "room or choose another folder"
+            f"{purpose} needs {megabytes(needed)} in {folder}, but only {megabytes(free)} are "
+            "free: free disk space or choose another folder"
         )
 
 
 def existing_parent(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """Return the folder itself, or its nearest parent that exists."""
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

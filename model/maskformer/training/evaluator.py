@@ -12,7 +12,7 @@ from maskformer.evaluation.evaluate import Evaluation, eval_loader, evaluate
 from maskformer.evaluation.measures import default_metric, finite_score
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.console import Progress
-from maskformer.system.process_group import share_buffers
+from maskformer.system.process_group import broadcast_buffers
 from maskformer.system.signals import Interrupted, Signals
 from maskformer.training.data import TrainingData
 
@@ -46,7 +46,7 @@ class Evaluator:
             Interrupted: a stop signal came, and this is the only process.
             DatasetError, WorkerError: an image cannot be used, or a data loader worker failed.
         """
-        share_buffers(model)
+        broadcast_buffers(model)
         loader = eval_loader(
             self.data.val,
             self.config,

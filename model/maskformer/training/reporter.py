@@ -16,7 +16,7 @@ from maskformer.config.load import to_yaml
 from maskformer.config.schema import Config, TrainConfig
 from maskformer.data import DatasetInfo
 from maskformer.evaluation.evaluate import Evaluation, write_pictures
-from maskformer.evaluation.figures import read_figures, write_confusion, write_figures
+from maskformer.evaluation.figures import read_metrics, write_confusion, write_metrics
 from maskformer.output.console import Progress, class_table, peak_memory
 from maskformer.training.evaluator import score_metric
 from maskformer.training.log_folder import find_log_folder, mark_log_folder
@@ -128,7 +128,7 @@ class Reporter:
 
     def earlier_metrics(self, step: int) -> dict[str, float] | None:
         """Return the metrics that `finish` wrote at `step` in an earlier session, or None."""
-        figures = read_figures(self._output)
+        figures = read_metrics(self._output)
         return figures if figures is not None and figures.get("step") == step else None
 
     def already_finished(self, step: int, *, early: bool) -> None:
@@ -151,7 +151,7 @@ class Reporter:
         )
         metrics["peak_memory_mb"] = peak_memory(self._accelerator.device) / 1e6
         if self._accelerator.is_main_process:
-            write_figures(self._output, metrics, evaluation, self._classes(evaluation))
+            write_metrics(self._output, metrics, evaluation, self._classes(evaluation))
             try:
                 write_confusion(self._output, evaluation, self._classes(evaluation))
             except (OSError, ValueError) as error:

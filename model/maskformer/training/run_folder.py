@@ -8,7 +8,7 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from maskformer.output.output_folder import CONFUSION, METRICS, names_in_the_way
+from maskformer.output.output_folder import CONFUSION, METRICS, existing_names
 from maskformer.system.listing import RUN, names_in
 from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
@@ -71,7 +71,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 "--overwrite, or choose another --output"
             )
     elif not resume and (
-        foreign := names_in_the_way(folder, FILES, (CHECKPOINTS, TENSORBOARD, PREDICTIONS))
+        foreign := existing_names(folder, FILES, (CHECKPOINTS, TENSORBOARD, PREDICTIONS))
     ):
         raise FileExistsError(
             f"{folder} holds {', '.join(foreign)}, but is not a run written by maskformer, so "

@@ -64,7 +64,7 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
         (["predict.tile=8"], "predict.tile: Input should be greater than or equal to 32, got 8"),
         (
             ["model.decoder.queries=3"],
-            "the checkpoint decides the model: 'model.decoder.queries=3'",
+            "the checkpoint determines the model, so 'model.decoder.queries=3'",
         ),
         (["predict.tile=64", "--mode", "panoptic"], "expected mode 'semantic', got 'panoptic'"),
         (["predict.tile=64", "--mode", "instance"], "expected mode 'semantic', got 'instance'"),
@@ -172,7 +172,7 @@ def test_results_of_other_settings_are_named(run: Run, trained: Path, tmp_path: 
     for name in ("a", "b"):
         save_noise(tmp_path / f"{name}.jpg", 90, 80)
     out = ["--checkpoint", trained, "--output", tmp_path / "out"]
-    said = "holds results of another model, mode or recipe: files of the same names are replaced"
+    said = "holds results of another model, mode or recipe: files with the same names are replaced"
     assert said not in run("predict", tmp_path / "a.jpg", *out)[1]
     assert said not in run("predict", tmp_path / "a.jpg", *out)[1]
     assert said in run("predict", tmp_path / "b.jpg", *out, "predict.opacity=0")[1]
@@ -236,7 +236,7 @@ def test_data_of_the_run_is_not_replaced(
     options = ["--checkpoint", trained_on_files, "--mode", "semantic"]
     code, _, err = run("predict", photo, *options, "--out", root / out)
     assert code == 1
-    assert f"{root / out} cannot be the output folder: it is or holds" in err
+    assert f"{root / out} cannot be the output folder: it is or contains" in err
     assert before == {file: file.read_bytes() for file in root.rglob("*.*") if file.is_file()}
 
 

@@ -114,7 +114,7 @@ def test_an_interrupted_call_goes_on(
     assert code == 1, err
     assert contents(parts) == contents(whole)
     if batch_size == "1":
-        assert "4 of 8 images are there" in out
+        assert "4 of 8 images are already done" in out
         assert len(drawn) == 3
         (parts / "1.png").unlink()
         next(photos.rglob("0.png")).touch()
@@ -123,7 +123,7 @@ def test_an_interrupted_call_goes_on(
         assert len(drawn) == 2
         assert contents(parts).keys() == contents(whole).keys()
         _, out, _ = run("predict", photos, *options, "--out", parts, "--skip-existing")
-        assert "7 of 8 images are there" in out
+        assert "7 of 8 images are already done" in out
         assert "7 images done; the results are in" in out
     code, _, err = run(
         "predict", photos, *options, "predict.opacity=0", "--out", parts, "--skip-existing"
@@ -203,7 +203,7 @@ def test_a_signal_leaves_a_list_of_what_is_finished(
     assert all((parts / entry["picture"]).is_file() for entry in listed)
     code, out, err = run(*predict, parts, "--skip-existing")
     assert code == 1, err
-    assert "4 of 8 images are there" in out
+    assert "4 of 8 images are already done" in out
     assert contents(parts) == contents(whole)
 
 

@@ -16,7 +16,7 @@ from maskformer.config.schema import EvalConfig
 from maskformer.data import DatasetInfo, EvalLoader, Sample
 from maskformer.data.palette import palette
 from maskformer.evaluation.evaluate import Evaluation, evaluate
-from maskformer.evaluation.figures import read_figures, write_confusion, write_figures
+from maskformer.evaluation.figures import read_metrics, write_confusion, write_metrics
 from maskformer.output.confusion_picture import draw_confusion
 from maskformer.output.console import Progress
 
@@ -83,7 +83,7 @@ class TestDegenerateSets:
         assert found.metrics.keys() >= SEMANTIC
         assert all(math.isnan(found.metrics[name]) for name in SEMANTIC)
         assert found.score == -math.inf
-        write_figures(tmp_path, found.metrics, found, ["c0"])
+        write_metrics(tmp_path, found.metrics, found, ["c0"])
         write_confusion(tmp_path, found, ["c0"])
         written = json.loads((tmp_path / "metrics.json").read_text())
         assert written["miou"] is None
@@ -94,7 +94,7 @@ class TestFiles:
     def test_figures_go_by_name(self, tmp_path: Path) -> None:
         evaluation = Evaluation({}, {"iou": [0.5, NAN, 0.25], "accuracy": [1.0, NAN, 0.5]}, 0.4)
         metrics = {"miou": 0.375, "pq": NAN}
-        write_figures(tmp_path, metrics, evaluation, ["sky", "car", "sky"])
+        write_metrics(tmp_path, metrics, evaluation, ["sky", "car", "sky"])
         written = json.loads((tmp_path / "metrics.json").read_text())
         assert written == {
             "miou": 0.375,
@@ -105,7 +105,7 @@ class TestFiles:
                 "accuracy": {"sky (0)": 1.0, "car": None, "sky (2)": 0.5},
             },
         }
-        read = read_figures(tmp_path)
+        read = read_metrics(tmp_path)
         assert read is not None
         assert read["miou"] == 0.375
         assert math.isnan(read["pq"])
@@ -113,9 +113,9 @@ class TestFiles:
 
     @pytest.mark.parametrize("text", ["", "[1]", '{"miou": "x"}', '{"miou": {}}'])
     def test_figures_that_cannot_be_read(self, tmp_path: Path, text: str) -> None:
-        assert read_figures(tmp_path) is None
+        assert read_metrics(tmp_path) is None
         (tmp_path / "metrics.json").write_text(text)
-        assert read_figures(tmp_path) is None
+        assert read_metrics(tmp_path) is None
 
     def test_the_confusion_matrix(self, tmp_path: Path) -> None:
         matrix = torch.tensor([[8, 2, 0], [1, 5, 4], [0, 0, 0]])

@@ -178,7 +178,7 @@ def test_one_that_hangs_is_given_up_also_where_no_option_says_cpu(tmp_path: Path
         options=["train.process_timeout=3"],
     )
     assert codes == [1, 9]
-    assert "process 0 waited in vain for another one, which hangs" in said
+    assert "process 0 timed out waiting for another process, which hangs" in said
     assert said.count("error: ") == 1
     assert "Traceback" not in said
 
