@@ -1,4 +1,4 @@
-"""Convert checkpoints from one format to another."""
+"""Conversion of checkpoints from one format to another."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def _check_free(target: Path, format: Format) -> None:  # noqa: A002
     taken = next((file for file in files if os.path.lexists(file)), None)
     if taken is not None:
         raise FileExistsError(
-            f"{escape(taken)} is there: choose another target, or replace it with --overwrite"
+            f"{escape(taken)} already exists: choose another target, or replace it with --overwrite"
         )
 
 
 def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: A002
-    """Refuses a target whose files the conversion reads, or that training writes."""
+    """Check that the target is neither the source nor a training run."""
     if source.is_dir():
         check_output_beside_model(target, source)
     file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
     if format == "official" and file.exists() and source.exists() and file.samefile(source):
-        raise OutputError(f"{target} is the checkpoint that is read: choose another target")
+        raise OutputError(f"{target} is the source checkpoint: choose another target")
     if format != "official" and (is_run(target) or (target / STATE).exists()):
         raise OutputError(f"{target} is a training run: choose another target")

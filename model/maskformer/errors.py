@@ -2,24 +2,25 @@
 
     MaskFormerError
     ├── ConfigError             (ValueError)         a recipe, an override or a configuration file
-    ├── UsageError              (ValueError)         what was asked for and the model do not agree
-    ├── OutputError             (ValueError)         results would take the place of other files
+    ├── UsageError              (ValueError)         arguments that do not fit together
+    ├── OutputError             (ValueError)         an output that would replace other files
     ├── DatasetError            (ValueError)         a file or a folder of a data set
-    │   └── LabelValueError                          a label file with values of no class
-    ├── WeightsError            (ValueError)         a file of weights, or a format of them
+    │   └── LabelValueError                          a label file with values outside the classes
+    ├── WeightsError            (ValueError)         a weight file, or its format
     │   └── WeightsMismatchError                     weights that do not fit the model
     ├── HubError                (RuntimeError)       the Hugging Face hub
     ├── CheckpointError         (RuntimeError)       a checkpoint that cannot be written or read
     ├── StoppedError            (RuntimeError)       a signal ended the work
-    │   └── TrainingStoppedError                     a run
+    │   └── TrainingStoppedError                     a signal ended a training run
     ├── TrainingDivergedError   (RuntimeError)       no finite gradient
-    ├── WorkerError             (ChildProcessError)  a process that prepares batches
-    ├── RunInUseError           (OSError)            another process works in the folder
-    └── DiskFullError           (OSError)            too little room
+    ├── WorkerError             (ChildProcessError)  a data loader worker that died or hangs
+    ├── RunInUseError           (OSError)            another process is using the folder
+    └── DiskFullError           (OSError)            too little disk space
 
 The built-in class in brackets is a second base class, so that `except ValueError` catches them too.
-The command line prints these errors, and the system's (`OSError`), in one line. Every other
-exception is a mistake in the calling program, such as a tensor of the wrong shape, or a bug.
+The command line prints these errors, and those of the operating system (`OSError`), in one line.
+Every other exception is a mistake in the calling program, such as a tensor of the wrong shape, or a
+bug.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class LabelValueError(DatasetError):
 class WeightsError(MaskFormerError, ValueError):
     """Weights are damaged, hold code, belong to another model, or do not fit a file format.
 
-    `WeightsMismatchError` is in `maskformer.weights.report`, beside the report that it carries.
+    `WeightsMismatchError` is in `maskformer.weights.report`, together with its report.
     """
 
 
@@ -111,4 +112,4 @@ class RunInUseError(MaskFormerError, OSError):
 
 
 class DiskFullError(MaskFormerError, OSError):
-    """Too little room on a disk; the message states how much is needed and how much is free."""
+    """Too little disk space; the message states how much is needed and how much is free."""

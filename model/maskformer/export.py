@@ -1,4 +1,4 @@
-"""Export a trained model as an ONNX file, which runs without PyTorch and this project."""
+"""Export of a trained model as an ONNX file, which runs without PyTorch and this project."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from maskformer.weights.locate import STATE
 from mfkernels import use_backend
 
 EXAMPLE: Size = (224, 288)
-"""Of the image that is traced where the graph takes any size; no multiple of another side."""
+"""Size of the traced image if the graph accepts any size; no side is a multiple of the other."""
 LEAST_SIDE = 32
-"""Of an image; the model's coarsest maps have a cell for that many pixels."""
+"""The smallest side of an image: the stride of the model's coarsest map."""
 NAMES: dict[ExportedOutputs, list[str]] = {
     "classes": ["classes"],
     "queries": ["class_logits", "mask_logits"],
@@ -47,12 +47,12 @@ class Exported(NamedTuple):
     file: Path
     megabytes: float
     agreement: float | None
-    """The share of pixels that ONNX Runtime labels as PyTorch does, or of logits that are within
-    0.1 % of the largest; None where it is not installed."""
+    """Fraction of pixels with the same class in ONNX Runtime and PyTorch, or of logits that differ
+    by at most 0.1 % of the largest one; None if ONNX Runtime is not installed."""
 
 
 class ImagesToOutputs(nn.Module):
-    """From images as they are read to what is asked for, in operators of PyTorch alone."""
+    """Computes the requested outputs from unnormalised images, with PyTorch's operators only."""
 
     mean: Tensor
     std: Tensor
@@ -66,9 +66,9 @@ class ImagesToOutputs(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """`images [B, C, H, W]`, 0 to 255: `classes [B, H, W]` int64 (paper §3.4), or `class_logits
-        [B, Q, K+1]` and `mask_logits [B, Q, h, w]`, the latter at stride 4 of the image padded
-        right and below.
+        """Compute `classes [B, H, W]` int64 (paper §3.4), or `class_logits [B, Q, K+1]` and
+        `mask_logits [B, Q, h, w]` at stride 4 of the padded image, from `images [B, C, H, W]` in
+        0..255, which are padded at the right and bottom.
         """
         height, width = images.shape[-2:]
         padding = (0, -width % self.step, 0, -height % self.step)
@@ -133,23 +133,23 @@ def export(
 
 def _check_target(target: Path, overwrite: bool) -> None:
     if target.suffix != ".onnx":
-        raise OutputError(f"{target} must end in .onnx, the one format that is exported")
+        raise OutputError(f"{target} must end in .onnx, the only supported format")
     if target.is_dir() or (os.path.lexists(target) and not overwrite):
-        raise OutputError(f"{target} is there: choose another file, or give --overwrite")
+        raise OutputError(f"{target} already exists: choose another file, or pass --overwrite")
     if is_run(target.parent) or (target.parent / STATE).exists():
         raise OutputError(f"{target.parent} is a training run: choose another folder")
 
 
 @contextmanager
 def _packages() -> Iterator[None]:
-    """Says what to install where a package is missing, or has not the modules that PyTorch asks it
-    for while it exports.
+    """Say what to install if a package, or a module that PyTorch imports while it exports, is
+    missing.
     """
     try:
         yield
     except ImportError as error:
         raise UsageError(
-            f"ONNX files need packages that are missing or too old ({error.name}): pip install "
+            f"ONNX export needs packages that are missing or too old ({error.name}): pip install "
             "--upgrade onnx onnxscript onnxruntime, or this project with '.[onnx]'"
         ) from error
 
@@ -159,19 +159,19 @@ def _check_fit(model: SegmentationModel, outputs: ExportedOutputs, size: Size | 
         raise UsageError("outputs 'queries' need a model with masks, got a per-pixel one")
     if size is None and not prefers_channels_last(model):
         raise UsageError(
-            "the windows of a Swin depend on the size of the image: give --size HEIGHTxWIDTH"
+            "the windows of a Swin depend on the size of the image: pass --size HEIGHTxWIDTH"
         )
     if size is not None and min(size) < LEAST_SIDE:
         raise UsageError(f"--size must be at least {LEAST_SIDE}x{LEAST_SIDE}, got {size}")
 
 
 def _program(network: nn.Module, example: Tensor, names: list[str], *, fixed: bool) -> Any:
-    """The ONNX program of a network, of a fixed size or of any."""
-    free = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    """Export a network to ONNX, for images of a fixed size or of any size."""
+    dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what PyTorch deprecates within itself
-        traced = torch.export.export(network, (example,), dynamic_shapes={"images": free})
+        warnings.simplefilter("ignore")  # deprecations within PyTorch itself
+        traced = torch.export.export(network, (example,), dynamic_shapes={"images": dynamic})
         return torch.onnx.export(
             traced, dynamo=True, verbose=False, input_names=["images"], output_names=names
         )
@@ -192,7 +192,7 @@ def _resized(maps: Tensor, padded: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _agreement(network: nn.Module, file: Path, images: Tensor) -> float | None:
-    """See `Exported`."""
+    """Compute `Exported.agreement`."""
     try:
         import onnxruntime
     except ImportError:

@@ -1,4 +1,4 @@
-"""Import a package's names when they are first used."""
+"""Importing the names of a package when they are first used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 
 def imported_on_use(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package; the keys of `modules` are relative to `maskformer`."""
+    """Return the `__getattr__` of a package. The keys of `modules` are relative to `maskformer`,
+    the values are the names in each module.
+    """
 
     def getattribute(name: str) -> Any:
         for module, names in modules.items():

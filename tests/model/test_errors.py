@@ -41,7 +41,7 @@ def all_errors() -> dict[str, type[Exception]]:
             is_error = inspect.isclass(value) and issubclass(value, Exception)
             if is_error and value.__module__.startswith("maskformer.") and name.endswith("Error"):
                 found[name] = value
-    for inner in ("RefusedError", "ExtraMissingError", "PixelLimitError"):
+    for inner in ("UnsafePickleError", "ExtraMissingError", "PixelLimitError"):
         del found[inner]  # never leaves the readers of pickles and of images
     return found
 

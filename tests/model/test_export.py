@@ -113,7 +113,7 @@ def test_a_swin_and_a_per_pixel_model_on_the_command_line(tmp_path: Path) -> Non
         file = tmp_path / f"{name}.onnx"
         result = CliRunner().invoke(app, ["export", str(tmp_path / name), str(file), *options])
         assert result.exit_code == 0, result.output
-        assert "ONNX Runtime gives 100.000 % of the pixels as PyTorch does" in result.output
+        assert "ONNX Runtime and PyTorch agree on 100.000 % of the pixels" in result.output
         for batch in (1, 3):
             (classes,) = run(file, images(batch, 100, 130))
             assert classes.shape == (batch, 100, 130)
@@ -123,7 +123,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     there = tmp_path / "there.onnx"
     there.write_text("mine")
     for target, message in (
-        (there, "is there: choose another file, or give --overwrite"),
+        (there, "already exists: choose another file, or pass --overwrite"),
         (tmp_path / "model.pt", "must end in .onnx"),
     ):
         with pytest.raises(OutputError, match=message):

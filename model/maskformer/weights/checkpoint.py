@@ -1,4 +1,4 @@
-"""What every format is read into."""
+"""The common form of checkpoints of all formats."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Checkpoint:
     """A model on disk.
 
     Attributes:
-        origin: its weight file, for messages.
-        config: the model it holds, without weights.
-        weights: its entries, under its own names.
-        names: how they translate.
-        classes: names of the classes, where it has them.
-        settings: what its `config.json` says besides, such as the weights of the losses.
+        origin: the weight file, for messages.
+        config: the configuration of the model.
+        weights: the entries under the checkpoint's own names.
+        names: the translation of these names to ours.
+        classes: the names of the classes, if the checkpoint has them.
+        settings: other values of its `config.json`, such as the weights of the losses.
     """
 
     origin: Path
@@ -35,5 +35,5 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def match(self, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
-        """The entries of a model, as far as they fit, and what does not."""
+        """Return the entries that fit a model, under our names, and a report of the others."""
         return self.names.to_ours(self.weights, wanted, str(self.origin))

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked whether it is there before a library tries five times."""
+"""A quick check that the Hugging Face hub can be reached, before a library retries five times."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from maskformer.errors import HubError
 
-PATIENCE = 3
+TIMEOUT = 3
 """Seconds to wait for an answer."""
 
 
 def check_hub(model_id: str, files: Sequence[str]) -> None:
-    """Makes sure that files can come from the local cache or that the hub answers.
+    """Check that a file of a model is in the local cache, or that the hub can be reached.
 
     Args:
-        model_id: `owner/name`, with `@revision` if need be.
-        files: of which any will do.
+        model_id: `owner/name`, optionally with `@revision`.
+        files: the names of the files, any of which is sufficient.
 
     Raises:
-        HubError: none of them is in the cache, and the hub cannot be reached.
+        HubError: none of the files is in the cache, and the hub cannot be reached.
     """
     name, _, revision = model_id.partition("@")
     if any(
@@ -33,10 +33,10 @@ def check_hub(model_id: str, files: Sequence[str]) -> None:
         return
     url = huggingface_hub.hf_hub_url(name, files[0], revision=revision or None)
     try:
-        huggingface_hub.get_hf_file_metadata(url, timeout=PATIENCE)
+        huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
     except HfHubHTTPError:
-        pass  # it answers; what is wrong with the file shows when it is fetched
-    except Exception as error:  # of several HTTP libraries
+        pass  # the hub answers; an error about the file itself is reported when it is downloaded
+    except Exception as error:  # errors of several HTTP libraries
         raise HubError(
             f"'{name}' is not in the local cache, and the Hugging Face hub cannot be reached: "
             f"{error}"

@@ -56,19 +56,19 @@ _QUERIES = "model.transformer_module."
 _FINAL_NORM = f"{_SWIN}layernorm."
 _CLASS_WEIGHTS = "criterion.empty_weight"
 _UNUSED = rf"criterion\.empty_weight|.*\.relative_position_index|{_FINAL_NORM}(weight|bias)"
-# Kept for who trains the model there.
+# Settings that only matter for training with `transformers`, and are kept for that.
 _OF_TRAINING = (
     *("mask_weight", "dice_weight", "cross_entropy_weight"),
     *("use_auxiliary_loss", "output_auxiliary_logits"),
 )
 _OF_DECODER = ("attention_dropout", "activation_dropout")
-# In memory, transformers 5 calls some entries otherwise than on disk.
+# The names of some entries differ between the models of transformers 5 in memory and its files.
 _ALIASES = {
     r"(transformer_module\.decoder\..*)\.o_proj\.": r"\1.out_proj.",
     r"(transformer_module\.decoder\..*)\.mlp\.fc(\d)\.": r"\1.fc\2.",
 }
 
-# Values that `transformers` leaves open and this package does not.
+# Settings that can be changed in `transformers`, but are fixed in this package.
 _FIXED: dict[str, dict[str, Any]] = {
     "resnet": {
         "embedding_size": 64,
@@ -119,7 +119,7 @@ def _backbone_table() -> dict[str, str]:
             f"{block}attn.": f"{attention}self.",
             f"{block}mlp.fc1.": f"{target}intermediate.dense.",
             f"{block}mlp.fc2.": f"{target}output.dense.",
-            # timm merges patches at the start of a stage, they do at the end of the one before.
+            # timm merges patches at the start of a stage, `transformers` at the end of the last.
             f"backbone.body.layers_{stage + 1}.downsample.": (
                 f"{_SWIN}encoder.layers.{stage}.downsample."
             ),
@@ -159,31 +159,31 @@ def _table() -> dict[str, str]:
 
 
 def huggingface_names() -> Names:
-    """The names in files that `transformers` wrote, and in its memory."""
+    """Return the translation of names in the files and models of `transformers`."""
     return Names(_table(), _UNUSED, _ALIASES)
 
 
 def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint in a folder whose `config.json` holds `values`.
+    """Read the checkpoint in a folder whose `config.json` holds `values`.
 
     Raises:
-        FileNotFoundError: no weights.
-        ConfigError: the configuration is damaged or of a model that this package does not have.
-        WeightsError: the weights are damaged or hold code.
+        FileNotFoundError: there is no weight file.
+        ConfigError: the configuration is damaged, or describes a model that is not supported.
+        WeightsError: the weights are damaged or contain code.
     """
     try:
         config = read_config(values, read_preprocessor(folder))
         classes = class_names(values)
     except ValueError as error:
         raise ConfigError(
-            f"{folder / CONFIG_FILE} describes no model that can be loaded: {error}"
+            f"{folder / CONFIG_FILE} does not describe a model that can be loaded: {error}"
         ) from error
     origin, weights = read_weights(folder)
     return Checkpoint(origin, config, weights, huggingface_names(), classes, _settings(values))
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What training there depends on, and no prediction."""
+    """Return the settings that affect training with `transformers`, but not predictions."""
     decoder = values.get("decoder_config")
     of_decoder = decoder if isinstance(decoder, dict) else {}
     kept = {name: values[name] for name in _OF_TRAINING if name in values}
@@ -192,11 +192,12 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weight file of a folder (of several, the first in `WEIGHT_FILES`) and its entries.
+    """Return the weight file of a folder (the first in `WEIGHT_FILES` that exists), and its
+    entries.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged or holds code.
+        ValueError: it is damaged or contains code.
     """
     for name in WEIGHT_FILES:
         file = folder / name
@@ -206,15 +207,15 @@ def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> ModelConfig:
-    """The model that a `config.json` describes.
+    """Return the configuration of the model that a `config.json` describes.
 
     Args:
-        values: of `config.json`.
-        preprocessor: of `preprocessor_config.json`, for the normalisation and padding of images.
-            What `write` says of them in `config.json` counts where it says nothing.
+        values: the values of `config.json`.
+        preprocessor: the values of `preprocessor_config.json`, for the normalisation and padding of
+            images. They override those that `write` puts into `config.json`.
 
     Raises:
-        ValueError: another model, or something that this package's model does not have.
+        ValueError: it is another model, or has settings that this package does not support.
     """
     if values.get("model_type") != "maskformer":
         raise WeightsError(
@@ -246,7 +247,7 @@ def read_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
 
 
 def class_names(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The labels in a `config.json`, in order."""
+    """Return the names of the classes in a `config.json`, in order."""
     head = check(HeadPart, values)
     if head.id2label:
         return tuple(str(head.id2label[key]) for key in sorted(head.id2label, key=int))
@@ -258,20 +259,22 @@ def write(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     classes: Sequence[str] | None,
-    leftovers: Mapping[str, Tensor],
+    unused: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> None:
-    """Writes `config.json` and `model.safetensors` as `transformers` does.
+    """Write `config.json` and `model.safetensors` as `transformers` does.
 
-    What its model has and ours has not (the unused final norm of Swin, the batch counters, the
-    index tables) starts as it does there, unless the model came from such a folder.
+    Entries that only its model has (the unused final norm of Swin, the batch counters, the index
+    tables) get their initial values, unless the model was loaded from such a folder.
 
     Args:
-        config: of the model.
-        weights: its entries under our names.
-        classes: their names.
-        leftovers: unused entries of the checkpoint that it came from, written back as they were.
-        settings: those of `Checkpoint`, likewise.
+        folder: the folder.
+        config: the configuration of the model.
+        weights: the entries under our names.
+        classes: the names of the classes.
+        unused: the unused entries of the checkpoint that the model was loaded from, which are
+            written back unchanged.
+        settings: the `settings` of that `Checkpoint`, which are written back, too.
 
     Raises:
         ValueError: `transformers` has no such model.
@@ -289,7 +292,7 @@ def write(
         renamed[f"{_FINAL_NORM}weight"] = torch.ones_like(last)
         renamed[f"{_FINAL_NORM}bias"] = torch.zeros_like(last)
     add_position_indexes(renamed)
-    restore(renamed, leftovers)
+    restore(renamed, unused)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, renamed)
     values = _write_config(config, sizes, classes)
@@ -316,8 +319,8 @@ def _section(
     for key, wanted in _FIXED[kind].items():
         if section.get(key, wanted) not in (wanted, [wanted, wanted]):
             raise WeightsError(
-                f"its {name} has {key} = {shown(section[key])}, which this package's model "
-                f"does not have; expected {wanted!r}"
+                f"its {name} has {key} = {shown(section[key])}, which this package does not "
+                f"support; expected {wanted!r}"
             )
     return section
 
@@ -348,10 +351,10 @@ def _read_backbone(values: Mapping[str, Any]) -> Any:
 
 
 def check_expressible(config: ModelConfig) -> Sizes:
-    """The backbone's sizes.
+    """Check that `transformers` has the model, and return the sizes of its backbone.
 
     Raises:
-        ValueError: `transformers` cannot express the model; the message says why.
+        ValueError: it does not; the message says why.
     """
     sizes = backbone_sizes(config.backbone)
     coarsest = sizes.channels[-1] if isinstance(sizes, ResNetSizes) else 8 * sizes.embed_dim
@@ -363,8 +366,8 @@ def check_expressible(config: ModelConfig) -> Sizes:
             isinstance(sizes, ResNetSizes) and sizes.deep_stem
         ),
         "its last stage is dilated (multi_grid)": config.backbone.multi_grid,
-        "its pixel decoder's norms have not 32 groups": config.pixel_decoder.groups != 32,
-        "it projects features that have the decoder's width already": (
+        "the norms of its pixel decoder do not have 32 groups": config.pixel_decoder.groups != 32,
+        "it projects features that already have the decoder's width": (
             config.decoder.enforce_input_projection and coarsest == config.decoder.channels
         ),
     }

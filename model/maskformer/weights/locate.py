@@ -1,4 +1,4 @@
-"""Finds the checkpoint in the folder of a run, in one of a model, or a weight file."""
+"""Finding the checkpoint in a run folder, the folder of a model or a weight file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
 STATE, RECIPE = "training_state.pt", "recipe.yaml"
 LAST, BEST = "last", "best"
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Files of weights beside a `config.json`; the first that is there counts."""
+"""Weight files next to a `config.json`, of which the first that exists is used."""
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
 _STEP_FOLDER = re.compile(rb"(step_\d+)\n?")
 
 
 def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
-    """The step folder that `last` or `best` names, or None.
+    """Return the step folder that `last` or `best` points to, or None.
 
-    Where copying a run has lost the links, the newest step folder is the last.
+    If the links were lost in copying a run, `last` is the newest step folder.
 
     Args:
         folder: the run's `checkpoints` folder.
+        name: `last` or `best`.
     """
     target = follow(folder / name)
     if (target / STATE).is_file():
@@ -33,14 +34,14 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
 
 
 def follow(link: Path) -> Path:
-    """The step folder beside it that a small file names, which stands for a link where the file
-    system has none; everything else as it is.
+    """If a path is a small file that replaces a link, as on file systems without links, return the
+    step folder that it names. Return any other path unchanged.
     """
     return link.with_name(name) if (name := _named_in(link)) else link
 
 
 def is_link(path: Path) -> bool:
-    """Whether it is a link, or a file that stands for one."""
+    """Whether a path is a link, or a file that replaces one."""
     return path.is_symlink() or _named_in(path) is not None
 
 
@@ -55,12 +56,12 @@ def _named_in(file: Path) -> str | None:
 
 
 def find_local(path: Path) -> Path | None:
-    """The folder or file that holds the model at a path, or None.
+    """Find the folder or file with the model that a path refers to; None if there is none.
 
-    Of a run folder or its `checkpoints` folder, that is the best checkpoint, or the last where
-    none is best yet. A folder of a model and a weight file stand for themselves; a weight file that
-    is part of a folder with a `config.json` stands for that folder, and a folder without one for
-    the one `.pkl` or `.pth` file in it.
+    For a run folder or its `checkpoints` folder, this is the best checkpoint, or the last one if no
+    best one exists yet. For a folder with a `config.json`, or for its weight file, it is that
+    folder. For any other weight file, it is the file, and for any other folder, the `.pkl` or
+    `.pth` file in it if there is exactly one.
     """
     path = follow(path)
     for folder in (path / "checkpoints", path):
@@ -77,7 +78,7 @@ def find_local(path: Path) -> Path | None:
 
 
 def _is_of_folder(file: Path) -> bool:
-    """Whether it is the weight file that a model's folder is read from."""
+    """Whether a file is the weight file that is read for the folder of a model."""
     if not file.is_file() or not (file.parent / CONFIG_FILE).is_file():
         return False
     weights = (name for name in FOLDER_WEIGHTS if (file.parent / name).is_file())

@@ -1,4 +1,4 @@
-"""Translation of entry names, both ways from one table."""
+"""Translation of entry names in both directions with one table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from maskformer.errors import WeightsError
 from maskformer.weights.report import LoadReport, printable
 
 COUNTER = "num_batches_tracked"
-"""Batch norm counts its batches; nothing that this package builds ever reads the count."""
+"""The name of the batch counter of BatchNorm, which is never used in this package."""
 
 
 class Names:
-    """Our entry names and what another format calls them.
+    """The translation between our entry names and those of another format ("theirs").
 
     Args:
-        table: maps prefixes of our names to prefixes of theirs; the rest of a name stays, and the
-            first prefix that fits counts. `#` stands for a number that both have. `{a,b,c}` in
-            theirs stands for three entries which, joined along the first axis, make ours.
-        unused: a pattern for their entries that carry nothing a model needs.
-        aliases: other spellings of parts of their names.
+        table: maps prefixes of our names to prefixes of theirs; the first prefix that matches is
+            used, and the rest of the name is kept. `#` stands for a number that occurs in both.
+            `{a,b,c}` in theirs stands for three entries that are concatenated along the first axis
+            to make ours.
+        unused: a pattern for entries of theirs that a model does not need.
+        aliases: replacements (pattern to text) for alternative spellings of their names.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Names:
         self._aliases = aliases or {}
 
     def theirs(self, name: str) -> tuple[str, ...]:
-        """The entries of theirs that make up one of ours; none if they have no such thing."""
+        """Return the names of their entries that make up one of ours; () if there are none."""
         for pattern, target in self._rules:
             if match := pattern.match(name):
                 for number in match.groups():
@@ -49,18 +50,18 @@ class Names:
     def to_ours(
         self, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str
     ) -> tuple[dict[str, Tensor], LoadReport]:
-        """Looks up the entries of a model in a checkpoint.
+        """Look up the entries of a model in a checkpoint.
 
         Args:
-            weights: the checkpoint's entries, under their names.
-            wanted: the model's entries; their shapes count, not their values.
-            origin: what the report calls the checkpoint.
+            weights: the entries of the checkpoint under their names.
+            wanted: the entries of the model, of which only shapes and dtypes are used.
+            origin: the name of the checkpoint in the report.
 
         Returns:
-            What fits, under our names, and the report.
+            The entries that fit, under our names, and a report of the others.
 
         Raises:
-            WeightsError: entries that are integers, complex or bool where floating point belongs.
+            WeightsError: an entry is not floating-point, but that of the model is.
         """
         weights = {self._spell(name): tensor for name, tensor in weights.items()}
         found: dict[str, Tensor] = {}
@@ -78,7 +79,7 @@ class Names:
                 if not weights[part].is_floating_point():
                     raise WeightsError(
                         f"{origin}: {printable(part)} is {weights[part].dtype}, expected floating "
-                        "point: these are no weights of this model"
+                        "point: it does not belong to this model"
                     )
             tensor = _join([weights[part] for part in parts])
             if tensor is not None and tensor.shape == target.shape:
@@ -87,25 +88,25 @@ class Names:
                 shape = list(target.shape)
                 shape[:1] = [size // len(parts) for size in shape[:1]]
                 mismatched += [f"{p} {list(weights[p].shape)}, expected {shape}" for p in parts]
-        left = [name for name in weights if name not in used]
-        unused = [name for name in left if name.endswith(COUNTER) or self._unused.fullmatch(name)]
+        others = [name for name in weights if name not in used]
+        unused = [name for name in others if name.endswith(COUNTER) or self._unused.fullmatch(name)]
         known = set(unused)
-        unexpected = tuple(name for name in left if name not in known)
+        unexpected = tuple(name for name in others if name not in known)
         return found, LoadReport(
             origin, tuple(missing), unexpected, tuple(mismatched), tuple(unused)
         )
 
     def to_theirs(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our entries under their names.
+        """Translate our entries to their names.
 
         Raises:
-            ValueError: an entry that they have no name for.
+            ValueError: the other format has no name for an entry.
         """
         renamed: dict[str, Tensor] = {}
         for name, tensor in weights.items():
             parts = self.theirs(name)
             if not parts:
-                raise WeightsError(f"this format has no place for the entry {name}")
+                raise WeightsError(f"this format has no name for the entry {name}")
             pieces = (tensor,) if len(parts) == 1 else tensor.chunk(len(parts))
             renamed |= zip(parts, pieces, strict=True)
         return renamed
@@ -117,30 +118,32 @@ class Names:
 
 
 def identity_names() -> Names:
-    """Of our own folders."""
+    """Return the translation for our own format, in which names are equal."""
     return Names({"": ""})
 
 
 def add_position_indexes(weights: dict[str, Tensor]) -> None:
-    """Adds the constant tables that the official `swin.py` keeps beside each bias table."""
+    """Add the constant index tables that the official `swin.py` stores with each bias table."""
     for name in [name for name in weights if name.endswith("relative_position_bias_table")]:
         weights[name.removesuffix("bias_table") + "index"] = _position_index(weights[name])
 
 
-def restore(weights: dict[str, Tensor], leftovers: Mapping[str, Tensor]) -> None:
-    """Puts back what the checkpoint that a model came from held in place of a constant."""
-    for name, tensor in leftovers.items():
+def restore(weights: dict[str, Tensor], unused: Mapping[str, Tensor]) -> None:
+    """Replace constants by the unused entries of the checkpoint that a model was loaded from."""
+    for name, tensor in unused.items():
         if name in weights and weights[name].shape == tensor.shape:
             weights[name] = tensor
 
 
 def count_parts(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers the group of `pattern` finds at the start of names."""
+    """Count the different values of the group in `pattern`, matched at the start of names."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
 def depths(names: Iterable[str], pattern: str) -> tuple[int, ...]:
-    """Parts per stage; the two groups of `pattern` are the numbers of the stage and of the part."""
+    """Count the blocks in each stage. The two groups of `pattern` are the numbers of stage and
+    block.
+    """
     found = {match.groups() for name in names if (match := re.match(pattern, name))}
     counts = Counter(int(stage) for stage, _ in found)
     return tuple(counts[stage] for stage in sorted(counts))
@@ -155,7 +158,7 @@ def _expand(name: str) -> tuple[str, ...]:
 
 
 def _join(tensors: list[Tensor]) -> Tensor | None:
-    """The tensors joined along their first axis; None where they do not match each other."""
+    """Concatenate tensors along the first axis; return None if their shapes differ."""
     if len(tensors) == 1:
         return tensors[0]
     if len({tensor.shape for tensor in tensors}) != 1 or not tensors[0].ndim:
@@ -164,7 +167,9 @@ def _join(tensors: list[Tensor]) -> Tensor | None:
 
 
 def _position_index(bias_table: Tensor) -> Tensor:
-    """For `[(2w-1)^2, heads]`, which row each of the pairs `[w*w, w*w]` of a window takes."""
+    """Compute the row of a bias table `[(2w-1)^2, heads]` for each pair of positions in a window,
+    `[w*w, w*w]`.
+    """
     window = (round(len(bias_table) ** 0.5) + 1) // 2
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()

@@ -1,4 +1,4 @@
-"""Our own folders: `config.json` and `model.safetensors`."""
+"""Our own format: folders with `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from maskformer.weights.schemas import NativeConfig
 _OURS = re.compile(r"((?:(?:module|_orig_mod|model)\.)*)pixel_decoder\.mask_features\.weight")
 
 LIBRARY = "maskformer"
-"""Tells our `config.json` from that of `transformers`."""
+"""The value of `library` that distinguishes our `config.json` from that of `transformers`."""
 
 
 def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint in a folder whose `config.json` holds `values`.
+    """Read the checkpoint in a folder whose `config.json` holds `values`.
 
     Raises:
-        FileNotFoundError: no weights.
-        ConfigError: the configuration is of no model of this version.
+        FileNotFoundError: there is no weight file.
+        ConfigError: the configuration is not valid in this version.
         WeightsError: the weights are damaged.
     """
     config, classes = read_config(folder, values)
@@ -41,10 +41,10 @@ def read(folder: Path, values: Mapping[str, Any]) -> Checkpoint:
 def read_config(
     folder: Path, values: Mapping[str, Any]
 ) -> tuple[ModelConfig, tuple[str, ...] | None]:
-    """The model and the names of its classes in a `config.json` of ours.
+    """Return the model configuration and the class names in a `config.json` of ours.
 
     Raises:
-        ConfigError: it describes no model of this version.
+        ConfigError: it is not valid in this version.
     """
     try:
         native = check(NativeConfig, values)
@@ -57,12 +57,12 @@ def read_config(
         return config, classes
     except ConfigError as error:
         file = folder / CONFIG_FILE
-        raise ConfigError(f"{file} describes no model of this version: {error}") from None
+        raise ConfigError(f"{file} is not valid in this version: {error}") from None
 
 
 def own_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The entries of a `state_dict` of ours, without what wrappers of models put before their names
-    (`module.`, `_orig_mod.`, `model.`); None for others.
+    """Return the entries of a `state_dict` of one of our models, without the prefixes of wrappers
+    (`module.`, `_orig_mod.`, `model.`). For any other file, return None.
     """
     found = [match for name in weights if (match := _OURS.fullmatch(name))]
     if not found:
@@ -77,7 +77,7 @@ def write(
     weights: Mapping[str, Tensor],
     classes: tuple[str, ...] | None,
 ) -> None:
-    """Writes a folder that `read` reads.
+    """Write a folder that `read` can read.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,12 +1,12 @@
 """The authors' checkpoints, made with detectron2.
 
-See docs/facts.md, Checkpoints.
+See the section Checkpoints in docs/facts.md.
 
-The files hold no configuration: the architecture and all sizes are read off the names and shapes.
-What leaves no trace in them is what every published model shares: eight attention heads, 32 groups
-in the norms of the pixel decoder, and dilations 1, 2, 4 in the last stage of a ResNet whose stem
-has three convolutions (R101c). Images are padded to multiples of 32 but for COCO panoptic, the one
-set of 133 classes.
+The files contain no configuration: the architecture and all sizes are inferred from the names and
+shapes of the weights. What cannot be inferred is the same in all published models: eight attention
+heads, 32 groups in the norms of the pixel decoder, and dilations 1, 2, 4 in the last stage of a
+ResNet whose stem has three convolutions (R101c). Images are padded to multiples of 32, except for
+COCO panoptic, the only data set with 133 classes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _OTHER_ARCHITECTURES = {
 
 
 def read(file: Path, weights: dict[str, Tensor]) -> Checkpoint:
-    """The checkpoint in an official file with these entries.
+    """Make the checkpoint of an official file with these entries.
 
     Raises:
         WeightsError: it belongs to another architecture.
@@ -75,7 +75,7 @@ def read(file: Path, weights: dict[str, Tensor]) -> Checkpoint:
 
 
 def resnet_table(deep_stem: bool, theirs: str = "backbone.") -> dict[str, str]:
-    """Beginnings of our names of a ResNet's entries, and of theirs."""
+    """Return the table of prefixes of a ResNet's entries, our names to theirs; see `Names`."""
     ours = "backbone.body."
     stem = ["conv1."]
     norms = ["bn1."]
@@ -103,7 +103,7 @@ def _swin_table() -> dict[str, str]:
     }
     for stage in (1, 2, 3):
         table[f"backbone.norms.{stage}."] = f"backbone.norm{stage}."
-        # timm merges patches at the start of a stage, they do at the end of the one before.
+        # timm merges patches at the start of a stage, the authors at the end of the previous one.
         merge = f"backbone.layers.{stage - 1}.downsample."
         table[f"backbone.body.layers_{stage}.downsample."] = merge
     for stage in (0, 1, 2, 3):
@@ -136,11 +136,12 @@ def _head_table(zoo: bool) -> dict[str, str]:
 
 
 def official_names(config: ModelConfig, zoo: bool) -> Names:
-    """The names of an official checkpoint.
+    """Return the translation of names in official checkpoints.
 
     Args:
-        config: of the model.
-        zoo: the layout of the published files, which lacks `pixel_decoder.` in the head.
+        config: the configuration of the model.
+        zoo: whether names have the layout of the published files, without `pixel_decoder.` in the
+            head.
 
     Raises:
         ValueError: the authors' code has no such backbone.
@@ -151,29 +152,29 @@ def official_names(config: ModelConfig, zoo: bool) -> Names:
 
 
 def is_zoo_layout(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the head is of version 1: its pixel decoder has no name of its own."""
+    """Whether the head has version 1, without a prefix for the pixel decoder."""
     return not any(name.startswith(_PIXELS) for name in weights)
 
 
 def infer_config(weights: Mapping[str, Tensor], origin: str) -> ModelConfig:
-    """The model that an official checkpoint belongs to.
+    """Infer the configuration of the model from an official checkpoint.
 
     Raises:
-        ValueError: it belongs to none that this package has, or lacks an entry that tells sizes.
+        ValueError: the model is not supported, or an entry that determines a size is missing.
     """
-    _refuse_other_architectures(weights, origin)
+    _check_architecture(weights, origin)
     pixels = _HEAD if is_zoo_layout(weights) else _PIXELS
     try:
         return parse_model_config(_config_values(weights, pixels))
     except KeyError as error:
         raise WeightsError(
-            f"{origin} is no complete MaskFormer checkpoint: it lacks {error.args[0]}, which tells "
-            "the sizes of the model"
+            f"{origin} is not a complete MaskFormer checkpoint: it lacks {error.args[0]}, which "
+            "determines a size of the model"
         ) from error
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise WeightsError(
-            f"{origin} is no complete MaskFormer checkpoint: its entries have other shapes than "
-            f"those of a model: {one_line(error)}"
+            f"{origin} is not a complete MaskFormer checkpoint: the shapes of its entries do not "
+            f"match a model: {one_line(error)}"
         ) from error
 
 
@@ -191,7 +192,7 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
             "encoder_layers": encoder_layers,
         },
     }
-    # Per-pixel models pad as far as the backbone asks for, and a ResNet asks for nothing.
+    # In per-pixel models, the backbone determines the padding, and a ResNet needs none.
     padding = {"size_divisibility": 32 if isinstance(sizes, SwinSizes) else 0}
     if f"{_QUERIES}weight" in weights:
         classes = len(weights[f"{_QUERIES}weight"])
@@ -206,7 +207,7 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
         "enforce_input_projection": projection is not None and projection.shape[1] == width,
     }
     classifier = weights.get(f"{_QUERIES}class_embed.weight")
-    if classifier is None:  # a query per class
+    if classifier is None:  # one query per class
         return values | {
             **padding,
             "architecture": "per_pixel_plus",
@@ -222,10 +223,10 @@ def _config_values(weights: Mapping[str, Tensor], pixels: str) -> dict[str, Any]
 
 
 def infer_backbone(weights: Mapping[str, Tensor]) -> Sizes:
-    """Family and sizes of the backbone of an official checkpoint.
+    """Infer the family and sizes of the backbone of an official checkpoint.
 
     Raises:
-        KeyError: an entry that tells a size is missing.
+        KeyError: an entry that determines a size is missing.
     """
     if any(name.startswith("backbone.patch_embed.") for name in weights):
         blocks = depths(weights, r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.")
@@ -256,19 +257,20 @@ def write(
     path: Path,
     config: ModelConfig,
     weights: Mapping[str, Tensor],
-    leftovers: Mapping[str, Tensor],
+    unused: Mapping[str, Tensor],
 ) -> None:
-    """Writes a `.pkl` like those of the authors' model zoo, which their code loads.
+    """Write a `.pkl` file like those of the authors' model zoo, which their code loads.
 
-    NumPy arrays in the zoo's layout of names, with the two constants that it holds besides the
-    weights: Swin's index tables and the class weights of the loss. (Their code takes every file
-    without a version for this layout.)
+    It contains NumPy arrays under the names of the zoo, and the two constants that the zoo has
+    besides the weights: Swin's index tables and the class weights of the loss. (Their code assumes
+    this layout for every file without a version.)
 
     Args:
-        path: a `.pkl` file, or a folder that gets a `model_final.pkl`.
-        config: of the model.
-        weights: its entries under our names.
-        leftovers: unused entries of the checkpoint that it came from, written back as they were.
+        path: a `.pkl` file, or a folder for `model_final.pkl`.
+        config: the configuration of the model.
+        weights: the entries under our names.
+        unused: the unused entries of the checkpoint that the model was loaded from, which are
+            written back unchanged.
 
     Raises:
         ValueError: the authors' code cannot express this model.
@@ -282,7 +284,7 @@ def write(
     add_position_indexes(renamed)
     if config.architecture == "maskformer" and config.num_classes is not None:
         renamed["criterion.empty_weight"] = no_object_weights(config.num_classes)
-    restore(renamed, leftovers)
+    restore(renamed, unused)
     arrays = {name: _to_numpy(tensor) for name, tensor in renamed.items()}
     values = {"model": arrays, "__author__": "mfkernels"}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +292,7 @@ def write(
 
 
 def no_object_weights(num_classes: int) -> Tensor:
-    """Weight of each class in the loss, "no object" last: `[K+1]`."""
+    """Return the weight of each class in the loss, `[K+1]`, with "no object" last."""
     weights = torch.ones(num_classes + 1)
     weights[-1] = _NO_OBJECT_WEIGHT
     return weights
@@ -298,21 +300,22 @@ def no_object_weights(num_classes: int) -> Tensor:
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # which NumPy lacks
+    if tensor.dtype == torch.bfloat16:  # not supported by NumPy
         tensor = tensor.float()
     array: NDArray[Any] = tensor.numpy()
     return array
 
 
 def check_expressible(config: ModelConfig) -> None:
-    """Refuses sizes that leave no trace in the weights: the file would be read as another model.
+    """Check that the model can be inferred from its weights, so that the file is not read as
+    another model.
 
     Raises:
-        WeightsError: the authors' code has no such backbone, or their files do not record a size.
+        WeightsError: the authors' code has no such backbone, or a setting cannot be inferred.
     """
     if config.num_channels != 3:
         raise WeightsError(
-            f"an official checkpoint takes RGB, this model {config.num_channels} channels; keep it "
+            f"official checkpoints have 3 channels, this model has {config.num_channels}; keep it "
             "in the native format"
         )
     deep = isinstance(sizes := backbone_sizes(config.backbone), ResNetSizes) and sizes.deep_stem
@@ -324,19 +327,20 @@ def check_expressible(config: ModelConfig) -> None:
     for name, (value, usual) in recorded.items():
         if value != usual:
             raise WeightsError(
-                f"an official checkpoint cannot say that model.{name} is {value}; all have {usual}"
+                f"official checkpoints cannot store that model.{name} is {value}; in all of them, "
+                f"it is {usual}"
             )
 
 
-def _refuse_other_architectures(weights: Mapping[str, Tensor], origin: str) -> None:
+def _check_architecture(weights: Mapping[str, Tensor], origin: str) -> None:
     other = _other_architecture(weights)
     if other is None and any(name.startswith(_HEAD) for name in weights):
         return
     first = ", ".join(map(printable, list(weights)[:3]))
     what = f"this looks like {other}" if other else "no entry starts with 'sem_seg_head.'"
     raise WeightsError(
-        f"{origin} is no MaskFormer checkpoint: {what}. Expected an official MaskFormer or "
-        "per-pixel model (where a config.json lies beside the file, give the folder); "
+        f"{origin} is not a MaskFormer checkpoint: {what}. Expected an official MaskFormer or "
+        "per-pixel model (if there is a config.json next to the file, give the folder); "
         f"its entries are {first}, ..."
     )
 

@@ -1,4 +1,4 @@
-"""Opens and writes checkpoints of every format: which one a checkpoint has shows in its files."""
+"""Opening and writing checkpoints of all formats. The format is detected from the files."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def open_checkpoint(
     path_or_hub_id: str | Path, own_config: ModelConfig | None = None
 ) -> Checkpoint:
-    """Reads a checkpoint: ours, a folder of `transformers`, or an official file.
+    """Read a checkpoint: one of ours, a folder of `transformers`, or an official file.
 
     Args:
-        own_config: of the model that the checkpoint is for; a file of weights under our names, such
-            as `torch.save` of a `state_dict`, is one of this model.
+        path_or_hub_id: a folder, a file or a hub id.
+        own_config: the configuration of the model to load into. It is used for a file that has only
+            weights under our names, such as a `state_dict` saved with `torch.save`.
 
     Raises:
-        FileNotFoundError: nothing there, or a file is missing.
+        FileNotFoundError: the path does not exist, or a file is missing.
         HubError: the hub cannot be reached or has no such model.
-        ConfigError: the configuration is damaged or that of another model.
-        ValueError: a file is damaged, holds code, or belongs to another architecture.
+        ConfigError: the configuration is damaged or describes another model.
+        ValueError: a file is damaged, contains code, or belongs to another architecture.
     """
     path = find(path_or_hub_id)
     if path.is_file():
@@ -54,10 +55,10 @@ def open_checkpoint(
 
 
 def read_model_config(path_or_hub_id: str | Path) -> ModelConfig:
-    """The model in a checkpoint; of ours the weights are not read for it.
+    """Return the model configuration of a checkpoint. In our own format, the weights are not read.
 
     Raises:
-        FileNotFoundError, HubError, ConfigError, ValueError: as by `open_checkpoint`.
+        FileNotFoundError, HubError, ConfigError, ValueError: as in `open_checkpoint`.
     """
     path = find(path_or_hub_id)
     if path.is_dir():
@@ -75,8 +76,8 @@ def _open_file(file: Path, own_config: ModelConfig | None) -> Checkpoint:
         return official.read(file, weights)
     if own_config is None:
         raise WeightsError(
-            f"{file} holds weights under this package's names, but does not say of which model: "
-            "build it with from_config, then load_weights(file)"
+            f"{file} holds weights of this package without a configuration of the model: build it "
+            "with from_config, then load_weights(file)"
         )
     return Checkpoint(file, own_config, own, identity_names())
 
@@ -87,37 +88,38 @@ def write_checkpoint(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     classes: tuple[str, ...] | None,
-    leftovers: Mapping[str, Tensor],
+    unused: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint.
+    """Write a checkpoint.
 
     Args:
-        folder: of an official checkpoint, also its file.
+        folder: the folder; for `"official"`, it may also be a file.
         form: `"native"`, `"hf"` or `"official"`.
-        config: of the model.
-        weights: its entries under our names.
-        classes: the names of its classes.
-        leftovers: unused entries of the checkpoint that it came from, written back as they were.
-        settings: those of that checkpoint, likewise.
+        config: the configuration of the model.
+        weights: the entries under our names.
+        classes: the names of the classes.
+        unused: the unused entries of the checkpoint that the model was loaded from, which are
+            written back unchanged.
+        settings: the `settings` of that checkpoint, which are written back, too.
 
     Raises:
         WeightsError: the format cannot express this model.
-        ValueError: no such format.
+        ValueError: there is no such format.
         OSError: the folder cannot be written.
     """
     if form == "native":
         native.write(folder, config, weights, classes)
     elif form == "hf":
-        huggingface.write(folder, config, weights, classes, leftovers, settings)
+        huggingface.write(folder, config, weights, classes, unused, settings)
     elif form == "official":
-        official.write(folder, config, weights, leftovers)
+        official.write(folder, config, weights, unused)
     else:
         raise ValueError(f"format must be 'native', 'hf' or 'official', got {form!r}")
 
 
-def why_not_written(form: Format, config: ModelConfig) -> str | None:
-    """Why a format cannot express a model; None where it can."""
+def why_not_expressible(form: Format, config: ModelConfig) -> str | None:
+    """Return why a format cannot express a model, or None if it can."""
     try:
         if form == "hf":
             huggingface.check_expressible(config)
@@ -129,7 +131,7 @@ def why_not_written(form: Format, config: ModelConfig) -> str | None:
 
 
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
-    """The names of the classes in a folder of a model, or None.
+    """Return the names of the classes in the folder of a model, or None.
 
     Raises:
         ConfigError: the configuration is damaged.
@@ -141,16 +143,16 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
         huggingface.class_names(values) if "id2label" in values else None
     )
     if names is None or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return None  # transformers' own names for classes without any
+        return None  # the default names of transformers
     return tuple(names)
 
 
 def find(path_or_hub_id: str | Path) -> Path:
-    """A local file or folder (of a run, that of its checkpoint; see `find_local`), or the hub's
-    files in the local cache.
+    """Find a local file or folder (see `find_local`), or download a model from the hub into the
+    local cache.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: the path does not exist.
         HubError: the hub cannot be reached or has no such model.
     """
     path = Path(path_or_hub_id)
@@ -165,19 +167,20 @@ def find(path_or_hub_id: str | Path) -> Path:
     except (OSError, ValueError) as error:
         here = f" ({why_absent(path)})" if path.parent.is_dir() else ""
         raise HubError(
-            f"'{path_or_hub_id}' is no local folder{here}, and the Hugging Face hub failed: {error}"
+            f"'{path_or_hub_id}' is not a local folder{here}, and downloading it from the Hugging "
+            f"Face hub failed: {error}"
         ) from error
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether it reads like the id of a model on the Hugging Face hub, and like no weight file."""
+    """Whether a name looks like a model's id on the Hugging Face hub and not like a weight file."""
     return bool(_HUB_ID.fullmatch(str(name))) and Path(name).suffix not in WEIGHT_SUFFIXES
 
 
 def _download(hub_id: str) -> Path:
     small = [CONFIG_FILE, PREPROCESSOR_FILE]
     kinds = (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json"])
-    for patterns in kinds:  # the second only where the first finds no weights
+    for patterns in kinds:  # download `.bin` files only if there are no `.safetensors` files
         folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=small + patterns))
         if any((folder / name).exists() for name in huggingface.WEIGHT_FILES):
             break

@@ -1,4 +1,4 @@
-"""`preprocessor_config.json`, in which folders of models say what images they expect."""
+"""`preprocessor_config.json`, which describes the image processing that a model expects."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from maskformer.weights.schemas import PreprocessorPart
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 SECTION = "image_preprocessing"
-"""What a `config.json` of `transformers` has it under, if ours wrote it."""
+"""The key under which we store image processing in a `config.json` for `transformers`."""
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """Its values, None where there is none.
+    """Read the file in a folder; return None if it does not exist.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the file is damaged.
     """
     file = folder / PREPROCESSOR_FILE
     return read_mapping(file) if file.is_file() else None
 
 
 def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Normalisation and padding in a `preprocessor_config.json`, as values of a model section."""
+    """Convert normalisation and padding from a `preprocessor_config.json` to values of the model
+    section of a recipe.
+    """
     values: dict[str, Any] = {}
     part = check(PreprocessorPart, preprocessor)
     mean, std = part.image_mean, part.image_std
@@ -41,10 +43,11 @@ def image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_section(config: ModelConfig) -> dict[str, Any] | None:
-    """What `image_values` makes a model's normalisation and padding of; None for the defaults.
+    """Convert a model's normalisation and padding to a section that `image_values` reads; None for
+    the defaults.
 
-    It stands in a `config.json` of `transformers`, whose models say nothing of images, for folders
-    without a `preprocessor_config.json`.
+    It is stored in a `config.json` for `transformers`, which has no such settings itself, for
+    folders without a `preprocessor_config.json`.
     """
     default = ModelConfig()
     names = ("pixel_mean", "pixel_std", "size_divisibility")
@@ -58,6 +61,6 @@ def image_section(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def section_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the section that a `config.json` may have of it."""
+    """Return the values of the section that `image_section` makes, if a `config.json` has it."""
     section = config.get(SECTION)
     return image_values(section) if isinstance(section, dict) else {}

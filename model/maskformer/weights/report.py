@@ -64,8 +64,8 @@ class WeightsMismatchError(WeightsError):
 
 
 def warning_of_values(weights: Mapping[str, Tensor], origin: str) -> str:
-    """Names the entries that hold NaN or infinity; empty where there are none."""
-    # A sum that is finite is one of finite values, and ten times as fast as looking at each.
+    """Return a warning that names the entries that contain NaN or infinity, or "" if none do."""
+    # If a sum is finite, all values are; this is ten times as fast as checking each value.
     sums = {name: weight.sum() for name, weight in weights.items()}
     names = [
         name
@@ -75,8 +75,8 @@ def warning_of_values(weights: Mapping[str, Tensor], origin: str) -> str:
     if not names:
         return ""
     return (
-        f"{origin} holds NaN or infinity in {len(names)} of {len(weights)} entries, so that its "
-        f"predictions mean nothing: {_some(tuple(names))}"
+        f"{origin} holds NaN or infinity in {len(names)} of {len(weights)} entries, so its "
+        f"predictions are meaningless: {_some(tuple(names))}"
     )
 
 

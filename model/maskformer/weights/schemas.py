@@ -1,6 +1,6 @@
-"""The parts of other configurations that are read, with the bounds of our own.
+"""Schemas of the parts of other configuration files that are read, with the limits of our own.
 
-What else they hold is passed over, as its writers expect.
+All other keys are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PER_CHANNEL = Field(min_length=1, max_length=fields.MAX_BANDS)
 
 
 BILINEAR = 2
-"""As Pillow counts."""
+"""Pillow's number of bilinear resampling."""
 
 
 class Part(BaseModel):
@@ -45,7 +45,7 @@ class HeadPart(Part):
 
 
 class ResNetPart(Part):
-    """Its `backbone_config` for a ResNet."""
+    """`backbone_config` of `transformers` for a ResNet."""
 
     depths: tuple[_Stages, _Stages, _Stages, _Stages] = (3, 4, 6, 3)
     hidden_sizes: tuple[fields.Channels, fields.Channels, fields.Channels, fields.Channels] = (
@@ -58,7 +58,7 @@ class ResNetPart(Part):
 
 
 class SwinPart(Part):
-    """Its `backbone_config` for a Swin."""
+    """`backbone_config` of `transformers` for a Swin."""
 
     embed_dim: fields.Channels = 96
     depths: tuple[_Stages, _Stages, _Stages, _Stages] = (2, 2, 6, 2)
@@ -81,7 +81,7 @@ class SizePart(Part):
 
 
 class ReaderPart(Part):
-    """How images become 8 bits; ours alone, and absent where it is the default."""
+    """The conversion of images to 8 bits: our extension, which is omitted for the defaults."""
 
     channels: fields.ImageChannels = 3
     value_range: tuple[fields.Finite, fields.Finite] | None = None
@@ -113,7 +113,7 @@ class PreprocessorPart(Part):
     @model_validator(mode="before")
     @classmethod
     def _unused_factor(cls, values: Any) -> Any:
-        """What is not rescaled may have any factor."""
+        """Ignore the factor if images are not rescaled."""
         if isinstance(values, Mapping) and values.get("do_rescale") is False:
             return {**values, "rescale_factor": 1.0}
         return values

@@ -141,11 +141,16 @@ def test_an_unreachable_hub_is_named(
     monkeypatch.chdir(tmp_path)
     code, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
     assert code == 1
-    assert "'runs/mistyped' is no local folder, and the Hugging Face hub failed" in err
+    assert (
+        "'runs/mistyped' is not a local folder, and downloading it from the Hugging Face hub failed"
+        in err
+    )
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").symlink_to(trained)
     _, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
-    assert "no local folder (the folder runs holds tiny, but no mistyped), and the Hugging" in err
+    assert (
+        "not a local folder (the folder runs holds tiny, but no mistyped), and the Hugging" in err
+    )
     _, _, err = run("evaluate", "--checkpoint", "tiny")
     assert "no checkpoint at tiny; did you mean runs/tiny?: expected a run folder" in err
     _, _, err = run("evaluate", "--checkpoint", "runs/tiny/checkpoints/x")
@@ -178,7 +183,7 @@ def test_a_checkpoint_of_a_newer_version_is_named(run: Run, trained: Path, tmp_p
     predict = ["predict", tmp_path / "a.png", "--out", tmp_path / "out"]
     for text, writer in (
         (recipe.replace(mark, "# maskformer 9.1"), "maskformer 9.1"),
-        (recipe.replace(f"{mark}\n", ""), "a version that it does not name"),
+        (recipe.replace(f"{mark}\n", ""), "an unknown version"),
     ):
         file.write_text(f"{text}\nema: {{decay: 0.9}}\n")
         for command in (predict, ["evaluate"]):

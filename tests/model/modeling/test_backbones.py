@@ -396,9 +396,9 @@ class TestEfficientNetWeights:
         for name, message in (
             (
                 "tf_efficientnet_lite1",
-                "holds an EfficientNet of 16 blocks, and the backbone has 21",
+                "holds an EfficientNet of 16 blocks, but the backbone has 21",
             ),
-            ("resnet10t", "holds an EfficientNet of 16 blocks, and the backbone has 0"),
+            ("resnet10t", "holds an EfficientNet of 16 blocks, but the backbone has 0"),
             (
                 "tf_efficientnet_b0",
                 r"lacks 64 entries, such as blocks\.0\.0\.se\.conv_reduce\.weight",

@@ -349,7 +349,7 @@ class TestSaving:
             ("[]", "must hold a mapping, got list"),
             ('{"model_type": "detr"}', "its model_type is 'detr', expected 'maskformer'"),
             ('{"model_type": "maskformer"}', "its decoder_config has the model_type 'None'"),
-            ('{"library": "maskformer"}', "describes no model of this version"),
+            ('{"library": "maskformer"}', "is not valid in this version"),
             ('{"library": "maskformer", "model": {"x": 1}}', "x: unknown key"),
         ],
     )
@@ -401,7 +401,7 @@ class TestSaving:
             raise OSError("name or service not known")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        with pytest.raises(RuntimeError, match=r"'a/b' is no local folder, .*service not known"):
+        with pytest.raises(RuntimeError, match=r"'a/b' is not a local folder, .*service not known"):
             MaskFormer.from_pretrained("a/b")
 
 

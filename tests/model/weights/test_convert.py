@@ -178,8 +178,8 @@ def test_unreachable_hub_is_one_line(
     with pytest.raises(SystemExit, match="1"):
         main()
     assert capsys.readouterr().err == (
-        "error: 'someone/model' is no local folder, and the Hugging Face hub failed: name or "
-        "service not known\n"
+        "error: 'someone/model' is not a local folder, and downloading it from the Hugging Face "
+        "hub failed: name or service not known\n"
     )
 
 

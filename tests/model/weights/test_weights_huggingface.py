@@ -208,7 +208,7 @@ class TestFiles:
         values["weight_map"] = {first: sorted(tmp_path.glob("*.safetensors"))[0].name, "x": ""}
         values["weight_map"]["x"] = values["weight_map"][first]
         index.write_text(json.dumps(values))
-        with pytest.raises(ValueError, match=r"lists \d+ entries that no file holds"):
+        with pytest.raises(ValueError, match=r"lists \d+ entries that are not in any file"):
             MaskFormer.from_pretrained(tmp_path)
         index.write_text("{}")
         with pytest.raises(ValueError, match="it has no weight_map"):
@@ -349,7 +349,7 @@ class TestRefusals:
             ("decoder_config", {"activation_function": "gelu"}, "expected 'relu'"),
             ("decoder_config", {"decoder_layers": "six"}, "decoder.layers: .*valid integer"),
             (None, {"backbone_config": []}, "model_type 'None'"),
-            (None, {"id2label": 7}, "describes no model that can be loaded"),
+            (None, {"id2label": 7}, "does not describe a model that can be loaded"),
         ],
     )
     def test_models_that_we_do_not_have(

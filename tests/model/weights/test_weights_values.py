@@ -46,7 +46,7 @@ def test_weights_that_are_not_finite_are_said(tmp_path: Path) -> None:
         entry.bias[0], entry.bias[1] = math.inf, -math.inf
     model.save_pretrained(tmp_path)
     said = (
-        r"model\.safetensors holds NaN or infinity in 2 of \d+ entries, so that its predictions "
+        r"model\.safetensors holds NaN or infinity in 2 of \d+ entries, so its predictions "
         r"mean nothing: pixel_decoder\.mask_features\.weight, pixel_decoder\.mask_features\.bias"
     )
     with pytest.warns(UserWarning, match=said):

@@ -1,1 +1,1 @@
-"""Read pickled files without running code in them."""
+"""Reading pickled files without running code in them."""

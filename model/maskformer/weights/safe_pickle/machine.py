@@ -1,8 +1,8 @@
-"""Runs the opcodes of a pickle on plain data, with limits.
+"""An interpreter for the opcodes of pickles that makes plain data only, within limits.
 
-Python's own unpickler calls whatever a pickle names and trusts every length in it. This one makes
-containers, numbers and text only. A name is a mere token: what may be made of it is decided by a
-table (see `rebuild`), and everything else is refused.
+Python's own unpickler calls whatever a pickle names, and trusts every length in it. This one makes
+only containers, numbers and text. A name is never looked up: a table (see `rebuild`) defines what
+may be made from it, and any other name is an error.
 """
 
 from __future__ import annotations
@@ -15,61 +15,63 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 MAX_OPERATIONS = 500_000
-"""Of one file; a container counts as several. A tensor takes about 40."""
+"""Limit of the operations per file. A tensor takes about 40, and a container counts as several."""
 _CONTAINER_OPERATIONS = 4
 MAX_DEPTH = 32
-"""Of containers within each other."""
+"""Limit of the depth of nested containers."""
 MAX_KEY = 1024
-"""Characters of a key."""
+"""Limit of the length of a key in characters."""
 GROWTH, SLACK = 4, 1 << 20
-"""The content of a file may take this many times its size, and so many bytes more."""
+"""The contents of a file may take `GROWTH` times its size plus `SLACK` bytes of memory."""
 
 
-class RefusedError(Exception):
-    """A pickle asks for something that is not read; the message goes after "it"."""
+class UnsafePickleError(Exception):
+    """A pickle contains something that is unsafe or not supported. The message is a predicate,
+    whose subject is the file: "it ...".
+    """
 
 
 @dataclass
 class Budget:
-    """What a file, with all pickles inside it, may still take."""
+    """The memory and operations that reading a file, with all pickles inside it, may still take."""
 
     memory: int
     operations: int = MAX_OPERATIONS
 
     @classmethod
     def of(cls, size: int) -> Budget:
-        """For a file of `size` bytes."""
+        """Make the budget of a file of `size` bytes."""
         return cls(GROWTH * size + SLACK)
 
     def spend(self, memory: int) -> None:
-        """Accounts for bytes, before they are taken."""
+        """Subtract bytes of memory, before they are allocated."""
         self.memory -= memory
         if self.memory < 0:
-            raise RefusedError(f"would take more than {GROWTH} times its size in memory")
+            raise UnsafePickleError(f"would take more than {GROWTH} times its size in memory")
 
     def work(self, operations: int) -> None:
-        """Accounts for steps."""
+        """Subtract operations."""
         self.operations -= operations
         if self.operations < 0:
-            raise RefusedError(f"takes more than {MAX_OPERATIONS:,} operations to read")
+            raise UnsafePickleError(f"takes more than {MAX_OPERATIONS:,} operations to read")
 
 
 @dataclass(frozen=True)
 class Name:
-    """A global that a pickle names; never looked up."""
+    """The name of a global object in a pickle, which is never looked up."""
 
     path: str
 
 
 class Filled(ABC):
-    """Something whose content a pickle gives after making it; see `rebuild`."""
+    """An object that a pickle first creates and then fills with its state; see `rebuild`."""
 
     @abstractmethod
     def fill(self, state: Any) -> None:
-        """Takes the content; refuses what does not fit."""
+        """Set the state; raise an error if it is not valid."""
 
     def value(self) -> Any:
-        """What stands in containers in its place."""
+        """Return the value that replaces the object in containers."""
         return self
 
 
@@ -90,17 +92,17 @@ class _Tuple(tuple[Any, ...]):
 
 
 class Machine:
-    """One pickle after another out of `data`.
+    """Reads one pickle after another from `data`.
 
     Args:
         data: the bytes of the file.
-        budget: shared by all pickles of a file.
-        known: how to make data of a name and the arguments it is called with.
-        tokens: further names that may occur but not be called.
-        persistent: makes the value of a persistent id.
+        budget: the budget, shared by all pickles of a file.
+        known: for each name that a pickle may call, a function that makes data from the arguments.
+        tokens: further names that may occur, but not be called.
+        persistent: returns the value of a persistent id.
 
     Attributes:
-        position: of the first byte that is not read yet.
+        position: the position of the first unread byte.
     """
 
     def __init__(
@@ -122,11 +124,11 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """The value of the next pickle.
+        """Read the next pickle.
 
         Raises:
-            RefusedError: it holds something that is not read, or breaks a limit.
-            Exception: of any type, where it is damaged.
+            UnsafePickleError: it contains something unsafe or unsupported, or exceeds a limit.
+            Exception: any type, if the pickle is damaged.
         """
         self._stack, self._marks, self._memo = [], [], {}
         while True:
@@ -137,15 +139,15 @@ class Machine:
                 return _settled(self._stack.pop())
             step = self._STEPS.get(code)
             if step is None:
-                raise RefusedError(
-                    f"has the opcode {code:#04x}, which data of this kind does not need"
+                raise UnsafePickleError(
+                    f"has the opcode {code:#04x}, which weight files do not need"
                 )
             step(self)
 
     # Arguments
 
     def take(self, count: int) -> memoryview:
-        """The next bytes; those of no pickle but of what lies between them, too."""
+        """Read the next bytes, either of a pickle or of the data after it."""
         end = self.position + count
         if count < 0 or end > len(self._data):
             raise ValueError("it ends early")
@@ -154,11 +156,11 @@ class Machine:
         return piece
 
     def unpack(self, form: str) -> Any:
-        """The next number, as `struct` writes it."""
+        """Read the next number in a format of `struct`."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def _line(self) -> bytes:
-        length = 128  # grows with the line: a search to the end of the data would cost its length
+        length = 128  # grows, because searching all of the data for each line would be quadratic
         while True:
             piece = bytes(self._data[self.position : self.position + length])
             line, end, _ = piece.partition(b"\n")
@@ -184,7 +186,7 @@ class Machine:
     def _quoted(self) -> None:
         line = self._line().strip()
         if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
-            raise ValueError("a text without quotes")
+            raise ValueError("a string without quotes")
         self._push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
 
     # Containers
@@ -225,12 +227,12 @@ class Machine:
 
     def _name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not a string")
         path = f"{module}.{name}" if len(module) + len(name) < MAX_KEY else module[:80]
         if path not in self._known and path not in self._tokens:
-            raise RefusedError(
-                f"names {_shown(path)}, which is code; only containers, numbers, text, arrays and "
-                "tensors are read"
+            raise UnsafePickleError(
+                f"names {_shown(path)}, which is code; only containers, numbers, strings, arrays "
+                "and tensors are supported"
             )
         self._push(Name(path))
 
@@ -242,24 +244,26 @@ class Machine:
         arguments, name = self._stack.pop(), self._stack.pop()
         make = self._known.get(name.path) if isinstance(name, Name) else None
         if make is None or not isinstance(arguments, _Tuple):
-            raise RefusedError(f"calls {_described(name)}; only names of data can be")
+            raise UnsafePickleError(
+                f"calls {_describe(name)}, which is not a supported type of data"
+            )
         self._push(make(*arguments))
 
     def _call_with_keywords(self) -> None:
         if self._stack.pop():
-            raise RefusedError("calls a name with keywords")
+            raise UnsafePickleError("calls a name with keyword arguments")
         self._call()
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Filled):
             target.fill(state)
-        elif not isinstance(target, _Dict):  # of an OrderedDict, attributes are no content
-            raise RefusedError(f"changes {_described(target)}")
+        elif not isinstance(target, _Dict):  # attributes of an OrderedDict are ignored
+            raise UnsafePickleError(f"changes {_describe(target)}")
 
     def _persistent_value(self) -> None:
         if self._persistent is None:
-            raise RefusedError("refers to something outside itself")
+            raise UnsafePickleError("refers to external data")
         self._push(self._persistent(self._stack.pop()))
 
     _STEPS: ClassVar[dict[int, Callable[[Machine], object]]] = {
@@ -297,7 +301,7 @@ class Machine:
         0x85: lambda m: m._tuple(1),
         0x86: lambda m: m._tuple(2),
         0x87: lambda m: m._tuple(3),
-        # A set is a list here: its elements are never hashed.
+        # A set becomes a list, so that its elements are never hashed.
         ord("]"): _list,
         0x8F: _list,
         ord("l"): lambda m: m._list(m._since_mark()),
@@ -330,14 +334,14 @@ _STOP = ord(".")
 
 
 def new_dict() -> dict[Any, Any]:
-    """An empty mapping that a pickle may go on to fill."""
+    """Return an empty mapping that the pickle may fill."""
     return _new(_Dict)
 
 
 def update(target: Any, keys: Sequence[Any], values: Sequence[Any]) -> None:
-    """Puts values into a mapping of a pickle, under keys that are text, or small numbers.
+    """Add values to a mapping in a pickle. Keys must be strings or small numbers.
 
-    Other keys are never hashed: the hash of a nested tuple takes as long as its author likes.
+    No other keys are hashed, because hashing a nested tuple can take arbitrarily long.
     """
     if len(keys) != len(values):
         raise ValueError("a key without a value")
@@ -348,7 +352,7 @@ def update(target: Any, keys: Sequence[Any], values: Sequence[Any]) -> None:
         is_text = type(key) is str and len(key) <= MAX_KEY
         is_number = type(key) is int and abs(key) < 1 << 31  # optimisers number their parameters
         if not (is_text or is_number):
-            raise RefusedError(f"has {_described(key)} as a key; expected a short text")
+            raise UnsafePickleError(f"has {_describe(key)} as a key; expected a short string")
         target[key] = value
 
 
@@ -359,14 +363,14 @@ def _new(container: type[Any]) -> Any:
 
 
 def _open(target: Any, container: type[Any]) -> Any:
-    """A container that is in no other yet: whose depth can still change."""
+    """Check that a container is not inside another one yet, so that its depth may still change."""
     if not isinstance(target, container) or target.closed:
-        raise RefusedError(f"adds to {_described(target)} that cannot grow")
+        raise UnsafePickleError(f"adds to {_describe(target)} that cannot grow")
     return target
 
 
 def _enclose(items: Iterable[Any]) -> int:
-    """The depth of a container of these."""
+    """Close the containers among items, and return the depth of a container with these items."""
     depth = 0
     for item in items:
         if isinstance(item, _Tuple | _List | _Dict):
@@ -374,7 +378,7 @@ def _enclose(items: Iterable[Any]) -> int:
             if not isinstance(item, _Tuple):
                 item.closed = True
     if depth >= MAX_DEPTH:
-        raise RefusedError(f"nests containers more than {MAX_DEPTH} deep")
+        raise UnsafePickleError(f"nests containers more than {MAX_DEPTH} levels deep")
     return depth + 1
 
 
@@ -383,15 +387,15 @@ def _settled(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a value of a pickle is, in Python's word."""
+    """Return the name of the Python type of a value in a pickle."""
     name = type(value).__name__
     return name[1:].lower() if name.startswith("_") else name
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     return _shown(value.path) if isinstance(value, Name) else f"a {kind(value)}"
 
 
 def _shown(text: str) -> str:
-    """Of a text that may be long or hold control characters, a piece that can be printed."""
+    """Return the start of a text that may be long or contain control characters, safe to print."""
     return text[:80].encode("unicode_escape").decode()

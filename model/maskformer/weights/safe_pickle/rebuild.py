@@ -1,7 +1,7 @@
-"""What the names in a pickle of weights stand for: arrays, tensors and their parts.
+"""The data that the names in a pickle of weights stand for: arrays, tensors and their parts.
 
-None of the functions here is the one that the name stands for elsewhere. They check all they are
-given, and what they make is data.
+The functions here replace the functions with these names. They check all arguments, and only make
+data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from maskformer.weights.safe_pickle.machine import (
     Budget,
     Filled,
     Name,
-    RefusedError,
+    UnsafePickleError,
     new_dict,
     update,
 )
@@ -27,7 +27,7 @@ MAX_DIMENSIONS = 16
 
 _NUMERIC = frozenset(
     {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
-)  # kind and bytes: no objects, text, records or arrays of arrays
+)  # kind and number of bytes; no objects, strings, records or subarrays
 _STORAGES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -41,36 +41,36 @@ _STORAGES = {
     "torch.BoolStorage": torch.bool,
 }
 TOKENS = frozenset(_STORAGES) | {"numpy.ndarray", *map(str, _STORAGES.values())}
-"""Names that stand for nothing but themselves."""
+"""Names that may occur as arguments, but not be called."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The numbers of tensors, `[N]`."""
+    """The storage of tensors: their numbers `[N]`."""
 
     values: torch.Tensor
 
 
 def storage_type(name: Any) -> torch.dtype:
-    """The dtype of a named kind of storage."""
+    """Return the dtype of a storage class."""
     dtype = _STORAGES.get(name.path) if isinstance(name, Name) else None
     if dtype is None:
-        raise RefusedError("holds a storage of another kind than numbers")
+        raise UnsafePickleError("holds a storage of an unsupported type")
     return dtype
 
 
 def known_names(budget: Budget) -> dict[str, Callable[..., Any]]:
-    """How to make data of what a pickle calls."""
+    """Return the functions for the names that a pickle may call."""
 
     def encode(text: Any, encoding: Any) -> bytes:
-        """How Python 3 writes bytes in old protocols."""
+        """Make bytes, which Python 3 writes as an encoded string in old protocols."""
         if not isinstance(text, str) or encoding != "latin1":
-            raise RefusedError("asks for another codec than 'latin1'")
+            raise UnsafePickleError("uses another codec than 'latin1'")
         budget.spend(len(text))
         return text.encode("latin1")
 
     def mapping(*arguments: Any) -> Any:
-        """`OrderedDict()`, `Counter({})`, and the list of pairs of Python 2."""
+        """Make a mapping from no argument, from a dict, or from a list of pairs as in Python 2."""
         given = arguments[-1] if arguments else None
         if isinstance(given, dict):
             return given
@@ -111,29 +111,29 @@ def known_names(budget: Budget) -> dict[str, Callable[..., Any]]:
 
 
 class _Ignored(Filled):
-    """Settings beside the weights."""
+    """Settings that are stored with the weights and are not used."""
 
     def fill(self, state: Any) -> None:
         pass
 
 
 class _Dtype(Filled):
-    """What a pickle may say of a dtype: which numbers, in which byte order."""
+    """A dtype of numbers, with a byte order as its state."""
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or code.lstrip("<>|=") not in _NUMERIC:
-            raise RefusedError(f"holds an array of {str(code)[:20]!r}; expected numbers")
+            raise UnsafePickleError(f"holds an array of {str(code)[:20]!r}; expected numbers")
         self.dtype = np.dtype(code)
 
     def fill(self, state: Any) -> None:
         order = state[1]
         if order not in ("<", ">", "|", "="):
-            raise ValueError("no byte order")
+            raise ValueError("an invalid byte order")
         self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array(Filled):
-    """An array whose shape and numbers follow."""
+    """An array, with its shape, dtype and numbers as its state."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -151,7 +151,7 @@ class _Array(Filled):
 
 
 def _array(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
-    """A view of the bytes, or of the text of Python 2, that a pickle holds."""
+    """Make an array that is a view of the bytes (strings in Python 2) in a pickle."""
     if not isinstance(dtype, _Dtype):
         raise ValueError("an array without dtype")
     sizes = _counts(shape)
@@ -165,29 +165,29 @@ def _array(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> NDA
 
 
 def _tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any) -> torch.Tensor:
-    """A view of a storage that lies inside it.
+    """Make a tensor that is a view of a storage, within its bounds.
 
-    Each counts as if it were copied: several may share numbers, or have a stride of 0.
+    The budget counts it as a copy, because tensors may share numbers or have strides of 0.
     """
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without storage")
     sizes, strides, (start,) = _counts(size), _counts(stride), _counts((offset,))
     if len(sizes) != len(strides):
-        raise ValueError("a tensor with other strides than sizes")
+        raise ValueError("a tensor with different numbers of sizes and strides")
     count, values = _product(sizes), storage.values
     last = sum((length - 1) * step for length, step in zip(sizes, strides, strict=True))
     if start > len(values) or (count and start + last >= len(values)):
-        raise RefusedError("holds a tensor that reaches outside its storage")
+        raise UnsafePickleError("holds a tensor that reaches outside its storage")
     budget.spend(count * values.element_size())
     return values.as_strided(sizes, strides, start)
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    """Sizes, strides or offsets."""
+    """Validate sizes, strides or offsets."""
     if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
-        raise ValueError(f"a shape that is no tuple of at most {MAX_DIMENSIONS} numbers")
+        raise ValueError(f"a shape that is not a tuple of at most {MAX_DIMENSIONS} numbers")
     if not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
-        raise ValueError("a shape of other things than sizes")
+        raise ValueError("a shape with values that are not sizes")
     return values
 
 

@@ -1,11 +1,11 @@
-"""Files that PyTorch or Python pickled, as plain data: nothing in them is run.
+"""Reading files pickled by PyTorch or Python as plain data, without running code in them.
 
-plain    a pickle of NumPy arrays or of tensors: detectron2's `.pkl`
-legacy   what `torch.save` wrote before version 1.6: pickles, then the storages
-zip      what it writes since: an archive of a pickle and one record per storage
+plain    a pickle of NumPy arrays or of tensors, such as detectron2's `.pkl`
+legacy   the format of `torch.save` before version 1.6: pickles, followed by the storages
+zip      its format since then: an archive of a pickle and one record per storage
 
-All three are read in this process, by code of ours down to bytes of known length. A child process
-with limits would add a second way to fail and a copy of all weights, and has nothing left to catch.
+All of them are read in this process by our own code. A child process with limits would add another
+source of failures and a copy of all weights, and would not be any safer.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 
 from maskformer.errors import WeightsError
 from maskformer.system.documents import one_line
-from maskformer.weights.safe_pickle.machine import Budget, Machine, RefusedError
+from maskformer.weights.safe_pickle.machine import Budget, Machine, UnsafePickleError
 from maskformer.weights.safe_pickle.rebuild import TOKENS, Storage, known_names, storage_type
 
 MAX_DIRECTORY = 2 << 20
-"""Bytes of the list of files in an archive: 30,000 storages."""
+"""Limit of the directory of an archive in bytes, which is enough for 30,000 storages."""
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _CHUNK = 1 << 20
 _STORAGE_OPERATIONS = 20
 
 
 def read_pickle(file: Path) -> Any:
-    """Reads containers, numbers, text, NumPy arrays and PyTorch tensors.
+    """Read containers, numbers, strings, NumPy arrays and PyTorch tensors.
 
-    Text of Python 2 is read as Latin-1, as the files of the Caffe2 era need it. Arrays are views
-    that cannot be written to. Memory is bounded by `machine.GROWTH` times the size of the file.
+    Strings of Python 2 are decoded as Latin-1, which files from the time of Caffe2 need. Arrays are
+    read-only views. Memory is limited to about `machine.GROWTH` times the size of the file.
 
     Raises:
-        ValueError: the file is truncated, names anything else (a function, a class), or breaks a
+        ValueError: the file is truncated, names anything else (a function, a class), or exceeds a
             limit (see `machine`).
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         with _Capped(file.open("rb", buffering=0)) as stream:
             if stream.peek(4)[:4] == b"PK\x03\x04":
                 return _read_zip(stream)
             return _read_plain(memoryview(stream.read()))
-    except RefusedError as error:
-        raise WeightsError(f"{file} is refused: it {error}") from None
-    except Exception as error:  # a broken file raises any type
-        # An archive may send its reader to a place before its start.
+    except UnsafePickleError as error:
+        raise WeightsError(f"{file} cannot be loaded safely: it {error}") from None
+    except Exception as error:  # a broken file causes errors of any type
+        # EINVAL: a broken archive may contain a negative offset.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         reason = one_line(str(error) or type(error).__name__)
@@ -69,14 +69,14 @@ def _read_plain(data: memoryview) -> Any:
 
 
 def _read_inner(data: Any, budget: Budget) -> Storage:
-    """A storage in a pickle: a legacy file of its own."""
+    """Read a storage inside a pickle, which is a legacy file itself."""
     if not isinstance(data, bytes | memoryview):
         raise ValueError("a storage without bytes")
     if data[:2] == b"PK":
-        raise RefusedError("holds an archive in the place of a storage")
+        raise UnsafePickleError("holds an archive in place of a storage")
     storage = _read_legacy(memoryview(data), budget)
     if not isinstance(storage, Storage):
-        raise RefusedError("holds something else in the place of a storage")
+        raise UnsafePickleError("holds other data in place of a storage")
     return storage
 
 
@@ -86,7 +86,7 @@ def _read_legacy(data: memoryview, budget: Budget) -> Any:
     def find(identity: Any) -> Storage:
         kind, dtype, key, _, count, whole = identity
         if kind != "storage" or type(key) is not str or whole is not None:
-            raise RefusedError("refers to something else than a storage")
+            raise UnsafePickleError("refers to data that is not a storage")
         if key not in storages:
             storages[key] = _allocate(dtype, count, len(data), budget)
         return _same(storages[key][1], dtype, count)
@@ -95,7 +95,7 @@ def _read_legacy(data: memoryview, budget: Budget) -> Any:
     if machine.load() != _MAGIC or machine.load() != _PROTOCOL:
         raise ValueError("no file of torch.save")
     if not machine.load().get("little_endian", True):
-        raise RefusedError("is of a big-endian machine")
+        raise UnsafePickleError("is of a big-endian machine")
     value = machine.load()
     keys = machine.load()
     if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
@@ -117,23 +117,23 @@ def _read_zip(stream: _Capped) -> Any:
         entries = _entries(archive, size)
         roots = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
         if len(roots) != 1:
-            raise ValueError("no file of torch.save")
+            raise ValueError("not a file of torch.save")
         folder = roots[0].removesuffix("data.pkl")
         order = folder + "byteorder"
         if order in entries and archive.read(order) != b"little":
-            raise RefusedError("is of a big-endian machine")
+            raise UnsafePickleError("was written on a big-endian machine")
         storages: dict[str, Storage] = {}
 
         def find(identity: Any) -> Storage:
             kind, dtype, key, _, count = identity
             if kind != "storage" or type(key) is not str:
-                raise RefusedError("refers to something else than a storage")
+                raise UnsafePickleError("refers to data that is not a storage")
             if key not in storages:
                 entry = entries[f"{folder}data/{key}"]
                 buffer, storages[key] = _allocate(dtype, count, entry.file_size, budget)
                 if len(buffer) != entry.file_size:
                     raise ValueError("a storage of another size")
-                with archive.open(entry) as record:  # which checks its sum
+                with archive.open(entry) as record:  # verifies the checksum
                     for start in range(0, len(buffer), _CHUNK):
                         buffer[start : start + _CHUNK] = record.read(_CHUNK)
             return _same(storages[key], dtype, count)
@@ -143,13 +143,13 @@ def _read_zip(stream: _Capped) -> Any:
 
 
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The files of an archive of `size` bytes by name, none larger than it says."""
+    """Return the files of an archive of `size` bytes by name, after checking their sizes."""
     listed = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in listed):
-        raise RefusedError("is compressed; torch.save stores as it is")
+        raise UnsafePickleError("is compressed, but torch.save does not compress")
     entries = {entry.filename: entry for entry in listed}
     if len(entries) < len(listed) or sum(entry.file_size for entry in listed) > size:
-        raise RefusedError("is an archive with entries over each other")
+        raise UnsafePickleError("is an archive with entries over each other")
     return entries
 
 
@@ -160,12 +160,12 @@ class _Capped(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > self.limit:
-            raise RefusedError(f"lists its files in more than {self.limit:,} bytes")
+            raise UnsafePickleError(f"lists its files in more than {self.limit:,} bytes")
         return super().read(size)
 
 
 def _allocate(dtype: Any, count: Any, available: int, budget: Budget) -> tuple[bytearray, Storage]:
-    """A storage to be filled, and its bytes."""
+    """Allocate a storage; return its bytes, which are to be filled, and the storage."""
     kind = storage_type(dtype)
     if type(count) is not int or not 0 <= count * kind.itemsize <= available:
         raise ValueError("a storage that is larger than its file")
@@ -178,5 +178,5 @@ def _allocate(dtype: Any, count: Any, available: int, budget: Budget) -> tuple[b
 
 def _same(storage: Storage, dtype: Any, count: Any) -> Storage:
     if storage.values.dtype != storage_type(dtype) or len(storage.values) != count:
-        raise ValueError("two storages of one name")
+        raise ValueError("two different storages with the same name")
     return storage
