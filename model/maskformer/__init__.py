@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    # Imported when first used: the command line, which is in this package, answers without PyTorch.
+    # Imported on first use, so that the command line in this package can start without PyTorch.
     _MODULES = {
         "config.load": ("load_config",),
         "config.schema": ("Config", "ModelConfig"),

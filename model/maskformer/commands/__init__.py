@@ -1,1 +1,1 @@
-"""The commands of `maskformer.cli`; each module is imported when its command runs."""
+"""The implementations of the commands of `maskformer.cli`, each imported when its command runs."""

@@ -14,11 +14,11 @@ PREPARATIONS = {
     "ade20k_full": (prepare_ade20k_full, "ade20k_full/r50"),
     "ade20k_panoptic": (prepare_ade20k_panoptic, "ade20k_panoptic/r50_6enc"),
 }
-"""What does it, and a recipe for the result."""
+"""The function for each data set, and a recipe for its result."""
 
 
 def run(name: PreparedSet, root: Path) -> None:
-    """Converts the archive in `root`, and says what was done.
+    """Convert the archive in `root`, and report the results.
 
     Raises:
         DatasetError: files are missing or cannot be used.

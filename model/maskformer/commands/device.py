@@ -1,4 +1,4 @@
-"""The device that `--device` names, and the processes that share the work."""
+"""The device given by `--device`, and the processes that share the work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from maskformer.system.process_group import join_processes
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or the GPU if there is one.
+    """Return the named device; by default, the GPU if there is one.
 
     Raises:
-        typer.BadParameter: it cannot be used here.
+        typer.BadParameter: the device cannot be used on this machine.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,17 +29,18 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_processes(name: str | None) -> tuple[torch.device, PartialState | None]:
-    """The device of this process, and the processes that a launcher started, if several.
+    """Return the device of this process, and the process group if a launcher started several.
 
     Raises:
-        typer.BadParameter: the device cannot be used here, or would be that of all processes.
+        typer.BadParameter: the device cannot be used on this machine, or a single device is given
+            for several processes.
         UsageError: the processes cannot work together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return choose_device(name), None
     if name not in (None, "cpu", "cuda"):
         raise typer.BadParameter(
-            f"--device {name} would be that of all processes: leave it out, and each gets its own"
+            f"--device {name} would be used by all processes: omit it, so that each gets its own"
         )
     processes = join_processes(cpu=name == "cpu")
     return processes.device, processes

@@ -17,7 +17,7 @@ def run(
     *,
     overwrite: bool,
 ) -> None:
-    """Exports, and says whether ONNX Runtime gives what PyTorch does."""
+    """Export a model, and report whether ONNX Runtime and PyTorch agree."""
     progress = Progress()
     progress.print("Tracing the network, which takes a minute.")
     made = export(source, target, outputs=outputs, size=size, overwrite=overwrite)
@@ -25,6 +25,6 @@ def run(
     check = (
         "not checked: onnxruntime is not installed"
         if made.agreement is None
-        else f"ONNX Runtime gives {100 * made.agreement:.3f} % of the {what} as PyTorch does"
+        else f"ONNX Runtime and PyTorch agree on {100 * made.agreement:.3f} % of the {what}"
     )
     progress.print(f"{made.file} has {made.megabytes:.1f} MB; {check}.")

@@ -18,10 +18,10 @@ from maskformer.system.writing import write_text
 
 
 def run(folder: Path, output: Path | None) -> None:
-    """Writes a recipe for the data in `folder`; `output` is its file, `-` prints it."""
+    """Write a recipe for the data in `folder` to the file `output`; `-` prints it."""
     file = output or Path(f"{folder.resolve().name}.yaml")
     if str(file) != "-" and file.exists():
-        raise UsageError(f"{file} exists; name another file with --output, or remove it")
+        raise UsageError(f"{file} already exists; choose another --output, or remove it")
     if str(file) != "-":
         check_output_folder(file.parent)
     text = draft(survey(folder.resolve()), gpu=torch.cuda.is_available())

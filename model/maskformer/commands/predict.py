@@ -34,7 +34,7 @@ def run(
     backend: Backend,
     device: str | None,
 ) -> None:
-    """Predicts, alone or with the other processes of a launcher."""
+    """Predict images, sharing them with the other processes of a launcher, if there are any."""
     folder = resolve_checkpoint(checkpoint)
     target, processes = choose_processes(device)
     progress = Progress(enabled=processes is None or processes.is_main_process)
@@ -61,7 +61,7 @@ def run(
     how = "done" if skip_existing else "predicted"
     progress.print(
         f"{counted(count, 'image')} {how}; the results are in {out}, and files.json "
-        "there says which belongs to which image."
+        "there maps each of them to its image."
     )
     if failures:
         raise typer.Exit(1)
@@ -69,10 +69,10 @@ def run(
 
 @contextmanager
 def _stopping(out: Path) -> Iterator[None]:
-    """A signal that asks to stop ends the work at once, and what is finished is listed.
+    """End the work at once on a stop signal; finished images have been listed by then.
 
     Raises:
-        StoppedError: one came.
+        StoppedError: a stop signal came.
     """
     with Signals(verbose=False) as signals:
         try:

@@ -9,7 +9,7 @@ from maskformer.system.text import escape
 
 
 def keys_text(recipe: Config) -> str:
-    """Each key with its value as an override would give it, its type and its meaning."""
+    """Return each key with its value in the form of an override, its type and its meaning."""
     return "".join(
         f"{key.name}={escape(key.value)}\n    {key.type}. {key.meaning}\n"
         for key in recipe_keys(recipe)
@@ -17,5 +17,5 @@ def keys_text(recipe: Config) -> str:
 
 
 def yaml_text(recipe: Config) -> str:
-    """What `--config` reads back, with nothing left to a base or a default."""
+    """Return a recipe that `--config` can read, with all values of its bases and all defaults."""
     return escape(to_yaml(recipe), newlines=True)

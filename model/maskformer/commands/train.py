@@ -29,12 +29,17 @@ def run(
     backend: Backend,
     cpu: bool,
 ) -> None:
-    """Trains in the run folder `output`.
+    """Train in the run folder `output`.
 
     Args:
-        recipe: the one named by `config`; without one, that of the run to resume or of the weights.
-        config: read again where the run to resume, or the weights, may bring the architecture.
-        weights: not looked at where a run is resumed.
+        recipe: the recipe read from `config`. If None, the recipe of the run to resume, or of the
+            run that the weights come from, is used.
+        overrides: `key=value` pairs.
+        output: the run folder.
+        config: the name or file of the recipe. It is read again if the architecture may come from
+            the run to resume or from the weights.
+        resume, overwrite, backend, cpu: see `build_training`.
+        weights: a checkpoint to start from; ignored if a run is resumed.
     """
     if resume:
         source: Path | None = checkpoint_to_resume(output)

@@ -1,4 +1,4 @@
-"""The schema of a recipe, and functions that find, merge, check and write recipes."""
+"""The schema of recipes, and functions that find, merge, validate and write them."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "ConfigError", "ModelConfig", "load_config", "parse_config", "to_yaml"]
 
 if not TYPE_CHECKING:
-    # The names of recipes, which the command line completes, need no schema.
+    # Completing names of recipes on the command line does not need the schema.
     __getattr__ = imported_on_use(
         __name__,
         {

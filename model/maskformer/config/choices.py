@@ -1,4 +1,4 @@
-"""Words that the command line and the library share."""
+"""Values of options that the command line and the library share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ ExportedOutputs = Literal["classes", "queries"]
 """Outputs of an exported network: the class of each pixel, or logits of classes and masks."""
 
 Backend = Literal["reference", "native", "auto", "verify"]
-"""`mfkernels.backend.Backend`, without the import of PyTorch."""
+"""The same as `mfkernels.backend.Backend`, defined here to avoid importing PyTorch."""
 
 PreparedSet = Literal["ade20k_full", "ade20k_panoptic"]
 """Data sets that `data prepare` converts."""
 
 InferencePrecision = Literal["fp32", "bf16", "auto"]
-"""Precision of the network in `evaluate` and `predict`; `auto` is bf16 if the machine has it."""
+"""Precision of the network in `evaluate` and `predict`; `auto` is bf16 if the machine supports it.
+"""

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: keys by their names, and what may have been meant."""
+"""Error messages for invalid recipes, with dotted keys and suggestions of valid ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskformer.config.synonyms import keys_called, meant_key, meant_option
 from maskformer.system.documents import joined, one_line, shown
 
 _SPLIT = "(split)"
-"""In places of errors: what came is taken for a split, as it is no number."""
+"""Part of the location of an error: the value was validated as a split, as it is not a number."""
 _FEW = 3
 _LISTED = 10
 _VARIANTS: dict[str, type[BaseModel]] = {
@@ -21,11 +21,11 @@ _VARIANTS: dict[str, type[BaseModel]] = {
     for union, tag in ((DataConfig, "format"), (Augmentation, "kind"))
     for section in get_args(get_args(union)[0])
 }
-"""Sections by the tag that tells them apart, such as `folder`."""
+"""The sections of unions by their tag, such as `folder`."""
 
 
 def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
-    """All that is wrong with a recipe, or with one of its sections, by dotted key."""
+    """Describe all errors in a recipe, or in one of its sections, by dotted key."""
     lines = []
     found = error.errors(include_url=False)
     for item in found[:_LISTED]:
@@ -40,7 +40,7 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             lines.append(f"{name}: {wanted}, got {shown(item['input'])}")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"{name}.{_explain_tag(item['ctx'], item['input'])}")
-        elif item["type"] == "value_error":  # a section's own check; its input would say too much
+        elif item["type"] == "value_error":  # a check of ours, whose message shows the value itself
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
             lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
@@ -48,12 +48,12 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
 
 
 def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
-    """What an unknown key may have been meant to be."""
+    """Suggest a valid key, or option of the command line, for an unknown key."""
     option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
     if key := meant_key(path):
         return _did_you_mean(key)
     if option is not None:
-        return f"; that is said on the command line: {option}"
+        return f"; this is an option of the command line: {option}"
     if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     dotted = {name: ".".join([*path[:-1], name]) for name in valid}
@@ -61,7 +61,7 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
 
 
 def _explain_section(location: tuple[int | str, ...], name: str, root: type[BaseModel]) -> str:
-    """What is expected where something else came than a mapping."""
+    """Describe the expected section, for a value that is not a mapping."""
     section: type[BaseModel] | None = root
     for part in location:
         if section is None and part in _VARIANTS:
@@ -71,12 +71,13 @@ def _explain_section(location: tuple[int | str, ...], name: str, root: type[Base
             section = _section_in(field.annotation) if field is not None else None
     if section is None:
         return "expected a section"
-    share = ", or a share such as 0.1" if _SPLIT in location else ""
-    return f"expected a section, with {name}.{next(iter(section.model_fields))} and more{share}"
+    share = ", or a fraction such as 0.1" if _SPLIT in location else ""
+    first = next(iter(section.model_fields))
+    return f"expected a section with the keys {name}.{first} etc.{share}"
 
 
 def _explain_tag(context: Mapping[str, Any], given: Any) -> str:
-    """What a key may be that tells sections apart, such as `data.format`."""
+    """Describe the valid values of a key that selects a section of a union (`data.format`)."""
     key = context["discriminator"].strip("'")
     valid = [name for name, section in _VARIANTS.items() if key in section.model_fields]
     text = f"{key}: expected one of {', '.join(valid)}"
@@ -87,14 +88,14 @@ def _explain_tag(context: Mapping[str, Any], given: Any) -> str:
 
 
 def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """The dotted path as the user wrote it (union tags dropped) and the keys valid at its end."""
+    """Return the path as the user wrote it, without union tags, and the keys valid at its end."""
     path: list[str] = []
     section: type[BaseModel] | None = root
     for index, part in enumerate(location):
         if section is None and part in _VARIANTS:
             section = _VARIANTS[str(part)]
             continue
-        if str(part).startswith("(") or part == "[key]":  # a form of a value, or the key of a map
+        if str(part).startswith("(") or part == "[key]":  # the tag of a union, or the key of a map
             continue
         path.append(str(part))
         if index == len(location) - 1 or section is None:
@@ -108,7 +109,7 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[lis
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a value is, or may be; None where there is none, or a choice of several."""
+    """Return the section class in an annotation; None if there are none or several."""
     kinds = [
         kind
         for form in (annotation, *get_args(annotation))
@@ -119,7 +120,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that may have been meant, as the end of a message; empty if none is near."""
+    """Return the end of a message that suggests the most similar name, or "" if none is similar."""
     return _did_you_mean(_near(name, names))
 
 

@@ -1,4 +1,4 @@
-"""The keys of a recipe with their types and meanings, as the schema states them."""
+"""The keys of a recipe with their types and meanings, from the schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TYPES = {
     "string": "text",
 }
 _LARGEST_SHOWN = 1000
-"""Bounds beyond this only keep absurd values out."""
+"""Larger limits only exclude absurd values and are not shown."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class RecipeKey:
     """A key of a recipe.
 
     Attributes:
-        name: dotted, as an override on the command line spells it.
-        type: what its values are, in words.
-        value: of the recipe, or the default, as YAML; empty where there is none.
-        meaning: one sentence or two.
+        name: the dotted name, as in an override on the command line.
+        type: a description of the type.
+        value: the value in the recipe, or the default, as YAML; empty if there is none.
+        meaning: one or two sentences.
     """
 
     name: str
@@ -42,12 +42,12 @@ class RecipeKey:
 
 
 def recipe_keys(recipe: Config) -> list[RecipeKey]:
-    """All keys that a recipe can set, with its values; of unions, the variant that it chose."""
+    """Return all keys of a recipe with its values; of a union, the keys of the chosen section."""
     return list(_keys(recipe, ""))
 
 
 def section_keys(section: type[BaseModel]) -> list[RecipeKey]:
-    """The keys of one section with their defaults, without the sections inside."""
+    """Return the keys of one section with their defaults, without its subsections."""
     types = _types(section)
     fields = section.model_fields
     return [
@@ -63,13 +63,13 @@ def _keys(section: BaseModel, prefix: str) -> Iterator[RecipeKey]:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from _keys(value, f"{prefix}{name}.")
-        elif name in values:  # no recipe may hold two ways to say one thing
+        elif name in values:  # not the other one of two exclusive keys
             text = _one_line(field.description)
             yield RecipeKey(prefix + name, types[name], yaml_line(values[name]), text)
 
 
 def _types(section: type[BaseModel]) -> dict[str, str]:
-    """In words, by name; without the keys that are sections themselves."""
+    """Describe the types of all keys, except for subsections."""
     schema = section.model_json_schema()
     inner = schema.get("$defs", {})
     return {
@@ -85,13 +85,13 @@ def _is_section(node: Mapping[str, Any], inner: Mapping[str, Any]) -> bool:
 
 
 def _resolve(node: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
-    if len(node.get("allOf", ())) == 1:  # how pydantic before 2.9 gives a reference a default
+    if len(node.get("allOf", ())) == 1:  # a reference with a default in pydantic before 2.9
         node = node["allOf"][0]
     return inner[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 
 
 def _type(node: Mapping[str, Any], inner: Mapping[str, Any]) -> str:
-    """The type of one key in words."""
+    """Describe the type of one key."""
     node = _resolve(node, inner)
     if "const" in node or "enum" in node:
         return " or ".join(map(yaml_line, node.get("enum", [node.get("const")])))

@@ -1,8 +1,8 @@
-"""Find, merge, check and write recipes.
+"""Finding, merging, validating and writing recipes.
 
 A recipe is a YAML file. It may name a `base:` file, relative to itself, whose values it overrides.
-Unknown keys and wrong types raise an error that suggests the nearest valid name, before anything
-else happens.
+Unknown keys and wrong types raise an error that suggests the most similar valid name, before
+anything else happens.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LIST = "; maskformer info lists the recipes"
 _MAX_BASES = 16
 _MAX_NAME = 200
 _TAGS = {"format": None, "kind": "semantic"}
-"""Keys that tell such sections apart, and what they are where they are left out."""
+"""Keys that select a section of a union, with their defaults."""
 _EITHER_OR = (("train", {"steps", "epochs"}), ("data", {"value_range", "percentiles"}))
 _LISTING_CLASSES = ("format", "classes", "label_map")
-"""Keys of `data` that make another list of classes."""
+"""Keys of `data` that change the list of classes."""
 
 
 def load_config(
@@ -71,10 +71,10 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def override_keys(overrides: Iterable[str]) -> list[str]:
-    """The dotted keys that `key=value` pairs give a value, also those within a value.
+    """Return the dotted keys that `key=value` pairs set, including those in mappings as values.
 
     Raises:
-        ConfigError: one is no such pair.
+        ConfigError: an override is not a `key=value` pair.
     """
     return [key for override in overrides for key in _flatten(_parse_override(override))]
 
@@ -88,7 +88,7 @@ def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """Checks a nested mapping against the schema; see `load_config`."""
+    """Validate a nested mapping with the schema; see `load_config`."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -96,7 +96,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 
 def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Checks the `model` section alone; see `load_config`."""
+    """Validate a `model` section; see `load_config`."""
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
@@ -104,10 +104,10 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
-    """Replaces values of a model section; nested mappings are merged.
+    """Replace values of a model section. Nested mappings are merged.
 
     Raises:
-        ConfigError: unknown keys or wrong types.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     values = config.model_dump()
     _merge(values, overrides)
@@ -115,19 +115,19 @@ def merge_model_config(config: ModelConfig, overrides: Mapping[str, Any]) -> Mod
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The recipe as YAML that `load_config` reads back; a comment says which version wrote it."""
+    """Return the recipe as YAML that `load_config` reads, with a comment on the version."""
     return mark() + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def changed_values(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:
-    """What two recipes do not share, by dotted key: the old and the new value."""
+    """Return the old and the new value of each dotted key in which two recipes differ."""
     old, new = (flat_values(config) for config in (before, after))
     names = [*old, *(name for name in new if name not in old)]
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
 
 def flat_values(config: BaseModel) -> dict[str, Any]:
-    """The values of a recipe by dotted key."""
+    """Return the values of a recipe by dotted key."""
     return _flatten(config.model_dump(mode="json"))
 
 
@@ -156,7 +156,7 @@ def _find(name_or_file: str) -> Path:
     folder = Path(name_or_file).parent
     files = [str(file) for file in folder.glob("*.y*ml")] if folder.is_dir() else []
     beside = [file for file in files if Path(file).with_suffix("") == Path(name_or_file)]
-    if Path(name_or_file).suffix in (".yaml", ".yml"):  # so it is a file that is meant
+    if Path(name_or_file).suffix in (".yaml", ".yml"):  # a file was meant, not a recipe's name
         hint = nearest(name_or_file, files)
         hint = hint or "; maskformer init FOLDER writes one for your images and labels"
     elif beside:
@@ -167,7 +167,9 @@ def _find(name_or_file: str) -> Path:
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a file over those of its base; `above` are the files that led here."""
+    """Read the values of a file, merged into those of its base. `above` are the files whose bases
+    led to this one.
+    """
     if file.resolve() in above:
         raise ConfigError(f"config: {file} inherits from itself")
     if len(above) >= _MAX_BASES:
@@ -187,7 +189,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _find_base(base: str, child: Path) -> Path:
-    """A file beside the one that names it, else a recipe of the package."""
+    """Find a base: a file relative to the one that names it, or a recipe of the package."""
     if len(base) > _MAX_NAME:
         raise ConfigError(f"config: {child} names a base of {len(base):,} characters")
     recipe = base.removesuffix(".yaml")
@@ -203,41 +205,43 @@ def _find_base(base: str, child: Path) -> Path:
 
 
 def _overlay(recipe: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Puts values over a recipe's. Other classes take over nothing that is said per class, and of
-    two keys that say one thing in two ways, the given one replaces the other.
+    """Merge values into a recipe. If they set one of two exclusive keys, the other one is removed.
+    If they change the classes, settings for the old classes are removed.
     """
-    for name, ways in _EITHER_OR:
-        if len(given := ways & set(_section(values, name))) == 1:
-            for key in ways - given:
+    for name, exclusive in _EITHER_OR:
+        if len(given := exclusive & set(_section(values, name))) == 1:
+            for key in exclusive - given:
                 _section(recipe, name).pop(key, None)
     old, new = recipe.get("data"), values.get("data")
-    if isinstance(old, dict) and isinstance(new, Mapping) and _leave_classes_behind(old, new):
+    if isinstance(old, dict) and isinstance(new, Mapping) and _drop_old_classes(old, new):
         _section(recipe, "model").pop("num_classes", None)
     _merge(recipe, values)
 
 
-def _leave_classes_behind(old: dict[str, Any], new: Mapping[str, Any]) -> bool:
-    """Takes out of a base's `data` what belongs to its classes, if the values make others."""
+def _drop_old_classes(old: dict[str, Any], new: Mapping[str, Any]) -> bool:
+    """If the new values change the classes, remove the settings in a base's `data` that belong to
+    its classes. Return whether they do.
+    """
     if all(new.get(key, old.get(key)) == old.get(key) for key in _LISTING_CLASSES):
         return False
     old.pop("colors", None)
     old.pop("things", None)
     label_map = new.get("label_map")
     if isinstance(label_map, Mapping):
-        # Not merged key by key: another map is another list of classes.
+        # The new map replaces the old one instead of being merged, as it defines other classes.
         mapped_before = old.pop("label_map", None) is not None
         if "classes" not in new and _names_others(label_map, old.get("classes")):
             classes = old.pop("classes")
-            if not mapped_before:  # they are what the map begins with
+            if not mapped_before:  # the old classes are the names of the raw values
                 old.setdefault("label_names", classes)
     elif new.get("classes", old.get("classes")) != old.get("classes"):
-        for key in ("ignore", "label_offset"):  # raw values of labels with the old classes
+        for key in ("ignore", "label_offset"):  # refer to the raw values of the old classes
             old.pop(key, None)
     return True
 
 
 def _names_others(label_map: Mapping[Any, Any], classes: Any) -> bool:
-    """Whether the names that a map leads to are not those of a list of classes."""
+    """Whether the class names in a label map differ from those in a list of classes."""
     wanted = {name for name in label_map.values() if isinstance(name, str) and name != "ignore"}
     return bool(wanted and classes) and not (isinstance(classes, list) and wanted == {*classes})
 
@@ -248,7 +252,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Overlays `values`; a section that changes its `format` or `kind` starts afresh."""
+    """Merge `values` into a mapping. A section whose `format` or `kind` changes is replaced."""
     for key, value in values.items():
         old = into.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
@@ -262,7 +266,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"config: an override reads key=value, got '{override}'")
+        raise ConfigError(f"config: an override must be key=value, got '{override}'")
     try:
         value = parse_yaml(text)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Recipe keys behind words that look like options, such as `--lr`."""
+"""Suggestions for keys of the recipe that are given as options, such as `--lr`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from maskformer.config.synonyms import meant_key
 
 
 def overrides_for(option: str, value: str) -> list[str]:
-    """What the command line takes instead of an option that is a key of the recipe.
+    """Convert an option that is a key of the recipe to overrides.
 
     Args:
-        option: as it was given, such as `--batch-size`.
-        value: that came with it.
+        option: the option as it was given, such as `--batch-size`.
+        value: its value.
 
     Returns:
-        `train.batch_size=8` and the like; of several sections, one for each.
+        Overrides such as `train.batch_size=8`, one for each section that has the key.
     """
     wanted = option.lstrip("-").replace("-", "_").lower()
     keys = list(dict.fromkeys(_keys(Config)))
@@ -44,7 +44,7 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a key can hold; of a union, each."""
+    """Yield the sections in an annotation, including all sections of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

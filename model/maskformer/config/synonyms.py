@@ -1,4 +1,4 @@
-"""What other programs call the keys of a recipe: an unknown key is answered by its meaning."""
+"""Names of recipe keys in other programs, to suggest the right key for an unknown one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ SYNONYMS = {
     "eval.pictures": "num_pictures visualize visualise vis images_to_draw",
     "eval.tta": "test_time_augmentation aug_test",
 }
-"""Keys, and their names elsewhere: a name alone in any section, or with the sections before it."""
+"""Keys and their names in other programs. A name may be preceded by sections; without them, it
+matches in any section.
+"""
 OPTIONS = {
     "--output FOLDER": "output out output_dir out_dir save_dir work_dir workdir run_dir",
     "--resume": "resume resume_from resume_from_checkpoint auto_resume",
@@ -104,14 +106,14 @@ OPTIONS = {
     "torchrun --nproc-per-node N -m maskformer train": "gpus num_gpus n_gpus ngpus gpu devices "
     "world_size num_processes",
 }
-"""What the command line says instead of a recipe, and names for it elsewhere."""
+"""Options of the command line that are not keys of a recipe, and their names in other programs."""
 
 
 def meant_key(path: Sequence[str]) -> str | None:
-    """The key that an unknown one stands for: by its name in other programs, or in another section.
+    """Return the key that an unknown key means: a synonym, or the same name in another section.
 
     Args:
-        path: its parts, such as `["model", "backbone", "frozen"]`.
+        path: the parts of the unknown key, such as `["model", "backbone", "frozen"]`.
     """
     words = [part.lower().replace("-", "_") for part in path]
     suffixes = (".".join(words[start:]) for start in range(len(words)))
@@ -119,17 +121,17 @@ def meant_key(path: Sequence[str]) -> str | None:
 
 
 def meant_option(name: str) -> str | None:
-    """What of the command line an unknown key stands for."""
+    """Return the option of the command line that an unknown key means, or None."""
     return _OPTIONS.get(name.lower().replace("-", "_"))
 
 
 def keys_called(name: str) -> list[str]:
-    """All dotted keys whose last part this is."""
+    """Return all dotted keys with this last part."""
     return sorted({key for key in keys() if key.rpartition(".")[2] == name})
 
 
 def keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a recipe, in each form that its sections can have."""
+    """Yield all dotted keys of a recipe, for all variants of its sections."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             yield prefix + name

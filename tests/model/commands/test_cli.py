@@ -111,7 +111,7 @@ def test_an_output_is_refused_before_the_model_is_read(
 def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) -> None:
     code, _, err = run("evaluate", "--checkpoint", trained, "model.num_classes=12")
     assert code == 1
-    assert "'model.num_classes=12' cannot replace it" in err
+    assert "'model.num_classes=12' cannot be applied" in err
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_one_number_is_a_square(recipe: Path) -> None:
             "model.backbone=resnet34",
             r"a section, with model\.backbone\.name and more, got 'resnet34'",
         ),
-        ("train=5", r"train: expected a section, with train\.steps and more, got 5"),
+        ("train=5", r"train: expected a section with the keys train\.steps etc\., got 5"),
         ("data=7", r"data: expected a section, got 7"),
     ],
 )
@@ -154,9 +154,9 @@ def test_a_section_is_no_value(recipe: Path, override: str, said: str) -> None:
 @pytest.mark.parametrize("form", ["folder", "coco_panoptic", "coco_instances"])
 def test_a_split_is_a_section(form: str, value: str) -> None:
     data = {"format": form, "root": "x", "train": value, "val": value}
-    section = r"expected a section, with data\.{}\.images and more"
+    section = r"expected a section with the keys data\.{}\.images etc\."
     train, val = map(section.format, ("train", "val"))
-    said = f"data.train: {train}, got '{value}'; data.val: {val}, or a share such as 0.1, got"
+    said = f"data.train: {train}, got '{value}'; data.val: {val}, or a fraction such as 0.1, got"
     with pytest.raises(ConfigError, match=said):
         parse_config({"data": data})
 

@@ -70,7 +70,7 @@ class TestRecipes:
                 + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 20)),
                 "holds more than 20,000 values",
             ),
-            ("a: &a [*a]", "stands inside of itself"),
+            ("a: &a [*a]", "refers to a value that contains it"),
             ("data: {seed: " + "9" * 5000 + "}", "digits"),
             ("day: 2025-99-99", "month must be in 1..12"),
             ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
@@ -325,7 +325,7 @@ class TestImageProcessor:
 
 def test_a_key_that_is_there_twice_is_refused() -> None:
     for text, key in (("train: {}\ndata: {}\ntrain: {}", "train"), ("m: {0: a, 1: b, 0: c}", "0")):
-        with pytest.raises(ConfigError, match=f"the key '{key}' is there twice .* line"):
+        with pytest.raises(ConfigError, match=f"the key '{key}' occurs twice .* line"):
             parse_yaml(text)
     merged = "a: &x {k: 1, l: 2}\nb: {<<: *x, k: 3}"
     assert parse_yaml(merged)["b"] == {"k": 3, "l": 2}

@@ -189,7 +189,7 @@ def test_two_processes_divide_a_model(tmp_path: Path) -> None:
     [("train.ema=0.9", "ema"), ("train.compile=true", "compile"), ("train.precision=fp16", "fp16")],
 )
 def test_what_does_not_go_with_it_is_refused(override: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"shard does not go with .*{name}"):
+    with pytest.raises(ConfigError, match=rf"shard cannot be combined with .*{name}"):
         load_config("ade20k/swin_l", ["train.shard=true", override])
 
 

@@ -1,4 +1,4 @@
-"""The schema of a recipe: its sections, their defaults and bounds."""
+"""The schema of a recipe: its sections, their defaults and limits."""
 
 from maskformer.config.schema.augmentation import (
     Augmentation,

@@ -39,7 +39,9 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_normalisation(cls, values: Any) -> Any:
-        """Other channels than RGB have no mean of ImageNet: that of the range serves."""
+        """Set mean and standard deviation if there are not three channels, for which ImageNet's are
+        the default: 0..255 becomes -1..1.
+        """
         if not isinstance(values, Mapping):
             return values
         data, model = values.get("data"), values.get("model", {})
@@ -61,9 +63,9 @@ class Config(Section):
         wanted = self.data.num_channels
         if wanted != self.model.num_channels:
             raise ValueError(
-                f"data.channels gives images of {wanted} channels, and model.pixel_mean and "
+                f"data.channels gives images of {wanted} channels, but model.pixel_mean and "
                 f"model.pixel_std have {self.model.num_channels} values: give {wanted} of each, or "
-                "leave both out"
+                "remove both"
             )
         return self
 
@@ -72,7 +74,7 @@ class Config(Section):
         if self.eval.instances and self.model.architecture != "maskformer":
             raise ValueError(
                 f"eval.instances needs a model with masks, but model.architecture is "
-                f"{self.model.architecture}: it tells no objects apart"
+                f"{self.model.architecture}, which does not separate objects"
             )
         return self
 

@@ -20,7 +20,7 @@ ClassWeights = Annotated[
     | Annotated[tuple[Weight, ...], Field(max_length=MAX_CLASSES), Tag("(in order)")],
     Discriminator(lambda value: "(by name)" if isinstance(value, dict) else "(in order)"),
 ]
-"""Tells the two apart by itself, for errors of the one that was meant."""
+"""The discriminator makes pydantic report errors only for the form that was used."""
 
 
 class CriterionConfig(Section):

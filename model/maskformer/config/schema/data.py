@@ -74,7 +74,7 @@ class DataSection(Section):
     @field_validator("augmentation", mode="before")
     @classmethod
     def _usual_kind(cls, value: Any) -> Any:
-        """One value of it given on the command line needs no kind."""
+        """Set the default kind, so that a single value can be given on the command line."""
         return {"kind": "semantic", **value} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class DataSection(Section):
 
     @property
     def num_channels(self) -> int:
-        """Of the images as the network gets them."""
+        """The number of channels of the network's input."""
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
 
@@ -118,13 +118,13 @@ Names = Annotated[
     | Annotated[FilePath, Tag("(file)")],
     Discriminator(lambda value: "(file)" if isinstance(value, str | Path) else "(list)"),
 ]
-"""A list, or a text file with one name per line."""
+"""A list of names, or a text file with one name per line."""
 ANY = "*"
-"""The rest, whatever it is."""
+"""The key of a label map for all other values."""
 
 
 def _check_label(value: Any) -> int | str:
-    """A raw label as the key of a map: digits count as a number, as they do in YAML."""
+    """Validate a raw label as the key of a map. Digits are converted to a number, as in YAML."""
     if isinstance(value, str) and value.isdecimal() and len(value) < MAX_DIGITS:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
@@ -147,7 +147,7 @@ def _check_class(value: Any) -> int | str | None:
 
 
 def _check_keys(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Refuses keys that are one raw label, of which the map would keep the last."""
+    """Check that no two keys are the same raw label, of which the map would keep only the last."""
     labels = handler(value)
     given: dict[int | str, Any] = {}
     for key in value if len(labels) < len(value) else ():
@@ -171,7 +171,7 @@ LabelMap = Annotated[
     WrapValidator(_check_keys),
 ]
 Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
-"""Of the training images: they leave `train` and are the other split."""
+"""The fraction of the training images that is moved to the other split."""
 
 
 def _split_or_share(value: Any) -> str:
@@ -233,7 +233,7 @@ class FolderSplit(Section):
     `ImageSets`), with or without suffix. Default: all images.
     """
     exclude: Annotated[tuple[str, ...], OneOrMore, Field(max_length=1000)] = ()
-    """Images to leave out: patterns such as `*_old.jpg`, for names below `images`."""
+    """Images to exclude: patterns such as `*_old.jpg`, for names below `images`."""
 
 
 class ObjectLabels(PixelLabels):
@@ -246,7 +246,7 @@ class ObjectLabels(PixelLabels):
     @property
     @abstractmethod
     def splits_with_objects(self) -> tuple[bool, ...]:
-        """Whether there are such files, for each split of its own; that of training first."""
+        """Whether there are object files, for each separate split, the training split first."""
 
 
 class FolderConfig(ObjectLabels):
@@ -319,11 +319,11 @@ class WebDatasetConfig(ObjectLabels):
     val: Annotated[Annotated[ShardNames, Tag("(split)")] | Share, Discriminator(_split_or_share)]
     """The shards to evaluate on, or a share of the images of `train`, such as 0.1."""
     image: Suffixes = ("jpg", "jpeg")
-    """What follows the first dot in an image's name; the first one found in a sample counts."""
+    """What follows the first dot in an image's name; the first one found in a sample is used."""
     label: Suffixes = ("png",)
     """The same for the labels, such as `seg.png`."""
     objects: Name | None = None
-    """The same for the member that numbers the objects, like `objects` in `format: folder`."""
+    """The same for the member with the object numbers, like `objects` in `format: folder`."""
 
     @property
     def splits_with_objects(self) -> tuple[bool, ...]:
@@ -331,7 +331,7 @@ class WebDatasetConfig(ObjectLabels):
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """What each setting takes, in lower case and without a dot at the beginning."""
+        """The suffixes of each member, in lower case and without a leading dot."""
         settings = {"image": self.image, "label": self.label}
         if self.objects is not None:
             settings["objects"] = (self.objects,)
@@ -346,7 +346,9 @@ class WebDatasetConfig(ObjectLabels):
         for key, suffixes in self.members.items():
             for suffix in suffixes:
                 if meaning.setdefault(suffix, key) != key:
-                    raise ValueError(f"{suffix} stands for {meaning[suffix]} and {key}")
+                    raise ValueError(
+                        f"the suffix {suffix} is used for both {meaning[suffix]} and {key}"
+                    )
         return self
 
 

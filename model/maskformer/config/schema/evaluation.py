@@ -48,14 +48,14 @@ class ViewsConfig(Section):
     def _one_kind_of_size(self) -> Self:
         if self.short_sides is not None and "scales" in self.model_fields_set:
             raise ValueError(
-                "scales and short_sides are both given, expected one of them: short_sides=null "
-                "makes room for scales"
+                "scales and short_sides are both given, expected one of them: set "
+                "short_sides=null to use scales"
             )
         return self
 
     @model_serializer(mode="wrap")
     def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out `scales` where `short_sides` counts: no recipe may hold both."""
+        """Omit `scales` if `short_sides` is set, because a recipe cannot have both."""
         values: dict[str, Any] = to_values(self)
         if self.short_sides is not None:
             del values["scales"]
@@ -76,7 +76,7 @@ class EvalConfig(Section):
     classes, and `*_instanceIds.png` beside the label files.
     """
     object_mask_threshold: Fraction = 0.8
-    """Queries with a lower class probability give no segment."""
+    """Queries with a lower class probability do not become segments."""
     overlap_threshold: Fraction = 0.8
     """Segments that keep less than this share of their mask after all overlaps are dropped."""
     resize_logits: bool = False
@@ -114,7 +114,7 @@ class EvalConfig(Section):
 
 
 SMALLEST_TILE = 32
-"""Pixels; the coarsest map of a backbone has one for each of these squares."""
+"""In pixels: the stride of the coarsest map of a backbone."""
 
 
 class PredictConfig(Section):

@@ -1,4 +1,4 @@
-"""Types of values that sections share, and their bounds."""
+"""Types of values that are used in several sections, with their limits."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of the images of ImageNet, per channel, in units of 0..255."""
+"""Mean and standard deviation of ImageNet per channel, in units of 0..255."""
 MIDDLE_LEVEL = 127.5
-"""Mean and deviation of channels that are not RGB: 0..255 becomes -1..1."""
+"""Mean and standard deviation for channels other than RGB: 0..255 becomes -1..1."""
 MAX_LEVEL = 1e6
-"""Of a mean or a deviation of pixels, which reach 255."""
+"""Limit of a mean or standard deviation of pixels."""
 MAX_PIXELS = 178_956_970
-"""Of an image; what Pillow reads unless it is told otherwise."""
+"""Default limit of the pixels of an image, the same as Pillow's."""
 MAX_NAME = 1000
 MAX_DIGITS = 19
-# Upper bounds lie far beyond any model that is known, and far below what harms: see `check_size`.
+# Upper limits are far above all known models, and far below values that do harm; see `check_size`.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
 Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
-"""Of a term of the loss; the loss is of 32 bits."""
+"""The weight of a term of the loss, which is computed in float32."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Side = Annotated[int, Field(gt=0, le=1 << 15)]
-"""Of an image, in pixels."""
+"""The side of an image in pixels."""
 Channels = Annotated[int, Field(gt=0, le=1 << 14)]
 MAX_BANDS = 1 << 10
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(gt=0, le=1 << 16)]
-"""Classes, queries and the like."""
+"""A number of classes, queries etc."""
 Layers = Annotated[int, Field(ge=0, le=64)]
 Dilation = Annotated[int, Field(gt=0, le=64)]
 
@@ -57,7 +57,7 @@ def _check_channels(value: Any) -> Any:
 
 
 ImageChannels = Annotated[int | tuple[int, ...], BeforeValidator(_check_channels)]
-"""Of an image file: how many, or the numbers of those that are taken."""
+"""The channels of images: their number, or a list of the bands to use."""
 
 
 def check_text(value: Any) -> Any:
@@ -76,15 +76,15 @@ def check_name(name: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Lets one value stand for a list of one."""
+    """Convert a single value to a list."""
     return (value,) if isinstance(value, str | int | float) else value
 
 
-# Not `max_length`: pydantic would refuse the surrogates that stand for bytes that are not UTF-8.
+# Not `max_length`: with it, pydantic rejects surrogates, which stand for bytes that are not UTF-8.
 Name = Annotated[str, BeforeValidator(check_text), AfterValidator(check_name)]
 OneOrMore = BeforeValidator(_as_list)
 
-# `png` is taken for `.png`, which a name can end in; `_mask.png` says itself where it begins.
+# `png` is converted to `.png`; suffixes such as `_mask.png` are kept.
 Suffix = Annotated[str, AfterValidator(lambda text: f".{text}" if text.isalnum() else text)]
 
 MAX_CLASSES = 1 << 16
@@ -97,13 +97,13 @@ def _check_path(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, BeforeValidator(_check_path)]
-"""A file or a folder. An empty text, which Python takes for the current folder, names none."""
+"""A file or a folder. An empty text, which Python takes for the current folder, is rejected."""
 DataRoot = Annotated[FilePath, AfterValidator(Path.expanduser)]
 Size = Annotated[
     tuple[Side, Side],
     BeforeValidator(lambda value: (value, value) if type(value) is int else value),
 ]
-"""Height, width in pixels; one number is both."""
+"""Height and width in pixels; a single number is used for both."""
 
 
 class Section(BaseModel):

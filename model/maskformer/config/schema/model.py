@@ -28,21 +28,21 @@ Option = (
     | Annotated[float, Field(ge=0, le=1 << 14)]
     | Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 14)], ...], Field(max_length=16)]
 )
-_OURS_TO_SET = frozenset(
+_RESERVED_OPTIONS = frozenset(
     {
         *("cache_dir", "checkpoint_path", "exportable", "feature_cfg", "features_only"),
         *("in_chans", "num_classes", "out_indices", "output_stride", "pretrained"),
         *("pretrained_cfg", "pretrained_cfg_overlay", "scriptable"),
     }
 )
-"""Arguments of `timm.create_model` that decide more than sizes."""
+"""Arguments of `timm.create_model` that are not sizes, and are set by this package."""
 
 MAX_BLOCKS = 512
 
 Part = Literal[
     "stem", "stage1", "stage2", "stage3", "stage4", "backbone", "pixel_decoder", "decoder"
 ]
-"""Of a model. The stages of a backbone end at strides 4, 8, 16 and 32; the stem comes before."""
+"""Parts of a model. The stages of a backbone end at strides 4, 8, 16 and 32, after the stem."""
 
 _Mean = Annotated[float, Field(ge=-MAX_LEVEL, le=MAX_LEVEL)]
 _Deviation = Annotated[float, Field(ge=1 / MAX_LEVEL, le=MAX_LEVEL)]
@@ -76,13 +76,13 @@ class BackboneConfig(Section):
     @field_validator("options")
     @classmethod
     def _sizes_only(cls, options: dict[str, Option]) -> dict[str, Option]:
-        for name in _OURS_TO_SET & set(options):
-            raise ValueError(f"{name} is no size of a backbone")
+        for name in _RESERVED_OPTIONS & set(options):
+            raise ValueError(f"{name} is not a size of a backbone")
         for name, most in (("layers", MAX_BLOCKS), ("depths", MAX_BLOCKS), ("window_size", 64)):
             given = options.get(name, 0)
             total = sum(given) if isinstance(given, tuple) else given
             if total > most:
-                raise ValueError(f"{name} of {shown(given)} are more than {most}")
+                raise ValueError(f"{name} must be at most {most} in total, got {shown(given)}")
         return options
 
 

@@ -156,7 +156,7 @@ class TrainConfig(Section):
         conflicts = [name for name, there in wanted.items() if there]
         if self.shard and conflicts:
             raise ValueError(
-                f"shard does not go with {', '.join(conflicts)}: leave one of them out"
+                f"shard cannot be combined with {', '.join(conflicts)}: remove one of them"
             )
         return self
 
@@ -168,7 +168,7 @@ class TrainConfig(Section):
 
     @model_serializer(mode="wrap")
     def _serialize(self, to_values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out the default of `steps` where `epochs` counts: no recipe may hold both."""
+        """Omit the default of `steps` if `epochs` is set, because a recipe cannot have both."""
         values: dict[str, Any] = to_values(self)
         if self.epochs is not None:
             del values["steps"]
