@@ -17,6 +17,7 @@ from mfkernels.criterion import (
     read_outputs,
     remembering_nothing,
 )
+from mfkernels.ops.common.arguments import MOST_SIDE, as_size
 from mfkernels.ops.mask_loss.operator import most_kept
 from mfkernels.scalars import as_integer
 from mfkernels.targets import SegmentTargets
@@ -47,10 +48,13 @@ def warmup(
         overlap: True if the targets are masks, False if they are label maps.
 
     Raises:
-        TypeError, ValueError: as `MaskFormerCriterion.forward`; or `most_segments` is no integer or
-            less than 1.
+        TypeError, ValueError: as `MaskFormerCriterion.forward`; `most_segments` is no integer or
+            less than 1; or `size` is no pair of positive integers.
     """
     most_segments = as_integer("most_segments", most_segments, at_least=1)
+    pair = as_size(size)
+    if pair is None:
+        raise ValueError(f"size must be two integers in 1..{MOST_SIDE} (H, W), got {size!r}")
     # The caller may be in inference mode, or pass outputs that were made in it.
     with torch.inference_mode(False), torch.enable_grad(), remembering_nothing(criterion):
         given = tree_map_only(
@@ -60,7 +64,7 @@ def warmup(
         pixels = math.prod((masks if features is None else features).shape[-2:])
         kept = most_kept(len(masks), pixels)
         for counts in counts_to_try(logits.shape[-3], most_segments, kept):
-            losses = criterion(given, _any_targets(logits, size, counts, overlap))
+            losses = criterion(given, _any_targets(logits, pair, counts, overlap))
             criterion.total(losses).backward()
 
 

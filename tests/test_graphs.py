@@ -168,3 +168,10 @@ def test_warmup_needs_segments(most: Any) -> None:
     case = Case()
     with pytest.raises((TypeError, ValueError), match="most_segments must be"):
         warmup(MaskFormerCriterion(case.classes), outputs_of(case), case.size, most_segments=most)
+
+
+@pytest.mark.parametrize("size", [(24.5, 28), (0, 5), (24, 28, 1), 24, None, "24", (2**40, 5)])
+def test_warmup_needs_a_size(size: Any) -> None:
+    case = Case()
+    with pytest.raises(ValueError, match=r"size must be two integers in 1\.\."):
+        warmup(MaskFormerCriterion(case.classes), outputs_of(case), size)

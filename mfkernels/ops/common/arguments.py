@@ -8,11 +8,13 @@ it. They raise ValueError (TypeError for a dtype) with the expected and the give
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfkernels.checks import check_tensor
+from mfkernels.scalars import as_integer
 
 MOST_SIDE = 1 << 24
 """The longest side of masks and results: positions are computed in float32, where larger integers
@@ -23,6 +25,16 @@ MOST_PROBLEMS = 1 << 26
 
 Sizes = Sequence[int | str]
 """The expected sizes; a letter stands for any size."""
+
+
+def as_size(size: Any) -> tuple[int, int] | None:
+    """Return height and width if this is a pair of positive integers up to `MOST_SIDE`, or None."""
+    try:
+        height, width = size
+        height, width = as_integer("height", height, 1), as_integer("width", width, 1)
+    except (TypeError, ValueError):
+        return None
+    return (height, width) if max(height, width) <= MOST_SIDE else None
 
 
 def check_shape(name: str, tensor: Tensor, sizes: Sizes) -> None:

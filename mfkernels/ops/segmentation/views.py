@@ -13,7 +13,7 @@ from mfkernels.checks import (
     check_floating,
     check_predictions,
 )
-from mfkernels.ops.common.arguments import MOST_SIDE
+from mfkernels.ops.common.arguments import MOST_SIDE, as_size
 from mfkernels.ops.segmentation.reference import finite_logits
 from mfkernels.scalars import as_integer
 
@@ -152,7 +152,7 @@ def _check_sizes(
     image_sizes: Sequence[Size] | None,
 ) -> ViewSizes:
     batch = predictions.embed.shape[1]
-    common = _as_size(size)
+    common = as_size(size)
     results = [common] * batch if common is not None else _size_list("size", size, batch)
     if input_size is None:
         height, width = (
@@ -171,7 +171,7 @@ def _check_sizes(
 
 
 def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
-    pairs = [_as_size(size) for size in sizes] if isinstance(sizes, Sequence) else []
+    pairs = [as_size(size) for size in sizes] if isinstance(sizes, Sequence) else []
     valid = [pair for pair in pairs if pair is not None]
     if len(valid) != count or len(pairs) != count:
         single = "one pair or " if name == "size" else ""
@@ -180,13 +180,3 @@ def _size_list(name: str, sizes: Any, count: int) -> list[Size]:
             f"{MOST_SIDE}, got {sizes!r}"
         )
     return valid
-
-
-def _as_size(size: Any) -> Size | None:
-    """A pair of positive integers, or None for anything else."""
-    try:
-        height, width = size
-        height, width = as_integer("height", height, 1), as_integer("width", width, 1)
-    except (TypeError, ValueError):
-        return None
-    return (height, width) if max(height, width) <= MOST_SIDE else None
