@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -101,10 +102,11 @@ def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
         max_depth: the largest depth of nested values; by default, Python's own limit.
 
     Raises:
-        ValueError: the text is not JSON, nested too deeply, or too large; the message is one line.
+        ValueError: the text is not JSON, has a key twice in one object, or is nested too deeply or
+            too large; the message is one line.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(_too_deep(max_depth)) from None
     except MemoryError:
@@ -116,6 +118,15 @@ def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
         if level:
             raise ValueError(_too_deep(max_depth))
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a key that is there twice: the first of its values would get lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r:.100} is there twice in one object")
+    return values
 
 
 def _children(value: Any) -> list[Any]:

@@ -142,6 +142,15 @@ def test_messages_are_one_line(tmp_path: Path) -> None:
         ImageReader()(tmp_path / "a\nerror: \x1b[2J.png")
 
 
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"annotations": [{"id": 1, "category_id": 1}, {"category_id": 1, "id": 2}]}')
+    assert read_json(file)["annotations"][1] == {"category_id": 1, "id": 2}
+    file.write_text('{"annotations": [{"category_id": 1, "id": 3, "category_id": 2}]}')
+    with pytest.raises(ValueError, match="the key 'category_id' is there twice in one object"):
+        read_json(file)
+
+
 def test_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.png"
     file.write_bytes(encoded("PNG"))
