@@ -180,7 +180,10 @@ class Backbone(nn.Module):
             # timm converts entry names of several layouts and silently skips the entries that it
             # does not find. Loading a copy filled with NaN shows which parameters it skips.
             probe = self._create_from(
-                {key: torch.full_like(v.float(), math.nan) for key, v in state.items()}
+                {
+                    key: torch.full_like(v, math.nan) if v.is_floating_point() else v
+                    for key, v in state.items()
+                }
             )
             source = self._create_from(state)
         except Exception as error:  # unpickling and safetensors raise many types
@@ -192,7 +195,8 @@ class Backbone(nn.Module):
         ]
         if missing:
             raise CheckpointError(
-                f"{self._misfit(file)}: it lacks {len(missing)} entries, such as {missing[0]}"
+                f"{self._misfit(file)}: it lacks {len(missing)} floating-point entries, such as "
+                f"{missing[0]}"
             )
         if warning := warning_of_values(source.state_dict(), str(file)):
             raise CheckpointError(f"model.backbone.weights: {warning}")
