@@ -19,6 +19,7 @@ from maskformer.cli import app
 from maskformer.config import Config, load_config
 from maskformer.data import build_dataset, check_dataset
 from maskformer.data.layout import coco_layout, folder_layout
+from maskformer.data.layout import pairs as pairs_module
 from maskformer.data.layout import survey as survey_module
 from maskformer.data.layout.folder_layout import FolderLayout
 from maskformer.data.layout.survey import survey
@@ -471,3 +472,21 @@ def test_where_the_recipe_cannot_be_written_is_said_at_once(tmp_path: Path) -> N
     arguments = ["init", str(tmp_path / "none"), "--output", str(tmp_path / "file/x.yaml")]
     with pytest.raises(NotADirectoryError, match="file is a file"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_folders_that_are_not_looked_at_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    for name in "abc":
+        image(root / f"images/{name}/1.jpg")
+    with pytest.raises(DatasetError, match=r"format with its images$"):
+        survey(root)
+    monkeypatch.setattr(pairs_module, "MAX_FOLDERS", 3)
+    with pytest.raises(DatasetError, match="of 5 folders with images, only the upper 3 were"):
+        survey(root)
+    for name in "abc":
+        labels(root / f"labels/{name}/1.png")
+    recipe_for(root)
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "# Note: of 9 folders with images, only the upper 3 were looked at." in text

@@ -38,6 +38,8 @@ def draft(found: Survey, *, gpu: bool) -> str:
 def _head(found: Survey, base: str) -> Iterator[str]:
     yield f"# Made by `maskformer init` from {escape(found.root)}. Check and correct it."
     yield "# `maskformer info THIS_FILE --keys` lists everything else that can be set."
+    if found.note:
+        yield f"# Note: {found.note}."
     yield f"base: {base}   # _small: untrained ResNet-18, for a CPU; _r50: ResNet-50, for a GPU."
     yield "# With --weights, use _r50, which uses the architecture of the weights."
 

@@ -51,8 +51,9 @@ Folders = dict[str, list[str]]
 """All image files below each folder, relative to it."""
 
 
-def image_folders(files: Sequence[str]) -> Folders:
-    """Find the folders that contain images, directly or in subfolders.
+def image_folders(files: Sequence[str]) -> tuple[Folders, int]:
+    """Find the folders that contain images, directly or in subfolders, and count them. If there
+    are more than `MAX_FOLDERS`, only the topmost are returned.
 
     Args:
         files: sorted paths, relative to the data root.
@@ -64,10 +65,11 @@ def image_folders(files: Sequence[str]) -> Folders:
             continue
         for parent in path.parents:
             folders[str(parent)].append(path.relative_to(parent).as_posix())
-    if len(folders) > MAX_FOLDERS:
+    count = len(folders)
+    if count > MAX_FOLDERS:
         upper = sorted(folders, key=lambda name: (name.count("/"), name))[:MAX_FOLDERS]
         folders = {name: folders[name] for name in upper}
-    return dict(folders)
+    return dict(folders), count
 
 
 def pairs(folders: Folders) -> list[Pair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskformer.data.layout.classes import LabelMeaning, meaning_of_colors, read_meaning
@@ -35,6 +35,7 @@ class Survey:
         meaning: the classes of the values in label files.
         pixels: the properties of the images.
         images: the number of training images, including those that are held out for validation.
+        note: what was not inspected, or empty.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Survey:
     meaning: LabelMeaning | None
     pixels: Pixels
     images: int
+    note: str = ""
 
 
 def survey(root: Path) -> Survey:
@@ -57,7 +59,10 @@ def survey(root: Path) -> Survey:
             "with ground-truth labels"
         )
     files = listing.files
-    folders = image_folders(files)
+    folders, count = image_folders(files)
+    note = ""
+    if count > len(folders):
+        note = f"of {count:,} folders with images, only the upper {len(folders):,} were inspected"
     coco = coco_files(root, folders, files)
     paired = pairs(folders)
     described = {_top(file.annotations) for file in coco} - {"."}
@@ -76,11 +81,13 @@ def survey(root: Path) -> Survey:
         ]
         found = [*map(_folder, layouts)]
     if not found:
-        raise DatasetError(_nothing(root, listing, folders, paired))
+        raise DatasetError(_nothing(root, listing, folders, paired) + (note and f"; {note}"))
     if len(layouts) > 1 or len({*found}) > 1:
         names = ", ".join(map(escape, dict.fromkeys(found)))
         raise DatasetError(f"{root} holds several data sets: {names}; pass one of them")
-    return _coco_survey(root, coco, folders) if coco else _folder_survey(root, layouts[0], folders)
+    if coco:
+        return replace(_coco_survey(root, coco, folders), note=note)
+    return replace(_folder_survey(root, layouts[0], folders), note=note)
 
 
 def _coco_survey(root: Path, coco: Sequence[CocoFile], folders: Folders) -> Survey:
