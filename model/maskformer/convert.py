@@ -10,6 +10,7 @@ from maskformer.errors import OutputError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
+from maskformer.system.paths import given_path
 from maskformer.system.text import escape
 from maskformer.training.checkpoints.contents import DATASET, load_info
 from maskformer.training.run_folder import is_run
@@ -44,8 +45,8 @@ def convert(
         FileExistsError: the target already holds a file that would be written.
         OSError: the target cannot be written.
     """
-    target = Path(target)
-    local = Path(source)
+    target = given_path("target", target)
+    local = given_path("source", source)
     _check_target(find(local) if local.exists() else local, target, format)
     if not overwrite:
         _check_free(target, format)

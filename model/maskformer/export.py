@@ -25,6 +25,7 @@ from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import Size
+from maskformer.system.paths import given_path
 from maskformer.system.writing import replace_file
 from maskformer.training.checkpoints.contents import load_info, resolve_checkpoint
 from maskformer.training.run_folder import is_run
@@ -112,12 +113,12 @@ def export(
         OutputError: the file exists, its name does not end in `.onnx`, or it would lie in a run.
         OSError: the file cannot be written.
     """
-    target = Path(target)
+    target, source = given_path("target", target), given_path("source", source)
     _check_target(target, overwrite)
     with _packages():
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    checkpoint = resolve_checkpoint(Path(source))
+    checkpoint = resolve_checkpoint(source)
     model = SegmentationModel.from_pretrained(checkpoint).eval()
     _check_fit(model, outputs, size)
     network = ImagesToOutputs(model, outputs)

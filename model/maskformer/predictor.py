@@ -26,6 +26,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import Size
 from maskformer.output.console import Progress
+from maskformer.system.paths import given_path
 from maskformer.system.text import escape
 from maskformer.training.checkpoints.contents import (
     load_info,
@@ -62,8 +63,8 @@ class Predictor:
         progress: prints, once per image size, how much images are shrunk. None: print nothing.
 
     Raises:
-        UsageError: the mode is unknown, or mode, tiles and test-time augmentation cannot be
-            combined.
+        UsageError: the mode is unknown; mode, tiles and test-time augmentation cannot be combined;
+            or `info` has another number of classes than the model.
     """
 
     def __init__(
@@ -77,6 +78,10 @@ class Predictor:
         progress: Progress | None = None,
     ) -> None:
         check_mode(mode, tta, config.predict.tile)
+        if info.num_classes != model.num_classes:
+            raise UsageError(
+                f"info has {info.num_classes} classes, expected {model.num_classes} as the model"
+            )
         self.model = ready_to_predict(model, config.eval.precision)
         self.config = config
         self.info = info
@@ -135,7 +140,7 @@ class Predictor:
             UsageError: an override has no effect on predictions, or as in the constructor.
             ValueError: a file is damaged.
         """
-        folder = resolve_checkpoint(Path(path_or_hub_id))
+        folder = resolve_checkpoint(given_path("path_or_hub_id", path_or_hub_id))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         warn = warnings.warn if progress is None else progress.warn
         model = MaskFormer.from_pretrained(folder, warn=warn).to(device)

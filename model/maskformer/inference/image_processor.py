@@ -23,6 +23,7 @@ from maskformer.data.sample import naming
 from maskformer.errors import ConfigError
 from maskformer.modeling.outputs import Frames, as_outputs
 from maskformer.system.documents import check, read_mapping, shown
+from maskformer.system.paths import given_path
 from maskformer.system.writing import write_json
 from maskformer.weights.files import CONFIG_FILE, check_weight_file
 from maskformer.weights.locate import RECIPE
@@ -186,8 +187,9 @@ class ImageProcessor:
             values["size"] = {"shortest_edge": self.short_side}
             if self.max_side is not None:
                 values["size"]["longest_edge"] = self.max_side
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / PREPROCESSOR_FILE, values, indent=2)
+        folder = given_path("folder", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PREPROCESSOR_FILE, values, indent=2)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> ProcessedImages:
         """Make one network input of one or several images.

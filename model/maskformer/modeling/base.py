@@ -21,6 +21,7 @@ from maskformer.modeling.batch_norm import explain_single_values
 from maskformer.modeling.parts import modules_of_part
 from maskformer.modeling.pixel_decoder import PixelDecoder
 from maskformer.modeling.transformer import Sizes
+from maskformer.system.paths import given_path
 from maskformer.weights import (
     Checkpoint,
     LoadReport,
@@ -172,7 +173,7 @@ class SegmentationModel(nn.Module, ABC):
                 f"{self.num_classes} classes, or None"
             )
         write_checkpoint(
-            Path(folder),
+            given_path("folder", folder),
             format,
             self.config,
             weights,
@@ -260,7 +261,7 @@ class SegmentationModel(nn.Module, ABC):
         Args:
             file: see `maskformer.modeling.backbone.Backbone.load_weights`.
         """
-        self.backbone.load_weights(None if file is None else Path(file))
+        self.backbone.load_weights(None if file is None else given_path("file", file))
 
     def freeze(self, parts: Iterable[Part]) -> None:
         """Freeze parts of the model: no gradients, and evaluation mode even during training.

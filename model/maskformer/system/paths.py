@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, UsageError
 from maskformer.system.listing import names_in
 from maskformer.system.text import UNSAFE, escape
 
@@ -20,6 +20,17 @@ LONGEST = 1024
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _DRIVE_ALONE = re.compile(r"(?<=^[A-Za-z]):$")
+
+
+def given_path(name: str, path: str | Path) -> Path:
+    """A path that the caller gave for the argument of this name.
+
+    Raises:
+        UsageError: an empty text, which Python takes for the current folder.
+    """
+    if path == "":
+        raise UsageError(f"{name} must be a path, got an empty text; '.' is the current folder")
+    return Path(path)
 
 
 def name_inside(folder: Path, name: object, what: str) -> str:

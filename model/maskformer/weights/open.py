@@ -15,6 +15,7 @@ from maskformer.config.schema import ModelConfig
 from maskformer.errors import HubError, WeightsError
 from maskformer.system.documents import read_mapping
 from maskformer.system.listing import why_absent
+from maskformer.system.paths import given_path
 from maskformer.weights import huggingface, native, official
 from maskformer.weights.checkpoint import Checkpoint
 from maskformer.weights.files import (
@@ -155,7 +156,7 @@ def find(path_or_hub_id: str | Path) -> Path:
         FileNotFoundError: the path does not exist.
         HubError: the hub cannot be reached or has no such model.
     """
-    path = Path(path_or_hub_id)
+    path = given_path("path_or_hub_id", path_or_hub_id)
     if path.exists():
         return find_local(path) or path
     if path.suffix in WEIGHT_SUFFIXES:

@@ -489,4 +489,4 @@ def test_folders_that_are_not_looked_at_are_counted(
         labels(root / f"labels/{name}/1.png")
     recipe_for(root)
     text = (tmp_path / "recipe.yaml").read_text()
-    assert "# Note: of 9 folders with images, only the upper 3 were looked at." in text
+    assert "# Note: of 9 folders with images, only the upper 3 were inspected." in text

@@ -16,9 +16,11 @@ from PIL import Image
 
 import maskformer
 from maskformer.config.load import merge_model_config, override_config
+from maskformer.convert import convert
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
 from maskformer.errors import UsageError
+from maskformer.export import export
 from maskformer.inference.image_processor import to_tensor
 from maskformer.inference.ready import ready_to_predict
 from maskformer.modeling.autocast import predict
@@ -54,6 +56,37 @@ def test_images_are_read_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) 
     predictor = build("eval.batch_size=2")
     assert len(predictor([images()[0]] * 5)) == 5
     assert events == ["read", "read", "predict"] * 2 + ["read", "predict"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_classes_of_another_model(mode: str) -> None:
+    predictor = build()
+    info = DatasetInfo(("a", "b"), frozenset({0}), palette(2), (0, 1))
+    with pytest.raises(UsageError, match="info has 2 classes, expected 3 as the model"):
+        Predictor(predictor.model, predictor.config, info, mode=mode)  # type: ignore[arg-type]
+
+
+def test_an_empty_text_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes it for the current folder."""
+    processor = build().processor
+    model = maskformer.MaskFormer(merge_model_config(tiny_recipe().model, {"num_classes": 3}))
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained(".")
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("folder", lambda: model.save_pretrained("")),
+        ("folder", lambda: processor.save_pretrained("")),
+        ("file", lambda: model.load_backbone_weights("")),
+        ("path_or_hub_id", lambda: model.load_weights("")),
+        ("path_or_hub_id", lambda: maskformer.MaskFormer.from_pretrained("")),
+        ("path_or_hub_id", lambda: maskformer.ImageProcessor.from_pretrained("")),
+        ("path_or_hub_id", lambda: Predictor.from_pretrained("")),
+        ("source", lambda: convert("", "x", "hf")),
+        ("target", lambda: convert(".", "", "hf")),
+        ("source", lambda: export("", "x.onnx")),
+    ]
+    for name, call in calls:
+        with pytest.raises(UsageError, match=f"{name} must be a path, got an empty text"):
+            call()
 
 
 @pytest.mark.parametrize("mode", MODES)

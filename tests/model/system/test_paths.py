@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, UsageError
 from maskformer.system.paths import (
     LONGEST,
     NAME_BYTES,
     OutputNames,
     find_input_in,
     folders_and_links_of,
+    given_path,
     image_ids,
     missing_files,
     name_inside,
@@ -168,3 +169,13 @@ def test_an_output_folder_knows_its_inputs(tmp_path: Path) -> None:
         assert find_input_in(folder, places) is not None, folder
     for folder in (images / "out", tmp_path / "new", images / "new"):
         assert find_input_in(folder, places) is None, folder
+
+
+@pytest.mark.parametrize("path", [".", "a/b", Path()])
+def test_a_given_path(path: str | Path) -> None:
+    assert given_path("folder", path) == Path(path)
+
+
+def test_an_empty_text_is_not_the_current_folder() -> None:
+    with pytest.raises(UsageError, match=r"^folder must be a path, got an empty text"):
+        given_path("folder", "")
