@@ -42,11 +42,14 @@ class SampleForm(NamedTuple):
             4-bit grey, the "maxval" of PGM.
         inverted: whether 0 is white, which Pillow returns as the largest value.
         dtype: the dtype of the samples, if Pillow interprets their bytes as another one.
+        renumbered: whether writers of this format renumber the colours of a palette in each file,
+            as Pillow does for GIF.
     """
 
     largest: int
     inverted: bool
     dtype: type[np.integer] | None = None
+    renumbered: bool = False
 
 
 def check_lossless(image: ImageFile.ImageFile, file: ImageSource, what: str = "label") -> None:
@@ -105,7 +108,8 @@ def sample_form(image: ImageFile.ImageFile) -> SampleForm:
     if codec.startswith("ppm") and others:
         largest = int(others[0])
     dtype = _TIFF_DTYPES.get((bits_of(image), sample_format(image)))
-    return SampleForm(largest, _INVERTED.search(str(mode)) is not None, dtype)
+    inverted = _INVERTED.search(str(mode)) is not None
+    return SampleForm(largest, inverted, dtype, renumbered=image.format == "GIF")
 
 
 def _stored_values(pixels: Labels, form: SampleForm) -> Labels:
@@ -130,8 +134,9 @@ def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labe
         file: the file, for messages.
 
     Raises:
-        DatasetError: the pixels are colours or floats or have an alpha channel, or are single bits
-            with 0 as white, for which it is ambiguous whether a mask or its inverse is meant.
+        DatasetError: the pixels are colours or floats or have an alpha channel; are indices into a
+            palette that the format renumbers; or are single bits with 0 as white, for which it is
+            ambiguous whether a mask or its inverse is meant.
     """
     if image.mode == "1" and form.inverted:
         raise DatasetError(
@@ -139,12 +144,27 @@ def grey_values(image: Image.Image, form: SampleForm, file: ImageSource) -> Labe
             "write a mask like this and others its inverse, and the file does not say which; save "
             "it as PNG"
         )
+    if image.mode == "P" and form.renumbered:
+        return _grey_levels(image, file)
     if len(image.getbands()) == 1 and image.mode != "F":
         return _stored_values(np.asarray(image), form)
     raise DatasetError(
         f"label file {escape(file)} has {image.mode} pixels, expected one integer per pixel (8 or "
         f"16 bit grey, or a palette); {_remedy(image)}"
     )
+
+
+def _grey_levels(image: Image.Image, file: ImageSource) -> Labels:
+    """Return the grey levels of a palette image."""
+    palette = np.zeros((256, 3), np.uint8)
+    given = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(given)] = given
+    if (palette != palette[:, :1]).any():
+        raise DatasetError(
+            f"label file {escape(file)} is a GIF with a palette of colours, which programs number "
+            f"anew in each file; export the labels as PNG, or {_remedy(image)}"
+        )
+    return palette[np.asarray(image), 0]
 
 
 def color_values(image: Image.Image, file: ImageSource) -> Labels:

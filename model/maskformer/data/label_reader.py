@@ -69,7 +69,9 @@ def read_palette(file: ImageSource) -> list[tuple[int, int, int]]:
         DatasetError: the file is missing or broken.
     """
     with opened(file, "label") as image:
-        channels = iter(image.getpalette("RGB") or () if image.mode == "P" else ())
+        # The values of a GIF are grey levels, see `grey_values`.
+        numbered = image.mode == "P" and image.format != "GIF"
+        channels = iter(image.getpalette("RGB") or () if numbered else ())
         return list(zip(channels, channels, channels, strict=True))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.label_reader import read_labels, read_segment_ids
+from maskformer.data.label_reader import read_labels, read_palette, read_segment_ids
 from maskformer.errors import DatasetError
 
 
@@ -238,6 +238,26 @@ def test_formats_that_lose_values(
 def test_formats_that_keep_values(tmp_path: Path, form: str) -> None:
     file = save(tmp_path, form, **({"compression": "tiff_lzw"} if form == "TIFF" else {}))
     assert np.array_equal(read_labels(file), grid(20))
+
+
+@pytest.mark.parametrize("values", [[0, 2, 5], [255, 0, 255], [7, 7, 7], [3, 2, 1]])
+def test_greys_of_gif(tmp_path: Path, values: list[int]) -> None:
+    """Pillow writes greys as a palette of those that are there."""
+    file = tmp_path / "a.gif"
+    Image.fromarray(np.array([values], np.uint8)).save(file)
+    assert read_labels(file).tolist() == [values]
+    assert read_palette(file) == []
+
+
+def test_colours_of_gif(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 2, 3]], np.uint8), "P")
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+    image.save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png").tolist() == [[0, 2, 3]]
+    image.save(tmp_path / "a.gif")
+    with pytest.raises(DatasetError, match=r"number anew .* as PNG, or .*label_map: {'#000000': "):
+        read_labels(tmp_path / "a.gif")
+    assert read_labels(tmp_path / "a.gif", colors=True).tolist() == [[0, 0x008000, 0x808000]]
 
 
 def test_lossless_webp_holds_colours(tmp_path: Path) -> None:
