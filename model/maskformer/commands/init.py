@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from maskformer.system.writing import write_text
 def run(folder: Path, output: Path | None) -> None:
     """Write a recipe for the data in `folder` to the file `output`; `-` prints it."""
     file = output or Path(f"{folder.resolve().name}.yaml")
-    if str(file) != "-" and file.exists():
+    if str(file) != "-" and os.path.lexists(file):
         raise UsageError(f"{file} already exists; choose another --output, or remove it")
     if str(file) != "-":
         check_output_folder(file.parent)

@@ -19,9 +19,14 @@ def check_output_folder(folder: Path) -> None:
     """Check that a folder can be created and written, before hours of work depend on it.
 
     Raises:
-        NotADirectoryError: the folder or one of its parents is a file.
+        NotADirectoryError: the folder or one of its parents is a file or a dangling link.
         PermissionError: the folder cannot be written.
     """
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise NotADirectoryError(
+                f"{folder} cannot be an output folder: {path} is a link to a missing target"
+            )
     parent = existing_parent(folder)
     if not parent.is_dir():
         raise NotADirectoryError(f"{folder} cannot be an output folder: {parent} is a file")

@@ -23,7 +23,7 @@ from maskformer.data.layout import pairs as pairs_module
 from maskformer.data.layout import survey as survey_module
 from maskformer.data.layout.folder_layout import FolderLayout
 from maskformer.data.layout.survey import survey
-from maskformer.errors import DatasetError
+from maskformer.errors import DatasetError, UsageError
 
 RNG = np.random.default_rng(0)
 
@@ -471,6 +471,17 @@ def test_where_the_recipe_cannot_be_written_is_said_at_once(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     arguments = ["init", str(tmp_path / "none"), "--output", str(tmp_path / "file/x.yaml")]
     with pytest.raises(NotADirectoryError, match="file is a file"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_link_that_leads_nowhere_is_no_place_for_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").symlink_to("none")
+    arguments = ["init", str(tmp_path), "--output", str(tmp_path / "x.yaml")]
+    with pytest.raises(UsageError, match=r"x\.yaml already exists"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (tmp_path / "link").symlink_to("none")
+    arguments[-1] = str(tmp_path / "link/folder/x.yaml")
+    with pytest.raises(NotADirectoryError, match="link is a link to a missing target"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
