@@ -146,6 +146,8 @@ def test_meta_tensors_give_shapes() -> None:
     targets = CASE.targets().to("meta")
     shapes = (class_logits[0], embed[0], features, (5, 7))
     assert mfk.semantic_segmentation(*shapes).shape == (2, 5, 7)
+    [first, _] = mfk.instance_segmentation(*shapes, top_k=4)
+    assert [x.shape for x in first] == [(4, 5, 7), (4,), (4,), (4, 4)]
     assert mfk.mask_logits(embed, features).shape == (2, 2, 3, 3, 4)
     assert mfk.matching_cost(class_logits, embed, features, targets).shape == (2, 2, 3, 2)
     losses = mfk.mask_loss(embed.requires_grad_(), features, targets, assignment)

@@ -88,9 +88,12 @@ def instance_segmentation(
                 kept = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
                 keep = torch.isin(pairs % classes, kept)
                 scores, pairs = scores[keep], pairs[keep]
-            # A query may appear with several classes; its mask is computed once.
-            queries, positions = (pairs // classes).unique(return_inverse=True)
-            masks, means = (x[positions] for x in _instance_masks(view, image, queries))
+            queries = pairs // classes
+            if queries.is_meta:  # meta tensors have shapes, but no values
+                masks, means = _instance_masks(view, image, queries)
+            else:  # A query may appear with several classes; its mask is computed once.
+                queries, positions = queries.unique(return_inverse=True)
+                masks, means = (x[positions] for x in _instance_masks(view, image, queries))
             results.append(Instances(masks, pairs % classes, scores * means, _boxes(masks)))
     return results
 
