@@ -304,7 +304,7 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     Raises:
         ValueError: the sequence is empty.
     """
-    if isinstance(images, str) or not isinstance(images, Sequence):
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence):
         return [images]
     if not images:
         raise ValueError("images: expected at least one, got none")

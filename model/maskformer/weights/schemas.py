@@ -5,10 +5,16 @@ All other keys are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from maskformer.config.schema import MAX_BLOCKS, fields
 
@@ -101,7 +107,7 @@ class PreprocessorPart(Part):
     max_size: fields.Side | None = None
     resample: int | None = BILINEAR
     do_rescale: bool | None = True
-    rescale_factor: fields.Positive = 1 / 255
+    rescale_factor: Annotated[fields.Positive, Field(validate_default=True)] = 1 / 255
     do_normalize: bool | None = True
     image_mean: Annotated[tuple[fields.Finite, ...], _PER_CHANNEL] | None = None
     image_std: Annotated[tuple[fields.Positive, ...], _PER_CHANNEL] | None = None
@@ -110,13 +116,11 @@ class PreprocessorPart(Part):
     reader: ReaderPart = ReaderPart()
     resize_logits: bool = False
 
-    @model_validator(mode="before")
+    @field_validator("rescale_factor", mode="before")
     @classmethod
-    def _unused_factor(cls, values: Any) -> Any:
+    def _unused_factor(cls, factor: Any, others: ValidationInfo) -> Any:
         """Ignore the factor if images are not rescaled."""
-        if isinstance(values, Mapping) and values.get("do_rescale") is False:
-            return {**values, "rescale_factor": 1.0}
-        return values
+        return 1.0 if others.data.get("do_rescale") is False else factor
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:

@@ -169,6 +169,15 @@ def test_values_are_those_of_transformers(options: dict[str, Any], tmp_path: Pat
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("written", [False, 0, "false", "0", "False"])
+def test_flags_as_text(written: Any, tmp_path: Path) -> None:
+    """Some programs write flags as numbers or text."""
+    values = {"do_rescale": written, "image_mean": [9, 8, 7], "image_std": [3, 2, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    normalize = ImageProcessor.from_pretrained(tmp_path).normalize
+    assert (normalize.mean, normalize.std) == ((9, 8, 7), (3, 2, 1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"resample": 3}, "resample 3"), ({"pad_size": {"height": 64, "width": 64}}, "pad_size")],
@@ -333,3 +342,14 @@ class TestFolders:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match="keeps the aspect ratio and needs 'shortest_edge'"):
             ImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_an_opened_image_without_pixels(size: tuple[int, int]) -> None:
+    with pytest.raises(DatasetError, match=f"image file given has {size[0]}x{size[1]} pixels"):
+        ImageProcessor()(Image.new("RGB", size))
+
+
+def test_bytes_are_no_images() -> None:
+    with pytest.raises(TypeError, match=r"images: each must be a path, .*, got bytes"):
+        ImageProcessor()(b"\x89PNG")  # type: ignore[arg-type]

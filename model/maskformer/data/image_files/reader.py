@@ -97,6 +97,8 @@ class ImageReader:
         if file and getattr(source, "tile", ()) and _loses_depth(source):
             return self.read(Path(file))[0]
         name = escape(file) or "given"
+        if 0 in source.size:
+            raise DatasetError(f"image file {name} has {source.width}x{source.height} pixels")
         bands = self._pillow_bands(source, name)
         return self._finish(bands, self._frame(Path(file), bands).turn, name)
 
