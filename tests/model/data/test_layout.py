@@ -178,6 +178,7 @@ def test_coco_instances(tmp_path: Path) -> None:
     config = recipe_for(root)
     assert config.data.format == "coco_instances"
     assert config.eval.panoptic
+    assert config.eval.instances
 
 
 @pytest.mark.parametrize(

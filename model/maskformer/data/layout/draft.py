@@ -160,3 +160,6 @@ def _eval(found: Survey) -> Iterator[str]:
     if objects:
         yield "eval:"
         yield "  panoptic: true   # PQ: objects are distinguished"
+    # This format alone needs pycocotools anyway.
+    if not isinstance(layout, FolderLayout) and layout[0].kind == "coco_instances":
+        yield "  instances: true   # mask AP of the objects"
