@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,10 +14,12 @@ from helpers.integrations_models import maskformer as huggingface_maskformer
 from helpers.repository import ROOT
 from PIL import Image
 
-from maskformer import load_config
+from maskformer import MaskFormer, load_config
 from maskformer.cli import app
-from maskformer.data import build_dataset, check_dataset
+from maskformer.data import DatasetInfo, build_dataset, check_dataset
+from maskformer.data.palette import palette
 from maskformer.data.sample import Split
+from maskformer.training.checkpoints.writing import info_to_json
 
 README = "README.md"
 
@@ -128,6 +131,22 @@ def test_commands_are_read_as_written(
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     recipe = values.get("config") or "camvid"
     load_config(recipe, overrides)
+
+
+def test_prediction_from_python_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (text,) = snippets("docs/running.md", "python")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (48, 40)).save("photo.jpg")
+    tiny = load_config("quickstart").model.model_copy(update={"num_classes": 3})
+    MaskFormer(tiny).save_pretrained("runs/mine")
+    info = DatasetInfo(("a", "b", "c"), frozenset({0, 1}), palette(3), (0, 1, 2))
+    Path("runs/mine/dataset.json").write_text(info_to_json(info))
+    exec(text, names := {"content": Path("photo.jpg").read_bytes()})
+    assert isinstance(json.loads(names["answer"]), list)  # type: ignore[arg-type]
+    assert names["arrays"]["masks"].shape[1:] == (40, 48)  # type: ignore[index]
+    assert Path("overlay.png").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*does not fit the model")  # another number of classes

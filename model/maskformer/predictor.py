@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
 import torch
+from PIL import Image
 
 from maskformer.config.choices import Mode
 from maskformer.config.schema import SMALLEST_TILE, Config
@@ -26,6 +27,9 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import Size
 from maskformer.output.console import Progress
+from maskformer.output.picture_writer import draw_prediction
+from maskformer.output.pictures import to_pillow
+from maskformer.output.result_writer import categories, describe_instances, describe_segments
 from maskformer.system.paths import given_path
 from maskformer.system.text import escape
 from maskformer.training.checkpoints.contents import (
@@ -176,6 +180,53 @@ class Predictor:
             for prepared, prediction in zip(batch, self.predict(batch), strict=True):
                 found[int(prepared.sample.image_id)] = prediction
         return [found[k] for k in sorted(found)]
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The classes as COCO's `categories`: `id`, `name`, `isthing` and `color` of each."""
+        return categories(self.info)
+
+    def annotations(self, prediction: Prediction, min_score: float = 0.0) -> list[dict[str, Any]]:
+        """Describe the objects of a prediction in COCO's formats; `json.dumps` takes the result.
+
+        Args:
+            prediction: of an image, with instances or segments.
+            min_score: leave out objects with a lower score.
+
+        Returns:
+            For instances, `category_id`, `score`, `bbox` and `segmentation` (run lengths) of each,
+            as in `instances.json`; for a panoptic map, its `segments_info`, as in `panoptic.json`.
+            The ids are those of `categories`.
+
+        Raises:
+            UsageError: the prediction is a map of classes, which has no objects.
+        """
+        if prediction.instances is not None:
+            found = describe_instances(prediction.instances, self.info)
+        elif prediction.panoptic is not None:
+            ids, segments = prediction.panoptic
+            found = describe_segments(ids.cpu().numpy(), segments, self.info)
+        else:
+            raise UsageError(
+                "prediction has no objects: expected one of mode 'instance' or 'panoptic'"
+            )
+        return [entry for entry in found if entry["score"] >= min_score]
+
+    def overlay(self, image: ImageLike, prediction: Prediction) -> Image.Image:
+        """Draw a prediction over its image, with a legend, as `maskformer predict` does.
+
+        Instances are drawn if their score reaches `eval.object_mask_threshold`; `predict.opacity`
+        applies.
+
+        Args:
+            image: the image that was predicted.
+            prediction: its result.
+
+        Raises:
+            ValueError: the image has another size than the prediction.
+        """
+        [pixels] = self.processor.read(image)
+        return to_pillow(draw_prediction(pixels, prediction, self.info, self.config))
 
     def prepare(self, sample: Sample) -> Prepared:
         """Make the network input on the CPU. Other threads may call this during `predict`.

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from maskformer.weights.schemas import BILINEAR, PreprocessorPart, SizePart
 OF_LABELS = ("do_reduce_labels", "reduce_labels", "ignore_index", "num_labels")
 """Keys of a `preprocessor_config.json` that are about label maps."""
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+ImageLike = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 _MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 
 
@@ -195,9 +195,9 @@ class ImageProcessor:
         """Make one network input of one or several images.
 
         Args:
-            images: one or several of these: a file or a Pillow image (both are read by `reader`,
-                which rotates them by their EXIF orientation), an array `[H, W, C]` uint8, or a
-                tensor `[C, H, W]` uint8. C = 3 is RGB.
+            images: one or several of these: a file, the bytes of a file or a Pillow image (all
+                are read by `reader`, which rotates them by their EXIF orientation), an array
+                `[H, W, C]` uint8, or a tensor `[C, H, W]` uint8. C = 3 is RGB.
 
         Returns:
             A dict of `pixel_values`, float32 `[B, C, H, W]`: the resized images, normalised and
@@ -308,13 +308,13 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
         return [images]
     if not images:
         raise ValueError("images: expected at least one, got none")
-    return images
+    return cast(Sequence[ImageLike], images)  # mypy counts bytearray as bytes
 
 
 def to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
     if isinstance(image, str):
         image = Path(image)
-    if isinstance(image, Path | Image.Image):
+    if isinstance(image, Path | bytes | Image.Image):
         return reader(image)
     channels = reader.num_channels
     if isinstance(image, np.ndarray):
@@ -323,8 +323,8 @@ def to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
         form, of_channels = f"[{channels}, H, W]", image.shape[:1]
     else:
         raise TypeError(
-            "images: each must be a path, a Pillow image, an array or a tensor, got "
-            f"{type(image).__name__}"
+            "images: each must be a path, the bytes of a file, a Pillow image, an array or a "
+            f"tensor, got {type(image).__name__}"
         )
     of_bytes = str(image.dtype).removeprefix("torch.") == "uint8"
     if not of_bytes or image.ndim != 3 or tuple(of_channels) != (channels,) or 0 in image.shape:

@@ -20,6 +20,23 @@ LONGEST_SIDE = {"jpg": 65_535, "webp": 16_383}
 """The largest side that these formats support, in pixels."""
 
 
+def draw_prediction(
+    image: Tensor, prediction: Prediction, info: DatasetInfo, config: Config
+) -> Tensor:
+    """The image under the colours of its segments, over a legend, `[3, H', W']` uint8.
+
+    Args:
+        image: `[C, H, W]` uint8.
+        prediction: in the size of the image.
+        info, config: as in `PictureWriter`.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    segmentation = prediction.segmentation(config.eval.object_mask_threshold)
+    return overlay_with_legend(image, segmentation, info, opacity=config.predict.opacity)
+
+
 class PictureWriter:
     """Writes overlays. It is a context manager, which writes `files.json` at its end.
 
@@ -62,10 +79,7 @@ class PictureWriter:
         Raises:
             OSError: the folder cannot be written.
         """
-        segmentation = prediction.segmentation(self.config.eval.object_mask_threshold)
-        picture = overlay_with_legend(
-            image, segmentation, self.info, opacity=self.config.predict.opacity
-        )
+        picture = draw_prediction(image, prediction, self.info, self.config)
         picture_file = f"{name}.{self._suffix(picture)}"
         save_picture(picture, self.folder / picture_file)
         return {"file": encodable(str(file)), "name": name, "picture": picture_file}

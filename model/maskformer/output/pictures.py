@@ -180,7 +180,7 @@ def save_picture(picture: Tensor, file: Path) -> None:
         OSError: the file cannot be written; an existing one is kept.
     """
     form = Image.registered_extensions()[file.suffix.lower()]
-    _save(_to_pillow(picture), file, form, ENCODING.get(form, {}))
+    _save(to_pillow(picture), file, form, ENCODING.get(form, {}))
 
 
 def save_map(image: Image.Image, file: Path) -> None:
@@ -224,10 +224,11 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return _from_pillow(_to_pillow(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return _from_pillow(to_pillow(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-def _to_pillow(image: Tensor) -> Image.Image:
+def to_pillow(image: Tensor) -> Image.Image:
+    """Convert `[3, H, W]` uint8 to an image of Pillow."""
     # Pillow interleaves channels ten times as fast as a strided copy.
     bands = [Image.fromarray(np.ascontiguousarray(band.numpy())) for band in image.cpu()]
     return Image.merge("RGB", bands)
@@ -255,5 +256,5 @@ def _arrange(panels: Sequence[tuple[str, Tensor]]) -> Tensor:
         strip = Image.new("RGB", (width, top), PAPER)
         ImageDraw.Draw(strip).text((0, top - MARGIN / 2), text, INK, font, anchor="ls")
         sheet.paste(strip, (left, 0))
-        sheet.paste(_to_pillow(panel), (left, top))
+        sheet.paste(to_pillow(panel), (left, top))
     return _from_pillow(sheet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -151,7 +151,7 @@ class ResultWriter:
             result.size = (len(numbers), len(numbers[0]))
             result.segments = describe_segments(numbers, segments, self.info)
         if prediction.instances is not None:
-            result.instances = list(self._describe_instances(prediction.instances))
+            result.instances = describe_instances(prediction.instances, self.info)
         return result
 
     def collect(self, name: str, image_id: int | str, result: Result, file_name: str = "") -> None:
@@ -215,21 +215,30 @@ class ResultWriter:
         check_inside(self.folder, file.parent)
         save_map(image, file)
 
-    def _describe_instances(self, found: mfkernels.Instances) -> Iterator[dict[str, Any]]:
+
+def describe_instances(found: mfkernels.Instances, info: DatasetInfo) -> list[dict[str, Any]]:
+    """Entries of the COCO results format without the image; empty masks are left out.
+
+    Args:
+        found: the instances of one image.
+        info: gives the data set's own category ids.
+    """
+    return [
+        {
+            "category_id": info.category_ids[label],
+            "score": score,
+            "bbox": [left, top, right - left, bottom - top],
+            "segmentation": encode_mask(mask),
+        }
         for mask, label, score, (left, top, right, bottom) in zip(
             found.masks.cpu().numpy(),
             found.labels.tolist(),
             found.scores.tolist(),
             found.boxes.tolist(),
             strict=True,
-        ):
-            if mask.any():
-                yield {
-                    "category_id": self.info.category_ids[label],
-                    "score": score,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "segmentation": encode_mask(mask),
-                }
+        )
+        if mask.any()
+    ]
 
 
 def describe_segments(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,19 @@ from helpers.recipes import tiny_recipe
 from PIL import Image
 
 import maskformer
+from maskformer.config.choices import Mode
 from maskformer.config.load import merge_model_config, override_config
 from maskformer.convert import convert
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import UsageError
+from maskformer.errors import DatasetError, UsageError
 from maskformer.export import export
 from maskformer.inference.image_processor import to_tensor
 from maskformer.inference.ready import ready_to_predict
 from maskformer.modeling.autocast import predict
 from maskformer.modeling.outputs import Frames
+from maskformer.output.picture_writer import PictureWriter
+from maskformer.output.result_writer import ResultWriter
 from maskformer.predictor import Predictor
 
 INFO = DatasetInfo(("a", "b", "c"), frozenset({0, 1}), palette(3), (0, 1, 2))
@@ -94,8 +100,10 @@ def test_images_of_any_size_and_kind_give_what_each_gives_alone(tmp_path: Path, 
     predictor = build("eval.batch_size=2", mode=mode)
     arrays = images()
     Image.fromarray(arrays[1]).save(tmp_path / "b.png")
+    Image.fromarray(arrays[4]).save(tmp_path / "e.png")
+    content = (tmp_path / "e.png").read_bytes()
     tensor = torch.from_numpy(arrays[3]).permute(2, 0, 1)
-    mixed = [arrays[0], tmp_path / "b.png", Image.fromarray(arrays[2]), tensor, arrays[4]]
+    mixed = [arrays[0], tmp_path / "b.png", Image.fromarray(arrays[2]), tensor, content]
     together = predictor(mixed)
     assert len(together) == len(SIZES)
     for found, array in zip(together, arrays, strict=True):
@@ -111,6 +119,61 @@ def test_images_of_any_size_and_kind_give_what_each_gives_alone(tmp_path: Path, 
         else:
             assert np.array_equal(one["instances"]["masks"], other["instances"]["masks"])
             assert one["instances"]["boxes"].shape[1] == 4
+
+
+def test_bytes_are_read_as_files_are() -> None:
+    predictor, form = build(), BytesIO()
+    Image.fromarray(images()[0]).save(form, "EPS")
+    for content in (b"", b"no image", form.getvalue()):
+        with pytest.raises(DatasetError, match="image file given cannot be read"):
+            predictor(content)
+
+
+@pytest.mark.parametrize("mode", ["panoptic", "instance"])
+def test_annotations_and_overlays_are_those_that_are_written(tmp_path: Path, mode: Mode) -> None:
+    predictor, image = build(mode=mode), images()[1]
+    [prediction] = predictor(image)
+    with ResultWriter(tmp_path, INFO) as writer:
+        writer.add("x", 7, prediction)
+    if mode == "panoptic":
+        written = json.loads((tmp_path / "panoptic.json").read_text())
+        assert written["categories"] == predictor.categories
+        [entry] = written["annotations"]
+        expected = entry["segments_info"]
+    else:
+        written = json.loads((tmp_path / "instances.json").read_text())
+        assert {(entry.pop("image_id"), entry.pop("file_name")) for entry in written} == {
+            (7, "x.jpg")
+        }
+        expected = written
+    found = predictor.annotations(prediction)
+    assert json.loads(json.dumps(found)) == expected
+    scores = [entry["score"] for entry in found]
+    assert len(predictor.annotations(prediction, min_score=max(scores))) == scores.count(
+        max(scores)
+    )
+
+    with PictureWriter(tmp_path, INFO, predictor.config) as pictures:
+        pictures.write("x", Path("x.jpg"), to_tensor(image, predictor.processor.reader), prediction)
+    drawn = predictor.overlay(image, prediction)
+    assert np.array_equal(np.array(drawn), np.array(Image.open(tmp_path / "x.png")))
+
+
+def test_a_map_of_classes_has_no_annotations() -> None:
+    predictor = build()
+    [prediction] = predictor(images()[0])
+    with pytest.raises(UsageError, match="no objects"):
+        predictor.annotations(prediction)
+
+
+def test_threads_may_share_a_predictor() -> None:
+    predictor = build(mode="instance")
+    alone = [predictor(image)[0].numpy()["instances"] for image in images()]
+    with ThreadPoolExecutor(len(SIZES)) as pool:
+        together = list(pool.map(predictor, images() * 3))
+    for (found,), expected in zip(together, alone * 3, strict=True):
+        for name, values in found.numpy()["instances"].items():
+            assert np.array_equal(values, expected[name])
 
 
 def test_batches_hold_images_of_one_size() -> None:

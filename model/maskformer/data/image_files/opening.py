@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -36,6 +38,19 @@ class StoredFile(Protocol):
 
 
 ImageSource = Path | StoredFile
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The content of an image file, such as the body of a request, as `StoredFile`."""
+
+    content: bytes
+
+    def __str__(self) -> str:
+        return "given"
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.content)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from maskformer.data.image_files.arrays import (
     tiff_size,
 )
 from maskformer.data.image_files.depth import Values, ValueScale
-from maskformer.data.image_files.opening import ImageSource, open_image, opened_stream
+from maskformer.data.image_files.opening import EncodedImage, ImageSource, open_image, opened_stream
 from maskformer.data.image_files.orientation import (
     ImageFrame,
     OrientationRule,
@@ -83,9 +83,9 @@ class ImageReader:
     def num_channels(self) -> int:
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
-    def __call__(self, source: Path | Image.Image) -> Tensor:
-        """Read a file or an opened image, of which the first frame is used. The EXIF orientation is
-        applied unless the rule is `ignore`.
+    def __call__(self, source: Path | bytes | Image.Image) -> Tensor:
+        """Read a file, the content of one or an opened image, of which the first frame is used. The
+        EXIF orientation is applied unless the rule is `ignore`.
 
         Raises:
             DatasetError: the file is missing, broken, not an image or too large, has another number
@@ -93,6 +93,8 @@ class ImageReader:
         """
         if isinstance(source, Path):
             return self.read(source)[0]
+        if isinstance(source, bytes):
+            return self.read(EncodedImage(source))[0]
         file = getattr(source, "filename", "")
         if file and getattr(source, "tile", ()) and _loses_depth(source):
             return self.read(Path(file))[0]
