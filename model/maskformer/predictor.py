@@ -36,6 +36,7 @@ from maskformer.training.checkpoints.contents import (
     load_info,
     load_prediction_recipe,
     resolve_checkpoint,
+    with_things,
 )
 
 LARGE_REDUCTION = 3
@@ -152,6 +153,8 @@ class Predictor:
         averaged = tta or config.predict.tile is not None
         mode = mode or ("panoptic" if config.eval.panoptic and not averaged else "semantic")
         info = load_info(folder, model)
+        if config.predict.things is not None:
+            info = with_things(info, config.predict.things)
         return cls(model, config, info, mode=mode, tta=tta, progress=progress)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> list[Prediction]:

@@ -99,7 +99,7 @@ class MaskOutputs(dict[str, Tensor]):
         if not thing_classes:
             raise UsageError(
                 "instances need thing classes, but the data set has none: see data.things, or "
-                "isthing in COCO's JSON"
+                "isthing in COCO's JSON; for weights from elsewhere, predict.things"
             )
         return mfkernels.instance_segmentation(
             *self._final(),

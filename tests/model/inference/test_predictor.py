@@ -23,7 +23,7 @@ from maskformer.config.load import merge_model_config, override_config
 from maskformer.convert import convert
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
-from maskformer.errors import DatasetError, UsageError
+from maskformer.errors import ConfigError, DatasetError, UsageError
 from maskformer.export import export
 from maskformer.inference.image_processor import to_tensor
 from maskformer.inference.ready import ready_to_predict
@@ -293,6 +293,26 @@ def test_it_reads_runs_and_models(tmp_path: Path) -> None:
     assert predictor.info.num_classes == 3
     [prediction] = predictor(images()[1])
     assert prediction.numpy()["classes"].shape == SIZES[1]
+
+
+@pytest.mark.parametrize(("count", "things"), [(133, 80), (150, 0)])
+def test_published_weights_do_not_say_what_is_a_thing(
+    tmp_path: Path, count: int, things: int
+) -> None:
+    torch.manual_seed(0)
+    model = maskformer.MaskFormer.from_config("quickstart", num_classes=count)
+    model.class_names = tuple(f"name {index}" for index in range(count))
+    model.save_pretrained(tmp_path)
+
+    def load(*overrides: str) -> Predictor:
+        return maskformer.Predictor.from_pretrained(tmp_path, *overrides, mode="panoptic")
+
+    assert load().info.things == set(range(things))
+    assert load("predict.things=[name 90, name 7]").info.things == {7, 90}
+    assert load("predict.things=name 3").info.things == {3}
+    assert load("predict.things=[]").info.things == set()
+    with pytest.raises(ConfigError, match=r"no class 'nme 7'; did you mean 'name 7'\?"):
+        load("predict.things=nme 7")
 
 
 def test_copies_and_other_processes_predict_the_same() -> None:

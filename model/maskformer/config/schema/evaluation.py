@@ -8,7 +8,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from maskformer.config.choices import InferencePrecision
 from maskformer.config.schema.fields import (
+    MAX_CLASSES,
     Fraction,
+    Name,
     NonNegativeInt,
     OneOrMore,
     Positive,
@@ -133,3 +135,8 @@ class PredictConfig(Section):
     """Opacity of the colours over the image: 0 shows only the image, 1 only the colours."""
     picture_format: Literal["auto", "png", "jpg", "webp"] = "auto"
     """Format of the overlays; `auto` is PNG up to four million pixels and JPEG above."""
+    things: Annotated[tuple[Name, ...], OneOrMore, Field(max_length=MAX_CLASSES)] | None = None
+    """The classes whose objects are distinguished, by name. Default: those of the training data.
+    Weights from Hugging Face and of the authors do not say which classes are things: of 133
+    classes, as in COCO panoptic, the first 80 are taken, else none.
+    """

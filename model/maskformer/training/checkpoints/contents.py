@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, field_validator
 
+from maskformer.config.explain import nearest
 from maskformer.config.load import changed_values, load_config, override_config
 from maskformer.config.schema import MAX_CLASSES, Config, PredictConfig, ShapesConfig, fields
 from maskformer.data import DatasetInfo
@@ -16,12 +19,15 @@ from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
 from maskformer.system.documents import check, read_mapping, read_text
 from maskformer.system.listing import why_absent
+from maskformer.system.text import escape
 from maskformer.system.version import installed, writer
 from maskformer.weights.files import WEIGHT_SUFFIXES
 from maskformer.weights.locate import RECIPE, find_local
 from maskformer.weights.open import find, is_hub_id, read_class_names
 
 DATASET = "dataset.json"
+COCO_CLASSES, COCO_THINGS = 133, 80
+"""COCO panoptic, whose things come first, is the only data set with this number of classes."""
 RUNS = Path("runs")
 """The parent folder of runs for which `train` was given no output folder."""
 _PREDICTING = {
@@ -197,7 +203,9 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
     Args:
         checkpoint: the folder of the checkpoint.
         model: its model, which must have the same number of classes. If the checkpoint was not
-            written by a run, the classes are taken from the model, and all of them are stuff.
+            written by a run, the classes are taken from the model. Such weights do not say which
+            classes are things: all are stuff, except in COCO panoptic, which is recognised by its
+            number of classes.
 
     Raises:
         CheckpointError: the file is missing or damaged, or has another number of classes.
@@ -206,7 +214,8 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
     if model is not None and not file.is_file():
         count = model.num_classes
         classes = model.class_names or tuple(f"class {index}" for index in range(count))
-        return DatasetInfo(classes, frozenset(), palette(count), tuple(range(count)))
+        things = range(COCO_THINGS if count == COCO_CLASSES else 0)
+        return DatasetInfo(classes, frozenset(things), palette(count), tuple(range(count)))
     try:
         values = check(_Classes, read_mapping(file))
         info = DatasetInfo(values.classes, values.things, values.colors, values.category_ids)
@@ -217,3 +226,17 @@ def load_info(checkpoint: Path, model: SegmentationModel | None = None) -> Datas
             f"{file} has {info.num_classes} classes, expected {model.num_classes} as in the model"
         )
     return info
+
+
+def with_things(info: DatasetInfo, things: Sequence[str]) -> DatasetInfo:
+    """Return the same classes with other things.
+
+    Raises:
+        ConfigError: there is no class of that name.
+    """
+    for name in things:
+        if name not in info.classes:
+            text = f"the model has no class '{name}'{nearest(name, info.classes)}"
+            raise ConfigError(f"predict.things: {escape(text)}")
+    numbers = (number for number, name in enumerate(info.classes) if name in things)
+    return replace(info, things=frozenset(numbers))
