@@ -5,16 +5,17 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 import typer
 from helpers.integrations_models import maskformer as huggingface_maskformer
+from helpers.recipes import write_recipe
 from helpers.repository import ROOT
 from PIL import Image
 
-from maskformer import MaskFormer, load_config
+from maskformer import MaskFormer, Predictor, WeightsMismatchError, load_config
 from maskformer.cli import app
 from maskformer.data import DatasetInfo, build_dataset, check_dataset
 from maskformer.data.palette import palette
@@ -107,7 +108,7 @@ def test_the_recipe_for_own_data_works_as_written(
     "line",
     [
         line
-        for page in (README, "docs/running.md", "docs/models.md")
+        for page in (README, "docs/running.md", "docs/models.md", "docs/research.md")
         for text in snippets(page, "bash")
         for line in text.splitlines()
         if "maskformer " in line
@@ -147,6 +148,26 @@ def test_prediction_from_python_runs_as_written(
     assert isinstance(json.loads(names["answer"]), list)  # type: ignore[arg-type]
     assert names["arrays"]["masks"].shape[1:] == (40, 48)  # type: ignore[index]
     assert Path("overlay.png").is_file()
+
+
+def test_a_changed_model_and_losses_train_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path).rename("mine.yaml")
+    names: dict[str, Any] = {}
+    for text in snippets("docs/research.md", "python"):
+        exec(text, names)
+    assert type(names["predictor"].model).__name__ == "MyMaskFormer"
+    assert names["metrics"]["step"] == names["trainer"].step == 4
+    for run in ("sum", "growing", "points"):
+        assert json.loads(Path(f"runs/{run}/metrics.json").read_text())["step"] == 4
+    with pytest.raises(WeightsMismatchError):
+        Predictor.from_pretrained("runs/sum")
+    resumed = names["build_training"](
+        names["recipe"], Path("runs/sum"), resume=True, model_class=names["MyMaskFormer"]
+    )
+    assert resumed.step == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*does not fit the model")  # another number of classes

@@ -126,6 +126,7 @@ class Predictor:
         tta: bool = False,
         device: torch.device | str | None = None,
         progress: Progress | None = None,
+        model_class: type[SegmentationModel] = MaskFormer,
     ) -> Self:
         """Load a model as `maskformer predict` does.
 
@@ -137,6 +138,7 @@ class Predictor:
                 or test-time augmentation; otherwise `"semantic"`.
             tta, progress: as in the constructor.
             device: the device of the model. None: the GPU if there is one, otherwise the CPU.
+            model_class: the class of the model, if it is your own.
 
         Raises:
             CheckpointError: there is no checkpoint.
@@ -148,7 +150,7 @@ class Predictor:
         folder = resolve_checkpoint(given_path("path_or_hub_id", path_or_hub_id))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         warn = warnings.warn if progress is None else progress.warn
-        model = MaskFormer.from_pretrained(folder, warn=warn).to(device)
+        model = model_class.from_pretrained(folder, warn=warn).to(device)
         config = load_prediction_recipe(folder, model, list(overrides))
         averaged = tta or config.predict.tile is not None
         mode = mode or ("panoptic" if config.eval.panoptic and not averaged else "semantic")

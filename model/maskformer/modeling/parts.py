@@ -34,7 +34,11 @@ def _modules_of_backbone(backbone: nn.Module, number: int) -> list[nn.Module]:
     """Return the modules that timm registers after the last one of the previous part, up to and
     including the last one of part `number`.
     """
-    assert isinstance(backbone, Backbone)
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"train.freeze: the stages of your {type(backbone).__name__} are not known; freeze "
+            "the backbone as a whole"
+        )
     ends = _last_modules(backbone)
     parts: list[list[nn.Module]] = [[] for _ in (*BACKBONE_PARTS, "unused")]
     current = 0

@@ -115,6 +115,7 @@ def build_training(
     weights: Path | None = None,
     backend: Backend = "auto",
     cpu: bool = False,
+    model_class: type[SegmentationModel] = SegmentationModel,
 ) -> TrainingParts:
     """Build everything that `Trainer` needs. Nothing is written yet.
 
@@ -129,6 +130,8 @@ def build_training(
             initialisation, with a message. Ignored when a run is resumed.
         backend: the backend of the mfkernels operations, see `mfkernels.use_backend`.
         cpu: use the CPU even if there is a GPU.
+        model_class: a subclass of the class of the recipe's architecture, of which the model is to
+            be; such a run is resumed with it, too.
 
     Raises:
         FileExistsError: `output` already holds a run while `resume` and `overwrite` are False, or
@@ -166,7 +169,7 @@ def build_training(
     data = build_data(config, output, accelerator, progress)
     config = data.config
     config = config.model_copy(update={"train": choose_precision(config.train, accelerator.device)})
-    model = _build_model(config, weights, checkpoint, data, progress)
+    model = _build_model(config, weights, checkpoint, data, progress, model_class)
     progress.print(_summary(data, model, output))
     layout = choose_memory_format(config.train, model)
     sharded = is_sharded(config.train, accelerator)
@@ -426,10 +429,11 @@ def _build_model(
     checkpoint: Path | None,
     data: TrainingData,
     progress: Progress,
+    model_class: type[SegmentationModel],
 ) -> SegmentationModel:
     """Build the model and load the weights to start from, or those of the run to resume."""
     check_size(config.model)
-    model = build_model(config.model)
+    model = build_model(config.model, model_class)
     passes = data.accelerator.num_processes * config.train.accumulate
     if warning := warn_of_single_images(model, config.train.batch_size // passes):
         progress.warn(warning)

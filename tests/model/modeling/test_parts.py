@@ -96,6 +96,15 @@ def test_parts_that_are_not_there() -> None:
         model.freeze(["decoder"])
 
 
+def test_stages_of_a_users_backbone() -> None:
+    model = tiny_model()
+    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(ConfigError, match="stages of your Sequential are not known"):
+        model.freeze(["stage1"])
+    model.freeze(["backbone"])
+    assert not model.backbone[0].weight.requires_grad
+
+
 def test_a_model_needs_something_to_learn() -> None:
     model = tiny_model()
     for name in ("class_embed", "mask_embed"):
