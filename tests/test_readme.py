@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import typer
-from helpers.integrations_models import maskformer as huggingface_maskformer
+from helpers import integrations_models as huggingface
 from helpers.recipes import write_recipe
 from helpers.repository import ROOT
 from PIL import Image
@@ -21,6 +21,7 @@ from maskformer.data import DatasetInfo, build_dataset, check_dataset
 from maskformer.data.palette import palette
 from maskformer.data.sample import Split
 from maskformer.training.checkpoints.writing import info_to_json
+from mfkernels.integrations.transformers import unpatch
 
 README = "README.md"
 
@@ -150,6 +151,31 @@ def test_prediction_from_python_runs_as_written(
     assert Path("overlay.png").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # of the Trainer, without a GPU
+@pytest.mark.parametrize("name", ["maskformer", "mask2former", "oneformer", "eomt"])
+def test_the_page_on_transformers_runs_as_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, comparison = snippets("docs/transformers.md", "python")
+    monkeypatch.chdir(tmp_path)
+    batch = huggingface.inputs(name)
+    names: dict[str, Any] = {"model": huggingface.build(name), "batch": batch}
+    names["dataset"] = [
+        {key: batch[key][image] for key in ("pixel_values", "mask_labels", "class_labels")}
+        for image in range(2)
+    ]
+    if name == "oneformer":  # which the Trainer does not take, as the page says
+        training = training[: training.index("options =")]
+    try:
+        exec(training, names)
+        names["model"].cpu()  # the Trainer moves it to a GPU, and the batch is not there
+        exec(comparison, names)
+    finally:
+        unpatch()
+    assert names["loss_error"] < 1e-4
+    assert names["gradient_error"] < 1e-4
+
+
 def test_a_changed_model_and_losses_train_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,10 +200,10 @@ def test_a_changed_model_and_losses_train_as_written(
 def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what the text around it says that names stand for."""
     weights, patching, training = snippets(README, "python")
-    parts, backends = snippets("docs/operators.md", "python")
+    parts, criterion, own_costs, backends = snippets("docs/operators.md", "python")
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (48, 48)).save("photo.jpg")
-    model = huggingface_maskformer()
+    model = huggingface.maskformer()
     model.save_pretrained("facebook/maskformer-swin-tiny-ade")  # a folder comes before the hub
     exec(
         f"import maskformer\n{weights}",
@@ -188,7 +214,7 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(patching, patched := {"model": model})
         assert patched["names"]
     finally:
-        exec("from mfkernels.integrations.transformers import unpatch; unpatch()")
+        unpatch()
     truth = (torch.rand(3, 64, 64) < 0.3).float()
     names = {
         "pixel_values": torch.rand(1, 3, 64, 64),
@@ -216,3 +242,19 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         | {"mirrored": factors},
     )
     exec(backends)
+    logits = torch.randn(1, 20, 151, requires_grad=True)
+    official = {"pred_logits": logits, "pred_masks": torch.randn(1, 20, 16, 16, requires_grad=True)}
+    names |= {
+        "num_classes": 150,
+        "official_outputs": official | {"aux_outputs": [official]},
+        "official_targets": [{"labels": names["labels"][0], "masks": names["masks"][0]}],
+        "own_cost": torch.tensor([[2.0, 1.0], [0.0, 5.0], [9.0, 9.0]]),
+        "own_costs": torch.rand(2, 6, 3),
+    }
+    exec(criterion, names)
+    assert len(names["losses"]) == 8
+    names["total"].backward()
+    assert logits.grad is not None
+    exec(own_costs, names)
+    assert names["assigned_gt_inds"].tolist() == [2, 1, 0]
+    assert [len(queries) for queries, _ in names["indices"]] == [3, 2]
