@@ -179,9 +179,10 @@ def _program(network: nn.Module, example: Tensor, names: list[str], *, fixed: bo
 
 
 def _metadata(checkpoint: Path, model: SegmentationModel) -> dict[str, str]:
-    processor = ImageProcessor.from_pretrained(checkpoint)
+    processor, info = ImageProcessor.from_pretrained(checkpoint), load_info(checkpoint, model)
     return {
-        "classes": json.dumps(load_info(checkpoint, model).classes, ensure_ascii=False),
+        "classes": json.dumps(info.classes, ensure_ascii=False),
+        "things": json.dumps(sorted(info.things)),
         "shortest_edge": json.dumps(processor.short_side),
         "longest_edge": json.dumps(processor.max_side),
     }

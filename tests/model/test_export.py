@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ import numpy as np
 import pytest
 import torch
 from helpers.model_cases import randomise, relative_error, tiny_config, tiny_model
+from helpers.repository import ROOT
+from PIL import Image
 from typer.testing import CliRunner
 
 from maskformer import ImageProcessor
 from maskformer.cli import app
 from maskformer.config.schema import BackboneConfig
+from maskformer.data import DatasetInfo
+from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, OutputError, UsageError
 from maskformer.export import ImagesToOutputs, export
 from maskformer.modeling.base import SegmentationModel, build_model
 from maskformer.modeling.outputs import Frames
+from maskformer.training.checkpoints.writing import info_to_json
 from maskformer.training.run_folder import mark_run
 from mfkernels import use_backend
 
@@ -79,6 +86,7 @@ def test_classes_are_those_of_predict(
     session = onnxruntime.InferenceSession(str(made.file))
     stored = session.get_modelmeta().custom_metadata_map
     assert json.loads(stored["classes"]) == list("abcdefg")
+    assert json.loads(stored["things"]) == []
     assert (stored["shortest_edge"], stored["longest_edge"]) == ("320", "640")
 
 
@@ -92,6 +100,43 @@ def test_queries(model: SegmentationModel, folder: Path, tmp_path: Path) -> None
             expected = network(images(*size))
         for ours, truth in zip(run(file, images(*size)), expected, strict=True):
             assert relative_error(torch.from_numpy(ours), truth) < 1e-4
+
+
+@pytest.mark.long
+def test_objects_from_queries_as_written(
+    model: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snippet of docs/models.md, against the same in PyTorch."""
+    text, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure.get_parameter("class_embed.bias")[2] += 5
+    monkeypatch.chdir(tmp_path)
+    sure.save_pretrained("model")
+    processor = ImageProcessor(96, 640)
+    processor.save_pretrained("model")
+    info = DatasetInfo(tuple("abcdefg"), frozenset({2}), palette(7), tuple(range(7)))
+    Path("model/dataset.json").write_text(info_to_json(info))
+    export("model", "mine.onnx", outputs="queries")
+    picture = images(1, 15, 20)[0].byte().permute(1, 2, 0).numpy()
+    Image.fromarray(picture).resize((200, 150)).save("photo.jpg", quality=95)
+    names: dict[str, Any] = {}
+    exec(text, names)
+
+    processed = processor("photo.jpg")
+    with torch.no_grad():
+        outputs = sure(processed["pixel_values"], with_mask_logits=True)
+    scores, labels = outputs["class_logits"][-1, 0].softmax(-1).max(-1)
+    logits = outputs["mask_logits"][-1].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    (height, width), size = processed["image_sizes"][0], processed["original_sizes"][0]
+    masks = torch.nn.functional.interpolate(logits[..., :height, :width], size)[0] > 0
+    kept = [q for q, label in enumerate(labels.tolist()) if label in info.things]
+    assert kept
+    for query, (name, score, mask) in zip(kept, names["objects"], strict=True):
+        assert name == info.classes[labels[query]]
+        assert score == pytest.approx(float(scores[query]), abs=1e-2)
+        assert mask.shape == size
+        assert (torch.from_numpy(mask) == masks[query]).float().mean() > 0.9
 
 
 @pytest.mark.long

@@ -66,6 +66,10 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     `FEWEST_PIXELS`, those of the weights do. In bfloat16, it is faster than oneDNN on AVX-512, but
     not on the matrix units of AMX.
     """
+    # Exported and traced models must run on machines without this library. This comes first: an
+    # export would record comparisons of sizes as guards.
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
     dtype = _dtype(x)
     return (
         x.ndim == 4
@@ -78,9 +82,6 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         # not depend on the batch size.
         and x.shape[2] * x.shape[3] >= FEWEST_PIXELS[dtype]
         and _problem(x, weight) is None
-        # Exported and traced models must run on machines without this library.
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 

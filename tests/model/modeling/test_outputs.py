@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from helpers.model_cases import tiny_model
+from helpers.repository import ROOT
 from torch.utils import _pytree as pytree
 
+import maskformer
 from maskformer.modeling.outputs import Frames, MaskOutputs, Outputs, PixelOutputs, as_outputs
 
 FRAMES = Frames((64, 64), [(64, 48)], [(32, 24)])
@@ -70,3 +76,21 @@ def test_pytorch_finds_the_tensors(architecture: str) -> None:
     x = torch.randn(2, 3, 64, 64)
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(dict(exported(x)), dict(model(x)))
+
+
+def test_exported_programs_take_images_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snippet of docs/models.md. Convolutions are chosen by size, which no program may keep."""
+    _, text = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    maskformer.MaskFormer.from_config("quickstart", num_classes=3).save_pretrained("runs/mine")
+    names: dict[str, Any] = {}
+    exec(text, names)
+    program: Any = names["program"]
+    used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [name for name in used if "mfkernels" in name]
+    loaded = program.module()
+    for size in ((64, 96), (320, 256)):
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(dict(loaded(x)), dict(names["model"](x)), rtol=1e-3, atol=1e-3)
