@@ -68,7 +68,7 @@ class ResultWriter:
         classes/NAME.png, classes.json    the category id of each pixel, with the colours of the
                                           classes as palette for ids up to 255; the classes
         panoptic/NAME.png, panoptic.json  COCO panoptic format; id = R + 256 G + 65536 B, 0 is void
-        instances.json                    COCO results format, masks run-length encoded
+        instances.json, classes.json      COCO results format, masks run-length encoded; the classes
 
     Every image gets a unique NAME (see `OutputNames`) and a unique id; `images` in `panoptic.json`
     and `file_name` in `instances.json` map them to the image. Nothing is written outside of the
@@ -98,7 +98,7 @@ class ResultWriter:
 
     def __exit__(self, *error: object) -> None:
         """Write the JSON files, also after an interruption; they list complete results only."""
-        if self._has_classes:
+        if self._has_classes or self._instances is not None:
             write_json(self.folder / "classes.json", categories(self.info), indent=1)
         if self._panoptic is not None:
             content = {

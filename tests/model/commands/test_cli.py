@@ -348,6 +348,7 @@ def test_predict_writes_instances(run: Run, trained: Path, tmp_path: Path) -> No
     assert {path.name for path in out.iterdir()} == {
         ".predictions.jsonl",
         "000042.png",
+        "classes.json",
         "files.json",
         "instances.json",
     }

@@ -193,6 +193,9 @@ def test_instances_follow_the_results_format(tmp_path: Path) -> None:
     assert [entry["bbox"] for entry in entries] == [[2, 1, 5, 3], [2, 2, 1, 4]]
     for entry, mask in zip(entries, masks[:2], strict=True):
         assert np.array_equal(decode_mask(entry["segmentation"]), mask.numpy())
+    # The format has no place for them.
+    classes = json.loads((tmp_path / "classes.json").read_text())
+    assert [entry["id"] for entry in classes] == list(INFO.category_ids)
 
 
 def test_images_that_share_name_and_id_are_told_apart(tmp_path: Path) -> None:
