@@ -67,7 +67,7 @@ class BackendError(ValueError, RuntimeError):
 
 
 def part(name: str) -> Part:
-    """Return a part of the native code: ``cpu``, ``cuda`` (C++ operators), ``triton``, ``numpy``."""
+    """Return a part of the native code: ``cpu`` and ``cuda`` (C++), ``triton`` or ``numpy``."""
     return native.parts[name]
 
 

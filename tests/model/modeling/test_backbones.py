@@ -267,7 +267,9 @@ class TestLoadWeights:
         state = source.state_dict()
         del state["layer3.0.conv1.weight"]
         save_file(state, tmp_path / "part.safetensors")
-        with pytest.raises(RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv1.weight"):
+        with pytest.raises(
+            RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv1.weight"
+        ):
             Backbone(self.config).load_weights(tmp_path / "part.safetensors")
 
     @pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
@@ -277,7 +279,9 @@ class TestLoadWeights:
         state = source.state_dict()
         state["layer3.0.conv1.weight"] = state["layer3.0.conv1.weight"].to(dtype)
         save_file(state, tmp_path / "whole.safetensors")
-        with pytest.raises(RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv1.weight"):
+        with pytest.raises(
+            RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv1.weight"
+        ):
             Backbone(self.config).load_weights(tmp_path / "whole.safetensors")
 
     def test_file_that_is_not_finite(self, source: nn.Module, tmp_path: Path) -> None:

@@ -331,7 +331,9 @@ class TestBackboneFiles:
         last = "stem.conv3.norm.bias" if deep_stem else "stem.conv1.norm.bias"
         assert np.array_equal(weights["bn1.bias"], state[last])
         del state["res4.0.conv2.weight"]
-        with pytest.raises(RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv2.weight"):
+        with pytest.raises(
+            RuntimeError, match=r"lacks 1 floating-point entries, such as layer3.0.conv2.weight"
+        ):
             Backbone(self.resnet(deep_stem)).load_weights(write_zoo(file, state))
 
     def test_swin(self, tmp_path: Path) -> None:
