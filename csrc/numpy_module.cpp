@@ -1,4 +1,4 @@
-// NumPy entry points and what the build knows about itself. No tensors here.
+// The NumPy entry points, and information about the build. No tensors are used here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -36,7 +36,7 @@ int64_t stride(const py::array& cost, py::ssize_t axis) {
   return cost.strides(axis) / cost.itemsize();
 }
 
-// Before memory is taken for the last two axes, a matrix.
+// Checks the size of the matrices, the last two axes, before memory is allocated for them.
 void check_extent(const py::array& cost) {
   const py::ssize_t axes = cost.ndim();
   for (const py::ssize_t axis : {axes - 2, axes - 1}) {
@@ -56,7 +56,7 @@ void check_extent(const py::array& cost) {
   }
 }
 
-// One problem; `cost` is native floating point (the Python side sees to it).
+// Solves one problem. The Python side ensures that `cost` is floating point in native byte order.
 std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(const py::array& cost,
                                                                             bool maximize) {
   if (cost.ndim() != 2) throw std::invalid_argument("cost must be a matrix");
@@ -105,7 +105,8 @@ std::pair<py::array_t<int64_t>, py::array_t<int64_t>> linear_sum_assignment(cons
 
 using Counts = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
-// The tensor operator's work on NumPy arrays, `[B, R, C]`: (assignment `[B, R]`, status `[B]`).
+// The tensor operator for NumPy arrays `[B, R, C]`; returns the assignment `[B, R]` and status
+// `[B]`.
 std::pair<py::array_t<int64_t>, py::array_t<int32_t>> batch_linear_assignment(
     const py::array& cost, const Counts& row_counts, const Counts& column_counts, bool maximize,
     bool strict, int threads) {

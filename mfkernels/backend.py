@@ -67,7 +67,7 @@ class BackendError(ValueError, RuntimeError):
 
 
 def part(name: str) -> Part:
-    """Return a part of the native code: ``cpu`` and ``cuda`` (C++), ``triton`` or ``numpy``."""
+    """Return a part of the native code: `cpu` or `cuda` (C++ operators), `triton` or `numpy`."""
     return native.parts[name]
 
 

@@ -68,11 +68,8 @@ class LossesWithTotal(dict[str, Tensor]):
         self._given = tuple((name, loss, version_of(loss)) for name, loss in self.items())
 
     def total_of(self, weights: tuple[float, float, float]) -> Tensor | None:
-        """Return the total if it is still valid for these weights, otherwise None.
-
-        It is not if a loss was changed, added or removed since, nor in inference mode, where
-        in-place changes cannot be detected.
-        """
+        """Return the total; None if the weights differ, if a loss was changed, added or removed, or
+        in inference mode, where in-place changes cannot be detected."""
         unchanged = len(self) == len(self._given) and all(
             version is not None and self.get(name) is loss and version_of(loss) == version
             for name, loss, version in self._given
@@ -238,8 +235,7 @@ class MaskFormerCriterion(nn.Module):
                 for layers, queries in zip(groups, matched, strict=True)
             ]
         total = sums[0][1] if len(sums) == 1 else None
-        # By kind and layer. Unlike those of `split`, these views may be changed in place, which the
-        # official training code does to weight the losses.
+        # By kind and layer; `unsafe_split`, as official code weights the losses in place.
         by_kind = [
             [loss.squeeze(0) for losses, _ in sums for loss in losses[kind].unsafe_split(1)]
             for kind in range(3)
@@ -349,8 +345,7 @@ class MaskFormerCriterion(nn.Module):
 
     def _assign(self, cost: Tensor, targets: SegmentTargets) -> Tensor:
         """`[L, B, T]` for `cost [L, B, Q, T]`."""
-        # Segments are the rows, because the solver takes one step per row and there are far fewer
-        # segments than queries.
+        # Segments are the rows, as the solver works row by row and there are fewer than queries.
         assignment, status = batch_linear_assignment_with_status(
             cost.transpose(-1, -2), row_counts=targets.counts_tensor()
         )
@@ -370,8 +365,7 @@ class MaskFormerCriterion(nn.Module):
         """The query of each segment is its class; later segments of a class have none."""
         labels = targets.padded_labels(fill=-1)
         repeated = (labels[:, :, None] == labels[:, None, :]).tril(-1).any(2)
-        # A label that is out of range but could not be checked makes the class loss NaN; here it
-        # must not become an index out of bounds.
+        # An unchecked label out of range makes the class loss NaN; here, keep the index in bounds.
         queries = labels.clamp(-1, self.num_classes - 1).masked_fill(repeated, -1)
         return queries.expand(num_layers, -1, -1).contiguous()
 
@@ -393,10 +387,7 @@ class MaskFormerCriterion(nn.Module):
         outputs: Mapping[str, Any],
         targets: SegmentTargets | Sequence[Mapping[str, Tensor]],
     ) -> tuple[list[_Layers], SegmentTargets]:
-        """Check and return predictions (earlier layers first) and targets.
-
-        The operations are then called without their own checks.
-        """
+        """Check and return predictions (earlier layers first) and targets, for unchecked calls."""
         given = read_outputs(outputs)
         if not isinstance(targets, SegmentTargets):
             targets = _read_targets(targets)
@@ -448,16 +439,8 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 def kept_weights(
     before: Tensor | None, after: Tensor | None, given: Tensor | None
 ) -> Tensor | None:
-    """Return the class weights with the device and dtype of `after` and their original values.
-
-    `nn.Module.to_empty` loses the values, and no checkpoint holds them, because they are not
-    persistent.
-
-    Args:
-        before: the buffer before the module was moved; it has no values if it is on "meta".
-        after: the buffer after the module was moved; its values may be uninitialised.
-        given: the weights that the user gave, on the CPU.
-    """
+    """Return the class weights with the device and dtype of `after` and their values of `before`
+    (on "meta": of `given`, on the CPU): `to_empty` loses them, and no checkpoint holds them."""
     if before is None or after is None or given is None:
         return after
     return (given if before.is_meta else before).to(after)
@@ -476,11 +459,8 @@ def _check_weights(class_weights: Sequence[float] | Tensor, num_classes: int) ->
 
 
 def read_outputs(outputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Return class logits, mask embeddings and pixel features (or mask logits and None).
-
-    There is one entry for all layers together if they can be viewed as one tensor, or stacked at
-    little cost; otherwise one entry per layer.
-    """
+    """Return class logits, mask embeddings and pixel features (or mask logits and None), in one
+    entry if all layers can be viewed as one tensor or stacked cheaply, else in one per layer."""
     if "mask_embed" in outputs:
         class_logits, mask_embed = _need(outputs, "class_logits"), _need(outputs, "mask_embed")
         if class_logits.ndim == mask_embed.ndim == 3:  # a single layer; the operations add the axis

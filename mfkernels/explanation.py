@@ -68,7 +68,7 @@ def explain() -> Explanation:
     ``print(mfkernels.explain())`` and ``python -m mfkernels`` show the report as a table.
 
     Returns:
-        An object with the fields `request` (the backend setting), `parts` (the parts of the
+        An object with the fields `request` (the backend setting), `parts` (those of the
         native code), `build` (properties of the build by name) and `operations` (one row per
         operation and type of device: name, device, backend, why not native).
 

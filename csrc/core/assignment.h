@@ -2,19 +2,19 @@
 //
 // The group is a template parameter: one lane on a CPU, a warp or several warps on a GPU. Every
 // lane of the group calls the same functions with the same arguments and owns the columns lane,
-// lane + lanes, lane + 2 * lanes, ... Between two steps the group synchronises.
+// lane + lanes, lane + 2 * lanes, ... The group synchronises between steps.
 //
-// Rows are the smaller side. +inf is no edge; costs hold no NaN and no -inf here (see `admit`).
-// Row and column duals are fp64 whatever the costs are: with fp32 duals, costs that someone clamped
-// to 1e10 swallow all the others.
+// Rows are the smaller side. +inf means no edge; costs hold no NaN and no -inf here (see `admit`).
+// Row and column duals are fp64 whatever the type of the costs: with fp32 duals, costs that were
+// clamped to 1e10 would absorb all others by rounding.
 //
 // A group provides
 //   int lane() const, lanes() const;  void sync() const;
-//   Nearest nearest(Nearest) const;      the least of all lanes' candidates, in every lane
-//   TwoLeast two_least(TwoLeast) const;  the two least of all lanes' values, in every lane
+//   Nearest nearest(Nearest) const;      the smallest of all lanes' candidates, in every lane
+//   TwoLeast two_least(TwoLeast) const;  the two smallest of all lanes' values, in every lane
 //   static void claim(int32_t* slot, int32_t row);  slot = min(slot, row), unsigned and atomic
-//   void write_union(int32_t* word, int32_t bits) const;  *word = the bits of all lanes
-// where the two reductions synchronise too.
+//   void write_union(int32_t* word, int32_t bits) const;  *word = bitwise or over all lanes
+// where the two reductions also synchronise.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ enum Status : int32_t {
 
 constexpr int32_t kNone = -1;
 
-// From this size the reductions of Jonker and Volgenant pay on square problems.
+// From this size on, the initial reductions of Jonker and Volgenant save time on square problems.
 constexpr int32_t kSquare = 8;
 
 MFK_INLINE double infinity() {
@@ -43,7 +43,7 @@ MFK_INLINE double infinity() {
   return value;
 }
 
-// A cost as the search wants it: what is not a number or -inf is no edge; the status says so.
+// Converts a cost for the search: NaN and -inf become +inf, no edge, and are noted in the status.
 template <class T>
 MFK_INLINE T admit(T cost, int32_t& status) {
   if (is_finite(cost)) return cost;
@@ -51,7 +51,7 @@ MFK_INLINE T admit(T cost, int32_t& status) {
   return static_cast<T>(infinity());
 }
 
-// A column that the search may go to next. Lower rank wins among equal distances.
+// A candidate for the column that the search visits next. Among equal distances, a lower rank wins.
 struct Nearest {
   double distance;
   int32_t rank;
@@ -62,7 +62,7 @@ MFK_INLINE bool operator<(const Nearest& a, const Nearest& b) {
   return a.distance < b.distance || (a.distance == b.distance && a.rank < b.rank);
 }
 
-// The two least of a row's reduced costs (equal ones count twice) and the column of the least.
+// The two smallest reduced costs of a row (equal ones count twice), and the column of the smallest.
 struct TwoLeast {
   double least;
   double second;
@@ -79,7 +79,7 @@ struct TwoLeast {
   }
 };
 
-// The two least of two parts; of equals the one with the lower column is the least.
+// Merges the two smallest of two parts; among equal values, the lower column wins.
 MFK_INLINE TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
   const bool first = (a.least < b.least) | ((a.least == b.least) & (a.column <= b.column));
   const double least = first ? a.least : b.least;
@@ -88,7 +88,7 @@ MFK_INLINE TwoLeast join(const TwoLeast& a, const TwoLeast& b) {
   return {least, other < second ? other : second, first ? a.column : b.column};
 }
 
-// Costs held densely, one row after the other.
+// Costs in a dense row-major matrix.
 template <class T>
 struct DenseCosts {
   using Cost = T;
@@ -110,25 +110,26 @@ struct Problem {
   double* row_dual;     // [rows]
   double* column_dual;  // [columns]; -inf while the column is in the tree, so it is never relaxed
   double* distance;     // [columns]; +inf while the column is in the tree, so it is never nearest
-  PathIndex* path;      // [columns] row from which the column was reached
+  PathIndex* path;      // [columns] the row from which the column was reached
   int32_t* column_of_row;  // [rows]
   int32_t* row_of_column;  // [columns]
-  int32_t* tree_column;    // [rows] columns of the tree in the order in which they were scanned,
-  double* tree_distance;   // [rows] with their distances
-  double* tree_dual;       // [rows] and the duals they had
-  int32_t* remaining;      // [columns] strict only: columns outside the tree in SciPy's order,
-  int32_t* position;       // [columns] and where each of them stands in it
+  int32_t* tree_column;    // [rows] the columns of the tree, in the order of scanning,
+  double* tree_distance;   // [rows] their distances,
+  double* tree_dual;       // [rows] and their duals before
+  int32_t* remaining;      // [columns] strict only: the columns outside the tree in SciPy's order,
+  int32_t* position;       // [columns] and the position of each column in it
 };
 
-// How many costs of a row a group loads at a time.
+// The number of costs of a row that a lane loads at a time.
 template <class Group>
 constexpr int kVectorOf = 1;
 
-// How a group looks at a row. CPU groups with vector registers specialise this.
+// The operations of a group on a row. Groups with vector instructions specialise this.
 template <class Group>
 struct Scan {
-  // Relax the edges of `row` and return the nearest column outside the tree. `base` is the length
-  // of the path to `row`. Strict: SciPy's order of additions and its choice among equal distances.
+  // Relaxes the edges of `row` and returns the nearest column outside the tree. `base` is the
+  // length of the path to `row`. Strict: with SciPy's order of additions and choice among equal
+  // distances.
   template <bool kFirst, bool kStrict, class P>
   static MFK_HOST_DEVICE Nearest relax(const Group& group, const P& p, int32_t row, double base) {
     const double row_dual = p.row_dual[row];
@@ -151,8 +152,9 @@ struct Scan {
     return group.nearest(best);
   }
 
-  // SciPy keeps the columns in a list, in which the last one takes the place of one that leaves.
-  // Among equal distances its last unassigned column wins, else its first assigned one.
+  // SciPy keeps the columns in a list, in which the last one replaces a column that is removed.
+  // Among equal distances, the last unassigned column of the list wins, otherwise the first
+  // assigned one.
   template <bool kStrict, class P>
   static MFK_INLINE int32_t rank(const P& p, int32_t column) {
     if constexpr (!kStrict) {
@@ -163,7 +165,7 @@ struct Scan {
     }
   }
 
-  // Where the least cost of a row (or of a column) is, kNone if there is none; it becomes the dual.
+  // The position of the smallest cost of a row (or column), or kNone; its value becomes the dual.
   template <bool kOfRow, class P>
   static MFK_INLINE int32_t least(const P& p, int32_t line, double* dual) {
     double best = infinity();
@@ -180,7 +182,7 @@ struct Scan {
     return where;
   }
 
-  // The least cost of each row becomes its dual; the row claims a column that has it.
+  // Sets the dual of each row to its smallest cost; the row claims a column that has this cost.
   template <class P>
   static MFK_HOST_DEVICE void claim_minima(const Group& group, const P& p) {
     for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
@@ -190,7 +192,7 @@ struct Scan {
     }
   }
 
-  // The two least of `cost - column dual` in a row.
+  // The two smallest values of `cost - column dual` in a row.
   template <class P>
   static MFK_HOST_DEVICE TwoLeast two_least(const Group& group, const P& p, int32_t row) {
     TwoLeast best{infinity(), infinity(), kNone};
@@ -200,7 +202,7 @@ struct Scan {
     return group.two_least(best);
   }
 
-  // The least cost of each column becomes its dual; `path` remembers a row that has it.
+  // Sets the dual of each column to its smallest cost, and `path` to a row that has this cost.
   template <class P>
   static MFK_HOST_DEVICE void column_minima(const Group& group, const P& p) {
     for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
@@ -209,7 +211,8 @@ struct Scan {
   }
 };
 
-// Nothing assigned, column duals 0. Free columns must keep dual 0 on a rectangular problem.
+// Starts without assignments and with duals of 0. In a rectangular problem, unassigned columns must
+// keep the dual 0.
 template <class Group, class P>
 MFK_HOST_DEVICE void reset(const Group& group, const P& p) {
   for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
@@ -223,7 +226,8 @@ MFK_HOST_DEVICE void reset(const Group& group, const P& p) {
   group.sync();
 }
 
-// Start with every row at its least cost; of the rows that want one column the first gets it.
+// Starts with each row at its smallest cost; of the rows that claim a column, the first one gets
+// it.
 template <class Group, class P>
 MFK_HOST_DEVICE void start_at_row_minima(const Group& group, const P& p) {
   Scan<Group>::claim_minima(group, p);
@@ -235,13 +239,14 @@ MFK_HOST_DEVICE void start_at_row_minima(const Group& group, const P& p) {
   group.sync();
 }
 
-// The start of Jonker and Volgenant (1987) for square problems: column reduction, then reduction
-// transfer. Every column has to be assigned there, so any column dual will do.
+// The initialisation of Jonker and Volgenant (1987) for square problems: column reduction, then
+// reduction transfer. All columns are assigned in the end, so that column duals may have any value.
 template <class Group, class P>
 MFK_HOST_DEVICE void start_at_column_minima(const Group& group, const P& p) {
   Scan<Group>::column_minima(group, p);
   group.sync();
-  // Of the columns whose least cost is in one row the first gets it; `tree_column` counts them.
+  // Of the columns whose smallest cost is in the same row, the first one gets the row;
+  // `tree_column` counts them.
   if (group.lane() == 0) {
     for (int32_t i = 0; i < p.rows; ++i) p.tree_column[i] = 0;
     for (int32_t j = 0; j < p.columns; ++j) {
@@ -257,7 +262,7 @@ MFK_HOST_DEVICE void start_at_column_minima(const Group& group, const P& p) {
     const int32_t column = p.column_of_row[i];
     const double dual = p.column_dual[column];
     group.sync();
-    if (group.lane() == 0) p.column_dual[column] = -infinity();  // out of the way of the minimum
+    if (group.lane() == 0) p.column_dual[column] = -infinity();  // excludes it from the minimum
     group.sync();
     const double least = Scan<Group>::two_least(group, p, i).least;
     if (group.lane() == 0) p.column_dual[column] = least < infinity() ? dual - least : dual;
@@ -265,10 +270,11 @@ MFK_HOST_DEVICE void start_at_column_minima(const Group& group, const P& p) {
   }
 }
 
-// Augmenting row reduction of Jonker and Volgenant (1987): a free row takes its nearest column, and
-// lowers that column's dual so far that the next one would do as well; who had the column is free
-// again and goes on at once. Free columns keep their dual, so it serves rectangular problems too.
-// `turns` bounds the work; what is still free then is left to augmentation.
+// The augmenting row reduction of Jonker and Volgenant (1987). A free row takes its nearest column
+// and lowers that column's dual until the second nearest is as near; the row that had the column
+// becomes free and continues at once. Unassigned columns keep their duals, so that it is valid for
+// rectangular problems too. `turns` limits the iterations; rows that are still free are assigned by
+// augmentation.
 template <class Group, class P>
 MFK_HOST_DEVICE void reduce_rows(const Group& group, const P& p, int32_t turns) {
   int32_t next = 0;
@@ -304,7 +310,7 @@ MFK_HOST_DEVICE void reduce_rows(const Group& group, const P& p, int32_t turns) 
   }
 }
 
-// Row duals that fit the assignment and the column duals: an assigned edge has reduced cost 0.
+// Computes the row duals from the column duals, such that assigned edges have the reduced cost 0.
 template <class Group, class P>
 MFK_HOST_DEVICE void fit_row_duals(const Group& group, const P& p) {
   for (int32_t i = group.lane(); i < p.rows; i += group.lanes()) {
@@ -314,7 +320,7 @@ MFK_HOST_DEVICE void fit_row_duals(const Group& group, const P& p) {
   group.sync();
 }
 
-// The rows on the path that ends at column `end` get the columns that they were reached from.
+// Flips the assignment along the augmenting path that ends at column `end`.
 template <class P>
 MFK_HOST_DEVICE void assign_along_path(const P& p, int32_t start, const Nearest& end,
                                        int32_t scanned) {
@@ -330,7 +336,7 @@ MFK_HOST_DEVICE void assign_along_path(const P& p, int32_t start, const Nearest&
   }
 }
 
-// Assign row `start` along a shortest augmenting path. False: no path over real edges exists.
+// Assigns row `start` along a shortest augmenting path. False: no path of finite cost exists.
 template <bool kStrict, class Group, class P>
 MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
   int32_t remaining = p.columns;
@@ -345,7 +351,7 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
   Nearest best = Scan<Group>::template relax<true, kStrict>(group, p, start, 0.0);
   int32_t scanned = 0;
   bool reached = false;
-  // Each turn but the last puts one assigned column into the tree, and there are fewer than `rows`.
+  // Each iteration but the last adds an assigned column to the tree; there are fewer than `rows`.
   while (scanned < p.rows && best.distance < infinity()) {
     const int32_t row = p.row_of_column[best.column];
     if (row == kNone) {
@@ -371,7 +377,8 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
     best = Scan<Group>::template relax<false, kStrict>(group, p, row, best.distance);
   }
 
-  // Columns of the tree get their duals back, lowered by how much nearer than the end they were.
+  // Restore the duals of the columns in the tree, lowered by the difference between the distance of
+  // the end and theirs.
   for (int32_t k = group.lane(); k < scanned; k += group.lanes()) {
     const int32_t column = p.tree_column[k];
     const double slack = reached ? best.distance - p.tree_distance[k] : 0.0;
@@ -386,7 +393,7 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
   return true;
 }
 
-// Solve the problem. False: infeasible, and the assignment is not complete.
+// Solves the problem. False: it is infeasible, and the assignment is not complete.
 template <bool kStrict, class Group, class P>
 MFK_HOST_DEVICE bool solve(const Group& group, const P& p) {
   reset(group, p);
@@ -405,7 +412,7 @@ MFK_HOST_DEVICE bool solve(const Group& group, const P& p) {
   return true;
 }
 
-// What a missing edge costs when there is no way around it: so much that as few as possible are
+// The cost of a missing edge in an infeasible problem, so large that as few of them as possible are
 // used.
 MFK_INLINE double substitute(double least, double greatest, int32_t rows, double limit) {
   const double range = greatest - least > 1.0 ? greatest - least : 1.0;

@@ -1,4 +1,4 @@
-// A batch of assignment problems, and how a lane group takes one of them from tensor to tensor.
+// A batch of assignment problems, and how a group of lanes loads, solves and stores one of them.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct Batch {
   const int64_t* row_counts;                        // [batch], or null: all
   const int64_t* column_counts;
   bool maximize;
-  bool strict;          // SciPy's indices on ties
-  bool substitute;      // give missing edges a finite cost where a problem is infeasible without
+  bool strict;          // for ties, SciPy's indices
+  bool substitute;      // give missing edges a finite cost if a problem is infeasible without them
   int64_t* assignment;  // [batch, rows] out: column of each row, -1 for none
   int32_t* status;      // [batch] out: Status bits
 };
@@ -44,7 +44,7 @@ MFK_INLINE Shape shape_of(const Batch& batch, int64_t index) {
   return {columns, rows, batch.column_stride, batch.row_stride, true};
 }
 
-// Working memory of one problem, one block: 8-byte arrays first.
+// The size of the working memory of one problem: a single block, with the 8-byte arrays first.
 MFK_INLINE int64_t array_bytes(int64_t rows, int64_t columns, bool strict) {
   return round_up(rows * 32 + columns * (strict ? 32 : 24), 16);
 }
@@ -70,22 +70,23 @@ MFK_INLINE Problem<DenseCosts<T>> carve(char* memory, int32_t rows, int32_t colu
   return p;
 }
 
-// An odd row stride, in vectors that a group loads at a time, spreads a column of shared memory over
-// its banks.
+// An odd row stride, in units of vectors, spreads the elements of a column over the banks of shared
+// memory.
 template <int kVector>
 MFK_INLINE int64_t dense_stride(int64_t columns) {
   return (divide_up(columns, kVector) | 1) * kVector;
 }
 
-// Elements of dense rows of which a group reads `read` columns, the last row too.
+// The number of elements of dense rows if a group reads `read` columns of each, also of the last
+// one.
 template <int kVector>
 MFK_INLINE int64_t dense_elements(int64_t rows, int64_t columns, int64_t read) {
   const int64_t stride = dense_stride<kVector>(columns);
   return rows * stride + (read > stride ? read - stride : 0);
 }
 
-// Copy the costs into dense rows, along the direction that is contiguous in memory; several loads are
-// under way at a time. Returns this lane's status bits.
+// Copies the costs into dense rows, along the axis that is contiguous in memory, with several loads
+// in flight. Returns this lane's status bits.
 template <class S, class T, class Group>
 MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Shape& shape,
                                    bool negate, T* dense, int64_t stride) {
@@ -107,7 +108,7 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
     int64_t targets[kInFlight];
     MFK_UNROLL
     for (int k = 0; k < kInFlight; ++k) {
-      // Past the end the last entry is read again and goes nowhere.
+      // Beyond the end, a valid entry is read again and not stored.
       const bool inside = o < outer;
       const int64_t safe_o = inside ? o : outer - 1;
       costs[k] = source[safe_o * from_outer + i * from_inner];
@@ -129,8 +130,8 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
   return status;
 }
 
-// The costs of problem `index` into dense rows, its smaller side as rows, for a group that loads
-// kVector of them at a time; this lane's status bits.
+// Copies the costs of problem `index` into dense rows, with its smaller side as rows, for a group
+// that loads kVector costs at a time. Returns this lane's status bits.
 template <class T, int kVector, class Group>
 MFK_HOST_DEVICE int32_t load_problem(const Group& group, const Batch& batch, int64_t index,
                                      T* dense) {
@@ -155,7 +156,7 @@ MFK_HOST_DEVICE int32_t load_problem(const Group& group, const Batch& batch, int
   return status;
 }
 
-// Give every missing edge one finite cost above all others.
+// Gives every missing edge the same finite cost, above all others.
 template <class Group, class P>
 MFK_HOST_DEVICE void substitute_missing(const Group& group, const P& p, typename P::Cost* dense) {
   using T = typename P::Cost;
@@ -184,8 +185,8 @@ MFK_HOST_DEVICE void substitute_missing(const Group& group, const P& p, typename
   group.sync();
 }
 
-// Assignment and status of problem `index` from what `load_problem` left in `dense`. `memory` and
-// `dense` belong to the group, `status` to the lane.
+// Solves problem `index`, whose costs `load_problem` has stored in `dense`, and stores its
+// assignment and status. `memory` and `dense` belong to the group, `status` to the lane.
 template <bool kStrict, class T, class Group>
 MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_t index,
                                   char* memory, T* dense, int32_t status) {
@@ -195,7 +196,7 @@ MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_
   Problem<DenseCosts<T>> p = carve<T>(memory, shape.rows, shape.columns, kStrict);
   if (shape.rows > 0) {
     p.costs = {dense, dense_stride<kVectorOf<Group>>(shape.columns)};
-    // At most twice, in a loop so that the code of the search exists once.
+    // At most two iterations; a loop, so that the search is compiled only once.
     for (;;) {
       complete = solve<kStrict>(group, p);
       if (complete || !batch.substitute || (status & kInfeasible)) break;

@@ -1,13 +1,13 @@
 // The search of `assignment.h` for a group on a GPU whose lanes keep their columns in registers.
 //
-// A step of the search is a chain of dependent loads, additions and reductions, and nothing else
-// runs on its scheduler. With distances, duals and paths in registers, and with the number of a lane's
-// columns known to the compiler, a step of a warp has few loads in its chain and no barrier.
+// A step of the search is a chain of dependent loads, additions and reductions, whose latency no
+// other warp hides. With distances, duals and paths in registers, and the number of columns per
+// lane known at compile time, a step of a warp has few loads in its chain and no barrier.
 //
-// There are two searches. Of few columns a lane has assigned rows in registers, too, and a step has no
-// branch that lanes could take differently. Of many columns that takes longer to begin than it saves
-// where searches are short: on an H200, 208 problems of 300x100 took 316 microseconds instead of 203, but
-// of 300x300 3441 instead of 3747.
+// There are two searches. With few columns per lane, the assigned rows are in registers too, and a
+// step has no divergent branch. With many columns, the setup of that takes longer than it saves if
+// searches are short: on an H200, 208 problems of 300x100 took 316 microseconds instead of 203,
+// although those of 300x300 took 3441 instead of 3747.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@
 
 namespace mfk::assignment {
 
-// A group that has at most kPerLane columns per lane, kVector of them side by side: what one load
-// of costs brings.
+// A group with at most kPerLane columns per lane, in vectors of kVector adjacent columns, which are
+// loaded at once.
 template <class Group, int kPerLane, int kVector = 1>
 struct InRegisters : Group {
   static_assert(kPerLane <= 32, "a lane notes its columns of the tree in 32 bits");
@@ -26,12 +26,12 @@ struct InRegisters : Group {
   static_assert(kPerLane % kVector == 0, "columns come in vectors");
   MFK_HOST_DEVICE explicit InRegisters(const Group& group) : Group(group) {}
 
-  // The k-th column of this lane, which may be behind the last one.
+  // The k-th column of this lane, which may be beyond the last one.
   MFK_INLINE int32_t column(int k) const {
     return (k / kVector * this->lanes() + this->lane()) * kVector + k % kVector;
   }
 
-  // The costs of this lane's columns in a row, and anything for those behind the last one.
+  // Loads the costs of this lane's columns in a row; those beyond the last column are arbitrary.
   template <class T>
   MFK_INLINE void load(const DenseCosts<T>& costs, int32_t row, T (&cost)[kPerLane]) const {
     const T* first = costs.data + row * costs.row_stride + this->lane() * kVector;
@@ -44,13 +44,13 @@ struct InRegisters : Group {
   }
 };
 
-// The most columns per lane that are few.
+// The largest number of columns per lane for which `SearchOfFew` is used.
 constexpr int kFew = 4;
 
 template <class Group, int kPerLane, int kVector>
 constexpr int kVectorOf<InRegisters<Group, kPerLane, kVector>> = kVector;
 
-// The least of values in registers, compared in pairs: a chain of log2 of their number.
+// The best of values in registers, by a tree reduction: the chain has log2(kCount) comparisons.
 template <int kCount, class Value, class Better>
 MFK_INLINE Value tournament(Value (&values)[kCount], const Better& better) {
   MFK_UNROLL
@@ -91,9 +91,9 @@ struct Scan<InRegisters<Group, kPerLane, kVector>> : Scan<Group> {
   }
 };
 
-// What both searches keep of a lane's columns. One that does not exist is at an infinite distance and
-// stays there: its dual here is -inf, whatever its cost is read as. Costs are read for all columns that
-// lanes can have, so the last row is followed by readable memory.
+// The state of a lane's columns that both searches have. A column that does not exist stays at an
+// infinite distance, because its dual is -inf, whatever is loaded as its cost. Costs are loaded for
+// all kPerLane columns, so that the memory after the last row must be readable.
 template <class Group, int kPerLane, class P>
 class LaneColumns {
  protected:
@@ -110,7 +110,7 @@ class LaneColumns {
   MFK_INLINE bool exists(int k) const { return column(k) < p_.columns; }
   MFK_INLINE bool in_tree(int k) const { return tree_ >> k & 1u; }
 
-  // The distance of each column along `row`, handed to `f` with the column's number in this lane.
+  // Calls `f` with the number of each column in this lane and its distance through `row`.
   template <class F>
   MFK_INLINE void for_each_distance(int32_t row, double base, const F& f) const {
     const double offset = base - p_.row_dual[row];
@@ -120,7 +120,7 @@ class LaneColumns {
     for (int k = 0; k < kPerLane; ++k) f(k, (static_cast<double>(cost[k]) - dual_[k]) + offset);
   }
 
-  // Paths go back to memory, and `lower` gets each column whose duals are to be lowered.
+  // Stores the paths in memory, and calls `lower` for each column in the tree if a path was found.
   template <class F>
   MFK_INLINE void write_back(bool reached, const F& lower) const {
     MFK_UNROLL
@@ -140,7 +140,8 @@ class LaneColumns {
   uint32_t tree_ = 0;
 };
 
-// A lane's few columns during one search. One that has joined the tree is as one that does not exist.
+// The search with few columns per lane. A column in the tree is treated like one that does not
+// exist.
 template <class Group, int kPerLane, class P>
 class SearchOfFew : LaneColumns<Group, kPerLane, P> {
   using Columns = LaneColumns<Group, kPerLane, P>;
@@ -155,15 +156,16 @@ class SearchOfFew : LaneColumns<Group, kPerLane, P> {
     }
   }
 
-  // A column with its row; both are below 4096 in a group that keeps columns in registers.
+  // A place packs a column and its row; both are below 4096 in groups that keep columns in
+  // registers.
   static MFK_INLINE int32_t column_at(int32_t place) { return place & 0xffff; }
   static MFK_INLINE int32_t row_at(int32_t place) { return (place >> 16) - 1; }
 
   MFK_INLINE int32_t row_of(const Nearest& best) const { return row_at(best.column); }
   static MFK_INLINE int32_t column_of(const Nearest& best) { return column_at(best.column); }
 
-  // As Scan::relax, but that the nearest has its place as rank and as column: of equals a free one
-  // wins.
+  // As Scan::relax, but the result has its place as rank and as column; among equal distances, an
+  // unassigned column wins.
   MFK_HOST_DEVICE Nearest relax(int32_t row, double base) {
     Nearest found[kPerLane];
     this->for_each_distance(row, base, [&](int k, double reduced) {
@@ -177,7 +179,7 @@ class SearchOfFew : LaneColumns<Group, kPerLane, P> {
     return group_.nearest_place(nearest.distance, nearest.column);
   }
 
-  // The nearest column joins the tree: it is neither relaxed nor nearest any more.
+  // Adds the nearest column to the tree: from now on, it is neither relaxed nor a candidate.
   MFK_HOST_DEVICE void take(const Nearest& nearest) {
     const int32_t joining = column_of(nearest);
     bool here = false;
@@ -192,8 +194,8 @@ class SearchOfFew : LaneColumns<Group, kPerLane, P> {
     if (here) p_.distance[joining] = nearest.distance;
   }
 
-  // Path and duals go back to memory; the duals of the tree are lowered by how much nearer than the
-  // end, at distance `end`, their columns were.
+  // Stores paths and duals in memory. The duals of columns in the tree are lowered by the
+  // difference between `end`, the distance of the end of the path, and their own distance.
   MFK_HOST_DEVICE void finish(bool reached, double end) {
     this->write_back(reached, [&](int k) {
       const double slack = end - p_.distance[column(k)];
@@ -206,7 +208,7 @@ class SearchOfFew : LaneColumns<Group, kPerLane, P> {
   int32_t place_[kPerLane];
 };
 
-// A lane's many columns during one search.
+// The search with many columns per lane.
 template <class Group, int kPerLane, class P>
 class SearchOfMany : LaneColumns<Group, kPerLane, P> {
   using Columns = LaneColumns<Group, kPerLane, P>;
@@ -233,7 +235,7 @@ class SearchOfMany : LaneColumns<Group, kPerLane, P> {
     return group_.nearest(best);
   }
 
-  // As that of few columns.
+  // As in `SearchOfFew`.
   MFK_HOST_DEVICE void take(const Nearest& nearest) {
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
@@ -241,7 +243,7 @@ class SearchOfMany : LaneColumns<Group, kPerLane, P> {
     }
   }
 
-  // As that of few columns.
+  // As in `SearchOfFew`.
   MFK_HOST_DEVICE void finish(bool reached, double end) {
     this->write_back(reached, [&](int k) {
       const double slack = end - distance_[k];
@@ -251,7 +253,7 @@ class SearchOfMany : LaneColumns<Group, kPerLane, P> {
   }
 };
 
-// As `augment`, not strict: the strict search needs SciPy's list of columns.
+// As `augment`, but not for the strict search, which needs SciPy's list of columns.
 template <bool kStrict, class Group, int kPerLane, int kVector, class P>
 MFK_HOST_DEVICE bool augment(const InRegisters<Group, kPerLane, kVector>& group, const P& p,
                              int32_t start) {

@@ -1,4 +1,4 @@
-// The element types that tensors of floating point may have.
+// The floating-point element types of tensors.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// How far sizes and strides reach. Sizes come from callers: a product may not fit into 64 bits.
+// Limits of sizes and strides. Sizes come from callers, so that their product may not fit into 64
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -7,17 +8,18 @@
 
 namespace mfk {
 
-// The longest side of a mask, an input or a result. fp32, in which pixels are resized, counts no
-// further.
+// The longest side of a mask, an input or a result. Positions are computed in fp32, where larger
+// integers are not exact.
 constexpr int64_t kMostSide = 1 << 24;
-// Rows and columns of an assignment problem, whose indices have 32 bits, and padding.
+// The most rows or columns of an assignment problem: indices have 32 bits, and rows are padded.
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() / 2;
 constexpr int64_t kMostProblems = 1 << 26;
-// Channels, and masks of all layers of an image: working memory for them is taken at once.
+// The most channels, and the most masks of an image in all layers: working memory for all of them
+// is allocated at once.
 constexpr int64_t kMostChannels = 1 << 20;
 constexpr int64_t kMostMasks = 1 << 26;
 
-// The product of sizes, or the largest number where it is larger.
+// The product of sizes; if it overflows, the largest number.
 inline int64_t product(std::initializer_list<int64_t> sizes) {
   int64_t result = 1;
   bool overflow = false;
@@ -28,8 +30,8 @@ inline int64_t product(std::initializer_list<int64_t> sizes) {
   return overflow ? std::numeric_limits<int64_t>::max() : result;
 }
 
-// Whether a view repeats its memory so often (an expanded one, say) that to copy it, or to work on
-// it, would take far more memory than the caller has. Strides are in elements.
+// Whether a view (such as an expanded one) repeats its memory so often that a copy or a result
+// would take far more memory than it has. Strides are in elements.
 inline bool is_inflated(int64_t dims, const int64_t* sizes, const int64_t* strides,
                         int64_t item_size) {
   constexpr int64_t kHarmlessBytes = int64_t{1} << 28, kRepeats = 64;

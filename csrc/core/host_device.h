@@ -1,4 +1,4 @@
-// What a header needs to serve the host and the device from one source.
+// Macros for headers that are compiled for the host and for the device.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -6,8 +6,8 @@
 #define MFK_INLINE __host__ __device__ __forceinline__
 #else
 #define MFK_HOST_DEVICE
-// Always inlined: the same header is compiled for several instruction sets, and the linker must not
-// pick one copy for all of them.
+// Always inlined, because the same header is compiled for several instruction sets, and the linker
+// must not pick one copy for all of them.
 #define MFK_INLINE __attribute__((always_inline)) inline
 #endif
 

@@ -1,5 +1,5 @@
-// Whole numbers. std::min and its like would be inline functions of which the linker keeps one copy for
-// all instruction sets.
+// Integer functions. Those of the standard library, such as std::min, are inline functions of which
+// the linker would keep one copy for all instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace mfk {
 MFK_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MFK_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// How many steps cover a length, and what length these have.
+// The number of steps that cover a length, and their total length.
 MFK_INLINE constexpr int64_t divide_up(int64_t length, int64_t step) {
   return (length + step - 1) / step;
 }

@@ -1,4 +1,4 @@
-// Where the pixels of a resized image come from, as torch.nn.functional.interpolate has it.
+// The source pixels of a resized image, as in torch.nn.functional.interpolate.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ struct Tap {
   T weight;
 };
 
-// Of a pixel that comes from the coordinate `source`.
+// The tap of a pixel with the source coordinate `source`.
 template <class T>
 MFK_INLINE Tap<T> tap_at(T source, int64_t size) {
   const T inside = source < 0 ? 0 : source;
@@ -31,15 +31,15 @@ MFK_INLINE Tap<double> bilinear_tap(int64_t index, int64_t size, int64_t new_siz
   return tap_at(scale * (static_cast<double>(index) + 0.5) - 0.5, size);
 }
 
-// The same in the type of the result and rounded once, as PyTorch computes it: in fp32 this decides
-// over the fourth digit of a weight in a large image.
+// The same in the type of the result and rounded once, as PyTorch computes it: in fp32, this
+// affects the fourth digit of weights in a large image.
 template <class T>
 MFK_INLINE Tap<T> bilinear_tap_rounded(int64_t index, int64_t size, int64_t new_size) {
   const T scale = static_cast<T>(size) / static_cast<T>(new_size), half = static_cast<T>(0.5);
   return tap_at(std::fma(scale, static_cast<T>(index) + half, -half), size);
 }
 
-// Nearest, with the scale in fp32, whose rounding decides which pixel is taken.
+// Nearest neighbour; the scale is computed in fp32, whose rounding decides which pixel is taken.
 MFK_INLINE int64_t nearest_source(int64_t index, int64_t size, int64_t new_size) {
   const float scale = static_cast<float>(size) / static_cast<float>(new_size);
   const int64_t source = static_cast<int64_t>(static_cast<float>(index) * scale);

@@ -1,4 +1,4 @@
-// Element types of tensors as plain bits, and what they are worth.
+// The 16-bit element types of tensors as plain bits, and conversions between element types.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +42,9 @@ MFK_INLINE float widen(BFloat16 value) {
 }
 
 MFK_INLINE float widen(Half value) {
-  // Moved to the place of a float's exponent and mantissa, the value is 2^112 times too small,
-  // which also turns subnormal halves into what they should be. Exponent 31 (infinity, NaN) stays
-  // special.
+  // With its bits shifted to the exponent and mantissa of a float, the value is 2^112 times too
+  // small. Scaling by 2^112 also converts subnormal halves correctly. Exponent 31 (infinity, NaN)
+  // is handled separately.
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const float scaled = float_from_bits(magnitude) * float_from_bits(0x77800000u);
@@ -53,7 +53,7 @@ MFK_INLINE float widen(Half value) {
   return float_from_bits(sign | ((value.bits & 0x7c00u) == 0x7c00u ? special : finite));
 }
 
-// Rounded to the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 template <class S, class T>
 MFK_INLINE S narrow(T value) {
   return static_cast<S>(value);
@@ -100,8 +100,7 @@ MFK_INLINE bool is_finite(double value) {
   return (bits_of(value) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
 }
 
-// The type in which costs, logits and the like are held after loading: fp64 stays, the rest is
-// fp32.
+// The type that loaded values are converted to: fp64 stays, all others become fp32.
 template <class T>
 struct Widened {
   using type = float;

@@ -1,5 +1,5 @@
-# The CPU kernels, without torch: the build of the package includes this, and that of the tests for other
-# processors.
+# The CPU kernels, without torch. The build of the package includes this file, and so does that of
+# the tests for other processors.
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
@@ -33,9 +33,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   endforeach()
 endif()
 
-# Every operation is a folder of csrc/cpu: operator.cpp (the operators on tensors) calls plan.cpp (cuts
-# the work into tasks), which calls kernel.cpp (one task). That is compiled once for each instruction set
-# and defines one object, MFK_KERNEL; instruction_set() chooses at run time.
+# Every operation is a folder of csrc/cpu: operator.cpp (the operators on tensors) calls plan.cpp
+# (splits the work into tasks), which calls kernel.cpp (one task). The latter is compiled once for
+# each instruction set and defines one object, MFK_KERNEL; instruction_set() chooses one at run
+# time.
 set(operations assignment conv3x3 focal_dice mask_logits mask_loss matching_cost sample_points
                segmentation)
 foreach(operation IN LISTS operations)

@@ -1,5 +1,5 @@
-# The variable that builds of PyTorch extensions read, as CMake writes architectures: "8.0 9.0+PTX" is
-# 80-real;90. `+PTX` adds the form that later GPUs compile for themselves.
+# Converts TORCH_CUDA_ARCH_LIST, which builds of PyTorch extensions read, to CMake's form: "8.0
+# 9.0+PTX" becomes 80-real;90. `+PTX` adds PTX, which the driver compiles for later GPUs.
 function(cuda_architectures_of_torch variable default)
   set(asked "$ENV{TORCH_CUDA_ARCH_LIST}")
   if(asked STREQUAL "" OR asked STREQUAL "All" OR asked STREQUAL "Common")

@@ -1,5 +1,5 @@
-// The tensor operator `assignment` on CUDA: all problems in one launch. One warp solves a problem that
-// four warps loaded, or eight warps do both where there are many columns.
+// The operator `assignment` on CUDA: all problems in one launch, one block per problem. Four warps
+// load a problem, and one of them solves it; with many columns, eight warps do both.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -31,19 +31,20 @@ using torch::stable::Tensor;
 
 constexpr unsigned kAll = 0xffffffffu;
 
-// Order-preserving integer of a double; -0, which no search gives (it starts from +0), comes before +0.
+// Maps a double to an integer with the same order. -0 comes before +0, but no search yields it, as
+// all start from +0.
 __device__ __forceinline__ uint64_t key_of(double value) {
   const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(value));
   return bits & 0x8000000000000000u ? ~bits : bits | 0x8000000000000000u;
 }
 
-// Its inverse.
+// The inverse of `key_of`.
 __device__ __forceinline__ double value_of(uint64_t key) {
   const uint64_t bits = key & 0x8000000000000000u ? key & ~0x8000000000000000u : ~key;
   return __longlong_as_double(static_cast<int64_t>(bits));
 }
 
-// All lanes take part in each reduction: none stands behind a condition of the lane.
+// All lanes take part in each reduction: none is inside a divergent branch.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 template <class Integer>
 __device__ __forceinline__ Integer least_in_warp(Integer value) {
@@ -69,7 +70,7 @@ __device__ __forceinline__ unsigned union_in_warp(unsigned bits) {
 }
 #endif
 
-// The lane with the least key; of those with the same key the one with the least rank.
+// The lane with the smallest key; among equal keys, the one with the smallest rank.
 __device__ __forceinline__ int least_lane(uint64_t key, int32_t rank) {
   const uint32_t high = static_cast<uint32_t>(key >> 32);
   const bool high_ties = high == least_in_warp(high);
@@ -92,8 +93,8 @@ __device__ __forceinline__ Nearest nearest_in_warp(const Nearest& mine) {
   return best;
 }
 
-// The same where the rank is the column too: every lane learns all of it by reductions alone, as fast
-// where distances are equal, as those of untrained predictions are.
+// The same if the rank is also the column: reductions alone give every lane the result. Unlike
+// above, this is not slower for equal distances, which untrained predictions have.
 __device__ __forceinline__ Nearest nearest_place_in_warp(double distance, int32_t place) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   const uint64_t key = key_of(distance);
@@ -140,7 +141,8 @@ struct Warp {
   }
 };
 
-// Warps exchange what they found through two turns of slots, so one barrier a reduction is enough.
+// Warps exchange their results through two alternating sets of slots, so that one barrier per
+// reduction is enough.
 template <int kWarps>
 struct Block {
   struct Slots {
@@ -202,7 +204,7 @@ struct Block {
   }
 };
 
-// All warps of a block, which load what the first of them then solves.
+// All warps of a block, which load the problem that the first warp then solves.
 struct Loaders {
   __device__ int lane() const { return static_cast<int>(threadIdx.x); }
   __device__ int lanes() const { return static_cast<int>(blockDim.x); }
@@ -211,11 +213,11 @@ struct Loaders {
 
 extern __shared__ __align__(16) double shared_memory[];
 
-// Where the working memory of problems is.
+// The location of the working memory of problems.
 struct Workspace {
-  char* arrays;  // null: in shared memory, where those of a warp always are
+  char* arrays;  // null: in shared memory, which `solve_by_warp` always uses
   int64_t array_bytes;
-  char* costs;  // from here they come through the L2 cache
+  char* costs;  // in global memory, which the L2 cache holds
   int64_t cost_bytes;
 };
 
@@ -255,11 +257,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   mfk::assignment::solve_loaded<kStrict, T>(group, batch, problem, memory, dense, bits);
 }
 
-// From this many columns a problem gets eight warps.
+// With more columns than this, eight warps solve a problem.
 constexpr int64_t kManyColumns = 512;
-// Shared memory that every problem may use whatever the number of problems.
+// Shared memory that a problem may use whatever the number of problems.
 constexpr int64_t kModestBytes = 48 * 1024;
-// Static shared memory and what the system reserves for each block.
+// Static shared memory, and what the system reserves for each block.
 constexpr int64_t kReservedBytes = 2 * 1024;
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -272,7 +274,7 @@ template <class Kernel, class... Arguments>
 void launch(Kernel kernel, int64_t problems, int threads, int64_t bytes, int64_t block_limit,
             cudaStream_t stream, const Arguments&... arguments) {
   if (bytes > kModestBytes) {
-    // The same at every launch: another thread may be between this and its own.
+    // Always the same limit, because another thread may set it between this call and the launch.
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(block_limit)));
   }
@@ -281,7 +283,8 @@ void launch(Kernel kernel, int64_t problems, int threads, int64_t bytes, int64_t
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Whether all problems run at a time with costs and arrays in shared memory, or take little of it.
+// Whether costs and arrays are kept in shared memory: if all problems then still run concurrently,
+// or if they take little of it.
 bool fits_on_chip(int64_t problems, int64_t bytes, int64_t block_limit, int device) {
   const int64_t wave = mfk::divide_up(problems, attribute(cudaDevAttrMultiProcessorCount, device));
   const int64_t per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
@@ -289,11 +292,11 @@ bool fits_on_chip(int64_t problems, int64_t bytes, int64_t block_limit, int devi
          (bytes <= kModestBytes || wave * (bytes + kReservedBytes) <= per_processor);
 }
 
-// How much memory the largest problem of a batch takes, and whose it is.
+// The memory that the largest problem of a batch takes, and the limit of shared memory per block.
 struct Footprint {
   int64_t columns, arrays, costs, block_limit;
 
-  // `read`: how many columns of a row the group reads.
+  // `read`: the number of columns of a row that the group reads.
   template <class T, int kVector = 1>
   static Footprint of(const Batch& batch, bool strict, int device, int64_t read = 0) {
     const int64_t rows = batch.rows < batch.columns ? batch.rows : batch.columns;
@@ -305,7 +308,7 @@ struct Footprint {
   }
 };
 
-// Costs in global memory, the other arrays in shared memory where they fit.
+// Launches with the costs in global memory, and the other arrays in shared memory if they fit.
 template <class Kernel>
 void launch_off_chip(Kernel kernel, int threads, const Tensor& cost, const Batch& batch,
                      const Footprint& size, cudaStream_t stream) {
@@ -350,7 +353,7 @@ void solve_in_memory(const Tensor& cost, const Batch& batch, int device, cudaStr
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// A group that keeps its columns in registers, as few of them per lane as the problems need.
+// Uses groups that keep their columns in registers, with the fewest columns per lane that suffice.
 void solve_in_registers(const Tensor& cost, const Batch& batch, int device, cudaStream_t stream) {
   const int64_t columns = batch.rows < batch.columns ? batch.columns : batch.rows;
   const auto warps = [&](auto per_lane, auto vector) {
@@ -370,7 +373,8 @@ void solve_in_registers(const Tensor& cost, const Batch& batch, int device, cuda
   constexpr Constant<1> one;
   if (per_lane <= 2) return warps(Constant<2>{}, one);
   if (per_lane <= 4) return warps(Constant<4>{}, Constant<4>{});
-  // Vectors made larger problems, whose costs are in memory, slower: 208 of 300x100 by 45 %.
+  // For larger problems, whose costs are in global memory, vector loads are slower: by 45 % for 208
+  // problems of 300x100.
   if (per_lane <= 10) return warps(Constant<10>{}, one);
   if (per_lane <= 16) return warps(Constant<16>{}, one);
   if (per_lane <= 4 * kWarps) return blocks(Constant<4>{});
@@ -379,7 +383,7 @@ void solve_in_registers(const Tensor& cost, const Batch& batch, int device, cuda
   launch_blocks<float, Block<kWarps>, false>(cost, batch, size, stream);
 }
 
-// Values are clamped on the device: looking at them here would wait for it.
+// The values are clamped on the device, because reading them here would synchronise.
 const int64_t* checked_counts(const char* name, const std::optional<Tensor>& counts,
                               const Tensor& cost) {
   if (!counts.has_value()) return nullptr;

@@ -1,4 +1,4 @@
-// From the tensors of the operator `assignment` to a batch of problems, for CPU and GPU.
+// Converts the tensors of the operator `assignment` to a batch of problems, for CPU and GPU.
 #pragma once
 
 #include <optional>
@@ -10,8 +10,8 @@
 
 namespace mfk {
 
-// A batch and the tensors that it writes. The counts are up to the device. No designated initialisers:
-// CUDA is compiled as C++17, because not every CMake knows that nvcc has C++20.
+// A batch and the tensors that it writes. The caller sets the counts. There are no designated
+// initialisers, because CUDA is compiled as C++17: not every CMake knows that nvcc supports C++20.
 struct AssignmentTensors {
   Tensor assignment, status;
   assignment::Batch batch{};

@@ -1,5 +1,5 @@
-// What every operator, on the CPU and on GPUs, asks of its arguments before it indexes memory by them.
-// Errors name the argument, what was expected and what came.
+// Checks that every operator, on the CPU and on GPUs, makes before it indexes memory by its
+// arguments. Errors name the argument, what was expected and what was passed.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +19,7 @@ namespace mfk {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A size that an argument must have, or a letter where it may have any.
+// A size that an argument must have, or a letter that stands for any size.
 struct Size {
   int64_t value = -1;
   const char* letter = nullptr;

@@ -1,4 +1,4 @@
-// Kernels on the CPU run on PyTorch's threads.
+// Makes CPU kernels run on PyTorch's threads.
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/common/parallel.h"

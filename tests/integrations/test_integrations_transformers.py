@@ -675,7 +675,7 @@ class TestRefusals:
 def test_the_first_nan_is_the_largest() -> None:
     maps = torch.randn(9, 40)
     maps[[4, 6, 8, 1], [0, 0, 1, 2]] = torch.nan
-    largest = post_processing._Largest()
+    largest = post_processing._RunningArgmax()
     for part in maps.split(2):
         largest.add(part)
     assert torch.equal(largest.index, maps.argmax(0))

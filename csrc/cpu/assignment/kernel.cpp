@@ -1,5 +1,5 @@
-// One assignment problem on one thread with vector registers. The build compiles this file once for
-// each instruction set, with MFK_KERNEL as the name of its one public object.
+// Solves one assignment problem on one thread with vector instructions. The build compiles this
+// file once for each instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/assignment/kernel.h"
 
 #include <type_traits>
@@ -11,8 +11,8 @@
 namespace mfk::cpu {
 namespace {
 
-// Everything templated on this type has internal linkage, so no code leaks between instruction
-// sets.
+// Templates with this type as an argument have internal linkage, so that instruction sets share no
+// code.
 struct VectorLane {
   static constexpr int lane() { return 0; }
   static constexpr int lanes() { return 1; }
@@ -22,7 +22,7 @@ struct VectorLane {
     if (*slot == assignment::kNone) *slot = row;
   }
 
-  mutable int32_t relaxed = 0;  // rows since the search under way began
+  mutable int32_t relaxed = 0;  // the number of rows that the current search has relaxed
 };
 
 constexpr int32_t padded(int32_t columns) {
@@ -79,11 +79,12 @@ struct Scan<cpu::VectorLane> {
     return look && p.row_of_column[best.column] != kNone ? choose_free(p, best) : best;
   }
 
-  // A search looks for free columns as near as the nearest one when it has relaxed so many rows, and
-  // each time that these have doubled: seldom enough to cost little where there are none.
+  // After relaxing this many rows, and each time their number has doubled, a search looks for a
+  // free column among those as near as the nearest: seldom enough to cost little if there is none.
   static constexpr int32_t kPatience = 4;
 
-  // Of equals a free column: it ends a search that would else go over all that are assigned first.
+  // Among equally near columns, prefers a free one: it ends the search, which might otherwise visit
+  // all assigned columns first.
   template <class P>
   static Nearest choose_free(const P& p, const Nearest& best) {
     using namespace cpu;
@@ -163,7 +164,7 @@ struct Scan<cpu::VectorLane> {
     return best;
   }
 
-  // Row after row, so that memory is read in order.
+  // Row by row, so that memory is read sequentially.
   template <class P>
   static void column_minima(const Group&, const P& p) {
     using namespace cpu;
@@ -216,7 +217,7 @@ Problem<DenseCosts<T>, int64_t> take_arrays(Arena& arena, int32_t rows, int32_t 
   return p;
 }
 
-// From an exponent of kLarge on, sums that the search forms in fp64 may overflow, or are not finite.
+// Costs with an exponent of at least kLarge are not finite, or sums of them may overflow in fp64.
 template <class T>
 struct Bits;
 template <>
@@ -232,7 +233,7 @@ struct Bits<double> {
   static constexpr type kLarge = 0x7bf0000000000000u;  // 2^960
 };
 
-// Copies one part of the costs, entry by entry. Notes in `special` whether one was large.
+// Copies costs entry by entry. Sets `special` if one of them is large.
 template <class S, class T>
 void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, int32_t rows,
                   int32_t columns, T* dense, int64_t width, typename Bits<T>::type& special) {
@@ -248,8 +249,8 @@ void copy_entries(const S* source, int64_t row_stride, int64_t column_stride, in
   }
 }
 
-// The same where the source has its rows in columns: tiles are transposed in registers. Tiles at the
-// end overlap those before. Needs at least one whole tile.
+// The same for a transposed source: tiles are transposed in registers. The last tiles overlap those
+// before. Needs at least one whole tile.
 template <class S>
 void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32_t columns,
                      float* dense, int64_t width, uint32_t& special) {
@@ -272,8 +273,8 @@ void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32
   for (int k = 0; k < kTile; ++k) special |= found[k];
 }
 
-// What large costs are multiplied by, so that sums of them stay finite: a power of two, by which no
-// optimum changes.
+// The factor that keeps sums of large costs finite: a power of two, which does not change the
+// optimum.
 template <class T>
 T factor_of_large(const T* dense, int64_t width, int32_t rows, int32_t columns) {
   using B = Bits<T>;
@@ -288,7 +289,8 @@ T factor_of_large(const T* dense, int64_t width, int32_t rows, int32_t columns) 
   return 1;
 }
 
-// Copy costs into dense rows, `negate` for maximisation; `scale` large ones. Returns the status bits.
+// Copies costs into dense rows. `negate` them for maximisation; with `scale`, scale them if some
+// are large. Returns the status bits.
 template <class S, class T>
 int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate, bool scale,
                    T* dense) {
@@ -326,7 +328,7 @@ int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate,
   return status;
 }
 
-// Whether no cost is large, where rows are contiguous.
+// Whether no cost is large, for contiguous rows.
 template <class T>
 bool none_large(const T* costs, int64_t row_stride, int32_t rows, int32_t columns) {
   using B = Bits<T>;
@@ -341,8 +343,8 @@ bool none_large(const T* costs, int64_t row_stride, int32_t rows, int32_t column
   return true;
 }
 
-// From this many bytes, costs that lie right are read where they are. Below, a copy in the cache is
-// faster than rows scattered over memory.
+// From this many bytes on, costs with a suitable layout are used in place. Below, a copy in the
+// cache is faster than rows scattered over memory.
 constexpr int64_t kInPlaceBytes = 1 << 18;
 
 template <class T>
@@ -379,7 +381,7 @@ void solve_problem(const assignment::Batch& batch, int64_t index, void* workspac
   if (!complete) {
     const int32_t width = padded(columns);
     T* dense = arena.take<T>(static_cast<int64_t>(rows) * width);
-    // Not where indices are to be SciPy's, which does without.
+    // Strict solutions are not scaled, because SciPy does not scale.
     status = load_dense(source, shape, batch.maximize, !kStrict, dense);
     p.costs = {dense, width};
     complete = assignment::solve<kStrict>(lane, p);

@@ -13,10 +13,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Waking a thread takes some 50 microseconds, and it can take long to get it off a busy core again.
-// So work starts on this thread, and others are called when as much as this is behind and before us;
+// Waking a thread takes about 50 microseconds, and longer if all cores are busy. So work starts on
+// this thread; others are woken after this much time if at least as much work is estimated to
+// remain,
 constexpr std::chrono::microseconds kWorthThreads{100};
-// or at once if there are so many matrix entries that this is clear.
+// or at once if there are so many matrix entries that it clearly pays.
 constexpr int64_t kManyEntries = 1 << 20;
 
 }  // namespace
@@ -38,7 +39,7 @@ void solve_assignments(const assignment::Batch& batch, int threads) {
   }
   const int64_t useful = std::min<int64_t>(threads, batch.batch - first);
   if (useful <= 0) return;
-  // All the memory is here before the threads start, so they cannot fail.
+  // Allocate all memory before the threads start, so that they cannot fail.
   const Block workspace = allocate(bytes * useful);
   std::atomic<int64_t> next_problem{first};
   std::atomic<int64_t> next_workspace{0};

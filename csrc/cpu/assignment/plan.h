@@ -1,4 +1,5 @@
-// Batches of assignment problems on the CPU. No torch in here: tensors and NumPy share it.
+// Batches of assignment problems on the CPU. This file does not use torch: tensors and NumPy share
+// it.
 #pragma once
 
 #include "core/assignment_batch.h"

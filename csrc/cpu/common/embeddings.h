@@ -1,4 +1,4 @@
-// Mask embeddings in the type that kernels compute in.
+// Copies of mask embeddings in the type that kernels compute in.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ void copy_embedding(const MaskPredictions& predictions, int64_t layer, int64_t i
   });
 }
 
-// [B, L * Q, C]
+// The embeddings of all layers and queries, [B, L * Q, C].
 template <class T>
 std::vector<T> all_embeddings(const MaskPredictions& predictions) {
   const int64_t masks = predictions.layers * predictions.queries;

@@ -1,7 +1,7 @@
-// Products of small matrices that are in the cache already, on vector registers.
+// Products of small matrices that are in the cache already, with vector instructions.
 //
-// PyTorch's own product would need the result in memory before the losses could read it, and runs at
-// half the speed on processors that its library does not favour.
+// PyTorch's matrix product would have to write its result to memory before the losses could read
+// it, and runs at half the speed on processors that its library does not optimise for.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,12 @@
 namespace mfk::cpu {
 namespace {
 
-// A panel holds some columns of the right factor, one row of the panel after the other.
+// A panel holds kPanel columns of the right factor in row-major order.
 template <class T>
 constexpr int kPanel = 2 * VectorOf<T>::kWidth;
 
-// Rows of a tile: it, two vectors of the panel and an entry of the left factor fill the registers.
+// Rows of a tile of the result. The tile, two vectors of the panel and an entry of the left factor
+// fill the vector registers.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;
 #else
@@ -67,8 +68,8 @@ void multiply_rows(int64_t rows, const Left<T>& left, const T* panel, int64_t de
   kTiles[rows - 1](left, panel, depth, result, stride);
 }
 
-// result[i * stride + j] = (kAdd: what it was +) the sum of left(i, k) * panel[k][j], k < depth, for
-// 0 < rows <= kTileRows and all columns of the panel.
+// result[i * stride + j] = (with kAdd: its old value plus) the sum over k < depth of
+// left(i, k) * panel[k][j], for 0 < rows <= kTileRows and all columns of the panel.
 template <bool kAdd, class T>
 MFK_INLINE void multiply(int64_t rows, const Left<T>& left, const T* panel, int64_t depth,
                          T* result, int64_t stride) {

@@ -8,7 +8,8 @@
 namespace mfk::cpu {
 namespace {
 
-// All that kernels.cmake compiles for, x86-64-v3 and -v4: a virtual machine may hide some of it.
+// Checks every feature of the levels that kernels.cmake compiles for, x86-64-v3 and -v4, as a
+// virtual machine may hide some of them.
 InstructionSet best_supported() {
 #if defined(MFK_HAS_AVX2) || defined(MFK_HAS_AVX512)
   const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -26,16 +27,16 @@ InstructionSet best_supported() {
 
 InstructionSet detect() {
   const InstructionSet best = best_supported();
-  const char* wish = std::getenv("MFKERNELS_ISA");
-  if (wish == nullptr || *wish == '\0') return best;
+  const char* requested = std::getenv("MFKERNELS_ISA");
+  if (requested == nullptr || *requested == '\0') return best;
   for (const auto set :
        {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
-    if (std::string_view(wish) == name(set)) return std::min(best, set);
+    if (std::string_view(requested) == name(set)) return std::min(best, set);
   }
   std::fprintf(stderr,
                "mfkernels: MFKERNELS_ISA is '%s', expected baseline, avx2 or avx512; "
                "it has no effect\n",
-               wish);
+               requested);
   return best;
 }
 

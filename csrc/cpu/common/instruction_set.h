@@ -1,4 +1,4 @@
-// Which vector instructions this processor has, asked once.
+// The vector instructions of this processor, detected once.
 #pragma once
 
 #include <type_traits>
@@ -7,8 +7,8 @@ namespace mfk::cpu {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
-// The best one that was compiled and that runs here. The environment variable MFKERNELS_ISA
-// ("baseline", "avx2" or "avx512") lowers it.
+// The best instruction set that kernels were compiled for and that this processor has. The
+// environment variable MFKERNELS_ISA ("baseline", "avx2" or "avx512") limits it.
 InstructionSet instruction_set();
 
 const char* name(InstructionSet set);
@@ -44,7 +44,8 @@ struct PerType {
 
 }  // namespace mfk::cpu
 
-// Declares what <operation>/kernel.cpp defines, once for each instruction set; and the best one here.
+// Declares the kernels that <operation>/kernel.cpp defines, one for each instruction set; and
+// selects the best one for this processor.
 #define MFK_DECLARE_KERNEL(Kernel, operation) \
   extern const Kernel operation##_baseline;   \
   extern const Kernel operation##_avx2;       \

@@ -1,4 +1,4 @@
-// Working memory that starts on a cache line.
+// Working memory, aligned to cache lines.
 #pragma once
 
 #if defined(__linux__)
@@ -14,7 +14,7 @@
 
 namespace mfk::cpu {
 
-// A cache line, and the widest vector.
+// The size of a cache line and of the widest vector.
 constexpr int64_t kAlignment = 64;
 
 struct BlockDelete {
@@ -27,8 +27,8 @@ inline Block allocate(int64_t bytes) {
   return Block(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{kAlignment}));
 }
 
-// Asks for large pages where new memory is large, as NumPy does: a kernel that writes it whole may
-// otherwise wait longer for pages of 4 KiB than it computes.
+// Asks for huge pages for large new memory, as NumPy does: a kernel that writes all of it may
+// otherwise spend more time in page faults of 4 KiB than in its computation.
 inline void prefer_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr int64_t kLargePage = int64_t{1} << 21;
@@ -42,7 +42,7 @@ inline void prefer_large_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-// Memory handed out array by array, each aligned. From null it only counts.
+// Hands out aligned arrays of a block of memory. With a null block, it only counts the bytes.
 class Arena {
  public:
   MFK_INLINE explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}

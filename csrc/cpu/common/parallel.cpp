@@ -15,7 +15,7 @@ namespace {
 class Helpers {
  public:
   void run(int threads, const std::function<void()>& work) {
-    // Someone else's job is under way (two Python threads): then this one runs on its own thread.
+    // If another job is running (two Python threads), this one runs on its own thread only.
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock() || threads <= 1) {
       work();
@@ -29,7 +29,7 @@ class Helpers {
     }
     wake_.notify_all();
     work();
-    // Helpers that have not woken up by now are not waited for.
+    // Do not wait for helpers that have not woken up by now.
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = nullptr;
     wanted_ = 0;
@@ -37,7 +37,7 @@ class Helpers {
   }
 
  private:
-  // As many as the system grants: fewer do the same work.
+  // Starts as many helpers as the system allows; fewer of them do the same work.
   void start(int helpers) {
     try {
       for (; started_ < helpers; ++started_) std::thread([this] { serve(); }).detach();
@@ -71,8 +71,8 @@ class Helpers {
 
 std::atomic<Threads> lent = nullptr;
 
-// Never destroyed: detached threads wait on it until the process ends. A forked child (a data
-// loader worker) has none of them, so it starts with a new one.
+// Never destroyed, as detached threads wait on it until the process ends. A forked child (a data
+// loader worker) does not have these threads, so that it starts with a new object.
 Helpers* helpers = nullptr;
 
 Helpers& instance() {
@@ -101,7 +101,7 @@ void lend_threads(Threads threads) {
 }
 
 void run_parallel(int threads, const std::function<void()>& work) {
-  // An exception must not leave a helper, nor this thread while helpers still work.
+  // An exception must not escape from a helper, nor leave this function while helpers still work.
   std::mutex mutex;
   std::exception_ptr failure;
   run(threads, [&] {

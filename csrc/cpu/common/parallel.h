@@ -1,4 +1,4 @@
-// Run work on several threads: those lent by `lend_threads`, else some that sleep while there is none.
+// Runs work on several threads: on a pool passed to `lend_threads`, otherwise on a pool of its own.
 #pragma once
 
 #include <algorithm>
@@ -10,21 +10,23 @@
 
 namespace mfk::cpu {
 
-// Call `work` at most `threads` times, on this thread and on others as far as there are any: at once,
-// or, in threads that are lent and busy already, one after the other. Returns when all calls have
-// returned. `work` takes its share of the whole from a counter of its own, so it is right whatever the
-// number of calls. What it throws (memory may end) comes out here once all calls have returned.
+// Calls `work` at most `threads` times, on this thread and on others as far as they are available:
+// concurrently, or one after the other if the pool is busy. Returns when all calls have returned.
+// `work` must take its tasks from a shared counter, so that the result does not depend on the
+// number of calls. An exception that it throws (out of memory) is rethrown here after all calls
+// have returned.
 void run_parallel(int threads, const std::function<void()>& work);
 
 // Calls `work` on this thread and up to `threads` - 1 others.
 using Threads = void (*)(int threads, const std::function<void()>& work);
 
-// Threads for all work from now on but that of forked children, in which they may be gone. Two pools
-// that take turns, as operators of PyTorch and these here do, would wait for each other: threads of
-// OpenMP keep their processors for a while.
+// Sets the pool for all work from now on, except in forked children, which may not have its
+// threads. Sharing PyTorch's pool matters because OpenMP threads keep spinning on their cores for a
+// while after their work: two pools used alternately, by PyTorch's operators and by these, would
+// slow each other down.
 void lend_threads(Threads threads);
 
-// Call f(i) for 0 <= i < count, in any order.
+// Calls f(i) for 0 <= i < count, in any order.
 template <class F>
 void for_each(int64_t count, int threads, const F& f) {
   std::atomic<int64_t> next{0};
@@ -33,12 +35,12 @@ void for_each(int64_t count, int threads, const F& f) {
   });
 }
 
-// The same with f(i, memory): `bytes` of working memory, which one call at a time uses.
+// The same with f(i, memory), where `memory` points to `bytes` of working memory of the thread.
 template <class F>
 void for_each(int64_t count, int threads, int64_t bytes, const F& f) {
   const int workers = static_cast<int>(std::min<int64_t>(threads, count));
   if (workers == 0) return;
-  // All the memory is here before the threads start, so they cannot fail.
+  // Allocate all memory before the threads start, so that they cannot fail.
   const int64_t bytes_per_worker = round_up(bytes, kAlignment);
   const Block memory = allocate(bytes_per_worker * workers);
   std::atomic<int64_t> next{0};

@@ -1,4 +1,4 @@
-// Reading and writing of rows and pixels in any element type and stride.
+// Reading and writing of rows and pixels with any element type and strides.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ void copy_strided(const S* source, int64_t stride, int64_t count, T* result) {
   }
 }
 
-// Rows [first, last) of one mask of dense logits, one after the other.
+// Copies rows [first, last) of one mask of dense logits.
 template <class T>
 void copy_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
                  int64_t first, int64_t last, T* result) {
@@ -48,7 +48,7 @@ void copy_logits(const MaskPredictions& predictions, int64_t layer, int64_t imag
   });
 }
 
-// Pixel features of rows [first, last) of one image, as panels [channels, kPanel] of pixels.
+// Packs the pixel features of rows [first, last) of one image into panels [channels, kPanel].
 template <class T>
 void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first, int64_t last,
                T* panels) {
@@ -88,8 +88,8 @@ void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first,
   });
 }
 
-// Calls f(offset of a pixel in memory, by the strides of rows and columns) so that it need not
-// divide where pixels follow one another.
+// Calls f with a function that maps the index of a pixel to its offset in memory. It divides only
+// if rows are not adjacent in memory.
 template <class F>
 MFK_INLINE void with_offsets(int64_t width, int64_t row_stride, int64_t stride, F f) {
   if (row_stride == width * stride) {
@@ -99,7 +99,7 @@ MFK_INLINE void with_offsets(int64_t width, int64_t row_stride, int64_t stride, 
   }
 }
 
-// Features of the given pixels (-1: any) of one image, as panels [channels, kPanel] of pixels.
+// Packs the features of given pixels (-1: any pixel) of one image into panels [channels, kPanel].
 template <class T>
 void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_t* pixels,
                  int64_t count, T* panels) {
@@ -123,7 +123,8 @@ void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_
           if (run) {
             copy_strided(channel + offsets[0], 1, kColumns, row);
           } else {
-            decltype(kind) entries[kColumns];  // widened together
+            // Gather first, so that the conversion is vectorised.
+            decltype(kind) entries[kColumns];
             for (int64_t j = 0; j < kColumns; ++j) entries[j] = channel[offsets[j]];
             copy_strided(entries, 1, kColumns, row);
           }
@@ -133,7 +134,7 @@ void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_
   });
 }
 
-// The given pixels (-1: any) of one mask of dense logits.
+// Copies given pixels (-1: any pixel) of one mask of dense logits.
 template <class T>
 void pick_logits(const MaskPredictions& predictions, int64_t layer, int64_t image, int64_t query,
                  const int32_t* pixels, int64_t count, T* result) {

@@ -1,4 +1,4 @@
-// Reading and writing of images at points between their pixels.
+// Bilinear sampling of images at points, and its adjoint.
 #pragma once
 
 #include <type_traits>
@@ -8,10 +8,10 @@
 namespace mfk::cpu {
 namespace {
 
-// Points that are read or written at once.
+// Points that are processed at a time.
 constexpr int64_t kPoints = 512;
 
-// The four pixels around each of the points, and their weights, 0 outside of the image.
+// The four pixels around each point, and their weights, which are 0 outside the image.
 template <class T>
 struct Corners {
   using V = VectorFor<T>;
@@ -42,7 +42,7 @@ struct Corners {
   }
 
  private:
-  // The two sources of coordinates along one axis.
+  // The two source pixels of coordinates along one axis.
   struct Axis {
     Index source[2];
     V weight[2];
@@ -69,25 +69,25 @@ using mfk::widen;
 struct Bool {
   uint8_t byte;
 };
-// Without a branch, which random points would make the processor guess wrong.
+// Without a branch, which the processor would mispredict at random points.
 MFK_INLINE float widen(Bool value) {
   return float_from_bits(0x3f800000u & -static_cast<uint32_t>(value.byte != 0));
 }
 
-// f(the values as an array of their type).
+// Calls f with the values as an array of their type.
 template <class F>
 MFK_INLINE void with_values(const void* values, bool are_bool, Element element, F f) {
   if (are_bool) return f(static_cast<const Bool*>(values));
   with_element(element, [&](auto kind) { f(static_cast<const decltype(kind)*>(values)); });
 }
 
-// An image [height, width] at up to kPoints points (x and y, the image from 0 to 1), bilinearly with
-// zeros outside.
+// Samples an image [height, width] bilinearly at up to kPoints points, with zeros outside. A point
+// is x and y, where 0 and 1 are opposite edges of the image.
 template <class T, class S>
 void sample(const S* image, const T* points, int64_t count, int64_t height, int64_t width,
             T* result) {
   const Corners<T> corners(points, count, height, width);
-  // Neighbouring points are far apart in memory: all of it is on its way before the first is needed.
+  // Successive points are far apart in memory: prefetch all pixels before the first one is needed.
   for (int64_t i = 0; i < count; ++i) {
     __builtin_prefetch(image + corners.offset[0][i]);
     __builtin_prefetch(image + corners.offset[2][i]);
@@ -97,14 +97,14 @@ void sample(const S* image, const T* points, int64_t count, int64_t height, int6
     for (int k = 0; k < 4; ++k) {
       const T weight = corners.weight[k][i];
       const T part = weight * static_cast<T>(widen(image[corners.offset[k][i]]));
-      // Outside of the image, what is read is another pixel, perhaps not finite.
+      // Outside the image, another pixel is read, which may not be finite.
       sum += !std::is_same_v<S, Bool> && weight == 0 ? T{0} : part;
     }
     result[i] = sum;
   }
 }
 
-// Its adjoint: adds values at points to an image.
+// The adjoint of `sample`: adds values at points to an image.
 template <class T>
 void scatter(const T* values, const T* points, int64_t count, int64_t height, int64_t width,
              T* image) {
@@ -112,7 +112,7 @@ void scatter(const T* values, const T* points, int64_t count, int64_t height, in
   for (int64_t i = 0; i < count; ++i) {
     for (int k = 0; k < 4; ++k) {
       const T weight = corners.weight[k][i];
-      // Outside of the image, or at a point that is no number, another pixel stands there.
+      // Outside the image, or at a NaN point, the offset is that of another pixel.
       image[corners.offset[k][i]] += weight > 0 ? weight * values[i] : T{0};
     }
   }

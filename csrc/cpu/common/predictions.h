@@ -1,4 +1,5 @@
-// What operations on masks take: predictions in factors or as logits, and the segments of a batch.
+// The inputs of operations on masks: predictions, factored or as logits, and the segments of a
+// batch.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace mfk::cpu {
 
-// Strides in elements: of embeddings that of a channel, of logits those of rows and columns.
+// Strides in elements; embeddings have a channel stride, logits have row and column strides.
 struct EmbedStride {
   int64_t layer, image, query, channel, row, column;
 };
@@ -17,7 +18,7 @@ struct FeatureStride {
 };
 
 struct MaskPredictions {
-  const void* embed;  // [L, B, Q, C], or logits [L, B, Q, h, w] where there are no features
+  const void* embed;  // [L, B, Q, C], or logits [L, B, Q, h, w] if there are no features
   Element embed_element;
   EmbedStride embed_stride;
   const void* features;  // [B, C, h, w], or null

@@ -1,4 +1,4 @@
-// Bilinear resizing along one axis, by tables of where pixels come from.
+// Bilinear resizing along one axis with tables of source pixels and weights.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ struct ResizeTable {
     for_columns([](auto& column) { std::reverse(column.begin(), column.end()); });
   }
 
-  // Repeats the last pixel, because vectors reach behind it.
+  // Repeats the last pixel, because vector loads read beyond it.
   void pad(int64_t count) {
     for_columns([=](auto& column) { column.resize(column.size() + count, column.back()); });
   }

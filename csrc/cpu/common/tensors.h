@@ -1,4 +1,4 @@
-// From tensors to what the kernels of mask operations take.
+// Checks tensors and converts them to the arguments of the kernels of mask operations.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ inline void check_on_cpu(const char* name, const Tensor& tensor) {
                   tensor.defined() ? text(tensor) + " on another device" : "none");
 }
 
-// A result that a kernel writes whole, of the type of `like` where no other is given.
+// A new result that a kernel writes completely, by default in the type of `like`.
 inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          std::optional<ScalarType> type = std::nullopt) {
   Tensor result = torch::stable::new_empty(like, sizes, type);
@@ -43,7 +43,7 @@ inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return result;
 }
 
-// The channels of a pixel lie together.
+// The channels of a pixel are adjacent in memory.
 constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
 
 inline Tensor new_channels_last(const Tensor& like,
@@ -52,7 +52,7 @@ inline Tensor new_channels_last(const Tensor& like,
                               kChannelsLast);
 }
 
-// What holds for every argument.
+// Checks that apply to every argument.
 inline void check_argument(const char* name, const Tensor& tensor) {
   check_on_cpu(name, tensor);
   check_memory(name, tensor);
@@ -68,7 +68,8 @@ inline OptionalTensor contiguous(const char* name, const OptionalTensor& tensor)
   return contiguous(name, *tensor);
 }
 
-// A gradient or what was saved for it. It may repeat its memory: results are as large.
+// Checks an incoming gradient, or a tensor saved for the backward pass. It may be an expanded view,
+// as the results are as large as it anyway.
 inline Tensor saved(const char* name, const Tensor& tensor, ScalarType type,
                     const std::vector<Size>& sizes) {
   check_on_cpu(name, tensor);
@@ -77,11 +78,11 @@ inline Tensor saved(const char* name, const Tensor& tensor, ScalarType type,
   return torch::stable::contiguous(tensor);
 }
 
-// What the backward pass of focal and dice loss is given.
+// The tensors that the backward pass of the focal and dice loss receives.
 struct LossGradients {
   Tensor focal, dice, sums;
 
-  // `shape`: of the losses; that of the sums has a 3 behind it.
+  // `shape`: that of the losses; the sums have another axis of size 3.
   LossGradients(const Tensor& grad_focal, const Tensor& grad_dice, const Tensor& saved_sums,
                 ScalarType type, std::vector<Size> shape)
       : focal(saved("grad_focal", grad_focal, type, shape)),
@@ -90,7 +91,7 @@ struct LossGradients {
     sums = saved("sums", saved_sums, type, shape);
   }
 
-  // The pointers of a problem that its backward pass reads.
+  // Sets the pointers of a problem to these tensors.
   template <class Problem>
   void fill(Problem& problem) const {
     problem.grad_focal = focal.const_data_ptr();
@@ -99,7 +100,7 @@ struct LossGradients {
   }
 };
 
-// Bounds what kernels multiply; where there are no channels, makes one of zeros.
+// Checks the sizes that kernels multiply with each other. Without channels, adds one of zeros.
 inline void finish(MaskPredictions& predictions, bool factored) {
   check_at_most("mask_embed: masks of an image", product({predictions.layers, predictions.queries}),
                 kMostMasks);
@@ -107,7 +108,7 @@ inline void finish(MaskPredictions& predictions, bool factored) {
   check_at_most("the width of masks", predictions.width, kMostSide);
   check_at_most("mask_embed: channels", predictions.channels, kMostChannels);
   if (!factored || predictions.channels > 0) return;
-  // All bits 0 are a zero in every type.
+  // All bits 0 mean zero in every type.
   static constexpr double kZero = 0;
   predictions.embed = predictions.features = &kZero;
   predictions.embed_stride = {};
@@ -169,7 +170,7 @@ inline MaskPredictions predictions_of(const Tensor& embed, const OptionalTensor&
   return predictions;
 }
 
-// Images [M, h, w] that are read at points, which are counted in 32 bits.
+// Images [M, h, w] that are sampled at points; pixel offsets have 32 bits.
 inline void check_images(const char* name, const Tensor& images) {
   const int64_t pixels = product({images.size(1), images.size(2)});
   STD_TORCH_CHECK(pixels > 0 && pixels <= std::numeric_limits<int32_t>::max(), name,
@@ -181,7 +182,7 @@ inline void check_pixels(const MaskPredictions& predictions) {
                   predictions.height, " x ", predictions.width);
 }
 
-// Segments, and the memory that they are read from.
+// Checked segments, and the tensors that own their memory.
 struct StoredSegments {
   OptionalTensor label_map, masks;
   Tensor counts;
@@ -198,7 +199,7 @@ struct StoredSegments {
                     masks.has_value() ? "both" : "none");
     check_type("counts", counts, ScalarType::Long);
     check_shape("counts", counts, {images});
-    // Kernels keep the index of a segment in the type of a label map, or in 32 bits.
+    // Kernels store the index of a segment in the type of a label map, or in 32 bits.
     const int64_t most = label_map.has_value() ? std::numeric_limits<int16_t>::max()
                                                : std::numeric_limits<int32_t>::max();
     STD_TORCH_CHECK(max_count >= 0 && max_count <= std::numeric_limits<int32_t>::max(),

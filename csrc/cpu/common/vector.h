@@ -1,7 +1,8 @@
-// The vector registers of the instruction set that this file is compiled for, as GCC and Clang vector
-// types; intrinsics only where the compilers do not find the right instruction by themselves.
+// Vectors for the instruction set that this file is compiled for, as GCC and Clang vector types.
+// Intrinsics are used only where the compilers do not find the right instruction by themselves.
 //
-// All functions are always inlined: object files for different instruction sets share no code.
+// All functions are always inlined, as object files for different instruction sets must not share
+// code.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +62,7 @@ MFK_INLINE Doubles load_doubles(const double* data) { return load<Doubles>(data)
 
 MFK_INLINE Doubles load_doubles(const float* data) {
 #if defined(__AVX512F__)
-  // With a mask, because GCC 12 warns about its own header without.
+  // The masked intrinsic, because GCC 12 warns about its own header for the other one.
   return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(data));
 #elif defined(__AVX2__)
   return _mm256_cvtps_pd(_mm_loadu_ps(data));
@@ -94,7 +95,7 @@ struct VectorOfBytes {
   typedef T type __attribute__((vector_size(kBytes)));
 };
 
-// As many elements as the vector has, in its type.
+// Loads as many elements as the vector has, converted to its type.
 template <class V, class T>
 MFK_INLINE V load_widened(const T* data) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -108,7 +109,7 @@ MFK_INLINE V load_widened(const T* data) {
   }
 }
 
-// Rounded as by `narrow`.
+// Stores a vector, rounded like `narrow`.
 template <class V, class T>
 MFK_INLINE void store_narrowed(T* data, const V& value) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -125,7 +126,7 @@ MFK_INLINE void store_narrowed(T* data, const V& value) {
   }
 }
 
-// The least entry of a vector, without branches: it is halved until 16 bytes are left.
+// The smallest entry of a vector, without branches: the vector is halved until 16 bytes are left.
 template <class T, int kBytes = MFK_VECTOR_BYTES>
 MFK_INLINE T least_entry(const typename VectorOfBytes<T, kBytes>::type values) {
   if constexpr (kBytes > 16) {
@@ -139,7 +140,7 @@ MFK_INLINE T least_entry(const typename VectorOfBytes<T, kBytes>::type values) {
   }
 }
 
-// The least entry of `values` and, of those equal to it, the lowest of `indices`.
+// The smallest entry of `values` and, among entries equal to it, the lowest of `indices`.
 template <class T>
 struct Least {
   T value;
@@ -156,7 +157,8 @@ MFK_INLINE Least<T> least_of(const typename VectorOf<T>::type& values,
   return {value, static_cast<int32_t>(least_entry<I>(candidates))};
 }
 
-// --- Tiles of 8 x 8 ---------------------------------------------------------------------------------
+// --- Tiles of 8 x 8
+// ---------------------------------------------------------------------------------
 
 constexpr int kTile = 8;
 

@@ -1,4 +1,4 @@
-// The exponential and what focal and dice losses need of it, on vector registers.
+// The exponential, the sigmoid, and the terms of the focal and dice losses, on vectors.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,8 @@ using VectorFor = typename VectorOf<T>::type;
 template <class T>
 using IndexFor = typename VectorOf<T>::index;
 
-// a * b + c, rounded once where the processor can (-ffp-contract=off keeps compilers from it).
+// a * b + c, rounded once if the processor has FMA (-ffp-contract=off keeps compilers from using
+// it).
 MFK_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -67,16 +68,17 @@ MFK_INLINE V horner(const V& x, const V& sum, float next, Rest... rest) {
 
 // e^x for x <= 0, within 1 ulp; 0 below -87. NaN stays NaN.
 MFK_INLINE Floats exp_negative(const Floats& x) {
-  // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
+  // Adding 1.5 * 2^23 puts the nearest integer into the lowest bits.
   const Floats shifted = multiply_add(x, broadcast(1.44269504f), broadcast(12582912.0f));
   const Floats n = shifted - 12582912.0f;
   Floats r = multiply_add(n, broadcast(-0.693145752f), x);
   r = multiply_add(n, broadcast(-1.42860677e-6f), r);
   const Floats mantissa = horner(r, broadcast(1.38368516e-3f), 8.37481581e-3f, 4.16682251e-2f,
                                  1.66664198e-1f, 4.99999911e-1f, 1.0f, 1.0f);
-  // n goes into the exponent.
+  // Add n to the exponent.
   const Bits bits = reinterpret_cast<Bits>(mantissa) + (reinterpret_cast<Bits>(shifted) << 23);
-  const Floats beyond = x < -87.0f ? Floats{} : x;  // bits of a NaN may have become a number
+  // Not `bits`, which may be those of a number for a NaN.
+  const Floats beyond = x < -87.0f ? Floats{} : x;
   return x >= -87.0f ? reinterpret_cast<Floats>(bits) : beyond;
 }
 
@@ -86,7 +88,8 @@ MFK_INLINE Doubles exp_negative(const Doubles& x) {
   return result;
 }
 
-// log(1 + e) for 0 <= e <= 1, with a relative error of some 1e-7. The polynomial is log(1 + e) / e.
+// log(1 + e) for 0 <= e <= 1, with a relative error of about 1e-7. The polynomial is log(1 + e) /
+// e.
 MFK_INLINE Floats log1p_unit(const Floats& e) {
   return e * horner(e, broadcast(-3.24402587e-3f), 1.98514648e-2f, -5.69595397e-2f, 1.06036551e-1f,
                     -1.53055936e-1f, 1.96759388e-1f, -2.49541342e-1f, 3.33299637e-1f,
@@ -99,9 +102,9 @@ MFK_INLINE Doubles log1p_unit(const Doubles& e) {
   return result;
 }
 
-// What focal and dice loss are made of: p = sigmoid(z), q = 1 - p, up = log(1 + e^z) and
-// down = log(1 + e^-z). For an infinite z the smaller of the logarithms is NaN, so that a
-// cross-entropy, which takes both, is NaN as PyTorch's.
+// The terms of the focal and dice loss: p = sigmoid(z), q = 1 - p, and the cross-entropies
+// up = log(1 + e^z) (target 0) and down = log(1 + e^-z) (target 1). For an infinite z, the smaller
+// one is NaN, so that a cross-entropy, which is a weighted sum of both, is NaN, as in PyTorch.
 template <class V>
 struct Sigmoid {
   V p, q, up, down;
@@ -118,7 +121,7 @@ MFK_INLINE Sigmoid<V> sigmoid(const V& z) {
           multiply_add(half, size, -half_z) + log};
 }
 
-// p^gamma, from log(p) = -down. `Gamma` is 0, 1 or 2, or else -1 for any `gamma`.
+// The modulating factor p^gamma, from log(p) = -down. `kGamma` is 0, 1 or 2, or -1 for any `gamma`.
 template <int kGamma, class V, class T>
 MFK_INLINE V focal_power(const Sigmoid<V>& s, T gamma) {
   if constexpr (kGamma == 0) return V{} + 1;
@@ -127,20 +130,20 @@ MFK_INLINE V focal_power(const Sigmoid<V>& s, T gamma) {
   return exp_negative(-gamma * s.down);
 }
 
-// Focal loss of a negative with logit z, without alpha; that of a positive with logit x is at z = -x.
+// The focal loss, without alpha, of a negative with logit z; for a positive with logit x, z = -x.
 template <int kGamma, class V, class T>
 MFK_INLINE V focal(const Sigmoid<V>& s, T gamma) {
   return focal_power<kGamma>(s, gamma) * s.up;
 }
 
-// Its derivative by z, in a form that holds at gamma = 0 too.
+// Its derivative with respect to z, in a form that is valid for gamma = 0 too.
 template <int kGamma, class V, class T>
 MFK_INLINE V focal_gradient(const Sigmoid<V>& s, T gamma) {
   if constexpr (kGamma == 0) return s.p;
   return focal_power<kGamma>(s, gamma) * multiply_add(gamma * s.q, s.up, s.p);
 }
 
-// Calls f with the exponent as a compile-time constant where it is a usual one.
+// Calls f with the exponent as a compile-time constant if it is a common one.
 template <int kValue>
 struct Gamma {
   static constexpr int value = kValue;

@@ -1,5 +1,5 @@
-// Some tiles of a convolution on one thread. The build compiles this file once for each instruction
-// set, with MFK_KERNEL as the name of its one public object.
+// Computes some tiles of a convolution on one thread. The build compiles this file once for each
+// instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/conv3x3/kernel.h"
 
 #include <type_traits>
@@ -11,9 +11,10 @@
 namespace mfk::cpu {
 namespace {
 
-// Panels whose products are in the cache at once.
+// Panels whose products are in the cache at the same time.
 constexpr int64_t kGroup = 2;
-// Input channels that are added up one after the other: partial sums round less than one long one.
+// Input channels of a partial sum: several partial sums have smaller rounding errors than a long
+// one.
 constexpr int64_t kDepth = 64;
 
 template <class T>
@@ -21,10 +22,10 @@ int64_t panels_of(const Conv3x3Problem& problem) {
   return divide_up(problem.out_channels, kPanel<T>);
 }
 
-// Distance of transformed tiles: none that maps many of them to the same place of a cache.
+// The stride of transformed tiles, padded so that they do not all map to the same cache sets.
 int64_t input_row(const Conv3x3Problem& problem) { return problem.in_channels + kConvChannels; }
 
-// Where a tile is, and its pixels in a map [B, h, w, channels].
+// The position of a tile, and its pixels in a map [B, h, w, channels].
 struct Tile4x4 {
   int64_t image, row, column;  // of its first pixel of the result
 
@@ -36,7 +37,7 @@ struct Tile4x4 {
     column = index % columns * kResult;
   }
 
-  // The first channel of a pixel, of `outside` for one that is not in the image.
+  // A pointer to the channels of a pixel; `outside` for a pixel that is not in the image.
   template <class T>
   T* pixel(const Conv3x3Problem& problem, T* map, int64_t channels, int64_t i, int64_t j,
            T* outside) const {
@@ -46,7 +47,7 @@ struct Tile4x4 {
   }
 };
 
-// Calls `f` with an element of the maps of a problem that is computed in T.
+// Calls `f` with an object of the element type of the maps, for a problem that is computed in T.
 template <class T, class F>
 MFK_INLINE void with_element(const Conv3x3Problem& problem, F f) {
   if constexpr (std::is_same_v<T, float>) {
@@ -61,7 +62,7 @@ void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transform
   const auto& stride = problem.weight_stride;
   const int64_t first = index * kPanel<T>;
   const int64_t count = smaller(kPanel<T>, problem.out_channels - first);
-  // Of some input channels, with the output channels of the panel side by side.
+  // The weights of some input channels, with the output channels of the panel adjacent.
   T weights[kConvChannels][kKernel * kKernel][kPanel<T>] = {};
   for (int64_t block = 0; block < problem.in_channels; block += kConvChannels) {
     for (int64_t lane = 0; lane < count; ++lane) {
@@ -89,7 +90,8 @@ void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transform
   }
 }
 
-// `transformed`: that of this tile at the first point; `distance` to the next.
+// `transformed` points to the result of this tile at the first point; `distance` leads to the next
+// one.
 template <class S, class T>
 void transform_input(const Conv3x3Problem& problem, const Tile4x4& tile, const T* zeros,
                      T* transformed, int64_t distance) {
@@ -114,7 +116,7 @@ void transform_input(const Conv3x3Problem& problem, const Tile4x4& tile, const T
   }
 }
 
-// The results of a tile in output channels [first, last), from its `products` at the first point.
+// Computes output channels [first, last) of a tile; `products` points to those at the first point.
 template <class S, class T>
 void transform_result(const Conv3x3Problem& problem, const Tile4x4& tile, int64_t first,
                       int64_t last, const T* products, int64_t distance) {
@@ -156,7 +158,7 @@ struct Workspace {
   }
 };
 
-// Products of tiles with a panel, of some input channels.
+// Multiplies tiles by a panel, over some input channels.
 template <bool kAdd, class T>
 void multiply(int64_t tiles, const Left<T>& inputs, const T* panel, int64_t depth, T* products) {
   constexpr int64_t kStride = kGroup * kPanel<T>;

@@ -6,32 +6,33 @@
 
 namespace mfk::cpu {
 
-// Tiles of 4 x 4 pixels of the result are counted row by row, image by image. What is transformed has
-// kPoints values for each of them, or for each 3 x 3 weights.
+// Tiles of 4 x 4 pixels of the result are numbered row by row, image by image. Transformed data has
+// kPoints values for each tile, or for each 3 x 3 filter.
 constexpr int64_t kPoints = 36;
 
 template <class T>
 struct Conv3x3Kernel {
-  int64_t panel;  // output channels that lie together
+  int64_t panel;  // output channels of a panel
 
-  // One panel of [panels][kPoints][C][panel], of what is beyond the weight: zeros.
+  // Transforms one panel of the weight, [panels][kPoints][C][panel], padded with zeros.
   void (*transform_weight)(const Conv3x3Problem& problem, int64_t index, T* transformed);
 
   // Working memory of one thread.
   int64_t (*bytes)(const Conv3x3Problem& problem, int64_t tiles);
-  // The results of tiles [first, last).
+  // Computes the results of tiles [first, last).
   void (*forward)(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
                   void* memory);
 
-  // For the gradient of the weight, of which `count` tiles [first, last) are taken at a time:
-  // tile `t`, of `inputs` [kPoints][count][in_row] and `grads` [kPoints][panels][count][panel]
+  // For the gradient of the weight, blocks of `count` tiles from `first` on are transformed at a
+  // time. Transforms tile `t` of a block, in `inputs` [kPoints][count][input_row] and `grads`
+  // [kPoints][panels][count][panel].
   int64_t (*input_row)(const Conv3x3Problem& problem);
   void (*transform_tile)(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
                          const T* zeros, T* inputs, T* grads);
-  // Adds their products at one point to `sums` [kPoints][C][panels * panel].
+  // Adds the products of a block at one point to `sums` [kPoints][C][panels * panel].
   void (*add_products)(const Conv3x3Problem& problem, int64_t count, int64_t point, const T* inputs,
                        const T* grads, T* sums);
-  // Gradients of the weights of one input channel.
+  // Computes the gradient of the weights of one input channel from the sums.
   void (*finish_weight)(const Conv3x3Problem& problem, int64_t channel, const T* sums);
 };
 

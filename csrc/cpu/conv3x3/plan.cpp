@@ -9,9 +9,9 @@
 namespace mfk::cpu {
 namespace {
 
-// Tiles of a task: transformed, they and some panels of weights fill a usual second-level cache.
+// Tiles of a task: transformed, they and some panels of weights fill a typical L2 cache.
 constexpr int64_t kTaskTiles = 24;
-// Tiles that the gradient of the weight transforms at once, in terms of entries.
+// The size, in entries, of the transformed tiles of a block, for the gradient of the weight.
 constexpr int64_t kBlockEntries = int64_t{1} << 22;
 
 int64_t tiles_of(const Conv3x3Problem& problem) {

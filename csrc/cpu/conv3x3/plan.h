@@ -1,5 +1,4 @@
-// A convolution with kernels of 3 x 3, stride 1 and zeros around the image, on the CPU. No torch in
-// here.
+// 3 x 3 convolution with stride 1 and zero padding 1, on the CPU. This file does not use torch.
 #pragma once
 
 #include <cstdint>
@@ -8,19 +7,19 @@
 
 namespace mfk::cpu {
 
-// Channels come in multiples of this.
+// The numbers of channels must be multiples of this.
 constexpr int64_t kConvChannels = 16;
 
 struct Conv3x3Problem {
-  Element element;  // of maps. The rest is in fp64 if they are, else in fp32
+  Element element;  // of maps; all else is fp64 if they are fp64, otherwise fp32
   int64_t images, height, width, in_channels, out_channels;
   const void* x;  // [B, h, w, C]
-  void* weight;   // [O, C, 3, 3]; out of the gradient
+  void* weight;   // [O, C, 3, 3]; for the weight gradient, the output
   struct {
     int64_t out, in, row, column;
   } weight_stride;
   const void* bias;  // [O] or null; the forward pass only
-  void* y;           // [B, h, w, O]: out of the forward pass; its gradient, into that of the weight
+  void* y;  // [B, h, w, O]: output of the forward pass; for the weight gradient, the gradient
 };
 
 void conv3x3(const Conv3x3Problem& problem, int threads);

@@ -1,6 +1,6 @@
-// The transforms of Winograd's convolution F(4 x 4, 3 x 3) (Lavin and Gray, 2016, section 4), on the
-// points 0, +-sqrt(1/2), +-sqrt(2) and infinity: on the usual 0, +-1, +-2 rounding errors are twice as
-// large.
+// The transforms of Winograd's convolution F(4 x 4, 3 x 3) (Lavin and Gray, 2016, section 4), with
+// the points 0, +-sqrt(1/2), +-sqrt(2) and infinity: with the usual 0, +-1, +-2 and infinity,
+// rounding errors are twice as large.
 #pragma once
 
 #include "cpu/common/vector_math.h"
@@ -16,8 +16,8 @@ MFK_INLINE V scaled(T factor, const V& a, const V& b) {  // factor * a + b
   return multiply_add(broadcast(factor), a, b);
 }
 
-// A polynomial at all points: its first and last coefficients, at 0 and infinity, and the even and odd
-// parts at the two pairs.
+// The values of a polynomial at all points: its first and last coefficients (at 0 and infinity),
+// and sums and differences of its even and odd parts at the two pairs of points.
 template <class V>
 MFK_INLINE void at_points(const V& first, const V& even, const V& odd, const V& even2,
                           const V& odd2, const V& last, V (&y)[kInput]) {
@@ -29,7 +29,7 @@ MFK_INLINE void at_points(const V& first, const V& even, const V& odd, const V& 
   y[5] = last;
 }
 
-// Six pixels, for the product with a kernel.
+// Transforms six pixels for the product with a filter.
 template <class T>
 struct InputTransform {
   using V = VectorFor<T>;
@@ -57,7 +57,7 @@ struct WeightTransform {
   }
 };
 
-// From products to four pixels of the result.
+// Transforms products to four pixels of the result.
 template <class T>
 struct ResultTransform {
   using V = VectorFor<T>;
@@ -71,7 +71,7 @@ struct ResultTransform {
   }
 };
 
-// Its transpose: from the gradient of the result to that of the products.
+// The transpose of `ResultTransform`: from the gradient of the result to that of the products.
 template <class T>
 struct GradientTransform {
   using V = VectorFor<T>;
@@ -83,7 +83,7 @@ struct GradientTransform {
   }
 };
 
-// The transpose of that of the weight.
+// The transpose of `WeightTransform`.
 template <class T>
 struct WeightGradientTransform {
   using V = VectorFor<T>;
@@ -96,7 +96,7 @@ struct WeightGradientTransform {
   }
 };
 
-// Along both axes of a square.
+// Applies a transform along both axes of a tile.
 template <class F, class V>
 MFK_INLINE void transform(const V (&x)[F::kFrom][F::kFrom], V (&y)[F::kTo][F::kTo]) {
   V half[F::kTo][F::kFrom];

@@ -1,5 +1,5 @@
-// Runs of elements on one thread. The build compiles this file once for each instruction set, with
-// MFK_KERNEL as the name of its one public object.
+// Computes runs of elements on one thread. The build compiles this file once for each instruction
+// set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/focal_dice/kernel.h"
 
 #include <cmath>
@@ -9,10 +9,10 @@
 namespace mfk::cpu {
 namespace {
 
-// Elements that are brought into the working type at once.
+// Elements that are converted to the working type at a time.
 constexpr int64_t kRun = kPoints;
 
-// f(the targets as an array of their type).
+// Calls f with the targets as an array of their type.
 template <class F>
 MFK_INLINE void with_targets(const FocalDiceProblem& loss, F f) {
   with_values(loss.targets, loss.targets_are_bool, loss.targets_element, f);
@@ -40,7 +40,7 @@ class Run {
     }
   }
 
-  // f(first lane, logits, targets, which lanes are elements).
+  // Calls f(index of the first element, logits, targets, which lanes are elements).
   template <class F>
   MFK_INLINE void for_vectors(F f) const {
     using V = VectorFor<T>;
@@ -79,49 +79,52 @@ MFK_INLINE void for_runs(const FocalDiceProblem& loss, int64_t mask, int64_t fir
   }
 }
 
-// miss^gamma. Of targets that are 0 or 1, from the logarithms that are there already.
+// The modulating factor base^gamma. For targets of 0 or 1, it is computed from the known
+// logarithms.
 template <class T, class V = VectorFor<T>>
-MFK_INLINE V general_power(const Sigmoid<V>& s, const V& y, V miss, T gamma) {
+MFK_INLINE V general_power(const Sigmoid<V>& s, const V& y, V base, T gamma) {
   constexpr int kWidth = VectorOf<T>::kWidth;
   const IndexFor<T> hard = (y == 0) | (y == 1);
   bool all = true;
   for (int k = 0; k < kWidth; ++k) all &= hard[k] != 0;
   if (all) return exp_negative(-gamma * (y > 0 ? s.up : s.down));
-  for (int k = 0; k < kWidth; ++k) miss[k] = std::pow(miss[k], gamma);
-  return miss;
+  for (int k = 0; k < kWidth; ++k) base[k] = std::pow(base[k], gamma);
+  return base;
 }
 
-// The focal loss of logits x with targets y: weight * miss^gamma * entropy. Targets are 0 to 1, or a
-// little beyond, as bicubic interpolation makes them: then the miss may be negative.
+// The focal loss of logits x with targets y: weight * base^gamma * cross-entropy, base = 1 - p_t.
+// Targets are from 0 to 1, or slightly beyond (from bicubic interpolation); then base may be
+// negative.
 template <int kGamma, class T>
 struct Focal {
   using V = VectorFor<T>;
   Sigmoid<V> s;
-  V y, miss, power, entropy, weight;
+  V y, base, power, entropy, weight;
 
   MFK_INLINE Focal(const V& x, const V& targets, double alpha, T gamma)
       : s(sigmoid(x)), y(targets) {
-    miss = s.p * (1 - y) + s.q * y;
+    base = s.p * (1 - y) + s.q * y;
     entropy = s.up * (1 - y) + s.down * y;
     if constexpr (kGamma == 0) power = V{} + 1;
-    if constexpr (kGamma == 1) power = miss;
-    if constexpr (kGamma == 2) power = miss * miss;
-    if constexpr (kGamma < 0) power = general_power<T>(s, y, miss, gamma);
+    if constexpr (kGamma == 1) power = base;
+    if constexpr (kGamma == 2) power = base * base;
+    if constexpr (kGamma < 0) power = general_power<T>(s, y, base, gamma);
     weight = V{} + 1;
     if (alpha >= 0) weight = static_cast<T>(1 - alpha) + static_cast<T>(2 * alpha - 1) * y;
   }
 
   MFK_INLINE V loss() const { return weight * power * entropy; }
 
-  // By x.
+  // The derivative with respect to x.
   MFK_INLINE V gradient(T gamma) const {
     if constexpr (kGamma == 0) return weight * (s.p - y);
-    const V miss_change = s.p * s.q * (1 - 2 * y);
-    if constexpr (kGamma == 1) return weight * (miss * (s.p - y) + miss_change * entropy);
+    const V base_gradient = s.p * s.q * (1 - 2 * y);
+    if constexpr (kGamma == 1) return weight * (base * (s.p - y) + base_gradient * entropy);
     if constexpr (kGamma == 2)
-      return weight * miss * (miss * (s.p - y) + 2 * miss_change * entropy);
-    // The quotient, never more than 1 for targets from 0 to 1, keeps it finite for gamma < 1.
-    const V relative = miss_change / (magnitude(miss) < least() ? broadcast(least()) : miss);
+      return weight * base * (base * (s.p - y) + 2 * base_gradient * entropy);
+    // With this quotient, at most 1 for targets from 0 to 1, the result is finite for gamma < 1
+    // too.
+    const V relative = base_gradient / (magnitude(base) < least() ? broadcast(least()) : base);
     return weight * power * (s.p - y + gamma * relative * entropy);
   }
 
@@ -152,7 +155,7 @@ FocalDiceSums sums(const FocalDiceProblem& loss, int64_t mask, int64_t first, in
   return total;
 }
 
-// f(first element of a run, its gradients, how many).
+// Calls f(first element of a run, its gradients, their number).
 template <class T, class F>
 MFK_INLINE void for_gradients(const FocalDiceProblem& loss, int64_t mask, int64_t first,
                               int64_t last, const FocalDiceGradFactors<T>& factors, F f) {
@@ -164,7 +167,7 @@ MFK_INLINE void for_gradients(const FocalDiceProblem& loss, int64_t mask, int64_
       run.for_vectors([&](int64_t i, const V& x, const V& y, const IndexFor<T>&) {
         const Focal<decltype(gamma)::value, T> focal(x, y, loss.alpha, exponent);
         const V dice = (factors.dice + factors.dice_change * y) * focal.s.p * focal.s.q;
-        // NaN, which an infinite logit gives, stays out where only the dice loss is asked for.
+        // Without a gradient of the focal loss, skip its term, which is NaN for an infinite logit.
         const V all = multiply_add(broadcast(factors.focal), focal.gradient(exponent), dice);
         store(result + i, factors.focal != 0 ? all : dice);
       });

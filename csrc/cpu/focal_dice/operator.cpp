@@ -1,4 +1,4 @@
-// The tensor operators of focal and dice loss on given logits, on the CPU.
+// The tensor operators of the focal and dice loss of given logits, on the CPU.
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
@@ -15,12 +15,12 @@ using mfk::cpu::Tensor;
 
 ScalarType type_of(const FocalDiceProblem& loss) { return mfk::cpu::type_of(loss.is_double); }
 
-// Arguments in contiguous memory, and the loss that reads it.
+// Contiguous arguments, and the problem that points to their memory.
 struct Pair {
   Tensor logits, targets;
   FocalDiceProblem loss{};
 
-  // Of one shape, which the caller checks.
+  // The caller checks that both have the same shape.
   Pair(const Tensor& given_logits, const Tensor& given_targets, double alpha, double gamma)
       : logits(mfk::cpu::contiguous("logits", given_logits)), targets(on_cpu(given_targets)) {
     mfk::check_focal(alpha, gamma);

@@ -9,15 +9,15 @@
 namespace mfk::cpu {
 namespace {
 
-// Elements of a task. It does not depend on the number of threads, because sums are rounded where
-// they end.
+// The elements of a task. They do not depend on the number of threads, because the division into
+// partial sums affects rounding.
 constexpr int64_t kTaskElements = 1 << 15;
 
 int64_t tasks_of_mask(const FocalDiceProblem& loss) {
   return divide_up(loss.elements, kTaskElements);
 }
 
-// f(mask, task within it, first element, last element).
+// Calls f(mask, task of the mask, first element, end).
 template <class F>
 void for_tasks(const FocalDiceProblem& loss, int threads, const F& f) {
   const int64_t tasks = tasks_of_mask(loss);
@@ -62,7 +62,7 @@ FocalDiceGradFactors<T> grad_factors(const FocalDiceProblem& loss, int64_t mask)
   const double below = static_cast<double>(sums[1]) + static_cast<double>(sums[2]) + 1;
   const double grad_focal =
       static_cast<const T*>(loss.grad_focal)[mask] / static_cast<double>(loss.elements);
-  // A dice loss that nobody asks for takes no part: its sums may be NaN.
+  // Skip the dice loss if its incoming gradient is 0: its sums may be NaN.
   if (grad_dice == 0) return {static_cast<T>(grad_focal), 0, 0};
   return {static_cast<T>(grad_focal), static_cast<T>(grad_dice * above / (below * below)),
           static_cast<T>(-2 * grad_dice / below)};
@@ -78,7 +78,7 @@ void backward(const FocalDiceProblem& loss, int threads) {
     });
     return;
   }
-  // A whole mask at a time: its points share pixels.
+  // A task is a whole mask, because its points share pixels.
   const int64_t bytes = loss.height * loss.width * static_cast<int64_t>(sizeof(T));
   for_each(loss.masks, threads, bytes, [&](int64_t mask, void* memory) {
     MFK_BEST_KERNEL(focal_dice)

@@ -1,4 +1,4 @@
-// Focal and dice loss of logits that are already there, on the CPU. No torch in here.
+// Focal and dice loss of given logits, on the CPU. This file does not use torch.
 #pragma once
 
 #include "core/element.h"
@@ -6,22 +6,22 @@
 namespace mfk::cpu {
 
 struct FocalDiceProblem {
-  const void* logits;  // [M, P], or [M, h, w] where there are points
+  const void* logits;  // [M, P], or [M, h, w] with points
   Element logits_element;
-  const void* targets;  // [M, P], or [M, H, W] where there are points
+  const void* targets;  // [M, P], or [M, H, W] with points
   bool targets_are_bool;
-  Element targets_element;  // unless they are
+  Element targets_element;  // unless they are bool
   int64_t masks, elements;
   double alpha, gamma;
-  bool is_double;  // in fp64; else fp32, and so are all pointers to void below
+  bool is_double;  // compute in fp64, otherwise fp32; also the type of all void pointers below
 
-  bool at_points;      // rather than at all elements
-  const void* points;  // [M, P, 2]: x and y, the image from 0 to 1
+  bool at_points;      // sample at points instead of using all elements
+  const void* points;  // [M, P, 2]: x and y, from 0 to 1 from edge to edge
   int64_t height, width, target_height, target_width;
 
   void* focal;  // [M] out
   void* dice;   // [M] out
-  void* sums;   // [M, 3]: out of the forward pass, into the backward pass
+  void* sums;   // [M, 3]: output of the forward pass, input of the backward pass
 
   // The backward pass only.
   const void* grad_focal;  // [M]
@@ -32,7 +32,7 @@ struct FocalDiceProblem {
 void focal_dice(const FocalDiceProblem& loss, int threads);
 void focal_dice_backward(const FocalDiceProblem& loss, int threads);
 
-// The focal loss of each element alone, into `losses`, like the logits; and its gradient from
+// The focal loss of each element, stored in `losses`, like the logits; or its gradient from
 // `grad_losses`, in the type of the logits.
 struct FocalLossProblem {
   FocalDiceProblem pair;  // one mask

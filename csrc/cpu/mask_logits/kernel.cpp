@@ -1,5 +1,5 @@
-// A few rows of an image on one thread. The build compiles this file once for each instruction set,
-// with MFK_KERNEL as the name of its one public object.
+// Computes a few rows of an image on one thread. The build compiles this file once for each
+// instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/mask_logits/kernel.h"
 
 #include "cpu/common/memory.h"

@@ -9,8 +9,8 @@ namespace mfk::cpu {
 template <class T>
 struct MaskLogitsKernel {
   int64_t (*bytes)(const MaskLogitsProblem& problem, int64_t rows);  // working memory of one thread
-  // The logits of an image in low-resolution rows [first, last); `embed` [L * Q, C] are its
-  // embeddings.
+  // Computes low-resolution rows [first, last) of the logits of an image; `embed` [L * Q, C] holds
+  // its embeddings.
   void (*run)(const MaskLogitsProblem& problem, const T* embed, int64_t image, int64_t first,
               int64_t last, void* memory);
 };

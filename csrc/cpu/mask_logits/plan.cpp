@@ -10,7 +10,7 @@
 namespace mfk::cpu {
 namespace {
 
-// Feature entries of a task: half of a usual second-level cache.
+// Feature entries of a task: half of a typical L2 cache.
 constexpr int64_t kTaskEntries = 1 << 17;
 
 template <class T>

@@ -1,4 +1,4 @@
-// Mask logits from their two factors, on the CPU. No torch in here.
+// Mask logits from their two factors, on the CPU. This file does not use torch.
 #pragma once
 
 #include "cpu/common/predictions.h"
@@ -6,8 +6,8 @@
 namespace mfk::cpu {
 
 struct MaskLogitsProblem {
-  MaskPredictions predictions;  // in factors
-  bool is_double;               // in fp64; else fp32
+  MaskPredictions predictions;  // factored
+  bool is_double;               // compute in fp64, otherwise fp32
   Element element;              // of the logits
   void* logits;                 // [L, B, Q, h, w] out
 };

@@ -1,5 +1,5 @@
-// One chunk of the mask loss on one thread. The build compiles this file once for each instruction
-// set, with MFK_KERNEL as the name of its one public object.
+// Computes one chunk of the mask loss on one thread. The build compiles this file once for each
+// instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/mask_loss/kernel.h"
 
 #include "cpu/common/gemm.h"
@@ -10,10 +10,10 @@
 namespace mfk::cpu {
 namespace {
 
-// Entries that may be read behind the end of a row.
+// Entries beyond the end of a row that may be read.
 constexpr int64_t kSlack = 32;
 
-// Low-resolution rows [own, own_end), and [first, last) with those beside them that are needed.
+// Low-resolution rows [own, own_end), and with the adjacent rows that they need, [first, last).
 struct Strip {
   int64_t own, own_end, first, last;
 };
@@ -121,7 +121,8 @@ class ChunkWorker {
     return strip;
   }
 
-  // The logits of a matched mask in the strip. Masks are asked for in turn, and computed by tiles.
+  // The logits of a matched mask in the strip. Masks are requested in sequence, and computed in
+  // tiles.
   const T* logits_of(const Strip& strip, int64_t row) {
     const int64_t pixels = (strip.last - strip.first) * predictions_.width;
     if (predictions_.features != nullptr && row % kTileRows == 0) multiply_tiles(row, pixels);
@@ -130,12 +131,12 @@ class ChunkWorker {
       const MatchedRow& mask = matched(row);
       copy_logits(predictions_, mask.layer, image_, mask.query, strip.first, strip.last, logits);
     }
-    // An infinity becomes NaN, whatever weights interpolation gives it.
+    // Infinite logits become NaN; interpolation alone might give infinity or NaN.
     for (int64_t p = 0; p < pixels; ++p) logits[p] += 0 * logits[p];
     return logits;
   }
 
-  // The logits of a tile of matched masks, from `row` on.
+  // Computes the logits of a tile of matched masks, from `row` on.
   void multiply_tiles(int64_t row, int64_t pixels) {
     const int64_t channels = predictions_.channels;
     const int64_t count = smaller(kTileRows, rows() - row);
@@ -146,8 +147,8 @@ class ChunkWorker {
     }
   }
 
-  // f(full row, targets, its upper source) for the full-resolution rows of a mask whose upper source
-  // is one of [first, strip.own_end).
+  // Calls f(full row, targets, upper source) for the full-resolution rows of a mask whose upper
+  // source row is in [first, strip.own_end).
   template <class F>
   void walk(const Strip& strip, int64_t first, int64_t row, F f) {
     const T* logits = logits_of(strip, row);
@@ -179,7 +180,7 @@ class ChunkWorker {
     }
   }
 
-  // The gradient of a mask's low-resolution logits, into its row of low_grad_.
+  // Computes the gradient of a mask's low-resolution logits, in its row of low_grad_.
   void compute_grad_row(const Strip& strip, int64_t row) {
     const GradFactors<T>& factors = plan_.grad_factors[plan_.first_row[image_] + row];
     T* result = low_grad_ + row * low_stride_;
@@ -194,7 +195,7 @@ class ChunkWorker {
     };
     clear(above);
     clear(below);
-    // `above` belongs to this low-resolution row, `below` to the next.
+    // `above` accumulates the gradient of this low-resolution row, `below` that of the next.
     int64_t current = strip.first;
     walk(strip, strip.first, row, [&](const auto& full, const auto& targets, int64_t low) {
       if (low != current) {
@@ -214,7 +215,7 @@ class ChunkWorker {
                                                  factors, above, below);
       });
     });
-    // The last row is its own neighbour: all of its weight is with the upper source.
+    // The last row is its own lower neighbour; its whole weight is that of the upper source.
     flush(current, above);
     flush(current + 1, below);
   }
@@ -280,7 +281,7 @@ class ChunkWorker {
     problem_.channels_last ? store_by_pixel(strip) : store_by_channel(strip);
   }
 
-  // Gradients of masks at `count` pixels from `p` on, row by row at a distance of `stride`.
+  // Copies the gradients of masks at `count` pixels from `p` on, row by row with the given stride.
   void gather_pixels(int64_t p, int64_t count, int64_t stride) {
     for (int64_t row = 0; row < rows(); ++row) {
       const T* from = low_grad_ + row * low_stride_ + p;
@@ -328,7 +329,7 @@ class ChunkWorker {
     }
   }
 
-  // The embeddings of the rows as panels of channels.
+  // Packs the embeddings of the rows into panels of channels.
   void pack_embeddings() {
     constexpr int64_t kColumns = kPanel<T>;
     const int64_t channels = predictions_.channels;
@@ -351,13 +352,13 @@ class ChunkWorker {
   int64_t logit_stride_ = 0;
   T* resized_[2];          // two rows of logits at full width
   T* features_ = nullptr;  // of a strip, in panels of pixels
-  T* full_grad_[2];        // of two rows of logits at full width
+  T* full_grad_[2];        // gradients of two rows of logits at full width
   int64_t grad_width_ = 0;
   T* low_grad_ = nullptr;  // [rows, own pixels of a strip]
   int64_t low_stride_ = 0;
   T* by_pixel_ = nullptr;    // low_grad_ as a panel of rows
   T* by_row_ = nullptr;      // low_grad_ of some pixels, row by row
-  T* tile_ = nullptr;        // of the gradient of the features
+  T* tile_ = nullptr;        // a tile of the gradient of the features
   T* grad_embed_ = nullptr;  // gradient of the embeddings, in panels of rows
   T* embed_ = nullptr;       // embeddings of the rows, in panels of channels
 };

@@ -1,9 +1,10 @@
 // The part of the mask loss that is compiled once for each instruction set.
 //
-// An image is cut into strips of low-resolution rows, and strips are dealt out in chunks, one task
-// each. A strip computes the logits of its own rows and one beside them, for the matched masks of all
-// layers at once, and the full-resolution pixels only in registers. What tasks add up to is
-// stored for each and summed in order afterwards, so results do not depend on threads.
+// An image is divided into strips of low-resolution rows, and a task is a chunk of strips. For each
+// strip, the logits of its own rows and of the adjacent ones are computed for the matched masks of
+// all layers; full-resolution pixels exist only in registers. Each task stores its partial sums,
+// which are added up in a fixed order afterwards, so that results do not depend on the number of
+// threads.
 #pragma once
 
 #include "cpu/common/instruction_set.h"
@@ -22,13 +23,13 @@ struct MatchedRow {
 template <class T>
 struct AxisResize : Resize<T> {
   int64_t size, new_size;
-  int64_t span;          // most pixels that a source has a part in
-  const int32_t* start;  // [size]: the first of them
+  int64_t span;          // the largest number of pixels that a source contributes to
+  const int32_t* start;  // [size]: the first pixel that each source contributes to
   const T* weights;      // [size, span]
 };
 
-// By what the gradients of a matched mask's pixels are multiplied: that of the focal loss, and that of
-// the dice loss for y = 0 and y = 1.
+// The coefficients of a matched mask's gradient: that of the focal loss, and those of the dice loss
+// for targets of 0 (outside) and 1 (inside).
 template <class T>
 struct GradFactors {
   T focal, dice_outside, dice_inside;
@@ -43,7 +44,7 @@ struct MaskLossPlan {
   const T* embed;                // [rows, C]
   AxisResize<T> horizontal, vertical;
   int64_t strip_rows, strips, chunks;  // strips and chunks of an image
-  double* partial_sums;                // per image [chunks, rows of the image, 3]: focal, s y, s
+  double* partial_sums;                // per image [chunks, its rows, 3]: sums of focal, s y and s
 
   // The backward pass only.
   const GradFactors<T>* grad_factors;  // [rows]

@@ -12,7 +12,7 @@ using mfk::cpu::OptionalTensor;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
-// The problem, and the memory that its targets are read from.
+// The problem, and the tensors that own the memory of its targets.
 struct StoredProblem {
   mfk::cpu::MaskPredictions predictions;
   Tensor assignment;
@@ -25,7 +25,7 @@ struct StoredProblem {
       : predictions(mfk::cpu::predictions_of(embed, features)),
         assignment(checked_assignment(given_assignment, predictions)),
         segments(label_map, masks, counts, assignment.size(2), predictions.images) {
-    // A GPU takes memory for as many, and cannot look.
+    // A GPU allocates memory for num_segments, and cannot check this.
     STD_TORCH_CHECK(segments.total <= num_segments, "counts add up to ", segments.total,
                     ", more than num_segments, ", num_segments);
     mfk::check_focal(alpha, gamma);
@@ -63,7 +63,7 @@ struct StoredProblem {
   }
 };
 
-// `maps` are not kept: a CPU computes the pixels anew as fast as it would read them.
+// `maps` are not kept: a CPU recomputes the pixels as fast as it would read the maps.
 std::tuple<Tensor, Tensor, Tensor, Tensor> mask_loss(
     const Tensor& embed, const OptionalTensor& features, const OptionalTensor& label_map,
     const OptionalTensor& masks, const Tensor& counts, const Tensor& assignment,
@@ -102,10 +102,10 @@ std::tuple<Tensor, Tensor> mask_loss_backward(
   Tensor grad_embed = embed_needed ? torch::stable::new_zeros(embed, embed.sizes())
                                    : torch::stable::new_empty(embed, {0});
   const Tensor& like = features.has_value() ? *features : embed;
-  const bool wanted = features_needed && features.has_value();
-  // As the convolution that made the features wants it.
-  problem.channels_last = wanted && like.stride(1) < like.stride(3);
-  Tensor grad_features = !wanted                 ? torch::stable::new_empty(like, {0})
+  const bool needed = features_needed && features.has_value();
+  // The memory format of the features, so that the backward pass before need not convert it.
+  problem.channels_last = needed && like.stride(1) < like.stride(3);
+  Tensor grad_features = !needed                 ? torch::stable::new_empty(like, {0})
                          : problem.channels_last ? mfk::cpu::new_channels_last(like, like.sizes())
                                                  : mfk::cpu::new_result(like, like.sizes());
   if (!stored.matched()) return {grad_embed, torch::stable::zero_(grad_features)};

@@ -11,12 +11,12 @@
 namespace mfk::cpu {
 namespace {
 
-// Low-resolution pixels of a strip and tasks of a batch. Neither depends on the number of threads,
-// because sums are rounded where they end.
+// The low-resolution pixels of a strip and the tasks of a batch. Neither depends on the number of
+// threads, because the division into partial sums affects rounding.
 constexpr int64_t kStripPixels = 2048;
 constexpr int64_t kLeastStripRows = 4;
 constexpr int64_t kTasks = 64;
-// Vectors of full-resolution pixels may reach so far behind the last one.
+// How far vectors of full-resolution pixels may reach beyond the last one.
 constexpr int64_t kPadding = 16;
 
 template <class T>

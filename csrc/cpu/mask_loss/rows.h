@@ -1,4 +1,4 @@
-// The full-resolution rows of matched masks: resized from low resolution, never in memory as a whole.
+// The full-resolution rows of matched masks: resized on the fly, never all in memory.
 #pragma once
 
 #include "cpu/common/pixels.h"
@@ -8,7 +8,7 @@
 namespace mfk::cpu {
 namespace {
 
-// The first full-resolution row whose upper source is `low` or below it.
+// The first full-resolution row whose upper source row is at least `low`.
 template <class T>
 int64_t first_full_row(const AxisResize<T>& vertical, int64_t low) {
   int64_t from = 0, to = vertical.new_size;
@@ -32,7 +32,7 @@ void resize_row(const AxisResize<T>& horizontal, const T* row, T* result) {
     for (int64_t x = 0; x < width; x += kWidth) {
       const Ints low = load<Ints>(horizontal.low + x), high = load<Ints>(horizontal.high + x);
       const int32_t base = horizontal.low[x];
-      // In an enlarged row the sources of 16 pixels are within 32, which two registers hold.
+      // When enlarging, the sources of 16 pixels lie within 32 pixels, which two registers hold.
       if (horizontal.high[x + kWidth - 1] - base < 32) {
         const Floats a = load<Floats>(row + base), b = load<Floats>(row + base + kWidth);
         const auto pick = [&](const Ints& source) -> Floats {
@@ -90,14 +90,14 @@ MFK_INLINE IndexFor<T> matches(const MaskRow& row, int64_t x) {
   return __builtin_convertvector(load<Bytes>(row.pixels + x), IndexFor<T>) != 0;
 }
 
-// f(targets, first pixel in them, first pixel, which lanes are inside the row).
+// Calls f(targets, index of the first pixel in them, first pixel, which lanes are inside the row).
 template <class T, class Row, class F>
 MFK_INLINE void for_vectors(const Row& row, int64_t width, F f) {
   constexpr int kWidth = VectorOf<T>::kWidth;
   const int64_t whole = width / kWidth * kWidth;
   for (int64_t x = 0; x < whole; x += kWidth) f(row, x, x, ~IndexFor<T>{});
   if (whole == width) return;
-  // The last targets are copied, because nothing behind them may be read.
+  // Copy the last targets, because memory beyond them must not be read.
   typename Row::Pixel end[kWidth] = {};
   for (int64_t k = 0; k < width - whole; ++k) end[k] = row.pixels[whole + k];
   Row copy = row;
@@ -108,7 +108,7 @@ MFK_INLINE void for_vectors(const Row& row, int64_t width, F f) {
 template <class T>
 struct Options {
   T gamma;
-  T positive, negative;  // alpha of positives and of negatives
+  T positive, negative;  // the weights of positives and of negatives, from alpha
 };
 
 template <class T>
@@ -118,7 +118,7 @@ Options<T> options_of(const MaskLossProblem& problem) {
           static_cast<T>(weighted ? 1 - problem.alpha : 1)};
 }
 
-// A full-resolution row between two resized rows.
+// A full-resolution row, interpolated between two horizontally resized rows.
 template <class T>
 struct FullRow {
   const T *above, *below;
@@ -158,7 +158,7 @@ void add_losses(const FullRow<T>& full, const Row& row, int64_t width, const Opt
   total.overlap += sums.overlap;
 }
 
-// Adds the gradient of a full-resolution row to those of the resized rows that it lies between.
+// Adds the gradient of a full-resolution row to those of the two rows that it is interpolated from.
 template <class T, int kGamma, class Row>
 void add_gradients(const FullRow<T>& full, const Row& row, int64_t width, const Options<T>& options,
                    const GradFactors<T>& factors, T* above, T* below) {

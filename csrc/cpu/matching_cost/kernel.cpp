@@ -1,5 +1,5 @@
-// One chunk of the matching cost on one thread. The build compiles this file once for each
-// instruction set, with MFK_KERNEL as the name of its one public object.
+// Computes one chunk of the matching cost on one thread. The build compiles this file once for each
+// instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/matching_cost/kernel.h"
 
 #include "cpu/common/gemm.h"
@@ -10,13 +10,13 @@
 namespace mfk::cpu {
 namespace {
 
-// `counterpart`: the sigmoid of -z.
+// The terms of -z from those of z.
 template <class V>
 MFK_INLINE Sigmoid<V> counterpart(const Sigmoid<V>& s) {
   return {s.q, s.p, s.down, s.up};
 }
 
-// Which of the three maps is summed outside of segments.
+// The index of the map that is summed outside segments.
 constexpr int kNegative = 1;
 
 template <class T>
@@ -73,7 +73,7 @@ class ChunkWorker {
   }
 
  private:
-  // Pieces from `first` on reach into the tile.
+  // Processes all queries in the tile; its pieces begin with `first`.
   void for_blocks(int32_t first, int32_t last) {
     const int64_t pixels = end_ - begin_;
     const int64_t channels = predictions_.channels;
@@ -118,7 +118,7 @@ class ChunkWorker {
     const bool inside = piece.segment >= 0 || maps;
     const auto step = [&](int64_t p, const auto& keep) {
       const V logit = load<V>(logits + (p - begin_));
-      const Sigmoid<V> s = sigmoid(multiply_add(logit, V{}, logit));  // NaN where it is infinite
+      const Sigmoid<V> s = sigmoid(multiply_add(logit, V{}, logit));  // NaN for infinite logits
       const V outside_loss = keep(focal<kGamma>(s, gamma));
       const V probabilities = keep(s.p);
       negative += outside_loss;
@@ -147,8 +147,8 @@ class ChunkWorker {
     sums.probability += sum_of<T>(probability);
   }
 
-  // Masks of the tile, and their complements, as panels of segments [padded / kPanel][tile, kPanel]
-  // of 0 and 1.
+  // Packs the masks of the tile, and their complements, into panels of segments
+  // [padded / kPanel][tile, kPanel] of 0 and 1.
   void pack_masks() {
     constexpr int64_t kColumns = kPanel<T>;
     const int64_t padded = order_.padded;
@@ -193,7 +193,7 @@ class ChunkWorker {
   T* features_ = nullptr;  // of the tile, in panels of pixels
   T* panels_[2] = {};      // masks of the tile and their complements, in panels of segments
   T* maps_[3] = {};        // [kTileRows, tile]: focal loss of positives and negatives, probability
-  T* products_ = nullptr;  // of maps and masks
+  T* products_ = nullptr;  // a tile of products of maps and masks
 };
 
 template <class T>

@@ -1,10 +1,11 @@
 // The part of the matching cost that is compiled once for each instruction set.
 //
-// All sums of the cost run over pixels, whose order is free: those of one segment come together, so
-// that sums over a segment are sums over vectors. Where masks overlap, pixels keep their order, and a
-// second product adds up the masks. What lies outside of a segment is added up, never taken from the
-// sum over all pixels: a right pixel with a large logit would swallow the rest. A task takes a chunk of pixels through the masks of all layers;
-// what tasks add up to is stored for each and summed in order afterwards.
+// All sums of the cost run over pixels, in any order. The pixels are sorted by segment, so that
+// sums over a segment are sums over vectors. If masks overlap, pixels keep their order, and a
+// second matrix product sums over the masks. The loss outside a segment is summed directly and
+// never as a difference from the sum over all pixels, in which a correctly predicted pixel with a
+// large logit would cancel and leave its rounding error. A task computes a chunk of pixels for the
+// masks of all layers and stores its partial sums, which are added up in a fixed order afterwards.
 #pragma once
 
 #include "cpu/common/instruction_set.h"
@@ -12,11 +13,12 @@
 
 namespace mfk::cpu {
 
-// Chunks, and the pixels of a segment, are padded to multiples of these. Every vector fits in.
+// The pixels of a segment, and chunks, are padded to multiples of these, which are multiples of
+// every vector width.
 constexpr int64_t kSegmentPadding = 16;
 constexpr int64_t kChunkPadding = 64;
 
-// Pixels [begin, end) of one segment in one chunk, of which those from `valid_end` are padding.
+// Pixels [begin, end) of one segment in one chunk; those from `valid_end` on are padding.
 struct Piece {
   int32_t segment;  // -1: none
   int32_t begin, end, valid_end;
@@ -33,9 +35,9 @@ struct PixelOrder {
   const Piece* pieces;         // of all chunks
   const int32_t* first_piece;  // [chunks + 1]
   const int32_t* first_pixel;  // [chunks + 1]
-  const uint8_t* masks;        // [T_b, padded] where masks overlap, else null
+  const uint8_t* masks;        // [T_b, padded] if masks overlap, otherwise null
   PieceSums* sums;             // [pieces, L * Q] out
-  // [chunks, L * Q, 3, T_b] out where masks overlap: negatives are outside of the segment
+  // [chunks, L * Q, 3, T_b] out if masks overlap; negatives are summed outside the segment
   double* mask_sums;
 };
 
@@ -44,7 +46,7 @@ struct MatchingCostPlan {
   const MatchingCostProblem* problem;
   const T* embed;            // [B, L * Q, C]
   const PixelOrder* orders;  // [B]
-  int64_t tile;              // pixels at a time
+  int64_t tile;              // pixels that are processed at a time
 };
 
 template <class T>

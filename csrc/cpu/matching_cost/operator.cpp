@@ -5,7 +5,7 @@
 
 namespace {
 
-// The most pixels of padding behind a segment.
+// The most pixels of padding after a segment.
 constexpr int64_t kPadding = 64;
 
 using mfk::cpu::MatchingCostProblem;
@@ -34,7 +34,7 @@ Tensor matching_cost(const Tensor& class_logits, const Tensor& embed,
   STD_TORCH_CHECK(class_logits.size(3) >= 1, "class_logits must have classes, got ",
                   mfk::text(class_logits));
   check_pixels(predictions);
-  // Every segment and chunk of an image starts at an offset of its own, counted in 32 bits.
+  // Every segment and chunk of an image starts at a padded offset, which has 32 bits.
   STD_TORCH_CHECK(predictions.height * predictions.width + kPadding * (max_count + 2) <=
                       std::numeric_limits<int32_t>::max(),
                   "masks must have fewer than 2^31 pixels, got ", predictions.height, " x ",

@@ -13,8 +13,9 @@
 namespace mfk::cpu {
 namespace {
 
-// Feature entries of a tile (half of a usual second-level cache), its most pixels, and the tasks of a
-// batch. None depends on the number of threads, because sums are rounded where they end.
+// The feature entries of a tile (half of a typical L2 cache), its most pixels, and the tasks of a
+// batch. None depends on the number of threads, because the division into partial sums affects
+// rounding.
 constexpr int64_t kTileEntries = 1 << 17;
 constexpr int64_t kMostTilePixels = 1024;
 constexpr int64_t kTasks = 64;
@@ -81,7 +82,7 @@ class MatchingCostPlanner {
   }
 
  private:
-  // Segment of every low-resolution pixel; where masks overlap, all of them into `image.masks`.
+  // The segment of every low-resolution pixel. If masks overlap, they are copied to `image.masks`.
   std::vector<int32_t> subsample(int64_t b, Image& image) const {
     const Segments& segments = problem_.segments;
     const int64_t count = segments.counts[b], pixels = predictions_.height * predictions_.width;
@@ -131,7 +132,7 @@ class MatchingCostPlanner {
   void sort_pixels(int64_t b) {
     Image& image = images_[b];
     const std::vector<int32_t> labels = subsample(b, image);
-    // Counting sort; void comes first.
+    // Counting sort by segment; void pixels come first.
     const int64_t count = problem_.segments.counts[b];
     std::vector<int32_t> sizes(count + 1, 0), next(count + 1);
     for (const int32_t label : labels) ++sizes[label + 1];
@@ -188,7 +189,7 @@ class MatchingCostPlanner {
         add(image.pieces[i].segment >= 0 ? sums[image.pieces[i].segment] : elsewhere, part);
       }
       if (image.masks.empty()) {
-        take_negatives_of_others(elsewhere.negative, sums);
+        use_negatives_of_others(elsewhere.negative, sums);
       } else {
         add_masks(image, row, sums);
       }
@@ -219,8 +220,9 @@ class MatchingCostPlanner {
     total.probability += part.probability;
   }
 
-  // The negative sum of each segment becomes that of all others and of the pixels of none.
-  static void take_negatives_of_others(double of_none, std::vector<PieceSums>& sums) {
+  // Replaces the negative sum of each segment by that of all other segments and of void pixels.
+  // Prefix and suffix sums avoid differences, which would cancel.
+  static void use_negatives_of_others(double of_none, std::vector<PieceSums>& sums) {
     double after = 0;
     std::vector<double> behind(sums.size());
     for (size_t t = sums.size(); t-- > 0;) {

@@ -1,4 +1,4 @@
-// The cost of matching every query to every segment on the CPU. No torch in here.
+// The cost of matching every query to every segment on the CPU. This file does not use torch.
 #pragma once
 
 #include "cpu/common/predictions.h"
@@ -18,7 +18,7 @@ struct MatchingCostProblem {
   Segments segments;
   const int64_t* labels;  // [N]
   double class_weight, mask_weight, dice_weight, alpha, gamma;
-  bool is_double;  // in fp64; else fp32
+  bool is_double;  // compute in fp64, otherwise fp32; also the type of `cost`
   void* cost;      // [L, B, Q, T] out
 };
 

@@ -1,5 +1,5 @@
-// One image on one thread. The build compiles this file once for each instruction set, with
-// MFK_KERNEL as the name of its one public object.
+// Samples one image on one thread. The build compiles this file once for each instruction set, with
+// MFK_KERNEL as the name of its only public object.
 #include "cpu/sample_points/kernel.h"
 
 #include "cpu/common/points.h"
@@ -7,7 +7,7 @@
 namespace mfk::cpu {
 namespace {
 
-// f(points, how many, their values) for runs of points.
+// Calls f(points, count, values) for runs of points.
 template <class T, class F>
 MFK_INLINE void for_runs(const SamplePointsProblem& problem, int64_t image, F f) {
   const T* points = static_cast<const T*>(problem.points) +

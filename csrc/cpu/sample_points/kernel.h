@@ -6,7 +6,7 @@
 
 namespace mfk::cpu {
 
-// All points of one image.
+// Each function processes all points of one image.
 template <class T>
 struct SamplePointsKernel {
   void (*forward)(const SamplePointsProblem& problem, int64_t image);

@@ -9,7 +9,7 @@ using mfk::cpu::SamplePointsProblem;
 using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
 
-// Points must be contiguous, and images where they are read; both must outlive the result.
+// Points must be contiguous, and so must images for the forward pass; both must outlive the result.
 SamplePointsProblem problem_of(const Tensor& images, const Tensor& points) {
   mfk::check_shape("images", images, {"M", "h", "w"});
   mfk::cpu::check_images("images", images);

@@ -6,7 +6,7 @@
 namespace mfk::cpu {
 namespace {
 
-// An image at a time, because its points share pixels and the cache holds one.
+// One image at a time, because its points share pixels and the cache holds only one image.
 template <class T>
 void forward(const SamplePointsProblem& problem, int threads) {
   const SamplePointsKernel<T>& kernel = MFK_BEST_KERNEL(sample_points).of<T>();

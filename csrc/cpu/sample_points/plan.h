@@ -1,4 +1,4 @@
-// Images at points between their pixels, on the CPU. No torch in here.
+// Bilinear sampling of images at points, on the CPU. This file does not use torch.
 #pragma once
 
 #include "core/element.h"
@@ -8,14 +8,14 @@ namespace mfk::cpu {
 struct SamplePointsProblem {
   const void* images;  // [M, h, w]
   bool images_are_bool;
-  Element element;  // unless they are
+  Element element;  // of the images, unless they are bool
   int64_t count, height, width;
-  const void* points;  // [M, P, 2], or [1, P, 2] for all: x and y, the image from 0 to 1
+  const void* points;  // [M, P, 2], or [1, P, 2] for all: x and y, from 0 to 1 from edge to edge
   bool shared;
   int64_t points_per_image;  // P
-  bool is_double;            // in fp64; else fp32, and so are points and values
+  bool is_double;            // compute in fp64, otherwise fp32; also the type of points and values
 
-  void* values;       // [M, P]: out of the forward pass; its gradient, into the backward pass
+  void* values;       // [M, P]: output of the forward pass; in the backward pass, its gradient
   void* grad_images;  // like the images, in their type; the backward pass only
 };
 

@@ -1,5 +1,5 @@
-// A band of rows of the result on one thread. The build compiles this file once for each instruction
-// set, with MFK_KERNEL as the name of its one public object.
+// Computes a band of rows of the result on one thread. The build compiles this file once for each
+// instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/segmentation/kernel.h"
 
 #include <limits>
@@ -11,8 +11,9 @@
 namespace mfk::cpu {
 namespace {
 
-// The best class of each pixel. Where the lead of the best class of the heavy queries is more than the
-// light ones could make up for, these are left out; the labels are the same to the last bit.
+// The best class of each pixel. If the lead of the best class among the heavy queries is larger
+// than the light queries could make up for, the latter are skipped; the labels are exactly the
+// same.
 template <class T>
 class Semantic {
   using V = VectorFor<T>;
@@ -26,10 +27,10 @@ class Semantic {
   void start() {}
   void finish() {}
 
-  // `count` pixels of a row, the first of which is `pixel` of the result.
+  // Processes `count` pixels of a row, the first of which has the index `pixel` in the result.
   void take(const T* panel, int64_t pixel, int64_t count) {
     const bool can_skip = plan_.heavy < plan_.queries && plan_.scores == nullptr;
-    // Trying costs time where it fails too often.
+    // An attempt takes time; stop trying if it fails too often.
     if (can_skip && (tried_ < kTrials || 2 * failed_ < tried_)) {
       ++tried_;
       score<true>(panel, plan_.heavy, pixel, count);
@@ -43,7 +44,7 @@ class Semantic {
  private:
   static constexpr int64_t kTrials = 16;
 
-  // By the first `depth` queries.
+  // Finds the best class by the scores of the first `depth` queries.
   template <bool kSecond>
   void score(const T* panel, int64_t depth, int64_t pixel, int64_t count) {
     V best[2], second[2];
@@ -77,7 +78,7 @@ class Semantic {
     }
   }
 
-  // Whether the light queries, and rounding, leave the labels as they are.
+  // Whether neither the light queries nor rounding can change the labels.
   bool is_certain(const T* panel, int64_t count) const {
     const T rounding = static_cast<T>(3 * plan_.queries) * std::numeric_limits<T>::epsilon();
     bool certain = true;
@@ -168,7 +169,7 @@ class Owners {
  private:
   const SegmentationPlan<T>& plan_;
   int64_t* counts_;  // [queries, 3]
-  T* confident_;     // [queries, kWidth] integers: pixels of this band
+  T* confident_;     // [queries, kWidth] integers: counts of confident pixels of this band
 };
 
 template <class T, class Result>
@@ -226,7 +227,7 @@ class BandWorker {
   Arena arena_;
   Result result_;
   ViewRows<T>* views_;
-  T* features_;  // a row of pixel features, in panels
+  T* features_;  // a row of pixel features, packed into panels
   T* panel_;     // [queries, kPanel]
 };
 

@@ -1,9 +1,9 @@
 // The part of inference that is compiled once for each instruction set.
 //
-// A task makes a band of rows of the result, a few rows at a time, and keeps the mask logits that these
-// need in a ring of rows. Resizing is linear, so all queries are resized before they are multiplied by
-// the class probabilities, a panel of pixels at a time: neither masks nor scores are ever in memory.
-// Every pixel is computed the same way wherever bands end.
+// A task computes a band of rows of the result, a few rows at a time, and keeps the mask logits
+// that they need in a ring buffer of rows. Resizing is linear, so that masks can be resized before
+// they are multiplied by the class probabilities, one panel of pixels at a time: neither full masks
+// nor full scores are ever in memory. Results do not depend on how rows are divided into bands.
 #pragma once
 
 #include "cpu/common/instruction_set.h"
@@ -12,11 +12,11 @@
 
 namespace mfk::cpu {
 
-// Left factors of products are packed: entry (row, k) at [row / kBlock][k][row % kBlock].
+// Left factors of products are packed: entry (row, k) is at [row / kBlock][k][row % kBlock].
 constexpr int64_t kBlock = 12;
-// Pixels of a row of the result that are resized together: a few panels.
+// Pixels of a row of the result that are resized together, a few panels.
 constexpr int64_t kChunk = 256;
-// Entries that vectors may touch behind the end of a row or table.
+// Entries beyond the end of a row or table that vectors may access.
 constexpr int64_t kSlack = 32;
 
 struct Span {
@@ -26,18 +26,18 @@ struct Span {
 template <class T>
 struct ViewPlan {
   const MaskPredictions* predictions;
-  const int32_t* queries;  // those that take part, the heavy ones first
+  const int32_t* queries;  // the queries that are used, the heavy ones first
   int64_t count, heavy;
   int64_t heavy_offset, light_offset;  // in a panel
   const T* embed;                      // packed, [count, C]; null for dense logits
-  // From masks to the result where the image is resized once. Where it is resized twice, from masks
-  // to the input, and then from there to the result.
+  // If masks are resized once, the tables from masks to the result. If they are resized twice, the
+  // tables from masks to the input, and those from the input to the result.
   bool twice;
   Resize<T> rows, columns;
   Resize<T> second_rows, second_columns;
-  const Span* mask_columns;   // that each chunk needs
-  const Span* input_columns;  // where resized twice
-  int64_t ring;               // rows of logits
+  const Span* mask_columns;   // the columns that each chunk needs
+  const Span* input_columns;  // the same of the input, if resized twice
+  int64_t ring;               // rows of logits in the ring buffer
   int64_t logits_stride;      // of the ring, between queries
   int64_t mask_stride;        // of chunks of mask columns
   int64_t input_stride;       // of chunks of input columns
@@ -48,13 +48,13 @@ struct SegmentationPlan {
   const ViewPlan<T>* views;
   int64_t view_count;
   int64_t queries;  // of all views
-  int64_t heavy;    // the light rest has so little weight that it seldom changes the best class
+  int64_t heavy;    // the others are light: their weights are so small that they seldom matter
   int64_t height, width;
-  int64_t band, step;  // rows of a task, and of those made together
-  bool resize_logits;  // the sigmoid comes last
+  int64_t band, step;  // rows of a task, and rows that are computed together
+  bool resize_logits;  // the sigmoid is applied after resizing
 
   const T* probability;  // packed, [K, queries]
-  const T* weights;      // [queries - heavy]: the largest probability of each light one
+  const T* weights;      // [queries - heavy]: the largest probability of each light query
   int64_t classes;
   int64_t* labels;
   T* scores;

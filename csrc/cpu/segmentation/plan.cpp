@@ -13,8 +13,8 @@
 namespace mfk::cpu {
 namespace {
 
-// The most rows that are made together, and the logits that these may need: a usual second-level
-// cache. Fewer rows repeat more of what two steps share.
+// The most rows that are computed together, and the largest ring buffer of logits for them: the
+// size of a typical L2 cache. With fewer rows, steps repeat more of the work that they share.
 constexpr int64_t kMostRows = 16;
 constexpr int64_t kRingBytes = 1 << 20;
 constexpr int64_t kBandsPerThread = 16;
@@ -22,7 +22,7 @@ constexpr int64_t kBandsPerThread = 16;
 template <class T>
 class AxisTable {
  public:
-  // The first `count` of `new_size` pixels.
+  // The table of the first `count` of `new_size` pixels.
   AxisTable(int64_t size, int64_t new_size, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const Tap<T> tap = bilinear_tap_rounded<T>(i, size, new_size);
@@ -32,7 +32,7 @@ class AxisTable {
 
   void mirror() { table_.mirror(); }
 
-  // What pixels [begin, end) need.
+  // The source pixels that pixels [begin, end) need.
   Span sources(int64_t begin, int64_t end) const {
     return {std::min(table_.low[begin], table_.low[end - 1]),
             std::max(table_.high[begin], table_.high[end - 1]) + 1};
@@ -47,7 +47,7 @@ class AxisTable {
   ResizeTable<T> table_;
 };
 
-// entry(i, k) of a left factor, as kernels take it.
+// Packs a left factor with the entries entry(i, k) in the layout of kernels.
 template <class T, class F>
 std::vector<T> pack(int64_t rows, int64_t depth, F entry) {
   std::vector<T> packed(round_up(rows, kBlock) * depth);
@@ -58,7 +58,7 @@ std::vector<T> pack(int64_t rows, int64_t depth, F entry) {
   return packed;
 }
 
-// The queries of a view that take part, the heavy ones first.
+// The queries of a view that are used, the heavy ones first.
 struct Queries {
   std::vector<int32_t> indices;
   int64_t heavy;
@@ -85,7 +85,7 @@ class ViewPlanner {
         needed = second_columns_.sources(needed.begin, needed.end);
         input_columns_.push_back(needed);
         most_inputs = std::max(most_inputs, needed.end - needed.begin);
-        // Whole vectors are resized.
+        // Resizing processes whole vectors.
         needed.end = std::min(needed.end + kSlack, view.image_width);
       }
       mask_columns_.push_back(columns_.sources(needed.begin, needed.end));
@@ -104,7 +104,7 @@ class ViewPlanner {
     plan_.input_stride = padded(most_inputs);
   }
 
-  // Where its queries start in a panel.
+  // Sets where the queries of the view start in a panel.
   void set_offsets(int64_t heavy, int64_t light) {
     plan_.heavy_offset = heavy;
     plan_.light_offset = light;
@@ -161,7 +161,7 @@ class ViewPlanner {
   ViewPlan<T> plan_{};
 };
 
-// Infinity if one of them is NaN.
+// The largest probability; infinity if one of them is NaN.
 template <class T>
 T largest(const T* probability, int64_t classes) {
   T most = 0;
@@ -175,7 +175,7 @@ T largest(const T* probability, int64_t classes) {
 template <class T>
 class SegmentationPlanner {
  public:
-  // `queries` of each view.
+  // `queries`: those of each view.
   SegmentationPlanner(const SegmentationProblem& problem, std::vector<Queries> queries, int threads)
       : threads_(threads) {
     for (size_t v = 0; v < problem.views.size(); ++v) {
@@ -264,12 +264,12 @@ class SegmentationPlanner {
   int64_t bands_;
 };
 
-// The light queries are those of least weight, as many as can come to kLight together: less than the lead
-// of the best class of most pixels, once a model is trained.
+// The light queries are those with the smallest weights, as many as add up to at most kLight. With
+// a trained model, this is less than the lead of the best class of most pixels.
 constexpr double kLight = 0.5;
 
 template <class T>
-std::vector<Queries> weighed_queries(const SemanticProblem& problem) {
+std::vector<Queries> split_queries(const SemanticProblem& problem) {
   std::vector<std::vector<T>> weights;
   std::vector<T> sorted;
   for (size_t v = 0; v < problem.views.size(); ++v) {
@@ -284,7 +284,7 @@ std::vector<Queries> weighed_queries(const SemanticProblem& problem) {
   double total = 0;
   size_t light = 0;
   while (light < sorted.size() && (total += sorted[light]) <= kLight) ++light;
-  // With little to leave out, trying is not worth it.
+  // If few queries are light, skipping them does not pay.
   const T limit = 2 * light < sorted.size() || light == sorted.size() ? T{0} : sorted[light];
   std::vector<Queries> queries;
   for (const std::vector<T>& own : weights) {
@@ -300,7 +300,7 @@ std::vector<Queries> weighed_queries(const SemanticProblem& problem) {
 
 template <class T>
 void run_semantic(const SemanticProblem& problem, int threads) {
-  SegmentationPlanner<T>(problem, weighed_queries<T>(problem), threads).semantic(problem);
+  SegmentationPlanner<T>(problem, split_queries<T>(problem), threads).semantic(problem);
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-// Semantic and panoptic inference on one image on the CPU. No torch in here.
+// Semantic and panoptic inference for one image on the CPU. This file does not use torch.
 #pragma once
 
 #include <vector>
@@ -17,7 +17,7 @@ struct ViewPredictions {
 struct SegmentationProblem {
   std::vector<ViewPredictions> views;
   int64_t height, width;
-  bool is_double;  // in fp64; else fp32, and so are all pointers to void below
+  bool is_double;  // compute in fp64, otherwise fp32; also the type of all void pointers below
 };
 
 struct SemanticProblem : SegmentationProblem {

@@ -1,4 +1,4 @@
-// Rows of the mask probabilities of one view, resized to the result on the way to a panel.
+// Rows of the masks of one view: computes logits, resizes them, and writes sigmoids into panels.
 #pragma once
 
 #include "cpu/common/gemm.h"
@@ -13,20 +13,21 @@ namespace {
 static_assert(kBlock % kTileRows == 0);
 static_assert(kChunk % kPanel<float> == 0 && kSlack >= kPanel<float>);
 
-// From `row` on, a multiple of kTileRows, of a packed left factor.
+// The rows of a packed left factor from `row` on, a multiple of kTileRows.
 template <class T>
 Left<T> packed_rows(const T* packed, int64_t row, int64_t depth) {
   return {packed + row / kBlock * kBlock * depth + row % kBlock, 1, kBlock};
 }
 
-// The sigmoid as PyTorch computes it, but 0 where that is less than any normal number.
+// The sigmoid as PyTorch computes it, but 0 where it would be denormal.
 template <class T>
 MFK_INLINE VectorFor<T> probability_of(const VectorFor<T>& x) {
   constexpr T kLeast = sizeof(T) == 4 ? -87 : -708;
   return x < kLeast ? VectorFor<T>{} : 1 / (1 + exp_negative(-x));
 }
 
-// What a mask logit counts as: docs/not_finite.md. A weight of zero must not make NaN of infinity.
+// Replaces logits that are not finite, see docs/not_finite.md, so that interpolation does not
+// multiply infinity by a weight of zero.
 template <class T>
 MFK_INLINE T finite_logit(T logit, bool is_product) {
   constexpr T kMost = static_cast<T>(1e30);
@@ -35,7 +36,7 @@ MFK_INLINE T finite_logit(T logit, bool is_product) {
   return logit > kMost ? kMost : logit;
 }
 
-// low_weight * low + high_weight * high, for rows and for entries of rows.
+// low_weight * low + high_weight * high; interpolates between rows and between columns.
 template <class V>
 MFK_INLINE V blend(const V& low_weight, const V& low, const V& high_weight, const V& high) {
   return multiply_add(high_weight, high, low_weight * low);
@@ -47,7 +48,7 @@ struct RowPair {
   T low_weight, high_weight;
 };
 
-// Columns of rows, one for each query, `stride` apart.
+// Interpolates between two rows of each query; the rows of queries are `stride` apart.
 template <class T>
 void blend_rows(RowPair<T> pair, int64_t rows, int64_t stride, int64_t columns, T* result,
                 int64_t result_stride) {
@@ -70,7 +71,7 @@ MFK_INLINE VectorFor<T> pick(const T* row, const IndexFor<T>& indices) {
   return entries;
 }
 
-// The same where indices are less than kNear, out of registers.
+// The same for indices less than kNear, with a permutation of registers.
 #if defined(__AVX512F__)
 template <class T>
 constexpr int kNear = 2 * VectorOf<T>::kWidth;
@@ -98,7 +99,7 @@ MFK_INLINE Floats pick_near(const float* row, const Ints& indices) {
 #endif
 #endif
 
-// Columns [begin, begin + columns) of the result, from rows that start with column `origin`.
+// Computes columns [begin, begin + columns) of the result from rows that start at column `origin`.
 template <bool kSigmoid, class T>
 void resize_columns(const Resize<T>& table, int64_t begin, int64_t columns, const T* rows,
                     int64_t stride, int64_t origin, int64_t count, T* result,
@@ -110,7 +111,7 @@ void resize_columns(const Resize<T>& table, int64_t begin, int64_t columns, cons
   for (int64_t x = begin; x < begin + columns; x += kWidth) {
     const V low_weight = load<V>(table.low_weight + x);
     const V high_weight = load<V>(table.high_weight + x);
-    // Columns rise, or fall where the view is mirrored.
+    // Source columns are ascending, or descending if the view is flipped.
     const int64_t first = smaller(table.low[x], table.low[x + kWidth - 1]);
     const int64_t last = larger(table.high[x], table.high[x + kWidth - 1]);
     const int32_t offset = static_cast<int32_t>(first);
@@ -133,7 +134,7 @@ void resize_columns(const Resize<T>& table, int64_t begin, int64_t columns, cons
   }
 }
 
-// The logits of one view, and what they are resized to on the way to a panel.
+// The logits of one view, and the intermediate results of resizing them.
 template <class T>
 class ViewRows {
  public:
@@ -147,7 +148,7 @@ class ViewRows {
     }
   }
 
-  // Rows [begin, end) of the result are next. `features`: memory for a row of pixel features.
+  // Loads the logits for rows [begin, end) of the result. `features`: memory for a row of features.
   void load_rows(int64_t begin, int64_t end, T* features) {
     const auto [first, last] = mask_rows(begin, end);
     for (int64_t row = larger(first, loaded_); row < last; ++row) load(row, features);
@@ -172,7 +173,7 @@ class ViewRows {
         view_.input_stride);
   }
 
-  // A panel of the row, from column x on, of all queries.
+  // Writes a panel of all queries: the pixels of the current row from column x on.
   void write_panel(int64_t x, T* panel) const {
     write_queries(x, 0, view_.heavy, panel + view_.heavy_offset * kPanel<T>);
     write_queries(x, view_.heavy, view_.count, panel + view_.light_offset * kPanel<T>);
@@ -236,7 +237,7 @@ class ViewRows {
                                                      panel, kPanel<T>);
   }
 
-  // Row y of what masks are resized to first, before its columns are.
+  // Interpolates masks vertically to row y of the first resizing.
   void blend_masks(int64_t y) const {
     const Resize<T>& rows = view_.rows;
     const Span columns = view_.mask_columns[chunk_];
@@ -246,7 +247,7 @@ class ViewRows {
                   view_.mask_stride);
   }
 
-  // Row y of the input. Two rows are held that follow each other.
+  // Row y of the input. Two successive rows are cached.
   const T* input_row(int64_t y) {
     T* result = input_rows_[y % 2];
     if (input_held_[y % 2] == y) return result;
@@ -264,13 +265,13 @@ class ViewRows {
   const SegmentationPlan<T>& plan_;
   const ViewPlan<T>& view_;
   const MaskPredictions& predictions_;
-  int64_t loaded_ = 0;  // rows of logits up to here are in the ring
+  int64_t loaded_ = 0;  // rows of logits up to this one are in the ring buffer
   int64_t chunk_ = 0;
   int64_t input_held_[2] = {-1, -1};
   T* logits_ = nullptr;     // [ring, count, logits_stride]
-  T* mask_row_ = nullptr;   // [count, mask_stride]: a chunk of a row between two of masks
+  T* mask_row_ = nullptr;   // [count, mask_stride]: a chunk of a row interpolated between mask rows
   T* input_rows_[2] = {};   // [count, input_stride]: a chunk of two rows of the input
-  T* input_row_ = nullptr;  // and of one between them
+  T* input_row_ = nullptr;  // the same of a row interpolated between them
 };
 
 }  // namespace

@@ -9,7 +9,7 @@ has only two of its four lines; as the logit is constant across them, these two 
 with half the weight. So no pixel needs a mask.
 
 A line is a line of pixels or cells of an image; a row is a row of the logits, that is, a matched
-segment in a layer. z, p_t and entropies use logarithms to base 2.
+segment in a layer. z and entropies use logarithms to base 2.
 """
 
 # mypy: disable-error-code="no-untyped-def"
