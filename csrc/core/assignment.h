@@ -11,10 +11,11 @@
 // A group provides
 //   int lane() const, lanes() const;  void sync() const;
 //   Nearest nearest(Nearest) const;      the smallest of all lanes' candidates, in every lane
+//   int32_t least(int32_t) const;        the smallest of all lanes' numbers, in every lane
 //   TwoLeast two_least(TwoLeast) const;  the two smallest of all lanes' values, in every lane
 //   static void claim(int32_t* slot, int32_t row);  slot = min(slot, row), unsigned and atomic
 //   void write_union(int32_t* word, int32_t bits) const;  *word = bitwise or over all lanes
-// where the two reductions also synchronise.
+// where the reductions of `Nearest` and `TwoLeast` also synchronise.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,18 @@ enum Status : int32_t {
   kInfeasible = 8,
 };
 
+// Beside the status while costs are loaded: one is large.
+constexpr int32_t kLarge = 16;
+
 constexpr int32_t kNone = -1;
+
+// After relaxing this many rows, and each time their number has doubled, a search looks for a free
+// column among those as near as the nearest: seldom enough to cost little if there is none.
+constexpr int32_t kPatience = 4;
+
+MFK_INLINE bool looks_for_free(int32_t relaxed) {
+  return relaxed >= kPatience && (relaxed & (relaxed - 1)) == 0;
+}
 
 // From this size on, the initial reductions of Jonker and Volgenant save time on square problems.
 constexpr int32_t kSquare = 8;
@@ -51,6 +63,18 @@ MFK_INLINE T admit(T cost, int32_t& status) {
   return static_cast<T>(infinity());
 }
 
+// From this exponent on, sums that the search forms in fp64 may overflow.
+constexpr uint64_t kLargeExponent = 0x7bf0000000000000u;  // 2^960
+
+// The factor that keeps sums of large costs finite: a power of two, which does not change the
+// optimum.
+constexpr double kFactorOfLarge = 0x1p-64;
+
+MFK_INLINE bool is_large(float) { return false; }
+MFK_INLINE bool is_large(double cost) {
+  return is_finite(cost) && (bits_of(cost) & 0x7ff0000000000000u) >= kLargeExponent;
+}
+
 // A candidate for the column that the search visits next. Among equal distances, a lower rank wins.
 struct Nearest {
   double distance;
@@ -60,6 +84,11 @@ struct Nearest {
 
 MFK_INLINE bool operator<(const Nearest& a, const Nearest& b) {
   return a.distance < b.distance || (a.distance == b.distance && a.rank < b.rank);
+}
+
+// The free column that was found to be as near as `best`, or `best` if none was (INT32_MAX).
+MFK_INLINE Nearest free_or(int32_t free, const Nearest& best) {
+  return free == INT32_MAX ? best : Nearest{best.distance, free, free};
 }
 
 // The two smallest reduced costs of a row (equal ones count twice), and the column of the smallest.
@@ -150,6 +179,17 @@ struct Scan {
       if (here < best) best = here;
     }
     return group.nearest(best);
+  }
+
+  // Among equally near columns, prefers a free one: it ends the search, which might otherwise visit
+  // all assigned columns first.
+  template <class P>
+  static MFK_HOST_DEVICE Nearest free_as_near(const Group& group, const P& p, const Nearest& best) {
+    int32_t free = INT32_MAX;
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      if (p.distance[j] == best.distance && p.row_of_column[j] == kNone) free = j;
+    }
+    return free_or(group.least(free), best);
   }
 
   // SciPy keeps the columns in a list, in which the last one replaces a column that is removed.
@@ -353,7 +393,11 @@ MFK_HOST_DEVICE bool augment(const Group& group, const P& p, int32_t start) {
   bool reached = false;
   // Each iteration but the last adds an assigned column to the tree; there are fewer than `rows`.
   while (scanned < p.rows && best.distance < infinity()) {
-    const int32_t row = p.row_of_column[best.column];
+    int32_t row = p.row_of_column[best.column];
+    if (!kStrict && row != kNone && looks_for_free(scanned + 1)) {
+      best = Scan<Group>::free_as_near(group, p, best);
+      row = p.row_of_column[best.column];
+    }
     if (row == kNone) {
       reached = true;
       break;

@@ -125,6 +125,7 @@ MFK_HOST_DEVICE int32_t copy_costs(const Group& group, const S* source, const Sh
       if (targets[k] < 0) continue;
       const T cost = widen(costs[k]);
       dense[targets[k]] = admit(negate ? -cost : cost, status);
+      if (is_large(cost)) status |= kLarge;
     }
   }
   return status;
@@ -154,6 +155,19 @@ MFK_HOST_DEVICE int32_t load_problem(const Group& group, const Batch& batch, int
   }
   group.sync();
   return status;
+}
+
+// If a lane met a large cost, scales all costs so that sums of them stay finite.
+template <class Group, class P>
+MFK_HOST_DEVICE void scale_large(const Group& group, const P& p, double* dense, bool met) {
+  const Nearest any = group.nearest({met ? 0.0 : 1.0, group.lane(), group.lane()});
+  if (any.distance > 0) return;
+  for (int32_t i = 0; i < p.rows; ++i) {
+    for (int32_t j = group.lane(); j < p.columns; j += group.lanes()) {
+      dense[i * p.costs.row_stride + j] *= kFactorOfLarge;
+    }
+  }
+  group.sync();
 }
 
 // Gives every missing edge the same finite cost, above all others.
@@ -196,6 +210,10 @@ MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_
   Problem<DenseCosts<T>> p = carve<T>(memory, shape.rows, shape.columns, kStrict);
   if (shape.rows > 0) {
     p.costs = {dense, dense_stride<kVectorOf<Group>>(shape.columns)};
+    // Not if the indices must be those of SciPy, which does not scale.
+    if constexpr (!kStrict && sizeof(T) == sizeof(double)) {
+      scale_large(group, p, dense, status & kLarge);
+    }
     // At most two iterations; a loop, so that the search is compiled only once.
     for (;;) {
       complete = solve<kStrict>(group, p);
@@ -210,7 +228,7 @@ MFK_HOST_DEVICE void solve_loaded(const Group& group, const Batch& batch, int64_
     const bool known = complete && shape.rows > 0 && i < used;
     result[i] = !known ? kNone : shape.transposed ? p.row_of_column[i] : p.column_of_row[i];
   }
-  group.write_union(batch.status + index, status);
+  group.write_union(batch.status + index, status & ~kLarge);
 }
 
 }  // namespace mfk::assignment

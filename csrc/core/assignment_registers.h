@@ -120,6 +120,20 @@ class LaneColumns {
     for (int k = 0; k < kPerLane; ++k) f(k, (static_cast<double>(cost[k]) - dual_[k]) + offset);
   }
 
+  // As Scan::free_as_near.
+  MFK_HOST_DEVICE Nearest free_as_near(const Nearest& best) const {
+    uint32_t near = 0;
+    MFK_UNROLL
+    for (int k = 0; k < kPerLane; ++k) {
+      near |= static_cast<uint32_t>(distance_[k] == best.distance) << k;
+    }
+    int32_t free = INT32_MAX;
+    for (int k = 0; near != 0; ++k, near >>= 1) {
+      if ((near & 1u) != 0 && p_.row_of_column[column(k)] == kNone) free = column(k);
+    }
+    return free_or(group_.least(free), best);
+  }
+
   // Stores the paths in memory, and calls `lower` for each column in the tree if a path was found.
   template <class F>
   MFK_INLINE void write_back(bool reached, const F& lower) const {
@@ -149,6 +163,10 @@ class SearchOfFew : LaneColumns<Group, kPerLane, P> {
   using Columns::distance_, Columns::dual_, Columns::path_, Columns::tree_;
 
  public:
+  using Columns::free_as_near;
+  // Of equals in two lanes a free one wins anyway, so what is left is seldom worth a look.
+  static constexpr int32_t kPatience = 16;
+
   MFK_HOST_DEVICE SearchOfFew(const Group& group, const P& p) : Columns(group, p) {
     MFK_UNROLL
     for (int k = 0; k < kPerLane; ++k) {
@@ -216,6 +234,9 @@ class SearchOfMany : LaneColumns<Group, kPerLane, P> {
   using Columns::distance_, Columns::dual_, Columns::path_, Columns::tree_;
 
  public:
+  using Columns::free_as_near;
+  static constexpr int32_t kPatience = assignment::kPatience;
+
   MFK_HOST_DEVICE SearchOfMany(const Group& group, const P& p) : Columns(group, p) {}
 
   MFK_INLINE int32_t row_of(const Nearest& best) const { return p_.row_of_column[best.column]; }
@@ -265,14 +286,19 @@ MFK_HOST_DEVICE bool augment(const InRegisters<Group, kPerLane, kVector>& group,
   Nearest best = search.relax(start, 0.0);
   bool reached = false;
   int32_t scanned = 0;
-  for (; scanned < p.rows && best.distance < infinity(); ++scanned) {
-    const int32_t row = search.row_of(best);
-    if (row == kNone) {
-      reached = true;
-      break;
+  // Free columns are looked for outside of the loop of steps, which would else all take longer.
+  for (int32_t stop = Search::kPatience - 1;; stop = 2 * stop + 1) {
+    for (; scanned < stop && best.distance < infinity(); ++scanned) {
+      const int32_t row = search.row_of(best);
+      if (row == kNone) {
+        reached = true;
+        break;
+      }
+      search.take(best);
+      best = search.relax(row, best.distance);
     }
-    search.take(best);
-    best = search.relax(row, best.distance);
+    if (scanned < stop || scanned >= p.rows || !(best.distance < infinity())) break;
+    best = search.free_as_near(best);
   }
   search.finish(reached, best.distance);
   const int32_t column = Search::column_of(best);

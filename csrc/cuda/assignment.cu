@@ -133,6 +133,7 @@ struct Warp {
   __device__ Nearest nearest_place(double distance, int32_t place) const {
     return nearest_place_in_warp(distance, place);
   }
+  __device__ int32_t least(int32_t mine) const { return least_in_warp(mine); }
   __device__ TwoLeast two_least(const TwoLeast& mine) const { return two_least_in_warp(mine); }
   __device__ static void claim(int32_t* slot, int32_t row) { claim_slot(slot, row); }
   __device__ void write_union(int32_t* word, int32_t bits) const {
@@ -167,6 +168,11 @@ struct Block {
 
   __device__ Nearest nearest_place(double distance, int32_t place) const {
     return nearest_of(nearest_place_in_warp(distance, place));
+  }
+
+  __device__ int32_t least(int32_t mine) const {
+    const int32_t of_warp = least_in_warp(mine);
+    return nearest_of({0.0, of_warp, of_warp}).rank;
   }
 
   __device__ Nearest nearest_of(const Nearest& of_warp) const {

@@ -80,8 +80,11 @@ class Fibers {
 struct Exchange {
   std::vector<assignment::Nearest> nearest;
   std::vector<assignment::TwoLeast> two_least;
-  std::vector<int32_t> bits;
+  std::vector<int32_t> numbers;
 };
+
+// Nearest columns that were asked for since this was last read: as many as steps of searches.
+int64_t steps = 0;
 
 // What csrc/cuda/assignment.cu calls Warp.
 struct EmulatedWarp {
@@ -93,6 +96,7 @@ struct EmulatedWarp {
   void sync() const { fibers->sync(); }
 
   assignment::Nearest nearest(const assignment::Nearest& mine) const {
+    if (lane() == 0) ++steps;
     exchange->nearest[lane()] = mine;
     sync();
     assignment::Nearest best = exchange->nearest[0];
@@ -103,6 +107,14 @@ struct EmulatedWarp {
 
   assignment::Nearest nearest_place(double distance, int32_t place) const {
     return nearest({distance, place, place});
+  }
+
+  int32_t least(int32_t mine) const {
+    exchange->numbers[lane()] = mine;
+    sync();
+    const int32_t least = *std::min_element(exchange->numbers.begin(), exchange->numbers.end());
+    sync();
+    return least;
   }
 
   assignment::TwoLeast two_least(const assignment::TwoLeast& mine) const {
@@ -122,11 +134,11 @@ struct EmulatedWarp {
   }
 
   void write_union(int32_t* word, int32_t bits) const {
-    exchange->bits[lane()] = bits;
+    exchange->numbers[lane()] = bits;
     sync();
     if (lane() != 0) return;
     *word = 0;
-    for (const int32_t other : exchange->bits) *word |= other;
+    for (const int32_t other : exchange->numbers) *word |= other;
   }
 };
 
@@ -144,12 +156,13 @@ void solve_all(const assignment::Batch& batch, int lanes, int step, bool in_regi
   Exchange exchange;
   exchange.nearest.resize(lanes);
   exchange.two_least.resize(lanes);
-  exchange.bits.resize(lanes);
+  exchange.numbers.resize(lanes);
   const int64_t least = batch.rows < batch.columns ? batch.rows : batch.columns;
   const int64_t most = batch.rows < batch.columns ? batch.columns : batch.rows;
   // Poisoned: what is not written before it is read shows.
   std::vector<double> memory(assignment::array_bytes(least, most, kStrict) / 8);
-  std::vector<T> dense(assignment::dense_elements<4>(least, most, 16 * lanes));
+  std::vector<T> dense(std::max(assignment::dense_elements<1>(least, most, 16 * lanes),
+                                assignment::dense_elements<4>(least, most, 16 * lanes)));
   const EmulatedWarp warp{&fibers, &exchange};
   for (int64_t b = 0; b < batch.batch; ++b) {
     std::fill(memory.begin(), memory.end(), -assignment::infinity() + assignment::infinity());
@@ -222,4 +235,5 @@ PYBIND11_MODULE(_emulated_warp, m) {
   m.doc() = "The device code of assignment on an emulated warp, for tests.";
   m.def("batch_linear_assignment", &batch_linear_assignment, py::arg("cost"), py::arg("row_counts"),
         py::arg("column_counts"), py::arg("maximize"), py::arg("strict"), py::arg("threads"));
+  m.def("steps", [] { return std::exchange(steps, 0); });
 }

@@ -21,8 +21,6 @@ struct VectorLane {
   static void claim(int32_t* slot, int32_t row) {
     if (*slot == assignment::kNone) *slot = row;
   }
-
-  mutable int32_t relaxed = 0;  // the number of rows that the current search has relaxed
 };
 
 constexpr int32_t padded(int32_t columns) {
@@ -39,7 +37,7 @@ struct Scan<cpu::VectorLane> {
   using Group = cpu::VectorLane;
 
   template <bool kFirst, bool kStrict, class P>
-  static Nearest relax(const Group& group, const P& p, int32_t row, double base) {
+  static Nearest relax(const Group&, const P& p, int32_t row, double base) {
     using namespace cpu;
     constexpr int kWidth = VectorOf<double>::kWidth;
     const auto* costs = p.costs.data + row * p.costs.row_stride;
@@ -73,20 +71,11 @@ struct Scan<cpu::VectorLane> {
     }
     const Least<double> found = least_of<double>(least, where);
     const Nearest best{found.value, found.index, found.index};
-    if constexpr (kStrict) return choose_as_scipy(p, best);
-    group.relaxed = kFirst ? 1 : group.relaxed + 1;
-    const bool look = group.relaxed >= kPatience && (group.relaxed & (group.relaxed - 1)) == 0;
-    return look && p.row_of_column[best.column] != kNone ? choose_free(p, best) : best;
+    return kStrict ? choose_as_scipy(p, best) : best;
   }
 
-  // After relaxing this many rows, and each time their number has doubled, a search looks for a
-  // free column among those as near as the nearest: seldom enough to cost little if there is none.
-  static constexpr int32_t kPatience = 4;
-
-  // Among equally near columns, prefers a free one: it ends the search, which might otherwise visit
-  // all assigned columns first.
   template <class P>
-  static Nearest choose_free(const P& p, const Nearest& best) {
+  static Nearest free_as_near(const Group&, const P& p, const Nearest& best) {
     using namespace cpu;
     constexpr int kWidth = VectorOf<double>::kWidth;
     using Rows = typename VectorOfBytes<int32_t, 4 * kWidth>::type;
@@ -99,7 +88,7 @@ struct Scan<cpu::VectorLane> {
       found = minimum(found, fits ? indices : none);
     }
     const int32_t column = static_cast<int32_t>(least_entry<int64_t>(found));
-    return column == INT32_MAX ? best : Nearest{best.distance, column, column};
+    return free_or(column, best);
   }
 
   template <class P>
@@ -230,7 +219,7 @@ template <>
 struct Bits<double> {
   using type = uint64_t;
   static constexpr type kExponent = 0x7ff0000000000000u;
-  static constexpr type kLarge = 0x7bf0000000000000u;  // 2^960
+  static constexpr type kLarge = assignment::kLargeExponent;
 };
 
 // Copies costs entry by entry. Sets `special` if one of them is large.
@@ -273,16 +262,13 @@ void copy_transposed(const S* source, int64_t column_stride, int32_t rows, int32
   for (int k = 0; k < kTile; ++k) special |= found[k];
 }
 
-// The factor that keeps sums of large costs finite: a power of two, which does not change the
-// optimum.
+// The factor by which all costs are multiplied: see `kFactorOfLarge`.
 template <class T>
-T factor_of_large(const T* dense, int64_t width, int32_t rows, int32_t columns) {
-  using B = Bits<T>;
+T factor_for(const T* dense, int64_t width, int32_t rows, int32_t columns) {
   for (int32_t i = 0; i < rows; ++i) {
     for (int32_t j = 0; j < columns; ++j) {
-      const T cost = dense[i * width + j];
-      if (is_finite(cost) && (bits_of(cost) & B::kExponent) >= B::kLarge) {
-        return static_cast<T>(0x1p-64);
+      if (assignment::is_large(dense[i * width + j])) {
+        return static_cast<T>(assignment::kFactorOfLarge);
       }
     }
   }
@@ -313,7 +299,7 @@ int32_t load_dense(const S* source, const assignment::Shape& shape, bool negate,
     }
   }
   const T infinite = static_cast<T>(assignment::infinity());
-  const T factor = special && scale ? factor_of_large(dense, width, rows, columns) : T{1};
+  const T factor = special && scale ? factor_for(dense, width, rows, columns) : T{1};
   int32_t status = 0;
   for (int32_t i = 0; i < rows; ++i) {
     T* row = dense + i * width;

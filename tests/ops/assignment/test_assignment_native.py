@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from helpers.assignment_driver import load, run
+from helpers.assignment_driver import Batch, compare, load, run
 from helpers.native_builds import NVCC, native_build, needs_build
 from helpers.repository import ROOT, TESTS
 
@@ -20,16 +22,39 @@ from mfkernels import backend
 DRIVER = TESTS / "helpers" / "assignment_driver.py"
 
 
-@needs_build
-@pytest.mark.long
-def test_device_code_on_an_emulated_warp_equals_scipy() -> None:
-    """32 and 64 lanes, three orders of lanes between barriers, memory poisoned with NaN."""
+@pytest.fixture(scope="module")
+def emulated_warp() -> ModuleType:
     folder = native_build("emulated_warp", ["mfk_emulated_warp"], "-DMFK_EMULATION=ON")
     (module,) = folder.glob("_emulated_warp.*.so")
-    solver = load(module)
+    return load(module)
+
+
+@needs_build
+@pytest.mark.long
+def test_device_code_on_an_emulated_warp_equals_scipy(emulated_warp: ModuleType) -> None:
+    """32 and 64 lanes, three orders of lanes between barriers, memory poisoned with NaN."""
+    solver = emulated_warp.batch_linear_assignment
     assert run(solver, 4_000, seed=1) > 20
-    # Square and large enough for the reductions of Jonker and Volgenant.
-    run(solver, 40, seed=3, largest=130, batch=2)
+    # Square and large enough for the reductions of Jonker and Volgenant, and more than 128 columns.
+    run(solver, 40, seed=3, largest=200, batch=2)
+
+
+@needs_build
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("rows", "columns", "most"), [(200, 200, 1_000), (80, 200, 400), (100, 100, 1_300)]
+)
+@pytest.mark.parametrize("values", [1, 10])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ties_end_a_search_of_the_device_code(
+    emulated_warp: ModuleType, rows: int, columns: int, most: int, values: int, threads: int
+) -> None:
+    """With columns in memory and in registers: at a free column, not after all assigned ones."""
+    cost = np.random.default_rng(0).integers(0, values, (1, rows, columns)).astype(np.float32)
+    batch = Batch(cost, np.array([rows]), np.array([columns]), maximize=False)
+    emulated_warp.steps()
+    compare(emulated_warp.batch_linear_assignment, batch, strict=False, threads=threads)
+    assert emulated_warp.steps() <= most
 
 
 @needs_build
