@@ -18,7 +18,9 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PARTIAL = ".????????.partial"
 """Pattern of the names of partial files, which a killed process leaves behind."""
 
-_NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EISDIR})
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Errors of file systems that cannot flush files."""
+_NO_FOLDER_SYNC = _NO_SYNC | {errno.EACCES, errno.EISDIR}
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
@@ -67,13 +69,15 @@ def write_json(file: Path, values: Any, *, indent: int | None = None) -> None:
 
 
 def sync(file: Path) -> None:
-    """Flush a file to disk, so that after a power failure a renamed file cannot be incomplete."""
-    _sync(file, frozenset())
+    """Flush a file to disk, if the file system supports it, so that after a power failure a renamed
+    file cannot be incomplete.
+    """
+    _sync(file, _NO_SYNC)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to disk, if the file system supports it."""
-    _sync(folder, _NO_SYNC)
+    _sync(folder, _NO_FOLDER_SYNC)
 
 
 def _sync(path: Path, ignored: frozenset[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any
@@ -94,7 +95,8 @@ def write_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
         if partial.stat().st_mode != mode:  # save_file makes it readable by the owner only
-            partial.chmod(S_IMODE(mode))
+            with suppress(OSError):  # not every file system has permissions
+                partial.chmod(S_IMODE(mode))
 
     replace_file(file, save)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import errno
 import io
 import os
 import pickle
@@ -235,3 +236,29 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path, mask: i
         os.umask(before)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP), ("chmod", errno.EPERM)]
+)
+def test_file_systems_that_know_neither_permissions_nor_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, name, refused)
+    write_tensors(tmp_path / "x.safetensors", {"w": torch.ones(2)})
+    assert torch.equal(read_tensors(tmp_path / "x.safetensors")["w"], torch.ones(2))
+
+
+def test_what_fsync_says_of_the_disk_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="the disk is broken"):
+        write_tensors(tmp_path / "x.safetensors", {"w": torch.ones(2)})
+    assert not list(tmp_path.iterdir())
