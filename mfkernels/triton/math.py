@@ -149,16 +149,28 @@ def images_at_once(images: int) -> int:
 
 
 @triton.jit
-def segments_of_image(counts_ptr, image, BLOCK_B: tl.constexpr):
-    """The number of segments of an image, and the index of its first segment in the batch."""
-    count = tl.load(counts_ptr + image).to(tl.int32)
+def clamped(counts, most):
+    """Clamp numbers of segments to 0..`most`: the host cannot check them without waiting."""
+    return tl.minimum(tl.maximum(counts.to(tl.int32), 0), most)
+
+
+@triton.jit
+def segments_of_image(counts_ptr, image, max_count, num_segments, BLOCK_B: tl.constexpr):
+    """The number of segments of an image, and the index of its first segment in the batch.
+
+    Whatever the counts in memory are, there are at most `max_count` segments, and all of them are
+    among the `num_segments` of the batch.
+    """
+    count = clamped(tl.load(counts_ptr + image), max_count)
     earlier = tl.arange(0, BLOCK_B)
-    before = tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
+    before = clamped(tl.load(counts_ptr + earlier, mask=earlier < image, other=0), max_count)
     if BLOCK_B == MANY_IMAGES:
         for _ in range(BLOCK_B, image, BLOCK_B):
             earlier += BLOCK_B
-            before += tl.load(counts_ptr + earlier, mask=earlier < image, other=0).to(tl.int32)
-    return count, tl.sum(before)
+            more = tl.load(counts_ptr + earlier, mask=earlier < image, other=0)
+            before += clamped(more, max_count)
+    count = tl.minimum(count, num_segments)
+    return count, tl.minimum(tl.sum(before), num_segments - count)
 
 
 @triton.jit

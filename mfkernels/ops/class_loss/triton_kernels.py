@@ -24,7 +24,7 @@ class Block(NamedTuple):
     images: int
 
 
-@triton.jit(do_not_specialize=["max_count"])
+@triton.jit(do_not_specialize=["max_count", "num_segments"])
 def entropy_kernel(
     class_logits_ptr,
     labels_ptr,
@@ -36,6 +36,7 @@ def entropy_kernel(
     queries,
     classes,
     max_count,
+    num_segments,
     no_object_weight,
     BLOCK: tl.constexpr,
 ):
@@ -48,7 +49,7 @@ def entropy_kernel(
     BLOCK_Q: tl.constexpr = BLOCK.queries
     BLOCK_K: tl.constexpr = BLOCK.classes
     tile, image, layer = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    count, first = segments_of_image(counts_ptr, image, max_count, num_segments, BLOCK.images)
     layer_image = layer.to(tl.int64) * tl.num_programs(1) + image
     q = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     is_query = q < queries

@@ -55,6 +55,7 @@ def class_loss(
         queries=queries,
         classes=classes,
         max_count=assignment.shape[2],
+        num_segments=len(labels),
         no_object_weight=float(no_object_weight),
         BLOCK=Block(
             queries=BLOCK_Q,

@@ -233,11 +233,12 @@ def pairs_of_cell(pairs_ptr, cell_y, cell_x, inside, resize):
     )
 
 
-@triton.jit(do_not_specialize=["num_segments"])
+@triton.jit(do_not_specialize=["max_count", "num_segments"])
 def members_kernel(
     pairs_ptr,
     counts_ptr,
     members_ptr,
+    max_count,
     num_segments,
     resize,
     LABEL_MAP: tl.constexpr,
@@ -251,7 +252,7 @@ def members_kernel(
     CELLS: tl.constexpr = BLOCK.cells
     height, width = plain(resize.y.size), plain(resize.x.size)
     image = tl.program_id(1)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    count, first = segments_of_image(counts_ptr, image, max_count, num_segments, BLOCK.images)
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     cells = (height + 1) * (width + 1)
     inside = cell < cells
@@ -259,7 +260,7 @@ def members_kernel(
     pairs = tl.full([], resize.y.target_size, tl.int64) * (resize.x.target_size // 2)
     if LABEL_MAP:
         stored = pairs_of_cell(pairs_ptr + image * pairs, cell_y, cell_x, inside, resize)
-    for segment in range(tl.minimum(count, num_segments - first)):
+    for segment in range(count):
         if not LABEL_MAP:
             owner_ptr = pairs_ptr + (first + segment) * pairs
             stored = pairs_of_cell(owner_ptr, cell_y, cell_x, inside, resize)

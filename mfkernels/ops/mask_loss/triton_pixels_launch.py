@@ -60,6 +60,9 @@ class Pixels:
         four = (target_height, target_width) == (4 * height, 4 * width)
         whole = target_height % height == 0 and target_width % width == 0
         layers, images, max_count = given.assignment.shape
+        num_segments = given.num_segments
+        if given.masks is not None:  # of a capacity, there may be fewer
+            num_segments = min(num_segments, len(given.masks))
         matching = Matching(given.assignment.contiguous(), given.counts.contiguous())
         resize = Resize(_axis(height, target_height, whole), _axis(width, target_width, whole))
         return cls(
@@ -76,7 +79,7 @@ class Pixels:
             ),
             rows=layers * max_count,
             images=images,
-            num_segments=given.num_segments,
+            num_segments=num_segments,
         )
 
     @property
@@ -106,6 +109,7 @@ class Pixels:
             pairs_ptr=_in_pairs(self.segments),
             counts_ptr=self.matching.counts_ptr,
             members_ptr=members,
+            max_count=self.matching.assignment_ptr.shape[2],
             num_segments=self.num_segments,
             resize=self.resize.as_argument(),
             LABEL_MAP=self.variant.label_map,

@@ -110,8 +110,9 @@ def image_of_program(matching, sizes, IMAGES: tl.constexpr):
     The third program id is the index of the image in the group.
     """
     image = plain(sizes.first_image) + tl.program_id(2)
-    count, first = segments_of_image(matching.counts_ptr, image, IMAGES)
-    return image, tl.minimum(count, plain(sizes.max_count)), first
+    max_count, num_segments = plain(sizes.max_count), plain(sizes.num_segments)
+    count, first = segments_of_image(matching.counts_ptr, image, max_count, num_segments, IMAGES)
+    return image, count, first
 
 
 @triton.jit
@@ -255,7 +256,9 @@ def grad_embed_sum_kernel(
     queries, channels, max_count = sizes.queries, sizes.channels, plain(sizes.max_count)
     layer, query = tl.program_id(0) // queries, tl.program_id(0) % queries
     image, images = tl.program_id(2), tl.num_programs(2)
-    count = tl.load(matching.counts_ptr + image).to(tl.int32)
+    # Unsigned, a number below 0 is too large as well, and both ends take one comparison.
+    count = tl.load(matching.counts_ptr + image).to(tl.uint64)
+    count = tl.minimum(count, max_count.to(tl.uint64)).to(tl.int32)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rows_of_split = tl.full([], sizes.layers, tl.int64) * images * max_count
     layer_image = layer.to(tl.int64) * images + image

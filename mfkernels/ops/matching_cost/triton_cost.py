@@ -138,7 +138,8 @@ def cost_kernel(
     BLOCK_P: tl.constexpr = MASKS_BLOCK.pixels
     queries, max_count = sizes.queries, plain(sizes.max_count)
     image = tl.program_id(2)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    num_segments = plain(masks.sizes.num_segments)
+    count, first = segments_of_image(counts_ptr, image, max_count, num_segments, BLOCK.images)
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row, is_segment = row < sizes.rows, t < count

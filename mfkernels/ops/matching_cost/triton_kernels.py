@@ -70,13 +70,16 @@ class Sizes(NamedTuple):
     target_height: int
     target_width: int
     max_count: int
+    num_segments: int
+    """In the whole batch."""
 
     def as_argument(self) -> Sizes:
-        """Return the argument of kernels, which decode mask sizes and `max_count` with `plain`."""
+        """Return the argument of kernels, which decode mask sizes and counts with `plain`."""
         return self._replace(
             height=unspecialized(self.height),
             width=unspecialized(self.width),
             max_count=unspecialized(self.max_count),
+            num_segments=unspecialized(self.num_segments),
         )
 
 
@@ -344,10 +347,11 @@ def sums_kernel(
     COLUMNS: tl.constexpr = 1 if VARIANT.label_map else BLOCK.segments
     NONE: tl.constexpr = -1 if VARIANT.label_map else 0
     pixels = plain(sizes.height) * plain(sizes.width)
-    target_tiles = tl.cdiv(plain(sizes.max_count) + 1, BLOCK_T)
+    max_count, num_segments = plain(sizes.max_count), plain(sizes.num_segments)
+    target_tiles = tl.cdiv(max_count + 1, BLOCK_T)
     split_index = tl.program_id(1) // target_tiles
     image = tl.program_id(2)
-    count, first = segments_of_image(counts_ptr, image, BLOCK.images)
+    count, first = segments_of_image(counts_ptr, image, max_count, num_segments, BLOCK.images)
     t = tl.program_id(1) % target_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
     target_size = sizes.target_height.to(tl.int64) * sizes.target_width
     segments_ptr = masks.segments_ptr + (image if VARIANT.label_map else first) * target_size
@@ -381,7 +385,7 @@ def sums_kernel(
     # hides the latency of memory.
     for start in tl.range(begin - BLOCK_P, end, BLOCK_P, num_stages=BLOCK.stages):
         is_pixel = if_also(permuted_index < pixels - start, start >= begin)
-        members = members_of(segments, is_pixel, t, plain(sizes.max_count), VARIANT.label_map)
+        members = members_of(segments, is_pixel, t, max_count, VARIANT.label_map)
         area += members
         after = start + BLOCK_P
         is_pixel = permuted_index < end - after

@@ -162,6 +162,7 @@ def _prepare(given: Inputs) -> _Prepared:
         target_height=target_height,
         target_width=target_width,
         max_count=given.max_count,
+        num_segments=len(given.labels),
     )
     few = sizes.max_count < FEW_SEGMENTS and given.label_map is not None
     parts = _number_of_parts(embed, features) if factored else 0
