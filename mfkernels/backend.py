@@ -57,7 +57,7 @@ _requested: contextvars.ContextVar[Backend | None] = contextvars.ContextVar(
 )
 _latest: Backend | None = None
 """The latest setting of `use_backend` in any thread or task. `torch.compile` of PyTorch 2.11 cannot
-trace a context variable, so that it reads this global instead."""
+trace a context variable and reads this global instead."""
 _COMPILER_READS_CONTEXT: bool = torch.__version__ >= "2.14"  # a TorchVersion, not a plain string
 _logged: set[tuple[str, str]] = set()
 

@@ -59,7 +59,7 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 def has_autocast(device_type: str) -> bool:
     """Whether this device type supports autocast at all: "meta" does not."""
-    # `torch.compile` of torch 2.11 cannot trace this query; devices that it compiles for do.
+    # `torch.compile` of torch 2.11 cannot trace this query; all that it compiles for do.
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
 
 

@@ -354,7 +354,10 @@ class MaskFormerCriterion(nn.Module):
         return assignment
 
     def _count(self, status: Tensor) -> None:
-        """Count the problems with any status bit: one without a matching has infinite costs too."""
+        """Count the problems with any status bit.
+
+        A problem without a matching is among them: its costs are not finite, either.
+        """
         if self.bad_costs.device != status.device:
             self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
         self.bad_costs = usable_by_autograd(self.bad_costs)

@@ -32,8 +32,9 @@ def stack_layers(layers: Sequence[Tensor], max_copied_bytes: float) -> Tensor | 
     """Stack layers into one tensor `[L, ...]`; return None if that is not possible.
 
     It is not possible if the layers differ in shape, dtype or device, or if they would have to be
-    copied and are too large for that. Slices of one tensor, which the official model returns, are
-    viewed instead of copied.
+    copied and are too large for that; nor under `torch.compile`, in `torch.func` transforms, or for
+    meta tensors and subclasses. Slices of one tensor, which the official model returns, are viewed
+    instead of copied.
 
     Args:
         layers: one tensor per layer.

@@ -1,4 +1,4 @@
-"""The only place that uses private functions of PyTorch, mainly to detect transforms and tracing.
+"""Query private functions of PyTorch, mainly to detect transforms and tracing.
 
 Where a version of PyTorch lacks one of them, the corresponding question is answered with no.
 """

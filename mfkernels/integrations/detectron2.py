@@ -5,7 +5,7 @@ Constructors, methods, arguments and results are the same as in `mask_former.mod
 larger number compares them at sampled points (Mask2Former; `oversample_ratio` and
 `importance_sample_ratio` also apply). All layers and images are matched in one call on their
 device, and the host never waits for it. With points, there is one call per layer, to draw random
-numbers in the same order.
+numbers in the order of the official code.
 """
 
 from __future__ import annotations
@@ -394,8 +394,8 @@ class SetCriterion(nn.Module):
                 SetCriterion.get_loss,
                 SetCriterion.loss_labels,
             ):
-                # The number of classes matters for the matching too: the class cost is a softmax
-                # over all classes.
+                # The number of classes matters for the matching too: the class cost is a
+                # probability, from a softmax over all classes.
                 for layer in layers:
                     self._check_classes(layer["pred_logits"])
             assignments = list(self.matcher.assign(layers, targets, segments))

@@ -205,7 +205,9 @@ def _behaviour_problems(problem: Problem, first: list[Tensor]) -> Iterator[str]:
 
 
 def _gpu_problems(problem: Problem, expected: list[Tensor]) -> Iterator[str]:
-    """Yield whether the call synchronises with the GPU, or cannot be captured in a CUDA graph."""
+    """Yield a problem if the call synchronises with the GPU, cannot be captured in a CUDA graph, or
+    gives different results in one.
+    """
     torch.cuda.set_sync_debug_mode("error")
     try:
         _results(problem)

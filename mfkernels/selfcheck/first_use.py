@@ -88,7 +88,7 @@ def check_first_use(operation: str, arguments: tuple[Any, ...], named: dict[str,
     if tensor is None or tensor.device.type not in DEVICE_TYPES:
         return
     kernel = Kernel(operation, _form(arguments), _short(tensor.dtype), tensor.device)
-    if kernel in _settled or not _must_be_checked(kernel, tensor):
+    if kernel in _settled or not _can_be_checked(kernel, tensor):
         return
     _settled.add(kernel)
     problem = load_result(kernel)
@@ -118,7 +118,7 @@ def _form(arguments: tuple[Any, ...]) -> str:
     return "masks" if targets.label_map is None else "label map"
 
 
-def _must_be_checked(kernel: Kernel, tensor: Tensor) -> bool:
+def _can_be_checked(kernel: Kernel, tensor: Tensor) -> bool:
     kind = kernel.device.type
     return (
         not _paused.get()

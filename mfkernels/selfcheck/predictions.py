@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def predicted_ms(gpu: str, operation: str, form: str, dtype: str) -> float | None:
-    """Return the prediction; None for other operations, other GPUs, and slices of a GPU (MIG)."""
+    """Return the prediction; None for other problems, other GPUs, and slices of a GPU (MIG)."""
     if (operation, form) != ("criterion", "label map") or "MIG" in gpu:
         return None
     known = json.loads((Path(__file__).parent / "predictions.json").read_text())

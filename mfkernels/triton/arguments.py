@@ -98,7 +98,7 @@ class LossGradients(NamedTuple):
 
 
 class Product(NamedTuple):
-    """How two factors are multiplied: in half precision if both have it, otherwise in float32."""
+    """How two factors are multiplied: in half precision if both have the same, else in float32."""
 
     half: bool
     tf32: bool

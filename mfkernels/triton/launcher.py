@@ -13,7 +13,7 @@ from triton.errors import TritonError
 from mfkernels.fallback import KernelError
 from mfkernels.triton import devices
 
-# Beside errors of the compiler: Triton's cache cannot be written, the C compiler fails on Triton's
+# Besides errors of the compiler: Triton's cache cannot be written, the C compiler fails on Triton's
 # launcher, or the file system does not allow its execution.
 _LAUNCH_ERRORS = (TritonError, RuntimeError, OSError, subprocess.SubprocessError, ImportError)
 _FOREIGN_ERRORS = (

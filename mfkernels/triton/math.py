@@ -187,7 +187,7 @@ def row_offset(layer, image, query, predictions):
 def load_tile(row_ptr, column, stride, is_row, is_column):
     """Load a tile `[rows, columns]` of a matrix; 0 outside the matrix.
 
-    `row_ptr`: the begin of each row; `stride`: elements between adjacent columns.
+    `row_ptr`: the beginning of each row; `stride`: elements between adjacent columns.
     """
     return tl.load(
         row_ptr[:, None] + column.to(tl.int64)[None, :] * stride,

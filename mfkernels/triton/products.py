@@ -43,9 +43,8 @@ class Planes(NamedTuple):
     ) -> Planes:
         """Choose the planes: one if both factors have the same half precision, otherwise more.
 
-        Two planes are at least as exact as TF32, which is used if the user allows it, and more than
-        enough for a result in half precision. Without matrix units for bfloat16, factors stay in
-        float32.
+        Two planes are used if the user allows TF32, which is at most as exact, or if the result is
+        in half precision. Without matrix units for bfloat16, factors stay in float32.
         """
         if a == b == torch.float16:
             return cls(1, 1, 0)

@@ -1,7 +1,7 @@
 """`python tools/experiments`: run the missing trainings of the ablation and write its page.
 
 Interrupted runs are resumed; results of an older setting are replaced. KEY=VALUE overrides values
-of the recipe in all runs.
+of the setting in all runs.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ ORIGINAL = "_mfkernels_original"
 """The attribute of a replacement that holds the method it replaces."""
 _ITSELF = "_mfkernels_itself"
 """The attribute of a replacement that holds the replacement itself. `functools.wraps` copies it to
-wrappers, which it thereby distinguishes from replacements."""
+wrappers, which are told from replacements by not being the function that it holds."""
 BEHIND_HOOK = "_old_forward"
 """The attribute in which accelerate keeps the bound method that its hook runs."""
 _BASE, _BINDINGS = "_mfkernels_base", "_mfkernels_bindings"

@@ -111,8 +111,8 @@ def dense_criterion(original: Method) -> Method:
         auxiliary_predictions: Sequence[dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         targets = None
-        # If the matcher, the mask losses or `forward` are not ours, call the original, which calls
-        # them for one layer after the other.
+        # If other code replaces the matcher, the mask losses or `forward`, call the original, which
+        # calls them for one layer after the other.
         other_forward = auxiliary_predictions and not _recurses_into_ours(self, original)
         changed = other_forward or _overridden_part(self, original, "loss_masks", *_PARTS)
         if not changed and _one_to_one(self, original):

@@ -3,6 +3,8 @@
 csrc/tensors/checks.h checks them on the CPU; these functions do so for fake tensors and for Triton
 kernels. They check shapes, dtypes and devices only, because checking values on a GPU would wait for
 it. They raise ValueError (TypeError for a dtype) with the expected and the given argument.
+
+`as_size` reads a size that a user passes, and returns None if it is wrong.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _checked(check: Function, function: Function) -> Function:
 
 
 def _imported_once(module: str, name: str) -> Function:
-    """Import a module when its function is first called, as `import mfkernels` needs no Triton."""
+    """Import a module when its function is first called: `import mfkernels` must not need Triton."""
 
     @functools.cache
     def launcher() -> Function:
@@ -128,7 +128,7 @@ def _gradients_of(
     gradients: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     # Use views of the inputs: if one input was computed from another one, gradients must not flow
-    # from the first to the second here, which the autograd engine does later.
+    # from the first to the second here; the autograd engine does that later.
     inputs = [x.view_as(x) if is_needed else x for x, is_needed in zip(inputs, needed, strict=True)]
     outputs = plain(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -26,9 +26,9 @@ MAX_MAP_BYTES = 1 << 30
 """On a GPU, the most memory that the forward pass may use to save gradient maps for the backward
 pass.
 
-The maps take 12 bytes per mask pixel of each segment, about 1/50 of what plain PyTorch saves if
-targets are four times as large as masks. If they would need more, the backward pass recomputes
-them.
+The maps take 12 bytes per mask pixel of each segment in each layer, about 1/50 of what plain
+PyTorch saves if targets are four times as large as masks. If they would need more, the backward
+pass recomputes them.
 """
 
 

@@ -9,7 +9,7 @@ has only two of its four lines; as the logit is constant across them, these two 
 with half the weight. So no pixel needs a mask.
 
 A line is a line of pixels or cells of an image; a row is a row of the logits, that is, a matched
-segment in a layer. z and entropies use logarithms to base 2.
+segment in a layer. z and the entropies use logarithms to base 2.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -246,8 +246,9 @@ def members_kernel(
 ):
     """`members [N, h+1, w+1]`: which of the 4 x 4 target pixels of a cell belong to a segment.
 
-    The low 16 bits have one bit per pixel, the high 16 bits hold their number. `pairs_ptr` points
-    to the targets as integers of two pixels. One program per block of cells and image.
+    The low 16 bits have one bit per pixel, the high 16 bits hold how many of them are set.
+    `pairs_ptr` points to the targets as integers of two pixels. One program per block of cells and
+    image.
     """
     CELLS: tl.constexpr = BLOCK.cells
     height, width = plain(resize.y.size), plain(resize.x.size)
@@ -390,7 +391,7 @@ def cell_of_four(corners, word, edges, focal, map_weights, VARIANT: tl.constexpr
     x_step_down = (x11 - x10) - x_step
     sums = Sums(zero, zero, zero)
     maps = zero_cell(zero)
-    for phase_y in range(4):  # not unrolled, which would take too many registers
+    for phase_y in range(4):  # not `static_range`, which would take too many registers
         weight_y = tl.where(over_y, 0.5, 0.125 + 0.25 * phase_y)
         line_left = x00 + weight_y * x_down
         line_step = x_step + weight_y * x_step_down

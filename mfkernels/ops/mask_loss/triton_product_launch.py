@@ -76,8 +76,8 @@ FROM_REGISTERS = {
         single=Tile(ProductBlock(rows=32, channels=64, pixels=64), warps=4, stages=1),
     ),
 }
-"""For GPUs whose matrix units read factors from registers: small enough not to spill, and with at
-most 99 KB of shared memory."""
+"""For all other GPUs with matrix units, whether these read factors from registers or have tensor
+memory: small enough not to spill, and with at most 99 KB of shared memory."""
 
 IN_FLOAT32 = Tile(ProductBlock(rows=64, channels=64, pixels=32), warps=8, stages=1)
 """For GPUs without matrix units for these products; uses few registers and little shared memory."""

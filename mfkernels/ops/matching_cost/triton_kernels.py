@@ -377,8 +377,8 @@ def sums_kernel(
     begin = split_index * BLOCK.pixels_of_split
     end = min(begin + BLOCK.pixels_of_split, pixels)
     row_y, row_x = begin // plain(sizes.width), begin % plain(sizes.width)
-    # The first iteration has no pixels yet: no segments, and such a negative logit that its sigmoid
-    # and focal terms vanish.
+    # The first iteration has no pixels yet: no segments, so that the focal term of positives does
+    # not count, and such a negative logit that its sigmoid and the other focal term vanish.
     segments = tl.full([BLOCK_P, COLUMNS], NONE, segments_ptr.dtype.element_ty)
     y = tl.full([BLOCK_R, BLOCK_P], 62.0, tl.float32)
     # Each iteration loads the segments of the next one first, and computes its logits last, which

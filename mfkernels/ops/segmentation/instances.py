@@ -84,7 +84,7 @@ def instance_segmentation(
         probability = probability[..., :-1].flatten(1).nan_to_num(0)  # topk would put NaN first
         for image, of_pairs in enumerate(probability):
             scores, pairs = of_pairs.topk(min(top_k, len(of_pairs)))
-            if things is not None:
+            if things is not None and not pairs.is_meta:  # how many are kept depends on values
                 kept = torch.tensor(sorted(things), dtype=pairs.dtype, device=pairs.device)
                 keep = torch.isin(pairs % classes, kept)
                 scores, pairs = scores[keep], pairs[keep]

@@ -158,7 +158,7 @@ def _segments(
 ) -> tuple[Tensor, Tensor]:
     """Decide on the device which queries become segments.
 
-    Returns the panoptic map, and a table `[4, Q]` float64 with the columns of `_infos`.
+    Returns the panoptic map, and a table `[4, Q]` float64 whose rows `_infos` describes.
     """
     owned, confident, painted = counts.unbind(1)
     segment = kept & (confident > 0) & (painted > 0)

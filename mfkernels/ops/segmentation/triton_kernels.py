@@ -41,10 +41,10 @@ FIELDS = tl.constexpr(14)
 class View(NamedTuple):
     """A view: the location of its part of the workspaces, its sizes, and whether it is flipped.
 
-    Its logits begin at element 16 · `first_block`, with `columns` elements (queries and padding)
-    per mask pixel; its probabilities begin at row `first_row`. `mask_step_*` is the distance of
-    neighbouring input pixels in mask pixels, `image_step_*` that of neighbouring pixels of the
-    result in pixels of the image.
+    Its logits begin at element 16 · `first_block`, with `columns` logits (queries and padding) per
+    mask pixel, each in one or two parts; its probabilities begin at row `first_row`. `mask_step_*`
+    is the distance of neighbouring input pixels in mask pixels, `image_step_*` that of neighbouring
+    pixels of the result in pixels of the image.
     """
 
     first_block: int

@@ -221,8 +221,9 @@ def panoptic_owners(
     Takes `scores [Q]`, negative for a query that is not kept; masks as in `semantic_segmentation`;
     and as `sizes`: height and width of the padded input, of the image and of the result, and
     `confident_only` (only pixels where the mask of their owner is at least 0.5 are in `owners`).
-    Returns `owners [H, W]` int32, −1 for none, and `counts [Q, 3]` int64: the number of pixels that
-    a query owns, of those where its mask is at least 0.5, and of those that it has in `owners`.
+    Returns `owners [H, W]` int32, −1 for none, and `counts [Q, 3]` int64, three numbers of pixels:
+    those that a query owns; those where its mask is at least 0.5, owned or not; and those that it
+    has in `owners`.
     """
     check_floats("panoptic_owners", scores, mask_embed, pixel_features)
     *_, image_height, image_width, height, width, confident_only = sizes

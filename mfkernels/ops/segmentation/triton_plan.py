@@ -31,7 +31,7 @@ SMALL_TILE_SIDES = 4, 8
 """The same on GPUs without matrix units."""
 MANY_CLASSES = 256
 """With at least this many classes, larger blocks of classes are faster despite more padding of the
-last one, except where matrix units read factors from registers."""
+last one, except without matrix units or where these read factors from registers."""
 MAX_CLASSES_RESIZED, MAX_CLASSES_MANY = 128, 64
 """The largest blocks of classes where each block computes all sigmoids again, on matrix units that
 read factors from shared memory: for resized scores, and otherwise for many queries or views."""
