@@ -218,10 +218,15 @@ def check_focal(alpha: float | Tensor, gamma: float | Tensor, *, learnable: bool
     if _is_readable(alpha) and not alpha <= 1:
         raise ValueError(f"alpha must be at most 1 (negative: no weighting), got {alpha}")
     for name, value in given:
-        if _is_readable(value) and abs(value) > _LARGEST:
+        if _is_readable(value) and not _is_finite(value):
             raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _is_readable(value: float | Tensor) -> bool:
     """Whether the value can be read: it is a number, or a tensor with data."""
     return not isinstance(value, Tensor) or not (value.is_meta or is_traced(value))
+
+
+def _is_finite(value: Any) -> bool:
+    # Only integers are compared with the largest float: of NumPy's float32, it would be infinite.
+    return abs(value) < math.inf and not (isinstance(value, int) and abs(value) > _LARGEST)

@@ -63,7 +63,7 @@ def _checked(check: Function, function: Function) -> Function:
 
 
 def _imported_once(module: str, name: str) -> Function:
-    """Import a module when its function is first called: `import mfkernels` must not need Triton."""
+    """Import a module when its function is first called; importing mfkernels needs no Triton."""
 
     @functools.cache
     def launcher() -> Function:

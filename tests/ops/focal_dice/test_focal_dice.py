@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers.backends import each_backend, native_only
@@ -400,3 +401,14 @@ def test_errors(
 ) -> None:
     with pytest.raises(error, match=match):
         call(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy(number: type[np.floating]) -> None:
+    logits, targets = pair(2, 3)
+    expected = sigmoid_focal_loss(logits, targets, 0.25, 2.0)
+    loss = sigmoid_focal_loss(logits, targets, number(0.25), number(2))  # type: ignore[arg-type]
+    assert torch.equal(loss, expected)
+    with pytest.raises(ValueError, match="gamma must be finite, got inf"):
+        sigmoid_focal_loss(logits, targets, 0.25, number("inf"))  # type: ignore[arg-type]
