@@ -591,7 +591,7 @@ def _check_evaluated(overrides: list[str]) -> None:
     if unused:
         raise UsageError(
             f"{', '.join(unused[:5])}: no effect on evaluation, which uses only data.* (except "
-            f"data.augmentation), eval.* and {', '.join(EVALUATED)}; remove it"
+            f"data.augmentation), eval.* and {', '.join(EVALUATED)}; omit such keys"
         )
 
 

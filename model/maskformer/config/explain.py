@@ -40,7 +40,8 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             lines.append(f"{name}: {wanted}, got {shown(item['input'])}")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"{name}.{_explain_tag(item['ctx'], item['input'])}")
-        elif item["type"] == "value_error":  # a check of ours, whose message shows the value itself
+        elif item["type"] == "value_error":
+            # A check of ours: its message suffices, and the input may be a whole section.
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
             lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
@@ -53,7 +54,7 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     if key := meant_key(path):
         return _did_you_mean(key)
     if option is not None:
-        return f"; this is an option of the command line: {option}"
+        return f"; this is set on the command line: {option}"
     if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     dotted = {name: ".".join([*path[:-1], name]) for name in valid}

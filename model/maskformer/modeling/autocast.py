@@ -54,6 +54,9 @@ def in_float32(outputs: Outputs) -> Outputs:
 
 
 def predict(model: SegmentationModel, pixel_values: Tensor) -> Outputs:
-    """Run a model of any floating-point dtype on float32 images; return float32 outputs."""
+    """Run a model of any floating-point dtype on float32 images.
+
+    Half-precision outputs are converted to float32.
+    """
     dtype = next((x.dtype for x in model.parameters()), pixel_values.dtype)
     return in_float32(as_outputs(model(pixel_values.to(dtype))))

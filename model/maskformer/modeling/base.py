@@ -390,7 +390,8 @@ def _check_bytes(shapes: nn.Module, limit: int, reason: str) -> None:
 def _match_weights(
     checkpoint: Checkpoint, model: SegmentationModel, strict: bool, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Return the entries of a checkpoint that fit a model, and a report of the others.
+    """Return the entries of a checkpoint that fit a model, and a report of the others, with a
+    warning if there are any.
 
     Raises:
         WeightsMismatchError: entries do not fit, and the arguments do not allow it.
@@ -399,7 +400,7 @@ def _match_weights(
     found, report = checkpoint.match(wanted)
     if report.mismatched and not ignore_mismatched_sizes:
         raise WeightsMismatchError(
-            report, "ignore_mismatched_sizes=True keeps their random initialisation"
+            report, "ignore_mismatched_sizes=True skips them, so that the model keeps its values"
         )
     if strict and (report.missing or report.unexpected):
         raise WeightsMismatchError(report, "strict=False loads the entries that fit")

@@ -20,7 +20,9 @@ from mfkernels.torch_internals import register_mapping
 
 Size = tuple[int, int]
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
-"""`[H, W]` int32 segment ids, and a dict per segment in COCO's format (`segments_info`)."""
+"""`[H, W]` int32 segment ids, and a dict per segment: `id`, `isthing`, `category_id` (the class
+index) and `score`.
+"""
 
 STRIDE = 4
 """Stride of the pixel features, in pixels of the input."""

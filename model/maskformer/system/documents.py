@@ -112,7 +112,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
+    # ValueError: an invalid date or number.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(one_line(error)) from None
 
 

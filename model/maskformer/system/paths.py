@@ -23,7 +23,7 @@ _DRIVE_ALONE = re.compile(r"(?<=^[A-Za-z]):$")
 
 
 def given_path(name: str, path: str | Path) -> Path:
-    """A path that the caller gave for the argument of this name.
+    """Convert a path that the caller passed as the argument `name`.
 
     Raises:
         UsageError: an empty text, which Python takes for the current folder.
@@ -180,7 +180,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def _cut(part: str, limit: int) -> str:
-    """Shorten a name to `limit` bytes, ending with a hash of the full name."""
+    """Return a name of at most `limit` bytes; if it is shortened, it ends with a hash of all."""
     encoded = part.encode()
     if len(encoded) <= limit:
         return part

@@ -1,4 +1,4 @@
-"""The processes of distributed training, started by a launcher such as `torchrun`."""
+"""The processes of one command, started by a launcher such as `torchrun`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
         timeout: the time in seconds that the processes wait for each other.
 
     Raises:
-        UsageError: there are more processes than GPUs, or the launcher is not supported.
+        UsageError: there are more processes than GPUs, or the launcher's settings are incomplete or
+            not supported.
         ConnectionError: other processes did not join, or cannot be reached.
     """
     cpu = cpu or not torch.accelerator.is_available()
@@ -55,14 +56,14 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
     if state.num_processes < wanted:  # MPI launchers use other variables
         raise UsageError(
             f"the launcher started {wanted} processes (WORLD_SIZE), but only "
-            f"{state.num_processes} would train together: {start}"
+            f"{state.num_processes} would work together: {start}"
         )
     return state
 
 
 def _own_store(timeout: timedelta) -> dict[str, Any]:
-    """Return arguments of `init_process_group` with a store that is new for each start of
-    `torchrun`.
+    """Return arguments of `init_process_group` with a store that is new each time that `torchrun`
+    starts or restarts the processes.
 
     Its agent uses the same store for all restarts, in which processes would find the addresses of
     processes that have ended (pytorch#135712). Its number of restarts cannot be used as a prefix,

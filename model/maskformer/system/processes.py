@@ -1,4 +1,4 @@
-"""Error reporting of several processes that train together: only one of them reports the cause."""
+"""Error reporting of several processes that work together: only one of them reports the cause."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from maskformer.errors import StoppedError
 
 GRACE_SECONDS = 3.0
-"""Time for which a process waits to be ended by its launcher, if its failure is probably only a
-consequence of another process's failure.
+"""Time for which a process waits to be ended by its launcher, if another process probably reports
+the same error or its cause.
 """
 STORE_SECONDS = 60.0
 """Longest time for which the process that hosts the store waits until the others have read it."""

@@ -121,11 +121,11 @@ def decode_json(text: str | bytes, max_depth: int | None = None) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a key that is there twice: the first of its values would get lost."""
+    """Reject duplicate keys, of which `json` would keep only the last value."""
     values = dict(pairs)
     if len(values) < len(pairs):
         [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key!r:.100} is there twice in one object")
+        raise ValueError(f"the key {key!r:.100} occurs twice in one object")
     return values
 
 

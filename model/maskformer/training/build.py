@@ -455,8 +455,8 @@ def _build_model(
 def _load_initial_weights(
     model: SegmentationModel, weights: Path, data: TrainingData, progress: Progress
 ) -> None:
-    """Load the weights of --weights. Class heads of another size are skipped, because fine-tuning
-    on other classes is the usual reason to use it.
+    """Load the weights of --weights. Entries of another shape are skipped, such as class heads,
+    because fine-tuning on other classes is the usual reason to use it.
     """
     source = resolve_checkpoint(weights)
     with warnings.catch_warnings():

@@ -171,8 +171,9 @@ class Checkpointer:
             step: the number of finished steps.
             required: raise an error if the checkpoint cannot be written, after saving at least the
                 weights somewhere; otherwise only warn.
-            again: the last checkpoint of a run, before its evaluation. If a single process cannot
-                write it, the save is retried after the evaluation (`saved_in_the_end`).
+            again: the last checkpoint of a run, before its evaluation. If it cannot be
+                written and there is only one process, the save is retried after the evaluation
+                (`saved_in_the_end`).
 
         Raises:
             CheckpointError: the checkpoint cannot be written, and training cannot continue.

@@ -21,8 +21,8 @@ def find_log_folder(output: Path, train: TrainConfig) -> Path:
 
 
 def check_log_folder(output: Path, train: TrainConfig) -> None:
-    """Check that the log folder does not hold the curves of another run, which TensorBoard would
-    mix with those of this run.
+    """Check that the log folder does not hold the curves of another run, which those of this run
+    would hide in TensorBoard.
 
     Raises:
         FileExistsError: it does.
@@ -37,8 +37,8 @@ def check_log_folder(output: Path, train: TrainConfig) -> None:
         return
     whose = f"the run {owner}" if isinstance(owner, str) else "another run"
     raise FileExistsError(
-        f"train.log_folder: {folder} holds the curves of {whose}, which TensorBoard would mix with "
-        f"those of {output}: choose another train.log_folder or another name for the run folder, "
+        f"train.log_folder: {folder} holds the curves of {whose}, which those of {output} would "
+        "hide in TensorBoard: choose another train.log_folder or another name for the run folder, "
         "or remove them"
     )
 

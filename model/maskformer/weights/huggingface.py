@@ -119,7 +119,8 @@ def _backbone_table() -> dict[str, str]:
             f"{block}attn.": f"{attention}self.",
             f"{block}mlp.fc1.": f"{target}intermediate.dense.",
             f"{block}mlp.fc2.": f"{target}output.dense.",
-            # timm merges patches at the start of a stage, `transformers` at the end of the last.
+            # timm merges patches at the start of a stage, `transformers` at the end of the one
+            # before.
             f"backbone.body.layers_{stage + 1}.downsample.": (
                 f"{_SWIN}encoder.layers.{stage}.downsample."
             ),

@@ -24,7 +24,7 @@ _PER_CHANNEL = Field(min_length=1, max_length=fields.MAX_BANDS)
 
 
 BILINEAR = 2
-"""Pillow's number of bilinear resampling."""
+"""Pillow's number for bilinear resampling."""
 
 
 class Part(BaseModel):

@@ -126,7 +126,7 @@ def test_evaluate_does_not_pretend_to_change_the_model(run: Run, trained: Path) 
             "error: data.augmentation.crop: no effect",
         ),
         ("model={num_classes: 12}", "model.num_classes: no effect"),
-        ("train", "an override reads key=value"),
+        ("train", "an override must be key=value"),
     ],
 )
 def test_evaluate_refuses_what_it_does_not_follow(

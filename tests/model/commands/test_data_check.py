@@ -243,7 +243,7 @@ def test_no_file_is_written_over(run: Run, root: Path) -> None:
         before = sorted(folder.rglob("*"))
         code, _, err = run("data", "check", "--config", file, "--output", folder)
         assert code == 1
-        assert "nothing is written over" in err
+        assert "existing files are not overwritten" in err
         assert sorted(folder.rglob("*")) == before
     code, _, err = run("data", "check", "--config", file, "--output", file)
     assert code == 1

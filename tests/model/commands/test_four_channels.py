@@ -82,7 +82,7 @@ def test_predicting_on_rgb_is_refused(
     arguments = ["--checkpoint", trained / "run", "--device", "cpu", "--out", tmp_path / "out"]
     assert run("predict", tmp_path / "rgb.png", *arguments) == 1
     printed = " ".join("".join(capsys.readouterr()).split())
-    assert "has 3 channels, expected what data.channels: 4 says" in printed
+    assert "has 3 channels, which does" in printed
 
 
 @pytest.mark.parametrize("kind", ["hf", "official"])
@@ -90,7 +90,7 @@ def test_no_other_format_takes_them(tmp_path: Path, kind: str) -> None:
     model = MaskFormer.from_config(
         "ade20k/r50", num_classes=2, pixel_mean=[1] * 4, pixel_std=[1] * 4
     )
-    with pytest.raises(WeightsError, match="4 channels"):
+    with pytest.raises(WeightsError, match=r"4 channels|this model has 4"):
         model.save_pretrained(tmp_path / "other", format=kind)  # type: ignore[arg-type]
 
 

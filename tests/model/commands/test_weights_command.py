@@ -75,11 +75,11 @@ def test_a_model_section_of_another_architecture(
     code, _, err = run("train", *arguments)
     assert code == 1
     assert "does not fit the model" in err
-    assert "leave it out, and that of the weights is taken (base: _small has" in err
+    assert "remove it, and that of the weights is used (base: _small has" in err
     assert "strict=False" not in err
     code, _, err = run("train", "--resume", "--output", trained, "--cpu", "model.decoder.layers=3")
     assert code == 1
-    assert "values of the recipe.yaml in the run folder" in err
+    assert "from the recipe.yaml in the run folder" in err
 
 
 def test_weights_alone_bring_the_whole_recipe(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_unreachable_hub_is_named(
     (tmp_path / "runs" / "tiny").symlink_to(trained)
     _, _, err = run("evaluate", "--checkpoint", "runs/mistyped")
     assert (
-        "not a local folder (the folder runs holds tiny, but no mistyped), and the Hugging" in err
+        "not a local folder (the folder runs holds tiny, but no mistyped), and downloading" in err
     )
     _, _, err = run("evaluate", "--checkpoint", "tiny")
     assert "no checkpoint at tiny; did you mean runs/tiny?: expected a run folder" in err
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_a_newer_version_is_named(run: Run, trained: Path, tmp_p
     [
         (
             "camvid",
-            "native.\nNot as hf: transformers' MaskFormer cannot express this model: its pi",
+            "native.\nNot as hf: transformers' MaskFormer cannot express this model: the norms",
         ),
         ("ade20k/r50", "native, hf, official.\n"),
         ("ade20k/r101c", "native, official.\nNot as hf: "),

@@ -62,9 +62,9 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("content", "said"),
         [
-            ("[" * NESTED, "nests values more than 32 deep"),
-            ("a: " + "{b: " * NESTED, "nests values more than 32 deep"),
-            ("- " * NESTED, "nests values more than 32 deep"),
+            ("[" * NESTED, "nests values more than 32 levels deep"),
+            ("a: " + "{b: " * NESTED, "nests values more than 32 levels deep"),
+            ("- " * NESTED, "nests values more than 32 levels deep"),
             (
                 "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
                 + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 20)),

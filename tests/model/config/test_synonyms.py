@@ -47,9 +47,9 @@ def test_an_unknown_key_is_answered_by_its_meaning(override: str, key: str) -> N
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("device=cpu", r"said on the command line: --cpu \(train\) or --device"),
-        ("train.gpus=2", "said on the command line: torchrun --nproc-per-node N"),
-        ("train.Output-Dir=x", "said on the command line: --output FOLDER"),
+        ("device=cpu", r"set on the command line: --cpu \(train\) or --device"),
+        ("train.gpus=2", "set on the command line: torchrun --nproc-per-node N"),
+        ("train.Output-Dir=x", "set on the command line: --output FOLDER"),
         ("batch_size=4", "did you mean 'eval.batch_size' or 'train.batch_size'"),
     ],
 )

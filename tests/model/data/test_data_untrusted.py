@@ -147,7 +147,7 @@ def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
     file.write_text('{"annotations": [{"id": 1, "category_id": 1}, {"category_id": 1, "id": 2}]}')
     assert read_json(file)["annotations"][1] == {"category_id": 1, "id": 2}
     file.write_text('{"annotations": [{"category_id": 1, "id": 3, "category_id": 2}]}')
-    with pytest.raises(ValueError, match="the key 'category_id' is there twice in one object"):
+    with pytest.raises(ValueError, match="the key 'category_id' occurs twice in one object"):
         read_json(file)
 
 

@@ -410,12 +410,12 @@ class TestEfficientNetWeights:
         for name, message in (
             (
                 "tf_efficientnet_lite1",
-                "holds an EfficientNet of 16 blocks, but the backbone has 21",
+                "holds an EfficientNet with 16 blocks, but the backbone has 21",
             ),
-            ("resnet10t", "holds an EfficientNet of 16 blocks, but the backbone has 0"),
+            ("resnet10t", "holds an EfficientNet with 16 blocks, but the backbone has 0"),
             (
                 "tf_efficientnet_b0",
-                r"lacks 64 entries, such as blocks\.0\.0\.se\.conv_reduce\.weight",
+                r"lacks 64 floating-point entries, such as blocks\.0\.0\.se\.conv_reduce\.weight",
             ),
         ):
             with pytest.raises(CheckpointError, match=f"weights.pth does not fit.*{message}"):

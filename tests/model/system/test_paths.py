@@ -68,7 +68,7 @@ def test_an_absolute_name_may_use_another_way_to_the_folder(tmp_path: Path) -> N
         ("sub/", "names a folder"),
         ("sub/.", "names a folder"),
         ("/", "names a folder"),
-        ("a\0.png", "holds NUL"),
+        ("a\0.png", "contains NUL"),
         (None, "must be the name of a file, got None"),
         (["a.png"], "must be the name of a file"),
     ],

@@ -114,7 +114,7 @@ def together(
     return codes, "".join(
         line
         for line in said.splitlines(True)
-        if not line.startswith(("step", "training on", "computed"))
+        if not line.startswith(("step", "training on", "running"))
     )
 
 
@@ -164,7 +164,7 @@ def test_the_loss_of_a_killed_process_is_said(tmp_path: Path, killed: int) -> No
     )
     assert codes[killed] == -signal.SIGKILL
     assert codes[1 - killed] == 1
-    assert f"error: process {1 - killed} lost the connection to another one" in said
+    assert f"error: process {1 - killed} lost the connection to another process" in said
     assert said.count("error: ") == 1
     assert "Traceback" not in said
 

@@ -141,7 +141,7 @@ with lock_folder(Path({str(run)!r})):
 def test_a_process_locks_a_folder_once(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path),
-        pytest.raises(RunInUseError, match="this process already"),
+        pytest.raises(RunInUseError, match="this process is already using it"),
         lock_folder(tmp_path),
     ):
         pass

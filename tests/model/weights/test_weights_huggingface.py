@@ -390,13 +390,13 @@ class TestRefusals:
             ({"pixel_decoder": {"encoder_layers": 2}}, r"transformer encoder \(\+6 Enc\)"),
             ({"backbone": {"name": "resnet50s", "multi_grid": (1, 2, 4)}}, "three convolutions"),
             ({"backbone": {"name": "resnet50", "multi_grid": (1, 2, 4)}}, "dilated"),
-            ({}, "not 32 groups"),
+            ({}, "not have 32 groups"),
             (
                 {
                     "pixel_decoder": {"groups": 32},
                     "decoder": {"channels": 512, "enforce_input_projection": True},
                 },
-                "decoder's width already",
+                "already have the decoder's width",
             ),
             ({"backbone": {"name": "test_convnext"}}, "neither a plain ResNet nor a Swin"),
         ],

@@ -288,12 +288,15 @@ class TestMisfits:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({}, "'test_resnet' has no counterpart elsewhere: it is neither"),
+            ({}, "'test_resnet' does not exist in other formats: it is neither"),
             ({"backbone": {"name": "resnet18", "options": {"stem_width": 32}}}, "'stem_width'"),
-            ({"backbone": {"name": "resnet18"}}, "model.decoder.heads is 4; all have 8"),
+            (
+                {"backbone": {"name": "resnet18"}},
+                "model.decoder.heads is 4; in all of them, it is 8",
+            ),
             (
                 {"backbone": {"name": "resnet50", "multi_grid": (1, 2, 4)}},
-                r"model.backbone.multi_grid is \(1, 2, 4\); all have None",
+                r"model.backbone.multi_grid is \(1, 2, 4\); in all of them, it is None",
             ),
         ],
     )
@@ -358,7 +361,9 @@ class TestBackboneFiles:
         assert torch.equal(qkv, state["layers.1.blocks.1.attn.qkv.weight"])
 
     def test_wrong_options(self) -> None:
-        with pytest.raises(ValueError, match=r"model.backbone.options: 'resnet18' does not take"):
+        with pytest.raises(
+            ValueError, match=r"model.backbone.options: 'resnet18' does not accept these options"
+        ):
             Backbone(BackboneConfig(name="resnet18", options={"depth": 3}))
 
     def resnet(self, deep_stem: bool) -> BackboneConfig:

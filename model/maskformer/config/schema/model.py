@@ -35,7 +35,7 @@ _RESERVED_OPTIONS = frozenset(
         *("pretrained_cfg", "pretrained_cfg_overlay", "scriptable"),
     }
 )
-"""Arguments of `timm.create_model` that are not sizes, and are set by this package."""
+"""Arguments of `timm.create_model` that are not sizes, which a recipe must not set."""
 
 MAX_BLOCKS = 512
 
@@ -82,7 +82,8 @@ class BackboneConfig(Section):
             given = options.get(name, 0)
             total = sum(given) if isinstance(given, tuple) else given
             if total > most:
-                raise ValueError(f"{name} must be at most {most} in total, got {shown(given)}")
+                in_total = " in total" if isinstance(given, tuple) else ""
+                raise ValueError(f"{name} must be at most {most}{in_total}, got {shown(given)}")
         return options
 
 

@@ -188,7 +188,7 @@ def _check_effect(bare: Config, recipe: Config) -> None:
         known = [f"{section}.({', '.join(names)})" for section, names in _PREDICTING.items()]
         raise UsageError(
             f"{', '.join(unused[:5])}: no effect on predictions, which use the model and the "
-            f"classes of the checkpoint; remove it, or override one of {'; '.join(known)}"
+            f"classes of the checkpoint; omit such keys, or override one of {'; '.join(known)}"
         )
 
 

@@ -59,8 +59,8 @@ def make_room(folder: Path, needed: int) -> None:
 def superseded(folder: Path) -> list[Path]:
     """Return the checkpoints that may be removed when space is needed, in order of removal.
 
-    These are those that no link points to, oldest first, and then the last one unless it is also
-    the best.
+    These are those that no link points to, oldest first, and then the last one if the best is
+    another one.
     """
     last, best = find_checkpoint(folder), find_checkpoint(folder, BEST)
     named = linked(folder)

@@ -78,7 +78,7 @@ def save_checkpoint(
         remove_checkpoints(folder, superseded(folder))
         error = _write_checkpoint(target, needed, model, state, config, info, accelerator)
     if error is not None:
-        room = f" {megabytes(needed)} are needed, but only {free_megabytes(folder)} are free."
+        room = f" {megabytes(needed)} are needed, {free_megabytes(folder)} are free."
         kept = find_checkpoint(folder)
         raise CheckpointError(
             f"could not save {target}: {error}."

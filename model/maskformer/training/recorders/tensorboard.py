@@ -21,7 +21,8 @@ class Board:
 
     Args:
         folder: the folder of the event files.
-        warn: called if something could not be recorded, but not again for the same reason.
+        warn: called if something could not be recorded, but not again while the reason
+            stays the same.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:

@@ -48,7 +48,8 @@ class Trackers:
         accelerator: the accelerator with the trackers.
         run: the name of the run in the trackers.
         folder: where trackers that write local files put them.
-        warn: called if something could not be recorded, but not again for the same reason.
+        warn: called if something could not be recorded, but not again while the reason
+            stays the same.
     """
 
     def __init__(

@@ -93,9 +93,9 @@ def _read_legacy(data: memoryview, budget: Budget) -> Any:
 
     machine = Machine(data, budget, known_names(budget), TOKENS, find)
     if machine.load() != _MAGIC or machine.load() != _PROTOCOL:
-        raise ValueError("no file of torch.save")
+        raise ValueError("not a file of torch.save")
     if not machine.load().get("little_endian", True):
-        raise UnsafePickleError("is of a big-endian machine")
+        raise UnsafePickleError("was written on a big-endian machine")
     value = machine.load()
     keys = machine.load()
     if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):

@@ -70,7 +70,7 @@ def test_lists_that_do_not_fit(root: Path) -> None:
     (root / "train.txt").write_text("\n")
     refused(root, r"data.train.list: .*train\.txt lists no image", train=split)
     (root / "train.txt").write_bytes(b"caf\xe9\n")
-    refused(root, r"train\.txt cannot be read: line 1 is no UTF-8", train=split)
+    refused(root, r"train\.txt cannot be read: line 1 is not UTF-8", train=split)
 
 
 def test_patterns_that_leave_out(root: Path) -> None:

@@ -245,8 +245,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             build_dataset(config(tmp_path, train, **settings), "train")
     for settings, message in (
         ({"image": []}, r"data\.image"),
-        ({"label": ["png", "jpg"]}, r"jpg stands for image and label"),
-        ({"objects": ".PNG"}, r"png stands for label and objects"),
+        ({"label": ["png", "jpg"]}, r"the suffix jpg is used for both image and label"),
+        ({"objects": ".PNG"}, r"the suffix png is used for both label and objects"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(tmp_path, **settings)
