@@ -12,7 +12,8 @@ from helpers.command_line import Run
 from helpers.recipes import TINY, write_recipe
 from PIL import Image
 
-from maskformer.cli import INTERNAL_ERROR, main
+from maskformer.cli import main
+from maskformer.cli.run import INTERNAL_ERROR
 from maskformer.data import build_dataset
 from maskformer.data.label_reader import read_segment_ids
 from maskformer.errors import ConfigError

@@ -15,7 +15,9 @@ from helpers.command_line import without_reader
 from PIL import Image
 
 import maskformer
-from maskformer.cli import Command, app, data_app
+from maskformer.cli import app
+from maskformer.cli.app import data_app
+from maskformer.cli.options import Command
 from maskformer.config.choices import Backend
 from mfkernels import backend
 
