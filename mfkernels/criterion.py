@@ -354,10 +354,7 @@ class MaskFormerCriterion(nn.Module):
         return assignment
 
     def _count(self, status: Tensor) -> None:
-        """Count the problems with any status bit.
-
-        A problem without a matching is among them: its costs are not finite, either.
-        """
+        """Count the problems with costs that are not finite: any bit of their status says so."""
         if self.bad_costs.device != status.device:
             self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
         self.bad_costs = usable_by_autograd(self.bad_costs)

@@ -22,7 +22,7 @@ from maskformer.output.data_report import classes_table, sizes_line, write_sampl
 from maskformer.output.output_folder import check_output_folder
 from maskformer.output.protected_inputs import check_output_beside_data
 from maskformer.system.text import counted
-from maskformer.training.build import check_best_metric, with_classes
+from maskformer.training.build_data import check_best_metric, with_classes
 
 SAMPLES = 6
 """Number of pictures of each split."""

@@ -510,7 +510,7 @@ def test_an_interruption_outside_of_training_is_said(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskformer.training.build.check_splits", interrupt)
+    monkeypatch.setattr("maskformer.training.build_data.check_splits", interrupt)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 130
     assert err.strip() == "interrupted; nothing was left to save"
@@ -520,7 +520,7 @@ def test_too_little_memory_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9")
 
-    monkeypatch.setattr("maskformer.training.build.check_splits", fail)
+    monkeypatch.setattr("maskformer.training.build_data.check_splits", fail)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 1
     assert "out of memory; lower train.batch_size" in err
@@ -534,7 +534,7 @@ def test_a_bug_is_no_mistake_of_the_user(
     def fail(*_: object, **__: object) -> None:
         raise bug("shapes do not fit")
 
-    monkeypatch.setattr("maskformer.training.build.check_splits", fail)
+    monkeypatch.setattr("maskformer.training.build_data.check_splits", fail)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == INTERNAL_ERROR
     assert "Traceback" in err
@@ -548,7 +548,7 @@ def test_a_backend_that_cannot_serve_is_said(run: Run, monkeypatch: pytest.Monke
     def ask(*_: object, **__: object) -> None:
         backend.requested()
 
-    monkeypatch.setattr("maskformer.training.build.check_splits", ask)
+    monkeypatch.setattr("maskformer.training.build_data.check_splits", ask)
     code, _, err = run("train", "--cpu", "--config", "quickstart", "--output", "nowhere")
     assert code == 1
     assert "error: MFKERNELS_BACKEND is 'fast', expected one of" in err
