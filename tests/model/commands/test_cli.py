@@ -98,11 +98,11 @@ def test_an_output_is_refused_before_the_model_is_read(
     for arguments, message in (
         ([*evaluate, tmp_path], "holds metrics.json"),
         ([*evaluate, photo], "photo.png is a file"),
-        ([*evaluate, trained], "holds the checkpoint"),
+        ([*evaluate, trained], "contains the checkpoint"),
         ([*evaluate, tmp_path / "x", "--tta", "eval.semantic=false"], "eval.semantic is off"),
         ([*predict, photo], "photo.png is a file"),
         ([*predict, tmp_path], "photo.png is one of the images"),
-        ([*predict, trained], "holds the checkpoint"),
+        ([*predict, trained], "contains the checkpoint"),
     ):
         code, _, err = run(*arguments)
         assert code == 1

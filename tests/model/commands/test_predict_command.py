@@ -68,14 +68,14 @@ def test_values_replace_those_of_the_recipe(run: Run, trained: Path, tmp_path: P
         ),
         (["predict.tile=64", "--mode", "panoptic"], "expected mode 'semantic', got 'panoptic'"),
         (["predict.tile=64", "--mode", "instance"], "expected mode 'semantic', got 'instance'"),
-        (["predict.tile=64", "--tta"], "do not go together"),
+        (["predict.tile=64", "--tta"], "cannot be combined"),
         (["data.test_side=64"], "data.test_side: unknown key; did you mean 'data.test_max_side'?"),
         (["opacity=0.3"], "opacity: unknown key"),
-        (["train.lr=1"], "from the checkpoint: train.lr; leave out"),
-        (["criterion.mask_weight=1"], "from the checkpoint: criterion.mask_weight; leave out"),
-        (["data={seed: 1}"], "from the checkpoint: data.seed; leave out"),
-        (["data.augmentation.crop=8"], "from the checkpoint: data.augmentation.crop; leave out"),
-        (["eval.instances=true"], "from the checkpoint: eval.instances; leave out"),
+        (["train.lr=1"], "train.lr: no effect on predictions"),
+        (["criterion.mask_weight=1"], "criterion.mask_weight: no effect on predictions"),
+        (["data={seed: 1}"], "data.seed: no effect on predictions"),
+        (["data.augmentation.crop=8"], "data.augmentation.crop: no effect on predictions"),
+        (["eval.instances=true"], "eval.instances: no effect on predictions"),
     ],
 )
 def test_values_that_do_not_fit(
@@ -143,7 +143,7 @@ def test_an_image_that_fits_in_one_tile_is_predicted_whole(
         arguments = [photo, value, "data.test_short_side=64", "--checkpoint", trained]
         code, text, err = run("predict", *arguments, "--out", tmp_path / name)
         assert code == 0, err
-        said = "photo.png: 150x70 is seen in 6 tiles of 64x64"
+        said = "photo.png: 150x70 is predicted in 6 tiles of 64x64"
         assert (said in text) == (name == "tiles")
     whole, tile, tiles = (label_map(tmp_path / name) for name in ("whole", "tile", "tiles"))
     assert np.array_equal(whole, tile)
@@ -163,9 +163,9 @@ def test_it_is_said_that_details_are_lost(run: Run, trained: Path, tmp_path: Pat
     _, text, _ = run(*arguments, "--out", tmp_path / "b", "--mode", "panoptic")
     assert "60x40; a larger data.test_short_side keeps more of its details\n" in text
     _, text, _ = run(*arguments, "--out", tmp_path / "c", "predict.tile=160")
-    assert "one.jpg: 300x200 is seen in 6 tiles of 160x160, each shrunk to 40x40\n" in text
+    assert "one.jpg: 300x200 is predicted in 6 tiles of 160x160, each shrunk to 40x40\n" in text
     _, text, _ = run(*arguments, "--out", tmp_path / "d", "predict.tile=40")
-    assert "is seen in 70 tiles of 40x40\n" in text
+    assert "is predicted in 70 tiles of 40x40\n" in text
 
 
 def test_results_of_other_settings_are_named(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_classes_of_the_checkpoint_stay(run: Run, trained_on_files: Path, tmp_pa
         code, _, err = run("predict", photo, f"data.classes={values}", *options)
         assert code == 1
         assert "no effect on predictions" in err
-        assert "data.classes; leave out" in err
+        assert "data.classes: no effect on predictions" in err
     assert run("predict", photo, "data.classes=[x, y]", *options)[0] == 0
 
 
@@ -263,7 +263,10 @@ def test_files_of_others_are_not_replaced(
     for more in ([], ["--skip-existing"]):
         code, _, err = run(*predict, *more)
         assert code == 1
-        assert f"{out / taken} is there, and was not written by maskformer predict" in err
+        assert (
+            f"{out / taken} already exists, and its folder has no record that maskformer predict"
+            in err
+        )
         assert "choose another --output, or remove it" in err
     assert [file for file in out.rglob("*") if file.is_file()] == [out / taken]
     assert (out / taken).read_text() == "mine"

@@ -142,7 +142,7 @@ def test_two_calls_do_not_share_a_folder(
         with other_process_in(folder) as holder:
             code, _, err = run(*arguments)
             assert code == 1
-            assert f"{folder} is in use: process {holder} on {os.uname()[1]} works there" in err
+            assert f"{folder} is in use by process {holder} on {os.uname()[1]}; wait for it" in err
         code, _, err = run(*arguments)
         assert "in use" not in err
         assert not (folder / LOCK).exists()

@@ -139,7 +139,7 @@ def test_one_number_is_a_square(recipe: Path) -> None:
     [
         (
             "model.backbone=resnet34",
-            r"a section, with model\.backbone\.name and more, got 'resnet34'",
+            r"a section with the keys model\.backbone\.name etc\., got 'resnet34'",
         ),
         ("train=5", r"train: expected a section with the keys train\.steps etc\., got 5"),
         ("data=7", r"data: expected a section, got 7"),

@@ -233,7 +233,7 @@ def test_what_does_not_fit(values: dict[str, Any], said: str) -> None:
 
 
 def test_shapes_are_rgb() -> None:
-    with pytest.raises(DatasetError, match=r"data\.channels is 4, and data\.format: shapes draws"):
+    with pytest.raises(DatasetError, match=r"data\.channels is 4, but data\.format: shapes draws"):
         build_dataset(recipe(channels=4).data, "train")
 
 

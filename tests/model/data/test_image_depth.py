@@ -139,7 +139,7 @@ def test_a_range_of_colour_png_of_16_bits(tmp_path: Path, bands: int) -> None:
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     file = deep_png(tmp_path, np.stack([RAMP * 4095] * 3, axis=-1))
-    with pytest.raises(DatasetError, match=r"needs imagecodecs: .*pip install 'mfkernels\[tiff\]'"):
+    with pytest.raises(DatasetError, match=r"need imagecodecs: .*pip install 'mfkernels\[tiff\]'"):
         ImageReader(scale=ValueScale((0, 4095)))(file)
 
 

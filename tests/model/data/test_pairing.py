@@ -63,7 +63,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path, other: str) -> None:
 
 def test_two_label_files_of_one_name_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "images/a.jpg", "labels/a.png", "labels/a.PNG")
-    refused(tmp_path, r"data\.train\.labels: a\.PNG and a\.png .* or let data\.label_suffix say")
+    refused(tmp_path, r"data\.train\.labels: a\.PNG and a\.png .* or set data\.label_suffix")
 
 
 @pytest.mark.parametrize(("image", "label"), [("NFD", "NFC"), ("NFC", "NFD")])

@@ -141,7 +141,7 @@ def test_the_recipe_measures_it(recipe: Config) -> None:
 def test_label_files_by_train_ids_have_instances_too(recipe: Config) -> None:
     labels = Path("a_gtFine_labelTrainIds.png")
     assert instance_file(labels).name == "a_gtFine_instanceIds.png"
-    with pytest.raises(DatasetError, match="needs label files called"):
+    with pytest.raises(DatasetError, match="needs label files named"):
         instance_file(Path("a.png"))
 
 
@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_early(recipe: Config) -> None:
     dataset = build_dataset(recipe.data, "val")
     (file,) = recipe.data.root.glob("gtFine/val/*/*instanceIds.png")  # type: ignore[union-attr]
     save(file, np.zeros((ODD[0], 3), np.uint16))
-    with pytest.raises(DatasetError, match=r"3x45 pixels, its labels 67x45"):
+    with pytest.raises(DatasetError, match=r"3x45 pixels, its label file 67x45"):
         Measures(dataset.info, recipe.eval, CPU).update(
             Prediction(classes=dataset[0].semantic_map()), dataset[0]
         )
@@ -165,7 +165,9 @@ def test_other_formats_are_refused() -> None:
 
 
 def test_other_classes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="knows the 19 classes of Cityscapes, the data has disc"):
+    with pytest.raises(
+        ConfigError, match="supports only the 19 classes of Cityscapes, but the data has disc"
+    ):
         CityscapesQuality(("disc", "square"))
     with pytest.raises(ConfigError, match="semantic is off"):
         parse_config(

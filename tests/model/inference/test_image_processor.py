@@ -348,8 +348,3 @@ class TestFolders:
 def test_an_opened_image_without_pixels(size: tuple[int, int]) -> None:
     with pytest.raises(DatasetError, match=f"image file given has {size[0]}x{size[1]} pixels"):
         ImageProcessor()(Image.new("RGB", size))
-
-
-def test_bytes_are_no_images() -> None:
-    with pytest.raises(TypeError, match=r"images: each must be a path, .*, got bytes"):
-        ImageProcessor()(b"\x89PNG")  # type: ignore[arg-type]

@@ -365,7 +365,7 @@ class TestSaving:
         file = tmp_path / "config.json"
         values = json.loads(file.read_text()) | {"classes": ["name"] * count}
         file.write_text(json.dumps(values))
-        said = rf"{file} describes .*: classes has {count} names, expected 2 as in"
+        said = rf"{file} is not valid .*: classes has {count} names, expected 2 as in"
         with pytest.raises(ConfigError, match=said):
             MaskFormer.from_pretrained(tmp_path)
         model = tiny_model(num_classes=2)

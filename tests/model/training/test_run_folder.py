@@ -250,7 +250,9 @@ def test_an_output_whose_files_would_be_data_is_refused(tmp_path: Path) -> None:
         data / "objects" / "out",
         tmp_path / "link" / "out",
     ):
-        with pytest.raises(OutputError, match=r"lies in .*of the data set.*choose one outside"):
+        with pytest.raises(
+            OutputError, match=r"is inside .* of the data set.*choose a folder outside"
+        ):
             check_output_beside_data(output, config)
     for output in (data / "run", data / "images" / "out", data / "labels" / "run", tmp_path / "x"):
         check_output_beside_data(output, config)
@@ -293,7 +295,9 @@ def test_no_room_is_said_before_the_first_step(
 ) -> None:
     run = tmp_path / "run"
     Disk(monkeypatch, run, size / 2)
-    with pytest.raises(DiskFullError, match=r"needs [\d.]+ MB in .*run, [\d.]+ MB are free"):
+    with pytest.raises(
+        DiskFullError, match=r"needs [\d.]+ MB in .*run, but only [\d.]+ MB are free"
+    ):
         train(run)
     assert not (run / "checkpoints").exists()
     assert not is_run(run)

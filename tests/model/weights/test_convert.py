@@ -142,14 +142,14 @@ def test_another_model_is_not_replaced(
     target = tmp_path / "target"
     target.mkdir()
     (target / taken).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"{taken} is there: .* with --overwrite"):
+    with pytest.raises(FileExistsError, match=f"{taken} already exists: .* with --overwrite"):
         run("convert", official, target, "--to", form)
     assert [(file.name, file.read_text()) for file in target.iterdir()] == [(taken, "mine")]
     run("convert", official, target, "--to", form, "--overwrite")
     MaskFormer.from_pretrained(target)
     other = write_zoo(tmp_path / "other.pkl", OFFICIAL.state(zoo=True))
     before = other.read_bytes()
-    with pytest.raises(FileExistsError, match=r"other\.pkl is there"):
+    with pytest.raises(FileExistsError, match=r"other\.pkl already exists"):
         run("convert", target, other, "--to", "official")
     assert other.read_bytes() == before
 
@@ -159,7 +159,7 @@ def test_what_is_in_the_way_is_said_before_the_hub_is_asked(
 ) -> None:
     monkeypatch.setattr("maskformer.weights.open._download", lambda _: pytest.fail("fetched"))
     (tmp_path / "model_final.pkl").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there: choose another target"):
+    with pytest.raises(FileExistsError, match="already exists: choose another target"):
         run("convert", "owner/name", tmp_path, "--to", "official")
     mark_run(tmp_path)
     with pytest.raises(OutputError, match="is a training run"):

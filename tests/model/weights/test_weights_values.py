@@ -47,7 +47,7 @@ def test_weights_that_are_not_finite_are_said(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     said = (
         r"model\.safetensors holds NaN or infinity in 2 of \d+ entries, so its predictions "
-        r"mean nothing: pixel_decoder\.mask_features\.weight, pixel_decoder\.mask_features\.bias"
+        r"are meaningless: pixel_decoder\.mask_features\.weight, pixel_decoder\.mask_features\.bias"
     )
     with pytest.warns(UserWarning, match=said):
         MaskFormer.from_pretrained(tmp_path)

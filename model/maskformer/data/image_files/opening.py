@@ -47,7 +47,7 @@ class EncodedImage:
     content: bytes
 
     def __str__(self) -> str:
-        return "given"
+        return "(bytes)"
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.content)

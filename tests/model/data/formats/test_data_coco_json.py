@@ -134,7 +134,7 @@ def test_duplicates(root: Path) -> None:
     message = refusal(root, CONTENT | {"images": [*CONTENT["images"], other]})
     assert "gives the image id 1 to x.jpg and to y.jpg" in message
     message = refusal(root, CONTENT | {"annotations": CONTENT["annotations"] * 2})
-    assert "several annotations of the image ids [1]" in message
+    assert "several annotations for the image ids [1]" in message
     (root / "x.json").write_text(json.dumps(CONTENT | {"images": CONTENT["images"] * 2}))
     assert len(dataset(root)) == 1
 
@@ -202,7 +202,7 @@ def test_categories_of_their_own_file(root: Path) -> None:
     split = {"images": ".", "panoptic": ".", "annotations": "x.json"}
     config = CocoPanopticConfig(root=root, train=split, val=split, categories="classes.json")
     for content, said in (
-        ({}, "carries no categories"),
+        ({}, "has no categories"),
         (5, "categories: Input should be a list, got 5"),
         ([{"id": 1, "name": "a"}], r"categories\[0\]\.isthing: Field required"),
     ):

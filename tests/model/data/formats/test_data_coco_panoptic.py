@@ -90,7 +90,7 @@ def test_label_files_tell_the_classes_of_validation(tmp_path):
 def test_without_label_files_the_segments_serve(tmp_path):
     given = with_labels(tmp_path, [[0] * 4] * 2, label_map={"*": "thing"})
     [note] = build_dataset(given, "val").notes
-    assert "panoptic PNGs, not by data.val.semantic_labels: data.label_map" in note
+    assert "panoptic PNGs, not on data.val.semantic_labels: data.label_map" in note
     given = with_labels(tmp_path, [[0] * 4] * 2)
     (tmp_path / "labels" / "1.png").rename(tmp_path / "elsewhere.png")
     with pytest.raises(DatasetError, match=r"data\.val\.semantic_labels"):
@@ -143,7 +143,7 @@ def test_image_name_from_the_png(tmp_path):
 
 def test_categories_from_a_file(tmp_path):
     write(tmp_path, categories=[])
-    refused(tmp_path, "carries no categories; set data.categories")
+    refused(tmp_path, "has no categories; set data.categories")
     (tmp_path / "categories.json").write_text(json.dumps(CATEGORIES))
     data = build_dataset(config(tmp_path, categories="categories.json"), "val")
     assert data.info.num_classes == 3
@@ -185,7 +185,7 @@ def test_png_and_json_disagree(tmp_path):
     write(tmp_path, segments=[*SEGMENTS, segment(5, 1)])
     refused(tmp_path, r"1\.png lists a segment id twice")
     write(tmp_path, segments=[segment(70_000, 3), *SEGMENTS[1:]])
-    refused(tmp_path, r"segments of the category ids \[3\], which are not in its categories")
+    refused(tmp_path, r"segments with the category ids \[3\], which are not in its categories")
 
 
 @pytest.mark.parametrize("number", [0, 9])
@@ -295,7 +295,7 @@ def test_images_that_the_json_does_not_name_are_counted(tmp_path):
     assert build_dataset(config(tmp_path), "val").notes == ()
     (tmp_path / "images" / "x2.jpg").write_bytes(b"")
     (note,) = build_dataset(config(tmp_path), "val").notes
-    assert note.endswith("images: 1 that the JSON does not name (x2.jpg)")
+    assert note.endswith("images: 1 that the JSON does not list (x2.jpg)")
 
 
 def test_categories_that_become_one_class_of_stuff(tmp_path):

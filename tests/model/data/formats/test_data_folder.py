@@ -169,7 +169,7 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "images" / ".hidden.jpg").touch()
     refused(
         tmp_path,
-        "no file that fits data.image_suffix '.jpg'; it holds 1 .jpeg",
+        "no file that matches data.image_suffix '.jpg'; it holds 1 .jpeg",
         image_suffix=".jpg",
     )
     (tmp_path / "images" / "a.jpeg").unlink()
@@ -276,7 +276,7 @@ def test_values_outside_the_classes(tmp_path, values, settings, said):
 def test_values_beyond_16_bit(tmp_path):
     labels = Image.fromarray(grid(0, 70_000, dtype=np.int32))
     write(tmp_path, "a", labels, suffix=".tif")
-    refused(tmp_path, "expected an 8 or 16 bit label image", label_suffix=".tif")
+    refused(tmp_path, "expected an 8-bit or 16-bit label image", label_suffix=".tif")
     refused(
         tmp_path, "values up to 70000, expected class numbers", label_suffix=".tif", classes=None
     )
@@ -344,7 +344,7 @@ def test_classes_that_only_one_split_shows(tmp_path):
     assert check_splits(train, val) == [
         "train data: 1 of 3 classes never occur: sky",
         "val data: 1 of 3 classes never occur: tree",
-        "train data: it has tree, which val never shows",
+        "train data: it has tree, which never occurs in val",
         "val data: it has sky, which train never shows",
     ]
     write(tmp_path / "val", "b", grid(1))

@@ -60,4 +60,4 @@ def test_another_count_is_no_order() -> None:
     change = class_change(["a", "b"], ["b"])
     assert change is not None
     assert not change.same_count
-    assert change.text == "it knows 2 classes, the data set has 1"
+    assert change.text == "it has 2 classes, the data set has 1"

@@ -286,7 +286,7 @@ def test_what_comes_before_the_pixels_of_webp(tmp_path: Path) -> None:
         (Image.new("RGB", (4, 2), (255, 0, 16)), r"each colour is a class.*label_map: {'#ff0010'"),
         (Image.new("RGB", (4, 2), (7, 7, 7)), "its channels are equal: save one of them"),
         (Image.new("LA", (4, 2), (7, 255)), "LA pixels, .* without its alpha channel"),
-        (Image.fromarray(np.full((2, 4), 1.5, np.float32)), "F pixels, .* round them"),
+        (Image.fromarray(np.full((2, 4), 1.5, np.float32)), "F pixels, .* round the values"),
     ],
     ids=["colours", "grey", "alpha", "fractions"],
 )
