@@ -85,7 +85,7 @@ class Predictor:
         check_mode(mode, tta, config.predict.tile)
         if info.num_classes != model.num_classes:
             raise UsageError(
-                f"info has {info.num_classes} classes, expected {model.num_classes} as the model"
+                f"info has {info.num_classes} classes, expected {model.num_classes} as in the model"
             )
         self.model = ready_to_predict(model, config.eval.precision)
         self.config = config
@@ -143,7 +143,7 @@ class Predictor:
         Raises:
             CheckpointError: there is no checkpoint.
             HubError: the hub cannot be reached or has no such model.
-            ConfigError: an override is invalid.
+            ConfigError: an override is invalid, or `predict.things` names an unknown class.
             UsageError: an override has no effect on predictions, or as in the constructor.
             ValueError: a file is damaged.
         """
@@ -195,7 +195,7 @@ class Predictor:
         """Describe the objects of a prediction in COCO's formats; `json.dumps` takes the result.
 
         Args:
-            prediction: of an image, with instances or segments.
+            prediction: the prediction of an image, with instances or a panoptic map.
             min_score: leave out objects with a lower score.
 
         Returns:

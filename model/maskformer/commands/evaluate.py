@@ -136,7 +136,7 @@ def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
     files = [METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png"]
     kinds = {"classes": save_maps, "panoptic": evaluation.panoptic}
     folders = [kind for kind, written in kinds.items() if written]
-    lists = [*folders, "instances"] if evaluation.instances else folders
+    lists = dict.fromkeys([*folders, *["classes", "instances"] * evaluation.instances])
     files += [f"{kind}.json" for kind in lists]
     folders += ["predictions"] if evaluation.pictures else []
     foreign = existing_names(output, files, folders)

@@ -57,8 +57,8 @@ def shift_hue(image: Tensor, steps: int) -> Tensor:
 
 
 def to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute hue in 0..179 (int32), and saturation and value in 0..255 (uint8), each `[H, W]`, of
-    an RGB image `[3, H, W]`.
+    """Compute hue in 0..179 (int32), and saturation and value in 0..255 (uint8), each `[H, W]`
+    and rounded, of an RGB image `[3, H, W]`.
     """
     red, green, blue = image.int()
     value = image.amax(0).int()

@@ -149,7 +149,9 @@ def _matlab_labels(
 
 
 def _oriented(image: Image.Image, file: ImageSource, frame: ImageFrame | None) -> Image.Image:
-    """Load the pixels with the EXIF orientation applied, or that of the image they belong to."""
+    """Load the pixels and apply their own EXIF orientation, or none, as the image's frame
+    decides.
+    """
     stored, tag = load_as_stored(image)
     if frame is not None:
         tag = frame.orientation_of_labels((stored.height, stored.width), tag, escape(file))

@@ -190,9 +190,9 @@ def _panoptic(sample: Sample, config: PanopticAugmentation, rng: random.Random) 
 def _random_crop(
     sample: Sample, size: Size, config: SemanticAugmentation, rng: random.Random
 ) -> Sample:
-    """Resize and crop. The crop is drawn again, up to `CROP_TRIES` times, if one class covers more
-    than `single_category_max_area` of the labelled pixels. Of the segments, only the crop is
-    resized.
+    """Resize and crop. Up to `CROP_TRIES` crops are drawn, until one has several classes of which
+    none covers `single_category_max_area` or more of the labelled pixels. Of the segments, only
+    the crop is resized.
     """
     image = sample.image if size == sample.size else resize_image(sample.image, size)
     rows, columns = _nearest(sample.size, size, config.label_resize)
@@ -206,7 +206,7 @@ def _random_crop(
         counts = torch.bincount(classes[classes >= 0])
         if (counts > 0).sum() > 1 and counts.max() < counts.sum() * config.single_category_max_area:
             break
-    image = F.crop(image, top, left, height, width).contiguous()  # faster in color augmentation
+    image = F.crop(image, top, left, height, width).contiguous()  # planar: faster arithmetic
     return replace(sample, image=image, segments=segments)
 
 

@@ -167,7 +167,7 @@ def instance_file(labels: Path) -> Path:
     """Return the instance file that belongs to a label file of Cityscapes.
 
     Raises:
-        DatasetError: the label file does not have a name of Cityscapes.
+        DatasetError: the label file is not named as in Cityscapes.
     """
     for suffix in LABEL_SUFFIXES:
         if labels.name.endswith(suffix):

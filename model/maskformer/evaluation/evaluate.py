@@ -43,7 +43,7 @@ class Evaluation:
     per_class: dict[str, list[float]]
     """Metrics of each class; NaN if the class never occurs."""
     score: float
-    """The metric by which the best checkpoint is chosen."""
+    """The value of `default_metric`; `Evaluator` replaces it by that of `train.best_metric`."""
     pictures: dict[str, Tensor] = field(default_factory=dict)
     """Image, ground truth and prediction side by side, uint8 `[3, H, W]`, by the image's name in
     `OutputNames`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 COARSE, FINE = 20, 62
-"""Fractional bits of the two integers. Sums may reach 2^43, and have up to 2^20 terms."""
+"""Fractional bits of the two integers. Sums must stay below 2^43 and have at most 2^20 terms."""
 
 
 def no_terms(count: int) -> Tensor:

@@ -53,8 +53,8 @@ class _SkippedConv2d(Conv2d):
 
 
 def direct_masks_are_cheaper(model: SegmentationModel) -> bool:
-    """Whether `DirectMaskFormer` applies to a model and is faster: the model has far fewer queries
-    than mask channels, and its pixel decoder was not replaced.
+    """Whether `DirectMaskFormer` applies to a model and is faster: the last convolution of its
+    pixel decoder was not replaced, and the queries are at most three quarters of the channels.
     """
     if type(model) is not MaskFormer:
         return False

@@ -52,8 +52,8 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
-            f"{escape(path)} is a link to {escape(path.resolve())}, outside of the output folder: "
-            "remove the link or choose another output folder"
+            f"{escape(path)} leads out of the output folder through a link, to "
+            f"{escape(path.resolve())}: remove the link or choose another output folder"
         )
 
 

@@ -15,7 +15,9 @@ from maskformer.system.text import encodable
 from maskformer.system.writing import write_json
 
 PNG_PIXELS = 4_000_000
-"""Larger pictures are not written as PNG, which would take tens of megabytes for a photo."""
+"""With `picture_format: auto`, larger pictures are not PNGs, which would take tens of megabytes for
+a photo.
+"""
 LONGEST_SIDE = {"jpg": 65_535, "webp": 16_383}
 """The largest side that these formats support, in pixels."""
 
@@ -23,7 +25,7 @@ LONGEST_SIDE = {"jpg": 65_535, "webp": 16_383}
 def draw_prediction(
     image: Tensor, prediction: Prediction, info: DatasetInfo, config: Config
 ) -> Tensor:
-    """The image under the colours of its segments, over a legend, `[3, H', W']` uint8.
+    """Draw a prediction over its image, above a legend, `[3, H', W']` uint8.
 
     Args:
         image: `[C, H, W]` uint8.

@@ -217,7 +217,7 @@ class ResultWriter:
 
 
 def describe_instances(found: mfkernels.Instances, info: DatasetInfo) -> list[dict[str, Any]]:
-    """Entries of the COCO results format without the image; empty masks are left out.
+    """Return entries of COCO's results format without the image keys. Empty masks are omitted.
 
     Args:
         found: the instances of one image.

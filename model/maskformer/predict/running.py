@@ -317,6 +317,7 @@ def _check_free(out: Path, tasks: Sequence[Task], pictures: PictureWriter, mode:
     """Check that no file in the output folder has the name of a result."""
     kind = {"semantic": "classes", "panoptic": "panoptic", "instance": "instances"}[mode]
     names = ["files.json", f"{kind}.json"]
+    names += ["classes.json"] if mode == "instance" else []
     for task in tasks if out.is_dir() else ():
         names += pictures.possible_names(task.name)
         names += [f"{kind}/{task.name}.png"] if kind in SUBFOLDERS else []

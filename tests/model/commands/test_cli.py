@@ -64,6 +64,7 @@ def test_evaluate_removes_what_a_killed_call_left(run: Run, trained: Path, tmp_p
         ("panoptic/photo.png", []),
         ("classes/photo.png", ["--save-maps"]),
         ("instances.json", ["eval.instances=true"]),
+        ("classes.json", ["eval.instances=true"]),
     ],
 )
 def test_evaluate_replaces_its_own_files_only(

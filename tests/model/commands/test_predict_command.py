@@ -248,6 +248,7 @@ def test_data_of_the_run_is_not_replaced(
         ("panoptic", "panoptic/photo.png"),
         ("panoptic", "panoptic.json"),
         ("instance", "instances.json"),
+        ("instance", "classes.json"),
         ("instance", "photo.jpg"),
         ("instance", "files.json"),
     ],

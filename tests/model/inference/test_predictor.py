@@ -68,7 +68,7 @@ def test_images_are_read_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) 
 def test_classes_of_another_model(mode: str) -> None:
     predictor = build()
     info = DatasetInfo(("a", "b"), frozenset({0}), palette(2), (0, 1))
-    with pytest.raises(UsageError, match="info has 2 classes, expected 3 as the model"):
+    with pytest.raises(UsageError, match="info has 2 classes, expected 3 as in the model"):
         Predictor(predictor.model, predictor.config, info, mode=mode)  # type: ignore[arg-type]
 
 
@@ -125,7 +125,7 @@ def test_bytes_are_read_as_files_are() -> None:
     predictor, form = build(), BytesIO()
     Image.fromarray(images()[0]).save(form, "EPS")
     for content in (b"", b"no image", form.getvalue()):
-        with pytest.raises(DatasetError, match=r"image file \(bytes\) cannot be read"):
+        with pytest.raises(DatasetError, match="image file given as bytes cannot be read"):
             predictor(content)
 
 

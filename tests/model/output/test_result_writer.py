@@ -225,7 +225,7 @@ def test_links_lead_no_result_out_of_the_folder(tmp_path: Path) -> None:
     for folder in (out, mine):
         folder.mkdir()
     (out / "panoptic").symlink_to(mine)
-    with pytest.raises(ValueError, match="panoptic is a link to .* outside of the output folder"):
+    with pytest.raises(ValueError, match="panoptic leads out of the output folder through a link"):
         ResultWriter(out, INFO)
     (out / "panoptic").unlink()
     results = ResultWriter(out, INFO)
@@ -233,7 +233,7 @@ def test_links_lead_no_result_out_of_the_folder(tmp_path: Path) -> None:
     (out / "classes" / "city").symlink_to(mine)
     (mine / "a.png").write_text("mine")
     classes = Prediction(classes=torch.zeros(2, 2).long())
-    with pytest.raises(ValueError, match="city is a link to .* outside of the output folder"):
+    with pytest.raises(ValueError, match="city leads out of the output folder through a link"):
         results.add("city/a", 1, classes)
     (out / "classes" / "b.png").symlink_to(mine / "a.png")
     results.add("b", 2, classes)  # takes the place of the link

@@ -19,7 +19,7 @@ def read_names(names: tuple[str, ...] | Path, root: Path, key: str) -> tuple[str
     """Return the names in a recipe, or those in a text file with one name per line.
 
     Args:
-        names: the value of the setting; a file is searched in `root` and among the recipes.
+        names: the value of the setting; a file is looked up in `root` and among the recipes.
         root: the root of the data.
         key: the name of the setting, for messages.
 
@@ -74,7 +74,9 @@ def describe_classes(
     things = config.things if isinstance(config, ObjectLabels) else ()
     unknown = [name for name in things if name not in names]
     if unknown:
-        raise DatasetError(f"data.things names {', '.join(unknown)}, which is not in data.classes")
+        raise DatasetError(
+            f"data.things has names that are not in data.classes: {', '.join(unknown)}"
+        )
     if config.colors is not None and len(config.colors) != len(names):
         raise DatasetError(
             f"data.colors must hold one colour per class, got {len(config.colors)} "

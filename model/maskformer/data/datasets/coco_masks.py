@@ -16,7 +16,7 @@ Mask = NDArray[np.bool_]
 MAX_STEPS = 1 << 26
 """Limit of a polygon's perimeter in fifths of a pixel, the steps in which pycocotools traces it."""
 MAX_BITS = 60
-"""Limit of a number in COCO's compressed run lengths."""
+"""Limit of the bits of a number in COCO's compressed run lengths."""
 
 
 def mask_of_runs(runs: list[int], height: int, width: int) -> Mask:

@@ -235,7 +235,7 @@ def ids_to_segments(
 ) -> NDArray[np.int32]:
     """Replace the segment ids of a PNG by their indices in the JSON's list; 0 becomes -1.
 
-    Up to half of the listed segments, including any with id 0, may have no pixel.
+    Up to half of the listed segments (at least one) may have no pixel, besides any with id 0.
 
     Args:
         ids: `[H, W]`, the segment ids in the PNG.

@@ -105,7 +105,8 @@ class ShardSample(NamedTuple):
 
 
 def find_shards(root: Path, patterns: Sequence[str], key: str) -> list[Path]:
-    """Find the tar files that match patterns, in the order of the patterns, then sorted by name.
+    """Find the tar files that match patterns, in the order of the patterns and of the numbers in
+    braces. The matches of a wildcard are sorted by name.
 
     Args:
         root: the folder that patterns are relative to.

@@ -29,8 +29,8 @@ class ValueScale:
         return self.value_range is not None or self.percentiles is not None
 
     def to_uint8(self, values: Values, top: float | None = None) -> NDArray[np.uint8]:
-        """Convert values `[H, W, C]` of any real dtype to uint8. Values outside of the range become
-        0 or 255, and NaN becomes 0.
+        """Convert values `[H, W, C]` of any real dtype to uint8. Values outside of a given
+        range become 0 or 255, and NaN becomes 0.
 
         Args:
             values: the values.
@@ -38,8 +38,8 @@ class ValueScale:
                 integers and 255 for floats.
 
         Raises:
-            ValueError: no range is given, and values are outside of 0..top, or cover so little of
-                it that most of their levels would be lost.
+            ValueError: no range is given, and values are not finite, are outside of 0..top, or
+                cover so little of it that most of their levels would be lost.
         """
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * 255

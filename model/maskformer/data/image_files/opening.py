@@ -47,7 +47,7 @@ class EncodedImage:
     content: bytes
 
     def __str__(self) -> str:
-        return "(bytes)"
+        return "given as bytes"
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.content)

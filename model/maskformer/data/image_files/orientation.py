@@ -27,7 +27,7 @@ _DESCRIPTION = {
 _QUARTER = frozenset({5, 6, 7, 8})
 """The orientations that swap height and width."""
 _INVERSE = {6: 8, 8: 6}
-"""The inverse of each orientation; the others are their own inverse."""
+"""Orientations whose inverse is another one; the others are their own inverse."""
 
 
 def load_as_stored(image: Image.Image) -> tuple[Image.Image, int]:

@@ -100,7 +100,10 @@ class ImageReader:
             return self.read(Path(file))[0]
         name = escape(file) or "given"
         if 0 in source.size:
-            raise DatasetError(f"image file {name} has {source.width}x{source.height} pixels")
+            raise DatasetError(
+                f"image file {name} has {source.width}x{source.height} pixels, expected at least "
+                "1x1"
+            )
         bands = self._pillow_bands(source, name)
         return self._finish(bands, self._frame(Path(file), bands).turn, name)
 

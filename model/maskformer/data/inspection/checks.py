@@ -131,7 +131,7 @@ def _warnings_of_both(
     for one, other in pairs:
         names = _only_in(scans[one], scans[other], splits[one].info)
         if names:
-            warnings.append(f"{one} data: it has {_listing(names)}, which never occurs in {other}")
+            warnings.append(f"{one} data: it has classes that {other} lacks: {_listing(names)}")
     files = shared_images(splits["train"], splits["val"], limit)
     shared = [escape(file.name) for file in files]
     if shared:

@@ -44,8 +44,8 @@ def read_meaning(root: Path, folder: str, values: Sequence[int]) -> LabelMeaning
 
     Args:
         root: the root of the data.
-        folder: the folder of the labels, relative to the root. Lists of classes are searched in it
-            and its parents, up to the parent of the root.
+        folder: the folder of the labels, relative to the root. Lists of classes are looked up
+            in it and its parents, up to the parent of the root.
         values: the raw values that occur, sorted.
     """
     for file, names in _lists(root, folder):
@@ -95,8 +95,9 @@ def _names(lines: Sequence[str]) -> list[str]:
 
 
 def _by_list(names: tuple[str, ...], file: Path, values: Sequence[int]) -> LabelMeaning | None:
-    """Return the meaning of the values if the list fits them. If there is one value more than
-    names, 0 is void and the names are those of the values from 1 on.
+    """Return the meaning of the values if the list fits them. If the largest value equals the
+    number of names, or the list is that of ADE20K, 0 is void and the names are those of the values
+    from 1 on.
     """
     present = [value for value in values if value != VOID]
     count, largest = len(names), max(present, default=0)

@@ -14,7 +14,7 @@ from maskformer.data.layout.split_names import split_in
 from maskformer.system.reading import read_json
 
 MAX_DEPTH = 3
-"""Depth to which JSON files are searched."""
+"""Depth of the folders in which JSON files are looked for."""
 MAX_BESIDE = 50
 """A folder with more JSON files than this has one per image, which are not worth reading."""
 LOOKS = 20

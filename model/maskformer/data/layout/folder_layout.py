@@ -233,7 +233,7 @@ def _describe(
 
 
 def _objects(pair: Pair, found: Sequence[Pair]) -> str | None:
-    """Return the folder with object numbers for the same images and of the same names as labels."""
+    """Return the folder with object numbers whose files have the names of the label files."""
     for other in found:
         same = (other.images, other.image_suffix, other.partner_suffix)
         if same == (pair.images, pair.image_suffix, pair.partner_suffix) and _OBJECT_WORDS.search(

@@ -174,7 +174,7 @@ def test_missing_and_empty_folders(tmp_path):
     )
     (tmp_path / "images" / "a.jpeg").unlink()
     (tmp_path / "images" / "a.jpg").touch()
-    refused(tmp_path, "labels is empty; set data.train.labels .*looked for a.png")
+    refused(tmp_path, "labels is empty; set data.train.labels .*for example, a.png")
 
 
 def test_suffixes_match_in_any_case(tmp_path):
@@ -316,7 +316,7 @@ def test_classes_that_cannot_be_found(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
     refused(tmp_path, "names.txt is empty, expected one class name per line", classes="names.txt")
     refused(tmp_path, "data.classes is an empty list", classes=())
-    refused(tmp_path, "data.things names car, which is not in data.classes", things=["car"])
+    refused(tmp_path, "data.things has names that are not in data.classes: car", things=["car"])
     refused(tmp_path, "no class found in 1 label files", classes=None)
 
 
@@ -344,8 +344,8 @@ def test_classes_that_only_one_split_shows(tmp_path):
     assert check_splits(train, val) == [
         "train data: 1 of 3 classes never occur: sky",
         "val data: 1 of 3 classes never occur: tree",
-        "train data: it has tree, which never occurs in val",
-        "val data: it has sky, which train never shows",
+        "train data: it has classes that val lacks: tree",
+        "val data: it has classes that train lacks: sky",
     ]
     write(tmp_path / "val", "b", grid(1))
     val = build_dataset(settings, "val")
