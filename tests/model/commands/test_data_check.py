@@ -107,11 +107,11 @@ def test_images_in_both_splits(run: Run, root: Path) -> None:
     assert code == 0
     assert "warning: val data: 1 image of the same name and bytes is in train too (" in out
     assert "in train too (a.jpg), so scores" in out
-    assert "one folder" not in out
+    assert "same folder" not in out
     same = {**SPLITS, "val": SPLITS["train"]}
     out = run("data", "check", "--config", recipe(root, same))[1]
     assert "3 images of the same name and bytes are in train too" in out
-    assert "both read one folder: mend data.val, or take them out" in out
+    assert "both splits read the same folder: correct data.val, or remove" in out
 
 
 def test_training_warns_of_images_in_both_splits(run: Run, root: Path) -> None:

@@ -79,7 +79,7 @@ def test_patterns_that_leave_out(root: Path) -> None:
     refused(
         root, r"data.train.exclude: the pattern 'z\*' matches no", train={**SPLIT, "exclude": "z*"}
     )
-    refused(root, r"the pattern '\*' fits every", train={**SPLIT, "exclude": "*"})
+    refused(root, r"the pattern '\*' matches every", train={**SPLIT, "exclude": "*"})
 
 
 def test_a_share(tmp_path: Path) -> None:
