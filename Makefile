@@ -1,7 +1,7 @@
-# make train   train the built-in example, from nothing to metrics and pictures
-# make test    format, lint, types, native build and all tests
-# Both create .venv on their first run and reuse it afterwards, with the versions that
-# requirements/ pins; `make test CONSTRAINTS=` takes the newest that there are.
+# make train   train the built-in example, from a fresh checkout to metrics and pictures
+# make test    check format, lint and types, build the native code and run all tests
+# Both create .venv on their first run and reuse it afterwards. They install the versions pinned in
+# requirements/; `make test CONSTRAINTS=` installs the newest versions instead.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,17 +24,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist w
 test: check
 	$(PYTEST)
 
-# The tests again, with the share of lines that they run, which must be 90 %. Before Python 3.12
-# this makes them half as slow again.
+# All tests with line coverage, which must be at least 90 %. Before Python 3.12, measuring it makes
+# the tests take half as long again.
 coverage: check
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
-# The CPU kernels for 64-bit ARM in an emulator; on Debian: apt install g++-aarch64-linux-gnu qemu-user
+# Test the CPU kernels for 64-bit ARM in an emulator; on Debian: apt install g++-aarch64-linux-gnu qemu-user
 aarch64: $(STAMP)
 	$(BIN)/python -m pytest tests/installation/test_aarch64.py
 
-# More processes than the other tests, restarts by torchrun, and, as root, two machines (network
-# namespaces) one of which disappears.
+# Slow tests of distributed training: more processes than elsewhere, restarts by torchrun and, as
+# root, two machines (simulated by network namespaces), one of which disappears.
 test-distributed: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/model/distributed tests/model/commands
 
@@ -62,18 +62,18 @@ bench: $(STAMP)
 	@mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json build/bench.json
 
-# What lost against the committed run, by ratios to the plain path.
+# Report benchmarks that became slower than in the committed run, by their speed-up over the plain path.
 bench-compare: bench
 	$(BIN)/python benchmarks/figures/compare.py build/bench.json
 
-# The paper's claims on CamVid, resumable: docs/results/ablation.md. EXPERIMENTS=--all takes every
-# variant, EXPERIMENTS='--data FOLDER' another place than datasets/camvid.
+# Test the paper's claims on CamVid (docs/results/ablation.md); resumes after an interruption.
+# EXPERIMENTS=--all runs every variant, EXPERIMENTS='--data FOLDER' replaces datasets/camvid.
 experiments: $(STAMP)
 	$(INSTALL) --no-build-isolation --editable '.[experiments]'
 	$(BIN)/python tools/experiments $(EXPERIMENTS)
 
-# The build requirements come first and the build uses them as they are: an isolated build
-# environment would download a second PyTorch.
+# The build requirements are installed first and the build uses them directly: an isolated build
+# environment would download PyTorch a second time.
 $(STAMP): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(NATIVE)
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
 	@echo "== creating $(VENV) (the first time this downloads PyTorch, some GB)"
@@ -86,7 +86,7 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(NATIVE)
 	$(BIN)/python -m mfkernels
 	@touch $@
 
-# The newest versions but for PyTorch, whose release requirements/torch.in names.
+# Pin the newest versions, except for PyTorch, whose release is set in requirements/torch.in.
 lock: $(STAMP)
 	$(INSTALL) uv
 	for version in 3.11 3.12 3.13; do \
@@ -97,8 +97,8 @@ lock: $(STAMP)
 	    || exit 1; \
 	done
 
-# One wheel for torch from our floor on; its NumPy module is built for those of CPython 3.11, 3.12
-# and 3.13 that are on the PATH with headers.
+# Build one wheel for the lowest supported torch and all later ones. Its NumPy module is built for
+# each of CPython 3.11, 3.12 and 3.13 that is on the PATH with its headers.
 wheel: $(STAMP)
 	$(INSTALL) nox uv
 	$(BIN)/nox --session wheel

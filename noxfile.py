@@ -1,7 +1,7 @@
-"""The tested range of versions: `make test-versions`, or one part of it: `nox -s 'tests(lowest)'`.
+"""Tests the supported range of versions: `make test-versions`, or `nox -s 'tests(lowest)'` for one.
 
-The wheel is built once, with the lowest torch, and every session installs that one file: libtorch's
-stable ABI promises that it serves every later torch, and these sessions hold it to that.
+The wheel is built once, with the lowest torch, and every session installs that same file. These
+sessions thus verify the promise of libtorch's stable ABI, that it works with every later torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSIONS = {
     "pinned": ("--constraint", "requirements/py{}{}.txt".format(*sys.version_info)),
     "newest": ("--upgrade",),
 }
-"""Options of `uv pip install` that choose the versions."""
+"""Options of `uv pip install` that select the versions."""
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 BUILD_REQUIRES = PROJECT["build-system"]["requires"]
@@ -29,7 +29,7 @@ BUILD_REQUIRES = PROJECT["build-system"]["requires"]
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Builds the wheel with the lowest torch into dist/, and audits it."""
+    """Build the wheel with the lowest torch into dist/, and audit it."""
     session.install(*VERSIONS["lowest"], *BUILD_REQUIRES)
     session.install(*PROJECT["project"]["optional-dependencies"]["release"])
     session.run("python", "tools/make_wheel.py")
@@ -38,10 +38,11 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("versions", list(VERSIONS), ids=list(VERSIONS))
 def tests(session: nox.Session, versions: str) -> None:
-    """Runs the tests on the installed wheel, but for those that build the native code anew."""
+    """Run the tests against the installed wheel, except for those that rebuild the native code."""
     session.install(*VERSIONS[versions], "-r", "pyproject.toml", "--extra", "test", *BUILD_REQUIRES)
     session.install("--no-deps", "--reinstall", str(built_wheel()))
-    # A safe path keeps the source tree, which is the working directory, out of the imports.
+    # PYTHONSAFEPATH keeps the working directory off sys.path, so that the tests import the
+    # installed wheel and not the source tree.
     environment = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     builds = (
         "--ignore=tests/installation/test_build.py",
@@ -53,7 +54,7 @@ def tests(session: nox.Session, versions: str) -> None:
 @nox.session
 @nox.parametrize("python,torch", [("3.12", "2.11.0"), ("3.13", "2.14.1")])
 def smoke(session: nox.Session, torch: str) -> None:
-    """Uses the wheel in a bare environment, where no compiler is found."""
+    """Use the wheel in a bare environment, without test dependencies or a compiler."""
     session.install(f"torch=={torch}", str(built_wheel()))
     session.run("python", "tests/installation/wheel_smoke.py")
 

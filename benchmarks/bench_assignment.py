@@ -1,6 +1,7 @@
-"""Batched assignment: float32 tensor in, int64 tensors out, conversions included.
+"""Batched assignment, from a float32 cost tensor to int64 index tensors, conversions included.
 
-The plain way is one call of SciPy for each problem, as matchers do today; its optimum is the truth.
+The baseline (`reference`) calls SciPy once per problem, as matchers do today. SciPy's optimum is
+also the ground truth.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """Costs `[B, R, C]` float32, of which problem b uses the first `columns[b]` columns."""
+    """Costs `[B, R, C]` in float32; problem b uses only its first `columns[b]` columns."""
 
     cost: Tensor
     columns: list[int]
@@ -34,13 +35,13 @@ class Case:
 
 
 def detr(problems: int, queries: int, targets: int, generator: torch.Generator) -> Tensor:
-    """Minus a softmax probability plus a mask cost of U(0, 20)."""
+    """A mask cost from U(0, 20) minus a softmax probability, as in DETR's matching cost."""
     probability = torch.randn(problems, queries, targets, generator=generator).softmax(-1)
     return 20 * torch.rand(problems, queries, targets, generator=generator) - probability
 
 
 def collapse(problems: int, queries: int, targets: int, generator: torch.Generator) -> Tensor:
-    """All queries alike, as early in training: long augmenting paths."""
+    """Nearly identical queries, as early in training: the solver needs long augmenting paths."""
     query = torch.rand(problems, queries, 1, generator=generator)
     target = torch.rand(problems, 1, targets, generator=generator)
     return query + 3 * target + 0.1 * torch.rand(problems, queries, targets, generator=generator)
@@ -51,7 +52,7 @@ def uniform(problems: int, rows: int, columns: int, generator: torch.Generator) 
 
 
 def ties(problems: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Ten different costs: many optima, and many columns as near as the nearest one."""
+    """Only ten distinct costs, so there are many optima and many equally near columns."""
     return torch.randint(10, (problems, rows, columns), generator=generator).float()
 
 
@@ -96,7 +97,7 @@ def pairs_of_numpy(rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def loop(solve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], case: Case) -> Pairs:
-    """One call a problem, as matchers do with SciPy today."""
+    """Call the solver once per problem, as matchers do with SciPy today."""
     costs = case.cost.cpu().numpy()
     return [
         pairs_of_numpy(*solve(cost[:, :count]))
@@ -110,7 +111,7 @@ def native(case: Case) -> Callable[[], Pairs | Tensor]:
 
 
 def padded(case: Case, value: float) -> Tensor:
-    """Columns that are not in use as constant costs, for solvers without ragged counts."""
+    """Costs with unused columns set to `value`, for solvers that do not support ragged counts."""
     used = torch.arange(case.cost.shape[-1])[None] < torch.tensor(case.columns)[:, None]
     return torch.where(used[:, None].to(case.cost.device), case.cost, value)
 
@@ -157,12 +158,12 @@ def lapjv(case: Case) -> Callable[[], Pairs]:
 def torch_linear_assignment(case: Case) -> Callable[[], Tensor]:
     from torch_linear_assignment import batch_linear_assignment
 
-    # It wants the smaller side first, and has no ragged counts.
+    # This solver expects the smaller side first and does not support ragged counts.
     cost = padded(case, 1e3).transpose(1, 2).contiguous()
     columns = torch.tensor(case.columns, device=cost.device)[:, None]
 
     def solve() -> Tensor:
-        """In our form: the column of each row."""
+        """The result in our format: the column assigned to each row, -1 for none."""
         queries = batch_linear_assignment(cost)
         problems, targets = queries.shape
         found = queries.new_full((problems, cost.shape[2]), -1)
@@ -173,7 +174,7 @@ def torch_linear_assignment(case: Case) -> Callable[[], Tensor]:
 
 
 def totals(case: Case, found: Tensor | Pairs) -> list[Tensor]:
-    """Total cost of each problem, fp64."""
+    """Total cost of each problem, in fp64."""
     cost = case.cost.double().cpu()
     if isinstance(found, Tensor):
         found = mfkernels.assignment_to_pairs(found.cpu())
@@ -182,7 +183,7 @@ def totals(case: Case, found: Tensor | Pairs) -> list[Tensor]:
 
 
 def excess(found: list[Tensor], best: list[Tensor]) -> float:
-    """How much more than the optimum a problem costs at the most, relative to 1 and to it."""
+    """Largest deviation of a total cost from the optimum, relative to max(1, |optimum|)."""
     return float(((found[0] - best[0]).abs() / best[0].abs().clamp(min=1)).max())
 
 

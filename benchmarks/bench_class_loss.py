@@ -1,7 +1,8 @@
-"""Class loss of given matches with its backward pass.
+"""Class loss for given matches, forward and backward.
 
-The plain way is the official one: a target for every query, then the cross-entropy of each layer.
-On a CPU, PyTorch serves ours too.
+The baseline (`reference`) does what the official code does: build a target for every query, then
+compute the cross-entropy layer by layer. There is no native CPU kernel, so on a CPU `native` runs
+PyTorch operators too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def provider(loss: Callable[..., Tensor], inputs: Inputs, matches: Tensor) -> Pr
 def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     sizes = sizes_of(case, shrink)
     logits = sizes.layers * sizes.images * sizes.queries * (sizes.classes + 1)
-    # The logits are read twice, and their gradient is written once.
+    # Minimum memory traffic: the logits are read twice and their gradient is written once.
     floor = Floor(0, 3 * 4 * logits)
     return loss_comparison(native, reference, provider, sizes, device, tolerance=1e-5, floor=floor)
 

@@ -1,7 +1,7 @@
-"""Convolutions of 3 x 3 with their backward pass: those of the pixel decoder and of a ResNet-50.
+"""3x3 convolutions of the pixel decoder and of a ResNet-50, forward and backward.
 
-The plain way is PyTorch's, with channels last in memory, as the models have them. On a GPU, PyTorch
-serves ours too.
+The baseline (`reference`) is PyTorch's convolution in the channels-last layout that the models use.
+There is no native GPU kernel, so on a GPU `native` runs PyTorch's convolution too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CASES = {
     "stage 3 2x256x32x32": (2, 256, 32),
     "bfloat16 2x256x128x128": (2, 256, 128),
 }
-"""Images, channels and side of the maps, which are float32 or bfloat16."""
+"""(images, channels, side length of the feature maps); float32 unless the name says bfloat16."""
 
 Convolution = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,7 +53,8 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
         return Provider(lambda: convolve(*inputs), backward)
 
     exact = (value.detach().double().requires_grad_() for value in (x, weight))
-    # Of three products, a quarter of what sums take; maps and their gradients once each.
+    # Three products (the output and two gradients), each with a quarter of the FLOPs of direct
+    # convolution, as Winograd's F(4x4, 3x3) needs; the maps and their gradients move once each.
     operations = 3 * 2 * 9 * channels * x.numel() / 4
     return Comparison(
         {

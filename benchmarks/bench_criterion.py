@@ -1,7 +1,7 @@
-"""Mask logits, criterion and backward pass of all layers.
+"""Mask logits, criterion and backward pass for all decoder layers.
 
-`reference` is the official computation on dense logits, `transformers` the criterion of its
-MaskFormer, whose losses are weighted within.
+`reference` is the official computation on dense logits. `transformers` is the criterion of Hugging
+Face's MaskFormer, which applies the loss weights itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mfkernels import MaskFormerCriterion, use_backend
 from mfkernels.ops.common.logits import at_least_float32
 
 Total = Callable[[Inputs], Tensor]
-"""The weighted loss of all layers."""
+"""Computes the weighted loss summed over all layers."""
 
 
 def native(criterion: MaskFormerCriterion) -> Total:
@@ -42,7 +42,9 @@ def dense_layers(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 
 
 def truth(criterion: MaskFormerCriterion, inputs: Inputs) -> list[Tensor]:
-    """Of this project's oracle, which takes a few masks at a time."""
+    """Loss and gradients from this project's reference, which needs little memory: it processes a
+    few masks at a time.
+    """
     with use_backend("reference"):
         return provider(native(criterion), inputs)()
 
@@ -105,7 +107,7 @@ def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:
             "transformers": lambda: build(transformers(criterion)),
         },
         truth=lambda: truth(criterion, make_inputs(sizes, device, torch.float64)),
-        tolerance=sizes.right_within(1e-4),
+        tolerance=sizes.tolerance(1e-4),
         floor=floor_of(sizes),
         given=inputs.tensors,
     )

@@ -1,7 +1,8 @@
-"""Focal and dice loss of logits that are already there, with their backward pass.
+"""Focal and dice loss of logits that already exist in memory, forward and backward.
 
-A and B: the matched masks of one layer at full size (MaskFormer). C: one layer's points of
-Mask2Former, sampling included. `torchvision` has the focal loss, beside a dice loss by hand.
+A and B: the matched masks of one layer at full resolution (MaskFormer). C: the sampled points of
+one layer (Mask2Former), sampling included. `torchvision` combines torchvision's focal loss with a
+handwritten dice loss.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CASES: dict[str, tuple[int, tuple[int, int], int | None]] = {
     "B 12 masks 800x1344": (12, (800, 1344), None),
     "C 30 masks 12544 points": (30, (256, 256), 12544),
 }
-"""Masks, size of the logits, points."""
+"""(number of masks, size of the logits, number of points or None for whole masks)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def torchvision() -> Losses:
                 for maps in (logits, masks)
             )
         logits, masks = logits.flatten(1), masks.flatten(1)
-        # Mask2Former's is the cross-entropy alone.
+        # Mask2Former uses plain cross-entropy: no alpha balancing, no focusing.
         alpha, gamma = (0.25, 2.0) if inputs.points is None else (-1.0, 0.0)
         focal = sigmoid_focal_loss(logits, masks, alpha=alpha, gamma=gamma).mean(1).sum()
         probability = logits.sigmoid()
@@ -101,7 +102,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     inputs = make_inputs(case, device, shrink)
     build = partial(provider, inputs=inputs)
     given = [x for x in (inputs.logits, inputs.masks, inputs.points) if x is not None]
-    # Logits and masks are read twice, the gradient is written once.
+    # Minimum memory traffic: logits and masks are read twice, the gradient is written once.
     sizes = [x.numel() * x.element_size() for x in given]
     return Comparison(
         {

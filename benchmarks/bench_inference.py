@@ -1,10 +1,13 @@
-"""From a network input to label maps of the original size: model and post-processing.
+"""End-to-end inference: from the network input to label maps at the original image size.
 
-`native` is the model as `maskformer.Predictor` runs it, on a CPU with channels last, unless it is a
-Swin, and with masks straight from the last convolution (`native-bf16`: with `eval.precision: bf16`,
-where channels are always last), `reference` the same model in plain PyTorch without any of this,
-with the official computation after it, and `transformers` its MaskFormer with the same weights and
-its own post-processing. What is compared are the class and mask logits.
+- `native`: the model as `maskformer.Predictor` runs it. On a CPU it uses channels-last memory
+  (except for Swin) and computes masks directly from the last convolution.
+- `native-bf16`: the same with `eval.precision: bf16`, which always uses channels-last memory.
+- `reference`: the same model in plain PyTorch without these optimisations, followed by the official
+  post-processing.
+- `transformers`: Hugging Face's MaskFormer with the same weights and its own post-processing.
+
+Correctness is checked on the class and mask logits.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class Case:
     recipe: str
     images: int
     size: tuple[int, int] = (512, 683)
-    """Of the original images, which the network sees as they are, padded."""
+    """Size of the original images, which are padded but not resized for the network."""
     classes: int = 150
 
     @property
@@ -46,7 +49,7 @@ CASES = {
     "R50 8x512x683": Case("ade20k/r50", 8),
     "Swin-T 1x512x683": Case("ade20k/swin_t", 1),
 }
-BF16_RIGHT_WITHIN = 5e-2
+BF16_TOLERANCE = 5e-2
 
 
 def build(case: Case, device: torch.device) -> SegmentationModel:
@@ -56,7 +59,7 @@ def build(case: Case, device: torch.device) -> SegmentationModel:
 
 
 def compared(outputs: Any) -> list[Tensor]:
-    """Class and mask logits of the last layer."""
+    """The outputs to check: class and mask logits of the last layer."""
     if "mask_logits" in outputs:
         masks = outputs["mask_logits"][-1]
     else:
@@ -96,7 +99,7 @@ def transformers_provider(case: Case, x: Tensor, *, bf16: bool = False) -> Provi
             found.class_queries_logits.float(),
             found.masks_queries_logits.float(),
         ],
-        tolerance=BF16_RIGHT_WITHIN if bf16 else None,
+        tolerance=BF16_TOLERANCE if bf16 else None,
     )
 
 
@@ -113,7 +116,7 @@ def make(name: str, device: torch.device, shrink: bool) -> Comparison:
 
     def ours_in_bf16() -> Provider:
         ready = provider(ready_to_predict(model, "bf16"), "auto")
-        return replace(ready, tolerance=BF16_RIGHT_WITHIN)
+        return replace(ready, tolerance=BF16_TOLERANCE)
 
     def truth() -> list[Tensor]:
         with torch.inference_mode():

@@ -1,5 +1,6 @@
-"""Models of transformers before (`original`) and after (`native`) `patch`: losses alone, and whole
-training steps, whose forward and backward passes are not told apart.
+"""Hugging Face transformers models before (`original`) and after (`native`) `patch`.
+
+Cases cover the losses alone and whole training steps. Forward and backward are timed as one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Sizes:
-    """In the letters of the documentation."""
+    """Problem sizes. `low` and `size` are the side lengths of the mask logits and the targets, and
+    `segments` is the number per image.
+    """
 
     images: int
     low: int
@@ -29,20 +32,20 @@ class Sizes:
     queries: int = 100
 
     def shrunk(self) -> Sizes:
-        """The same kind of problem, where only the result matters."""
+        """A smaller problem of the same kind, for checking results without timing them."""
         return replace(self, low=self.low // 4, size=self.size // 4, layers=min(self.layers, 2))
 
 
 @dataclass
 class Case:
-    """Something to patch, and what computes its loss and gradients."""
+    """A module to patch, and a function that computes its loss and gradients."""
 
     module: nn.Module
     step: Callable[[], list[Tensor]]
 
 
 def make_targets(sizes: Sizes, device: torch.device) -> dict[str, list[Tensor]]:
-    """Cells around random points, in transformers' form: masks of float32."""
+    """Voronoi cells of random points, in transformers' format (float32 masks)."""
     generator = torch.Generator().manual_seed(0)
     axis = torch.arange(sizes.size).float()
     pixels = torch.cartesian_prod(axis, axis)
@@ -60,7 +63,7 @@ def make_targets(sizes: Sizes, device: torch.device) -> dict[str, list[Tensor]]:
 
 
 def make_loss(criterion: nn.Module, sizes: Sizes, device: torch.device) -> Case:
-    """The criterion alone, on random dense logits of all layers."""
+    """The criterion alone, on random dense logits for all layers."""
     generator = torch.Generator().manual_seed(1)
     masks = (sizes.images, sizes.queries, sizes.low, sizes.low)
     classes = (sizes.images, sizes.queries, sizes.classes + 1)
@@ -94,7 +97,7 @@ def make_step(model: nn.Module, sizes: Sizes, device: torch.device) -> Case:
     def step() -> list[Tensor]:
         torch.manual_seed(2)
         for module in model.modules():
-            # A step must not change what the next one computes.
+            # Freeze the running statistics: a step must not change what the next one computes.
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.0
         model.zero_grad()

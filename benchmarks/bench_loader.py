@@ -1,9 +1,9 @@
-"""The training loader alone: reading, augmentation and collation at the sizes of ADE20K.
+"""The training loader alone: reading, augmentation and collation at ADE20K's image sizes.
 
-Generated scenes lie as JPEG and PNG files in a folder of the official layout. `worker` is what one
-worker process does, in this process and with one thread, as a worker has. `workers` starts one
-process a CPU and takes a few batches of them, start included. Batches must be those that the other
-way prepares, bit for bit.
+Generated scenes are stored as JPEG and PNG files in the official folder layout. `worker` measures
+the work of one worker process, but runs it in this process with a single thread, as in a worker.
+`workers` starts one process per CPU and fetches a few batches, start-up included. Each case is
+checked against the other: both must prepare bit-identical batches.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Case:
-    """`batches`: that a call takes."""
+    """`workers`: processes, 0 for this one. `batches`: fetched per call."""
 
     workers: int
     batches: int = 1
     images: int = 16
     size: Size = (512, 683)
-    """Of most files; every fourth stands upright."""
+    """Size of most files; every fourth is in portrait orientation, with the sides swapped."""
 
 
 WORKERS = os.cpu_count() or 1
@@ -52,12 +52,12 @@ CASES = {
 FILES = 32
 SEGMENTS, CLASSES = 9, 150
 QUALITY = 75
-"""Of the JPEG files, which then have about 65 kB."""
+"""JPEG quality, which gives files of about 65 kB."""
 
 
 @functools.cache
 def scenes(size: Size) -> tempfile.TemporaryDirectory[str]:
-    """The files, until the program ends."""
+    """A temporary folder with the generated files, kept until the program ends."""
     folder = tempfile.TemporaryDirectory(prefix="loader")
     rng = np.random.default_rng(0)
     images, labels = (Path(folder.name, kind, "training") for kind in ("images", "annotations"))
@@ -72,7 +72,7 @@ def scenes(size: Size) -> tempfile.TemporaryDirectory[str]:
 
 
 def scene(rng: np.random.Generator, size: Size) -> NDArray[np.uint8]:
-    """Large smooth areas, texture, and the noise of a camera."""
+    """A photo-like image: large smooth areas, texture and camera noise."""
     height, width = size
 
     def smooth(values: NDArray[Any]) -> NDArray[Any]:
@@ -85,7 +85,7 @@ def scene(rng: np.random.Generator, size: Size) -> NDArray[np.uint8]:
 
 
 def segments(rng: np.random.Generator, size: Size) -> NDArray[np.uint8]:
-    """Voronoi cells, each of a class as ADE20K numbers them: 0 is void."""
+    """A label map of Voronoi cells with ADE20K's class numbers, where 0 is void."""
     rows, columns = np.indices(size)
     centers = rng.random((SEGMENTS, 2)) * size
     distance = [(rows - y) ** 2 + (columns - x) ** 2 for y, x in centers]
@@ -104,7 +104,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Marked:
-    """A data set or transform that marks where it ends."""
+    """Wraps a data set or transform and marks a lap each time it returns."""
 
     def __init__(self, inner: Any, laps: Laps, name: str) -> None:
         self._inner, self._laps, self._name = inner, laps, name
@@ -134,7 +134,7 @@ def loader(case: Case, workers: int, laps: Laps) -> TrainLoader:
 
 
 def in_this_process(case: Case) -> Provider:
-    """Each call prepares the next batches."""
+    """Each call prepares the next batches in this process, on one thread."""
     laps = Laps(torch.device("cpu"))
     laps.start()
     batches = iter(loader(case, 0, laps))
@@ -150,7 +150,7 @@ def in_this_process(case: Case) -> Provider:
 
 
 def in_workers(case: Case) -> Provider:
-    """Each call starts the workers and takes the first batches."""
+    """Each call starts the worker processes and fetches the first batches."""
 
     def forward() -> Batch:
         batches = loader(case, max(case.workers, 1), Laps(torch.device("cpu")))

@@ -1,6 +1,7 @@
-"""Mask losses of given matches with their backward pass, mask logits included.
+"""Mask losses for given matches, forward and backward, including the mask logits.
 
-The plain way is the official one: all mask logits, then every matched mask at full size at once.
+The baseline (`reference`) does what the official code does: it computes the mask logits of all
+queries, then upsamples all matched masks of a layer to full resolution at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Matching cost of all layers, mask logits included."""
+"""Matching cost of all layers, including the mask logits; there is no backward pass."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Masks and logits at random points (Mask2Former), with the backward pass of logits.
+"""Sampling masks and logits at random points (Mask2Former); backward for logits only.
 
-The plain way is the official one: `F.grid_sample` of a floating-point copy. On a GPU, PyTorch
-serves ours too.
+The baseline (`reference`) does what the official code does: `F.grid_sample` on a floating-point
+copy. There is no native GPU kernel, so on a GPU `native` runs PyTorch operators too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CASES = {
     "L 30 logits 256x256": (30, (256, 256), torch.float32),
     "M 30 masks 1024x1024": (30, (1024, 1024), torch.bool),
 }
-"""Images, their size and dtype."""
+"""(number of images, their size, their dtype)."""
 POINTS = 12544
 
 
@@ -57,7 +57,8 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     images, points = make_inputs(case, device, shrink)
     build = partial(provider, images=images, points=points)
     exact = images if images.dtype == torch.bool else images.detach().double().requires_grad_()
-    # Four neighbours and two coordinates of each point, and the gradient of all pixels.
+    # Minimum memory traffic: per point, four neighbouring pixels and two coordinates; for logits,
+    # also the gradient of every pixel.
     neighbours = 4 * images.element_size() + 2 * points.element_size()
     gradient = images.numel() * images.element_size() if images.requires_grad else 0
     return Comparison(

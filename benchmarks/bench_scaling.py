@@ -1,8 +1,9 @@
-"""How the time grows with each size: series of cases whose exponents the summary prints.
+"""How time scales with each problem size: the summary prints a fitted exponent for every series.
 
-The criterion, with its backward pass, over pixels, images, segments, queries and classes, and
-semantic inference over those that it has. Every exponent is at most that of the largest term. On a
-CPU it is that of the time of processors; `--threads 1` keeps threads that wait out of it.
+The criterion with its backward pass is varied in pixels, images, segments, queries and classes;
+semantic inference in pixels, queries and classes. A fitted exponent should not exceed that of the
+dominant term. On a CPU the fit uses CPU time; run with `--threads 1`, or threads that spin while
+they wait are counted as well.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def varied(sizes: Any, **values: tuple[int, ...]) -> dict[int, Any]:
 
 @dataclass(frozen=True)
 class Growth:
-    """An operation, by size what it is given, and the exponent that is expected."""
+    """An operation, its inputs for each size, and the exponent expected of its dominant term."""
 
     operation: Callable[[Any, torch.device], Comparison]
     sizes: dict[int, Any]

@@ -1,8 +1,8 @@
-"""From class logits and the factors of masks to label maps.
+"""From class logits, mask embeddings and pixel features to label maps.
 
-A to D, G to I: semantic. E: panoptic, 20 of 100 queries kept. F: scores averaged over three
-scales, each plain and mirrored. The plain way is the official computation, one whole tensor after
-the other.
+A to D and G to I: semantic. E: panoptic, with 20 of 100 queries kept. F: semantic with test-time
+augmentation, averaging scores over three scales, each with and without horizontal flip. The
+baseline (`reference`) is the official computation, which materialises every intermediate tensor.
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ Size = tuple[int, int]
 QUERIES, CHANNELS = 100, 256
 THINGS = 20
 CLASSES_AT_ONCE = 50
-"""In float64, so that 847 of them fit into memory."""
+"""Classes that `truth` scores at a time: the float64 scores of all 847 would not fit in memory."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """`inputs`: of each view the padded input, four times the mask logits, and the image in it."""
+    """`inputs`: for each view, the padded input size (four times the mask logits) and, inside it,
+    the image size.
+    """
 
     classes: int
     size: Size
     inputs: tuple[tuple[Size, Size], ...]
     kept: int | None = None
-    """Panoptic: queries above the threshold. None: semantic."""
+    """Panoptic: number of queries above the score threshold. None: semantic."""
     confident: int = 0
-    """Semantic: queries with an object, as a trained model has them. 0: all alike."""
+    """Semantic: number of queries that confidently predict an object, as in a trained model; 0: all
+    queries are random.
+    """
     queries: int = QUERIES
 
     def shrunk(self) -> Sizes:
-        """The same kind of problem, where only the result matters."""
+        """A smaller problem of the same kind, for checking results without timing them."""
 
         def smaller(size: Size) -> Size:
             return size[0] // 8, size[1] // 8
@@ -76,9 +80,9 @@ GPU_CASES = {
 }
 CASES = CPU_CASES | (GPU_CASES if torch.cuda.is_available() else {})
 
-MOST_WRONG = 1e-4
-"""Share of pixels whose label may differ, where two scores are nearly equal (how nearly:
-tests/ops/segmentation/test_segmentation_native.py).
+MAX_WRONG_SHARE = 1e-4
+"""Share of pixels whose label may differ because two scores are nearly equal; how nearly is tested
+in tests/ops/segmentation/test_segmentation_native.py.
 """
 
 
@@ -108,7 +112,9 @@ def make_views(
 
 
 def make_objects(class_logits: Tensor, embed: Tensor, features: Tensor, count: int) -> None:
-    """The first queries get a class each, and a disc as mask: the other masks stay noise."""
+    """Give each of the first `count` queries its own class and a disc as its mask; the masks of the
+    other queries remain noise.
+    """
     generator = torch.Generator().manual_seed(1)
     index = torch.arange(count)
     class_logits[0, index, -1] = 0
@@ -122,13 +128,13 @@ def make_objects(class_logits: Tensor, embed: Tensor, features: Tensor, count: i
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
-    """Bilinear, and computed even where the size stays."""
+    """Bilinear resize, computed even if the size does not change, as in the official code."""
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
 def reference(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
-    """Upsample, score, crop, resize, and `argmax`."""
+    """Upsample, score, crop, resize and take the `argmax`, each on whole tensors."""
     if sizes.kept is not None:
         return panoptic(views[0], sizes)
     return [sum(scores(view, sizes, slice(sizes.classes)) for view in views).argmax(1)]
@@ -141,7 +147,7 @@ def panoptic(view: SegmentationView, sizes: Sizes) -> list[Tensor]:
 
 
 def upsampled(view: SegmentationView) -> Tensor:
-    """Mask logits at the size of the input, without its padding."""
+    """Mask logits upsampled to the input size, with the padding cropped off."""
     _, embed, features, padded, images, _ = view
     ((height, width),) = images
     masks = resize(torch.einsum("bqc,bchw->bqhw", embed, features), padded)
@@ -149,7 +155,7 @@ def upsampled(view: SegmentationView) -> Tensor:
 
 
 def scores(view: SegmentationView, sizes: Sizes, classes: slice) -> Tensor:
-    """`[1, k, H, W]`: the score of some classes in a view."""
+    """Scores `[1, k, H, W]` of a slice of the classes in one view."""
     probabilities = view.class_logits.softmax(-1)[..., :-1][..., classes]
     found = torch.einsum("bqk,bqhw->bkhw", probabilities, upsampled(view).sigmoid())
     found = resize(found, sizes.size)
@@ -158,7 +164,7 @@ def scores(view: SegmentationView, sizes: Sizes, classes: slice) -> Tensor:
 
 @torch.no_grad()
 def truth(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
-    """The reference in float64, some classes after the other."""
+    """The reference in float64, a few classes at a time to limit peak memory."""
     if sizes.kept is not None:
         return panoptic(views[0], sizes)
     best, labels = torch.tensor(-1.0), torch.tensor(0)
@@ -171,7 +177,7 @@ def truth(views: list[SegmentationView], sizes: Sizes) -> list[Tensor]:
 
 
 def share_of_wrong_pixels(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Or 1 where the segments themselves differ."""
+    """Share of pixels with a wrong label, or 1 if the lists of segments differ."""
     for one, other in zip(found[1:], expected[1:], strict=True):
         if one.shape != other.shape or not torch.allclose(one.double(), other.double(), atol=1e-4):
             return 1.0
@@ -207,7 +213,7 @@ def as_tensors(panoptic: Tensor, segments: list[dict[str, Any]]) -> list[Tensor]
 
 
 def floor_of(views: list[SegmentationView], sizes: Sizes) -> Floor:
-    """Both products; features once and labels."""
+    """FLOPs of both products; memory traffic for reading the features once and writing labels."""
     rows = sizes.kept or sizes.queries
     features = [view.pixel_features.numel() for view in views]
     pixels = sizes.size[0] * sizes.size[1]
@@ -229,7 +235,7 @@ def comparison(sizes: Sizes, device: torch.device) -> Comparison:
         },
         truth=lambda: truth(make_views(sizes, device, torch.float64), sizes),
         error=share_of_wrong_pixels,
-        tolerance=MOST_WRONG,
+        tolerance=MAX_WRONG_SHARE,
         floor=floor_of(views, sizes),
     )
 

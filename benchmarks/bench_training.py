@@ -1,11 +1,11 @@
-"""A whole training step of MaskFormer: network, criterion, backward pass, clipping and optimiser.
+"""A whole MaskFormer training step: network, criterion, backward, gradient clipping, optimiser.
 
-`native` is the model as the trainer runs it, `native-bf16` with `train.precision: bf16`, and
-`native-compile` and `native-bf16-compile` with `train.compile`, but with the random numbers of
-PyTorch's operators, so that dropout leaves out the same. The plain way is the same model with the
-official criterion on dense logits. `transformers` is its MaskFormer of the same size, whose weights
-and losses are its own: it only has to be finite. `transformers-compile` compiles all of it but
-SciPy in its matcher.
+- `native`: the model as the trainer runs it; `native-bf16` sets `train.precision: bf16`.
+- `native-compile`, `native-bf16-compile`: the same with `train.compile`, except that random numbers
+  come from eager PyTorch's generator so that dropout drops the same elements.
+- `reference`: the baseline, the same model with the official criterion on dense logits.
+- `transformers`: Hugging Face's MaskFormer of the same size. Its weights and losses are its own, so
+  its loss only has to be finite. `transformers-compile` compiles all of it but the matcher's SciPy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Case:
 
     @property
     def sizes(self) -> CaseSizes:
-        """Of the targets; the predictions are the model's own."""
+        """Sizes of the targets; placeholders elsewhere, as the model makes the predictions."""
         low = self.side // 4
         return CaseSizes(
             self.images, (low, low), (self.side, self.side), self.classes, self.segments,
@@ -118,9 +118,9 @@ def transformers_loss(model: nn.Module, x: Tensor, inputs: Inputs) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step on one batch. No step changes the weights: what is compared stays the same.
+    """A training step on one batch, with a learning rate of 0 so that every step computes the same.
 
-    `laps` are marked where the network ends by hooks on it, and here.
+    A hook on the model marks the lap where the network ends; the methods here mark the others.
     """
 
     loss: Loss
@@ -151,7 +151,7 @@ class Step:
 
     def forward(self) -> Tensor:
         self.laps.start()
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # the same dropout in every call
         precision = torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bf16)
         with precision, self._same_dropout():
             loss = self.loss(self.model, self.x, self.inputs)
@@ -159,7 +159,7 @@ class Step:
         return loss
 
     def _same_dropout(self) -> AbstractContextManager[object]:
-        """What is compiled here draws the numbers that eager PyTorch draws."""
+        """Compiled code inside the block draws the same random numbers as eager PyTorch."""
         return inductor_config.patch(fallback_random=True) if self.compiled else nullcontext()
 
 
@@ -171,7 +171,7 @@ def our_model(case: Case) -> maskformer.MaskFormer:
 def our_step(
     case: Case, x: Tensor, inputs: Inputs, *, compiled: bool = False, bf16: bool = False
 ) -> Provider:
-    """As the trainer does it."""
+    """This project's training step, set up as the trainer does it."""
     model = our_model(case)
     join_norms(model.backbone)
     layout = choose_memory_format(maskformer.load_config(case.recipe).train, model)
@@ -196,7 +196,7 @@ def transformers_step(
     case: Case, x: Tensor, inputs: Inputs, *, compiled: bool = False, bf16: bool = False
 ) -> Provider:
     model, laps = transformers_model(case), Laps(x.device)
-    if compiled:  # marks would divide the graph: the criterion counts with the network
+    if compiled:  # a mark would cause a graph break, so the criterion is timed with the network
         model.compile()
     else:
         model.criterion.register_forward_pre_hook(lambda *_: laps.mark("network"))
@@ -204,7 +204,8 @@ def transformers_step(
 
 
 def make(name: str, device: torch.device, shrink: bool) -> Comparison:
-    torch.compiler.reset()  # here: it makes what is compiled already compile again
+    # Only here, once per case: a reset also forces already compiled providers to compile again.
+    torch.compiler.reset()
     case = CASES[name]
     if shrink:
         case = replace(case, recipe="camvid", images=1, side=64, classes=11)

@@ -1,4 +1,4 @@
-"""Options, fixtures and the summary of the benchmarks; see harness/plugin.py."""
+"""Command-line options, fixtures and summary of the benchmarks; see harness/plugin.py."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from harness.memory import PAGES
+from harness.memory import HEAP_SETTINGS
 from harness.plugin import Comparisons, operation_of
 from harness.report import describe_machine, summarize
 
 KEY = pytest.StashKey[Comparisons]()
 QUICK_PROVIDERS = ("native", "native-bf16", "reference", "original")
 NOT_QUICK = "training_step"
-"""A step of a whole model takes longer than the first cases of all operations together."""
+"""Left out of timed `--quick` runs: one training step of a whole model takes longer than the first
+cases of all operations together.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,22 +29,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--quick",
         action="store_true",
-        help="the first case of each operation, without peers and whole steps",
+        help="run only the first case of each operation, without peers or whole training steps",
     )
-    group.addoption("--seconds", type=float, default=2.0, help="time of a case (default: 2)")
-    group.addoption("--threads", type=int, default=2, help="threads on the CPU (default: 2)")
+    group.addoption("--seconds", type=float, default=2.0, help="seconds per case (default: 2)")
+    group.addoption("--threads", type=int, default=2, help="CPU threads (default: 2)")
     group.addoption(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
     )
     group.addoption(
-        "--reuse-pages", action="store_true", help="a heap that keeps its pages (glibc)"
+        "--reuse-pages", action="store_true", help="keep freed heap pages mapped (glibc)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--reuse-pages") and "GLIBC_TUNABLES" not in os.environ:
         command = [sys.executable, "-m", "pytest", *config.invocation_params.args]
-        os.execve(sys.executable, command, {**os.environ, **PAGES})
+        os.execve(sys.executable, command, {**os.environ, **HEAP_SETTINGS})
     torch.set_num_threads(config.getoption("--threads"))
     device = torch.device(config.getoption("--device"))
     seconds = 0.0 if config.getoption("--quick") else config.getoption("--seconds")
@@ -90,7 +92,8 @@ def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: object, output_json: dict[str, Any]
 ) -> None:
     for row in output_json["benchmarks"]:
-        row["stats"].pop("data", None)  # of thousands of calls; the quantiles say enough
+        # Up to thousands of raw timings per row; the quantiles are enough.
+        row["stats"].pop("data", None)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -1,12 +1,13 @@
-"""What the criterion should take on an H100 and an H200, from the compiled kernels. No GPU.
+"""Predict the criterion's time on an H100 and an H200 from the compiled kernels. Needs no GPU.
 
 python benchmarks/gpu_model.py [--json FILE] [--plot FILE] [--case A] [--dtype bfloat16]
 
-Counts the instructions of each kernel by pipe, loop by loop, multiplies by how often the loops run
-in cases A and B (benchmarks/NOTES.md), and takes for each kernel the longest of its bounds: issue
-of instructions, pipes, memory, and latency at the number of programs that a multiprocessor holds.
-No bound knows of another one, of caches, or of warps that wait for each other: measured times are
-longer, by 1.1 to 1.3 for the large kernels, which bound several resources at once.
+A roofline-style model: it counts each kernel's instructions per pipe and per loop, multiplies by
+the trip counts of cases A and B (benchmarks/NOTES.md), and predicts the largest of several bounds:
+issue slots, pipes, memory bandwidth, and latency at the achievable occupancy (thread blocks
+resident on a multiprocessor). The bounds are independent of each other and ignore caches and
+synchronisation between warps. Measured times are therefore longer, by a factor of 1.1 to 1.3 for
+the large kernels, which come close to several bounds at once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu_model.json")
-    parser.add_argument("--plot", type=Path, help="an SVG or PNG file (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, help="SVG or PNG file to draw (needs matplotlib)")
     parser.add_argument("--case", choices=[case.name for case in CASES])
     parser.add_argument("--dtype", choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
     arguments = parser.parse_args()

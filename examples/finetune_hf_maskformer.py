@@ -1,12 +1,13 @@
-"""Fine-tune a MaskFormer of Hugging Face on a folder of images, with the kernels of mfkernels.
+"""Fine-tune a Hugging Face MaskFormer on a folder of images, with the kernels of mfkernels.
 
-    python examples/finetune_hf_maskformer.py                     pictures that are drawn for it
-    python examples/finetune_hf_maskformer.py --data FOLDER       your own
+    python examples/finetune_hf_maskformer.py                     on generated pictures
+    python examples/finetune_hf_maskformer.py --data FOLDER       on your own data
 
-FOLDER holds `classes.txt` (one name a line), `train/images`, `train/labels`, `val/images` and
-`val/labels`. Labels are PNG files named like their images; a value is the index of a class, 255
-means unlabelled. The model is small and starts from random weights, so that nothing is downloaded;
-for a real run put `from_pretrained` into `build_model`. Needs transformers and accelerate.
+FOLDER contains `classes.txt` (one name per line), `train/images`, `train/labels`, `val/images` and
+`val/labels`. Labels are PNG files named like their images; each pixel value is a class index, and
+255 means unlabelled. The model is small and starts from random weights, so that nothing is
+downloaded; for a real run, use `from_pretrained` in `build_model`. Needs transformers and
+accelerate.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ UNLABELLED = 255
 
 
 def draw_folder(folder: Path, size: int, train: int, val: int) -> None:
-    """Write generated pictures of simple objects in the layout that this example reads."""
+    """Write generated pictures of simple shapes in the folder layout that this example reads."""
     from maskformer.config.schema import ShapesConfig
     from maskformer.data import Shapes
 
@@ -68,7 +69,7 @@ class Pictures(Dataset[tuple[Image.Image, Image.Image]]):
         self.images = sorted((folder / "images").iterdir())
         self.labels = [folder / "labels" / f"{image.stem}.png" for image in self.images]
         if not self.images:
-            raise ValueError(f"{folder / 'images'} holds no image")
+            raise ValueError(f"{folder / 'images'} contains no images")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,7 +79,7 @@ class Pictures(Dataset[tuple[Image.Image, Image.Image]]):
 
 
 class Collate:
-    """What the image processor makes of a list of images, and their label maps as they are."""
+    """Makes a batch with the image processor, and keeps the label maps unchanged in `maps`."""
 
     def __init__(self, processor: MaskFormerImageProcessor) -> None:
         self.processor = processor
@@ -95,7 +96,9 @@ class Collate:
 
 
 def build_model(classes: list[str]) -> MaskFormerForInstanceSegmentation:
-    """A MaskFormer with a small ResNet; or `from_pretrained("facebook/maskformer-...")`."""
+    """A MaskFormer with a small ResNet; for a real run, return
+    `MaskFormerForInstanceSegmentation.from_pretrained("facebook/maskformer-...")` instead.
+    """
     config = MaskFormerConfig(
         backbone_config=ResNetConfig(
             embedding_size=32,
@@ -111,7 +114,8 @@ def build_model(classes: list[str]) -> MaskFormerForInstanceSegmentation:
         label2id={name: index for index, name in enumerate(classes)},
     )
     model = MaskFormerForInstanceSegmentation(config)
-    # Its own initial weights are made to be loaded over: normalisation layers start near 0.
+    # The library's initial weights are meant to be replaced by a checkpoint (normalisation layers
+    # start near 0), so initialise the layers for training from scratch.
     for module in model.model.pixel_level_module.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
@@ -131,7 +135,7 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 
 def step_time(model: nn.Module, batch: dict[str, Any], accelerator: Accelerator) -> float:
-    """Milliseconds of a forward and backward pass, the median of some."""
+    """Median milliseconds of three forward and backward passes, after one for warm-up."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
@@ -151,7 +155,7 @@ def evaluate(
     accelerator: Accelerator,
     classes: int,
 ) -> float:
-    """Mean intersection over union, in percent, of the classes that occur."""
+    """Mean IoU in percent, over the classes that occur in the labels or the predictions."""
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
     for batch in loader:
@@ -171,8 +175,8 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of images; left out: they are drawn")
-    parser.add_argument("--size", type=int, default=128, help="of drawn images, in pixels")
+    parser.add_argument("--data", type=Path, help="folder of images (default: generate them)")
+    parser.add_argument("--size", type=int, default=128, help="side of generated images, in pixels")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -198,7 +202,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             for split in ("train", "val")
         )
         if len(train) == 0:
-            raise ValueError(f"{folder / 'train'} holds less than a batch of {options.batch}")
+            raise ValueError(
+                f"{folder / 'train'} contains less than a batch of {options.batch} images"
+            )
         accelerator = Accelerator()
         model = build_model(classes)
         optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
@@ -206,10 +212,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
         first = next(iter(train))
         before_patch = step_time(model, first, accelerator)
-        patch(model)  # the one line
+        patch(model)  # the only change needed to use mfkernels
         after_patch = step_time(model, first, accelerator)
         accelerator.print(
-            f"step: {before_patch:.0f} ms as it is, {after_patch:.0f} ms patched "
+            f"step: {before_patch:.0f} ms unpatched, {after_patch:.0f} ms patched "
             f"({before_patch / after_patch:.2f}x)"
         )
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: threads, seeds and the optional folder of real images."""
+"""Shared fixtures: random seeds, signal handling and the optional folder of real images."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-# Kernels of GPUs are what these tests are about, and a user's cache is not theirs.
+# Disable the check of GPU kernels on first use: the tests check the kernels themselves, and must
+# not depend on results in the user's cache.
 os.environ.setdefault("MFKERNELS_FIRST_USE", "0")
 
-# test_triton_interpreter.py runs these in processes of their own, where Triton interprets.
+# test_triton_interpreter.py runs these files in separate processes with Triton's interpreter.
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*_triton.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests begin first: no worker of pytest-xdist waits for one of them at the end."""
+    """Start long tests first, so that pytest-xdist's workers do not idle at the end while one runs
+    a long test.
+    """
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder that holds `camvid/` and `coco_panoptic_sample/`; tests that need it skip without
-    it.
-    """
+    """The folder with `camvid/` and `coco_panoptic_sample/`; without it, tests that use it skip."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("MFKERNELS_TEST_DATA", default))
     if not folder.is_dir():
@@ -41,7 +42,9 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def hang_up() -> Iterator[None]:
-    """Under `nohup`, SIGHUP would be ignored here and in the processes that tests start."""
+    """Restore SIGHUP's default action: under `nohup` it would be ignored, here and in the processes
+    that tests start.
+    """
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,4 @@
-"""Reads what `pytest benchmarks --benchmark-json FILE` writes."""
+"""Reads the JSON files that `pytest benchmarks --benchmark-json FILE` writes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 
 NATIVE, PLAIN = "native", ("reference", "original")
 MODELS = ("training_step", "inference", "loader")
-"""Operations that take whole images."""
+"""Operations on whole images, which report throughput in images per second."""
 SCALING = "scaling"
 BUSY = 1.5
-"""Load per CPU above which other work slowed a run: then only its ratios and exponents count."""
+"""Load per CPU above which other work slowed a run, so that only its ratios and exponents count."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-"""Committed runs, one file or several per machine, and what the compilers said."""
+"""Committed runs (one or more files per machine) and the compilers' resource reports."""
 
 
 def committed_runs() -> list[Path]:
-    """The files under results/ that hold a run."""
+    """The files under results/ that hold a benchmark run."""
     files = sorted(RESULTS.glob("*.json"))
     return [file for file in files if "benchmarks" in json.loads(file.read_text(encoding="utf-8"))]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Median milliseconds of the providers of one case, and what else each row says."""
+    """One case of a run; `rows` holds, for each provider, its median time and other figures."""
 
     operation: str
     name: str
@@ -49,11 +49,14 @@ class Case:
 
     @property
     def compares(self) -> bool:
-        """Whether ours and the plain path completed it."""
+        """Whether both this project and the plain path completed the case."""
         return NATIVE in self.rows and bool({*PLAIN} & self.rows.keys())
 
     def best_other(self) -> tuple[str, float]:
-        """The fastest of the others and its time; an empty name where there is none."""
+        """The fastest provider besides `native` and the plain path, and its milliseconds.
+
+        The name is empty if there is none.
+        """
         others = {
             name: float(row["p50_ms"])
             for name, row in self.rows.items()
@@ -63,7 +66,7 @@ class Case:
         return name, others.get(name, 0.0)
 
     def settings(self) -> Iterator[Case]:
-        """This case once for each setting of this project that ran, which is its `native` then."""
+        """Yield the case once for each setting of this project that ran, with that as `native`."""
         others = {name: row for name, row in self.rows.items() if not name.startswith(NATIVE)}
         for name, row in self.rows.items():
             if name.startswith(NATIVE):
@@ -72,7 +75,7 @@ class Case:
 
 
 def read_all_cases(file: Path) -> tuple[str, list[Case]]:
-    """What a run was measured on, and its cases."""
+    """A description of the machine that a run was measured on, and all its cases."""
     content = json.loads(file.read_text(encoding="utf-8"))
     machine = content["machine_info"]["mfkernels"]
     threads = machine["threads"]
@@ -88,8 +91,8 @@ def read_all_cases(file: Path) -> tuple[str, list[Case]]:
 
 
 def read_cases(file: Path) -> tuple[str, list[Case]]:
-    """What a run was measured on, and the cases that ours and the plain path completed, each
-    setting of ours by itself.
+    """A description of the machine, and the cases that both this project and the plain path
+    completed, with a separate case for each setting of this project.
     """
     on, cases = read_all_cases(file)
     return on, [one for case in cases if case.compares for one in case.settings()]
@@ -97,9 +100,9 @@ def read_cases(file: Path) -> tuple[str, list[Case]]:
 
 @dataclass(frozen=True)
 class Growth:
-    """A series: by provider the points (size, milliseconds, peak megabytes), in order of size.
+    """A scaling series: for each provider, points (size, milliseconds, peak MB) sorted by size.
 
-    On a CPU milliseconds of processors: those of all threads together.
+    On a CPU the milliseconds are CPU time, summed over all threads.
     """
 
     name: str
@@ -107,13 +110,13 @@ class Growth:
     points: dict[str, list[tuple[float, float, float]]]
 
     def slope(self, provider: str) -> float:
-        """The exponent of the size in the time, fitted to logarithms."""
+        """The exponent of the size in the time: the slope of a log-log fit."""
         logs = [(math.log(size), math.log(ms)) for size, ms, _ in self.points[provider]]
         return statistics.linear_regression(*zip(*logs, strict=True)).slope
 
 
 def growths(cases: Iterable[Case]) -> list[Growth]:
-    """The series among the cases of a run."""
+    """The scaling series among the cases of a run, if every provider has several points."""
     found: dict[str, Growth] = {}
     for case in cases:
         for provider, row in case.rows.items():

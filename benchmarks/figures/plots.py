@@ -1,7 +1,7 @@
-"""Draws the committed runs: how many times faster than the plain path, how far from the floor, and
-how time and memory grow.
+"""Plots the committed runs: speed-up over the plain path, distance from the floor, and scaling of
+time and memory.
 
-`python benchmarks/figures/plots.py` writes SVG files into docs/benchmarks; needs matplotlib.
+`python benchmarks/figures/plots.py` writes SVG files to docs/benchmarks; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 COLUMNS = 4
-"""Of panels."""
+"""Panels per row of a figure."""
 COLORS = {"native": "#0b6e4f", "plain": "#b0b7bf", "other": "#e08e45"}
 
 
 def speedups(cases: list[Case], title: str, file: Path) -> None:
-    """Bars per case: this project and the best other, against the plain path."""
+    """Draw bars per case: speed-up of this project and of the best other over the plain path."""
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2), layout="constrained")
     labels = [case.label for case in cases]
     places = range(len(cases))
@@ -51,7 +51,7 @@ def speedups(cases: list[Case], title: str, file: Path) -> None:
 
 
 def floors(cases: list[Case], title: str, file: Path) -> None:
-    """Points per case: time over what bytes and products alone would take."""
+    """Draw points per case: time relative to the floor, the memory traffic and products alone."""
     known = [c for c in cases if c.rows["native"]["floor_ms"] > 0]
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(known) + 1.2), layout="constrained")
     for name, color in (("native", COLORS["native"]), ("reference", COLORS["plain"]),
@@ -68,7 +68,10 @@ def floors(cases: list[Case], title: str, file: Path) -> None:
 
 
 def growth(series: list[Growth], title: str, file: Path, *, memory: bool = False) -> None:
-    """A panel per series: time or peak memory over size, dashed as it is expected to grow."""
+    """Draw a log-log panel per series: time or peak memory over size.
+
+    For time, dashed lines show the expected growth.
+    """
     rows = -(-len(series) // COLUMNS)
     figure, grid = plt.subplots(
         rows, COLUMNS, figsize=(3 * COLUMNS, 2.6 * rows), squeeze=False, layout="constrained"

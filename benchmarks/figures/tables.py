@@ -1,4 +1,4 @@
-"""Writes tables of measured figures into README.md and docs/, from the files under results/."""
+"""Writes the tables of measured figures in README.md and docs/ from the files under results/."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PEER = "transformers"
 LOADER, STEP = "loader", "training_step"
 COMPILE = "compile"
-FACTOR = 2
-"""What a loader should prepare, in units of what a training step takes."""
+HEADROOM = 2
+"""How many times as many images as a training step consumes the loader should prepare."""
 
 
 AT_A_GLANCE = (
@@ -40,13 +40,13 @@ AT_A_GLANCE = (
     *("training_step, R50 16x512x512", "training_step, Swin-T 16x512x512"),
     *("inference, R50 1x512x683", "loader, worker 16 images of 512x683"),
 )
-"""Cases that the README shows."""
+"""Cases shown in the README."""
 
 
 def operations(shown: Collection[str] = ()) -> str:
-    """One line per case: this project, the plain path that it replaces, the best of the rest.
+    """A table row per case: this project, the plain path that it replaces, the best other provider.
 
-    Of all cases, or of those shown.
+    Covers all cases, or only those in `shown` if it is not empty.
     """
     lines = [
         "| operation, case | on | mfkernels | plain path | ratio | best other |",
@@ -72,12 +72,15 @@ def _line(case: Case, machine: str) -> str:
 
 
 def _rounded(value: float, digits: int = 3) -> str:
-    """To so many significant digits, without an exponent: 25390 and 0.135."""
+    """A number rounded to `digits` significant digits, without an exponent: 25390, 0.135."""
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def models(shown: Collection[str] = ()) -> str:
-    """One line per way to run a whole model: of all cases, or of those shown, not compiled."""
+    """A table row per case and provider of operations on whole images.
+
+    Covers all cases, or only those in `shown` if it is not empty, then without compiled providers.
+    """
     lines = [
         "| case | by | on | time | images/s | peak memory | parts, ms | against transformers |",
         "|---|---|---|---|---|---|---|---|",
@@ -95,7 +98,7 @@ def models(shown: Collection[str] = ()) -> str:
 
 
 def loader() -> str:
-    """What a worker of the loader prepares, and what it needs to keep up."""
+    """Text on a loader worker's throughput and the number of workers needed to keep up."""
     return "\n\n".join(_loader_texts())
 
 
@@ -122,7 +125,7 @@ def _parts(row: dict[str, Any]) -> str:
 
 
 def _loader_texts() -> list[str]:
-    """What a worker of the loader prepares, and how many workers the training steps need."""
+    """One text per measured loader: its throughput, and the workers that training steps need."""
     runs = [read_all_cases(file) for file in committed_runs()]
     texts = []
     for machine, cases in runs:
@@ -133,7 +136,7 @@ def _loader_texts() -> list[str]:
             needed: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
             for on, others in runs:
                 for taken in _steps(others):
-                    needed[on, math.ceil(FACTOR * taken / rate)].append(taken)
+                    needed[on, math.ceil(HEADROOM * taken / rate)].append(taken)
             workers_of_steps = "; ".join(
                 f"{number} {'worker' if number == 1 else 'workers'} for steps of {_span(taken)} "
                 f"images/s ({on})"
@@ -141,7 +144,7 @@ def _loader_texts() -> list[str]:
             )
             texts.append(
                 f"One worker of the training loader prepares {_rounded(rate)} images per second of "
-                f"its processor ({machine}).\nTo prepare {FACTOR} times as many images as the "
+                f"its processor ({machine}).\nTo prepare {HEADROOM} times as many images as the "
                 f"training steps take:\n{workers_of_steps}."
             )
     return texts
@@ -153,19 +156,19 @@ def _span(values: list[float]) -> str:
 
 
 def _steps(cases: list[Case]) -> list[float]:
-    """Images a second of training steps in each setting of ours."""
+    """Images per second of the training steps, for each setting of this project."""
     settings = (one for case in cases if case.operation == STEP for one in case.settings())
     return [1e3 * _images(case.name) / case.native for case in settings]
 
 
 def _images(name: str) -> int:
-    """Of a case such as `R50 2x512x512`."""
+    """The number of images in a case's name, such as 2 in `R50 2x512x512`."""
     (images,) = re.findall(r"\b(\d+)x\d+x\d+", name)
     return int(images)
 
 
 def scaling() -> str:
-    """One line per series: exponents of the size, beside that of the largest term."""
+    """A table row per scaling series: the fitted exponents, and that of the dominant term."""
     lines = [
         "| time over size | on | mfkernels | plain path | expected, at most | largest size |",
         "|---|---|---|---|---|---|",
@@ -194,11 +197,13 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "growth": scaling,
     },
 }
-"""By the mark in a page before it; after it stands `end of` and the same."""
+"""For each page, the table generators by marker: a table goes between the comments
+`<!-- marker -->` and `<!-- end of marker -->`.
+"""
 
 
 def update(page: str) -> str:
-    """A page with the present tables between their marks."""
+    """The text of a page with up-to-date tables between its markers."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for mark, table in PAGES[page].items():
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"

@@ -1,11 +1,12 @@
-"""Every Triton kernel, compiled for every GPU of the table without one: memory, registers, spills.
+"""Compile every Triton kernel for every known GPU, without one: shared memory, registers, spills.
 
 python benchmarks/gpu/compilation.py [--architecture sm_75 ...] [--kernel sums_kernel ...]
     [--json FILE] [--page FILE]
 
-The JSON file holds, for each kernel, architecture and dtype, the largest shared memory and the most
-spilled bytes with their cases; other architectures and kernels that are in it already stay. Of
-AMD's GPUs what is compiled is the form that a ROCm build of PyTorch would take.
+The JSON file holds, for each kernel, architecture and dtype, the largest shared memory and register
+spill in bytes and the cases that cause them. Rows already in the file for other architectures and
+kernels are kept. For AMD GPUs, the variant that a ROCm build of PyTorch would select is compiled.
+Exits with status 1 if a kernel fails to compile or exceeds a limit.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SPILLED_ON_TURING = 64
-"""Bytes that a kernel may spill on sm_75; elsewhere only where that was measured to be faster."""
+"""Bytes that a kernel may spill on sm_75; elsewhere, spills are allowed only where measurements
+showed them to be faster.
+"""
 
 
 @dataclass
 class Row:
-    """The worst of what one kernel is compiled to."""
+    """The worst resource usage of one kernel over all its variants and cases."""
 
     architecture: str
     kernel: str
@@ -36,17 +39,20 @@ class Row:
     programs: int = 0
     registers: int = 0
     shared_memory: int = 0
-    """Bytes, of `shared_case`."""
+    """Bytes per thread block, in `shared_case`."""
     shared_case: str = ""
     spilled: int = 0
-    """Bytes, of `spilled_case`."""
+    """Bytes, in `spilled_case`."""
     spilled_case: str = ""
     problem: str = ""
-    """What the compiler said, if it failed."""
+    """The compiler's error, if it failed."""
 
 
 def compiled(architecture: str, kernels: Sequence[str] = ()) -> Iterator[Row]:
-    """In this process, whose PyTorch is taken for a ROCm build if the GPU is AMD's."""
+    """Compile the kernels in this process, which poses as a ROCm build of PyTorch for AMD GPUs.
+
+    That change is permanent, which is why `main` starts a process for each architecture.
+    """
     if architecture.startswith("gfx"):
         torch.version.hip, torch.version.cuda = "7.0", None  # type: ignore[assignment]
     sys.path.append(str(ROOT / "tests"))
@@ -78,7 +84,7 @@ def compiled(architecture: str, kernels: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def problems(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What is beyond a limit."""
+    """Describe the rows that failed to compile or exceed a limit."""
     sys.path.append(str(ROOT / "tests"))
     from helpers.gpu.compiler import SPILLED_WHERE_FASTER
 
@@ -99,7 +105,9 @@ def problems(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def page(report: dict[str, Any]) -> str:
-    """A table for people: kernels by architectures, the worst of all dtypes and cases."""
+    """A Markdown table of kernels by architecture: shared memory in KB and spills in bytes, both
+    the worst over all dtypes and cases.
+    """
     from mfkernels.triton.devices import KNOWN
 
     rows = report["rows"]
@@ -120,11 +128,12 @@ def page(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", nargs="*", help="these alone")
-    parser.add_argument("--kernel", nargs="*", default=[], help="these alone")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="write the table between its marks there")
-    parser.add_argument("--rows", help=argparse.SUPPRESS)  # of one architecture, to stdout
+    parser.add_argument("--architecture", nargs="*", help="only these architectures")
+    parser.add_argument("--kernel", nargs="*", default=[], help="only these kernels")
+    parser.add_argument("--json", type=Path, help="update this file")
+    parser.add_argument("--page", type=Path, help="update the table between this page's markers")
+    # Internal: print the rows of one architecture to stdout as JSON.
+    parser.add_argument("--rows", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rows:
         print(json.dumps([asdict(row) for row in compiled(arguments.rows, arguments.kernel)]))

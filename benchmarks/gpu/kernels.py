@@ -1,12 +1,19 @@
-"""Each kernel's time on a GPU: of a criterion with its backward pass, of inference, of assignment.
+"""Time each kernel on a GPU: criterion with backward pass, semantic inference, and assignment.
 
 python benchmarks/gpu/kernels.py --json benchmarks/results/h200.json [--only criterion] [--plain]
 
-Rows of the same name in the file are replaced. A row is one call of this project, or of the plain
-path with `--plain`: `graph_ms` by replay of a CUDA graph (None: it waits for the device),
-`eager_ms` between events, `host_ms` until the call returns, `launches`, `peak_mb`, and
-`kernels_us`, what PyTorch's profiler saw of each kernel. `benchmarks/gpu_model.py` puts them
-beside what it predicts.
+Rows of the same name in the file are replaced. A row describes one call of this project or, with
+`--plain`, also of the plain path:
+
+- `graph_ms`: median CUDA graph replay (null if the call cannot be captured, as when it waits for
+  the device)
+- `eager_ms`: median time between CUDA events around an ordinary call
+- `host_ms`: median time until the call returns to the host
+- `launches`, `host_waits`: kernel launches, and how often the host waits for the device
+- `peak_mb`: peak memory
+- `kernels_us`: time of each kernel according to PyTorch's profiler
+
+`benchmarks/gpu_model.py` compares these times with its predictions.
 """
 
 from __future__ import annotations
@@ -40,8 +47,8 @@ from harness.timing import count_launches, graph_seconds  # noqa: E402
 
 DEVICE = torch.device("cuda")
 CALLS = 10
-FEW = 200
-"""Launches of a call whose kernels are told apart."""
+MAX_PROFILED_LAUNCHES = 200
+"""Launches per call up to which the kernels are profiled one by one."""
 OPERATIONS = ("criterion", "semantic", "assignment")
 SEGMENTATION = {
     **bench_segmentation.CASES,
@@ -52,7 +59,7 @@ SEGMENTATION = {
 
 
 def rows(only: Collection[str], plain: bool) -> Iterator[tuple[str, Callable[[], Provider]]]:
-    """Names, and what builds the call."""
+    """Yield the name of each row, and a function that builds the call to measure."""
     kinds = (NATIVE, REFERENCE) if plain else (NATIVE,)
     for case, sizes in CRITERION_CASES.items():
         if "criterion" in only:
@@ -116,11 +123,11 @@ def measured(provider: Provider) -> dict[str, Any]:
         "host_waits": waits,
         "peak_mb": peak_bytes(DEVICE, provider.run)[1] / 1e6,
     }
-    return row if launches > FEW else row | {"kernels_us": kernels_us(provider)}
+    return row if launches > MAX_PROFILED_LAUNCHES else row | {"kernels_us": kernels_us(provider)}
 
 
 def kernels_us(provider: Provider) -> dict[str, float]:
-    """Microseconds of each kernel in a call, the longest first."""
+    """Mean microseconds per call of each kernel, longest first; those under 1 us are left out."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(CALLS):
             provider.run()
@@ -136,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=OPERATIONS)
-    parser.add_argument("--plain", action="store_true", help="the plain path, too")
+    parser.add_argument("--plain", action="store_true", help="measure the plain path, too")
     arguments = parser.parse_args()
     before: dict[str, Any] = {"rows": []}
     if arguments.json is not None and arguments.json.exists():

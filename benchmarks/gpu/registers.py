@@ -1,4 +1,4 @@
-"""Registers, shared and local memory of every CUDA kernel in the library that was built. No GPU.
+"""List registers and memory of every CUDA kernel in the built library. Needs no GPU.
 
 python benchmarks/gpu/registers.py [--json FILE]
 """
@@ -18,7 +18,10 @@ from mfkernels import backend
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one kernel takes on one architecture, per thread or block; memory in bytes."""
+    """Resource usage of one kernel on one architecture.
+
+    Registers, stack and local memory are per thread, shared memory per block; memory in bytes.
+    """
 
     name: str
     architecture: str
@@ -26,11 +29,11 @@ class Kernel:
     shared_memory: int
     stack: int
     local_memory: int
-    """Of which spills are a part."""
+    """Includes register spills."""
 
 
 def kernels(library: Path) -> list[Kernel]:
-    """By the `cuobjdump` that comes with Triton, or the one of the CUDA toolkit."""
+    """Read the library with the `cuobjdump` bundled with Triton, or else the CUDA toolkit's."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

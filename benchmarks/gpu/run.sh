@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call: kernels, benchmarks, GPU tests, sanitizers.
-# Its stages may take 26 minutes together.
-# Builds the native library where it is missing. Results go to benchmarks/results/ (or $OUT); a stage
-# that fails keeps none of the others from running, and its name is in the last line.
+# Runs everything that needs a GPU: kernel timings, benchmarks, GPU tests and sanitizers.
+# The time limits of the stages add up to 26 minutes.
+# Builds the native library if it is missing. Results go to benchmarks/results/ (or $OUT). If a stage
+# fails, the others still run, and the last line names the failed ones.
 #
 #   benchmarks/gpu/run.sh
 #   PYTHON=.venv/bin/python OUT=/tmp/out benchmarks/gpu/run.sh
@@ -29,7 +29,7 @@ export PYTHONPATH=.:model:tests:benchmarks${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m mfkernels
 
 stage kernels timeout 240 "$python" benchmarks/gpu/kernels.py --plain --json "$out/kernels_$gpu.json"
-# Interrupted, it still writes what it has.
+# On SIGINT, pytest still writes the results that it has; on SIGTERM it would not.
 stage benchmarks timeout --signal INT "${SECONDS_OF_BENCHMARKS:-900}" "$python" -m pytest -q benchmarks \
   --benchmark-only --device cuda --seconds 0.5 --benchmark-json "$out/$gpu.json"
 stage tests timeout 200 "$python" -m pytest -q -m gpu --junitxml "$out/gpu_tests_$gpu.xml" \

@@ -1,4 +1,4 @@
-"""Small calls of every kernel for GPUs, for compute-sanitizer."""
+"""Small calls of every GPU kernel, to be run under compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mfkernels
 
 
 def assignment() -> None:
-    """One warp on chip, one warp off chip, eight warps; ragged, infeasible, both tie rules."""
+    """One warp on chip, one warp off chip, eight warps; ragged, infeasible; both rules for ties."""
     for shape in ((3, 5, 7), (4, 40, 20), (2, 66, 66), (1, 300, 300), (1, 20, 600)):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             cost = torch.randn(shape, device="cuda").to(dtype)
@@ -19,7 +19,7 @@ def assignment() -> None:
 
 
 def criterion() -> None:
-    """Matching cost, mask and class losses with gradients; an image without segments."""
+    """Matching cost, mask and class losses with gradients, with one image without segments."""
     maps = torch.randint(-1, 3, (2, 37, 50))
     maps[1] = -1
     labels = [torch.tensor([1, 0, 1]), torch.tensor([], dtype=torch.int64)]
@@ -44,7 +44,7 @@ def focal_dice() -> None:
 
 
 def segmentation() -> None:
-    """Few and many classes; resized once and twice."""
+    """Few and many classes; masks resized once (to the input size) and twice (to another size)."""
     embed = torch.randn(2, 9, 20, device="cuda")
     features = torch.randn(2, 20, 11, 13, device="cuda")
     for classes in (1, 5, 300):

@@ -1,4 +1,4 @@
-"""What a benchmark compares: the providers of one computation, on the same inputs."""
+"""What a benchmark compares: several providers of one computation, on the same inputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from harness.laps import Laps
 from torch import Tensor
 
 NATIVE, REFERENCE, COMPILE = "native", "reference", "compile"
-"""This project, the plain PyTorch (or SciPy) that it replaces, and that under `torch.compile`."""
+"""This project; the baseline, which is the plain PyTorch (or SciPy) code that it replaces; and the
+baseline under `torch.compile`.
+"""
 NATIVE_BF16, NATIVE_COMPILE = "native-bf16", "native-compile"
-"""This project with other settings than its defaults."""
+"""This project with settings that differ from the defaults."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class Provider:
     """One way to compute the result.
 
     Attributes:
-        forward: gives what `backward` takes.
-        backward: gives the gradients; None where there are none.
-        result: the tensors to compare, of what `forward` gave; by default itself.
-        laps: the parts of a call, where it marks them.
-        tolerance: the largest `error` of a right result, where it is not that of the comparison.
-        in_workers: it works in other processes, whose memory is not seen.
+        forward: returns the values that are passed to `backward`.
+        backward: returns the gradients; None if there is no backward pass.
+        result: extracts the tensors to check from what `forward` returned; by default, all of it.
+        laps: times the parts of a call, if the call marks them.
+        tolerance: the largest `error` of a correct result, if it differs from the comparison's.
+        in_workers: whether the work happens in other processes, whose memory cannot be measured.
     """
 
     forward: Callable[[], Any]
@@ -39,13 +41,13 @@ class Provider:
     in_workers: bool = False
 
     def run(self) -> None:
-        """What is timed."""
+        """Run forward and backward: the code that is timed."""
         values = self.forward()
         if self.backward is not None:
             self.backward(values)
 
     def __call__(self) -> list[Tensor]:
-        """Result and gradients."""
+        """Run forward and backward, and return the tensors to check: result and gradients."""
         values = self.forward()
         gradients = self.backward(values) if self.backward is not None else ()
         return [*(x.detach() for x in self.result(values)), *gradients]
@@ -53,16 +55,16 @@ class Provider:
 
 @dataclass(frozen=True)
 class Floor:
-    """What no implementation can avoid."""
+    """The work that no implementation can avoid: a roofline-style lower bound."""
 
     flops: float
-    """Of matrix products; the arithmetic on single elements is not counted."""
+    """Floating-point operations of matrix products; element-wise arithmetic is not counted."""
     bytes: float
-    """Inputs once for each pass over them, and results."""
+    """Memory traffic: the inputs once per pass over them, and the results."""
 
 
 def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest relative error (2-norm) of a list of tensors."""
+    """The largest relative error, in the 2-norm, over all pairs of tensors."""
     pairs = zip(found, truth, strict=True)
     errors = [
         float((a.double() - b.to(a.device).double()).norm() / b.double().norm().clamp(min=1e-30))
@@ -72,13 +74,13 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 class Series(NamedTuple):
-    """The place of a case in a growing series.
+    """The place of a case in a scaling series.
 
     Attributes:
-        name: of the series.
-        size: what grows.
-        expected: the exponent of the size in the largest term of the time: that of the series is
-            nearer to 0 as long as other terms count.
+        name: the name of the series.
+        size: the value, for this case, of the size that grows.
+        expected: the exponent of the size in the dominant term of the time. The fitted exponent
+            is closer to 0 as long as other terms matter.
     """
 
     name: str
@@ -91,14 +93,14 @@ class Comparison:
     """The providers of one case.
 
     Attributes:
-        providers: build a provider when it is needed, with its own imports.
-        truth: the result in float64, by a computation that is not ours.
-        tolerance: the largest `error` of a right result.
-        error: of a result, beside the truth.
-        given: the inputs, which do not count as saved for the backward pass.
-        floor: of bytes and operations.
-        series: for a case of a growing series.
-        images: that a call takes, where images a second say something.
+        providers: functions that build a provider on demand, including its imports.
+        truth: computes the result in float64, independently of the native code.
+        tolerance: the largest `error` of a correct result.
+        error: the error of a result, given the result and the truth.
+        given: the inputs, which do not count as memory saved for the backward pass.
+        floor: the unavoidable FLOPs and bytes.
+        series: the place in a scaling series, if the case belongs to one.
+        images: images per call, if throughput in images per second is meaningful.
     """
 
     providers: Mapping[str, Callable[[], Provider]]
@@ -112,7 +114,7 @@ class Comparison:
 
 
 def is_ours(provider: str) -> bool:
-    """Whether a provider is this project, with whatever settings."""
+    """Whether a provider is this project, with any settings."""
     return provider.split("-")[0] == NATIVE
 
 
@@ -122,6 +124,6 @@ def is_compiled(provider: str) -> bool:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled anew, whatever was compiled before."""
+    """Compile a function afresh, discarding everything compiled before."""
     torch.compiler.reset()
     return torch.compile(function)

@@ -13,7 +13,9 @@ from mfkernels import SegmentTargets
 
 @dataclass(frozen=True)
 class CaseSizes:
-    """MaskFormer's, in the letters of the documentation."""
+    """Problem sizes of MaskFormer. `low` and `size` are the (height, width) of the mask logits and
+    of the targets, and `segments` is the number per image.
+    """
 
     images: int
     low: tuple[int, int]
@@ -24,23 +26,25 @@ class CaseSizes:
     queries: int = 100
     channels: int = 256
     dtype: torch.dtype = torch.float32
-    """Of the predictions. The plain way computes in float32 at least, as matchers and losses do."""
+    """Dtype of the predictions. Baselines still compute in at least float32, as existing matchers
+    and losses do.
+    """
     layout: torch.memory_format = torch.contiguous_format
-    """Of the pixel features, in memory."""
+    """Memory format of the pixel features."""
 
     def shrunk(self) -> CaseSizes:
-        """The same kind of problem, where only the result matters."""
+        """A smaller problem of the same kind, for checking results without timing them."""
         low, size = ((side // 8, other // 8) for side, other in (self.low, self.size))
         return replace(self, low=low, size=size, layers=2, channels=32)
 
     @property
     def pixels(self) -> int:
-        """Of the mask logits of all images."""
+        """Pixels of the mask logits, over all images."""
         return self.images * self.low[0] * self.low[1]
 
-    def right_within(self, of_float32: float) -> float:
-        """The tolerance of results that keep the dtype of the predictions."""
-        return of_float32 if self.dtype == torch.float32 else 2e-2
+    def tolerance(self, float32_tolerance: float) -> float:
+        """The tolerance for results in the dtype of the predictions: wider in half precision."""
+        return float32_tolerance if self.dtype == torch.float32 else 2e-2
 
 
 CPU_CASES = {
@@ -62,7 +66,7 @@ CASES = GPU_CASES if torch.cuda.is_available() else CPU_CASES
 
 @dataclass
 class Inputs:
-    """Predictions that need gradients, and targets in both forms."""
+    """Predictions that require gradients, and targets in this project's and the official format."""
 
     class_logits: Tensor
     mask_embed: Tensor
@@ -76,7 +80,7 @@ class Inputs:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that a provider is given."""
+        """All tensors that a provider is given."""
         given = [*self.leaves, self.targets.labels, self.targets.label_map]
         given += [tensor for target in self.official_targets for tensor in target.values()]
         return [tensor for tensor in given if tensor is not None]
@@ -97,9 +101,10 @@ def sizes_of(case: str, shrink: bool) -> CaseSizes:
 def make_inputs(
     sizes: CaseSizes, device: torch.device, compute: torch.dtype | None = None
 ) -> Inputs:
-    """Random predictions; segments that are the Voronoi cells of random points.
+    """Random predictions, and targets whose segments are Voronoi cells of random points.
 
-    `compute`: the dtype that the values, rounded to that of the case, are given in.
+    Values are rounded to the dtype of the case and then converted to `compute`, so that a float64
+    truth sees exactly the same numbers.
     """
     generator = torch.Generator(device).manual_seed(0)
 
@@ -134,7 +139,7 @@ def make_inputs(
 
 
 def random_matches(inputs: Inputs) -> Tensor:
-    """`[L, B, T]` distinct queries."""
+    """Random matches `[L, B, T]`: for each segment, a different query."""
     layers, images, queries, _ = inputs.mask_embed.shape
     generator = torch.Generator().manual_seed(1)
     order = torch.rand(layers, images, queries, generator=generator).argsort(-1)
@@ -142,13 +147,16 @@ def random_matches(inputs: Inputs) -> Tensor:
 
 
 def matching_floor(sizes: CaseSizes) -> Floor:
-    """Logits of all layers, from features that are read once."""
+    """Computing the logits of all layers, with the features read once."""
     features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
     return Floor(2 * sizes.layers * sizes.queries * sizes.channels * sizes.pixels, features)
 
 
 def loss_floor(sizes: CaseSizes) -> Floor:
-    """Logits of matched masks, twice, and both gradients; features read twice and written once."""
+    """Computing the matched masks' logits twice (forward and again in backward) and both gradients.
+
+    The features are read twice and their gradient is written once.
+    """
     features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
     flops = 4 * 2 * sizes.layers * sizes.segments * sizes.channels * sizes.pixels
     return Floor(flops, 3 * features)

@@ -1,4 +1,4 @@
-"""How long the parts of a call take, by marks that the call sets at their ends."""
+"""Times the parts of a call: the call sets a mark at the end of each part."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ Mark = tuple[str, float | torch.cuda.Event]
 
 
 class Laps:
-    """The parts of many calls; on a GPU by events on the device, for which nobody waits."""
+    """Times of the parts of many calls.
+
+    On a GPU, marks are CUDA events, so that marking does not synchronise with the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._calls: list[list[Mark]] = []
 
     def start(self) -> None:
-        """A call begins."""
+        """Begin a call."""
         self._calls.append([])
         self.mark("")
 
     def mark(self, name: str) -> None:
-        """A part ends; those of one name count together."""
+        """End a part; parts of one call with the same name are added up."""
         self._calls[-1].append((name, self._now()))
 
     def clear(self) -> None:
-        """Forgets the calls so far, which only warmed up."""
+        """Discard all calls so far, which were only warm-up."""
         self._calls.clear()
 
     def medians_ms(self) -> dict[str, float]:
-        """Milliseconds of each part, in the order in which they end."""
+        """Median milliseconds of each part over all calls, in the order in which the parts end."""
         calls = [_parts(marks) for marks in self._calls]
         names = dict.fromkeys(name for parts in calls for name in parts)
         return {name: statistics.median(parts[name] for parts in calls) for name in names}

@@ -1,4 +1,4 @@
-"""What benchmarks of a loss of given matches compare."""
+"""The comparison shared by the benchmarks of losses for given matches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.inputs import CaseSizes, Inputs, make_inputs, random_matches
 from torch import Tensor
 
 Loss = Callable[[Inputs, Tensor], Tensor]
-"""Of the matches `[L, B, T]`."""
+"""Computes the losses from the inputs and the matches `[L, B, T]`."""
 
 
 def loss_comparison(
@@ -24,7 +24,10 @@ def loss_comparison(
     tolerance: float,
     floor: Floor,
 ) -> Comparison:
-    """`provider`: a loss with its backward pass."""
+    """Compare two implementations of a loss on random matches.
+
+    `provider` combines a loss function with its backward pass.
+    """
     inputs = make_inputs(sizes, device)
     matches = random_matches(inputs)
     build = partial(provider, inputs=inputs, matches=matches)
@@ -35,7 +38,7 @@ def loss_comparison(
             COMPILE: lambda: build(compiled(reference)),
         },
         truth=lambda: provider(reference, make_inputs(sizes, device, torch.float64), matches)(),
-        tolerance=sizes.right_within(tolerance),
+        tolerance=sizes.tolerance(tolerance),
         floor=floor,
         given=inputs.tensors,
     )

@@ -1,4 +1,4 @@
-"""Checks and times the providers of a case, and says what explains the times."""
+"""Checks and times the providers of a case, and collects figures that explain the times."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from harness.comparison import (
     is_ours,
 )
 from harness.memory import peak_bytes, saved_bytes
-from harness.timing import SLOW, Times, count_launches, floor_seconds, interleaved
+from harness.timing import SLOW_CALL, Times, count_launches, floor_seconds, interleaved
 from torch import Tensor
 
 
 @dataclass
 class Outcome:
-    """What became of one provider: times with what explains them, or why there are none."""
+    """The outcome for one provider: its times and the figures that explain them, or the reason why
+    there are none, in `wrong` or `missing`.
+    """
 
     times: Times | None = None
     info: dict[str, Any] | None = None
@@ -35,7 +37,7 @@ class Outcome:
 
 @dataclass
 class Right:
-    """A provider whose result is right, and what its first call took and kept, where known."""
+    """A provider whose result is correct, and memory and launches of its first call, if known."""
 
     provider: Provider
     first: dict[str, Any] | None = None
@@ -44,7 +46,7 @@ class Right:
 def measure(
     comparison: Comparison, names: Sequence[str], device: torch.device, seconds: float
 ) -> dict[str, Outcome]:
-    """Builds the providers, checks each against the truth and times those that are right."""
+    """Build the providers, check each against the truth and time those that are correct."""
     outcomes, right = checked(comparison, names, device)
     if not right:
         return outcomes
@@ -57,8 +59,9 @@ def measure(
         for name, found in right.items()
     }
     for name, found in right.items():
-        # The first call may have imported something, which only a slow one does not notice.
-        seen = found.first if times[name].median > SLOW else None
+        # Reuse the figures of the first call only if another call would be too slow: the first one
+        # may have imported modules, which is noticeable unless the call itself is large.
+        seen = found.first if times[name].median > SLOW_CALL else None
         if seen is None:
             _, seen = _observed(comparison, found.provider, device, compiled=is_compiled(name))
         outcomes[name] = Outcome(times[name], explained[name] | seen)
@@ -68,7 +71,10 @@ def measure(
 def checked(
     comparison: Comparison, names: Sequence[str], device: torch.device
 ) -> tuple[dict[str, Outcome], dict[str, Right]]:
-    """What is wrong or not installed, and the providers whose results are right."""
+    """Check every provider, which also warms it up.
+
+    Returns the outcomes of those that are wrong or not installed, and the correct providers.
+    """
     truth = comparison.truth()
     outcomes: dict[str, Outcome] = {}
     right: dict[str, Right] = {}
@@ -78,7 +84,8 @@ def checked(
         except ModuleNotFoundError as error:
             outcomes[name] = Outcome(missing=f"{error.name} is not installed")
             continue
-        # Ours is checked as it is called, and observing would end compilation.
+        # `native` is checked exactly as it is called, without instrumentation. Compiled providers
+        # are not observed either: the observation would disable compilation.
         if device.type == "cpu" and name != NATIVE and not is_compiled(name):
             result, first = _observed(comparison, provider, device, compiled=False)
         else:
@@ -88,7 +95,9 @@ def checked(
         if error <= tolerance:
             right[name] = Right(provider, first)
         else:
-            outcomes[name] = Outcome(wrong=f"off by {error:.2g}, at most {tolerance:.2g} is right")
+            outcomes[name] = Outcome(
+                wrong=f"off by {error:.2g}, above the tolerance of {tolerance:.2g}"
+            )
     return outcomes, right
 
 
@@ -109,7 +118,7 @@ def _explain(
         "p80_ms": 1e3 * total[-1 - len(total) // 5],
         "forward_ms": 1e3 * statistics.median(own.forward),
         "backward_ms": 1e3 * statistics.median(own.backward),
-        "cpu_ms": 1e3 * statistics.median(own.processor) if device.type == "cpu" else None,
+        "cpu_ms": 1e3 * statistics.median(own.cpu) if device.type == "cpu" else None,
         "parts_ms": None if provider.laps is None else provider.laps.medians_ms(),
         "images_per_s": None if images is None else images / own.median,
         "graph_ms": None if own.graph is None else 1e3 * own.graph,
@@ -126,7 +135,10 @@ def _explain(
 def _observed(
     comparison: Comparison, provider: Provider, device: torch.device, compiled: bool
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """The result of a call, and what it takes and keeps; on a CPU with the launches it counts."""
+    """The result of one call, with its peak memory, saved memory, kernel launches and host waits.
+
+    On a GPU, the launches are counted in a second call under the profiler.
+    """
     given = [x for x in comparison.given if isinstance(x, Tensor)]
     result: list[Tensor] = []
     peak: int = 0
@@ -148,7 +160,7 @@ def _observed(
     if device.type == "cuda":
         call()
         launches, waits = count_launches(device, provider.run)
-    elif compiled:  # counting looks at operators one by one, which ends compilation
+    elif compiled:  # counting intercepts every operator, which would disable compilation
         call()
     else:
         launches, waits = count_launches(device, call)

@@ -1,4 +1,4 @@
-"""What a call keeps for its backward pass, and the most memory that it takes."""
+"""Measures the memory that a call saves for its backward pass, and its peak memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-PAGES = {
+HEAP_SETTINGS = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
 }
-"""A heap that keeps its pages, so that plain PyTorch does not pay for page faults."""
+"""Environment variables that make glibc's heap keep its pages, so that the baseline does not pay
+for page faults on its large temporary tensors.
+"""
 
 
 def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> tuple[Any, int]:
-    """The result of a forward pass, and what it keeps for the backward pass besides the inputs."""
+    """The result of a forward pass, and the bytes it saves for backward, inputs not counted."""
     known = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}
 
@@ -38,7 +40,7 @@ def saved_bytes(given: Iterable[Tensor], forward: Callable[[], Any]) -> tuple[An
 
 
 def peak_bytes(device: torch.device, call: Callable[[], Result]) -> tuple[Result, int]:
-    """The result of a call, and the most memory in use during it, above that before it."""
+    """The result of a call, and by how many bytes its peak memory exceeds the use before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -48,7 +50,7 @@ def peak_bytes(device: torch.device, call: Callable[[], Result]) -> tuple[Result
         torch.cuda.synchronize(device)
         return result, torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM) to the present use
     before = _status("VmRSS")
     result = call()
     return result, _status("VmHWM") - before

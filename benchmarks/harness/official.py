@@ -1,4 +1,4 @@
-"""The official criterion in plain PyTorch: an oracle of the tests; ours is timed against it."""
+"""The official criterion in plain PyTorch: the tests' oracle, and a baseline for the benchmarks."""
 
 from __future__ import annotations
 

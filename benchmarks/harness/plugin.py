@@ -1,7 +1,8 @@
-"""How pytest-benchmark runs comparisons: `test_x = comparison_test("x", CASES, PROVIDERS, make)`.
+"""Runs comparisons under pytest-benchmark: `test_x = comparison_test(CASES, PROVIDERS, make)`.
 
-The first test of a case checks and times all providers of it that were selected, in turns; each
-test then hands its own times to pytest-benchmark, through a clock that replays them.
+The first test of a case checks all selected providers and times them interleaved, so that drift of
+the machine affects them alike. Each test then reports its own times to pytest-benchmark through a
+clock that replays them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from harness.comparison import Comparison
 from harness.measure import Outcome, checked, measure
 
 Make = Callable[[str, torch.device, bool], Comparison]
-"""Case, device, and whether to shrink it to where only the result matters."""
+"""Arguments: case, device, and whether to shrink the case, when only correctness is checked."""
 
 
 class ReplayClock:
-    """A clock that stands still but for what it is told."""
+    """A clock that moves only when it is told to."""
 
     now = 0.0
 
@@ -35,7 +36,10 @@ CLOCK = ReplayClock()
 
 
 class Comparisons:
-    """The comparisons of a session: which providers were selected, and what came of them."""
+    """The comparisons of a pytest session: the selected providers and their results.
+
+    Only the outcomes of the latest case are kept whole; `table` holds the figures of all cases.
+    """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self.device = device
@@ -47,7 +51,7 @@ class Comparisons:
         self._outcomes: dict[str, Outcome] = {}
 
     def select(self, items: Iterable[pytest.Item]) -> None:
-        """Notes what will run."""
+        """Record which providers will run, by operation and case."""
         for item in items:
             params = getattr(getattr(item, "callspec", None), "params", {})
             if "provider" in params:
@@ -55,6 +59,7 @@ class Comparisons:
                 self.selected[key].append(params["provider"])
 
     def outcome(self, key: tuple[str, str], provider: str, make: Make) -> Outcome:
+        """The outcome of one provider; the first call for a case measures all selected ones."""
         if self._key != key:
             self._outcomes = {}
             comparison = make(key[1], self.device, False)
@@ -75,12 +80,12 @@ def operation_of(item: Any) -> str:
 def comparison_test(
     cases: Iterable[str], providers: Iterable[str], make: Make
 ) -> Callable[..., None]:
-    """A test for each case and provider.
+    """A test, parametrized by case and provider.
 
     Args:
-        cases: names; their first words name the tests.
-        providers: names of `Comparison.providers`.
-        make: builds a case.
+        cases: names of the cases; the first word of each becomes the test's ID.
+        providers: keys of `Comparison.providers`.
+        make: builds the comparison of a case.
     """
 
     @pytest.mark.parametrize("provider", list(providers))
@@ -117,7 +122,7 @@ def comparison_test(
 
 
 def _check_once(comparison: Comparison, provider: str, device: torch.device) -> None:
-    """Where nothing is timed (`--benchmark-disable`): a small case must be right."""
+    """Check one provider on a shrunk case, without timing it (`--benchmark-disable`)."""
     outcomes, _ = checked(comparison, [provider], device)
     if provider in outcomes:
         if outcomes[provider].missing:

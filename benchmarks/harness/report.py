@@ -1,4 +1,4 @@
-"""The machine, and the last lines of a run: ours beside the best other."""
+"""Describes the machine, and prints the summary of a run: this project against the best other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import mfkernels
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int | float]:
-    """What the figures were measured on, with what, and beside how much other work."""
+    """The hardware, software versions and background load under which the figures were measured."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "kind": device.type,
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def summarize(terminal: Any, comparisons: Comparisons) -> None:
-    """A line per case and way of this project: beside the best other, red where it loses."""
+    """Print a line per case and setting of this project against the best other, red if slower."""
     if not comparisons.table:
         return
     terminal.write_sep("-", "mfkernels against the best other, medians")
@@ -64,7 +64,7 @@ def summarize(terminal: Any, comparisons: Comparisons) -> None:
 
 
 def _images(terminal: Any, comparisons: Comparisons) -> None:
-    """Images a second, memory and parts of what takes whole images."""
+    """Print throughput, peak memory and time per part of operations on whole images."""
     rows = [
         (f"{case}, {provider}", info)
         for (_, case), infos in comparisons.table.items()
@@ -82,8 +82,9 @@ def _images(terminal: Any, comparisons: Comparisons) -> None:
 
 
 def _slopes(terminal: Any, comparisons: Comparisons) -> None:
-    """How the cost of a series grows: the exponent of the size, fitted to logarithms, beside that
-    of its largest term. On a CPU by the time of processors, as cases do not take turns.
+    """Print how time scales in each series: the exponent of the size, from a log-log fit, and the
+    exponent of the dominant term. On a CPU the fit uses CPU time, which background load distorts
+    less than wall time: unlike providers, the cases of a series are not timed interleaved.
     """
     series: dict[tuple[str, str, float], list[tuple[float, float]]] = defaultdict(list)
     for infos in comparisons.table.values():

@@ -1,4 +1,4 @@
-"""Timing of several providers in turns, and what the machine can do."""
+"""Times several providers interleaved, and measures the machine's peak rates."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from harness.comparison import Floor, Provider
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 PATIENCE = 90.0
-"""Seconds of a case after which there may be fewer rounds."""
-SLOW = 2.0
-"""Seconds of a call that is not repeated only to count what it takes."""
-MOST_CALLS = 10
-"""Of a fast provider in a round, while a slow one is called once."""
-MOST_ROUNDS = 100
+"""Seconds spent on a case after which a single round is enough."""
+SLOW_CALL = 2.0
+"""Seconds above which a call is not repeated just to measure its memory and launches."""
+MAX_CALLS_PER_ROUND = 10
+"""Calls per round of a fast provider, while the slowest one is called once."""
+MAX_ROUNDS = 100
 GRAPH_REPLAYS = 20
 
 
 @dataclass
 class Times:
-    """Seconds of many calls: the forward pass, and the backward pass (0 where there is none)."""
+    """Seconds per call, for many calls; `backward` holds zeros if there is no backward pass."""
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-    """Of all threads together: what other work on the machine hardly changes."""
+    cpu: list[float] = field(default_factory=list)
+    """CPU time per call, summed over all threads; background load hardly changes it."""
     graph: float | None = None
-    """Median of a replayed CUDA graph; None where there is none."""
+    """Median seconds of a CUDA graph replay; None if the call cannot be captured."""
 
     def add(self, forward: float, backward: float) -> None:
         self.forward.append(forward)
@@ -55,7 +55,10 @@ class Times:
 def interleaved(
     providers: Mapping[str, Provider], device: torch.device, seconds: float
 ) -> dict[str, Times]:
-    """Calls all providers, which were called before, in turns for about `seconds`."""
+    """Time all providers round by round for about `seconds`, so that drift affects them alike.
+
+    The providers must be warm, that is, called before.
+    """
     clock = _cuda_call if device.type == "cuda" else _cpu_call
     times = {name: Times() for name in providers}
     calls = dict.fromkeys(providers, 1)
@@ -64,25 +67,27 @@ def interleaved(
 
     def enough() -> bool:
         spent = time.perf_counter() - start
-        least = LEAST_ROUNDS if spent < PATIENCE else 1
-        return rounds >= least and (spent >= seconds or rounds >= MOST_ROUNDS)
+        least = MIN_ROUNDS if spent < PATIENCE else 1
+        return rounds >= least and (spent >= seconds or rounds >= MAX_ROUNDS)
 
     while not enough():
         for name, provider in providers.items():
             for _ in range(calls[name]):
                 begin = time.process_time()
                 times[name].add(*clock(provider))
-                times[name].processor.append(time.process_time() - begin)
+                times[name].cpu.append(time.process_time() - begin)
         if rounds == 0:
             longest = max(own.median for own in times.values())
             calls = {
-                name: max(1, min(MOST_CALLS, math.floor(0.25 * longest / max(own.median, 1e-9))))
+                name: max(
+                    1, min(MAX_CALLS_PER_ROUND, math.floor(0.25 * longest / max(own.median, 1e-9)))
+                )
                 for name, own in times.items()
             }
         rounds += 1
     if device.type == "cuda":
         for name, provider in providers.items():
-            if provider.laps is None:  # whose events are none of a graph
+            if provider.laps is None:  # lap events cannot be timed inside a graph
                 times[name].graph = graph_seconds(provider)
     return times
 
@@ -98,7 +103,7 @@ def _cpu_call(provider: Provider) -> tuple[float, float]:
 
 
 def _cuda_call(provider: Provider) -> tuple[float, float]:
-    """By events on the device, after a second-level cache full of zeros."""
+    """Seconds of forward and backward by CUDA events, after flushing the L2 cache with zeros."""
     _flush(torch.cuda.current_device())
     events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
     events[0].record()
@@ -122,13 +127,17 @@ def _flush(device: int) -> None:
 
 
 def graph_seconds(provider: Provider) -> float | None:
-    """Median replay of the call as a CUDA graph, with a warm cache; None: it cannot be one."""
+    """Median seconds of replaying the call as a CUDA graph, with a warm cache.
+
+    None if the call cannot be captured because it waits for the device or for another reason.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(side):
             provider.run()
-            # What waits for the device ends a capture, and leaves random numbers unusable.
+            # Detect calls that synchronise before capturing them: a failed capture would leave the
+            # random number generator unusable.
             torch.cuda.set_sync_debug_mode("error")
             provider.run()
     except RuntimeError:
@@ -142,7 +151,7 @@ def graph_seconds(provider: Provider) -> float | None:
             provider.run()
     except RuntimeError as error:
         torch.cuda.synchronize()
-        warnings.warn(f"no CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"CUDA graph capture failed: {str(error).splitlines()[0]}", stacklevel=2)
         return None
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
@@ -157,9 +166,10 @@ def graph_seconds(provider: Provider) -> float | None:
 
 @functools.cache
 def machine_rates(device: torch.device) -> tuple[float, float]:
-    """Floating-point operations and bytes a second that PyTorch reaches here, in float32.
+    """Peak float32 FLOP/s and bytes/s that PyTorch reaches on this machine.
 
-    The best of two libraries: on some processors one of them is far from what they can do.
+    FLOP/s are the better of a matrix product and a 1x1 convolution, which use different libraries:
+    on some processors one of the two is far from the hardware's peak.
     """
     a = torch.randn(2048, 2048, device=device)
     image = torch.randn(1, 512, 64, 64, device=device)
@@ -179,13 +189,13 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
 
 
 def floor_seconds(floor: Floor, device: torch.device) -> float:
-    """The time of a floor at the rates of this machine."""
+    """The time of a floor at this machine's peak rates: the larger of compute and memory time."""
     flops, bandwidth = machine_rates(device)
     return max(floor.flops / flops, floor.bytes / bandwidth)
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the operators that start a kernel."""
+    """Counts the operators that launch a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,9 +218,10 @@ _NO_KERNEL = frozenset(
 
 
 def count_launches(device: torch.device, call: Callable[[], object]) -> tuple[int, int | None]:
-    """Kernels that a call starts, and how often the host waits for the device (None: not known).
+    """Kernels that a call launches, and how often the host waits for the device (None: unknown).
 
-    On a CPU: operators that compute, as each is at least one kernel on a GPU.
+    On a CPU, the operators that compute something are counted instead: on a GPU, each of them would
+    be at least one kernel.
     """
     if device.type != "cuda":
         with _Counter() as counter:

@@ -1,6 +1,6 @@
-"""Random assignment problems against SciPy, for any solver with the batch interface of `_numpy`.
+"""Compares any solver with the batch interface of `_numpy` with SciPy, on random problems.
 
-Imports no torch, so that it also runs under AddressSanitizer:
+It does not import torch, so that it can also run under AddressSanitizer:
     python tests/helpers/assignment_driver.py MODULE.so --problems 100000
 """
 
@@ -23,7 +23,9 @@ DISTRIBUTIONS = (
     *("uniform", "normal", "detr", "collapse", "integers", "clamped", "constant", "huge"),
 )
 LARGE = 2.0**960
-"""From here on, sums of costs may overflow, which SciPy does not mind."""
+"""Magnitude from which sums of costs may overflow. SciPy does not guard against that, so such costs
+are scaled down for it.
+"""
 DTYPES = (np.float16, np.float32, np.float64)
 
 # (cost, row_counts, column_counts, maximize=, strict=, threads=) -> (assignment, status)
@@ -44,7 +46,7 @@ class Batch:
 
 
 def draw_costs(rng: np.random.Generator, distribution: str, shape: tuple[int, int, int]):
-    """`[B, R, C]` fp64 costs of one of `DISTRIBUTIONS`."""
+    """Costs `[B, R, C]` in fp64 from one of `DISTRIBUTIONS`."""
     problems, rows, columns = shape
     if distribution == "uniform":
         return rng.random(shape)
@@ -60,7 +62,7 @@ def draw_costs(rng: np.random.Generator, distribution: str, shape: tuple[int, in
         return query + 3 * target + 0.1 * rng.random(shape)
     if distribution == "integers":
         return rng.integers(-3, 4, shape).astype(np.float64)
-    if distribution == "huge":  # near the largest number, of the dtype that they get
+    if distribution == "huge":  # near the largest number of the dtype that they are clipped to
         return np.finfo(np.float64).max * rng.choice([-1, 1, 0.3, 1e-300], shape)
     if distribution == "clamped":
         return np.where(rng.random(shape) < 0.4, 1e10, rng.normal(size=shape))
@@ -68,7 +70,7 @@ def draw_costs(rng: np.random.Generator, distribution: str, shape: tuple[int, in
 
 
 def batches(problems: int, seed: int, largest: int = 40, batch: int = 50) -> Iterator[Batch]:
-    """Batches of every kind: ragged, transposed in memory, missing edges, all dtypes."""
+    """Batches of all kinds: ragged, transposed in memory, with forbidden pairs, in all dtypes."""
     rng = np.random.default_rng(seed)
     for _ in range(0, problems, batch):
         rows, columns = rng.integers(0, largest + 1, 2)
@@ -92,7 +94,11 @@ def batches(problems: int, seed: int, largest: int = 40, batch: int = 50) -> Ite
 
 
 def compare(solver: Solver, batch: Batch, strict: bool, threads: int = 1) -> int:
-    """Check one batch, raise AssertionError at a difference; the number of infeasible problems."""
+    """Compare one batch with SciPy and return the number of infeasible problems.
+
+    Raises:
+        AssertionError: a result differs from SciPy's.
+    """
     assignment, status = solver(
         batch.cost,
         batch.row_counts,
@@ -105,7 +111,7 @@ def compare(solver: Solver, batch: Batch, strict: bool, threads: int = 1) -> int
     for b, (r, c) in enumerate(zip(batch.row_counts, batch.column_counts, strict=True)):
         cost = batch.cost[b, :r, :c].astype(np.float64)
         if batch.is_large:
-            cost *= 2.0**-64  # a power of two, which rounds nothing
+            cost *= 2.0**-64  # a power of two, so that nothing is rounded
         where = f"problem {b} of {batch.cost.shape} {batch.cost.dtype}, counts {r} x {c}"
         rows = np.flatnonzero(assignment[b] >= 0)
         columns = assignment[b, rows]
@@ -123,7 +129,7 @@ def compare(solver: Solver, batch: Batch, strict: bool, threads: int = 1) -> int
             continue
         assert not status[b] & ~POSITIVE_INFINITY, where
         total, least = cost[rows, columns].sum(), cost[expected].sum()
-        # Both are optimal up to the rounding of sums of these magnitudes in fp64.
+        # Both are optimal up to fp64 rounding of sums of this magnitude.
         finite = np.abs(cost[np.isfinite(cost)])
         slack = (
             8 * np.finfo(np.float64).eps * (1 + min(r, c)) * (finite.max() if finite.size else 0)
@@ -136,9 +142,12 @@ def compare(solver: Solver, batch: Batch, strict: bool, threads: int = 1) -> int
 
 
 def run(solver: Solver, problems: int, seed: int = 0, largest: int = 40, batch: int = 50) -> int:
-    """Half of the batches strict, half not. Returns the number of infeasible problems.
+    """Compare batches with SciPy, every other one in strict mode.
 
-    Strict are only those of which SciPy finds the optimum.
+    Batches with very large costs are never strict: SciPy finds their optimum only after scaling.
+
+    Returns:
+        The number of infeasible problems.
     """
     infeasible = 0
     for turn, work in enumerate(batches(problems, seed, largest, batch)):
@@ -164,7 +173,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=100_000)
     parser.add_argument("--largest", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=50, help="problems a call")
+    parser.add_argument("--batch", type=int, default=50, help="problems per call")
     arguments = parser.parse_args()
     start = time.perf_counter()
     solver = load(arguments.module).batch_linear_assignment

@@ -1,4 +1,4 @@
-"""Tests of an operation run with each backend that serves it."""
+"""Runs the tests of an operation with each backend that implements it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ native_only = pytest.mark.parametrize("served_by", ["native"], indirect=True)
 
 
 def each_backend(operation: str, *, forced: bool = True) -> Any:
-    """A fixture `served_by`: every test of a module runs with both backends.
+    """An autouse fixture `served_by` that runs every test of a module with both backends.
 
     Args:
-        operation: what is tested; without a native kernel for it, those runs are skipped.
-        forced: off where other operations of a test may have no native kernel.
+        operation: the operation under test; without a native kernel for it, native runs skip.
+        forced: whether every operation must run natively. False if a test also uses operations
+            that may lack a native kernel.
     """
 
     @pytest.fixture(params=["reference", "native"], autouse=True, name="served_by")

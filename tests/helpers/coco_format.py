@@ -1,5 +1,5 @@
-"""COCO panoptic results, checked line by line against the format that cocodataset.org publishes and
-against what panopticapi's evaluation refuses.
+"""Checks COCO panoptic results entry by entry against the format published on cocodataset.org and
+against the errors that panopticapi's evaluation raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maskformer.data.sample import Sample, look_up
 
 
 def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
-    """Asserts that file and folder are valid and fit each other; returns the annotations."""
+    """Assert that JSON file and PNG folder are valid and consistent; return the annotations."""
     content = json.loads(annotations.read_text())
     kinds = {category["id"]: category["isthing"] for category in content["categories"]}
     assert all(type(number) is int and kind in (0, 1) for number, kind in kinds.items())
@@ -36,7 +36,7 @@ def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
         numbers = [segment["id"] for segment in segments]
         assert sorted(numbers) == sorted(set(np.unique(ids).tolist()) - {0})
         stuff = [s["category_id"] for s in segments if not kinds[s["category_id"]]]
-        assert len(stuff) == len(set(stuff))  # one segment each
+        assert len(stuff) == len(set(stuff))  # at most one segment per stuff category
         for segment in segments:
             names = ("id", "category_id", "area", "iscrowd", *segment["bbox"])
             values = [segment[name] if isinstance(name, str) else name for name in names]
@@ -53,7 +53,7 @@ def check_panoptic(annotations: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def ground_truth_as_panoptic(sample: Sample) -> tuple[Tensor, list[dict[str, int]]]:
-    """A sample's own segments in the form of a prediction; crowds become void."""
+    """A sample's ground-truth segments in the format of a prediction; crowds become void."""
     numbers = torch.where(sample.crowd, 0, torch.arange(1, len(sample.labels) + 1)).int()
     ids = look_up(numbers, sample.segments).clamp(min=0)
     kept = [(k, c) for k, c in enumerate(sample.labels.tolist()) if not sample.crowd[k]]

@@ -1,4 +1,4 @@
-"""The command line in this process: what the `run` fixture is, and a run that it trains."""
+"""Helpers for the command line: the type of the `run` fixture, a training run, a closed pipe."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from helpers.recipes import write_recipe
 from maskformer.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-"""Gives back the exit code and what was printed to standard output and error."""
+"""Runs a command and returns its exit code, standard output and standard error."""
 
 
 def train_once(folder: Path, values: dict[str, Any]) -> Path:
-    """The run of a recipe with these values."""
+    """Train a recipe with these values in this process, and return the run's folder."""
     recipe = write_recipe(folder, values)
     arguments = ["train", "--cpu", "--config", recipe, "--output", folder / "run"]
     with pytest.MonkeyPatch.context() as patch:
@@ -31,7 +31,7 @@ def train_once(folder: Path, values: dict[str, Any]) -> Path:
 
 
 def without_reader(*arguments: str) -> str:
-    """What a Python program says on standard error whose standard output nobody reads."""
+    """Standard error of a Python program whose standard output is a pipe closed by its reader."""
     reading, writing = os.pipe()
     os.close(reading)
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}

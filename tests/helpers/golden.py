@@ -1,4 +1,4 @@
-"""The example whose numbers come from the official code; formulas instead of stored arrays."""
+"""A golden example: inputs from formulas, not stored arrays; results from the official code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def official_outputs(
 
 
 def targets(*, empty: tuple[int, ...] = ()) -> list[dict[str, Tensor]]:
-    """The official list of two dicts, with the images in `empty` emptied."""
+    """Targets in the official format for two images; those in `empty` have no segments."""
     row = torch.arange(16)[:, None].expand(16, 24)
     column = torch.arange(24).expand(16, 24)
     first = torch.stack([row < 8, (column >= 12) & (row >= 8)])

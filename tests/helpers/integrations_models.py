@@ -1,4 +1,4 @@
-"""Small models of transformers with random weights, and targets for them."""
+"""Small Hugging Face transformers models with random weights, and targets for them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """In training mode. Weights are larger than at the start of training: nothing ties."""
+    """A model in training mode, with noise added to its initial weights to avoid tied matches."""
     torch.manual_seed(0)
     model = MODELS[name]().train()
     with torch.no_grad():

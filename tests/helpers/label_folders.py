@@ -21,7 +21,7 @@ def columns(*values: Any, dtype: Any = np.uint8) -> NDArray[Any]:
 def write_pair(
     root: Path, name: str, labels: NDArray[Any], suffix: str = ".jpg", folder: str = "labels"
 ) -> None:
-    """An image and its label file, of one size."""
+    """Write an image and its label file, of the same size."""
     image, label = root / "images" / f"{name}{suffix}", root / folder / f"{name}.png"
     for file in (image, label):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -30,13 +30,13 @@ def write_pair(
 
 
 def folder_config(root: Path, **settings: Any) -> FolderConfig:
-    """`data` of a recipe as YAML would say it."""
+    """The `data` section of a recipe for a folder, validated as if read from YAML."""
     config = data_config("folder", root, {"images": "images", "labels": "labels"}, **settings)
     assert isinstance(config, FolderConfig)
     return config
 
 
 def data_config(form: str, root: Path, split: dict[str, str], **settings: Any) -> DataConfig:
-    """The same for any format; both splits are alike unless given."""
+    """The same for any format; both splits are `split` unless the settings override one."""
     data = {"format": form, "root": str(root), "train": split, "val": split} | settings
     return parse_config({"data": data}).data

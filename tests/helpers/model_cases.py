@@ -55,9 +55,10 @@ PARAMETERS = {
     "coco_stuff_10k/per_pixel_plus_r50": 41_234_112,
     "mapillary/r50": 41_232_898,
 }
-"""Trainable parameters. The facts give those of R50, R101 and Swin and of the baselines at 150
-classes. R101c has 123,392 more than R101 (a stem of three convolutions, and 128 channels into the
-first stage); R101 18,939,904 more than R50; a class costs a per-pixel model 257, or as a query 256.
+"""Trainable parameters. docs/facts.md gives the counts of R50, R101, Swin and the baselines at 150
+classes. The others follow: R101c has 123,392 more than R101 (a stem of three convolutions, and 128
+channels into the first stage), and R101 has 18,939,904 more than R50. A class adds 257 parameters
+to a per-pixel model, or 256 if it is a query.
 """
 
 
@@ -74,13 +75,13 @@ def trainable(module: nn.Module) -> int:
 
 
 def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    """Largest difference, relative to the largest true value."""
+    """The largest absolute difference, relative to the largest absolute true value."""
     value, truth = value.detach(), truth.detach()
     return float((value - truth).abs().max() / truth.abs().max())
 
 
 def randomise(module: nn.Module) -> None:
-    """Gives norms and biases values that tell them apart."""
+    """Randomise norms and biases, whose initial values are all alike and would hide mix-ups."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     with torch.no_grad():
         for name, tensor in tensors:

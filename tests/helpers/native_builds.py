@@ -1,6 +1,6 @@
-"""Builds of the native code that tests make for themselves.
+"""Builds of the native code for tests that need their own.
 
-They stay in `build/tests` (`make clean` removes them), and only what changed is built again.
+They are kept in `build/tests` (`make clean` removes them), so later runs rebuild only what changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ needs_build = pytest.mark.skipif(
 
 
 def kept_folder(name: str) -> Path:
-    """For what this Python and this PyTorch build."""
+    """The folder for builds with this version of Python and PyTorch, created if missing."""
     version = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
     folder = ROOT / "build" / "tests" / version / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def kept_folder(name: str) -> Path:
 
 
 def native_build(name: str, targets: Sequence[str], *options: str) -> Path:
-    """Build targets of CMakeLists.txt into the folder that is returned, with options of CMake."""
+    """Build targets of CMakeLists.txt with these CMake options, and return the build folder."""
     folder = kept_folder(name)
     configure = [
         *(str(CMAKE), "-S", str(ROOT), "-B", str(folder), "-GNinja", "-DMFK_CUDA=OFF"),

@@ -1,4 +1,4 @@
-"""Groups of processes on this machine, as torchrun starts them."""
+"""Process groups on this machine, set up as torchrun does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch.multiprocessing
 
 
 def forks() -> ForkServerContext:
-    """Processes that are forks of a server that has imported everything and computed nothing.
+    """A context that forks processes from a server that has imported everything, computed nothing.
 
-    PyTorch refuses to differentiate in a fork of a process that has done so in threads, as other
-    tests do.
+    Forking the test process itself would not work: PyTorch refuses to run a backward pass in a fork
+    of a process that has already run one in threads, as other tests do.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["maskformer.commands.train"])
@@ -25,7 +25,7 @@ def forks() -> ForkServerContext:
 
 
 def run_two(function: Callable[..., None], *arguments: Any) -> None:
-    """Calls a function with the rank and these arguments in two processes; raises what they do."""
+    """Call a function with the rank and these arguments in two processes, raising their errors."""
     forks()
     torch.multiprocessing.start_processes(function, arguments, 2, start_method="forkserver")
 

@@ -1,4 +1,4 @@
-"""A recipe small enough for tests: some seconds of training on generated images."""
+"""A recipe small enough for tests: it trains for a few seconds on generated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the repository and the tests lie."""
+"""Paths of the repository and of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar files of images and label maps."""
+"""Writes tar archives (shards) of images and label maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encode(pixels: NDArray[Any], kind: str = "PNG") -> bytes:
 
 
 def write_members(file: Path, members: Mapping[str, bytes]) -> Path:
-    """An archive of members in this order."""
+    """Write a tar archive with these members, in this order."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as archive:
         for name, content in members.items():
@@ -31,6 +31,6 @@ def write_members(file: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def pair(key: str, labels: NDArray[Any], grey: int = 9) -> dict[str, bytes]:
-    """An image and its labels, of one size."""
+    """The members for an image and its label map, of the same size."""
     image = np.full((*labels.shape, 3), grey, np.uint8)
     return {f"{key}.jpg": encode(image, "JPEG"), f"{key}.png": encode(labels)}

@@ -1,4 +1,4 @@
-"""Random predictions and targets for the tests of the operations; how exact results are."""
+"""Hypothesis strategies for predictions and targets of the operations, and an accuracy check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ thorough = settings(
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes in the letters of the documentation."""
+    """Problem sizes. `counts` are the segments of each image, `low` and `size` the (height, width)
+    of the mask logits and of the targets.
+    """
 
     layers: int = 2
     counts: tuple[int, ...] = (3, 2)
@@ -53,7 +55,7 @@ class Case:
         return [torch.randint(self.classes, (n,), generator=generator) for n in self.counts]
 
     def label_maps(self) -> Tensor:
-        """`[B, H, W]` with void and, now and then, segments that own no pixel."""
+        """Label maps `[B, H, W]` with void pixels and, occasionally, segments without pixels."""
         generator = torch.Generator().manual_seed(self.seed + 2)
         maps = [torch.randint(-1, max(n, 1), self.size, generator=generator) for n in self.counts]
         return torch.stack([m.clamp(max=n - 1) for m, n in zip(maps, self.counts, strict=True)])
@@ -80,7 +82,7 @@ class Case:
 
 
 def official_outputs(class_logits: Tensor, masks: Tensor) -> dict[str, object]:
-    """Layers `[L, B, Q, …]` as the dictionary of the official code."""
+    """Predictions `[L, B, Q, …]` of all layers as the official code's dictionary of outputs."""
     *aux, final = (
         {"pred_logits": logits, "pred_masks": mask}
         for logits, mask in zip(class_logits, masks, strict=True)
@@ -102,7 +104,7 @@ cases = st.builds(
     overlap=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-"""Everything small and odd, with T > Q and images without segments."""
+"""Small cases of odd sizes, including more segments than queries and images without segments."""
 
 numbers = st.tuples(st.sampled_from([-1.0, 1.0]), st.floats(-30, 30)).map(
     lambda drawn: drawn[0] * 10.0 ** drawn[1]
@@ -112,7 +114,7 @@ unusual = st.sampled_from([math.inf, -math.inf, math.nan])
 
 
 def tensors(*shape: int, with_unusual: bool = True) -> st.SearchStrategy[Tensor]:
-    """Mostly ordinary logits, some of any magnitude, at most two that are not finite."""
+    """Logits: ordinary ones, some of extreme magnitude, and at most two that are not finite."""
     count = math.prod(shape)
     values = st.lists(st.one_of(ordinary, numbers), min_size=count, max_size=count)
     places = st.dictionaries(st.integers(0, count - 1), unusual, max_size=2 * with_unusual)
@@ -127,7 +129,9 @@ def tensors(*shape: int, with_unusual: bool = True) -> st.SearchStrategy[Tensor]
 
 
 def assert_as_exact(ours: Tensor, plain: Tensor, truth: Tensor, unit: Tensor | float = 1.0) -> None:
-    """NaN where plain PyTorch is, no further from the truth than it, plus a few roundings."""
+    """Assert NaN exactly where plain PyTorch has NaN, and elsewhere errors of at most twice its own
+    plus a few roundings.
+    """
     assert torch.equal(ours.isnan(), plain.isnan())
     slack = 8 * 2**-23 * (truth.abs() + unit)
     allowed = 2 * (plain - truth).abs() + slack

@@ -1,4 +1,4 @@
-"""Training runs of recipes."""
+"""Trains recipes and reads what they log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from maskformer.training.trainer import Trainer
 
 
 def build_trainer(config: Config, output: Path, **options: Any) -> Trainer:
-    """A trainer of a recipe in a run folder; see `build_training` for the options."""
+    """A trainer for a recipe, writing to a run folder; see `build_training` for the options."""
     return Trainer(build_training(config, output, **options))
 
 
 def record_steps(trainer: Trainer) -> list[dict[str, float]]:
-    """Trains, and returns the figures that are logged."""
+    """Train, and return the values logged at each step."""
     log, seen = trainer.parts.reporter.log, []
 
     def record(step: int, values: dict[str, float], window: LogWindow) -> None:
@@ -32,10 +32,12 @@ def record_steps(trainer: Trainer) -> list[dict[str, float]]:
 
 
 def scalars(run: Path, name: str) -> dict[int, float]:
-    """The curve that TensorBoard shows: a resumed run adds a file, whose steps count."""
+    """The curve that TensorBoard shows, by step. A resumed run adds a file, whose values replace
+    earlier ones of the same steps.
+    """
     values: dict[int, float] = {}
     files = sorted((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    for file in files:  # TensorBoard's own order mixes up files of the same second
+    for file in files:  # TensorBoard's order is ambiguous for files of the same second
         events = EventAccumulator(str(file))
         events.Reload()
         values |= {event.step: event.value for event in events.Scalars(name)}

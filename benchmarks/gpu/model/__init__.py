@@ -1,1 +1,1 @@
-"""What kernels should take on a GPU, from counted instructions: see benchmarks/gpu_model.py."""
+"""Predicts kernel times on a GPU from counted instructions: see benchmarks/gpu_model.py."""

@@ -1,4 +1,4 @@
-"""The assignment, whose kernel nvcc made: what a step of its search takes, and how many it has."""
+"""Predicts the assignment kernel, which nvcc compiles: latency of a search step times steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from gpu.model.prediction import Prediction
 from gpu.model.sass import Counts, Loop, Program
 
 FUNCTION = re.compile(r"solve_by_warpIf.*InRegisters.*WarpELi4ELi4EEELb0ELb1EEE")
-"""Of costs in float32 and up to 128 columns, all in shared memory."""
+"""The kernel for float32 costs with up to 128 columns, held entirely in shared memory."""
 
 
 def program_of_the_library(library: Path, architecture: int = 90) -> Program:
-    """Raises ValueError if the library has no such kernel for the architecture."""
+    """The code of the assignment kernel in a native library.
+
+    Raises:
+        ValueError: the library has no such kernel for the architecture.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     command = [str(tool), "-arch", f"sm_{architecture}", "-sass", str(library)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -28,7 +32,7 @@ def program_of_the_library(library: Path, architecture: int = 90) -> Program:
 
 
 def step_of_the_search(program: Program) -> Counts:
-    """One step of one warp: the loop without others in it that adds the most float64 numbers."""
+    """One search step of one warp: the innermost loop with the most float64 additions."""
     innermost = [loop for loop in program.whole.flat() if not _holds_a_search(loop)]
     steps = [program.counts(loop.begin, loop.end) for loop in innermost]
     return max(steps, key=lambda counts: counts.names["DADD"])
@@ -39,14 +43,14 @@ def _holds_a_search(loop: Loop) -> bool:
 
 
 def predict_assignment(program: Program, case: Case, machine: Machine) -> Prediction:
-    """All problems at a time, each as long as one whose queries are all alike.
+    """Predict the worst case: every problem has identical queries, and all problems run at once.
 
-    Then the search for the t-th segment takes t steps: what untrained predictions come close to.
+    The search for the t-th segment then takes t steps. Untrained predictions come close to this.
     """
     step, rows = step_of_the_search(program), case.segments
     loading = program.counts(program.whole.flat()[0].begin, program.whole.flat()[0].end)
-    of_a_turn = 16 * 128  # 16 costs a thread
-    turns = -(-rows * QUERIES // of_a_turn)
-    cycles = rows * (rows + 1) / 2 * step.latency + turns * loading.latency
+    costs_per_iteration = 16 * 128  # 16 costs per thread, 128 threads
+    iterations = -(-rows * QUERIES // costs_per_iteration)
+    cycles = rows * (rows + 1) / 2 * step.latency + iterations * loading.latency
     waves = -(-LAYERS * IMAGES // machine.multiprocessors)
     return Prediction({"latency": 1e6 * waves * cycles / machine.clock - START_US})

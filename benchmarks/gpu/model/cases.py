@@ -1,4 +1,4 @@
-"""What the criterion launches in cases A and B, and how often the loops of each kernel run."""
+"""The criterion's kernel launches in cases A and B, and the trip counts of each kernel's loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS, IMAGES, QUERIES, CHANNELS = 6, 16, 100, 256
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a batch; every image has the same number of segments."""
+    """Sizes of a batch; all images have the same number of segments."""
 
     name: str
     segments: int
@@ -36,11 +36,11 @@ class Case:
 
 
 CASES = (Case("A", 9, 128, 128, 150), Case("B", 12, 200, 336, 133))
-"""ADE20K and COCO as in benchmarks/NOTES.md; targets are four times as large as masks."""
+"""ADE20K and COCO as in benchmarks/NOTES.md; targets have four times the side length of masks."""
 
 
 def launches_of(case: Case, dtype: torch.dtype) -> list[Launch]:
-    """Of Triton kernels, for the criterion and its backward pass, without a GPU."""
+    """Launches of Triton kernels by the criterion and its backward pass, recorded without a GPU."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -68,43 +68,44 @@ def launches_of(case: Case, dtype: torch.dtype) -> list[Launch]:
 Trips = Callable[[dict[str, Any], Case], list[float]]
 
 
-def _steps(size: int, of_a_step: int) -> int:
-    return -(-size // of_a_step)
+def _ceil_div(size: int, step: int) -> int:
+    return -(-size // step)
 
 
 def _sums(given: dict[str, Any], case: Case) -> list[float]:
-    block, splits = given["BLOCK"], _steps(case.pixels, given["BLOCK"].pixels_of_split)
-    # The second one is the kernel's end, to which the assembler jumps back from behind it.
-    return [_steps(case.pixels, block.pixels) / splits + 1, 1]
+    block, splits = given["BLOCK"], _ceil_div(case.pixels, given["BLOCK"].pixels_of_split)
+    # The second "loop" is the kernel's epilogue: the assembler moved a block behind it, which
+    # branches back to it once.
+    return [_ceil_div(case.pixels, block.pixels) / splits + 1, 1]
 
 
 def _cost(given: dict[str, Any], case: Case) -> list[float]:
-    classes = _steps(case.classes + 1, given["BLOCK"].classes)
-    # The loops between are of costs too large for what the first kernel sums.
+    classes = _ceil_div(case.classes + 1, given["BLOCK"].classes)
+    # The loops in between handle costs too large for the sums of the first kernel; they do not run.
     return [len(given["partial"].areas_ptr), 0, 0, 0, classes, classes]
 
 
 def _parts(given: dict[str, Any], case: Case) -> list[float]:
-    blocks = _steps(case.pixels, PIXELS_OF_A_SCALE.value)
-    rows = _steps(LAYERS * QUERIES, given["BLOCK"].rows)
-    steps, of_features = CHANNELS / given["BLOCK"].channels, blocks / (blocks + rows)
-    of_embed = 1 - of_features
-    return [steps * share for share in (of_embed, of_features, of_features, of_embed)]
+    blocks = _ceil_div(case.pixels, PIXELS_OF_A_SCALE.value)
+    rows = _ceil_div(LAYERS * QUERIES, given["BLOCK"].rows)
+    steps, features_share = CHANNELS / given["BLOCK"].channels, blocks / (blocks + rows)
+    embed_share = 1 - features_share
+    return [steps * share for share in (embed_share, features_share, features_share, embed_share)]
 
 
 def _pixels(given: dict[str, Any], case: Case) -> list[float]:
     chunks = -(-case.height // MASK_ROWS_OF_A_PROGRAM)
-    lines = _steps(case.height, chunks) + 1  # one above, whose share another program has
+    lines = _ceil_div(case.height, chunks) + 1  # plus the line above, which another program counts
     return [lines, 4 * lines]
 
 
 def _grad_embed_sum(given: dict[str, Any], case: Case) -> list[float]:
     matched = case.segments / QUERIES
-    return [1, matched, matched * _steps(given["splits"], 8)]
+    return [1, matched, matched * _ceil_div(given["splits"], 8)]
 
 
 def _classes(given: dict[str, Any], case: Case) -> list[float]:
-    classes = _steps(case.classes + 1, given["BLOCK"].classes)
+    classes = _ceil_div(case.classes + 1, given["BLOCK"].classes)
     return [1, classes, classes]
 
 
@@ -115,31 +116,31 @@ TRIPS: dict[str, Trips] = {
     "logits_kernel": lambda given, case: [CHANNELS / given["BLOCK"].channels],
     "members_kernel": lambda given, case: [case.segments],
     "pixels_kernel": _pixels,
-    "totals_kernel": lambda given, case: [_steps(given["entries"], given["BLOCK"])],
+    "totals_kernel": lambda given, case: [_ceil_div(given["entries"], given["BLOCK"])],
     "combine_kernel": lambda given, case: [],
     "grad_embed_kernel": lambda given, case: [
         given["BLOCK"].pixels_of_split / given["BLOCK"].pixels,
     ],
     "grad_features_kernel": lambda given, case: [
-        _steps(LAYERS * case.segments, given["BLOCK"].rows),
+        _ceil_div(LAYERS * case.segments, given["BLOCK"].rows),
     ],
     "grad_embed_sum_kernel": _grad_embed_sum,
     "entropy_kernel": _classes,
-    "sum_kernel": lambda given, case: [_steps(given["parts"], given["BLOCK"])],
-    "loss_sums_kernel": lambda given, case: [_steps(given["size"], given["BLOCK"])] * 2,
-    "gradient_kernel": lambda given, case: [_steps(case.classes + 1, given["BLOCK_K"])],
+    "sum_kernel": lambda given, case: [_ceil_div(given["parts"], given["BLOCK"])],
+    "loss_sums_kernel": lambda given, case: [_ceil_div(given["size"], given["BLOCK"])] * 2,
+    "gradient_kernel": lambda given, case: [_ceil_div(case.classes + 1, given["BLOCK_K"])],
 }
-"""For each kernel, how often a program runs through its loops, in the order in which they begin."""
+"""For each kernel, the trip counts of its loops per program, in the order in which they begin."""
 
 BRANCHES = {"parts_kernel": 0.5}
-"""The share of the code outside of loops that a program runs through, where branches exclude it."""
+"""The share of the code outside loops that a program executes, if branches skip the rest."""
 
 NOT_READ = {"cost_kernel": ("masks",)}
-"""Arguments that stay where they are: what only costs that are too large need."""
+"""Arguments that a kernel does not normally read: only costs that are too large need them."""
 
 
 def bytes_of(launch: Launch) -> int:
-    """Of memory: every tensor among the arguments once."""
+    """Memory traffic of a launch: every tensor among its arguments once."""
     skipped = NOT_READ.get(launch.name, ())
     given = [value for name, value in launch.arguments.items() if name not in skipped]
     return sum(x.numel() * x.element_size() for x in _tensors(given))

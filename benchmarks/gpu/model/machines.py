@@ -1,26 +1,26 @@
-"""What a multiprocessor of compute capability 9 does in a cycle, and the two GPUs that have it."""
+"""Resources and throughput of a multiprocessor (compute capability 9.0), and two GPUs with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SCHEDULERS = 4
-"""Of a multiprocessor; each issues one instruction of a warp in a cycle."""
+"""Warp schedulers per multiprocessor; each has one issue slot per cycle."""
 REGISTERS = 65536
 SHARED_MEMORY = 228 << 10
-RESERVED_OF_A_PROGRAM = 1 << 10
-MOST_WARPS = 64
-MOST_PROGRAMS = 32
+RESERVED_SHARED_MEMORY = 1 << 10
+MAX_WARPS = 64
+MAX_PROGRAMS = 32
 
 CYCLES = {"alu": 2.0, "fma": 1.0, "fma heavy": 2.0, "mufu": 8.0, "lsu": 4.0, "tensor": 1.0}
-"""For which an instruction of a warp keeps the pipe of its scheduler busy (CUDA programming guide,
-throughput of arithmetic instructions); an instruction of the tensor pipe has its own number."""
+"""Cycles for which one warp instruction occupies its pipe on a scheduler (CUDA programming guide,
+throughput of arithmetic instructions); on the tensor pipe, it depends on the instruction."""
 
-WAIT = 30
-"""Cycles that a warp waits, about, where its code waits for a result of variable latency."""
+WAIT_CYCLES = 30
+"""Approximate cycles that a warp stalls when it waits for a result of variable latency."""
 
 START_US = 1.5
-"""Until a kernel's first programs run and after its last ones end, about."""
+"""Approximate launch overhead of a kernel: before its first programs run and after its last end."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Machine:
     name: str
     multiprocessors: int
     clock: float
-    """Cycles a second under load."""
+    """Clock rate under load, in Hz."""
     bandwidth: float
-    """Bytes a second that a copy reaches."""
+    """Memory bandwidth that a copy reaches, in bytes per second."""
 
 
 MACHINES = {

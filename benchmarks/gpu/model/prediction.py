@@ -1,4 +1,4 @@
-"""The time that each kernel should take, and what bounds it."""
+"""Predicts the time of each kernel, and the resource that bounds it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from gpu.model.cases import BRANCHES, TRIPS, Case, bytes_of
 from gpu.model.machines import (
-    MOST_PROGRAMS,
-    MOST_WARPS,
+    MAX_PROGRAMS,
+    MAX_WARPS,
     REGISTERS,
-    RESERVED_OF_A_PROGRAM,
+    RESERVED_SHARED_MEMORY,
     SCHEDULERS,
     SHARED_MEMORY,
     START_US,
@@ -22,24 +22,27 @@ from helpers.gpu.compiler import Compiled, Launch, compile_launch, cuobjdump
 
 @dataclass(frozen=True)
 class Work:
-    """What a launch does, on any GPU of the architecture."""
+    """The work of a launch, the same on every GPU of the architecture.
+
+    A program is a thread block.
+    """
 
     kernel: str
     programs: int
     warps: int
-    """Of a program."""
+    """Warps per program."""
     resident: int
-    """Programs that a multiprocessor holds at once, by registers and shared memory."""
+    """Occupancy: programs that fit on a multiprocessor at once."""
     registers: int
     shared_memory: int
     spilled: int
-    of_a_warp: Counts
+    per_warp: Counts
     bytes: int
 
     @property
     def instructions(self) -> float:
-        """Of all warps."""
-        return self.programs * self.warps * self.of_a_warp.instructions
+        """Warp instructions of the whole launch."""
+        return self.programs * self.warps * self.per_warp.instructions
 
 
 def work_of(launch: Launch, case: Case, architecture: str = "sm_90") -> Work:
@@ -55,24 +58,25 @@ def work_of(launch: Launch, case: Case, architecture: str = "sm_90") -> Work:
         registers=compiled.registers,
         shared_memory=compiled.shared,
         spilled=compiled.spilled,
-        of_a_warp=program.run_through(trips, BRANCHES.get(launch.name, 1.0)),
+        per_warp=program.run_through(trips, BRANCHES.get(launch.name, 1.0)),
         bytes=bytes_of(launch),
     )
 
 
 def resident_programs(compiled: Compiled, warps: int) -> int:
+    """Programs per multiprocessor, limited by registers, shared memory, warps and programs."""
     registers = -(-compiled.registers // 8) * 8 * 32 * warps
     return min(
         REGISTERS // registers,
-        SHARED_MEMORY // (compiled.shared + RESERVED_OF_A_PROGRAM),
-        MOST_WARPS // warps,
-        MOST_PROGRAMS,
+        SHARED_MEMORY // (compiled.shared + RESERVED_SHARED_MEMORY),
+        MAX_WARPS // warps,
+        MAX_PROGRAMS,
     )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Microseconds by what could bound a kernel; the longest counts."""
+    """Predicted microseconds for each resource that could bound a kernel; the largest decides."""
 
     bounds: dict[str, float]
 
@@ -86,14 +90,14 @@ class Prediction:
 
 
 def predict(work: Work, machine: Machine) -> Prediction:
-    """What the multiprocessor with the most programs needs, bound by bound."""
+    """The time that the multiprocessor with the most programs needs, for each bound."""
     programs = math.ceil(work.programs / machine.multiprocessors)
-    counts, warps = work.of_a_warp, programs * work.warps / SCHEDULERS
+    counts, warps = work.per_warp, programs * work.warps / SCHEDULERS
     cycles = {"issue": counts.instructions * warps}
     for pipe in ("alu", "mufu", "lsu", "tensor"):
         cycles[pipe] = counts.busy[pipe] * warps
     cycles["fma"] = (counts.busy["fma"] + counts.busy["fma heavy"]) * warps
-    # Programs that a multiprocessor holds at once wait at the same time; others come after them.
+    # Resident programs hide each other's latency; the remaining ones follow in further waves.
     rounds = programs / work.resident
     cycles["latency"] = counts.latency * (rounds if rounds > 4 else math.ceil(rounds))
     us = {name: 1e6 * number / machine.clock for name, number in cycles.items()}

@@ -1,4 +1,4 @@
-"""Predictions of the whole criterion beside what a GPU took, as a table, JSON and a picture."""
+"""Predicted against measured times of the whole criterion, as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASSIGNMENT = "solve_by_warp"
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel, or a whole criterion with its backward pass."""
+    """Prediction and measurement of one kernel in one case."""
 
     case: str
     dtype: str
@@ -40,7 +40,7 @@ class Row:
 
 
 class Measured:
-    """What benchmarks/results/h200.json holds."""
+    """The measurements in benchmarks/results/h200.json."""
 
     def __init__(self, path: Path) -> None:
         found = json.loads(path.read_text()) if path.exists() else {"rows": [], "utilisation": []}
@@ -50,10 +50,10 @@ class Measured:
         }
 
     def us(self, case: str, dtype: str, kernel: str) -> float | None:
-        of_kernels = self.rows.get(f"criterion {case} {dtype} native", {}).get("kernels_us", {})
-        # nvcc's kernels have their types in their names.
+        kernels_us = self.rows.get(f"criterion {case} {dtype} native", {}).get("kernels_us", {})
+        # Names of nvcc's kernels include their template arguments.
         return next(
-            (us for name, us in of_kernels.items() if name == kernel or f"::{kernel}<" in name),
+            (us for name, us in kernels_us.items() if name == kernel or f"::{kernel}<" in name),
             None,
         )
 
@@ -65,7 +65,7 @@ class Measured:
 def rows_of(
     case: Case, dtype: torch.dtype, measured: Measured, library: Path | None
 ) -> Iterator[Row]:
-    """Every kernel of the criterion and its backward pass; those of PyTorch are not predicted."""
+    """One row per kernel of the criterion and its backward pass, except for PyTorch's kernels."""
     name = str(dtype).removeprefix("torch.")
     for launch in launches_of(case, dtype):
         work = work_of(launch, case)
@@ -77,17 +77,17 @@ def rows_of(
         )
     if library is not None:
         program = program_of_the_library(library)
-        of_machines = {
+        predictions = {
             machine: predict_assignment(program, case, known) for machine, known in MACHINES.items()
         }
         us = measured.us(case.name, name, ASSIGNMENT)
-        yield Row(case.name, name, ASSIGNMENT, None, of_machines, us, None)
+        yield Row(case.name, name, ASSIGNMENT, None, predictions, us, None)
 
 
 def per_unit(rows: list[Row], case: Case) -> dict[str, float]:
-    """Instructions of a thread for each unit of the work, all of a kernel's loops and ends counted.
+    """Thread instructions per unit of work, including the kernels' prologues and epilogues.
 
-    A logit of the matching, a target pixel of the loss with its gradient.
+    The units are a logit in matching and a target pixel in the loss and its gradient.
     """
     of = {row.kernel: row.work for row in rows if row.work is not None}
     logits = LAYERS * IMAGES * QUERIES * case.pixels
@@ -126,15 +126,15 @@ def print_rows(rows: list[Row]) -> None:
         line += f"{at['H200'].us:9.1f} {at['H200'].bound_by:9}"
         line += f"{row.measured_us:9.1f}{row.ratio:7.2f}" if row.ratio else " " * 16
         if row.work is not None:
-            of_measured = row.measured_instructions
-            ratio = f"{of_measured / row.work.instructions:7.2f}" if of_measured else " " * 7
+            measured = row.measured_instructions
+            ratio = f"{measured / row.work.instructions:7.2f}" if measured else " " * 7
             line += f"{row.work.instructions:14.3g}{ratio}{row.work.registers:6}"
             line += f"{row.work.shared_memory >> 10:5}{row.work.resident:5}{row.work.spilled:7}"
         print(line)
 
 
 def summary(rows: list[Row], measured: Measured, before: dict[str, float]) -> list[dict[str, Any]]:
-    """Milliseconds of the criterion with its backward pass."""
+    """Predicted and measured milliseconds of the criterion with its backward pass, per case."""
     found = []
     for case in CASES:
         for dtype in dict.fromkeys(row.dtype for row in rows):
@@ -189,7 +189,9 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def plot(rows: list[Row], machine: Machine, path: Path) -> None:
-    """Instructions a second over instructions a byte, predicted and measured, below the roofs."""
+    """Draw an instruction roofline: instructions per second over instructions per byte of memory
+    traffic, predicted and measured, below the issue and bandwidth limits.
+    """
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))

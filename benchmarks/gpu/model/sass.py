@@ -1,4 +1,4 @@
-"""Loops of a compiled kernel: how many instructions of which pipe, and how long a warp stalls."""
+"""Analyses a kernel's SASS: its loops, instructions per pipe, and stall cycles of a warp."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gpu.model.machines import CYCLES, WAIT
+from gpu.model.machines import CYCLES, WAIT_CYCLES
 
 INSTRUCTION = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>\S+)(?P<operands>.*?);"
@@ -30,32 +30,33 @@ _PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names.split(
 @dataclass(frozen=True)
 class Instruction:
     name: str
-    """Without modifiers."""
+    """The opcode, without modifiers."""
     pipe: str
     cycles: float
-    """For which it keeps its pipe busy."""
+    """Cycles for which it occupies its pipe."""
     stall: int
-    """Cycles after which the warp can issue again at the earliest."""
+    """Cycles until the warp can issue its next instruction, at the earliest."""
     waits: bool
-    """For a result of variable latency."""
+    """Whether it waits for a result of variable latency."""
 
 
 @dataclass
 class Counts:
-    """Of one warp that runs through some code."""
+    """Totals for one warp that executes a stretch of code."""
 
     instructions: float = 0
     busy: Counter[str] = field(default_factory=Counter)
-    """Cycles for which each pipe of a scheduler is taken."""
+    """Cycles for which each pipe of a scheduler is occupied."""
     stalls: float = 0
-    """Cycles in which the warp itself cannot issue, waits not counted."""
+    """Cycles of fixed latency in which the warp cannot issue; `waits` come on top."""
     waits: float = 0
+    """How often the warp waits for a result of variable latency."""
     names: Counter[str] = field(default_factory=Counter)
 
     @property
     def latency(self) -> float:
-        """Cycles from the first instruction to the last one, if no other warp is in the way."""
-        return self.stalls + WAIT * self.waits
+        """Cycles from the first to the last instruction if no other warp competes for resources."""
+        return self.stalls + WAIT_CYCLES * self.waits
 
     def add(self, one: Instruction, times: float) -> None:
         self.instructions += times
@@ -67,21 +68,21 @@ class Counts:
 
 @dataclass
 class Loop:
-    """A stretch of code that branches back to its beginning."""
+    """A stretch of code, as instruction indices, that ends with a branch back to its beginning."""
 
     begin: int
     end: int
     inner: list[Loop] = field(default_factory=list)
 
     def flat(self) -> list[Loop]:
-        """The loops in here in the order in which they begin, an outer one before its inner ones.
+        """All nested loops, in the order in which they begin, outer loops before inner ones.
 
-        Not the stretch itself.
+        The stretch itself is not included.
         """
         return [found for loop in self.inner for found in (loop, *loop.flat())]
 
     def innermost(self, begin: int, end: int) -> Loop:
-        """The smallest loop that holds a stretch."""
+        """The smallest loop that contains a stretch."""
         for inner in self.inner:
             if inner.begin <= begin and end <= inner.end:
                 return inner.innermost(begin, end)
@@ -90,21 +91,21 @@ class Loop:
 
 @dataclass(frozen=True)
 class Program:
-    """The code of one kernel; `whole` is not a loop, but holds all loops."""
+    """The code of one kernel. `whole` is not a loop itself, but the root of all loops."""
 
     code: list[Instruction]
     whole: Loop
 
     @classmethod
     def of(cls, disassembly: str) -> Program:
-        """`disassembly`: what `cuobjdump -sass` prints of one function, with its encoding."""
+        """Parse what `cuobjdump -sass` prints for one function, including the encodings."""
         found = list(INSTRUCTION.finditer(disassembly))
         at = {int(one["address"], 16): index for index, one in enumerate(found)}
         loops: dict[int, Loop] = {}
         for index, one in enumerate(found):
             target = re.search(r"0x([0-9a-f]+)", one["operands"]) if one["name"] == "BRA" else None
             begin = at.get(int(target[1], 16), index) if target is not None else index
-            if begin < index:  # of branches back to one place, the last one ends the loop
+            if begin < index:  # if several branches go back to one place, the last ends the loop
                 loops[begin] = Loop(begin, index + 1)
         whole = Loop(0, len(found))
         for loop in sorted(loops.values(), key=lambda loop: (loop.begin, -loop.end)):
@@ -112,23 +113,27 @@ class Program:
         return cls([_instruction(one["name"], int(one["control"], 16)) for one in found], whole)
 
     def counts(self, begin: int, end: int) -> Counts:
-        """Of a stretch without the loops in it."""
+        """Totals for running once through a stretch, skipping the loops nested in it."""
         counts, loop = Counts(), self.whole.innermost(begin, end)
         for index in range(begin, end):
             counts.add(self.code[index], self.whole.innermost(index, index + 1) is loop)
         return counts
 
     def run_through(self, trips: Sequence[float], straight: float = 1.0) -> Counts:
-        """What a warp does that runs so often through each loop, in the order of `Loop.flat`.
+        """Totals for a warp that executes the whole program.
 
-        Code around a loop that never runs does not run either, from the loop before to the one
-        after. `straight`: the share that runs of the code outside of loops.
+        If a loop never runs, neither does the code around it, from the end of the previous loop
+        that runs to the beginning of the next.
+
+        Args:
+            trips: the trip count of each loop, in the order of `Loop.flat`.
+            straight: the share of the code outside loops that is executed.
 
         Raises:
-            ValueError: the compiler made another number of loops.
+            ValueError: the compiled code has a different number of loops.
         """
         loops = self.whole.flat()
-        while len(trips) > len(loops) and trips[-1] == 1:  # what runs once need not be a loop
+        while len(trips) > len(loops) and trips[-1] == 1:  # a single trip needs no loop
             trips = trips[:-1]
         if len(loops) != len(trips):
             raise ValueError(
@@ -164,11 +169,11 @@ def _pipe_of(name: str) -> str:
 
 
 def _cycles_of(name: str, pipe: str) -> float:
-    """For which the instruction takes its pipe."""
+    """Cycles for which the instruction occupies its pipe."""
     if pipe != "tensor":
         return CYCLES.get(pipe, 0.0)
     shape = re.search(r"\.(\d+)x(\d+)x(\d+)", name)
-    if shape is not None:  # a warpgroup's: 64 rows, whose quarter is a warp's
+    if shape is not None:  # a warpgroup instruction: 64 rows, a quarter of them for each warp
         return int(shape[2]) / 2
-    # HMMA.16816 and 1688: half of what a warpgroup's instructions reach.
+    # HMMA.16816 and HMMA.1688 reach half the throughput of warpgroup instructions.
     return 8.0 if "16816" in name else 4.0

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels as they would happen on a GPU, recorded and compiled without one."""
+"""Records launches of Triton kernels and compiles them, as for a GPU, but without having one."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from mfkernels.triton.devices import Gpu
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 SPILLED_ELSEWHERE = 64
-"""Bytes that a kernel may spill with another Triton than the pinned one."""
+"""Bytes that a kernel may spill with a Triton other than the pinned one."""
 
 SPILLED_WHERE_FASTER: dict[tuple[str, str, torch.dtype | None], int] = {
     ("sm_90", "logits_kernel", torch.float32): 256,
     ("sm_90", "grad_embed_kernel", torch.float32): 352,
 }
-"""Bytes that these may spill with any Triton, of features in this dtype, as the fastest tiles on an
-H200 do: `benchmarks/NOTES.md`, round 6."""
+"""Bytes that these kernels may spill with any Triton, by the dtype of the features: the tiles that
+are fastest on an H200 spill that much (`benchmarks/NOTES.md`, round 6)."""
 
 PINS = ROOT / "requirements" / "py311.txt"
 
 
 def is_pinned() -> bool:
-    """Whether this is the Triton of `requirements/`, with which no other kernel may spill."""
+    """Whether Triton is the pinned version, with which no kernel other than those may spill."""
     found = re.search(r"^triton==(\S+)", PINS.read_text(), re.MULTILINE)
     assert found is not None, f"{PINS} does not pin Triton"
     return triton.__version__ == found[1]
@@ -64,7 +64,7 @@ class Launch:
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     options: dict[str, Any]
-    """Of the compiler; the constants of the kernel are among its arguments."""
+    """Compiler options. Constants of the kernel (`constexpr`) are among its arguments instead."""
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class Launch:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """What is launched inside the block; nothing runs, so that tensors may be on any device."""
+    """Record the launches inside the block. Nothing runs, so tensors may be on any device."""
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], /, **given: Any) -> None:
@@ -89,7 +89,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 @contextmanager
 def made_for(architecture: str) -> Iterator[Gpu]:
-    """Launches inside the block are those for this GPU."""
+    """Choose kernels and tiles for this GPU inside the block."""
     with mock.patch.object(devices, "assumed", devices.KNOWN[architecture]) as gpu:
         yield gpu
 
@@ -98,11 +98,11 @@ def made_for(architecture: str) -> Iterator[Gpu]:
 class Compiled:
     registers: int
     spilled: int
-    """Bytes stored to and loaded from local memory."""
+    """Bytes of local memory per thread (scratch memory on AMD); 0 without register spills."""
     shared: int
-    """Bytes of shared memory of a program."""
+    """Bytes of shared memory per program (thread block)."""
     assembly: str
-    """PTX, or AMD's."""
+    """PTX, or AMD's assembly."""
     binary: bytes
 
     @property
@@ -112,7 +112,7 @@ class Compiled:
 
 
 def compile_launch(launch: Launch, architecture: str) -> Compiled:
-    """Compile with the specialisation that the JIT would choose for these arguments."""
+    """Compile a launch with the specialisation that Triton's JIT would choose for its arguments."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -145,9 +145,9 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
 
 
 def specialised(value: Any) -> tuple[Any, Any]:
-    """Type of an argument, and what is known of it: a constant, or "D" if 16 divides it.
+    """An argument's type, and what the compiler may assume: a constant, or "D" if 16 divides it.
 
-    Of a named tuple, two named tuples.
+    For a named tuple, two named tuples of these.
     """
     if isinstance(value, tuple):
         types, known = zip(*map(specialised, value), strict=True)
@@ -162,13 +162,13 @@ def specialised(value: Any) -> tuple[Any, Any]:
 
 
 def specialised_by_triton(value: Any) -> tuple[Any, Any]:
-    """The same by Triton itself, which reads the addresses of tensors: 0 on the meta device."""
+    """The same as `specialised`, from Triton itself, which reads tensor addresses (0 on meta)."""
     types, known = native_specialize_impl(CUDABackend, value, False, True, True)
     return types, known
 
 
 def variant_of(launch: Launch) -> str:
-    """What Triton keeps compiled kernels by: types, constants and options, as it finds them."""
+    """A launch's key in Triton's cache of compiled kernels: its types, constants and options."""
     found: list[Any] = [launch.name, sorted(launch.options.items())]
     for parameter in launch.kernel.params:
         value = launch.arguments[parameter.name]
@@ -189,7 +189,7 @@ def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...]
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and bytes of local memory a thread (0 without spills)."""
+    """Registers and bytes of local memory (0 without spills), both per thread."""
     text = cuobjdump(cubin, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert found is not None, text
@@ -197,7 +197,7 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
 
 
 def _usage_on_amd(assembly: str) -> tuple[int, int]:
-    """The same of AMD's assembly: vector registers, and scratch memory."""
+    """The same for AMD: vector registers and bytes of scratch memory, from the assembly."""
 
     def number(name: str) -> int:
         found = re.search(rf"\.{name}:\s+(\d+)", assembly)
@@ -208,7 +208,7 @@ def _usage_on_amd(assembly: str) -> tuple[int, int]:
 
 
 def cuobjdump(cubin: bytes, option: str) -> str:
-    """What the tool of this name prints."""
+    """The output of `cuobjdump`, from Triton's bundle or the PATH."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     program = str(tool) if tool.exists() else shutil.which("cuobjdump")
     assert program is not None

@@ -1,4 +1,4 @@
-"""What every test in Triton's interpreter needs: a pytest plugin.
+"""A pytest plugin with the fixtures that every test in Triton's interpreter needs.
 
 test_triton_interpreter.py runs the tests of test_*_triton.py in a process with
 TRITON_INTERPRET=1, which has to be set before Triton is imported.
@@ -22,7 +22,9 @@ from mfkernels.triton import launcher
 
 @pytest.fixture(autouse=True)
 def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bfloat16 as integers, multiplies them as such, and rounds wrongly."""
+    """Correct the interpreter's bfloat16: it stores the bits as integers, multiplies those, and
+    rounds float32 wrongly.
+    """
     handle = interpreter.TensorHandle
     builder = interpreter.InterpreterBuilder
     dot, cast = builder.create_dot, builder.cast_impl
@@ -47,13 +49,15 @@ def corrected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def language_of(function: Any) -> list[Any]:
-    """What the module of a function of kernels knows of the language."""
+    """The modules of Triton's language among the globals of a kernel's module."""
     return [part for part in (tl, tl.core) if part in function.__globals__.values()]
 
 
 @pytest.fixture(autouse=True)
 def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else every call goes over the whole language again, which takes half of the time."""
+    """Patch Triton's language only once. Otherwise every call of a kernel patches all of it again,
+    which takes half of the tests' time.
+    """
 
     def call(self: Any, *arguments: Any, **named: Any) -> Any:
         if any(tl.core.is_builtin(part.load) for part in language_of(self.fn)):
@@ -64,7 +68,7 @@ def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of an argument of a kernel, which may be a tuple."""
+    """The tensors in a kernel argument, which may be a nested tuple."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple):
@@ -73,7 +77,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
-    """The addresses that a kernel may touch: of its elements, or of the storage behind a view."""
+    """The address range that a kernel may access: a tensor's elements or, for a view that is not
+    contiguous, the rest of its storage.
+    """
     begin = tensor.data_ptr()
     if tensor.is_contiguous():
         return begin, begin + tensor.numel() * tensor.element_size()
@@ -83,7 +89,7 @@ def extent(tensor: Tensor) -> tuple[int, int]:
 
 @pytest.fixture(autouse=True)
 def within_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels touch nothing outside of their arguments, which on a GPU may be nobody's memory."""
+    """Assert that kernels access no memory outside their arguments: on a GPU it may be unmapped."""
     builder = interpreter.InterpreterBuilder
     load, store, start = builder.create_masked_load, builder.create_masked_store, launcher.start
     extents: list[tuple[int, int]] = []
@@ -99,7 +105,7 @@ def within_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         inside = np.zeros(begin.shape, np.bool_)
         for first, last in extents:
             inside |= (begin >= first) & (begin + np.uint64(size) <= last)
-        assert inside.all(), f"{(~inside).sum()} addresses lie outside of all arguments"
+        assert inside.all(), f"{(~inside).sum()} addresses lie outside all arguments"
 
     def masked_load(self: Any, pointers: Any, mask: Any, *others: Any, **named: Any) -> Any:
         check(pointers, mask)
@@ -116,16 +122,16 @@ def within_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def masks_of_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter refuses other masks from Triton 3.9 on; so do the tests with an older one."""
+    """Assert that masks are boolean. The interpreter rejects others only from Triton 3.9 on."""
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
 
     def masked_load(self: Any, pointers: Any, mask: Any, *others: Any, **named: Any) -> Any:
-        assert mask.data.dtype == np.bool_, f"the mask of a load is {mask.data.dtype}"
+        assert mask.data.dtype == np.bool_, f"the mask of a load is {mask.data.dtype}, not bool"
         return load(self, pointers, mask, *others, **named)
 
     def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
-        assert mask.data.dtype == np.bool_, f"the mask of a store is {mask.data.dtype}"
+        assert mask.data.dtype == np.bool_, f"the mask of a store is {mask.data.dtype}, not bool"
         return store(self, pointers, value, mask, *others)
 
     monkeypatch.setattr(builder, "create_masked_load", masked_load)
@@ -134,7 +140,7 @@ def masks_of_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory is full of NaN, so that reading before writing shows."""
+    """Fill new memory with NaN, so that reads before the first write show up in the results."""
     original = Tensor.new_empty
 
     def new_empty(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -145,7 +151,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_as_exact(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> None:
-    """No further from the truth than plain PyTorch is at the same precision, plus a few ulps."""
+    """Assert errors of at most twice plain PyTorch's at the same precision, plus a few ulps."""
     for result, same_precision, exact in zip(ours, plain, truth, strict=True):
         slack = 4 * 2**-23 * exact.abs().max() + 1e-9
         assert (result - exact).abs().max() <= 2 * (same_precision - exact).abs().max() + slack

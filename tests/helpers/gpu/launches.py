@@ -1,4 +1,4 @@
-"""The launches of every operation, recorded in the sizes of the paper's models."""
+"""Records the launches of every operation at the sizes of the paper's models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def predictions(
     dtype: torch.dtype, channels: int, layout: torch.memory_format = torch.contiguous_format
 ) -> tuple[Tensor, Tensor | None]:
-    """Factors, or dense logits for 0 channels, in the sizes of ADE20K at batch 16."""
+    """Mask embeddings and pixel features at ADE20K's sizes with batch size 16; dense logits and
+    None if `channels` is 0.
+    """
     if channels == 0:
         return meta(LAYERS, IMAGES, QUERIES, 128, 128, dtype=dtype), None
     embed = meta(LAYERS, IMAGES, QUERIES, channels, dtype=dtype)
@@ -77,7 +79,7 @@ def of_mask_loss(
     ratio: int = 4,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Launch]:
-    """With the backward pass."""
+    """Launches of the mask loss with its backward pass."""
     shape = (LAYERS, IMAGES, count)
     inputs = (
         *predictions(dtype, channels, layout),
@@ -140,7 +142,7 @@ def of_semantic(
     low: tuple[int, int] = (256, 512),
     resize_logits: bool = False,
 ) -> list[Launch]:
-    """At 1024x2048 with 100 queries; dense logits for 0 channels."""
+    """Launches at 1024x2048 with 100 queries; on dense logits if `channels` is 0."""
     embed = meta(QUERIES, *((channels,) if channels else low), dtype=dtype)
     features = [meta(channels, *low, dtype=dtype)] * views if channels else []
     image = (1024 - resized, 2048)
@@ -170,11 +172,11 @@ def of_panoptic(dtype: torch.dtype, channels: int = 256, *, resized: bool = Fals
 
 
 def of_everything(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """All that differs in how it is compiled, with the case that it is of.
+    """Yield every launch that is compiled differently from those before, with the name of its case.
 
-    Each number of channels with each of segments, each of segments with each of classes; masks
-    instead of label maps, dense logits, gradients without maps, other sizes of images and several
-    views at usual numbers.
+    Covers each number of channels with each number of segments, and each number of segments with
+    each number of classes. Masks instead of label maps, dense logits, gradients without kept maps,
+    other image sizes and several views are covered at typical sizes only.
     """
     seen: set[tuple[str, ...]] = set()
     for case, launches in _cases(dtype):
@@ -234,7 +236,7 @@ def _cases_of_training(dtype: torch.dtype) -> Iterator[tuple[str, list[Launch]]]
 
 
 def _identity(launch: Launch) -> tuple[str, ...]:
-    """What the compiler sees."""
+    """All that the compiler sees of a launch: kernel, specialised arguments and options."""
     given = (
         repr(value if parameter.is_constexpr else specialised(value))
         for parameter in launch.kernel.params

@@ -1,4 +1,4 @@
-"""Instructions of compiled kernels."""
+"""Counts the SASS instructions of compiled kernels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*
 
 
 def instructions(binary: bytes) -> Counter[str]:
-    """How often each instruction, without its modifiers, is in a kernel."""
+    """How often each opcode, without modifiers, occurs in a kernel."""
     return Counter(
         name.split(".")[0] for _, name, _ in INSTRUCTION.findall(cuobjdump(binary, "-sass"))
     )
 
 
 def longest_loop(binary: bytes) -> Counter[str]:
-    """How often each instruction, without its modifiers, is in the innermost loop with the most."""
+    """How often each opcode, without modifiers, occurs in the longest innermost loop."""
     found = [
         (int(address, 16), name.split(".")[0], operands)
         for address, name, operands in INSTRUCTION.findall(cuobjdump(binary, "-sass"))

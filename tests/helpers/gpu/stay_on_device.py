@@ -1,4 +1,4 @@
-"""What tests on fake tensors of a GPU need."""
+"""A dispatch mode for tests with fake GPU tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class StayOnDevice(TorchDispatchMode):
-    """Refuses whatever makes the host wait for a device, or moves a tensor off it."""
+    """Raises on operators that make the host wait for the device or copy a tensor from it."""
 
     waits = (
         torch.ops.aten._local_scalar_dense.default,
@@ -26,7 +26,7 @@ class StayOnDevice(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in self.waits:
-            raise AssertionError(f"{func} waits for the device")
+            raise AssertionError(f"{func} makes the host wait for the device")
         result = func(*args, **(kwargs or {}))
         given, made = (
             {x.device.type for x in tree_leaves(tree) if isinstance(x, Tensor)}

@@ -1,4 +1,4 @@
-"""Files that are no sound images, made in memory: damaged, absurd, or something else."""
+"""Files that are not valid images, built in memory: damaged, absurd, or of another kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA"
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
-    """A sound image of 40 x 24 noisy pixels."""
+    """A valid image of 40 x 24 pixels of noise."""
     image = Image.effect_noise((40, 24), 90).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -30,7 +30,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int = 8, kind: int = 2, body: bytes = b"") -> bytes:
-    """A PNG whose header says what it likes."""
+    """A PNG with an arbitrary header, whether or not it matches the body."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(body))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
@@ -60,7 +60,7 @@ def _damaged(kind: str) -> dict[str, bytes]:
 
 
 def _damaged_avif() -> dict[str, bytes]:
-    """What makes the decoder raise RuntimeError and ZeroDivisionError."""
+    """Files that make Pillow's decoder raise RuntimeError and ZeroDivisionError."""
     still = encoded("AVIF")
     data, places = still.index(b"mdat") + 4, still.index(b"iloc") + 4
     moving = encoded("AVIF", save_all=True, append_images=[Image.new("RGB", (40, 24))])
@@ -73,7 +73,7 @@ def _damaged_avif() -> dict[str, bytes]:
 
 
 def contents() -> dict[str, bytes]:
-    """What is written into files, by name of the case."""
+    """The contents of the files, by the name of the case."""
     cases = {name: data for kind in FORMATS for name, data in _damaged(kind).items()}
     if AVIF:
         cases |= _damaged_avif()
@@ -119,7 +119,7 @@ def contents() -> dict[str, bytes]:
 
 
 def write_special(file: Path, kind: str) -> None:
-    """Something in the place of an image that is no regular file."""
+    """Put something other than a regular file in the place of an image."""
     if kind == "pipe":
         os.mkfifo(file)
     elif kind == "socket":

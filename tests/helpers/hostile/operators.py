@@ -1,8 +1,9 @@
-"""Random arguments, right and wrong, for every CPU operator of `torch.ops.mfkernels`.
+"""A fuzzer: calls every CPU operator of `torch.ops.mfkernels` with valid and invalid arguments.
 
-`python operators.py CALLS SEED [FILE]` prints how the calls ended. Whatever the arguments are,
-a call gives a result or one of `EXPECTED`; a crash ends this process, and FILE says how to repeat
-the call. Memory is limited, but with `--no-limit` (under sanitizers, which map much) it is not.
+`python operators.py CALLS SEED [FILE]` prints how the calls ended. Whatever its arguments, a call
+must return a result or raise one of `EXPECTED`. A crash ends this process, and FILE then says how
+to reproduce the call. Memory is limited unless `--no-limit` is given, as sanitizers need it: they
+map a lot of address space.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ INTEGERS = (0, 1, 2, 7, 130, -1, -(2**63), 2**24 + 1, 2**31, 2**40, 2**62, 2**63
 
 
 class Draw:
-    """Sizes in the letters of the schema, and arguments that fit them or do not."""
+    """Random sizes, named by the schema's letters, and arguments that match them or do not."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        # Mostly one size a letter, so that many calls get past the checks of shapes.
+        # One size per letter for all arguments, so that many calls pass the shape checks.
         pick = self.random.choice
         few, sides = (0, 1, 2, 3), (0, 1, 2, 5, 17, 33)
         self.L, self.B, self.Q, self.K = pick(few), pick(few), pick((0, 1, 3, 7)), pick(few)
@@ -72,7 +73,7 @@ class Draw:
     def bools(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator) < 0.4
 
-    # By operator: arguments that fit, but for sizes that may be 0.
+    # One method per operator: matching arguments, although sizes may be 0.
 
     def masks(self) -> list[Any]:
         if self.dense:
@@ -193,10 +194,10 @@ class Draw:
     def flag(self) -> bool:
         return self.random.random() < 0.5
 
-    # What does not fit.
+    # Arguments that do not match.
 
     def spoil(self, kind: str, value: Any) -> Any:
-        """A value for an argument of the schema's type that has another value."""
+        """A replacement for an argument's value, given its type in the schema; often invalid."""
         choice = self.random.choice
         if kind == "Tensor?" and self.random.random() < 0.3:
             return choice((None, self.tensor()))
@@ -221,7 +222,7 @@ class Draw:
         return self.floats(*shape).to(self.random.choice(DTYPES))
 
     def changed(self, tensor: Tensor) -> Any:
-        """Another tensor of a like kind."""
+        """A variation of a tensor: another shape, dtype, device, layout or content; or None."""
         shape = list(tensor.shape)
         place = self.random.randrange(len(shape)) if shape else None
         ways: list[Callable[[], Any]] = [
@@ -240,19 +241,19 @@ class Draw:
                 lambda: resized(tensor, place, self.random.choice(SIZES)),
                 lambda: resized(tensor, place, self.random.choice(GIANTS)),
                 lambda: tensor.select(place, 0) if shape[place] else tensor[..., None],
-                # Strides of a slice, and of one that runs over itself.
+                # A view with the strides of a larger tensor.
                 lambda: torch.cat([tensor, tensor], place).unfold(place, shape[place], 1)[..., 0],
             ]
         return self.random.choice(ways)()
 
 
 def is_long(cost: Any) -> bool:
-    """Whether one SciPy call a problem would take too long."""
+    """Whether calling SciPy once per problem would take too long."""
     return isinstance(cost, Tensor) and cost.ndim > 0 and cost.shape[0] > 1000
 
 
 def resized(tensor: Tensor, place: int, size: int) -> Tensor:
-    """A view with one size changed, expanded where it grows; no memory is taken."""
+    """A view with one size changed by expanding the first slice, which allocates no memory."""
     shape = list(tensor.shape)
     shape[place] = size
     first = tensor.narrow(place, 0, min(1, tensor.shape[place]))
@@ -260,7 +261,7 @@ def resized(tensor: Tensor, place: int, size: int) -> Tensor:
 
 
 def operators() -> dict[str, Any]:
-    """Every operator that has a kernel for the CPU, by name."""
+    """Every operator with a CPU kernel, by name."""
     found = {}
     for name in torch._C._dispatch_get_all_op_names():
         namespace, _, operator = name.partition("::")

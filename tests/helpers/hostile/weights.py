@@ -1,7 +1,7 @@
-"""A corpus of weight files that mean harm, and what reading each of them does.
+"""A corpus of malicious or damaged weight files, and a program that reads each of them.
 
-Run as a program with a folder, it reads all of them in one process under limits, and a good file
-after each; it prints one line of JSON.
+Run with a folder, it reads all files in one process under limits on time and memory, and after each
+of them a good file, to see that reading still works. It prints the outcomes as one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GOOD = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int
 
 
 class Hostile(NamedTuple):
-    """A file, and what may come of reading it: "refused", "read"."""
+    """A file, and the acceptable outcomes of reading it: "refused" or "read"."""
 
     kind: str
     suffix: str
@@ -117,7 +117,7 @@ def everywhere(kind: str, payload: bytes) -> Iterator[Hostile]:
 
 
 def code() -> Iterator[Hostile]:
-    """Names that are no data, in each way to use them."""
+    """Names of code instead of data, used in every way that a pickle can use a name."""
     names = [
         *("os.system", "builtins.eval", "builtins.getattr", "__builtin__.apply"),
         *("torch.load", "torch.hub.load", "numpy.load", "pickle.loads", "torch.Tensor.set_"),
@@ -138,7 +138,7 @@ def code() -> Iterator[Hostile]:
 
 
 def changed_names() -> Iterator[Hostile]:
-    """BUILD on what is known, as changed torch's own functions."""
+    """The BUILD opcode applied to allowed names, which could modify torch's own functions."""
     known = [
         *("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"),
         *("numpy.dtype", "numpy.ndarray", "collections.OrderedDict", "torch.FloatStorage"),
@@ -249,7 +249,7 @@ def bombs() -> Iterator[Hostile]:
 
 
 def opcodes() -> Iterator[Hostile]:
-    """Every opcode, on an empty stack and on one with something."""
+    """Every opcode, on an empty stack and on a stack with values."""
     for opcode in range(256):
         yield Hostile("opcode alone", ".pkl", bytes([opcode]), EITHER)
         stack = b"\x80\x02}N)(K\x01" + bytes([opcode]) + b"\x01\x00\x00\x00\x00\x00\x00\x00\n\n."
@@ -257,7 +257,7 @@ def opcodes() -> Iterator[Hostile]:
 
 
 def storages() -> Iterator[Hostile]:
-    """Tensors that reach outside, repeat themselves, or lie about their storage."""
+    """Tensors that reach outside, overlap themselves, or misdescribe their storage."""
 
     def identity(
         kind: str = "storage", dtype: str = "torch.FloatStorage", key: bytes = text("0"), count=4
@@ -325,7 +325,7 @@ def storages() -> Iterator[Hostile]:
             f"storage {what}", lambda s: view(s, zero, numbers(4), numbers(1)), fields
         )
     whole = b"(" + identity() + b"tQ"
-    # Each view is small, all of them together are not.
+    # Each view is small, but together they would take too much memory.
     many = b"\x80\x02}(" + b"".join(
         text(str(index)) + view(whole, zero, numbers(100_000), numbers(0)) for index in range(500)
     )
@@ -364,7 +364,7 @@ def archives() -> Iterator[Hostile]:
     directory = entry * 200_000
     closing = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, len(directory), 4, 0)
     yield Hostile("archive of 200,000 files", ".pth", b"PK\x03\x04" + directory + closing)
-    for offset in (20, 24):  # compressed and real size in the directory
+    for offset in (20, 24):  # the directory's fields for the compressed and the uncompressed size
         for size in (1 << 30, 0xFFFFFFFE):
             at = whole.index(b"PK\x01\x02") + offset
             changed = whole[:at] + struct.pack("<L", size) + whole[at + 4 :]
@@ -406,7 +406,7 @@ def safetensors() -> Iterator[Hostile]:
 
 
 def mutated() -> Iterator[Hostile]:
-    """Good files, cut and with changed bytes."""
+    """Good files, truncated or with changed bytes."""
     rng = random.Random(0)
     for suffix, good in good_files():
         for _ in range(15):
@@ -450,7 +450,7 @@ class TooSlowError(BaseException):
 
 
 def attempt(file: Path) -> str:
-    """Reads a file: "refused", "read", or what should not have happened."""
+    """Read a file: "refused", "read", or a description of what should not have happened."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         found = read_tensors(file)

@@ -1,4 +1,4 @@
-"""Entries of the authors' checkpoints, listed from their files and not from our tables."""
+"""Names and shapes in the authors' checkpoints, taken from their files and not from our tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Official:
-    """An official model; small unless told otherwise."""
+    """The configuration of an official model; the defaults describe a small one."""
 
     head: str = "maskformer"
     swin: bool = False
@@ -37,11 +37,11 @@ class Official:
     classes: int = 7
 
     def shapes(self) -> Shapes:
-        """Names in the new layout, with their shapes."""
+        """The shape of every entry, by its name in the new layout."""
         return dict([*self._backbone(), *self._pixel_decoder(), *self._predictor()])
 
     def state(self, zoo: bool) -> State:
-        """Random values; `zoo` gives the old layout of names."""
+        """A state dictionary of random values; `zoo` selects the model zoo's old names."""
         rng = np.random.default_rng(0)
         return {
             (name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.") if zoo else name): (
@@ -168,7 +168,7 @@ class Official:
 
 
 def write_zoo(file: Path, state: State, protocol: int = 2) -> Path:
-    """A `.pkl` file as in the model zoo."""
+    """Write a `.pkl` file like those in the model zoo."""
     file.write_bytes(pickle.dumps({"model": state, "__author__": "someone"}, protocol=protocol))
     return file
 

@@ -1,6 +1,6 @@
 """The criterion as the official code computes it: dense logits, SciPy on the host, full-size masks.
 
-The operations of mfkernels replace its parts one by one; tests and benchmarks compare against this
+The operations of mfkernels each replace a part of it. Tests and benchmarks compare against the
 whole.
 """
 
@@ -33,7 +33,7 @@ def criterion(
 ) -> dict[str, Tensor]:
     """The unweighted losses of `pred_logits [B, Q, K+1]`, `pred_masks [B, Q, h, w]`, `aux_outputs`.
 
-    `targets`: per image `labels [T_b]` and `masks [T_b, H, W]`, of one size.
+    `targets`: for each image `labels [T_b]` and `masks [T_b, H, W]`; all images have the same size.
     """
     num_masks = max(sum(len(target["labels"]) for target in targets), 1)
     weight = outputs["pred_logits"].new_ones(num_classes + 1)

@@ -1,4 +1,4 @@
-"""Miniature data sets in the layouts of the official archives: real names, few small images."""
+"""Writes miniature data sets in the official archives' layouts: real names, few small images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ODD = (45, 67)
 
 
 def patches(values: list[int], size: tuple[int, int] = ODD, seed: int = 0) -> Labels:
-    """A map of vertical stripes that hold each value once, cut by a row of the first."""
+    """A label map with one vertical stripe per value; its middle row holds only the first value."""
     order = np.random.default_rng(seed).permutation(values)
     height, width = size
     row = order[np.arange(width) * len(values) // width]
@@ -37,7 +37,7 @@ def save(file: Path, pixels: NDArray[Any], palette: list[int] | None = None) -> 
 
 
 def save_photo(file: Path, size: tuple[int, int] = ODD, bands: int = 3) -> None:
-    """Noise with enough structure to be no single colour; opaque where there are four bands."""
+    """Save random noise, never a single colour; a fourth band is an opaque alpha channel."""
     pixels = np.random.default_rng(len(file.name)).integers(0, 256, (*size, bands), np.uint8)
     pixels[..., 3:] = 255
     save(file, pixels)
@@ -57,14 +57,14 @@ def write_cityscapes(root: Path) -> None:
         save(truth.with_name(f"{truth.name}labelIds.png"), labels)
         instances = np.where(labels >= 24, labels.astype(np.uint16) * 1000, labels)
         instances[: len(labels) // 2][labels[: len(labels) // 2] == 26] += 1
-        instances[:5][labels[:5] == 24] = 24  # a group of people is no instance
+        instances[:5][labels[:5] == 24] = 24  # a group of people, which has no instance number
         save(truth.with_name(f"{truth.name}instanceIds.png"), instances.astype(np.uint16))
         save(truth.with_name(f"{truth.name}color.png"), np.zeros((*ODD, 4), np.uint8))
         truth.with_name(f"{truth.name}polygons.json").write_text("{}")
 
 
 def write_mapillary(root: Path) -> None:
-    """JPEG images, labels with a palette (65: void) and 16 bit instances."""
+    """JPEG images, labels with a palette (65: void) and 16-bit instance maps."""
     palette = np.random.default_rng(0).permutation(np.arange(66 * 3) % 251).tolist()
     names = {"training": ["-0bE1Tw_7vOm1aSmA0LnyA", "_8aTlK3wX2i0gC4ZQ0rj9w"], "validation": ["a0"]}
     for split, listed in names.items():
@@ -76,7 +76,7 @@ def write_mapillary(root: Path) -> None:
 
 
 def write_coco_stuff_10k(root: Path) -> None:
-    """JPEG images, one of them grey, `.mat` labels (0: unlabelled), and lists."""
+    """JPEG images, one of them greyscale, `.mat` labels (0: unlabelled), and split lists."""
     numbers = {"train": [77, 92], "test": [64]}
     for split, listed in numbers.items():
         names = [f"COCO_train2014_{number:012d}" for number in listed]
@@ -102,7 +102,7 @@ def write_ade20k(root: Path) -> None:
             labels = patches([0, 1, 3, 8, 13, 150], seed=seed).astype(np.uint8)
             save(root / "annotations" / split / f"{name}.png", labels)
             objects = np.zeros((*ODD, 3), np.uint8)
-            # Beds, a person that lies over stuff, and a flag: the categories 1, 4 and 100.
+            # A bed, a person in front of stuff, and a flag: categories 1, 4 and 100.
             for number, (value, category) in enumerate([(8, 1), (13, 4), (150, 100)], 1):
                 objects[labels == value] = category, number, 0
             objects[:4, :9] = 4, 9, 0
@@ -119,7 +119,7 @@ def write_ade20k_full(root: Path) -> None:
     for seed, (frame, size) in enumerate(frames.items()):
         stem = root / "images" / "ADE" / frame
         save_photo(stem.with_suffix(".jpg"), size)
-        # Wall, building, sky, a wheel that is a part of a car only, and nothing.
+        # Wall, building, sky, a wheel (which is only a part of a car), and nothing.
         codes = patches([2978, 312, 2420, 2940, 0], size, seed)
         blue = np.arange(codes.size).reshape(codes.shape) % 256
         colors = np.stack([codes // 256 * 10 + 3, codes % 256, blue], -1).astype(np.uint8)

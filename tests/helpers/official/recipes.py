@@ -1,4 +1,4 @@
-"""What the official configurations set, by the keys of a recipe: docs/facts.md, Training."""
+"""The settings of the official configurations, by recipe key; source: docs/facts.md, Training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ NOT_RELEASED = [
     "cityscapes/per_pixel_plus_r101",
     "coco_panoptic/swin_b_in1k",
 ]
-"""Models of the paper's tables without a configuration; what their neighbours set is taken."""
+"""Models in the paper's tables without a released configuration; their settings are taken from
+similar models.
+"""
 
 ALL: Values = {
     "model.backbone.pretrained": True,
@@ -102,7 +104,7 @@ RESNET: Values = {
     "train.weight_decay": 1e-4,
     "train.backbone_lr_multiplier": 0.1,
     "train.warmup_steps": 0,
-    "train.warmup_factor": 1e-6,  # of no effect without steps
+    "train.warmup_factor": 1e-6,  # no effect without warm-up steps
 }
 SWIN: Values = {
     "model.backbone.drop_path": 0.3,
@@ -128,12 +130,12 @@ BACKBONE: dict[str, Values] = {
 
 
 def short_sides(side: int, last: int) -> list[int]:
-    """The official list: 0.5 to `last` tenths of a side, cut to whole pixels."""
+    """The official list: 5 to `last` tenths of a side, truncated to whole pixels."""
     return [int(x * 0.1 * side) for x in range(5, last + 1)]
 
 
 def semantic(side: int, last: int, crop: list[int]) -> Values:
-    """Augmentation and test of all sets but COCO panoptic; `side` is what the sizes refer to."""
+    """Augmentation and test settings of all data sets but COCO panoptic; sizes refer to `side`."""
     return {
         "data.augmentation.kind": "semantic",
         "data.augmentation.short_sides": short_sides(side, last),
@@ -191,9 +193,11 @@ SCALED: Values = {
     "eval.tta.short_sides": None,
     "eval.tta.max_side": None,
 }
-"""Of the test size, which on ADE20K gives the official sizes (test_the_official_sizes)."""
+"""Views relative to the test size, which gives the official sizes on ADE20K
+(test_the_official_sizes).
+"""
 UNNAMED = views([*range(400, 1201, 100)], 4000)
-"""Of detectron2, where a configuration names none."""
+"""Detectron2's default views, for configurations that set none."""
 
 SET: dict[str, Values] = {
     "ade20k": SEMANTIC
@@ -239,7 +243,7 @@ SET: dict[str, Values] = {
         "data.label_suffix": "_gtFine_labelIds.png",
         "data.augmentation.pad_to_crop": False,
         "data.test_max_side": 2048,
-        "eval.cityscapes": True,  # the official scripts measure it all
+        "eval.cityscapes": True,  # the official scripts always compute these metrics
     },
     "coco_stuff_10k": SEMANTIC
     | semantic(640, 15, [640, 640])
@@ -272,7 +276,7 @@ SET: dict[str, Values] = {
         "data.val.labels": "validation/labels",
         "data.ignore": [65],
         "data.test_max_side": 2048,
-        "eval.tta.scales": [0.5, 1, 1.5],  # of the paper; the configuration has none
+        "eval.tta.scales": [0.5, 1, 1.5],  # from the paper; the configuration sets none
     },
     "ade20k_panoptic": PANOPTIC
     | semantic(640, 20, [640, 640])
@@ -352,7 +356,7 @@ EXCEPTION: dict[str, Values] = {
 
 
 def official_values(recipe: str) -> Values:
-    """All that the official configuration says, by dotted keys, for a recipe's name."""
+    """All settings of the official configuration for a recipe's name, by dotted keys."""
     folder, _, name = recipe.partition("/")
     backbone = name.removeprefix("per_pixel_").removeprefix("plus_").removesuffix("_6enc")
     head = name.replace(backbone, "")
