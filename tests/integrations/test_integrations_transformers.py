@@ -402,7 +402,11 @@ class TestPatching:
         names = patch()
         assert names == patch()
         assert {"MaskFormerHungarianMatcher.forward", "Mask2FormerLoss.loss_masks"} <= set(names)
-        assert "MaskFormerImageProcessor.post_process_panoptic_segmentation" in names
+        for prefix in ("MaskFormer", "Mask2Former", "OneFormer", "Eomt"):
+            for kind in ("semantic", "panoptic", "instance"):
+                for ending in ("", "Pil"):
+                    processor = f"{prefix}ImageProcessor{ending}"
+                    assert f"{processor}.post_process_{kind}_segmentation" in names
         assert f"mfkernels replaced in every model: {', '.join(names)}" in caplog.text
         unpatch()
         model = models.build("mask2former")
@@ -675,7 +679,7 @@ class TestRefusals:
 def test_the_first_nan_is_the_largest() -> None:
     maps = torch.randn(9, 40)
     maps[[4, 6, 8, 1], [0, 0, 1, 2]] = torch.nan
-    largest = post_processing._RunningArgmax()
+    largest = post_processing.RunningArgmax()
     for part in maps.split(2):
         largest.add(part)
     assert torch.equal(largest.index, maps.argmax(0))
@@ -684,7 +688,7 @@ def test_the_first_nan_is_the_largest() -> None:
 PROCESSORS = [
     each.owner
     for _, each in patching.chosen(frozenset(["post_processing"]))
-    if "semantic" in each.attribute
+    if "semantic" in each.attribute and not each.owner.startswith("Eomt")
 ]
 
 

@@ -24,11 +24,13 @@ stay the same.
     subclass, MaskFormer's layers are matched one by one.
   - Pairs that are not one-to-one, and masks padded or picked or points chosen by a method of a
     subclass, go through transformers' own mask losses, which is logged once.
-* post_processing: `post_process_semantic_segmentation` and `post_process_panoptic_segmentation` of
-  MaskFormer, Mask2Former and OneFormer return the same maps without holding all classes or all kept
-  queries at full size: they work in chunks. They do not use the inference kernels of `mfkernels`,
-  because transformers computes something else than the official code: it multiplies classes and
-  masks at low resolution and then resizes. EoMT's post-processing is not changed.
+* post_processing: `post_process_semantic_segmentation`, `post_process_panoptic_segmentation` and
+  `post_process_instance_segmentation` of all four image processors return the same results without
+  holding all classes or all queries at full size: they work in chunks. They do not use the
+  inference kernels of `mfkernels`, because transformers computes something else than the official
+  code: it multiplies classes and masks at low resolution and then resizes. EoMT's class scores are
+  computed for one image at a time, at the size of the model's input. If a subclass overrides
+  `merge_image_patches` or `unpad_image` of EoMT, the methods that call it run as before.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from mfkernels.integrations.matching import is_bound_to
+from mfkernels.integrations.matching import called, is_bound_to
 
 Method = Callable[..., Any]
 ORIGINAL = "_mfkernels_original"
@@ -68,6 +68,24 @@ def _names(code: Any) -> set[str]:
 def is_around(method: Any, original: Method) -> bool:
     """Whether a method is this function, patched or not, or wraps it."""
     return any(official(link) is original for link in wrapped(method))
+
+
+def overridden_part(module: Any, original: Method, *parts: str) -> str | None:
+    """Return the first of the methods `parts`, which `original` calls, that `module` overrides.
+
+    None: it overrides none of them.
+    """
+    kinds = type(module).__mro__
+    name = original.__name__
+    # The last class is the one that defines the method; those before it may hold replacements.
+    (*_, home) = (kind for kind in kinds if is_around(vars(kind).get(name), original))
+    for part in parts:
+        if part not in vars(home):  # another version of transformers, or another model
+            continue
+        found = called(module, part)
+        if found is None or official(found) is not official(vars(home)[part]):
+            return part
+    return None
 
 
 class PatchedModule:

@@ -27,9 +27,9 @@ from mfkernels.integrations.matching import (
 from mfkernels.integrations.transformers.binding import (
     BEHIND_HOOK,
     Method,
-    is_around,
     is_replacement,
     official,
+    overridden_part,
 )
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
@@ -114,7 +114,7 @@ def dense_criterion(original: Method) -> Method:
         # If other code replaces the matcher, the mask losses or `forward`, call the original, which
         # calls them for one layer after the other.
         other_forward = auxiliary_predictions and not _recurses_into_ours(self, original)
-        changed = other_forward or _overridden_part(self, original, "loss_masks", *_PARTS)
+        changed = other_forward or overridden_part(self, original, "loss_masks", *_PARTS)
         if not changed and _one_to_one(self, original):
             targets = _targets(mask_labels, class_labels, masks_queries_logits.device)
         if targets is None:
@@ -236,7 +236,7 @@ def _overrides_parts(module: Any, original: Method, *parts: str) -> bool:
 
     If so, it is logged once.
     """
-    changed = _overridden_part(module, original, *parts, *_PARTS)
+    changed = overridden_part(module, original, *parts, *_PARTS)
     if changed is not None:
         _warn_once(
             f"{type(module).__name__} has its own {changed}; "
@@ -249,24 +249,6 @@ def _recurses_into_ours(module: Any, original: Method) -> bool:
     """Whether `module.forward`, which `original` calls for each further layer, is ours."""
     hooked = BEHIND_HOOK in vars(module)
     return official(type(module).forward if hooked else called(module, "forward")) is original
-
-
-def _overridden_part(module: Any, original: Method, *parts: str) -> str | None:
-    """Return the first of the methods `parts`, which `original` calls, that `module` overrides.
-
-    None: it overrides none of them.
-    """
-    kinds = type(module).__mro__
-    name = original.__name__
-    # The last class is the one that defines the method; those before it may hold replacements.
-    (*_, home) = (kind for kind in kinds if is_around(vars(kind).get(name), original))
-    for part in parts:
-        if part not in vars(home):  # another version of transformers, or another model
-            continue
-        found = called(module, part)
-        if found is None or official(found) is not official(vars(home)[part]):
-            return part
-    return None
 
 
 def _one_to_one(criterion: Any, original: Method) -> bool:

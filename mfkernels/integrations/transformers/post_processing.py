@@ -4,7 +4,10 @@ Semantic maps: the original multiplies at mask resolution and then resizes the K
 official code (`mfkernels.semantic_segmentation`) computes something else, so its kernels cannot be
 used. Here, a few classes at a time are resized in the same way, and a running maximum is kept; the
 maps are bitwise the same. Panoptic maps are computed likewise from chunks of the kept queries; they
-are the same up to the rounding of a sigmoid.
+are the same up to the rounding of a sigmoid. `eomt_post_processing` and `instance_post_processing`
+do the same for EoMT and for instances. One exception: on one CPU thread, PyTorch's rounding of maps
+with at most 128 rows and columns in all depends on their number, so that near ties may break
+otherwise.
 """
 
 from __future__ import annotations
@@ -38,6 +41,19 @@ def torchvision_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.resize(maps, size=list(size), interpolation=bilinear)
 
 
+def resize_some(resize: Resize, maps: Tensor, size: tuple[int, int], total: int) -> Tensor:
+    """Resize `maps [1, n, h, w]`, which are some of `total` maps, as if with all of them.
+
+    On one CPU thread, PyTorch resizes three maps, like the colours of an image, by another kernel
+    with another rounding.
+    """
+    count = maps.shape[1]
+    if (count == 3) == (total == 3):
+        return resize(maps, size)
+    filled = [min(index, count - 1) for index in range(3 if total == 3 else 4)]
+    return resize(maps[:, filled], size)[:, :count]
+
+
 def semantic(resize: Resize) -> Callable[[Method], Method]:
     """Make label maps without K score maps at full size, unless the scores are requested."""
 
@@ -56,7 +72,7 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
             with torch.no_grad():
                 small = original(self, outputs, None, True)
                 return [
-                    _semantic_map(item.segmentation_scores, (int(height), int(width)), resize)
+                    semantic_map(item.segmentation_scores, (int(height), int(width)), resize)
                     for item, (height, width) in zip(small, target_sizes, strict=True)
                 ]
 
@@ -102,17 +118,19 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
                     results.append({"segmentation": empty, "segments_info": []})
                     continue
                 score, label = scores[image][queries], labels[image][queries]
-
-                owner, area = _owners(
-                    logits, queries, score, mask_threshold, (height, width), first_size, resize
+                segmentation, segments = panoptic_segments(
+                    logits,
+                    queries,
+                    score,
+                    label,
+                    (height, width),
+                    mask_threshold=mask_threshold,
+                    overlap_mask_area_threshold=overlap_mask_area_threshold,
+                    fused=label_ids_to_fuse,
+                    first_size=first_size,
+                    resize=resize,
                 )
-                owned = owner.flatten().bincount(minlength=len(score))
-                # A float32 quotient, compared with the threshold in float64, as in the original.
-                large = (owned / area).double() > overlap_mask_area_threshold
-                exists = (owned > 0) & (area > 0) & large
-                ids, segments = _segments(exists, score, label, label_ids_to_fuse)
-                table = torch.tensor(ids, dtype=torch.int32).to(owner.device, non_blocking=True)
-                results.append({"segmentation": table[owner], "segments_info": segments})
+                results.append({"segmentation": segmentation, "segments_info": segments})
             return results
 
         return post_process_panoptic_segmentation
@@ -120,33 +138,69 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
     return build
 
 
-class _RunningArgmax:
+class RunningArgmax:
     """The index and value of the largest of maps `[N, H, W]` at each pixel, added in chunks."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
         self.index = torch.empty(0)
+        self.mark = torch.empty(0)
+        """The mark of the largest at each pixel, if the maps were added with marks."""
         self._count = 0
 
-    def add(self, maps: Tensor) -> None:
+    def add(self, maps: Tensor, marks: Tensor | None = None) -> None:
         value, index = maps.max(0)
+        mark = self.mark if marks is None else marks.gather(0, index[None])[0]
         if self.value is None:
-            self.value, self.index = value, index
+            self.value, self.index, self.mark = value, index, mark
         else:
             index += self._count
             # As in argmax, the first NaN wins.
             better = (value > self.value) | (value.isnan() & ~self.value.isnan())
             torch.where(better, value, self.value, out=self.value)
             torch.where(better, index, self.index, out=self.index)
+            if marks is not None:
+                torch.where(better, mark, self.mark, out=self.mark)
         self._count += len(maps)
 
 
-def _semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+def semantic_map(scores: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     """Find the class of each pixel, `[H, W]`, from scores `[K, h, w]`."""
-    largest = _RunningArgmax()
-    for chunk in scores.split(_at_once(size)):
-        largest.add(resize(chunk[None], size)[0])
+    largest = RunningArgmax()
+    for chunk in scores.split(at_once(size)):
+        largest.add(resize_some(resize, chunk[None], size, len(scores))[0])
     return largest.index
+
+
+def panoptic_segments(
+    logits: Tensor,
+    queries: Tensor,
+    score: Tensor,
+    label: Tensor,
+    size: tuple[int, int],
+    *,
+    mask_threshold: float,
+    overlap_mask_area_threshold: float,
+    fused: set[int],
+    resize: Resize,
+    first_size: tuple[int, int] | None = None,
+    activate: Callable[[Tensor], Tensor] = torch.sigmoid,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Return the map of segment ids, `[H, W]`, of `queries [n]`, and the list of segments."""
+    owner, area = _owners(
+        logits, queries, score, mask_threshold, size, first_size, resize, activate
+    )
+    owned = owner.flatten().bincount(minlength=len(score))
+    exists = (owned > 0) & covers(owned, area, overlap_mask_area_threshold)
+    ids, segments = _segments(exists, score, label, fused)
+    table = torch.tensor(ids, dtype=torch.int32).to(owner.device, non_blocking=True)
+    return table[owner], segments
+
+
+def covers(owned: Tensor, area: Tensor, threshold: float) -> Tensor:
+    """Whether each query owns a large enough part of its mask."""
+    # A float32 quotient, compared with the threshold in float64, as in the original.
+    return (area > 0) & ((owned / area).double() > threshold)
 
 
 def _owners(
@@ -157,27 +211,33 @@ def _owners(
     size: tuple[int, int],
     first_size: tuple[int, int] | None,
     resize: Resize,
+    activate: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Find each pixel's owner among `queries [n]`, `[H, W]`, and the mask area of each, `[n]`."""
-    largest = _RunningArgmax()
+    largest = RunningArgmax()
     areas = []
-    for chunk, weight in zip(
-        queries.split(_at_once(size)), score.split(_at_once(size)), strict=True
-    ):
+    for chunk, weight in zip(queries.split(at_once(size)), score.split(at_once(size)), strict=True):
         maps = logits[chunk]
         if first_size is not None:
-            maps = interpolate(maps[None], first_size)[0]
-        maps = maps.sigmoid()
+            maps = resize_some(interpolate, maps[None], first_size, len(logits))[0]
+        maps = activate(maps)
         if maps.shape[1:] != size:
-            maps = resize(maps[None], size)[0]
+            maps = resize_some(resize, maps[None], size, len(queries))[0]
         maps = maps * weight[:, None, None]
         areas.append((maps >= mask_threshold).sum((1, 2)))
         largest.add(maps)
     return largest.index, torch.cat(areas)
 
 
-def _at_once(size: tuple[int, int]) -> int:
-    return max(1, PIXELS_AT_ONCE // max(1, size[0] * size[1]))
+def at_once(*sizes: tuple[int, int]) -> int:
+    """Return how many maps are held at a time that pass through these sizes."""
+    return max(1, PIXELS_AT_ONCE // max(1, *(height * width for height, width in sizes)))
+
+
+def chunks(indices: Tensor, *sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Split indices of maps that pass through these sizes; without indices, there is no chunk."""
+    parts: tuple[Tensor, ...] = indices.split(at_once(*sizes))
+    return parts if len(indices) else ()
 
 
 def _segments(
