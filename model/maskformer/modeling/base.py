@@ -407,10 +407,11 @@ def _match_weights(
     if report.missing or report.unexpected or report.mismatched:
         warnings.warn(str(report), stacklevel=3)
     before, now = checkpoint.config.num_classes, model.num_classes
-    not_loaded = [entry for name, entry in wanted.items() if name not in found]
+    # Integers are counters of BatchNorm, which nothing needs.
+    not_loaded = [x for name, x in wanted.items() if name not in found and x.is_floating_point()]
     # A class head has one row per class, and possibly one more for "no object".
-    rows = (now, now + 1)
-    if before is not None and before != now and all(len(entry) in rows for entry in not_loaded):
+    rows = ((now,), (now + 1,))
+    if before is not None and before != now and all(x.shape[:1] in rows for x in not_loaded):
         report = replace(report, class_head=(before, now))
     return found, report
 

@@ -13,6 +13,7 @@ from helpers.model_cases import (
     tiny_config,
     tiny_model,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskformer.config.schema import ModelConfig
@@ -320,6 +321,21 @@ class TestSaving:
             "2 unexpected: class_embed.bias, class_embed.weight" in message
         )
         assert "1 of another shape: decoder.query_embed.weight [9, 16], expected [7, 16]" in message
+
+    def test_other_classes_without_counters_of_batch_norm(self, tmp_path: Path) -> None:
+        """Formats of other libraries leave them out, since nothing needs them."""
+        backbone = tiny_config().backbone.model_copy(update={"frozen_norm": False})
+        config = tiny_config().model_copy(update={"backbone": backbone, "num_classes": 3})
+        MaskFormer(config).save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        weights = load_file(file)
+        kept = {name: x for name, x in weights.items() if "num_batches_tracked" not in name}
+        assert len(kept) < len(weights)
+        save_file(kept, file)
+        model = MaskFormer(config.model_copy(update={"num_classes": 7}))
+        with pytest.warns(UserWarning, match="2 of another shape"):
+            report = model.load_weights(tmp_path, ignore_mismatched_sizes=True)
+        assert report.class_head == (3, 7)
 
     def test_missing_weights_are_listed(self, tmp_path: Path) -> None:
         tiny_model(architecture="per_pixel").save_pretrained(tmp_path)
