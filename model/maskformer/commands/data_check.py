@@ -55,14 +55,15 @@ def run(recipe: Config, output: Path | None, default: Path) -> None:
         info = next(iter(splits.values())).info
         everything = recipe.eval.all_classes
         progress.print(classes_table(info, found.scans, everything=everything))
-    for warning in found.warnings:
+    warnings = [*found.warnings, *_too_few_queries(recipe, found)]
+    for warning in warnings:
         progress.warn(warning)
     errors += found.errors
     for error in errors:
         progress.error(error)
     if _draw(splits, found, folder):
         progress.print(f"Samples with their labels drawn over are in {folder}: look at them.")
-    progress.print(_summary(len(errors), len(found.warnings)))
+    progress.print(_summary(len(errors), len(warnings)))
     if errors:
         raise typer.Exit(1)
 
@@ -119,6 +120,20 @@ def _collecting(errors: list[str]) -> Iterator[None]:
         yield
     except (ConfigError, DatasetError) as error:
         errors.append(str(error))
+
+
+def _too_few_queries(recipe: Config, found: Findings) -> list[str]:
+    """Warn if training images have more segments than the model has queries."""
+    queries = recipe.model.decoder.queries
+    bipartite = recipe.model.architecture == "maskformer" and recipe.criterion.matching != "fixed"
+    most = found.scans["train"].max_segments if "train" in found.scans else 0
+    if not bipartite or most <= queries:
+        return []
+    text = (
+        f"train data: an image has {most} segments, more than the {queries} queries of the model, "
+        "which finds at most one segment per query; raise model.decoder.queries"
+    )
+    return [text]
 
 
 def _draw(splits: Mapping[Split, Dataset], found: Findings, folder: Path) -> bool:

@@ -97,6 +97,25 @@ def test_warnings_are_counted_and_harmless(run: Run, root: Path) -> None:
     assert out.endswith("Training can use this data: 2 warnings, listed above.\n")
 
 
+@pytest.mark.parametrize(
+    ("sections", "warned"),
+    [
+        ({"model": {"decoder": {"queries": 1}}}, True),
+        ({"model": {"decoder": {"queries": 2}}}, False),
+        ({"model": {"architecture": "per_pixel", "decoder": {"queries": 1}}}, False),
+    ],
+)
+def test_images_with_more_segments_than_queries(
+    run: Run, root: Path, sections: dict[str, Any], warned: bool
+) -> None:
+    write_pair(root / "val", "f", columns(2, 2, 0))
+    code, out, err = run("data", "check", "--config", recipe(root, **sections))
+    assert code == 0, err
+    text = "warning: train data: an image has 2 segments, more than the 1 queries of the model"
+    assert (text in out) == warned
+    assert out.endswith(f"this data: {'1 warning, listed above' if warned else 'no warnings'}.\n")
+
+
 def test_images_in_both_splits(run: Run, root: Path) -> None:
     """The same name and the same bytes; either alone says nothing."""
     write_pair(root / "val", "a", columns(0, 2, 2, 255))

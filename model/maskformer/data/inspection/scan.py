@@ -26,6 +26,7 @@ class Scan:
         present: `[N, K]` bool, the classes that occur in each of them.
         pixels: `[K + 1]`, the number of pixels of each class and, last, of void.
         segments: `[K]`, the number of segments of each class, without crowds.
+        max_segments: the largest number of segments in an image, without crowds.
         sizes: the number of images of each `(height, width)`.
         empty_segments: the number of listed segments without pixels.
         label_values: the raw values in all labels that could be read; see `Sample`.
@@ -37,6 +38,7 @@ class Scan:
     present: NDArray[np.bool_]
     pixels: NDArray[np.int64]
     segments: NDArray[np.int64]
+    max_segments: int
     sizes: Counter[tuple[int, int]]
     empty_segments: int
     label_values: frozenset[int]
@@ -93,7 +95,7 @@ def scan_split(dataset: Dataset, limit: int, title: str) -> Scan:
     total, classes = len(dataset), dataset.info.num_classes
     indices = evenly_spread(total, limit)
     pixels, segments = np.zeros(classes + 1, np.int64), np.zeros(classes, np.int64)
-    usable, present, empty_segments = [], [], 0
+    usable, present, empty_segments, max_segments = [], [], 0, 0
     values: set[int] = set()
     errors: dict[int, DatasetError] = {}
     sizes: Counter[tuple[int, int]] = Counter()
@@ -109,6 +111,7 @@ def scan_split(dataset: Dataset, limit: int, title: str) -> Scan:
             present.append(found.pixels[:-1] > 0)
             pixels += found.pixels
             segments += found.segments
+            max_segments = max(max_segments, int(found.segments.sum()))
             sizes[found.size] += 1
             empty_segments += found.empty_segments
             values.update(found.label_values)
@@ -117,6 +120,7 @@ def scan_split(dataset: Dataset, limit: int, title: str) -> Scan:
         np.array(present, np.bool_).reshape(-1, classes),
         pixels,
         segments,
+        max_segments,
         sizes,
         empty_segments,
         frozenset(values),
