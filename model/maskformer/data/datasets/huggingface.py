@@ -91,8 +91,8 @@ def _allowed_folders(root: Path) -> tuple[Path, ...]:
 
 
 def _load(config: HuggingFaceConfig) -> Any:
-    try:
-        import datasets
+    try:  # names, because `import datasets` would find a folder `datasets` of the user
+        from datasets import load_dataset, load_from_disk
     except ImportError:
         raise DatasetError(
             "data.format: huggingface needs the package datasets; install it: "
@@ -100,8 +100,8 @@ def _load(config: HuggingFaceConfig) -> Any:
         ) from None
     try:
         if config.root.is_dir():
-            return datasets.load_from_disk(config.root)
-        return datasets.load_dataset(str(config.root), config.subset)
+            return load_from_disk(config.root)
+        return load_dataset(str(config.root), config.subset)
     except Exception as error:  # any type, from the network, files and many formats
         raise DatasetError(
             f"data.root: {escape(config.root)} cannot be loaded ({escape(error) or type(error)}); "

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -181,5 +182,14 @@ def test_a_cell_reads_no_other_column(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DatasetError, match=r"pip install 'mfkernels\[datasets\]'"):
+        build_dataset(config(tmp_path), "train")
+
+
+def test_a_folder_named_datasets_is_not_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m` and torchrun import such a folder in the current one as an empty package."""
+    monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
     with pytest.raises(DatasetError, match=r"pip install 'mfkernels\[datasets\]'"):
         build_dataset(config(tmp_path), "train")
