@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+import warnings
 
 from maskformer.cli.app import app
 from maskformer.errors import MaskFormerError, StoppedError
@@ -25,6 +26,8 @@ def main() -> None:
     """
     make_streams_safe()
     limit_spinning()
+    if "--traceback" not in sys.argv:
+        warnings.formatwarning = _format_warning
     try:
         app()
     except SystemExit as end:
@@ -51,6 +54,17 @@ def main() -> None:
             style="red",
         )
         sys.exit(INTERNAL_ERROR)
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Format a warning without the line of the program that raised it, like those of commands."""
+    return f"warning: {escape(message, newlines=True)}\n"
 
 
 def _reason(error: Exception) -> str | None:

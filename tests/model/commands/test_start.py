@@ -263,3 +263,20 @@ def test_an_option_of_other_commands_is_not_answered_by_itself(answer: Answer) -
     code, _, err = answer("convert", "a", "b", "--output", "x")
     assert code == 2
     assert "is written" not in err
+
+
+@pytest.mark.parametrize("options", [[], ["--traceback"]])
+def test_warnings_do_not_quote_the_program(options: list[str]) -> None:
+    program = """
+import warnings
+from maskformer.cli import run
+run.app = lambda: warnings.warn("an image has\\x1b many segments")
+run.main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=True
+    )
+    if options:
+        assert "<string>:4: UserWarning: an image has" in ended.stderr
+    else:
+        assert ended.stderr == "warning: an image has\\x1b many segments\n"
