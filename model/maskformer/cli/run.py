@@ -26,6 +26,8 @@ def main() -> None:
     """
     make_streams_safe()
     limit_spinning()
+    # Pillow's limit; readers of images apply `data.max_pixels`, and name the file.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     if "--traceback" not in sys.argv:
         warnings.formatwarning = _format_warning
     try:

@@ -143,6 +143,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _find(name_or_file: str) -> Path:
+    if not name_or_file:
+        raise ConfigError(f"config: expected a recipe's name or file, got an empty text{LIST}")
     named = CONFIG_FOLDER / f"{name_or_file}.yaml"
     for file in (Path(name_or_file), named):
         if file.is_file():

@@ -5,6 +5,7 @@ All configuration files are read through this module, which raises a one-line `C
 
 from __future__ import annotations
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """Limit of the values in a YAML document, in which those of aliases count each time."""
 _SHOWN_ERRORS = 10
+_YAML_1_1_NUMBER = re.compile(r"^[-+]?0[0-7]|:")
+"""Integers that YAML 1.1 reads as octal or base 60."""
 _MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which includes the keys of other mappings."""
 
@@ -28,7 +31,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Rejects duplicate keys, of which PyYAML would ignore all but the last."""
+    """Rejects duplicate keys, of which PyYAML would ignore all but the last.
+
+    `010` and `1:30` are text, as in YAML 1.2, instead of an octal and a base 60 number: a number
+    with leading zeros becomes decimal where a schema expects one.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -42,6 +49,18 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return node
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        return (
+            node.value if _YAML_1_1_NUMBER.search(node.value) else super().construct_yaml_int(node)
+        )
+
+    def construct_yaml_float(self, node: Any) -> Any:
+        return node.value if ":" in node.value else super().construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def yaml_line(value: Any) -> str:

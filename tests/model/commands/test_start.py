@@ -267,16 +267,24 @@ def test_an_option_of_other_commands_is_not_answered_by_itself(answer: Answer) -
 
 @pytest.mark.parametrize("options", [[], ["--traceback"]])
 def test_warnings_do_not_quote_the_program(options: list[str]) -> None:
+    """Pillow's warning of many pixels is not printed, because there is a limit of our own."""
     program = """
-import warnings
+import io, warnings
+from PIL import Image
 from maskformer.cli import run
-run.app = lambda: warnings.warn("an image has\\x1b many segments")
+def app():
+    warnings.warn("an image has\\x1b many segments")
+    Image.new("L", (5, 4)).save(file := io.BytesIO(), "PNG")
+    Image.MAX_IMAGE_PIXELS = 10
+    Image.open(file)
+run.app = app
 run.main()
 """
     ended = subprocess.run(
         [sys.executable, "-c", program, *options], capture_output=True, text=True, check=True
     )
     if options:
-        assert "<string>:4: UserWarning: an image has" in ended.stderr
+        assert ended.stderr.startswith("<string>:6: UserWarning: an image has")
+        assert "decompression bomb" not in ended.stderr
     else:
         assert ended.stderr == "warning: an image has\\x1b many segments\n"

@@ -83,6 +83,11 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
         ),
         ("zzz=1", r"zzz: unknown key; valid here: model, criterion, data, train, eval"),
         ("train.steps=many", r"train\.steps: .*valid integer.*'many'"),
+        ("train.steps=true", r"train\.steps: expected a number, got true; YAML reads no, off, yes"),
+        ("train.lr=no", r"train\.lr: expected a number, got false"),
+        ("train.milestones=[2, on]", r"train\.milestones\.1: expected a number, got true"),
+        ("train.steps=1:30", r"train\.steps: .*valid integer.*'1:30'"),
+        ("train.lr=1:30.5", r"train\.lr: .*valid number.*'1:30\.5'"),
         ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
         ("train.lr=.nan", r"train\.lr: "),
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'"),
@@ -101,6 +106,8 @@ def test_an_unknown_recipe_names_the_nearest(recipe: Path, monkeypatch: pytest.M
         load_config("quikstart")
     with pytest.raises(ConfigError, match=r"named 'zzz'; maskformer info lists the recipes$"):
         load_config("zzz")
+    with pytest.raises(ConfigError, match=r"expected a recipe's name or file, got an empty text"):
+        load_config("")
     monkeypatch.chdir(recipe.parent)
     with pytest.raises(ConfigError, match=rf"named 'recipe'; did you mean '{recipe.name}'\?$"):
         load_config("recipe")
@@ -207,6 +214,8 @@ def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
 
 def test_numbers_may_be_written_in_any_yaml_form(recipe: Path) -> None:
     assert load_config(recipe, ["train.lr=1e-4"]).train.lr == 1e-4
+    for text, value in (("010", 10), ("0x10", 16), ("1_000", 1000), ("'12'", 12)):
+        assert load_config(recipe, [f"train.steps={text}"]).train.steps == value
 
 
 def test_model_overrides_merge_into_sections() -> None:

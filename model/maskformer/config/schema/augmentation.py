@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maskformer.config.schema.fields import OneOrMore, Section, Side, Size
+from maskformer.config.schema.fields import IS_NUMBER, OneOrMore, Section, Side, Size
 
 LabelResize = Literal["floor", "center"]
 
@@ -27,7 +27,7 @@ class SemanticAugmentation(Section):
     """
     crop: Size = (512, 512)
     """Height and width of the training crop, in pixels; it determines memory and time of a step."""
-    single_category_max_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    single_category_max_area: Annotated[float, Field(gt=0, le=1), IS_NUMBER] = 1.0
     """Crops in which one class covers a larger share of the labelled area are redrawn, up to ten
     times.
     """

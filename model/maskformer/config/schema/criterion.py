@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from maskformer.config.schema.fields import (
+    IS_NUMBER,
     MAX_CLASSES,
-    Finite,
     Name,
     NonNegative,
     Section,
@@ -36,7 +36,7 @@ class CriterionConfig(Section):
     """Weight of queries without a segment, in the cross-entropy. With 0, a step without any segment
     is skipped: its loss is NaN, as in the official code.
     """
-    alpha: Annotated[Finite, Field(le=1)] = 0.25
+    alpha: Annotated[float, Field(le=1, allow_inf_nan=False), IS_NUMBER] = 0.25
     """Weight of positive pixels in the focal loss; negative pixels have 1 - alpha. A negative
     alpha: no such weights.
     """

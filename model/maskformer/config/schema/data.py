@@ -21,6 +21,7 @@ from pydantic import (
 
 from maskformer.config.schema.augmentation import Augmentation, SemanticAugmentation
 from maskformer.config.schema.fields import (
+    IS_NUMBER,
     MAX_CLASSES,
     MAX_DIGITS,
     MAX_PIXELS,
@@ -170,7 +171,7 @@ LabelMap = Annotated[
     Field(min_length=1, max_length=MAX_CLASSES),
     WrapValidator(_check_keys),
 ]
-Share = Annotated[float, Field(gt=0, lt=1), Tag("(share)")]
+Share = Annotated[float, Field(gt=0, lt=1), IS_NUMBER, Tag("(share)")]
 """The fraction of the training images that is moved to the other split."""
 
 

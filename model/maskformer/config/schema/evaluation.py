@@ -8,12 +8,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from maskformer.config.choices import InferencePrecision
 from maskformer.config.schema.fields import (
+    IS_NUMBER,
     MAX_CLASSES,
+    MAX_SIDE,
     Fraction,
     Name,
     NonNegativeInt,
     OneOrMore,
-    Positive,
     PositiveInt,
     Section,
     Side,
@@ -26,7 +27,7 @@ class ViewsConfig(Section):
     """
 
     scales: Annotated[
-        tuple[Annotated[Positive, Field(le=64)], ...],
+        tuple[Annotated[float, Field(gt=0, le=64), IS_NUMBER], ...],
         OneOrMore,
         Field(min_length=1, max_length=100),
     ] = (0.5, 0.75, 1, 1.25, 1.5, 1.75)
@@ -122,12 +123,12 @@ SMALLEST_TILE = 32
 class PredictConfig(Section):
     """How `maskformer predict` processes large images and draws its results."""
 
-    tile: Annotated[Side, Field(ge=SMALLEST_TILE)] | None = None
+    tile: Annotated[int, Field(ge=SMALLEST_TILE, le=MAX_SIDE), IS_NUMBER] | None = None
     """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
     tile is resized to `data.test_short_side` like an image: tiles of that side keep every detail;
     larger tiles are shrunk but see more of the image at once.
     """
-    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75), IS_NUMBER] = 0.25
     """Smallest overlap of neighbouring tiles, as a share of a tile's side; class scores are blended
     there.
     """

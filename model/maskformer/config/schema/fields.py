@@ -9,10 +9,24 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from maskformer.system.documents import shown
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+
+def _check_number(value: Any) -> Any:
+    """Reject true and false, which pydantic would convert to 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(
+            f"expected a number, got {str(value).lower()}; YAML reads no, off, yes, on as false "
+            "and true"
+        )
+    return value
+
+
+# Follows the limits in an annotation, so that the JSON schema has them.
+IS_NUMBER = BeforeValidator(_check_number)
+
+Fraction = Annotated[float, Field(ge=0, le=1), IS_NUMBER]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IS_NUMBER]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IS_NUMBER]
+Byte = Annotated[int, Field(ge=0, le=255), IS_NUMBER]
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation of ImageNet per channel, in units of 0..255."""
@@ -25,22 +39,23 @@ MAX_PIXELS = 178_956_970
 MAX_NAME = 1000
 MAX_DIGITS = 19
 # Upper limits are far above all known models, and far below values that do harm; see `check_size`.
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
-Integer = Annotated[int, Field(gt=-(2**63), lt=2**63)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31), IS_NUMBER]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31), IS_NUMBER]
+Integer = Annotated[int, Field(gt=-(2**63), lt=2**63), IS_NUMBER]
+Seed = Annotated[int, Field(ge=0, lt=2**32), IS_NUMBER]
+Weight = Annotated[float, Field(ge=0, le=1e6), IS_NUMBER]
 """The weight of a term of the loss, which is computed in float32."""
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Side = Annotated[int, Field(gt=0, le=1 << 15)]
+Finite = Annotated[float, Field(allow_inf_nan=False), IS_NUMBER]
+MAX_SIDE = 1 << 15
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE), IS_NUMBER]
 """The side of an image in pixels."""
-Channels = Annotated[int, Field(gt=0, le=1 << 14)]
+Channels = Annotated[int, Field(gt=0, le=1 << 14), IS_NUMBER]
 MAX_BANDS = 1 << 10
-Percent = Annotated[float, Field(ge=0, le=100)]
-Count = Annotated[int, Field(gt=0, le=1 << 16)]
+Percent = Annotated[float, Field(ge=0, le=100), IS_NUMBER]
+Count = Annotated[int, Field(gt=0, le=1 << 16), IS_NUMBER]
 """A number of classes, queries etc."""
-Layers = Annotated[int, Field(ge=0, le=64)]
-Dilation = Annotated[int, Field(gt=0, le=64)]
+Layers = Annotated[int, Field(ge=0, le=64), IS_NUMBER]
+Dilation = Annotated[int, Field(gt=0, le=64), IS_NUMBER]
 
 
 def _check_channels(value: Any) -> Any:

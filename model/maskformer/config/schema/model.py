@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from maskformer.config.schema.fields import (
+    IS_NUMBER,
     MAX_BANDS,
     MAX_CLASSES,
     MAX_LEVEL,
@@ -44,8 +45,8 @@ Part = Literal[
 ]
 """Parts of a model. The stages of a backbone end at strides 4, 8, 16 and 32, after the stem."""
 
-_Mean = Annotated[float, Field(ge=-MAX_LEVEL, le=MAX_LEVEL)]
-_Deviation = Annotated[float, Field(ge=1 / MAX_LEVEL, le=MAX_LEVEL)]
+_Mean = Annotated[float, Field(ge=-MAX_LEVEL, le=MAX_LEVEL), IS_NUMBER]
+_Deviation = Annotated[float, Field(ge=1 / MAX_LEVEL, le=MAX_LEVEL), IS_NUMBER]
 _PerChannel = Field(min_length=1, max_length=MAX_BANDS)
 
 
@@ -128,7 +129,7 @@ class ModelConfig(Section):
 
     architecture: Literal["maskformer", "per_pixel", "per_pixel_plus"] = "maskformer"
     """Mask classification, or one of the paper's two per-pixel baselines."""
-    num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)] | None = None
+    num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES), IS_NUMBER] | None = None
     """K, without "no object". Default: that of the data set."""
     backbone: BackboneConfig = BackboneConfig()
     """Turns an image into feature maps."""
@@ -136,7 +137,7 @@ class ModelConfig(Section):
     """Turns feature maps into pixel features."""
     decoder: DecoderConfig = DecoderConfig()
     """Turns the coarsest map into classes and mask embeddings."""
-    size_divisibility: Annotated[int, Field(ge=0, le=1 << 12)] = 32
+    size_divisibility: Annotated[int, Field(ge=0, le=1 << 12), IS_NUMBER] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
     Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
     """

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from maskformer.config.schema.fields import (
+    IS_NUMBER,
     FilePath,
     NonNegative,
     NonNegativeInt,
@@ -50,7 +51,7 @@ class TrainConfig(Section):
 
     steps: PositiveInt = 160_000
     """Optimiser updates of the whole run, after accumulation."""
-    epochs: Annotated[Positive, Field(le=1e6)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6), IS_NUMBER] | None = None
     """Length of training in passes over the training images, instead of `steps`."""
     batch_size: PositiveInt = 16
     """Images per step, over all processes and accumulated parts together."""
@@ -92,7 +93,7 @@ class TrainConfig(Section):
     """Frozen parts of the model: `backbone`, or its `stem` and `stage1` to `stage4`;
     `pixel_decoder`, `decoder`. Their norm layers and dropout behave as in evaluation.
     """
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1), IS_NUMBER] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; the average is
     evaluated and saved as the model.
     """
@@ -115,7 +116,7 @@ class TrainConfig(Section):
     of keeping all in each, for models that leave too little memory on a GPU. Checkpoints are the
     same. Cannot be combined with `ema`, `compile` or fp16; one process has nothing to divide.
     """
-    workers: Annotated[int, Field(ge=0, le=1 << 12)] = 4
+    workers: Annotated[int, Field(ge=0, le=1 << 12), IS_NUMBER] = 4
     """Processes that read and augment images, per training process."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
@@ -141,7 +142,7 @@ class TrainConfig(Section):
     """Every this many steps, plain PyTorch also computes the criterion and its gradients; the next
     log line records the difference (`kernel_loss_error`, `kernel_gradient_error`).
     """
-    process_timeout: Annotated[Positive, Field(le=1e7)] = 600
+    process_timeout: Annotated[float, Field(gt=0, le=1e7), IS_NUMBER] = 600
     """Seconds after which processes that train together give up on one that hangs."""
     log_folder: FilePath | None = None
     """Where TensorBoard and other trackers write. Default: `tensorboard/` in the run folder."""
