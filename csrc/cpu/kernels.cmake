@@ -9,10 +9,14 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 
 add_library(mfk_options INTERFACE)
 get_filename_component(csrc "${CMAKE_CURRENT_LIST_DIR}" DIRECTORY)
+get_filename_component(root "${csrc}" DIRECTORY)
 target_include_directories(mfk_options INTERFACE "${csrc}")
 target_compile_options(
   mfk_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wno-psabi
                         -ffp-contract=off -fno-math-errno -fno-trapping-math>)
+# Error messages name files relative to the project.
+target_compile_options(mfk_options
+                       INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${root}/=>)
 if(MFK_SANITIZE)
   target_compile_options(mfk_options INTERFACE -fsanitize=${MFK_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(mfk_options INTERFACE -fsanitize=${MFK_SANITIZE})
