@@ -22,7 +22,7 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """Limit of the values in a YAML document, in which those of aliases count each time."""
 _SHOWN_ERRORS = 10
-_YAML_1_1_NUMBER = re.compile(r"^[-+]?0[0-7]|:")
+_YAML_1_1_NUMBER = re.compile(r"^[-+]?0[0-7_]|:")
 """Integers that YAML 1.1 reads as octal or base 60."""
 _MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which includes the keys of other mappings."""

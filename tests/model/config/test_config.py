@@ -214,7 +214,7 @@ def test_a_recipe_cannot_be_its_own_base(recipe: Path) -> None:
 
 def test_numbers_may_be_written_in_any_yaml_form(recipe: Path) -> None:
     assert load_config(recipe, ["train.lr=1e-4"]).train.lr == 1e-4
-    for text, value in (("010", 10), ("0x10", 16), ("1_000", 1000), ("'12'", 12)):
+    for text, value in (("010", 10), ("0_10", 10), ("0x10", 16), ("1_000", 1000), ("'12'", 12)):
         assert load_config(recipe, [f"train.steps={text}"]).train.steps == value
 
 
