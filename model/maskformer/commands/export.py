@@ -19,7 +19,7 @@ def run(
 ) -> None:
     """Export a model, and report whether ONNX Runtime and PyTorch agree."""
     progress = Progress()
-    progress.print("Tracing the network, which takes a minute.")
+    progress.print("Exporting the model, which may take a minute.")
     made = export(source, target, outputs=outputs, size=size, overwrite=overwrite)
     what = "pixels" if outputs == "classes" else "logits"
     check = (
