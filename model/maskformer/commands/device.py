@@ -21,7 +21,7 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # fails on `meta`, whose tensors have no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"--device {name} cannot be used here: {reason}") from error

@@ -466,6 +466,7 @@ def test_info_lists_recipes_and_sizes(run: Run) -> None:
         (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["predict", "no*.png", "--checkpoint", "RUN", "--out", "x"], "no image at 'no*.png'"),
         (["evaluate", "--checkpoint", "RUN", "--device", "fpga"], "--device fpga"),
+        (["evaluate", "--checkpoint", "RUN", "--device", "meta"], "--device meta cannot be used"),
         (["evaluate", "--checkpoint", "RUN", "--save-maps"], "--output FOLDER"),
         (
             ["evaluate", "--checkpoint", "RUN", "--tta", "eval.semantic=false"],
