@@ -313,7 +313,7 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 
 def to_tensor(image: ImageLike, reader: ImageReader) -> Tensor:
     if isinstance(image, str):
-        image = Path(image)
+        image = given_path("images", image)
     if isinstance(image, Path | bytes | Image.Image):
         return reader(image)
     channels = reader.num_channels

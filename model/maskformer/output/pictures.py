@@ -79,11 +79,7 @@ def overlay(
         ValueError: the sizes differ, or a class is out of range.
     """
     segments, labels = segmentation.segments.cpu(), segmentation.labels.cpu()
-    if segments.shape != image.shape[-2:]:
-        raise ValueError(
-            f"segmentation must have the size of the image {list(image.shape[-2:])}, "
-            f"got {list(segments.shape)}"
-        )
+    _check_size("segmentation", segmentation, image)
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < info.num_classes):
         raise ValueError(
             f"segmentation must hold classes in 0..{info.num_classes - 1}, got {labels.tolist()}"
@@ -140,11 +136,7 @@ def side_by_side(
     for title, segmentation in ((titles[1], ground_truth), (titles[2], prediction)):
         if segmentation is None:
             continue
-        if segmentation.segments.shape != image.shape[-2:]:
-            raise ValueError(
-                f"{title} must have the size of the image {list(image.shape[-2:])}, "
-                f"got {list(segmentation.segments.shape)}"
-            )
+        _check_size(title, segmentation, image)
         drawn = _scale(segmentation, size)
         if segmentation is prediction and shows_nothing(segmentation, info):
             title = f"{title}: {NOTHING}"
@@ -160,7 +152,11 @@ def overlay_with_legend(
     """Draw an `overlay` above a legend, `[3, H', W']` uint8. Small images are enlarged.
 
     If there is only background, the legend says so.
+
+    Raises:
+        ValueError: as in `overlay`.
     """
+    _check_size("segmentation", segmentation, image)  # before both are enlarged to one size
     if max(image.shape[-2:]) < PANEL_SIDE[0]:
         size = _panel_size(int(image.shape[-2]), int(image.shape[-1]))
         image, segmentation = _resize_image(as_rgb(image), size), _scale(segmentation, size)
@@ -171,6 +167,14 @@ def overlay_with_legend(
     if missing:
         picture = F.pad(picture, (0, missing), value=PAPER[0])
     return torch.cat([picture, names], dim=1)
+
+
+def _check_size(name: str, segmentation: Segmentation, image: Tensor) -> None:
+    if segmentation.segments.shape != image.shape[-2:]:
+        raise ValueError(
+            f"{name} must have the size of the image {list(image.shape[-2:])}, "
+            f"got {list(segmentation.segments.shape)}"
+        )
 
 
 def save_picture(picture: Tensor, file: Path) -> None:

@@ -159,6 +159,11 @@ def test_annotations_and_overlays_are_those_that_are_written(tmp_path: Path, mod
     assert np.array_equal(np.array(drawn), np.array(Image.open(tmp_path / "x.png")))
 
 
+def test_an_empty_text_is_no_image() -> None:
+    with pytest.raises(UsageError, match="images must be a path, got an empty text"):
+        build()("")
+
+
 def test_a_map_of_classes_has_no_annotations() -> None:
     predictor = build()
     [prediction] = predictor(images()[0])

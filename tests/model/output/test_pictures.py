@@ -180,6 +180,8 @@ def test_impossible_pictures():
     unknown = Segmentation(torch.zeros(4, 6, dtype=torch.int64), torch.tensor([3]))
     with pytest.raises(ValueError, match=r"size of the image \[4, 6\], got \[4, 5\]"):
         overlay(image, small, INFO)
+    with pytest.raises(ValueError, match=r"size of the image \[4, 6\], got \[4, 5\]"):
+        overlay_with_legend(image, small, INFO)
     with pytest.raises(ValueError, match=r"prediction must have the size of the image \[4, 6\]"):
         side_by_side(image, fits, small, INFO)
     with pytest.raises(ValueError, match=r"must hold classes in 0..2, got \[3\]"):
