@@ -50,7 +50,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     sizes = sizes_of(case, shrink)
     logits = sizes.layers * sizes.images * sizes.queries * (sizes.classes + 1)
     # Minimum memory traffic: the logits are read twice and their gradient is written once.
-    floor = Floor(0, 3 * 4 * logits)
+    floor = Floor(0, 3 * sizes.dtype.itemsize * logits)
     return loss_comparison(native, reference, provider, sizes, device, tolerance=1e-5, floor=floor)
 
 

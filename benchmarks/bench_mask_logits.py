@@ -41,7 +41,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     sizes = sizes_of(case, shrink)
     inputs = make_inputs(sizes, device)
     build = partial(provider, inputs=inputs)
-    leading = sizes.layers * sizes.queries
+    logits = sizes.layers * sizes.queries * sizes.pixels
     return Comparison(
         {
             NATIVE: lambda: build(native),
@@ -52,9 +52,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
         tolerance=sizes.tolerance(1e-5),
         # Three products (logits and two gradients). Minimum memory traffic: the logits are written
         # once and their gradient is read twice.
-        floor=Floor(
-            3 * 2 * leading * sizes.channels * sizes.pixels, 3 * 4 * leading * sizes.pixels
-        ),
+        floor=Floor(3 * 2 * logits * sizes.channels, 3 * sizes.dtype.itemsize * logits),
         given=inputs.tensors,
     )
 

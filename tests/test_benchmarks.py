@@ -9,9 +9,11 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.repository import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -162,6 +164,21 @@ def test_figures_hold_each_setting_and_series(
     assert growth.slope("reference") == pytest.approx(math.log2(second / first))
 
 
+@pytest.mark.parametrize("operation", ["bench_class_loss", "bench_mask_logits"])
+def test_half_precision_moves_half_the_bytes(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    sizes = importlib.import_module("harness.inputs")
+    (case, single), *_ = sizes.CPU_CASES.items()
+    make = importlib.import_module(operation).make
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(sizes, "CASES", {case: replace(single, dtype=dtype)})
+        moved.append(make(case, torch.device("cpu"), True).floor.bytes)
+    assert moved[0] == 2 * moved[1]
+
+
 def test_a_loss_against_the_committed_run_is_named(
     broken_run: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -181,3 +198,5 @@ def test_a_loss_against_the_committed_run_is_named(
         assert result.returncode == code, result.stderr
         assert ("LOST MORE THAN 10%: sum: two 6" in result.stdout) == bool(code)
         assert "LOST MORE THAN 10%: sum: one 6" not in result.stdout
+        listed = re.findall(r"^sum: (.+?)  ", result.stdout, re.MULTILINE)
+        assert listed == ["one 6", "one 6, rounded", "two 6", "two 6, rounded"]

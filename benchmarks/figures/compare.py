@@ -1,4 +1,4 @@
-"""Compare a new benchmark run with the committed ones.
+"""Compare a new benchmark run with earlier ones, by default with the committed CPU runs.
 
 python benchmarks/figures/compare.py NEW.json [OLD.json ...]
 
@@ -28,7 +28,7 @@ def main(new_file: Path, *old_files: Path) -> int:
     new, old = ratios([new_file]), ratios(old_files or sorted(RESULTS.glob("cpu*.json")))
     lost = []
     print(f"{'case':<52} {'before':>9} {'now':>9}  change   (times faster than the plain path)")
-    for case in old.keys() & new.keys():
+    for case in (case for case in old if case in new):
         change = new[case] / old[case] - 1
         print(f"{case:<52} {old[case]:8.2f}x {new[case]:8.2f}x  {change:+6.1%}")
         if change < -TOLERATED_LOSS:
