@@ -102,7 +102,8 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
     inputs = make_inputs(case, device, shrink)
     build = partial(provider, inputs=inputs)
     given = [x for x in (inputs.logits, inputs.masks, inputs.points) if x is not None]
-    # Minimum memory traffic: logits and masks are read twice, the gradient is written once.
+    # Minimum memory traffic: logits and masks are read twice, the gradient is written once. At
+    # points, few pixels of the masks are read, which are not counted.
     sizes = [x.numel() * x.element_size() for x in given]
     return Comparison(
         {

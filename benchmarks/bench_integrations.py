@@ -1,6 +1,6 @@
 """Hugging Face transformers models before (`original`) and after (`native`) `patch`.
 
-Cases cover the losses alone and whole training steps. Forward and backward are timed as one.
+Cases cover the losses alone and whole models. Forward and backward are timed as one.
 """
 
 from __future__ import annotations

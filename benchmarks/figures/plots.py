@@ -52,7 +52,7 @@ def speedups(cases: list[Case], title: str, file: Path) -> None:
 
 def floors(cases: list[Case], title: str, file: Path) -> None:
     """Draw points per case: time relative to the floor, the memory traffic and products alone."""
-    known = [c for c in cases if c.rows["native"]["floor_ms"] > 0]
+    known = [c for c in cases if c.rows[NATIVE]["floor_ms"] > 0]
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(known) + 1.2), layout="constrained")
     for name, color in (("native", COLORS["native"]), ("reference", COLORS["plain"]),
                         ("compile", COLORS["other"])):  # fmt: skip

@@ -3,9 +3,10 @@
 python benchmarks/gpu/compilation.py [--architecture sm_75 ...] [--kernel sums_kernel ...]
     [--json FILE] [--page FILE]
 
-The JSON file holds, for each kernel, architecture and dtype, the largest shared memory and register
-spill in bytes and the cases that cause them. Rows already in the file for other architectures and
-kernels are kept. For AMD GPUs, the variant that a ROCm build of PyTorch would select is compiled.
+The JSON file holds, for each kernel, architecture and dtype, the most registers, the largest shared
+memory and register spill in bytes, and the cases that cause the latter two. Rows already in the
+file for other architectures and kernels are kept. For AMD GPUs, the variant that a ROCm build of
+PyTorch would select is compiled.
 Exits with status 1 if a kernel fails to compile or exceeds a limit.
 """
 
@@ -37,6 +38,7 @@ class Row:
     kernel: str
     dtype: str
     programs: int = 0
+    """Compiled variants."""
     registers: int = 0
     shared_memory: int = 0
     """Bytes per thread block, in `shared_case`."""

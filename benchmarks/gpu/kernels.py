@@ -11,7 +11,10 @@ Rows of the same name in the file are replaced. A row describes one call of this
 - `host_ms`: median time until the call returns to the host
 - `launches`, `host_waits`: kernel launches, and how often the host waits for the device
 - `peak_mb`: peak memory
-- `kernels_us`: time of each kernel according to PyTorch's profiler
+- `kernels_us`: time of each kernel that takes at least 1 us, according to PyTorch's profiler;
+  missing for calls with more than 200 launches
+
+The plain path of assignment is not measured, as it runs on the CPU.
 
 `benchmarks/gpu_model.py` compares these times with its predictions.
 """

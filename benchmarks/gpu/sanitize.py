@@ -8,7 +8,9 @@ import mfkernels
 
 
 def assignment() -> None:
-    """One warp on chip, one warp off chip, eight warps; ragged, infeasible; both rules for ties."""
+    """One warp on chip, one warp off chip, eight warps; ragged, infeasible; with
+    and without SciPy's choice among ties.
+    """
     for shape in ((3, 5, 7), (4, 40, 20), (2, 66, 66), (1, 300, 300), (1, 20, 600)):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             cost = torch.randn(shape, device="cuda").to(dtype)

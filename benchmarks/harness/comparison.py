@@ -94,11 +94,12 @@ class Comparison:
 
     Attributes:
         providers: functions that build a provider on demand, including its imports.
-        truth: computes the result in float64, independently of the native code.
+        truth: computes the expected result in another way than `native`, in float64 where that is
+            affordable.
         tolerance: the largest `error` of a correct result.
         error: the error of a result, given the result and the truth.
         given: the inputs, which do not count as memory saved for the backward pass.
-        floor: the unavoidable FLOPs and bytes.
+        floor: the unavoidable FLOPs and bytes; zeros if they are not estimated.
         series: the place in a scaling series, if the case belongs to one.
         images: images per call, if throughput in images per second is meaningful.
     """

@@ -26,8 +26,8 @@ class CaseSizes:
     queries: int = 100
     channels: int = 256
     dtype: torch.dtype = torch.float32
-    """Dtype of the predictions. Baselines still compute in at least float32, as existing matchers
-    and losses do.
+    """Dtype of the predictions. Baselines of matching, mask loss and criterion still compute in at
+    least float32, as existing matchers and losses do.
     """
     layout: torch.memory_format = torch.contiguous_format
     """Memory format of the pixel features."""

@@ -139,14 +139,13 @@ def _observed(
 
     On a GPU, the launches are counted in a second call under the profiler.
     """
-    given = [x for x in comparison.given if isinstance(x, Tensor)]
     result: list[Tensor] = []
     peak: int = 0
     saved: int | None = None
 
     def forward() -> Any:
         nonlocal saved
-        values, saved = saved_bytes(given, provider.forward)
+        values, saved = saved_bytes(comparison.given, provider.forward)
         return values
 
     watched = replace(provider, forward=forward) if provider.backward else provider

@@ -18,8 +18,8 @@ HEAP_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
 }
-"""Environment variables that make glibc's heap keep its pages, so that the baseline does not pay
-for page faults on its large temporary tensors.
+"""Environment variables that make glibc's heap keep its pages and use huge ones, so that the
+baseline does not pay for page faults on its large temporary tensors.
 """
 
 

@@ -189,7 +189,10 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
 
 
 def floor_seconds(floor: Floor, device: torch.device) -> float:
-    """The time of a floor at this machine's peak rates: the larger of compute and memory time."""
+    """The larger of a floor's compute and memory time at this machine's peak rates.
+
+    The peak FLOP/s are those of float32, even if the case computes in half precision.
+    """
     flops, bandwidth = machine_rates(device)
     return max(floor.flops / flops, floor.bytes / bandwidth)
 

@@ -18,7 +18,8 @@ from types import ModuleType
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-NAN, NEGATIVE_INFINITY, POSITIVE_INFINITY, INFEASIBLE = 1, 2, 4, 8
+POSITIVE_INFINITY, INFEASIBLE = 4, 8
+"""Status bits of a problem, as in csrc/core/assignment.h."""
 DISTRIBUTIONS = (
     *("uniform", "normal", "detr", "collapse", "integers", "clamped", "constant", "huge"),
 )

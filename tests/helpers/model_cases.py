@@ -55,10 +55,10 @@ PARAMETERS = {
     "coco_stuff_10k/per_pixel_plus_r50": 41_234_112,
     "mapillary/r50": 41_232_898,
 }
-"""Trainable parameters. docs/facts.md gives the counts of R50, R101, Swin and the baselines at 150
-classes. The others follow: R101c has 123,392 more than R101 (a stem of three convolutions, and 128
-channels into the first stage), and R101 has 18,939,904 more than R50. A class adds 257 parameters
-to a per-pixel model, or 256 if it is a query.
+"""Trainable parameters. docs/facts.md gives most counts of R50, R101, Swin and the baselines. The
+others follow: R101c has 123,392 more than R101 (a stem of three convolutions, and 128 channels into
+the first stage), and R101 has 18,939,904 more than R50. A class adds 257 parameters, or 256 to
+`per_pixel_plus`, where it is a query.
 """
 
 

@@ -13,7 +13,7 @@ from gpu.model.prediction import Prediction
 from gpu.model.sass import Counts, Loop, Program
 
 FUNCTION = re.compile(r"solve_by_warpIf.*InRegisters.*WarpELi4ELi4EEELb0ELb1EEE")
-"""The kernel for float32 costs with up to 128 columns, held entirely in shared memory."""
+"""The kernel for up to 128 columns of float32 costs in shared memory, if any optimum will do."""
 
 
 def program_of_the_library(library: Path, architecture: int = 90) -> Program:

@@ -12,7 +12,7 @@ import torch
 import triton
 from gpu.model.assignment import predict_assignment, program_of_the_library, step_of_the_search
 from gpu.model.cases import CASES, IMAGES, LAYERS, QUERIES, Case, launches_of
-from gpu.model.machines import MACHINES, Machine
+from gpu.model.machines import MACHINES, SCHEDULERS, Machine
 from gpu.model.prediction import Prediction, Work, predict, work_of
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -195,7 +195,7 @@ def plot(rows: list[Row], machine: Machine, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    roof = machine.multiprocessors * 4 * machine.clock
+    roof = machine.multiprocessors * SCHEDULERS * machine.clock
     intensity = [2.0**power for power in range(-6, 8)]
     bound = [min(roof, machine.bandwidth * one) for one in intensity]
     axes.loglog(intensity, bound, color="black")
@@ -209,8 +209,8 @@ def plot(rows: list[Row], machine: Machine, path: Path) -> None:
                 axes.plot(x, row.work.instructions / us * 1e6, marker, color="C0")
         top = (x, row.work.instructions / times[0] * 1e6)
         axes.annotate(row.kernel.removesuffix("_kernel"), top)
-    axes.set_xlabel("instructions of warps per byte of memory")
-    axes.set_ylabel("instructions of warps per second")
+    axes.set_xlabel("warp instructions per byte of memory traffic")
+    axes.set_ylabel("warp instructions per second")
     axes.set_title(f"{machine.name}: o predicted, x measured (case {rows[0].case} {rows[0].dtype})")
     figure.tight_layout()
     figure.savefig(path)

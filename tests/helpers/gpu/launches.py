@@ -174,9 +174,10 @@ def of_panoptic(dtype: torch.dtype, channels: int = 256, *, resized: bool = Fals
 def of_everything(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
     """Yield every launch that is compiled differently from those before, with the name of its case.
 
-    Covers each number of channels with each number of segments, and each number of segments with
-    each number of classes. Masks instead of label maps, dense logits, gradients without kept maps,
-    other image sizes and several views are covered at typical sizes only.
+    Covers the matching cost for each number of channels with each number of segments, and the class
+    loss for each number of segments with each number of classes; for the mask loss, only one of
+    channels and segments differs from its typical number. Other forms of training's inputs, such as
+    masks instead of label maps or dense logits, are covered at typical sizes only.
     """
     seen: set[tuple[str, ...]] = set()
     for case, launches in _cases(dtype):
