@@ -5,7 +5,6 @@ All configuration files are read through this module, which raises a one-line `C
 
 from __future__ import annotations
 
-import re
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +21,6 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """Limit of the values in a YAML document, in which those of aliases count each time."""
 _SHOWN_ERRORS = 10
-_YAML_1_1_NUMBER = re.compile(r"^[-+]?0[0-7_]|:")
-"""Integers that YAML 1.1 reads as octal or base 60."""
 _MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which includes the keys of other mappings."""
 
@@ -33,8 +30,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class _Loader(yaml.SafeLoader):
     """Rejects duplicate keys, of which PyYAML would ignore all but the last.
 
-    `010` and `1:30` are text, as in YAML 1.2, instead of an octal and a base 60 number: a number
-    with leading zeros becomes decimal where a schema expects one.
+    As in YAML 1.2, `010` is decimal instead of octal, and `1:30` is text instead of a number to
+    base 60.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -50,13 +47,28 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag, key.value))
         return node
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Name a value that does not fit its tag, such as `!!int abc`, for which PyYAML raises
+        errors of all kinds.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            problem = f"{shown(node.value)} is not a valid {kind}{reason}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def construct_yaml_int(self, node: Any) -> Any:
-        return (
-            node.value if _YAML_1_1_NUMBER.search(node.value) else super().construct_yaml_int(node)
-        )
+        text = self.construct_scalar(node)
+        if ":" in text:
+            return text
+        digits = text.replace("_", "")
+        return int(digits) if digits.lstrip("+-").isdecimal() else super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: Any) -> Any:
-        return node.value if ":" in node.value else super().construct_yaml_float(node)
+        text = self.construct_scalar(node)
+        return text if ":" in text else super().construct_yaml_float(node)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -168,7 +180,10 @@ def shown(value: Any) -> str:
     """Return a short `repr` of a value in one line."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
-    return one_line(short.repr(value))
+    try:
+        return one_line(short.repr(value))
+    except ValueError:  # an integer of more digits than Python converts to text
+        return "a huge number"
 
 
 def one_line(error: object) -> str:

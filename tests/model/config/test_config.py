@@ -88,6 +88,8 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
         ("train.milestones=[2, on]", r"train\.milestones\.1: expected a number, got true"),
         ("train.steps=1:30", r"train\.steps: .*valid integer.*'1:30'"),
         ("train.lr=1:30.5", r"train\.lr: .*valid number.*'1:30\.5'"),
+        ("train.steps=!!int ''", r"train\.steps: .*valid integer"),
+        ("train.steps=0x" + "f" * 9999, r"train\.steps: .*got a huge number"),
         ("train.batch_size=0", r"train\.batch_size: .*greater than 0"),
         ("train.lr=.nan", r"train\.lr: "),
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'"),
@@ -216,6 +218,8 @@ def test_numbers_may_be_written_in_any_yaml_form(recipe: Path) -> None:
     assert load_config(recipe, ["train.lr=1e-4"]).train.lr == 1e-4
     for text, value in (("010", 10), ("0_10", 10), ("0x10", 16), ("1_000", 1000), ("'12'", 12)):
         assert load_config(recipe, [f"train.steps={text}"]).train.steps == value
+    size = load_config(recipe, ["data.image_size=010"]).data.image_size
+    assert size == load_config(recipe, ["data.image_size=10"]).data.image_size
 
 
 def test_model_overrides_merge_into_sections() -> None:

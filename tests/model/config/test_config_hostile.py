@@ -329,3 +329,11 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
             parse_yaml(text)
     merged = "a: &x {k: 1, l: 2}\nb: {<<: *x, k: 3}"
     assert parse_yaml(merged)["b"] == {"k": 3, "l": 2}
+
+
+@pytest.mark.parametrize("value", ["!!int ''", "!!float ''", "!!bool abc", "!!timestamp abc"])
+def test_a_value_that_does_not_fit_its_tag_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a valid (int|float|bool|timestamp) .*line 1"):
+        parse_yaml(f"a: {value}")
+    with pytest.raises(ConfigError, match="expected a scalar node"):
+        parse_yaml("a: !!int [1]")
