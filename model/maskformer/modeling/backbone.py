@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
-from maskformer.modeling.convolution import use_kernels
+from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
+from maskformer.modeling.linear import Linear
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 from maskformer.weights.report import warning_of_values
@@ -120,7 +121,7 @@ class Backbone(nn.Module):
             self.norms = nn.ModuleList(nn.LayerNorm(count) for count in self.channels)
         if config.multi_grid is not None:
             _set_multi_grid(self.body, config)
-        use_kernels(self.body)
+        _use_faster_layers(self.body)
         if config.frozen_norm:
             freeze_norms(self.body)
             scale_zero_norms(self.body)
@@ -285,6 +286,15 @@ def _adapt_swin(body: Any) -> bool:
     if blocks:
         body.patch_embed.dynamic_img_pad = True
     return bool(blocks)
+
+
+def _use_faster_layers(module: nn.Module) -> None:
+    """Let plain layers of a module choose the fastest library or kernel, in place."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            part.__class__ = Conv2d  # same parameters, different `forward`
+        elif type(part) is nn.Linear:
+            part.__class__ = Linear
 
 
 def _set_multi_grid(body: nn.Module, config: BackboneConfig) -> None:

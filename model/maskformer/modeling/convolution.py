@@ -34,10 +34,3 @@ def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if is_faster(x, weight):
         return conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
-
-
-def use_kernels(module: nn.Module) -> None:
-    """Turn every plain `nn.Conv2d` of a module into the `Conv2d` of this file, in place."""
-    for part in module.modules():
-        if type(part) is nn.Conv2d:
-            part.__class__ = Conv2d  # same parameters, different `forward`
