@@ -37,6 +37,7 @@ from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
+from maskformer.system.allocator import keep_freed_memory
 from maskformer.system.folder_lock import lock_output
 from maskformer.system.listing import EVALUATION
 from maskformer.system.text import escape
@@ -63,6 +64,7 @@ def run(
     folder = resolve_checkpoint(checkpoint)
     recipe = recipe or load_recipe(folder, overrides)
     target, processes = choose_processes(device)
+    keep_freed_memory(target)
     check_averaging(tta, recipe.eval)
     check_objects(recipe.data, recipe.eval)
     if output is not None:

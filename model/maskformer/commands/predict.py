@@ -17,6 +17,7 @@ from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.predict.finding import find_images
 from maskformer.predict.running import check_beside_images, predict_images
 from maskformer.predictor import Predictor
+from maskformer.system.allocator import keep_freed_memory
 from maskformer.system.signals import Interrupted, Signals
 from maskformer.system.text import counted, escape
 from maskformer.training.checkpoints.contents import resolve_checkpoint
@@ -37,6 +38,7 @@ def run(
     """Predict images, sharing them with the other processes of a launcher, if there are any."""
     folder = resolve_checkpoint(checkpoint)
     target, processes = choose_processes(device)
+    keep_freed_memory(target)
     progress = Progress(enabled=processes is None or processes.is_main_process)
     files = find_images(images, out, progress.print)
     check_beside_images(out, files)

@@ -9,6 +9,7 @@ from maskformer.config.load import load_config
 from maskformer.config.schema import Config
 from maskformer.modeling.backbone import check_pretrained
 from maskformer.output.console import Progress, metrics_table, written
+from maskformer.system.allocator import keep_freed_memory
 from maskformer.system.text import counted
 from maskformer.training.build import build_training
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
@@ -61,6 +62,7 @@ def run(
         backend=backend,
         cpu=cpu,
     )
+    keep_freed_memory(parts.accelerator.device)
     trainer = Trainer(parts)
     metrics = trainer.fit()
     progress = Progress(enabled=parts.accelerator.is_main_process)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 def _is_amd() -> bool:
     try:
-        with open("/proc/cpuinfo") as file:
+        with Path("/proc/cpuinfo").open() as file:
             return "AuthenticAMD" in file.read(200)
     except OSError:
         return False
@@ -17,7 +19,7 @@ def _is_amd() -> bool:
 
 ONEDNN_IS_FASTER = (
     torch.backends.mkl.is_available()
-    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and _is_amd()
 )

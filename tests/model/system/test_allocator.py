@@ -1,0 +1,45 @@
+"""Freed memory stays with the process, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys, torch
+from maskformer.system.allocator import keep_freed_memory
+keep_freed_memory(torch.device(sys.argv[1]))
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for step in range(30):
+    if step == 20:
+        before = faults()
+    torch.ones(1 << 24)  # 64 MiB
+print(faults() - before)
+"""
+PAGES = 10 * (1 << 26) // os.sysconf("SC_PAGESIZE")
+
+
+def page_faults(device: str, **settings: str) -> int:
+    """Of ten tensors that are freed again, after twenty."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    output = subprocess.run(
+        [sys.executable, "-c", CODE, device],
+        env=inherited | settings,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return int(output)
+
+
+@pytest.mark.skipif("GLIBC_TUNABLES" in os.environ, reason="the environment sets the allocator")
+def test_pages_are_used_again_on_a_cpu() -> None:
+    assert page_faults("cpu") < 0.1 * PAGES
+
+
+def test_other_devices_and_settings_keep_the_default() -> None:
+    assert page_faults("meta", THP_MEM_ALLOC_ENABLE="0") > 0.5 * PAGES
+    assert page_faults("cpu", MALLOC_ARENA_MAX="4", THP_MEM_ALLOC_ENABLE="0") > 0.5 * PAGES
