@@ -14,6 +14,8 @@ from maskformer.system.documents import joined, one_line, shown
 
 _SPLIT = "(split)"
 """Part of the location of an error: the value was validated as a split, as it is not a number."""
+_YAML_WORDS = {"tuple": "list", "Tuple": "List", "dictionary": "mapping", "Dictionary": "Mapping"}
+"""Python's words in the messages of pydantic, and those of YAML."""
 _FEW = 3
 _LISTED = 10
 _VARIANTS: dict[str, type[BaseModel]] = {
@@ -44,12 +46,18 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             # A check of ours: its message suffices, and the input may be a whole section.
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
-            lines.append(f"{name}: {item['msg']}, got {shown(item['input'])}")
+            message = item["msg"]
+            for word, of_yaml in _YAML_WORDS.items():
+                message = message.replace(word, of_yaml)
+            lines.append(f"{name}: {message}, got {shown(item['input'])}")
     return "config: " + joined(lines, len(found))
 
 
 def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     """Suggest a valid key, or option of the command line, for an unknown key."""
+    section, dot, key_inside = path[-1].partition(".")
+    if dot and section in valid:  # as on the command line, but in a file
+        return f"; in a file, {key_inside} is a key below {section}:"
     option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
     if key := meant_key(path):
         return _did_you_mean(key)
@@ -126,8 +134,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:100], list(names), n=1, cutoff=0.5)
-    return close[0] if close else ""
+    by_lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name[:100].lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[close[0]] if close else ""
 
 
 def _did_you_mean(name: str | None) -> str:

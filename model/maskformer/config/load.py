@@ -80,6 +80,10 @@ def override_keys(overrides: Iterable[str]) -> list[str]:
 
 
 def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
+    if isinstance(overrides, str):
+        raise ConfigError(
+            f"config: overrides must be a list of key=value texts, got the text {shown(overrides)}"
+        )
     given: dict[str, Any] = {}
     for override in overrides:
         _merge(given, _parse_override(override))
@@ -177,11 +181,16 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if len(above) >= _MAX_BASES:
         raise ConfigError(f"config: {file} is the base of more than {_MAX_BASES} recipes in a row")
     try:
-        values = parse_yaml(read_text(file))
+        text = read_text(file)
+    except ConfigError as error:
+        raise ConfigError(f"config: {error}") from None
+    try:
+        values = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"config: {file} is not readable as YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"config: {file} must hold a mapping, got {type(values).__name__}")
+        got = "an empty file" if values is None else shown(values)
+        raise ConfigError(f"config: {file} must hold sections such as data: and train:, got {got}")
     base = values.pop("base", None)
     if base is None:
         return values
@@ -267,7 +276,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"config: an override must be key=value, got '{override}'")
     try:
         value = parse_yaml(text)

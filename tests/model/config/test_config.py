@@ -86,6 +86,11 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
         ("train.steps=true", r"train\.steps: expected a number, got true; YAML reads no, off, yes"),
         ("train.lr=no", r"train\.lr: expected a number, got false"),
         ("train.milestones=[2, on]", r"train\.milestones\.1: expected a number, got true"),
+        ("model.pixel_mean=0.5", r"model\.pixel_mean: Input should be a valid list, got 0\.5$"),
+        ("predict.things=[2024-01-31]", r"things\.0: a name must be text, got 2024-01-31; YAML"),
+        ("TRAIN.steps=1", r"TRAIN: unknown key; did you mean 'train'\?$"),
+        ("train..steps=1", r"an override must be key=value, got 'train\.\.steps=1'"),
+        (".steps=1", r"an override must be key=value, got '\.steps=1'"),
         ("train.steps=1:30", r"train\.steps: .*valid integer.*'1:30'"),
         ("train.lr=1:30.5", r"train\.lr: .*valid number.*'1:30\.5'"),
         ("train.steps=!!int ''", r"train\.steps: .*valid integer"),
@@ -101,6 +106,33 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
 def test_wrong_values_are_refused_by_name(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(recipe, [override])
+
+
+def test_overrides_are_a_list_of_texts(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"list of key=value .*got the text 'train\.steps=5'$"):
+        load_config(recipe, "train.steps=5")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"recipe\.yaml must hold sections such as data: and train:, got an empty file$"),
+        ("# only comments\n", r"got an empty file$"),
+        ("- a\n", r"recipe\.yaml must hold sections .*, got \['a'\]$"),
+        ("train.steps: 5\n", r"train\.steps: unknown key; in a file, steps is a key below train:"),
+    ],
+)
+def test_a_file_without_sections_says_what_they_are(recipe: Path, text: str, message: str) -> None:
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(recipe)
+
+
+def test_a_file_that_is_no_text_is_named_once(recipe: Path) -> None:
+    recipe.write_bytes("data: {}".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"^config: \S+ is damaged: ") as caught:
+        load_config(recipe)
+    assert str(caught.value).count(str(recipe)) == 1
 
 
 def test_an_unknown_recipe_names_the_nearest(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

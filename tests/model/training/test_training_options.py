@@ -358,7 +358,7 @@ class TestClassWeights:
         ("given", "message"),
         [
             ("{a: -1}", r"class_weights\.a: .*greater than or equal to 0, got -1$"),
-            ("3", r"class_weights: .*valid tuple, got 3$"),
+            ("3", r"class_weights: .*valid list, got 3$"),
         ],
     )
     def test_one_error_each(self, given: str, message: str) -> None:

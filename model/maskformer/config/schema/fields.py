@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,10 +77,11 @@ ImageChannels = Annotated[int | tuple[int, ...], BeforeValidator(_check_channels
 
 
 def check_text(value: Any) -> Any:
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float | date):
+        got = str(value) if isinstance(value, date) else shown(value)
         raise ValueError(
-            f"a name must be text, got {shown(value)}; YAML reads no, off, yes, on as false and "
-            "true, and digits as a number: write the name in quotes"
+            f"a name must be text, got {got}; YAML reads no, off, yes, on as false and "
+            "true, digits as a number, and 2024-01-31 as a date: write the name in quotes"
         )
     return value
 
