@@ -55,9 +55,9 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
 
 def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     """Suggest a valid key, or option of the command line, for an unknown key."""
-    section, dot, key_inside = path[-1].partition(".")
-    if dot and section in valid:  # as on the command line, but in a file
-        return f"; in a file, {key_inside} is a key below {section}:"
+    section, _, key_inside = path[-1].rpartition(".")
+    if len(path) == 1 and section and path[-1] in keys_called(key_inside):  # as in an override
+        return f"; in a file, {key_inside} is a key below {section.replace('.', ': ')}:"
     option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
     if key := meant_key(path):
         return _did_you_mean(key)

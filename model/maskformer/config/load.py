@@ -76,16 +76,20 @@ def override_keys(overrides: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: an override is not a `key=value` pair.
     """
-    return [key for override in overrides for key in _flatten(_parse_override(override))]
+    return [key for each in _listed(overrides) for key in _flatten(_parse_override(each))]
 
 
-def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
-    if isinstance(overrides, str):
+def _listed(overrides: Iterable[str]) -> Iterable[str]:
+    if isinstance(overrides, str | bytes):
         raise ConfigError(
             f"config: overrides must be a list of key=value texts, got the text {shown(overrides)}"
         )
+    return overrides
+
+
+def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
-    for override in overrides:
+    for override in _listed(overrides):
         _merge(given, _parse_override(override))
     _overlay(values, given)
     return parse_config(values)

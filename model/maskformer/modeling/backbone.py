@@ -23,7 +23,7 @@ from maskformer.config.schema import BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
-from maskformer.modeling.linear import Linear
+from maskformer.modeling.linear import ONEDNN_IS_FASTER, Linear
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 from maskformer.weights.report import warning_of_values
@@ -293,7 +293,7 @@ def _use_faster_layers(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.Conv2d:
             part.__class__ = Conv2d  # same parameters, different `forward`
-        elif type(part) is nn.Linear:
+        elif type(part) is nn.Linear and ONEDNN_IS_FASTER:
             part.__class__ = Linear
 
 

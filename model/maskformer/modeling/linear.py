@@ -30,28 +30,33 @@ Zen 4 (benchmarks/NOTES.md).
 """
 
 
+FEWEST_VALUES = 20_480
+"""PyTorch gives smaller images, and those of a single thread, to another convolution."""
+
+
 class Linear(nn.Linear):
-    """`nn.Linear` that is computed as a 1 x 1 convolution, by oneDNN, where that is faster."""
+    """`nn.Linear` that is computed as a 1 x 1 convolution, by oneDNN, where that is faster: with
+    several threads, and not in compiled models.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if not _is_faster(input):
             return super().forward(input)
-        batch, *sizes, channels = input.shape
-        x = input.reshape(batch, 1, -1, channels).permute(0, 3, 1, 2)
+        # All rows as the pixels of one image: as images of one pixel they would take twice as long.
+        x = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)
         y = F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).reshape(batch, *sizes, self.out_features)
+        return y.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
 
 def _is_faster(x: Tensor) -> bool:
-    # Exported and traced models keep the usual operator. This comes first: an export would record
-    # comparisons of sizes as guards.
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    # Exported and traced models keep the usual operator. The compiler fails on the convolution's
+    # strides if sizes vary. This comes first: comparisons of sizes would be recorded as guards.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     return (
-        ONEDNN_IS_FASTER
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and x.ndim > 1
-        and x.numel() > 0
+        and x.numel() > FEWEST_VALUES
+        and torch.get_num_threads() > 1
     )

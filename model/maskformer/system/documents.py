@@ -6,6 +6,7 @@ All configuration files are read through this module, which raises a one-line `C
 from __future__ import annotations
 
 import reprlib
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,7 +178,9 @@ def joined(lines: list[str], count: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a short `repr` of a value in one line."""
+    """Return a short `repr` of a value in one line; a date as in YAML."""
+    if isinstance(value, date):
+        return str(value)
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     try:

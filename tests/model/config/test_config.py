@@ -8,7 +8,13 @@ import yaml
 from pydantic import ValidationError
 
 from maskformer.config.keys import section_keys
-from maskformer.config.load import load_config, merge_model_config, parse_config, to_yaml
+from maskformer.config.load import (
+    load_config,
+    merge_model_config,
+    override_keys,
+    parse_config,
+    to_yaml,
+)
 from maskformer.config.recipes import config_names
 from maskformer.config.schema import Config, FolderConfig, SemanticAugmentation
 from maskformer.config.schema.fields import Section
@@ -109,8 +115,11 @@ def test_wrong_values_are_refused_by_name(recipe: Path, override: str, message: 
 
 
 def test_overrides_are_a_list_of_texts(recipe: Path) -> None:
-    with pytest.raises(ConfigError, match=r"list of key=value .*got the text 'train\.steps=5'$"):
+    message = r"list of key=value .*got the text 'train\.steps=5'$"
+    with pytest.raises(ConfigError, match=message):
         load_config(recipe, "train.steps=5")
+    with pytest.raises(ConfigError, match=message):
+        override_keys("train.steps=5")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +129,10 @@ def test_overrides_are_a_list_of_texts(recipe: Path) -> None:
         ("# only comments\n", r"got an empty file$"),
         ("- a\n", r"recipe\.yaml must hold sections .*, got \['a'\]$"),
         ("train.steps: 5\n", r"train\.steps: unknown key; in a file, steps is a key below train:"),
+        ("train.stepz: 5\n", r"train\.stepz: unknown key; did you mean"),
+        ("train.: 5\n", r"train\.: unknown key; did you mean 'train'"),
+        ("train: {lr.x: 3}\n", r"train\.lr\.x: unknown key; did you mean 'train\.lr'"),
+        ("train: {seed: 2024-01-31}\n", r"train\.seed: .*, got 2024-01-31$"),
     ],
 )
 def test_a_file_without_sections_says_what_they_are(recipe: Path, text: str, message: str) -> None:

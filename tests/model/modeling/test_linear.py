@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from helpers.model_cases import relative_error
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from maskformer.config.schema import BackboneConfig
-from maskformer.modeling import linear
+from maskformer.modeling import backbone
 from maskformer.modeling.backbone import Backbone
 from maskformer.modeling.linear import Linear
 
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN"
+)
+
 
 @pytest.fixture(autouse=True)
-def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def layers(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Linear, nn.Linear]:
@@ -27,30 +36,22 @@ def layers(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Li
     return layer, plain
 
 
-class Operators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.add(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
-def is_convolution(layer: nn.Module, x: Tensor) -> bool:
-    with Operators() as operators:
+def uses_onednn(layer: nn.Module, x: Tensor) -> bool:
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
         layer(x)
-    return "aten::convolution" in operators.names
+    names = {event.name for event in recorded.events()}
+    assert not any("slow_conv" in name or "thnn" in name for name in names)
+    return "aten::mkldnn_convolution" in names
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(6, 49), (2, 7, 9), (1, 1), (3,), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(10, 50), (2, 17, 19), (1, 1, 500), (500,), (2, 5, 7, 9)])
 def test_values_and_gradients(shape: tuple[int, ...], bias: bool) -> None:
     layer, plain = layers(bias=bias)
     x = torch.randn(*shape, 48, requires_grad=True)
     exact_x = x.detach().double().requires_grad_()
     y, exact = layer(x), plain(exact_x)
-    assert is_convolution(layer, x)
+    assert uses_onednn(layer, x)
     assert y.shape == exact.shape
     assert y.is_contiguous()
     assert relative_error(y, exact) < 1e-6
@@ -64,42 +65,65 @@ def test_values_and_gradients(shape: tuple[int, ...], bias: bool) -> None:
 
 def test_inputs_that_are_not_contiguous() -> None:
     layer, plain = layers()
-    x = torch.randn(5, 48, 2, 3).permute(2, 0, 3, 1)
+    x = torch.randn(15, 48, 6, 7).permute(2, 0, 3, 1)
+    assert uses_onednn(layer, x)
     assert relative_error(layer(x), plain(x.double())) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(48,), (0, 48), (2, 0, 48)])
-def test_inputs_that_a_convolution_does_not_take(shape: tuple[int, ...]) -> None:
+def test_another_number_of_channels_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="to have 48 channels, but got 24"):
+        layers()[0](torch.randn(1000, 24))
+
+
+@pytest.mark.parametrize("shape", [(48,), (0, 48), (2, 0, 48), (4, 48)])
+def test_small_inputs_keep_the_product(shape: tuple[int, ...]) -> None:
     layer, _ = layers()
     x = torch.randn(shape)
-    assert not is_convolution(layer, x)
+    assert not uses_onednn(layer, x)
     assert layer(x).shape == (*shape[:-1], 20)
 
 
+def test_one_thread_keeps_the_product() -> None:
+    torch.set_num_threads(1)
+    assert not uses_onednn(layers()[0], torch.randn(500, 48))
+
+
 def test_other_dtypes_and_autocast_keep_the_product() -> None:
-    assert not is_convolution(layers(dtype=torch.float64)[0], torch.randn(2, 48).double())
-    layer, _ = layers()
+    x = torch.randn(500, 48)
+    assert not uses_onednn(layers(dtype=torch.float64)[0], x.double())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not is_convolution(layer, torch.randn(2, 48))
-        assert layer(torch.randn(2, 48)).dtype == torch.bfloat16
+        assert layers()[0](x).dtype == torch.bfloat16
 
 
-def test_exports_keep_the_product() -> None:
-    program = torch.export.export(layers()[0], (torch.randn(2, 48),))
+@pytest.mark.parametrize("strict", [True, False])
+def test_exports_keep_the_product(strict: bool) -> None:
+    program = torch.export.export(layers()[0], (torch.randn(500, 48),), strict=strict)
     assert {str(node.target) for node in program.graph.nodes if node.op == "call_function"} == {
         "aten.linear.default"
     }
 
 
+def test_compiled_training_with_several_sizes() -> None:
+    layer, plain = layers()
+    compiled = torch.compile(layer)
+    for shape in ((2, 300), (5, 210), (3, 400)):
+        x = torch.randn(*shape, 48, requires_grad=True)
+        y = compiled(x)
+        y.sum().backward()
+        assert relative_error(y, plain(x.double())) < 1e-6
+
+
 def test_backbones_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
     config = BackboneConfig(name="swin_tiny_patch4_window7_224.ms_in1k")
-    backbone = Backbone(config, **options).eval()
-    assert {type(part) for part in backbone.modules() if isinstance(part, nn.Linear)} == {Linear}
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        maps = backbone(x)
-        monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", False)
-        plain = backbone(x)
-    for ours, theirs in zip(maps, plain, strict=True):
+    maps, kinds = [], []
+    for faster in (True, False):
+        monkeypatch.setattr(backbone, "ONEDNN_IS_FASTER", faster)
+        torch.manual_seed(0)
+        model = Backbone(config, **options).eval()
+        kinds.append({type(part) for part in model.modules() if isinstance(part, nn.Linear)})
+        with torch.no_grad():
+            maps.append(model(torch.ones(1, 3, 128, 128)))
+    assert kinds == [{Linear}, {nn.Linear}]
+    for ours, theirs in zip(*maps, strict=True):
         assert relative_error(ours, theirs) < 1e-5

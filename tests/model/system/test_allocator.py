@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,18 @@ for step in range(30):
     torch.ones(1 << 24)  # 64 MiB
 print(faults() - before)
 """
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+pytestmark = [
+    pytest.mark.skipif(
+        bool(os.environ.keys() & {"GLIBC_TUNABLES", "LD_PRELOAD"})
+        or not hasattr(ctypes.CDLL(None), "mallopt"),
+        reason="another allocator or other settings than glibc's",
+    ),
+    pytest.mark.skipif(
+        HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(),
+        reason="the system maps huge pages",
+    ),
+]
 PAGES = 10 * (1 << 26) // os.sysconf("SC_PAGESIZE")
 
 
@@ -35,7 +49,6 @@ def page_faults(device: str, **settings: str) -> int:
     return int(output)
 
 
-@pytest.mark.skipif("GLIBC_TUNABLES" in os.environ, reason="the environment sets the allocator")
 def test_pages_are_used_again_on_a_cpu() -> None:
     assert page_faults("cpu") < 0.1 * PAGES
 

@@ -78,9 +78,8 @@ ImageChannels = Annotated[int | tuple[int, ...], BeforeValidator(_check_channels
 
 def check_text(value: Any) -> Any:
     if isinstance(value, bool | int | float | date):
-        got = str(value) if isinstance(value, date) else shown(value)
         raise ValueError(
-            f"a name must be text, got {got}; YAML reads no, off, yes, on as false and "
+            f"a name must be text, got {shown(value)}; YAML reads no, off, yes, on as false and "
             "true, digits as a number, and 2024-01-31 as a date: write the name in quotes"
         )
     return value
