@@ -108,8 +108,9 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile backbone, pixel decoder and decoder with `torch.compile`, which takes a few minutes
     at the start, and again for each new crop size. Evaluations are not compiled. On a CPU, steps
-    take about as long as without (ResNet-50 1.04, Swin-T 0.97 to 0.99 times), and those of a Swin-T
-    take 0.6 to 0.9 of the memory.
+    take about as long as without (ResNet-50 1.04 to 1.12, Swin-T 0.97 to 1.03 times) and 0.6 to
+    1.0 of the memory, but those of a float32 Swin on an AMD processor with AVX-512 1.4 times as
+    long.
     """
     shard: bool = False
     """Divide parameters, gradients and the optimiser's moments among the processes (FSDP2), instead
