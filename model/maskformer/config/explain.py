@@ -14,8 +14,6 @@ from maskformer.system.documents import joined, one_line, shown
 
 _SPLIT = "(split)"
 """Part of the location of an error: the value was validated as a split, as it is not a number."""
-_YAML_WORDS = {"tuple": "list", "Tuple": "List", "dictionary": "mapping", "Dictionary": "Mapping"}
-"""Python's words in the messages of pydantic, and those of YAML."""
 _FEW = 3
 _LISTED = 10
 _VARIANTS: dict[str, type[BaseModel]] = {
@@ -46,9 +44,7 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
             # A check of ours: its message suffices, and the input may be a whole section.
             lines.append(f"{name}: {item['ctx']['error']}")
         else:
-            message = item["msg"]
-            for word, of_yaml in _YAML_WORDS.items():
-                message = message.replace(word, of_yaml)
+            message = item["msg"].replace("tuple", "list").replace("Tuple", "List")  # as in YAML
             lines.append(f"{name}: {message}, got {shown(item['input'])}")
     return "config: " + joined(lines, len(found))
 
