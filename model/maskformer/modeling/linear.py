@@ -28,10 +28,8 @@ ONEDNN_IS_FASTER = (
 MKL does not use the full AVX-512 of AMD's processors: half the speed on Zen 5 and nine tenths on
 Zen 4 (benchmarks/NOTES.md).
 """
-
-
 FEWEST_VALUES = 20_480
-"""PyTorch gives smaller images, and those of a single thread, to another convolution."""
+"""Of an input. For smaller ones, and with a single thread, PyTorch does not choose oneDNN."""
 
 
 class Linear(nn.Linear):

@@ -16,8 +16,8 @@ def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, keep freed memory for later tensors instead of returning it to the system.
 
     By default, glibc maps each large tensor anew, and the system clears it page by page when it is
-    first written. Without that, training and prediction take 2 to 20 % less time, and up to 30 %
-    more memory (benchmarks/NOTES.md). Settings in the environment take precedence. Affects the
+    first written. Without that, training and prediction take up to 22 % less time, and up to
+    30 % more memory (benchmarks/NOTES.md). Settings in the environment take precedence. Affects the
     whole process, so only commands call this. Large tensors of other threads than the main one,
     which use smaller heaps, still get new pages.
     """
