@@ -25,8 +25,8 @@ ONEDNN_IS_FASTER = (
 )
 """Whether float32 matrix products are faster in oneDNN than in MKL, PyTorch's library for them.
 
-MKL does not use the full AVX-512 of AMD's processors: half the speed on Zen 5 and nine tenths on
-Zen 4 (benchmarks/NOTES.md).
+On AMD's processors, MKL has half of oneDNN's speed on Zen 5, nine tenths on Zen 4
+(benchmarks/NOTES.md).
 """
 FEWEST_VALUES = 20_480
 """Of an input. For smaller ones, and with a single thread, PyTorch does not choose oneDNN."""
