@@ -23,7 +23,7 @@ NAMES = (
     "_C._TorchDispatchModeKey",
     "_guards.active_fake_mode",
     "_subclasses.fake_tensor.FakeTensor",
-    "cpu._is_avx512_bf16_supported",
+    "cpu._is_amx_tile_supported",
 )
 
 
@@ -47,7 +47,7 @@ def test_a_missing_name_is_no_error(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert not torch_internals.is_traced(torch.zeros(1))
     assert not torch_internals.is_observed()
     if name.startswith("cpu."):
-        assert not torch_internals.multiplies_bfloat16()
+        assert not torch_internals.has_matrix_units()
 
 
 def test_a_missing_module_is_no_error() -> None:

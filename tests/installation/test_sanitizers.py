@@ -103,7 +103,7 @@ def test_assignment(package: Path, libraries: str, isa: str, problems: int, larg
     ("isa", "names"),
     [
         ("baseline", "restatement or definition or strides or sampled or well_made"),
-        ("avx512", "not instruction and not compile and not graph"),
+        ("avx512_bf16", "not instruction and not compile and not graph"),
     ],
 )
 def test_operators_on_masks(package: Path, libraries: str, isa: str, names: str) -> None:
@@ -115,7 +115,7 @@ def test_operators_on_masks(package: Path, libraries: str, isa: str, names: str)
     assert " passed" in shown
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx512_bf16"])
 def test_operators_on_any_arguments(package: Path, libraries: str, isa: str) -> None:
     shown = run(
         package, libraries, isa, "tests/helpers/hostile/operators.py", "320", "1", "--no-limit"

@@ -19,6 +19,7 @@ COMPARISONS = (
     *(
         "agree_in_float32",
         "any_views",
+        "bfloat16",
         "definition",
         "exact",
         "finite",
@@ -32,7 +33,7 @@ COMPARISONS = (
 
 @pytest.mark.skipif(not backend.part("cpu").usable, reason="needs the native library")
 @pytest.mark.long
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_equals_the_oracles(instruction_set: str) -> None:
     """In a process of its own, because the choice is made once."""
     files = [f"tests/ops/{file}" for file in FILES]

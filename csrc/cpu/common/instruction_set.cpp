@@ -19,6 +19,7 @@ InstructionSet best_supported() {
   const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  if (has_v4 && __builtin_cpu_supports("avx512bf16")) return InstructionSet::kAvx512Bf16;
   if (has_v4) return InstructionSet::kAvx512;
   if (has_v3) return InstructionSet::kAvx2;
 #endif
@@ -29,12 +30,12 @@ InstructionSet detect() {
   const InstructionSet best = best_supported();
   const char* requested = std::getenv("MFKERNELS_ISA");
   if (requested == nullptr || *requested == '\0') return best;
-  for (const auto set :
-       {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+  for (const auto set : {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512,
+                         InstructionSet::kAvx512Bf16}) {
     if (std::string_view(requested) == name(set)) return std::min(best, set);
   }
   std::fprintf(stderr,
-               "mfkernels: MFKERNELS_ISA is '%s', expected baseline, avx2 or avx512; "
+               "mfkernels: MFKERNELS_ISA is '%s', expected baseline, avx2, avx512 or avx512_bf16; "
                "it has no effect\n",
                requested);
   return best;
@@ -49,6 +50,8 @@ InstructionSet instruction_set() {
 
 const char* name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Bf16:
+      return "avx512_bf16";
     case InstructionSet::kAvx512:
       return "avx512";
     case InstructionSet::kAvx2:

@@ -5,10 +5,11 @@
 
 namespace mfk::cpu {
 
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The best instruction set that kernels were compiled for and that this processor has. The
-// environment variable MFKERNELS_ISA ("baseline", "avx2" or "avx512") limits it.
+// environment variable MFKERNELS_ISA ("baseline", "avx2", "avx512" or "avx512_bf16") limits it. All
+// kernels for AVX512_BF16 are those for AVX-512, which may ask for it.
 InstructionSet instruction_set();
 
 const char* name(InstructionSet set);
@@ -16,6 +17,7 @@ const char* name(InstructionSet set);
 template <class Kernel>
 const Kernel& choose(const Kernel& baseline, const Kernel& avx2, const Kernel& avx512) {
   switch (instruction_set()) {
+    case InstructionSet::kAvx512Bf16:
     case InstructionSet::kAvx512:
       return avx512;
     case InstructionSet::kAvx2:

@@ -8,32 +8,35 @@
 namespace mfk::cpu {
 namespace {
 
-template <class T>
+template <class T, class E>
 struct Workspace {
   Arena arena;
-  T *features, *tile;
+  E* features;
+  T* tile;
 
   Workspace(const MaskLogitsProblem& problem, int64_t rows, void* memory) : arena(memory) {
     const int64_t pixels = round_up(rows * problem.predictions.width, kPanel<T>);
-    features = arena.take<T>(pixels * problem.predictions.channels);
+    features = arena.take<E>(pixels * depth_of<E>(problem.predictions.channels));
     tile = arena.take<T>(kTileRows * pixels);
   }
 };
 
-template <class T>
-void run(const MaskLogitsProblem& problem, const T* embed, int64_t image, int64_t first,
+template <class T, class E>
+void run(const MaskLogitsProblem& problem, const E* embed, int64_t image, int64_t first,
          int64_t last, void* memory) {
   const MaskPredictions& predictions = problem.predictions;
-  const Workspace<T> workspace(problem, last - first, memory);
-  const int64_t pixels = (last - first) * predictions.width, channels = predictions.channels;
+  const Workspace<T, E> workspace(problem, last - first, memory);
+  const int64_t pixels = (last - first) * predictions.width;
+  const int64_t depth = depth_of<E>(predictions.channels);
   const int64_t stride = round_up(pixels, kPanel<T>);
   pack_rows(predictions, image, first, last, workspace.features);
   const int64_t rows = predictions.layers * predictions.queries;
+  embed += image * rows * depth;
   for (int64_t block = 0; block < rows; block += kTileRows) {
     const int64_t count = smaller(kTileRows, rows - block);
     for (int64_t p = 0; p < pixels; p += kPanel<T>) {
-      multiply<false, T>(count, {embed + block * channels, channels, 1},
-                         workspace.features + p * channels, channels, workspace.tile + p, stride);
+      multiply<false>(count, Left<E>{embed + block * depth, depth, 1},
+                      workspace.features + p * depth, depth, workspace.tile + p, stride);
     }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t layer = (block + i) / predictions.queries,
@@ -48,10 +51,18 @@ void run(const MaskLogitsProblem& problem, const T* embed, int64_t image, int64_
 
 template <class T>
 constexpr MaskLogitsKernel<T> kernel() {
-  return {[](const MaskLogitsProblem& problem, int64_t rows) {
-            return Workspace<T>(problem, rows, nullptr).arena.used();
-          },
-          run<T>};
+  return {
+      // Pairs need less.
+      [](const MaskLogitsProblem& problem, int64_t rows) {
+        return Workspace<T, T>(problem, rows, nullptr).arena.used();
+      },
+      [](const MaskLogitsProblem& problem, const Embeddings<T>& embed, int64_t image, int64_t first,
+         int64_t last, void* memory) {
+        with_embeddings(embed, [&](const auto* entries) {
+          run<T>(problem, entries, image, first, last, memory);
+        });
+      },
+  };
 }
 
 }  // namespace

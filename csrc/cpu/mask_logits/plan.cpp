@@ -1,7 +1,6 @@
 #include "cpu/mask_logits/plan.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/common/embeddings.h"
 #include "cpu/common/parallel.h"
@@ -17,15 +16,14 @@ template <class T>
 void run(const MaskLogitsProblem& problem, int threads) {
   const MaskLogitsKernel<T>& kernel = MFK_BEST_KERNEL(mask_logits).of<T>();
   const MaskPredictions& predictions = problem.predictions;
-  const std::vector<T> embed = all_embeddings<T>(predictions);
-  const int64_t embed_entries = predictions.layers * predictions.queries * predictions.channels;
+  const AllEmbeddings<T> embed(predictions);
   const int64_t entries = predictions.width * std::max<int64_t>(predictions.channels, 1);
   const int64_t rows = std::clamp<int64_t>(kTaskEntries / entries, 1, predictions.height);
   const int64_t tasks = divide_up(predictions.height, rows);  // of an image
   for_each(predictions.images * tasks, threads, kernel.bytes(problem, rows),
            [&](int64_t i, void* memory) {
              const int64_t image = i / tasks, first = i % tasks * rows;
-             kernel.run(problem, embed.data() + image * embed_entries, image, first,
+             kernel.run(problem, embed.get(), image, first,
                         std::min(predictions.height, first + rows), memory);
            });
 }

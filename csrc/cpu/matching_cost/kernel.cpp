@@ -4,6 +4,7 @@
 
 #include "cpu/common/gemm.h"
 #include "cpu/common/memory.h"
+#include "cpu/common/pairs.h"
 #include "cpu/common/pixels.h"
 #include "cpu/common/vector_math.h"
 
@@ -19,21 +20,23 @@ MFK_INLINE Sigmoid<V> counterpart(const Sigmoid<V>& s) {
 // The index of the map that is summed outside segments.
 constexpr int kNegative = 1;
 
-template <class T>
+// Takes embeddings of type E: T or pairs.
+template <class T, class E>
 class ChunkWorker {
  public:
-  ChunkWorker(const MatchingCostPlan<T>& plan, int64_t image, void* memory)
+  ChunkWorker(const MatchingCostPlan<T>& plan, const E* embed, int64_t image, void* memory)
       : plan_(plan),
         problem_(*plan.problem),
         predictions_(problem_.predictions),
         order_(plan.orders[image]),
         image_(image),
         segments_(problem_.segments.counts[image]),
-        queries_(predictions_.layers * predictions_.queries) {
+        queries_(predictions_.layers * predictions_.queries),
+        embed_(embed) {
     Arena arena(memory);
     logits_ = arena.take<T>(kTileRows * plan.tile);
     if (predictions_.features != nullptr)
-      features_ = arena.take<T>(plan.tile * predictions_.channels);
+      features_ = arena.take<E>(plan.tile * depth_of<E>(predictions_.channels));
     // Working memory is the same for every image.
     int64_t most = 0;
     for (int64_t b = 0; b < predictions_.images; ++b) {
@@ -76,14 +79,13 @@ class ChunkWorker {
   // Processes all queries in the tile; its pieces begin with `first`.
   void for_blocks(int32_t first, int32_t last) {
     const int64_t pixels = end_ - begin_;
-    const int64_t channels = predictions_.channels;
+    const int64_t depth = depth_of<E>(predictions_.channels);
     for (int64_t block = 0; block < queries_; block += kTileRows) {
       const int64_t count = smaller(kTileRows, queries_ - block);
       if (predictions_.features != nullptr) {
-        const T* embed = plan_.embed + (image_ * queries_ + block) * channels;
+        const Left<E> embed{embed_ + (image_ * queries_ + block) * depth, depth, 1};
         for (int64_t p = 0; p < pixels; p += kPanel<T>) {
-          multiply<false, T>(count, {embed, channels, 1}, features_ + p * channels, channels,
-                             logits_ + p, plan_.tile);
+          multiply<false>(count, embed, features_ + p * depth, depth, logits_ + p, plan_.tile);
         }
       } else {
         for (int64_t i = 0; i < count; ++i) {
@@ -190,7 +192,8 @@ class ChunkWorker {
   int64_t begin_ = 0, end_ = 0;  // the tile
   double* mask_sums_ = nullptr;
   T* logits_ = nullptr;    // [kTileRows, tile]
-  T* features_ = nullptr;  // of the tile, in panels of pixels
+  const E* embed_;         // [B, L * Q, C]
+  E* features_ = nullptr;  // of the tile, in panels of pixels
   T* panels_[2] = {};      // masks of the tile and their complements, in panels of segments
   T* maps_[3] = {};        // [kTileRows, tile]: focal loss of positives and negatives, probability
   T* products_ = nullptr;  // a tile of products of maps and masks
@@ -200,10 +203,17 @@ template <class T>
 constexpr MatchingCostKernel<T> kernel() {
   return {
       [](const MatchingCostPlan<T>& plan) {
-        return plan.problem->predictions.images == 0 ? 0 : ChunkWorker<T>(plan, 0, nullptr).bytes();
+        int64_t bytes = 0;
+        with_embeddings(plan.embed, [&](const auto* embed) {
+          if (plan.problem->predictions.images == 0) return;
+          bytes = ChunkWorker(plan, embed, 0, nullptr).bytes();
+        });
+        return bytes;
       },
       [](const MatchingCostPlan<T>& plan, int64_t image, int64_t chunk, void* memory) {
-        ChunkWorker<T>(plan, image, memory).run(chunk);
+        with_embeddings(plan.embed, [&](const auto* embed) {
+          ChunkWorker(plan, embed, image, memory).run(chunk);
+        });
       },
   };
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/common/instruction_set.h"
+#include "cpu/common/pairs.h"
 #include "cpu/matching_cost/plan.h"
 
 namespace mfk::cpu {
@@ -44,7 +45,7 @@ struct PixelOrder {
 template <class T>
 struct MatchingCostPlan {
   const MatchingCostProblem* problem;
-  const T* embed;            // [B, L * Q, C]
+  Embeddings<T> embed;       // without pointers for dense logits
   const PixelOrder* orders;  // [B]
   int64_t tile;              // pixels that are processed at a time
 };

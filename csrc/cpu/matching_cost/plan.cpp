@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "core/resample.h"
@@ -53,8 +54,8 @@ class MatchingCostPlanner {
   void run() {
     images_.resize(predictions_.images);
     for_each(predictions_.images, threads_, [&](int64_t b) { sort_pixels(b); });
-    const bool factored = predictions_.features != nullptr;
-    const std::vector<T> embed = factored ? all_embeddings<T>(predictions_) : std::vector<T>();
+    std::optional<AllEmbeddings<T>> embed;
+    if (predictions_.features != nullptr) plan_.embed = embed.emplace(predictions_).get();
     std::vector<PixelOrder> orders;
     for (Image& image : images_) {
       image.sums.resize(image.pieces.size() * queries_);
@@ -72,7 +73,6 @@ class MatchingCostPlanner {
       });
     }
     plan_.problem = &problem_;
-    plan_.embed = embed.data();
     plan_.orders = orders.data();
     const MatchingCostKernel<T>& kernel = MFK_BEST_KERNEL(matching_cost).of<T>();
     for_each(predictions_.images * chunks_, threads_, kernel.bytes(plan_),

@@ -17,12 +17,13 @@ from mfkernels.checks import (
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.conv3x3 import reference
 from mfkernels.ops.conv3x3.operator import CHANNELS, DTYPES, weight_dtype
+from mfkernels.torch_internals import has_matrix_units
 
 FEWEST_CHANNELS = {torch.float32: 64, torch.bfloat16: 96}
 FEWEST_PIXELS = {torch.float32: 1024, torch.bfloat16: 8192}
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-HAS_MATRIX_UNITS = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+HAS_MATRIX_UNITS = has_matrix_units()
 
 
 @served_by_pytorch_where_kernels_fail("conv3x3")

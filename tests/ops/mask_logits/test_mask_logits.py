@@ -81,14 +81,15 @@ def test_any_strides_and_more_pixels_than_a_task_holds() -> None:
     rows_of_channels = features.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     for other in (padded, turned, rows_of_channels):
         torch.testing.assert_close(mask_logits(odd, other), logits)
-        half = mask_logits(odd.half(), other.half())
-        torch.testing.assert_close(half, mask_logits(odd.half(), features.half()))
+        for dtype in (torch.float16, torch.bfloat16):
+            half = mask_logits(odd.to(dtype), other.to(dtype))
+            torch.testing.assert_close(half, mask_logits(odd.to(dtype), features.to(dtype)))
 
 
 @native_only
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_pytorch_multiplies_bfloat16_where_the_processor_does(
+def test_pytorch_multiplies_bfloat16_where_there_are_matrix_units(
     images: int, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mfkernels.ops.mask_logits._FASTER_IN_PYTORCH", torch.bfloat16)

@@ -168,6 +168,28 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert torch.isfinite(huge).all()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 37, 256])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_bfloat16_factors_are_summed_in_float32(channels: int, overlap: bool) -> None:
+    """Also where the processor multiplies pairs of them, with any strides."""
+    sizes = {"low": (24, 25), "size": (96, 96)}
+    case = Case(counts=(4, 6), queries=20, channels=channels, overlap=overlap, **sizes)
+    class_logits, embed, features = case.predictions()
+    targets = case.targets()
+    embed, features = embed.bfloat16(), features.bfloat16()
+    truth = matching_cost(class_logits.double(), embed.double(), features.double(), targets)
+    wide = matching_cost(class_logits, embed.float(), features.float(), targets)
+    turned = embed.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    cropped = torch.nn.functional.pad(features, (1, 3, 2, 1))[:, :, 2:-1, 1:-3]
+    for factors in (
+        (embed, features),
+        (turned, features.contiguous(memory_format=torch.channels_last)),
+        (embed, cropped),
+    ):
+        cost = matching_cost(class_logits, *factors, targets)
+        assert (cost - truth).abs().max() <= 1.5 * (wide - truth).abs().max() + 1e-6
+
+
 def test_forms_agree() -> None:
     case = Case(counts=(3, 0, 2))
     class_logits, embed, features = case.predictions()
