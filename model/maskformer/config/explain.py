@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from maskformer.config.schema import Augmentation, Config, DataConfig
-from maskformer.config.synonyms import keys_called, meant_key, meant_option
+from maskformer.config.synonyms import keys, keys_called, meant_key, meant_option
 from maskformer.system.documents import joined, one_line, shown
 
 _SPLIT = "(split)"
@@ -55,6 +55,10 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     if len(path) == 1 and section and path[-1] in keys_called(key_inside):  # as in an override
         return f"; in a file, {key_inside} is a key below {section.replace('.', ': ')}:"
     option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
+    listed = f"valid here: {', '.join(valid)}"
+    if ".".join(path) in {*keys()}:
+        kinds = [name for name, kind in _VARIANTS.items() if path[-1] in kind.model_fields]
+        return f"; it belongs to {', '.join(kinds)}; {listed}"
     if key := meant_key(path):
         return _did_you_mean(key)
     if option is not None:
@@ -62,7 +66,7 @@ def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
     if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
     dotted = {name: ".".join([*path[:-1], name]) for name in valid}
-    return _did_you_mean(dotted.get(_near(path[-1], valid))) or f"; valid here: {', '.join(valid)}"
+    return _did_you_mean(dotted.get(_near(path[-1], valid))) or f"; {listed}"
 
 
 def _explain_section(location: tuple[int | str, ...], name: str, root: type[BaseModel]) -> str:

@@ -53,7 +53,10 @@ def load_config(
     Raises:
         ConfigError: the recipe does not exist, is not readable YAML, or has unknown keys or wrong
             types.
+        TypeError: `name_or_file` is neither text nor a path.
     """
+    if not isinstance(name_or_file, str | Path):
+        raise TypeError(f"name_or_file must be a recipe's name or file, got {name_or_file!r:.100}")
     values = _read(_find(str(name_or_file)), ())
     given = values.get("model") or {}
     if model is not None and isinstance(given, Mapping) and set(given) <= {"num_classes"}:

@@ -26,8 +26,11 @@ def given_path(name: str, path: str | Path) -> Path:
     """Convert a path that the caller passed as the argument `name`.
 
     Raises:
+        TypeError: something else, such as None.
         UsageError: an empty text, which Python takes for the current folder.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {path!r:.100}")
     if path == "":
         raise UsageError(f"{name} must be a path, got an empty text; '.' is the current folder")
     return Path(path)

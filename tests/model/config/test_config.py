@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -87,6 +88,10 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
             "model.backbone.nam=x",
             r"model\.backbone\.nam: unknown key; did you mean 'model\.backbone\.name'\?",
         ),
+        (
+            "data.root=x",
+            r"data\.root: unknown key; it belongs to folder, .*; valid here: augmentation,",
+        ),
         ("zzz=1", r"zzz: unknown key; valid here: model, criterion, data, train, eval"),
         ("train.steps=many", r"train\.steps: .*valid integer.*'many'"),
         ("train.steps=true", r"train\.steps: expected a number, got true; YAML reads no, off, yes"),
@@ -112,6 +117,12 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
 def test_wrong_values_are_refused_by_name(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(recipe, [override])
+
+
+@pytest.mark.parametrize("given", [None, 5, ["quickstart"]])
+def test_a_recipe_is_a_name_or_a_file(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^name_or_file must be a recipe's name or file, got "):
+        load_config(given)
 
 
 def test_overrides_are_a_list_of_texts(recipe: Path) -> None:

@@ -176,6 +176,11 @@ def test_a_given_path(path: str | Path) -> None:
     assert given_path("folder", path) == Path(path)
 
 
+def test_what_is_no_path() -> None:
+    with pytest.raises(TypeError, match=r"^folder must be a path, got None$"):
+        given_path("folder", None)  # type: ignore[arg-type]
+
+
 def test_an_empty_text_is_not_the_current_folder() -> None:
     with pytest.raises(UsageError, match=r"^folder must be a path, got an empty text"):
         given_path("folder", "")
