@@ -64,7 +64,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
         },
         truth=provider(reference, *exact),
         tolerance=1e-2 if dtype == torch.bfloat16 else 1e-5,
-        floor=Floor(operations, 4 * x.numel() * x.element_size()),
+        floor=Floor(operations, 4 * x.numel() * x.element_size(), x.dtype),
         given=[x, weight],
     )
 

@@ -92,7 +92,7 @@ def provider(total: Total, inputs: Inputs) -> Provider:
 
 def floor_of(sizes: CaseSizes) -> Floor:
     matching, loss = matching_floor(sizes), loss_floor(sizes)
-    return Floor(matching.flops + loss.flops, matching.bytes + loss.bytes)
+    return Floor(matching.flops + loss.flops, matching.bytes + loss.bytes, sizes.dtype)
 
 
 def comparison(sizes: CaseSizes, device: torch.device) -> Comparison:

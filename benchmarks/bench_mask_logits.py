@@ -52,7 +52,7 @@ def make(case: str, device: torch.device, shrink: bool) -> Comparison:
         tolerance=sizes.tolerance(1e-5),
         # Three products (logits and two gradients). Minimum memory traffic: the logits are written
         # once and their gradient is read twice.
-        floor=Floor(3 * 2 * logits * sizes.channels, 3 * sizes.dtype.itemsize * logits),
+        floor=Floor(6 * logits * sizes.channels, 3 * sizes.dtype.itemsize * logits, sizes.dtype),
         given=inputs.tensors,
     )
 

@@ -61,6 +61,8 @@ class Floor:
     """Floating-point operations of matrix products; element-wise arithmetic is not counted."""
     bytes: float
     """Memory traffic: the inputs once per pass over them, and the results."""
+    dtype: torch.dtype = torch.float32
+    """Dtype of the factors of matrix products."""
 
 
 def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:

@@ -51,6 +51,9 @@ CPU_CASES = {
     "A ADE20K 4x512x512": CaseSizes(4, (128, 128), (512, 512), 150, 9),
     "B COCO 1x800x1344": CaseSizes(1, (200, 336), (800, 1344), 133, 12),
 }
+CPU_CASES["A-bfloat16 ADE20K 4x512x512"] = replace(
+    CPU_CASES["A ADE20K 4x512x512"], dtype=torch.bfloat16
+)
 GPU_CASES = {
     f"{name.split()[0]}-{str(dtype)[6:]} {name}, {str(dtype)[6:]}": replace(
         sizes, images=16, dtype=dtype
@@ -149,7 +152,8 @@ def random_matches(inputs: Inputs) -> Tensor:
 def matching_floor(sizes: CaseSizes) -> Floor:
     """Computing the logits of all layers, with the features read once."""
     features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
-    return Floor(2 * sizes.layers * sizes.queries * sizes.channels * sizes.pixels, features)
+    flops = 2 * sizes.layers * sizes.queries * sizes.channels * sizes.pixels
+    return Floor(flops, features, sizes.dtype)
 
 
 def loss_floor(sizes: CaseSizes) -> Floor:
@@ -159,4 +163,4 @@ def loss_floor(sizes: CaseSizes) -> Floor:
     """
     features = sizes.dtype.itemsize * sizes.pixels * sizes.channels
     flops = 4 * 2 * sizes.layers * sizes.segments * sizes.channels * sizes.pixels
-    return Floor(flops, 3 * features)
+    return Floor(flops, 3 * features, sizes.dtype)

@@ -165,15 +165,15 @@ def graph_seconds(provider: Provider) -> float | None:
 
 
 @functools.cache
-def machine_rates(device: torch.device) -> tuple[float, float]:
-    """Peak float32 FLOP/s and bytes/s that PyTorch reaches on this machine.
+def machine_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Peak FLOP/s in a dtype and bytes/s that PyTorch reaches on this machine.
 
     FLOP/s are the better of a matrix product and a 1x1 convolution, which use different libraries:
     on some processors one of the two is far from the hardware's peak.
     """
-    a = torch.randn(2048, 2048, device=device)
-    image = torch.randn(1, 512, 64, 64, device=device)
-    weight = torch.randn(512, 512, 1, 1, device=device)
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    image = torch.randn(1, 512, 64, 64, device=device, dtype=dtype)
+    weight = torch.randn(512, 512, 1, 1, device=device, dtype=dtype)
     source = torch.randn(1 << 26, device=device)
     copy = torch.empty_like(source)
     calls = {
@@ -189,11 +189,8 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
 
 
 def floor_seconds(floor: Floor, device: torch.device) -> float:
-    """The larger of a floor's compute and memory time at this machine's peak rates.
-
-    The peak FLOP/s are those of float32, even if the case computes in half precision.
-    """
-    flops, bandwidth = machine_rates(device)
+    """The larger of a floor's compute and memory time at this machine's peak rates."""
+    flops, bandwidth = machine_rates(device, floor.dtype)
     return max(floor.flops / flops, floor.bytes / bandwidth)
 
 
