@@ -19,7 +19,6 @@ COMPARISONS = (
     *(
         "agree_in_float32",
         "any_views",
-        "bfloat16",
         "definition",
         "exact",
         "finite",

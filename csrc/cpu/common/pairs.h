@@ -51,8 +51,13 @@ MFK_INLINE void pack_pairs(const MaskPredictions& predictions, int64_t image, in
   for (int64_t p = 0; p < count; p += kColumns) {
     int64_t offsets[kColumns];
     for (int64_t j = 0; j < kColumns; ++j) offsets[j] = offset_of(smaller(p + j, count - 1));
-    BFloat16Pair* row = panels + p * depth_of<BFloat16Pair>(channels);
-    for (int64_t c = 0; c < channels; c += 2, row += kColumns) {
+    BFloat16Pair* panel = panels + p * depth_of<BFloat16Pair>(channels);
+    const auto tile_row = [&](int64_t j, int64_t c) {
+      return load<Tile>(source + offsets[j] + 2 * c);
+    };
+    const int64_t packed = next == 1 ? pack_tiles(channels / 2, panel, tile_row) : 0;
+    for (int64_t c = 2 * packed; c < channels; c += 2) {
+      BFloat16Pair* row = panel + c / 2 * kColumns;
       const BFloat16* channel = source + c * next;
       for (int64_t j = 0; j < kColumns; ++j) {
         const BFloat16* entry = channel + offsets[j];

@@ -48,6 +48,30 @@ void copy_logits(const MaskPredictions& predictions, int64_t layer, int64_t imag
   });
 }
 
+// Packs a panel of pixels whose entries are adjacent in memory, in tiles: tile_row(j, c) returns
+// entries of pixel j, from c on. Returns how many are packed: all but those that fill no tile.
+template <class E, class F>
+MFK_INLINE int64_t pack_tiles(int64_t entries, E* panel, const F& tile_row) {
+  int64_t packed = 0;
+#if defined(__AVX2__)
+  if constexpr (sizeof(E) == sizeof(float)) {
+    constexpr int64_t kColumns = kPanel<float>;
+    packed = entries / kTile * kTile;
+    for (int64_t j = 0; j < kColumns; j += kTile) {
+      for (int64_t c = 0; c < packed; c += kTile) {
+        Tile tile[kTile];
+        for (int k = 0; k < kTile; ++k) tile[k] = tile_row(j + k, c);
+        transpose(tile);
+        for (int k = 0; k < kTile; ++k) store(panel + (c + k) * kColumns + j, tile[k]);
+      }
+    }
+  }
+#else
+  (void)entries, (void)panel, (void)tile_row;
+#endif
+  return packed;
+}
+
 // Packs the pixel features of rows [first, last) of one image into panels [channels, kPanel].
 template <class T>
 void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first, int64_t last,
@@ -78,10 +102,19 @@ void pack_rows(const MaskPredictions& predictions, int64_t image, int64_t first,
         }
         j += count;
       }
-      for (int64_t j = 0; !by_channel && j < inside; ++j) {
-        const auto* pixel = source + (p + j) / width * stride.row + (p + j) % width * stride.column;
-        for (int64_t c = 0; c < channels; ++c) {
-          panel[c * kColumns + j] = static_cast<T>(widen(pixel[c * stride.channel]));
+      if (by_channel) continue;
+      int64_t offsets[kColumns];
+      for (int64_t j = 0; j < kColumns; ++j) {
+        const int64_t pixel = p + smaller(j, inside - 1);
+        offsets[j] = pixel / width * stride.row + pixel % width * stride.column;
+      }
+      const auto tile_row = [&](int64_t j, int64_t c) {
+        return load_tile_row(source + offsets[j] + c);
+      };
+      const int64_t packed = stride.channel == 1 ? pack_tiles(channels, panel, tile_row) : 0;
+      for (int64_t j = 0; j < inside; ++j) {
+        for (int64_t c = packed; c < channels; ++c) {
+          panel[c * kColumns + j] = static_cast<T>(widen(source[offsets[j] + c * stride.channel]));
         }
       }
     }
@@ -117,8 +150,13 @@ void pack_pixels(const MaskPredictions& predictions, int64_t image, const int32_
           offsets[j] = offset_of(pixels[p + j] < 0 ? 0 : pixels[p + j]);
           run = run && offsets[j] == offsets[0] + j;
         }
-        const auto* channel = source;
-        for (int64_t c = 0; c < predictions.channels; ++c, channel += stride.channel) {
+        const auto tile_row = [&](int64_t j, int64_t c) {
+          return load_tile_row(source + offsets[j] + c);
+        };
+        const int64_t packed =
+            stride.channel == 1 ? pack_tiles(predictions.channels, panel, tile_row) : 0;
+        for (int64_t c = packed; c < predictions.channels; ++c) {
+          const auto* channel = source + c * stride.channel;
           T* row = panel + c * kColumns;
           if (run) {
             copy_strided(channel + offsets[0], 1, kColumns, row);

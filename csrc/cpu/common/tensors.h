@@ -34,13 +34,16 @@ inline void check_on_cpu(const char* name, const Tensor& tensor) {
                   tensor.defined() ? text(tensor) + " on another device" : "none");
 }
 
-// A new result that a kernel writes completely, by default in the type of `like`.
-inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                         std::optional<ScalarType> type = std::nullopt) {
-  Tensor result = torch::stable::new_empty(like, sizes, type);
+inline Tensor in_large_pages(Tensor result) {
   const auto bytes = result.numel() * static_cast<int64_t>(result.element_size());
   if (bytes > 0) prefer_large_pages(result.mutable_data_ptr(), bytes);
   return result;
+}
+
+// A new result that a kernel writes completely, by default in the type of `like`.
+inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return in_large_pages(torch::stable::new_empty(like, sizes, type));
 }
 
 // The channels of a pixel are adjacent in memory.
@@ -48,8 +51,8 @@ constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
 
 inline Tensor new_channels_last(const Tensor& like,
                                 torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
-                              kChannelsLast);
+  return in_large_pages(torch::stable::empty(sizes, like.scalar_type(), std::nullopt, std::nullopt,
+                                             std::nullopt, kChannelsLast));
 }
 
 // Checks that apply to every argument.

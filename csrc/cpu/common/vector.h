@@ -173,6 +173,8 @@ MFK_INLINE Tile load_tile_row(const S* data) {
   return row;
 }
 
+MFK_INLINE Tile load_tile_row(const BFloat16* data) { return load_widened<Tile>(data); }
+
 #if defined(__AVX2__)
 MFK_INLINE Tile load_tile_row(const Half* data) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));

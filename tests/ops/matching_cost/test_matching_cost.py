@@ -170,13 +170,16 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 37, 256])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_bfloat16_factors_are_summed_in_float32(channels: int, overlap: bool) -> None:
-    """Also where the processor multiplies pairs of them, with any strides."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_factors_with_any_strides_are_summed_in_float32(
+    dtype: torch.dtype, channels: int, overlap: bool
+) -> None:
+    """Also where the processor multiplies pairs of bfloat16."""
     sizes = {"low": (24, 25), "size": (96, 96)}
     case = Case(counts=(4, 6), queries=20, channels=channels, overlap=overlap, **sizes)
     class_logits, embed, features = case.predictions()
     targets = case.targets()
-    embed, features = embed.bfloat16(), features.bfloat16()
+    embed, features = embed.to(dtype), features.to(dtype)
     truth = matching_cost(class_logits.double(), embed.double(), features.double(), targets)
     wide = matching_cost(class_logits, embed.float(), features.float(), targets)
     turned = embed.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
