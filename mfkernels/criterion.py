@@ -31,7 +31,7 @@ from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_loss import segment_losses_unchecked
 from mfkernels.ops.matching_cost import CostOptions, matching_cost_unchecked
 from mfkernels.scalars import as_integer, as_number
-from mfkernels.targets import SegmentTargets
+from mfkernels.targets import SegmentTargets, copied_to
 from mfkernels.torch_internals import is_transformed, register_mapping, version_of, without_subclass
 
 ClassLoss = Literal["per_process", "over_all"]
@@ -356,7 +356,7 @@ class MaskFormerCriterion(nn.Module):
     def _count(self, status: Tensor) -> None:
         """Count the problems with costs that are not finite: any bit of their status says so."""
         if self.bad_costs.device != status.device:
-            self.bad_costs = self.bad_costs.to(status.device, non_blocking=True)
+            self.bad_costs = copied_to(self.bad_costs, status.device)
         self.bad_costs = usable_by_autograd(self.bad_costs)
         # In place, for CUDA graphs; as a plain tensor, although predictions may be of a subclass.
         self.bad_costs += without_subclass((status != 0).sum())

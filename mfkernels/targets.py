@@ -340,7 +340,7 @@ class SegmentTargets:
 
     def counts_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """Return `counts` as a tensor `[B]` int64, by default on the device of the targets."""
-        return self._counts if device is None else self._counts.to(device, non_blocking=True)
+        return self._counts if device is None else copied_to(self._counts, device)
 
     def padded_labels(self, fill: int = 0) -> Tensor:
         """Return `labels` as `[B, T]` int64, with `fill` beyond an image's own segments."""
@@ -382,6 +382,17 @@ class SegmentTargets:
                 f"labels must be in 0..{num_classes - 1} for {num_classes} classes{also}, got "
                 f"{wrong}; check the label offset, and leave out the ignore value"
             )
+
+
+def copied_to(
+    tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the tensor on a device. The host does not wait for copies to a GPU.
+
+    It must wait for copies from one: `Tensor.to(non_blocking=True)` would return before the values
+    have arrived.
+    """
+    return tensor.to(device, dtype, non_blocking=torch.device(device).type != "cpu")
 
 
 def holds_values(tensor: Tensor) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from helpers.strategies import Case, cases
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from mfkernels import SegmentTargets
+from mfkernels import MaskFormerCriterion, SegmentTargets, batch_linear_assignment, use_backend
+from mfkernels.ops.loss_sums import loss_sums
 
 
 def test_label_maps_are_padded_with_void() -> None:
@@ -297,3 +301,30 @@ def test_labels_out_of_range(wrong: int) -> None:
     with pytest.raises(ValueError, match=rf"0\.\.2 for 3 classes, got {wrong}"):
         targets.check_labels(3)
     SegmentTargets.from_label_maps(torch.zeros(1, 2, 2).int(), [torch.tensor([2])]).check_labels(3)
+
+
+@pytest.mark.parametrize("destination", ["cpu", "cuda"])
+def test_only_copies_from_a_gpu_make_the_host_wait(destination: str) -> None:
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func is torch.ops.aten._to_copy.default:
+                waits.append(not kwargs.get("non_blocking", False))
+            return func(*args, **(kwargs or {}))
+
+    waits: list[bool] = []
+    source = "cuda" if destination == "cpu" else "cpu"
+    with FakeTensorMode(), Copies():
+        label_map = torch.empty(2, 4, 4, dtype=torch.int16, device=source)
+        labels = torch.empty(3, dtype=torch.int64, device=source)
+        targets = SegmentTargets(labels, (2, 1), label_map=label_map)
+        targets.counts_tensor(destination)
+        cost = torch.empty(2, 3, 3, device=destination)
+        with use_backend("native"):
+            batch_linear_assignment(cost, row_counts=targets.counts_tensor())
+        losses = [torch.empty(shape, device=destination) for shape in ((1, 2, 3), (1, 2, 3), 1, 1)]
+        with use_backend("reference"):
+            loss_sums(*losses, torch.empty((), device=source), (1.0, 1.0, 1.0))
+        criterion = MaskFormerCriterion(4).to(source)
+        criterion._count(torch.empty(2, dtype=torch.int32, device=destination))
+    assert len(waits) >= 4
+    assert set(waits) == {destination == "cpu"}

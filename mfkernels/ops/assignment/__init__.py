@@ -24,6 +24,7 @@ from mfkernels.ops.assignment.reference import (
     STATUS_POSITIVE_INFINITY,
 )
 from mfkernels.ops.common.arguments import MOST_ROWS
+from mfkernels.targets import copied_to
 
 __all__ = [
     "STATUS_INFEASIBLE",
@@ -212,7 +213,7 @@ def _counts(
             counts = counts.long()
     if counts.dtype.is_floating_point or counts.dtype.is_complex or counts.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {counts.dtype}")
-    counts = counts.to(device, torch.int64, non_blocking=True)
+    counts = copied_to(counts, device, torch.int64)
     if counts.shape != leading:
         try:
             counts = counts.expand(leading)

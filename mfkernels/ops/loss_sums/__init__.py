@@ -10,6 +10,7 @@ from mfkernels.checks import native_problem, without_autocast
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.loss_sums import reference
 from mfkernels.ops.loss_sums.operator import summed
+from mfkernels.targets import copied_to
 
 
 @served_by_pytorch_where_kernels_fail("loss_sums")
@@ -35,7 +36,7 @@ def loss_sums(
         sum is None if there is no kernel that computes it.
     """
     if isinstance(num_masks, Tensor) and num_masks.device != focal.device:
-        num_masks = num_masks.to(focal.device, non_blocking=True)
+        num_masks = copied_to(num_masks, focal.device)
     with without_autocast(focal.device):
         differentiable = isinstance(num_masks, Tensor) and num_masks.requires_grad
         # The kernel is not an operator of PyTorch, so that it cannot be traced; see operator.py.
