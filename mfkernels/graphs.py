@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from mfkernels.backend import use_backend
 from mfkernels.checks import usable_by_autograd
 from mfkernels.criterion import (
     MaskFormerCriterion,
@@ -113,6 +114,7 @@ class GraphedCriterion:
 
     Raises:
         ValueError: the outputs are not in the factored form, or the targets are not on a GPU.
+        BackendError: a native kernel is missing or does not support the outputs.
     """
 
     def __init__(
@@ -132,11 +134,15 @@ class GraphedCriterion:
         self.max_total = max_total
         self._size = targets.size
         step = _Step(criterion, max_count, targets.masks is not None)
-        predictions = tuple(outputs[name].detach().clone().requires_grad_() for name in _NAMES)
-        with remembering_nothing(criterion):
-            self._step: Any = torch.cuda.make_graphed_callables(
-                step, (*predictions, *self._tensors(targets, None))
-            )
+        # Copies, because each call overwrites the memory of these tensors with its own.
+        predictions = [outputs[name].detach().clone().requires_grad_() for name in _NAMES]
+        segments = [tensor.clone() for tensor in self._tensors(targets, None)]
+        with (
+            remembering_nothing(criterion),
+            use_backend("native"),  # plain PyTorch does not know the true numbers of segments
+            torch.cuda.device_of(targets.labels),  # only the current device is captured
+        ):
+            self._step: Any = torch.cuda.make_graphed_callables(step, (*predictions, *segments))
         layers = len(outputs["class_logits"]) if outputs["class_logits"].ndim == 4 else 1
         self._names = loss_names(layers)
 

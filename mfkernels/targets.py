@@ -238,7 +238,7 @@ class SegmentTargets:
     @property
     def num_segments(self) -> int:
         """`N`, the number of segments of all images."""
-        return sum(self.counts)
+        return len(self.labels)
 
     @property
     def max_count(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from helpers.strategies import Case
 from torch import Tensor
 
 from mfkernels import GraphedCriterion, MaskFormerCriterion, SegmentTargets, graphs, warmup
+from mfkernels.backend import BackendError, requested
 
 NAMES = ("class_logits", "mask_embed", "pixel_features")
 CAPACITY = 5
@@ -61,6 +64,52 @@ def test_losses_and_gradients_at_a_fixed_capacity(total: int | None) -> None:
             torch.testing.assert_close(some, other)
 
 
+def test_a_graph_is_captured_on_its_device_and_owns_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    criterion, first, other = MaskFormerCriterion(CASES[0].classes), *CASES[:2]
+    targets, current = first.targets(), [None]
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def captured(module: Any, memory: tuple[Tensor, ...]) -> Any:
+        assert current[-1] == targets.device
+        assert requested() == "native"
+
+        def replay(*given: Tensor) -> Any:
+            with torch.no_grad():
+                for kept, new in zip(memory, given, strict=True):
+                    kept.copy_(new)
+            return module(*memory)
+
+        return replay
+
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", captured)
+    graphed = GraphedCriterion(criterion, outputs_of(first), targets, max_count=CAPACITY)
+    expected, _ = graphed(outputs_of(first), targets)
+    graphed(outputs_of(other), other.targets())
+    torch.testing.assert_close(graphed(outputs_of(first), targets)[0], expected)
+    assert torch.equal(targets.label_map, first.targets().label_map)
+    assert targets.counts_tensor().tolist() == list(first.counts)
+
+
+def test_no_graph_of_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    outputs = {name: tensor.detach().double() for name, tensor in outputs_of(case).items()}
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda step, tensors: step(*tensors))
+    with pytest.raises(BackendError, match="do not compute in float64"):
+        GraphedCriterion(
+            MaskFormerCriterion(case.classes), outputs, case.targets(), max_count=CAPACITY
+        )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("total", [None, 7])
@@ -95,6 +144,11 @@ def test_tensors_of_a_capacity_have_shapes_of_their_own() -> None:
         assert (elsewhere.max_count, elsewhere.size) == (CAPACITY, targets.size)
         assert elsewhere.num_segments == len(labels)
     assert len(shapes) == 1
+    for overlap in (False, True):
+        case = Case(counts=(2, 1), overlap=overlap)
+        tensors = (x.to("meta") for x in case.targets().with_capacity(3, 4))
+        of_total = SegmentTargets.of_capacity(*tensors, 3, overlap=overlap)
+        assert (of_total.num_segments, of_total.max_count) == (4, 3)
     masks = Case(counts=(2, 1), overlap=True).targets()
     assert len(masks.with_capacity(3)[2]) == 6
     assert [len(x) for x in masks.with_capacity(3, 4)] == [4, 2, 4]
