@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from helpers.repository import ROOT
 from mfkernels import backend, selfcheck
 from mfkernels.__main__ import main
 from mfkernels.fallback import KernelError
-from mfkernels.selfcheck import command, predictions
+from mfkernels.selfcheck import checks, command, predictions
 from mfkernels.selfcheck.checks import _error, _result_problems
 from mfkernels.selfcheck.inputs import SMALL, segments
+from mfkernels.selfcheck.problems import Problem
 
 CPU = torch.device("cpu")
 PREDICTIONS = ROOT / "mfkernels" / "selfcheck" / "predictions.json"
@@ -177,3 +180,22 @@ def test_the_rule() -> None:
     other[:20] = 1
     assert list(_result_problems([other], [labels], [labels]))
     assert _error(truth[:0], truth[:0]) == 0
+
+
+def test_graphs_and_memory_are_those_of_the_checked_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        current.append(wanted)
+        yield
+        current.pop()
+
+    second = torch.device("cuda", 1)
+    problem = Problem("assignment", "", lambda cost: [cost], [])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(checks, "problems", lambda *_: [problem])
+    monkeypatch.setattr(checks, "_check", lambda *_, timed: tuple(current))
+    for row in selfcheck.check(second):
+        assert row == (second,)
+        assert not current

@@ -95,7 +95,9 @@ def check(
                 problem = replace(problem, form=f"{problem.form}, aligned")
             dtypes = DTYPES.get(problem.operation, DEFAULT_DTYPES)
             for dtype in dtypes if on_gpu or sizes is not large else dtypes[:1]:
-                with first_use.paused():
+                # CUDA graphs, waits and memory statistics are those of the current device.
+                current = torch.cuda.device(device) if on_gpu else contextlib.nullcontext()
+                with first_use.paused(), current:
                     row = _check(problem, device, dtype, timed=sizes is large)
                 yield row
 
