@@ -24,6 +24,7 @@ from mfkernels.scalars import as_integer
 from mfkernels.targets import SegmentTargets
 
 _NAMES = ("class_logits", "mask_embed", "pixel_features")
+_TARGETS = ("labels", "counts", "segments", "num_masks")
 
 
 def warmup(
@@ -143,6 +144,7 @@ class GraphedCriterion:
             torch.cuda.device_of(targets.labels),  # only the current device is captured
         ):
             self._step: Any = torch.cuda.make_graphed_callables(step, (*predictions, *segments))
+        self._forms = [(list(tensor.shape), tensor.dtype) for tensor in (*predictions, *segments)]
         layers = len(outputs["class_logits"]) if outputs["class_logits"].ndim == 4 else 1
         self._names = loss_names(layers)
 
@@ -170,10 +172,17 @@ class GraphedCriterion:
 
         Raises:
             ValueError: an image has more than `max_count` segments, the batch has more than
-                `max_total`, or the targets have another size.
+                `max_total`, or a tensor has another shape or dtype than in the constructor.
         """
-        predictions = (outputs[name] for name in _NAMES)
-        total, losses = self._step(*predictions, *self._tensors(targets, num_masks))
+        given = (*(outputs[name] for name in _NAMES), *self._tensors(targets, num_masks))
+        # The graph's copy would convert and broadcast: of one image to all of them, for example.
+        for name, tensor, form in zip((*_NAMES, *_TARGETS), given, self._forms, strict=True):
+            if (list(tensor.shape), tensor.dtype) != form:
+                raise ValueError(
+                    f"{name} must be {form[0]} in {form[1]}, as in the graph, got "
+                    f"{list(tensor.shape)} in {tensor.dtype}"
+                )
+        total, losses = self._step(*given)
         return total, dict(zip(self._names, losses.clone().unbind(), strict=True))
 
     def _tensors(

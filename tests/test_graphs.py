@@ -99,6 +99,24 @@ def test_a_graph_is_captured_on_its_device_and_owns_its_memory(
     assert targets.counts_tensor().tolist() == list(first.counts)
 
 
+@pytest.mark.usefixtures("without_a_gpu")
+def test_a_graph_takes_batches_of_one_form_only() -> None:
+    case, masks = CASES[0], Case(counts=(1, 1, 1), overlap=True)
+    outputs, targets = outputs_of(case), case.targets()
+    graphed = GraphedCriterion(
+        MaskFormerCriterion(case.classes), outputs, targets, max_count=3, max_total=5
+    )
+    single = Case(layers=3, counts=(2,))
+    for given, of_batch, said in (
+        (outputs_of(single), targets, r"class_logits must be \[3, 3, .*, got \[3, 1, "),
+        (outputs, single.targets(), r"counts must be \[3\] .*, got \[1\]"),
+        (outputs, masks.targets(), "segments must be .* in torch.int16, .* in torch.bool"),
+        ({**outputs, "mask_embed": outputs["mask_embed"].double()}, targets, "in torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            graphed(given, of_batch)
+
+
 def test_no_graph_of_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[0]
     outputs = {name: tensor.detach().double() for name, tensor in outputs_of(case).items()}
