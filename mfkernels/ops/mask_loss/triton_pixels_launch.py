@@ -211,7 +211,8 @@ class Pixels:
 def _in_pairs(segments: Tensor) -> Tensor:
     """View pairs of pixels as integers of twice the size; copy only if they are misaligned."""
     pairs = torch.int32 if segments.dtype == torch.int16 else torch.int16
-    if segments.storage_offset() % 2:
+    # The address, too, since memory of other libraries may begin anywhere.
+    if segments.storage_offset() % 2 or segments.data_ptr() % pairs.itemsize:
         segments = segments.clone()
     return segments.view(pairs)
 
