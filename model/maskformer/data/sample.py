@@ -23,7 +23,7 @@ class ObjectMask(NamedTuple):
 
     Attributes:
         label: the class.
-        runs: the mask in COCO's run-length encoding, `{"size": [H, W], "counts": bytes}`.
+        runs: the mask in COCO's run-length encoding, `{"size": [H, W], "counts": text}`.
         area: the area in pixels that the data set states.
         crowd: whether it is a crowd, a group of objects.
     """

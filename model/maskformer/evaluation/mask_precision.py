@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mfkernels
-from maskformer.data.datasets.coco_masks import encode_runs
+from maskformer.data.datasets.coco_masks import encode_mask
 from maskformer.data.sample import ObjectMask, Sample
 from maskformer.errors import ConfigError
 from maskformer.system.process_group import gather_in_order
@@ -124,7 +124,7 @@ class MaskPrecision:
         for k, label in enumerate(sample.labels.tolist()):
             if label in self.things:
                 mask = (sample.segments == k).numpy()
-                yield ObjectMask(label, encode_runs(mask), float(mask.sum()), bool(sample.crowd[k]))
+                yield ObjectMask(label, encode_mask(mask), float(mask.sum()), bool(sample.crowd[k]))
 
     def _index(self, images: list[_Scored], objects: list[list[Annotation]]) -> Any:
         """Convert ground truth or detections to the form that pycocotools expects."""
@@ -158,7 +158,7 @@ def _describe(found: mfkernels.Instances) -> Iterator[Annotation]:
             yield {
                 "category_id": label,
                 "score": score,
-                "segmentation": encode_runs(pixels),
+                "segmentation": encode_mask(pixels),
                 "area": area,
                 "iscrowd": 0,
             }

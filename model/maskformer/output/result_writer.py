@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mfkernels
 from maskformer.data import DatasetInfo
-from maskformer.data.datasets.coco_masks import run_lengths
+from maskformer.data.datasets.coco_masks import encode_mask
 from maskformer.data.label_reader import id_to_rgb
 from maskformer.errors import OutputError
 from maskformer.inference.prediction import Prediction
@@ -290,26 +290,6 @@ def categories(info: DatasetInfo) -> list[dict[str, Any]]:
             zip(info.category_ids, info.classes, info.colors, strict=True)
         )
     ]
-
-
-def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Encode a mask `[H, W]` as COCO's compressed run lengths.
-
-    From the fourth run on, each length is stored as the difference to the last but one. Numbers are
-    written with five bits per character, the lowest first, and a sixth bit that is set if more
-    characters follow.
-    """
-    lengths = run_lengths(mask)
-    lengths[3:] -= lengths[1:-2].copy()
-    text = []
-    for number in lengths.tolist():
-        more = True
-        while more:
-            bits = number & 31
-            number >>= 5
-            more = number != (-1 if bits & 16 else 0)
-            text.append(chr(48 + bits + 32 * more))
-    return {"size": list(mask.shape), "counts": "".join(text)}
 
 
 def _boxes(ids: NDArray[np.integer], count: int) -> list[list[int]]:

@@ -17,11 +17,12 @@ from PIL import Image
 
 from maskformer.config.schema import CocoPanopticConfig, FolderConfig, ShapesConfig
 from maskformer.data import CocoPanoptic, DatasetInfo, Folder, Shapes
+from maskformer.data.datasets.coco_masks import encode_mask
 from maskformer.data.palette import palette
 from maskformer.errors import DiskFullError
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.inference.prediction import Prediction
-from maskformer.output.result_writer import ResultWriter, describe_segments, encode_mask
+from maskformer.output.result_writer import ResultWriter, describe_segments
 from mfkernels import Instances
 
 INFO = DatasetInfo(("car", "road", "sky"), frozenset({0}), palette(3), (3, 184, 200))

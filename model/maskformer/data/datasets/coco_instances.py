@@ -25,7 +25,7 @@ from maskformer.data.datasets.coco_json import (
 from maskformer.data.datasets.coco_masks import (
     are_normalised,
     check_pycocotools,
-    encode_runs,
+    encode_mask,
     mask_of_runs,
     paint_runs,
     runs_of_segmentation,
@@ -209,7 +209,7 @@ class CocoInstances:
             if self._keeps_objects and label in self.info.things and pixels > 0:
                 area = float(self._areas[row])
                 area = area if math.isfinite(area) else float(pixels)
-                packed = encode_runs(mask_of_runs(runs, height, width))
+                packed = encode_mask(mask_of_runs(runs, height, width))
                 objects.append(ObjectMask(label, packed, area, bool(self._crowd[row])))
             number = stuff.get(label, len(labels))
             if number == len(labels):

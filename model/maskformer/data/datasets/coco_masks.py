@@ -73,13 +73,25 @@ def are_normalised(segmentations: Iterable[Any]) -> bool:
     )
 
 
-def encode_runs(mask: Mask) -> dict[str, Any]:
-    """Encode a mask `[H, W]` as pycocotools' compressed run lengths."""
-    from pycocotools.mask import frPyObjects
+def encode_mask(mask: Mask) -> dict[str, Any]:
+    """Encode a mask `[H, W]` as COCO's compressed run lengths.
 
-    runs = {"size": list(mask.shape), "counts": run_lengths(mask).tolist()}
-    packed: dict[str, Any] = frPyObjects(runs, *mask.shape)
-    return packed
+    From the fourth run on, each length is stored as the difference to the last but one. Numbers are
+    written with five bits per character, the lowest first, and a sixth bit that is set if more
+    characters follow.
+    """
+    lengths = run_lengths(mask)
+    lengths[3:] -= lengths[1:-2].copy()
+    columns = []  # the k-th character of every number, 0 for numbers with fewer
+    more = np.ones(len(lengths), np.bool_)
+    while more.any():
+        bits = lengths & 31
+        lengths >>= 5
+        codes = np.where(more, 48 + bits, 0)
+        more &= lengths != np.where(bits & 16, -1, 0)
+        columns.append(codes + 32 * more)
+    text = np.stack(columns, 1).astype(np.uint8)
+    return {"size": list(mask.shape), "counts": text[text > 0].tobytes().decode("ascii")}
 
 
 def run_lengths(mask: Mask) -> NDArray[np.int64]:
