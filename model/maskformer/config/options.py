@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import Any, get_args
 
-from pydantic import BaseModel
-
-from maskformer.config.schema import Config
-from maskformer.config.synonyms import meant_key
+from maskformer.config.synonyms import keys, meant_key
 
 
 def overrides_for(option: str, value: str) -> list[str]:
@@ -23,29 +18,12 @@ def overrides_for(option: str, value: str) -> list[str]:
         Overrides such as `train.batch_size=8`, one for each section that has the key.
     """
     wanted = option.lstrip("-").replace("-", "_").lower()
-    keys = list(dict.fromkeys(_keys(Config)))
-    found = [key for key in keys if wanted in (key, key.rpartition(".")[2])]
-    if not found and meant_key(wanted.split(".")) in keys:
+    known = list(dict.fromkeys(keys(sections=False)))
+    found = [key for key in known if wanted in (key, key.rpartition(".")[2])]
+    if not found and meant_key(wanted.split(".")) in known:
         found = [str(meant_key(wanted.split(".")))]
     if not found:
-        names = [key.rpartition(".")[2] for key in keys]
+        names = [key.rpartition(".")[2] for key in known]
         close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.75)
-        found = [key for key in keys if key.rpartition(".")[2] in close]
+        found = [key for key in known if key.rpartition(".")[2] in close]
     return [f"{key}={value or '...'}" for key in found]
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        inner = list(_sections(field.annotation))
-        if not inner:
-            yield prefix + name
-        for variant in inner:
-            yield from _keys(variant, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the sections in an annotation, including all sections of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)

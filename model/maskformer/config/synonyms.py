@@ -130,15 +130,23 @@ def keys_called(name: str) -> list[str]:
     return sorted({key for key in keys() if key.rpartition(".")[2] == name})
 
 
-def keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Yield all dotted keys of a recipe, for all variants of its sections."""
+def keys(kind: Any = Config, prefix: str = "", *, sections: bool = True) -> Iterator[str]:
+    """Yield all dotted keys of a recipe, for all variants of its sections.
+
+    Args:
+        kind: the section, or an annotation with sections in it.
+        prefix: the key of the section, with a dot at its end.
+        sections: also yield the keys whose values are sections.
+    """
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
-            yield prefix + name
-            yield from keys(field.annotation, f"{prefix}{name}.")
+            inner = list(keys(field.annotation, f"{prefix}{name}.", sections=sections))
+            if sections or not inner:
+                yield prefix + name
+            yield from inner
     else:
         for part in get_args(kind):
-            yield from keys(part, prefix)
+            yield from keys(part, prefix, sections=sections)
 
 
 _NAMES = Counter(key.rpartition(".")[2] for key in set(keys()))
