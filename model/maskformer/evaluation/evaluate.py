@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskformer.config.schema import Config, EvalConfig
-from maskformer.data import (
-    Dataset,
-    DatasetInfo,
-    EvalLoader,
-    Sample,
-)
+from maskformer.data import Dataset, DatasetInfo, EvalLoader, Sample
 from maskformer.errors import ConfigError
 from maskformer.evaluation.measures import Measures, default_metric, finite_score
 from maskformer.inference.image_processor import ImageProcessor
@@ -168,19 +160,6 @@ def _picture(
 ) -> Tensor:
     found = prediction.segmentation(config.object_mask_threshold)
     return side_by_side(sample.image, Segmentation.from_sample(sample), found, info)
-
-
-def metrics_to_json(values: Mapping[str, Any]) -> str:
-    """Convert metrics to strict JSON, with null for values that are not finite."""
-
-    def strict(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: strict(part) for name, part in value.items()}
-        if isinstance(value, list):
-            return [strict(part) for part in value]
-        return value if math.isfinite(value) else None
-
-    return json.dumps(strict(values), indent=1, allow_nan=False) + "\n"
 
 
 def write_pictures(evaluation: Evaluation, folder: Path) -> list[str]:

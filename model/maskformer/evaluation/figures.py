@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskformer.evaluation.evaluate import Evaluation, metrics_to_json
+from maskformer.evaluation.evaluate import Evaluation
 from maskformer.output.confusion_picture import draw_confusion
 from maskformer.output.output_folder import CONFUSION, METRICS
 from maskformer.output.pictures import save_map
@@ -30,6 +30,19 @@ def write_metrics(
         for metric, values in evaluation.per_class.items()
     }
     write_text(folder / METRICS, metrics_to_json({**metrics, "per_class": named}))
+
+
+def metrics_to_json(values: Mapping[str, Any]) -> str:
+    """Convert metrics to strict JSON, with null for values that are not finite."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: strict(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [strict(part) for part in value]
+        return value if math.isfinite(value) else None
+
+    return json.dumps(strict(values), indent=1, allow_nan=False) + "\n"
 
 
 def write_confusion(folder: Path, evaluation: Evaluation, classes: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import mfkernels
 from maskformer.config.load import parse_config
 from maskformer.errors import ConfigError
-from maskformer.evaluation.evaluate import metrics_to_json
+from maskformer.evaluation.figures import metrics_to_json
 from maskformer.inference.prediction import Prediction
 from maskformer.modeling.criterion import PerPixelCriterion, build_criterion, class_maps
 from maskformer.modeling.outputs import Frames, PixelOutputs
