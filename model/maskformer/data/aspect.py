@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
 from maskformer.data.image_files.opening import ImageSource
 from maskformer.data.image_files.reader import ImageReader
-from maskformer.data.progress import track
+from maskformer.data.progress import map_in_threads
 from maskformer.data.sample import Dataset, Sample
 from maskformer.errors import DatasetError
 
@@ -64,7 +61,5 @@ def find_landscape(dataset: Dataset, reader: ImageReader) -> NDArray[np.bool_]:
             return False
         return width > height
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = track(pool.map(is_landscape, files), len(files), "Reading image sizes")
-        # Without `count`, which would stop before the progress bar is completed.
-        return np.fromiter(found, np.bool_)
+    # Without `count`, which would stop before the progress bar is completed.
+    return np.fromiter(map_in_threads(is_landscape, files, "Reading image sizes"), np.bool_)

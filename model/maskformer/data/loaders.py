@@ -8,7 +8,6 @@ step. If images are grouped by aspect ratio, they also depend on the number of i
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from maskformer.data.transforms import TrainTransform
 from maskformer.data.workers import POLL_SECONDS, SharedCollate, iterate
 from maskformer.errors import ConfigError, DatasetError
 from maskformer.system.signals import SIGNALS
+from maskformer.system.threads import available_cpus
 from mfkernels import SegmentTargets
 
 T = TypeVar("T")
@@ -51,8 +51,8 @@ class TrainLoader:
         seed: the seed of the order and of the augmentation.
         start_step: the first step to yield.
         rank, world_size: the index of this process, and the number of processes.
-        workers: the number of worker processes, at most one per CPU; 0 prepares batches in this
-            process.
+        workers: the number of worker processes, at most one per CPU that this process may use; 0
+            prepares batches in this process.
         accumulate: the number of consecutive batches that this process yields per step.
         normalize: normalises and pads images.
         pin_memory: return batches in page-locked memory for fast copies; by default if there is a
@@ -309,7 +309,7 @@ def _raise_errors(batches: Iterator[T | DatasetError]) -> Iterator[T]:
 def _worker_options(workers: int, pin_memory: bool | None) -> dict[str, Any]:
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
-    workers = min(workers, os.cpu_count() or 1)
+    workers = min(workers, available_cpus())
     return {
         "num_workers": workers,
         "timeout": POLL_SECONDS if workers else 0,

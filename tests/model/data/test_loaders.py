@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_the_bar_of_shapes_comes_to_its_end(tmp_path, monkeypatch):
         yield from items
         ended.append((total, title))
 
-    monkeypatch.setattr("maskformer.data.aspect.track", watched)
+    monkeypatch.setattr("maskformer.data.progress.track", watched)
     data = Fixed()
     data.files = [(tmp_path / "none.jpg",)] * 3
     assert len(find_landscape(data, ImageReader())) == 3
@@ -350,6 +351,13 @@ def test_evaluation_is_shared_out(limit):
 def test_impossible_settings(options, said):
     with pytest.raises(ValueError, match=said):
         take(1, **options)
+
+
+def test_there_are_no_more_workers_than_the_process_may_use_cpus(monkeypatch):
+    """Slurm and `taskset` give a process some of the machine's CPUs, which its workers inherit."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert TrainLoader(SHAPES, TRANSFORM, 4, seed=1, workers=4)._loader.num_workers == 1
 
 
 def test_impossible_evaluation_settings():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +26,7 @@ from maskformer.data.labels.label_table import (
 )
 from maskformer.data.labels.label_values import explain_label_values
 from maskformer.data.labels.objects import split_objects
-from maskformer.data.progress import track
+from maskformer.data.progress import map_in_threads
 from maskformer.data.sample import Sample, Split, check_index
 from maskformer.errors import DatasetError, LabelValueError
 
@@ -172,9 +170,7 @@ def _number_classes(
     def values_of(file: ImageSource) -> set[int]:
         return {*count_values(read_labels(file, max_pixels=config.max_pixels))[0].tolist()}
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        scan = pool.map(values_of, label_files)
-        found = set().union(*track(scan, len(label_files), "Counting classes"))
+    found: set[int] = set().union(*map_in_threads(values_of, label_files, "Counting classes"))
     if white := white_of_masks(found):
         raise DatasetError(
             f"label files under {location} hold only 0 and {white}: {mask_remedy(white)}"

@@ -8,14 +8,13 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from maskformer.data.image_files.opening import FILE_LIMIT, reason
-from maskformer.data.progress import track
+from maskformer.data.progress import map_in_threads
 from maskformer.errors import DatasetError
 from maskformer.system.reading import open_regular
 from maskformer.system.text import escape
@@ -155,8 +154,7 @@ def read_shards(shards: Sequence[Path]) -> list[list[ShardSample]]:
     Raises:
         DatasetError: a file cannot be read, is truncated, or contains a member twice.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [*track(pool.map(read_shard, shards), len(shards), "Reading shards")]
+    return [*map_in_threads(read_shard, shards, "Reading shards")]
 
 
 def read_shard(shard: Path) -> list[ShardSample]:

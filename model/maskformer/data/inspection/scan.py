@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskformer.data.progress import track
+from maskformer.data.progress import map_in_threads
 from maskformer.data.sample import Dataset, evenly_spread, segment_areas
 from maskformer.errors import DatasetError, LabelValueError
 
@@ -99,22 +97,21 @@ def scan_split(dataset: Dataset, limit: int, title: str) -> Scan:
     values: set[int] = set()
     errors: dict[int, DatasetError] = {}
     sizes: Counter[tuple[int, int]] = Counter()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = track(pool.map(partial(_scan_image, dataset), indices), len(indices), title)
-        for index, found in zip(indices, results, strict=True):
-            if isinstance(found, DatasetError):
-                errors[index] = found
-                if isinstance(found, LabelValueError):
-                    values.update(found.found)
-                continue
-            usable.append(index)
-            present.append(found.pixels[:-1] > 0)
-            pixels += found.pixels
-            segments += found.segments
-            max_segments = max(max_segments, int(found.segments.sum()))
-            sizes[found.size] += 1
-            empty_segments += found.empty_segments
-            values.update(found.label_values)
+    results = map_in_threads(partial(_scan_image, dataset), indices, title)
+    for index, found in zip(indices, results, strict=True):
+        if isinstance(found, DatasetError):
+            errors[index] = found
+            if isinstance(found, LabelValueError):
+                values.update(found.found)
+            continue
+        usable.append(index)
+        present.append(found.pixels[:-1] > 0)
+        pixels += found.pixels
+        segments += found.segments
+        max_segments = max(max_segments, int(found.segments.sum()))
+        sizes[found.size] += 1
+        empty_segments += found.empty_segments
+        values.update(found.label_values)
     return Scan(
         np.array(usable, np.int64),
         np.array(present, np.bool_).reshape(-1, classes),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from maskformer.data.progress import track
+from maskformer.data.progress import map_in_threads
 from maskformer.errors import DatasetError
 from maskformer.system.listing import list_files
 from maskformer.system.text import escape
@@ -68,11 +66,7 @@ def for_each(items: Sequence[T], work: Callable[[T], R], title: str) -> list[R]:
         except DatasetError as error:
             return error
 
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        results = list(track(pool.map(tried, items), len(items), title))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    results = list(map_in_threads(tried, items, title))
     errors = [result for result in results if isinstance(result, DatasetError)]
     if errors:
         listed = "\n".join(f"  {error}" for error in errors[:SHOWN])
