@@ -19,10 +19,11 @@ from maskformer.data import build_dataset
 from maskformer.evaluation.semantic_quality import SemanticQuality
 from maskformer.inference.segmentation import Segmentation
 from maskformer.modeling.maskformer import MaskFormer
+from maskformer.output.output_folder import METRICS
 from maskformer.predictor import Predictor
 from maskformer.system.writing import write_text
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
-from maskformer.weights.locate import find_checkpoint
+from maskformer.weights.locate import CHECKPOINTS, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,18 @@ def carry_out(run: Run, data: Path, folder: Path, results: Path) -> None:
         subprocess.CalledProcessError: `maskformer train` failed; its output says why.
     """
     cost = _train(run, data, folder)
-    figures = json.loads((folder / "metrics.json").read_text())
+    figures = json.loads((folder / METRICS).read_text())
     if run.variant == BASELINE:
         _write(run, results, GENERAL, {"miou": miou_of_best_queries(folder, data)}, None)
     _write(run, results, run.variant, figures, cost)
-    shutil.rmtree(folder / "checkpoints")  # 20 runs would take gigabytes
+    shutil.rmtree(folder / CHECKPOINTS)  # 20 runs would take gigabytes
 
 
 def _train(run: Run, data: Path, folder: Path) -> Cost | None:
     note = folder.with_suffix(".json")
     setting = json.dumps(run.setting())
     same = note.is_file() and note.read_text() == setting
-    begun = same and find_checkpoint(folder / "checkpoints") is not None
+    begun = same and find_checkpoint(folder / CHECKPOINTS) is not None
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, setting)
     command = [sys.executable, "-m", "maskformer", "train", "--config", str(SETTING)]

@@ -33,7 +33,13 @@ from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table, written
-from maskformer.output.output_folder import CONFUSION, METRICS, check_subfolders, existing_names
+from maskformer.output.output_folder import (
+    CONFUSION,
+    METRICS,
+    PREDICTIONS,
+    check_subfolders,
+    existing_names,
+)
 from maskformer.output.protected_inputs import check_output_beside_data, check_output_beside_model
 from maskformer.output.result_writer import ResultWriter, remove_leftovers
 from maskformer.output.shared_results import SharedResults
@@ -69,7 +75,7 @@ def run(
     check_objects(recipe.data, recipe.eval)
     if output is not None:
         check_output_beside_model(output, folder)
-        check_subfolders(output, ["predictions"])
+        check_subfolders(output, [PREDICTIONS])
         _check_free(output, recipe.eval, save_maps)
     main = processes is None or processes.is_main_process
     progress = Progress(enabled=main)
@@ -140,7 +146,7 @@ def _check_free(output: Path, evaluation: EvalConfig, save_maps: bool) -> None:
     folders = [kind for kind, written in kinds.items() if written]
     lists = dict.fromkeys([*folders, *["classes", "instances"] * evaluation.instances])
     files += [f"{kind}.json" for kind in lists]
-    folders += ["predictions"] if evaluation.pictures else []
+    folders += [PREDICTIONS] if evaluation.pictures else []
     foreign = existing_names(output, files, folders)
     if foreign:
         raise FileExistsError(
@@ -201,6 +207,6 @@ def _write_results(
 
 
 def _write_evaluation(evaluation: Evaluation, classes: Sequence[str], output: Path) -> None:
-    write_pictures(evaluation, output / "predictions")
+    write_pictures(evaluation, output / PREDICTIONS)
     write_metrics(output, evaluation.metrics, evaluation, classes)
     write_confusion(output, evaluation, classes)

@@ -26,6 +26,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from maskformer.output.output_folder import METRICS, PREDICTIONS
 from maskformer.system.text import StandardOutput, escape
 
 if TYPE_CHECKING:
@@ -191,9 +192,7 @@ class Counter:
 
 def written(output: Path) -> str:
     """Return a line that says where the results of training or evaluation are."""
-    return (
-        f"The metrics are in {output / 'metrics.json'}, the pictures in {output / 'predictions'}."
-    )
+    return f"The metrics are in {output / METRICS}, the pictures in {output / PREDICTIONS}."
 
 
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:

@@ -11,6 +11,8 @@ from maskformer.system.text import escape
 from maskformer.system.writing import existing_parent
 
 METRICS = "metrics.json"
+PREDICTIONS = "predictions"
+"""The folder of the pictures of an evaluation."""
 CONFUSION = "confusion_matrix"
 """The name of a JSON file and of a picture, without suffix."""
 

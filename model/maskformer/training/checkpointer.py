@@ -39,14 +39,13 @@ from maskformer.training.checkpoints.writing import (
 from maskformer.training.evaluator import score_metric
 from maskformer.training.optimizer import load_optimizer_state
 from maskformer.training.run_folder import (
-    CHECKPOINTS,
     is_run,
     mark_run,
     remove_leftovers,
     remove_run,
 )
 from maskformer.training.sharding import WHOLE, Shards, whole_state
-from maskformer.weights.locate import BEST, RECIPE, STATE, find_checkpoint
+from maskformer.weights.locate import BEST, CHECKPOINTS, RECIPE, STATE, find_checkpoint
 
 
 class Checkpointer:

@@ -18,13 +18,14 @@ from maskformer.data import DatasetInfo
 from maskformer.evaluation.evaluate import Evaluation, write_pictures
 from maskformer.evaluation.figures import read_metrics, write_confusion, write_metrics
 from maskformer.output.console import Progress, class_table, peak_memory
+from maskformer.output.output_folder import PREDICTIONS
 from maskformer.training.evaluator import score_metric
 from maskformer.training.log_folder import find_log_folder, mark_log_folder
 from maskformer.training.log_window import LogWindow
 from maskformer.training.recorders.plain import plain_values
 from maskformer.training.recorders.tensorboard import Board
 from maskformer.training.recorders.trackers import Trackers
-from maskformer.training.run_folder import PREDICTIONS, mark_run
+from maskformer.training.run_folder import mark_run
 
 
 class Reporter:

@@ -8,24 +8,24 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from maskformer.output.output_folder import CONFUSION, METRICS, existing_names
+from maskformer.output.output_folder import CONFUSION, METRICS, PREDICTIONS, existing_names
 from maskformer.system.listing import RUN, names_in
 from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
-from maskformer.weights.files import CONFIG_FILE
-from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, is_link
+from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE
+from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, RECIPE, STATE, is_link
 from maskformer.weights.native import LIBRARY
 
 MARKER = RUN
 """JSON file that marks a folder as a run and lists the pictures that the run has written."""
-CHECKPOINTS, TENSORBOARD, PREDICTIONS = "checkpoints", "tensorboard", "predictions"
+TENSORBOARD = "tensorboard"
 FILES = (RECIPE, METRICS, f"{CONFUSION}.json", f"{CONFUSION}.png")
 WEIGHTS = "weights_step_*"
 EVENTS = "events.out.tfevents.*"
 CHECKPOINT_FILES = (
     STATE,  # removed first: without it, a half-removed folder no longer counts as a checkpoint
     "rng_*.pt",
-    "model.safetensors",
+    WEIGHTS_FILE,
     CONFIG_FILE,
     RECIPE,
     "dataset.json",

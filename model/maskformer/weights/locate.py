@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES
+from maskformer.weights.files import CONFIG_FILE, WEIGHT_SUFFIXES, WEIGHTS_FILE
 
 STATE, RECIPE = "training_state.pt", "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints in a run folder."""
 LAST, BEST = "last", "best"
-FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+FOLDER_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
 """Weight files next to a `config.json`, of which the first that exists is used."""
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
 _STEP_FOLDER = re.compile(rb"(step_\d+)\n?")
@@ -64,7 +66,7 @@ def find_local(path: Path) -> Path | None:
     `.pth` file in it if there is exactly one.
     """
     path = follow(path)
-    for folder in (path / "checkpoints", path):
+    for folder in (path / CHECKPOINTS, path):
         for name in (BEST, LAST):
             found = find_checkpoint(folder, name)
             if found:

@@ -16,8 +16,8 @@ from maskformer.errors import CheckpointError
 from maskformer.system.documents import check, one_line
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.writing import SCORE
-from maskformer.training.run_folder import CHECKPOINTS, WEIGHTS, is_run
-from maskformer.weights.locate import BEST, LAST, STATE, find_checkpoint
+from maskformer.training.run_folder import WEIGHTS, is_run
+from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, STATE, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
@@ -31,7 +31,7 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     problems: dict[str, str] = {}
     last = find_checkpoint(folder)
     others = {step.resolve() for step in folder.glob("step_*")} - {last}

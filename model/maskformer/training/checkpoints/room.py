@@ -11,6 +11,7 @@ import torch
 from maskformer.system.writing import check_space, free_bytes, megabytes
 from maskformer.training.checkpoints.kept import superseded
 from maskformer.training.run_folder import size_of
+from maskformer.weights.locate import CHECKPOINTS
 
 
 def weights_size(model: torch.nn.Module) -> int:
@@ -50,7 +51,7 @@ def check_room(run: Path, needed: int, *, overwrite: bool, keep: int = 1) -> str
     Raises:
         DiskFullError: there is not enough space for one checkpoint.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     free = free_bytes(run)
     if free is None:
         return ""
