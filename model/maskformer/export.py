@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskformer.config.choices import ExportedOutputs
+from maskformer.config.schema import COARSEST_STRIDE
 from maskformer.errors import OutputError, UsageError
 from maskformer.inference.image_processor import ImageProcessor
 from maskformer.modeling.base import SegmentationModel
@@ -34,8 +35,6 @@ from mfkernels import use_backend
 
 EXAMPLE: Size = (224, 288)
 """Size of the traced image if the graph accepts any size; no side is a multiple of the other."""
-LEAST_SIDE = 32
-"""The smallest side of an image: the stride of the model's coarsest map."""
 NAMES: dict[ExportedOutputs, list[str]] = {
     "classes": ["classes"],
     "queries": ["class_logits", "mask_logits"],
@@ -162,8 +161,8 @@ def _check_fit(model: SegmentationModel, outputs: ExportedOutputs, size: Size | 
         raise UsageError(
             "the windows of a Swin depend on the size of the image: pass --size HEIGHTxWIDTH"
         )
-    if size is not None and min(size) < LEAST_SIDE:
-        raise UsageError(f"--size must be at least {LEAST_SIDE}x{LEAST_SIDE}, got {size}")
+    if size is not None and min(size) < COARSEST_STRIDE:
+        raise UsageError(f"--size must be at least {COARSEST_STRIDE}x{COARSEST_STRIDE}, got {size}")
 
 
 def _program(network: nn.Module, example: Tensor, names: list[str], *, fixed: bool) -> Any:

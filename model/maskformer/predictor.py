@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from maskformer.config.choices import Mode
-from maskformer.config.schema import SMALLEST_TILE, Config
+from maskformer.config.schema import COARSEST_STRIDE, Config
 from maskformer.data import DatasetInfo, EvalBatch, Normalize
 from maskformer.data.batches import join_batches
 from maskformer.data.image_files.reader import ImageReader
@@ -324,7 +324,7 @@ class Predictor:
         if min(sample.size) < LARGE_REDUCTION * min(size):
             return
         if self.mode == "semantic":
-            side = max(self.config.data.test_short_side or 0, SMALLEST_TILE)
+            side = max(self.config.data.test_short_side or 0, COARSEST_STRIDE)
             remedy = f"predict.tile={side} keeps its details"
         else:
             remedy = "a larger data.test_short_side keeps more of its details"

@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskformer.config.schema import PIXEL_MEAN, PIXEL_STD, ModelConfig
+from maskformer.config.schema import COARSEST_STRIDE, PIXEL_MEAN, PIXEL_STD, ModelConfig
 from maskformer.data.sample import Sample
 from mfkernels import SegmentTargets
-
-MIN_SIDE = 32
-"""The coarsest stride of a backbone, in pixels."""
 
 PerChannel = tuple[float, ...]
 
@@ -123,5 +120,5 @@ class Normalize:
     def padded_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Return the height and width to which a batch of images of these sizes is padded."""
         step = max(self.size_divisibility, 1)
-        height, width = (max(*sides, MIN_SIDE) for sides in zip(*sizes, strict=True))
+        height, width = (max(*sides, COARSEST_STRIDE) for sides in zip(*sizes, strict=True))
         return -(-height // step) * step, -(-width // step) * step

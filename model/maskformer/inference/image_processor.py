@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskformer.config.load import load_config
 from maskformer.config.schema import Config
-from maskformer.config.schema.fields import MAX_LEVEL
+from maskformer.config.schema.fields import MAX_DIVISIBILITY, MAX_LEVEL, MAX_SIDE
 from maskformer.data import EvalBatch, EvalTransform, Normalize, Sample
 from maskformer.data.image_files.depth import ValueScale
 from maskformer.data.image_files.reader import ImageReader
@@ -41,7 +41,6 @@ OF_LABELS = ("do_reduce_labels", "reduce_labels", "ignore_index", "num_labels")
 """Keys of a `preprocessor_config.json` that are about label maps."""
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
-_MAX_SIDE, _MAX_STEP = 1 << 15, 1 << 12
 
 
 class ProcessedImages(TypedDict):
@@ -87,7 +86,7 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         for name, side in (("short_side", self.short_side), ("max_side", self.max_side)):
             if side is not None:
-                _check_number(name, side, 1, _MAX_SIDE, whole=True)
+                _check_number(name, side, 1, MAX_SIDE, whole=True)
         normalize = self.normalize
         if not isinstance(normalize, Normalize):
             raise ValueError(f"normalize must be a Normalize, got {shown(normalize)}")
@@ -104,7 +103,7 @@ class ImageProcessor:
             for value in values:
                 _check_number(f"normalize.{name}", value, low, MAX_LEVEL, whole=False)
         step = normalize.size_divisibility
-        _check_number("normalize.size_divisibility", step, 0, _MAX_STEP, whole=True)
+        _check_number("normalize.size_divisibility", step, 0, MAX_DIVISIBILITY, whole=True)
 
     @classmethod
     def from_config(cls, config: Config) -> ImageProcessor:

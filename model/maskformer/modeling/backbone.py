@@ -19,7 +19,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskformer.config.schema import BackboneConfig
+from maskformer.config.schema import COARSEST_STRIDE, BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
@@ -28,7 +28,7 @@ from maskformer.weights.backbone_weights import find_backbone_weights, read_back
 from maskformer.weights.hub import check_hub
 from maskformer.weights.report import warning_of_values
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (4, 8, 16, COARSEST_STRIDE)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """The files of a hub repository from which timm can load weights."""
 

@@ -111,7 +111,7 @@ class PreprocessorPart(Part):
     do_normalize: bool | None = True
     image_mean: Annotated[tuple[fields.Finite, ...], _PER_CHANNEL] | None = None
     image_std: Annotated[tuple[fields.Positive, ...], _PER_CHANNEL] | None = None
-    size_divisor: Annotated[int, Field(ge=0, le=1 << 12)] | None = None
+    size_divisor: Annotated[int, Field(ge=0, le=fields.MAX_DIVISIBILITY)] | None = None
     pad_size: Any = None
     reader: ReaderPart = ReaderPart()
     resize_logits: bool = False

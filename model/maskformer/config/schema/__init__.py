@@ -25,12 +25,12 @@ from maskformer.config.schema.data import (
     WebDatasetConfig,
 )
 from maskformer.config.schema.evaluation import (
-    SMALLEST_TILE,
     EvalConfig,
     PredictConfig,
     ViewsConfig,
 )
 from maskformer.config.schema.fields import (
+    COARSEST_STRIDE,
     MAX_BANDS,
     MAX_CLASSES,
     MAX_PIXELS,
@@ -58,13 +58,13 @@ from maskformer.config.schema.train import Tracker, TrainConfig
 
 __all__ = [
     "ANY",
+    "COARSEST_STRIDE",
     "MAX_BANDS",
     "MAX_BLOCKS",
     "MAX_CLASSES",
     "MAX_PIXELS",
     "PIXEL_MEAN",
     "PIXEL_STD",
-    "SMALLEST_TILE",
     "Augmentation",
     "BackboneConfig",
     "Byte",

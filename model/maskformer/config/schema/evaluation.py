@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from maskformer.config.choices import InferencePrecision
 from maskformer.config.schema.fields import (
+    COARSEST_STRIDE,
     IS_NUMBER,
     MAX_CLASSES,
     MAX_SIDE,
@@ -116,14 +117,10 @@ class EvalConfig(Section):
         return self
 
 
-SMALLEST_TILE = 32
-"""In pixels: the stride of the coarsest map of a backbone."""
-
-
 class PredictConfig(Section):
     """How `maskformer predict` processes large images and draws its results."""
 
-    tile: Annotated[int, Field(ge=SMALLEST_TILE, le=MAX_SIDE), IS_NUMBER] | None = None
+    tile: Annotated[int, Field(ge=COARSEST_STRIDE, le=MAX_SIDE), IS_NUMBER] | None = None
     """Side in pixels of the tiles in which larger images are predicted (semantic mode only). Each
     tile is resized to `data.test_short_side` like an image: tiles of that side keep every detail;
     larger tiles are shrunk but see more of the image at once.

@@ -48,6 +48,10 @@ Weight = Annotated[float, Field(ge=0, le=1e6), IS_NUMBER]
 """The weight of a term of the loss, which is computed in float32."""
 Finite = Annotated[float, Field(allow_inf_nan=False), IS_NUMBER]
 MAX_SIDE = 1 << 15
+MAX_DIVISIBILITY = 1 << 12
+"""Limit of the number to whose multiples the sides of a network input are padded."""
+COARSEST_STRIDE = 32
+"""The stride in pixels of the coarsest map of a backbone: the smallest side of a network input."""
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE), IS_NUMBER]
 """The side of an image in pixels."""
 Channels = Annotated[int, Field(gt=0, le=1 << 14), IS_NUMBER]

@@ -10,6 +10,7 @@ from maskformer.config.schema.fields import (
     IS_NUMBER,
     MAX_BANDS,
     MAX_CLASSES,
+    MAX_DIVISIBILITY,
     MAX_LEVEL,
     PIXEL_MEAN,
     PIXEL_STD,
@@ -137,7 +138,7 @@ class ModelConfig(Section):
     """Turns feature maps into pixel features."""
     decoder: DecoderConfig = DecoderConfig()
     """Turns the coarsest map into classes and mask embeddings."""
-    size_divisibility: Annotated[int, Field(ge=0, le=1 << 12), IS_NUMBER] = 32
+    size_divisibility: Annotated[int, Field(ge=0, le=MAX_DIVISIBILITY), IS_NUMBER] = 32
     """Inputs are padded to a multiple of this; 0 pads to the batch maximum only (at least 32).
     Officially 0 in COCO panoptic models and in per-pixel models on a ResNet.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from maskformer.config.schema import COARSEST_STRIDE
 from maskformer.data.layout.classes import LabelMeaning
 from maskformer.data.layout.coco_layout import CocoFile
 from maskformer.data.layout.folder_layout import FolderLayout
@@ -21,7 +22,6 @@ SCALES = {SMALL: (0.75, 1.0, 1.25, 1.5), LARGE: tuple(k / 10 for k in range(5, 2
 VAL_SHARE = {True: 0.1, False: 0.34}
 """The fraction of images held out for validation, by whether there are `FEW` or more."""
 FEW = 20
-STRIDE = 32
 
 
 def draft(found: Survey, *, gpu: bool) -> str:
@@ -146,7 +146,7 @@ def _share(images: int) -> float:
 def _sizes(found: Survey, base: str) -> Iterator[str]:
     height, width = found.pixels.size
     side = min(height, width, SIDES[base])
-    crop = max(side // STRIDE, 2) * STRIDE
+    crop = max(side // COARSEST_STRIDE, 2) * COARSEST_STRIDE
     sides = [round(side * scale) for scale in SCALES[base]]
     yield f"  # The typical image has {width}x{height} pixels."
     yield f"  augmentation: {{kind: semantic, short_sides: {sides}, crop: [{crop}, {crop}]}}"
