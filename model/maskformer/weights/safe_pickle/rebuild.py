@@ -6,6 +6,7 @@ data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,7 +160,7 @@ def _array(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> NDA
     if not isinstance(raw, bytes | memoryview) or order not in ("C", "F"):
         raise ValueError("an array without bytes")
     budget.spend(len(raw))
-    if len(raw) != _product(sizes) * dtype.dtype.itemsize:
+    if len(raw) != math.prod(sizes) * dtype.dtype.itemsize:
         raise ValueError(f"an array {list(sizes)} of {len(raw)} bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(sizes, order=order)
 
@@ -174,7 +175,7 @@ def _tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any) -
     sizes, strides, (start,) = _counts(size), _counts(stride), _counts((offset,))
     if len(sizes) != len(strides):
         raise ValueError("a tensor with different numbers of sizes and strides")
-    count, values = _product(sizes), storage.values
+    count, values = math.prod(sizes), storage.values
     last = sum((length - 1) * step for length, step in zip(sizes, strides, strict=True))
     if start > len(values) or (count and start + last >= len(values)):
         raise UnsafePickleError("holds a tensor that reaches outside its storage")
@@ -189,10 +190,3 @@ def _counts(values: Any) -> tuple[int, ...]:
     if not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
         raise ValueError("a shape with values that are not sizes")
     return values
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
