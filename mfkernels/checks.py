@@ -21,7 +21,8 @@ _HARMLESS_BYTES = 1 << 28
 _MAX_REPETITION = 64
 """How many times larger than its memory a view may be."""
 _LARGEST = sys.float_info.max
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""The dtypes that operations support: all of at least 16 bits."""
 
 
 def is_inflated(sizes: Sequence[int], strides: Sequence[int], item_size: int) -> bool:
@@ -180,7 +181,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must have at least 16 bits, got {tensor.dtype}")
     check_memory(name, tensor)
 

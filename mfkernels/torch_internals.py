@@ -29,7 +29,7 @@ _dispatch_mode = _found("torch", "_C._get_dispatch_mode", lambda _: None)
 _TRACING = _found("torch", "_C._TorchDispatchModeKey.PROXY", None)
 _fake_mode = _found("torch._guards", "active_fake_mode", lambda: None)
 _pytree: Any = _found("torch.utils", "_pytree", None)
-_matrix_units = _found("torch", "cpu._is_amx_tile_supported", lambda: False)
+_amx = _found("torch", "cpu._is_amx_tile_supported", lambda: False)
 _FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
 
 
@@ -64,9 +64,9 @@ def without_subclass(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
-def has_matrix_units() -> bool:
+def has_amx() -> bool:
     """Whether the CPU has matrix units (AMX), which PyTorch uses for products in bfloat16."""
-    return bool(_matrix_units())
+    return bool(_amx())
 
 
 def version_of(tensor: Tensor) -> int | None:

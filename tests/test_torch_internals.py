@@ -47,7 +47,7 @@ def test_a_missing_name_is_no_error(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert not torch_internals.is_traced(torch.zeros(1))
     assert not torch_internals.is_observed()
     if name.startswith("cpu."):
-        assert not torch_internals.has_matrix_units()
+        assert not torch_internals.has_amx()
 
 
 def test_a_missing_module_is_no_error() -> None:

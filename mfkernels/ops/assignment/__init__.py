@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mfkernels import backend, native
-from mfkernels.checks import check_memory, check_tensor, is_inflated
+from mfkernels.checks import FLOATS, check_memory, check_tensor, is_inflated
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.assignment import reference
 from mfkernels.ops.assignment.operator import assignment_reference
@@ -42,7 +42,6 @@ Counts = Tensor | Sequence[int] | int | None
 
 _NOT_FINITE = STATUS_NAN | STATUS_NEGATIVE_INFINITY | STATUS_POSITIVE_INFINITY
 _CPU = torch.device("cpu")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def linear_sum_assignment(
@@ -181,7 +180,7 @@ def batch_linear_assignment_with_status(
     check_memory("cost", cost)
     leading, (rows, columns) = cost.shape[:-2], cost.shape[-2:]
     matrices = cost.detach()
-    if matrices.dtype not in _FLOATS:
+    if matrices.dtype not in FLOATS:
         matrices = matrices.to(torch.float64)
     if matrices.dim() != 3:
         matrices = matrices.reshape(math.prod(leading), rows, columns)

@@ -10,20 +10,19 @@ from mfkernels import backend
 from mfkernels.checks import (
     check_device,
     check_floating,
-    check_tensor,
     has_autocast,
     usable_by_autograd,
 )
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.conv3x3 import reference
 from mfkernels.ops.conv3x3.operator import CHANNELS, DTYPES, weight_dtype
-from mfkernels.torch_internals import has_matrix_units
+from mfkernels.torch_internals import has_amx
 
 FEWEST_CHANNELS = {torch.float32: 64, torch.bfloat16: 96}
 FEWEST_PIXELS = {torch.float32: 1024, torch.bfloat16: 8192}
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-HAS_MATRIX_UNITS = has_matrix_units()
+HAS_MATRIX_UNITS = has_amx()
 
 
 @served_by_pytorch_where_kernels_fail("conv3x3")
@@ -87,9 +86,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_tensor("x", x)
     check_floating("x", x)
-    check_tensor("weight", weight)
     check_floating("weight", weight)
     if x.ndim != 4:
         raise ValueError(f"x must be [B, C, h, w], got {list(x.shape)}")

@@ -9,9 +9,9 @@ import mfkernels.ops.mask_logits.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import check_predictions, has_autocast
 from mfkernels.ops.mask_logits import reference
-from mfkernels.torch_internals import has_matrix_units
+from mfkernels.torch_internals import has_amx
 
-_FASTER_IN_PYTORCH = torch.bfloat16 if has_matrix_units() else None
+_FASTER_IN_PYTORCH = torch.bfloat16 if has_amx() else None
 """The dtype in which PyTorch's matrix product is faster than the CPU kernel, if there is one."""
 
 
