@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
@@ -14,7 +15,6 @@ from maskformer.config.choices import Mode
 from maskformer.config.schema import COARSEST_STRIDE, Config
 from maskformer.data import DatasetInfo, EvalBatch, Normalize
 from maskformer.data.batches import join_batches
-from maskformer.data.image_files.reader import ImageReader
 from maskformer.data.sample import Sample
 from maskformer.data.transforms import resized_size
 from maskformer.errors import UsageError
@@ -94,12 +94,8 @@ class Predictor:
         self.tta = tta
         self.device = next(model.parameters()).device
         # Images are normalised as the configuration of the model says, not as the recipe says.
-        self.processor = ImageProcessor(
-            config.data.test_short_side,
-            config.data.test_max_side,
-            Normalize.from_config(model.config),
-            ImageReader.from_config(config.data),
-            config.eval.resize_logits,
+        self.processor = replace(
+            ImageProcessor.from_config(config), normalize=Normalize.from_config(model.config)
         )
         self._progress = progress or Progress(enabled=False)
         self._views = AugmentedViews.from_config(config) if tta else None

@@ -31,7 +31,6 @@ from maskformer.inference.prediction import Prediction
 from maskformer.inference.ready import ready_to_predict
 from maskformer.inference.test_time_augmentation import AugmentedViews
 from maskformer.modeling.base import SegmentationModel
-from maskformer.modeling.maskformer import MaskFormer
 from maskformer.output.console import Progress, class_table, metrics_table, written
 from maskformer.output.output_folder import (
     CONFUSION,
@@ -79,15 +78,14 @@ def run(
         _check_free(output, recipe.eval, save_maps)
     main = processes is None or processes.is_main_process
     progress = Progress(enabled=main)
-    model = MaskFormer.from_pretrained(folder, warn=progress.warn).to(target)
+    model = SegmentationModel.from_pretrained(folder, warn=progress.warn).to(target)
     dataset = build_dataset(recipe.data, "val")
     check_measures(recipe.eval, dataset)
     if output is not None:
         check_output_beside_data(output, recipe.data, dataset)
     _check_model(model, recipe, len(dataset.info.classes))
-    recipe = recipe.model_copy(
-        update={"model": model.config}
-    )  # the model of the checkpoint is used
+    # The model of the checkpoint is used, whatever the recipe says.
+    recipe = recipe.model_copy(update={"model": model.config})
     _compare_classes(checkpoint, known_classes(folder), dataset, progress)
     for note in getattr(dataset, "notes", ()):
         progress.print(f"val data: {note}")
