@@ -125,7 +125,16 @@ class DatasetInfo:
 
 
 class Dataset(Protocol):
-    """A map-style data set of raw samples; reading an unusable file raises `DatasetError`."""
+    """A map-style data set of raw samples; reading an unusable file raises `DatasetError`.
+
+    A data set may also have these attributes and methods, which are used if they exist:
+
+        files               for each image, a tuple of its files, the image first
+        shards              the archives that contain these files
+        notes               lines on files that were skipped, and why
+        explain             as in `LabelMaps`
+        check_label_values  as in `LabelMaps`
+    """
 
     info: DatasetInfo
 
