@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import typer
 from accelerate import PartialState
 
 from maskformer.system.process_group import join_processes
+from maskformer.system.processes import world_size
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -36,7 +35,7 @@ def choose_processes(name: str | None) -> tuple[torch.device, PartialState | Non
             for several processes.
         UsageError: the processes cannot work together.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return choose_device(name), None
     if name not in (None, "cpu", "cuda"):
         raise typer.BadParameter(

@@ -33,6 +33,7 @@ from maskformer.system.paths import (
     image_ids,
 )
 from maskformer.system.process_group import gather_in_order
+from maskformer.system.processes import local_world_size
 from maskformer.system.text import escape
 from maskformer.system.threads import MAX_THREADS, ahead, available_cpus, threads
 
@@ -275,7 +276,7 @@ def _thread_count() -> int:
     """Return the number of reader threads, and of writer threads. Together they use the CPUs of
     this process, up to a limit, because each thread holds some images in memory.
     """
-    cpus = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cpus = available_cpus() // local_world_size()
     return min(max(cpus // 2, 1), MAX_THREADS)
 
 

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import distributed, nn
 
 from maskformer.errors import UsageError
+from maskformer.system.processes import local_world_size, world_size
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -36,8 +37,7 @@ def join_processes(*, cpu: bool = False, timeout: float = PATIENCE_SECONDS) -> P
         ConnectionError: other processes did not join, or cannot be reached.
     """
     cpu = cpu or not torch.accelerator.is_available()
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted, here = world_size(), local_world_size()
     if not cpu and here > (count := torch.accelerator.device_count()):
         raise UsageError(
             f"{here} processes were started on this machine, which has {count} GPUs: start one for "

@@ -41,7 +41,7 @@ def report_first_failure(remedy: str) -> Iterator[None]:
     Raises:
         SystemExit: in place of an error whose cause another process has reported.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         # PyTorch, not imported yet, would warn about every connection that another process closes.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
@@ -51,7 +51,7 @@ def report_first_failure(remedy: str) -> Iterator[None]:
             sys.exit(stop.exit_code)
         raise
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if world_size() == 1:
             raise
         import torch.distributed as dist
 
@@ -74,6 +74,16 @@ def report_first_failure(remedy: str) -> Iterator[None]:
         if reported or not first:
             sys.exit(1)
         raise ConnectionError(_explain(error, remedy)) from error
+
+
+def world_size() -> int:
+    """Return the number of processes that a launcher such as `torchrun` has started; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Return how many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _rank() -> int:
