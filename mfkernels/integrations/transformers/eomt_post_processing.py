@@ -21,6 +21,7 @@ from mfkernels.integrations.transformers.post_processing import (
     at_once,
     chunks,
     covers,
+    integers,
     interpolate,
     resize_some,
     semantic_map,
@@ -50,7 +51,7 @@ def semantic(original: Method) -> Method:
         size = self.size if size is None else size
         maps = []
         with torch.no_grad():
-            for target, rows in zip(_integers(target_sizes), patches, strict=True):
+            for target, rows in zip(map(integers, target_sizes), patches, strict=True):
                 scores = [_class_scores(outputs, row, size) for row in rows]
                 if not offsets:
                     maps.append(semantic_map(scores[0], target, interpolate))
@@ -90,7 +91,7 @@ def panoptic(original: Method) -> Method:
         with torch.no_grad():
             scores, labels = outputs.class_queries_logits.softmax(dim=-1).max(-1)
             no_object = outputs.class_queries_logits.shape[-1] - 1
-            for image, target in enumerate(_integers(target_sizes)):
+            for image, target in enumerate(map(integers, target_sizes)):
                 kept = labels[image].ne(no_object) & (scores[image] > threshold)
                 queries = kept.nonzero().flatten()
                 if len(queries) == 0:
@@ -134,7 +135,7 @@ def instance(original: Method) -> Method:
             return original(self, outputs, target_sizes, threshold, size)
         results = []
         with torch.no_grad():
-            for image, target in enumerate(_integers(target_sizes)):
+            for image, target in enumerate(map(integers, target_sizes)):
                 probabilities = outputs.class_queries_logits[image].softmax(dim=-1)
                 score, label = probabilities[..., :-1].max(-1)
                 found = Instances(target, threshold, outputs.masks_queries_logits.device)
@@ -228,10 +229,6 @@ def _masks(
 
 def _input_size(size: dict[str, int]) -> tuple[int, int]:
     return size["shortest_edge"], size["longest_edge"] or size["shortest_edge"]
-
-
-def _integers(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(int(height), int(width)) for height, width in sizes]  # tensors too
 
 
 def _segments(

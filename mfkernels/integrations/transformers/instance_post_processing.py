@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mfkernels.integrations.transformers.post_processing import (
     Method,
     chunks,
+    integers,
     interpolate,
     panoptic_segments,
     resize_some,
@@ -102,7 +103,7 @@ def instance(first_size: tuple[int, int] | None) -> Callable[[Method], Method]:
             for image, class_logits in enumerate(outputs.class_queries_logits):
                 logits = outputs.masks_queries_logits[image]
                 middle = first_size or tuple(logits.shape[1:])
-                size = middle if target_sizes is None else _integers(target_sizes[image])
+                size = middle if target_sizes is None else integers(target_sizes[image])
                 score, label, queries = _best(class_logits)
                 found = Instances(size, threshold, logits.device)
                 binary = []
@@ -145,7 +146,7 @@ def oneformer_instance(original: Method) -> Method:
         results = []
         for image, class_logits in enumerate(outputs.class_queries_logits):
             logits = outputs.masks_queries_logits[image]
-            size = _integers(logits.shape[1:] if target_sizes is None else target_sizes[image])
+            size = integers(logits.shape[1:] if target_sizes is None else target_sizes[image])
             score, label, queries = _best(class_logits)
             kept = score > threshold if is_demo else torch.ones_like(score, dtype=torch.bool)
             if task_type == "panoptic":
@@ -199,8 +200,3 @@ def _run_lengths(original: Method, segmentation: Tensor) -> list[list[int]]:
     encode = sys.modules[original.__module__].convert_segmentation_to_rle
     runs: list[list[int]] = encode(segmentation)
     return runs
-
-
-def _integers(size: Any) -> tuple[int, int]:
-    height, width = map(int, size)  # tensors too
-    return height, width

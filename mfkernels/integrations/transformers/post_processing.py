@@ -30,6 +30,12 @@ PIXELS_AT_ONCE = 1 << 21
 _logger = logging.getLogger(__name__)
 
 
+def integers(size: Any) -> tuple[int, int]:
+    """Convert height and width, which may be tensors, to integers."""
+    height, width = map(int, size)
+    return height, width
+
+
 def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
@@ -72,8 +78,8 @@ def semantic(resize: Resize) -> Callable[[Method], Method]:
             with torch.no_grad():
                 small = original(self, outputs, None, True)
                 return [
-                    semantic_map(item.segmentation_scores, (int(height), int(width)), resize)
-                    for item, (height, width) in zip(small, target_sizes, strict=True)
+                    semantic_map(item.segmentation_scores, integers(size), resize)
+                    for item, size in zip(small, target_sizes, strict=True)
                 ]
 
         return post_process_semantic_segmentation
@@ -109,12 +115,10 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
             for image, logits in enumerate(outputs.masks_queries_logits):
                 kept = labels[image].ne(no_object) & (scores[image] > threshold)
                 queries = kept.nonzero().flatten()
-                size = None if target_sizes is None else target_sizes[image]
-                if size is None:
-                    size = first_size or logits.shape[1:]
-                height, width = map(int, size)  # tensors too
+                target = None if target_sizes is None else target_sizes[image]
+                size = integers(first_size or logits.shape[1:] if target is None else target)
                 if len(queries) == 0:
-                    empty = torch.zeros((height, width)) - 1
+                    empty = torch.zeros(size) - 1
                     results.append({"segmentation": empty, "segments_info": []})
                     continue
                 score, label = scores[image][queries], labels[image][queries]
@@ -123,7 +127,7 @@ def panoptic(resize: Resize, first_size: tuple[int, int] | None) -> Callable[[Me
                     queries,
                     score,
                     label,
-                    (height, width),
+                    size,
                     mask_threshold=mask_threshold,
                     overlap_mask_area_threshold=overlap_mask_area_threshold,
                     fused=label_ids_to_fuse,
