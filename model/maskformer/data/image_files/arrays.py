@@ -216,7 +216,7 @@ def states_12_bits(image: Image.Image) -> bool:
     return getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()) == (12,)
 
 
-def _check_shape(sides: tuple[int, ...], bands: int, max_pixels: int) -> None:
-    check_pixels(sides[1], sides[0], max_pixels)
+def _check_shape(sides: tuple[int, int], bands: int, max_pixels: int) -> None:
+    check_pixels(*sides, max_pixels)
     if not 0 < bands <= MAX_BANDS:
         raise ValueError(f"it has {bands} bands, expected 1 to {MAX_BANDS}")

@@ -173,4 +173,4 @@ def _check_map(shape: tuple[int, ...], max_pixels: int, *, plain: bool) -> None:
             f"its variable {VARIABLE} has the size {list(shape)}"
             f"{'' if plain else ' and does not hold real numbers'}, expected numbers [H, W]"
         )
-    check_pixels(shape[1], shape[0], max_pixels)
+    check_pixels(*shape, max_pixels)

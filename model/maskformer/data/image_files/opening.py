@@ -114,12 +114,12 @@ def open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         raise PixelLimitError(found[0] if found else "too many", max_pixels) from None
-    check_pixels(image.width, image.height, max_pixels)
+    check_pixels(image.height, image.width, max_pixels)
     restore_palette(image, stream)
     return image
 
 
-def check_pixels(width: int, height: int, max_pixels: int) -> None:
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
     """Check the size of an image.
 
     Raises:
