@@ -232,6 +232,30 @@ def test_semantic_segmentation(
     assert (truth.amax(1) - truth.gather(1, full[:, None])[:, 0]).max() < 1e-5
 
 
+@pytest.mark.parametrize("channels", [70, 256])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision(
+    dtype: torch.dtype, layout: torch.memory_format, channels: int
+) -> None:
+    """Maps with an odd number of pixels cannot be copied 16 bytes at a time, and many channels take
+    several steps. Triton 3.6 once gave wrong sums there (benchmarks/NOTES.md, round 4).
+    """
+    generator = torch.Generator().manual_seed(channels)
+    shapes = ((2, 100, 20), (2, 100, channels), (2, channels, 37, 29))
+    class_logits, embed, features = (
+        torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes
+    )
+    embed = embed / channels**0.5
+    features = features.contiguous(memory_format=layout)
+    given = (class_logits, embed, features)
+    with use_backend("reference"):
+        exact = (x.double() for x in given)
+        _, truth = semantic_segmentation(*exact, (148, 116), return_scores=True)
+    _, scores = semantic_segmentation(*given, (148, 116), return_scores=True)
+    torch.testing.assert_close(scores.double(), truth, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("paint", ["maskformer", "mask2former"])
 @pytest.mark.parametrize("structured", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
