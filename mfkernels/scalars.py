@@ -33,7 +33,7 @@ def as_number(name: str, value: Any) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
+    if not abs(number) < math.inf:  # `torch.compile` cannot trace `math.isfinite`
         raise ValueError(f"{name} must be finite, got {value}")
     return number
 
@@ -45,16 +45,22 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
         TypeError: it is not an integer.
         ValueError: it is less than `at_least`.
     """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
-    if count is None or is_bool:
+    count = integer_or_none(value)
+    if count is None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if at_least is not None and count < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {count}")
     return count
+
+
+def integer_or_none(value: Any) -> int | None:
+    """Convert an integer (also NumPy's, or a tensor of one element) to an int; others to None."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_one_number(name: str, value: Tensor, learnable: bool) -> None:

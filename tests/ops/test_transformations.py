@@ -208,6 +208,31 @@ def test_compiled_point_losses_with_changing_shapes(which: str) -> None:
             torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("which", ["reference", "native"])
+def test_compiled_with_changing_numbers_and_sizes(which: str) -> None:
+    """The compiler traces a number that has changed as an unknown one."""
+    criterion = MaskFormerCriterion(CASE.classes)
+    outputs = {"class_logits": CLASS_LOGITS, "mask_embed": EMBED, "pixel_features": FEATURES}
+    shapes = CLASS_LOGITS[0], EMBED[0], FEATURES
+
+    def step(number: float, picture: Tensor) -> list[Tensor]:
+        cost = mfk.matching_cost(CLASS_LOGITS, EMBED, FEATURES, TARGETS, mask_weight=number)
+        losses = criterion(outputs, TARGETS, num_masks=number)
+        size = picture.shape[-2:]
+        labels = [
+            mfk.semantic_segmentation(*shapes, size),
+            *mfk.semantic_segmentation(*shapes, [(5, 6), (6, 5), size]),
+        ]
+        return [cost, *losses.values(), *(x for x in labels if isinstance(x, Tensor))]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    with use_backend(which):
+        for number, size in ((3.0, (6, 8)), (4.5, (7, 9))):
+            picture = torch.empty(size)
+            torch.testing.assert_close(compiled(number, picture), step(number, picture))
+
+
 def test_costs_are_not_counted_inside_of_transformations() -> None:
     criterion = MaskFormerCriterion(CASE.classes)
     outputs = {"class_logits": CLASS_LOGITS * torch.nan, "pixel_features": FEATURES}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mfkernels.checks import check_tensor
-from mfkernels.scalars import as_integer
+from mfkernels.scalars import integer_or_none
 
 MOST_SIDE = 1 << 24
 """The longest side of masks and results: positions are computed in float32, where larger integers
@@ -32,11 +32,12 @@ Sizes = Sequence[int | str]
 def as_size(size: Any) -> tuple[int, int] | None:
     """Return height and width if this is a pair of positive integers up to `MOST_SIDE`, or None."""
     try:
-        height, width = size
-        height, width = as_integer("height", height, 1), as_integer("width", width, 1)
+        height, width = (integer_or_none(side) for side in size)
     except (TypeError, ValueError):
         return None
-    return (height, width) if max(height, width) <= MOST_SIDE else None
+    if height is None or width is None or min(height, width) < 1 or max(height, width) > MOST_SIDE:
+        return None
+    return height, width
 
 
 def check_shape(name: str, tensor: Tensor, sizes: Sizes) -> None:
