@@ -20,11 +20,14 @@ class _StridedView(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stride: int, *layers: Tensor) -> Tensor:
+        # Of in-place changes, the view knows only those of the first layer.
+        ctx.save_for_backward(*layers)
         first = layers[0].detach()
         return first.as_strided((len(layers), *first.shape), (stride, *first.stride()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # raises an error if a layer was changed in place
         return (None, *gradient.unbind())
 
 
@@ -65,6 +68,8 @@ def _layer_stride(layers: Sequence[Tensor]) -> int | None:
     if any(
         x.untyped_storage().data_ptr() != storage or x.stride() != first.stride() for x in layers
     ):
+        return None
+    if any(x.is_neg() for x in layers):  # PyTorch changes their sign when it reads them
         return None
     offsets = [int(x.storage_offset()) for x in layers]
     stride = offsets[1] - offsets[0]

@@ -37,6 +37,7 @@ def test_slices_of_one_tensor_are_not_copied() -> None:
         [torch.rand(2, 3), torch.rand(2, 4)],
         [torch.rand(2, 3), torch.rand(2, 3).half()],
         [torch.rand(2, 2)] * 2,
+        [torch._neg_view(x) if index == 1 else x for index, x in enumerate(torch.rand(3, 2, 2))],
     ],
 )
 def test_what_does_not_lie_side_by_side(layers: list[Tensor]) -> None:
@@ -46,6 +47,17 @@ def test_what_does_not_lie_side_by_side(layers: list[Tensor]) -> None:
     assert (copied is not None) == alike
     if copied is not None:
         assert torch.equal(copied, torch.stack(list(layers)))
+
+
+def test_layers_that_change_before_the_backward_pass() -> None:
+    """Each of these layers counts its own changes."""
+    whole = torch.rand(3, 2, requires_grad=True)
+    layers = (1 * whole).unsafe_chunk(3)
+    found = stack_layers(layers, 0)
+    assert found is not None
+    layers[1].detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
 
 
 def test_the_criterion_is_the_same_for_slices_and_for_others() -> None:
