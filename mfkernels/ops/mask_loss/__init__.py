@@ -75,8 +75,10 @@ def mask_loss(
         segment_losses = segment_losses_unchecked(predictions, targets, layered, alpha, gamma)
         # Stacked, so that one sum and one division serve both: each operator is a launch on a GPU.
         losses = torch.stack(segment_losses).sum((2, 3)) / num_masks
-        loss_mask, loss_dice = losses.unbind() if predictions.had_layers else losses[:, 0].unbind()
-        return loss_mask, loss_dice
+        # `unsafe_split`, as official code weights the losses in place.
+        loss_mask, loss_dice = losses.unsafe_split(1)
+        axes = 0 if predictions.had_layers else (0, 1)
+        return loss_mask.squeeze(axes), loss_dice.squeeze(axes)
 
 
 @served_by_pytorch_where_kernels_fail("mask_loss")

@@ -207,6 +207,25 @@ def test_unmatched_segments_touch_no_query() -> None:
     assert used == [[0, 0, 1], [0, 1, 2], [0, 1, 3], [1, 1, 4]]
 
 
+@pytest.mark.parametrize("layered", [False, True])
+def test_losses_may_be_weighted_in_place(layered: bool) -> None:
+    case = Case(layers=1)
+    _, embed, features = case.predictions(grad=True)
+    assignment = random_assignment(case)
+    given = (embed, assignment) if layered else (embed[0], assignment[0])
+    gradients = []
+    for in_place in (False, True):
+        loss_mask, loss_dice = mask_loss(given[0], features, case.targets(), given[1])
+        if in_place:
+            loss_mask *= 20
+            loss_dice *= 2
+            total = loss_mask + loss_dice
+        else:
+            total = 20 * loss_mask + 2 * loss_dice
+        gradients.append(torch.autograd.grad(total.sum(), (embed, features)))
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_gradient_has_a_gradient() -> None:
     case = Case(size=(9, 7))
     _, embed, features = case.predictions(torch.float64, grad=True)
