@@ -122,6 +122,20 @@ def test_second_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
 
 
+@pytest.mark.parametrize("name", ["mask_loss", "conv3x3"])
+def test_autocast_around_a_differentiable_gradient_lowers_no_precision(name: str) -> None:
+    if name == "conv3x3":
+        x = MAPS.float().requires_grad_()
+        loss = mfk.conv3x3(x, WEIGHT.float()).square().sum()
+    else:
+        x = EMBED.float().requires_grad_()
+        loss = torch.stack(mfk.mask_loss(x, FEATURES.float(), TARGETS, ASSIGNMENT)).sum()
+    with torch.autocast("cpu"):
+        (found,) = torch.autograd.grad(loss, x, create_graph=True)
+    (expected,) = torch.autograd.grad(loss, x)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_second_derivative_of_the_class_loss_of_gpus() -> None:
     target = torch.tensor([[[1, 4, 4], [4, 0, 4], [4, 4, 4]]] * 2)
     weights = torch.tensor([1, 1, 1, 1, 0.1], dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mfkernels import native
-from mfkernels.checks import usable_by_autograd
+from mfkernels.checks import usable_by_autograd, without_autocast
 from mfkernels.fallback import KernelError, give_up
 
 Function = Callable[..., Any]
@@ -111,8 +111,10 @@ def differentiable_again(operation: str, plain: Function) -> Callable[[Function]
                     return backward(ctx, *gradients)
                 except KernelError as error:
                     give_up(operation, ctx.saved_tensors[0].device, error)
-            inputs = (*ctx.saved_tensors, *ctx.options)[-len(ctx.needs_input_grad) :]
-            with torch.enable_grad():
+            saved = ctx.saved_tensors  # once only: activation checkpointing allows no more
+            inputs = (*saved, *ctx.options)[-len(ctx.needs_input_grad) :]
+            # As in the forward pass, autocast must not lower the precision.
+            with torch.enable_grad(), without_autocast(saved[0].device):
                 found = _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
             return found if create_graph else tuple(x if x is None else x.detach() for x in found)
 
