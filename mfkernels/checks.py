@@ -56,6 +56,8 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         dense = "to_padded_tensor(0)" if tensor.is_nested else "to_dense()"
         raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {dense}")
+    if tensor.is_complex() or tensor.is_quantized:
+        raise TypeError(f"{name} must hold plain real numbers, got {tensor.dtype}")
 
 
 def has_autocast(device_type: str) -> bool:

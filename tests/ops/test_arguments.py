@@ -134,6 +134,24 @@ def test_tensors_are_dense_and_of_16_bits_or_more() -> None:
             mfk.batch_linear_assignment(cost)
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.to(torch.complex64),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    ],
+)
+def test_targets_are_plain_real_numbers(convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    masks, points = TRUTH[:, None], torch.rand(2, 5, 2)
+    for call in (
+        lambda: mfk.sigmoid_focal_loss(LOGITS, convert(TRUTH)),
+        lambda: mfk.focal_dice_loss(LOGITS, convert(TRUTH)),
+        lambda: mfk.point_loss(LOGITS[:, None], convert(masks), points),
+    ):
+        with pytest.raises(TypeError, match=r"targets must hold plain real numbers, got torch\."):
+            call()
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_exponents_that_are_traced(compiled: bool) -> None:
     """No look at their values is possible."""
