@@ -202,10 +202,17 @@ def test_a_count_has_no_subclass() -> None:
     assert copy.deepcopy(criterion).bad_costs == 0
 
 
-def test_instances_have_no_forward_derivative() -> None:
+@pytest.mark.parametrize("semantic", [False, True])
+@pytest.mark.usefixtures("asked_for")
+def test_inference_has_no_forward_derivative(semantic: bool) -> None:
     def scores(embed: Tensor) -> Tensor:
-        return mfk.instance_segmentation(CLASS_LOGITS[0], embed, FEATURES, (6, 5))[0].scores
+        given = CLASS_LOGITS[0], embed, FEATURES, (6, 5)
+        if semantic:
+            found = mfk.semantic_segmentation(*given, return_scores=True)[1]
+            assert isinstance(found, Tensor)
+            return found
+        return mfk.instance_segmentation(*given)[0].scores
 
     value, derivative = torch.func.jvp(scores, (EMBED[0],), (EMBED[0],))
-    assert torch.equal(value, scores(EMBED[0]))
+    torch.testing.assert_close(value, scores(EMBED[0]))
     assert not derivative.any()

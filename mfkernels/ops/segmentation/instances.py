@@ -74,7 +74,7 @@ def instance_segmentation(
     """
     view = check_view(
         SegmentationView(class_logits, mask_embed, pixel_features, input_size, image_sizes), size
-    ).detached()
+    )
     classes = class_logits.shape[-1] - 1
     things = None if thing_classes is None else check_things(thing_classes, classes)
     top_k = as_integer("top_k", top_k, at_least=1)

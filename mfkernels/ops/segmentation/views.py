@@ -135,7 +135,7 @@ def check_view(view: SegmentationView, size: Sizes) -> CheckedView:
             f"got {list(class_logits.shape)}"
         )
     sizes = _check_sizes(predictions, size, view.input_size, view.image_sizes)
-    return CheckedView(class_logits, predictions, sizes, view.flipped)
+    return CheckedView(class_logits, predictions, sizes, view.flipped).detached()
 
 
 def check_things(thing_classes: Collection[int], classes: int) -> frozenset[int]:
