@@ -222,6 +222,18 @@ def test_compiled_point_losses_with_changing_shapes(which: str) -> None:
             torch.testing.assert_close(*results)
 
 
+class _MaskLosses(torch.nn.Module):
+    def forward(self, embed: Tensor) -> tuple[Tensor, Tensor]:
+        return mfk.mask_loss(embed, FEATURES, TARGETS, ASSIGNMENT)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.usefixtures("asked_for")
+def test_exported_losses(strict: bool) -> None:
+    exported = torch.export.export(_MaskLosses(), (EMBED,), strict=strict).module()
+    torch.testing.assert_close(exported(EMBED), _MaskLosses()(EMBED))
+
+
 @pytest.mark.parametrize("which", ["reference", "native"])
 def test_compiled_with_changing_numbers_and_sizes(which: str) -> None:
     """The compiler traces a number that has changed as an unknown one."""

@@ -19,9 +19,9 @@ def recomputed(
     """Call `function(*arguments)` with activation checkpointing.
 
     Its intermediate results are recomputed in the backward pass, except inside a `torch.func`
-    transform, which does not support this: there they are kept.
+    transform and in `torch.export`, which do not support this: there they are kept.
     """
-    if is_transformed():
+    if is_transformed() or torch.compiler.is_exporting():
         return function(*arguments)
     asked_for = requested()
 
