@@ -95,7 +95,7 @@ def growth(series: list[Growth], title: str, file: Path, *, memory: bool = False
         axes.set_title(one.name, fontsize=9)
         axes.legend(frameon=False, fontsize=7)
         axes.tick_params(labelsize=7, which="both")
-    figure.suptitle(f"{title}: {'peak memory, MB' if memory else 'cost, ms'}", fontsize=10)
+    figure.suptitle(f"{title}: {'peak memory, MB' if memory else 'time, ms'}", fontsize=10)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 
