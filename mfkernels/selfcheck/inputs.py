@@ -19,7 +19,8 @@ class Sizes:
     """The number of segments of each image."""
     queries: int = 9
     classes: int = 7
-    channels: int = 20
+    channels: int = 70
+    """More than one step of a product covers."""
     low: tuple[int, int] = (7, 9)
     """Height and width of the pixel features."""
     size: tuple[int, int] = (28, 33)
@@ -31,9 +32,9 @@ class Sizes:
 
 
 SMALL = Sizes()
-ALIGNED = Sizes(channels=32, low=(8, 16), size=(32, 64))
-"""Sizes that are multiples of 16 bytes, like those of real models: kernels have separate code for
-aligned tensors."""
+ALIGNED = Sizes(channels=256, low=(8, 16), size=(32, 64))
+"""Sizes that are multiples of 16 bytes, with as many channels as real models have: kernels have
+separate code for aligned tensors, and products of many channels take several steps."""
 
 
 def ade20k(images: int, layers: int) -> Sizes:

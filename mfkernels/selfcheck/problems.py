@@ -158,10 +158,15 @@ def _losses_of_logits(
     points = torch.rand(5, 50, 2, generator=generator).to(device)
     images = logits.reshape(5, height, width)
     masks = (soft > 0.7).reshape(images.shape)
-    yield Problem(
-        "point_loss", "bool", lambda x: list(point_loss(x, masks, points)), [images], gradient=True
-    )
-    yield Problem("sample_points", "images", lambda x: [sample_points(x, points)], [images])
+
+    def at_points(function: Callable[[Tensor, Tensor], list[Tensor]]) -> Function:
+        # In float64 for the truth: positions are rounded to the dtype of the points.
+        return lambda x: function(x, points.to(torch.promote_types(points.dtype, x.dtype)))
+
+    loss = at_points(lambda x, at: list(point_loss(x, masks, at)))
+    yield Problem("point_loss", "bool", loss, [images], gradient=True)
+    values = at_points(lambda x, at: [sample_points(x, at)])
+    yield Problem("sample_points", "images", values, [images])
 
 
 def _focal_dice(targets: Tensor) -> Function:
