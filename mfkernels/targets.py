@@ -237,7 +237,7 @@ class SegmentTargets:
 
     @property
     def num_segments(self) -> int:
-        """`N`, the number of segments of all images."""
+        """`N`, the number of segments of all images; with `of_capacity`, the room for them."""
         return len(self.labels)
 
     @property
@@ -384,6 +384,12 @@ class SegmentTargets:
             )
 
 
+def is_integer(tensor: Tensor) -> bool:
+    """Whether a tensor holds integers; booleans and quantized numbers are none."""
+    fractional = tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+    return not fractional and tensor.dtype != torch.bool
+
+
 def copied_to(
     tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -420,7 +426,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 def _check_integer(name: str, tensor: Tensor) -> None:
     _check_tensor(name, tensor)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+    if not is_integer(tensor):
         raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mfkernels.checks import check_floating, check_tensor, result_dtype, without_autocast
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.matching_cost import matching_cost, reference
-from mfkernels.targets import SegmentTargets, holds_values
+from mfkernels.targets import SegmentTargets, holds_values, is_integer
 
 Pair = tuple[Tensor, Tensor]
 """Matched queries in ascending order and the segment of each, both `[min(Q, T_b)]` int64."""
@@ -233,15 +233,11 @@ def _as_index(index: Any) -> Tensor:
     tensor = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
     if tensor.dtype.is_floating_point and tensor.numel() == 0:  # an empty list
         return tensor.long()
-    if tensor.dtype in (torch.bool, torch.uint8) or not _is_integer(tensor.dtype):
+    if tensor.dtype == torch.uint8 or not is_integer(tensor):  # it may be a mask
         raise TypeError(
             f"indices of a matcher must be integers, int32 or int64; got {tensor.dtype}"
         )
     return tensor.long()
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def from_pairs(

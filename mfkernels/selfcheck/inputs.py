@@ -20,7 +20,7 @@ class Sizes:
     queries: int = 9
     classes: int = 7
     channels: int = 70
-    """More than one step of a product covers."""
+    """More channels than one step of a product covers."""
     low: tuple[int, int] = (7, 9)
     """Height and width of the pixel features."""
     size: tuple[int, int] = (28, 33)

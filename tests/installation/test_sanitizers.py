@@ -103,6 +103,7 @@ def test_assignment(package: Path, libraries: str, isa: str, problems: int, larg
     ("isa", "names"),
     [
         ("baseline", "restatement or definition or strides or sampled or well_made"),
+        ("avx512", "strides and (mask_logits or matching_cost)"),
         ("avx512_bf16", "not instruction and not compile and not graph"),
     ],
 )

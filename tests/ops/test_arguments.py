@@ -152,6 +152,15 @@ def test_targets_are_plain_real_numbers(convert: Callable[[torch.Tensor], torch.
             call()
 
 
+def test_quantized_integers_are_rejected_by_name() -> None:
+    quantized = torch.quantize_per_tensor(torch.ones(2, 4, 4), 1.0, 0, torch.qint8)
+    labels = [torch.zeros(2, dtype=torch.long)] * 2
+    with pytest.raises(TypeError, match=r"must have an integer dtype, got torch\.qint8"):
+        mfk.SegmentTargets.from_label_maps(quantized, labels)
+    with pytest.raises(TypeError, match=r"row_counts must be integers, got torch\.qint8"):
+        mfk.batch_linear_assignment(torch.rand(2, 3, 3), row_counts=quantized[:, 0, 0])
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_exponents_that_are_traced(compiled: bool) -> None:
     """No look at their values is possible."""

@@ -214,5 +214,8 @@ def test_inference_has_no_forward_derivative(semantic: bool) -> None:
         return mfk.instance_segmentation(*given)[0].scores
 
     value, derivative = torch.func.jvp(scores, (EMBED[0],), (EMBED[0],))
-    torch.testing.assert_close(value, scores(EMBED[0]))
+    if semantic:  # in plain PyTorch inside of jvp, and by a kernel outside
+        torch.testing.assert_close(value, scores(EMBED[0]), rtol=1e-6, atol=1e-6)
+    else:
+        assert torch.equal(value, scores(EMBED[0]))
     assert not derivative.any()

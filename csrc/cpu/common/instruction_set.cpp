@@ -19,9 +19,13 @@ InstructionSet best_supported() {
   const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+#if defined(MFK_HAS_AVX512)
   if (has_v4 && __builtin_cpu_supports("avx512bf16")) return InstructionSet::kAvx512Bf16;
   if (has_v4) return InstructionSet::kAvx512;
+#endif
+#if defined(MFK_HAS_AVX2)
   if (has_v3) return InstructionSet::kAvx2;
+#endif
 #endif
   return InstructionSet::kBaseline;
 }

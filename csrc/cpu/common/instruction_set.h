@@ -8,8 +8,8 @@ namespace mfk::cpu {
 enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The best instruction set that kernels were compiled for and that this processor has. The
-// environment variable MFKERNELS_ISA ("baseline", "avx2", "avx512" or "avx512_bf16") limits it. All
-// kernels for AVX512_BF16 are those for AVX-512, which may ask for it.
+// environment variable MFKERNELS_ISA ("baseline", "avx2", "avx512" or "avx512_bf16") limits it. The
+// kernels for AVX-512 use AVX512_BF16 if they are given pairs (see pairs.h).
 InstructionSet instruction_set();
 
 const char* name(InstructionSet set);

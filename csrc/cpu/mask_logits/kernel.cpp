@@ -52,7 +52,7 @@ void run(const MaskLogitsProblem& problem, const E* embed, int64_t image, int64_
 template <class T>
 constexpr MaskLogitsKernel<T> kernel() {
   return {
-      // Pairs need less.
+      // Pairs need no more.
       [](const MaskLogitsProblem& problem, int64_t rows) {
         return Workspace<T, T>(problem, rows, nullptr).arena.used();
       },

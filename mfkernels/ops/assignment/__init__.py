@@ -24,7 +24,7 @@ from mfkernels.ops.assignment.reference import (
     STATUS_POSITIVE_INFINITY,
 )
 from mfkernels.ops.common.arguments import MOST_ROWS
-from mfkernels.targets import copied_to
+from mfkernels.targets import copied_to, is_integer
 
 __all__ = [
     "STATUS_INFEASIBLE",
@@ -210,7 +210,7 @@ def _counts(
             raise TypeError(f"{name} must be integers, got {counts!r}") from error
         if counts.numel() == 0:
             counts = counts.long()
-    if counts.dtype.is_floating_point or counts.dtype.is_complex or counts.dtype == torch.bool:
+    if not is_integer(counts):
         raise TypeError(f"{name} must be integers, got {counts.dtype}")
     counts = copied_to(counts, device, torch.int64)
     if counts.shape != leading:

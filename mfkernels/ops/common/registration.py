@@ -111,7 +111,7 @@ def differentiable_again(operation: str, plain: Function) -> Callable[[Function]
                     return backward(ctx, *gradients)
                 except KernelError as error:
                     give_up(operation, ctx.saved_tensors[0].device, error)
-            saved = ctx.saved_tensors  # once only: activation checkpointing allows no more
+            saved = ctx.saved_tensors  # activation checkpointing allows this only once
             inputs = (*saved, *ctx.options)[-len(ctx.needs_input_grad) :]
             # As in the forward pass, autocast must not lower the precision.
             with torch.enable_grad(), without_autocast(saved[0].device):

@@ -12,7 +12,8 @@ from mfkernels.ops.mask_logits import reference
 from mfkernels.torch_internals import has_amx
 
 _FASTER_IN_PYTORCH = torch.bfloat16 if has_amx() else None
-"""The dtype in which PyTorch's matrix product is faster than the CPU kernel, if there is one."""
+"""The dtype in which PyTorch's matrix product is expected to be faster than the CPU kernel: on
+matrix units (AMX), which the kernel does not use."""
 
 
 def mask_logits(mask_embed: Tensor, pixel_features: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ class Pixels:
         whole = target_height % height == 0 and target_width % width == 0
         layers, images, max_count = given.assignment.shape
         num_segments = given.num_segments
-        if given.masks is not None:  # of a capacity, there may be fewer
+        if given.masks is not None:  # the operator may be called directly with fewer
             num_segments = min(num_segments, len(given.masks))
         matching = Matching(given.assignment.contiguous(), given.counts.contiguous())
         resize = Resize(_axis(height, target_height, whole), _axis(width, target_width, whole))

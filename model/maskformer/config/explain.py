@@ -32,7 +32,7 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
         path, valid = _locate(item["loc"], root)
         name = one_line(".".join(path)) or "the recipe"
         if item["type"] == "extra_forbidden":
-            lines.append(f"{name}: unknown key{_hint(path, valid)}")
+            lines.append(f"{name}: unknown key{_hint(path, valid, root)}")
         elif item["type"] == "missing":
             lines.append(f"{name}: missing")
         elif item["type"] in ("model_type", "model_attributes_type"):
@@ -49,14 +49,14 @@ def explain(error: ValidationError, root: type[BaseModel] = Config) -> str:
     return "config: " + joined(lines, len(found))
 
 
-def _hint(path: Sequence[str], valid: Iterable[str]) -> str:
+def _hint(path: Sequence[str], valid: Iterable[str], root: type[BaseModel]) -> str:
     """Suggest a valid key, or option of the command line, for an unknown key."""
     section, _, key_inside = path[-1].rpartition(".")
     if len(path) == 1 and section and path[-1] in keys_called(key_inside):  # as in an override
         return f"; in a file, {key_inside} is a key below {section.replace('.', ': ')}:"
     option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
     listed = f"valid here: {', '.join(valid)}"
-    if ".".join(path) in {*keys()}:
+    if ".".join(path) in {*keys(root)}:  # of another variant of a section
         kinds = [name for name, kind in _VARIANTS.items() if path[-1] in kind.model_fields]
         return f"; it belongs to {', '.join(kinds)}; {listed}"
     if key := meant_key(path):

@@ -7,6 +7,7 @@ anything else happens.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,9 +56,9 @@ def load_config(
             types.
         TypeError: `name_or_file` is neither text nor a path.
     """
-    if not isinstance(name_or_file, str | Path):
+    if not isinstance(name_or_file, str | os.PathLike):
         raise TypeError(f"name_or_file must be a recipe's name or file, got {name_or_file!r:.100}")
-    values = _read(_find(str(name_or_file)), ())
+    values = _read(_find(os.fspath(name_or_file)), ())
     given = values.get("model") or {}
     if model is not None and isinstance(given, Mapping) and set(given) <= {"num_classes"}:
         values["model"] = {**model.model_dump(mode="json"), "num_classes": None, **given}

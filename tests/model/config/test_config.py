@@ -284,6 +284,8 @@ def test_model_overrides_merge_into_sections() -> None:
     assert (changed.num_classes, changed.decoder.queries, changed.decoder.heads) == (3, 5, 8)
     with pytest.raises(ConfigError, match=r"decoder\.querys: .*'decoder\.queries'"):
         merge_model_config(model, {"decoder": {"querys": 5}})
+    with pytest.raises(ConfigError, match="data: unknown key; valid here: architecture, "):
+        merge_model_config(model, {"data": 3})
 
 
 def sections(of: type[Section] = Section) -> Iterator[type[Section]]:

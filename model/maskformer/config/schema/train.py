@@ -118,8 +118,8 @@ class TrainConfig(Section):
     same. Cannot be combined with `ema`, `compile` or fp16; one process has nothing to divide.
     """
     workers: Annotated[int, Field(ge=0, le=1 << 12), IS_NUMBER] = 4
-    """Processes that read and augment images, per training process; at most one for each of its
-    CPUs.
+    """Processes that read and augment images, per training process; at most one for each CPU that
+    it may use.
     """
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
