@@ -36,6 +36,11 @@ template <>
 struct Scan<cpu::VectorLane> {
   using Group = cpu::VectorLane;
 
+  // Minima over a row are found in two parts, vector by vector: a single one would spend most of the
+  // time waiting for itself. Rows are padded to whole pairs of vectors.
+  static constexpr int kChains = 2;
+  static_assert(cpu::kRowPadding % (kChains * cpu::VectorOf<double>::kWidth) == 0);
+
   template <bool kFirst, bool kStrict, class P>
   static Nearest relax(const Group&, const P& p, int32_t row, double base) {
     using namespace cpu;
@@ -47,29 +52,37 @@ struct Scan<cpu::VectorLane> {
     const int32_t columns = p.columns;
     const double row_dual = p.row_dual[row];
     const double offset = base - row_dual;
-    Doubles least = Doubles{} + infinity();
-    Longs where{};
+    Doubles least[kChains];
+    Longs where[kChains]{};
+    for (Doubles& value : least) value = Doubles{} + infinity();
     Longs indices = lane_indices<double>();
     const Longs from = Longs{} + row;
-    for (int32_t j = 0; j < columns; j += kWidth, indices += kWidth) {
-      const Doubles cost = load_doubles(costs + j);
-      const Doubles dual = load<Doubles>(duals + j);
-      const Doubles reduced = kStrict ? ((base + cost) - row_dual) - dual : (cost - dual) + offset;
-      Doubles distance = reduced;
-      if constexpr (kFirst) {
-        store(path + j, from);
-      } else {
-        const Doubles before = load<Doubles>(distances + j);
-        const Longs nearer = reduced < before;
-        distance = nearer ? reduced : before;
-        store(path + j, nearer ? from : load<Longs>(path + j));
+    for (int32_t first = 0; first < columns; first += kChains * kWidth) {
+      for (int k = 0; k < kChains; ++k, indices += kWidth) {
+        const int32_t j = first + k * kWidth;
+        const Doubles cost = load_doubles(costs + j);
+        const Doubles dual = load<Doubles>(duals + j);
+        const Doubles reduced =
+            kStrict ? ((base + cost) - row_dual) - dual : (cost - dual) + offset;
+        Doubles distance = reduced;
+        if constexpr (kFirst) {
+          store(path + j, from);
+        } else {
+          const Doubles before = load<Doubles>(distances + j);
+          const Longs nearer = reduced < before;
+          distance = nearer ? reduced : before;
+          store(path + j, nearer ? from : load<Longs>(path + j));
+        }
+        store(distances + j, distance);
+        const Longs better = distance < least[k];
+        least[k] = better ? distance : least[k];
+        where[k] = better ? indices : where[k];
       }
-      store(distances + j, distance);
-      const Longs better = distance < least;
-      least = better ? distance : least;
-      where = better ? indices : where;
     }
-    const Least<double> found = least_of<double>(least, where);
+    // Of equal distances, the lower index.
+    const Longs other = (least[1] < least[0]) | ((least[1] == least[0]) & (where[1] < where[0]));
+    const Least<double> found =
+        least_of<double>(other ? least[1] : least[0], other ? where[1] : where[0]);
     const Nearest best{found.value, found.index, found.index};
     return kStrict ? choose_as_scipy(p, best) : best;
   }
@@ -134,21 +147,28 @@ struct Scan<cpu::VectorLane> {
     constexpr int kWidth = VectorOf<double>::kWidth;
     const auto* costs = p.costs.data + row * p.costs.row_stride;
     const double* duals = p.column_dual;
-    Doubles least = Doubles{} + infinity();
-    Doubles second = least;
-    Longs where{};
+    Doubles least[kChains], second[kChains];
+    Longs where[kChains]{};
+    for (int k = 0; k < kChains; ++k) least[k] = second[k] = Doubles{} + infinity();
     Longs indices = lane_indices<double>();
-    for (int32_t j = 0; j < p.columns; j += kWidth, indices += kWidth) {
-      const Doubles reduced = load_doubles(costs + j) - load<Doubles>(duals + j);
-      second = minimum(second, maximum(least, reduced));
-      const Longs better = reduced < least;
-      least = better ? reduced : least;
-      where = better ? indices : where;
+    for (int32_t first = 0; first < p.columns; first += kChains * kWidth) {
+      for (int k = 0; k < kChains; ++k, indices += kWidth) {
+        const int32_t j = first + k * kWidth;
+        const Doubles reduced = load_doubles(costs + j) - load<Doubles>(duals + j);
+        second[k] = minimum(second[k], maximum(least[k], reduced));
+        const Longs better = reduced < least[k];
+        least[k] = better ? reduced : least[k];
+        where[k] = better ? indices : where[k];
+      }
     }
+    second[0] = minimum(minimum(second[0], second[1]), maximum(least[0], least[1]));
+    const Longs other = least[1] < least[0];
+    const Doubles nearest = other ? least[1] : least[0];
+    const Longs columns = other ? where[1] : where[0];
     TwoLeast best{infinity(), infinity(), kNone};
     for (int k = 0; k < kWidth; ++k) {
-      best.add(least[k], static_cast<int32_t>(where[k]));
-      best.add(second[k], kNone);
+      best.add(nearest[k], static_cast<int32_t>(columns[k]));
+      best.add(second[0][k], kNone);
     }
     return best;
   }
