@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import mfkernels
 from mfkernels import backend, explain, use_backend
@@ -98,14 +101,19 @@ def test_plain_pytorch_serves_the_call(
         ("point_loss", "point_loss_backward"),
     ],
 )
+@pytest.mark.parametrize("checkpointed", [False, True])
 def test_plain_pytorch_gives_the_gradient(
     operation: str,
     operator: str,
+    checkpointed: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     problem, failing = problem_of(operation), Failing(WHY)
     expected = by_reference(problem)
+    if checkpointed:
+        recomputed = partial(checkpoint, problem.function, use_reentrant=False)
+        problem = replace(problem, function=recomputed)
     monkeypatch.setattr(torch.ops.mfkernels, operator, failing)
     caplog.set_level(logging.WARNING, "mfkernels")
     for _ in range(2):

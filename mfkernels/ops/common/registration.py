@@ -91,6 +91,19 @@ def save(*outputs: int) -> Function:
     return setup_context
 
 
+class _OnceSaved:
+    """The context of a backward pass. Its saved tensors are read only once, as inside of activation
+    checkpointing they can be read only once.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors: tuple[Tensor, ...] = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
 def differentiable_again(operation: str, plain: Function) -> Callable[[Function], Function]:
     """Make the gradients of `backward(ctx, …)` differentiable if `create_graph=True`.
 
@@ -106,15 +119,16 @@ def differentiable_again(operation: str, plain: Function) -> Callable[[Function]
         @functools.wraps(backward)
         def either(ctx: Any, *gradients: Tensor | None) -> Any:
             create_graph = torch.is_grad_enabled()
+            ctx = _OnceSaved(ctx)
+            device = ctx.saved_tensors[0].device
             if not create_graph:
                 try:
                     return backward(ctx, *gradients)
                 except KernelError as error:
-                    give_up(operation, ctx.saved_tensors[0].device, error)
-            saved = ctx.saved_tensors  # activation checkpointing allows this only once
-            inputs = (*saved, *ctx.options)[-len(ctx.needs_input_grad) :]
+                    give_up(operation, device, error)
+            inputs = (*ctx.saved_tensors, *ctx.options)[-len(ctx.needs_input_grad) :]
             # As in the forward pass, autocast must not lower the precision.
-            with torch.enable_grad(), without_autocast(saved[0].device):
+            with torch.enable_grad(), without_autocast(device):
                 found = _gradients_of(plain, inputs, ctx.needs_input_grad, gradients)
             return found if create_graph else tuple(x if x is None else x.detach() for x in found)
 
