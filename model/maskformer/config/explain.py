@@ -54,18 +54,19 @@ def _hint(path: Sequence[str], valid: Iterable[str], root: type[BaseModel]) -> s
     section, _, key_inside = path[-1].rpartition(".")
     if len(path) == 1 and section and path[-1] in keys_called(key_inside):  # as in an override
         return f"; in a file, {key_inside} is a key below {section.replace('.', ': ')}:"
-    option, elsewhere = meant_option(path[-1]), keys_called(path[-1])
+    name, option = ".".join(path), meant_option(path[-1])
+    elsewhere = [key for key in keys_called(path[-1]) if key != name]
     listed = f"valid here: {', '.join(valid)}"
-    if ".".join(path) in {*keys(root)}:  # of another variant of a section
+    if name in {*keys(root)}:  # of another variant of a section
         kinds = [name for name, kind in _VARIANTS.items() if path[-1] in kind.model_fields]
         return f"; it belongs to {', '.join(kinds)}; {listed}"
-    if key := meant_key(path):
+    if (key := meant_key(path)) and key != name:  # `root` may be a section that lacks it
         return _did_you_mean(key)
     if option is not None:
         return f"; this is set on the command line: {option}"
     if len(path) == 1 and 0 < len(elsewhere) <= _FEW:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    dotted = {name: ".".join([*path[:-1], name]) for name in valid}
+    dotted = {key: ".".join([*path[:-1], key]) for key in valid}
     return _did_you_mean(dotted.get(_near(path[-1], valid))) or f"; {listed}"
 
 
