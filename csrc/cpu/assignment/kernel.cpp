@@ -36,8 +36,8 @@ template <>
 struct Scan<cpu::VectorLane> {
   using Group = cpu::VectorLane;
 
-  // Minima over a row are found in two parts, vector by vector: a single one would spend most of the
-  // time waiting for itself. Rows are padded to whole pairs of vectors.
+  // A minimum over a row is found in two, of its even and of its odd vectors: a single one would wait
+  // for itself at each vector. Rows are padded to whole pairs of vectors.
   static constexpr int kChains = 2;
   static_assert(cpu::kRowPadding % (kChains * cpu::VectorOf<double>::kWidth) == 0);
 

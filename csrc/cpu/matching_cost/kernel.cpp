@@ -192,7 +192,7 @@ class ChunkWorker {
   int64_t begin_ = 0, end_ = 0;  // the tile
   double* mask_sums_ = nullptr;
   T* logits_ = nullptr;    // [kTileRows, tile]
-  const E* embed_;         // [B, L * Q, C]
+  const E* embed_;         // [B, L * Q, depth_of<E>(C)], or null for dense logits
   E* features_ = nullptr;  // of the tile, in panels of pixels
   T* panels_[2] = {};      // masks of the tile and their complements, in panels of segments
   T* maps_[3] = {};        // [kTileRows, tile]: focal loss of positives and negatives, probability
