@@ -16,10 +16,10 @@ InstructionSet best_supported() {
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                       __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
                       __builtin_cpu_supports("movbe");
+#if defined(MFK_HAS_AVX512)
   const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-#if defined(MFK_HAS_AVX512)
   if (has_v4 && __builtin_cpu_supports("avx512bf16")) return InstructionSet::kAvx512Bf16;
   if (has_v4) return InstructionSet::kAvx512;
 #endif
