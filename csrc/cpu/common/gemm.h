@@ -40,6 +40,11 @@ void multiply_tile(Left<T> left, const T* panel, int64_t depth, T* result, int64
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < 2; ++j) sums[i][j] = V{};
   }
+  if constexpr (kAdd) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < 2; ++j) __builtin_prefetch(result + i * stride + j * kWidth, 1);
+    }
+  }
   for (int64_t k = 0; k < depth; ++k) {
     const V first = load<V>(panel);
     const V second = load<V>(panel + kWidth);

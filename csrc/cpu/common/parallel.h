@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "cpu/common/memory.h"
 
@@ -35,7 +36,30 @@ void for_each(int64_t count, int threads, const F& f) {
   });
 }
 
-// The same with f(i, memory), where `memory` points to `bytes` of working memory of the thread.
+// A number of this thread, in the order of the first calls.
+inline int64_t thread_number() {
+  static std::atomic<int64_t> threads{0};
+  thread_local const int64_t number = threads++;
+  return number;
+}
+
+// The same for repeated calls over the same memory: as far as possible, a thread gets the part of
+// the range that it got before, whose memory may still be in its cache and not in that of others.
+template <class F>
+void for_each_with_affinity(int64_t count, int threads, const F& f) {
+  const int64_t workers = std::min<int64_t>(threads, count);
+  if (workers == 0) return;
+  const std::unique_ptr<std::atomic<bool>[]> taken(new std::atomic<bool>[count]());
+  run_parallel(static_cast<int>(workers), [&] {
+    const int64_t first = thread_number() % workers * count / workers;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t i = (first + k) % count;
+      if (!taken[i].exchange(true)) f(i);
+    }
+  });
+}
+
+// The same as `for_each` with f(i, memory), where `memory` points to `bytes` of working memory of the thread.
 template <class F>
 void for_each(int64_t count, int threads, int64_t bytes, const F& f) {
   const int workers = static_cast<int>(std::min<int64_t>(threads, count));

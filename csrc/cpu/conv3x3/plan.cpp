@@ -11,8 +11,9 @@ namespace {
 
 // Tiles of a task: transformed, they and some panels of weights fill a typical L2 cache.
 constexpr int64_t kTaskTiles = 24;
-// The size, in entries, of the transformed tiles of a block, for the gradient of the weight.
-constexpr int64_t kBlockEntries = int64_t{1} << 22;
+// Entries of the transformed tiles of a block, for the gradient of the weight: few enough that
+// those at one point stay in a typical L2 cache, next to their sums.
+constexpr int64_t kBlockEntries = int64_t{1} << 20;
 
 int64_t tiles_of(const Conv3x3Problem& problem) {
   return problem.images * divide_up(problem.height, 4) * divide_up(problem.width, 4);
@@ -50,7 +51,8 @@ void weight_grad(const Conv3x3Problem& problem, int threads) {
   const int64_t out_row = round_up(problem.out_channels, kernel.panel);
   const int64_t row = std::max(kernel.input_row(problem), out_row);
   const int64_t tiles = tiles_of(problem);
-  const int64_t block = std::max<int64_t>(std::min(kBlockEntries / (kPoints * row), tiles), 1);
+  const int64_t blocks = divide_up(kPoints * row * tiles, kBlockEntries);
+  const int64_t block = divide_up(tiles, std::max<int64_t>(blocks, 1));
   Block input_memory, grad_memory, sum_memory, zero_memory;
   T* inputs = take<T>(input_memory, kPoints * block * kernel.input_row(problem));
   T* grads = take<T>(grad_memory, kPoints * block * out_row);
@@ -61,10 +63,10 @@ void weight_grad(const Conv3x3Problem& problem, int threads) {
   std::fill_n(zeros, row, T{0});
   for (int64_t first = 0; first < tiles; first += block) {
     const int64_t count = std::min(block, tiles - first);
-    for_each(count, threads, [&](int64_t t) {
+    for_each_with_affinity(count, threads, [&](int64_t t) {
       kernel.transform_tile(problem, first, count, t, zeros, inputs, grads);
     });
-    for_each(kPoints, threads, [&](int64_t point) {
+    for_each_with_affinity(kPoints, threads, [&](int64_t point) {
       kernel.add_products(problem, count, point, inputs, grads, sums);
     });
   }
