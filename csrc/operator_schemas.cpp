@@ -103,6 +103,18 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def("conv3x3_weight_grad(Tensor grad_y, Tensor x) -> Tensor grad_weight");
 
+  // Group norm of maps [B, C, h, w] with `weight` and `bias` [C], followed by ReLU if `relu`. The
+  // result and `grad_x` are in channels-last memory format; `mean` and `inverse_std` are [B,
+  // groups]. All are fp32 or all are fp64, or maps are bf16 and the rest fp32; C is a multiple of
+  // 16.
+  m.def(
+      "group_norm(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool relu) "
+      "-> (Tensor y, Tensor mean, Tensor inverse_std)");
+  m.def(
+      "group_norm_backward(Tensor grad_y, Tensor mean, Tensor inverse_std, Tensor x, "
+      "Tensor weight, Tensor bias, int groups, bool relu) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
   // Inference for one image. In a view, the image, of the given height and width, is the upper left
   // part of a padded input. Masks are resized from h x w to the padded input, cropped to the image
   // and resized to the result (`height`, `width`), all bilinearly.

@@ -14,6 +14,7 @@ from mfkernels.ops.assignment import (
 )
 from mfkernels.ops.conv3x3 import conv3x3
 from mfkernels.ops.focal_dice import dice_loss, focal_dice_loss, point_loss, sigmoid_focal_loss
+from mfkernels.ops.group_norm import group_norm
 from mfkernels.ops.mask_logits import mask_logits
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.ops.matching_cost import matching_cost
@@ -45,6 +46,7 @@ __all__ = [
     "dice_loss",
     "explain",
     "focal_dice_loss",
+    "group_norm",
     "instance_segmentation",
     "linear_sum_assignment",
     "mask_logits",

@@ -45,6 +45,7 @@ OPERATIONS: dict[str, dict[str, str]] = {
     "mask_logits": {"cpu": "cpu", "cuda": "pytorch"},
     "sample_points": {"cpu": "cpu", "cuda": "pytorch"},
     "conv3x3": {"cpu": "cpu", "cuda": "pytorch"},
+    "group_norm": {"cpu": "cpu", "cuda": "pytorch"},
     "semantic_segmentation": {"cpu": "cpu", "cuda": "triton"},
     "panoptic_owners": {"cpu": "cpu", "cuda": "triton"},
 }

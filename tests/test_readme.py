@@ -230,6 +230,8 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "x": torch.rand(1, 16, 5, 4),
         "weight": torch.rand(32, 16, 3, 3),
         "bias": torch.rand(32),
+        "scale": torch.rand(32),
+        "shift": torch.rand(32),
     }
     exec(training, names)
     outputs = names["outputs"]

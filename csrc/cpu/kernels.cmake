@@ -41,7 +41,7 @@ endif()
 # (splits the work into tasks), which calls kernel.cpp (one task). The latter is compiled once for
 # each instruction set and defines one object, MFK_KERNEL; instruction_set() chooses one at run
 # time.
-set(operations assignment conv3x3 focal_dice mask_logits mask_loss matching_cost sample_points
+set(operations assignment conv3x3 focal_dice group_norm mask_logits mask_loss matching_cost sample_points
                segmentation)
 foreach(operation IN LISTS operations)
   add_library(mfk_${operation} STATIC ${csrc}/cpu/${operation}/plan.cpp)

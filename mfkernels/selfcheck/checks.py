@@ -24,6 +24,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "assignment": (torch.float32, torch.float64),
     "loss_sums": (torch.float32,),
     "conv3x3": (torch.float32, torch.bfloat16),
+    "group_norm": (torch.float32, torch.bfloat16),
 }
 WITHOUT_FEATURES = (
     "assignment",

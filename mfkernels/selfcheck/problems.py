@@ -15,6 +15,7 @@ from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.conv3x3 import conv3x3
 from mfkernels.ops.conv3x3.operator import CHANNELS
 from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
+from mfkernels.ops.group_norm import group_norm
 from mfkernels.ops.loss_sums import loss_sums
 from mfkernels.ops.mask_logits import mask_logits
 from mfkernels.ops.mask_loss import mask_loss
@@ -87,6 +88,10 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
     # On other devices, PyTorch computes it, and its gradients need not be deterministic.
     ours = device.type == "cpu"
     yield Problem("conv3x3", "maps", convolution, [maps, weight], gradient=ours)
+    weight, bias = torch.randn(2, maps.shape[1], generator=generator)
+    norm: Function = lambda x, w, b: [group_norm(x, 4, w, b, relu=True)]  # noqa: E731
+    last = maps.to(memory_format=torch.channels_last)
+    yield Problem("group_norm", "channels last", norm, [last, weight, bias], gradient=ours)
     yield from _inference([class_logits[-1], embed[-1], features], sizes)
 
 

@@ -14,6 +14,7 @@ from helpers.native_builds import ROOT, native_build, needs_build
 OPERATIONS = (
     "conv3x3",
     "focal_dice",
+    "group_norm",
     "mask_logits",
     "matching_cost",
     "mask_loss",

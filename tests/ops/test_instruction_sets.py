@@ -12,7 +12,7 @@ from helpers.repository import ROOT
 from mfkernels import backend
 
 FILES = (
-    *("conv3x3", "focal_dice", "mask_logits", "mask_loss", "matching_cost"),
+    *("conv3x3", "focal_dice", "group_norm", "mask_logits", "mask_loss", "matching_cost"),
     "segmentation/test_segmentation_native.py",
 )
 COMPARISONS = (

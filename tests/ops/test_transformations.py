@@ -24,6 +24,9 @@ POINTS = torch.rand(2, 6, 2, dtype=torch.float64, generator=torch.Generator().ma
 MASKS = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(4)) < 0.5
 IMAGES = FEATURES[0]
 MAPS, WEIGHT = (torch.randn(shape).double() for shape in ((1, 16, 5, 3), (16, 16, 3, 3)))
+LAST = MAPS.contiguous(memory_format=torch.channels_last)
+CHANNELS = torch.randn(2, 16).double()
+"""The weight and bias of a norm."""
 Function = Callable[[Tensor], Tensor]
 
 
@@ -46,6 +49,11 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
     "mask_logits of features": (lambda x: mfk.mask_logits(EMBED, x).square().sum(), FEATURES),
     "conv3x3": (lambda x: mfk.conv3x3(x, WEIGHT).square().sum(), MAPS),
     "conv3x3 of weights": (lambda x: mfk.conv3x3(MAPS, x).square().sum(), WEIGHT),
+    "group_norm": (lambda x: mfk.group_norm(x, 4, *CHANNELS).pow(3).sum(), LAST),
+    "group_norm of weights": (
+        lambda x: mfk.group_norm(LAST, 4, x, CHANNELS[1], relu=True).square().sum(),
+        CHANNELS[0],
+    ),
     "mask_loss": (
         lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),
         EMBED,

@@ -49,6 +49,18 @@ inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
 // The channels of a pixel are adjacent in memory.
 constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
 
+inline Tensor channels_last(const Tensor& map) {
+  return torch::stable::contiguous(map, kChannelsLast);
+}
+
+// The type of maps that kernels read without a conversion.
+inline Element map_element(const char* name, const Tensor& map) {
+  if (map.scalar_type() != ScalarType::Double && map.scalar_type() != ScalarType::BFloat16) {
+    check_type(name, map, ScalarType::Float);
+  }
+  return element_of(name, map);
+}
+
 inline Tensor new_channels_last(const Tensor& like,
                                 torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return in_large_pages(torch::stable::empty(sizes, like.scalar_type(), std::nullopt, std::nullopt,

@@ -2,10 +2,9 @@
 // instruction set, with MFK_KERNEL as the name of its only public object.
 #include "cpu/conv3x3/kernel.h"
 
-#include <type_traits>
-
 #include "cpu/common/gemm.h"
 #include "cpu/common/memory.h"
+#include "cpu/common/with_element.h"
 #include "cpu/conv3x3/transforms.h"
 
 namespace mfk::cpu {
@@ -46,15 +45,6 @@ struct Tile4x4 {
     return map + ((image * problem.height + y) * problem.width + x) * channels;
   }
 };
-
-// Calls `f` with an object of the element type of the maps, for a problem that is computed in T.
-template <class T, class F>
-MFK_INLINE void with_element(const Conv3x3Problem& problem, F f) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (problem.element == Element::kBFloat16) return f(BFloat16{});
-  }
-  f(T{});
-}
 
 template <class T>
 void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transformed) {
@@ -206,7 +196,7 @@ void forward_of(const Conv3x3Problem& problem, const T* weight, int64_t first, i
 template <class T>
 void forward(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
              void* memory) {
-  with_element<T>(problem, [&](auto element) {
+  with_element<T>(problem.element, [&](auto element) {
     forward_of<decltype(element)>(problem, weight, first, last, memory);
   });
 }
@@ -244,7 +234,7 @@ void transform_tile_of(const Conv3x3Problem& problem, int64_t first, int64_t cou
 template <class T>
 void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
                     const T* zeros, T* inputs, T* grads) {
-  with_element<T>(problem, [&](auto element) {
+  with_element<T>(problem.element, [&](auto element) {
     transform_tile_of<decltype(element)>(problem, first, count, t, zeros, inputs, grads);
   });
 }

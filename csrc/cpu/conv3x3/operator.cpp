@@ -15,23 +15,9 @@ void check_channels(const char* name, int64_t channels) {
                   " channels must be a multiple of ", mfk::cpu::kConvChannels, ", got ", channels);
 }
 
-Tensor channels_last(const Tensor& map) {
-  return torch::stable::contiguous(map, mfk::cpu::kChannelsLast);
-}
-
 Conv3x3Problem problem_of(const Tensor& x, int64_t out_channels) {
   Conv3x3Problem problem{};
-  switch (x.scalar_type()) {
-    case ScalarType::Double:
-      problem.element = mfk::Element::kDouble;
-      break;
-    case ScalarType::BFloat16:
-      problem.element = mfk::Element::kBFloat16;
-      break;
-    default:
-      mfk::check_type("x", x, ScalarType::Float);
-      problem.element = mfk::Element::kFloat;
-  }
+  problem.element = mfk::cpu::map_element("x", x);
   problem.images = x.size(0);
   problem.in_channels = x.size(1);
   problem.height = x.size(2);
@@ -51,7 +37,7 @@ void set_weight(Conv3x3Problem& problem, const Tensor& weight) {
 Tensor conv3x3(const Tensor& given, const Tensor& weight, const OptionalTensor& given_bias) {
   mfk::cpu::check_argument("x", given);
   mfk::check_shape("x", given, {"B", "C", "h", "w"});
-  const Tensor x = channels_last(given);
+  const Tensor x = mfk::cpu::channels_last(given);
   mfk::cpu::check_argument("weight", weight);
   mfk::check_shape("weight", weight, {"O", given.size(1), int64_t{3}, int64_t{3}});
   Conv3x3Problem problem = problem_of(x, weight.size(0));
@@ -73,10 +59,10 @@ Tensor conv3x3(const Tensor& given, const Tensor& weight, const OptionalTensor& 
 Tensor conv3x3_weight_grad(const Tensor& given_grad, const Tensor& given) {
   mfk::cpu::check_argument("x", given);
   mfk::check_shape("x", given, {"B", "C", "h", "w"});
-  const Tensor x = channels_last(given);
+  const Tensor x = mfk::cpu::channels_last(given);
   mfk::cpu::check_on_cpu("grad_y", given_grad);
   mfk::check_shape("grad_y", given_grad, {given.size(0), "O", given.size(2), given.size(3)});
-  const Tensor grad = channels_last(given_grad);
+  const Tensor grad = mfk::cpu::channels_last(given_grad);
   mfk::check_type("grad_y", grad, x.scalar_type());
   Conv3x3Problem problem = problem_of(x, grad.size(1));
   problem.y = const_cast<void*>(grad.const_data_ptr());

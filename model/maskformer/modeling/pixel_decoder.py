@@ -10,6 +10,7 @@ from torch.nn import functional
 from maskformer.config.schema import DecoderConfig, PixelDecoderConfig
 from maskformer.errors import ConfigError
 from maskformer.modeling.convolution import Conv2d
+from maskformer.modeling.group_norm import GroupNorm
 from maskformer.modeling.transformer import Encoder, Sizes, init_conv
 
 
@@ -23,13 +24,12 @@ class ConvNorm(nn.Module):
         channels = config.channels
         conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.conv = init_conv(conv)
-        self.norm = nn.GroupNorm(config.groups, channels)
-        self.relu = relu
+        self.norm = GroupNorm(config.groups, channels, relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` to `[B, C, H, W]`."""
-        x = self.norm(self.conv(x))
-        return functional.relu(x, inplace=True) if self.relu else x
+        y: Tensor = self.norm(self.conv(x))
+        return y
 
 
 class PixelDecoder(nn.Module):

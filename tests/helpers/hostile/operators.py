@@ -141,6 +141,33 @@ class Draw:
         maps, weight, _ = self.conv3x3()
         return [self.floats(self.B, len(weight), self.h, self.w, dtype=self.wide), maps]
 
+    def group_norm(self) -> list[Any]:
+        channels = 16 * self.random.randint(1, 3)
+        maps = self.floats(self.B, channels, self.h, self.w, dtype=self.wide)
+        weight, bias = (self.floats(channels, dtype=self.wide) for _ in range(2))
+        return [
+            maps,
+            weight,
+            bias,
+            self.random.choice((1, 4, 16)),
+            1e-5,
+            self.random.random() < 0.5,
+        ]
+
+    def group_norm_backward(self) -> list[Any]:
+        maps, weight, bias, groups, _, relu = self.group_norm()
+        mean, inverse_std = (self.floats(self.B, groups, dtype=self.wide) for _ in range(2))
+        return [
+            self.floats(*maps.shape, dtype=self.wide),
+            mean,
+            inverse_std,
+            maps,
+            weight,
+            bias,
+            groups,
+            relu,
+        ]
+
     def sample_points(self) -> list[Any]:
         images = self.random.choice((self.bools, self.floats))(self.N, self.h, self.w)
         return [images, self.points(self.random.choice((1, self.N)))]

@@ -1,0 +1,22 @@
+// Chooses the element type of maps, which may be narrower than the type of the computation.
+#pragma once
+
+#include <type_traits>
+
+#include "core/element.h"
+#include "core/scalar.h"
+
+namespace mfk::cpu {
+namespace {
+
+// Calls `f` with an object of the element type of maps that are processed in T.
+template <class T, class F>
+MFK_INLINE void with_element(Element element, F f) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (element == Element::kBFloat16) return f(BFloat16{});
+  }
+  f(T{});
+}
+
+}  // namespace
+}  // namespace mfk::cpu

@@ -1,0 +1,88 @@
+"""The operators `group_norm` and `group_norm_backward`.
+
+csrc/operator_schemas.cpp describes their arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfkernels.ops.common.arguments import check_argument
+from mfkernels.ops.common.registration import differentiable_again, register, save
+from mfkernels.ops.group_norm import reference
+
+CHANNELS = 16
+"""The number of channels must be a multiple of this."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+"""The dtypes of `x`."""
+
+
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of weight and bias for an `x` of this dtype."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: float) -> None:
+    check_argument("x", x, ("B", "C", "h", "w"), x)
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32, bfloat16 or float64, got {x.dtype}")
+    channels = x.shape[1]
+    if channels < CHANNELS or channels % CHANNELS:
+        raise ValueError(f"channels must be a multiple of {CHANNELS}, got {channels}")
+    if groups < 1 or channels % groups:
+        raise ValueError(f"groups must divide the {channels} channels, got {groups}")
+    for name, values in (("weight", weight), ("bias", bias)):
+        check_argument(name, values, (channels,), x, parameter_dtype(x.dtype))
+
+
+def check_backward(
+    grad_y: Tensor,
+    mean: Tensor,
+    inverse_std: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    relu: bool,
+) -> None:
+    check(x, weight, bias, groups)
+    check_argument("grad_y", grad_y, x.shape, x, x.dtype)
+    for name, values in (("mean", mean), ("inverse_std", inverse_std)):
+        check_argument(name, values, (x.shape[0], groups), x, weight.dtype)
+
+
+def fake(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    mean, inverse_std = (weight.new_empty(x.shape[0], groups) for _ in range(2))
+    return y, mean, inverse_std
+
+
+def fake_backward(
+    grad_y: Tensor,
+    mean: Tensor,
+    inverse_std: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *_: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return grad_x, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+@differentiable_again("group_norm", reference.group_norm)
+def backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * 6
+    groups, _, relu = ctx.options
+    gradients = torch.ops.mfkernels.group_norm_backward(grad_y, *ctx.saved_tensors, groups, relu)
+    return (*gradients, None, None, None)
+
+
+register("group_norm_backward", check=check_backward, fake=fake_backward)
+register("group_norm", check=check, fake=fake, setup_context=save(1, 2), backward=backward)
