@@ -3,8 +3,8 @@
 #include "cpu/conv3x3/kernel.h"
 
 #include "cpu/common/gemm.h"
+#include "cpu/common/map_element.h"
 #include "cpu/common/memory.h"
-#include "cpu/common/with_element.h"
 #include "cpu/conv3x3/transforms.h"
 
 namespace mfk::cpu {
@@ -196,7 +196,7 @@ void forward_of(const Conv3x3Problem& problem, const T* weight, int64_t first, i
 template <class T>
 void forward(const Conv3x3Problem& problem, const T* weight, int64_t first, int64_t last,
              void* memory) {
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     forward_of<decltype(element)>(problem, weight, first, last, memory);
   });
 }
@@ -234,7 +234,7 @@ void transform_tile_of(const Conv3x3Problem& problem, int64_t first, int64_t cou
 template <class T>
 void transform_tile(const Conv3x3Problem& problem, int64_t first, int64_t count, int64_t t,
                     const T* zeros, T* inputs, T* grads) {
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     transform_tile_of<decltype(element)>(problem, first, count, t, zeros, inputs, grads);
   });
 }

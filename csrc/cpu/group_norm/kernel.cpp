@@ -2,8 +2,8 @@
 // with MFK_KERNEL as the name of its only public object.
 #include "cpu/group_norm/kernel.h"
 
+#include "cpu/common/map_element.h"
 #include "cpu/common/vector_math.h"
-#include "cpu/common/with_element.h"
 
 namespace mfk::cpu {
 namespace {
@@ -20,7 +20,7 @@ MFK_INLINE void for_each_vector(const GroupNormProblem& problem, NormPixels pixe
 
 template <class T>
 void first_pixel(const GroupNormProblem& problem, int64_t image, T* values) {
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     const auto* x = static_cast<const decltype(element)*>(problem.x);
     for_each_vector<T>(problem, {image, 0, 1}, [&](int64_t i, int64_t c) {
       store(values + c, load_widened<VectorFor<T>>(x + i));
@@ -49,7 +49,7 @@ template <class T>
 void moments(const GroupNormProblem& problem, NormPixels pixels, const T* origin, T* result) {
   using V = VectorFor<T>;
   const Sums<T> sums(problem, result);
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     const auto* x = static_cast<const decltype(element)*>(problem.x);
     for_each_vector<T>(problem, pixels, [&](int64_t i, int64_t c) {
       const V difference = load_widened<V>(x + i) - load<V>(origin + c);
@@ -69,7 +69,7 @@ MFK_INLINE VectorFor<T> normalized(const NormChannels<T>& channels, int64_t c,
 template <class T>
 void forward(const GroupNormProblem& problem, NormPixels pixels, NormChannels<T> channels) {
   using V = VectorFor<T>;
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     using S = decltype(element);
     const S* x = static_cast<const S*>(problem.x);
     S* y = static_cast<S*>(problem.y);
@@ -87,7 +87,7 @@ template <class T, class F>
 MFK_INLINE void for_each_gradient(const GroupNormProblem& problem, NormPixels pixels,
                                   const NormChannels<T>& channels, F f) {
   using V = VectorFor<T>;
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     using S = decltype(element);
     const S* x = static_cast<const S*>(problem.x);
     const S* grad_y = static_cast<const S*>(problem.grad_y);
@@ -114,7 +114,7 @@ void grad_sums(const GroupNormProblem& problem, NormPixels pixels, NormChannels<
 template <class T>
 void grad_input(const GroupNormProblem& problem, NormPixels pixels, NormChannels<T> channels) {
   using V = VectorFor<T>;
-  with_element<T>(problem.element, [&](auto element) {
+  with_map_element<T>(problem.element, [&](auto element) {
     auto* grad_x = static_cast<decltype(element)*>(problem.grad_x);
     for_each_gradient<T>(
         problem, pixels, channels,

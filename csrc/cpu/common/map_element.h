@@ -11,7 +11,7 @@ namespace {
 
 // Calls `f` with an object of the element type of maps that are processed in T.
 template <class T, class F>
-MFK_INLINE void with_element(Element element, F f) {
+MFK_INLINE void with_map_element(Element element, F f) {
   if constexpr (std::is_same_v<T, float>) {
     if (element == Element::kBFloat16) return f(BFloat16{});
   }
