@@ -12,14 +12,8 @@ from mfkernels.ops.group_norm import is_faster
 class GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm`, followed by ReLU if `relu`; by `mfkernels.group_norm` where it is faster."""
 
-    def __init__(self, num_groups: int, num_channels: int, relu: bool) -> None:
-        super().__init__(num_groups, num_channels)
-        self.relu = relu
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, relu: bool = False) -> Tensor:  # noqa: A002
         if is_faster(input):
-            return group_norm(
-                input, self.num_groups, self.weight, self.bias, self.eps, relu=self.relu
-            )
+            return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, relu=relu)
         y = super().forward(input)
-        return F.relu(y, inplace=True) if self.relu else y
+        return F.relu(y, inplace=True) if relu else y

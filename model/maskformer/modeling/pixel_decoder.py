@@ -24,12 +24,18 @@ class ConvNorm(nn.Module):
         channels = config.channels
         conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.conv = init_conv(conv)
-        self.norm = GroupNorm(config.groups, channels, relu)
+        self.norm: nn.Module = GroupNorm(config.groups, channels)
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` to `[B, C, H, W]`."""
-        y: Tensor = self.norm(self.conv(x))
-        return y
+        x = self.conv(x)
+        if isinstance(self.norm, GroupNorm):
+            y: Tensor = self.norm(x, relu=self.relu)
+            return y
+        # Another norm in its place, or one of a model that was pickled by an earlier version.
+        y = self.norm(x)
+        return functional.relu(y, inplace=True) if self.relu else y
 
 
 class PixelDecoder(nn.Module):
