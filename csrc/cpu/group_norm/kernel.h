@@ -21,8 +21,9 @@ struct NormChannels {
 
 template <class T>
 struct GroupNormKernel {
-  // The channels of the first pixel of an image, [C].
-  void (*first_pixel)(const GroupNormProblem& problem, int64_t image, T* values);
+  // A typical value of each channel of an image, [C]: the median of three pixels. Sums of squares of
+  // differences from a rare value, such as that of one given pixel, could lose all their digits.
+  void (*origin)(const GroupNormProblem& problem, int64_t image, T* values);
   // Sums over some pixels of x - origin and of its square, [2][C].
   void (*moments)(const GroupNormProblem& problem, NormPixels pixels, const T* origin, T* sums);
   void (*forward)(const GroupNormProblem& problem, NormPixels pixels, NormChannels<T> channels);

@@ -30,7 +30,7 @@ class GroupNorm {
   void forward() {
     std::vector<T> origin(channels_);
     for (int64_t b = 0; b < problem_.images; ++b) {
-      kernel_.first_pixel(problem_, b, origin.data() + b * problem_.channels);
+      kernel_.origin(problem_, b, origin.data() + b * problem_.channels);
     }
     const std::vector<double> sums = sums_of([&](NormPixels pixels, T* result) {
       kernel_.moments(problem_, pixels, origin.data() + pixels.image * problem_.channels, result);

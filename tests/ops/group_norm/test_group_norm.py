@@ -98,6 +98,19 @@ def test_rounding_errors(
         assert (a - truth).norm() <= 2 * (b - truth).norm() + 8 * EPS * truth.norm()
 
 
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("channels", [1, 32])
+@pytest.mark.parametrize("pixel", [0, 1, 64 * 32 + 32, -1])
+@native_only
+def test_one_pixel_unlike_all_others(pixel: int, channels: int, outlier: float) -> None:
+    """Wherever it is, as sums of squares of differences from it would lose the variance."""
+    x, weight, bias = make(1, 32, (64, 64), torch.float32)
+    x.permute(0, 2, 3, 1).reshape(-1, 32)[pixel, :channels] = outlier  # a view
+    exact = pytorchs(x.double(), weight.double(), bias.double(), relu=False)
+    error = ours(x, weight, bias, relu=False) - exact
+    assert error.norm() <= 16 * EPS * exact.norm()
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.usefixtures("served_by")
 def test_gradients_and_those_of_gradients(relu: bool) -> None:
