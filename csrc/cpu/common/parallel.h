@@ -59,7 +59,8 @@ void for_each_with_affinity(int64_t count, int threads, const F& f) {
   });
 }
 
-// The same as `for_each` with f(i, memory), where `memory` points to `bytes` of working memory of the thread.
+// The same as `for_each` with f(i, memory), where `memory` points to `bytes` of working memory of
+// the thread.
 template <class F>
 void for_each(int64_t count, int threads, int64_t bytes, const F& f) {
   const int workers = static_cast<int>(std::min<int64_t>(threads, count));
