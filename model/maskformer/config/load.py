@@ -94,7 +94,8 @@ def _listed(overrides: Iterable[str]) -> Iterable[str]:
 def _with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for override in _listed(overrides):
-        _merge(given, _parse_override(override))
+        # Overrides may come in any order: data.format, say, after the keys of that format.
+        _merge(given, _parse_override(override), replace=False)
     _overlay(values, given)
     return parse_config(values)
 
@@ -270,16 +271,22 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Merge `values` into a mapping. A section whose `format` or `kind` changes is replaced."""
+def _merge(into: dict[str, Any], values: Mapping[str, Any], *, replace: bool = True) -> None:
+    """Merge `values` into a mapping. With `replace`, a section whose `format` or `kind` changes is
+    replaced.
+    """
     for key, value in values.items():
         old = into.get(key)
         if not (isinstance(old, dict) and isinstance(value, Mapping)):
             into[key] = value
-        elif any(t in value and value[t] != old.get(t, usual) for t, usual in _TAGS.items()):
+        elif replace and _changes_tag(old, value):
             into[key] = dict(value)
         else:
-            _merge(old, value)
+            _merge(old, value, replace=replace)
+
+
+def _changes_tag(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(tag in new and new[tag] != old.get(tag, usual) for tag, usual in _TAGS.items())
 
 
 def _parse_override(override: str) -> dict[str, Any]:

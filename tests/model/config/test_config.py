@@ -191,6 +191,15 @@ def test_an_augmentation_without_a_kind_is_semantic(recipe: Path) -> None:
     assert other.kind == "panoptic"
 
 
+def test_overrides_come_in_any_order(recipe: Path) -> None:
+    kind, sides = "data.augmentation.kind=panoptic", "data.augmentation.short_sides=[64]"
+    after = load_config(recipe, [kind, sides])
+    assert after.data.augmentation.short_sides == (64,)
+    assert load_config(recipe, [sides, kind]) == after
+    with pytest.raises(ConfigError, match=r"augmentation\.crop: unknown key; it belongs to sem"):
+        load_config(recipe, ["data.augmentation.crop=[64, 32]", kind])
+
+
 def test_one_number_is_a_square(recipe: Path) -> None:
     augmentation = load_config(recipe, ["data.augmentation.crop=64"]).data.augmentation
     assert isinstance(augmentation, SemanticAugmentation)
