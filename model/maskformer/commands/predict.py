@@ -66,6 +66,7 @@ def run(
         "there maps each of them to its image."
     )
     if failures:
+        progress.print(f"{counted(failures, 'image')} could not be read; the warnings name them.")
         raise typer.Exit(1)
 
 

@@ -293,6 +293,7 @@ def test_brackets_in_names_are_no_markup(run: Run, trained: Path, tmp_path: Path
     assert code == 1, err
     assert f"image file {folder}/broken[i].png cannot be read" in text
     assert f"2 images predicted; the results are in {folder}/out, and files.json" in text
+    assert "1 image could not be read" in text
 
 
 @pytest.mark.parametrize("panoptic", [True, False])
