@@ -54,7 +54,7 @@ void for_each_with_affinity(int64_t count, int threads, const F& f) {
     const int64_t first = thread_number() % workers * count / workers;
     for (int64_t k = 0; k < count; ++k) {
       const int64_t i = (first + k) % count;
-      if (!taken[i].exchange(true)) f(i);
+      if (!taken[i].load(std::memory_order_relaxed) && !taken[i].exchange(true)) f(i);
     }
   });
 }

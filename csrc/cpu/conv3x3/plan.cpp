@@ -14,6 +14,8 @@ constexpr int64_t kTaskTiles = 24;
 // Entries of the transformed tiles of a block, for the gradient of the weight: few enough that
 // those at one point stay in a typical L2 cache, next to their sums.
 constexpr int64_t kBlockEntries = int64_t{1} << 20;
+// Tiles of a block at least, whatever the number of channels: each block reads and writes all sums.
+constexpr int64_t kBlockTiles = 64;
 
 int64_t tiles_of(const Conv3x3Problem& problem) {
   return problem.images * divide_up(problem.height, 4) * divide_up(problem.width, 4);
@@ -51,8 +53,8 @@ void weight_grad(const Conv3x3Problem& problem, int threads) {
   const int64_t out_row = round_up(problem.out_channels, kernel.panel);
   const int64_t row = std::max(kernel.input_row(problem), out_row);
   const int64_t tiles = tiles_of(problem);
-  const int64_t blocks = divide_up(kPoints * row * tiles, kBlockEntries);
-  const int64_t block = divide_up(tiles, std::max<int64_t>(blocks, 1));
+  const int64_t most = std::max(kBlockEntries / (kPoints * row), kBlockTiles);
+  const int64_t block = divide_up(tiles, std::max<int64_t>(divide_up(tiles, most), 1));
   Block input_memory, grad_memory, sum_memory, zero_memory;
   T* inputs = take<T>(input_memory, kPoints * block * kernel.input_row(problem));
   T* grads = take<T>(grad_memory, kPoints * block * out_row);

@@ -18,24 +18,6 @@ MFK_INLINE void for_each_vector(const GroupNormProblem& problem, NormPixels pixe
   }
 }
 
-template <class T>
-void origin(const GroupNormProblem& problem, int64_t image, T* values) {
-  using V = VectorFor<T>;
-  with_map_element<T>(problem.element, [&](auto element) {
-    const auto* x = static_cast<const decltype(element)*>(problem.x);
-    for_each_vector<T>(problem, {image, 0, 1}, [&](int64_t i, int64_t c) {
-      // Sevenths, because halves and quarters are often in the first column, at the border.
-      const auto at = [&](int64_t sevenths) {
-        return load_widened<V>(x + i + sevenths * problem.pixels / 7 * problem.channels);
-      };
-      const V a = at(1), b = at(3), d = at(5);
-      const V low = a < b ? a : b, high = a < b ? b : a;
-      const V middle = high < d ? high : d;
-      store(values + c, low < middle ? middle : low);
-    });
-  });
-}
-
 // Pairs of sums, [2][C].
 template <class T>
 struct Sums {
@@ -54,13 +36,21 @@ struct Sums {
 };
 
 template <class T>
-void moments(const GroupNormProblem& problem, NormPixels pixels, const T* origin, T* result) {
+void moments(const GroupNormProblem& problem, NormPixels pixels, T* result) {
   using V = VectorFor<T>;
-  const Sums<T> sums(problem, result);
+  T* mean = result;
+  for (int64_t c = 0; c < problem.channels; ++c) mean[c] = 0;
   with_map_element<T>(problem.element, [&](auto element) {
     const auto* x = static_cast<const decltype(element)*>(problem.x);
     for_each_vector<T>(problem, pixels, [&](int64_t i, int64_t c) {
-      const V difference = load_widened<V>(x + i) - load<V>(origin + c);
+      store(mean + c, load<V>(mean + c) + load_widened<V>(x + i));
+    });
+    for (int64_t c = 0; c < problem.channels; ++c) {
+      mean[c] /= static_cast<T>(pixels.last - pixels.first);
+    }
+    const Sums<T> sums(problem, result + problem.channels);
+    for_each_vector<T>(problem, pixels, [&](int64_t i, int64_t c) {
+      const V difference = load_widened<V>(x + i) - load<V>(mean + c);
       sums.add(c, difference, difference);
     });
   });
@@ -138,8 +128,8 @@ void grad_input(const GroupNormProblem& problem, NormPixels pixels, NormChannels
 
 extern const PerType<GroupNormKernel> MFK_KERNEL;
 const PerType<GroupNormKernel> MFK_KERNEL = {
-    {origin<float>, moments<float>, forward<float>, grad_sums<float>, grad_input<float>},
-    {origin<double>, moments<double>, forward<double>, grad_sums<double>, grad_input<double>},
+    {moments<float>, forward<float>, grad_sums<float>, grad_input<float>},
+    {moments<double>, forward<double>, grad_sums<double>, grad_input<double>},
 };
 
 }  // namespace mfk::cpu

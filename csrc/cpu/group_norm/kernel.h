@@ -21,11 +21,9 @@ struct NormChannels {
 
 template <class T>
 struct GroupNormKernel {
-  // A typical value of each channel of an image, [C]: the median of three pixels. Sums of squares of
-  // differences from a rare value, such as that of one given pixel, could lose all their digits.
-  void (*origin)(const GroupNormProblem& problem, int64_t image, T* values);
-  // Sums over some pixels of x - origin and of its square, [2][C].
-  void (*moments)(const GroupNormProblem& problem, NormPixels pixels, const T* origin, T* sums);
+  // For each channel over some pixels, [3][C]: a rounded mean, and the sums of differences from it
+  // and of their squares.
+  void (*moments)(const GroupNormProblem& problem, NormPixels pixels, T* result);
   void (*forward)(const GroupNormProblem& problem, NormPixels pixels, NormChannels<T> channels);
   // Sums over some pixels of grad_y and of grad_y * (x - mean), [2][C].
   void (*grad_sums)(const GroupNormProblem& problem, NormPixels pixels, NormChannels<T> channels,

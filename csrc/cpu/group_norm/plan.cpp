@@ -10,8 +10,9 @@
 namespace mfk::cpu {
 namespace {
 
-// Pixels of a task. Sums over them are computed in the kernel's type; sums of those, in double.
-constexpr int64_t kTaskPixels = 128;
+// Pixels of a task, few enough to stay in a typical L2 cache while they are read twice. Sums over
+// them are computed in the kernel's type; sums of those, in double.
+constexpr int64_t kTaskPixels = 256;
 
 template <class T>
 class GroupNorm {
@@ -28,30 +29,21 @@ class GroupNorm {
         offset_(channels_) {}
 
   void forward() {
-    std::vector<T> origin(channels_);
-    for (int64_t b = 0; b < problem_.images; ++b) {
-      kernel_.origin(problem_, b, origin.data() + b * problem_.channels);
-    }
-    const std::vector<double> sums = sums_of([&](NormPixels pixels, T* result) {
-      kernel_.moments(problem_, pixels, origin.data() + pixels.image * problem_.channels, result);
-    });
+    const std::vector<T> moments = partial_sums(
+        3, [&](NormPixels pixels, T* result) { kernel_.moments(problem_, pixels, result); });
+    const std::vector<double> mean = mean_of_channels(moments);
+    const std::vector<double> variance = variance_of_channels(moments, mean);
+    const double size = static_cast<double>(group_channels());
     for_each_group([&](int64_t group, int64_t first) {
-      // Combine the channels, each of which has sums of differences from an origin of its own.
-      const double pixels = static_cast<double>(problem_.pixels);
-      const double size = static_cast<double>(group_channels());
-      double mean = 0, variance = 0;
+      double mean_of_group = 0, variance_of_group = 0;
+      for (int64_t c = first; c < first + group_channels(); ++c) mean_of_group += mean[c] / size;
       for (int64_t c = first; c < first + group_channels(); ++c) {
-        mean += (origin[c] + first_sum(sums, c) / pixels) / size;
+        const double offset = mean[c] - mean_of_group;
+        variance_of_group += (variance[c] + offset * offset) / size;
       }
-      for (int64_t c = first; c < first + group_channels(); ++c) {
-        const double difference = first_sum(sums, c) / pixels;
-        const double offset = origin[c] + difference - mean;
-        const double within = second_sum(sums, c) / pixels - difference * difference;
-        variance += (std::max(within, 0.0) + offset * offset) / size;
-      }
-      static_cast<T*>(problem_.mean)[group] = static_cast<T>(mean);
+      static_cast<T*>(problem_.mean)[group] = static_cast<T>(mean_of_group);
       static_cast<T*>(problem_.inverse_std)[group] =
-          static_cast<T>(1 / std::sqrt(variance + problem_.eps));
+          static_cast<T>(1 / std::sqrt(variance_of_group + problem_.eps));
     });
     set_channels();
     for_each_task([&](int64_t, NormPixels pixels) {
@@ -61,8 +53,13 @@ class GroupNorm {
 
   void backward() {
     set_channels();
-    const std::vector<double> sums = sums_of([&](NormPixels pixels, T* result) {
+    const std::vector<T> partial = partial_sums(2, [&](NormPixels pixels, T* result) {
       kernel_.grad_sums(problem_, pixels, channels_of(pixels.image), result);
+    });
+    std::vector<double> gradients(channels_), products(channels_);
+    for_each_partial(partial, 2, [&](int64_t c, int64_t, const T* sums) {
+      gradients[c] += sums[0];
+      products[c] += sums[problem_.channels];
     });
     const auto* weight = static_cast<const T*>(problem_.weight);
     std::vector<double> grad_weight(problem_.channels), grad_bias(problem_.channels);
@@ -71,10 +68,10 @@ class GroupNorm {
       double sum = 0, product = 0;
       for (int64_t c = first; c < first + group_channels(); ++c) {
         const int64_t channel = c % problem_.channels;
-        sum += weight[channel] * first_sum(sums, c);
-        product += weight[channel] * second_sum(sums, c);
-        grad_bias[channel] += first_sum(sums, c);
-        grad_weight[channel] += inverse_std * second_sum(sums, c);
+        sum += weight[channel] * gradients[c];
+        product += weight[channel] * products[c];
+        grad_bias[channel] += gradients[c];
+        grad_weight[channel] += inverse_std * products[c];
       }
       const double factor = -inverse_std / (static_cast<double>(group_channels()) *
                                             static_cast<double>(problem_.pixels));
@@ -104,33 +101,58 @@ class GroupNorm {
   // Calls f(task, pixels); both passes over the maps give a thread the same pixels.
   template <class F>
   void for_each_task(const F& f) const {
-    for_each_with_affinity(problem_.images * tasks_, threads_, [&](int64_t task) {
-      const int64_t first = task % tasks_ * kTaskPixels;
-      f(task, {task / tasks_, first, std::min(first + kTaskPixels, problem_.pixels)});
-    });
+    for_each_with_affinity(problem_.images * tasks_, threads_,
+                           [&](int64_t task) { f(task, pixels_of(task)); });
   }
 
-  // The sums over all pixels of an image, [B][2][C], of those that f(pixels, result) computes.
+  NormPixels pixels_of(int64_t task) const {
+    const int64_t first = task % tasks_ * kTaskPixels;
+    return {task / tasks_, first, std::min(first + kTaskPixels, problem_.pixels)};
+  }
+
+  // What f(pixels, result) computes for each task, [B][tasks][count][C].
   template <class F>
-  std::vector<double> sums_of(const F& f) const {
-    const int64_t size = 2 * problem_.channels;
+  std::vector<T> partial_sums(int64_t count, const F& f) const {
+    const int64_t size = count * problem_.channels;
     std::vector<T> partial(problem_.images * tasks_ * size);
     for_each_task(
         [&](int64_t task, NormPixels pixels) { f(pixels, partial.data() + task * size); });
-    std::vector<double> sums(problem_.images * size);
-    for (int64_t task = 0; task < problem_.images * tasks_; ++task) {
-      double* of_image = sums.data() + task / tasks_ * size;
-      for (int64_t i = 0; i < size; ++i) of_image[i] += partial[task * size + i];
-    }
-    return sums;
+    return partial;
   }
 
-  // The two sums of a channel, counted over all images.
-  double first_sum(const std::vector<double>& sums, int64_t c) const {
-    return sums[c / problem_.channels * problem_.channels + c];
+  // Calls f(channel, pixels, sums) for each task and channel; the first sum of a channel is sums[0],
+  // the next one is C entries away.
+  template <class F>
+  void for_each_partial(const std::vector<T>& partial, int64_t count, const F& f) const {
+    for (int64_t task = 0; task < problem_.images * tasks_; ++task) {
+      const NormPixels pixels = pixels_of(task);
+      const T* sums = partial.data() + task * count * problem_.channels;
+      for (int64_t c = 0; c < problem_.channels; ++c) {
+        f(pixels.image * problem_.channels + c, pixels.last - pixels.first, sums + c);
+      }
+    }
   }
-  double second_sum(const std::vector<double>& sums, int64_t c) const {
-    return sums[(c / problem_.channels + 1) * problem_.channels + c];
+
+  std::vector<double> mean_of_channels(const std::vector<T>& moments) const {
+    std::vector<double> mean(channels_);
+    const double all = static_cast<double>(problem_.pixels);
+    for_each_partial(moments, 3, [&](int64_t c, int64_t pixels, const T* sums) {
+      mean[c] += (static_cast<double>(pixels) * sums[0] + sums[problem_.channels]) / all;
+    });
+    return mean;
+  }
+
+  std::vector<double> variance_of_channels(const std::vector<T>& moments,
+                                           const std::vector<double>& mean) const {
+    std::vector<double> variance(channels_);
+    const double all = static_cast<double>(problem_.pixels);
+    for_each_partial(moments, 3, [&](int64_t c, int64_t pixels, const T* sums) {
+      const double count = static_cast<double>(pixels), rest = sums[problem_.channels];
+      const double offset = sums[0] + rest / count - mean[c];
+      variance[c] +=
+          (sums[2 * problem_.channels] - rest * rest / count + count * offset * offset) / all;
+    });
+    return variance;
   }
 
   // Repeats the statistics of groups for their channels.

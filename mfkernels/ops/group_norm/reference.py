@@ -11,4 +11,4 @@ def group_norm(
 ) -> Tensor:
     """Normalise `x [B, C, h, w]`, then apply ReLU if `relu`."""
     y = F.group_norm(x, num_groups, weight, bias, eps)
-    return F.relu(y) if relu else y
+    return F.relu(y, inplace=True) if relu else y
