@@ -28,8 +28,8 @@ def group_norm(
 
     The CPU kernel needs channels last in memory, C to be a multiple of 16, and float32, float64 or
     bfloat16 (which it computes in float32); PyTorch runs all other calls. Two images with 256
-    channels of 128 x 128 pixels take, forward and backward, 2.4 ms instead of 15 in bfloat16, and
-    half of PyTorch's time in float32 (benchmarks/NOTES.md).
+    channels of 128 x 128 pixels take, forward and backward, 2.4 ms instead of 15 in bfloat16, and a
+    third of PyTorch's time in float32 (benchmarks/NOTES.md).
 
     Args:
         x: `[B, C, h, w]`, any floating-point dtype.
