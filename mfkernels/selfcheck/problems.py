@@ -12,8 +12,8 @@ from torch import Tensor
 from mfkernels.criterion import MaskFormerCriterion
 from mfkernels.ops.assignment import batch_linear_assignment
 from mfkernels.ops.class_loss import class_loss
+from mfkernels.ops.common.maps import CHANNELS
 from mfkernels.ops.conv3x3 import conv3x3
-from mfkernels.ops.conv3x3.operator import CHANNELS
 from mfkernels.ops.focal_dice import focal_dice_loss, point_loss, sigmoid_focal_loss
 from mfkernels.ops.group_norm import group_norm
 from mfkernels.ops.loss_sums import loss_sums

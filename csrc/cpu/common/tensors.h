@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/common/maps.h"
 #include "cpu/common/memory.h"
 #include "cpu/common/predictions.h"
 #include "tensors/checks.h"
@@ -51,6 +52,11 @@ constexpr auto kChannelsLast = torch::headeronly::MemoryFormat::ChannelsLast;
 
 inline Tensor channels_last(const Tensor& map) {
   return torch::stable::contiguous(map, kChannelsLast);
+}
+
+inline void check_channels(const char* name, int64_t channels) {
+  STD_TORCH_CHECK(channels > 0 && channels % kMapChannels == 0, name,
+                  " channels must be a multiple of ", kMapChannels, ", got ", channels);
 }
 
 // The type of maps that kernels read without a conversion.

@@ -3,7 +3,7 @@
 #include "cpu/conv3x3/kernel.h"
 
 #include "cpu/common/gemm.h"
-#include "cpu/common/map_element.h"
+#include "cpu/common/maps.h"
 #include "cpu/common/memory.h"
 #include "cpu/conv3x3/transforms.h"
 
@@ -22,7 +22,7 @@ int64_t panels_of(const Conv3x3Problem& problem) {
 }
 
 // The stride of transformed tiles, padded so that they do not all map to the same cache sets.
-int64_t input_row(const Conv3x3Problem& problem) { return problem.in_channels + kConvChannels; }
+int64_t input_row(const Conv3x3Problem& problem) { return problem.in_channels + kMapChannels; }
 
 // The position of a tile, and its pixels in a map [B, h, w, channels].
 struct Tile4x4 {
@@ -53,17 +53,17 @@ void transform_weight(const Conv3x3Problem& problem, int64_t index, T* transform
   const int64_t first = index * kPanel<T>;
   const int64_t count = smaller(kPanel<T>, problem.out_channels - first);
   // The weights of some input channels, with the output channels of the panel adjacent.
-  T weights[kConvChannels][kKernel * kKernel][kPanel<T>] = {};
-  for (int64_t block = 0; block < problem.in_channels; block += kConvChannels) {
+  T weights[kMapChannels][kKernel * kKernel][kPanel<T>] = {};
+  for (int64_t block = 0; block < problem.in_channels; block += kMapChannels) {
     for (int64_t lane = 0; lane < count; ++lane) {
       const T* source = static_cast<const T*>(problem.weight) + (first + lane) * stride.out;
-      for (int64_t k = 0; k < kConvChannels * kKernel * kKernel; ++k) {
+      for (int64_t k = 0; k < kMapChannels * kKernel * kKernel; ++k) {
         const int64_t c = k / (kKernel * kKernel), at = k % (kKernel * kKernel);
         weights[c][at][lane] = source[(block + c) * stride.in + at / kKernel * stride.row +
                                       at % kKernel * stride.column];
       }
     }
-    for (int64_t c = 0; c < kConvChannels; ++c) {
+    for (int64_t c = 0; c < kMapChannels; ++c) {
       for (int64_t v = 0; v < kPanel<T>; v += VectorOf<T>::kWidth) {
         V x[kKernel][kKernel], y[kInput][kInput];
         for (int at = 0; at < kKernel * kKernel; ++at) {

@@ -7,13 +7,7 @@ namespace {
 
 using mfk::cpu::Conv3x3Problem;
 using mfk::cpu::OptionalTensor;
-using mfk::cpu::ScalarType;
 using mfk::cpu::Tensor;
-
-void check_channels(const char* name, int64_t channels) {
-  STD_TORCH_CHECK(channels > 0 && channels % mfk::cpu::kConvChannels == 0, name,
-                  " channels must be a multiple of ", mfk::cpu::kConvChannels, ", got ", channels);
-}
 
 Conv3x3Problem problem_of(const Tensor& x, int64_t out_channels) {
   Conv3x3Problem problem{};
@@ -24,8 +18,8 @@ Conv3x3Problem problem_of(const Tensor& x, int64_t out_channels) {
   problem.width = x.size(3);
   problem.out_channels = out_channels;
   problem.x = x.const_data_ptr();
-  check_channels("input", problem.in_channels);
-  check_channels("output", problem.out_channels);
+  mfk::cpu::check_channels("input", problem.in_channels);
+  mfk::cpu::check_channels("output", problem.out_channels);
   return problem;
 }
 

@@ -7,9 +7,6 @@
 
 namespace mfk::cpu {
 
-// The numbers of channels must be multiples of this.
-constexpr int64_t kConvChannels = 16;
-
 struct Conv3x3Problem {
   Element element;  // of maps; all else is fp64 if they are fp64, otherwise fp32
   int64_t images, height, width, in_channels, out_channels;

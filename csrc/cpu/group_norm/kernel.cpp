@@ -3,7 +3,7 @@
 #include "cpu/group_norm/kernel.h"
 
 #include "core/integers.h"
-#include "cpu/common/map_element.h"
+#include "cpu/common/maps.h"
 #include "cpu/common/vector_math.h"
 
 namespace mfk::cpu {

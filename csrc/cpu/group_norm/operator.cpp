@@ -28,9 +28,7 @@ struct Arguments {
     problem.groups = groups;
     problem.relu = relu;
     problem.x = x.const_data_ptr();
-    STD_TORCH_CHECK(problem.channels > 0 && problem.channels % mfk::cpu::kNormChannels == 0,
-                    "x must have channels, a multiple of ", mfk::cpu::kNormChannels, ", got ",
-                    problem.channels);
+    mfk::cpu::check_channels("input", problem.channels);
     STD_TORCH_CHECK(groups > 0 && problem.channels % groups == 0, "groups must divide the ",
                     problem.channels, " channels, got ", groups);
     STD_TORCH_CHECK(x.numel() > 0, "x must have images and pixels, got ", mfk::text(x));

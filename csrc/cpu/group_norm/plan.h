@@ -7,9 +7,6 @@
 
 namespace mfk::cpu {
 
-// The number of channels must be a multiple of this.
-constexpr int64_t kNormChannels = 16;
-
 struct GroupNormProblem {
   Element element;  // of maps; all else is fp64 if they are fp64, otherwise fp32
   int64_t images, pixels, channels, groups;

@@ -14,13 +14,12 @@ from mfkernels.checks import (
     usable_by_autograd,
 )
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
+from mfkernels.ops.common.maps import CHANNELS, DTYPES, HAS_VECTORS, parameter_dtype
 from mfkernels.ops.conv3x3 import reference
-from mfkernels.ops.conv3x3.operator import CHANNELS, DTYPES, weight_dtype
 from mfkernels.torch_internals import has_amx
 
 FEWEST_CHANNELS = {torch.float32: 64, torch.bfloat16: 96}
 FEWEST_PIXELS = {torch.float32: 1024, torch.bfloat16: 8192}
-HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 HAS_MATRIX_UNITS = has_amx()
 
@@ -52,7 +51,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if backend.select("conv3x3", x.device, _problem(x, weight)) != "native":
         return reference.conv3x3(x, weight, bias)
     x = usable_by_autograd(x.to(_dtype(x)))
-    weight = usable_by_autograd(weight.to(weight_dtype(x.dtype)))
+    weight = usable_by_autograd(weight.to(parameter_dtype(x.dtype)))
     bias = None if bias is None else bias.to(weight.dtype)
     result: Tensor = torch.ops.mfkernels.conv3x3(x, weight, bias)
     return result
@@ -108,7 +107,9 @@ def _parameter_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     """The dtypes that weight and bias may have."""
     if _autocast(x) and x.dtype != torch.float64:
         return torch.float32, torch.bfloat16, torch.float16
-    return (x.dtype,) if weight_dtype(x.dtype) == x.dtype else (x.dtype, weight_dtype(x.dtype))
+    return (
+        (x.dtype,) if parameter_dtype(x.dtype) == x.dtype else (x.dtype, parameter_dtype(x.dtype))
+    )
 
 
 def _autocast(x: Tensor) -> bool:
@@ -126,7 +127,7 @@ def _problem(x: Tensor, weight: Tensor) -> str | None:
     dtype = _dtype(x)
     if dtype not in DTYPES:
         return f"x is {dtype}, expected float32, bfloat16 or float64"
-    if weight.dtype not in (dtype, weight_dtype(dtype)):
+    if weight.dtype not in (dtype, parameter_dtype(dtype)):
         return f"x is {dtype} and weight {weight.dtype}, expected the same"
     if 0 in weight.shape or weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
         return (

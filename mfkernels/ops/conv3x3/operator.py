@@ -11,41 +11,24 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.common.arguments import check_argument
+from mfkernels.ops.common.maps import check_maps, parameter_dtype
 from mfkernels.ops.common.registration import differentiable_again, register, save
 from mfkernels.ops.conv3x3 import reference
-
-CHANNELS = 16
-"""The numbers of input and output channels must be multiples of this."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-"""The dtypes of `x`."""
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of weight and bias for an `x` of this dtype."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_argument("x", x, ("B", "C", "h", "w"), x)
-    check_argument("weight", weight, ("O", x.shape[1], 3, 3), x, weight_dtype(x.dtype))
+    check_argument("weight", weight, ("O", x.shape[1], 3, 3), x, parameter_dtype(x.dtype))
     if bias is not None:
-        check_argument("bias", bias, weight.shape[:1], x, weight_dtype(x.dtype))
-    _check_channels(x, weight.shape[0])
+        check_argument("bias", bias, weight.shape[:1], x, parameter_dtype(x.dtype))
+    check_maps(x.dtype, x.shape[1], weight.shape[0])
 
 
 def check_weight_grad(grad_y: Tensor, x: Tensor) -> None:
     check_argument("x", x, ("B", "C", "h", "w"), x)
     batch, _, height, width = x.shape
     check_argument("grad_y", grad_y, (batch, "O", height, width), x, x.dtype)
-    _check_channels(x, grad_y.shape[1])
-
-
-def _check_channels(x: Tensor, out_channels: int) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, bfloat16 or float64, got {x.dtype}")
-    for channels in (x.shape[1], out_channels):
-        if channels < CHANNELS or channels % CHANNELS:
-            raise ValueError(f"channels must be a multiple of {CHANNELS}, got {channels}")
+    check_maps(x.dtype, x.shape[1], grad_y.shape[1])
 
 
 def fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,7 +39,7 @@ def fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def fake_weight_grad(grad_y: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty((grad_y.shape[1], x.shape[1], 3, 3), dtype=weight_dtype(x.dtype))
+    return x.new_empty((grad_y.shape[1], x.shape[1], 3, 3), dtype=parameter_dtype(x.dtype))
 
 
 @differentiable_again("conv3x3", reference.conv3x3)
@@ -75,7 +58,7 @@ def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Te
     if bias_needed:
         # Rounded to the dtype of `grad_y`, as in PyTorch: a `sum` with another dtype takes ten
         # times as long.
-        grad_bias = grad_y.sum((0, 2, 3)).to(weight_dtype(x.dtype))
+        grad_bias = grad_y.sum((0, 2, 3)).to(parameter_dtype(x.dtype))
     return grad_x, grad_weight, grad_bias
 
 

@@ -9,10 +9,8 @@ import mfkernels.ops.group_norm.operator  # noqa: F401
 from mfkernels import backend
 from mfkernels.checks import check_device, check_floating, usable_by_autograd
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
+from mfkernels.ops.common.maps import CHANNELS, DTYPES, HAS_VECTORS, parameter_dtype
 from mfkernels.ops.group_norm import reference
-from mfkernels.ops.group_norm.operator import CHANNELS, DTYPES, parameter_dtype
-
-HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 @served_by_pytorch_where_kernels_fail("group_norm")

@@ -11,27 +11,15 @@ import torch
 from torch import Tensor
 
 from mfkernels.ops.common.arguments import check_argument
+from mfkernels.ops.common.maps import check_maps, parameter_dtype
 from mfkernels.ops.common.registration import differentiable_again, register, save
 from mfkernels.ops.group_norm import reference
-
-CHANNELS = 16
-"""The number of channels must be a multiple of this."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-"""The dtypes of `x`."""
-
-
-def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of weight and bias for an `x` of this dtype."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: float) -> None:
     check_argument("x", x, ("B", "C", "h", "w"), x)
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, bfloat16 or float64, got {x.dtype}")
     channels = x.shape[1]
-    if channels < CHANNELS or channels % CHANNELS:
-        raise ValueError(f"channels must be a multiple of {CHANNELS}, got {channels}")
+    check_maps(x.dtype, channels)
     if groups < 1 or channels % groups:
         raise ValueError(f"groups must divide the {channels} channels, got {groups}")
     for name, values in (("weight", weight), ("bias", bias)):
@@ -62,15 +50,8 @@ def fake(
     return y, mean, inverse_std
 
 
-def fake_backward(
-    grad_y: Tensor,
-    mean: Tensor,
-    inverse_std: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *_: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias = arguments[3:6]
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     return grad_x, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 

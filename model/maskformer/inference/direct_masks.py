@@ -12,7 +12,7 @@ from maskformer.modeling.maskformer import MaskFormer
 from maskformer.modeling.outputs import MaskOutputs
 from maskformer.modeling.transformer import Sizes
 from mfkernels.checks import without_autocast
-from mfkernels.ops.conv3x3.operator import CHANNELS
+from mfkernels.ops.common.maps import CHANNELS
 
 
 class DirectMaskFormer(MaskFormer):
