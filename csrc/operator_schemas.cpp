@@ -115,6 +115,22 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
       "Tensor weight, Tensor bias, int groups, bool relu) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 
+  // Self-attention inside of the windows of maps [B, h, w] of tokens. `qkv` [B, h, w, 3, H, D]:
+  // queries, keys and values of H heads; `padding` [3, H, D]: those of each token by which maps are
+  // padded to whole windows, at the bottom and on the right. Padded maps are shifted up and to the
+  // left in a cycle, by less than a window; windows have N tokens. `bias` [H, N, N] is added to the
+  // scaled scores, and -100 if the shift brought two tokens together. `result` [B, h, w, H, D].
+  // `normalizer` [windows, H, N]: the logarithm of the sum of exponentials, for the backward pass.
+  // All are fp32 or all are fp64, or qkv, the result and their gradients are bf16 and the rest
+  // fp32; D is a multiple of 16.
+  m.def(
+      "window_attention(Tensor qkv, Tensor padding, Tensor bias, int window_height, "
+      "int window_width, int shift_height, int shift_width) -> (Tensor result, Tensor normalizer)");
+  m.def(
+      "window_attention_backward(Tensor grad_result, Tensor normalizer, Tensor qkv, "
+      "Tensor padding, Tensor bias, int window_height, int window_width, int shift_height, "
+      "int shift_width) -> (Tensor grad_qkv, Tensor grad_padding, Tensor grad_bias)");
+
   // Inference for one image. In a view, the image, of the given height and width, is the upper left
   // part of a padded input. Masks are resized from h x w to the padded input, cropped to the image
   // and resized to the result (`height`, `width`), all bilinearly.

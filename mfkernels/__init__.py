@@ -27,6 +27,7 @@ from mfkernels.ops.segmentation import (
     panoptic_segmentation,
     semantic_segmentation,
 )
+from mfkernels.ops.window_attention import window_attention
 from mfkernels.targets import SegmentTargets
 
 __version__ = "0.1.0"
@@ -59,4 +60,5 @@ __all__ = [
     "sigmoid_focal_loss",
     "use_backend",
     "warmup",
+    "window_attention",
 ]

@@ -46,6 +46,7 @@ OPERATIONS: dict[str, dict[str, str]] = {
     "sample_points": {"cpu": "cpu", "cuda": "pytorch"},
     "conv3x3": {"cpu": "cpu", "cuda": "pytorch"},
     "group_norm": {"cpu": "cpu", "cuda": "pytorch"},
+    "window_attention": {"cpu": "cpu", "cuda": "pytorch"},
     "semantic_segmentation": {"cpu": "cpu", "cuda": "triton"},
     "panoptic_owners": {"cpu": "cpu", "cuda": "triton"},
 }

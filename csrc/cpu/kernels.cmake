@@ -42,7 +42,7 @@ endif()
 # each instruction set and defines one object, MFK_KERNEL; instruction_set() chooses one at run
 # time.
 set(operations assignment conv3x3 focal_dice group_norm mask_logits mask_loss matching_cost sample_points
-               segmentation)
+               segmentation window_attention)
 foreach(operation IN LISTS operations)
   add_library(mfk_${operation} STATIC ${csrc}/cpu/${operation}/plan.cpp)
   target_link_libraries(mfk_${operation} PUBLIC mfk_cpu)

@@ -126,18 +126,23 @@ MFK_INLINE void store_narrowed(T* data, const V& value) {
   }
 }
 
-// The smallest entry of a vector, without branches: the vector is halved until 16 bytes are left.
-template <class T, int kBytes = MFK_VECTOR_BYTES>
-MFK_INLINE T least_entry(const typename VectorOfBytes<T, kBytes>::type values) {
+// Reduces a vector by f, without branches: it is halved until 16 bytes are left.
+template <class T, int kBytes = MFK_VECTOR_BYTES, class F>
+MFK_INLINE T reduced(const typename VectorOfBytes<T, kBytes>::type values, F f) {
   if constexpr (kBytes > 16) {
     typename VectorOfBytes<T, kBytes / 2>::type halves[2];
     __builtin_memcpy(halves, &values, kBytes);
-    return least_entry<T, kBytes / 2>(minimum(halves[0], halves[1]));
+    return reduced<T, kBytes / 2>(f(halves[0], halves[1]), f);
   } else if constexpr (sizeof(T) == 8) {
-    return minimum<T>(values[0], values[1]);
+    return f(T{values[0]}, T{values[1]});
   } else {
-    return minimum<T>(minimum<T>(values[0], values[1]), minimum<T>(values[2], values[3]));
+    return f(f(T{values[0]}, T{values[1]}), f(T{values[2]}, T{values[3]}));
   }
+}
+
+template <class T>
+MFK_INLINE T least_entry(const typename VectorOfBytes<T, MFK_VECTOR_BYTES>::type values) {
+  return reduced<T>(values, [](const auto& a, const auto& b) { return minimum(a, b); });
 }
 
 // The smallest entry of `values` and, among entries equal to it, the lowest of `indices`.

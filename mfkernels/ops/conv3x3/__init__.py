@@ -7,14 +7,16 @@ from torch import Tensor
 
 import mfkernels.ops.conv3x3.operator  # noqa: F401
 from mfkernels import backend
-from mfkernels.checks import (
-    check_device,
-    check_floating,
-    has_autocast,
-    usable_by_autograd,
-)
+from mfkernels.checks import check_device, check_floating, usable_by_autograd
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
-from mfkernels.ops.common.maps import CHANNELS, DTYPES, HAS_VECTORS, parameter_dtype
+from mfkernels.ops.common.maps import (
+    CHANNELS,
+    DTYPES,
+    HAS_VECTORS,
+    dtype_under_autocast,
+    parameter_dtype,
+    parameter_dtypes,
+)
 from mfkernels.ops.conv3x3 import reference
 from mfkernels.torch_internals import has_amx
 
@@ -50,7 +52,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     _check(x, weight, bias)
     if backend.select("conv3x3", x.device, _problem(x, weight)) != "native":
         return reference.conv3x3(x, weight, bias)
-    x = usable_by_autograd(x.to(_dtype(x)))
+    x = usable_by_autograd(x.to(dtype_under_autocast(x)))
     weight = usable_by_autograd(weight.to(parameter_dtype(x.dtype)))
     bias = None if bias is None else bias.to(weight.dtype)
     result: Tensor = torch.ops.mfkernels.conv3x3(x, weight, bias)
@@ -69,7 +71,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     # export would record comparisons of sizes as guards.
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
-    dtype = _dtype(x)
+    dtype = dtype_under_autocast(x)
     return (
         x.ndim == 4
         and x.device.type == "cpu"
@@ -98,33 +100,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in _parameter_dtypes(x):
-            wanted = " or ".join(map(str, _parameter_dtypes(x)))
+        if tensor is not None and tensor.dtype not in parameter_dtypes(x):
+            wanted = " or ".join(map(str, parameter_dtypes(x)))
             raise TypeError(f"{name} must be {wanted} to match x, got {tensor.dtype}")
 
 
-def _parameter_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
-    """The dtypes that weight and bias may have."""
-    if _autocast(x) and x.dtype != torch.float64:
-        return torch.float32, torch.bfloat16, torch.float16
-    return (
-        (x.dtype,) if parameter_dtype(x.dtype) == x.dtype else (x.dtype, parameter_dtype(x.dtype))
-    )
-
-
-def _autocast(x: Tensor) -> bool:
-    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """The dtype of `x` as passed to the kernel."""
-    if _autocast(x) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
 def _problem(x: Tensor, weight: Tensor) -> str | None:
-    dtype = _dtype(x)
+    dtype = dtype_under_autocast(x)
     if dtype not in DTYPES:
         return f"x is {dtype}, expected float32, bfloat16 or float64"
     if weight.dtype not in (dtype, parameter_dtype(dtype)):

@@ -15,15 +15,14 @@ import torch
 from timm.layers.format import Format
 from timm.models._features import FeatureInfo
 from timm.models.resnet import Bottleneck
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maskformer.config.schema import COARSEST_STRIDE, BackboneConfig
 from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
 from maskformer.modeling.linear import ONEDNN_IS_FASTER, Linear
+from maskformer.modeling.swin import adapt_swin
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 from maskformer.weights.report import warning_of_values
@@ -31,53 +30,11 @@ from maskformer.weights.report import warning_of_values
 STRIDES = (4, 8, 16, COARSEST_STRIDE)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """The files of a hub repository from which timm can load weights."""
-
 _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     # Accept inputs of any size, and keep the window size on maps smaller than one window.
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
     "swin_transformer_v2": {"strict_img_size": False},
 }
-
-
-_OVERRIDDEN = ("_attn", "get_attn_mask")
-"""Private methods of timm's block: `PadFirstSwinBlock` overrides the first and calls the second."""
-
-
-class PadFirstSwinBlock(SwinTransformerBlock):
-    """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
-
-    timm shifts before it pads, so its windows differ if the map size is not a multiple of the
-    window size.
-    """
-
-    def _attn(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        window, shift = self.window_size, self.shift_size
-        x = functional.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        padded_height, padded_width = x.shape[1:3]
-        mask = None
-        if any(shift):
-            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
-            mask = self.get_attn_mask(x)
-        windows = _to_windows(x, window)
-        windows = self.attn(windows.flatten(1, 2), mask=mask).unflatten(1, window)
-        x = _from_windows(windows, padded_height, padded_width)
-        if any(shift):
-            x = torch.roll(x, shift, (1, 2))
-        return x[:, :height, :width]
-
-
-def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """`[B, H, W, C]` to `[B*windows, window height, window width, C]`."""
-    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
-    return x.transpose(2, 3).flatten(0, 2)
-
-
-def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `_to_windows`."""
-    rows, columns = height // windows.shape[1], width // windows.shape[2]
-    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)
 
 
 class Backbone(nn.Module):
@@ -116,7 +73,7 @@ class Backbone(nn.Module):
         self._channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
 
         self.norms: nn.ModuleList | None = None
-        if _adapt_swin(self.body):
+        if adapt_swin(self.body):
             # Only the outputs are normalised; the next stage gets the map without the norm.
             self.norms = nn.ModuleList(nn.LayerNorm(count) for count in self.channels)
         if config.multi_grid is not None:
@@ -270,22 +227,6 @@ def _find_levels(name: str, strides: list[int]) -> tuple[int, ...]:
         )
     last = {stride: level for level, stride in enumerate(strides)}
     return tuple(last[stride] for stride in STRIDES)
-
-
-def _adapt_swin(body: Any) -> bool:
-    """Give the blocks of a Swin (version 1) the original padding; return whether it is one."""
-    blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
-    missing = [name for name in _OVERRIDDEN if not hasattr(SwinTransformerBlock, name)]
-    if blocks and missing:
-        raise ConfigError(
-            f"model.backbone.name: the Swin of timm {timm.__version__} has no {missing[0]}, which "
-            "is needed to apply the original padding; install timm 1.0.31, which was tested"
-        )
-    for block in blocks:
-        block.__class__ = PadFirstSwinBlock  # same parameters, different `_attn`
-    if blocks:
-        body.patch_embed.dynamic_img_pad = True
-    return bool(blocks)
 
 
 def _use_faster_layers(module: nn.Module) -> None:

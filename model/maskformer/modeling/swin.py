@@ -1,0 +1,105 @@
+"""The Swin of timm (version 1), adapted to the one that MaskFormer was published with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskformer.errors import ConfigError
+from mfkernels import window_attention
+from mfkernels.ops.window_attention import is_faster
+
+_PRIVATE = {
+    SwinTransformerBlock: ("_attn", "get_attn_mask"),
+    WindowAttention: ("_get_rel_pos_bias",),
+}
+"""Private methods of timm: `PadFirstSwinBlock` overrides the first and calls the others."""
+
+
+class PadFirstSwinBlock(SwinTransformerBlock):
+    """A Swin block that pads to whole windows before the cyclic shift, as the original code does.
+
+    timm shifts before it pads, so its windows differ if the map size is not a multiple of the
+    window size.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        if _is_fused(self.attn, x):
+            return _attend(self.attn, x, self.window_size, self.shift_size)
+        height, width = x.shape[1:3]
+        window, shift = self.window_size, self.shift_size
+        x = functional.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+        padded_height, padded_width = x.shape[1:3]
+        mask = None
+        if any(shift):
+            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+            mask = self.get_attn_mask(x)
+        windows = _to_windows(x, window)
+        windows = self.attn(windows.flatten(1, 2), mask=mask).unflatten(1, window)
+        x = _from_windows(windows, padded_height, padded_width)
+        if any(shift):
+            x = torch.roll(x, shift, (1, 2))
+        return x[:, :height, :width]
+
+
+def _is_fused(attention: nn.Module, x: Tensor) -> bool:
+    """Whether `mfkernels.window_attention` computes the same, and faster."""
+    # An adapter in the place of the linear layer may not turn zeros into a bias; hooks expect
+    # windows.
+    return (
+        type(attention) is WindowAttention
+        and isinstance(attention.qkv, nn.Linear)
+        and not (attention.training and attention.attn_drop.p > 0)
+        and not attention._forward_hooks
+        and not attention._forward_pre_hooks
+        and is_faster(attention.qkv.out_features // (3 * attention.num_heads), x)
+    )
+
+
+def _attend(
+    attention: WindowAttention, x: Tensor, window: tuple[int, int], shift: tuple[int, int]
+) -> Tensor:
+    """Compute from a map `[B, H, W, C]` what `attention` computes from its padded windows."""
+    shape = (3, attention.num_heads, -1)
+    qkv = attention.qkv(x).unflatten(-1, shape)
+    padding = None if attention.qkv.bias is None else attention.qkv.bias.view(shape)
+    bias = attention._get_rel_pos_bias()[0]
+    y = window_attention(qkv, bias, window, shift, padding)
+    y = attention.proj(y.flatten(-2))
+    return attention.proj_drop(y)
+
+
+def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """`[B, H, W, C]` to `[B*windows, window height, window width, C]`."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
+    return x.transpose(2, 3).flatten(0, 2)
+
+
+def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `_to_windows`."""
+    rows, columns = height // windows.shape[1], width // windows.shape[2]
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def adapt_swin(body: Any) -> bool:
+    """Give the blocks of a Swin (version 1) the original padding; return whether it is one."""
+    blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
+    missing = [
+        name for owner, names in _PRIVATE.items() for name in names if not hasattr(owner, name)
+    ]
+    if blocks and missing:
+        raise ConfigError(
+            f"model.backbone.name: the Swin of timm {timm.__version__} has no {missing[0]}, which "
+            "is needed to apply the original padding; install timm 1.0.31, which was tested"
+        )
+    for block in blocks:
+        block.__class__ = PadFirstSwinBlock  # same parameters, different `_attn`
+    if blocks:
+        body.patch_embed.dynamic_img_pad = True
+    return bool(blocks)
