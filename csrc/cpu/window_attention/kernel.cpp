@@ -99,7 +99,8 @@ class Head {
     const int64_t image = window / (rows * columns);
     const int64_t row = window / columns % rows, column = window % columns;
     const auto find = [](int64_t index, int64_t count, int64_t side, int64_t shift, int64_t k) {
-      return (index * side + k + shift) % (count * side);
+      const int64_t place = index * side + k + shift, length = count * side;
+      return place < length ? place : place - length;
     };
     const bool last_row = row == rows - 1 && problem_.shift_height > 0;
     const bool last_column = column == columns - 1 && problem_.shift_width > 0;
@@ -141,7 +142,9 @@ class Head {
     for (int64_t i = 0; i < n_; ++i, to += padded_d_) {
       if (tokens_[i] >= 0) {
         const S* token = from + tokens_[i] * stride;
-        __builtin_prefetch(token + next);
+        for (int64_t c = 0; c < d_; c += kAlignment / static_cast<int64_t>(sizeof(S))) {
+          __builtin_prefetch(token + next + c);
+        }
         for (int64_t c = 0; c < d_; c += kWidth) {
           store(to + c, load_widened<V>(token + c) * factor);
         }
@@ -178,8 +181,7 @@ class Head {
 
   void store_grad(Which which, T factor, const SharedGradients<T>& shared) const {
     with_map_element<T>(problem_.element, [&](auto element) {
-      store_rows(factor, qkv<decltype(element)>(problem_.grad_qkv, which),
-                 3 * problem_.heads * d_);
+      store_rows(factor, qkv<decltype(element)>(problem_.grad_qkv, which), 3 * problem_.heads * d_);
     });
     for (int64_t i = 0; i < n_; ++i) {
       if (tokens_[i] >= 0) continue;
@@ -218,10 +220,11 @@ class Head {
   void multiply_by_panels(Left<T> left) const { multiply_all(left, n_, padded_d_, products_); }
 
   void multiply_all(Left<T> left, int64_t depth, int64_t columns, T* to) const {
+    const int64_t tile_rows = divide_up(n_, divide_up(n_, kTileRows));
     for (int64_t p = 0; p < columns; p += kPanel<T>) {
-      for (int64_t i = 0; i < n_; i += kTileRows) {
+      for (int64_t i = 0; i < n_; i += tile_rows) {
         const Left<T> rows{left.data + i * left.row, left.row, left.column};
-        multiply<false, T>(smaller(kTileRows, n_ - i), rows, panels_ + p * depth, depth,
+        multiply<false, T>(smaller(tile_rows, n_ - i), rows, panels_ + p * depth, depth,
                            to + i * columns + p, columns);
       }
     }
@@ -313,8 +316,8 @@ void forward(const WindowAttentionProblem& problem, HeadWindows windows, void* m
 }
 
 template <class T>
-void backward(const WindowAttentionProblem& problem, HeadWindows windows,
-              SharedGradients<T> shared, void* memory) {
+void backward(const WindowAttentionProblem& problem, HeadWindows windows, SharedGradients<T> shared,
+              void* memory) {
   Head<T> head(problem, windows.head, memory);
   head.start();
   for (int64_t w = windows.first; w < windows.last; ++w) head.backward(w, shared);

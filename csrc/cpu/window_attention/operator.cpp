@@ -51,8 +51,8 @@ struct Arguments {
                          int64_t& shift_to) {
     STD_TORCH_CHECK(window > 0 && window <= kMostWindow, "the ", side,
                     " of windows must be from 1 to ", kMostWindow, ", got ", window);
-    STD_TORCH_CHECK(shift >= 0 && shift < window, "the shift of the ", side,
-                    " must be from 0 to ", window - 1, ", got ", shift);
+    STD_TORCH_CHECK(shift >= 0 && shift < window, "the shift of the ", side, " must be from 0 to ",
+                    window - 1, ", got ", shift);
     window_to = window;
     shift_to = shift;
   }
@@ -63,7 +63,6 @@ struct Arguments {
     mfk::check_type(name, values, type());
     return values;
   }
-
 };
 
 std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& padding,
@@ -72,8 +71,8 @@ std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& pad
                                             int64_t shift_width) {
   Arguments arguments(qkv, padding, bias, window_height, window_width, shift_height, shift_width);
   WindowAttentionProblem& problem = arguments.problem;
-  Tensor result = mfk::cpu::new_result(qkv, {problem.images, problem.height, problem.width,
-                                             problem.heads, problem.channels});
+  Tensor result = mfk::cpu::new_result(
+      qkv, {problem.images, problem.height, problem.width, problem.heads, problem.channels});
   Tensor normalizer = mfk::cpu::new_result(
       qkv, {mfk::cpu::window_count(problem), problem.heads, arguments.tokens()}, arguments.type());
   problem.result = result.mutable_data_ptr();
@@ -94,9 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(
   const Tensor normalizer =
       mfk::cpu::saved("normalizer", given_normalizer, arguments.type(),
                       {mfk::cpu::window_count(problem), problem.heads, arguments.tokens()});
-  const auto new_like = [](const Tensor& like) {
-    return mfk::cpu::new_result(like, like.sizes());
-  };
+  const auto new_like = [](const Tensor& like) { return mfk::cpu::new_result(like, like.sizes()); };
   Tensor grad_qkv = new_like(arguments.qkv);
   Tensor grad_padding = new_like(arguments.padding);
   Tensor grad_bias = new_like(arguments.bias);
