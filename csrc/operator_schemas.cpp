@@ -120,9 +120,9 @@ STABLE_TORCH_LIBRARY(mfkernels, m) {
   // padded to whole windows, at the bottom and on the right. Padded maps are shifted up and to the
   // left in a cycle, by less than a window; windows have N tokens. `bias` [H, N, N] is added to the
   // scaled scores, and -100 if the shift brought two tokens together. `result` [B, h, w, H, D].
-  // `normalizer` [windows, H, N]: the logarithm of the sum of exponentials, for the backward pass.
-  // All are fp32 or all are fp64, or qkv, the result and their gradients are bf16 and the rest
-  // fp32; D is a multiple of 16.
+  // `normalizer` [windows, H, 2, N]: the largest score of each token, and the sum of exponentials
+  // of differences from it, for the backward pass. All are fp32 or all are fp64, or qkv, the result
+  // and their gradients are bf16 and the rest fp32; D is a multiple of 16.
   m.def(
       "window_attention(Tensor qkv, Tensor padding, Tensor bias, int window_height, "
       "int window_width, int shift_height, int shift_width) -> (Tensor result, Tensor normalizer)");

@@ -232,6 +232,8 @@ def test_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "bias": torch.rand(32),
         "scale": torch.rand(32),
         "shift": torch.rand(32),
+        "qkv": torch.rand(1, 9, 8, 3, 2, 32),
+        "relative_position_bias": torch.rand(2, 49, 49),
     }
     exec(training, names)
     outputs = names["outputs"]

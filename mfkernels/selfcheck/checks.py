@@ -25,6 +25,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "loss_sums": (torch.float32,),
     "conv3x3": (torch.float32, torch.bfloat16),
     "group_norm": (torch.float32, torch.bfloat16),
+    "window_attention": (torch.float32, torch.bfloat16),
 }
 WITHOUT_FEATURES = (
     "assignment",

@@ -22,6 +22,7 @@ from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.ops.matching_cost import matching_cost
 from mfkernels.ops.sample_points import sample_points
 from mfkernels.ops.segmentation import panoptic_segmentation, semantic_segmentation
+from mfkernels.ops.window_attention import window_attention
 from mfkernels.selfcheck.inputs import Sizes, matches, predictions, segments
 from mfkernels.targets import SegmentTargets
 
@@ -92,6 +93,7 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
     norm: Function = lambda x, w, b: [group_norm(x, 4, w, b, relu=True)]  # noqa: E731
     last = maps.to(memory_format=torch.channels_last)
     yield Problem("group_norm", "channels last", norm, [last, weight, bias], gradient=ours)
+    yield _window_attention(generator, sizes)
     yield from _inference([class_logits[-1], embed[-1], features], sizes)
 
 
@@ -188,6 +190,17 @@ def _convolution(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, Tens
     maps = torch.randn(sizes.images, channels, *sizes.low, generator=generator)
     weight = torch.randn(channels, channels, 3, 3, generator=generator)
     return maps, weight / (9 * channels) ** 0.5
+
+
+def _window_attention(generator: torch.Generator, sizes: Sizes) -> Problem:
+    """Two heads in shifted windows of 7 x 7, on maps that they do not divide in general."""
+    shapes = ((sizes.images, *sizes.low, 3, 2, 32), (3, 2, 32), (2, 49, 49))
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def function(qkv: Tensor, padding: Tensor, bias: Tensor) -> list[Tensor]:
+        return [window_attention(qkv, bias, (7, 7), (3, 3), padding)]
+
+    return Problem("window_attention", "shifted", function, inputs, gradient=True)
 
 
 def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:

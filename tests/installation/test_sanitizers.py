@@ -20,6 +20,7 @@ OPERATIONS = (
     "mask_loss",
     "sample_points",
     "segmentation/test_segmentation_native.py",
+    "window_attention",
 )
 
 pytestmark = [

@@ -14,6 +14,7 @@ from mfkernels import backend
 FILES = (
     *("conv3x3", "focal_dice", "group_norm", "mask_logits", "mask_loss", "matching_cost"),
     "segmentation/test_segmentation_native.py",
+    "window_attention",
 )
 COMPARISONS = (
     *(

@@ -27,6 +27,11 @@ MAPS, WEIGHT = (torch.randn(shape).double() for shape in ((1, 16, 5, 3), (16, 16
 LAST = MAPS.contiguous(memory_format=torch.channels_last)
 CHANNELS = torch.randn(2, 16).double()
 """The weight and bias of a norm."""
+QKV, PADDING, BIAS = (
+    torch.randn(shape).double() for shape in ((1, 3, 4, 3, 2, 16), (3, 2, 16), (2, 6, 6))
+)
+WINDOWS = ((2, 3), (1, 1))
+"""Their size, and the shift."""
 Function = Callable[[Tensor], Tensor]
 
 
@@ -53,6 +58,14 @@ FUNCTIONS: dict[str, tuple[Function, Tensor]] = {
     "group_norm of weights": (
         lambda x: mfk.group_norm(LAST, 4, x, CHANNELS[1], relu=True).square().sum(),
         CHANNELS[0],
+    ),
+    "window_attention": (
+        lambda x: mfk.window_attention(x, BIAS, *WINDOWS, PADDING).square().sum(),
+        QKV,
+    ),
+    "window_attention of the bias": (
+        lambda x: mfk.window_attention(QKV, x, *WINDOWS, PADDING).square().sum(),
+        BIAS,
     ),
     "mask_loss": (
         lambda x: torch.stack(mfk.mask_loss(x, FEATURES, TARGETS, ASSIGNMENT)).sum(),

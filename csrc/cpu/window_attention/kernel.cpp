@@ -52,12 +52,16 @@ class Head {
     find_tokens(window);
     load_qkv();
     compute_scores();
-    auto* normalizer = static_cast<T*>(problem_.normalizer) + row(window);
-    for (int64_t i = 0; i < n_; ++i) normalizer[i] = normalize(scores_ + i * padded_n_);
+    T *largest = normalizer(window), *sums = largest + n_;
+    for (int64_t i = 0; i < n_; ++i) {
+      largest[i] = largest_entry(scores_ + i * padded_n_);
+      sums[i] = exponentiate(scores_ + i * padded_n_, largest[i], T{1});
+    }
     pack(v_);
     multiply_by_panels({scores_, padded_n_, 1});
     with_map_element<T>(problem_.element, [&](auto element) {
-      store_rows(T{1}, result<decltype(element)>(problem_.result), problem_.heads * d_);
+      store_rows([&](int64_t i) { return 1 / sums[i]; }, result<decltype(element)>(problem_.result),
+                 problem_.heads * d_);
     });
   }
 
@@ -69,8 +73,10 @@ class Head {
       load_rows(result<S>(problem_.grad_result), problem_.heads * d_, nullptr, T{1}, grad_);
     });
     compute_scores();
-    const auto* normalizer = static_cast<const T*>(problem_.normalizer) + row(window);
-    for (int64_t i = 0; i < n_; ++i) exponentiate(scores_ + i * padded_n_, normalizer[i]);
+    const T *largest = normalizer(window), *sums = largest + n_;
+    for (int64_t i = 0; i < n_; ++i) {
+      exponentiate(scores_ + i * padded_n_, largest[i], 1 / sums[i]);
+    }
     pack(grad_);
     multiply_by_panels({scores_, 1, padded_n_});
     store_grad(kValue, T{1}, shared);
@@ -90,7 +96,9 @@ class Head {
 
  private:
   T scale() const { return static_cast<T>(1 / std::sqrt(static_cast<double>(d_))); }
-  int64_t row(int64_t window) const { return (window * problem_.heads + head_) * n_; }
+  T* normalizer(int64_t window) const {
+    return static_cast<T*>(problem_.normalizer) + (window * problem_.heads + head_) * 2 * n_;
+  }
 
   // Finds the token of the map at each place of a window (-1: of the padding), and its part.
   void find_tokens(int64_t window) {
@@ -168,20 +176,23 @@ class Head {
     });
   }
 
-  template <class S>
-  void store_rows(T factor, S* to, int64_t stride) const {
+  // Row i of the products times factor(i).
+  template <class S, class F>
+  void store_rows(const F& factor, S* to, int64_t stride) const {
     for (int64_t i = 0; i < n_; ++i) {
       if (tokens_[i] < 0) continue;
+      const T scale = factor(i);
       for (int64_t c = 0; c < d_; c += kWidth) {
         store_narrowed(to + tokens_[i] * stride + c,
-                       load<V>(products_ + i * padded_d_ + c) * factor);
+                       load<V>(products_ + i * padded_d_ + c) * scale);
       }
     }
   }
 
   void store_grad(Which which, T factor, const SharedGradients<T>& shared) const {
     with_map_element<T>(problem_.element, [&](auto element) {
-      store_rows(factor, qkv<decltype(element)>(problem_.grad_qkv, which), 3 * problem_.heads * d_);
+      store_rows([&](int64_t) { return factor; }, qkv<decltype(element)>(problem_.grad_qkv, which),
+                 3 * problem_.heads * d_);
     });
     for (int64_t i = 0; i < n_; ++i) {
       if (tokens_[i] >= 0) continue;
@@ -250,27 +261,21 @@ class Head {
     return reduced<T>(values, [](const auto& a, const auto& b) { return a + b; });
   }
 
-  // Replaces scores by exp(scores - largest); returns their sum.
-  T exponentiate(T* scores, T largest) const {
+  T largest_entry(const T* scores) const {
+    V most = load<V>(scores);
+    for (int64_t j = kWidth; j < padded_n_; j += kWidth) most = maximum(most, load<V>(scores + j));
+    return reduced<T>(most, [](const auto& a, const auto& b) { return maximum(a, b); });
+  }
+
+  // Replaces scores by factor * exp(scores - largest); returns their sum.
+  T exponentiate(T* scores, T largest, T factor) const {
     V sum{};
     for (int64_t j = 0; j < padded_n_; j += kWidth) {
-      const V value = exp_negative(load<V>(scores + j) - largest);
+      const V value = exp_negative(load<V>(scores + j) - largest) * factor;
       store(scores + j, value);
       sum += value;
     }
     return total(sum);
-  }
-
-  // Replaces scores by probabilities; returns the logarithm of the sum of exponentials.
-  T normalize(T* scores) const {
-    V most = load<V>(scores);
-    for (int64_t j = kWidth; j < padded_n_; j += kWidth) most = maximum(most, load<V>(scores + j));
-    const T largest = reduced<T>(most, [](const auto& a, const auto& b) { return maximum(a, b); });
-    const T sum = exponentiate(scores, largest);
-    for (int64_t j = 0; j < padded_n_; j += kWidth) {
-      store(scores + j, load<V>(scores + j) * (1 / sum));
-    }
-    return largest + std::log(sum);
   }
 
   // Replaces the gradients of probabilities by those of scores, and adds these to `grad_bias`.

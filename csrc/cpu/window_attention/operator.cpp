@@ -74,7 +74,8 @@ std::tuple<Tensor, Tensor> window_attention(const Tensor& qkv, const Tensor& pad
   Tensor result = mfk::cpu::new_result(
       qkv, {problem.images, problem.height, problem.width, problem.heads, problem.channels});
   Tensor normalizer = mfk::cpu::new_result(
-      qkv, {mfk::cpu::window_count(problem), problem.heads, arguments.tokens()}, arguments.type());
+      qkv, {mfk::cpu::window_count(problem), problem.heads, int64_t{2}, arguments.tokens()},
+      arguments.type());
   problem.result = result.mutable_data_ptr();
   problem.normalizer = normalizer.mutable_data_ptr();
   mfk::cpu::window_attention(problem, mfk::cpu::threads());
@@ -90,9 +91,9 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(
   const Tensor grad_result = mfk::cpu::saved(
       "grad_result", given_grad, arguments.qkv.scalar_type(),
       {problem.images, problem.height, problem.width, problem.heads, problem.channels});
-  const Tensor normalizer =
-      mfk::cpu::saved("normalizer", given_normalizer, arguments.type(),
-                      {mfk::cpu::window_count(problem), problem.heads, arguments.tokens()});
+  const Tensor normalizer = mfk::cpu::saved(
+      "normalizer", given_normalizer, arguments.type(),
+      {mfk::cpu::window_count(problem), problem.heads, int64_t{2}, arguments.tokens()});
   const auto new_like = [](const Tensor& like) { return mfk::cpu::new_result(like, like.sizes()); };
   Tensor grad_qkv = new_like(arguments.qkv);
   Tensor grad_padding = new_like(arguments.padding);

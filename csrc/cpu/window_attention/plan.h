@@ -18,8 +18,9 @@ struct WindowAttentionProblem {
   const void* padding;                // [3, H, D]: the same of each token of the padding
   const void* bias;                   // [H, N, N]: added to the scaled scores
   void* result;                       // [B, h, w, H, D]: output of the forward pass
-  void* normalizer;  // [windows, H, N]: the logarithm of the sum of exponentials of scores; an
-                     // output of the forward pass, and an input of the backward pass
+  // [windows, H, 2, N]: the largest score of each token, and the sum of exponentials of differences
+  // from it; an output of the forward pass, and an input of the backward pass.
+  void* normalizer;
   const void* grad_result;  // the backward pass only, as all that follows
   void* grad_qkv;
   void* grad_padding;

@@ -54,7 +54,7 @@ def _normalizer_shape(
 ) -> tuple[int, ...]:
     batch, height, width = qkv.shape[:3]
     windows = -(-height // window_height) * -(-width // window_width)
-    return (batch * windows, *bias.shape[:2])
+    return (batch * windows, bias.shape[0], 2, bias.shape[1])
 
 
 def fake(*arguments: Any) -> tuple[Tensor, Tensor]:

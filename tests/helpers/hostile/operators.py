@@ -168,6 +168,33 @@ class Draw:
             relu,
         ]
 
+    def window_attention(self) -> list[Any]:
+        heads, channels = self.random.randint(1, 3), self.random.choice((16, 32, 48))
+        window, shift = zip(*(self._window_side() for _ in range(2)), strict=True)
+        tokens = window[0] * window[1]
+        return [
+            self.floats(self.B, self.h, self.w, 3, heads, channels, dtype=self.wide),
+            self.floats(3, heads, channels, dtype=self.wide),
+            self.floats(heads, tokens, tokens, dtype=self.wide),
+            *window,
+            *shift,
+        ]
+
+    def _window_side(self) -> tuple[int, int]:
+        """A side of windows, and the shift along it."""
+        side = self.random.randint(1, 5)
+        return side, self.random.randrange(side)
+
+    def window_attention_backward(self) -> list[Any]:
+        arguments = self.window_attention()
+        qkv, _, bias, *sides = arguments
+        windows = self.B * -(-self.h // sides[0]) * -(-self.w // sides[1])
+        return [
+            self.floats(*qkv.shape[:3], *qkv.shape[4:], dtype=self.wide),
+            self.floats(windows, len(bias), 2, bias.shape[1], dtype=self.wide),
+            *arguments,
+        ]
+
     def sample_points(self) -> list[Any]:
         images = self.random.choice((self.bools, self.floats))(self.N, self.h, self.w)
         return [images, self.points(self.random.choice((1, self.N)))]

@@ -11,12 +11,11 @@ import timm
 import torch
 from helpers.model_cases import randomise, relative_error, trainable
 from safetensors.torch import save_file
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from maskformer.config.load import load_config
 from maskformer.config.schema import BackboneConfig
-from maskformer.errors import CheckpointError, ConfigError
+from maskformer.errors import CheckpointError
 from maskformer.modeling.backbone import Backbone, check_pretrained
 from maskformer.modeling.frozen_norm import FrozenBatchNorm2d
 from maskformer.weights.backbone_weights import find_backbone_weights
@@ -138,74 +137,6 @@ def test_free_norms_start_like_timm() -> None:
 def test_what_is_refused(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backbone(BackboneConfig.model_validate(config))
-
-
-class TestSwin:
-    def test_output_norms_do_not_touch_the_next_stage(self) -> None:
-        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
-        x = images(64, 96)
-        with torch.no_grad():
-            before = backbone(x)
-            assert backbone.norms is not None
-            for norm in backbone.norms:
-                assert norm.eps == 1e-5
-                nn.init.constant_(norm.weight, 3.0)
-                nn.init.constant_(norm.bias, -1.0)
-            after = backbone(x)
-        for a, b in zip(after, before, strict=True):
-            assert relative_error(a, 3 * b - 1) < 1e-5
-
-    def test_layer_norms_and_windows(self) -> None:
-        with torch.device("meta"):
-            backbone = Backbone(BackboneConfig(name=SWIN_T, drop_path=0.3))
-        norms = [module for module in backbone.modules() if isinstance(module, nn.LayerNorm)]
-        assert {norm.eps for norm in norms} == {1e-5}
-        blocks = [block for index in range(4) for block in backbone.body[f"layers_{index}"].blocks]
-        assert {block.window_size for block in blocks} == {(7, 7)}
-        assert [block.shift_size for block in blocks] == [(0, 0), (3, 3)] * 6
-        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
-        assert rates == pytest.approx([0.3 * index / 11 for index in range(12)])
-        assert rates == [getattr(block.drop_path2, "drop_prob", 0.0) for block in blocks]
-
-    def test_no_drop_path_unless_asked_for(self) -> None:
-        with torch.device("meta"):
-            backbone = Backbone(BackboneConfig(name=SWIN_T))
-        assert not [module for module in backbone.modules() if "DropPath" in type(module).__name__]
-
-    def test_equals_timm_where_windows_fit(self) -> None:
-        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
-        reference = timm.create_model(
-            SWIN_T, features_only=True, strict_img_size=False, always_partition=True, **SMALL_SWIN
-        ).eval()
-        reference.load_state_dict(backbone.body.state_dict())
-        x = images(224, 448)
-        with torch.no_grad():
-            for ours, theirs in zip(backbone.body(x), reference(x), strict=True):
-                assert relative_error(ours, theirs) < 1e-5
-
-    def test_opposite_edges_do_not_meet(self) -> None:
-        """Padding before the shift keeps rolled-in rows apart; padding after it would not."""
-        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
-        block = backbone.body["layers_0"].blocks[1]
-        x = torch.randn(1, 12, 12, 24, requires_grad=True)
-        block(x)[0, 11, 11].sum().backward()
-        assert x.grad is not None
-        reached = x.grad[0].abs().sum(-1).nonzero()
-        # Padded to 14 and rolled by 3, the last window of a side holds rows 10 and 11, two rows of
-        # padding and, in a region of their own, rows 0 to 2.
-        assert reached.tolist() == [[10, 10], [10, 11], [11, 10], [11, 11]]
-
-    def test_a_timm_with_other_names_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Else its own padding would serve, and every result be another one."""
-        monkeypatch.delattr(SwinTransformerBlock, "_attn")
-        with pytest.raises(ConfigError, match=r"the Swin of timm .* has no _attn, .* install timm"):
-            Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN)
-
-    def test_images_smaller_than_a_window_and_odd_sizes(self) -> None:
-        backbone = Backbone(BackboneConfig(name=SWIN_T), **SMALL_SWIN).eval()
-        with torch.no_grad():
-            maps = backbone(images(33, 35))
-        assert [tuple(y.shape[2:]) for y in maps] == [(9, 9), (5, 5), (3, 3), (2, 2)]
 
 
 class TestLoadWeights:
