@@ -93,7 +93,7 @@ def problems(device: torch.device, sizes: Sizes) -> Iterator[Problem]:
     norm: Function = lambda x, w, b: [group_norm(x, 4, w, b, relu=True)]  # noqa: E731
     last = maps.to(memory_format=torch.channels_last)
     yield Problem("group_norm", "channels last", norm, [last, weight, bias], gradient=ours)
-    yield _window_attention(generator, sizes)
+    yield replace(_window_attention(generator, sizes), gradient=ours)
     yield from _inference([class_logits[-1], embed[-1], features], sizes)
 
 
@@ -200,7 +200,7 @@ def _window_attention(generator: torch.Generator, sizes: Sizes) -> Problem:
     def function(qkv: Tensor, padding: Tensor, bias: Tensor) -> list[Tensor]:
         return [window_attention(qkv, bias, (7, 7), (3, 3), padding)]
 
-    return Problem("window_attention", "shifted", function, inputs, gradient=True)
+    return Problem("window_attention", "shifted", function, inputs)
 
 
 def _inference(inputs: list[Tensor], sizes: Sizes) -> Iterator[Problem]:
