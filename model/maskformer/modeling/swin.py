@@ -19,6 +19,7 @@ _PRIVATE = {
     WindowAttention: ("_get_rel_pos_bias",),
 }
 """Private methods of timm: `PadFirstSwinBlock` overrides the first and calls the others."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):
@@ -50,14 +51,26 @@ class PadFirstSwinBlock(SwinTransformerBlock):
 def _is_fused(attention: nn.Module, x: Tensor) -> bool:
     """Whether `mfkernels.window_attention` computes the same, and faster."""
     # An adapter in the place of the linear layer may not turn zeros into a bias; hooks expect
-    # windows.
+    # windows and their scores.
     return (
         type(attention) is WindowAttention
         and isinstance(attention.qkv, nn.Linear)
-        and not (attention.training and attention.attn_drop.p > 0)
-        and not attention._forward_hooks
-        and not attention._forward_pre_hooks
+        and type(attention.softmax) is nn.Softmax
+        and not _drops(attention.attn_drop, attention.training)
+        and not any(_has_hooks(module) for module in attention.modules())
         and is_faster(attention.qkv.out_features // (3 * attention.num_heads), x)
+    )
+
+
+def _drops(dropout: nn.Module, training: bool) -> bool:
+    """Whether this may drop scores: also in evaluation, if only dropout is in training mode."""
+    return type(dropout) is not nn.Dropout or (dropout.p > 0 and (training or dropout.training))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than the `forward` of its class."""
+    return "forward" in vars(module) or any(
+        getattr(module, name) or getattr(nn.modules.module, f"_global{name}") for name in _HOOKS
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,23 +115,74 @@ def test_both_ways_of_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 8
 
 
-def test_windows_stay_where_modules_expect_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For hooks, dropout of the attention, and adapters in the place of linear layers."""
+@pytest.fixture
+def block_in_windows(monkeypatch: pytest.MonkeyPatch) -> SwinTransformerBlock:
+    """A shifted block; a call of the window attention of mfkernels fails."""
     monkeypatch.setattr(swin, "is_faster", lambda *_: True)
     monkeypatch.setattr(swin, "window_attention", lambda *_: pytest.fail("not in windows"))
     backbone = Backbone(BackboneConfig(name=SWIN_T), **SWINS[1])
-    x = torch.randn(1, 9, 9, 16)
+    block: SwinTransformerBlock = backbone.body["layers_0"].blocks[1]
+    return block
+
+
+@pytest.mark.parametrize("module", ["", "qkv", "softmax", "attn_drop", "proj", "anywhere"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_run(module: str, kind: str, block_in_windows: SwinTransformerBlock) -> None:
+    """On the modules that timm calls, with windows or their scores."""
     seen = []
-    for block in backbone.body["layers_0"].blocks:
-        hook = block.attn.register_forward_hook(lambda *given: seen.append(given[1][0].shape))
-        block(x)
-        hook.remove()
-        block.attn.attn_drop.p = 0.5
-        block(x)
-        block.attn.attn_drop.p = 0.0
-        block.attn.qkv = nn.Sequential(block.attn.qkv)
-        block(x)
-    assert seen == [(4, 49, 16)] * 2
+
+    def hook(called: nn.Module, *given: Any) -> None:
+        seen.append((called, given[0][0].shape))
+
+    attention = block_in_windows.attn
+    if module == "anywhere":
+        target, register = attention.softmax, f"register_module_{kind}_hook"
+        handle = getattr(nn.modules.module, register)(hook)
+    else:
+        target = attention.get_submodule(module)
+        handle = getattr(target, f"register_{kind}_hook")(hook)
+    with handle:
+        block_in_windows(torch.randn(1, 9, 9, 16, requires_grad=True)).sum().backward()
+    shapes = [tuple(shape) for called, shape in seen if called is target]
+    assert len(shapes) == 1
+    assert shapes[0][0] == 4
+
+
+def test_dropout_of_scores(block_in_windows: SwinTransformerBlock) -> None:
+    """In training, and also if only dropout is (Monte Carlo dropout)."""
+    x = torch.randn(1, 9, 9, 16)
+    dropout = block_in_windows.attn.attn_drop
+    dropout.p = 0.5
+    assert not torch.equal(block_in_windows(x), block_in_windows(x))
+    block_in_windows.eval()
+    dropout.train()
+    assert not torch.equal(block_in_windows(x), block_in_windows(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("qkv", nn.Sequential), ("softmax", lambda _: nn.Softmin(-1)), ("attn_drop", nn.Sequential)],
+)
+def test_replaced_modules_run(
+    name: str, other: Callable[[nn.Module], nn.Module], block_in_windows: SwinTransformerBlock
+) -> None:
+    """Such as adapters in the place of linear layers."""
+    attention = block_in_windows.attn
+    setattr(attention, name, other(attention.get_submodule(name)))
+    block_in_windows(torch.randn(1, 9, 9, 16))
+
+
+def test_a_replaced_forward_runs(
+    block_in_windows: SwinTransformerBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries that move parameters between devices replace it in each module."""
+    attention, seen = block_in_windows.attn, []
+    forward = attention.forward
+    monkeypatch.setattr(
+        attention, "forward", lambda *given, **named: seen.append(1) or forward(*given, **named)
+    )
+    block_in_windows(torch.randn(1, 9, 9, 16))
+    assert seen == [1]
 
 
 def test_a_timm_with_other_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
