@@ -101,6 +101,8 @@ def _check(
     check_floating("qkv", qkv)
     if qkv.ndim != 6 or qkv.shape[3] != 3:
         raise ValueError(f"qkv must be [B, h, w, 3, H, D], got {list(qkv.shape)}")
+    if 0 in (*qkv.shape[1:3], qkv.shape[5]):
+        raise ValueError(f"qkv must have tokens and channels, got {list(qkv.shape)}")
     window = as_size(window_size)
     if window is None:
         raise ValueError(f"window_size must be two positive integers, got {window_size!r}")

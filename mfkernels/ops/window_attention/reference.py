@@ -35,7 +35,7 @@ def window_attention(
     q, k, v = _to_windows(x, window).permute(2, 0, 3, 1, 4).unbind()
     scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
     if any(shift):
-        parts = _to_windows(_parts(inside, window, shift), window)
+        parts = _to_windows(_parts(inside, shift), window)
         masks = torch.where(parts[:, :, None] == parts[:, None, :], 0.0, MASKED)
         scores = (scores.unflatten(0, (-1, len(masks))) + masks[:, None].to(bias)).flatten(0, 1)
     y = scores.softmax(-1).to(v.dtype) @ v
@@ -51,7 +51,7 @@ def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def _parts(like: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+def _parts(like: Tensor, shift: tuple[int, int]) -> Tensor:
     """The part of the shifted map `[1, h, w]` to which each token belongs: in the last windows,
     those that the shift moved to the other side are another part.
     """

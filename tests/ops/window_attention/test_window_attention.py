@@ -270,6 +270,10 @@ def test_what_no_kernel_serves_is_pytorchs(served_by: str) -> None:
             (4, 5),
         ),
         r"qkv is empty, \[0, 9, 11, 3, 2, 16\]": ((qkv[:0], padding, bias), (4, 5)),
+        r"qkv is empty, \[2, 9, 11, 3, 0, 16\]": (
+            (qkv[..., :0, :], padding[:, :0], bias[:0]),
+            (4, 5),
+        ),
         "windows of 33 x 2 are larger than 32": (large, (33, 2)),
     }
     for reason, (inputs, window) in others.items():
@@ -327,6 +331,9 @@ QKV, BIAS = torch.zeros(1, 4, 4, 3, 2, 16), torch.zeros(2, 4, 4)
         (TypeError, "qkv must have a floating-point dtype", (QKV.long(), BIAS, (2, 2))),
         (ValueError, r"qkv must be \[B, h, w, 3, H, D\], got", (QKV[0], BIAS, (2, 2))),
         (ValueError, r"qkv must be \[B, h, w, 3, H, D\], got", (QKV[:, :, :, :2], BIAS, (2, 2))),
+        (ValueError, "qkv must have tokens and channels, got", (QKV[:, :0], BIAS, (2, 2))),
+        (ValueError, "qkv must have tokens and channels, got", (QKV[:, :, :0], BIAS, (2, 2))),
+        (ValueError, "qkv must have tokens and channels, got", (QKV[..., :0], BIAS, (2, 2))),
         (ValueError, "window_size must be two positive integers, got 2", (QKV, BIAS, 2)),
         (ValueError, r"window_size must be .* got \(0, 2\)", (QKV, BIAS, (0, 2))),
         (ValueError, r"shift_size must be .*\(2, 2\), got \(0, 2\)", (QKV, BIAS, (2, 2), (0, 2))),
