@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskformer.errors import ConfigError
+from maskformer.modeling.linear import Linear
 from mfkernels import window_attention
 from mfkernels.ops.window_attention import is_faster
 
@@ -54,7 +55,7 @@ def _is_fused(attention: nn.Module, x: Tensor) -> bool:
     # windows and their scores.
     return (
         type(attention) is WindowAttention
-        and isinstance(attention.qkv, nn.Linear)
+        and type(attention.qkv) in (nn.Linear, Linear)
         and type(attention.softmax) is nn.Softmax
         and not _drops(attention.attn_drop, attention.training)
         and not any(_has_hooks(module) for module in attention.modules())

@@ -159,9 +159,21 @@ def test_dropout_of_scores(block_in_windows: SwinTransformerBlock) -> None:
     assert not torch.equal(block_in_windows(x), block_in_windows(x))
 
 
+class Doubled(nn.Linear):
+    """Its bias is not what it makes of zeros."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return 2 * super().forward(input)
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("qkv", nn.Sequential), ("softmax", lambda _: nn.Softmin(-1)), ("attn_drop", nn.Sequential)],
+    [
+        ("qkv", nn.Sequential),
+        ("qkv", lambda _: Doubled(16, 48)),
+        ("softmax", lambda _: nn.Softmin(-1)),
+        ("attn_drop", nn.Sequential),
+    ],
 )
 def test_replaced_modules_run(
     name: str, other: Callable[[nn.Module], nn.Module], block_in_windows: SwinTransformerBlock
