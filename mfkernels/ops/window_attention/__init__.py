@@ -75,9 +75,9 @@ def window_attention(
     return result
 
 
-def is_faster(channels: int, x: Tensor) -> bool:
-    """Whether the kernel supports heads of so many channels and the dtype (or autocast's) and
-    device of `x`, and is faster than PyTorch (benchmarks/NOTES.md).
+def is_faster(x: Tensor, channels: int, window_size: tuple[int, int]) -> bool:
+    """Whether the kernel supports the dtype (or autocast's) and device of `x`, heads of so many
+    channels and these windows, and is faster than PyTorch (benchmarks/NOTES.md).
     """
     # Exported and traced models must run on machines without this library.
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
@@ -87,6 +87,7 @@ def is_faster(channels: int, x: Tensor) -> bool:
         and dtype_under_autocast(x) in (torch.float32, torch.bfloat16)
         and HAS_VECTORS
         and channels % CHANNELS == 0
+        and max(window_size) <= LONGEST_WINDOW
     )
 
 

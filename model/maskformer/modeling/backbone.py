@@ -22,7 +22,10 @@ from maskformer.errors import CheckpointError, ConfigError, HubError
 from maskformer.modeling.convolution import Conv2d
 from maskformer.modeling.frozen_norm import freeze_norms, scale_zero_norms
 from maskformer.modeling.linear import ONEDNN_IS_FASTER, Linear
-from maskformer.modeling.swin import adapt_swin
+from maskformer.modeling.swin import (
+    PadFirstSwinBlock,  # noqa: F401  (pickled whole models name it here)
+    adapt_swin,
+)
 from maskformer.weights.backbone_weights import find_backbone_weights, read_backbone_weights
 from maskformer.weights.hub import check_hub
 from maskformer.weights.report import warning_of_values

@@ -9,6 +9,6 @@ from torch import nn
 def prefers_channels_last(model: nn.Module) -> bool:
     """Return whether convolutions dominate, which are faster in channels-last memory format.
 
-    Swin's window attention rearranges its maps anyway, so such models do not benefit.
+    The maps of a Swin have channels last anyway.
     """
     return not any(isinstance(part, SwinTransformerBlock) for part in model.modules())

@@ -31,10 +31,10 @@ class PadFirstSwinBlock(SwinTransformerBlock):
     """
 
     def _attn(self, x: Tensor) -> Tensor:
-        if _is_fused(self.attn, x):
-            return _attend(self.attn, x, self.window_size, self.shift_size)
         height, width = x.shape[1:3]
         window, shift = self.window_size, self.shift_size
+        if _is_fused(self.attn, x, window):
+            return _attend(self.attn, x, window, shift)
         x = functional.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
         padded_height, padded_width = x.shape[1:3]
         mask = None
@@ -49,7 +49,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         return x[:, :height, :width]
 
 
-def _is_fused(attention: nn.Module, x: Tensor) -> bool:
+def _is_fused(attention: nn.Module, x: Tensor, window: tuple[int, int]) -> bool:
     """Whether `mfkernels.window_attention` computes the same, and faster."""
     # An adapter in the place of the linear layer may not turn zeros into a bias; hooks expect
     # windows and their scores.
@@ -59,7 +59,7 @@ def _is_fused(attention: nn.Module, x: Tensor) -> bool:
         and type(attention.softmax) is nn.Softmax
         and not _drops(attention.attn_drop, attention.training)
         and not any(_has_hooks(module) for module in attention.modules())
-        and is_faster(attention.qkv.out_features // (3 * attention.num_heads), x)
+        and is_faster(x, attention.qkv.out_features // (3 * attention.num_heads), window)
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskformer.config.schema import BackboneConfig
 from maskformer.errors import ConfigError
-from maskformer.modeling import swin
+from maskformer.modeling import backbone, swin
 from maskformer.modeling.backbone import Backbone
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"
@@ -95,7 +95,7 @@ def test_both_ways_of_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     for parameter in backbone.parameters():  # biases, too
         nn.init.normal_(parameter, std=0.1)
     calls = []
-    monkeypatch.setattr(swin, "is_faster", lambda channels, _: channels == 16)
+    monkeypatch.setattr(swin, "is_faster", lambda _, channels, __: channels == 16)
     fused = swin.window_attention
     monkeypatch.setattr(
         swin, "window_attention", lambda *given: calls.append(given) or fused(*given)
@@ -209,3 +209,8 @@ def test_images_smaller_than_a_window_and_odd_sizes() -> None:
     with torch.no_grad():
         maps = backbone(images(33, 35))
     assert [tuple(y.shape[2:]) for y in maps] == [(9, 9), (5, 5), (3, 3), (2, 2)]
+
+
+def test_models_pickled_whole_find_their_blocks() -> None:
+    """Blocks had their class in `backbone` before."""
+    assert backbone.PadFirstSwinBlock is swin.PadFirstSwinBlock

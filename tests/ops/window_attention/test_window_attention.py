@@ -314,11 +314,14 @@ def test_follows_autocast() -> None:
 
 
 def test_where_it_is_faster() -> None:
-    x = torch.zeros(1)
+    x, window = torch.zeros(1), (7, 32)
     with_vectors = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    assert is_faster(32, x) == is_faster(32, x.bfloat16()) == with_vectors
-    for channels, other in ((24, x), (32, x.double()), (32, x.half()), (32, x.to("meta"))):
-        assert not is_faster(channels, other)
+    for maps in (x, x.bfloat16()):
+        assert is_faster(maps, 32, window) == with_vectors
+    assert not is_faster(x, 24, window)
+    assert not is_faster(x, 32, (33, 7))
+    for other in (x.double(), x.half(), x.to("meta")):
+        assert not is_faster(other, 32, window)
 
 
 QKV, BIAS = torch.zeros(1, 4, 4, 3, 2, 16), torch.zeros(2, 4, 4)
