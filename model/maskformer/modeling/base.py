@@ -27,6 +27,7 @@ from maskformer.weights import (
     LoadReport,
     WeightsMismatchError,
     open_checkpoint,
+    warning_of_config,
     warning_of_values,
     write_checkpoint,
 )
@@ -213,7 +214,10 @@ class SegmentationModel(nn.Module, ABC):
 
         Args:
             path: any checkpoint that `from_pretrained` reads, or a file with a `state_dict`.
-            strict, ignore_mismatched_sizes, warn: as in `from_pretrained`.
+            strict, ignore_mismatched_sizes: as in `from_pretrained`.
+            warn: called with a message if weights hold NaN or infinity, or if they compute
+                something else in this model because a value without a shape differs, such as the
+                number of attention heads.
 
         Returns:
             A report of the entries that were not loaded. There are none unless `strict` or
@@ -224,6 +228,8 @@ class SegmentationModel(nn.Module, ABC):
         """
         checkpoint = open_checkpoint(path, self.config)
         found, report = _match_weights(checkpoint, self, strict, ignore_mismatched_sizes)
+        if warning := warning_of_config(checkpoint.config, self.config, report.origin):
+            warn(warning)
         self._load_matched(checkpoint, found, report, warn)
         return report
 

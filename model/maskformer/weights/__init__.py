@@ -19,13 +19,19 @@ backbone_sizes    backbone names and their sizes
 
 from maskformer.weights.checkpoint import Checkpoint
 from maskformer.weights.open import open_checkpoint, write_checkpoint
-from maskformer.weights.report import LoadReport, WeightsMismatchError, warning_of_values
+from maskformer.weights.report import (
+    LoadReport,
+    WeightsMismatchError,
+    warning_of_config,
+    warning_of_values,
+)
 
 __all__ = [
     "Checkpoint",
     "LoadReport",
     "WeightsMismatchError",
     "open_checkpoint",
+    "warning_of_config",
     "warning_of_values",
     "write_checkpoint",
 ]

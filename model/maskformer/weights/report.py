@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from maskformer.config.load import changed_values
+from maskformer.config.schema import ModelConfig
 from maskformer.errors import WeightsError
 from maskformer.system.text import escape
 
 _LISTED = 5
 _LONGEST = 200
+_WITHOUT_SHAPE = (
+    "pixel_mean",
+    "pixel_std",
+    "backbone.multi_grid",
+    "pixel_decoder.groups",
+    "decoder.heads",
+)
+"""Values of a model that change what its weights compute, but not their shapes."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,24 @@ def warning_of_values(weights: Mapping[str, Tensor], origin: str) -> str:
     return (
         f"{origin} holds NaN or infinity in {len(names)} of {len(weights)} entries, so its "
         f"predictions are meaningless: {_some(tuple(names))}"
+    )
+
+
+def warning_of_config(theirs: ModelConfig, ours: ModelConfig, origin: str) -> str:
+    """Return a warning that names the values with which the weights of one model compute something
+    else in another, although they fit, or "" if there are none.
+    """
+    changes = changed_values(theirs, ours)
+    known = [
+        f"model.{name}={changes[name][0]} (here {changes[name][1]})"
+        for name in _WITHOUT_SHAPE
+        if name in changes
+    ]
+    if not known:
+        return ""
+    return (
+        f"{origin} belongs to a model with {', '.join(known)}: its weights fit here, but compute "
+        "something else; set the same values unless that is intended"
     )
 
 

@@ -1,4 +1,6 @@
-"""Weights whose values are none: of other kinds than floating point, NaN or infinity."""
+"""Weights whose values are none (of other kinds than floating point, NaN or infinity), and weights
+of a model that computes something else with them.
+"""
 
 from __future__ import annotations
 
@@ -66,3 +68,25 @@ def test_large_finite_weights_are_weights(tmp_path: Path) -> None:
     told: list[str] = []
     MaskFormer.from_pretrained(tmp_path, warn=told.append)
     assert told == []
+
+
+def test_weights_that_mean_something_else_here_are_said(tmp_path: Path) -> None:
+    """Attention heads and groups of norms have no shape: such weights fit, but were not trained so.
+    `maskformer train --weights` prints it.
+    """
+    tiny_model(pixel_decoder={"channels": 32, "groups": 32}).save_pretrained(tmp_path)
+    told: list[str] = []
+    same = MaskFormer.from_pretrained(tmp_path)
+    same.load_weights(tmp_path, warn=told.append)
+    assert told == []
+    heads = same.config.decoder.heads
+    other = tiny_model(
+        pixel_decoder={"channels": 32, "groups": 8},
+        decoder={"heads": 2 * heads},
+        pixel_mean=[0] * 3,
+    )
+    other.load_weights(tmp_path, warn=told.append)
+    [text] = told
+    assert f"model.decoder.heads={heads} (here {2 * heads})" in text
+    assert "model.pixel_decoder.groups=32 (here 8)" in text
+    assert "model.pixel_mean=[123.675, 116.28, 103.53] (here [0.0, 0.0, 0.0])" in text
