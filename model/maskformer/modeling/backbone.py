@@ -33,6 +33,8 @@ from maskformer.weights.report import warning_of_values
 STRIDES = (4, 8, 16, COARSEST_STRIDE)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """The files of a hub repository from which timm can load weights."""
+_BAD_OPTIONS = (TypeError, ValueError, LookupError, ArithmeticError, AssertionError)
+"""What timm, which checks few of its arguments, raises for sizes that are wrong."""
 _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     # Accept inputs of any size, and keep the window size on maps smaller than one window.
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
@@ -65,9 +67,10 @@ class Backbone(nn.Module):
         self._options = _timm_options(config) | options
         try:
             self.body = timm.create_model(config.name, pretrained=False, **self._options)
-        except TypeError as error:
+        except _BAD_OPTIONS as error:
             raise ConfigError(
-                f"model.backbone.options: '{config.name}' does not accept these options: {error}"
+                f"model.backbone.options: '{config.name}' does not accept these options: "
+                f"{type(error).__name__}: {error}".rstrip(": ")
             ) from error
         info = cast(FeatureInfo, self.body.feature_info)
         self._levels = _find_levels(config.name, info.reduction())

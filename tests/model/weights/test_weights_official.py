@@ -18,6 +18,7 @@ from torch import nn
 from maskformer import LoadReport, MaskFormer, WeightsMismatchError
 from maskformer.config.load import load_config, merge_model_config
 from maskformer.config.schema import BackboneConfig
+from maskformer.errors import ConfigError
 from maskformer.modeling.backbone import Backbone
 from maskformer.weights.official import infer_config
 from maskformer.weights.safe_pickle.unpickle import read_pickle
@@ -360,11 +361,20 @@ class TestBackboneFiles:
         qkv = backbone.body["layers_1"].blocks[1].attn.qkv.weight
         assert torch.equal(qkv, state["layers.1.blocks.1.attn.qkv.weight"])
 
-    def test_wrong_options(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"model.backbone.options: 'resnet18' does not accept these options"
-        ):
-            Backbone(BackboneConfig(name="resnet18", options={"depth": 3}))
+    @pytest.mark.parametrize(
+        ("name", "options", "why"),
+        [
+            ("resnet18", {"depth": 3}, "TypeError: .* unexpected keyword argument 'depth'"),
+            ("resnet18", {"layers": (2, 2, 2)}, "IndexError: .* out of range"),
+            ("swin_tiny_patch4_window7_224", {"num_heads": (1, 2, 4)}, "IndexError: .* range"),
+            ("swin_tiny_patch4_window7_224", {"num_heads": (0, 1, 1, 1)}, "ZeroDivisionError: .*"),
+            ("swin_tiny_patch4_window7_224", {"window_size": 0}, "AssertionError: .* positive.*"),
+        ],
+    )
+    def test_wrong_options(self, name: str, options: Any, why: str) -> None:
+        said = f"model.backbone.options: '{name}' does not accept these options: {why}"
+        with pytest.raises(ConfigError, match=said):
+            Backbone(BackboneConfig(name=name, options=options))
 
     def resnet(self, deep_stem: bool) -> BackboneConfig:
         options: Any = {"layers": (1, 2, 1, 1), "channels": (8, 12, 16, 24)}
