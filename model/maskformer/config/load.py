@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from maskformer.config.explain import explain, nearest
 from maskformer.config.recipes import CONFIG_FOLDER, base_names, config_names
-from maskformer.config.schema import Config, ModelConfig
+from maskformer.config.schema import BackboneConfig, Config, ModelConfig
 from maskformer.errors import ConfigError
 from maskformer.system.documents import (
     MAX_DEPTH,
@@ -273,7 +273,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], *, replace: bool = True) -> None:
     """Merge `values` into a mapping. With `replace`, a section whose `format` or `kind` changes is
-    replaced.
+    replaced, and another backbone starts without the sizes of the one before.
     """
     for key, value in values.items():
         old = into.get(key)
@@ -282,11 +282,20 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], *, replace: bool = T
         elif replace and _changes_tag(old, value):
             into[key] = dict(value)
         else:
+            if replace and key == "backbone" and _names_other_model(old, value):
+                old.pop("options", None)
             _merge(old, value, replace=replace)
 
 
 def _changes_tag(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return any(tag in new and new[tag] != old.get(tag, usual) for tag, usual in _TAGS.items())
+
+
+def _names_other_model(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a backbone becomes another timm model. What follows the dot only names weights."""
+    usual = BackboneConfig.model_fields["name"].default
+    before = str(old.get("name", usual)).partition(".")[0]
+    return str(new.get("name", before)).partition(".")[0] != before
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -60,6 +60,26 @@ def test_a_file_beside_comes_before_a_recipe_of_the_package(tmp_path: Path) -> N
     assert load_config(child).train.steps == 7
 
 
+def test_another_backbone_has_its_own_sizes(tmp_path: Path, recipe: Path) -> None:
+    """Sizes belong to the named model; the tag after the dot only names its weights."""
+    backbone = {"name": "resnet18.tv_in1k", "options": {"layers": [1, 1, 1, 1]}, "drop_path": 0.1}
+    recipe.write_text(yaml.safe_dump({**MINIMAL, "model": {"backbone": backbone}}))
+    child = tmp_path / "child.yaml"
+    child.write_text("base: recipe.yaml\nmodel: {backbone: {name: swin_tiny_patch4_window7_224}}\n")
+    sizes = "model.backbone.options={window_size: 5}"
+    for overrides, options in (
+        (["model.backbone.name=resnet18"], {"layers": (1, 1, 1, 1)}),
+        (["model.backbone.name=resnet34"], {}),
+        ([sizes, "model.backbone.name=swin_tiny_patch4_window7_224"], {"window_size": 5}),
+    ):
+        config = load_config(recipe, overrides).model.backbone
+        assert (config.options, config.drop_path) == (options, 0.1)
+    config = load_config(child, [sizes]).model.backbone
+    assert config.options == {"window_size": 5}
+    merged = merge_model_config(load_config(recipe).model, {"backbone": {"name": "resnet34"}})
+    assert merged.backbone.options == {}
+
+
 def test_a_base_that_is_nowhere(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text("base: camvid_r5.yaml\n")

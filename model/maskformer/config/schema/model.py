@@ -72,7 +72,8 @@ class BackboneConfig(Section):
     """Dilations of the three blocks of the last ResNet stage (R101c: 1, 2, 4)."""
     options: Annotated[dict[Name, Option], Field(max_length=32)] = {}  # noqa: RUF012
     """Sizes that differ from the named model's, by timm's names: `layers` and `channels` of a
-    ResNet; `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin.
+    ResNet; `embed_dim`, `depths`, `num_heads`, `window_size` and `mlp_ratio` of a Swin. A
+    recipe or an override that names another model inherits none of them.
     """
 
     @field_validator("options")
