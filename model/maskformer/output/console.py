@@ -192,7 +192,9 @@ class Counter:
 
 def written(output: Path) -> str:
     """Return a line that says where the results of training or evaluation are."""
-    return f"The metrics are in {output / METRICS}, the pictures in {output / PREDICTIONS}."
+    pictures = output / PREDICTIONS
+    drawn = f", the pictures in {pictures}" if any(pictures.glob("*")) else ""
+    return f"The metrics are in {output / METRICS}{drawn}."
 
 
 def metrics_table(metrics: Mapping[str, float], title: str) -> Table:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from maskformer.output.console import Progress, class_table, duration
+from maskformer.output.console import Progress, class_table, duration, written
 
 NAN = math.nan
 
@@ -90,3 +91,14 @@ def test_what_is_counted_may_have_any_name(terminal: bool, monkeypatch: pytest.M
     with Progress(console=console).counting("tiles of a[b][/b]\nerror: c.jpg", 3) as counter:
         counter.advance(1)
     assert r"tiles of a[b][/b]\x0aerror: c.jpg" in stream.getvalue()
+
+
+def test_where_the_results_are(tmp_path: Path) -> None:
+    """The folder of the pictures is named if some were drawn: not with `eval.pictures=0`."""
+    folder = tmp_path / "predictions"
+    metrics = f"The metrics are in {tmp_path / 'metrics.json'}"
+    assert written(tmp_path) == f"{metrics}."
+    folder.mkdir()
+    assert written(tmp_path) == f"{metrics}."
+    (folder / "a.png").touch()
+    assert written(tmp_path) == f"{metrics}, the pictures in {folder}."
