@@ -10,7 +10,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -31,6 +31,14 @@ _fake_mode = _found("torch._guards", "active_fake_mode", lambda: None)
 _pytree: Any = _found("torch.utils", "_pytree", None)
 _amx = _found("torch", "cpu._is_amx_tile_supported", lambda: False)
 _FAKE: Any = _found("torch._subclasses.fake_tensor", "FakeTensor", ())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(
+        getattr(module, kind) or getattr(nn.modules.module, f"_global{kind}") for kind in kinds
+    )
 
 
 def is_transformed() -> bool:

@@ -27,14 +27,13 @@ from mfkernels.integrations.matching import (
     check_mask_logits,
     dense_cost,
     from_pairs,
-    has_hooks,
     pairs,
 )
 from mfkernels.ops.class_loss import class_loss
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.scalars import as_integer, as_number
 from mfkernels.targets import SegmentTargets
-from mfkernels.torch_internals import is_traced, version_of
+from mfkernels.torch_internals import has_hooks, is_traced, version_of
 
 __all__ = ["HungarianMatcher", "SetCriterion"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mfkernels.checks import check_floating, check_tensor, result_dtype, without_autocast
@@ -182,17 +182,6 @@ def assign_layers(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor
     if len({cost.shape for cost in costs}) == 1:
         return list(assign(torch.stack([*costs]), counts))
     return [assign(cost, counts) for cost in costs]
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its `forward`."""
-    everywhere = nn.modules.module
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or everywhere._global_forward_hooks
-        or everywhere._global_forward_pre_hooks
-    )
 
 
 def called(module: Any, attribute: str) -> Callable[..., Any] | None:

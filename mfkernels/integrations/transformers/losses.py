@@ -20,7 +20,6 @@ from mfkernels.integrations.matching import (
     dense_cost,
     dense_cost_of_any_masks,
     from_pairs,
-    has_hooks,
     pairs,
     problem_of,
 )
@@ -33,6 +32,7 @@ from mfkernels.integrations.transformers.binding import (
 )
 from mfkernels.ops.mask_loss import mask_loss
 from mfkernels.targets import SegmentTargets
+from mfkernels.torch_internals import has_hooks
 
 _PerImage = Sequence[Tensor]
 """One tensor per image."""

@@ -26,6 +26,13 @@ def parameter_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     return tuple(dict.fromkeys((x.dtype, parameter_dtype(x.dtype))))
 
 
+def check_parameter_dtype(name: str, values: Tensor, of: str, x: Tensor) -> None:
+    """Check a parameter for maps `x`, whose name is `of`."""
+    if values.dtype not in parameter_dtypes(x):
+        wanted = " or ".join(map(str, parameter_dtypes(x)))
+        raise TypeError(f"{name} must be {wanted} to match {of}, got {values.dtype}")
+
+
 def dtype_under_autocast(x: Tensor) -> torch.dtype:
     """Return the dtype of maps as passed to operations that follow autocast."""
     if _autocast(x) and x.dtype != torch.float64:

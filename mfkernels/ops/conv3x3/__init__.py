@@ -13,9 +13,9 @@ from mfkernels.ops.common.maps import (
     CHANNELS,
     DTYPES,
     HAS_VECTORS,
+    check_parameter_dtype,
     dtype_under_autocast,
     parameter_dtype,
-    parameter_dtypes,
 )
 from mfkernels.ops.conv3x3 import reference
 from mfkernels.torch_internals import has_amx
@@ -100,9 +100,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in parameter_dtypes(x):
-            wanted = " or ".join(map(str, parameter_dtypes(x)))
-            raise TypeError(f"{name} must be {wanted} to match x, got {tensor.dtype}")
+        if tensor is not None:
+            check_parameter_dtype(name, tensor, "x", x)
 
 
 def _problem(x: Tensor, weight: Tensor) -> str | None:

@@ -14,9 +14,9 @@ from mfkernels.ops.common.maps import (
     CHANNELS,
     DTYPES,
     HAS_VECTORS,
+    check_parameter_dtype,
     dtype_under_autocast,
     parameter_dtype,
-    parameter_dtypes,
 )
 from mfkernels.ops.window_attention import reference
 from mfkernels.ops.window_attention.operator import LONGEST_WINDOW
@@ -123,9 +123,7 @@ def _check(
         check_device(name, values, qkv.device)
         if values.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(values.shape)}")
-        if values.dtype not in parameter_dtypes(qkv):
-            wanted = " or ".join(map(str, parameter_dtypes(qkv)))
-            raise TypeError(f"{name} must be {wanted} to match qkv, got {values.dtype}")
+        check_parameter_dtype(name, values, "qkv", qkv)
     return window, shift
 
 

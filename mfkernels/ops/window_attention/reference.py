@@ -30,25 +30,29 @@ def window_attention(
     x = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, right, 0, below))
     inside = F.pad(qkv.new_ones(height, width, dtype=torch.bool), (0, right, 0, below))
     x = torch.where(inside[..., None, None, None], x, padding.to(qkv.dtype))
-    padded_height, padded_width = inside.shape
     x = torch.roll(x, (-shift_height, -shift_width), (1, 2))
-    q, k, v = _to_windows(x, window).permute(2, 0, 3, 1, 4).unbind()
+    q, k, v = to_windows(x, window).permute(2, 0, 3, 1, 4).unbind()
     scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
     if any(shift):
-        parts = _to_windows(_parts(inside, shift), window)
+        parts = to_windows(_parts(inside, shift), window)
         masks = torch.where(parts[:, :, None] == parts[:, None, :], 0.0, MASKED)
         scores = (scores.unflatten(0, (-1, len(masks))) + masks[:, None].to(bias)).flatten(0, 1)
     y = scores.softmax(-1).to(v.dtype) @ v
-    y = y.transpose(1, 2).unflatten(1, window)
-    y = y.unflatten(0, (-1, padded_height // window_height, padded_width // window_width))
-    y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    y = from_windows(y.transpose(1, 2), window, (inside.shape[0], inside.shape[1]))
     return torch.roll(y, shift, (1, 2))[:, :height, :width]
 
 
-def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     """`[B, h, w, ...]` to `[B * windows, N, ...]`."""
     x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def from_windows(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Inverse of `to_windows` for maps of a size."""
+    x = windows.unflatten(1, window)
+    x = x.unflatten(0, (-1, size[0] // window[0], size[1] // window[1]))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _parts(like: Tensor, shift: tuple[int, int]) -> Tensor:

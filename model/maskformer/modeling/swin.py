@@ -14,13 +14,14 @@ from maskformer.errors import ConfigError
 from maskformer.modeling.linear import Linear
 from mfkernels import window_attention
 from mfkernels.ops.window_attention import is_faster
+from mfkernels.ops.window_attention.reference import from_windows, to_windows
+from mfkernels.torch_internals import has_hooks
 
 _PRIVATE = {
     SwinTransformerBlock: ("_attn", "get_attn_mask"),
     WindowAttention: ("_get_rel_pos_bias",),
 }
 """Private methods of timm: `PadFirstSwinBlock` overrides the first and calls the others."""
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):
@@ -36,14 +37,12 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         if _is_fused(self.attn, x, window):
             return _attend(self.attn, x, window, shift)
         x = functional.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        padded_height, padded_width = x.shape[1:3]
+        padded = (x.shape[1], x.shape[2])
         mask = None
         if any(shift):
             x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
             mask = self.get_attn_mask(x)
-        windows = _to_windows(x, window)
-        windows = self.attn(windows.flatten(1, 2), mask=mask).unflatten(1, window)
-        x = _from_windows(windows, padded_height, padded_width)
+        x = from_windows(self.attn(to_windows(x, window), mask=mask), window, padded)
         if any(shift):
             x = torch.roll(x, shift, (1, 2))
         return x[:, :height, :width]
@@ -58,7 +57,7 @@ def _is_fused(attention: nn.Module, x: Tensor, window: tuple[int, int]) -> bool:
         and type(attention.qkv) in (nn.Linear, Linear)
         and type(attention.softmax) is nn.Softmax
         and not _drops(attention.attn_drop, attention.training)
-        and not any(_has_hooks(module) for module in attention.modules())
+        and not any("forward" in vars(part) or has_hooks(part) for part in attention.modules())
         and is_faster(x, attention.qkv.out_features // (3 * attention.num_heads), window)
     )
 
@@ -66,13 +65,6 @@ def _is_fused(attention: nn.Module, x: Tensor, window: tuple[int, int]) -> bool:
 def _drops(dropout: nn.Module, training: bool) -> bool:
     """Whether this may drop scores: also in evaluation, if only dropout is in training mode."""
     return type(dropout) is not nn.Dropout or (dropout.p > 0 and (training or dropout.training))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than the `forward` of its class."""
-    return "forward" in vars(module) or any(
-        getattr(module, name) or getattr(nn.modules.module, f"_global{name}") for name in _HOOKS
-    )
 
 
 def _attend(
@@ -86,19 +78,6 @@ def _attend(
     y = window_attention(qkv, bias, window, shift, padding)
     y = attention.proj(y.flatten(-2))
     return attention.proj_drop(y)
-
-
-def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """`[B, H, W, C]` to `[B*windows, window height, window width, C]`."""
-    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
-    return x.transpose(2, 3).flatten(0, 2)
-
-
-def _from_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `_to_windows`."""
-    rows, columns = height // windows.shape[1], width // windows.shape[2]
-    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)
 
 
 def adapt_swin(body: Any) -> bool:
