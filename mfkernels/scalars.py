@@ -55,7 +55,10 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
 
 def integer_or_none(value: Any) -> int | None:
     """Convert an integer (also NumPy's, or a tensor of one element) to an int; others to None."""
-    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+    # Before torch 2.14, the compiler fails on the exception that most of these types would raise.
+    if isinstance(value, (bool, float, str, list, tuple)):
+        return None
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
         return None
     try:
         return operator.index(value)

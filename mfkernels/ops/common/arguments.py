@@ -32,9 +32,12 @@ Sizes = Sequence[int | str]
 def as_size(size: Any) -> tuple[int, int] | None:
     """Return height and width if this is a pair of positive integers up to `MOST_SIDE`, or None."""
     try:
-        height, width = (integer_or_none(side) for side in size)
-    except (TypeError, ValueError):
+        sides = [integer_or_none(side) for side in size]
+    except TypeError:
         return None
+    if len(sides) != 2:
+        return None
+    height, width = sides
     if height is None or width is None or min(height, width) < 1 or max(height, width) > MOST_SIDE:
         return None
     return height, width

@@ -126,8 +126,10 @@ def test_only_some_gradients() -> None:
         inputs = [v.clone() for v in make()]
         inputs[needed].requires_grad_()
         found = torch.autograd.grad(ours(*inputs).square().sum(), inputs[needed])
-        expected = torch.autograd.grad(pytorchs(*inputs).square().sum(), inputs[needed])
-        torch.testing.assert_close(found, expected)
+        # Before torch 2.14, PyTorch crashes on channels-last maps that need no gradient.
+        x, *parameters = inputs
+        y = pytorchs(x.contiguous(), *parameters)
+        torch.testing.assert_close(found, torch.autograd.grad(y.square().sum(), inputs[needed]))
 
 
 @native_only
