@@ -92,6 +92,10 @@ def adapt_swin(body: Any) -> bool:
             "is needed to apply the original padding; install timm 1.0.31, which was tested"
         )
     for block in blocks:
+        if min(block.window_size) < 1:  # before 1.0.31, timm accepts them and fails later
+            raise ConfigError(
+                f"model.backbone.options: window sizes must be positive, got {block.window_size}"
+            )
         block.__class__ = PadFirstSwinBlock  # same parameters, different `_attn`
     if blocks:
         body.patch_embed.dynamic_img_pad = True

@@ -368,13 +368,17 @@ class TestBackboneFiles:
             ("resnet18", {"layers": (2, 2, 2)}, "IndexError: .* out of range"),
             ("swin_tiny_patch4_window7_224", {"num_heads": (1, 2, 4)}, "IndexError: .* range"),
             ("swin_tiny_patch4_window7_224", {"num_heads": (0, 1, 1, 1)}, "ZeroDivisionError: .*"),
-            ("swin_tiny_patch4_window7_224", {"window_size": 0}, "AssertionError: .* positive.*"),
         ],
     )
     def test_wrong_options(self, name: str, options: Any, why: str) -> None:
         said = f"model.backbone.options: '{name}' does not accept these options: {why}"
         with pytest.raises(ConfigError, match=said):
             Backbone(BackboneConfig(name=name, options=options))
+
+    def test_windows_without_tokens(self) -> None:
+        config = BackboneConfig(name="swin_tiny_patch4_window7_224", options={"window_size": 0})
+        with pytest.raises(ConfigError, match=r"model\.backbone\.options: .* must be positive"):
+            Backbone(config)
 
     def resnet(self, deep_stem: bool) -> BackboneConfig:
         options: Any = {"layers": (1, 2, 1, 1), "channels": (8, 12, 16, 24)}
