@@ -42,15 +42,16 @@ MFK_INLINE float widen(BFloat16 value) {
 }
 
 MFK_INLINE float widen(Half value) {
-  // With its bits shifted to the exponent and mantissa of a float, the value is 2^112 times too
-  // small. Scaling by 2^112 also converts subnormal halves correctly. Exponent 31 (infinity, NaN)
-  // is handled separately.
-  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  const float scaled = float_from_bits(magnitude) * float_from_bits(0x77800000u);
-  const uint32_t finite = bits_of(scaled);
-  const uint32_t special = magnitude | 0x7f800000u;
-  return float_from_bits(sign | ((value.bits & 0x7c00u) == 0x7c00u ? special : finite));
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  // With its bits shifted to the exponent and mantissa of a float, and 224 more in the exponent,
+  // the value is 2^112 times too large, but infinity and NaN are what they are.
+  const float scaled = float_from_bits((magnitude << 13) + 0x70000000u);
+  const float normal = scaled * float_from_bits(0x07800000u);
+  // The bits of a subnormal half are in units of 2^-24, as are the lowest ones of 0.5. No float here
+  // is subnormal, because PyTorch's `set_flush_denormal` makes processors read those as 0.
+  const float subnormal = float_from_bits(magnitude | 0x3f000000u) - 0.5f;
+  return float_from_bits(sign | bits_of(magnitude < 0x400u ? subnormal : normal));
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.

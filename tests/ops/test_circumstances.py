@@ -28,6 +28,14 @@ SUBCLASSES: list[Callable[[Tensor], Tensor]] = [
 ]
 
 
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(params=["reference", "auto"])
 def asked_for(request: pytest.FixtureRequest) -> Iterator[str]:
     with use_backend(request.param):
@@ -200,6 +208,22 @@ def test_a_count_has_no_subclass() -> None:
     criterion({name: x.as_subclass(Named) for name, x in OUTPUTS.items()}, CASE.targets())
     assert type(criterion.bad_costs) is Tensor
     assert copy.deepcopy(criterion).bad_costs == 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.usefixtures("flushed", "asked_for")
+def test_subnormal_float16_is_no_denormal_float32(channels_last: bool) -> None:
+    """PyTorch flushes float32 only; 1e-5 is a normal float32, but not a normal float16."""
+    embed = torch.full((1, 1, 3, 16), 1e-5).half()
+    features = torch.full((1, 16, 4, 4), 1e3).half()
+    if channels_last:
+        features = features.to(memory_format=torch.channels_last)
+    logits = mfk.mask_logits(embed, features)
+    torch.testing.assert_close(
+        logits.float(), torch.full_like(logits, 0.16).float(), rtol=1e-2, atol=0
+    )
+    cost = torch.tensor([[[4.0, 1, 3], [2, 0, 5], [3, 2, 2]]]) * 1e-6
+    assert mfk.batch_linear_assignment(cost.half()).tolist() == [[1, 0, 2]]
 
 
 @pytest.mark.parametrize("semantic", [False, True])
