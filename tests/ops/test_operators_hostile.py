@@ -233,3 +233,22 @@ def test_fake_tensors_are_checked_too() -> None:
             operators.focal_dice(torch.empty(2, 5), torch.empty(2, 6), 0.25, 2.0)
         with pytest.raises(TypeError, match=r"counts must be torch\.int64, got torch\.int32"):
             operators.class_loss(torch.empty(1, 1, 2, 3), counts, counts.int(), matches, 0.1)
+
+
+@needs_native
+def test_what_is_refused_for_fake_tensors_too() -> None:
+    operators = torch.ops.mfkernels
+    images, points, values = torch.zeros(2, 4, 4), torch.zeros(1, 5, 2), torch.zeros(2, 5)
+    maps, weight = torch.zeros(1, 16, 0, 4), torch.zeros(16)
+    qkv, padding, bias = torch.zeros(1, 0, 4, 3, 1, 16), torch.zeros(3, 1, 16), torch.zeros(1, 4, 4)
+    for match, call in {
+        "x must have images": lambda: operators.group_norm(maps, weight, weight, 4, 1e-5, False),
+        "qkv must have": lambda: operators.window_attention(qkv, padding, bias, 2, 2, 0, 0),
+        "points must be": lambda: operators.sample_points(images, points.half()),
+        "images of bool": lambda: operators.sample_points_backward(values, images.bool(), points),
+    }.items():
+        with pytest.raises(RuntimeError, match=match):
+            call()
+        fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        with fakes, pytest.raises((ValueError, TypeError), match=match):
+            call()

@@ -20,6 +20,8 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: float) -> No
     check_argument("x", x, ("B", "C", "h", "w"), x)
     channels = x.shape[1]
     check_maps(x.dtype, channels)
+    if 0 in x.shape:
+        raise ValueError(f"x must have images and pixels, got {list(x.shape)}")
     if groups < 1 or channels % groups:
         raise ValueError(f"groups must divide the {channels} channels, got {groups}")
     for name, values in (("weight", weight), ("bias", bias)):

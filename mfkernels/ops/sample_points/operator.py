@@ -18,6 +18,8 @@ from mfkernels.ops.sample_points.reference import gathered_points
 def check(images: Tensor, points: Tensor) -> None:
     check_images("images", images)
     check_argument("points", points, ("M", "P", 2), images)
+    if points.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"points must be float32 or float64, got {points.dtype}")
     if points.shape[0] not in (1, images.shape[0]):
         raise ValueError(
             f"points must be [{images.shape[0]}, P, 2] or [1, P, 2], got {list(points.shape)}"
@@ -26,6 +28,8 @@ def check(images: Tensor, points: Tensor) -> None:
 
 def check_backward(grad_values: Tensor, images: Tensor, points: Tensor) -> None:
     check(images, points)
+    if images.dtype == torch.bool:
+        raise TypeError("images of bool have no gradient")
     sizes = (images.shape[0], points.shape[1])
     check_argument("grad_values", grad_values, sizes, images, points.dtype)
 

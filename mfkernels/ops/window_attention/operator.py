@@ -31,6 +31,8 @@ def check(
     check_argument("qkv", qkv, ("B", "h", "w", 3, "H", "D"), qkv)
     heads, channels = qkv.shape[4:]
     check_maps(qkv.dtype, channels)
+    if 0 in qkv.shape:
+        raise ValueError(f"qkv must have images, tokens and heads, got {list(qkv.shape)}")
     for window, shift in ((window_height, shift_height), (window_width, shift_width)):
         if not 0 < window <= LONGEST_WINDOW:
             raise ValueError(f"windows must have sides of 1 to {LONGEST_WINDOW}, got {window}")
