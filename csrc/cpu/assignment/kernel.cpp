@@ -161,16 +161,30 @@ struct Scan<cpu::VectorLane> {
         where[k] = better ? indices : where[k];
       }
     }
-    second[0] = minimum(minimum(second[0], second[1]), maximum(least[0], least[1]));
-    const Longs other = least[1] < least[0];
-    const Doubles nearest = other ? least[1] : least[0];
-    const Longs columns = other ? where[1] : where[0];
-    TwoLeast best{infinity(), infinity(), kNone};
-    for (int k = 0; k < kWidth; ++k) {
-      best.add(nearest[k], static_cast<int32_t>(columns[k]));
-      best.add(second[0][k], kNone);
+    return joined<MFK_VECTOR_BYTES>(least, second, where);
+  }
+
+  // The two least of all entries: two vectors are joined to one, whose halves are joined again. To
+  // visit the entries one by one would take branches that processors cannot predict.
+  template <int kBytes, class V, class Index>
+  static MFK_INLINE TwoLeast joined(const V (&least)[2], const V (&second)[2],
+                                    const Index (&where)[2]) {
+    using namespace cpu;
+    const Index other = least[1] < least[0];
+    const V nearest = other ? least[1] : least[0];
+    const V next = minimum(minimum(second[0], second[1]), maximum(least[0], least[1]));
+    const Index columns = other ? where[1] : where[0];
+    if constexpr (kBytes == 16) {
+      return join({nearest[0], next[0], static_cast<int32_t>(columns[0])},
+                  {nearest[1], next[1], static_cast<int32_t>(columns[1])});
+    } else {
+      typename VectorOfBytes<double, kBytes / 2>::type nearest_halves[2], next_halves[2];
+      typename VectorOfBytes<int64_t, kBytes / 2>::type column_halves[2];
+      __builtin_memcpy(nearest_halves, &nearest, kBytes);
+      __builtin_memcpy(next_halves, &next, kBytes);
+      __builtin_memcpy(column_halves, &columns, kBytes);
+      return joined<kBytes / 2>(nearest_halves, next_halves, column_halves);
     }
-    return best;
   }
 
   // Row by row, so that memory is read sequentially.
