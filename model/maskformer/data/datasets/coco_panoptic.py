@@ -133,9 +133,18 @@ class CocoPanoptic:
                 f"{file} has segments with the category ids {sorted(unknown)[:8]}, which are not "
                 "in its categories; set data.categories to the JSON that lists them"
             )
-        twice = [number for number, count in Counter(self._image_ids).items() if count > 1]
-        if twice:
-            raise DatasetError(f"{file} has several annotations for the image ids {twice[:8]}")
+        # Of annotations that share an image or a PNG, at most one has the right pixels.
+        for what, values in (
+            ("image ids", self._image_ids),
+            ("images", self._image_names),
+            ("PNGs", self._png_names),
+        ):
+            twice = [escape(value) for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise DatasetError(
+                    f"{file} has several annotations for the {what} {', '.join(twice[:8])}; remove "
+                    "or correct all but one"
+                )
         self._rows = np.stack([ends[:-1], ends[1:]], 1)
         self._ids = np.array(ids, np.int64)
         self._classes = np.array(classes, np.int64)

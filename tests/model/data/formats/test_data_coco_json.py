@@ -134,7 +134,16 @@ def test_duplicates(root: Path) -> None:
     message = refusal(root, CONTENT | {"images": [*CONTENT["images"], other]})
     assert "gives the image id 1 to x.jpg and to y.jpg" in message
     message = refusal(root, CONTENT | {"annotations": CONTENT["annotations"] * 2})
-    assert "several annotations for the image ids [1]" in message
+    assert "several annotations for the image ids 1; remove" in message
+    annotation = CONTENT["annotations"][0]
+    images = [*CONTENT["images"], {"id": 2, "file_name": "./x.jpg"}]
+    annotations = [annotation, annotation | {"image_id": 2, "file_name": "y.png"}]
+    message = refusal(root, CONTENT | {"images": images, "annotations": annotations})
+    assert "several annotations for the images x.jpg; remove" in message
+    images = [*CONTENT["images"], {"id": 2, "file_name": "y.jpg"}]
+    annotations = [annotation, annotation | {"image_id": 2}]
+    message = refusal(root, CONTENT | {"images": images, "annotations": annotations})
+    assert "several annotations for the PNGs x.png; remove" in message
     (root / "x.json").write_text(json.dumps(CONTENT | {"images": CONTENT["images"] * 2}))
     assert len(dataset(root)) == 1
 
