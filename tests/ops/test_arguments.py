@@ -22,6 +22,9 @@ CASE = Case(layers=1, counts=(2,), queries=3, low=(3, 4), size=(6, 5))
 CLASS_LOGITS, EMBED, FEATURES = CASE.predictions()
 TARGETS, ASSIGNMENT = CASE.targets(), torch.tensor([[[0, 2]]])
 LOGITS, TRUTH = torch.randn(2, 7), torch.rand(2, 7)
+MAPS = torch.randn(1, 16, 3, 2).contiguous(memory_format=torch.channels_last)
+CHANNELS = torch.randn(2, 16)
+"""The weight and bias of a norm."""
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "alpha": lambda x: mfk.sigmoid_focal_loss(LOGITS, TRUTH, alpha=x),
@@ -30,6 +33,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "dice_weight": lambda x: mfk.matching_cost(
         CLASS_LOGITS, EMBED, FEATURES, TARGETS, dice_weight=x
     ),
+    "eps": lambda x: mfk.group_norm(MAPS, 4, *CHANNELS, eps=x),
     "mask_weight": lambda x: MaskFormerCriterion(4, mask_weight=x).weights["loss_mask"],
 }
 
@@ -57,8 +61,9 @@ def test_weights_are_one_number_each(weight: Any) -> None:
         lambda: MaskFormerCriterion(4, no_object_weight=weight),
         lambda: HungarianMatcher(weight),
         lambda: mfk.matching_cost(CLASS_LOGITS, EMBED, FEATURES, TARGETS, mask_weight=weight),
+        lambda: mfk.group_norm(MAPS, 4, *CHANNELS, eps=weight),
     ):
-        with pytest.raises((TypeError, ValueError), match=r"(weight|cost_class) must be "):
+        with pytest.raises((TypeError, ValueError), match=r"(weight|cost_class|eps) must be "):
             call()
 
 

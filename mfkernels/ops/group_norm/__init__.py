@@ -11,6 +11,7 @@ from mfkernels.checks import check_device, check_floating, usable_by_autograd
 from mfkernels.fallback import served_by_pytorch_where_kernels_fail
 from mfkernels.ops.common.maps import CHANNELS, DTYPES, HAS_VECTORS, parameter_dtype
 from mfkernels.ops.group_norm import reference
+from mfkernels.scalars import as_integer, as_number
 
 
 @served_by_pytorch_where_kernels_fail("group_norm")
@@ -41,8 +42,10 @@ def group_norm(
         has channels last in memory. Differentiable.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device is wrong, or the groups do not divide C.
+        TypeError, ValueError: a dtype, shape, device or number is wrong, or the groups do not
+            divide C.
     """
+    num_groups, eps = as_integer("num_groups", num_groups), as_number("eps", eps)
     _check(x, num_groups, weight, bias)
     if backend.select("group_norm", x.device, _problem(x)) != "native":
         return reference.group_norm(x, weight, bias, num_groups, eps, relu)

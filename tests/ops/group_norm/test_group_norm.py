@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -262,6 +263,8 @@ X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16)
         (ValueError, r"x must be \[B, C, h, w\], got \[16, 4, 4\]", (X[0], 4, WEIGHT, WEIGHT)),
         (ValueError, "num_groups must divide the 16 channels, got 3", (X, 3, WEIGHT, WEIGHT)),
         (ValueError, "num_groups must divide the 16 channels, got 0", (X, 0, WEIGHT, WEIGHT)),
+        (TypeError, "num_groups must be an integer, got 4.0", (X, 4.0, WEIGHT, WEIGHT)),
+        (TypeError, "num_groups must be an integer, got None", (X, None, WEIGHT, WEIGHT)),
         (ValueError, r"weight must be \[16\], got \[8\]", (X, 4, WEIGHT[:8], WEIGHT)),
         (ValueError, r"bias must be \[16\], got \[1, 16\]", (X, 4, WEIGHT, WEIGHT[None])),
         (ValueError, "bias must be on cpu", (X, 4, WEIGHT, WEIGHT.to("meta"))),
@@ -270,7 +273,7 @@ X, WEIGHT = torch.zeros(1, 16, 4, 4), torch.zeros(16)
     ],
 )
 def test_errors(
-    error: type[Exception], match: str, arguments: tuple[Tensor, int, Tensor, Tensor]
+    error: type[Exception], match: str, arguments: tuple[Any, Any, Tensor, Tensor]
 ) -> None:
     with pytest.raises(error, match=match):
         group_norm(*arguments)
