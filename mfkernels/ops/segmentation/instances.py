@@ -112,7 +112,7 @@ def _instance_masks(view: CheckedView, image: int, queries: Tensor) -> tuple[Ten
         logits = reference.resize_twice(logits, sizes.input, sizes.images[image], size)
         inside = torch.gt(logits, 0, out=masks[chunk])
         total = (logits.sigmoid_() * inside).sum((1, 2))
-        means[chunk] = total / (inside.sum((1, 2)) + 1e-6)
+        means[chunk] = total / (inside.sum((1, 2)).to(total.dtype) + 1e-6)
     return masks, means
 
 
