@@ -104,6 +104,19 @@ def test_another_data_format_starts_from_an_empty_section(recipe: Path) -> None:
             "data.augmentation={kind: semantic, cropp: [1, 1]}",
             r"data\.augmentation\.cropp: .*mean 'data\.augmentation\.crop'\?",
         ),
+        ("data.augmentation.short_sides=[]", r"short_sides: .*at least 1 item"),
+        (
+            "data.augmentation={kind: panoptic, short_sides: []}",
+            r"short_sides: .*at least 1 item",
+        ),
+        (
+            "data.augmentation={kind: panoptic, crop_short_sides: []}",
+            r"crop_short_sides: .*at least 1 item",
+        ),
+        (
+            "data.augmentation={kind: panoptic, crop_range: [600, 384]}",
+            r"crop_range must be \[least, largest\], got \[600, 384\]",
+        ),
         (
             "model.backbone.nam=x",
             r"model\.backbone\.nam: unknown key; did you mean 'model\.backbone\.name'\?",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maskformer.config.schema.fields import IS_NUMBER, OneOrMore, Section, Side, Size
 
 LabelResize = Literal["floor", "center"]
+Sides = Annotated[tuple[Side, ...], OneOrMore, Field(min_length=1, max_length=1000)]
 
 
 class SemanticAugmentation(Section):
@@ -16,7 +17,7 @@ class SemanticAugmentation(Section):
 
     kind: Literal["semantic"] = "semantic"
     """Which augmentation: `semantic` crops to one size, `panoptic` works as in DETR."""
-    short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (512,)
+    short_sides: Sides = (512,)
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = None
     """Bound of the long side after that, in pixels; null: none."""
@@ -46,9 +47,7 @@ class PanopticAugmentation(Section):
 
     kind: Literal["panoptic"] = "panoptic"
     """Which augmentation: `semantic` crops to one size, `panoptic` works as in DETR."""
-    short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = tuple(
-        range(480, 801, 32)
-    )
+    short_sides: Sides = tuple(range(480, 801, 32))
     """The short side is resized to one of these, in pixels, drawn for each image."""
     max_side: Side | None = 1333
     """Bound of the long side after that, in pixels; null: none."""
@@ -56,11 +55,7 @@ class PanopticAugmentation(Section):
     """Which label a resized pixel takes: `center` takes the one at its centre, as in the official
     code; `floor` takes the one at its upper left corner.
     """
-    crop_short_sides: Annotated[tuple[Side, ...], OneOrMore, Field(max_length=1000)] = (
-        400,
-        500,
-        600,
-    )
+    crop_short_sides: Sides = (400, 500, 600)
     """Short sides before the random crop, if there is one."""
     crop_range: tuple[Side, Side] = (384, 600)
     """Least and largest side of the random crop, in pixels."""
@@ -68,6 +63,12 @@ class PanopticAugmentation(Section):
     """Mirror half of the images left to right."""
     keep_empty: bool = True
     """Keep segments that were cropped away, as empty masks (official in panoptic training)."""
+
+    @model_validator(mode="after")
+    def _ordered_range(self) -> Self:
+        if self.crop_range[0] > self.crop_range[1]:
+            raise ValueError(f"crop_range must be [least, largest], got {list(self.crop_range)}")
+        return self
 
 
 Augmentation = Annotated[SemanticAugmentation | PanopticAugmentation, Field(discriminator="kind")]
