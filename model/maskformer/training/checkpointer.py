@@ -24,6 +24,7 @@ from maskformer.output.console import Progress
 from maskformer.system.folder_lock import lock_folder
 from maskformer.system.signals import Signals
 from maskformer.system.writing import write_text
+from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.resuming import (
     load_training_state,
     naming_damage,
@@ -42,6 +43,7 @@ from maskformer.training.run_folder import (
     is_run,
     mark_run,
     remove_leftovers,
+    remove_link,
     remove_run,
 )
 from maskformer.training.sharding import WHOLE, Shards, whole_state
@@ -99,6 +101,8 @@ class Checkpointer:
         self._metric = score_metric(config)
         self.stale_evaluations = 0
         self._best = -math.inf
+        self._drop_best = False
+        """The best checkpoint is damaged; `prepare` removes the link to it."""
         self._saved_step: int | None = None
         self._unsaved = False
         """The last save failed for lack of space, and is to be retried after the evaluation."""
@@ -123,10 +127,15 @@ class Checkpointer:
             if state.scaler is not None and self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(state.scaler)
         self.stale_evaluations = state.stale_evaluations
-        self._best = best_score(self.folder, self._metric)
+        best = find_checkpoint(self.folder, BEST)
+        # A later step was passed over. It is damaged, unless the user went back to this one.
+        self._drop_best = (
+            best is not None and best.name > checkpoint.name and find_damage(best) != ""
+        )
+        self._best = -math.inf if self._drop_best else best_score(self.folder, self._metric)
         if was_evaluated(checkpoint):  # after the count in `state` was saved
-            best = find_checkpoint(self.folder, BEST) == checkpoint.resolve()
-            self.stale_evaluations = 0 if best else self.stale_evaluations + 1
+            is_best = best == checkpoint.resolve()
+            self.stale_evaluations = 0 if is_best else self.stale_evaluations + 1
         self._saved_step = state.step
         return state.step
 
@@ -159,6 +168,8 @@ class Checkpointer:
             self._progress.warn(warning)
         if self._overwrite and is_run(self.output):
             remove_run(self.output)
+        if self._drop_best:
+            remove_link(self.folder / BEST)
         remove_leftovers(self.output)
         mark_run(self.output)
         write_text(self.output / RECIPE, to_yaml(self._config))

@@ -31,14 +31,13 @@ from maskformer.system.writing import (
 from maskformer.training.checkpoints.checksums import write_checksums
 from maskformer.training.checkpoints.contents import DATASET
 from maskformer.training.checkpoints.kept import (
-    linked,
     make_room,
     remove_checkpoints,
     remove_old,
     superseded,
 )
 from maskformer.training.checkpoints.room import bytes_of, checkpoint_size, weights_size
-from maskformer.training.run_folder import remove_checkpoint
+from maskformer.training.run_folder import remove_checkpoint, remove_link
 from maskformer.weights.locate import BEST, LAST, RECIPE, STATE, find_checkpoint, follow
 
 SCORE = "score.json"
@@ -124,13 +123,13 @@ def _write_checkpoint(
         try:
             write_checksums(partial)
             _flush(partial)
-            # If a link points to a folder of this step, it already holds this very state. Without
-            # a link, it is left over from before the run was resumed at an earlier step, perhaps
-            # with another recipe.
-            if target.resolve() not in linked(folder):
-                _clear(target)
-                partial.replace(target)
-                sync_folder(folder)
+            # A folder of this step is left over from an attempt that failed, or from before the run
+            # was resumed at an earlier step, perhaps because that folder is damaged.
+            if target.resolve() == follow(folder / BEST).resolve():
+                remove_link(folder / BEST)  # this step has not been evaluated yet
+            _clear(target)
+            partial.replace(target)
+            sync_folder(folder)
             _link(folder / LAST, target)
             remove_old(folder, config.train.keep)
         except OSError as error:

@@ -1,0 +1,90 @@
+"""A run that is resumed at an earlier step than its last or best one replaces those."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.recipes import tiny_recipe
+from helpers.training import build_trainer
+
+from maskformer import MaskFormer
+from maskformer.config.schema import Config
+from maskformer.errors import TrainingStoppedError
+from maskformer.training.checkpoints.checksums import find_damage
+from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
+from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, find_checkpoint
+
+RECIPE = tiny_recipe(steps=4, checkpoint_every=2, keep=2, patience=9)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Step 4 of this run is its last and its best one; it also holds step 2."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    build_trainer(RECIPE, run, cpu=True).fit()
+    return run
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def resume_until(recipe: Config, run: Path, step: int) -> None:
+    trainer = build_trainer(recipe, run, resume=True, cpu=True)
+    advance = trainer.parts.reporter.advance
+
+    def stop(finished: int) -> None:
+        advance(finished)
+        if finished == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer.parts.reporter.advance = stop  # type: ignore[method-assign]
+    with pytest.raises(TrainingStoppedError, match=f"step {step}/"):
+        trainer.fit()
+
+
+def test_a_damaged_checkpoint_is_replaced(finished_run: Path, run: Path) -> None:
+    step = run / CHECKPOINTS / "step_0000004"
+    damage(step)
+    resumed = build_trainer(RECIPE, run, resume=True, cpu=True)
+    assert resumed.step == 2
+    resumed.fit()
+    assert find_damage(step) == ""
+    assert resumed.parts.checkpointer.stale_evaluations == 0
+    for link in (LAST, BEST):
+        assert find_checkpoint(run / CHECKPOINTS, link) == step.resolve()
+    weights, expected = (
+        MaskFormer.from_pretrained(path).state_dict() for path in (run, finished_run)
+    )
+    for name, value in weights.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_damaged_checkpoint_is_not_the_best(run: Path) -> None:
+    damage(run / CHECKPOINTS / BEST)
+    resume_until(RECIPE, run, 3)
+    assert resolve_checkpoint(run).name == "step_0000003"
+
+
+def test_going_back_keeps_the_best_until_its_step(run: Path) -> None:
+    last = run / CHECKPOINTS / LAST
+    last.unlink()
+    last.symlink_to("step_0000002")
+    recipe = tiny_recipe(steps=6, lr=0.01)
+    resume_until(recipe, run, 3)
+    assert resolve_checkpoint(run).name == "step_0000004"
+    resume_until(recipe, run, 4)
+    assert find_checkpoint(run / CHECKPOINTS, BEST) is None  # the new step 4 was not evaluated
+    assert load_recipe(resolve_checkpoint(run), []).train.lr == 0.01
