@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.modeling.outputs import Size
+from maskformer.modeling.outputs import STRIDE, Size
 from maskformer.system.paths import given_path
 from maskformer.system.writing import replace_file
 from maskformer.training.checkpoints.contents import load_info, resolve_checkpoint
@@ -75,12 +75,14 @@ class ImagesToOutputs(nn.Module):
         padded = F.pad((images - self.mean) / self.std, padding)
         if not isinstance(self.model, MaskFormer):
             scores = self.model(padded)["pixel_logits"][-1]
-            return _resized(scores, padded)[..., :height, :width].argmax(1)
+            # By the stride, as `PixelOutputs` does: the input need not be a multiple of it.
+            size = (STRIDE * scores.shape[-2], STRIDE * scores.shape[-1])
+            return _resized(scores, size)[..., :height, :width].argmax(1)
         found = self.model(padded, with_mask_logits=True)
         classes, masks = found["class_logits"][-1], found["mask_logits"][-1]
         if self.outputs == "queries":
             return classes, masks
-        masks = _resized(masks, padded)[..., :height, :width].sigmoid()
+        masks = _resized(masks, padded.shape[-2:])[..., :height, :width].sigmoid()
         return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks).argmax(1)
 
 
@@ -187,8 +189,8 @@ def _metadata(checkpoint: Path, model: SegmentationModel) -> dict[str, str]:
     }
 
 
-def _resized(maps: Tensor, padded: Tensor) -> Tensor:
-    return F.interpolate(maps, padded.shape[-2:], mode="bilinear", align_corners=False)
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, list(size), mode="bilinear", align_corners=False)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from maskformer import ImageProcessor
 from maskformer.cli import app
 from maskformer.config.schema import BackboneConfig
-from maskformer.data import DatasetInfo
+from maskformer.data import DatasetInfo, Normalize
 from maskformer.data.palette import palette
 from maskformer.errors import CheckpointError, OutputError, UsageError
 from maskformer.export import ImagesToOutputs, export
@@ -88,6 +88,24 @@ def test_classes_are_those_of_predict(
     assert json.loads(stored["classes"]) == list("abcdefg")
     assert json.loads(stored["things"]) == []
     assert (stored["shortest_edge"], stored["longest_edge"]) == ("320", "640")
+
+
+@pytest.mark.parametrize("size_divisibility", [0, 32])
+def test_classes_of_a_per_pixel_model_are_those_of_predict(size_divisibility: int) -> None:
+    config = tiny_config(architecture="per_pixel", size_divisibility=size_divisibility)
+    model = build_model(config).eval()
+    randomise(model)
+    normalize = Normalize.from_config(config)
+    for batch, height, width in SIZES:
+        given = images(batch, height, width)
+        pixel_values = normalize([image.byte() for image in given])
+        sizes = [(height, width)] * batch
+        frames = Frames((pixel_values.shape[2], pixel_values.shape[3]), sizes, sizes)
+        with torch.no_grad():
+            classes = ImagesToOutputs(model, "classes")(given)
+            expected = torch.stack(model(pixel_values).semantic(frames))
+        assert len(expected.unique()) > 1
+        assert (classes != expected).float().mean() < 1e-3
 
 
 @pytest.mark.long
