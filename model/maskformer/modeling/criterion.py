@@ -63,7 +63,12 @@ class PerPixelCriterion(nn.Module):
         return torch.stack(list(losses.values())).sum()
 
     def _layer(self, logits: Tensor, classes: Tensor) -> Tensor:
-        full = F.interpolate(logits, size=classes.shape[-2:], mode="bilinear", align_corners=False)
+        height, width = classes.shape[-2:]
+        rows, columns = logits.shape[-2:]
+        # Upsample by the stride, as inference does: the size need not be a multiple of it.
+        enlarged = (-(-height // rows) * rows, -(-width // columns) * columns)
+        full = F.interpolate(logits, size=enlarged, mode="bilinear", align_corners=False)
+        full = full[..., :height, :width]
         weights = None if self.class_weights is None else self.class_weights.to(full.dtype)
         loss = F.cross_entropy(full, classes, weights, ignore_index=VOID, reduction="sum")
         labelled = classes != VOID

@@ -69,6 +69,18 @@ def test_per_pixel_loss_is_the_cross_entropy_of_labelled_pixels() -> None:
     assert logits.grad is not None
 
 
+def test_per_pixel_loss_is_that_of_the_predicted_scores() -> None:
+    """Also if the stride does not divide the size."""
+    size = (65, 42)
+    logits = torch.randn(1, 1, 3, 17, 11)
+    view = PixelOutputs(pixel_logits=logits).view(size, size, flipped=False)
+    scores = PixelOutputs.scores(view, size, False, slice(None))
+    classes = torch.randint(0, 3, (1, *size))
+    targets = SegmentTargets.from_label_maps(classes, [torch.arange(3)])
+    found = PerPixelCriterion()({"pixel_logits": logits}, targets)["loss_sem_seg"]
+    torch.testing.assert_close(found, F.cross_entropy(scores[None], classes))
+
+
 def test_per_pixel_loss_with_class_weights() -> None:
     classes = torch.tensor([[[0, 2], [-1, 1]]])
     logits = torch.randn(1, 1, 3, 2, 2)
