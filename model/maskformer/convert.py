@@ -12,7 +12,9 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.output.protected_inputs import check_output_beside_model
 from maskformer.system.paths import given_path
 from maskformer.system.text import escape
+from maskformer.system.writing import write_text
 from maskformer.training.checkpoints.contents import DATASET, load_info
+from maskformer.training.checkpoints.writing import info_to_json
 from maskformer.training.run_folder import is_run
 from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE
 from maskformer.weights.locate import STATE
@@ -28,7 +30,8 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> SegmentationModel:
-    """Write a checkpoint in another format, with class names and pre-processing if possible.
+    """Write a checkpoint in another format, with class names and pre-processing if possible. The
+    native format also keeps which classes of a run are things, their colours and category ids.
 
     Args:
         source: any checkpoint that `MaskFormer.from_pretrained` reads.
@@ -58,14 +61,25 @@ def convert(
     model.save_pretrained(target, format)
     if format != "official":
         processor.save_pretrained(target)
+    if format == "native":
+        _write_info(found, target)
     return model
+
+
+def _write_info(source: Path, target: Path) -> None:
+    """Copy what a run knows about its classes, or remove what a replaced model knew."""
+    if (source / DATASET).is_file():
+        write_text(target / DATASET, info_to_json(load_info(source)))
+    else:
+        (target / DATASET).unlink(missing_ok=True)
 
 
 def _check_free(target: Path, format: Format) -> None:  # noqa: A002
     if format == "official":
         files = [target if target.suffix == ".pkl" else target / DEFAULT_FILE]
     else:
-        files = [target / name for name in (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE)]
+        names = (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE)
+        files = [target / name for name in (*names, *[DATASET] * (format == "native"))]
     taken = next((file for file in files if os.path.lexists(file)), None)
     if taken is not None:
         raise FileExistsError(

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from maskformer import ImageProcessor, MaskFormer
+from maskformer import ImageProcessor, MaskFormer, Predictor
 from maskformer.cli import app, main
 from maskformer.data import DatasetInfo
 from maskformer.data.palette import palette
@@ -80,6 +80,20 @@ def test_class_names_of_a_run(tmp_path: Path) -> None:
     run("convert", run_folder, tmp_path / "hf", "--to", "hf")
     labels = json.loads((tmp_path / "hf" / "config.json").read_text())["id2label"]
     assert tuple(labels[str(index)] for index in range(7)) == names
+
+
+def test_things_of_a_run_stay_in_the_native_format(official: Path, tmp_path: Path) -> None:
+    model = tiny_model(num_classes=7)
+    model.save_pretrained(tmp_path / "run")
+    info = DatasetInfo(tuple("abcdefg"), frozenset({1}), palette(9)[2:], tuple(range(10, 17)))
+    (tmp_path / "run" / DATASET).write_text(info_to_json(info))
+    target = tmp_path / "native"
+    run("convert", tmp_path / "run", target, "--to", "native")
+    assert Predictor.from_pretrained(target, mode="panoptic").info == info
+    run("convert", target, tmp_path / "again", "--to", "native")
+    assert Predictor.from_pretrained(tmp_path / "again").info == info
+    run("convert", official, target, "--to", "native", "--overwrite")
+    assert not Predictor.from_pretrained(target).info.things
 
 
 @pytest.mark.parametrize("best", [True, False])
