@@ -47,7 +47,7 @@ from maskformer.training.run_folder import (
     remove_run,
 )
 from maskformer.training.sharding import WHOLE, Shards, whole_state
-from maskformer.weights.locate import BEST, CHECKPOINTS, RECIPE, STATE, find_checkpoint
+from maskformer.weights.locate import BEST, CHECKPOINTS, RECIPE, STATE, by_step, find_checkpoint
 
 
 class Checkpointer:
@@ -130,7 +130,7 @@ class Checkpointer:
         best = find_checkpoint(self.folder, BEST)
         # A later step was passed over. It is damaged, unless the user went back to this one.
         self._drop_best = (
-            best is not None and best.name > checkpoint.name and find_damage(best) != ""
+            best is not None and by_step(best) > by_step(checkpoint) and find_damage(best) != ""
         )
         self._best = -math.inf if self._drop_best else best_score(self.folder, self._metric)
         if was_evaluated(checkpoint):  # after the count in `state` was saved

@@ -31,8 +31,15 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
         return target.resolve()
     if name == LAST:
         found = [state.parent for state in folder.glob(f"step_*/{STATE}")]
-        return max(found).resolve() if found else None
+        return max(found, key=by_step).resolve() if found else None
     return None
+
+
+def by_step(folder: Path) -> tuple[int, str]:
+    """Return a sort key of step folders that also orders steps from 10,000,000 on, which have more
+    digits.
+    """
+    return len(folder.name), folder.name
 
 
 def follow(link: Path) -> Path:

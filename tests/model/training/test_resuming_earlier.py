@@ -16,6 +16,7 @@ from maskformer.config.schema import Config
 from maskformer.errors import TrainingStoppedError
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.contents import load_recipe, resolve_checkpoint
+from maskformer.training.checkpoints.resuming import checkpoint_to_resume
 from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, find_checkpoint
 
 RECIPE = tiny_recipe(steps=4, checkpoint_every=2, keep=2, patience=9)
@@ -88,3 +89,20 @@ def test_going_back_keeps_the_best_until_its_step(run: Path) -> None:
     resume_until(recipe, run, 4)
     assert find_checkpoint(run / CHECKPOINTS, BEST) is None  # the new step 4 was not evaluated
     assert load_recipe(resolve_checkpoint(run), []).train.lr == 0.01
+
+
+def test_steps_with_more_digits_are_later(run: Path) -> None:
+    folder = run / CHECKPOINTS
+    step, last = folder / "step_0000004", folder / LAST
+    for name in ("step_9999999", "step_10000000", "step_10000001"):
+        shutil.copytree(step, folder / name)
+    last.unlink()
+    assert find_checkpoint(folder) == (folder / "step_10000001").resolve()
+    damage(folder / "step_10000001")
+    passed_over: list[str] = []
+    assert checkpoint_to_resume(run, passed_over.append).name == "step_10000000"
+    last.symlink_to("step_9999999")
+    damage(folder / "step_10000000")
+    passed_over.clear()
+    assert checkpoint_to_resume(run, passed_over.append).name == "step_9999999"
+    assert sorted("step_10000000" in text for text in passed_over) == [False, True]

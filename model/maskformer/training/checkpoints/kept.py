@@ -7,7 +7,7 @@ from pathlib import Path
 
 from maskformer.system import writing
 from maskformer.training.run_folder import remove_checkpoint, remove_link, size_of
-from maskformer.weights.locate import BEST, LAST, find_checkpoint, follow
+from maskformer.weights.locate import BEST, LAST, by_step, find_checkpoint, follow
 
 
 def linked(folder: Path) -> set[Path]:
@@ -22,8 +22,8 @@ def remove_old(folder: Path, keep: int) -> None:
     Steps after the last one are left over from before the run was resumed at an earlier step.
     """
     kept = linked(folder)
-    last = follow(folder / LAST).resolve().name
-    earlier = [step for step in _steps(folder) if _order(step.name) <= _order(last)]
+    last = follow(folder / LAST).resolve()
+    earlier = [step for step in _steps(folder) if by_step(step) <= by_step(last)]
     kept |= {step.resolve() for step in earlier[-keep:]}
     for step in (*_steps(folder), *folder.glob(".step_*.partial")):
         if step.resolve() not in kept:
@@ -31,12 +31,7 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=lambda step: _order(step.name))
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Return a sort key that also orders steps from 10,000,000 on, which have more digits."""
-    return len(name), name
+    return sorted(folder.glob("step_*"), key=by_step)
 
 
 def make_room(folder: Path, needed: int) -> None:

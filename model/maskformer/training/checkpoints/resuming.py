@@ -17,7 +17,7 @@ from maskformer.system.documents import check, one_line
 from maskformer.training.checkpoints.checksums import find_damage
 from maskformer.training.checkpoints.writing import SCORE
 from maskformer.training.run_folder import WEIGHTS, is_run
-from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, STATE, find_checkpoint
+from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, STATE, by_step, find_checkpoint
 from maskformer.weights.safe_pickle.unpickle import read_pickle
 
 
@@ -35,7 +35,7 @@ def checkpoint_to_resume(run: Path, warn: Callable[[str], None] | None = None) -
     problems: dict[str, str] = {}
     last = find_checkpoint(folder)
     others = {step.resolve() for step in folder.glob("step_*")} - {last}
-    for step in [*filter(None, [last]), *sorted(others, reverse=True)]:
+    for step in [*filter(None, [last]), *sorted(others, key=by_step, reverse=True)]:
         problem = find_damage(step)
         if not problem:
             if warn is not None:
@@ -74,12 +74,16 @@ def _unfinished(folder: Path, taken: Path, known: Container[str]) -> dict[str, s
 
     Earlier steps are not checked, because reading them would take as long as reading `taken`.
     """
-    if taken.name < "step_":
+    if not taken.name.startswith("step_"):
         return {}
-    found = {step.name: "its save was not finished" for step in folder.glob(".step_*.partial")}
-    later = (step for step in folder.glob("step_*") if step.name > taken.name)
+    found: dict[str, str] = {}
+    for partial in folder.glob(".step_*.partial"):
+        target = partial.with_name(partial.stem.removeprefix("."))
+        if by_step(target) >= by_step(taken):
+            found[partial.name] = "its save was not finished"
+    later = (step for step in folder.glob("step_*") if by_step(step) > by_step(taken))
     found |= {step.name: find_damage(step) for step in later if step.name not in known}
-    return {n: text for n, text in found.items() if text and n.lstrip(".") > taken.name}
+    return {name: text for name, text in found.items() if text}
 
 
 def was_evaluated(checkpoint: Path) -> bool:
