@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from traceback import walk_tb
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from maskformer.errors import WorkerError
 
@@ -79,7 +81,10 @@ def iterate(loader: DataLoader[Any], warn: Callable[[str], None]) -> Iterator[An
     previous = _sigchld_handler()
     try:
         iterator = iter(loader)
-    except OSError as error:
+    except BaseException as error:  # a signal, too
+        _discard_unfinished(error)
+        if not isinstance(error, OSError):
+            raise
         raise WorkerError(
             f"{loader.num_workers} worker processes cannot be started: {error}; "
             "lower train.workers (0 reads in the training process), or give a container more "
@@ -229,6 +234,19 @@ def _abandon(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> None:
     if workers and not iterator._shutdown:  # type: ignore[attr-defined]
         iterator._shutdown = True  # type: ignore[attr-defined]
     _kill(workers)
+
+
+def _discard_unfinished(error: BaseException) -> None:
+    """Kill the workers that an iterator had started when this error ended its constructor.
+
+    They ignore SIGTERM, so the program would wait for them forever when it ends. Only the traceback
+    refers to that iterator, whose own shutdown would fail for lack of attributes.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _BaseDataLoaderIter):
+            iterator._shutdown = True  # type: ignore[attr-defined]
+            _kill(getattr(iterator, "_workers", ()))
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -199,6 +200,36 @@ def test_workers_that_cannot_start_are_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(WorkerError, match=r"2 worker processes cannot be started: .*temporarily"):
         read(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BlockingIOError(11, "Resource temporarily unavailable"), "cannot be started: .*tempora"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_workers_end_if_the_next_one_cannot_start(error: BaseException, said: str) -> None:
+    """They ignore SIGTERM, so the program waited for them forever."""
+    program = f"""
+import os, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(TESTS)]!r}
+from test_data_workers import SHAPES
+from maskformer.data import EvalLoader
+fork, started = os.fork, []
+def fork_once():
+    if started:
+        raise {error!r}
+    started.append(1)
+    return fork()
+os.fork = fork_once
+for batch in EvalLoader(SHAPES, tuple, workers=2):
+    pass
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode
+    assert re.search(said, ended.stderr.decode())
+    assert b"Exception ignored" not in ended.stderr
 
 
 def test_a_programming_error_in_a_worker_stays_what_it_is() -> None:
