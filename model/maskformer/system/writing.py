@@ -51,7 +51,7 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
                 f"could not write {file}: {error.strerror}; {free_megabytes(file.parent)} are free"
             ) from error
         if str(error.filename) == str(partial):  # name the file that the user knows
-            error.filename, error.filename2 = str(file), None
+            raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     finally:
         with suppress(OSError):

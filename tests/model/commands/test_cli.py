@@ -593,8 +593,7 @@ def test_a_file_that_cannot_be_written_is_named_as_asked_for(
     monkeypatch.setattr("maskformer.system.writing.sync", refuse)
     code, _, err = run("init", tmp_path / "data", "--output", tmp_path / "mine.yaml")
     assert code == 1
-    assert f"Read-only file system: '{tmp_path / 'mine.yaml'}'" in err
-    assert "partial" not in err
+    assert err.endswith(f"Read-only file system: '{tmp_path / 'mine.yaml'}'\n")
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
