@@ -94,5 +94,6 @@ def _check_target(source: Path, target: Path, format: Format) -> None:  # noqa: 
     file = target if target.suffix == ".pkl" else target / DEFAULT_FILE
     if format == "official" and file.exists() and source.exists() and file.samefile(source):
         raise OutputError(f"{target} is the source checkpoint: choose another target")
-    if format != "official" and (is_run(target) or (target / STATE).exists()):
-        raise OutputError(f"{target} is a training run: choose another target")
+    folder = file.parent if format == "official" else target
+    if is_run(folder) or (folder / STATE).exists():
+        raise OutputError(f"{folder} is a training run: choose another target")

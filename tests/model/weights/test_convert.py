@@ -176,8 +176,13 @@ def test_what_is_in_the_way_is_said_before_the_hub_is_asked(
     with pytest.raises(FileExistsError, match="already exists: choose another target"):
         run("convert", "owner/name", tmp_path, "--to", "official")
     mark_run(tmp_path)
-    with pytest.raises(OutputError, match="is a training run"):
-        run("convert", "owner/name", tmp_path, "--to", "native", "--overwrite")
+    for target, form in (
+        (tmp_path, "native"),
+        (tmp_path, "official"),
+        (tmp_path / "a.pkl", "official"),
+    ):
+        with pytest.raises(OutputError, match="is a training run"):
+            run("convert", "owner/name", target, "--to", form, "--overwrite")
 
 
 def test_unreachable_hub_is_one_line(
