@@ -252,3 +252,24 @@ def test_what_is_refused_for_fake_tensors_too() -> None:
         fakes = FakeTensorMode(allow_non_fake_inputs=True)
         with fakes, pytest.raises((ValueError, TypeError), match=match):
             call()
+
+
+@needs_native
+def test_sizes_may_depend_on_the_data() -> None:
+    weight, padding, bias = torch.zeros(16), torch.zeros(3, 1, 16), torch.zeros(1, 4, 4)
+
+    class Norm(torch.nn.Module):
+        def forward(self, count: Tensor) -> Tensor:
+            images: Any = count.item()
+            maps = torch.zeros(images, 16, 4, 4)
+            return torch.ops.mfkernels.group_norm(maps, weight, weight, 4, 1e-5, False)[0]
+
+    class Attention(torch.nn.Module):
+        def forward(self, count: Tensor) -> Tensor:
+            images: Any = count.item()
+            qkv = torch.zeros(images, 4, 4, 3, 1, 16)
+            return torch.ops.mfkernels.window_attention(qkv, padding, bias, 2, 2, 0, 0)[0]
+
+    for module in (Norm(), Attention()):
+        exported = torch.export.export(module, (torch.tensor(2),), strict=False)
+        assert exported.module()(torch.tensor(3)).shape[0] == 3

@@ -108,6 +108,11 @@ def check_images(name: str, images: Tensor) -> None:
         raise ValueError(f"{name} must have pixels, got {list(images.shape)}")
 
 
+def is_empty(tensor: Tensor) -> bool:
+    """Whether a tensor has no elements. Sizes that a compiler does not know count as positive."""
+    return any(isinstance(size, int) and size == 0 for size in tensor.shape)
+
+
 def bool_if_it_is(tensor: Tensor) -> torch.dtype | None:
     """Return the `dtype` for `check_argument` if both bool and floating point are valid."""
     return torch.bool if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.ops.common.arguments import check_argument
+from mfkernels.ops.common.arguments import check_argument, is_empty
 from mfkernels.ops.common.maps import check_maps, parameter_dtype
 from mfkernels.ops.common.registration import differentiable_again, register, save
 from mfkernels.ops.group_norm import reference
@@ -20,7 +20,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: float) -> No
     check_argument("x", x, ("B", "C", "h", "w"), x)
     channels = x.shape[1]
     check_maps(x.dtype, channels)
-    if 0 in x.shape:
+    if is_empty(x):
         raise ValueError(f"x must have images and pixels, got {list(x.shape)}")
     if groups < 1 or channels % groups:
         raise ValueError(f"groups must divide the {channels} channels, got {groups}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkernels.ops.common.arguments import check_argument
+from mfkernels.ops.common.arguments import check_argument, is_empty
 from mfkernels.ops.common.maps import check_maps, parameter_dtype
 from mfkernels.ops.common.registration import differentiable_again, register, save
 from mfkernels.ops.window_attention import reference
@@ -31,7 +31,7 @@ def check(
     check_argument("qkv", qkv, ("B", "h", "w", 3, "H", "D"), qkv)
     heads, channels = qkv.shape[4:]
     check_maps(qkv.dtype, channels)
-    if 0 in qkv.shape:
+    if is_empty(qkv):
         raise ValueError(f"qkv must have images, tokens and heads, got {list(qkv.shape)}")
     for window, shift in ((window_height, shift_height), (window_width, shift_width)):
         if not 0 < window <= LONGEST_WINDOW:
