@@ -14,6 +14,7 @@ LAST, BEST = "last", "best"
 FOLDER_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
 """Weight files next to a `config.json`, of which the first that exists is used."""
 _OFFICIAL_SUFFIXES = frozenset({".pkl", ".pth"})
+_STEP = re.compile(r"step_(\d+)")
 _STEP_FOLDER = re.compile(rb"(step_\d+)\n?")
 
 
@@ -36,10 +37,12 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
 
 
 def by_step(folder: Path) -> tuple[int, str]:
-    """Return a sort key of step folders that also orders steps from 10,000,000 on, which have more
-    digits.
+    """Return a sort key of step folders: the number, which may have more than seven digits. A copy
+    that the user named after its step, such as `step_0000002_good`, is not later than that step's
+    successors.
     """
-    return len(folder.name), folder.name
+    found = _STEP.match(folder.name)
+    return int(found[1]) if found else -1, folder.name
 
 
 def follow(link: Path) -> Path:

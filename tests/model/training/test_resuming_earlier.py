@@ -106,3 +106,13 @@ def test_steps_with_more_digits_are_later(run: Path) -> None:
     passed_over.clear()
     assert checkpoint_to_resume(run, passed_over.append).name == "step_9999999"
     assert sorted("step_10000000" in text for text in passed_over) == [False, True]
+
+
+def test_a_copy_with_a_longer_name_is_not_later(run: Path) -> None:
+    folder = run / CHECKPOINTS
+    for name in ("step_0000002_good", "step_0000003"):
+        shutil.copytree(folder / "step_0000002", folder / name)
+    (folder / LAST).unlink()
+    assert find_checkpoint(folder) == (folder / "step_0000004").resolve()
+    damage(folder / "step_0000004")
+    assert checkpoint_to_resume(run).name == "step_0000003"
