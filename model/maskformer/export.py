@@ -77,7 +77,10 @@ class ImagesToOutputs(nn.Module):
             scores = self.model(padded)["pixel_logits"][-1]
             # By the stride, as `PixelOutputs` does: the input need not be a multiple of it.
             size = (STRIDE * scores.shape[-2], STRIDE * scores.shape[-1])
-            return _resized(scores, size)[..., :height, :width].argmax(1)
+            scores = _resized(scores, size)[..., :height, :width]
+            if self.step % STRIDE:  # patches without padding leave out the last rows and columns
+                scores = _resized(scores, (height, width))
+            return scores.argmax(1)
         found = self.model(padded, with_mask_logits=True)
         classes, masks = found["class_logits"][-1], found["mask_logits"][-1]
         if self.outputs == "queries":

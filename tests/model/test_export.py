@@ -90,9 +90,17 @@ def test_classes_are_those_of_predict(
     assert (stored["shortest_edge"], stored["longest_edge"]) == ("320", "640")
 
 
-@pytest.mark.parametrize("size_divisibility", [0, 32])
-def test_classes_of_a_per_pixel_model_are_those_of_predict(size_divisibility: int) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "size_divisibility"), [(None, 0), (None, 32), ("convnext_atto", 0)]
+)
+def test_classes_of_a_per_pixel_model_are_those_of_predict(
+    backbone: str | None, size_divisibility: int
+) -> None:
+    """ConvNeXt leaves out the last rows and columns if its patches do not divide the sides."""
     config = tiny_config(architecture="per_pixel", size_divisibility=size_divisibility)
+    if backbone is not None:
+        given = BackboneConfig(name=backbone, pretrained=False)
+        config = config.model_copy(update={"backbone": given})
     model = build_model(config).eval()
     randomise(model)
     normalize = Normalize.from_config(config)

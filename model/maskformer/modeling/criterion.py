@@ -65,10 +65,13 @@ class PerPixelCriterion(nn.Module):
     def _layer(self, logits: Tensor, classes: Tensor) -> Tensor:
         height, width = classes.shape[-2:]
         rows, columns = logits.shape[-2:]
-        # Upsample by the stride, as inference does: the size need not be a multiple of it.
-        enlarged = (-(-height // rows) * rows, -(-width // columns) * columns)
+        # As inference does, upsample by the stride. The size need not be a multiple of it, and
+        # backbones round either up or down.
+        enlarged = (round(height / rows) * rows, round(width / columns) * columns)
         full = F.interpolate(logits, size=enlarged, mode="bilinear", align_corners=False)
         full = full[..., :height, :width]
+        if full.shape[-2:] != classes.shape[-2:]:
+            full = F.interpolate(full, size=(height, width), mode="bilinear", align_corners=False)
         weights = None if self.class_weights is None else self.class_weights.to(full.dtype)
         loss = F.cross_entropy(full, classes, weights, ignore_index=VOID, reduction="sum")
         labelled = classes != VOID

@@ -69,10 +69,11 @@ def test_per_pixel_loss_is_the_cross_entropy_of_labelled_pixels() -> None:
     assert logits.grad is not None
 
 
-def test_per_pixel_loss_is_that_of_the_predicted_scores() -> None:
-    """Also if the stride does not divide the size."""
+@pytest.mark.parametrize("low", [(17, 11), (16, 10)])
+def test_per_pixel_loss_is_that_of_the_predicted_scores(low: tuple[int, int]) -> None:
+    """Also if the stride does not divide the size, which backbones round either up or down."""
     size = (65, 42)
-    logits = torch.randn(1, 1, 3, 17, 11)
+    logits = torch.randn(1, 1, 3, *low)
     view = PixelOutputs(pixel_logits=logits).view(size, size, flipped=False)
     scores = PixelOutputs.scores(view, size, False, slice(None))
     classes = torch.randint(0, 3, (1, *size))
