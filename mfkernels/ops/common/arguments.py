@@ -32,7 +32,7 @@ Sizes = Sequence[int | str]
 def as_size(size: Any) -> tuple[int, int] | None:
     """Return height and width if this is a pair of positive integers up to `MOST_SIDE`, or None."""
     try:
-        sides = [integer_or_none(side) for side in size]
+        sides = [integer_or_none(side) for side, _ in zip(size, range(3), strict=False)]
     except TypeError:
         return None
     if len(sides) != 2:

@@ -36,6 +36,7 @@ from maskformer.training.checkpoints.writing import (
     mark_best,
     save_checkpoint,
     save_weights,
+    set_link,
 )
 from maskformer.training.evaluator import score_metric
 from maskformer.training.optimizer import load_optimizer_state
@@ -47,7 +48,15 @@ from maskformer.training.run_folder import (
     remove_run,
 )
 from maskformer.training.sharding import WHOLE, Shards, whole_state
-from maskformer.weights.locate import BEST, CHECKPOINTS, RECIPE, STATE, by_step, find_checkpoint
+from maskformer.weights.locate import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RECIPE,
+    STATE,
+    by_step,
+    find_checkpoint,
+)
 
 
 class Checkpointer:
@@ -103,6 +112,7 @@ class Checkpointer:
         self._best = -math.inf
         self._drop_best = False
         """The best checkpoint is damaged; `prepare` removes the link to it."""
+        self._resumed: Path | None = None
         self._saved_step: int | None = None
         self._unsaved = False
         """The last save failed for lack of space, and is to be retried after the evaluation."""
@@ -136,6 +146,7 @@ class Checkpointer:
         if was_evaluated(checkpoint):  # after the count in `state` was saved
             is_best = best == checkpoint.resolve()
             self.stale_evaluations = 0 if is_best else self.stale_evaluations + 1
+        self._resumed = checkpoint.resolve()
         self._saved_step = state.step
         return state.step
 
@@ -160,6 +171,9 @@ class Checkpointer:
         """
         if not self._accelerator.is_main_process:
             return
+        if self._resumed is not None and find_checkpoint(self.folder) != self._resumed:
+            # The last one is damaged. No earlier one may be removed in its favour.
+            set_link(self.folder / LAST, self._resumed)
         needed = checkpoint_size(self._bare_model())
         if self._average is not None:
             needed += weights_size(self._bare_model())

@@ -13,7 +13,7 @@ from maskformer.system.listing import RUN, names_in
 from maskformer.system.text import encodable
 from maskformer.system.writing import remove_partial_files, write_json
 from maskformer.weights.files import CONFIG_FILE, WEIGHTS_FILE
-from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, RECIPE, STATE, is_link
+from maskformer.weights.locate import BEST, CHECKPOINTS, LAST, RECIPE, STATE, is_link, step_folders
 from maskformer.weights.native import LIBRARY
 
 MARKER = RUN
@@ -109,7 +109,7 @@ def remove_run(folder: Path) -> None:
     if not checkpoints.is_symlink():
         for name in (LAST, BEST):
             remove_link(checkpoints / name)
-        for step in (*checkpoints.glob("step_*"), *checkpoints.glob(".step_*.partial")):
+        for step in (*step_folders(checkpoints), *checkpoints.glob(".step_*.partial")):
             remove_checkpoint(step)
     for step in folder.glob(WEIGHTS):
         remove_checkpoint(step)

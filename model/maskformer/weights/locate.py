@@ -36,10 +36,16 @@ def find_checkpoint(folder: Path, name: str = LAST) -> Path | None:
     return None
 
 
+def step_folders(folder: Path) -> list[Path]:
+    """Return the step folders in a run's `checkpoints` folder, in the order of their steps. A copy
+    that the user named after its step, such as `step_0000002_good`, is none of them.
+    """
+    return sorted((f for f in folder.glob("step_*") if _STEP.fullmatch(f.name)), key=by_step)
+
+
 def by_step(folder: Path) -> tuple[int, str]:
-    """Return a sort key of step folders: the number, which may have more than seven digits. A copy
-    that the user named after its step, such as `step_0000002_good`, is not later than that step's
-    successors.
+    """Return a sort key of step folders and copies of them: the number, which may have more than
+    seven digits.
     """
     found = _STEP.match(folder.name)
     return int(found[1]) if found else -1, folder.name

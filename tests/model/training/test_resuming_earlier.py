@@ -116,3 +116,25 @@ def test_a_copy_with_a_longer_name_is_not_later(run: Path) -> None:
     assert find_checkpoint(folder) == (folder / "step_0000004").resolve()
     damage(folder / "step_0000004")
     assert checkpoint_to_resume(run).name == "step_0000003"
+
+
+def test_the_step_that_is_resumed_becomes_the_last(run: Path) -> None:
+    """Otherwise it might be removed to make room, while the damaged one is kept."""
+    folder = run / CHECKPOINTS
+    damage(folder / LAST)
+    build_trainer(RECIPE, run, resume=True, cpu=True).parts.checkpointer.prepare()
+    assert find_checkpoint(folder) == (folder / "step_0000002").resolve()
+
+
+def test_copies_of_checkpoints_are_kept(run: Path) -> None:
+    folder = run / CHECKPOINTS
+    copy = folder / "step_0000002_good"
+    shutil.copytree(folder / "step_0000002", copy)
+    (folder / LAST).unlink()
+    (folder / LAST).symlink_to("step_0000002")
+    build_trainer(
+        tiny_recipe(steps=4, checkpoint_every=1, keep=1), run, resume=True, cpu=True
+    ).fit()
+    assert sorted(folder.glob("step_*")) == [copy, folder / "step_0000004"]
+    build_trainer(RECIPE, run, overwrite=True, cpu=True).fit()
+    assert find_damage(copy) == ""

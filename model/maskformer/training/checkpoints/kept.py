@@ -7,7 +7,7 @@ from pathlib import Path
 
 from maskformer.system import writing
 from maskformer.training.run_folder import remove_checkpoint, remove_link, size_of
-from maskformer.weights.locate import BEST, LAST, by_step, find_checkpoint, follow
+from maskformer.weights.locate import BEST, LAST, by_step, find_checkpoint, follow, step_folders
 
 
 def linked(folder: Path) -> set[Path]:
@@ -23,15 +23,11 @@ def remove_old(folder: Path, keep: int) -> None:
     """
     kept = linked(folder)
     last = follow(folder / LAST).resolve()
-    earlier = [step for step in _steps(folder) if by_step(step) <= by_step(last)]
+    earlier = [step for step in step_folders(folder) if by_step(step) <= by_step(last)]
     kept |= {step.resolve() for step in earlier[-keep:]}
-    for step in (*_steps(folder), *folder.glob(".step_*.partial")):
+    for step in (*step_folders(folder), *folder.glob(".step_*.partial")):
         if step.resolve() not in kept:
             remove_checkpoint(step)
-
-
-def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=by_step)
 
 
 def make_room(folder: Path, needed: int) -> None:
@@ -59,7 +55,7 @@ def superseded(folder: Path) -> list[Path]:
     """
     last, best = find_checkpoint(folder), find_checkpoint(folder, BEST)
     named = linked(folder)
-    older = [step for step in _steps(folder) if step.resolve() not in named]
+    older = [step for step in step_folders(folder) if step.resolve() not in named]
     return older + ([last] if last and best and last != best else [])
 
 

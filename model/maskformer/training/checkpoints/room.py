@@ -11,7 +11,7 @@ import torch
 from maskformer.system.writing import check_space, free_bytes, megabytes
 from maskformer.training.checkpoints.kept import superseded
 from maskformer.training.run_folder import size_of
-from maskformer.weights.locate import CHECKPOINTS
+from maskformer.weights.locate import CHECKPOINTS, step_folders
 
 
 def weights_size(model: torch.nn.Module) -> int:
@@ -55,7 +55,7 @@ def check_room(run: Path, needed: int, *, overwrite: bool, keep: int = 1) -> str
     free = free_bytes(run)
     if free is None:
         return ""
-    held = sum(size_of(step) for step in folder.glob("step_*"))
+    held = sum(size_of(step) for step in step_folders(folder))
     removable = held if overwrite else sum(map(size_of, superseded(folder)))
     purpose = "a checkpoint of this model"
     if free + removable < needed:

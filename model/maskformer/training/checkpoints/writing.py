@@ -130,7 +130,7 @@ def _write_checkpoint(
             _clear(target)
             partial.replace(target)
             sync_folder(folder)
-            _link(folder / LAST, target)
+            set_link(folder / LAST, target)
             remove_old(folder, config.train.keep)
         except OSError as error:
             problem = error
@@ -174,7 +174,7 @@ def mark_best(
         write_json(target / SCORE, noted)
         if not better:
             return False
-        _link(folder / BEST, target)
+        set_link(folder / BEST, target)
         remove_old(folder, keep)
     except OSError as error:
         raise CheckpointError(f"could not make {target} the best checkpoint: {error}.") from error
@@ -259,7 +259,8 @@ def _step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:07d}"
 
 
-def _link(link: Path, target: Path) -> None:
+def set_link(link: Path, target: Path) -> None:
+    """Let `last` or `best` point to a step folder beside it."""
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
     if link.is_dir() and not link.is_symlink():  # the run was copied with its links followed
