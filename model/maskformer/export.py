@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from maskformer.modeling.base import SegmentationModel
 from maskformer.modeling.folding import fold_norms
 from maskformer.modeling.layout import prefers_channels_last
 from maskformer.modeling.maskformer import MaskFormer
-from maskformer.modeling.outputs import STRIDE, Size
+from maskformer.modeling.outputs import STRIDE, Size, resize
 from maskformer.system.paths import given_path
 from maskformer.system.writing import replace_file
 from maskformer.training.checkpoints.contents import load_info, resolve_checkpoint
@@ -77,15 +77,15 @@ class ImagesToOutputs(nn.Module):
             scores = self.model(padded)["pixel_logits"][-1]
             # By the stride, as `PixelOutputs` does: the input need not be a multiple of it.
             size = (STRIDE * scores.shape[-2], STRIDE * scores.shape[-1])
-            scores = _resized(scores, size)[..., :height, :width]
+            scores = resize(scores, size)[..., :height, :width]
             if self.step % STRIDE:  # patches without padding leave out the last rows and columns
-                scores = _resized(scores, (height, width))
+                scores = resize(scores, (height, width))
             return scores.argmax(1)
         found = self.model(padded, with_mask_logits=True)
         classes, masks = found["class_logits"][-1], found["mask_logits"][-1]
         if self.outputs == "queries":
             return classes, masks
-        masks = _resized(masks, padded.shape[-2:])[..., :height, :width].sigmoid()
+        masks = resize(masks, (padded.shape[-2], padded.shape[-1]))[..., :height, :width].sigmoid()
         return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks).argmax(1)
 
 
@@ -190,10 +190,6 @@ def _metadata(checkpoint: Path, model: SegmentationModel) -> dict[str, str]:
         "shortest_edge": json.dumps(processor.short_side),
         "longest_edge": json.dumps(processor.max_side),
     }
-
-
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, list(size), mode="bilinear", align_corners=False)
 
 
 @torch.inference_mode()

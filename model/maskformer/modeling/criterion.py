@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import mfkernels
 from maskformer.config.schema import Config
 from maskformer.errors import ConfigError
+from maskformer.modeling.outputs import resize
 from maskformer.system.text import escape
 from mfkernels import SegmentTargets
 from mfkernels.criterion import kept_weights
@@ -68,10 +69,9 @@ class PerPixelCriterion(nn.Module):
         # As inference does, upsample by the stride. The size need not be a multiple of it, and
         # backbones round either up or down.
         enlarged = (round(height / rows) * rows, round(width / columns) * columns)
-        full = F.interpolate(logits, size=enlarged, mode="bilinear", align_corners=False)
-        full = full[..., :height, :width]
+        full = resize(logits, enlarged)[..., :height, :width]
         if full.shape[-2:] != classes.shape[-2:]:
-            full = F.interpolate(full, size=(height, width), mode="bilinear", align_corners=False)
+            full = resize(full, (height, width))
         weights = None if self.class_weights is None else self.class_weights.to(full.dtype)
         loss = F.cross_entropy(full, classes, weights, ignore_index=VOID, reduction="sum")
         labelled = classes != VOID

@@ -274,13 +274,14 @@ def _pixel_scores(view: PixelView, classes: slice, size: Size) -> Tensor:
     logits = view.logits[None, classes].float()
     # As in the official code, upsample by the stride instead of to the size of the input, which
     # need not be a multiple of the stride.
-    full = _resize(logits, (STRIDE * logits.shape[-2], STRIDE * logits.shape[-1]))
-    scores = _resize(full[..., :height, :width], size)[0]
+    full = resize(logits, (STRIDE * logits.shape[-2], STRIDE * logits.shape[-1]))
+    scores = resize(full[..., :height, :width], size)[0]
     return scores.flip(-1) if view.flipped else scores
 
 
-def _resize(images: Tensor, size: Size) -> Tensor:
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+def resize(maps: Tensor, size: Size) -> Tensor:
+    """Resize `[N, K, h, w]` bilinearly, without aligned corners, as the official code does."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _segments_from_classes(classes: Tensor, things: set[int]) -> Panoptic:

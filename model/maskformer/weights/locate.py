@@ -43,12 +43,13 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted((f for f in folder.glob("step_*") if _STEP.fullmatch(f.name)), key=by_step)
 
 
-def by_step(folder: Path) -> tuple[int, str]:
+def by_step(folder: Path) -> tuple[int, bool, str]:
     """Return a sort key of step folders and copies of them: the number, which may have more than
-    seven digits.
+    seven digits. Copies come before their original.
     """
     found = _STEP.match(folder.name)
-    return int(found[1]) if found else -1, folder.name
+    number = int(found[1]) if found else -1
+    return number, _STEP.fullmatch(folder.name) is not None, folder.name
 
 
 def follow(link: Path) -> Path:

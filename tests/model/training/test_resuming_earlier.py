@@ -116,6 +116,8 @@ def test_a_copy_with_a_longer_name_is_not_later(run: Path) -> None:
     assert find_checkpoint(folder) == (folder / "step_0000004").resolve()
     damage(folder / "step_0000004")
     assert checkpoint_to_resume(run).name == "step_0000003"
+    damage(folder / "step_0000003")
+    assert checkpoint_to_resume(run).name == "step_0000002"
 
 
 def test_the_step_that_is_resumed_becomes_the_last(run: Path) -> None:
