@@ -56,6 +56,7 @@ from maskformer.weights.locate import (
     STATE,
     by_step,
     find_checkpoint,
+    step_folders,
 )
 
 
@@ -171,7 +172,8 @@ class Checkpointer:
         """
         if not self._accelerator.is_main_process:
             return
-        if self._resumed is not None and find_checkpoint(self.folder) != self._resumed:
+        passed_over = find_checkpoint(self.folder) != self._resumed
+        if passed_over and self._resumed in step_folders(self.folder.resolve()):
             # The last one is damaged. No earlier one may be removed in its favour.
             set_link(self.folder / LAST, self._resumed)
         needed = checkpoint_size(self._bare_model())

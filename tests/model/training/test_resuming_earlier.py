@@ -128,6 +128,19 @@ def test_the_step_that_is_resumed_becomes_the_last(run: Path) -> None:
     assert find_checkpoint(folder) == (folder / "step_0000002").resolve()
 
 
+def test_a_step_kept_elsewhere_does_not_become_the_last(run: Path, tmp_path: Path) -> None:
+    """The link `last` can only name a folder beside it."""
+    folder = run / CHECKPOINTS
+    elsewhere = tmp_path / "kept"
+    (folder / "step_0000002").rename(elsewhere)
+    (folder / "step_0000002").symlink_to(elsewhere)
+    damage(folder / LAST)
+    resumed = build_trainer(RECIPE, run, resume=True, cpu=True)
+    resumed.parts.checkpointer.prepare()
+    assert resumed.step == 2
+    assert find_checkpoint(folder) == (folder / "step_0000004").resolve()
+
+
 def test_copies_of_checkpoints_are_kept(run: Path) -> None:
     folder = run / CHECKPOINTS
     copy = folder / "step_0000002_good"
